@@ -1,0 +1,37 @@
+"""The one console script, with the verbs in the order of the work."""
+
+import typer
+
+import vision
+from listing_vision.demo import demo
+from serving import commands as serving_commands
+from training import commands as training_commands
+from vision.commands import new_app, run_app
+
+__all__ = ["app", "main"]
+
+app = new_app("Category and brand of a marketplace listing from its photos. --debug adds tracebacks to failures.")
+app.add_typer(training_commands.data_app, name="data")
+for verb in (
+    training_commands.train,
+    training_commands.evaluate,
+    training_commands.export,
+    serving_commands.serve,
+    serving_commands.classify,
+    demo,
+):
+    app.command()(verb)
+app.add_typer(serving_commands.triton_app, name="triton")
+
+
+@app.command()
+def version() -> None:
+    """Print the version.
+
+    Example: listing-vision version
+    """
+    typer.echo(vision.__version__)
+
+
+def main() -> None:
+    run_app(app)

@@ -1,0 +1,137 @@
+"""`listing-vision demo`: the main job once, with the same commands that a user types."""
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vision.errors import ListingVisionError
+from vision.manifest import Manifest
+
+__all__ = ["demo"]
+
+PHOTOS_TO_TRAIN_ON = 8_000
+"""Photos times epochs: two to three minutes on two cores at 128 px (53 photos/s)."""
+LISTINGS_SHOWN = 5
+
+
+def demo(
+    data: Annotated[
+        Path | None, typer.Option(help="A Grocery Store or split/class folder instead of drawn photos.")
+    ] = None,
+    folder: Annotated[Path, typer.Option(help="Where everything is written; emptied first.")] = Path("demo"),
+) -> None:
+    """Prepare photos, fine-tune, evaluate, export, serve on Triton, classify over gRPC, shut down. Takes minutes.
+
+    Example: listing-vision demo --data ~/GroceryStoreDataset
+    """
+    if folder.exists() and not (folder / ".demo").exists() and any(folder.iterdir()):
+        raise ListingVisionError(f"{folder} holds something that is not an earlier demo; give another --folder")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    (folder / ".demo").touch()
+    started_s = time.monotonic()
+    _prepare(data, folder / "data")
+    manifest = folder / "data" / "manifest.parquet"
+    _say("2/6 fine-tune a small backbone with ImageNet weights")
+    recipe = folder / "recipe.toml"
+    recipe.write_text(_recipe(Manifest.load(str(manifest))), encoding="utf-8")
+    _run("train", manifest, "--recipe", recipe, "--run", folder / "run")
+    _say("3/6 export to ONNX and TorchScript, compare with the trained model, certify on the val split")
+    _run("export", folder / "run", "--output", folder / "bundle", "--name", "demo")
+    _say("4/6 evaluate the export on the test split")
+    _run("evaluate", folder / "bundle", manifest, "--split", "test", "--output", folder / "metrics.json")
+    _say("5/6 start Triton and the gateway, send listings over gRPC")
+    with _served(folder) as address:
+        for title, photos in _listings(Manifest.load(str(manifest)).where_split("test")):
+            print(f"\n{title}", flush=True)
+            _run("classify", *photos, "--server", address)
+    _say("6/6 Triton and the gateway are shut down")
+    print(f"\nThe demo took {time.monotonic() - started_s:.0f} s. Written: {folder}/ (bundle, run, metrics.json).")
+    print("To serve this model for good: make serve\n")
+    print(f"Then ask it: .venv/bin/listing-vision classify PHOTO… --server {ADDRESS_OF_SERVE}")
+
+
+ADDRESS_OF_SERVE = "127.0.0.1:50051"
+
+
+def _prepare(data: Path | None, output: Path) -> None:
+    if data is None:
+        _say("1/6 draw listing photos (give DATA=… for real ones)")
+        _run("data", "draw", "--output", output)
+    elif (data / "classes.csv").is_file() or (data / "dataset" / "classes.csv").is_file():
+        _say(f"1/6 import the Grocery Store photos of {data}")
+        _run("data", "import", "grocery-store", data, "--output", output)
+    else:
+        _say(f"1/6 import the folder {data}")
+        _run("data", "import", "folder", data, "--output", output)
+
+
+def _recipe(manifest: Manifest) -> str:
+    """The quick recipe with as many epochs as fit the demo's time."""
+    epochs = max(2, min(16, round(PHOTOS_TO_TRAIN_ON / len(manifest.where_split("train")))))
+    return f"input_px = 160\n\n[[stages]]\nphoto_px = 128\nepochs = {epochs}\n"
+
+
+@contextlib.contextmanager
+def _served(folder: Path) -> Iterator[str]:
+    log_path = folder / "serve.log"
+    print(f"$ listing-vision serve {folder / 'bundle'} --port 0   (log: {log_path})", flush=True)
+    with log_path.open("wb") as log:
+        process = subprocess.Popen([*_CLI, "serve", str(folder / "bundle"), "--port", "0"], stdout=log, stderr=log)
+    try:
+        yield f"127.0.0.1:{_port(process, log_path)}"
+    finally:
+        process.send_signal(signal.SIGTERM)
+        code = process.wait(60)
+        for line in log_path.read_text().splitlines():
+            if " WARNING " in line or "Triton (pid" in line:
+                print(line.split(": ", 1)[-1])
+    if code != 0:
+        raise ListingVisionError(f"the gateway ended with status {code}; see {log_path}")
+
+
+def _port(process: "subprocess.Popen[bytes]", log_path: Path) -> str:
+    for _ in range(600):
+        found = re.search(r"listening on \S+:(\d+)", log_path.read_text())
+        if found:
+            return found.group(1)
+        if process.poll() is not None:
+            break
+        time.sleep(0.2)
+    raise ListingVisionError(f"the gateway did not come up:\n{log_path.read_text()[-2000:]}")
+
+
+def _listings(test: Manifest) -> Iterator[tuple[str, list[str]]]:
+    groups = test.listing_groups()
+    step = max(1, (int(groups.max()) + 1) // LISTINGS_SHOWN)
+    # An odd stride, so that the categories of a cyclic manifest differ.
+    for group in range(0, int(groups.max()) + 1, step + 1):
+        rows = [int(row) for row in (groups == group).nonzero()[0]]
+        first = test.table.slice(rows[0], 1).to_pylist()[0]
+        brand = first["brand"] or "brand not labelled"
+        yield f"listing {first['listing_id']}, truly {first['category']}, {brand}:", [test.photo_url(r) for r in rows]
+
+
+def _say(text: str) -> None:
+    print(f"\n== {text}", flush=True)
+
+
+_CLI = [sys.executable, "-m", "listing_vision"]
+
+
+def _run(*arguments: object) -> None:
+    words = [str(argument) for argument in arguments]
+    print(f"$ listing-vision {' '.join(words)}", flush=True)
+    done = subprocess.run([*_CLI, *words], env={**os.environ, "LISTING_VISION_LOG": "INFO"})
+    if done.returncode != 0:
+        raise ListingVisionError(f"`listing-vision {' '.join(words)}` ended with status {done.returncode}")

@@ -1,0 +1,1 @@
+"""How a model is served: Triton model repository, Triton client, gRPC gateway, client library."""

@@ -1,0 +1,161 @@
+"""From photos and logits to the answer on the wire: the same for the gateway and for `classify` on a bundle."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.protocol import listing_vision_pb2 as pb
+from vision.bundle import Bundle
+from vision.decision import BrandAnswer, Suggestion, decide
+from vision.engine import Logits
+from vision.errors import PhotoError
+from vision.images import PhotoLimits, prepare_photo
+
+__all__ = ["MAX_PHOTOS", "PREPARE_LIMITS", "PreparedPhoto", "answer", "describe", "error_reason", "prepare"]
+
+MAX_PHOTOS = 20
+PREPARE_LIMITS = PhotoLimits()
+
+
+@dataclass(frozen=True)
+class PreparedPhoto:
+    """Either pixels or what was wrong."""
+
+    pixels: npt.NDArray[np.uint8] | None
+    """(S, S, 3)."""
+    error: PhotoError | None
+
+
+def prepare(data: bytes, bundle: Bundle) -> PreparedPhoto:
+    try:
+        return PreparedPhoto(prepare_photo(data, bundle.info.preprocessing, PREPARE_LIMITS), None)
+    except PhotoError as error:
+        return PreparedPhoto(None, error)
+
+
+def answer(
+    bundle: Bundle,
+    prepared: Sequence[PreparedPhoto],
+    logits: Logits,
+    *,
+    listing_id: str = "",
+    num_alternatives: int = 5,
+) -> pb.ClassifyListingResponse:
+    """The response for one listing.
+
+    Args:
+        logits: of the usable photos of `prepared`, in their order, at least one.
+    """
+    suggestion = _decide(bundle, logits, num_alternatives)
+    rows = iter(range(len(logits.category)))
+    return pb.ClassifyListingResponse(
+        listing_id=listing_id,
+        category_path=_category_path(bundle, suggestion),
+        brand=_brand(bundle, suggestion.brand),
+        alternatives=[
+            pb.CategoryAlternative(
+                category_id=alternative.category_id,
+                path=bundle.taxonomy.path_name(alternative.category_id),
+                probability=alternative.probability,
+            )
+            for alternative in suggestion.alternatives
+        ],
+        photos=[
+            pb.PhotoResult(error=_photo_error(photo.error))
+            if photo.error
+            else pb.PhotoResult(recognition=_recognition(bundle, logits, next(rows)))
+            for photo in prepared
+        ],
+        model=model_version(bundle),
+    )
+
+
+def describe(bundle: Bundle) -> pb.GetModelResponse:
+    return pb.GetModelResponse(
+        model=model_version(bundle),
+        category_count=bundle.info.num_categories,
+        brand_count=len(bundle.taxonomy.brands),
+        photo_count_limit=MAX_PHOTOS,
+        photo_bytes_limit=PREPARE_LIMITS.max_bytes,
+        photo_pixels_limit=PREPARE_LIMITS.max_pixels,
+        promises=[
+            pb.FieldPromise(
+                field=field.name,
+                precision=1 - field.alpha,
+                failure_probability=field.delta,
+                threshold=field.threshold,
+                explanation=field.why_not,
+            )
+            for field in bundle.calibration.fields
+        ],
+    )
+
+
+def model_version(bundle: Bundle) -> pb.ModelVersion:
+    return pb.ModelVersion(
+        name=bundle.info.model_name,
+        version=bundle.info.model_version,
+        taxonomy_version=bundle.taxonomy.version,
+    )
+
+
+def error_reason(error: PhotoError) -> str:
+    """The wire's name of a photo error: `PhotoError.reason` with the enum's prefix."""
+    return error.reason.replace("PHOTO_", "PHOTO_ERROR_REASON_", 1)
+
+
+def _decide(bundle: Bundle, logits: Logits, num_alternatives: int) -> Suggestion:
+    return decide(
+        logits.category,
+        logits.brand,
+        taxonomy=bundle.taxonomy,
+        calibration=bundle.calibration,
+        num_alternatives=num_alternatives,
+    )
+
+
+def _category_path(bundle: Bundle, suggestion: Suggestion) -> list[pb.CategorySuggestion]:
+    return [
+        pb.CategorySuggestion(
+            category_id=step.category_id,
+            name=bundle.taxonomy.by_id[step.category_id].name,
+            probability=step.probability,
+            outcome=_outcome(step.filled),
+            explanation=step.why_suggested,
+        )
+        for step in suggestion.path
+    ]
+
+
+def _brand(bundle: Bundle, brand: BrandAnswer) -> pb.BrandSuggestion:
+    known = bundle.taxonomy.brands[brand.brand_index - 1] if brand.brand_index else None
+    return pb.BrandSuggestion(
+        kind=pb.BRAND_KIND_BRAND if known else pb.BRAND_KIND_NO_BRAND,
+        brand_id=known.id if known else "",
+        name=known.name if known else "",
+        probability=brand.probability,
+        outcome=_outcome(brand.filled),
+        explanation=brand.why_suggested,
+    )
+
+
+def _recognition(bundle: Bundle, logits: Logits, row: int) -> pb.PhotoRecognition:
+    alone = Logits(*(rows[row : row + 1] for rows in logits))
+    suggestion = _decide(bundle, alone, 1)
+    brand = _brand(bundle, suggestion.brand)
+    return pb.PhotoRecognition(
+        category_id=suggestion.path[-1].category_id,
+        category_probability=suggestion.path[-1].probability,
+        brand_id=brand.brand_id,
+        brand_probability=brand.probability,
+    )
+
+
+def _photo_error(error: PhotoError) -> pb.PhotoError:
+    return pb.PhotoError(reason=error_reason(error), message=str(error))
+
+
+def _outcome(filled: bool) -> pb.SuggestionOutcome:
+    return pb.SUGGESTION_OUTCOME_FILL if filled else pb.SUGGESTION_OUTCOME_SUGGEST

@@ -1,0 +1,170 @@
+"""The client library: one long-lived channel, limits and retries set, errors with their reason."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import grpc
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from serving.protocol import listing_vision_pb2 as pb
+from serving.protocol import listing_vision_pb2_grpc as pb_grpc
+
+__all__ = ["AsyncListingVisionClient", "CallFailed", "ListingVisionClient"]
+
+MESSAGE_LIMIT_BYTES = 64 << 20
+"""Of a request, as the server's."""
+DEFAULT_TIMEOUT_S = 10.0
+
+_SERVICE_CONFIG = {
+    "methodConfig": [
+        {
+            "name": [{"service": "listing.vision.v1.ListingVisionService"}],
+            "retryPolicy": {
+                "maxAttempts": 3,
+                "initialBackoff": "0.1s",
+                "maxBackoff": "1s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ]
+}
+_OPTIONS = [
+    ("grpc.max_send_message_length", MESSAGE_LIMIT_BYTES),
+    ("grpc.max_receive_message_length", MESSAGE_LIMIT_BYTES),
+    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+    ("grpc.keepalive_time_ms", 30_000),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CallFailed(Exception):
+    """A call that the service refused or that did not reach it."""
+
+    code: grpc.StatusCode
+    reason: str
+    """Stable, such as `NO_USABLE_PHOTO`; empty when gRPC itself failed the call."""
+    message: str
+    violations: dict[str, str]
+    """Field of the request to what is wrong with it."""
+
+    def __str__(self) -> str:
+        named = "".join(f"\n  {field}: {what}" for field, what in self.violations.items())
+        return f"{self.reason or self.code.name}: {self.message}{named}"
+
+
+def _request(photos: Sequence[bytes], listing_id: str, num_alternatives: int | None) -> pb.ClassifyListingRequest:
+    return pb.ClassifyListingRequest(
+        listing_id=listing_id,
+        photos=[pb.Photo(content=photo) for photo in photos],
+        alternative_count=num_alternatives,
+    )
+
+
+def _failure(error: grpc.RpcError) -> CallFailed:
+    code, message = error.code(), error.details() or ""
+    reason, violations = "", {}
+    status = rpc_status.from_call(error)
+    for detail in status.details if status else ():
+        info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+        if detail.Unpack(info):
+            reason = info.reason
+        elif detail.Unpack(bad):
+            violations = {violation.field: violation.description for violation in bad.field_violations}
+    if code == grpc.StatusCode.RESOURCE_EXHAUSTED and not reason:
+        message = f"{message}; a request may hold {MESSAGE_LIMIT_BYTES >> 20} MiB: send fewer or smaller photos"
+    return CallFailed(code=code, reason=reason, message=message, violations=violations)
+
+
+class ListingVisionClient:
+    """For callers with threads; safe to share between them. Close it, or use it in a `with`."""
+
+    def __init__(self, address: str) -> None:
+        self._channel = grpc.insecure_channel(address, options=_OPTIONS)
+        self._stub = pb_grpc.ListingVisionServiceStub(self._channel)
+
+    def classify(
+        self,
+        photos: Sequence[bytes],
+        *,
+        listing_id: str = "",
+        num_alternatives: int | None = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+    ) -> pb.ClassifyListingResponse:
+        """The suggestion for one listing's encoded photos.
+
+        Raises:
+            CallFailed: with the service's reason.
+        """
+        request = _request(photos, listing_id, num_alternatives)
+        try:
+            response: pb.ClassifyListingResponse = self._stub.ClassifyListing(request, timeout=timeout_s)
+            return response
+        except grpc.RpcError as error:
+            raise _failure(error) from error
+
+    def model(self, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> pb.GetModelResponse:
+        """The model that answers. Raises CallFailed."""
+        try:
+            response: pb.GetModelResponse = self._stub.GetModel(pb.GetModelRequest(), timeout=timeout_s)
+            return response
+        except grpc.RpcError as error:
+            raise _failure(error) from error
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class AsyncListingVisionClient:
+    """For asyncio; make it inside the running loop. Close it, or use it in an `async with`."""
+
+    def __init__(self, address: str) -> None:
+        self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+        self._stub = pb_grpc.ListingVisionServiceStub(self._channel)
+
+    async def classify(
+        self,
+        photos: Sequence[bytes],
+        *,
+        listing_id: str = "",
+        num_alternatives: int | None = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+    ) -> pb.ClassifyListingResponse:
+        """As `ListingVisionClient.classify`."""
+        request = _request(photos, listing_id, num_alternatives)
+        try:
+            response: pb.ClassifyListingResponse = await self._stub.ClassifyListing(request, timeout=timeout_s)
+            return response
+        except grpc.aio.AioRpcError as error:
+            raise _failure(error) from error
+
+    async def model(self, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> pb.GetModelResponse:
+        """As `ListingVisionClient.model`."""
+        try:
+            response: pb.GetModelResponse = await self._stub.GetModel(pb.GetModelRequest(), timeout=timeout_s)
+            return response
+        except grpc.aio.AioRpcError as error:
+            raise _failure(error) from error
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()

@@ -1,0 +1,1 @@
+"""What is copied into a Triton model repository for the `python` backend."""

@@ -1,0 +1,141 @@
+"""A real Triton server from PyPI wheels, for Linux x86-64 machines without containers.
+
+The wheel `nvidia-pytriton` carries the binary with its Python backend. It is unpacked without its dependencies,
+which would force numpy 1 on everyone; the backend gets a small environment of its own instead, since under
+numpy 2 it answers zeros without any error.
+"""
+
+import json
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+from vision.errors import TritonNotInstalled
+
+__all__ = ["TritonInstallation", "find_triton", "install_triton"]
+
+_log = logging.getLogger(__name__)
+
+PYTRITON = "nvidia-pytriton==0.7.0"
+"""Carries Triton 2.51."""
+MODEL_ENVIRONMENT = (
+    "numpy==1.26.4",
+    "onnxruntime==1.32.0",
+    "flatbuffers==25.12.19",
+    "packaging==26.3",
+    "protobuf==7.36.2",
+)
+HOME_VARIABLE = "LISTING_VISION_TRITON_HOME"
+
+
+@dataclass(frozen=True)
+class TritonInstallation:
+    home: Path
+
+    @property
+    def server_root(self) -> Path:
+        return self.home / "wheel" / "pytriton" / "tritonserver"
+
+    @property
+    def binary(self) -> Path:
+        return self.server_root / "bin" / "tritonserver"
+
+    @property
+    def model_environment(self) -> Path:
+        """The virtual environment that the Python backend runs in."""
+        return self.home / "model-environment"
+
+    @property
+    def marker(self) -> Path:
+        """Written last, so that a half-made installation is never taken for one."""
+        return self.home / "installed.json"
+
+    def process_environment(self) -> dict[str, str]:
+        """Variables under which the server finds the right Python and its shared library."""
+        libraries = [str(sysconfig.get_config_var("LIBDIR")), os.environ.get("LD_LIBRARY_PATH", "")]
+        return {
+            **os.environ,
+            "PATH": f"{self.model_environment / 'bin'}:{os.environ.get('PATH', '')}",
+            "LD_LIBRARY_PATH": ":".join(part for part in libraries if part),
+        }
+
+
+def triton_home() -> Path:
+    """Where the server is installed: `LISTING_VISION_TRITON_HOME`, else `triton` in this Python environment."""
+    return Path(os.environ.get(HOME_VARIABLE) or Path(sys.prefix) / "triton")
+
+
+def find_triton() -> TritonInstallation:
+    """The installation on this machine.
+
+    Raises:
+        TritonNotInstalled: there is none; says how to get it, or why this machine cannot have it.
+    """
+    installation = TritonInstallation(triton_home())
+    if not installation.marker.is_file() or json.loads(installation.marker.read_text()) != _wanted():
+        _require_platform()
+        raise TritonNotInstalled(
+            f"no Triton server at {installation.home}; `listing-vision triton install` brings it (330 MB)"
+        )
+    return installation
+
+
+def install_triton() -> TritonInstallation:
+    """Install the server and the environment of its models, or find them already there.
+
+    Raises:
+        TritonNotInstalled: this machine cannot run it, or a step failed; the step's output is in the message.
+    """
+    _require_platform()
+    installation = TritonInstallation(triton_home())
+    try:
+        return find_triton()
+    except TritonNotInstalled:
+        shutil.rmtree(installation.home, ignore_errors=True)
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    _run([*pip, "--no-deps", "--target", str(installation.home / "wheel"), PYTRITON])
+    stub_name = "triton_python_backend_stub"
+    backend = installation.server_root / "backends" / "python"
+    stub = installation.server_root / "python_backend_stubs" / _python_version() / stub_name
+    if not stub.is_file():
+        offered = sorted(path.parent.name for path in stub.parent.parent.glob(f"*/{stub_name}"))
+        shutil.rmtree(installation.home)
+        raise TritonNotInstalled(
+            f"{PYTRITON} has no Python backend for Python {_python_version()}; use one of {', '.join(offered)}"
+        )
+    shutil.copy2(stub, backend / stub_name)
+    for executable in (installation.binary, backend / stub_name):
+        executable.chmod(0o755)
+    _run([sys.executable, "-m", "venv", str(installation.model_environment)])
+    _run([str(installation.model_environment / "bin" / "python"), *pip[1:], *MODEL_ENVIRONMENT])
+    installation.marker.write_text(json.dumps(_wanted()))
+    return installation
+
+
+def _wanted() -> dict[str, object]:
+    return {"pytriton": PYTRITON, "model_environment": list(MODEL_ENVIRONMENT), "python": _python_version()}
+
+
+def _python_version() -> str:
+    return f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+def _require_platform() -> None:
+    if (sys.platform, platform.machine()) != ("linux", "x86_64"):
+        raise TritonNotInstalled(
+            f"the Triton wheel runs on Linux x86-64 only, this is {sys.platform} {platform.machine()}; give --triton "
+            "HOST:PORT of a server elsewhere, or use the in-process engine"
+        )
+
+
+def _run(command: list[str]) -> None:
+    _log.info("running %s", " ".join(command))
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise TritonNotInstalled(f"`{' '.join(command)}` failed:\n{(done.stdout + done.stderr)[-2000:]}")

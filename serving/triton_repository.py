@@ -1,0 +1,143 @@
+"""A Triton model repository from a bundle, for a chosen backend."""
+
+import math
+import os
+import shutil
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Literal, cast, get_args
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from vision.bundle import Bundle
+from vision.engine import INPUT_NAME, OUTPUT_NAMES
+
+__all__ = ["BACKENDS", "MODEL_NAME", "Backend", "RepositoryOptions", "model_config", "write_repository"]
+
+Backend = Literal["onnxruntime", "pytorch", "python"]
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
+MODEL_NAME = "listing_vision"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepositoryOptions:
+    backend: Backend
+    """`onnxruntime` (TensorRT accelerated) and `pytorch` for a GPU; `python` runs ONNX Runtime on the CPU."""
+    version: int = 1
+    """Triton's version directory. Never reuse a number for other weights."""
+    max_batch_size: int = 64
+    max_queue_delay_us: int = 2000
+    """How long a batch may wait for company."""
+    max_queue_size: int = 256
+    """Requests; beyond it Triton answers UNAVAILABLE at once."""
+    queue_timeout_us: int = 5_000_000
+    """After so long in the queue a request is refused instead of run."""
+    model_environment: Path | None = None
+    """The virtual environment of the `python` backend; None: the first python3 on Triton's PATH."""
+
+    @property
+    def num_instances(self) -> int:
+        """Copies of the model. On a CPU one a core up to four: on 2 cores they scale better than threads."""
+        return min(4, len(os.sched_getaffinity(0))) if self.backend == "python" else 1
+
+    @property
+    def num_threads(self) -> int:
+        """Threads a copy, so that copies times threads are the cores."""
+        return max(1, len(os.sched_getaffinity(0)) // self.num_instances)
+
+
+def write_repository(bundle: Bundle, folder: Path, options: RepositoryOptions) -> Path:
+    """Write `folder/listing_vision` with its config and one version; returns that path.
+
+    A version directory appears only when it is whole, and is never overwritten.
+
+    Raises:
+        FileExistsError: the version exists.
+    """
+    model = folder / MODEL_NAME
+    version = model / str(options.version)
+    if version.exists():
+        raise FileExistsError(f"{version} exists; a version number is never reused, take the next one")
+    building = model / f".{options.version}.building"
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir(parents=True)
+    if options.backend == "pytorch":
+        shutil.copy2(bundle.torchscript_path, building / "model.pt")
+    else:
+        shutil.copy2(bundle.onnx_path, building / "model.onnx")
+    if options.backend == "python":
+        source = resources.files("serving") / "triton_backend" / "model.py"
+        (building / "model.py").write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
+    building.rename(version)
+    (model / "config.pbtxt").write_text(text_format.MessageToString(model_config(bundle, options)))
+    return model
+
+
+def model_config(bundle: Bundle, options: RepositoryOptions) -> "model_config_pb2.ModelConfig":
+    """Triton's configuration as its own protobuf message, so that it cannot name a field Triton does not have."""
+    side = bundle.info.preprocessing.input_px
+    sizes = (bundle.info.num_categories, bundle.info.num_brands, bundle.info.embedding_size)
+    # The libtorch backend knows tensors by position only.
+    by_position = options.backend == "pytorch"
+    config = model_config_pb2.ModelConfig(
+        name=MODEL_NAME, backend=options.backend, max_batch_size=options.max_batch_size
+    )
+    config.input.add(
+        name="INPUT__0" if by_position else INPUT_NAME, data_type=model_config_pb2.TYPE_UINT8, dims=[side, side, 3]
+    )
+    for i, (name, size) in enumerate(zip(OUTPUT_NAMES, sizes, strict=True)):
+        config.output.add(
+            name=f"OUTPUT__{i}" if by_position else name, data_type=model_config_pb2.TYPE_FP32, dims=[size]
+        )
+    group = model_config_pb2.ModelInstanceGroup
+    kind = group.KIND_CPU if options.backend == "python" else group.KIND_GPU
+    config.instance_group.add(count=options.num_instances, kind=kind)
+    config.dynamic_batching.max_queue_delay_microseconds = options.max_queue_delay_us
+    policy = config.dynamic_batching.default_queue_policy
+    policy.max_queue_size = options.max_queue_size
+    policy.default_timeout_microseconds = options.queue_timeout_us
+    policy.timeout_action = model_config_pb2.ModelQueuePolicy.REJECT
+    # Old and new side by side while a version is switched.
+    config.version_policy.latest.num_versions = 2
+    if options.backend == "python":
+        # It warms up by itself while loading.
+        config.parameters["num_threads"].string_value = str(options.num_threads)
+        if options.model_environment:
+            config.parameters["EXECUTION_ENV_PATH"].string_value = str(options.model_environment)
+        return config
+    for exponent in range(int(math.log2(options.max_batch_size)) + 1):
+        sample = config.model_warmup.add(name=f"batch_{2**exponent}", batch_size=2**exponent)
+        warm = sample.inputs[config.input[0].name]
+        warm.data_type, warm.random_data = config.input[0].data_type, True
+        warm.dims.extend([side, side, 3])
+    if options.backend == "onnxruntime":
+        _accelerate_with_tensorrt(config, side)
+    else:
+        config.parameters["INFERENCE_MODE"].string_value = "true"
+        # The profiling executor makes the first calls of each shape slow, after warm-up too (server#3012).
+        config.parameters["DISABLE_OPTIMIZED_EXECUTION"].string_value = "true"
+    return config
+
+
+def _accelerate_with_tensorrt(config: "model_config_pb2.ModelConfig", side: int) -> None:
+    accelerator = config.optimization.execution_accelerators.gpu_execution_accelerator.add(name="tensorrt")
+
+    def shape(num_photos: int) -> str:
+        return f"{INPUT_NAME}:{num_photos}x{side}x{side}x3"
+
+    largest = cast(int, config.max_batch_size)
+    parameters = {
+        # fp32 is what the certificate was made for; another precision is another bundle.
+        "precision_mode": "FP32",
+        "max_workspace_size_bytes": str(2 << 30),
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": "/var/cache/listing-vision/tensorrt",
+        "trt_timing_cache_enable": "1",
+        "trt_profile_min_shapes": shape(1),
+        "trt_profile_opt_shapes": shape(max(1, largest // 2)),
+        "trt_profile_max_shapes": shape(largest),
+    }
+    for key, value in parameters.items():
+        accelerator.parameters[key] = value

@@ -1,0 +1,146 @@
+"""A Triton server process of our own: started, watched and stopped without leaving anything behind."""
+
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+from serving.triton_install import TritonInstallation
+from serving.triton_repository import MODEL_NAME, RepositoryOptions, write_repository
+from vision.bundle import Bundle
+from vision.errors import EngineUnavailable
+
+__all__ = ["LocalTriton"]
+
+_log = logging.getLogger(__name__)
+
+_EXIT_TIMEOUT_S = 20
+_SHM_BYTES = 16 << 20
+
+
+class LocalTriton:
+    """One `tritonserver` on loopback that serves one bundle. `start` and `stop` may follow one another."""
+
+    def __init__(self, bundle: Bundle, installation: TritonInstallation) -> None:
+        self._installation = installation
+        self._folder = Path(tempfile.mkdtemp(prefix="listing-vision-triton-"))
+        options = RepositoryOptions(backend="python", model_environment=installation.model_environment)
+        self.repository = self._folder / "models"
+        write_repository(bundle, self.repository, options)
+        self._shm_prefix = f"listing_vision_{os.getpid()}_{self._folder.name[-8:]}_"
+        self._process: subprocess.Popen[bytes] | None = None
+        # Kept over restarts, so that a client's channel finds the new process.
+        self._grpc_port, self._http_port, self._metrics_port = _free_ports(3)
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self._grpc_port}"
+
+    @property
+    def metrics_url(self) -> str:
+        return f"http://127.0.0.1:{self._metrics_port}/metrics"
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    @property
+    def log_path(self) -> Path:
+        return self._folder / "triton.log"
+
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        """Start the process; it answers some seconds later (see `wait_until_ready`)."""
+        root = self._installation.server_root
+        command = [
+            str(self._installation.binary),
+            f"--model-repository={self.repository}",
+            f"--backend-directory={root / 'backends'}",
+            f"--cache-directory={root / 'caches'}",
+            "--model-control-mode=explicit",
+            f"--load-model={MODEL_NAME}",
+            "--disable-auto-complete-config",
+            *(f"--{name}-address=127.0.0.1" for name in ("grpc", "http", "metrics")),
+            f"--grpc-port={self._grpc_port}",
+            f"--http-port={self._http_port}",
+            f"--metrics-port={self._metrics_port}",
+            "--allow-gpu-metrics=false",
+            "--pinned-memory-pool-byte-size=0",
+            f"--exit-timeout-secs={_EXIT_TIMEOUT_S}",
+            f"--backend-config=python,shm-default-byte-size={_SHM_BYTES}",
+            f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}",
+        ]
+        with self.log_path.open("ab") as log:
+            # A session of its own: a terminal's Ctrl-C must not reach it before calls in flight are answered.
+            self._process = subprocess.Popen(
+                command,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                env=self._installation.process_environment(),
+                start_new_session=True,
+            )
+
+    def wait_until_listening(self, timeout_s: float = 60) -> None:
+        """Return once the server accepts connections; that its model answers is for a golden photo to show.
+
+        Raises:
+            EngineUnavailable: it died or did not come up in time; the end of its log is in the message.
+        """
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            if not self.is_running():
+                code = self._process.returncode if self._process else None
+                raise EngineUnavailable(f"Triton ended with status {code} while starting:\n{self._log_tail()}")
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self._grpc_port), timeout=1):
+                return
+            time.sleep(0.1)
+        raise EngineUnavailable(f"Triton did not listen within {timeout_s:g} s:\n{self._log_tail()}")
+
+    def stop(self) -> None:
+        """Let it drain and exit, or kill it; removes its files and shared memory."""
+        if self._process is not None:
+            if self.is_running():
+                self._process.send_signal(signal.SIGTERM)
+            try:
+                self._process.wait(_EXIT_TIMEOUT_S + 2)
+            except subprocess.TimeoutExpired:
+                _log.warning("Triton did not exit within %d s and is killed", _EXIT_TIMEOUT_S)
+                self._process.kill()
+                self._process.wait()
+            self._process = None
+        self._remove_shared_memory()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def restart_if_dead(self) -> bool:
+        """Start it again after it died by itself; tells whether it had."""
+        if self.is_running() or self._process is None:
+            return False
+        _log.error("Triton ended with status %s and is started again", self._process.returncode)
+        self._remove_shared_memory()
+        self.start()
+        return True
+
+    def _remove_shared_memory(self) -> None:
+        for region in Path("/dev/shm").glob(f"{self._shm_prefix}*"):
+            region.unlink(missing_ok=True)
+
+    def _log_tail(self) -> str:
+        lines = self.log_path.read_text(errors="replace").splitlines() if self.log_path.exists() else []
+        return "\n".join(lines[-15:])
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for opened in sockets:
+            opened.bind(("127.0.0.1", 0))
+        return [opened.getsockname()[1] for opened in sockets]

@@ -1,0 +1,135 @@
+"""Real data, a really trained small model, and a real Triton behind a real gateway, each made once a session."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# Thread pools that spin on two cores starve each other; answers do not depend on it.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+settings.register_profile("checks", deadline=None, derandomize=True)
+settings.load_profile("checks")
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def grocery_source() -> Path:
+    """The published Grocery Store data set."""
+    data = Path(os.environ.get("LISTING_VISION_DATA") or ROOT.parent / "shared" / "data")
+    source = data / "grocery-store"
+    if not (source / "dataset" / "classes.csv").is_file():
+        pytest.skip(f"the Grocery Store data set is not at {source}; set LISTING_VISION_DATA to the folder above it")
+    return source
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory):
+    """Folder of a small drawn data set: manifest.parquet and taxonomy.json."""
+    from training.drawing import draw_dataset
+
+    folder = tmp_path_factory.mktemp("drawn")
+    manifest, taxonomy = draw_dataset(folder, listings={"train": 40, "val": 30, "test": 10}, seed=1)
+    manifest.save(str(folder / "manifest.parquet"))
+    taxonomy.save(folder / "taxonomy.json")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_recipe():
+    from training.recipe import Recipe, Stage
+
+    return Recipe(
+        stages=(Stage(photo_px=48, epochs=1), Stage(photo_px=64, epochs=2)),
+        input_px=64,
+        batch_size=16,
+        checkpoint_every_steps=3,
+    )
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory, drawn, small_recipe):
+    """A finished run of a few steps."""
+    from tests.helpers import train_run
+
+    return train_run(tmp_path_factory.mktemp("run"), drawn, small_recipe)
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory, trained_run):
+    from training.export import export_bundle
+
+    return export_bundle(trained_run, tmp_path_factory.mktemp("bundles") / "small", model_name="small")
+
+
+@dataclass
+class Served:
+    """A `listing-vision serve` process."""
+
+    process: "subprocess.Popen[bytes]"
+    address: str
+    log_path: Path
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text()
+
+    def triton_pid(self) -> int:
+        return int(re.findall(r"Triton \(pid (\d+)\)", self.log)[-1])
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(60)
+
+
+@pytest.fixture(scope="session")
+def start_serving():
+    """Starts the real console script on a free port; whatever a test leaves running is stopped."""
+    started: list[Served] = []
+
+    def start(bundle_folder: Path, log_path: Path, *options: str) -> Served:
+        command = [sys.executable, "-m", "listing_vision", "serve", str(bundle_folder), "--port", "0", *options]
+        with log_path.open("wb") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT)
+        for _ in range(600):
+            found = re.search(r"listening on (\S+:\d+)", log_path.read_text())
+            if found:
+                served = Served(process, found.group(1), log_path)
+                started.append(served)
+                return served
+            if process.poll() is not None:
+                break
+            time.sleep(0.1)
+        process.kill()
+        raise AssertionError(f"serve did not come up:\n{log_path.read_text()}")
+
+    yield start
+    for served in started:
+        if served.process.poll() is None:
+            served.stop()
+
+
+@pytest.fixture(scope="session")
+def triton_installation():
+    from serving.triton_install import find_triton
+    from vision.errors import TritonNotInstalled
+
+    try:
+        return find_triton()
+    except TritonNotInstalled as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def served(bundle, start_serving, triton_installation, tmp_path_factory) -> Iterator[Served]:
+    """The small bundle behind a real Triton and a real gateway."""
+    return start_serving(bundle.folder, tmp_path_factory.mktemp("served") / "serve.log")

@@ -1,0 +1,52 @@
+"""What several test files need; nothing here is a fixture."""
+
+import io
+
+import numpy as np
+from PIL import Image
+
+from training.loop import Trainer
+from training.run import Run
+from vision.manifest import Manifest
+from vision.taxonomy import Brand, Category, Taxonomy
+
+
+def scene(width: int = 96, height: int = 64) -> Image.Image:
+    """A smooth picture whose four corners differ, so that any turn or mirroring shows."""
+    x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
+    return Image.fromarray(np.stack([x, y, 255 - (x + y) / 2], axis=-1).astype(np.uint8))
+
+
+def encoded(image: Image.Image, format: str = "JPEG", **options: object) -> bytes:
+    out = io.BytesIO()
+    image.save(out, format, **options)
+    return out.getvalue()
+
+
+def train_run(folder, drawn, recipe) -> Run:
+    run = Run(folder)
+    manifest = Manifest.load(str(drawn / "manifest.parquet"))
+    taxonomy = Taxonomy.load(drawn / "taxonomy.json")
+    trainer = Trainer(recipe, manifest=manifest, taxonomy=taxonomy, run=run, num_workers=0)
+    run.begin(
+        recipe=recipe, manifest_url=str(drawn / "manifest.parquet"), taxonomy=taxonomy, spec=trainer.spec
+    )
+    trainer.run()
+    return run
+
+
+def small_taxonomy() -> Taxonomy:
+    """Leaves of unequal depth: Fruit > Apple > (Gala, Fuji), Fruit > Lemon, Tools."""
+    tree = [
+        ("fruit", None),
+        ("apple", "fruit"),
+        ("gala", "apple"),
+        ("fuji", "apple"),
+        ("lemon", "fruit"),
+        ("tools", None),
+    ]
+    return Taxonomy(
+        version="small-1",
+        categories=tuple(Category(id=i, names={"en": i.title(), "ja": f"{i}-ja"}, parent_id=p) for i, p in tree),
+        brands=(Brand(id="acme", names={"en": "Acme"}, aliases=("ACME Corp",)), Brand(id="zeta", names={"en": "Zeta"})),
+    )

@@ -1,0 +1,155 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from tests.helpers import small_taxonomy
+from vision.decision import (
+    BRAND_FIELD,
+    Calibration,
+    Field,
+    answer_paths,
+    brand_probabilities,
+    category_probabilities,
+    decide,
+    field_name,
+    fuse,
+    node_probabilities,
+    softmax,
+)
+from vision.errors import BundleError
+
+TAXONOMY = small_taxonomy()
+NUM_LEAVES, NUM_BRANDS = len(TAXONOMY.leaf_ids), len(TAXONOMY.brand_labels)
+
+some_photos = st.integers(1, 6).flatmap(
+    lambda p: st.tuples(
+        hnp.arrays(np.float32, (p, NUM_LEAVES), elements=st.floats(-30, 30, width=32)),
+        hnp.arrays(np.float32, (p, NUM_BRANDS), elements=st.floats(-30, 30, width=32)),
+    )
+)
+
+
+def promise(name: str, threshold: float | None, why_not: str = "") -> Field:
+    return Field(
+        name=name,
+        alpha=0.05,
+        delta=0.05,
+        threshold=threshold,
+        num_listings=100,
+        num_filled=50,
+        num_errors=0,
+        why_not=why_not,
+    )
+
+
+def calibration(*thresholds: float, brand: float = 0.5, **others: object) -> Calibration:
+    fields = [promise(field_name(d), t) for d, t in enumerate(thresholds, start=1)]
+    return Calibration(fields=(*fields, promise(BRAND_FIELD, brand)), certifies={}, **others)
+
+
+@given(some_photos)
+def test_probabilities_up_the_tree_never_exceed_one_nor_fall_below_their_children(photos):
+    leaves = softmax(photos[0])
+    nodes = node_probabilities(leaves, TAXONOMY)
+    assert (nodes <= 1).all()
+    for category in TAXONOMY.categories:
+        if category.parent_id is not None:
+            parent, child = TAXONOMY.node_index[category.parent_id], TAXONOMY.node_index[category.id]
+            assert (nodes[:, parent] >= nodes[:, child] - 1e-12).all()
+    roots = [TAXONOMY.node_index[c.id] for c in TAXONOMY.categories if c.parent_id is None]
+    np.testing.assert_allclose(nodes[:, roots].sum(axis=1), 1)
+
+
+@given(some_photos, st.floats(0, 1), st.floats(0, 1))
+def test_a_suggestion_never_goes_deeper_when_more_is_asked_for(photos, one, other):
+    low, high = sorted((one, other))
+
+    def depth(threshold: float) -> int:
+        answer = decide(*photos, taxonomy=TAXONOMY, calibration=calibration(threshold, threshold, threshold))
+        return answer.deepest_filled.depth if answer.deepest_filled else 0
+
+    assert depth(high) <= depth(low)
+
+
+@given(some_photos)
+def test_the_path_is_consistent_and_ends_in_the_first_alternative(photos):
+    answer = decide(*photos, taxonomy=TAXONOMY, calibration=calibration(0.5, 0.6, 0.7))
+    ids = [step.category_id for step in answer.path]
+    assert ids == [category.id for category in TAXONOMY.ancestry(ids[-1])]
+    assert ids[-1] == answer.alternatives[0].category_id
+    filled = [step.filled for step in answer.path]
+    assert filled == sorted(filled, reverse=True)  # thresholds that grow with depth fill no child without its parent
+
+
+@given(some_photos)
+def test_the_order_of_photos_changes_nothing(photos):
+    backwards = tuple(logits[::-1] for logits in photos)
+    one, other = (decide(*p, taxonomy=TAXONOMY, calibration=calibration(0.5)) for p in (photos, backwards))
+    assert [s.category_id for s in one.path] == [s.category_id for s in other.path]
+    np.testing.assert_allclose([s.probability for s in one.path], [s.probability for s in other.path])
+
+
+def test_fusing_against_plain_loops():
+    rng = np.random.default_rng(0)
+    logits, groups = rng.normal(size=(7, 4)), np.array([0, 1, 0, 2, 2, 2, 1])
+    for how, reduce in (("mean", np.mean), ("max", np.max)):
+        wanted = [reduce(logits[groups == g], axis=0) for g in range(3)]
+        np.testing.assert_allclose(fuse(logits, groups, how=how), wanted)
+
+
+def test_temperatures_soften_without_reordering():
+    logits, groups = np.array([[3.0, 1.0, 0.0, -1.0]]), np.array([0])
+    sharp = category_probabilities(logits, groups, Calibration(certifies={}))
+    soft = category_probabilities(logits, groups, Calibration(category_temperature=2, certifies={}))
+    assert soft[0, 0] < sharp[0, 0]
+    assert (np.argsort(soft) == np.argsort(sharp)).all()
+    np.testing.assert_allclose(soft, softmax(logits / 2))
+
+
+def test_a_logo_in_one_photo_wins_under_max():
+    logits, groups = np.array([[2.0, 0.0, 0.0], [2.0, 0.0, 0.0], [0.0, 5.0, 0.0]]), np.zeros(3, int)
+    by_mean = brand_probabilities(logits, groups, Calibration(certifies={}))
+    by_max = brand_probabilities(logits, groups, Calibration(brand_fusion="max", certifies={}))
+    assert by_max[0, 1] > by_mean[0, 1]
+    assert by_max[0].argmax() == 1
+
+
+def test_paths_end_where_the_leaf_ends():
+    paths = answer_paths(np.array([[0, 0, 0, 1.0], [1.0, 0, 0, 0]]), TAXONOMY)
+    assert paths.nodes.tolist() == [
+        [TAXONOMY.node_index["tools"], -1, -1],
+        [TAXONOMY.node_index[i] for i in ("fruit", "apple", "gala")],
+    ]
+    assert paths.scores[0].tolist() == [1, 0, 0]
+
+
+def test_each_field_says_why_it_is_only_suggested():
+    certified = Calibration(
+        fields=(promise("category_depth_1", 0.5), promise("category_depth_2", None, "too few listings")), certifies={}
+    )
+    logits = np.array([[4.0, 0, 0, 0]]), np.array([[0.0, 9, 0]])
+    answer = decide(*logits, taxonomy=TAXONOMY, calibration=certified)
+    assert [step.filled for step in answer.path] == [True, False, False]
+    assert answer.path[0].why_suggested == ""
+    assert answer.path[1].why_suggested == "too few listings"
+    assert "no promise" in answer.path[2].why_suggested
+    assert "no promise" in answer.brand.why_suggested
+    strict = decide(*logits, taxonomy=TAXONOMY, calibration=calibration(0.9999))
+    assert "is below the certified threshold 1.000" in strict.path[0].why_suggested
+
+
+def test_a_void_calibration_fills_nothing_but_keeps_its_temperatures():
+    voided = calibration(0.0, 0.0, 0.0, brand=0.0, category_temperature=1.5).void("weights changed")
+    answer = decide(np.ones((1, NUM_LEAVES)), np.ones((1, NUM_BRANDS)), taxonomy=TAXONOMY, calibration=voided)
+    assert answer.deepest_filled is None
+    assert answer.brand.why_suggested == "weights changed"
+    assert voided.category_temperature == 1.5
+
+
+def test_calibration_round_trip_and_schema():
+    written = calibration(0.5, 0.75, brand_fusion="max", brand_temperature=0.7)
+    assert Calibration.from_json(written.to_json()) == written
+    with pytest.raises(BundleError, match="schema_version"):
+        Calibration.from_json("{}")

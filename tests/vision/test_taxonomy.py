@@ -1,0 +1,92 @@
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.helpers import small_taxonomy
+from vision.errors import TaxonomyError
+from vision.taxonomy import Brand, Category, Taxonomy
+
+
+@st.composite
+def taxonomies(draw) -> Taxonomy:
+    count = draw(st.integers(1, 25))
+    parents = [None] + [draw(st.one_of(st.none(), st.integers(0, i - 1))) for i in range(1, count)]
+    categories = tuple(
+        Category(id=f"c{i}", names={"en": draw(st.text(min_size=1, max_size=8))}, parent_id=None if p is None else f"c{p}")
+        for i, p in enumerate(parents)
+    )
+    brands = tuple(Brand(id=f"b{i}", names={"en": f"Brand {i}"}) for i in range(draw(st.integers(0, 5))))
+    return Taxonomy(version=draw(st.text(max_size=9)), categories=categories, brands=brands)
+
+
+@given(taxonomies())
+def test_json_round_trip(taxonomy):
+    assert Taxonomy.from_json(taxonomy.to_json()) == taxonomy
+
+
+@given(taxonomies())
+def test_each_node_has_a_leaf_below_and_each_leaf_only_its_ancestors_above(taxonomy):
+    below = taxonomy.leaves_below
+    assert below.any(axis=1).all()
+    for column, leaf in enumerate(taxonomy.leaf_ids):
+        above = {taxonomy.categories[row].id for row in np.flatnonzero(below[:, column])}
+        assert above == {category.id for category in taxonomy.ancestry(leaf)}
+
+
+def test_leaves_keep_file_order():
+    assert small_taxonomy().leaf_ids == ("gala", "fuji", "lemon", "tools")
+    assert small_taxonomy().max_depth == 3
+
+
+@pytest.mark.parametrize("text", ["gala", "Fruit > Apple > Gala", "fruit>apple>gala", " Fruit >  Apple > GALA"])
+def test_categories_are_found_by_id_and_by_path(text):
+    assert small_taxonomy().find_category(text) == "gala"
+
+
+def test_unknown_names_are_answered_with_the_nearest():
+    with pytest.raises(KeyError, match=r"'Fruit > Apple > Galla'; nearest known: 'Fruit > Apple > Gala'"):
+        small_taxonomy().find_category("Fruit > Apple > Galla")
+    with pytest.raises(KeyError, match=r"'Zetta'; nearest known: 'Zeta'"):
+        small_taxonomy().find_brand("Zetta")
+
+
+@pytest.mark.parametrize(("text", "index"), [("no brand", 0), ("Acme", 1), ("acme corp", 1), ("zeta", 2)])
+def test_brands_are_found_by_id_name_and_alias(text, index):
+    assert small_taxonomy().find_brand(text) == index
+
+
+def test_paths_are_localised_and_fall_back_to_english():
+    assert small_taxonomy().path_name("lemon", "ja") == "fruit-ja > lemon-ja"
+    assert small_taxonomy().path_name("lemon", "fr") == "Fruit > Lemon"
+
+
+@pytest.mark.parametrize(
+    ("categories", "said"),
+    [
+        ([("a", None), ("a", None)], "ids stand twice: \\['a'\\]"),
+        ([("a", "b")], "parent 'b' is not in the taxonomy"),
+        ([("a", "b"), ("b", "a")], "its own ancestor"),
+        ([], "no categories"),
+    ],
+)
+def test_contradictions_are_refused(categories, said):
+    with pytest.raises(TaxonomyError, match=said):
+        Taxonomy(
+            version="x",
+            categories=tuple(Category(id=i, names={"en": i}, parent_id=p) for i, p in categories),
+            brands=(),
+        )
+
+
+def test_another_schema_version_is_refused():
+    raw = json.loads(small_taxonomy().to_json()) | {"schema_version": 2}
+    with pytest.raises(TaxonomyError, match="schema_version 2 is not 1"):
+        Taxonomy.from_json(json.dumps(raw))
+
+
+def test_a_missing_file_says_what_writes_one(tmp_path):
+    with pytest.raises(TaxonomyError, match="data import"):
+        Taxonomy.load(tmp_path / "none.json")

@@ -1,0 +1,90 @@
+"""Checkpoints that are either whole or absent: tensors in safetensors, the rest in JSON, hashes over both."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from vision.errors import RunError
+
+__all__ = ["Checkpoint", "latest_checkpoint", "load_checkpoint", "save_checkpoint"]
+
+_KEPT = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    step: int
+    """Optimizer steps done."""
+    tensors: Mapping[str, torch.Tensor]
+    """`model.*`, `ema.*`, `optimizer.*`."""
+    state: Mapping[str, Any]
+    """JSON values: optimizer scalars, best metrics, gradient scaler."""
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
+    """Write `folder/step-NNNNNNNN` atomically (temporary name, fsync, rename); older ones but two are removed."""
+    final = folder / f"step-{checkpoint.step:08d}"
+    temporary = folder / f".tmp-{checkpoint.step:08d}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    tensors = {name: t.detach().cpu().contiguous() for name, t in checkpoint.tensors.items()}
+    safetensors.torch.save_file(tensors, temporary / "tensors.safetensors")
+    digest = _sha256(temporary / "tensors.safetensors")
+    state = {"step": checkpoint.step, "tensors_sha256": digest, "state": checkpoint.state}
+    (temporary / "state.json").write_text(json.dumps(state))
+    for path in (*temporary.iterdir(), temporary):
+        _fsync(path)
+    if final.exists():
+        shutil.rmtree(final)
+    temporary.rename(final)
+    _fsync(folder)
+    for old in _checkpoints(folder)[:-_KEPT]:
+        shutil.rmtree(old)
+    return final
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint whose hash is right; a damaged one is passed over in favour of the one before."""
+    for path in reversed(_checkpoints(folder)):
+        state = json.loads((path / "state.json").read_text())
+        if state["tensors_sha256"] == _sha256(path / "tensors.safetensors"):
+            return path
+    return None
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint folder.
+
+    Raises:
+        RunError: its tensors are not the ones that were written.
+    """
+    state = json.loads((path / "state.json").read_text())
+    if state["tensors_sha256"] != _sha256(path / "tensors.safetensors"):
+        raise RunError(f"{path / 'tensors.safetensors'} is damaged: its sha256 is not the recorded one")
+    tensors = safetensors.torch.load_file(path / "tensors.safetensors")
+    return Checkpoint(step=state["step"], tensors=tensors, state=state["state"])
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*"))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

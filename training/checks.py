@@ -1,0 +1,140 @@
+"""What is wrong with a manifest, found before a GPU is taken: every finding names its rows and photos."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import imagehash
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from tqdm import tqdm
+
+from vision.errors import PhotoError
+from vision.images import decode_photo
+from vision.manifest import SPLITS, Manifest, photo_bytes
+from vision.taxonomy import Taxonomy
+
+__all__ = ["KINDS", "Finding", "check_manifest"]
+
+KINDS = {
+    "bad_photo": "a photo that cannot be used",
+    "unknown_category": "a category that the taxonomy does not have",
+    "unknown_brand": "a brand that the taxonomy does not have",
+    "unknown_split": "a split that is not train, val or test",
+    "straddling_listing": "a listing with photos in more than one split",
+    "exact_duplicate": "the same bytes in more than one split",
+    "near_duplicate": "nearly the same pixels in more than one split",
+}
+
+_HASHED_PX = 64
+_NEAR_BITS = 4
+"""Largest Hamming distance of two 64-bit perceptual hashes (imagehash.phash) that counts as the same photo."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    kind: str
+    """A key of `KINDS`."""
+    message: str
+
+
+class _Looked(NamedTuple):
+    sha256: bytes
+    phash: int
+
+
+def check_manifest(manifest: Manifest, taxonomy: Taxonomy) -> list[Finding]:
+    """Decode every photo and compare all of them, in `KINDS` order."""
+    looked, bad = _look_at_all(manifest)
+    return [
+        *bad,
+        *_unknown_values(manifest, "category", taxonomy.find_category),
+        *_unknown_values(manifest, "brand", taxonomy.find_brand),
+        *_unknown_splits(manifest),
+        *_straddling(manifest),
+        *_duplicates(manifest, looked),
+    ]
+
+
+def _look_at_all(manifest: Manifest) -> tuple[dict[int, _Looked], list[Finding]]:
+    def look(row: int) -> _Looked | Finding:
+        url = manifest.photo_url(row)
+        try:
+            data = photo_bytes(url)
+            photo = decode_photo(data, at_least_px=_HASHED_PX)
+        except (OSError, PhotoError) as error:
+            reason = error.reason if isinstance(error, PhotoError) else "PHOTO_MISSING"
+            return Finding("bad_photo", f"row {row + 1}: {url}: {reason}: {error}")
+        bits = imagehash.phash(Image.fromarray(photo)).hash.ravel()
+        return _Looked(hashlib.sha256(data).digest(), int.from_bytes(np.packbits(bits).tobytes(), "big"))
+
+    looked: dict[int, _Looked] = {}
+    findings = []
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        rows = range(len(manifest))
+        for row, result in zip(rows, tqdm(pool.map(look, rows), total=len(manifest), disable=None), strict=True):
+            if isinstance(result, Finding):
+                findings.append(result)
+            else:
+                looked[row] = result
+    return looked, findings
+
+
+def _unknown_values(manifest: Manifest, column: str, find: Callable[[str], object]) -> Iterator[Finding]:
+    for row, value in enumerate(manifest.column(column).to_pylist()):
+        if value is None or not value.strip():
+            continue
+        try:
+            find(value)
+        except KeyError as error:
+            yield Finding(f"unknown_{column}", f"row {row + 1}: {error.args[0]}")
+
+
+def _unknown_splits(manifest: Manifest) -> Iterator[Finding]:
+    for row, value in enumerate(manifest.column("split").to_pylist()):
+        if value and value not in SPLITS:
+            yield Finding("unknown_split", f"row {row + 1}: split {value!r} is not one of {', '.join(SPLITS)}")
+
+
+def _straddling(manifest: Manifest) -> Iterator[Finding]:
+    splits_of: dict[str, set[str]] = {}
+    for listing, split in zip(
+        manifest.column("listing_id").to_pylist(), manifest.column("split").to_pylist(), strict=True
+    ):
+        splits_of.setdefault(listing, set()).add(split or "(none)")
+    for listing, splits in splits_of.items():
+        if len(splits) > 1:
+            yield Finding("straddling_listing", f"listing {listing!r} has photos in {', '.join(sorted(splits))}")
+
+
+def _duplicates(manifest: Manifest, looked: dict[int, _Looked]) -> Iterator[Finding]:
+    splits = manifest.column("split").to_pylist()
+    by_hash: dict[bytes, dict[str, int]] = {}
+    for row, look in looked.items():
+        by_hash.setdefault(look.sha256, {}).setdefault(splits[row], row)
+    for rows_by_split in by_hash.values():
+        rows = sorted(rows_by_split.values())
+        for other in rows[1:]:
+            yield Finding("exact_duplicate", _pair(manifest, rows[0], other))
+    for a, b in _near_pairs(looked, splits):
+        if looked[a].sha256 != looked[b].sha256:
+            yield Finding("near_duplicate", _pair(manifest, a, b))
+
+
+def _near_pairs(looked: dict[int, _Looked], splits: list[str | None]) -> Iterator[tuple[int, int]]:
+    rows = np.array(list(looked), dtype=np.int64)
+    hashes = np.array([look.phash for look in looked.values()], dtype=np.uint64)
+    codes = np.unique([splits[row] or "" for row in rows], return_inverse=True)[1]
+    for i in range(len(rows) - 1):
+        distances: npt.NDArray[np.uint8] = np.bitwise_count(hashes[i + 1 :] ^ hashes[i])
+        for j in np.flatnonzero((distances <= _NEAR_BITS) & (codes[i + 1 :] != codes[i])):
+            yield int(rows[i]), int(rows[i + 1 + j])
+
+
+def _pair(manifest: Manifest, a: int, b: int) -> str:
+    splits = manifest.column("split")
+    return f"row {a + 1} ({splits[a]}) {manifest.photo_url(a)} and row {b + 1} ({splits[b]}) {manifest.photo_url(b)}"

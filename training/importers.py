@@ -1,0 +1,119 @@
+"""Published data sets and plain folders turned into a listing manifest and a taxonomy."""
+
+import csv
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from vision.errors import ManifestError
+from vision.manifest import SPLITS, Manifest
+from vision.taxonomy import Brand, Category, Taxonomy
+
+__all__ = ["GROCERY_BRANDS", "import_folder", "import_grocery_store", "slug", "taxonomy_of_paths"]
+
+# Klasson et al., WACV 2019. Read off the package names; the data set itself has no brand column.
+GROCERY_BRANDS = ("Alpro", "Arla", "Bravo", "Garant", "God Morgon", "Oatly", "Tropicana", "Valio", "Yoggi")
+
+
+def import_grocery_store(source: Path) -> tuple[Manifest, Taxonomy]:
+    """The Grocery Store data set, a listing a photo, in its own splits; photo paths are absolute.
+
+    Args:
+        source: the published repository's folder, or its `dataset` folder.
+
+    Raises:
+        ManifestError: a file of the published layout is missing, or a listed photo is.
+    """
+    root = source / "dataset" if (source / "dataset").is_dir() else source
+    for name in ("classes.csv", *(f"{split}.txt" for split in SPLITS)):
+        if not (root / name).is_file():
+            raise ManifestError(f"{root / name} is missing; give the folder of the published Grocery Store data set")
+    with (root / "classes.csv").open(newline="", encoding="utf-8") as file:
+        classes = [{key.split(" (")[0]: value for key, value in row.items()} for row in csv.DictReader(file)]
+    paths: dict[int, list[str]] = {}
+    for row in classes:
+        # The iconic photo's path is the only column that holds the top level (Fruit, Packages, Vegetables).
+        top = Path(row["Iconic Image Path"]).parts[2]
+        names = [top, row["Coarse Class Name"], row["Class Name"]]
+        if names[1] == names[2]:
+            names.pop()
+        paths[int(row["Class ID"])] = [name.replace("-", " ") for name in names]
+    taxonomy = taxonomy_of_paths("grocery-store-1", list(paths.values()), GROCERY_BRANDS)
+    rows, problems = [], []
+    for split in SPLITS:
+        for line in (root / f"{split}.txt").read_text(encoding="utf-8").splitlines():
+            photo, fine, _coarse = (part.strip() for part in line.split(","))
+            if not (root / photo).is_file():
+                problems.append(f"{split}.txt names {photo}, which is missing")
+            path = paths[int(fine)]
+            rows.append(
+                {
+                    "listing_id": f"{split}-{Path(photo).stem}",
+                    "photo": str((root / photo).resolve()),
+                    "category": " > ".join(path),
+                    "brand": _brand_of(path, taxonomy.no_brand),
+                    "split": split,
+                }
+            )
+    if problems:
+        raise ManifestError(f"{root} is incomplete:", problems)
+    return Manifest.from_rows(rows, str(root)), taxonomy
+
+
+def import_folder(source: Path) -> tuple[Manifest, Taxonomy]:
+    """A `split/class/*.jpg` folder, a listing a photo, a flat taxonomy, brands not known.
+
+    Raises:
+        ManifestError: no such folder, or no photo in it.
+    """
+    photos = sorted(_photos_below(source))
+    if not photos:
+        raise ManifestError(f"{source} holds no photo as split/class/name.jpg with split one of {', '.join(SPLITS)}")
+    names = sorted({photo.parent.name for photo in photos})
+    taxonomy = taxonomy_of_paths(f"folder-{slug(source.resolve().name)}", [[name] for name in names], ())
+    rows = [
+        {
+            "listing_id": f"{photo.parent.parent.name}-{photo.parent.name}-{photo.stem}",
+            "photo": str(photo.resolve()),
+            "category": photo.parent.name,
+            "brand": "",
+            "split": photo.parent.parent.name,
+        }
+        for photo in photos
+    ]
+    return Manifest.from_rows(rows, str(source)), taxonomy
+
+
+def slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def _photos_below(source: Path) -> Iterator[Path]:
+    for split in SPLITS:
+        for ending in ("jpg", "jpeg", "png", "webp"):
+            yield from (source / split).glob(f"*/*.{ending}")
+
+
+def _brand_of(path: Sequence[str], no_brand: str) -> str:
+    if path[0] != "Packages":
+        return no_brand
+    for brand in GROCERY_BRANDS:
+        if path[-1].startswith(brand + " "):
+            return brand
+    raise ManifestError(f"the package {path[-1]!r} begins with none of the brands {', '.join(GROCERY_BRANDS)}")
+
+
+def taxonomy_of_paths(version: str, paths: Sequence[Sequence[str]], brands: Sequence[str]) -> Taxonomy:
+    """A taxonomy from root-to-leaf paths of names; ids are slugs of the path."""
+    categories: dict[str, Category] = {}
+    for path in paths:
+        parent_id = None
+        for depth, name in enumerate(path, start=1):
+            category_id = "/".join(slug(part) for part in path[:depth])
+            categories.setdefault(category_id, Category(id=category_id, names={"en": name}, parent_id=parent_id))
+            parent_id = category_id
+    return Taxonomy(
+        version=version,
+        categories=tuple(categories.values()),
+        brands=tuple(Brand(id=slug(name), names={"en": name}) for name in brands),
+    )

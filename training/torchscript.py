@@ -1,0 +1,27 @@
+"""TorchScript export, deprecated upstream since torch 2.11: this module can be deleted the day it goes."""
+
+import warnings
+from pathlib import Path
+
+import torch
+
+from vision.model import ListingClassifier
+
+__all__ = ["export_torchscript", "load_torchscript"]
+
+
+def export_torchscript(model: ListingClassifier, example_nhwc: torch.Tensor, path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r".*torch\.jit.*", category=Warning)
+        warnings.filterwarnings("ignore", message=r".*(trace|Trac).*", category=Warning)
+        with torch.no_grad():
+            traced = torch.jit.trace(model, example_nhwc, check_trace=False)
+            torch.jit.save(torch.jit.freeze(traced), str(path))
+
+
+def load_torchscript(path: Path) -> torch.nn.Module:
+    """The exported module; only for files this process wrote, since TorchScript archives are pickles."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r".*torch\.jit.*", category=Warning)
+        module: torch.nn.Module = torch.jit.load(str(path), map_location="cpu")
+    return module

@@ -1,0 +1,6 @@
+"""What a model is: taxonomy, manifest, images, model, bundle, engine, decision and metrics.
+
+Everything that training and serving must agree on lives here, once.
+"""
+
+__version__ = "0.1.0"

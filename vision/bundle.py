@@ -1,0 +1,199 @@
+"""The model bundle: one folder, complete in itself, every file hashed, nothing unpickled on loading."""
+
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import safetensors
+import safetensors.numpy
+
+from vision.decision import Calibration
+from vision.errors import BundleError, TaxonomyError
+from vision.images import Preprocessing
+from vision.taxonomy import Taxonomy
+
+__all__ = ["FILES", "Bundle", "BundleInfo", "Golden", "certified_facts", "load_bundle", "seal_bundle", "sha256_of"]
+
+SCHEMA_VERSION = 1
+FILES = (
+    "taxonomy.json",
+    "calibration.json",
+    "weights.safetensors",
+    "golden.safetensors",
+    "model.onnx",
+    "model.torchscript.pt",
+    "model_card.md",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleInfo:
+    """`manifest.json` without the file hashes."""
+
+    model_name: str
+    model_version: str
+    """Differs whenever the weights differ: the first hex digits of their sha256."""
+    backbone: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    num_categories: int
+    num_brands: int
+    embedding_size: int
+    precision: str
+    taxonomy_version: str
+    preprocessing: Preprocessing
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    training: Mapping[str, Any]
+    """Recipe, versions and last metrics of the run."""
+    parity: Mapping[str, Any]
+    """How far the exports' answers were from the trained model's, on which photos."""
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Photos with the exported model's own answers, to prove that a server answers like it."""
+
+    photos_nhwc: npt.NDArray[np.uint8]
+    """(G, S, S, 3)."""
+    category_logits: npt.NDArray[np.float32]
+    """(G, C)."""
+    brand_logits: npt.NDArray[np.float32]
+    """(G, B)."""
+
+    def save(self, path: Path) -> None:
+        safetensors.numpy.save_file(
+            {
+                "photos": self.photos_nhwc,
+                "category_logits": self.category_logits,
+                "brand_logits": self.brand_logits,
+            },
+            path,
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> "Golden":
+        tensors = safetensors.numpy.load_file(path)
+        return cls(tensors["photos"], tensors["category_logits"], tensors["brand_logits"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """A bundle that was checked file by file."""
+
+    folder: Path
+    info: BundleInfo
+    taxonomy: Taxonomy
+    calibration: Calibration
+    sha256: Mapping[str, str]
+
+    @property
+    def onnx_path(self) -> Path:
+        return self.folder / "model.onnx"
+
+    @property
+    def torchscript_path(self) -> Path:
+        return self.folder / "model.torchscript.pt"
+
+    @functools.cached_property
+    def golden(self) -> Golden:
+        return Golden.load(self.folder / "golden.safetensors")
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def seal_bundle(folder: Path, info: BundleInfo) -> None:
+    """Write `manifest.json`, the hashes of all other files in it.
+
+    Raises:
+        BundleError: a file of `FILES` is missing.
+    """
+    missing = [name for name in FILES if not (folder / name).is_file()]
+    if missing:
+        raise BundleError(f"bundle {folder} cannot be sealed; missing: {', '.join(missing)}")
+    manifest = {
+        "schema_version": SCHEMA_VERSION,
+        **asdict(info),
+        "sha256": {name: sha256_of(folder / name) for name in FILES},
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+
+
+def load_bundle(folder: Path | str) -> Bundle:
+    """Read and check a bundle.
+
+    A calibration made for other weights or another preprocessing is loaded void: its fields are only suggested.
+
+    Raises:
+        BundleError: no bundle, another schema version, a missing or altered file (by name), or contradictions.
+    """
+    folder = Path(folder)
+    path = folder / "manifest.json"
+    if not path.is_file():
+        raise BundleError(f"{folder} is not a model bundle (no manifest.json); `listing-vision export` makes one")
+    try:
+        raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BundleError(f"{path} is not JSON: {error}") from error
+    schema_version = raw.pop("schema_version", None)
+    if schema_version != SCHEMA_VERSION:
+        raise BundleError(
+            f"{path}: schema_version {schema_version!r} is not {SCHEMA_VERSION}, the one this version reads"
+        )
+    hashes: dict[str, str] = raw.pop("sha256", {})
+    for name in FILES:
+        if name not in hashes:
+            raise BundleError(f"{path} has no sha256 of {name}")
+        if not (folder / name).is_file():
+            raise BundleError(f"bundle {folder}: {name} is missing; copy the bundle again")
+        if sha256_of(folder / name) != hashes[name]:
+            raise BundleError(
+                f"bundle {folder}: {name} was altered (its sha256 is not the recorded one); copy it again"
+            )
+    try:
+        info = _info(raw)
+        taxonomy = Taxonomy.load(folder / "taxonomy.json")
+    except (TypeError, ValueError, KeyError, TaxonomyError) as error:
+        raise BundleError(f"bundle {folder}: {error}") from error
+    if (info.num_categories, info.num_brands) != (len(taxonomy.leaf_ids), len(taxonomy.brand_labels)):
+        raise BundleError(
+            f"bundle {folder}: the model has {info.num_categories} categories and {info.num_brands} brand labels, "
+            f"its taxonomy {len(taxonomy.leaf_ids)} and {len(taxonomy.brand_labels)}"
+        )
+    calibration = Calibration.from_json((folder / "calibration.json").read_text(encoding="utf-8"))
+    for name, actual in certified_facts(info, hashes["weights.safetensors"]).items():
+        if calibration.certifies.get(name) != actual:
+            calibration = calibration.void(f"certificate void: {name} changed since calibration")
+            break
+    return Bundle(folder=folder, info=info, taxonomy=taxonomy, calibration=calibration, sha256=hashes)
+
+
+def certified_facts(info: BundleInfo, weights_sha256: str) -> dict[str, str]:
+    """What a promise of precision is tied to; when any of it changes the promise is void."""
+    return {
+        "weights_sha256": weights_sha256,
+        "preprocessing": info.preprocessing.fingerprint(),
+        "precision": info.precision,
+    }
+
+
+def _info(raw: dict[str, Any]) -> BundleInfo:
+    return BundleInfo(
+        **{
+            **raw,
+            "preprocessing": Preprocessing(**raw["preprocessing"]),
+            "mean": tuple(raw["mean"]),
+            "std": tuple(raw["std"]),
+            "inputs": tuple(raw["inputs"]),
+            "outputs": tuple(raw["outputs"]),
+        }
+    )

@@ -1,0 +1,54 @@
+"""What every command line of the project does the same: logging, and one clear line for a failure."""
+
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import typer
+
+from vision.errors import ListingVisionError
+
+__all__ = ["new_app", "run_app", "run_command"]
+
+
+def new_app(help: str) -> typer.Typer:
+    return typer.Typer(help=help, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+def run_command(command: Callable[..., Any]) -> None:
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(command)
+    run_app(app)
+
+
+def run_app(app: typer.Typer) -> None:
+    """Run the command line; exits 0 when all went well, 1 on a failure, 2 on a usage error.
+
+    A failure is one message on stderr; `--debug` anywhere on the line adds the traceback.
+    """
+    debug = "--debug" in sys.argv
+    if debug:
+        sys.argv.remove("--debug")
+    logging.basicConfig(
+        level=logging.DEBUG if debug else os.environ.get("LISTING_VISION_LOG", "INFO"),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    for noisy in ("PIL", "asyncio", "grpc", "onnxscript", "onnx_ir", "torch.onnx", "httpx", "fsspec"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        app()
+    except (ListingVisionError, OSError) as error:
+        _fail(str(error), debug)
+    except Exception as error:
+        _fail(f"unexpected {type(error).__name__}: {error} (--debug shows where)", debug)
+
+
+def _fail(message: str, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    print(f"listing-vision: {message}", file=sys.stderr)
+    raise SystemExit(1)

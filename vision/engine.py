@@ -1,0 +1,79 @@
+"""Running an exported model: the small interface, and ONNX Runtime in this process."""
+
+import os
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from vision.bundle import Bundle
+from vision.errors import EngineBroken, EngineUnavailable
+
+__all__ = ["OUTPUT_NAMES", "Engine", "Logits", "OnnxEngine", "check_golden"]
+
+INPUT_NAME = "photos"
+OUTPUT_NAMES = ("category_logits", "brand_logits", "embedding")
+
+GOLDEN_TOLERANCE = 0.05
+"""Largest difference of a logit from the exported model's own that other hardware and kernels may show."""
+
+
+class Logits(NamedTuple):
+    """float32 arrays of P photos."""
+
+    category: npt.NDArray[np.float32]
+    """(P, C)."""
+    brand: npt.NDArray[np.float32]
+    """(P, B); column 0 is 'no brand'."""
+    embedding: npt.NDArray[np.float32]
+    """(P, D)."""
+
+
+class Engine(Protocol):
+    def infer(self, photos_nhwc: npt.NDArray[np.uint8]) -> Logits:
+        """Logits of (P, S, S, 3) uint8 photos, S being the bundle's input_px."""
+        ...
+
+
+class OnnxEngine:
+    """ONNX Runtime in this process, on CUDA where this build of it and the machine have one."""
+
+    def __init__(self, bundle: Bundle, *, num_threads: int | None = None) -> None:
+        try:
+            import onnxruntime
+        except ModuleNotFoundError:
+            raise EngineUnavailable(
+                "onnxruntime is not installed; install the 'local' extra, or give the address of a server"
+            ) from None
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = num_threads or len(os.sched_getaffinity(0))
+        # A pool of spinning threads steals the cores from photo decoding.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        available = onnxruntime.get_available_providers()
+        providers = [p for p in ("CUDAExecutionProvider", "CPUExecutionProvider") if p in available]
+        self._session = onnxruntime.InferenceSession(str(bundle.onnx_path), options, providers=providers)
+
+    def infer(self, photos_nhwc: npt.NDArray[np.uint8]) -> Logits:
+        return Logits(*self._session.run(list(OUTPUT_NAMES), {INPUT_NAME: photos_nhwc}))
+
+
+def check_golden(bundle: Bundle, answered: Logits) -> None:
+    """Compare answers for the bundle's golden photos with those stored at export.
+
+    READY is not proof: a Triton with the wrong NumPy beside it says READY and answers zeros.
+
+    Raises:
+        EngineBroken: an answer is off by more than `GOLDEN_TOLERANCE` or has another shape.
+    """
+    for name, got, wanted in (
+        ("category_logits", answered.category, bundle.golden.category_logits),
+        ("brand_logits", answered.brand, bundle.golden.brand_logits),
+    ):
+        if got.shape != wanted.shape:
+            raise EngineBroken(f"golden photos: {name} has shape {got.shape}, not {wanted.shape}")
+        difference = float(np.abs(got - wanted).max())
+        if not difference <= GOLDEN_TOLERANCE:
+            raise EngineBroken(
+                f"golden photos: {name} differs by {difference:.3g} from the exported model, "
+                f"more than {GOLDEN_TOLERANCE}"
+            )

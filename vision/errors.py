@@ -1,0 +1,140 @@
+"""Every error of the project that a user or an operator can act on.
+
+ListingVisionError
+├── TaxonomyError                 a taxonomy file that contradicts itself
+├── ManifestError                 rows of a listing manifest that cannot be used
+├── RecipeError                   a training recipe with a wrong value
+├── RunError                      a training run that cannot start, go on or be read
+│   └── LossNotFinite             a step whose loss is NaN or infinite
+├── BundleError                   a model bundle that is incomplete or altered
+├── ExportMismatch                an export that does not answer like the trained model
+├── EngineError
+│   ├── EngineUnavailable         the model cannot be reached now; try again later
+│   └── EngineBroken              the model answers, but wrongly
+├── TritonNotInstalled            no Triton binary on this machine
+└── PhotoError                    one photo that cannot be used; carries a stable `reason`
+    ├── PhotoEmpty                PHOTO_EMPTY
+    ├── PhotoTooManyBytes         PHOTO_TOO_MANY_BYTES
+    ├── PhotoTooManyPixels        PHOTO_TOO_MANY_PIXELS
+    ├── PhotoTooSmall             PHOTO_TOO_SMALL
+    ├── PhotoNotAnImage           PHOTO_NOT_AN_IMAGE
+    ├── PhotoTruncated            PHOTO_TRUNCATED
+    └── PhotoUnreadable           PHOTO_UNREADABLE
+"""
+
+from collections.abc import Sequence
+
+__all__ = [
+    "BundleError",
+    "EngineBroken",
+    "EngineError",
+    "EngineUnavailable",
+    "ExportMismatch",
+    "ListingVisionError",
+    "LossNotFinite",
+    "ManifestError",
+    "PhotoEmpty",
+    "PhotoError",
+    "PhotoNotAnImage",
+    "PhotoTooManyBytes",
+    "PhotoTooManyPixels",
+    "PhotoTooSmall",
+    "PhotoTruncated",
+    "PhotoUnreadable",
+    "RecipeError",
+    "RunError",
+    "TaxonomyError",
+    "TritonNotInstalled",
+]
+
+
+class ListingVisionError(Exception):
+    """The root: its message says what happened, with which value, and what to do."""
+
+
+class TaxonomyError(ListingVisionError):
+    pass
+
+
+class ManifestError(ListingVisionError):
+    """Carries every problem found, not only the first one, in `problems`."""
+
+    _SHOWN = 20
+
+    def __init__(self, headline: str, problems: Sequence[str] = ()) -> None:
+        self.problems = tuple(problems)
+        shown = [f"  {problem}" for problem in self.problems[: self._SHOWN]]
+        hidden = len(self.problems) - len(shown)
+        if hidden > 0:
+            shown.append(f"  … and {hidden} more")
+        super().__init__("\n".join([headline, *shown]))
+
+
+class RecipeError(ListingVisionError):
+    pass
+
+
+class RunError(ListingVisionError):
+    pass
+
+
+class LossNotFinite(RunError):
+    pass
+
+
+class BundleError(ListingVisionError):
+    pass
+
+
+class ExportMismatch(ListingVisionError):
+    pass
+
+
+class EngineError(ListingVisionError):
+    pass
+
+
+class EngineUnavailable(EngineError):
+    pass
+
+
+class EngineBroken(EngineError):
+    pass
+
+
+class TritonNotInstalled(ListingVisionError):
+    pass
+
+
+class PhotoError(ListingVisionError):
+    """One photo that cannot be used. `reason` is part of the public contract and never changes."""
+
+    reason: str = "PHOTO_UNREADABLE"
+
+
+class PhotoEmpty(PhotoError):
+    reason = "PHOTO_EMPTY"
+
+
+class PhotoTooManyBytes(PhotoError):
+    reason = "PHOTO_TOO_MANY_BYTES"
+
+
+class PhotoTooManyPixels(PhotoError):
+    reason = "PHOTO_TOO_MANY_PIXELS"
+
+
+class PhotoTooSmall(PhotoError):
+    reason = "PHOTO_TOO_SMALL"
+
+
+class PhotoNotAnImage(PhotoError):
+    reason = "PHOTO_NOT_AN_IMAGE"
+
+
+class PhotoTruncated(PhotoError):
+    reason = "PHOTO_TRUNCATED"
+
+
+class PhotoUnreadable(PhotoError):
+    reason = "PHOTO_UNREADABLE"

@@ -1,0 +1,210 @@
+"""The versioned tree of categories and the list of brands that predictions refer to."""
+
+import difflib
+import functools
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vision.errors import TaxonomyError
+
+__all__ = ["SCHEMA_VERSION", "Brand", "Category", "Taxonomy"]
+
+SCHEMA_VERSION = 1
+PATH_SEPARATOR = " > "
+
+
+@dataclass(frozen=True, kw_only=True)
+class Category:
+    id: str
+    """Stable; survives renaming and moving in the tree."""
+    names: Mapping[str, str]
+    """Language tag to name; `en` is required."""
+    parent_id: str | None = None
+    """None for a root of the forest."""
+
+    @property
+    def name(self) -> str:
+        return self.names["en"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Brand:
+    id: str
+    names: Mapping[str, str]
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.names["en"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taxonomy:
+    """A forest of categories and a list of brands.
+
+    Label order is part of the contract of a trained model: category logit `i` belongs to
+    `leaf_ids[i]`; brand logit 0 belongs to "has no brand" and `i` to `brands[i - 1]`.
+    """
+
+    version: str
+    categories: tuple[Category, ...]
+    brands: tuple[Brand, ...]
+    no_brand: str = "no brand"
+    """The literal that a manifest writes for a product that has no brand."""
+
+    def __post_init__(self) -> None:
+        for kind, ids in (
+            ("category", [category.id for category in self.categories]),
+            ("brand", [brand.id for brand in self.brands]),
+        ):
+            doubled = sorted(id_ for id_, count in Counter(ids).items() if count > 1)
+            if doubled:
+                raise TaxonomyError(f"taxonomy {self.version!r}: {kind} ids stand twice: {doubled}")
+        by_id = self.by_id
+        for category in self.categories:
+            if "en" not in category.names:
+                raise TaxonomyError(f"category {category.id!r} has no English name; add names.en")
+            if category.parent_id is not None and category.parent_id not in by_id:
+                raise TaxonomyError(
+                    f"category {category.id!r}: parent {category.parent_id!r} is not in the "
+                    f"taxonomy; nearest known id: {_nearest(category.parent_id, by_id)}"
+                )
+        for category in self.categories:
+            self.ancestry(category.id)
+        if not self.leaf_ids:
+            raise TaxonomyError(f"taxonomy {self.version!r} has no categories")
+
+    @functools.cached_property
+    def by_id(self) -> dict[str, Category]:
+        return {category.id: category for category in self.categories}
+
+    @functools.cached_property
+    def leaf_ids(self) -> tuple[str, ...]:
+        """Ids of the categories without children, in file order: the order of category logits."""
+        parents = {category.parent_id for category in self.categories}
+        return tuple(category.id for category in self.categories if category.id not in parents)
+
+    @functools.cached_property
+    def brand_labels(self) -> tuple[str, ...]:
+        """Brand names in the order of brand logits, the no-brand literal first."""
+        return (self.no_brand, *(brand.name for brand in self.brands))
+
+    @functools.cached_property
+    def node_index(self) -> dict[str, int]:
+        return {category.id: i for i, category in enumerate(self.categories)}
+
+    @functools.cached_property
+    def leaves_below(self) -> npt.NDArray[np.bool_]:
+        """(num_categories, num_leaves) bool: whether the leaf is the category or stands below it."""
+        below = np.zeros((len(self.categories), len(self.leaf_ids)), dtype=bool)
+        for column, leaf_id in enumerate(self.leaf_ids):
+            for ancestor in self.ancestry(leaf_id):
+                below[self.node_index[ancestor.id], column] = True
+        return below
+
+    @functools.cached_property
+    def max_depth(self) -> int:
+        return max(len(self.ancestry(leaf_id)) for leaf_id in self.leaf_ids)
+
+    @functools.cached_property
+    def _ids_by_path(self) -> dict[str, str]:
+        return {self.path_name(category.id).casefold(): category.id for category in self.categories}
+
+    @functools.cached_property
+    def _brand_index_by_name(self) -> dict[str, int]:
+        index = {self.no_brand.casefold(): 0}
+        for i, brand in enumerate(self.brands, start=1):
+            for name in (brand.id, *brand.names.values(), *brand.aliases):
+                known = index.setdefault(name.casefold(), i)
+                if known != i:
+                    raise TaxonomyError(
+                        f"brand name {name!r} stands for both {self.brand_labels[known]!r} and "
+                        f"{brand.name!r}; remove one"
+                    )
+        return index
+
+    def ancestry(self, category_id: str) -> tuple[Category, ...]:
+        """The category's path from its root down to itself."""
+        path: list[Category] = []
+        at: str | None = category_id
+        while at is not None:
+            if any(category.id == at for category in path):
+                raise TaxonomyError(f"category {at!r} is its own ancestor; break the cycle")
+            path.append(self.by_id[at])
+            at = path[-1].parent_id
+        return tuple(reversed(path))
+
+    def path_name(self, category_id: str, language: str = "en") -> str:
+        """A path for people, such as `Fruit > Apple > Granny Smith`."""
+        names = (c.names.get(language, c.name) for c in self.ancestry(category_id))
+        return PATH_SEPARATOR.join(names)
+
+    def find_category(self, text: str) -> str:
+        """The id of a category given by id or by path.
+
+        Raises:
+            KeyError: unknown; its message names the nearest known category.
+        """
+        if text in self.by_id:
+            return text
+        key = PATH_SEPARATOR.join(part.strip() for part in text.split(">")).casefold()
+        if key in self._ids_by_path:
+            return self._ids_by_path[key]
+        known = {self.path_name(c.id): c.id for c in self.categories} | {i: i for i in self.by_id}
+        raise KeyError(f"unknown category {text!r}; nearest known: {_nearest(text, known)}")
+
+    def find_brand(self, text: str) -> int:
+        """The brand logit index of a brand given by id, name or alias; 0 for the no-brand literal.
+
+        Raises:
+            KeyError: unknown; its message names the nearest known brand.
+        """
+        try:
+            return self._brand_index_by_name[text.strip().casefold()]
+        except KeyError:
+            nearest = _nearest(text, dict.fromkeys(self.brand_labels))
+            raise KeyError(f"unknown brand {text!r}; nearest known: {nearest}") from None
+
+    def to_json(self) -> str:
+        return json.dumps({"schema_version": SCHEMA_VERSION, **asdict(self)}, indent=1, ensure_ascii=False)
+
+    def save(self, path: Path) -> None:
+        path.write_text(self.to_json() + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_json(cls, text: str, *, source: str = "taxonomy") -> "Taxonomy":
+        """Read what `to_json` wrote.
+
+        Raises:
+            TaxonomyError: not JSON, another schema version, a missing or contradictory value.
+        """
+        try:
+            raw: dict[str, Any] = json.loads(text)
+            schema_version = raw.pop("schema_version", None)
+            if schema_version != SCHEMA_VERSION:
+                raise TaxonomyError(
+                    f"{source}: schema_version {schema_version!r} is not {SCHEMA_VERSION}, the one this version reads"
+                )
+            categories = tuple(Category(**category) for category in raw.pop("categories"))
+            brands = tuple(Brand(**{**brand, "aliases": tuple(brand["aliases"])}) for brand in raw.pop("brands"))
+            return cls(categories=categories, brands=brands, **raw)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise TaxonomyError(f"{source} is not a taxonomy: {error}") from error
+
+    @classmethod
+    def load(cls, path: Path) -> "Taxonomy":
+        if not path.is_file():
+            raise TaxonomyError(f"no taxonomy at {path}; `listing-vision data import` writes one")
+        return cls.from_json(path.read_text(encoding="utf-8"), source=str(path))
+
+
+def _nearest(text: str, known: Mapping[str, Any]) -> str:
+    matches = difflib.get_close_matches(text, list(known), n=1, cutoff=0.0)
+    return repr(matches[0]) if matches else "none"
