@@ -36,7 +36,8 @@ ALPHA_CATEGORY = 0.05
 ALPHA_BRAND = 0.02
 DELTA = 0.05
 
-_LARGEST_COVERAGE_OF_FIRST_TEST = 0.3
+_LEAST_FIRST_COVERAGE = 0.3
+"""Of the strictest threshold tried: starting stricter stops at once, for want of listings."""
 
 
 def calibrate(predictions: Predictions, taxonomy: Taxonomy, *, certifies: Mapping[str, str]) -> Calibration:
@@ -127,7 +128,7 @@ def certify(
             f"for {1 - alpha:.0%} precision"
         )
     else:
-        why = f"the surest {_LARGEST_COVERAGE_OF_FIRST_TEST:.0%} of {len(scores)} listings hold too many errors"
+        why = f"already the surest {_first_coverage(len(scores), needed):.0%} of {len(scores)} listings hold too many errors"
     return Field(
         name=name,
         alpha=alpha,
@@ -140,12 +141,15 @@ def certify(
     )
 
 
+def _first_coverage(num_listings: int, needed: int) -> float:
+    return min(1.0, max(_LEAST_FIRST_COVERAGE, 1.1 * needed / num_listings))
+
+
 def _grid(tune_scores: npt.NDArray[np.floating], num_listings: int, needed: int) -> Sequence[float]:
     """Quantiles of the tune scores, strictest first; the first covers enough listings for a test that can pass."""
     if tune_scores.size == 0 or num_listings == 0:
         return ()
-    first = min(1.0, max(_LARGEST_COVERAGE_OF_FIRST_TEST, 1.1 * needed / num_listings))
-    coverages = np.linspace(first, 1.0, 12 if num_listings < 2000 else 40)
+    coverages = np.linspace(_first_coverage(num_listings, needed), 1.0, 12 if num_listings < 2000 else 40)
     return sorted({float(q) for q in np.quantile(tune_scores, 1 - coverages)}, reverse=True)
 
 

@@ -1,3 +1,4 @@
+import contextlib
 import io
 import zlib
 
@@ -160,11 +161,8 @@ def test_damaged_bytes_give_a_photo_or_a_photo_error_and_nothing_else(format, da
     damaged = bytearray(encoded(scene(), format))
     for _ in range(data.draw(st.integers(1, 12))):
         damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
-    try:
+    with contextlib.suppress(PhotoError):
         photo = prepare_photo(bytes(damaged[: data.draw(st.integers(0, len(damaged)))]), PREPROCESSING)
-    except PhotoError as error:
-        assert str(error)
-    else:
         assert photo.shape == (64, 64, 3)
 
 

@@ -3,7 +3,9 @@ import torch
 
 from vision.model import ListingClassifier, ModelSpec
 
-SPEC = ModelSpec(backbone="tf_efficientnet_lite0", num_categories=5, num_brands=3, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
+SPEC = ModelSpec(
+    backbone="tf_efficientnet_lite0", num_categories=5, num_brands=3, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4)
+)
 
 
 def test_normalisation_is_inside_and_outputs_have_their_shapes():

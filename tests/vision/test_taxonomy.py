@@ -15,7 +15,9 @@ def taxonomies(draw) -> Taxonomy:
     count = draw(st.integers(1, 25))
     parents = [None] + [draw(st.one_of(st.none(), st.integers(0, i - 1))) for i in range(1, count)]
     categories = tuple(
-        Category(id=f"c{i}", names={"en": draw(st.text(min_size=1, max_size=8))}, parent_id=None if p is None else f"c{p}")
+        Category(
+            id=f"c{i}", names={"en": draw(st.text(min_size=1, max_size=8))}, parent_id=None if p is None else f"c{p}"
+        )
         for i, p in enumerate(parents)
     )
     brands = tuple(Brand(id=f"b{i}", names={"en": f"Brand {i}"}) for i in range(draw(st.integers(0, 5))))

@@ -1,0 +1,66 @@
+# make demo | make test | make serve; `make help` lists the rest.
+PYTHON ?= python3
+BIN := .venv/bin
+BUNDLE ?= demo/bundle
+DATA ?=
+INSTALLED := .venv/.installed
+
+.PHONY: help setup demo serve test check lint format types contracts protocol docker-lint version pytest clean
+
+help:  ## this list
+	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z%-]+):[^#]*## */  make \1\t/' | expand -t 22
+
+setup: $(INSTALLED)  ## install into .venv, nothing elsewhere: packages from constraints.txt, and a Triton server
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Python 3.11 or newer is needed; give one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@$(PYTHON) -m venv .venv \
+	  || { echo "Python's venv is missing; on Debian and Ubuntu: sudo apt-get install python3-venv"; exit 1; }
+	@echo "Installing into .venv (6 GB with PyTorch; minutes) …"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[gateway,local,train,dev]'
+	@$(BIN)/listing-vision triton install \
+	  || echo "No Triton here: the gateway will answer from ONNX Runtime in its own process."
+	@touch $@
+
+demo: setup  ## the whole path once: photos, fine-tune, evaluate, export, Triton, gRPC (DATA=folder for real photos)
+	@$(BIN)/listing-vision demo $(if $(DATA),--data "$(DATA)")
+
+serve: setup  ## serve BUNDLE (default: the demo's) on 127.0.0.1:50051 until Ctrl-C
+	@$(BIN)/listing-vision serve $(BUNDLE)
+
+test: setup check pytest  ## everything that CI checks
+
+check: lint types contracts protocol docker-lint version  ## all but the tests
+
+lint:
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . && echo "lint: ok"
+
+format:  ## let ruff put the code in order
+	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+types:
+	@$(BIN)/mypy
+
+contracts:
+	@$(BIN)/lint-imports --no-cache > .contracts.log || { cat .contracts.log; exit 1; }
+	@tail -n 2 .contracts.log | head -n 1; rm -f .contracts.log
+
+protocol:
+	@cd protos && ../$(BIN)/buf lint && echo "buf lint: ok"
+	@$(BIN)/python scripts/generate_protocol.py --check && echo "generated protocol: current"
+
+docker-lint:
+	@$(BIN)/hadolint Dockerfile.gpu && echo "Dockerfile.gpu: ok"
+
+version:
+	@$(BIN)/python scripts/check_version.py
+
+pytest:
+	@$(BIN)/python -m pytest
+
+bench-%: setup  ## run benchmarks/NAME.py and write benchmarks/results/NAME.json
+	@$(BIN)/python -m benchmarks.$*
+
+clean:  ## remove what was installed and made
+	rm -rf .venv build demo .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,78 @@
+"""What every benchmark does the same: name its machine, find its data, write its result."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+__all__ = ["BUILD", "cli", "grocery_source", "write_result"]
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+BUILD = ROOT / "build" / "benchmarks"
+"""Where benchmarks keep what they make; not committed."""
+
+
+def grocery_source() -> Path:
+    """The Grocery Store data set: `LISTING_VISION_DATA`/grocery-store, else ../shared/data/grocery-store."""
+    data = Path(os.environ.get("LISTING_VISION_DATA") or ROOT.parent / "shared" / "data")
+    source = data / "grocery-store"
+    if not (source / "dataset" / "classes.csv").is_file():
+        raise SystemExit(
+            f"the Grocery Store data set is not at {source}; set LISTING_VISION_DATA to the folder above it"
+        )
+    return source
+
+
+def cli(*words: object) -> None:
+    """Run a verb of the console script; its output is shown, a failure ends the benchmark."""
+    subprocess.run([sys.executable, "-m", "listing_vision", *map(str, words)], check=True, cwd=ROOT)
+
+
+def write_result(name: str, metrics: dict[str, float], details: dict[str, Any]) -> None:
+    """Print the metrics and write `benchmarks/results/NAME.json`."""
+    for key, value in metrics.items():
+        print(f"{key:<28} {value:.4g}")
+    result = {
+        "name": name,
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "machine": _machine(),
+        "commit": _commit(),
+        "metrics": metrics,
+        "details": details,
+    }
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"written: {path.relative_to(ROOT)}; machine: {result['machine']}")
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "cores": len(os.sched_getaffinity(0)),
+        "cpu": _cpu_model(),
+        "gpu": _gpu(),
+        "python": platform.python_version(),
+    }
+
+
+def _cpu_model() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
+def _gpu() -> str | None:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+
+
+def _commit() -> str:
+    done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=ROOT)
+    return done.stdout.strip() or "unknown"

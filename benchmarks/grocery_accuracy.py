@@ -1,0 +1,78 @@
+"""Accuracy of the `grocery` recipe on the Grocery Store test split, and the time that training took.
+
+    python -m benchmarks.grocery_accuracy [--seeds 0 1 …]
+
+Trains (or goes on with, or finds finished) one run a seed in build/benchmarks/grocery_accuracy, exports it, and judges
+the export once on the test split. All choices were made on train and val.
+"""
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import BUILD, cli, grocery_source, write_result
+from training.run import Run
+
+HERE = BUILD / "grocery_accuracy"
+
+
+def one_seed(seed: int, manifest: Path) -> dict[str, Any]:
+    """Figures of one trained, exported and judged model."""
+    run, bundle = HERE / f"seed{seed}", HERE / f"seed{seed}-bundle"
+    cli("train", manifest, "--recipe", "grocery", "--run", run, "--seed", seed)
+    if not bundle.exists():
+        cli("export", run, "--output", bundle, "--name", "grocery")
+    figures = {}
+    for name, options in (("alone", ()), ("three", ("--photos-per-listing", 3))):
+        path = HERE / f"seed{seed}-{name}.json"
+        cli("evaluate", bundle, manifest, "--split", "test", "--output", path, *options)
+        figures[name] = json.loads(path.read_text())
+    alone = figures["alone"]["photo"]
+    records = Run(run).metrics()
+    return {
+        "seed": seed,
+        "fine_top1": alone["leaf"]["top1"],
+        "fine_top5": alone["leaf"]["top5"],
+        "fine_macro": alone["leaf"]["macro"],
+        "fine_top1_interval": alone["leaf"]["top1_interval"],
+        "coarse_top1": alone["depth_2"]["top1"],
+        "brand_top1_branded": alone["brand"]["top1_branded"],
+        "brand_top1_unbranded": alone["brand"]["top1_unbranded"],
+        "listing3_fine_top1": figures["three"]["listing"]["leaf"]["top1"],
+        "val_fine_top1": records[-1]["val_leaf_top1"],
+        "train_minutes": sum(record["seconds"] for record in records) / 60,
+        "epochs": records,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    seeds: list[int] = parser.parse_args().seeds
+    cli("data", "import", "grocery-store", grocery_source(), "--output", HERE / "data")
+    by_seed = [one_seed(seed, HERE / "data" / "manifest.parquet") for seed in seeds]
+    means = {
+        key: statistics.mean(figures[key] for figures in by_seed)
+        for key in (
+            "fine_top1",
+            "fine_top5",
+            "fine_macro",
+            "coarse_top1",
+            "brand_top1_branded",
+            "brand_top1_unbranded",
+            "listing3_fine_top1",
+            "train_minutes",
+        )
+    }
+    details = {
+        "split": "test, judged once; recipe and weights chosen on train and val; temperatures and thresholds on val",
+        "listing3": "three test photos of one class drawn at random, fused",
+        "by_seed": by_seed,
+    }
+    write_result("grocery_accuracy", {**means, "seeds": len(seeds)}, details)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""The command line as a user meets it: examples, exit codes, one clear line for a failure."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import typer.main
+
+from listing_vision.cli import app
+from tests.conftest import ROOT
+from tests.helpers import encoded, scene
+
+
+def run(*words: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "listing_vision", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=280)
+
+
+def commands():
+    def walk(command, path):
+        if hasattr(command, "commands"):
+            for name, child in command.commands.items():
+                yield from walk(child, (*path, name))
+        else:
+            yield path, command
+
+    return list(walk(typer.main.get_command(app), ()))
+
+
+@pytest.mark.parametrize(
+    ("path", "command"), commands(), ids=lambda value: " ".join(value) if isinstance(value, tuple) else ""
+)
+def test_every_verb_shows_an_example(path, command):
+    assert f"Example: listing-vision {' '.join(path)}" in command.help
+
+
+def test_the_verbs_of_the_work_are_all_there():
+    names = {path[0] for path, _ in commands()}
+    assert names == {"data", "train", "evaluate", "export", "serve", "classify", "demo", "triton", "version"}
+
+
+def test_no_torch_is_needed_to_serve_or_to_see_the_help():
+    code = (
+        "import sys, listing_vision.cli, serving.server, serving.client, serving.classify; "
+        "assert not {'torch', 'timm', 'torchvision'} & set(sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_usage_errors_exit_2():
+    assert run("train").returncode == 2
+    assert run("nonsense").returncode == 2
+    assert run("classify", "x.jpg").returncode == 2
+    assert run("triton", "repository", "b", "o", "--backend", "paddle").returncode == 2
+
+
+def test_failures_exit_1_with_one_line_and_no_traceback(tmp_path):
+    done = run("serve", tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        f"listing-vision: {tmp_path} is not a model bundle (no manifest.json); `listing-vision export` makes one"
+    ]
+    assert "Traceback" in run("serve", tmp_path, "--debug").stderr
+
+
+def test_import_check_evaluate_and_classify(tmp_path, bundle, drawn):
+    for split in ("train", "val", "test"):
+        photo = tmp_path / "photos" / split / "Cups" / f"{split}.jpg"
+        photo.parent.mkdir(parents=True)
+        photo.write_bytes(encoded(scene(200 + len(split) * 40, 160)))
+    done = run("data", "import", "folder", tmp_path / "photos", "--output", tmp_path / "data")
+    assert done.returncode == 0, done.stderr
+    assert "3 photos" in done.stdout
+
+    (tmp_path / "photos" / "val" / "Cups" / "val.jpg").write_bytes(b"")
+    done = run("data", "check", tmp_path / "data" / "manifest.parquet")
+    assert done.returncode == 1
+    assert "PHOTO_EMPTY" in done.stdout
+
+    metrics = tmp_path / "metrics.json"
+    done = run("evaluate", bundle.folder, drawn / "manifest.parquet", "--output", metrics, "--photos-per-listing", 3)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(metrics.read_text())
+    assert figures["split"] == "test"
+    assert figures["photo"]["num"] > figures["listing"]["num"]
+    assert "per listing" in done.stdout
+
+    done = run("classify", drawn / "photos" / "test-00000-0.jpg", "--bundle", bundle.folder, "--json")
+    assert json.loads(done.stdout)["model"]["version"] == bundle.info.model_version
+
+
+def test_a_run_is_judged_like_its_bundle(tmp_path, bundle, trained_run, drawn):
+    figures = {}
+    for name, model in (("run", trained_run.folder), ("bundle", bundle.folder)):
+        done = run("evaluate", model, drawn / "manifest.parquet", "--output", tmp_path / f"{name}.json")
+        assert done.returncode == 0, done.stderr
+        figures[name] = json.loads((tmp_path / f"{name}.json").read_text())
+    assert figures["run"]["photo"]["leaf"]["top1"] == figures["bundle"]["photo"]["leaf"]["top1"]

@@ -1,0 +1,148 @@
+"""Train, export, Triton, gateway, client: real processes, real channels, real kills."""
+
+import base64
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sysconfig
+import time
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from serving.classify import classify_with_bundle
+from serving.client import CallFailed, ListingVisionClient
+from tests.conftest import ROOT
+from vision.manifest import Manifest, photo_bytes
+
+BUF = Path(sysconfig.get_path("scripts")) / "buf"
+
+
+@pytest.fixture(scope="module")
+def listings(drawn):
+    """Listing id to the bytes of its photos."""
+    test = Manifest.load(str(drawn / "manifest.parquet")).where_split("test")
+    photos: dict[str, list[bytes]] = {}
+    for row, listing in enumerate(test.column("listing_id").to_pylist()):
+        photos.setdefault(listing, []).append(photo_bytes(test.photo_url(row)))
+    return photos
+
+
+def health(address: str, service: str = "") -> int:
+    with grpc.insecure_channel(address) as channel:
+        request = health_pb2.HealthCheckRequest(service=service)
+        return health_pb2_grpc.HealthStub(channel).Check(request, timeout=5).status
+
+
+def until(condition, what: str, tries: int = 300) -> None:
+    for _ in range(tries):
+        if condition():
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"not within {tries / 10:g} s: {what}")
+
+
+def test_listings_through_triton_are_answered_as_by_the_bundle_alone(served, bundle, listings):
+    with ListingVisionClient(served.address) as client:
+        for listing_id, photos in listings.items():
+            over_grpc = client.classify(photos, listing_id=listing_id)
+            alone = classify_with_bundle(bundle.folder, photos)
+            assert over_grpc.listing_id == listing_id
+            assert [s.category_id for s in over_grpc.category_path] == [s.category_id for s in alone.category_path]
+            assert [s.outcome for s in over_grpc.category_path] == [s.outcome for s in alone.category_path]
+            assert over_grpc.brand.brand_id == alone.brand.brand_id
+            for got, wanted in zip(over_grpc.category_path, alone.category_path, strict=True):
+                assert got.probability == pytest.approx(wanted.probability, abs=1e-4)
+
+
+def buf_curl(served, method: str, request: dict) -> subprocess.CompletedProcess:
+    """Calls with a client that is not Python and knows the service by reflection only."""
+    url = f"http://{served.address}/listing.vision.v1.ListingVisionService/{method}"
+    command = [BUF, "curl", "--protocol", "grpc", "--http2-prior-knowledge", "--data", "@-", url]
+    return subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, cwd=ROOT, timeout=60)
+
+
+def test_a_client_that_is_not_python_is_answered(served, bundle, listings):
+    listing_id, photos = next(iter(listings.items()))
+    content = [{"content": base64.b64encode(photo).decode()} for photo in photos]
+    done = buf_curl(served, "ClassifyListing", {"listingId": listing_id, "photos": content})
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    alone = classify_with_bundle(bundle.folder, photos)
+    assert [s["categoryId"] for s in answer["categoryPath"]] == [s.category_id for s in alone.category_path]
+    assert len(answer["photos"]) == len(photos)
+
+
+def test_it_reads_error_details_too(served):
+    done = buf_curl(served, "ClassifyListing", {"photos": []})
+    assert done.returncode != 0
+    assert "NO_PHOTOS" in done.stderr
+    assert "invalid_argument" in done.stderr
+
+
+def test_triton_away_is_unavailable_then_heals_without_a_restart_of_the_gateway(
+    bundle, start_serving, triton_installation, listings, tmp_path
+):
+    served = start_serving(bundle.folder, tmp_path / "serve.log")
+    photos = next(iter(listings.values()))
+    serving, not_serving = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+    service = "listing.vision.v1.ListingVisionService"
+    with ListingVisionClient(served.address) as client:
+        before = client.classify(photos)
+        assert health(served.address, service) == serving
+        os.kill(served.triton_pid(), signal.SIGKILL)
+        until(lambda: health(served.address, service) == not_serving, "health NOT_SERVING after Triton was killed")
+        until(lambda: health(served.address, service) == serving, "health SERVING again")
+        after = client.classify(photos)
+    assert after.category_path == before.category_path
+    assert served.stop() == 0
+
+
+def shared_memory() -> set[str]:
+    return {path.name for path in Path("/dev/shm").glob("listing_vision_*")}
+
+
+def test_sigterm_ends_everything_and_leaves_nothing(bundle, start_serving, triton_installation, listings, tmp_path):
+    regions = shared_memory()
+    served = start_serving(bundle.folder, tmp_path / "serve.log")
+    pid = served.triton_pid()
+    with ListingVisionClient(served.address) as client:
+        assert client.classify(next(iter(listings.values()))).category_path
+    assert served.stop() == 0
+    assert not Path(f"/proc/{pid}").exists()
+    assert shared_memory() == regions
+    assert "stopped" in served.log.splitlines()[-1]
+
+
+def test_an_external_triton_that_is_away_does_not_keep_the_gateway_from_starting(
+    bundle, start_serving, tmp_path, listings
+):
+    served = start_serving(bundle.folder, tmp_path / "serve.log", "--triton", "127.0.0.1:1")
+    assert health(served.address) == health_pb2.HealthCheckResponse.NOT_SERVING
+    with ListingVisionClient(served.address) as client, pytest.raises(CallFailed) as caught:
+        client.classify(next(iter(listings.values())))
+    assert (caught.value.code, caught.value.reason) == (grpc.StatusCode.UNAVAILABLE, "MODEL_UNAVAILABLE")
+    assert served.stop() == 0
+
+
+def test_a_machine_without_triton_answers_in_process_and_says_so(
+    bundle, start_serving, tmp_path, monkeypatch, listings
+):
+    monkeypatch.setenv("LISTING_VISION_TRITON_HOME", str(tmp_path / "nowhere"))
+    served = start_serving(bundle.folder, tmp_path / "serve.log")
+    with ListingVisionClient(served.address) as client:
+        assert client.classify(next(iter(listings.values()))).category_path
+    assert "answering from ONNX Runtime in this process instead of Triton" in served.log
+    assert "listing-vision triton install" in served.log
+    assert served.stop() == 0
+
+
+def test_an_altered_bundle_is_not_served(bundle, start_serving, tmp_path):
+    copied = shutil.copytree(bundle.folder, tmp_path / "bundle")
+    (copied / "taxonomy.json").write_text((copied / "taxonomy.json").read_text() + " ")
+    with pytest.raises(AssertionError, match=r"taxonomy\.json was altered"):
+        start_serving(copied, tmp_path / "serve.log")

@@ -1,0 +1,250 @@
+"""The gateway over a real channel, its engine in process; engines that misbehave stand in where nothing else can."""
+
+import asyncio
+import contextlib
+
+import grpc
+import numpy as np
+import pytest
+from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from serving import answers, gateway, server
+from serving.client import AsyncListingVisionClient, CallFailed
+from serving.protocol import listing_vision_pb2 as pb
+from serving.server import GatewayServer, ServeOptions
+from tests.helpers import encoded, scene
+from training.drawing import draw_photo
+from vision.errors import EngineBroken, EngineUnavailable
+
+PHOTO = encoded(scene(200, 150))
+
+
+@contextlib.asynccontextmanager
+async def running(bundle, **options):
+    gateway_server = GatewayServer(ServeOptions(bundle=bundle.folder, port=0, in_process=True, **options))
+    await gateway_server.start()
+    try:
+        async with AsyncListingVisionClient(f"127.0.0.1:{gateway_server.port}") as client:
+            yield gateway_server, client
+    finally:
+        await gateway_server.stop()
+
+
+def ask(bundle, photos, **options):
+    async def call():
+        async with running(bundle) as (_, client):
+            return await client.classify(photos, **options)
+
+    return asyncio.run(call())
+
+
+def test_a_listing_is_answered(bundle):
+    photos = [draw_photo(product, 1, np.random.default_rng(product)) for product in (0, 0, 6)]
+    response = ask(bundle, photos, listing_id="listing-7", num_alternatives=3)
+    assert response.listing_id == "listing-7"
+    ids = [step.category_id for step in response.category_path]
+    assert ids == [category.id for category in bundle.taxonomy.ancestry(ids[-1])]
+    probabilities = [step.probability for step in response.category_path]
+    assert probabilities == sorted(probabilities, reverse=True)
+    assert len(response.alternatives) == 3
+    assert response.alternatives[0].category_id == ids[-1]
+    assert all(result.HasField("recognition") for result in response.photos)
+    assert len(response.photos) == 3
+    assert response.brand.kind in (pb.BRAND_KIND_BRAND, pb.BRAND_KIND_NO_BRAND)
+    assert response.model.version == bundle.info.model_version
+    for step in response.category_path:
+        assert step.outcome in (pb.SUGGESTION_OUTCOME_FILL, pb.SUGGESTION_OUTCOME_SUGGEST)
+        assert bool(step.explanation) == (step.outcome == pb.SUGGESTION_OUTCOME_SUGGEST)
+
+
+def test_one_photo_is_answered_like_a_listing_of_that_photo(bundle):
+    one, three = ask(bundle, [PHOTO]), ask(bundle, [PHOTO] * 3)
+    assert [s.category_id for s in one.category_path] == [s.category_id for s in three.category_path]
+    np.testing.assert_allclose(one.category_path[0].probability, three.category_path[0].probability, rtol=1e-5)
+
+
+def test_a_bad_photo_is_reported_and_the_rest_answered(bundle):
+    response = ask(bundle, [b"", PHOTO, PHOTO[:-500], b"text"])
+    reasons = [result.error.reason for result in response.photos if result.HasField("error")]
+    assert reasons == [pb.PHOTO_ERROR_REASON_EMPTY, pb.PHOTO_ERROR_REASON_TRUNCATED, pb.PHOTO_ERROR_REASON_NOT_AN_IMAGE]
+    assert response.photos[1].HasField("recognition")
+    alone = ask(bundle, [PHOTO])
+    assert response.category_path == alone.category_path
+
+
+@pytest.mark.parametrize(
+    ("photos", "options", "reason", "violations"),
+    [
+        ([], {}, "NO_PHOTOS", {"photos": "give 1 to 20 photos"}),
+        ([PHOTO] * 21, {}, "TOO_MANY_PHOTOS", {"photos": "21 photos exceed the limit of 20"}),
+        (
+            [PHOTO],
+            {"listing_id": "x" * 201},
+            "LISTING_ID_TOO_LONG",
+            {"listing_id": "201 characters exceed the limit of 200"},
+        ),
+        (
+            [PHOTO],
+            {"num_alternatives": 21},
+            "ALTERNATIVE_COUNT_OUT_OF_RANGE",
+            {"alternative_count": "21 is outside 0..20"},
+        ),
+        (
+            [PHOTO],
+            {"num_alternatives": -1},
+            "ALTERNATIVE_COUNT_OUT_OF_RANGE",
+            {"alternative_count": "-1 is outside 0..20"},
+        ),
+    ],
+)
+def test_bad_requests_name_the_field(bundle, photos, options, reason, violations):
+    with pytest.raises(CallFailed) as caught:
+        ask(bundle, photos, **options)
+    assert caught.value.code == grpc.StatusCode.INVALID_ARGUMENT
+    assert (caught.value.reason, caught.value.violations) == (reason, violations)
+
+
+def test_twenty_photos_are_taken(bundle):
+    assert len(ask(bundle, [PHOTO] * 20).photos) == 20
+
+
+def test_no_usable_photo_names_each(bundle):
+    with pytest.raises(CallFailed) as caught:
+        ask(bundle, [b"", b"text"])
+    assert caught.value.code == grpc.StatusCode.INVALID_ARGUMENT
+    assert caught.value.reason == "NO_USABLE_PHOTO"
+    assert caught.value.violations.keys() == {"photos[0].content", "photos[1].content"}
+    assert caught.value.violations["photos[1].content"].startswith("PHOTO_NOT_AN_IMAGE: ")
+
+
+def test_a_message_over_the_limit_says_the_limit(bundle, monkeypatch):
+    monkeypatch.setattr(server, "MESSAGE_LIMIT_BYTES", 1 << 20)
+    with pytest.raises(CallFailed, match="64 MiB: send fewer or smaller photos") as caught:
+        ask(bundle, [b"x" * (2 << 20)])
+    assert caught.value.code == grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def test_every_photo_error_has_a_name_on_the_wire():
+    from vision import errors
+
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.PhotoError)]
+    names = {answers.error_reason(kind("x")) for kind in kinds}
+    on_the_wire = {v.name for v in pb.PhotoErrorReason.DESCRIPTOR.values} - {"PHOTO_ERROR_REASON_UNSPECIFIED"}
+    assert names == on_the_wire
+
+
+class Failing:
+    """An engine at our own border, for what no real one does on demand."""
+
+    def __init__(self, error=None, seconds=0.0):
+        self.error, self.seconds, self.calls = error, seconds, 0
+
+    async def infer(self, photos_nhwc):
+        self.calls += 1
+        await asyncio.sleep(self.seconds)
+        raise self.error
+
+    async def close(self):
+        pass
+
+
+def ask_with_engine(bundle, engine, photos=(PHOTO,), **options):
+    async def call():
+        async with running(bundle, health_interval_s=60) as (gateway_server, client):
+            real, gateway_server._gateway._engine = gateway_server._gateway._engine, engine
+            try:
+                return await client.classify(photos, **options)
+            finally:
+                gateway_server._gateway._engine = real
+
+    return asyncio.run(call())
+
+
+def test_a_model_that_is_away_is_unavailable_and_nothing_internal_is_told(bundle):
+    with pytest.raises(CallFailed, match="try again") as caught:
+        ask_with_engine(bundle, Failing(EngineUnavailable("secret host:8001")))
+    assert (caught.value.code, caught.value.reason) == (grpc.StatusCode.UNAVAILABLE, "MODEL_UNAVAILABLE")
+    assert "secret" not in str(caught.value)
+
+
+def test_a_model_that_answers_nonsense_is_internal(bundle):
+    with pytest.raises(CallFailed) as caught:
+        ask_with_engine(bundle, Failing(EngineBroken("x")))
+    assert (caught.value.code, caught.value.reason) == (grpc.StatusCode.INTERNAL, "MODEL_BROKEN")
+
+
+def test_a_deadline_ends_the_call(bundle):
+    with pytest.raises(CallFailed) as caught:
+        ask_with_engine(bundle, Failing(EngineUnavailable("late"), seconds=5), timeout_s=0.3)
+    assert caught.value.code == grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+def test_a_full_gateway_refuses_at_once_with_a_delay(bundle, monkeypatch):
+    monkeypatch.setattr(gateway, "MAX_PHOTOS_IN_FLIGHT", 3)
+
+    async def call():
+        async with running(bundle) as (_, client):
+            with pytest.raises(CallFailed) as caught:
+                await client.classify([PHOTO] * 4)
+            assert (await client.classify([PHOTO] * 3)).photos
+            return caught.value
+
+    failed = asyncio.run(call())
+    assert (failed.code, failed.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_BUSY")
+    status = failed.__cause__.trailing_metadata()
+    packed = dict(status)["grpc-status-details-bin"]
+    assert error_details_pb2.RetryInfo.DESCRIPTOR.full_name.encode() in packed
+
+
+def test_health_and_model_description(bundle):
+    async def call():
+        async with running(bundle) as (gateway_server, client):
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{gateway_server.port}") as channel:
+                stub = health_pb2_grpc.HealthStub(channel)
+                states = [
+                    (await stub.Check(health_pb2.HealthCheckRequest(service=name))).status
+                    for name in ("", gateway.SERVICE_NAME)
+                ]
+            return states, await client.model()
+
+    states, model = asyncio.run(call())
+    assert states == [health_pb2.HealthCheckResponse.SERVING] * 2
+    assert model.category_count == bundle.info.num_categories
+    assert (model.photo_count_limit, model.photo_bytes_limit) == (20, 16 << 20)
+    assert [promise.field for promise in model.promises] == [field.name for field in bundle.calibration.fields]
+    for promise, field in zip(model.promises, bundle.calibration.fields, strict=True):
+        assert promise.HasField("threshold") == (field.threshold is not None)
+
+
+def test_calls_in_flight_are_finished_when_it_stops(bundle):
+    async def call():
+        gateway_server = GatewayServer(ServeOptions(bundle=bundle.folder, port=0, in_process=True))
+        await gateway_server.start()
+        async with AsyncListingVisionClient(f"127.0.0.1:{gateway_server.port}") as client:
+            await client.model()
+            calls = [asyncio.create_task(client.classify([PHOTO] * 20)) for _ in range(4)]
+            while not gateway_server._gateway._photos_in_flight:
+                await asyncio.sleep(0.001)
+            await gateway_server.stop()
+            return await asyncio.gather(*calls, return_exceptions=True)
+
+    answered = asyncio.run(call())
+    begun = [answer for answer in answered if isinstance(answer, pb.ClassifyListingResponse)]
+    refused = [answer for answer in answered if isinstance(answer, CallFailed)]
+    assert begun
+    # A call that arrives after the stop is refused as retriable; none is cut off half-way.
+    assert all(failed.code == grpc.StatusCode.UNAVAILABLE for failed in refused)
+    assert len(begun) + len(refused) == 4
+
+
+def test_a_taken_port_is_named(bundle):
+    async def call():
+        async with running(bundle) as (gateway_server, _):
+            second = GatewayServer(ServeOptions(bundle=bundle.folder, port=gateway_server.port, in_process=True))
+            with pytest.raises(
+                OSError, match=f"cannot listen on 127.0.0.1:{gateway_server.port}.*choose another --port"
+            ):
+                await second.start()
+
+    asyncio.run(call())

@@ -1,0 +1,59 @@
+import os
+
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as mc
+
+from serving.triton_repository import BACKENDS, RepositoryOptions, model_config, write_repository
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_is_written_is_a_model_configuration_of_triton(bundle, tmp_path, backend):
+    model = write_repository(bundle, tmp_path, RepositoryOptions(backend=backend))
+    config = text_format.Parse((model / "config.pbtxt").read_text(), mc.ModelConfig())
+    assert (config.name, config.backend) == ("listing_vision", backend)
+    assert list(config.input[0].dims) == [64, 64, 3]
+    assert config.input[0].data_type == mc.TYPE_UINT8
+    info = bundle.info
+    assert [list(o.dims) for o in config.output] == [[info.num_categories], [info.num_brands], [info.embedding_size]]
+    assert {o.data_type for o in config.output} == {mc.TYPE_FP32}
+    queue = config.dynamic_batching.default_queue_policy
+    assert queue.max_queue_size > 0
+    assert queue.default_timeout_microseconds > 0
+    assert queue.timeout_action == mc.ModelQueuePolicy.REJECT
+    assert config.version_policy.latest.num_versions == 2
+
+
+def test_each_backend_gets_its_files_and_tensor_names(bundle, tmp_path):
+    files, names = {}, {}
+    for backend in BACKENDS:
+        model = write_repository(bundle, tmp_path / backend, RepositoryOptions(backend=backend, version=3))
+        files[backend] = sorted(path.name for path in (model / "3").iterdir())
+        config = text_format.Parse((model / "config.pbtxt").read_text(), mc.ModelConfig())
+        names[backend] = [config.input[0].name, config.output[0].name]
+    assert files == {"onnxruntime": ["model.onnx"], "pytorch": ["model.pt"], "python": ["model.onnx", "model.py"]}
+    assert names["onnxruntime"] == names["python"] == ["photos", "category_logits"]
+    assert names["pytorch"] == ["INPUT__0", "OUTPUT__0"]
+
+
+def test_gpu_backends_warm_every_power_of_two_up_to_the_limit(bundle):
+    for backend in ("onnxruntime", "pytorch"):
+        config = model_config(bundle, RepositoryOptions(backend=backend, max_batch_size=16))
+        assert [sample.batch_size for sample in config.model_warmup] == [1, 2, 4, 8, 16]
+        assert config.instance_group[0].kind == mc.ModelInstanceGroup.KIND_GPU
+    accelerator = model_config(bundle, RepositoryOptions(backend="onnxruntime")).optimization.execution_accelerators
+    tensorrt = accelerator.gpu_execution_accelerator[0]
+    assert tensorrt.name == "tensorrt"
+    assert tensorrt.parameters["trt_profile_max_shapes"] == "photos:64x64x64x3"
+
+
+def test_copies_and_threads_never_exceed_the_cores():
+    options = RepositoryOptions(backend="python")
+    assert options.num_instances * options.num_threads <= len(os.sched_getaffinity(0))
+
+
+def test_a_version_number_is_never_reused(bundle, tmp_path):
+    write_repository(bundle, tmp_path, RepositoryOptions(backend="python"))
+    with pytest.raises(FileExistsError, match="never reused"):
+        write_repository(bundle, tmp_path, RepositoryOptions(backend="python"))
+    write_repository(bundle, tmp_path, RepositoryOptions(backend="python", version=2))

@@ -1,0 +1,35 @@
+import pytest
+import torch
+
+from training.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint, save_checkpoint
+from vision.errors import RunError
+
+
+def checkpoint(step: int) -> Checkpoint:
+    return Checkpoint(step=step, tensors={"model.w": torch.full((3,), float(step))}, state={"note": step})
+
+
+def test_round_trip_and_the_two_newest_are_kept(tmp_path):
+    for step in (1, 2, 3):
+        save_checkpoint(tmp_path, checkpoint(step))
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["step-00000002", "step-00000003"]
+    loaded = load_checkpoint(latest_checkpoint(tmp_path))
+    assert (loaded.step, loaded.state) == (3, {"note": 3})
+    assert torch.equal(loaded.tensors["model.w"], torch.full((3,), 3.0))
+
+
+def test_a_damaged_one_is_passed_over_for_the_one_before(tmp_path):
+    for step in (1, 2):
+        newest = save_checkpoint(tmp_path, checkpoint(step))
+    damaged = newest / "tensors.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
+    assert latest_checkpoint(tmp_path).name == "step-00000001"
+    with pytest.raises(RunError, match="is damaged"):
+        load_checkpoint(newest)
+
+
+def test_what_a_crash_left_half_written_is_ignored(tmp_path):
+    (tmp_path / ".tmp-00000009").mkdir()
+    assert latest_checkpoint(tmp_path) is None
+    save_checkpoint(tmp_path, checkpoint(9))
+    assert latest_checkpoint(tmp_path).name == "step-00000009"

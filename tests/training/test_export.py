@@ -1,0 +1,57 @@
+import numpy as np
+import pytest
+
+from training.export import BATCH_SIZES, compare, export_bundle, onnx_forward, torch_forward
+from training.torchscript import load_torchscript
+from vision.engine import Logits
+from vision.errors import ExportMismatch, RunError
+
+
+@pytest.fixture(scope="module")
+def photos():
+    return np.random.default_rng(0).integers(0, 256, (max(BATCH_SIZES), 64, 64, 3), np.uint8)
+
+
+def test_both_exports_answer_like_the_trained_model_at_every_batch(bundle, trained_run, photos):
+    trained = torch_forward(trained_run.load_model())
+    for name, forward in (
+        ("ONNX", onnx_forward(bundle.onnx_path)),
+        ("TorchScript", torch_forward(load_torchscript(bundle.torchscript_path))),
+    ):
+        report = compare(trained, forward, photos, name=name)
+        assert report["answers_agreeing"] == 1
+        assert max(report["max_abs_difference"].values()) < 1e-3
+
+
+def test_the_comparison_is_stored_in_the_bundle(bundle):
+    assert bundle.info.parity["batch_sizes"] == [1, 2, 7, 64]
+    assert bundle.info.parity["onnx"]["answers_agreeing"] == 1
+    assert "real photos" in bundle.info.parity["photos"]
+
+
+def test_a_difference_is_refused(bundle, trained_run, photos):
+    trained = torch_forward(trained_run.load_model())
+
+    def shifted(batch):
+        answer = trained(batch)
+        return Logits(answer.category, answer.brand + 0.01, answer.embedding)
+
+    with pytest.raises(ExportMismatch, match=r"brand_logits by 0\.01, more than 0\.001"):
+        compare(trained, shifted, photos, name="X")
+
+
+def test_an_export_with_a_frozen_batch_is_refused(trained_run, photos):
+    trained = torch_forward(trained_run.load_model())
+
+    def frozen(batch):
+        if len(batch) != 1:
+            raise RuntimeError("Got invalid dimensions")
+        return trained(batch)
+
+    with pytest.raises(ExportMismatch, match="does not run at batch 2: Got invalid dimensions"):
+        compare(trained, frozen, photos, name="X")
+
+
+def test_a_bundle_is_never_overwritten(bundle, trained_run):
+    with pytest.raises(RunError, match="bundles are never overwritten"):
+        export_bundle(trained_run, bundle.folder, model_name="x")
