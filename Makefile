@@ -44,7 +44,7 @@ types:
 
 contracts:
 	@$(BIN)/lint-imports --no-cache > .contracts.log || { cat .contracts.log; exit 1; }
-	@tail -n 2 .contracts.log | head -n 1; rm -f .contracts.log
+	@grep "^Contracts:" .contracts.log; rm -f .contracts.log
 
 protocol:
 	@cd protos && ../$(BIN)/buf lint && echo "buf lint: ok"

@@ -41,7 +41,8 @@ _OPTIONS = [
 ]
 
 
-@dataclass(frozen=True, kw_only=True)
+# Not frozen: Python itself writes an exception's traceback and cause.
+@dataclass(kw_only=True, eq=False)
 class CallFailed(Exception):
     """A call that the service refused or that did not reach it."""
 

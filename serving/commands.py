@@ -29,7 +29,7 @@ def serve(
         typer.Option(
             min=0, help="Seconds to go on serving after health says NOT_SERVING.", envvar="LISTING_VISION_DRAIN_S"
         ),
-    ] = 0.0,
+    ] = 0.5,
 ) -> None:
     """Serve a bundle over gRPC until SIGTERM or Ctrl-C.
 

@@ -39,8 +39,11 @@ class ServeOptions:
     """ONNX Runtime in this process instead of Triton."""
     grace_s: float = 15.0
     """How long calls in flight may take to finish after SIGTERM."""
-    drain_s: float = 0.0
-    """How long to go on serving after health says NOT_SERVING, for load balancers to notice."""
+    drain_s: float = 0.5
+    """How long to go on serving after health says NOT_SERVING, for load balancers to notice.
+
+    Not 0: grpc.aio cancels calls that have arrived but not begun when it is told to stop.
+    """
     health_interval_s: float = 1.0
     """Between two golden-photo checks."""
 

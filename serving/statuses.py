@@ -25,7 +25,8 @@ _CODES: Mapping[str, grpc.StatusCode] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+# Not frozen: Python itself writes an exception's traceback and cause.
+@dataclass(kw_only=True, eq=False)
 class Refusal(Exception):
     """A call that ends with an error."""
 

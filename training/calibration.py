@@ -128,7 +128,8 @@ def certify(
             f"for {1 - alpha:.0%} precision"
         )
     else:
-        why = f"already the surest {_first_coverage(len(scores), needed):.0%} of {len(scores)} listings hold too many errors"
+        share = _first_coverage(len(scores), needed)
+        why = f"already the surest {share:.0%} of {len(scores)} listings hold too many errors"
     return Field(
         name=name,
         alpha=alpha,

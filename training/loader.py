@@ -46,7 +46,7 @@ class _Photos(Dataset[Batch]):
 
     def _item(self, photo: npt.NDArray[np.uint8], row: int) -> Batch:
         return Batch(
-            torch.from_numpy(np.ascontiguousarray(photo)),
+            torch.from_numpy(photo),
             torch.tensor(self._labels.category_nodes[row]),
             torch.tensor(self._labels.brands[row]),
             torch.tensor(row),
@@ -80,7 +80,7 @@ class _TrainingPhotos(_Photos):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_seed(self._recipe.seed, draw.epoch, draw.row))
             augmented = self._transforms[draw.photo_px](Image.fromarray(photo))
-        return self._item(np.asarray(augmented.permute(1, 2, 0)), draw.row)
+        return self._item(augmented.permute(1, 2, 0).contiguous().numpy(), draw.row)
 
 
 class _EvaluationPhotos(_Photos):

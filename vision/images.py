@@ -85,7 +85,7 @@ def resize_photo(photo: Photo, preprocessing: Preprocessing) -> Photo:
     if photo.shape == (side, side, 3):
         return photo
     resized = Image.fromarray(photo).resize((side, side), Image.Resampling.BICUBIC)
-    return np.asarray(resized)
+    return np.array(resized)
 
 
 def decode_photo(data: bytes, *, at_least_px: int, limits: PhotoLimits | None = None) -> Photo:
@@ -115,7 +115,7 @@ def decode_photo(data: bytes, *, at_least_px: int, limits: PhotoLimits | None = 
         try:
             opened.load()
             image = _upright(opened)
-            return np.asarray(_to_srgb(image))
+            return np.array(_to_srgb(image))
         except Image.DecompressionBombError as error:
             raise PhotoTooManyPixels(f"{error}; send a smaller photo") from error
         except OSError as error:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving.classify import classify_with_bundle
@@ -80,8 +81,13 @@ def test_a_client_that_is_not_python_is_answered(served, bundle, listings):
 def test_it_reads_error_details_too(served):
     done = buf_curl(served, "ClassifyListing", {"photos": []})
     assert done.returncode != 0
-    assert "NO_PHOTOS" in done.stderr
-    assert "invalid_argument" in done.stderr
+    error = json.loads(done.stderr)
+    assert error["code"] == "invalid_argument"
+    value = {detail["type"]: base64.b64decode(detail["value"] + "==") for detail in error["details"]}
+    info = error_details_pb2.ErrorInfo.FromString(value["google.rpc.ErrorInfo"])
+    assert (info.reason, info.domain) == ("NO_PHOTOS", "listing.vision")
+    bad = error_details_pb2.BadRequest.FromString(value["google.rpc.BadRequest"])
+    assert [violation.field for violation in bad.field_violations] == ["photos"]
 
 
 def test_triton_away_is_unavailable_then_heals_without_a_restart_of_the_gateway(

@@ -12,7 +12,7 @@ from vision.manifest import Labels
 
 def draw(rng, count):
     """Scores of an over-confident model, and whether each answer is right."""
-    truth = rng.beta(4, 1, count)
+    truth = rng.beta(8, 0.7, count)
     return truth**0.3, rng.random(count) < truth
 
 

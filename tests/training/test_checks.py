@@ -2,7 +2,7 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from tests.helpers import encoded, scene, small_taxonomy
 from training.checks import KINDS, check_manifest
@@ -31,7 +31,8 @@ def test_a_clean_manifest_has_no_findings(findings_of):
 
 
 def test_everything_wrong_is_named(findings_of):
-    brighter = Image.open(io.BytesIO(photo(3))).point(lambda v: min(255, int(v * 1.05)))
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(photo(3))))
+    brighter = upright.point(lambda v: min(255, int(v * 1.05)))
     findings = findings_of(
         {
             "good": photo(1),
