@@ -19,7 +19,7 @@ from vision.manifest import Manifest
 
 __all__ = ["demo"]
 
-PHOTOS_TO_TRAIN_ON = 8_000
+PHOTOS_TO_TRAIN_ON = 7_000
 """Photos times epochs: two to three minutes on two cores at 128 px (53 photos/s)."""
 LISTINGS_SHOWN = 5
 

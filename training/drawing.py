@@ -180,7 +180,7 @@ def draw_photo(product: int, brand: int, rng: np.random.Generator, *, with_mark:
         ink = (250, 250, 245) if sum(colour) < 380 else (20, 20, 25)
         x, y = what.mark_at
         _MARKS[brand - 1](pen, x, y, what.mark_px / 2, ink)
-    layer = layer.rotate(float(rng.normal(0, 9)), Image.Resampling.BICUBIC)
+    layer = layer.rotate(float(rng.normal(0, 9)), Image.Resampling.BILINEAR)
     scale = float(rng.uniform(0.7, 1.15))
     side = int(_CANVAS * scale)
     layer = layer.resize((side, side), Image.Resampling.BICUBIC)

@@ -63,7 +63,7 @@ def export_bundle(run: Run, folder: Path, *, model_name: str) -> Bundle:
     trained = torch_forward(model)
     onnx = onnx_forward(building / "model.onnx")
     parity = {
-        "photos": f"{len(photos)} real photos of the val split",
+        "photos": f"{len(photos)} photos of the val split",
         "batch_sizes": list(BATCH_SIZES),
         "tolerance": TOLERANCE,
         "onnx": compare(trained, onnx, photos, name="ONNX"),

@@ -26,7 +26,7 @@ def test_both_exports_answer_like_the_trained_model_at_every_batch(bundle, train
 def test_the_comparison_is_stored_in_the_bundle(bundle):
     assert bundle.info.parity["batch_sizes"] == [1, 2, 7, 64]
     assert bundle.info.parity["onnx"]["answers_agreeing"] == 1
-    assert "real photos" in bundle.info.parity["photos"]
+    assert "64 photos of the val split" in bundle.info.parity["photos"]
 
 
 def test_a_difference_is_refused(bundle, trained_run, photos):
