@@ -10,12 +10,14 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vision.errors import ListingVisionError
-from vision.manifest import Manifest
+
+if TYPE_CHECKING:
+    from vision.manifest import Manifest
 
 __all__ = ["demo"]
 
@@ -34,6 +36,8 @@ def demo(
 
     Example: listing-vision demo --data ~/GroceryStoreDataset
     """
+    from vision.manifest import Manifest
+
     if folder.exists() and not (folder / ".demo").exists() and any(folder.iterdir()):
         raise ListingVisionError(f"{folder} holds something that is not an earlier demo; give another --folder")
     shutil.rmtree(folder, ignore_errors=True)
@@ -76,7 +80,7 @@ def _prepare(data: Path | None, output: Path) -> None:
         _run("data", "import", "folder", data, "--output", output)
 
 
-def _recipe(manifest: Manifest) -> str:
+def _recipe(manifest: "Manifest") -> str:
     """The quick recipe with as many epochs as fit the demo's time."""
     epochs = max(2, min(16, round(PHOTOS_TO_TRAIN_ON / len(manifest.where_split("train")))))
     return f"input_px = 160\n\n[[stages]]\nphoto_px = 128\nepochs = {epochs}\n"
@@ -111,7 +115,7 @@ def _port(process: "subprocess.Popen[bytes]", log_path: Path) -> str:
     raise ListingVisionError(f"the gateway did not come up:\n{log_path.read_text()[-2000:]}")
 
 
-def _listings(test: Manifest) -> Iterator[tuple[str, list[str]]]:
+def _listings(test: "Manifest") -> Iterator[tuple[str, list[str]]]:
     groups = test.listing_groups()
     step = max(1, (int(groups.max()) + 1) // LISTINGS_SHOWN)
     # An odd stride, so that the categories of a cyclic manifest differ.

@@ -145,9 +145,14 @@ class GatewayServer:
     async def _watch_engine(self) -> None:
         while True:
             await asyncio.sleep(self._options.health_interval_s)
-            if self._local_triton:
-                self._local_triton.restart_if_dead()
-            await self._check_once()
+            try:
+                if self._local_triton:
+                    self._local_triton.restart_if_dead()
+                await self._check_once()
+            # Whatever it was, a watch that ends would leave the last health standing for ever.
+            except Exception:
+                _log.exception("the health check itself failed")
+                await self._set_serving(False)
 
     async def _check_once(self) -> None:
         try:

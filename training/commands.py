@@ -112,12 +112,18 @@ def train(
     Example: listing-vision train data/grocery/manifest.parquet --recipe grocery --run runs/grocery
     """
     import dataclasses
+    import os
 
     from training.loop import Trainer
     from training.recipe import load_recipe
     from training.run import Run
     from vision.manifest import Manifest
 
+    num_processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if num_processes > 1:
+        raise ListingVisionError(
+            f"WORLD_SIZE is {num_processes}: this version trains in one process; use --nproc-per-node=1"
+        )
     chosen = load_recipe(recipe)
     if seed is not None:
         chosen = dataclasses.replace(chosen, seed=seed)

@@ -17,6 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving.classify import classify_with_bundle
 from serving.client import CallFailed, ListingVisionClient
+from serving.triton_server import LocalTriton
 from tests.conftest import ROOT
 from vision.manifest import Manifest, photo_bytes
 
@@ -133,6 +134,23 @@ def test_an_external_triton_that_is_away_does_not_keep_the_gateway_from_starting
         client.classify(next(iter(listings.values())))
     assert (caught.value.code, caught.value.reason) == (grpc.StatusCode.UNAVAILABLE, "MODEL_UNAVAILABLE")
     assert served.stop() == 0
+
+
+def test_an_external_triton_that_comes_up_later_is_found(
+    bundle, start_serving, triton_installation, tmp_path, listings
+):
+    triton = LocalTriton(bundle, triton_installation)
+    served = start_serving(bundle.folder, tmp_path / "serve.log", "--triton", triton.address)
+    assert health(served.address) == health_pb2.HealthCheckResponse.NOT_SERVING
+    triton.start()
+    try:
+        until(lambda: health(served.address) == health_pb2.HealthCheckResponse.SERVING, "health SERVING")
+        with ListingVisionClient(served.address) as client:
+            assert client.classify(next(iter(listings.values()))).category_path
+        assert served.stop() == 0
+        assert triton.is_running()  # it is not the gateway's to stop
+    finally:
+        triton.stop()
 
 
 def test_a_machine_without_triton_answers_in_process_and_says_so(
