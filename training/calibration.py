@@ -92,6 +92,7 @@ def certify(
     tune_scores: npt.NDArray[np.floating],
     scores: npt.NDArray[np.floating],
     right: npt.NDArray[np.bool_],
+    thresholds_above: Sequence[float] = (),
     floor: float = 0.0,
 ) -> Field:
     """The loosest threshold of a fixed grid that passes its exact binomial test, stricter ones having passed.
@@ -100,12 +101,12 @@ def certify(
         delta: of this field alone, the union bound already taken.
         tune_scores: (M,) scores that the grid is taken from.
         scores: (N,) scores of the calibration listings; `right`: (N,) whether their answer is right.
+        thresholds_above: the grid of the level above, so that its threshold can be this level's too.
         floor: least threshold allowed, so that a filled child implies filled parents.
     """
-    needed = math.ceil(math.log(delta) / math.log(1 - alpha))
+    needed = _needed(alpha, delta)
     passed: list[tuple[float, int, int]] = []
-    grid = _grid(tune_scores, len(scores), needed)
-    for threshold in grid:
+    for threshold in _grid(tune_scores, len(scores), needed, thresholds_above):
         filled = scores >= threshold
         num_filled, num_errors = int(filled.sum()), int((~right[filled]).sum())
         if binom.cdf(num_errors, num_filled, alpha) > delta:
@@ -145,16 +146,24 @@ def certify(
     )
 
 
+def _needed(alpha: float, delta: float) -> int:
+    """Filled listings without any error that the test needs to pass."""
+    return math.ceil(math.log(delta) / math.log(1 - alpha))
+
+
 def _first_coverage(num_listings: int, needed: int) -> float:
     return min(1.0, max(_LEAST_FIRST_COVERAGE, 1.1 * needed / num_listings))
 
 
-def _grid(tune_scores: npt.NDArray[np.floating], num_listings: int, needed: int) -> Sequence[float]:
+def _grid(
+    tune_scores: npt.NDArray[np.floating], num_listings: int, needed: int, thresholds_above: Sequence[float] = ()
+) -> Sequence[float]:
     """Quantiles of the tune scores, strictest first; the first covers enough listings for a test that can pass."""
     if tune_scores.size == 0 or num_listings == 0:
         return ()
     coverages = np.linspace(_first_coverage(num_listings, needed), 1.0, 12 if num_listings < 2000 else 40)
-    return sorted({float(q) for q in np.quantile(tune_scores, 1 - coverages)}, reverse=True)
+    own = {float(quantile) for quantile in np.quantile(tune_scores, 1 - coverages)}
+    return sorted(own | {above for above in thresholds_above if above <= max(own)}, reverse=True)
 
 
 def _certify_all(
@@ -168,6 +177,7 @@ def _certify_all(
     delta = DELTA / (taxonomy.max_depth + 1)
     fields: list[Field] = []
     floor = 0.0
+    grid: Sequence[float] = ()
     for depth in range(taxonomy.max_depth):
         known = (truth.nodes[:, depth] >= 0) & (paths.nodes[:, depth] >= 0)
         field = certify(
@@ -177,8 +187,11 @@ def _certify_all(
             tune_scores=paths.scores[known & is_tune, depth],
             scores=paths.scores[known & ~is_tune, depth],
             right=(paths.nodes[:, depth] == truth.nodes[:, depth])[known & ~is_tune],
+            thresholds_above=grid,
             floor=floor,
         )
+        num_listings = int((known & ~is_tune).sum())
+        grid = _grid(paths.scores[known & is_tune, depth], num_listings, _needed(ALPHA_CATEGORY, delta), grid)
         # A level that is never filled keeps all deeper ones from being filled.
         floor = math.inf if field.threshold is None else field.threshold
         fields.append(field)

@@ -67,6 +67,27 @@ def test_the_temperature_that_made_the_labels_is_found(temperature):
     assert fit_temperature(logits, labels) == pytest.approx(temperature, rel=0.05)
 
 
+def test_a_saturated_model_is_filled_at_every_level():
+    # Every answer is right and parents are surer than children: the parent's threshold must serve the child too.
+    taxonomy, rng = small_taxonomy(), np.random.default_rng(6)
+    count = 600
+    leaves = rng.integers(0, 2, count)
+    logits = rng.normal(0, 1, (count, 4))
+    logits[np.arange(count), leaves] += 14
+    nodes = np.array([taxonomy.node_index[leaf] for leaf in taxonomy.leaf_ids])[leaves]
+    predictions = Predictions(
+        category_logits=logits.astype(np.float32),
+        brand_logits=np.zeros((count, 3), np.float32),
+        labels=Labels(category_nodes=nodes, brands=np.full(count, -1)),
+        groups=np.arange(count),
+        listing_ids=tuple(map(str, range(count))),
+        unusable=(),
+    )
+    fields = calibrate(predictions, taxonomy, certifies={}).fields
+    assert None not in [f.threshold for f in fields[:3]]
+    assert fields[3].threshold is None  # no brand label at all
+
+
 def test_calibration_of_a_whole_model_keeps_thresholds_growing_with_depth():
     taxonomy, rng = small_taxonomy(), np.random.default_rng(5)
     count = 3000
