@@ -28,7 +28,13 @@ def train_run(folder, drawn, recipe) -> Run:
     manifest = Manifest.load(str(drawn / "manifest.parquet"))
     taxonomy = Taxonomy.load(drawn / "taxonomy.json")
     trainer = Trainer(recipe, manifest=manifest, taxonomy=taxonomy, run=run, num_workers=0)
-    run.begin(recipe=recipe, manifest_url=str(drawn / "manifest.parquet"), taxonomy=taxonomy, spec=trainer.spec)
+    run.begin(
+        recipe=recipe,
+        manifest_url=str(drawn / "manifest.parquet"),
+        manifest=manifest,
+        taxonomy=taxonomy,
+        spec=trainer.spec,
+    )
     trainer.run()
     return run
 

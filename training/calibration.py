@@ -15,7 +15,7 @@ import numpy.typing as npt
 from scipy.optimize import minimize_scalar
 from scipy.stats import binom
 
-from training.evaluation import Truth, listing_labels, truth_by_depth
+from training.evaluation import Truth, judge_paths, listing_labels, truth_by_depth
 from training.predictions import Predictions
 from vision.decision import (
     BRAND_FIELD,
@@ -124,7 +124,9 @@ def certify(
             num_filled=num_filled,
             num_errors=num_errors,
         )
-    if passed:
+    if floor == math.inf:
+        why = "the level above is never filled"
+    elif passed:
         why = "no certified threshold is as strict as that of the level above"
     elif len(scores) < needed:
         why = (
@@ -174,19 +176,20 @@ def _certify_all(
     taxonomy: Taxonomy,
 ) -> tuple[Field, ...]:
     paths = answer_paths(leaves, taxonomy)
+    verdicts = judge_paths(paths, truth)
     delta = DELTA / (taxonomy.max_depth + 1)
     fields: list[Field] = []
     floor = 0.0
     grid: Sequence[float] = ()
     for depth in range(taxonomy.max_depth):
-        known = (truth.nodes[:, depth] >= 0) & (paths.nodes[:, depth] >= 0)
+        known = verdicts.known[:, depth]
         field = certify(
             name=field_name(depth + 1),
             alpha=ALPHA_CATEGORY,
             delta=delta,
             tune_scores=paths.scores[known & is_tune, depth],
             scores=paths.scores[known & ~is_tune, depth],
-            right=(paths.nodes[:, depth] == truth.nodes[:, depth])[known & ~is_tune],
+            right=verdicts.right[known & ~is_tune, depth],
             thresholds_above=grid,
             floor=floor,
         )

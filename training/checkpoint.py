@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Mapping
@@ -15,6 +16,8 @@ import torch
 from vision.errors import RunError
 
 __all__ = ["Checkpoint", "latest_checkpoint", "load_checkpoint", "save_checkpoint"]
+
+_log = logging.getLogger(__name__)
 
 _KEPT = 2
 
@@ -39,7 +42,9 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     safetensors.torch.save_file(tensors, temporary / "tensors.safetensors")
     digest = _sha256(temporary / "tensors.safetensors")
     state = {"step": checkpoint.step, "tensors_sha256": digest, "state": checkpoint.state}
-    (temporary / "state.json").write_text(json.dumps(state))
+    text = json.dumps(state)
+    (temporary / "state.json").write_text(text)
+    (temporary / "state.sha256").write_text(hashlib.sha256(text.encode()).hexdigest())
     for path in (*temporary.iterdir(), temporary):
         _fsync(path)
     if final.exists():
@@ -54,8 +59,11 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
 def latest_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint whose hash is right; a damaged one is passed over in favour of the one before."""
     for path in reversed(_checkpoints(folder)):
-        state = json.loads((path / "state.json").read_text())
-        if state["tensors_sha256"] == _sha256(path / "tensors.safetensors"):
+        try:
+            _checked_state(path)
+        except RunError as error:
+            _log.warning("%s; the one before is taken", error)
+        else:
             return path
     return None
 
@@ -64,13 +72,24 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint folder.
 
     Raises:
-        RunError: its tensors are not the ones that were written.
+        RunError: a file is missing or not what was written.
     """
-    state = json.loads((path / "state.json").read_text())
-    if state["tensors_sha256"] != _sha256(path / "tensors.safetensors"):
-        raise RunError(f"{path / 'tensors.safetensors'} is damaged: its sha256 is not the recorded one")
+    state = _checked_state(path)
     tensors = safetensors.torch.load_file(path / "tensors.safetensors")
     return Checkpoint(step=state["step"], tensors=tensors, state=state["state"])
+
+
+def _checked_state(path: Path) -> dict[str, Any]:
+    try:
+        text = (path / "state.json").read_text()
+        whole = (path / "state.sha256").read_text() == hashlib.sha256(text.encode()).hexdigest()
+        state: dict[str, Any] = json.loads(text)
+        whole = whole and state["tensors_sha256"] == _sha256(path / "tensors.safetensors")
+    except (OSError, ValueError, KeyError) as error:
+        raise RunError(f"checkpoint {path} is damaged: {error}") from error
+    if not whole:
+        raise RunError(f"checkpoint {path} is damaged: a sha256 is not the recorded one")
+    return state
 
 
 def _checkpoints(folder: Path) -> list[Path]:

@@ -131,7 +131,7 @@ def train(
     loaded = Manifest.load(manifest)
     target = Run(run)
     trainer = Trainer(chosen, manifest=loaded, taxonomy=tree, run=target, num_workers=workers)
-    target.begin(recipe=chosen, manifest_url=_absolute(manifest), taxonomy=tree, spec=trainer.spec)
+    target.begin(recipe=chosen, manifest_url=_absolute(manifest), manifest=loaded, taxonomy=tree, spec=trainer.spec)
     trainer.run()
     if trainer.interrupted:
         raise typer.Exit(EXIT_INTERRUPTED)
@@ -155,7 +155,7 @@ def evaluate(
     Example: listing-vision evaluate bundles/grocery data/grocery/manifest.parquet --split test
     """
     from training.evaluation import evaluate as judge
-    from training.evaluation import format_table, pseudo_listings
+    from training.evaluation import format_table, pseudo_listings, without_nan
     from training.predictions import predict
     from vision.bundle import load_bundle
     from vision.decision import Calibration
@@ -186,7 +186,7 @@ def evaluate(
     typer.echo(format_table(figures))
     if output:
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(figures, indent=1) + "\n")
+        output.write_text(json.dumps(without_nan(figures), indent=1, allow_nan=False) + "\n")
         typer.echo(f"written: {output}")
 
 

@@ -1,5 +1,6 @@
 """How good a model is, per photo and per listing, through the decisions that serving makes."""
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,6 +10,7 @@ from training.predictions import Predictions
 from vision.decision import (
     BRAND_FIELD,
     Calibration,
+    Paths,
     answer_paths,
     brand_probabilities,
     category_probabilities,
@@ -19,9 +21,28 @@ from vision.manifest import UNLABELLED, Labels
 from vision.metrics import expected_calibration_error, macro_accuracy, top_k_accuracy, wilson_interval
 from vision.taxonomy import Taxonomy
 
-__all__ = ["Truth", "evaluate", "format_table", "listing_labels", "pseudo_listings", "truth_by_depth"]
+__all__ = [
+    "Truth",
+    "Verdicts",
+    "evaluate",
+    "format_table",
+    "judge_paths",
+    "listing_labels",
+    "pseudo_listings",
+    "truth_by_depth",
+    "without_nan",
+]
 
 Ints = npt.NDArray[np.int64]
+
+
+class Verdicts(NamedTuple):
+    """On each step of answered paths."""
+
+    known: npt.NDArray[np.bool_]
+    """(N, D) whether the step is answered and the truth decides on it."""
+    right: npt.NDArray[np.bool_]
+    """(N, D); false where not known."""
 
 
 class Truth(NamedTuple):
@@ -58,10 +79,34 @@ def evaluate(
     return {**by_view, "num_unusable_photos": len(predictions.unusable)}
 
 
+def judge_paths(paths: Paths, truth: Truth) -> Verdicts:
+    """Which steps of the answered paths are known to be right or wrong.
+
+    A step deeper than the true leaf is wrong, and so is every step below one that is wrong. Not known is a step only
+    where the label is missing, or is an inner node that the answer agrees with and goes below.
+    """
+    given = truth.nodes >= 0
+    labelled = given.any(axis=1, keepdims=True)
+    last_given = np.maximum(given.sum(axis=1, keepdims=True) - 1, 0)
+    agrees = np.take_along_axis(paths.nodes, last_given, 1) == np.take_along_axis(truth.nodes, last_given, 1)
+    to_the_leaf = truth.leaves[:, None] >= 0
+    known = (paths.nodes >= 0) & labelled & (given | to_the_leaf | ~agrees)
+    return Verdicts(known, known & given & (paths.nodes == truth.nodes))
+
+
 def listing_labels(labels: Labels, groups: Ints) -> Labels:
-    """The label of each listing: that of its first photo."""
-    firsts = np.unique(groups, return_index=True)[1]
-    return Labels(category_nodes=labels.category_nodes[firsts], brands=labels.brands[firsts])
+    """The labels of each listing: for category and for brand, that of its first photo that carries one."""
+    return Labels(
+        category_nodes=_first_known(labels.category_nodes, groups), brands=_first_known(labels.brands, groups)
+    )
+
+
+def _first_known(values: Ints, groups: Ints) -> Ints:
+    firsts = np.full(int(groups.max()) + 1, UNLABELLED, dtype=np.int64)
+    known = values >= 0
+    chosen, rows = np.unique(groups[known], return_index=True)
+    firsts[chosen] = values[known][rows]
+    return firsts
 
 
 def pseudo_listings(labels: Labels, *, num_photos: int, seed: int) -> Ints:
@@ -99,14 +144,23 @@ def _figures(
     taxonomy: Taxonomy,
     calibration: Calibration,
 ) -> dict[str, Any]:
-    figures: dict[str, Any] = {"num": len(leaves), "leaf": _level(leaves, truth.leaves)}
+    figures: dict[str, Any] = {
+        "num": len(leaves),
+        "leaf": _level(leaves, truth.leaves, answers=leaves.argmax(axis=1), confidences=leaves.max(axis=1)),
+    }
     nodes = node_probabilities(leaves, taxonomy)
     depth_of = np.array([len(taxonomy.ancestry(category.id)) for category in taxonomy.categories])
+    paths = answer_paths(leaves, taxonomy)
     for depth in range(1, taxonomy.max_depth + 1):
         columns = np.flatnonzero(depth_of == depth)
         column_of = np.full(len(depth_of) + 1, UNLABELLED)
         column_of[columns] = np.arange(len(columns))
-        figures[f"depth_{depth}"] = _level(nodes[:, columns], column_of[truth.nodes[:, depth - 1]])
+        figures[f"depth_{depth}"] = _level(
+            nodes[:, columns],
+            column_of[truth.nodes[:, depth - 1]],
+            answers=column_of[paths.nodes[:, depth - 1]],
+            confidences=paths.scores[:, depth - 1],
+        )
     branded, unbranded = truth.brands > 0, truth.brands == 0
     right = brands.argmax(axis=1) == truth.brands
     known = branded | unbranded
@@ -122,17 +176,19 @@ def _figures(
     return figures
 
 
-def _level(scores: npt.NDArray[np.floating], labels: Ints) -> dict[str, Any]:
+def _level(
+    scores: npt.NDArray[np.floating], labels: Ints, *, answers: Ints, confidences: npt.NDArray[np.floating]
+) -> dict[str, Any]:
+    """Figures of one level; `answers` are those of the decision, `scores` rank all nodes of the level for top-5."""
     labelled = labels >= 0
-    best = scores.argmax(axis=1)
-    right = best[labelled] == labels[labelled]
+    right = answers[labelled] == labels[labelled]
     return {
         "num": int(labelled.sum()),
-        "top1": top_k_accuracy(scores, labels, k=1),
+        "top1": _share(right),
         "top1_interval": wilson_interval(int(right.sum()), int(labelled.sum())),
         "top5": top_k_accuracy(scores, labels, k=5),
-        "macro": macro_accuracy(best, labels),
-        "ece": expected_calibration_error(scores.max(axis=1)[labelled], right),
+        "macro": macro_accuracy(answers, labels),
+        "ece": expected_calibration_error(confidences[labelled], right),
     }
 
 
@@ -144,21 +200,21 @@ def _fields(
     calibration: Calibration,
 ) -> dict[str, Any]:
     paths = answer_paths(leaves, taxonomy)
-    answers = {
-        field_name(depth): (paths.nodes[:, depth - 1], paths.scores[:, depth - 1], truth.nodes[:, depth - 1])
-        for depth in range(1, taxonomy.max_depth + 1)
+    verdicts = judge_paths(paths, truth)
+    judged = {
+        field_name(depth + 1): (paths.scores[:, depth], verdicts.known[:, depth], verdicts.right[:, depth])
+        for depth in range(taxonomy.max_depth)
     }
-    answers[BRAND_FIELD] = (brands.argmax(axis=1), brands.max(axis=1), truth.brands)
+    judged[BRAND_FIELD] = (brands.max(axis=1), truth.brands >= 0, brands.argmax(axis=1) == truth.brands)
     figures = {}
     for field in calibration.fields:
-        answer, score, wanted = answers[field.name]
-        known = (wanted >= 0) & (answer >= 0)
+        score, known, right = judged[field.name]
         filled = known & (score >= (np.inf if field.threshold is None else field.threshold))
         figures[field.name] = {
             "alpha": field.alpha,
             "threshold": field.threshold,
             "coverage": _share(filled[known]),
-            "precision": _share((answer == wanted)[filled]),
+            "precision": _share(right[filled]),
             "num_filled": int(filled.sum()),
             "num": int(known.sum()),
         }
@@ -167,6 +223,15 @@ def _fields(
 
 def _share(hits: npt.NDArray[np.bool_]) -> float:
     return float(hits.mean()) if hits.size else float("nan")
+
+
+def without_nan(figures: Any) -> Any:
+    """The same with None for every NaN, which JSON does not have."""
+    if isinstance(figures, dict):
+        return {name: without_nan(value) for name, value in figures.items()}
+    if isinstance(figures, list | tuple):
+        return [without_nan(value) for value in figures]
+    return None if isinstance(figures, float) and math.isnan(figures) else figures
 
 
 def format_table(figures: dict[str, Any]) -> str:

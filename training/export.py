@@ -1,6 +1,7 @@
 """From a finished run to a bundle whose exports are proven to answer like the trained model."""
 
 import logging
+import math
 import shutil
 import warnings
 from collections.abc import Callable
@@ -55,6 +56,7 @@ def export_bundle(run: Run, folder: Path, *, model_name: str) -> Bundle:
     val = Manifest.load(run.asked()["manifest"]).where_split("val")
     preprocessing = Preprocessing(input_px=recipe.input_px)
     photos = _real_photos(val, preprocessing, num_photos=max(BATCH_SIZES))
+    num_distinct = len(np.unique(photos.reshape(len(photos), -1), axis=0))
     building = folder.with_name(f".{folder.name}.building")
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
@@ -63,7 +65,7 @@ def export_bundle(run: Run, folder: Path, *, model_name: str) -> Bundle:
     trained = torch_forward(model)
     onnx = onnx_forward(building / "model.onnx")
     parity = {
-        "photos": f"{len(photos)} photos of the val split",
+        "photos": f"{num_distinct} photos of the val split",
         "batch_sizes": list(BATCH_SIZES),
         "tolerance": TOLERANCE,
         "onnx": compare(trained, onnx, photos, name="ONNX"),
@@ -77,10 +79,10 @@ def export_bundle(run: Run, folder: Path, *, model_name: str) -> Bundle:
     answers = onnx(photos[:_NUM_GOLDEN])
     Golden(photos[:_NUM_GOLDEN], answers.category, answers.brand).save(building / "golden.safetensors")
     taxonomy.save(building / "taxonomy.json")
-    weights_sha256 = sha256_of(building / "weights.safetensors")
+    hashes = {name: sha256_of(building / name) for name in ("weights.safetensors", "model.onnx", "taxonomy.json")}
     info = BundleInfo(
         model_name=model_name,
-        model_version=weights_sha256[:12],
+        model_version=hashes["weights.safetensors"][:12],
         backbone=recipe.backbone,
         mean=model.spec.mean,
         std=model.spec.std,
@@ -96,7 +98,9 @@ def export_bundle(run: Run, folder: Path, *, model_name: str) -> Bundle:
         parity=parity,
     )
     predictions = predict(val, taxonomy, preprocessing, onnx)
-    calibration = calibrate(predictions, taxonomy, certifies=certified_facts(info, weights_sha256))
+    for photo in predictions.unusable:
+        _log.warning("left out of calibration: %s", photo)
+    calibration = calibrate(predictions, taxonomy, certifies=certified_facts(info, hashes))
     (building / "calibration.json").write_text(calibration.to_json() + "\n")
     (building / "model_card.md").write_text(model_card(info, taxonomy, calibration), encoding="utf-8")
     seal_bundle(building, info)
@@ -155,6 +159,10 @@ def compare(trained: _Forward, exported: _Forward, photos: npt.NDArray[np.uint8]
         except Exception as error:  # each runtime raises its own types
             raise ExportMismatch(f"the {name} export does not run at batch {batch_size}: {error}") from error
         for output, a, b in zip(OUTPUT_NAMES, wanted, got, strict=True):
+            if a.shape != b.shape:
+                raise ExportMismatch(f"the {name} export answers {output} with shape {b.shape}, not {a.shape}")
+            if not (np.isfinite(a).all() and np.isfinite(b).all()):
+                raise ExportMismatch(f"{output} holds NaN or infinity at batch {batch_size} ({name} or trained model)")
             largest[output] = max(largest[output], float(np.abs(a - b).max()))
         same = (wanted.category.argmax(1) == got.category.argmax(1)) & (wanted.brand.argmax(1) == got.brand.argmax(1))
         agreed, total = agreed + int(same.sum()), total + batch_size
@@ -169,12 +177,19 @@ def compare(trained: _Forward, exported: _Forward, photos: npt.NDArray[np.uint8]
 
 
 def _real_photos(manifest: Manifest, preprocessing: Preprocessing, *, num_photos: int) -> npt.NDArray[np.uint8]:
-    photos = []
-    for row in np.linspace(0, len(manifest) - 1, num=min(len(manifest), 2 * num_photos), dtype=int):
+    """(num_photos, S, S, 3) from all over the manifest; where it has too few they are repeated."""
+    photos: list[npt.NDArray[np.uint8]] = []
+    # A stride of the golden ratio visits the rows evenly however soon enough photos are found.
+    stride = next(
+        s for s in range(max(1, round(len(manifest) * 0.618)), len(manifest) + 2) if math.gcd(s, len(manifest)) == 1
+    )
+    for row in (np.arange(len(manifest)) * stride % len(manifest)).tolist():
+        if len(photos) == num_photos:
+            break
         try:
-            photos.append(prepare_photo(photo_bytes(manifest.photo_url(int(row))), preprocessing))
+            photos.append(prepare_photo(photo_bytes(manifest.photo_url(row)), preprocessing))
         except (OSError, PhotoError) as error:
-            _log.warning("photo %s left out of the comparison: %s", manifest.photo_url(int(row)), error)
+            _log.warning("photo %s left out of the comparison: %s", manifest.photo_url(row), error)
     if not photos:
         raise RunError("no photo of the val split can be read; run `listing-vision data check`")
     repeats = -(-num_photos // len(photos))

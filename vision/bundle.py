@@ -120,11 +120,12 @@ def seal_bundle(folder: Path, info: BundleInfo) -> None:
     missing = [name for name in FILES if not (folder / name).is_file()]
     if missing:
         raise BundleError(f"bundle {folder} cannot be sealed; missing: {', '.join(missing)}")
-    manifest = {
+    manifest: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         **asdict(info),
         "sha256": {name: sha256_of(folder / name) for name in FILES},
     }
+    manifest["manifest_sha256"] = _digest(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
 
@@ -149,6 +150,11 @@ def load_bundle(folder: Path | str) -> Bundle:
         raise BundleError(
             f"{path}: schema_version {schema_version!r} is not {SCHEMA_VERSION}, the one this version reads"
         )
+    recorded = raw.pop("manifest_sha256", None)
+    if recorded != _digest({"schema_version": schema_version, **raw}):
+        raise BundleError(
+            f"bundle {folder}: manifest.json was altered (its sha256 is not the recorded one); copy it again"
+        )
     hashes: dict[str, str] = raw.pop("sha256", {})
     for name in FILES:
         if name not in hashes:
@@ -170,20 +176,31 @@ def load_bundle(folder: Path | str) -> Bundle:
             f"its taxonomy {len(taxonomy.leaf_ids)} and {len(taxonomy.brand_labels)}"
         )
     calibration = Calibration.from_json((folder / "calibration.json").read_text(encoding="utf-8"))
-    for name, actual in certified_facts(info, hashes["weights.safetensors"]).items():
+    for name, actual in certified_facts(info, hashes).items():
         if calibration.certifies.get(name) != actual:
             calibration = calibration.void(f"certificate void: {name} changed since calibration")
             break
     return Bundle(folder=folder, info=info, taxonomy=taxonomy, calibration=calibration, sha256=hashes)
 
 
-def certified_facts(info: BundleInfo, weights_sha256: str) -> dict[str, str]:
-    """What a promise of precision is tied to; when any of it changes the promise is void."""
+def certified_facts(info: BundleInfo, sha256: Mapping[str, str]) -> dict[str, str]:
+    """What a promise of precision is tied to; when any of it changes the promise is void.
+
+    Args:
+        sha256: of the bundle's files, by name.
+    """
     return {
-        "weights_sha256": weights_sha256,
+        "weights": sha256["weights.safetensors"],
+        "model": sha256["model.onnx"],
+        "taxonomy": sha256["taxonomy.json"],
         "preprocessing": info.preprocessing.fingerprint(),
         "precision": info.precision,
     }
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    canonical = json.dumps(manifest, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def _info(raw: dict[str, Any]) -> BundleInfo:

@@ -193,13 +193,12 @@ def brand_probabilities(logits: Floats, groups: Ints, calibration: Calibration) 
 
 def node_probabilities(leaf_probabilities: Floats, taxonomy: Taxonomy) -> Floats:
     """(N, V): each node's probability as the sum of the leaves below it."""
-    return np.minimum(leaf_probabilities @ taxonomy.leaves_below.T.astype(np.float64), 1.0)
+    return np.minimum(leaf_probabilities @ taxonomy.leaves_to_nodes, 1.0)
 
 
 def answer_paths(leaf_probabilities: Floats, taxonomy: Taxonomy) -> Paths:
     """The path from root to likeliest leaf of each row, with the probability of each step."""
-    by_leaf = _leaf_paths(taxonomy)
-    nodes = by_leaf[leaf_probabilities.argmax(axis=1)]
+    nodes = taxonomy.leaf_paths[leaf_probabilities.argmax(axis=1)]
     all_scores = node_probabilities(leaf_probabilities, taxonomy)
     scores = np.where(nodes >= 0, np.take_along_axis(all_scores, np.maximum(nodes, 0), axis=1), 0.0)
     return Paths(nodes, scores)
@@ -255,12 +254,3 @@ def _fills(field: Field | None, probability: float) -> tuple[bool, str]:
     if probability < field.threshold:
         return False, f"probability {probability:.3f} is below the certified threshold {field.threshold:.3f}"
     return True, ""
-
-
-def _leaf_paths(taxonomy: Taxonomy) -> Ints:
-    """(C, D) node indices from root to leaf, -1 beyond a leaf's depth."""
-    paths = np.full((len(taxonomy.leaf_ids), taxonomy.max_depth), -1, dtype=np.int64)
-    for row, leaf_id in enumerate(taxonomy.leaf_ids):
-        for depth, category in enumerate(taxonomy.ancestry(leaf_id)):
-            paths[row, depth] = taxonomy.node_index[category.id]
-    return paths

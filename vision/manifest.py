@@ -1,5 +1,6 @@
 """The listing manifest: a table with a row a photo, held as Arrow, read from any fsspec URL."""
 
+import hashlib
 import posixpath
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -58,7 +59,14 @@ class Manifest:
             ".csv": lambda f: pyarrow.csv.read_csv(
                 f, convert_options=pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(COLUMNS, pa.string()))
             ),
-            ".jsonl": pyarrow.json.read_json,
+            ".jsonl": lambda f: pyarrow.json.read_json(
+                f,
+                # Inferred types would read an id that looks like a date as one.
+                parse_options=pyarrow.json.ParseOptions(
+                    explicit_schema=pa.schema([(name, pa.string()) for name in COLUMNS]),
+                    unexpected_field_behavior="ignore",
+                ),
+            ),
         }
         ending = posixpath.splitext(url)[1].lower()
         if ending not in readers:
@@ -91,6 +99,14 @@ class Manifest:
                     file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
             else:
                 raise ManifestError(f"manifest {path}: ending {ending!r} is not .parquet, .csv or .jsonl")
+
+    def digest(self) -> str:
+        """sha256 of all rows in order."""
+        hashed = hashlib.sha256()
+        for batch in self.table.to_batches(max_chunksize=65_536):
+            for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                hashed.update(repr(row).encode())
+        return hashed.hexdigest()
 
     def column(self, name: str) -> pa.ChunkedArray:
         return self.table.column(name)
@@ -162,8 +178,14 @@ def photo_bytes(url: str) -> bytes:
     if "://" not in url:
         with open(url, "rb") as file:
             return file.read()
-    with fsspec.open(url, "rb") as opened:
-        return cast(IO[bytes], opened).read()
+    try:
+        with fsspec.open(url, "rb") as opened:
+            return cast(IO[bytes], opened).read()
+    except OSError:
+        raise
+    # Each file system behind fsspec raises its own types, and a missing driver an ImportError.
+    except Exception as error:
+        raise OSError(f"{type(error).__name__}: {error}") from error
 
 
 def _with_all_columns(table: pa.Table, url: str) -> pa.Table:

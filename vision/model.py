@@ -7,7 +7,7 @@ import timm
 import torch
 from torch import nn
 
-__all__ = ["ListingClassifier", "ModelSpec", "Outputs"]
+__all__ = ["ListingClassifier", "ModelSpec", "Outputs", "new_backbone"]
 
 
 class Outputs(NamedTuple):
@@ -31,6 +31,14 @@ class ModelSpec:
     std: tuple[float, float, float]
 
 
+def new_backbone(name: str, *, pretrained: bool = False) -> nn.Module:
+    """A timm model without classifier that takes any photo size; vision transformers need to be told so."""
+    try:
+        return timm.create_model(name, pretrained=pretrained, num_classes=0, dynamic_img_size=True)
+    except TypeError:  # convolutional models know no such argument and need none
+        return timm.create_model(name, pretrained=pretrained, num_classes=0)
+
+
 class ListingClassifier(nn.Module):
     """Maps photos (N, H, W, 3) uint8 to `Outputs`. Normalisation is part of the graph."""
 
@@ -40,8 +48,9 @@ class ListingClassifier(nn.Module):
     def __init__(self, spec: ModelSpec, backbone: nn.Module | None = None, *, dropout: float = 0.0) -> None:
         super().__init__()
         self.spec = spec
-        self.backbone = backbone if backbone is not None else timm.create_model(spec.backbone, num_classes=0)
-        num_features = cast(int, self.backbone.num_features)
+        self.backbone = backbone if backbone is not None else new_backbone(spec.backbone)
+        # MobileNets keep a layer between pooling and classifier, and return its width.
+        num_features = cast(int, getattr(self.backbone, "head_hidden_size", None) or self.backbone.num_features)
         self.dropout = nn.Dropout(dropout)
         self.category_head = nn.Linear(num_features, spec.num_categories)
         self.brand_head = nn.Linear(num_features, spec.num_brands)

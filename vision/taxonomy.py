@@ -80,6 +80,10 @@ class Taxonomy:
             self.ancestry(category.id)
         if not self.leaf_ids:
             raise TaxonomyError(f"taxonomy {self.version!r} has no categories")
+        for path, count in Counter(self.path_name(c.id).casefold() for c in self.categories).items():
+            if count > 1:
+                raise TaxonomyError(f"taxonomy {self.version!r}: {count} categories have the path {path!r}; rename one")
+        _ = self._brand_index_by_name  # building it finds a name that stands for two brands
 
     @functools.cached_property
     def by_id(self) -> dict[str, Category]:
@@ -108,6 +112,20 @@ class Taxonomy:
             for ancestor in self.ancestry(leaf_id):
                 below[self.node_index[ancestor.id], column] = True
         return below
+
+    @functools.cached_property
+    def leaf_paths(self) -> npt.NDArray[np.int64]:
+        """(num_leaves, max_depth) index into `categories` of each step from root to leaf, -1 beyond a leaf's depth."""
+        paths = np.full((len(self.leaf_ids), self.max_depth), -1, dtype=np.int64)
+        for row, leaf_id in enumerate(self.leaf_ids):
+            for depth, category in enumerate(self.ancestry(leaf_id)):
+                paths[row, depth] = self.node_index[category.id]
+        return paths
+
+    @functools.cached_property
+    def leaves_to_nodes(self) -> npt.NDArray[np.float64]:
+        """(num_leaves, num_categories) float64 that sums leaf probabilities up the tree."""
+        return np.ascontiguousarray(self.leaves_below.T, dtype=np.float64)
 
     @functools.cached_property
     def max_depth(self) -> int:

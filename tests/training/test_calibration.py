@@ -5,8 +5,9 @@ import pytest
 
 from tests.helpers import small_taxonomy
 from training.calibration import ALPHA_CATEGORY, DELTA, calibrate, certify, fit_temperature
+from training.evaluation import truth_by_depth
 from training.predictions import Predictions
-from vision.decision import softmax
+from vision.decision import answer_paths, category_probabilities, softmax
 from vision.manifest import Labels
 
 
@@ -67,6 +68,50 @@ def test_the_temperature_that_made_the_labels_is_found(temperature):
     assert fit_temperature(logits, labels) == pytest.approx(temperature, rel=0.05)
 
 
+def tree_predictions(rng, count):
+    """An over-confident model on a tree with leaves of unequal depth, its mistakes all over the tree."""
+    taxonomy = small_taxonomy()
+    logits = rng.normal(0, 1, (count, 4)) * 2
+    shown = softmax(logits)
+    truth = softmax(logits * 0.8)
+    leaves = (truth.cumsum(axis=1) > rng.random((count, 1))).argmax(axis=1)
+    logits = np.log(shown) * 2.5
+    nodes = np.array([taxonomy.node_index[leaf] for leaf in taxonomy.leaf_ids])[leaves]
+    return taxonomy, Predictions(
+        category_logits=logits.astype(np.float32),
+        brand_logits=np.zeros((count, 3), np.float32),
+        labels=Labels(category_nodes=nodes, brands=np.full(count, -1)),
+        groups=np.arange(count),
+        listing_ids=tuple(map(str, range(count))),
+        unusable=(),
+    )
+
+
+def test_the_promise_holds_for_filled_paths_on_a_tree():
+    """Whoever receives a filled field sees it wrong at most alpha of the time, shallow truths included."""
+    rng = np.random.default_rng(7)
+    taxonomy, judged = tree_predictions(rng, 200_000)
+    true_nodes = truth_by_depth(judged.labels, taxonomy).nodes
+    broken = np.zeros(3)
+    filled_runs = np.zeros(3)
+    for _ in range(60):
+        calibration = calibrate(tree_predictions(rng, 3000)[1], taxonomy, certifies={})
+        leaves = category_probabilities(judged.category_logits, judged.groups, calibration)
+        paths = answer_paths(leaves, taxonomy)
+        for depth, field_ in enumerate(calibration.fields[:3]):
+            if field_.threshold is None:
+                continue
+            # By hand and without the module under test: filled means answered at this depth and sure enough.
+            filled = (paths.nodes[:, depth] >= 0) & (paths.scores[:, depth] >= field_.threshold)
+            wrong = paths.nodes[filled, depth] != true_nodes[filled, depth]
+            filled_runs[depth] += 1
+            broken[depth] += wrong.mean() > ALPHA_CATEGORY
+    assert filled_runs[0] > 30
+    # delta is shared by four fields; three standard errors above it.
+    limit = DELTA / 4 + 3 * math.sqrt(DELTA / 4 * (1 - DELTA / 4) / 60)
+    assert (broken / 60 <= limit).all(), (broken, filled_runs)
+
+
 def test_a_saturated_model_is_filled_at_every_level():
     # Every answer is right and parents are surer than children: the parent's threshold must serve the child too.
     taxonomy, rng = small_taxonomy(), np.random.default_rng(6)
@@ -114,7 +159,7 @@ def test_calibration_of_a_whole_model_keeps_thresholds_growing_with_depth():
     assert thresholds == sorted(thresholds)
     assert all(f.alpha == ALPHA_CATEGORY for f in categories)
     assert sum(f.delta for f in calibration.fields) == pytest.approx(DELTA)
-    # Half of the listings at each depth: 'tools' is a root and a leaf, so deeper fields have fewer.
+    # Half of the listings at each depth; 'tools' is a root and a leaf, so fewer answers reach the third.
     assert 1300 < categories[0].num_listings < 1700
     assert categories[2].num_listings < categories[0].num_listings
     assert calibration.certifies["precision"] == "fp32"

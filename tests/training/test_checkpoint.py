@@ -28,6 +28,20 @@ def test_a_damaged_one_is_passed_over_for_the_one_before(tmp_path):
         load_checkpoint(newest)
 
 
+@pytest.mark.parametrize("name", ["state.json", "state.sha256", "tensors.safetensors"])
+def test_a_half_deleted_one_is_passed_over_too(tmp_path, name):
+    for step in (1, 2):
+        newest = save_checkpoint(tmp_path, checkpoint(step))
+    (newest / name).unlink()
+    assert latest_checkpoint(tmp_path).name == "step-00000001"
+
+
+def test_a_changed_state_is_damage(tmp_path):
+    path = save_checkpoint(tmp_path, checkpoint(1)) / "state.json"
+    path.write_text(path.read_text().replace('"step": 1', '"step": 7'))
+    assert latest_checkpoint(tmp_path) is None
+
+
 def test_what_a_crash_left_half_written_is_ignored(tmp_path):
     (tmp_path / ".tmp-00000009").mkdir()
     assert latest_checkpoint(tmp_path) is None

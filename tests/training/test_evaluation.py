@@ -2,9 +2,18 @@ import numpy as np
 import pytest
 
 from tests.helpers import small_taxonomy
-from training.evaluation import evaluate, format_table, pseudo_listings, truth_by_depth
+from training.evaluation import (
+    Truth,
+    evaluate,
+    format_table,
+    judge_paths,
+    listing_labels,
+    pseudo_listings,
+    truth_by_depth,
+    without_nan,
+)
 from training.predictions import Predictions, predict
-from vision.decision import BRAND_FIELD, Calibration, Field, field_name
+from vision.decision import BRAND_FIELD, Calibration, Field, Paths, field_name
 from vision.engine import OnnxEngine
 from vision.errors import ManifestError
 from vision.manifest import Labels, Manifest
@@ -56,6 +65,54 @@ def test_figures_by_hand():
     table = format_table(figures)
     assert "brand: never filled, only suggested" in table
     assert "1 photos could not be used" in table
+
+
+def paths_of(*leaves: str) -> Paths:
+    columns = [TAXONOMY.leaf_ids.index(leaf) for leaf in leaves]
+    nodes_ = TAXONOMY.leaf_paths[columns]
+    return Paths(nodes_, np.where(nodes_ >= 0, 0.9, 0.0))
+
+
+@pytest.mark.parametrize(
+    ("answer", "label", "known", "right"),
+    [
+        ("gala", "gala", [1, 1, 1], [1, 1, 1]),
+        ("fuji", "gala", [1, 1, 1], [1, 1, 0]),
+        ("gala", "lemon", [1, 1, 1], [1, 0, 0]),  # deeper than the true leaf is wrong, not unknown
+        ("gala", "tools", [1, 1, 1], [0, 0, 0]),
+        ("tools", "gala", [1, 0, 0], [0, 0, 0]),  # what is not answered is not judged
+        ("lemon", "gala", [1, 1, 0], [1, 0, 0]),
+        ("gala", "apple", [1, 1, 0], [1, 1, 0]),  # an inner label says nothing of what stands below it …
+        ("lemon", "apple", [1, 1, 0], [1, 0, 0]),
+        ("tools", "apple", [1, 0, 0], [0, 0, 0]),
+        ("gala", "fruit", [1, 0, 0], [1, 0, 0]),
+        ("gala", "", [0, 0, 0], [0, 0, 0]),
+    ],
+)
+def test_verdicts_on_each_step(answer, label, known, right):
+    truth = truth_by_depth(Labels(category_nodes=nodes(label), brands=np.array([-1])), TAXONOMY)
+    verdicts = judge_paths(paths_of(answer), truth)
+    assert verdicts.known[0].tolist() == [bool(k) for k in known]
+    assert verdicts.right[0].tolist() == [bool(r) for r in right]
+
+
+def test_an_inner_label_that_the_answer_leaves_makes_all_below_wrong():
+    truth = truth_by_depth(Labels(category_nodes=nodes("tools"), brands=np.array([-1])), TAXONOMY)
+    inner = Truth(truth.nodes, np.array([-1]), truth.brands)  # as if 'tools' had children
+    verdicts = judge_paths(paths_of("gala"), inner)
+    assert verdicts.known[0].tolist() == [True, True, True]
+    assert not verdicts.right.any()
+
+
+def test_a_listing_takes_its_first_known_label():
+    labels = Labels(category_nodes=nodes("", "gala", "lemon"), brands=np.array([-1, -1, 2]))
+    joined = listing_labels(labels, np.array([0, 0, 1]))
+    assert joined.category_nodes.tolist() == nodes("gala", "lemon").tolist()
+    assert joined.brands.tolist() == [-1, 2]
+
+
+def test_nan_becomes_null():
+    assert without_nan({"a": float("nan"), "b": [(1.0, float("nan"))]}) == {"a": None, "b": [[1.0, None]]}
 
 
 def test_truth_has_an_ancestor_at_each_known_depth():

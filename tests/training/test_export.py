@@ -40,6 +40,25 @@ def test_a_difference_is_refused(bundle, trained_run, photos):
         compare(trained, shifted, photos, name="X")
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_nan_and_infinity_are_refused(trained_run, photos, bad):
+    trained = torch_forward(trained_run.load_model())
+
+    def poisoned(batch):
+        answer = trained(batch)
+        return Logits(answer.category, answer.brand, answer.embedding * np.float32(bad))
+
+    with pytest.raises(ExportMismatch, match="embedding holds NaN or infinity at batch 1"):
+        compare(trained, poisoned, photos, name="X")
+
+
+def test_one_row_for_seven_is_refused(trained_run, photos):
+    trained = torch_forward(trained_run.load_model())
+    same = np.repeat(photos[:1], len(photos), axis=0)
+    with pytest.raises(ExportMismatch, match=r"category_logits with shape \(1, 10\), not \(2, 10\)"):
+        compare(trained, lambda batch: trained(batch[:1]), same, name="X")
+
+
 def test_an_export_with_a_frozen_batch_is_refused(trained_run, photos):
     trained = torch_forward(trained_run.load_model())
 

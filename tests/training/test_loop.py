@@ -1,9 +1,11 @@
 import dataclasses
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -77,6 +79,11 @@ def test_a_run_killed_and_one_terminated_end_bit_equal_to_an_unbroken_one(traine
     assert resumed.keys() == unbroken.keys()
     assert all(torch.equal(resumed[name], unbroken[name]) for name in unbroken)
 
+    def without_times(run):
+        return [{k: v for k, v in r.items() if k not in ("seconds", "photos_per_s")} for r in run.metrics()]
+
+    assert without_times(Run(folder)) == without_times(trained_run)
+
 
 def test_a_finished_run_repeated_changes_nothing(trained_run, drawn, small_recipe):
     before = trained_run.weights_path.read_bytes()
@@ -88,6 +95,15 @@ def test_another_recipe_in_the_same_folder_is_refused(trained_run, drawn, small_
     other = dataclasses.replace(small_recipe, seed=7)
     with pytest.raises(RunError, match="holds a run with another recipe"):
         train_run(trained_run.folder, drawn, other)
+
+
+def test_other_data_under_the_same_name_is_refused(drawn, small_recipe, tmp_path):
+    folder = shutil.copytree(drawn, tmp_path / "data")
+    train_run(tmp_path / "run", folder, small_recipe)
+    manifest = Manifest.load(str(folder / "manifest.parquet"))
+    manifest.take(np.arange(len(manifest))[::-1].copy()).save(str(folder / "manifest.parquet"))
+    with pytest.raises(RunError, match="holds a run with another manifest"):
+        train_run(tmp_path / "run", folder, small_recipe)
 
 
 def test_a_loss_that_is_not_finite_is_stopped_before_the_step(drawn, small_recipe, tmp_path):

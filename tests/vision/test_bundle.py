@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from vision.bundle import FILES, load_bundle
+from vision.bundle import FILES, _digest, load_bundle, sha256_of
 from vision.errors import BundleError
 
 
@@ -35,8 +35,28 @@ def test_no_bundle_says_what_makes_one(tmp_path):
 
 
 def change_manifest(folder, **changes):
+    """As if the bundle had been sealed with other values."""
     path = folder / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    raw = json.loads(path.read_text()) | changes
+    del raw["manifest_sha256"]
+    path.write_text(json.dumps(raw | {"manifest_sha256": _digest(raw)}))
+
+
+def test_a_changed_value_in_the_manifest_itself_is_refused(copied):
+    path = copied / "manifest.json"
+    path.write_text(path.read_text().replace('"model_name": "small"', '"model_name": "smell"'))
+    with pytest.raises(BundleError, match=r"manifest\.json was altered"):
+        load_bundle(copied)
+
+
+def test_a_certificate_does_not_outlive_its_taxonomy(copied, bundle):
+    path = copied / "taxonomy.json"
+    raw = json.loads(path.read_text())
+    raw["version"] = "moved-2"
+    path.write_text(json.dumps(raw))
+    change_manifest(copied, sha256={**bundle.sha256, "taxonomy.json": sha256_of(path)})
+    fields = load_bundle(copied).calibration.fields
+    assert all(field.threshold is None and "taxonomy changed" in field.why_not for field in fields)
 
 
 def test_another_schema_version_is_refused(copied):

@@ -81,6 +81,12 @@ def test_manifests_are_read_by_url(tmp_path):
     assert len(Manifest.load(f"file://{path}")) == 1
 
 
+def test_json_lines_keep_ids_that_look_like_dates_and_numbers(tmp_path):
+    path = _write(tmp_path, '{"listing_id": "2026-11-22", "photo": "007", "extra": [1]}\n', "m.jsonl")
+    row = Manifest.load(path).table.to_pylist()[0]
+    assert (row["listing_id"], row["photo"], row["brand"]) == ("2026-11-22", "007", "")
+
+
 def test_listing_groups_number_by_first_appearance(tmp_path):
     path = _write(tmp_path, "listing_id,photo\nb,1\na,2\nb,3\n")
     assert Manifest.load(path).listing_groups().tolist() == [0, 1, 0]

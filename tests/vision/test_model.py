@@ -1,3 +1,4 @@
+import pytest
 import timm
 import torch
 
@@ -22,7 +23,20 @@ def test_normalisation_is_inside_and_outputs_have_their_shapes():
     torch.testing.assert_close(outputs.embedding, by_hand, atol=1e-4, rtol=1e-4)
 
 
-def test_any_timm_backbone_fits():
-    spec = ModelSpec(backbone="resnet10t", num_categories=2, num_brands=1, mean=(0.5,) * 3, std=(0.5,) * 3)
-    outputs = ListingClassifier(spec).eval()(torch.zeros(1, 64, 64, 3, dtype=torch.uint8))
-    assert outputs.embedding.shape == (1, 512)
+@pytest.mark.parametrize(
+    ("backbone", "width"),
+    [
+        ("resnet10t", 512),
+        ("mobilenetv3_small_050", 1024),
+        ("mobilenetv4_conv_small_035", 1280),
+        ("vit_tiny_patch16_224", 192),
+    ],
+)
+def test_timm_backbones_fit_at_any_photo_size(backbone, width):
+    spec = ModelSpec(backbone=backbone, num_categories=2, num_brands=1, mean=(0.5,) * 3, std=(0.5,) * 3)
+    model = ListingClassifier(spec).eval()
+    for side in (64, 96):
+        with torch.inference_mode():
+            outputs = model(torch.zeros(1, side, side, 3, dtype=torch.uint8))
+        assert outputs.embedding.shape == (1, width)
+        assert outputs.category_logits.shape == (1, 2)

@@ -15,9 +15,7 @@ def taxonomies(draw) -> Taxonomy:
     count = draw(st.integers(1, 25))
     parents = [None] + [draw(st.one_of(st.none(), st.integers(0, i - 1))) for i in range(1, count)]
     categories = tuple(
-        Category(
-            id=f"c{i}", names={"en": draw(st.text(min_size=1, max_size=8))}, parent_id=None if p is None else f"c{p}"
-        )
+        Category(id=f"c{i}", names={"en": draw(st.text(max_size=8)) + str(i)}, parent_id=None if p is None else f"c{p}")
         for i, p in enumerate(parents)
     )
     brands = tuple(Brand(id=f"b{i}", names={"en": f"Brand {i}"}) for i in range(draw(st.integers(0, 5))))
@@ -81,6 +79,18 @@ def test_contradictions_are_refused(categories, said):
             categories=tuple(Category(id=i, names={"en": i}, parent_id=p) for i, p in categories),
             brands=(),
         )
+
+
+def test_two_siblings_of_one_name_are_refused():
+    twins = tuple(Category(id=i, names={"en": "Cups"}) for i in ("a", "b"))
+    with pytest.raises(TaxonomyError, match="2 categories have the path 'cups'"):
+        Taxonomy(version="x", categories=twins, brands=())
+
+
+def test_a_brand_name_that_stands_for_two_is_refused():
+    brands = (Brand(id="a", names={"en": "Acme"}), Brand(id="b", names={"en": "Beta"}, aliases=("ACME",)))
+    with pytest.raises(TaxonomyError, match="stands for both"):
+        Taxonomy(version="x", categories=(Category(id="c", names={"en": "C"}),), brands=brands)
 
 
 def test_another_schema_version_is_refused():
