@@ -19,8 +19,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	  || { echo "Python's venv is missing; on Debian and Ubuntu: sudo apt-get install python3-venv"; exit 1; }
 	@echo "Installing into .venv (6 GB with PyTorch; minutes) …"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[gateway,local,train,dev]'
-	@$(BIN)/listing-vision triton install \
-	  || echo "No Triton here: the gateway will answer from ONNX Runtime in its own process."
+	@$(BIN)/listing-vision triton install --if-supported
 	@touch $@
 
 demo: setup  ## the whole path once: photos, fine-tune, evaluate, export, Triton, gRPC (DATA=folder for real photos)

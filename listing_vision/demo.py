@@ -38,6 +38,8 @@ def demo(
     """
     from vision.manifest import Manifest
 
+    if data and data.resolve().is_relative_to(folder.resolve()):
+        raise ListingVisionError(f"{data} lies inside {folder}, which the demo empties; give another --folder")
     if folder.exists() and not (folder / ".demo").exists() and any(folder.iterdir()):
         raise ListingVisionError(f"{folder} holds something that is not an earlier demo; give another --folder")
     shutil.rmtree(folder, ignore_errors=True)
@@ -96,7 +98,11 @@ def _served(folder: Path) -> Iterator[str]:
         yield f"127.0.0.1:{_port(process, log_path)}"
     finally:
         process.send_signal(signal.SIGTERM)
-        code = process.wait(60)
+        try:
+            code = process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            code = process.wait()
         for line in log_path.read_text().splitlines():
             if " WARNING " in line or "Triton (pid" in line:
                 print(line.split(": ", 1)[-1])

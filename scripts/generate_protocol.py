@@ -30,7 +30,9 @@ def main() -> None:
     if "--check" in sys.argv:
         stale = [name for name, text in files.items() if (TARGET / name).read_text() != text]
         if stale:
-            raise SystemExit(f"serving/protocol is stale ({', '.join(stale)}); run `make protocol`")
+            raise SystemExit(
+                f"serving/protocol is stale ({', '.join(stale)}); run `python scripts/generate_protocol.py`"
+            )
         return
     for name, text in files.items():
         (TARGET / name).write_text(text)

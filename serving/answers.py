@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from serving.protocol import listing_vision_pb2 as pb
 from vision.bundle import Bundle
-from vision.decision import BrandAnswer, Suggestion, decide
+from vision.decision import BrandAnswer, Suggestion, brand_probabilities, category_probabilities, decide
 from vision.engine import Logits
 from vision.errors import PhotoError
 from vision.images import PhotoLimits, prepare_photo
@@ -49,7 +49,7 @@ def answer(
         logits: of the usable photos of `prepared`, in their order, at least one.
     """
     suggestion = _decide(bundle, logits, num_alternatives)
-    rows = iter(range(len(logits.category)))
+    recognitions = iter(_recognitions(bundle, logits))
     return pb.ClassifyListingResponse(
         listing_id=listing_id,
         category_path=_category_path(bundle, suggestion),
@@ -65,7 +65,7 @@ def answer(
         photos=[
             pb.PhotoResult(error=_photo_error(photo.error))
             if photo.error
-            else pb.PhotoResult(recognition=_recognition(bundle, logits, next(rows)))
+            else pb.PhotoResult(recognition=next(recognitions))
             for photo in prepared
         ],
         model=model_version(bundle),
@@ -141,16 +141,20 @@ def _brand(bundle: Bundle, brand: BrandAnswer) -> pb.BrandSuggestion:
     )
 
 
-def _recognition(bundle: Bundle, logits: Logits, row: int) -> pb.PhotoRecognition:
-    alone = Logits(*(rows[row : row + 1] for rows in logits))
-    suggestion = _decide(bundle, alone, 1)
-    brand = _brand(bundle, suggestion.brand)
-    return pb.PhotoRecognition(
-        category_id=suggestion.path[-1].category_id,
-        category_probability=suggestion.path[-1].probability,
-        brand_id=brand.brand_id,
-        brand_probability=brand.probability,
-    )
+def _recognitions(bundle: Bundle, logits: Logits) -> list[pb.PhotoRecognition]:
+    """What each photo alone shows, all in one batch."""
+    each_alone = np.arange(len(logits.category))
+    leaves = category_probabilities(logits.category, each_alone, bundle.calibration)
+    brands = brand_probabilities(logits.brand, each_alone, bundle.calibration)
+    return [
+        pb.PhotoRecognition(
+            category_id=bundle.taxonomy.leaf_ids[leaf],
+            category_probability=float(leaves[row, leaf]),
+            brand_id=bundle.taxonomy.brands[brand - 1].id if brand else "",
+            brand_probability=float(brands[row, brand]),
+        )
+        for row, (leaf, brand) in enumerate(zip(leaves.argmax(axis=1), brands.argmax(axis=1), strict=True))
+    ]
 
 
 def _photo_error(error: PhotoError) -> pb.PhotoError:

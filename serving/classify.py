@@ -12,7 +12,7 @@ from serving.client import CallFailed, ListingVisionClient
 from serving.protocol import listing_vision_pb2 as pb
 from vision.bundle import load_bundle
 from vision.engine import OnnxEngine
-from vision.errors import EngineUnavailable, ListingVisionError, PhotoError
+from vision.errors import ListingVisionError, PhotoError
 
 __all__ = ["classify_at_server", "classify_with_bundle", "format_answer", "read_photos", "to_json"]
 
@@ -27,7 +27,7 @@ def classify_at_server(address: str, photos: Sequence[bytes], *, listing_id: str
         try:
             return client.classify(photos, listing_id=listing_id)
         except CallFailed as error:
-            raise EngineUnavailable(f"{address} answered {error}") from error
+            raise ListingVisionError(f"{address} answered {error}") from error
 
 
 def classify_with_bundle(folder: Path, photos: Sequence[bytes]) -> pb.ClassifyListingResponse:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from vision.commands import new_app
-from vision.errors import ListingVisionError
+from vision.errors import ListingVisionError, TritonUnsupported
 
 __all__ = ["classify", "serve", "triton_app"]
 
@@ -67,14 +67,23 @@ def classify(
 
 
 @triton_app.command("install")
-def install() -> None:
+def install(
+    if_supported: Annotated[
+        bool, typer.Option("--if-supported", help="On a machine that cannot run it, say so and exit 0.")
+    ] = False,
+) -> None:
     """Install a Triton server from PyPI wheels into this Python environment (Linux x86-64).
 
     Example: listing-vision triton install
     """
     from serving.triton_install import install_triton
 
-    typer.echo(f"Triton: {install_triton().binary}")
+    try:
+        typer.echo(f"Triton: {install_triton().binary}")
+    except TritonUnsupported as error:
+        if not if_supported:
+            raise
+        typer.echo(f"No Triton here, the gateway will answer from ONNX Runtime in its own process: {error}")
 
 
 @triton_app.command("repository")

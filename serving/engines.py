@@ -15,7 +15,7 @@ from tritonclient.utils import InferenceServerException
 from serving.triton_repository import MODEL_NAME
 from vision.bundle import Bundle
 from vision.engine import INPUT_NAME, OUTPUT_NAMES, Logits, OnnxEngine, check_golden
-from vision.errors import EngineBroken, EngineUnavailable
+from vision.errors import EngineBroken, EngineBusy, EngineError, EngineUnavailable
 
 __all__ = ["AsyncEngine", "InProcessEngine", "TritonEngine", "check"]
 
@@ -23,6 +23,8 @@ _log = logging.getLogger(__name__)
 
 # Above Triton's own queue timeout (5 s), so that it is Triton that gives up first.
 _RPC_TIMEOUT_S = 10.0
+# A full or overdue queue is UNAVAILABLE like a dead server; only Triton's words tell them apart.
+_QUEUE_WORDS = ("Exceeds maximum queue size", "Request timeout expired")
 
 
 class AsyncEngine(Protocol):
@@ -31,6 +33,7 @@ class AsyncEngine(Protocol):
 
         Raises:
             EngineUnavailable: not now; the same call may succeed later.
+            EngineBusy: its queue is full or overdue.
             EngineBroken: the model refuses what the bundle says it takes.
         """
         ...
@@ -91,8 +94,10 @@ class TritonEngine:
                 raise EngineBroken(f"Triton at {self._address} answered {name} with shape {shape}")
         return Logits(*answers)
 
-    def _translate(self, error: InferenceServerException) -> EngineUnavailable | EngineBroken:
+    def _translate(self, error: InferenceServerException) -> EngineError:
         said = f"Triton at {self._address}: {error.message()}"
+        if any(words in said for words in _QUEUE_WORDS):
+            return EngineBusy(said)
         refused = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNIMPLEMENTED)
         return EngineBroken(said) if error.status() in map(str, refused) else EngineUnavailable(said)
 
@@ -110,7 +115,10 @@ class InProcessEngine:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="onnxruntime")
 
     async def infer(self, photos_nhwc: npt.NDArray[np.uint8]) -> Logits:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._engine.infer, photos_nhwc)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, self._engine.infer, photos_nhwc)
+        except Exception as error:  # ONNX Runtime raises types of its own for whatever goes wrong inside
+            raise EngineBroken(f"ONNX Runtime: {error}") from error
 
     async def close(self) -> None:
         self._thread.shutdown(wait=True)

@@ -16,7 +16,7 @@ from serving.protocol import listing_vision_pb2_grpc as pb_grpc
 from serving.statuses import Refusal, abort
 from vision.bundle import Bundle
 from vision.engine import Logits
-from vision.errors import EngineBroken, EngineUnavailable
+from vision.errors import EngineBroken, EngineBusy, EngineUnavailable
 
 __all__ = ["SERVICE_NAME", "Gateway"]
 
@@ -30,7 +30,8 @@ DEFAULT_DEADLINE_S = 30.0
 """For callers that set none."""
 LEAST_DEADLINE_S = 0.005
 """A call with less left is not begun."""
-MAX_PHOTOS_IN_FLIGHT = 512
+MAX_PHOTOS_IN_FLIGHT = 256
+"""As many requests as Triton queues: beyond it the gateway refuses, not Triton."""
 RETRY_AFTER_S = 0.5
 
 
@@ -47,26 +48,26 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
         context: "grpc.aio.ServicerContext[pb.ClassifyListingRequest, pb.ClassifyListingResponse]",
     ) -> pb.ClassifyListingResponse:
         started_s = time.monotonic()
+        remaining_s = context.time_remaining()
+        outcome = "answered"
         try:
-            remaining_s = context.time_remaining()
-            deadline_s = DEFAULT_DEADLINE_S if remaining_s is None else remaining_s
-            response = await self._classify(request, deadline_s)
+            return await self._classify(request, DEFAULT_DEADLINE_S if remaining_s is None else remaining_s)
         except Refusal as refusal:
+            outcome = refusal.reason
+            await abort(context, refusal)
+        except Exception:
+            # Whatever it was, the caller learns that it is our fault and nothing of our insides.
+            outcome = "INTERNAL"
+            _log.exception("listing %r failed", request.listing_id[:MAX_LISTING_ID_CHARS])
+            await abort(context, Refusal(reason="INTERNAL", message="the service failed; this is our fault"))
+        finally:
             _log.info(
-                "listing %r: %d photos refused with %s in %.1f ms",
-                request.listing_id,
+                "listing %r: %d photos, %s in %.1f ms",
+                request.listing_id[:MAX_LISTING_ID_CHARS],
                 len(request.photos),
-                refusal.reason,
+                outcome,
                 (time.monotonic() - started_s) * 1000,
             )
-            await abort(context, refusal)
-        _log.info(
-            "listing %r: %d photos answered in %.1f ms",
-            request.listing_id,
-            len(request.photos),
-            (time.monotonic() - started_s) * 1000,
-        )
-        return response
 
     async def GetModel(
         self,
@@ -90,13 +91,19 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
                 retry_after_s=RETRY_AFTER_S,
             )
         self._photos_in_flight += num_photos
+        # A call that is given up goes on to its end behind the shield and counts until then: what Triton has
+        # queued stays queued, and cancelling it would endanger Triton (see TritonEngine).
+        work = asyncio.create_task(self._answer(request, num_alternatives))
+        work.add_done_callback(lambda done: self._end(done, num_photos))
         try:
-            async with asyncio.timeout(deadline_s):
-                return await self._answer(request, num_alternatives)
+            return await asyncio.wait_for(asyncio.shield(work), deadline_s)
         except TimeoutError:
             raise _too_late(deadline_s) from None
-        finally:
-            self._photos_in_flight -= num_photos
+
+    def _end(self, work: "asyncio.Task[pb.ClassifyListingResponse]", num_photos: int) -> None:
+        self._photos_in_flight -= num_photos
+        if not work.cancelled() and work.exception() is not None:
+            _log.debug("work ended with %r", work.exception())
 
     async def _answer(self, request: pb.ClassifyListingRequest, num_alternatives: int) -> pb.ClassifyListingResponse:
         loop = asyncio.get_running_loop()
@@ -114,17 +121,18 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
                 message=f"none of the {len(prepared)} photos can be used; see the field violations",
                 violations={name: f"{error.reason}: {error}" for name, error in errors.items()},
             )
+        logits = await self._infer(np.stack(usable))
         return answers.answer(
-            self._bundle,
-            prepared,
-            await self._infer(np.stack(usable)),
-            listing_id=request.listing_id,
-            num_alternatives=num_alternatives,
+            self._bundle, prepared, logits, listing_id=request.listing_id, num_alternatives=num_alternatives
         )
 
     async def _infer(self, photos_nhwc: "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]") -> Logits:
         try:
             return await self._engine.infer(photos_nhwc)
+        except EngineBusy as error:
+            raise Refusal(
+                reason="TOO_BUSY", message="the model's queue is full; try later", retry_after_s=RETRY_AFTER_S
+            ) from error
         except EngineUnavailable as error:
             _log.warning("model unavailable: %s", error)
             raise Refusal(

@@ -1,6 +1,7 @@
 """One gateway process: engine, gRPC server, health that follows the model, and a shutdown that loses no call."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -11,20 +12,23 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from serving.client import MESSAGE_LIMIT_BYTES
 from serving.engines import AsyncEngine, InProcessEngine, TritonEngine, check
 from serving.gateway import SERVICE_NAME, Gateway
 from serving.protocol import listing_vision_pb2_grpc as pb_grpc
 from serving.triton_install import find_triton
 from serving.triton_server import LocalTriton
 from vision.bundle import Bundle, load_bundle
-from vision.errors import EngineBroken, EngineError, EngineUnavailable, TritonNotInstalled
+from vision.errors import EngineBroken, EngineBusy, EngineError, EngineUnavailable, TritonNotInstalled
 
 __all__ = ["GatewayServer", "ServeOptions", "serve"]
 
 _log = logging.getLogger(__name__)
 
-MESSAGE_LIMIT_BYTES = 64 << 20
-"""Of a request; a listing's photos as phones make them are 2 to 5 MB each."""
+FAILURES_UNTIL_NOT_SERVING = 2
+"""Golden-photo checks in a row; one alone may have met a moment of load."""
+FAILURES_UNTIL_RESTART = 5
+"""After so many, a Triton of our own is stopped and started: a killed stub is never replaced (server#8604)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +60,9 @@ class GatewayServer:
         self._bundle = load_bundle(options.bundle)
         self._local_triton: LocalTriton | None = None
         self._health = health.aio.HealthServicer()
+        self._engine: AsyncEngine | None = None
         self._watch: asyncio.Task[None] | None = None
+        self._failures = 0
         self._serving = False
         self._last_error: EngineError | None = None
         self.port = 0
@@ -66,15 +72,24 @@ class GatewayServer:
         return self._local_triton
 
     async def start(self) -> None:
-        """Bind, start the engine, and return once the golden photos are answered rightly.
+        """Start the engine, bind, and return once the golden photos are answered rightly.
 
-        With a Triton elsewhere (`options.triton`) it returns at once and health follows that Triton.
+        With a Triton elsewhere (`options.triton`) it returns after one check, whatever that says; health then follows.
 
         Raises:
             EngineError: the engine that this process started does not answer, or not rightly.
             OSError: the port is taken.
         """
-        self._engine = await self._start_engine()
+        try:
+            self._engine = await self._start_engine()
+            await self._start_server()
+        except BaseException:
+            await self._close_engine()
+            raise
+        self._watch = asyncio.create_task(self._watch_engine())
+
+    async def _start_server(self) -> None:
+        assert self._engine is not None
         self._gateway = Gateway(self._bundle, self._engine)
         self._server = grpc.aio.server(
             options=[
@@ -92,32 +107,33 @@ class GatewayServer:
         address = f"{self._options.host}:{self._options.port}"
         try:
             self.port = self._server.add_insecure_port(address)
-            await self._check_once()
-            if not self._serving and self._options.triton is None:
-                raise EngineUnavailable(f"the model does not answer its golden photos: {self._last_error}")
-            await self._server.start()
         except RuntimeError as error:
-            await self._close_engine()
             raise OSError(f"cannot listen on {address}: {error}; choose another --port") from error
-        except BaseException:
-            await self._close_engine()
-            raise
-        self._watch = asyncio.create_task(self._watch_engine())
+        await self._check_once()
+        if not self._serving and self._options.triton is None:
+            raise EngineUnavailable(f"the model does not answer its golden photos: {self._last_error}")
+        await self._server.start()
 
     async def stop(self) -> None:
         """NOT_SERVING first, then calls in flight, then the engine."""
-        await self._health.enter_graceful_shutdown()
-        if self._watch:
-            self._watch.cancel()
-        await asyncio.sleep(self._options.drain_s)
-        await self._server.stop(self._options.grace_s)
-        self._gateway.close()
-        await self._close_engine()
+        try:
+            await self._health.enter_graceful_shutdown()
+            if self._watch:
+                self._watch.cancel()
+            await asyncio.sleep(self._options.drain_s)
+            await self._server.stop(self._options.grace_s)
+            self._gateway.close()
+        finally:
+            await self._close_engine()
 
     async def _close_engine(self) -> None:
-        await self._engine.close()
-        if self._local_triton:
-            await asyncio.to_thread(self._local_triton.stop)
+        try:
+            if self._engine:
+                await self._engine.close()
+        finally:
+            if self._local_triton:
+                await asyncio.to_thread(self._local_triton.stop)
+                self._local_triton = None
 
     async def _start_engine(self) -> AsyncEngine:
         if self._options.in_process:
@@ -135,9 +151,15 @@ class GatewayServer:
         try:
             await asyncio.to_thread(self._local_triton.wait_until_listening)
             await _until_answering(engine, self._bundle)
-        except EngineError:
+        except EngineUnavailable as error:
             await engine.close()
-            await asyncio.to_thread(self._local_triton.stop)
+            await self._close_engine()
+            _log.warning(
+                "answering from ONNX Runtime in this process instead of Triton, which did not start: %s", error
+            )
+            return InProcessEngine(self._bundle)
+        except BaseException:
+            await engine.close()
             raise
         _log.info("Triton (pid %s) answers at %s", self._local_triton.pid, self._local_triton.address)
         return engine
@@ -146,23 +168,38 @@ class GatewayServer:
         while True:
             await asyncio.sleep(self._options.health_interval_s)
             try:
-                if self._local_triton:
-                    self._local_triton.restart_if_dead()
                 await self._check_once()
+                await self._heal()
             # Whatever it was, a watch that ends would leave the last health standing for ever.
             except Exception:
                 _log.exception("the health check itself failed")
                 await self._set_serving(False)
 
+    async def _heal(self) -> None:
+        """Start a Triton of our own again once it has died, or has failed every check for a while."""
+        if not self._local_triton or (self._local_triton.is_running() and self._failures < FAILURES_UNTIL_RESTART):
+            return
+        _log.error("NOT_SERVING: Triton is started again")
+        await self._set_serving(False)
+        self._failures = FAILURES_UNTIL_NOT_SERVING
+        await asyncio.to_thread(self._local_triton.restart)
+        with contextlib.suppress(EngineUnavailable):  # then the next checks fail, and it is started once more
+            await asyncio.to_thread(self._local_triton.wait_until_listening)
+
     async def _check_once(self) -> None:
+        assert self._engine is not None
         try:
             await check(self._engine, self._bundle)
+        except EngineBusy:
+            return  # it works, and has too much to do
         except EngineError as error:
             self._last_error = error
-            if self._serving:
+            self._failures += 1
+            if self._failures >= FAILURES_UNTIL_NOT_SERVING and self._serving:
                 _log.error("NOT_SERVING: %s", error)
-            await self._set_serving(False)
+                await self._set_serving(False)
         else:
+            self._failures = 0
             if not self._serving:
                 _log.info("SERVING: the golden photos are answered as the exported model answered them")
             await self._set_serving(True)
@@ -183,7 +220,7 @@ async def _until_answering(engine: AsyncEngine, bundle: Bundle, timeout_s: float
                     return await check(engine, bundle)
                 except EngineBroken:
                     raise
-                except EngineUnavailable:
+                except (EngineUnavailable, EngineBusy):
                     await asyncio.sleep(0.2)
     except TimeoutError:
         raise EngineUnavailable(f"Triton did not answer the golden photos within {timeout_s:g} s") from None
@@ -196,7 +233,15 @@ async def serve(options: ServeOptions) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop_asked.set)
     server = GatewayServer(options)
-    await server.start()
+    starting = asyncio.create_task(server.start())
+    stopping = asyncio.create_task(stop_asked.wait())
+    await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():
+        _log.info("stopping before it has started")
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        return
+    await starting
     _log.info("listening on %s:%d (pid %d)", options.host, server.port, os.getpid())
     await stop_asked.wait()
     _log.info("stopping: health is NOT_SERVING, calls in flight are finished")

@@ -22,6 +22,7 @@ _CODES: Mapping[str, grpc.StatusCode] = {
     "DEADLINE_TOO_SHORT": grpc.StatusCode.DEADLINE_EXCEEDED,
     "MODEL_UNAVAILABLE": grpc.StatusCode.UNAVAILABLE,
     "MODEL_BROKEN": grpc.StatusCode.INTERNAL,
+    "INTERNAL": grpc.StatusCode.INTERNAL,
 }
 
 

@@ -16,7 +16,7 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
-from vision.errors import TritonNotInstalled
+from vision.errors import TritonNotInstalled, TritonUnsupported
 
 __all__ = ["TritonInstallation", "find_triton", "install_triton"]
 
@@ -90,7 +90,8 @@ def install_triton() -> TritonInstallation:
     """Install the server and the environment of its models, or find them already there.
 
     Raises:
-        TritonNotInstalled: this machine cannot run it, or a step failed; the step's output is in the message.
+        TritonUnsupported: this machine cannot run it.
+        TritonNotInstalled: a step failed; its output is in the message.
     """
     _require_platform()
     installation = TritonInstallation(triton_home())
@@ -106,7 +107,7 @@ def install_triton() -> TritonInstallation:
     if not stub.is_file():
         offered = sorted(path.parent.name for path in stub.parent.parent.glob(f"*/{stub_name}"))
         shutil.rmtree(installation.home)
-        raise TritonNotInstalled(
+        raise TritonUnsupported(
             f"{PYTRITON} has no Python backend for Python {_python_version()}; use one of {', '.join(offered)}"
         )
     shutil.copy2(stub, backend / stub_name)
@@ -128,7 +129,7 @@ def _python_version() -> str:
 
 def _require_platform() -> None:
     if (sys.platform, platform.machine()) != ("linux", "x86_64"):
-        raise TritonNotInstalled(
+        raise TritonUnsupported(
             f"the Triton wheel runs on Linux x86-64 only, this is {sys.platform} {platform.machine()}; give --triton "
             "HOST:PORT of a server elsewhere, or use the in-process engine"
         )

@@ -58,9 +58,11 @@ class LocalTriton:
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
-        """Start the process; it answers some seconds later (see `wait_until_ready`)."""
+        """Start the process; it answers some seconds later (see `wait_until_listening`)."""
         root = self._installation.server_root
         command = [
+            # Whatever happens to the gateway, its Triton does not outlive it.
+            *([setpriv, "--pdeathsig", "TERM", "--"] if (setpriv := shutil.which("setpriv")) else []),
             str(self._installation.binary),
             f"--model-repository={self.repository}",
             f"--backend-directory={root / 'backends'}",
@@ -107,27 +109,26 @@ class LocalTriton:
 
     def stop(self) -> None:
         """Let it drain and exit, or kill it; removes its files and shared memory."""
+        self._end_process(_EXIT_TIMEOUT_S + 2)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def restart(self) -> None:
+        """Start it again, dead or alive, on the same ports; one that hangs is not waited for."""
+        self._end_process(2)
+        self.start()
+
+    def _end_process(self, patience_s: float) -> None:
         if self._process is not None:
             if self.is_running():
                 self._process.send_signal(signal.SIGTERM)
             try:
-                self._process.wait(_EXIT_TIMEOUT_S + 2)
+                self._process.wait(patience_s)
             except subprocess.TimeoutExpired:
-                _log.warning("Triton did not exit within %d s and is killed", _EXIT_TIMEOUT_S)
+                _log.warning("Triton did not exit within %g s and is killed", patience_s)
                 self._process.kill()
                 self._process.wait()
             self._process = None
         self._remove_shared_memory()
-        shutil.rmtree(self._folder, ignore_errors=True)
-
-    def restart_if_dead(self) -> bool:
-        """Start it again after it died by itself; tells whether it had."""
-        if self.is_running() or self._process is None:
-            return False
-        _log.error("Triton ended with status %s and is started again", self._process.returncode)
-        self._remove_shared_memory()
-        self.start()
-        return True
 
     def _remove_shared_memory(self) -> None:
         for region in Path("/dev/shm").glob(f"{self._shm_prefix}*"):

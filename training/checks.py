@@ -25,6 +25,7 @@ KINDS = {
     "unknown_category": "a category that the taxonomy does not have",
     "unknown_brand": "a brand that the taxonomy does not have",
     "unknown_split": "a split that is not train, val or test",
+    "contradicting_labels": "a listing whose photos carry different labels",
     "straddling_listing": "a listing with photos in more than one split",
     "exact_duplicate": "the same bytes in more than one split",
     "near_duplicate": "nearly the same pixels in more than one split",
@@ -55,6 +56,7 @@ def check_manifest(manifest: Manifest, taxonomy: Taxonomy) -> list[Finding]:
         *_unknown_values(manifest, "category", taxonomy.find_category),
         *_unknown_values(manifest, "brand", taxonomy.find_brand),
         *_unknown_splits(manifest),
+        *_contradicting(manifest),
         *_straddling(manifest),
         *_duplicates(manifest, looked),
     ]
@@ -85,19 +87,35 @@ def _look_at_all(manifest: Manifest) -> tuple[dict[int, _Looked], list[Finding]]
 
 
 def _unknown_values(manifest: Manifest, column: str, find: Callable[[str], object]) -> Iterator[Finding]:
-    for row, value in enumerate(manifest.column(column).to_pylist()):
-        if value is None or not value.strip():
-            continue
+    problems: dict[str, str] = {}
+    for value in manifest.column(column).unique().to_pylist():
         try:
-            find(value)
+            if value.strip():
+                find(value)
         except KeyError as error:
-            yield Finding(f"unknown_{column}", f"row {row + 1}: {error.args[0]}")
+            problems[value] = error.args[0]
+    for row, value in enumerate(manifest.column(column).to_pylist()):
+        if value in problems:
+            yield Finding(f"unknown_{column}", f"row {row + 1}: {problems[value]}")
 
 
 def _unknown_splits(manifest: Manifest) -> Iterator[Finding]:
     for row, value in enumerate(manifest.column("split").to_pylist()):
         if value and value not in SPLITS:
             yield Finding("unknown_split", f"row {row + 1}: split {value!r} is not one of {', '.join(SPLITS)}")
+
+
+def _contradicting(manifest: Manifest) -> Iterator[Finding]:
+    listings = manifest.column("listing_id").to_pylist()
+    for column in ("category", "brand"):
+        labels_of: dict[str, set[str]] = {}
+        for listing, label in zip(listings, manifest.column(column).to_pylist(), strict=True):
+            if label:
+                labels_of.setdefault(listing, set()).add(label)
+        for listing, labels in labels_of.items():
+            if len(labels) > 1:
+                said = " and ".join(repr(label) for label in sorted(labels))
+                yield Finding("contradicting_labels", f"listing {listing!r} has the {column} {said}")
 
 
 def _straddling(manifest: Manifest) -> Iterator[Finding]:

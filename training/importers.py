@@ -1,8 +1,9 @@
 """Published data sets and plain folders turned into a listing manifest and a taxonomy."""
 
 import csv
+import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from vision.errors import ManifestError
@@ -10,6 +11,10 @@ from vision.manifest import SPLITS, Manifest
 from vision.taxonomy import Brand, Category, Taxonomy
 
 __all__ = ["GROCERY_BRANDS", "import_folder", "import_grocery_store", "slug", "taxonomy_of_paths"]
+
+_log = logging.getLogger(__name__)
+
+_PHOTO_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".avif")
 
 # Klasson et al., WACV 2019. Read off the package names; the data set itself has no brand column.
 GROCERY_BRANDS = ("Alpro", "Arla", "Bravo", "Garant", "God Morgon", "Oatly", "Tropicana", "Valio", "Yoggi")
@@ -66,14 +71,18 @@ def import_folder(source: Path) -> tuple[Manifest, Taxonomy]:
     Raises:
         ManifestError: no such folder, or no photo in it.
     """
-    photos = sorted(_photos_below(source))
+    files = sorted(path for split in SPLITS for path in (source / split).glob("*/*") if path.is_file())
+    photos = [path for path in files if path.suffix.lower() in _PHOTO_ENDINGS]
+    if len(photos) < len(files):
+        others = sorted({path.suffix or path.name for path in files if path not in set(photos)})
+        _log.warning("%d files are no photos and are left out: %s", len(files) - len(photos), ", ".join(others))
     if not photos:
         raise ManifestError(f"{source} holds no photo as split/class/name.jpg with split one of {', '.join(SPLITS)}")
     names = sorted({photo.parent.name for photo in photos})
     taxonomy = taxonomy_of_paths(f"folder-{slug(source.resolve().name)}", [[name] for name in names], ())
     rows = [
         {
-            "listing_id": f"{photo.parent.parent.name}-{photo.parent.name}-{photo.stem}",
+            "listing_id": str(photo.relative_to(source)),
             "photo": str(photo.resolve()),
             "category": photo.parent.name,
             "brand": "",
@@ -85,13 +94,8 @@ def import_folder(source: Path) -> tuple[Manifest, Taxonomy]:
 
 
 def slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
-
-
-def _photos_below(source: Path) -> Iterator[Path]:
-    for split in SPLITS:
-        for ending in ("jpg", "jpeg", "png", "webp"):
-            yield from (source / split).glob(f"*/*.{ending}")
+    """Letters and digits of any script in lower case, the rest as dashes."""
+    return re.sub(r"[\W_]+", "-", text.casefold()).strip("-")
 
 
 def _brand_of(path: Sequence[str], no_brand: str) -> str:
@@ -110,7 +114,15 @@ def taxonomy_of_paths(version: str, paths: Sequence[Sequence[str]], brands: Sequ
         parent_id = None
         for depth, name in enumerate(path, start=1):
             category_id = "/".join(slug(part) for part in path[:depth])
-            categories.setdefault(category_id, Category(id=category_id, names={"en": name}, parent_id=parent_id))
+            known = categories.setdefault(
+                category_id, Category(id=category_id, names={"en": name}, parent_id=parent_id)
+            )
+            if not slug(name) or known.name != name:
+                raise ManifestError(
+                    f"category {name!r} gets the id {category_id!r}"
+                    + (f", which {known.name!r} has" if slug(name) else "")
+                    + "; rename one"
+                )
             parent_id = category_id
     return Taxonomy(
         version=version,

@@ -13,7 +13,9 @@ def model_card(info: BundleInfo, taxonomy: Taxonomy, calibration: Calibration) -
     """Markdown."""
     recipe: dict[str, Any] = info.training["recipe"]
     stages = ", ".join(f"{s['epochs']} epochs at {s['photo_px']} px" for s in recipe["stages"])
-    metrics = "\n".join(f"| {k} | {v:.4g} |" for k, v in info.training["last_metrics"].items())
+    metrics = "\n".join(
+        f"| {k} | {'no labels' if v is None else format(v, '.4g')} |" for k, v in info.training["last_metrics"].items()
+    )
     fields = "\n".join(
         f"| {f.name} | {1 - f.alpha:.0%} | "
         + (

@@ -10,8 +10,10 @@ ListingVisionError
 ├── ExportMismatch                an export that does not answer like the trained model
 ├── EngineError
 │   ├── EngineUnavailable         the model cannot be reached now; try again later
+│   ├── EngineBusy                the model's queue is full; try again later
 │   └── EngineBroken              the model answers, but wrongly
 ├── TritonNotInstalled            no Triton binary on this machine
+│   └── TritonUnsupported         this machine cannot have one
 └── PhotoError                    one photo that cannot be used; carries a stable `reason`
     ├── PhotoEmpty                PHOTO_EMPTY
     ├── PhotoTooManyBytes         PHOTO_TOO_MANY_BYTES
@@ -27,6 +29,7 @@ from collections.abc import Sequence
 __all__ = [
     "BundleError",
     "EngineBroken",
+    "EngineBusy",
     "EngineError",
     "EngineUnavailable",
     "ExportMismatch",
@@ -45,6 +48,7 @@ __all__ = [
     "RunError",
     "TaxonomyError",
     "TritonNotInstalled",
+    "TritonUnsupported",
 ]
 
 
@@ -98,11 +102,19 @@ class EngineUnavailable(EngineError):
     pass
 
 
+class EngineBusy(EngineError):
+    pass
+
+
 class EngineBroken(EngineError):
     pass
 
 
 class TritonNotInstalled(ListingVisionError):
+    pass
+
+
+class TritonUnsupported(TritonNotInstalled):
     pass
 
 

@@ -66,7 +66,7 @@ class ListingVisionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetModel(self, request, context):
-        """Describes the model that answers, its limits and its promises. Errors: UNAVAILABLE.
+        """Describes the model that answers, its limits and its promises.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

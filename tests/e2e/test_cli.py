@@ -4,12 +4,14 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import typer.main
 
 from listing_vision.cli import app
 from tests.conftest import ROOT
 from tests.helpers import encoded, scene
+from vision.bundle import load_bundle
 
 
 def run(*words: object) -> subprocess.CompletedProcess:
@@ -97,3 +99,24 @@ def test_a_run_is_judged_like_its_bundle(tmp_path, bundle, trained_run, drawn):
         assert done.returncode == 0, done.stderr
         figures[name] = json.loads((tmp_path / f"{name}.json").read_text())
     assert figures["run"]["photo"]["leaf"]["top1"] == figures["bundle"]["photo"]["leaf"]["top1"]
+
+
+def test_the_demo_takes_the_whole_path(tmp_path):
+    from training.drawing import draw_photo
+
+    for split, count in (("train", 12), ("val", 4), ("test", 2)):
+        for product in range(3):
+            for number in range(count):
+                photo = tmp_path / "photos" / split / f"Kind {product}" / f"{number}.jpg"
+                photo.parent.mkdir(parents=True, exist_ok=True)
+                photo.write_bytes(draw_photo(product, 0, np.random.default_rng([product, number, len(split)])))
+    done = run("demo", "--data", tmp_path / "photos", "--folder", tmp_path / "demo")
+    assert done.returncode == 0, done.stderr
+    for said in ("6/6 Triton and the gateway are shut down", "make serve", "category ", "per listing", "(bundle, run"):
+        assert said in done.stdout
+    assert (tmp_path / "demo" / "metrics.json").is_file()
+    assert load_bundle(tmp_path / "demo" / "bundle").info.model_name == "demo"
+    refused = run("demo", "--data", tmp_path / "photos", "--folder", tmp_path)
+    assert refused.returncode == 1
+    assert "which the demo empties" in refused.stderr
+    assert (tmp_path / "photos").is_dir()

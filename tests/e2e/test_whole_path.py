@@ -7,7 +7,9 @@ import shutil
 import signal
 import subprocess
 import sysconfig
+import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
@@ -109,12 +111,59 @@ def test_triton_away_is_unavailable_then_heals_without_a_restart_of_the_gateway(
     assert served.stop() == 0
 
 
+def test_a_killed_model_process_is_replaced(bundle, start_serving, triton_installation, listings, tmp_path):
+    # Triton itself stays READY for ever with a dead stub, and never starts another.
+    served = start_serving(bundle.folder, tmp_path / "serve.log")
+    photos = next(iter(listings.values()))
+    with ListingVisionClient(served.address) as client:
+        before = client.classify(photos)
+        for stub in model_processes(served.triton_pid()):
+            os.kill(stub, signal.SIGKILL)
+        not_serving = health_pb2.HealthCheckResponse.NOT_SERVING
+        until(lambda: health(served.address) == not_serving, "health NOT_SERVING after the models were killed")
+        until(lambda: health(served.address) != not_serving, "health SERVING again", tries=600)
+        assert client.classify(photos).category_path == before.category_path
+    assert served.stop() == 0
+
+
+def test_triton_does_not_outlive_a_killed_gateway(bundle, start_serving, triton_installation, tmp_path):
+    served = start_serving(bundle.folder, tmp_path / "serve.log")
+    pid = served.triton_pid()
+    served.process.kill()
+    served.process.wait()
+    until(lambda: not Path(f"/proc/{pid}").exists() or "Z" in state_of(pid), "Triton gone")
+
+
+def model_processes(triton_pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{triton_pid}/task/{triton_pid}/children").read_text().split()]
+
+
+def state_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+
+
+def test_calls_in_flight_at_sigterm_are_answered(bundle, start_serving, triton_installation, listings, tmp_path):
+    served = start_serving(bundle.folder, tmp_path / "serve.log")
+    photos = next(iter(listings.values()))
+    with ListingVisionClient(served.address) as client, ThreadPoolExecutor(8) as pool:
+        client.classify(photos)
+        calls = [pool.submit(client.classify, photos * 6, listing_id=f"call-{i}") for i in range(8)]
+        until(lambda: "call-" in served.log, "a call answered while others wait")
+        served.process.send_signal(signal.SIGTERM)
+        assert [len(call.result().photos) for call in calls] == [6 * len(photos)] * 8
+    assert served.process.wait(60) == 0
+
+
 def shared_memory() -> set[str]:
     return {path.name for path in Path("/dev/shm").glob("listing_vision_*")}
 
 
+def triton_folders() -> set[Path]:
+    return set(Path(tempfile.gettempdir()).glob("listing-vision-triton-*"))
+
+
 def test_sigterm_ends_everything_and_leaves_nothing(bundle, start_serving, triton_installation, listings, tmp_path):
-    regions = shared_memory()
+    regions, folders = shared_memory(), triton_folders()
     served = start_serving(bundle.folder, tmp_path / "serve.log")
     pid = served.triton_pid()
     with ListingVisionClient(served.address) as client:
@@ -122,6 +171,7 @@ def test_sigterm_ends_everything_and_leaves_nothing(bundle, start_serving, trito
     assert served.stop() == 0
     assert not Path(f"/proc/{pid}").exists()
     assert shared_memory() == regions
+    assert triton_folders() == folders
     assert "stopped" in served.log.splitlines()[-1]
 
 

@@ -9,13 +9,14 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from serving import answers, gateway, server
-from serving.client import AsyncListingVisionClient, CallFailed
+from serving import answers, gateway
+from serving.client import MESSAGE_LIMIT_BYTES, AsyncListingVisionClient, CallFailed
 from serving.protocol import listing_vision_pb2 as pb
+from serving.protocol import listing_vision_pb2_grpc as pb_grpc
 from serving.server import GatewayServer, ServeOptions
 from tests.helpers import encoded, scene
 from training.drawing import draw_photo
-from vision.errors import EngineBroken, EngineUnavailable
+from vision.errors import EngineBroken, EngineBusy, EngineUnavailable
 
 PHOTO = encoded(scene(200, 150))
 
@@ -118,11 +119,22 @@ def test_no_usable_photo_names_each(bundle):
     assert caught.value.violations["photos[1].content"].startswith("PHOTO_NOT_AN_IMAGE: ")
 
 
-def test_a_message_over_the_limit_says_the_limit(bundle, monkeypatch):
-    monkeypatch.setattr(server, "MESSAGE_LIMIT_BYTES", 1 << 20)
+def test_a_message_over_the_limit_is_refused_at_both_ends(bundle):
     with pytest.raises(CallFailed, match="64 MiB: send fewer or smaller photos") as caught:
-        ask(bundle, [b"x" * (2 << 20)])
+        ask(bundle, [b"x" * MESSAGE_LIMIT_BYTES])
     assert caught.value.code == grpc.StatusCode.RESOURCE_EXHAUSTED
+
+    async def unlimited_sender():
+        async with running(bundle) as (gateway_server, _):
+            address = f"127.0.0.1:{gateway_server.port}"
+            async with grpc.aio.insecure_channel(address, options=[("grpc.max_send_message_length", -1)]) as channel:
+                stub = pb_grpc.ListingVisionServiceStub(channel)
+                photos = [pb.Photo(content=b"x" * MESSAGE_LIMIT_BYTES)]
+                await stub.ClassifyListing(pb.ClassifyListingRequest(photos=photos))
+
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        asyncio.run(unlimited_sender())
+    assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 def test_every_photo_error_has_a_name_on_the_wire():
@@ -172,6 +184,54 @@ def test_a_model_that_answers_nonsense_is_internal(bundle):
     with pytest.raises(CallFailed) as caught:
         ask_with_engine(bundle, Failing(EngineBroken("x")))
     assert (caught.value.code, caught.value.reason) == (grpc.StatusCode.INTERNAL, "MODEL_BROKEN")
+
+
+def test_a_full_queue_is_busy_not_away(bundle):
+    with pytest.raises(CallFailed) as caught:
+        ask_with_engine(bundle, Failing(EngineBusy("Exceeds maximum queue size")))
+    assert (caught.value.code, caught.value.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_BUSY")
+
+
+def test_what_no_one_foresaw_is_internal_and_tells_nothing(bundle):
+    with pytest.raises(CallFailed) as caught:
+        ask_with_engine(bundle, Failing(ZeroDivisionError("secret")))
+    assert (caught.value.code, caught.value.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
+    assert "secret" not in str(caught.value)
+
+
+def test_work_that_was_given_up_counts_until_it_ends(bundle):
+    async def call():
+        async with running(bundle, health_interval_s=60) as (gateway_server, client):
+            inner = gateway_server._gateway
+            real, inner._engine = inner._engine, Failing(EngineUnavailable("late"), seconds=1.5)
+            with pytest.raises(CallFailed):
+                await client.classify([PHOTO] * 2, timeout_s=0.3)
+            while_running = inner._photos_in_flight
+            await asyncio.sleep(2)
+            inner._engine = real
+            return while_running, inner._photos_in_flight
+
+    assert asyncio.run(call()) == (2, 0)
+
+
+def test_a_call_of_several_megabytes_is_retried(bundle):
+    class OnceAway(Failing):
+        async def infer(self, photos_nhwc):
+            self.calls += 1
+            if self.calls == 1:
+                raise EngineUnavailable("a moment")
+            return await self.error.infer(photos_nhwc)
+
+    async def call():
+        async with running(bundle, health_interval_s=60) as (gateway_server, client):
+            real = gateway_server._gateway._engine
+            gateway_server._gateway._engine = engine = OnceAway(real)
+            padded = PHOTO + b"\0" * (3 << 20)
+            answer = await client.classify([padded])
+            gateway_server._gateway._engine = real
+            return engine.calls, len(answer.photos)
+
+    assert asyncio.run(call()) == (2, 1)
 
 
 def test_a_deadline_ends_the_call(bundle):
@@ -227,15 +287,10 @@ def test_calls_in_flight_are_finished_when_it_stops(bundle):
             while not gateway_server._gateway._photos_in_flight:
                 await asyncio.sleep(0.001)
             await gateway_server.stop()
-            return await asyncio.gather(*calls, return_exceptions=True)
+            return await asyncio.gather(*calls)
 
     answered = asyncio.run(call())
-    begun = [answer for answer in answered if isinstance(answer, pb.ClassifyListingResponse)]
-    refused = [answer for answer in answered if isinstance(answer, CallFailed)]
-    assert begun
-    # A call that arrives after the stop is refused as retriable; none is cut off half-way.
-    assert [failed.code for failed in refused] == [grpc.StatusCode.UNAVAILABLE] * len(refused)
-    assert len(begun) + len(refused) == 4
+    assert [len(answer.photos) for answer in answered] == [20] * 4
 
 
 def test_a_taken_port_is_named(bundle):

@@ -42,6 +42,7 @@ def test_everything_wrong_is_named(findings_of):
             "cut": photo(4)[:900],
             "text": b"no photo at all",
             "own": photo(5),
+            "other": photo(6),
         },
         [
             {"photo": "good"},
@@ -52,6 +53,7 @@ def test_everything_wrong_is_named(findings_of):
             {"photo": "text"},
             {"photo": "missing"},
             {"photo": "own", "category": "gallaa", "brand": "Acmee", "split": "trian", "listing_id": "good"},
+            {"photo": "other", "listing_id": "third", "category": "fuji"},
         ],
     )
     said = {kind: [f.message for f in findings if f.kind == kind] for kind in KINDS}
@@ -63,6 +65,10 @@ def test_everything_wrong_is_named(findings_of):
     assert said["unknown_category"] == ["row 8: unknown category 'gallaa'; nearest known: 'gala'"]
     assert said["unknown_brand"] == ["row 8: unknown brand 'Acmee'; nearest known: 'Acme'"]
     assert said["unknown_split"] == ["row 8: split 'trian' is not one of train, val, test"]
+    assert said["contradicting_labels"] == [
+        "listing 'good' has the category 'gala' and 'gallaa'",
+        "listing 'third' has the category 'fuji' and 'gala'",
+    ]
     assert said["straddling_listing"] == ["listing 'good' has photos in train, trian"]
     assert [("row 1 (train)" in m, "row 2 (test)" in m) for m in said["exact_duplicate"]] == [(True, True)]
     assert any("row 3 (train)" in m and "row 4 (val)" in m for m in said["near_duplicate"])

@@ -71,6 +71,31 @@ def test_a_class_missing_from_val_shifts_no_index(tmp_path):
     assert manifest.where_split("val").labels(taxonomy).category_nodes.tolist() == [2]
 
 
+def test_endings_in_capitals_count_and_other_files_are_named(tmp_path, caplog):
+    for name in ("train/Cups/IMG_1.JPG", "train/Cups/IMG_1.png", "val/Cups/a.jpeg"):
+        photo_at(tmp_path / name)
+    (tmp_path / "train" / "Cups" / "notes.txt").write_text("x")
+    manifest, _ = import_folder(tmp_path)
+    ids = manifest.column("listing_id").to_pylist()
+    assert sorted(ids) == ["train/Cups/IMG_1.JPG", "train/Cups/IMG_1.png", "val/Cups/a.jpeg"]
+    assert "1 files are no photos and are left out: .txt" in caplog.text
+
+
+def test_names_in_any_script_are_kept_apart(tmp_path):
+    for name in ("train/靴/a.jpg", "train/かばん/b.jpg"):
+        photo_at(tmp_path / name)
+    _, taxonomy = import_folder(tmp_path)
+    assert sorted(taxonomy.leaf_ids) == sorted(["靴", "かばん"])
+
+
+@pytest.mark.parametrize("names", [("T-Shirts", "T Shirts"), ("!", "Cups")])
+def test_names_that_would_share_an_id_are_refused(tmp_path, names):
+    for name in names:
+        photo_at(tmp_path / "train" / name / "a.jpg")
+    with pytest.raises(ManifestError, match="rename one"):
+        import_folder(tmp_path)
+
+
 def test_an_empty_folder_is_refused(tmp_path):
     with pytest.raises(ManifestError, match="holds no photo"):
         import_folder(tmp_path)
