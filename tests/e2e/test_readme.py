@@ -1,5 +1,6 @@
 """What the README tells a newcomer to type exists."""
 
+import json
 import re
 import shlex
 
@@ -37,6 +38,19 @@ def test_each_make_target_exists():
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
     for name in re.findall(r"make bench-(\w+)", README):
         assert (ROOT / "benchmarks" / f"{name}.py").is_file()
+
+
+def test_its_figures_are_those_of_the_committed_results():
+    results = {
+        name: json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())["metrics"]
+        for name in ("grocery_accuracy", "serving")
+    }
+    accuracy, serving = results["grocery_accuracy"], results["serving"]
+    for name in ("fine_top1", "coarse_top1", "brand_top1_branded", "brand_top1_unbranded", "listing3_fine_top1"):
+        assert f"{100 * accuracy[name]:.1f} %" in README, name
+    assert f"{accuracy['train_minutes']:.1f} minutes" in README
+    assert f"{serving['photos_per_s_c32']:.1f} photos/s, {serving['ratio_to_ceiling_c32']:.2f} of" in README
+    assert f"{serving['p50_ms_c8']:.0f} ms, {serving['p99_ms_c8']:.0f} ms" in README
 
 
 def test_every_linked_page_exists():
