@@ -55,6 +55,9 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
         except Refusal as refusal:
             outcome = refusal.reason
             await abort(context, refusal)
+        except asyncio.CancelledError:
+            outcome = "given up by the caller"
+            raise
         except Exception:
             # Whatever it was, the caller learns that it is our fault and nothing of our insides.
             outcome = "INTERNAL"

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -25,7 +26,7 @@ _SHM_BYTES = 16 << 20
 
 
 class LocalTriton:
-    """One `tritonserver` on loopback that serves one bundle. `start` and `stop` may follow one another."""
+    """One `tritonserver` on loopback that serves one bundle, until it is stopped."""
 
     def __init__(self, bundle: Bundle, installation: TritonInstallation) -> None:
         self._installation = installation
@@ -35,6 +36,9 @@ class LocalTriton:
         write_repository(bundle, self.repository, options)
         self._shm_prefix = f"listing_vision_{os.getpid()}_{self._folder.name[-8:]}_"
         self._process: subprocess.Popen[bytes] | None = None
+        # A restart runs on a thread; a stop that overtakes it must be the last word.
+        self._lock = threading.Lock()
+        self._stopped = False
         # Kept over restarts, so that a client's channel finds the new process.
         self._grpc_port, self._http_port, self._metrics_port = _free_ports(3)
 
@@ -109,13 +113,17 @@ class LocalTriton:
 
     def stop(self) -> None:
         """Let it drain and exit, or kill it; removes its files and shared memory."""
-        self._end_process(_EXIT_TIMEOUT_S + 2)
-        shutil.rmtree(self._folder, ignore_errors=True)
+        with self._lock:
+            self._stopped = True
+            self._end_process(_EXIT_TIMEOUT_S + 2)
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def restart(self) -> None:
         """Start it again, dead or alive, on the same ports; one that hangs is not waited for."""
-        self._end_process(2)
-        self.start()
+        with self._lock:
+            if not self._stopped:
+                self._end_process(2)
+                self.start()
 
     def _end_process(self, patience_s: float) -> None:
         if self._process is not None:

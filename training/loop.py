@@ -21,6 +21,7 @@ from training.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint, 
 from training.evaluation import truth_by_depth
 from training.loader import Batch, evaluation_batches, training_batches
 from training.losses import listing_loss
+from training.memory import keep_freed_memory
 from training.pretrained import create_backbone
 from training.recipe import Recipe
 from training.run import Run
@@ -61,6 +62,8 @@ class Trainer:
         self._run = run
         self._num_workers = default_num_workers() if num_workers is None else num_workers
         self._device = pick_device()
+        if self._device.type == "cpu":
+            keep_freed_memory()
         self._train = manifest.where_split("train")
         self._train_labels = self._train.labels(taxonomy)
         self._val = manifest.where_split("val")

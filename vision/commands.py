@@ -43,6 +43,12 @@ def run_app(app: typer.Typer) -> None:
         app()
     except (ListingVisionError, OSError) as error:
         _fail(str(error), debug)
+    except ModuleNotFoundError as error:
+        _fail(
+            f"this needs the package {error.name!r}; install the extra that brings it: listing-vision[train] to make "
+            "models, [gateway] to serve, [local] to answer in this process",
+            debug,
+        )
     except Exception as error:
         _fail(f"unexpected {type(error).__name__}: {error} (--debug shows where)", debug)
 
