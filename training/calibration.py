@@ -106,10 +106,12 @@ def certify(
     """
     needed = _needed(alpha, delta)
     passed: list[tuple[float, int, int]] = []
+    failed = (0, 0)
     for threshold in _grid(tune_scores, len(scores), needed, thresholds_above):
         filled = scores >= threshold
         num_filled, num_errors = int(filled.sum()), int((~right[filled]).sum())
         if binom.cdf(num_errors, num_filled, alpha) > delta:
+            failed = (num_filled, num_errors)
             break
         passed.append((threshold, num_filled, num_errors))
     allowed = [step for step in passed if step[0] >= floor]
@@ -134,8 +136,10 @@ def certify(
             f"for {1 - alpha:.0%} precision"
         )
     else:
-        share = _first_coverage(len(scores), needed)
-        why = f"already the surest {share:.0%} of {len(scores)} listings hold too many errors"
+        why = (
+            f"the strictest threshold tried fills {failed[0]} of {len(scores)} calibration listings, {failed[1]} of "
+            f"them wrongly, which does not prove {1 - alpha:.0%}"
+        )
     return Field(
         name=name,
         alpha=alpha,
@@ -154,7 +158,10 @@ def _needed(alpha: float, delta: float) -> int:
 
 
 def _first_coverage(num_listings: int, needed: int) -> float:
-    return min(1.0, max(_LEAST_FIRST_COVERAGE, 1.1 * needed / num_listings))
+    # Half as many again as an errorless test needs: the calibration half fills a few more or fewer than the tune half
+    # did, and one error must not end the sequence at its first step. With few listings rather a thin margin than a
+    # grid of one threshold.
+    return min(1.0, max(_LEAST_FIRST_COVERAGE, min(1.5 * needed / num_listings, 0.85), needed / num_listings))
 
 
 def _grid(
