@@ -6,14 +6,18 @@ import vision
 from listing_vision.demo import demo
 from serving import commands as serving_commands
 from training import commands as training_commands
+from training.data_commands import data_app
+from training.suspects_commands import suspects
 from vision.commands import new_app, run_app
 
 __all__ = ["app", "main"]
 
 app = new_app("Category and brand of a marketplace listing from its photos. --debug adds tracebacks to failures.")
-app.add_typer(training_commands.data_app, name="data")
+data_app.command()(suspects)
+app.add_typer(data_app, name="data")
 for verb in (
     training_commands.train,
+    training_commands.runs,
     training_commands.evaluate,
     training_commands.export,
     serving_commands.serve,
@@ -21,6 +25,7 @@ for verb in (
     demo,
 ):
     app.command()(verb)
+app.add_typer(training_commands.tune_app, name="tune")
 app.add_typer(serving_commands.triton_app, name="triton")
 
 

@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 from training.loop import Trainer
+from training.machine import Machine
 from training.run import Run
 from vision.manifest import Manifest
 from vision.taxonomy import Brand, Category, Taxonomy
@@ -23,20 +24,20 @@ def encoded(image: Image.Image, format: str = "JPEG", **options: object) -> byte
     return out.getvalue()
 
 
-def train_run(folder, drawn, recipe) -> Run:
-    run = Run(folder)
-    manifest = Manifest.load(str(drawn / "manifest.parquet"))
-    taxonomy = Taxonomy.load(drawn / "taxonomy.json")
-    trainer = Trainer(recipe, manifest=manifest, taxonomy=taxonomy, run=run, num_workers=0)
-    run.begin(
-        recipe=recipe,
+def trainer_of(folder, drawn, recipe, **machine) -> Trainer:
+    return Trainer(
+        recipe,
         manifest_url=str(drawn / "manifest.parquet"),
-        manifest=manifest,
-        taxonomy=taxonomy,
-        spec=trainer.spec,
+        manifest=Manifest.load(str(drawn / "manifest.parquet")),
+        taxonomy=Taxonomy.load(drawn / "taxonomy.json"),
+        run=Run(folder),
+        machine=Machine(num_workers=0, **machine),
     )
-    trainer.run()
-    return run
+
+
+def train_run(folder, drawn, recipe, **machine) -> Run:
+    trainer_of(folder, drawn, recipe, **machine).run()
+    return Run(folder)
 
 
 def small_taxonomy() -> Taxonomy:

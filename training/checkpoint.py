@@ -12,14 +12,13 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 
 from vision.errors import RunError
 
 __all__ = ["Checkpoint", "latest_checkpoint", "load_checkpoint", "save_checkpoint"]
 
 _log = logging.getLogger(__name__)
-
-_KEPT = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,11 +31,32 @@ class Checkpoint:
     """JSON values: optimizer scalars, best metrics, gradient scaler."""
 
 
-def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Write `folder/step-NNNNNNNN` atomically (temporary name, fsync, rename); older ones but two are removed."""
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int = 2) -> Path:
+    """Write `folder/step-NNNNNNNN` atomically (temporary name, fsync, rename); all but the newest `keep` are removed.
+
+    Raises:
+        RunError: it cannot be written (a full disk); the ones before are as they were.
+    """
     final = folder / f"step-{checkpoint.step:08d}"
+    if final in _checkpoints(folder) and _whole(final):
+        return final
     temporary = folder / f".tmp-{checkpoint.step:08d}"
-    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        return _save_checkpoint(folder, temporary, checkpoint, keep)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        good = latest_checkpoint(folder)
+        left = f"the last good one is {good}" if good else "there is no earlier one"
+        raise RunError(
+            f"the checkpoint of step {checkpoint.step} cannot be written to {folder}: {error}; {left}; make room and "
+            "repeat the command, it goes on from there"
+        ) from error
+
+
+def _save_checkpoint(folder: Path, temporary: Path, checkpoint: Checkpoint, keep: int) -> Path:
+    final = folder / f"step-{checkpoint.step:08d}"
+    for left_over in folder.glob(".tmp-*"):
+        shutil.rmtree(left_over)
     temporary.mkdir(parents=True)
     tensors = {name: t.detach().cpu().contiguous() for name, t in checkpoint.tensors.items()}
     safetensors.torch.save_file(tensors, temporary / "tensors.safetensors")
@@ -51,7 +71,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
         shutil.rmtree(final)
     temporary.rename(final)
     _fsync(folder)
-    for old in _checkpoints(folder)[:-_KEPT]:
+    for old in _checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
     return final
 
@@ -77,6 +97,14 @@ def load_checkpoint(path: Path) -> Checkpoint:
     state = _checked_state(path)
     tensors = safetensors.torch.load_file(path / "tensors.safetensors")
     return Checkpoint(step=state["step"], tensors=tensors, state=state["state"])
+
+
+def _whole(path: Path) -> bool:
+    try:
+        _checked_state(path)
+    except RunError:
+        return False
+    return True
 
 
 def _checked_state(path: Path) -> dict[str, Any]:

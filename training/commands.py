@@ -1,141 +1,124 @@
-"""The verbs of making a model: `data`, `train`, `evaluate`, `export`. Torch is imported only when one runs."""
+"""The verbs of making a model: `train`, `runs`, `tune`, `evaluate`, `export`. Torch is imported only when one runs."""
 
 import json
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from training.data_commands import taxonomy_beside
 from vision.commands import new_app
-from vision.errors import ListingVisionError
 
-if TYPE_CHECKING:
-    from vision.manifest import Manifest
-    from vision.taxonomy import Taxonomy
-
-__all__ = ["data_app", "evaluate", "export", "train"]
+__all__ = ["evaluate", "export", "runs", "train", "tune_app"]
 
 _log = logging.getLogger(__name__)
+
+tune_app = new_app("Find what suits this machine and these photos before a long run.")
+
+SplitManifest = Annotated[str, typer.Argument(help="Manifest with train and val splits.")]
+RecipeName = Annotated[str, typer.Option(help="A shipped recipe's name, or a path that ends in .toml.")]
+TaxonomyFile = Annotated[Path | None, typer.Option(help="Default: taxonomy.json beside the manifest.")]
 
 EXIT_INTERRUPTED = 75
 """EX_TEMPFAIL of sysexits.h: the same command goes on from the checkpoint."""
 
-data_app = new_app("Make and check listing manifests.")
-import_app = new_app("Turn a published data set or a folder into a manifest and a taxonomy.")
-data_app.add_typer(import_app, name="import")
-
-Output = Annotated[Path, typer.Option("--output", help="Folder for manifest.parquet and taxonomy.json.")]
-
-
-@import_app.command("grocery-store")
-def import_grocery_store(
-    source: Annotated[Path, typer.Argument(help="The published repository's folder, or its dataset folder.")],
-    output: Output,
-) -> None:
-    """The Grocery Store data set (Klasson et al., WACV 2019).
-
-    Example: listing-vision data import grocery-store ~/GroceryStoreDataset --output data/grocery
-    """
-    from training.importers import import_grocery_store as run
-
-    _save(*run(source), output)
-
-
-@import_app.command("folder")
-def import_folder(
-    source: Annotated[Path, typer.Argument(help="A folder with split/class/name.jpg, split one of train, val, test.")],
-    output: Output,
-) -> None:
-    """Plain folders, a category each.
-
-    Example: listing-vision data import folder photos --output data/mine
-    """
-    from training.importers import import_folder as run
-
-    _save(*run(source), output)
-
-
-@data_app.command("draw")
-def draw(
-    output: Output,
-    train_listings: Annotated[int, typer.Option(min=1)] = 300,
-    val_listings: Annotated[int, typer.Option(min=1)] = 420,
-    test_listings: Annotated[int, typer.Option(min=1)] = 200,
-    seed: int = 0,
-) -> None:
-    """Draw listing photos of invented products and brands, where no data set is at hand.
-
-    Example: listing-vision data draw --output data/drawn
-    """
-    from training.drawing import draw_dataset
-
-    listings = {"train": train_listings, "val": val_listings, "test": test_listings}
-    _save(*draw_dataset(output, listings=listings, seed=seed), output)
-
-
-@data_app.command("check")
-def check(
-    manifest: Annotated[str, typer.Argument(help="Manifest: Parquet, CSV or JSON Lines, a path or fsspec URL.")],
-    taxonomy: Annotated[Path | None, typer.Option(help="Default: taxonomy.json beside the manifest.")] = None,
-) -> None:
-    """Decode every photo and name what is wrong. Near duplicates are only listed; anything else exits 1.
-
-    Example: listing-vision data check data/grocery/manifest.parquet
-    """
-    from training.checks import KINDS, check_manifest
-    from vision.manifest import Manifest
-
-    loaded = Manifest.load(manifest)
-    findings = check_manifest(loaded, _taxonomy_beside(manifest, taxonomy))
-    for finding in findings:
-        typer.echo(f"{finding.kind}: {finding.message}")
-    for kind, meaning in KINDS.items():
-        typer.echo(f"{sum(finding.kind == kind for finding in findings):6d}  {kind} ({meaning})")
-    typer.echo(f"{len(loaded):6d}  photos looked at")
-    if any(finding.kind != "near_duplicate" for finding in findings):
-        raise typer.Exit(1)
-
 
 def train(
-    manifest: Annotated[str, typer.Argument(help="Manifest with train and val splits.")],
-    run: Annotated[Path, typer.Option("--run", help="Folder of the run; an unfinished one is gone on with.")],
-    recipe: Annotated[str, typer.Option(help="A shipped recipe's name, or a path that ends in .toml.")] = "quick",
-    taxonomy: Annotated[Path | None, typer.Option(help="Default: taxonomy.json beside the manifest.")] = None,
+    manifest: SplitManifest,
+    # torchrun takes --run for a short form of its own --run-path.
+    run: Annotated[
+        Path, typer.Option("--run", "--run-folder", help="Folder of the run; an unfinished one is gone on with.")
+    ],
+    recipe: RecipeName = "quick",
+    taxonomy: TaxonomyFile = None,
     seed: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Loader processes; default by the machine.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Loader processes a rank; default by the machine.")] = None,
+    micro_batch: Annotated[
+        int | None, typer.Option(help="Most photos at once through the model; gradients of the rest are accumulated.")
+    ] = None,
+    precision: Annotated[str, typer.Option(help="auto, bf16, fp16 or fp32.")] = "auto",
+    augment_on: Annotated[str, typer.Option(help="auto, loader or device.")] = "auto",
+    compile: Annotated[bool | None, typer.Option(help="torch.compile; default on a GPU.")] = None,
+    keep_checkpoints: Annotated[int, typer.Option(help="So many of the newest.")] = 2,
+    bad_photo_share: Annotated[float, typer.Option(help="Stop above this share of unusable training photos.")] = 0.01,
 ) -> None:
     """Fine-tune a backbone on a manifest's listing photos. The same command again resumes.
 
-    SIGTERM or Ctrl-C saves a checkpoint and exits 75.
+    SIGTERM, SIGUSR1 or Ctrl-C saves a checkpoint and exits 75: put the job into the queue again. On more than one GPU
+    or machine: torchrun --nproc-per-node=8 -m training MANIFEST --run-folder FOLDER.
 
     Example: listing-vision train data/grocery/manifest.parquet --recipe grocery --run runs/grocery
     """
     import dataclasses
-    import os
 
+    from training.distributed import joined_ranks
     from training.loop import Trainer
+    from training.machine import Machine
     from training.recipe import load_recipe
     from training.run import Run
+    from training.tuning import telling_of_memory
     from vision.manifest import Manifest
 
-    num_processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if num_processes > 1:
-        raise ListingVisionError(
-            f"WORLD_SIZE is {num_processes}: this version trains in one process; use --nproc-per-node=1"
-        )
     chosen = load_recipe(recipe)
     if seed is not None:
         chosen = dataclasses.replace(chosen, seed=seed)
-    tree = _taxonomy_beside(manifest, taxonomy)
-    loaded = Manifest.load(manifest)
+    machine = Machine(
+        micro_batch=micro_batch,
+        num_workers=workers,
+        precision=precision,  # type: ignore[arg-type]  # checked there
+        augment_on=augment_on,  # type: ignore[arg-type]
+        compile=compile,
+        keep_checkpoints=keep_checkpoints,
+        bad_photo_share=bad_photo_share,
+    )
+    tree = taxonomy_beside(manifest, taxonomy)
     target = Run(run)
-    trainer = Trainer(chosen, manifest=loaded, taxonomy=tree, run=target, num_workers=workers)
-    target.begin(recipe=chosen, manifest_url=_absolute(manifest), manifest=loaded, taxonomy=tree, spec=trainer.spec)
-    trainer.run()
+    with joined_ranks() as ranks, telling_of_memory(micro_batch or chosen.batch_size // ranks.num_ranks):
+        trainer = Trainer(
+            chosen,
+            manifest_url=_absolute(manifest),
+            manifest=Manifest.load(manifest),
+            taxonomy=tree,
+            run=target,
+            machine=machine,
+            ranks=ranks,
+        )
+        trainer.run()
     if trainer.interrupted:
         raise typer.Exit(EXIT_INTERRUPTED)
-    typer.echo(f"trained: {target.weights_path}; next: listing-vision export {run} --output BUNDLE")
+    if ranks.is_first:
+        typer.echo(f"trained: {target.weights_path}; next: listing-vision export {run} --output BUNDLE")
+
+
+def runs(
+    folder: Annotated[Path, typer.Argument(help="Where to look, folders below included.")] = Path("runs"),
+) -> None:
+    """List training runs with their figures, the best on val first.
+
+    Example: listing-vision runs runs
+    """
+    from training.run import find_runs
+
+    lines = []
+    for run in find_runs(folder):
+        records = run.metrics()
+        judged = [record for record in records if record.get("val_leaf_top1") is not None]
+        val = judged[-1]["val_leaf_top1"] if judged else None
+        figures = [
+            f"{val:.1%}" if val is not None else "-",
+            f"{judged[-1]['val_brand_top1']:.1%}" if judged and judged[-1].get("val_brand_top1") is not None else "-",
+            f"{records[-1]['loss']:.3f}" if records else "-",
+            f"{len(records)}/{run.recipe.num_epochs}",
+            f"{sum(record['seconds'] for record in records) / 60:.1f}",
+            "finished" if run.finished else "unfinished",
+            run.recipe.backbone,
+        ]
+        lines.append((-1.0 if val is None else val, str(run.folder), figures))
+    width = max(len(name) for _, name, _ in lines)
+    typer.echo(f"{'run':{width}}    val  brand   loss epochs    min  state       backbone")
+    for _, name, (leaf, brand, loss, epochs, minutes, state, backbone) in sorted(lines, key=lambda line: -line[0]):
+        typer.echo(f"{name:{width}} {leaf:>6} {brand:>6} {loss:>6} {epochs:>6} {minutes:>6}  {state:10}  {backbone}")
 
 
 def evaluate(
@@ -216,25 +199,73 @@ def export(
     typer.echo(f"next: listing-vision serve {output}")
 
 
-def _save(manifest: "Manifest", taxonomy: "Taxonomy", output: Path) -> None:
-    output.mkdir(parents=True, exist_ok=True)
-    manifest.save(str(output / "manifest.parquet"))
-    taxonomy.save(output / "taxonomy.json")
-    splits = manifest.column("split").value_counts().to_pylist()
-    counts = ", ".join(f"{entry['counts']} {entry['values']}" for entry in splits)
+@tune_app.command("learning-rate")
+def tune_learning_rate(
+    manifest: SplitManifest,
+    recipe: RecipeName = "quick",
+    taxonomy: TaxonomyFile = None,
+    steps: Annotated[int, typer.Option(min=20, help="Optimizer steps; the rate grows a thousandfold over them.")] = 100,
+) -> None:
+    """Learning-rate range test (Smith, WACV 2017): grow the rates until the loss does, and say what to use.
+
+    Example: listing-vision tune learning-rate data/grocery/manifest.parquet --recipe grocery
+    """
+    from training.recipe import load_recipe
+    from training.tuning import range_test
+    from vision.manifest import Manifest
+
+    chosen, tree = load_recipe(recipe), taxonomy_beside(manifest, taxonomy)
+    points = range_test(chosen, Manifest.load(manifest), tree, num_steps=steps)
+    for point in points.shown():
+        typer.echo(f"{point.factor:10.4f} x the recipe's rates: loss {point.loss:.3f}")
+    best = points.suggestion()
     typer.echo(
-        f"{output / 'manifest.parquet'}: {len(manifest)} photos ({counts}), {len(taxonomy.leaf_ids)} leaf categories, "
-        f"{len(taxonomy.brands)} brands"
+        f"use head_learning_rate = {chosen.head_learning_rate * best:.2g}, "
+        f"backbone_learning_rate = {chosen.backbone_learning_rate * best:.2g} ({best:.2g} x the recipe's)"
     )
-    typer.echo(f"next: listing-vision data check {output / 'manifest.parquet'}")
 
 
-def _taxonomy_beside(manifest: str, taxonomy: Path | None) -> "Taxonomy":
-    from vision.taxonomy import Taxonomy
+@tune_app.command("batch-size")
+def tune_batch_size(
+    recipe: RecipeName = "quick",
+    largest: Annotated[int, typer.Option(min=2, help="Try no larger one.")] = 1024,
+) -> None:
+    """Find the micro-batch that trains the most photos a second in this machine's memory, on invented photos.
 
-    if taxonomy is None and "://" in manifest:
-        raise ListingVisionError("give --taxonomy: beside a URL there is no taxonomy.json to find")
-    return Taxonomy.load(taxonomy or Path(manifest).parent / "taxonomy.json")
+    Example: listing-vision tune batch-size --recipe grocery_gpu
+    """
+    from training.recipe import load_recipe
+    from training.tuning import batch_size_test
+
+    chosen = load_recipe(recipe)
+    points = batch_size_test(chosen, largest=largest)
+    for point in points:
+        typer.echo(f"{point.micro_batch:6d} photos at once: {point.outcome()}")
+    best = max((point for point in points if point.photos_per_s), key=lambda point: point.photos_per_s or 0)
+    typer.echo(f"use --micro-batch {best.micro_batch} ({best.photos_per_s:.0f} photos/s)")
+
+
+@tune_app.command("loader")
+def tune_loader(
+    manifest: Annotated[str, typer.Argument(help="Manifest with a train split.")],
+    recipe: RecipeName = "quick",
+    taxonomy: TaxonomyFile = None,
+    photos: Annotated[int, typer.Option(min=32, help="Photos a measurement.")] = 512,
+) -> None:
+    """Measure loader and model each alone, for every photo size of a recipe, and say which one holds the other up.
+
+    Example: listing-vision tune loader data/grocery/manifest.parquet --recipe grocery
+    """
+    from training.recipe import load_recipe
+    from training.tuning import loader_test
+    from vision.manifest import Manifest
+
+    chosen, tree = load_recipe(recipe), taxonomy_beside(manifest, taxonomy)
+    for speed in loader_test(chosen, Manifest.load(manifest), tree, num_photos=photos):
+        typer.echo(
+            f"{speed.photo_px} px: loader {speed.loader_photos_per_s:.0f} photos/s with {speed.num_workers} workers, "
+            f"model {speed.model_photos_per_s:.0f} photos/s: {speed.verdict()}"
+        )
 
 
 def _absolute(manifest: str) -> str:

@@ -1,8 +1,8 @@
 """From a manifest to batches of uint8 photos, in an order that a resumed run repeats exactly."""
 
-import hashlib
+import json
 import signal
-from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -10,77 +10,118 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
-from torchvision.transforms import v2
 
+from training.augmentation import crop_of, distortion_of
 from training.recipe import Recipe
+from training.sampling import Draw, Draws
 from vision.errors import PhotoError, RunError
 from vision.images import Preprocessing, decode_photo, prepare_photo
 from vision.manifest import Labels, Manifest, photo_bytes
 
-__all__ = ["Batch", "evaluation_batches", "training_batches"]
+__all__ = ["Batch", "FeaturesBySize", "evaluation_batches", "training_batches"]
+
+FeaturesBySize = Mapping[int, npt.NDArray[np.float32]]
+"""(num_photos, D) by `photo_px`."""
+
+_REPLACEMENTS_TRIED = 10
 
 
 class Batch(NamedTuple):
     photos_nhwc: torch.Tensor
-    """(N, H, W, 3) uint8."""
+    """(N, H, W, 3) uint8; in a stage that trains heads_on_features the (N, D) float32 features instead."""
     category_nodes: torch.Tensor
     """(N,) int64; -1 where missing."""
     brands: torch.Tensor
     """(N,) int64; -1 where missing."""
     rows: torch.Tensor
     """(N,) int64 rows of the manifest, to name a batch by."""
+    seeds: torch.Tensor
+    """(N,) int64: what each photo's random changes follow from; 0 in evaluation."""
+    problems: list[str]
+    """N texts: JSON about a photo that could not be used, else empty. In training another one stands in its place; in
+    evaluation it is black and without labels."""
 
 
-class _Draw(NamedTuple):
-    """One photo's turn in training: which row, in which epoch, at which size."""
+class _Item(NamedTuple):
+    photo: torch.Tensor
+    category_node: torch.Tensor
+    brand: torch.Tensor
+    row: torch.Tensor
+    seed: torch.Tensor
+    problem: str
 
-    row: int
-    epoch: int
-    photo_px: int
 
-
-class _Photos(Dataset[Batch]):
+class _Photos(Dataset[_Item]):
     def __init__(self, manifest: Manifest, labels: Labels) -> None:
         self._manifest = manifest
         self._labels = labels
 
-    def _item(self, photo: npt.NDArray[np.uint8], row: int) -> Batch:
-        return Batch(
-            torch.from_numpy(photo),
-            torch.tensor(self._labels.category_nodes[row]),
-            torch.tensor(self._labels.brands[row]),
+    def _item(self, photo: torch.Tensor, row: int, *, seed: int = 0, problem: str = "") -> _Item:
+        labels = self._labels
+        return _Item(
+            photo,
+            torch.tensor(labels.category_nodes[row]),
+            torch.tensor(labels.brands[row]),
             torch.tensor(row),
+            torch.tensor(seed),
+            problem,
         )
+
+    def _problem(self, row: int, error: Exception, **more: int) -> str:
+        reason = error.reason if isinstance(error, PhotoError) else "PHOTO_MISSING"
+        told = {"row": row + 1, "photo": self._manifest.photo_url(row), "reason": reason, "message": str(error), **more}
+        return json.dumps(told, ensure_ascii=False)
 
     def _bytes(self, row: int) -> bytes:
         return photo_bytes(self._manifest.photo_url(row))
 
-    def _named(self, row: int, error: Exception) -> RunError:
-        return RunError(
-            f"photo {self._manifest.photo_url(row)} (manifest row {row + 1}) cannot be used: {error}; "
-            "run `listing-vision data check` to find all of them"
-        )
-
 
 class _TrainingPhotos(_Photos):
-    def __init__(self, manifest: Manifest, labels: Labels, recipe: Recipe) -> None:
+    def __init__(
+        self, manifest: Manifest, labels: Labels, recipe: Recipe, features: FeaturesBySize, *, only_crop: bool
+    ) -> None:
         super().__init__(manifest, labels)
+        self._features = features
         self._recipe = recipe
-        self._transforms = {stage.photo_px: _augmentation(recipe, stage.photo_px) for stage in recipe.stages}
+        self._crops = {stage.photo_px: crop_of(recipe, stage.photo_px) for stage in recipe.stages}
+        self._distortion = None if only_crop else distortion_of(recipe)
 
-    def __getitem__(self, draw: _Draw) -> Batch:
+    def __getitem__(self, draw: Draw) -> _Item:
+        if self._recipe.stage_of_epoch(draw.epoch).trains == "heads_on_features":
+            return self._item(torch.from_numpy(self._features[draw.photo_px][draw.row].copy()), draw.row)
+        try:
+            return self._item(self._photo(draw), draw.row, seed=draw.seed)
+        except (OSError, PhotoError) as error:
+            return self._replacement(draw, error)
+
+    def _photo(self, draw: Draw) -> torch.Tensor:
         # Enough pixels that the smallest crop still has the training size.
         at_least_px = int(draw.photo_px / self._recipe.smallest_crop**0.5)
-        try:
-            photo = decode_photo(self._bytes(draw.row), at_least_px=at_least_px)
-        except (OSError, PhotoError) as error:
-            raise self._named(draw.row, error) from error
+        photo = Image.fromarray(decode_photo(self._bytes(draw.row), at_least_px=at_least_px))
         # The generator follows from what is drawn, not from who draws it: workers, restarts and their
         # number change nothing.
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_seed(self._recipe.seed, draw.epoch, draw.row))
-            augmented = self._transforms[draw.photo_px](Image.fromarray(photo))
-        return self._item(augmented.permute(1, 2, 0).contiguous().numpy(), draw.row)
+            torch.manual_seed(draw.seed)
+            cropped = self._crops[draw.photo_px](photo)
+            if self._distortion is None:
+                return torch.from_numpy(np.array(cropped))
+            distorted: torch.Tensor = self._distortion(cropped)
+            return distorted.permute(1, 2, 0).contiguous()
+
+    def _replacement(self, draw: Draw, error: Exception) -> _Item:
+        """Another photo with its own labels in the place of one that cannot be used."""
+        random = np.random.default_rng(draw.seed)
+        for row in random.integers(len(self._manifest), size=_REPLACEMENTS_TRIED):
+            try:
+                photo = self._photo(draw._replace(row=int(row)))
+            except (OSError, PhotoError):
+                continue
+            problem = self._problem(draw.row, error, epoch=draw.epoch + 1, replaced_by_row=int(row) + 1)
+            return self._item(photo, int(row), seed=draw.seed, problem=problem)
+        raise RunError(
+            f"photo {self._manifest.photo_url(draw.row)} cannot be used ({error}), nor can {_REPLACEMENTS_TRIED} "
+            "others drawn in its place; run `listing-vision data check` to find all of them"
+        ) from error
 
 
 class _EvaluationPhotos(_Photos):
@@ -88,94 +129,86 @@ class _EvaluationPhotos(_Photos):
         super().__init__(manifest, labels)
         self._preprocessing = preprocessing
 
-    def __getitem__(self, row: int) -> Batch:
+    def __getitem__(self, row: int) -> _Item:
         try:
-            return self._item(prepare_photo(self._bytes(row), self._preprocessing), row)
+            photo = torch.from_numpy(prepare_photo(self._bytes(row), self._preprocessing))
         except (OSError, PhotoError) as error:
-            raise self._named(row, error) from error
-
-
-class _Draws(Sampler[list[_Draw]]):
-    """Batches of one run from `first_step` on: each epoch a permutation of all rows, its rest dropped."""
-
-    def __init__(self, num_photos: int, recipe: Recipe, *, first_step: int) -> None:
-        self._num_photos = num_photos
-        self._recipe = recipe
-        self._first_step = first_step
-        self.steps_per_epoch = num_photos // recipe.batch_size
-        if self.steps_per_epoch == 0:
-            raise RunError(
-                f"{num_photos} training photos do not fill one batch of {recipe.batch_size}; lower batch_size"
-            )
-        self.num_steps = self.steps_per_epoch * recipe.num_epochs
-
-    def __len__(self) -> int:
-        return self.num_steps - self._first_step
-
-    def __iter__(self) -> Iterator[list[_Draw]]:
-        size = self._recipe.batch_size
-        first_epoch, offset = divmod(self._first_step, self.steps_per_epoch)
-        for epoch in range(first_epoch, self._recipe.num_epochs):
-            order = np.random.default_rng([self._recipe.seed, epoch]).permutation(self._num_photos)
-            photo_px = self._recipe.photo_px_of_epoch(epoch)
-            for step in range(offset, self.steps_per_epoch):
-                rows = order[step * size : (step + 1) * size]
-                yield [_Draw(int(row), epoch, photo_px) for row in rows]
-            offset = 0
+            side = self._preprocessing.input_px
+            black = self._item(torch.zeros(side, side, 3, dtype=torch.uint8), row, problem=self._problem(row, error))
+            missing = torch.tensor(-1)
+            return black._replace(category_node=missing, brand=missing)
+        return self._item(photo, row)
 
 
 def training_batches(
-    manifest: Manifest, labels: Labels, recipe: Recipe, *, first_step: int, num_workers: int
-) -> tuple[DataLoader[Batch], int]:
-    """A loader of the run's augmented batches from `first_step` on, and the number of steps in an epoch."""
-    draws = _Draws(len(manifest), recipe, first_step=first_step)
-    loader = DataLoader(
-        _TrainingPhotos(manifest, labels, recipe),
+    manifest: Manifest,
+    labels: Labels,
+    recipe: Recipe,
+    draws: Draws,
+    *,
+    num_workers: int,
+    only_crop: bool = False,
+    features: FeaturesBySize | None = None,
+) -> DataLoader[Batch]:
+    """A loader of what is drawn; a photo that cannot be used is replaced and reported in `problems`.
+
+    Args:
+        manifest: the training rows.
+        labels: of the manifest.
+        recipe: sizes and augmentation.
+        draws: which rows, in which batches.
+        num_workers: loader processes; 0 loads in this one.
+        only_crop: leave flips, colours and erasing to `distort_batch`.
+        features: of all rows, by photo size, where the recipe has stages that train heads_on_features.
+    """
+    return DataLoader(
+        _TrainingPhotos(manifest, labels, recipe, features or {}, only_crop=only_crop),  # type: ignore[arg-type]  # draws are its keys, batches its collated items
         batch_sampler=draws,
         num_workers=num_workers,
         worker_init_fn=_quiet_worker,
+        collate_fn=_collated,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=False,
+        prefetch_factor=4 if num_workers else None,
     )
-    return loader, draws.steps_per_epoch
 
 
 def evaluation_batches(
-    manifest: Manifest, labels: Labels, preprocessing: Preprocessing, *, batch_size: int, num_workers: int
+    manifest: Manifest,
+    labels: Labels,
+    preprocessing: Preprocessing,
+    *,
+    batch_size: int,
+    num_workers: int,
+    rows: range | None = None,
 ) -> DataLoader[Batch]:
-    """Every photo once, in the manifest's order, prepared as serving prepares it."""
+    """Every photo (or those of `rows`) once, in the manifest's order, prepared as serving prepares it."""
+    sampler: range | Sampler[int] = range(len(manifest)) if rows is None else rows
     return DataLoader(
-        _EvaluationPhotos(manifest, labels, preprocessing),
-        sampler=range(len(manifest)),
+        _EvaluationPhotos(manifest, labels, preprocessing),  # type: ignore[arg-type]  # as above
+        sampler=sampler,
         batch_size=batch_size,
         num_workers=num_workers,
         worker_init_fn=_quiet_worker,
+        collate_fn=_collated,
         pin_memory=torch.cuda.is_available(),
     )
 
 
-def _augmentation(recipe: Recipe, photo_px: int) -> v2.Transform:
-    steps: list[v2.Transform] = [
-        v2.RandomResizedCrop(
-            photo_px, scale=(recipe.smallest_crop, 1.0), interpolation=v2.InterpolationMode.BICUBIC, antialias=True
-        ),
-        v2.RandomHorizontalFlip(recipe.flip_probability),
-    ]
-    if recipe.trivial_augment:
-        steps.append(v2.TrivialAugmentWide(interpolation=v2.InterpolationMode.BILINEAR, fill=[127, 127, 127]))
-    steps.append(v2.PILToTensor())
-    if recipe.erasing_probability:
-        steps.append(v2.RandomErasing(recipe.erasing_probability, scale=(0.02, 0.2), value=127))
-    return v2.Compose(steps)
-
-
-def _seed(*parts: int) -> int:
-    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=7).digest(), "big")
+def _collated(items: list[_Item]) -> Batch:
+    return Batch(
+        torch.stack([item.photo for item in items]),
+        torch.stack([item.category_node for item in items]),
+        torch.stack([item.brand for item in items]),
+        torch.stack([item.row for item in items]),
+        torch.stack([item.seed for item in items]),
+        [item.problem for item in items],
+    )
 
 
 def _quiet_worker(worker: int) -> None:
-    # A terminal's Ctrl-C and a scheduler's SIGTERM reach the whole process group; workers that die of
+    # A terminal's Ctrl-C and a scheduler's signals reach the whole process group; workers that die of
     # them take the batch that the main process still needs for its last checkpoint.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)

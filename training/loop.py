@@ -1,278 +1,373 @@
-"""The training loop: one machine, CPU or CUDA, with checkpoints that a later run goes on from exactly."""
+"""The training run: steps, epochs and checkpoints, alone or as one of many ranks, from which a later run goes on."""
 
 import json
 import logging
 import math
-import os
+import shutil
 import signal
 import threading
-import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from safetensors.torch import save_file
-from timm.utils.model_ema import ModelEmaV3
-from tqdm import tqdm
 
+import vision
 from training.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint, save_checkpoint
+from training.distributed import Ranks
 from training.evaluation import truth_by_depth
+from training.features import photo_features
+from training.learner import Learner, StepResult
 from training.loader import Batch, evaluation_batches, training_batches
-from training.losses import listing_loss
-from training.memory import keep_freed_memory
-from training.pretrained import create_backbone
+from training.losses import NumLabelled
+from training.machine import Machine
+from training.progress import Progress, StepTimes
 from training.recipe import Recipe
-from training.run import Run
-from vision.errors import LossNotFinite, RunError
+from training.run import Run, differences
+from training.sampling import Draws
+from vision.errors import LossNotFinite, ManifestError, RunError
 from vision.images import Preprocessing
-from vision.manifest import Manifest
-from vision.metrics import top_k_accuracy
-from vision.model import ListingClassifier, ModelSpec
+from vision.manifest import Labels, Manifest
 from vision.taxonomy import Taxonomy
 
-__all__ = ["Trainer", "default_num_workers", "pick_device"]
+__all__ = ["Trainer"]
 
 _log = logging.getLogger(__name__)
 
 EVALUATE_EVERY_EPOCHS = 4
+_CHECKPOINT_FORMAT = 2
 
 
-def pick_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+class _Pending(NamedTuple):
+    """A step whose loss has not been looked at yet."""
 
-
-def default_num_workers() -> int:
-    """None on a CPU machine, where loaders take the model's cores; most cores beside a GPU.
-
-    Measured on 2 cores at 128 px: 53 photos/s with none, 47 with one, 42 with two.
-    """
-    cores = len(os.sched_getaffinity(0))
-    return min(16, max(1, cores - 1)) if torch.cuda.is_available() else 0
+    step: int
+    result: StepResult
+    rows: npt.NDArray[np.int64]
 
 
 class Trainer:
-    """Fine-tunes one classifier by a recipe. Build it, call `run()`; `interrupted` tells how it ended."""
+    """Fine-tunes one classifier by a recipe. Build it on every rank, call `run()`; `interrupted` tells how it ended."""
 
     def __init__(
-        self, recipe: Recipe, *, manifest: Manifest, taxonomy: Taxonomy, run: Run, num_workers: int | None = None
+        self,
+        recipe: Recipe,
+        *,
+        manifest_url: str,
+        manifest: Manifest,
+        taxonomy: Taxonomy,
+        run: Run,
+        machine: Machine | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
-        self._recipe = recipe
-        self._run = run
-        self._num_workers = default_num_workers() if num_workers is None else num_workers
-        self._device = pick_device()
-        if self._device.type == "cpu":
-            keep_freed_memory()
+        self._recipe, self._run = recipe, run
+        self._machine = machine or Machine()
+        self._ranks = ranks or Ranks(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        self._manifest_url, self._manifest, self._taxonomy = manifest_url, manifest, taxonomy
+        self._num_workers = self._machine.workers_of_rank(self._ranks.device)
         self._train = manifest.where_split("train")
         self._train_labels = self._train.labels(taxonomy)
         self._val = manifest.where_split("val")
         self._val_labels = self._val.labels(taxonomy)
         self._val_leaves = truth_by_depth(self._val_labels, taxonomy).leaves
-        self._leaves_below = torch.from_numpy(taxonomy.leaves_below).to(self._device)
-        torch.manual_seed(recipe.seed)
-        backbone = create_backbone(recipe.backbone, recipe.weights)
-        cfg: dict[str, Any] = getattr(backbone, "pretrained_cfg", {})
-        spec = ModelSpec(
-            backbone=recipe.backbone,
-            num_categories=len(taxonomy.leaf_ids),
-            num_brands=len(taxonomy.brand_labels),
-            mean=tuple(cfg.get("mean", (0.5, 0.5, 0.5))),
-            std=tuple(cfg.get("std", (0.5, 0.5, 0.5))),
+        _require_taught(self._train_labels, self._val_labels, taxonomy)
+        self.learner = Learner(
+            recipe, taxonomy=taxonomy, train_labels=self._train_labels, machine=self._machine, ranks=self._ranks
         )
-        self.spec = spec
-        model = ListingClassifier(spec, backbone, dropout=recipe.dropout)
-        self._model = model.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks the device + memory_format form
-        self._ema = ModelEmaV3(self._model, decay=recipe.ema_decay, use_warmup=True)
-        self._optimizer = torch.optim.AdamW(self._parameter_groups())
-        self._amp_dtype = _amp_dtype(self._device)
-        self._scaler = torch.amp.GradScaler(self._device.type, enabled=self._amp_dtype is torch.float16)
         self._step = 0
         self._losses: list[float] = []
-        self._seconds = 0.0
-        """Of the epoch so far; evaluation is part of the epoch that it ends."""
+        """Of the epoch so far, one a step, over all ranks."""
+        self._bad_rows: set[int] = set()
+        """Of all ranks, as last agreed."""
+        self._new_bad_rows: set[int] = set()
+        self._pending: deque[_Pending] = deque()
         self._stop_asked = threading.Event()
+        self._stopping = False
 
     @property
     def interrupted(self) -> bool:
-        return self._stop_asked.is_set()
+        return self._stopping
+
+    def stop(self) -> None:
+        """Ask the run to save a checkpoint and return after the step in hand; what a signal does."""
+        self._stop_asked.set()
 
     def run(self) -> None:
-        """Train from the run's newest whole checkpoint, or from the start, to the end or to SIGTERM/SIGINT.
+        """Train from the run's newest whole checkpoint, or from the start, to the end or to a signal.
+
+        SIGTERM, SIGINT and SIGUSR1 on any rank stop all of them after the same step.
 
         Raises:
-            LossNotFinite: a batch gave a NaN or infinite loss; nothing was stepped, the batch is named.
-            RunError: a photo cannot be read, or the checkpoint is of another recipe.
+            LossNotFinite: a batch gave a NaN or infinite loss; no weight was changed by it, the batch is named.
+            RunError: too many photos cannot be read, a checkpoint is of something else or cannot be written.
         """
-        self._mark_s = time.monotonic()
+        self._begin_run()
+        self._times = StepTimes()
         self._resume()
-        loader, self._steps_per_epoch = training_batches(
-            self._train, self._train_labels, self._recipe, first_step=self._step, num_workers=self._num_workers
+        draws = Draws(
+            self._train,
+            self._train_labels,
+            self._recipe,
+            first_step=self._step,
+            rank=self._ranks.rank,
+            num_ranks=self._ranks.num_ranks,
+            micro_batch=self._machine.micro_batch,
         )
-        num_steps = self._steps_per_epoch * self._recipe.num_epochs
-        with self._stopping_on_signals(), tqdm(total=num_steps, initial=self._step, unit="step", disable=None) as bar:
-            for batch in loader:
-                self._losses.append(self._train_step(batch, num_steps))
-                bar.update()
-                if self._step % self._steps_per_epoch == 0:
-                    bar.set_postfix(loss=f"{np.mean(self._losses):.3f}")
-                    self._end_epoch()
-                if self._stop_asked.is_set():
-                    self._save()
-                    _log.info("stopped after step %d of %d; the same command goes on from there", self._step, num_steps)
-                    return
-                if self._step % self._recipe.checkpoint_every_steps == 0:
-                    self._save()
-        if not self._run.weights_path.exists():
+        self._draws = draws
+        self.learner.schedule(draws.num_steps)
+        batches = training_batches(
+            self._train,
+            self._train_labels,
+            self._recipe,
+            draws,
+            num_workers=self._num_workers,
+            only_crop=self._machine.augments_on_device(self._ranks.device),
+            features=self._features(),
+        )
+        progress = Progress(
+            self._run.folder,
+            num_steps=draws.num_steps,
+            first_step=self._step,
+            times=self._times,
+            shown=self._ranks.is_first,
+        )
+        with self._stopping_on_signals(), progress:
+            self._train_on(batches, progress)
+        if not self._stopping and not self._run.weights_path.exists():
             self._save()
-            # Whoever sees the file sees all of it: its existence says that the run has finished.
-            temporary = self._run.weights_path.with_suffix(".tmp")
-            save_file({k: v.contiguous() for k, v in self._ema.module.state_dict().items()}, temporary)
-            temporary.replace(self._run.weights_path)
+            if self._ranks.is_first:
+                self._run.save_weights(self.learner.ema.module.state_dict())
+        self._ranks.wait_for_all()
 
-    def _train_step(self, batch: Batch, num_steps: int) -> float:
-        self._model.train()
-        for group in self._optimizer.param_groups:
-            group["lr"] = group["peak_lr"] * self._schedule(self._step / num_steps)
-        # Dropout is drawn from the step's own seed, so that a resumed run draws the same.
-        torch.manual_seed(self._recipe.seed * 1_000_003 + self._step)
-        photos = batch.photos_nhwc.to(self._device, non_blocking=True)
-        with torch.autocast(self._device.type, dtype=self._amp_dtype, enabled=self._amp_dtype is not None):
-            outputs = self._model(photos)
-        loss = listing_loss(
-            outputs.category_logits,
-            outputs.brand_logits,
-            category_nodes=batch.category_nodes.to(self._device),
-            brands=batch.brands.to(self._device),
-            leaves_below=self._leaves_below,
-            brand_weight=self._recipe.brand_loss_weight,
-            label_smoothing=self._recipe.label_smoothing,
-        )
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            photos_named = ", ".join(self._train.photo_url(int(row)) for row in batch.rows[:4])
-            raise LossNotFinite(
-                f"loss {value} at step {self._step} on manifest rows {(batch.rows + 1).tolist()} ({photos_named}, …); "
-                "the last checkpoint is unharmed; lower the learning rates or look at these photos"
+    def _begin_run(self) -> None:
+        if self._ranks.is_first:
+            self._run.begin(
+                recipe=self._recipe,
+                manifest_url=self._manifest_url,
+                manifest=self._manifest,
+                taxonomy=self._taxonomy,
+                spec=self.learner.spec,
             )
-        self._optimizer.zero_grad(set_to_none=True)
-        self._scaler.scale(loss).backward()
-        self._scaler.unscale_(self._optimizer)
-        torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._recipe.gradient_clip_norm)
-        self._scaler.step(self._optimizer)
-        self._scaler.update()
-        self._step += 1
-        self._ema.update(self._model, step=self._step)
-        return value
+        self._ranks.wait_for_all()
 
-    def _schedule(self, progress: float) -> float:
-        warmup = self._recipe.warmup_share
-        if progress < warmup:
-            return (progress + 1e-3) / (warmup + 1e-3)
-        return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / max(1e-9, 1 - warmup)))
+    def _features(self) -> dict[int, npt.NDArray[np.float32]]:
+        """Of every training photo, for the stages that train heads_on_features; kept in the run's folder."""
+        epochs = range(self._step // self._draws.steps_per_epoch, self._recipe.num_epochs)
+        ahead = [self._recipe.stage_of_epoch(epoch) for epoch in epochs]
+        sizes = {stage.photo_px for stage in ahead if stage.trains == "heads_on_features"}
+        found: dict[int, npt.NDArray[np.float32]] = {}
+        for photo_px in sorted(sizes):
+            features = photo_features(
+                self.learner.model,
+                self._train,
+                Preprocessing(input_px=photo_px),
+                device=str(self._ranks.device),
+                cache=self._run.folder / "features",
+            )
+            if features.unusable:
+                # Once they are mended the same command must look at them again.
+                shutil.rmtree(self._run.folder / "features")
+                raise ManifestError(
+                    "a linear probe needs every training photo; these cannot be used:", features.unusable
+                )
+            found[photo_px] = features.values
+        return found
 
-    def _clock(self) -> float:
-        """Seconds that the epoch has taken, those before an interruption included."""
-        now_s = time.monotonic()
-        self._seconds += now_s - self._mark_s
-        self._mark_s = now_s
-        return self._seconds
+    def _train_on(self, batches: Iterable[Batch], progress: Progress) -> None:
+        draws = self._draws
+        source = self._times.waited_for(batches)
+        while micro_batches := list(islice(source, draws.micro_batches_per_step)):
+            epoch = self._step // draws.steps_per_epoch
+            rows = draws.rows_of_step(self._step)
+            result = self.learner.step(
+                self._step, self._recipe.stage_of_epoch(epoch), micro_batches, self._num_labelled(rows)
+            )
+            self._pending.append(_Pending(self._step, result, rows))
+            self._note_bad_photos(micro_batches)
+            self._step += 1
+            epoch_ends = self._step % draws.steps_per_epoch == 0
+            save_due = self._step % self._recipe.checkpoint_every_steps == 0
+            self._agree(look_at_all=epoch_ends or save_due or self._ranks.device.type == "cpu")
+            progress.after_step(
+                self._step,
+                loss=self._losses[-1] if self._losses else None,
+                photos_per_s=len(self._losses) * self._recipe.batch_size / max(1e-9, self._times.clock()),
+                learning_rate=max(self.learner.learning_rates()),
+            )
+            if epoch_ends:
+                progress.after_epoch(self._end_epoch())
+            if self._stopping:
+                self._agree(look_at_all=True)
+                self._save()
+                _log.info(
+                    "stopped after step %d of %d; the same command goes on from there", self._step, draws.num_steps
+                )
+                return
+            if save_due:
+                self._save()
 
-    def _end_epoch(self) -> None:
-        epoch = self._step // self._steps_per_epoch
-        train_seconds = self._clock()
+    def _num_labelled(self, rows: npt.NDArray[np.int64]) -> NumLabelled:
+        labels = self._train_labels
+        return NumLabelled(int((labels.category_nodes[rows] >= 0).sum()), int((labels.brands[rows] >= 0).sum()))
+
+    def _agree(self, *, look_at_all: bool) -> None:
+        """Learn of the steps before the one in hand, and whether any rank is to stop: the same on every rank.
+
+        On a GPU the newest step is left in its queue, so that the host prepares the next one meanwhile.
+        """
+        while len(self._pending) > (0 if look_at_all else 1):
+            pending = self._pending.popleft()
+            own, norm = pending.result.read()
+            stop, num_new_bad, loss = self._ranks.sum(
+                [float(self._stop_asked.is_set()), len(self._new_bad_rows), own / self._ranks.num_ranks]
+            )
+            # Loss scaling meets gradients that are not finite now and then, and answers them itself.
+            if not math.isfinite(loss) or not (math.isfinite(norm) or self.learner.scaler.is_enabled()):
+                self._refuse(pending, own, norm)
+            self._losses.append(loss)
+            self._stopping = stop > 0
+            if num_new_bad:
+                # A photo meets another rank each epoch and is still one bad photo.
+                self._bad_rows |= set().union(*self._ranks.gather(self._new_bad_rows))
+                self._new_bad_rows = set()
+            if len(self._bad_rows) > self._machine.bad_photo_share * len(self._train):
+                raise RunError(
+                    f"{len(self._bad_rows)} of {len(self._train)} training photos cannot be used, more than the share "
+                    f"of {self._machine.bad_photo_share:g} that is allowed; they are named in {self._run.folder}/"
+                    "bad_photos*.jsonl; mend them, or raise --bad-photo-share"
+                )
+
+    def _refuse(self, pending: _Pending, loss: float, norm: float) -> None:
+        named = ", ".join(self._train.photo_url(int(row)) for row in pending.rows[:4])
+        own = f"loss {loss}, gradient norm {norm}"
+        raise LossNotFinite(
+            f"{own} at step {pending.step} on rows {(pending.rows + 1).tolist()} of the train split ({named}, …); no "
+            "weight was changed by it and the last checkpoint is unharmed; lower the learning rates or look at these "
+            "photos"
+        )
+
+    def _note_bad_photos(self, micro_batches: list[Batch]) -> None:
+        problems = [json.loads(text) for batch in micro_batches for text in batch.problems if text]
+        for problem in problems:
+            if problem["row"] not in self._bad_rows | self._new_bad_rows:
+                self._new_bad_rows.add(problem["row"])
+                self._run.append_bad_photo(problem, rank=self._ranks.rank)
+                _log.warning("%s cannot be used (%s); replaced", problem["photo"], problem["reason"])
+
+    def _end_epoch(self) -> dict[str, float | None]:
+        epoch = self._step // self._draws.steps_per_epoch
+        stage = self._recipe.stage_of_epoch(epoch - 1)
+        train_seconds = self._times.clock()
         record: dict[str, float | None] = {
             "epoch": epoch,
             "step": self._step,
-            "photo_px": self._recipe.photo_px_of_epoch(epoch - 1),
+            "photo_px": stage.photo_px,
             "loss": float(np.mean(self._losses)),
-            "photos_per_s": len(self._losses) * self._recipe.batch_size / train_seconds,
+            "bad_photos": len(self._bad_rows),
+            "photos_per_s": len(self._train) / train_seconds,
+            "data_wait_share": self._times.data_wait_share,
         }
-        if epoch % EVALUATE_EVERY_EPOCHS == 0 or epoch == self._recipe.num_epochs:
+        due = epoch % EVALUATE_EVERY_EPOCHS == 0 and stage.trains != "heads_on_features"
+        if due or epoch == self._recipe.num_epochs:
             record |= self._evaluate()
-        record["seconds"] = self._clock()
-        self._run.append_metrics(record)
-        _log.info("%s", " ".join(f"{k}={v:.4g}" for k, v in record.items() if v is not None))
-        self._losses, self._seconds = [], 0.0
+        record["seconds"] = self._times.clock()
+        if self._ranks.is_first:
+            self._run.append_metrics(record)
+            _log.info("%s", " ".join(f"{k}={v:.4g}" for k, v in record.items() if v is not None))
+        self._losses = []
+        self._times.begin_epoch()
+        return record
 
-    @torch.no_grad()
     def _evaluate(self) -> dict[str, float | None]:
-        """Quick figures of the averaged weights on val, over photos whose label is a leaf."""
-        model = self._ema.module.eval()
+        """Quick figures of the averaged weights on val, over photos whose label is a leaf; every rank judges a part."""
+        bounds = np.linspace(0, len(self._val), self._ranks.num_ranks + 1).astype(int)
         batches = evaluation_batches(
             self._val,
             self._val_labels,
             Preprocessing(input_px=self._recipe.input_px),
             batch_size=64,
             num_workers=self._num_workers,
+            rows=range(bounds[self._ranks.rank], bounds[self._ranks.rank + 1]),
         )
-        outputs = [model(batch.photos_nhwc.to(self._device)) for batch in batches]
-        category_logits = torch.cat([o.category_logits for o in outputs]).cpu().numpy()
-        brand_logits = torch.cat([o.brand_logits for o in outputs]).cpu().numpy()
-        figures = {
-            "val_leaf_top1": top_k_accuracy(category_logits, self._val_leaves, k=1),
-            "val_brand_top1": top_k_accuracy(brand_logits, self._val_labels.brands, k=1),
+        # Batch-norm statistics are each rank's own until here.
+        self._ranks.take_from_first(self.learner.ema.module.buffers())
+        counts = np.zeros(5)
+        for batch in batches:
+            outputs = self.learner.answer(batch.photos_nhwc)
+            leaves = torch.from_numpy(self._val_leaves[batch.rows.numpy()])
+            leaves[batch.category_nodes < 0] = -1
+            for at, logits, truth in ((0, outputs.category_logits, leaves), (2, outputs.brand_logits, batch.brands)):
+                known = truth >= 0
+                counts[at] += float((logits.argmax(dim=1).cpu() == truth)[known].sum())
+                counts[at + 1] += float(known.sum())
+            for problem in filter(None, batch.problems):
+                counts[4] += 1
+                _log.warning("val photo left out: %s", problem)
+        leaf_right, leaf_known, brand_right, brand_known, num_bad = self._ranks.sum(counts.tolist())
+        return {
+            "val_leaf_top1": leaf_right / leaf_known if leaf_known else None,
+            "val_brand_top1": brand_right / brand_known if brand_known else None,
+            "val_bad_photos": num_bad,
         }
-        return {name: None if math.isnan(value) else value for name, value in figures.items()}
-
-    def _parameter_groups(self) -> list[dict[str, Any]]:
-        groups: list[dict[str, Any]] = []
-        for prefix, peak_lr in (
-            ("backbone.", self._recipe.backbone_learning_rate),
-            ("", self._recipe.head_learning_rate),
-        ):
-            chosen = [p for name, p in self._model.named_parameters() if name.startswith("backbone.") == bool(prefix)]
-            groups.append(
-                {
-                    "params": [p for p in chosen if p.ndim > 1],
-                    "weight_decay": self._recipe.weight_decay,
-                    "peak_lr": peak_lr,
-                }
-            )
-            groups.append({"params": [p for p in chosen if p.ndim <= 1], "weight_decay": 0.0, "peak_lr": peak_lr})
-        return groups
 
     def _save(self) -> None:
-        names = {parameter: name for name, parameter in self._model.named_parameters()}
-        tensors = {f"model.{k}": v for k, v in self._model.state_dict().items()}
-        tensors |= {f"ema.{k}": v for k, v in self._ema.module.state_dict().items()}
-        for parameter, moments in self._optimizer.state.items():
-            tensors |= {f"optimizer.{names[parameter]}.{k}": v for k, v in moments.items()}
-        state = {
-            "recipe": self._recipe.to_dict(),
-            "scaler": self._scaler.state_dict(),
-            "losses": self._losses,
-            "seconds": self._clock(),
-        }
-        save_checkpoint(self._run.checkpoints, Checkpoint(step=self._step, tensors=tensors, state=state))
+        seconds = self._times.clock()
+        if self._ranks.is_first:
+            state = {
+                "identity": self._identity(),
+                "scaler": self.learner.scaler.state_dict(),
+                "losses": self._losses,
+                "bad_rows": sorted(self._bad_rows),
+                "seconds": seconds,
+                "waiting_s": self._times.waiting_s,
+            }
+            checkpoint = Checkpoint(step=self._step, tensors=self.learner.tensors(), state=state)
+            save_checkpoint(self._run.checkpoints, checkpoint, keep=self._machine.keep_checkpoints)
+        # No rank exits, and has the launcher stop the others, while the file is being written.
+        self._ranks.wait_for_all()
+
+    def _identity(self) -> dict[str, object]:
+        """What a checkpoint can only be gone on with."""
+        asked = {"format": _CHECKPOINT_FORMAT, "listing_vision": vision.__version__, **self._run.asked()}
+        kept = ("format", "listing_vision", "recipe", "manifest_sha256", "taxonomy_sha256")
+        return {key: asked[key] for key in kept}
 
     def _resume(self) -> None:
-        path = latest_checkpoint(self._run.checkpoints)
+        path = self._ranks.gather(latest_checkpoint(self._run.checkpoints) if self._ranks.is_first else None)[0]
         if path is None:
+            if self._ranks.is_first:
+                self._run.forget_metrics_after(0)
             return
         checkpoint = load_checkpoint(path)
-        if checkpoint.state["recipe"] != json.loads(json.dumps(self._recipe.to_dict())):
-            raise RunError(f"{path} was made by another recipe; give another --run folder or the recipe it began with")
-        self._model.load_state_dict(_under(checkpoint.tensors, "model."))
-        self._ema.module.load_state_dict(_under(checkpoint.tensors, "ema."))
-        for name, parameter in self._model.named_parameters():
-            moments = _under(checkpoint.tensors, f"optimizer.{name}.")
-            if moments:
-                self._optimizer.state[parameter] = {
-                    k: v if k == "step" else torch.empty_like(parameter).copy_(v) for k, v in moments.items()
-                }
-        self._scaler.load_state_dict(checkpoint.state["scaler"])
+        differing = differences(checkpoint.state.get("identity", {}), self._identity())
+        if differing:
+            raise RunError(
+                f"{path} was made by something else ({'; '.join(differing)}); give another --run folder, or go on with "
+                "what it was made by"
+            )
+        self.learner.load(checkpoint.tensors)
+        # Empty where the run used another precision so far.
+        if checkpoint.state["scaler"] and self.learner.scaler.is_enabled():
+            self.learner.scaler.load_state_dict(checkpoint.state["scaler"])
+        self._bad_rows = set(checkpoint.state["bad_rows"])
         self._step = checkpoint.step
-        self._losses, self._seconds = list(checkpoint.state["losses"]), checkpoint.state["seconds"]
-        self._run.forget_metrics_after(self._step)
-        _log.info("resumed from %s", path)
+        self._losses = list(checkpoint.state["losses"])
+        self._times.seconds, self._times.waiting_s = checkpoint.state["seconds"], checkpoint.state["waiting_s"]
+        if self._ranks.is_first:
+            self._run.forget_metrics_after(self._step)
+            _log.info("resumed from %s", path)
 
     @contextmanager
     def _stopping_on_signals(self) -> Iterator[None]:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {s: signal.signal(s, lambda *_: self._stop_asked.set()) for s in (signal.SIGTERM, signal.SIGINT)}
+        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+        before = {number: signal.signal(number, lambda *_: self.stop()) for number in numbers}
         try:
             yield
         finally:
@@ -280,11 +375,19 @@ class Trainer:
                 signal.signal(number, handler)
 
 
-def _amp_dtype(device: torch.device) -> torch.dtype | None:
-    if device.type != "cuda":
-        return None
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-
-
-def _under(tensors: Any, prefix: str) -> dict[str, torch.Tensor]:
-    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+def _require_taught(train: Labels, val: Labels, taxonomy: Taxonomy) -> None:
+    """Refuse a val split that asks for what train does not show."""
+    problems = []
+    train_leaves, val_leaves = (truth_by_depth(labels, taxonomy).leaves for labels in (train, val))
+    for kind, names, taught, asked in (
+        ("category", taxonomy.leaf_ids, train_leaves, val_leaves),
+        ("brand", taxonomy.brand_labels, train.brands, val.brands),
+    ):
+        for label in np.setdiff1d(asked[asked >= 0], taught):
+            problems.append(f"{kind} {names[label]!r}: {(asked == label).sum()} val photos, none in train")
+    if problems:
+        raise ManifestError(
+            "the val split has labels that no train photo has; make another split (`listing-vision data split`), or "
+            "leave these labels empty:",
+            problems,
+        )

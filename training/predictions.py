@@ -1,7 +1,7 @@
 """A model's answers for all photos of a manifest, with the photos that could not be used counted and named."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ from vision.images import Preprocessing, prepare_photo
 from vision.manifest import Labels, Manifest, photo_bytes
 from vision.taxonomy import Taxonomy
 
-__all__ = ["Infer", "Predictions", "predict"]
+__all__ = ["Infer", "Predictions", "predict", "usable_photos"]
 
 Infer = Callable[[npt.NDArray[np.uint8]], Logits]
 
@@ -38,6 +38,41 @@ class Predictions:
     """What was wrong with each photo that is not among the P."""
 
 
+def usable_photos(
+    manifest: Manifest, preprocessing: Preprocessing, *, unusable: list[str], batch_size: int = 64
+) -> Iterator[tuple[list[int], npt.NDArray[np.uint8]]]:
+    """Rows of the manifest and their photos (N, S, S, 3), a batch at a time, the next one decoding meanwhile.
+
+    Args:
+        unusable: takes up what is wrong with each photo that is left out.
+
+    Raises:
+        ManifestError: no photo can be used; raised after the last batch.
+    """
+
+    def prepare(row: int) -> npt.NDArray[np.uint8] | str:
+        url = manifest.photo_url(row)
+        try:
+            return prepare_photo(photo_bytes(url), preprocessing)
+        except (OSError, PhotoError) as error:
+            return f"{url}: {error}"
+
+    batches = [range(at, min(at + batch_size, len(manifest))) for at in range(0, len(manifest), batch_size)]
+    num_used = 0
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        upcoming = pool.map(prepare, batches[0] if batches else ())
+        for i, rows in enumerate(tqdm(batches, unit="batch", disable=None)):
+            decoded = list(upcoming)
+            upcoming = pool.map(prepare, batches[i + 1] if i + 1 < len(batches) else ())
+            unusable.extend(photo for photo in decoded if isinstance(photo, str))
+            used = {row: photo for row, photo in zip(rows, decoded, strict=True) if not isinstance(photo, str)}
+            num_used += len(used)
+            if used:
+                yield list(used), np.stack(list(used.values()))
+    if num_used == 0:
+        raise ManifestError("no photo of the manifest can be used:", unusable)
+
+
 def predict(
     manifest: Manifest, taxonomy: Taxonomy, preprocessing: Preprocessing, infer: Infer, *, batch_size: int = 64
 ) -> Predictions:
@@ -50,28 +85,9 @@ def predict(
     kept: list[int] = []
     unusable: list[str] = []
     answers: list[Logits] = []
-
-    def prepare(row: int) -> npt.NDArray[np.uint8] | str:
-        url = manifest.photo_url(row)
-        try:
-            return prepare_photo(photo_bytes(url), preprocessing)
-        except (OSError, PhotoError) as error:
-            return f"{url}: {error}"
-
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        for start in tqdm(range(0, len(manifest), batch_size), unit="batch", disable=None):
-            photos = []
-            rows = range(start, min(start + batch_size, len(manifest)))
-            for row, photo in zip(rows, pool.map(prepare, rows), strict=True):
-                if isinstance(photo, str):
-                    unusable.append(photo)
-                else:
-                    kept.append(row)
-                    photos.append(photo)
-            if photos:
-                answers.append(infer(np.stack(photos)))
-    if not kept:
-        raise ManifestError("no photo of the manifest can be used:", unusable)
+    for rows, photos in usable_photos(manifest, preprocessing, unusable=unusable, batch_size=batch_size):
+        kept += rows
+        answers.append(infer(photos))
     used = manifest.take(np.array(kept))
     groups = used.listing_groups()
     firsts = np.unique(groups, return_index=True)[1]

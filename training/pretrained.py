@@ -3,6 +3,7 @@
 import importlib
 import logging
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import timm
@@ -23,12 +24,13 @@ _PYPI_WEIGHTS = {
 }
 
 
-def create_backbone(name: str, weights: str) -> nn.Module:
+def create_backbone(name: str, weights: str, *, drop_path: float = 0.0) -> nn.Module:
     """A timm model without its classifier.
 
     Args:
         name: a timm model name.
         weights: `imagenet` (a PyPI package where there is one, else timm's hub), `none`, or a safetensors path.
+        drop_path: stochastic depth, for models that have it.
 
     Raises:
         RecipeError: unknown name, or weights that cannot be had or do not fit.
@@ -36,11 +38,20 @@ def create_backbone(name: str, weights: str) -> nn.Module:
     if not timm.is_model(name):
         near = ", ".join(timm.list_models(f"*{name[:12]}*")[:5]) or "see timm.list_models()"
         raise RecipeError(f"backbone {name!r} is not a timm model; near: {near}")
+    options = {"drop_path_rate": drop_path} if drop_path else {}
+    try:
+        return _with_weights(name, weights, options)
+    except TypeError as error:
+        raise RecipeError(f"drop_path = {drop_path}: {name} has no stochastic depth; use 0") from error
+
+
+def _with_weights(name: str, weights: str, options: dict[str, Any]) -> nn.Module:
     if weights == "none":
-        return new_backbone(name)
+        return new_backbone(name, **options)
     if weights == "imagenet":
-        return _imagenet_from_pypi(name) if name in _PYPI_WEIGHTS else _imagenet_from_hub(name)
-    backbone = new_backbone(name)
+        from_where = _imagenet_from_pypi if name in _PYPI_WEIGHTS else _imagenet_from_hub
+        return from_where(name, options)
+    backbone = new_backbone(name, **options)
     if not Path(weights).is_file():
         raise RecipeError(f"weights {weights!r}: use 'imagenet', 'none' or the path of a safetensors file")
     tensors = {key.removeprefix("backbone."): t for key, t in safetensors.torch.load_file(weights).items()}
@@ -49,7 +60,7 @@ def create_backbone(name: str, weights: str) -> nn.Module:
     return backbone
 
 
-def _imagenet_from_pypi(name: str) -> nn.Module:
+def _imagenet_from_pypi(name: str, options: dict[str, Any]) -> nn.Module:
     package, file_class = _PYPI_WEIGHTS[name]
     try:
         module = importlib.import_module(package)
@@ -60,7 +71,7 @@ def _imagenet_from_pypi(name: str) -> nn.Module:
         ) from None
     path = getattr(module, file_class).get_model_file_path()
     theirs = torch.load(path, map_location="cpu", weights_only=True)
-    full = timm.create_model(name)
+    full = timm.create_model(name, **options)
     ours = full.state_dict()
     shapes_match = [t.shape for t in theirs.values()] == [t.shape for t in ours.values()]
     if not shapes_match:
@@ -70,9 +81,11 @@ def _imagenet_from_pypi(name: str) -> nn.Module:
     return full
 
 
-def _imagenet_from_hub(name: str) -> nn.Module:
+def _imagenet_from_hub(name: str, options: dict[str, Any]) -> nn.Module:
     try:
-        return new_backbone(name, pretrained=True)
+        return new_backbone(name, pretrained=True, **options)
+    except TypeError:
+        raise
     except Exception as error:  # hub clients raise their own, unrelated hierarchies
         raise RecipeError(
             f"the pre-trained weights of {name} could not be fetched ({error}); give weights = 'none', a safetensors "

@@ -4,11 +4,15 @@ import tomllib
 from dataclasses import asdict, dataclass, fields
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from vision.errors import RecipeError
 
 __all__ = ["Recipe", "Stage", "load_recipe"]
+
+Trained = Literal["all", "heads", "heads_on_features"]
+LongTail = Literal["none", "logit_adjustment"]
+Schedule = Literal["cosine", "tanh", "poly"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,9 +21,14 @@ class Stage:
 
     photo_px: int
     epochs: int
+    trains: Trained = "all"
+    """`heads` leaves the backbone as it is, which costs a third: new heads no longer pull pre-trained features about
+    while they know nothing themselves (Kumar et al., ICLR 2022). `heads_on_features` computes the features of every
+    photo once, unaugmented, and trains the heads on those: a linear probe."""
 
     def __post_init__(self) -> None:
         _require(32 <= self.photo_px <= 1024, "stages.photo_px", self.photo_px, "use 32..1024")
+        _require(self.trains in get_args(Trained), "stages.trains", self.trains, f"use one of {get_args(Trained)}")
         _require(self.epochs >= 1, "stages.epochs", self.epochs, "use at least 1")
 
 
@@ -35,13 +44,21 @@ class Recipe:
     """Any timm model name."""
     weights: str = "imagenet"
     """`imagenet`, `none`, or the path of a safetensors file of the backbone."""
+    frozen_groups: int = 0
+    """So many of the backbone's layer groups, counted from the photo (timm's coarse `group_matcher`; the stem is the
+    first), stay as they were pre-trained. Early layers are general and, at full resolution, the dear ones."""
     seed: int = 0
     batch_size: int = 32
-    """Photos in one optimizer step."""
+    """Photos in one optimizer step, over all ranks and micro-batches. So that every photo comes once an epoch, what is
+    left over is spread over the steps, a photo more in some."""
     head_learning_rate: float = 2e-3
-    """Peak for the two new heads; AdamW, linear warm-up, then a cosine to zero."""
+    """Peak for the two new heads; AdamW, linear warm-up, then `schedule` to zero."""
     backbone_learning_rate: float = 6e-4
     """Peak for the pre-trained layers."""
+    layer_decay: float = 1.0
+    """Each layer group of the backbone learns at this times the rate of the next; 0.65 to 0.8 suit large backbones."""
+    schedule: Schedule = "cosine"
+    """As timm's scheduler of that name."""
     warmup_share: float = 0.05
     """Share of all steps."""
     weight_decay: float = 0.05
@@ -49,7 +66,21 @@ class Recipe:
     label_smoothing: float = 0.1
     brand_loss_weight: float = 0.5
     """Against 1 for the category loss."""
+    long_tail: LongTail = "none"
+    """`logit_adjustment` trains on logits + log class share, so that rare classes are judged as if they were as
+    frequent as the others (Menon et al., ICLR 2021, eq. 10, tau = 1; the same as balanced softmax, Ren et al. 2020)."""
+    balanced_sampling: float = 0.0
+    """0 draws every photo once an epoch. Above, photos are drawn with replacement by class count ** -balanced_sampling:
+    1 makes all classes equally frequent (Mahajan et al., ECCV 2018, use 0.5)."""
+    mixup_alpha: float = 0.0
+    """Of the beta distribution that shares are drawn from (Zhang et al., ICLR 2018); 0 is off."""
+    cutmix_alpha: float = 0.0
+    """The same for CutMix (Yun et al., ICCV 2019); with both, a coin decides for each step."""
     dropout: float = 0.2
+    drop_path: float = 0.0
+    """Stochastic depth (Huang et al., ECCV 2016), for backbones that have it."""
+    activation_checkpointing: bool = False
+    """Recompute activations in the backward pass: a third slower, and room for larger batches or photos."""
     smallest_crop: float = 0.35
     """Least share of a photo's area that a random crop keeps."""
     trivial_augment: bool = True
@@ -65,12 +96,32 @@ class Recipe:
 
     def __post_init__(self) -> None:
         _require(len(self.stages) > 0, "stages", self.stages, "give at least one [[stages]]")
+        trained = [stage.trains for stage in self.stages]
+        _require(
+            "heads_on_features" not in trained[trained.index("all") :] if "all" in trained else True,
+            "stages.trains",
+            trained,
+            "put stages that train heads_on_features before those that train all: features are of the first backbone",
+        )
         _require(32 <= self.input_px <= 1024, "input_px", self.input_px, "use 32..1024")
+        _require(self.frozen_groups >= 0, "frozen_groups", self.frozen_groups, "use 0 or more")
         _require(self.batch_size >= 2, "batch_size", self.batch_size, "batch norm needs at least 2")
         for name in ("head_learning_rate", "backbone_learning_rate", "gradient_clip_norm"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "use a positive number")
-        for name in ("warmup_share", "label_smoothing", "dropout", "erasing_probability", "flip_probability"):
+        _require(self.long_tail in get_args(LongTail), "long_tail", self.long_tail, f"use one of {get_args(LongTail)}")
+        _require(self.schedule in get_args(Schedule), "schedule", self.schedule, f"use one of {get_args(Schedule)}")
+        for name in ("mixup_alpha", "cutmix_alpha", "balanced_sampling"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "use 0 (off) or more")
+        for name in (
+            "warmup_share",
+            "label_smoothing",
+            "dropout",
+            "drop_path",
+            "erasing_probability",
+            "flip_probability",
+        ):
             _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "use a share in 0..1")
+        _require(0 < self.layer_decay <= 1, "layer_decay", self.layer_decay, "use a factor in (0, 1]")
         _require(0 < self.smallest_crop <= 1, "smallest_crop", self.smallest_crop, "use a share in (0, 1]")
         _require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "use 0 (off) to below 1")
         _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "use 0 or more")
@@ -81,11 +132,11 @@ class Recipe:
     def num_epochs(self) -> int:
         return sum(stage.epochs for stage in self.stages)
 
-    def photo_px_of_epoch(self, epoch: int) -> int:
-        """Photo side of the epoch, counted from 0."""
+    def stage_of_epoch(self, epoch: int) -> Stage:
+        """The stage that an epoch, counted from 0, belongs to."""
         for stage in self.stages:
             if epoch < stage.epochs:
-                return stage.photo_px
+                return stage
             epoch -= stage.epochs
         raise IndexError(f"the recipe has no epoch {epoch}")
 
@@ -125,7 +176,7 @@ def load_recipe(name_or_path: str) -> Recipe:
         text = path.read_text(encoding="utf-8")
     else:
         shipped = resources.files("training") / "recipes"
-        names = sorted(entry.name.removesuffix(".toml") for entry in shipped.iterdir())
+        names = sorted(entry.name.removesuffix(".toml") for entry in shipped.iterdir() if entry.name.endswith(".toml"))
         if name_or_path not in names:
             raise RecipeError(
                 f"no recipe named {name_or_path!r}; shipped: {', '.join(names)}; or give a path that ends in .toml"

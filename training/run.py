@@ -3,11 +3,12 @@
 import hashlib
 import json
 import math
+import os
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from training.recipe import Recipe
 from vision.errors import RunError
@@ -15,7 +16,10 @@ from vision.manifest import Manifest
 from vision.model import ListingClassifier, ModelSpec
 from vision.taxonomy import Taxonomy
 
-__all__ = ["Run"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Run", "differences", "find_runs"]
 
 
 @dataclass(frozen=True)
@@ -41,12 +45,11 @@ class Run:
         """Record what the run is made from; a run already begun must be of the same.
 
         Raises:
-            RunError: the folder holds a run with another recipe, manifest or taxonomy.
+            RunError: the folder holds a run with another recipe, manifest or taxonomy; says what differs.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         asked = {
             "recipe": recipe.to_dict(),
-            "manifest": manifest_url,
             "manifest_sha256": manifest.digest(),
             "taxonomy_sha256": hashlib.sha256(taxonomy.to_json().encode()).hexdigest(),
         }
@@ -54,18 +57,48 @@ class Run:
         path = self.folder / "run.json"
         if path.exists():
             known = json.loads(path.read_text())
-            for key, value in asked.items():
-                if known.get(key) != value:
-                    what = key.removesuffix("_sha256")
-                    raise RunError(f"{self.folder} holds a run with another {what}; give another --run folder")
+            differing = differences({key: known.get(key) for key in asked}, asked)
+            if differing:
+                raise RunError(
+                    f"{self.folder} holds a run with another {_named(differing)} ({'; '.join(differing)}); "
+                    "give another --run folder"
+                )
             return
         taxonomy.save(self.folder / "taxonomy.json")
         (self.folder / "model.json").write_text(json.dumps(asdict(spec), indent=1) + "\n")
-        path.write_text(json.dumps({**asked, "versions": _versions()}, indent=1) + "\n")
+        _write_whole(path, json.dumps({**asked, "manifest": manifest_url, "versions": _versions()}, indent=1) + "\n")
 
     def append_metrics(self, record: Mapping[str, float | None]) -> None:
         with self.metrics_path.open("a") as file:
             file.write(json.dumps(record, allow_nan=False) + "\n")
+
+    def append_bad_photo(self, problem: Mapping[str, Any], *, rank: int) -> None:
+        """Name a photo that could not be used; every rank writes to a file of its own."""
+        name = "bad_photos.jsonl" if rank == 0 else f"bad_photos.rank{rank}.jsonl"
+        with (self.folder / name).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(problem, ensure_ascii=False) + "\n")
+
+    def save_weights(self, tensors: Mapping[str, "torch.Tensor"]) -> None:
+        """Whoever sees the file sees all of it: its existence says that the run has finished.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        import safetensors.torch
+        from safetensors import SafetensorError
+
+        temporary = self.weights_path.with_suffix(".tmp")
+        try:
+            safetensors.torch.save_file({name: t.contiguous() for name, t in tensors.items()}, temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(self.weights_path)
+        except (OSError, SafetensorError) as error:
+            temporary.unlink(missing_ok=True)
+            raise RunError(
+                f"{self.weights_path} cannot be written: {error}; make room and repeat the command, the last "
+                "checkpoint holds the finished run"
+            ) from error
 
     def forget_metrics_after(self, step: int) -> None:
         """Drop the records of steps that a resumed run does again, and a line that a crash cut short."""
@@ -97,7 +130,13 @@ class Run:
         return Taxonomy.load(self.folder / "taxonomy.json")
 
     def metrics(self) -> list[dict[str, Any]]:
+        if not self.metrics_path.exists():
+            return []
         return [json.loads(line) for line in self.metrics_path.read_text().splitlines()]
+
+    @property
+    def finished(self) -> bool:
+        return self.weights_path.is_file()
 
     def load_model(self) -> ListingClassifier:
         """The finished model, on the CPU, in evaluation mode.
@@ -108,13 +147,57 @@ class Run:
         import safetensors.torch
 
         self.asked()
-        if not self.weights_path.is_file():
+        if not self.finished:
             raise RunError(f"the run {self.folder} has not finished; repeat its train command to go on")
         raw = json.loads((self.folder / "model.json").read_text())
         spec = ModelSpec(**{**raw, "mean": tuple(raw["mean"]), "std": tuple(raw["std"])})
         model = ListingClassifier(spec)
         model.load_state_dict(safetensors.torch.load_file(self.weights_path))
         return model.eval()
+
+
+def find_runs(folder: Path) -> list[Run]:
+    """The runs in a folder and those below it, by name.
+
+    Raises:
+        RunError: there is none.
+    """
+    found = [Run(path.parent) for path in sorted(folder.glob("**/run.json"))]
+    if not found:
+        raise RunError(f"no training run in {folder}; `listing-vision train MANIFEST --run {folder}/NAME` makes one")
+    return found
+
+
+def differences(known: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """`recipe.seed: 0 there, 7 asked` for every value that is not the same in both."""
+    found = []
+    for key in dict.fromkeys([*known, *asked]):
+        there, here = known.get(key), asked.get(key)
+        if isinstance(there, Mapping) and isinstance(here, Mapping):
+            found += differences(there, here, f"{prefix}{key}.")
+        elif there != here:
+            found.append(f"{prefix}{key}: {_short(there)} there, {_short(here)} asked")
+    return found
+
+
+def _write_whole(path: Path, text: str) -> None:
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _named(differing: list[str]) -> str:
+    """`recipe and manifest` of `recipe.seed: …`, `manifest_sha256: …`."""
+    names = [text.split(":")[0].split(".")[0].removesuffix("_sha256") for text in differing]
+    return " and ".join(dict.fromkeys(names))
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else text[:77] + "…"
 
 
 def _step_of(line: str) -> float:

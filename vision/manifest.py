@@ -1,8 +1,12 @@
 """The listing manifest: a table with a row a photo, held as Arrow, read from any fsspec URL."""
 
+import contextlib
 import hashlib
+import json
+import os
 import posixpath
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, cast
 
@@ -14,16 +18,25 @@ import pyarrow.compute
 import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet
+from fsspec.implementations.local import LocalFileSystem
 
 from vision.errors import ManifestError
 from vision.taxonomy import Taxonomy
 
-__all__ = ["COLUMNS", "SPLITS", "Labels", "Manifest", "photo_bytes"]
+__all__ = ["COLUMNS", "SPLITS", "Labels", "Manifest", "photo_bytes", "written_whole"]
 
-COLUMNS = ("listing_id", "photo", "category", "brand", "split")
+COLUMNS = ("listing_id", "photo", "category", "brand", "split", "seller_id", "listed_at")
 REQUIRED_COLUMNS = ("listing_id", "photo")
 SPLITS = ("train", "val", "test")
 UNLABELLED = -1
+
+# Ten million rows of one column are more bytes than 32-bit offsets reach, and joining chunks must not overflow;
+# columns of few values take four bytes a row as dictionaries.
+_FEW_VALUES = ("category", "brand", "split")
+_SCHEMA = pa.schema(
+    [(name, pa.dictionary(pa.int32(), pa.string()) if name in _FEW_VALUES else pa.large_string()) for name in COLUMNS]
+)
+_SLICE_ROWS = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +51,11 @@ class Labels:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Photos of listings with what is known of them. `table` has exactly `COLUMNS`, strings, empty where not known."""
+    """Photos of listings with what is known of them.
+
+    `table` has exactly `COLUMNS`, text, empty where not known: large strings, or dictionaries of strings where few
+    values repeat, the same dictionary in every chunk.
+    """
 
     table: pa.Table
     base_url: str
@@ -54,58 +71,51 @@ class Manifest:
         Raises:
             ManifestError: missing or unreadable file, unknown ending, missing column or value.
         """
-        readers = {
-            ".parquet": pyarrow.parquet.read_table,
-            ".csv": lambda f: pyarrow.csv.read_csv(
-                f, convert_options=pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(COLUMNS, pa.string()))
-            ),
-            ".jsonl": lambda f: pyarrow.json.read_json(
-                f,
-                # Inferred types would read an id that looks like a date as one.
-                parse_options=pyarrow.json.ParseOptions(
-                    explicit_schema=pa.schema([(name, pa.string()) for name in COLUMNS]),
-                    unexpected_field_behavior="ignore",
-                ),
-            ),
-        }
-        ending = posixpath.splitext(url)[1].lower()
-        if ending not in readers:
-            raise ManifestError(f"manifest {url}: ending {ending!r} is not one of {', '.join(readers)}")
+        readers = {".parquet": _read_parquet, ".csv": _read_csv, ".jsonl": _read_jsonl}
+        reader = readers.get(_ending(url))
+        if reader is None:
+            raise ManifestError(f"manifest {url}: ending {_ending(url)!r} is not one of {', '.join(readers)}")
         try:
             with fsspec.open(url, "rb") as file:
-                table = readers[ending](cast(IO[bytes], file))
+                table, found = reader(cast(IO[bytes], file))
         except (OSError, pa.ArrowInvalid) as error:
             raise ManifestError(f"manifest {url} cannot be read: {error}") from error
-        return cls(_with_all_columns(table, url), posixpath.dirname(url))
+        missing = [name for name in REQUIRED_COLUMNS if name not in found]
+        if missing:
+            raise ManifestError(f"manifest {url}: column {missing[0]!r} is missing; it has {', '.join(found)}")
+        completed = _completed(table)
+        _check_required(completed, url)
+        return cls(completed, posixpath.dirname(url))
 
     @classmethod
     def from_rows(cls, rows: Sequence[Mapping[str, str]], base_url: str) -> "Manifest":
+        """Rows as dicts; a column that a row lacks is not known."""
         schema = pa.schema([(name, pa.string()) for name in COLUMNS])
-        return cls(pa.Table.from_pylist([dict(row) for row in rows], schema=schema), base_url)
+        return cls(_completed(pa.Table.from_pylist([dict(row) for row in rows], schema=schema)), base_url)
 
     def save(self, path: str) -> None:
-        """Write as Parquet, CSV or JSON Lines, by the ending of `path`."""
-        ending = posixpath.splitext(path)[1].lower()
-        with fsspec.open(path, "wb") as opened:
-            file = cast(IO[bytes], opened)
-            if ending == ".parquet":
-                pyarrow.parquet.write_table(self.table, file)
-            elif ending == ".csv":
-                pyarrow.csv.write_csv(self.table, file)
-            elif ending == ".jsonl":
-                import json
+        """Write as Parquet, CSV or JSON Lines, by the ending of `path`; whole or not at all.
 
-                for row in self.table.to_pylist():
-                    file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
-            else:
-                raise ManifestError(f"manifest {path}: ending {ending!r} is not .parquet, .csv or .jsonl")
+        Raises:
+            ManifestError: unknown ending.
+        """
+        writers = {".parquet": _write_parquet, ".csv": pyarrow.csv.write_csv, ".jsonl": _write_jsonl}
+        writer = writers.get(_ending(path))
+        if writer is None:
+            raise ManifestError(f"manifest {path}: ending {_ending(path)!r} is not one of {', '.join(writers)}")
+        with written_whole(path) as file:
+            writer(self.table, file)
 
     def digest(self) -> str:
-        """sha256 of all rows in order."""
+        """sha256 of all values in order, the same however the table is chunked and encoded."""
         hashed = hashlib.sha256()
-        for batch in self.table.to_batches(max_chunksize=65_536):
-            for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-                hashed.update(repr(row).encode())
+        for name in COLUMNS:
+            lengths, values = hashlib.sha256(), hashlib.sha256()
+            for piece in _slices(self.column(name)):
+                offsets, data = _text_buffers(piece)
+                lengths.update(np.diff(offsets).astype("<i4").data)
+                values.update(data)
+            hashed.update(name.encode() + b"\0" + lengths.digest() + values.digest())
         return hashed.hexdigest()
 
     def column(self, name: str) -> pa.ChunkedArray:
@@ -132,10 +142,24 @@ class Manifest:
             return photo
         return posixpath.join(self.base_url, photo)
 
+    def moved_to(self, base_url: str) -> "Manifest":
+        """The same rows and photos for a manifest that is kept in another folder."""
+        here, there = (folder if "://" in folder else os.path.realpath(folder) for folder in (self.base_url, base_url))
+        if here == there:
+            return Manifest(self.table, base_url)
+        position = COLUMNS.index("photo")
+        folder, slash = (pa.scalar(text, pa.large_string()) for text in (here.rstrip("/"), "/"))
+        pieces = []
+        for piece in _slices(self.column("photo")):
+            absolute = pa.compute.match_substring_regex(piece, "^/|://")
+            joined = pa.compute.binary_join_element_wise(folder, piece, slash)
+            pieces.append(pa.compute.if_else(absolute, piece, joined))
+        photos = pa.chunked_array(pieces, pa.large_string())
+        return Manifest(self.table.set_column(position, _SCHEMA.field(position), photos), base_url)
+
     def listing_groups(self) -> npt.NDArray[np.int64]:
         """(num_photos,) group number of each row's listing, numbered by first appearance."""
-        encoded = self.column("listing_id").combine_chunks().dictionary_encode()
-        return np.asarray(encoded.indices, dtype=np.int64)
+        return _codes(self.column("listing_id").dictionary_encode()).astype(np.int64)
 
     def labels(self, taxonomy: Taxonomy) -> Labels:
         """Category and brand names resolved against a taxonomy.
@@ -155,30 +179,37 @@ class Manifest:
         return Labels(category_nodes=categories, brands=brands)
 
     def _resolve(self, name: str, find: Callable[[str], int], problems: list[str]) -> npt.NDArray[np.int64]:
-        encoded = self.column(name).combine_chunks().dictionary_encode()
-        codes = np.asarray(encoded.indices, dtype=np.int64)
-        resolved = np.full(len(encoded.dictionary), UNLABELLED, dtype=np.int64)
-        for code, text in enumerate(encoded.dictionary.to_pylist()):
-            if not text.strip():
+        column = self.column(name)
+        codes = _codes(column)
+        values = column.chunk(0).dictionary.to_pylist() if column.num_chunks else []
+        num_rows = np.bincount(codes, minlength=len(values))
+        resolved = np.full(len(values), UNLABELLED, dtype=np.int64)
+        unknown: list[tuple[int, str]] = []
+        for code, text in enumerate(values):
+            # A filtered table keeps the values of the rows that it dropped.
+            if not num_rows[code] or not text.strip():
                 continue
             try:
                 resolved[code] = find(text)
             except KeyError as error:
-                rows = np.flatnonzero(codes == code)
-                problems.append(f"row {rows[0] + 1} ({len(rows)} in all): {error.args[0]}")
+                first = int(np.argmax(codes == code))
+                unknown.append((first, f"row {first + 1} ({num_rows[code]} in all): {error.args[0]}"))
+        problems += [problem for _, problem in sorted(unknown)]
         return resolved[codes]
 
 
 def photo_bytes(url: str) -> bytes:
-    """The stored bytes of one photo by path or fsspec URL.
+    """The stored bytes of one photo by path or fsspec URL, or inside a tar shard by `….tar#offset+size`.
 
     Raises:
         OSError: it cannot be read.
     """
-    if "://" not in url:
-        with open(url, "rb") as file:
-            return file.read()
     try:
+        if ".tar#" in url:
+            return _shard_bytes(url)
+        if "://" not in url:
+            with open(url, "rb") as file:
+                return file.read()
         with fsspec.open(url, "rb") as opened:
             return cast(IO[bytes], opened).read()
     except OSError:
@@ -188,23 +219,122 @@ def photo_bytes(url: str) -> bytes:
         raise OSError(f"{type(error).__name__}: {error}") from error
 
 
-def _with_all_columns(table: pa.Table, url: str) -> pa.Table:
-    problems = []
-    missing = [name for name in REQUIRED_COLUMNS if name not in table.column_names]
-    if missing:
-        raise ManifestError(f"manifest {url}: column {missing[0]!r} is missing; it has {', '.join(table.column_names)}")
+def _shard_bytes(url: str) -> bytes:
+    shard, _, place = url.rpartition("#")
+    parsed = re.fullmatch(r"(\d{1,18})\+(\d{1,18})", place, re.ASCII)
+    if parsed is None:
+        raise OSError(f"photo {url}: {place!r} is not offset+size in bytes; `listing-vision data shard` writes them")
+    offset, size = int(parsed[1]), int(parsed[2])
+    fs, path = fsspec.core.url_to_fs(shard) if "://" in shard else (None, shard)
+    if fs is None or isinstance(fs, LocalFileSystem):
+        with open(path, "rb") as file:
+            file.seek(offset)
+            # No more is allocated than there is, whatever size is asked for.
+            data = file.read(min(size, max(0, os.fstat(file.fileno()).st_size - offset)))
+    else:
+        data = cast(bytes, fs.cat_file(path, start=offset, end=offset + size)) if size else b""
+    if len(data) != size:
+        raise OSError(
+            f"photo {url}: the shard has {len(data)} of its {size} bytes; it is cut short or another one, "
+            "copy it again or write it anew with `listing-vision data shard`"
+        )
+    return data
+
+
+@contextlib.contextmanager
+def written_whole(url: str) -> Iterator[IO[bytes]]:
+    """A file to write that stands under its own name only once it is whole; any fsspec URL."""
+    fs, path = fsspec.core.url_to_fs(url)
+    temporary = f"{path}.{os.getpid()}.tmp"
+    try:
+        with fs.open(temporary, "wb") as opened:
+            yield cast(IO[bytes], opened)
+        fs.mv(temporary, path)
+    except BaseException:
+        with contextlib.suppress(Exception):
+            fs.rm_file(temporary)
+        raise
+
+
+def _ending(url: str) -> str:
+    return posixpath.splitext(url)[1].lower()
+
+
+def _read_parquet(file: IO[bytes]) -> tuple[pa.Table, list[str]]:
+    found = pyarrow.parquet.read_schema(file)
+    wanted = [name for name in COLUMNS if name in found.names]
+    few = [name for name in _FEW_VALUES if name in wanted and pa.types.is_string(found.field(name).type)]
+    file.seek(0)
+    return pyarrow.parquet.read_table(file, columns=wanted, read_dictionary=few), found.names
+
+
+def _read_csv(file: IO[bytes]) -> tuple[pa.Table, list[str]]:
+    options = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(COLUMNS, pa.string()))
+    table = pyarrow.csv.read_csv(file, convert_options=options)
+    return table, table.column_names
+
+
+def _read_jsonl(file: IO[bytes]) -> tuple[pa.Table, list[str]]:
+    # Inferred types would read an id that looks like a date as one.
+    options = pyarrow.json.ParseOptions(
+        explicit_schema=pa.schema([(name, pa.string()) for name in COLUMNS]), unexpected_field_behavior="ignore"
+    )
+    table = pyarrow.json.read_json(file, parse_options=options)
+    return table, table.column_names
+
+
+def _write_parquet(table: pa.Table, file: IO[bytes]) -> None:
+    # Without Arrow's own schema every reader sees plain strings.
+    pyarrow.parquet.write_table(table, file, store_schema=False)
+
+
+def _write_jsonl(table: pa.Table, file: IO[bytes]) -> None:
+    for batch in table.to_batches(max_chunksize=65_536):
+        for row in batch.to_pylist():
+            file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+
+
+def _completed(table: pa.Table) -> pa.Table:
+    """`table` with the columns and types of `_SCHEMA`."""
     columns = []
-    for name in COLUMNS:
-        if name in table.column_names:
-            columns.append(pa.compute.fill_null(table.column(name).cast(pa.string()), ""))
-        else:
-            columns.append(pa.chunked_array([pa.array([""] * table.num_rows, pa.string())]))
-    completed = pa.table(columns, names=list(COLUMNS))
+    for field in _SCHEMA:
+        pieces = []
+        missing = field.name not in table.column_names
+        for piece in _slices(pa.chunked_array([pa.nulls(len(table))]) if missing else table.column(field.name)):
+            text = pa.compute.fill_null(piece.cast(pa.large_string()), "")
+            encoded = pa.types.is_dictionary(field.type)
+            pieces.append(text.cast(pa.string()).dictionary_encode() if encoded else text)
+        columns.append(pa.chunked_array(pieces, field.type).unify_dictionaries())
+    return pa.table(columns, schema=_SCHEMA)
+
+
+def _check_required(table: pa.Table, url: str) -> None:
+    problems = []
     for name in REQUIRED_COLUMNS:
-        empty = np.flatnonzero(np.asarray(pa.compute.equal(completed.column(name), "")))
-        problems += [f"row {row + 1}: {name} is empty" for row in empty]
-    if completed.num_rows == 0:
+        empty = pa.compute.indices_nonzero(pa.compute.equal(table.column(name), ""))
+        problems += [f"row {row + 1}: {name} is empty" for row in empty.to_pylist()]
+    if table.num_rows == 0:
         problems.append("it has no rows")
     if problems:
         raise ManifestError(f"manifest {url}:", problems)
-    return completed
+
+
+def _slices(column: pa.ChunkedArray) -> Iterator[pa.Array]:
+    """The column in arrays of bounded length, so that no temporary copy holds all of it."""
+    for chunk in column.chunks:
+        for start in range(0, len(chunk), _SLICE_ROWS):
+            yield chunk.slice(start, _SLICE_ROWS)
+
+
+def _codes(encoded: pa.ChunkedArray) -> npt.NDArray[np.int32]:
+    """(num_rows,) index into the dictionary that all chunks share."""
+    chunks = [np.asarray(chunk.indices, dtype=np.int32) for chunk in encoded.chunks]
+    return np.concatenate(chunks) if chunks else np.zeros(0, dtype=np.int32)
+
+
+def _text_buffers(piece: pa.Array) -> tuple[npt.NDArray[np.int64], memoryview]:
+    """Where each value begins and the last ends, and the UTF-8 bytes of all values one after another."""
+    text = piece.cast(pa.large_string())
+    _, starts, data = text.buffers()
+    offsets = np.frombuffer(starts, np.int64)[text.offset : text.offset + len(text) + 1]
+    return offsets, memoryview(data or b"")[offsets[0] : offsets[-1]]

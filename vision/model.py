@@ -1,7 +1,7 @@
 """The network: one timm backbone, a category head and a brand head, photos in, logits out."""
 
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import timm
 import torch
@@ -31,12 +31,12 @@ class ModelSpec:
     std: tuple[float, float, float]
 
 
-def new_backbone(name: str, *, pretrained: bool = False) -> nn.Module:
+def new_backbone(name: str, *, pretrained: bool = False, **options: Any) -> nn.Module:
     """A timm model without classifier that takes any photo size; vision transformers need to be told so."""
     try:
-        return timm.create_model(name, pretrained=pretrained, num_classes=0, dynamic_img_size=True)
+        return timm.create_model(name, pretrained=pretrained, num_classes=0, dynamic_img_size=True, **options)
     except TypeError:  # convolutional models know no such argument and need none
-        return timm.create_model(name, pretrained=pretrained, num_classes=0)
+        return timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
 
 
 class ListingClassifier(nn.Module):
@@ -60,7 +60,10 @@ class ListingClassifier(nn.Module):
     def forward(self, photos_nhwc: torch.Tensor) -> Outputs:
         photos_nchw = photos_nhwc.permute(0, 3, 1, 2).float()
         photos_nchw = (photos_nchw - self.mean) / self.std
-        embedding = self.backbone(photos_nchw.contiguous(memory_format=torch.channels_last))
+        return self.heads(self.backbone(photos_nchw.contiguous(memory_format=torch.channels_last)))
+
+    def heads(self, embedding: torch.Tensor) -> Outputs:
+        """The answers to photos of which the (N, D) embedding is known already."""
         dropped = self.dropout(embedding)
         category_logits, brand_logits = self.category_head(dropped), self.brand_head(dropped)
         return Outputs(category_logits.float(), brand_logits.float(), embedding.float())

@@ -39,7 +39,11 @@ def test_every_verb_shows_an_example(path, command):
 
 def test_the_verbs_of_the_work_are_all_there():
     names = {path[0] for path, _ in commands()}
-    assert names == {"data", "train", "evaluate", "export", "serve", "classify", "demo", "triton", "version"}
+    assert names == {
+        *("data", "train", "runs", "tune", "evaluate", "export", "serve", "classify", "demo", "triton", "version")
+    }
+    data_verbs = {path[1] for path, _ in commands() if path[0] == "data"}
+    assert data_verbs == {"check", "draw", "import", "shard", "split", "suspects"}
 
 
 def test_no_torch_is_needed_to_serve_or_to_see_the_help():

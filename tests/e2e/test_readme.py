@@ -43,13 +43,16 @@ def test_each_make_target_exists():
 def test_its_figures_are_those_of_the_committed_results():
     results = {
         name: json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())["metrics"]
-        for name in ("grocery_accuracy", "serving")
+        for name in ("grocery_accuracy", "serving", "training_speed", "manifest_scale")
     }
     accuracy, serving = results["grocery_accuracy"], results["serving"]
     for name in ("fine_top1", "coarse_top1", "brand_top1_branded", "brand_top1_unbranded", "listing3_fine_top1"):
         assert f"{100 * accuracy[name]:.1f} %" in README, name
     assert f"{accuracy['train_minutes']:.1f} minutes" in README
     assert f"{serving['photos_per_s_c32']:.1f} photos/s, {serving['ratio_to_ceiling_c32']:.2f} of" in README
+    training, manifest = results["training_speed"], results["manifest_scale"]
+    assert f"{training['photos_per_s']:.1f} photos/s, {training['ratio_to_timm_cpu']:.2f} of timm's" in README
+    assert f"{manifest['seconds']:.1f} s, {manifest['rss_gib']:.1f} GiB" in README
     assert f"{serving['p50_ms_c8']:.0f} ms, {serving['p99_ms_c8']:.0f} ms" in README
 
 

@@ -1,6 +1,10 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 
+from tests.conftest import ROOT
 from training.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint, save_checkpoint
 from vision.errors import RunError
 
@@ -47,3 +51,30 @@ def test_what_a_crash_left_half_written_is_ignored(tmp_path):
     assert latest_checkpoint(tmp_path) is None
     save_checkpoint(tmp_path, checkpoint(9))
     assert latest_checkpoint(tmp_path).name == "step-00000009"
+
+
+def test_as_many_as_asked_for_are_kept(tmp_path):
+    for step in range(1, 6):
+        save_checkpoint(tmp_path, checkpoint(step), keep=3)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == [f"step-0000000{n}" for n in (3, 4, 5)]
+
+
+@pytest.mark.parametrize("limit_bytes", [0, 60, 400_000])
+def test_a_full_disk_leaves_the_last_good_one_and_says_so(tmp_path, limit_bytes):
+    """The kernel refuses to let a file grow, as a full disk does, at the first byte and in the middle."""
+    save_checkpoint(tmp_path, checkpoint(1))
+    program = f"""
+import resource, signal, torch
+from pathlib import Path
+from training.checkpoint import Checkpoint, save_checkpoint
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit_bytes}, {limit_bytes}))
+save_checkpoint(Path({str(tmp_path)!r}), Checkpoint(step=2, tensors={{"model.w": torch.zeros(10**6)}}, state={{}}))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1
+    assert "the checkpoint of step 2 cannot be written" in done.stderr
+    assert "the last good one is" in done.stderr
+    assert "step-00000001" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+    assert load_checkpoint(latest_checkpoint(tmp_path)).step == 1

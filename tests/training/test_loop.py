@@ -1,9 +1,11 @@
 import dataclasses
+import json
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,10 +13,11 @@ import safetensors.torch
 import torch
 
 from tests.conftest import ROOT
-from tests.helpers import train_run
+from tests.helpers import train_run, trainer_of
 from training.loop import Trainer
+from training.recipe import Recipe, Stage
 from training.run import Run
-from vision.errors import LossNotFinite, RunError
+from vision.errors import LossNotFinite, ManifestError, RunError
 from vision.manifest import Manifest
 from vision.taxonomy import Taxonomy
 
@@ -80,7 +83,10 @@ def test_a_run_killed_and_one_terminated_end_bit_equal_to_an_unbroken_one(traine
     assert all(torch.equal(resumed[name], unbroken[name]) for name in unbroken)
 
     def without_times(run):
-        return [{k: v for k, v in r.items() if k not in ("seconds", "photos_per_s")} for r in run.metrics()]
+        return [
+            {k: v for k, v in r.items() if k not in ("seconds", "photos_per_s", "data_wait_share")}
+            for r in run.metrics()
+        ]
 
     assert without_times(Run(folder)) == without_times(trained_run)
 
@@ -106,16 +112,121 @@ def test_other_data_under_the_same_name_is_refused(drawn, small_recipe, tmp_path
         train_run(tmp_path / "run", folder, small_recipe)
 
 
-def test_a_loss_that_is_not_finite_is_stopped_before_the_step(drawn, small_recipe, tmp_path):
-    manifest = Manifest.load(str(drawn / "manifest.parquet"))
-    taxonomy = Taxonomy.load(drawn / "taxonomy.json")
-    trainer = Trainer(small_recipe, manifest=manifest, taxonomy=taxonomy, run=Run(tmp_path), num_workers=0)
+def test_a_loss_that_is_not_finite_changes_no_weight(drawn, small_recipe, tmp_path):
+    trainer = trainer_of(tmp_path, drawn, small_recipe)
+    model = trainer.learner.model
     with torch.no_grad():
-        trainer._model.category_head.weight.fill_(float("nan"))
-    before = trainer._model.brand_head.weight.clone()
-    with pytest.raises(LossNotFinite, match=r"loss nan at step 0 on manifest rows \[.*\.jpg"):
+        model.category_head.weight.fill_(float("nan"))
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    with pytest.raises(LossNotFinite, match=r"loss nan, gradient norm nan at step 0 on rows \[.*train split \(.*\.jpg"):
         trainer.run()
-    assert torch.equal(trainer._model.brand_head.weight, before)
+    assert all(torch.equal(p.nan_to_num(7), before[name].nan_to_num(7)) for name, p in model.named_parameters())
+
+
+def test_a_run_of_another_version_is_refused_with_what_differs(drawn, small_recipe, tmp_path, monkeypatch):
+    trainer = trainer_of(tmp_path, drawn, small_recipe)
+    trainer.stop()
+    trainer.run()
+    assert trainer.interrupted
+    monkeypatch.setattr("vision.__version__", "9.9")
+    with pytest.raises(RunError, match=r'made by something else \(listing_vision: ".*" there, "9\.9" asked\)'):
+        train_run(tmp_path, drawn, small_recipe)
+
+
+def test_micro_batches_learn_what_whole_batches_learn_but_for_batch_norm(drawn, tmp_path):
+    """A transformer has no batch norm, so cutting the batch must change nothing but rounding."""
+    recipe = Recipe(
+        stages=(Stage(photo_px=32, epochs=1),),
+        backbone="test_vit",
+        weights="none",
+        input_px=32,
+        batch_size=16,
+        dropout=0.0,
+        ema_decay=0.0,
+    )
+    whole = train_run(tmp_path / "whole", drawn, recipe).metrics()[-1]["loss"]
+    cut = train_run(tmp_path / "cut", drawn, recipe, micro_batch=5).metrics()[-1]["loss"]
+    assert cut == pytest.approx(whole, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mixup_alpha": 0.2, "cutmix_alpha": 1.0},
+        {"long_tail": "logit_adjustment", "balanced_sampling": 0.5},
+        {"activation_checkpointing": True, "layer_decay": 0.7, "drop_path": 0.1},
+        {"schedule": "poly"},
+    ],
+)
+def test_every_ingredient_trains(drawn, small_recipe, tmp_path, changes):
+    recipe = dataclasses.replace(small_recipe, stages=(Stage(photo_px=48, epochs=2),), **changes)
+    records = train_run(tmp_path, drawn, recipe).metrics()
+    assert np.isfinite(records[-1]["loss"])
+    assert records[-1]["loss"] < records[0]["loss"] + 0.5
+
+
+def test_augmentation_on_the_device_trains(drawn, small_recipe, tmp_path):
+    recipe = dataclasses.replace(small_recipe, stages=(Stage(photo_px=48, epochs=1),))
+    assert np.isfinite(train_run(tmp_path, drawn, recipe, augment_on="device").metrics()[-1]["loss"])
+
+
+def test_bf16_trains(drawn, small_recipe, tmp_path):
+    recipe = dataclasses.replace(small_recipe, stages=(Stage(photo_px=48, epochs=1),))
+    assert np.isfinite(train_run(tmp_path, drawn, recipe, precision="bf16").metrics()[-1]["loss"])
+
+
+def test_a_linear_probe_decodes_each_photo_once(drawn, tmp_path, monkeypatch):
+    recipe = Recipe(
+        stages=(Stage(photo_px=64, epochs=20, trains="heads_on_features"),),
+        input_px=64,
+        batch_size=16,
+        head_learning_rate=1e-2,
+    )
+    records = train_run(tmp_path / "run", drawn, recipe).metrics()
+    assert records[-1]["loss"] < 0.5 * records[0]["loss"]
+    assert len(list((tmp_path / "run" / "features").glob("*"))) == 1
+    before = Run(tmp_path / "run").load_model().backbone.state_dict()
+    fresh = trainer_of(tmp_path / "other", drawn, recipe).learner.model.backbone.state_dict()
+    assert all(torch.equal(before[name], fresh[name]) for name in fresh)
+
+
+def test_val_labels_that_train_lacks_are_refused_by_name(drawn, small_recipe, tmp_path):
+    manifest = Manifest.load(str(drawn / "manifest.parquet"))
+    rows = manifest.table.to_pylist()
+    missing = next(row["category"] for row in rows if row["split"] == "val")
+    kept = [row for row in rows if row["split"] != "train" or row["category"] != missing]
+    Manifest.from_rows([{**r, "photo": str(drawn / r["photo"])} for r in kept], "").save(str(tmp_path / "m.parquet"))
+    leaf = missing.split(" > ")[-1].lower()
+    with pytest.raises(ManifestError, match=rf"category '.*{leaf}': \d+ val photos, none in train"):
+        Trainer(
+            small_recipe,
+            manifest_url=str(tmp_path / "m.parquet"),
+            manifest=Manifest.load(str(tmp_path / "m.parquet")),
+            taxonomy=Taxonomy.load(drawn / "taxonomy.json"),
+            run=Run(tmp_path / "run"),
+        )
+
+
+@pytest.mark.parametrize(("share", "survives"), [(0.5, True), (0.01, False)])
+def test_bad_photos_are_counted_and_stop_the_run_above_the_share(drawn, small_recipe, tmp_path, share, survives):
+    folder = shutil.copytree(drawn, tmp_path / "data")
+    manifest = Manifest.load(str(folder / "manifest.parquet")).where_split("train")
+    for row in (2, 5, 9):
+        Path(manifest.photo_url(row)).write_bytes(b"not a photo")
+    trainer = trainer_of(tmp_path / "run", folder, small_recipe, bad_photo_share=share)
+    if survives:
+        trainer.run()
+        assert trainer._run.metrics()[-1]["bad_photos"] == 3
+    else:
+        with pytest.raises(RunError, match=r"of \d+ training photos cannot be used, more than the share of 0\.01"):
+            trainer.run()
+    named = [json.loads(line)["row"] for line in (tmp_path / "run" / "bad_photos.jsonl").read_text().splitlines()]
+    assert set(named) <= {3, 6, 10}
+    assert len(named) == len(set(named)) >= (3 if survives else 1)
+
+
+def test_a_run_is_shown_in_tensorboard(trained_run):
+    assert list((trained_run.folder / "tensorboard").glob("events.out.*"))
 
 
 def test_no_run_and_an_unfinished_run_say_so(tmp_path, drawn, small_recipe):

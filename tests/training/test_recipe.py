@@ -1,17 +1,20 @@
 import pytest
+import timm
 
 from training.recipe import Recipe, Stage, load_recipe
 from vision.errors import RecipeError
 
 
-@pytest.mark.parametrize("name", ["grocery", "quick"])
+@pytest.mark.parametrize("name", ["clothing", "convnext_base", "grocery", "grocery_gpu", "linear_probe", "quick"])
 def test_shipped_recipes_load(name):
-    assert load_recipe(name).num_epochs > 0
+    recipe = load_recipe(name)
+    assert recipe.num_epochs > 0
+    assert timm.is_model(recipe.backbone)
 
 
 def test_epochs_follow_the_stages():
     recipe = Recipe(stages=(Stage(photo_px=64, epochs=2), Stage(photo_px=96, epochs=1)))
-    assert [recipe.photo_px_of_epoch(e) for e in range(3)] == [64, 64, 96]
+    assert [recipe.stage_of_epoch(e).photo_px for e in range(3)] == [64, 64, 96]
     assert recipe.num_epochs == 3
 
 
@@ -40,5 +43,11 @@ def test_wrong_values_name_field_value_and_way_out(tmp_path, text, said):
 
 
 def test_an_unknown_recipe_lists_the_shipped_ones():
-    with pytest.raises(RecipeError, match=r"shipped: .*grocery, quick"):
+    with pytest.raises(RecipeError, match=r"shipped: .*grocery, grocery_gpu, linear_probe, quick;"):
         load_recipe("groceries")
+
+
+def test_features_of_the_first_backbone_cannot_follow_its_training():
+    stages = (Stage(photo_px=64, epochs=1), Stage(photo_px=64, epochs=1, trains="heads_on_features"))
+    with pytest.raises(RecipeError, match="heads_on_features before those that train all"):
+        Recipe(stages=stages)

@@ -1,11 +1,14 @@
+import fsspec
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tests.helpers import small_taxonomy
 from vision.errors import ManifestError
-from vision.manifest import COLUMNS, Manifest
+from vision.manifest import COLUMNS, Manifest, photo_bytes, written_whole
 
 # Control characters and lone surrogates cannot stand in CSV or UTF-8.
 words = st.text(st.characters(codec="utf-8", exclude_categories=("C",)), min_size=1, max_size=12)
@@ -103,3 +106,145 @@ def test_a_split_without_rows_names_those_there_are(tmp_path):
 def test_take_keeps_order(tmp_path):
     path = _write(tmp_path, "listing_id,photo\n1,a\n2,b\n3,c\n")
     assert Manifest.load(path).take(np.array([2, 0])).column("photo").to_pylist() == ["c", "a"]
+
+
+def test_columns_that_are_missing_or_null_are_not_known(tmp_path):
+    path = str(tmp_path / "m.parquet")
+    table = pa.table({"listing_id": [1, 2], "photo": ["a", "b"], "brand": pa.array([None, "Acme"]), "other": [0, 0]})
+    pyarrow.parquet.write_table(table, path)
+    assert Manifest.load(path).table.to_pylist() == [
+        dict.fromkeys(COLUMNS, "") | {"listing_id": "1", "photo": "a"},
+        dict.fromkeys(COLUMNS, "") | {"listing_id": "2", "photo": "b", "brand": "Acme"},
+    ]
+    assert Manifest.from_rows([{"listing_id": "1", "photo": "a"}], "").table.to_pylist()[0]["seller_id"] == ""
+
+
+def test_every_reader_finds_plain_strings_in_what_is_saved(tmp_path):
+    path = str(tmp_path / "m.parquet")
+    Manifest.from_rows([{"listing_id": "1", "photo": "a", "brand": "Acme"}], "").save(path)
+    assert set(pyarrow.parquet.read_schema(path).types) == {pa.string()}
+
+
+def test_row_groups_with_dictionaries_of_their_own_are_one_column(tmp_path):
+    path = str(tmp_path / "m.parquet")
+    categories = ["Fruit > Lemon", "Tools", "Tools", "fuji", "", "Fruit > Lemon"]
+    listings = ["b", "a", "b", "c", "a", "d"]
+    table = pa.table({"listing_id": listings, "photo": list("123456"), "category": categories})
+    pyarrow.parquet.write_table(table, path, row_group_size=2)
+    manifest, taxonomy = Manifest.load(path), small_taxonomy()
+    ids = ["lemon", "tools", "tools", "fuji", None, "lemon"]
+    assert manifest.labels(taxonomy).category_nodes.tolist() == [taxonomy.node_index[i] if i else -1 for i in ids]
+    assert manifest.listing_groups().tolist() == [0, 1, 0, 2, 1, 3]
+    assert manifest.column("category").value_counts().to_pylist()[0] == {"values": "Fruit > Lemon", "counts": 2}
+
+
+def test_no_column_overflows_32_bit_offsets_when_chunks_are_joined():
+    table = Manifest.from_rows([{"listing_id": "1", "photo": "a"}], "").table
+    wide = {field.name for field in table.schema if field.type == pa.large_string()}
+    assert wide == {"listing_id", "photo", "seller_id", "listed_at"}
+
+
+def test_labels_of_other_splits_are_not_judged(tmp_path):
+    path = _write(tmp_path, "listing_id,photo,category,split\n1,a,nonsense,val\n2,b,Tools,train\n")
+    manifest, taxonomy = Manifest.load(path), small_taxonomy()
+    assert manifest.where_split("train").labels(taxonomy).category_nodes.tolist() == [taxonomy.node_index["tools"]]
+    with pytest.raises(ManifestError, match=r"row 1 \(1 in all\): unknown category 'nonsense'"):
+        manifest.where_split("val").labels(taxonomy)
+
+
+@given(rows, st.data())
+def test_the_digest_knows_every_value_and_not_the_chunks(written, data):
+    manifest = Manifest.from_rows(written, "")
+    cut = data.draw(st.integers(0, len(written)))
+    pieces = [Manifest.from_rows(part, "").table for part in (written[:cut], written[cut:])]
+    chunked = Manifest(pa.concat_tables(pieces, promote_options="none"), "elsewhere")
+    assert chunked.digest() == manifest.digest()
+
+    row, column = data.draw(st.integers(0, len(written) - 1)), data.draw(st.sampled_from(COLUMNS))
+    value = data.draw(words)
+    assume(value != written[row][column])
+    changed = [{**values, column: value} if i == row else values for i, values in enumerate(written)]
+    assert Manifest.from_rows(changed, "").digest() != manifest.digest()
+
+
+def test_the_digest_sees_a_moved_boundary():
+    def digest(*photos):
+        return Manifest.from_rows([{"listing_id": "1", "photo": photo} for photo in photos], "").digest()
+
+    assert len({digest("ab", "c"), digest("a", "bc"), digest("c", "ab"), digest("ab", "c", "")}) == 4
+    moved = [{"listing_id": "1", "photo": "2", "category": "x"}], [{"listing_id": "1", "photo": "2", "brand": "x"}]
+    assert Manifest.from_rows(moved[0], "").digest() != Manifest.from_rows(moved[1], "").digest()
+
+
+def test_the_digest_is_that_of_the_values_in_any_file_format(tmp_path):
+    manifest = Manifest.from_rows(
+        [{"listing_id": str(i // 3), "photo": f"{i}.jpg", "brand": "Å"} for i in range(9)], ""
+    )
+    for ending in ("parquet", "csv", "jsonl"):
+        manifest.save(str(tmp_path / f"m.{ending}"))
+        assert Manifest.load(str(tmp_path / f"m.{ending}")).digest() == manifest.digest()
+
+
+def test_saved_over_an_old_manifest_or_not_at_all(tmp_path):
+    path = tmp_path / "m.csv"
+    path.write_text("old")
+
+    def fail():
+        with written_whole(str(path)) as file:
+            file.write(b"new")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert [p.name for p in tmp_path.iterdir()] == ["m.csv"]
+    assert path.read_text() == "old"
+    with pytest.raises(ManifestError, match=r"ending '\.txt'"):
+        Manifest.from_rows([], "").save(str(tmp_path / "m.txt"))
+    assert [p.name for p in tmp_path.iterdir()] == ["m.csv"]
+
+
+def test_a_manifest_moved_to_another_folder_keeps_its_photos(tmp_path):
+    photos = ["a/b.jpg", "/abs.jpg", "s3://bucket/c.jpg", "shard-000000.tar#512+3"]
+    manifest = Manifest.from_rows([{"listing_id": "1", "photo": photo} for photo in photos], str(tmp_path / "here"))
+    moved = manifest.moved_to(str(tmp_path / "there"))
+    assert [moved.photo_url(row) for row in range(4)] == [manifest.photo_url(row) for row in range(4)]
+    assert manifest.moved_to(str(tmp_path / "x" / ".." / "here")).column("photo").to_pylist() == photos
+
+
+@pytest.fixture(params=["path", "file", "memory"])
+def shard(request, tmp_path):
+    """URL of ten bytes, 0 to 9, as a shard."""
+    if request.param == "memory":
+        url = f"memory://{tmp_path.name}/s.tar"
+        with fsspec.open(url, "wb") as file:
+            file.write(bytes(range(10)))
+        return url
+    (tmp_path / "s.tar").write_bytes(bytes(range(10)))
+    return str(tmp_path / "s.tar") if request.param == "path" else f"file://{tmp_path}/s.tar"
+
+
+@pytest.mark.parametrize(("offset", "size"), [(0, 10), (3, 4), (9, 1), (10, 0), (0, 0)])
+def test_a_photo_is_read_from_inside_a_shard(shard, offset, size):
+    assert photo_bytes(f"{shard}#{offset}+{size}") == bytes(range(offset, offset + size))
+
+
+@pytest.mark.parametrize("place", ["8+3", "10+1", "11+1", "0+99999999999999"])
+def test_a_shard_cut_short_is_named(shard, place):
+    with pytest.raises(OSError, match="copy it again") as caught:
+        photo_bytes(f"{shard}#{place}")
+    assert f"{shard}#{place}" in str(caught.value)
+
+
+@pytest.mark.parametrize("place", ["", "3", "+", "-1+3", "1+2+3", "a+b", "1_0+2", "٣+1", "1+2 ", "1" * 40 + "+1"])
+def test_a_place_that_is_none_is_named(shard, place):
+    with pytest.raises(OSError, match=r"is not offset\+size") as caught:
+        photo_bytes(f"{shard}#{place}")
+    assert f"{shard}#{place}" in str(caught.value)
+
+
+def test_missing_shards_and_photos_with_a_hash_sign(tmp_path):
+    for url in (f"{tmp_path}/none.tar#0+1", f"memory://{tmp_path.name}/none.tar#0+1"):
+        with pytest.raises(FileNotFoundError):
+            photo_bytes(url)
+    (tmp_path / "photo #1+2.jpg").write_bytes(b"x")
+    assert photo_bytes(str(tmp_path / "photo #1+2.jpg")) == b"x"

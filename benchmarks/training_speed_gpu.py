@@ -1,0 +1,110 @@
+"""The same comparison as `training_speed`, on a GPU, and the share of the card's bf16 peak that training reaches.
+
+    python -m benchmarks.training_speed_gpu
+
+Under ten minutes. Photos are drawn, weights random: nothing is fetched. Needs one NVIDIA GPU.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.common import BUILD, ROOT, cli, write_result
+from benchmarks.training_speed import Setting, ours, timms
+from vision.manifest import Manifest
+from vision.taxonomy import Taxonomy
+
+HERE = BUILD / "training_speed_gpu"
+SETTINGS = {
+    "tf_efficientnet_lite0": Setting(
+        photo_px=224,
+        batch_size=256,
+        num_steps=12,
+        num_epochs=24,
+        warmup_epochs=8,
+        precision="bf16",
+        compile=True,
+    ),
+    "convnext_base": Setting(
+        backbone="convnext_base",
+        photo_px=224,
+        batch_size=128,
+        num_steps=24,
+        num_epochs=12,
+        warmup_epochs=4,
+        precision="bf16",
+        compile=True,
+    ),
+}
+"""Loaders read up to 60 batches ahead, so the epochs that are measured are several times as many."""
+
+PEAK_BF16_TFLOPS = {
+    "H200": 989.0,
+    "H100 PCIe": 756.0,
+    "H100": 989.0,
+    "A100": 312.0,
+    "L40S": 362.0,
+    "L4": 121.0,
+    "4090": 165.0,
+}
+"""Dense, from the cards' data sheets."""
+
+
+def training_flops_a_photo(setting: Setting) -> float:
+    """Of forward and backward, counted by PyTorch."""
+    import timm
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = timm.create_model(setting.backbone)
+    photos = torch.randn(2, 3, setting.photo_px, setting.photo_px)
+    with FlopCounterMode(display=False) as counter:
+        model(photos).sum().backward()
+    return float(counter.get_total_flops() / 2)
+
+
+def main() -> None:
+    if not torch.cuda.is_available():
+        raise SystemExit("this benchmark needs an NVIDIA GPU that PyTorch can use; `training_speed` is for the CPU")
+    if len(sys.argv) > 1:
+        side, name, path = sys.argv[1:]
+        workers = max(1, min(16, len(os.sched_getaffinity(0)) - 1))
+        taxonomy = Taxonomy.load(Path(path).parent / "taxonomy.json")
+        measure = {"ours": ours, "timm": timms}[side]
+        print(json.dumps(measure(SETTINGS[name], Manifest.load(path), taxonomy, workers=workers)))
+        return
+    cli("data", "draw", "--output", HERE, "--train-listings", 1700, "--val-listings", 100, "--test-listings", 1)
+    manifest = HERE / "manifest.parquet"
+    results: dict[str, dict[str, Any]] = {}
+    for name, setting in SETTINGS.items():
+        results[name] = {}
+        for side in ("ours", "timm", "ours", "timm"):
+            command = [sys.executable, "-m", "benchmarks.training_speed_gpu", side, name, str(manifest)]
+            done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+            figures = json.loads(done.stdout.splitlines()[-1])
+            results[name].setdefault(side, []).append(figures)
+            print(f"{name} {side}: {figures['photos_per_s']:.0f} photos/s", flush=True)
+        flops = training_flops_a_photo(setting)
+        card = torch.cuda.get_device_name()
+        peak = next((tflops for key, tflops in PEAK_BF16_TFLOPS.items() if key in card), None)
+        best = max(f["photos_per_s"] for f in results[name]["ours"])
+        results[name]["share_of_bf16_peak"] = best * flops / (peak * 1e12) if peak else None
+    metrics: dict[str, float] = {}
+    for name, both in results.items():
+        best_ours, best_timm = (max(f["photos_per_s"] for f in both[side]) for side in ("ours", "timm"))
+        metrics |= {f"photos_per_s_{name}": best_ours, f"ratio_to_timm_{name}": best_ours / best_timm}
+        if both["share_of_bf16_peak"] is not None:
+            metrics[f"share_of_bf16_peak_{name}"] = both["share_of_bf16_peak"]
+    metrics["ratio_to_timm"] = min(value for key, value in metrics.items() if key.startswith("ratio_to_timm_"))
+    metrics["photos_per_s"] = metrics["photos_per_s_tf_efficientnet_lite0"]
+    if "share_of_bf16_peak_convnext_base" in metrics:
+        metrics["share_of_bf16_peak"] = metrics["share_of_bf16_peak_convnext_base"]
+    write_result("training_speed_gpu", metrics, results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""Two real processes over gloo, started by torchrun as a user starts them."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from tests.conftest import ROOT
+from training.run import Run
+
+RECIPE = """
+input_px = 64
+batch_size = 16
+checkpoint_every_steps = 2
+[[stages]]
+photo_px = 48
+epochs = 1
+trains = "heads"
+[[stages]]
+photo_px = 48
+epochs = 2
+"""
+
+
+class Job:
+    """A training command that can be started again and again, alone or on ranks."""
+
+    def __init__(self, folder: Path, drawn: Path, recipe: str = RECIPE) -> None:
+        folder.mkdir(exist_ok=True)
+        self.run = Run(folder / "run")
+        self._log = folder / "log.txt"
+        (folder / "recipe.toml").write_text(recipe)
+        self._words = [str(drawn / "manifest.parquet"), "--recipe", str(folder / "recipe.toml")]
+        self._words += ["--run-folder", str(self.run.folder), "--workers", "0"]
+
+    def start(self, ranks: int) -> "subprocess.Popen[bytes]":
+        launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
+        launcher += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
+        launcher += ["--signals-to-handle", "SIGTERM,SIGINT,SIGUSR1"]
+        with self._log.open("wb") as log:
+            return subprocess.Popen(
+                [sys.executable, *(launcher if ranks > 1 else []), "-m", "training", *self._words],
+                cwd=ROOT,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def output(self) -> str:
+        """Of the last start."""
+        return self._log.read_text()
+
+    def finish(self, ranks: int) -> None:
+        assert self.start(ranks).wait() == 0, self.output()
+
+    def wait_for_checkpoint(self, process: "subprocess.Popen[bytes]", step: int) -> None:
+        for _ in range(2400):
+            if self.steps_saved() and self.steps_saved()[-1] >= step:
+                return
+            assert process.poll() is None, self.output()
+            time.sleep(0.05)
+        raise AssertionError(f"no checkpoint of step {step}")
+
+    def steps_saved(self) -> list[int]:
+        return sorted(int(path.name.removeprefix("step-")) for path in self.run.checkpoints.glob("step-*"))
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        return safetensors.torch.load_file(self.run.weights_path)
+
+
+def kill_all(process: "subprocess.Popen[bytes]") -> None:
+    """Kill the launcher; its ranks are sessions of their own and must not outlive it."""
+    ranks = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    assert len(ranks) == 2
+    process.kill()
+    process.wait()
+    for _ in range(200):
+        if not any(Path(f"/proc/{rank}").exists() for rank in ranks):
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"ranks {ranks} live on")
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory, drawn):
+    job = Job(tmp_path_factory.mktemp("unbroken"), drawn)
+    job.finish(2)
+    return job
+
+
+def assert_equal(one: Job, other: Job) -> None:
+    ours, theirs = one.weights(), other.weights()
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+
+
+def test_two_ranks_killed_at_random_end_bit_equal_to_an_unbroken_run(unbroken, drawn, tmp_path):
+    job = Job(tmp_path, drawn)
+    pause = random.Random(3)
+    for step in (2, 6):
+        process = job.start(2)
+        job.wait_for_checkpoint(process, step)
+        time.sleep(pause.random())
+        kill_all(process)
+        assert not job.run.finished
+    job.finish(2)
+    assert_equal(job, unbroken)
+    losses = [[record["loss"] for record in run.metrics()] for run in (job.run, unbroken.run)]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_to_the_launcher_saves_on_all_ranks_and_is_no_success(unbroken, drawn, tmp_path, number):
+    job = Job(tmp_path, drawn)
+    process = job.start(2)
+    job.wait_for_checkpoint(process, 2)
+    process.send_signal(number)
+    assert process.wait() != 0
+    assert "the same command goes on from there" in job.output()
+    assert not job.run.finished
+    job.finish(2)
+    assert_equal(job, unbroken)
+
+
+def test_another_number_of_ranks_goes_on_from_the_same_step(unbroken, drawn, tmp_path):
+    job = Job(tmp_path, drawn)
+    process = job.start(1)
+    job.wait_for_checkpoint(process, 4)
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait() == 75
+    stopped_at = job.steps_saved()[-1]
+    job.finish(2)
+    assert f"step-{stopped_at:08d}" in job.output()
+    assert [record["step"] for record in job.run.metrics()] == [record["step"] for record in unbroken.run.metrics()]
+    assert all(torch.isfinite(tensor).all() for tensor in job.weights().values())
+
+
+WITHOUT_BATCH_NORM = """
+backbone = "test_vit"
+weights = "none"
+input_px = 32
+batch_size = 16
+dropout = 0.0
+[[stages]]
+photo_px = 32
+epochs = 1
+"""
+
+
+def test_two_ranks_learn_what_one_learns(drawn, tmp_path):
+    """No batch norm and no dropout: the ranks' gradients must add up to those of the whole batch."""
+    alone, together = (Job(tmp_path / name, drawn, WITHOUT_BATCH_NORM) for name in ("alone", "together"))
+    alone.finish(1)
+    together.finish(2)
+    assert together.run.metrics()[-1]["loss"] == pytest.approx(alone.run.metrics()[-1]["loss"], rel=1e-5)
+    one, two = alone.weights(), together.weights()
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-5)
+
+
+def test_one_rank_alone_writes_metrics_and_all_ranks_judge_val(unbroken):
+    records = [json.loads(line) for line in unbroken.run.metrics_path.read_text().splitlines()]
+    assert [record["epoch"] for record in records] == [1, 2, 3]
+    assert 0 <= records[-1]["val_leaf_top1"] <= 1

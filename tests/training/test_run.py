@@ -1,0 +1,20 @@
+import pytest
+
+from training.run import differences, find_runs
+from vision.errors import RunError
+
+
+def test_what_differs_is_named_with_both_values():
+    known = {"recipe": {"seed": 0, "dropout": 0.2}, "taxonomy_sha256": "aa"}
+    asked = {"recipe": {"seed": 7, "dropout": 0.2}, "taxonomy_sha256": "bb"}
+    assert differences(known, asked) == ["recipe.seed: 0 there, 7 asked", 'taxonomy_sha256: "aa" there, "bb" asked']
+    assert differences(known, known) == []
+
+
+def test_runs_are_found_below_a_folder(trained_run):
+    assert trained_run.folder in [run.folder for run in find_runs(trained_run.folder.parent)]
+
+
+def test_a_folder_without_runs_says_how_to_make_one(tmp_path):
+    with pytest.raises(RunError, match=r"no training run in .*listing-vision train"):
+        find_runs(tmp_path)

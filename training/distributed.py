@@ -1,0 +1,84 @@
+"""One process among those that torchrun started, or alone: who it is, and what all agree on."""
+
+import ctypes
+import os
+import platform
+import signal
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar, cast
+
+import torch
+import torch.distributed as dist
+
+__all__ = ["Ranks", "joined_ranks"]
+
+T = TypeVar("T")
+
+# Linux prctl.h.
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranks:
+    rank: int = 0
+    num_ranks: int = 1
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, values: list[float]) -> list[float]:
+        """Each value summed over the ranks, in float64, by gloo: a GPU's queue is not waited for."""
+        if self.num_ranks == 1:
+            return values
+        tensor = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(tensor)
+        return cast(list[float], tensor.tolist())
+
+    def gather(self, value: T) -> list[T]:
+        """The value of every rank, in rank order, on every rank."""
+        if self.num_ranks == 1:
+            return [value]
+        values: list[T | None] = [None] * self.num_ranks
+        dist.all_gather_object(values, value)
+        return cast(list[T], values)
+
+    def take_from_first(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Overwrite the tensors by those of the first rank."""
+        if self.num_ranks > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
+
+    def wait_for_all(self) -> None:
+        if self.num_ranks > 1:
+            self.sum([0.0])
+
+
+@contextmanager
+def joined_ranks() -> Iterator[Ranks]:
+    """Join the processes that torchrun started (RANK, WORLD_SIZE, LOCAL_RANK in the environment), else be alone.
+
+    Tensors on a GPU travel by NCCL, those on a CPU by gloo.
+    """
+    on_gpu = torch.cuda.is_available()
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(device)
+    if "RANK" not in os.environ:
+        yield Ranks(device=device)
+        return
+    _die_with_the_launcher()
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
+    yield Ranks(rank=dist.get_rank(), num_ranks=dist.get_world_size(), device=device)
+    # Not after an error: closing NCCL waits for ranks that wait for this one.
+    dist.destroy_process_group()
+
+
+def _die_with_the_launcher() -> None:
+    """Where torchrun itself is killed, its ranks would train on and write beside those of the restarted job."""
+    if platform.system() == "Linux" and "TORCHELASTIC_RUN_ID" in os.environ:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

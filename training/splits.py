@@ -1,0 +1,180 @@
+"""Which listings train a model, choose its thresholds and judge it: `split_manifest` writes the split column anew."""
+
+import hashlib
+from collections.abc import Iterator
+from datetime import UTC, date, datetime, timedelta
+from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute
+
+from vision.errors import ManifestError
+from vision.manifest import COLUMNS, SPLITS, UNLABELLED, Manifest
+from vision.taxonomy import Taxonomy
+
+__all__ = ["SplitBy", "count_splits", "leaves_not_trained", "split_manifest"]
+
+SplitBy = Literal["listing", "seller", "time"]
+
+_TRAIN, _VAL, _TEST = range(3)
+_EPOCH = datetime(1970, 1, 1)
+_MICROSECOND = timedelta(microseconds=1)
+_SLICE = 1 << 17
+
+
+def split_manifest(
+    manifest: Manifest, *, by: SplitBy = "listing", val: float = 0.1, test: float = 0.1, seed: int = 0
+) -> Manifest:
+    """The same rows with a new split column; photos of one listing always share a split.
+
+    By listing or seller, a keyed hash of the id alone decides, so listings that come later move no earlier one;
+    `val` and `test` are then expected shares. By time, the newest `test` of the listings are the test split and the
+    next newest `val` the validation split; among listings of the same time the hash decides.
+
+    Raises:
+        ManifestError: shares that leave nothing to train on; a listing of two sellers; by time, rows without a
+            readable `listed_at` or with another kind of time than the first row.
+    """
+    if by not in get_args(SplitBy):
+        raise ManifestError(f"cannot split by {by!r}; take one of {', '.join(get_args(SplitBy))}")
+    if not (val >= 0 and test >= 0 and val + test < 1):
+        raise ManifestError(f"val {val:g} and test {test:g} must be 0 or more and leave a share to train on")
+    # Groups and distinct ids both count by first appearance.
+    listings = manifest.listing_groups()
+    if by == "time":
+        split_of_listing = _by_time(manifest, listings, val=val, test=test, seed=seed)
+    else:
+        place = _places(manifest.column("listing_id").unique(), "listing", seed)
+        if by == "seller":
+            place = _with_sellers(manifest, listings, place, seed)
+        split_of_listing = np.where(place < test, _TEST, np.where(place < test + val, _VAL, _TRAIN))
+    codes = pa.array(split_of_listing[listings].astype(np.int32))
+    column = pa.DictionaryArray.from_arrays(codes, pa.array(SPLITS, pa.string()))
+    position = COLUMNS.index("split")
+    field = manifest.table.schema.field(position)
+    return Manifest(manifest.table.set_column(position, field, column), manifest.base_url)
+
+
+def count_splits(manifest: Manifest) -> dict[str, tuple[int, int]]:
+    """Split to its number of photos and of listings."""
+    listings = manifest.listing_groups()
+    counts = {}
+    for split in SPLITS:
+        chosen = np.asarray(pa.compute.equal(manifest.column("split"), split), dtype=bool)
+        counts[split] = (int(chosen.sum()), int(np.count_nonzero(np.bincount(listings[chosen]))))
+    return counts
+
+
+def leaves_not_trained(manifest: Manifest, taxonomy: Taxonomy) -> list[str]:
+    """Path names of leaf categories that val or test have and train lacks; labels unknown to the taxonomy are left
+    out, `listing-vision data check` names them."""
+    leaves = set(taxonomy.leaf_ids)
+    pairs = manifest.table.select(["split", "category"]).group_by(["split", "category"]).aggregate([]).to_pylist()
+    seen: dict[bool, set[str]] = {True: set(), False: set()}
+    for pair in pairs:
+        if not pair["category"].strip():
+            continue
+        try:
+            seen[pair["split"] == "train"].add(taxonomy.find_category(pair["category"]))
+        except KeyError:
+            continue
+    return [taxonomy.path_name(leaf) for leaf in taxonomy.leaf_ids if leaf in (seen[False] - seen[True]) & leaves]
+
+
+def _by_time(
+    manifest: Manifest, listings: npt.NDArray[np.int64], *, val: float, test: float, seed: int
+) -> npt.NDArray[np.int64]:
+    num_listings = int(listings.max()) + 1
+    newest = np.full(num_listings, np.iinfo(np.int64).min)
+    np.maximum.at(newest, listings, _times(manifest))
+    place = _places(manifest.column("listing_id").unique(), "listing", seed)
+    newest_first = np.lexsort((place, newest))[::-1]
+    num_test, num_val = round(test * num_listings), round(val * num_listings)
+    split = np.full(num_listings, _TRAIN)
+    split[newest_first[:num_test]] = _TEST
+    split[newest_first[num_test : num_test + num_val]] = _VAL
+    return split
+
+
+def _with_sellers(
+    manifest: Manifest, listings: npt.NDArray[np.int64], place: npt.NDArray[np.float64], seed: int
+) -> npt.NDArray[np.float64]:
+    """`place` of each listing, replaced by its seller's where one is known."""
+    sellers, codes = _coded(manifest, "seller_id")
+    codes[np.asarray(pa.compute.equal(manifest.column("seller_id"), ""), dtype=bool)] = UNLABELLED
+    seller_of = np.full(len(place), UNLABELLED)
+    np.maximum.at(seller_of, listings, codes)
+    torn = np.flatnonzero((codes != UNLABELLED) & (codes != seller_of[listings]))
+    if len(torn):
+        row = int(torn[0])
+        raise ManifestError(
+            f"row {row + 1}: listing {manifest.column('listing_id')[row]} has the sellers "
+            f"{sellers[codes[row]]} and {sellers[seller_of[listings[row]]]} ({len(torn)} such rows in all); "
+            "give each listing one seller_id"
+        )
+    known = seller_of != UNLABELLED
+    return np.where(known, _places(sellers, "seller", seed)[seller_of], place)
+
+
+def _places(ids: pa.Array, kind: str, seed: int) -> npt.NDArray[np.float64]:
+    """(len(ids),) in [0, 1): where a hash keyed with the seed puts each id, the same in every manifest."""
+    keyed = hashlib.blake2b(f"{kind}\0".encode(), digest_size=8, key=str(seed).encode())
+
+    def hashed(text: str) -> bytes:
+        one = keyed.copy()
+        one.update(text.encode())
+        return one.digest()
+
+    digests = b"".join(hashed(text) for text in _values(ids))
+    # The upper 53 bits, what a float64 holds exactly.
+    return (np.frombuffer(digests, ">u8") >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _coded(manifest: Manifest, column: str) -> tuple[pa.Array, npt.NDArray[np.int64]]:
+    """The distinct values, and for each row which one it has."""
+    encoded = manifest.column(column).dictionary_encode()
+    codes = np.concatenate([np.asarray(chunk.indices, dtype=np.int64) for chunk in encoded.chunks])
+    return encoded.chunk(0).dictionary, codes
+
+
+def _values(texts: pa.Array) -> Iterator[str]:
+    for start in range(0, len(texts), _SLICE):
+        yield from texts.slice(start, _SLICE).to_pylist()
+
+
+def _times(manifest: Manifest) -> npt.NDArray[np.int64]:
+    """(num_photos,) microseconds; the zero point is the same for all rows."""
+    values, codes = _coded(manifest, "listed_at")
+    read = [_read_time(text) for text in _values(values)]
+    _refuse(manifest, codes, [kind == "missing" for kind, _ in read], "no listed_at", "fill them in or leave them out")
+    unreadable = "a listed_at that is not an ISO 8601 date or time"
+    way_out = "write it as 2026-01-31 or 2026-01-31T12:00:00Z"
+    _refuse(manifest, codes, [kind == "unreadable" for kind, _ in read], unreadable, way_out)
+    first = read[codes[0]][0]
+    another = f"another kind of listed_at than row 1, which has {first}"
+    _refuse(manifest, codes, [kind != first for kind, _ in read], another, "write all of them alike")
+    return np.array([time for _, time in read], dtype=np.int64)[codes]
+
+
+def _refuse(manifest: Manifest, codes: npt.NDArray[np.int64], bad: list[bool], what: str, way_out: str) -> None:
+    rows = np.flatnonzero(np.array(bad)[codes])
+    if len(rows):
+        value = manifest.column("listed_at")[int(rows[0])].as_py()
+        raise ManifestError(f"{len(rows)} rows have {what}, the first is row {rows[0] + 1} ({value!r}); {way_out}")
+
+
+def _read_time(text: str) -> tuple[str, int]:
+    """What kind of time the text is, and its microseconds since 1970."""
+    if not text:
+        return "missing", 0
+    try:
+        if len(text) <= len("2026-01-31"):
+            return "a date", (date.fromisoformat(text) - _EPOCH.date()) // _MICROSECOND
+        read = datetime.fromisoformat(text)
+        if read.tzinfo is None:
+            return "a time without a zone", (read - _EPOCH) // _MICROSECOND
+        return "a time with a zone", (read - _EPOCH.replace(tzinfo=UTC)) // _MICROSECOND
+    except ValueError:
+        return "unreadable", 0
