@@ -34,6 +34,8 @@ class Predictions:
     """(P,) listing number 0…N-1."""
     listing_ids: tuple[str, ...]
     """N ids."""
+    photo_urls: tuple[str, ...]
+    """Of the P photos."""
     unusable: tuple[str, ...]
     """What was wrong with each photo that is not among the P."""
 
@@ -98,5 +100,6 @@ def predict(
         labels=Labels(category_nodes=labels.category_nodes[kept], brands=labels.brands[kept]),
         groups=groups,
         listing_ids=tuple(ids[first] for first in firsts),
+        photo_urls=tuple(used.photo_url(row) for row in range(len(used))),
         unusable=tuple(unusable),
     )

@@ -42,8 +42,8 @@ def suspects(
 
     from training.data_commands import taxonomy_beside
     from training.features import load_embedder, photo_features
-    from training.html_report import suspects_page
     from training.suspects import find_suspects, write_csv
+    from training.suspects_page import suspects_page
     from vision.manifest import Manifest
 
     loaded, tree = Manifest.load(manifest), taxonomy_beside(manifest, taxonomy)

@@ -81,6 +81,7 @@ def predictions_of(logits, leaves) -> Predictions:
         ),
         groups=np.arange(count),
         listing_ids=tuple(map(str, range(count))),
+        photo_urls=tuple(f"{i}.jpg" for i in range(count)),
         unusable=(),
     )
 
@@ -151,6 +152,7 @@ def test_calibration_of_a_whole_model_keeps_thresholds_growing_with_depth():
         labels=Labels(category_nodes=nodes, brands=brands),
         groups=np.arange(count),
         listing_ids=tuple(map(str, range(count))),
+        photo_urls=tuple(f"{i}.jpg" for i in range(count)),
         unusable=(),
     )
     calibration = calibrate(predictions, taxonomy, certifies={"precision": "fp32"})

@@ -36,6 +36,7 @@ PREDICTIONS = Predictions(
     labels=Labels(category_nodes=nodes("gala", "gala", "lemon", "apple"), brands=np.array([1, 1, 0, -1])),
     groups=np.array([0, 0, 1, 2]),
     listing_ids=("a", "b", "c"),
+    photo_urls=("0.jpg", "1.jpg", "2.jpg", "3.jpg"),
     unusable=("x.jpg: gone",),
 )
 

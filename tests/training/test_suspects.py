@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.helpers import encoded, scene, small_taxonomy
 from training.features import Features, load_embedder, photo_features
-from training.html_report import thumbnail_uri
+from training.html_page import thumbnail_uri
 from training.suspects import (
     confident_suspects,
     confident_thresholds,
