@@ -3,9 +3,13 @@
 import typer
 
 import vision
+from listing_vision.calibrate_command import calibrate
+from listing_vision.classify_command import classify
 from listing_vision.demo import demo
 from serving import commands as serving_commands
 from training import commands as training_commands
+from training.brand_commands import brand_app
+from training.comparison_commands import compare
 from training.data_commands import data_app
 from training.suspects_commands import suspects
 from vision.commands import new_app, run_app
@@ -19,13 +23,16 @@ for verb in (
     training_commands.train,
     training_commands.runs,
     training_commands.evaluate,
+    compare,
     training_commands.export,
+    calibrate,
     serving_commands.serve,
-    serving_commands.classify,
+    classify,
     demo,
 ):
     app.command()(verb)
 app.add_typer(training_commands.tune_app, name="tune")
+app.add_typer(brand_app, name="brand")
 app.add_typer(serving_commands.triton_app, name="triton")
 
 

@@ -55,14 +55,14 @@ def demo(
     _say("3/6 export to ONNX and TorchScript, compare with the trained model, certify on the val split")
     _run("export", folder / "run", "--output", folder / "bundle", "--name", "demo")
     _say("4/6 evaluate the export on the test split")
-    _run("evaluate", folder / "bundle", manifest, "--split", "test", "--output", folder / "metrics.json")
+    _run("evaluate", folder / "bundle", manifest, "--split", "test", "--output", folder / "evaluation")
     _say("5/6 start Triton and the gateway, send listings over gRPC")
     with _served(folder) as address:
         for title, photos in _listings(Manifest.load(str(manifest)).where_split("test")):
             print(f"\n{title}", flush=True)
             _run("classify", *photos, "--server", address)
     _say("6/6 Triton and the gateway are shut down")
-    print(f"\nThe demo took {time.monotonic() - started_s:.0f} s. Written: {folder}/ (bundle, run, metrics.json).")
+    print(f"\nThe demo took {time.monotonic() - started_s:.0f} s. Written: {folder}/ (bundle, run, evaluation).")
     print("To serve this model for good: make serve\n")
     print(f"Then ask it: .venv/bin/listing-vision classify PHOTO… --server {ADDRESS_OF_SERVE}")
 

@@ -8,10 +8,18 @@ import numpy.typing as npt
 
 from serving.protocol import listing_vision_pb2 as pb
 from vision.bundle import Bundle
-from vision.decision import BrandAnswer, Suggestion, brand_probabilities, category_probabilities, decide
+from vision.decision import (
+    BrandAnswer,
+    Suggestion,
+    answer_brands,
+    brand_logits_of_listings,
+    category_probabilities,
+    decide,
+)
 from vision.engine import Logits
 from vision.errors import PhotoError
 from vision.images import PhotoLimits, prepare_photo
+from vision.taxonomy import OTHER_BRAND
 
 __all__ = ["MAX_PHOTOS", "PREPARE_LIMITS", "PreparedPhoto", "answer", "describe", "error_reason", "prepare"]
 
@@ -87,6 +95,8 @@ def describe(bundle: Bundle) -> pb.GetModelResponse:
                 failure_probability=field.delta,
                 threshold=field.threshold,
                 explanation=field.why_not,
+                coverage=field.coverage,
+                precision_bound=None if field.bound is None or field.threshold is None else 1 - field.bound,
             )
             for field in bundle.calibration.fields
         ],
@@ -98,6 +108,7 @@ def model_version(bundle: Bundle) -> pb.ModelVersion:
         name=bundle.info.model_name,
         version=bundle.info.model_version,
         taxonomy_version=bundle.taxonomy.version,
+        calibration_version=bundle.calibration.version,
     )
 
 
@@ -130,9 +141,9 @@ def _category_path(bundle: Bundle, suggestion: Suggestion) -> list[pb.CategorySu
 
 
 def _brand(bundle: Bundle, brand: BrandAnswer) -> pb.BrandSuggestion:
-    known = bundle.taxonomy.brands[brand.brand_index - 1] if brand.brand_index else None
+    known = bundle.taxonomy.brands[brand.brand_index - 1] if brand.brand_index > 0 else None
     return pb.BrandSuggestion(
-        kind=pb.BRAND_KIND_BRAND if known else pb.BRAND_KIND_NO_BRAND,
+        kind=_brand_kind(brand.brand_index),
         brand_id=known.id if known else "",
         name=known.name if known else "",
         probability=brand.probability,
@@ -145,16 +156,24 @@ def _recognitions(bundle: Bundle, logits: Logits) -> list[pb.PhotoRecognition]:
     """What each photo alone shows, all in one batch."""
     each_alone = np.arange(len(logits.category))
     leaves = category_probabilities(logits.category, each_alone, bundle.calibration)
-    brands = brand_probabilities(logits.brand, each_alone, bundle.calibration)
+    best_leaves = leaves.argmax(axis=1)
+    brands = answer_brands(brand_logits_of_listings(logits.brand, each_alone, bundle.calibration), bundle.calibration)
     return [
         pb.PhotoRecognition(
             category_id=bundle.taxonomy.leaf_ids[leaf],
             category_probability=float(leaves[row, leaf]),
-            brand_id=bundle.taxonomy.brands[brand - 1].id if brand else "",
-            brand_probability=float(brands[row, brand]),
+            brand_id=bundle.taxonomy.brands[brand - 1].id if brand > 0 else "",
+            brand_probability=float(brands.scores[row]),
+            brand_kind=_brand_kind(brand),
         )
-        for row, (leaf, brand) in enumerate(zip(leaves.argmax(axis=1), brands.argmax(axis=1), strict=True))
+        for row, (leaf, brand) in enumerate(zip(best_leaves.tolist(), brands.labels.tolist(), strict=True))
     ]
+
+
+def _brand_kind(brand_index: int) -> pb.BrandKind:
+    if brand_index == OTHER_BRAND:
+        return pb.BRAND_KIND_UNKNOWN
+    return pb.BRAND_KIND_BRAND if brand_index > 0 else pb.BRAND_KIND_NO_BRAND
 
 
 def _photo_error(error: PhotoError) -> pb.PhotoError:

@@ -44,7 +44,8 @@ def classify_with_bundle(folder: Path, photos: Sequence[bytes]) -> pb.ClassifyLi
         raise PhotoError(
             "no photo can be used:\n" + "\n".join(f"  photo {i}: {p.error}" for i, p in enumerate(prepared))
         )
-    return answers.answer(bundle, prepared, OnnxEngine(bundle).infer(np.stack(usable)))
+    engine = OnnxEngine(bundle)
+    return answers.answer(bundle.on_backend(engine.backend), prepared, engine.infer(np.stack(usable)))
 
 
 def read_photos(paths: Sequence[Path]) -> list[bytes]:
@@ -71,7 +72,7 @@ def format_answer(response: pb.ClassifyListingResponse, names: Sequence[str]) ->
         name = "  " * depth + step.name
         lines.append(f"{name:<44} {step.probability:>6.1%}  {marked(step.outcome, step.explanation)}")
     brand = response.brand
-    name = brand.name if brand.kind == pb.BRAND_KIND_BRAND else "no brand"
+    name = {pb.BRAND_KIND_BRAND: brand.name, pb.BRAND_KIND_UNKNOWN: "none that I know"}.get(brand.kind, "no brand")
     lines.append(f"{'brand: ' + name:<44} {brand.probability:>6.1%}  {marked(brand.outcome, brand.explanation)}")
     others = ", ".join(f"{a.path.rsplit(' > ', 1)[-1]} {a.probability:.1%}" for a in response.alternatives[1:4])
     if others:

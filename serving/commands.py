@@ -1,4 +1,4 @@
-"""The verbs of serving: `serve`, `classify`, `triton`."""
+"""The verbs of serving: `serve`, `triton`; `classify` stands in `listing_vision`, for it can also explain."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +8,7 @@ import typer
 from vision.commands import new_app
 from vision.errors import ListingVisionError, TritonUnsupported
 
-__all__ = ["classify", "serve", "triton_app"]
+__all__ = ["serve", "triton_app"]
 
 triton_app = new_app("Bring in a Triton server, or write a model repository for one.")
 
@@ -45,25 +45,6 @@ def serve(
     asyncio.run(
         run(ServeOptions(bundle=bundle, host=host, port=port, triton=triton, in_process=in_process, drain_s=drain_s))
     )
-
-
-def classify(
-    photos: Annotated[list[Path], typer.Argument(help="The photos of one listing.")],
-    server: Annotated[str | None, typer.Option(help="HOST:PORT of a running gateway.")] = None,
-    bundle: Annotated[Path | None, typer.Option(help="A bundle to answer from without a server.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The gRPC answer as JSON.")] = False,
-) -> None:
-    """Recognise one listing from its photos, at a server or with a bundle.
-
-    Example: listing-vision classify front.jpg label.jpg --server localhost:50051
-    """
-    from serving import classify as c
-
-    if (server is None) == (bundle is None):
-        raise typer.BadParameter("give either --server HOST:PORT or --bundle FOLDER")
-    read = c.read_photos(photos)
-    response = c.classify_with_bundle(bundle, read) if bundle else c.classify_at_server(str(server), read)
-    typer.echo(c.to_json(response) if as_json else c.format_answer(response, [path.name for path in photos]))
 
 
 @triton_app.command("install")

@@ -12,7 +12,7 @@ from tritonclient.grpc import InferInput, InferRequestedOutput
 from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
-from serving.triton_repository import MODEL_NAME
+from serving.triton_repository import BACKEND_PARAMETER, MODEL_NAME
 from vision.bundle import Bundle
 from vision.engine import INPUT_NAME, OUTPUT_NAMES, Logits, OnnxEngine, check_golden
 from vision.errors import EngineBroken, EngineBusy, EngineError, EngineUnavailable
@@ -35,6 +35,14 @@ class AsyncEngine(Protocol):
             EngineUnavailable: not now; the same call may succeed later.
             EngineBusy: its queue is full or overdue.
             EngineBroken: the model refuses what the bundle says it takes.
+        """
+        ...
+
+    async def backend(self) -> str:
+        """What computes the logits: what promises are tied to.
+
+        Raises:
+            EngineUnavailable: not known now.
         """
         ...
 
@@ -72,6 +80,15 @@ class TritonEngine:
         self._in_flight.add(task)
         task.add_done_callback(self._forget)
         return await asyncio.shield(task)
+
+    async def backend(self) -> str:
+        try:
+            answered = await self._client.get_model_config(self._model_name, client_timeout=_RPC_TIMEOUT_S)
+        except InferenceServerException as error:
+            raise self._translate(error) from error
+        parameters = answered.config.parameters
+        # A repository that others wrote does not say it.
+        return parameters[BACKEND_PARAMETER].string_value if BACKEND_PARAMETER in parameters else "unknown"
 
     async def close(self) -> None:
         if self._in_flight:
@@ -119,6 +136,9 @@ class InProcessEngine:
             return await asyncio.get_running_loop().run_in_executor(self._thread, self._engine.infer, photos_nhwc)
         except Exception as error:  # ONNX Runtime raises types of its own for whatever goes wrong inside
             raise EngineBroken(f"ONNX Runtime: {error}") from error
+
+    async def backend(self) -> str:
+        return self._engine.backend
 
     async def close(self) -> None:
         self._thread.shutdown(wait=True)

@@ -37,7 +37,8 @@ RETRY_AFTER_S = 0.5
 
 class Gateway(pb_grpc.ListingVisionServiceServicer):
     def __init__(self, bundle: Bundle, engine: AsyncEngine) -> None:
-        self._bundle = bundle
+        self.bundle = bundle
+        """As it may be used with the engine: where promises were made with another, they are void."""
         self._engine = engine
         self._decoders = ThreadPoolExecutor(len(os.sched_getaffinity(0)), thread_name_prefix="decode")
         self._photos_in_flight = 0
@@ -77,7 +78,7 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
         request: pb.GetModelRequest,
         context: "grpc.aio.ServicerContext[pb.GetModelRequest, pb.GetModelResponse]",
     ) -> pb.GetModelResponse:
-        return answers.describe(self._bundle)
+        return answers.describe(self.bundle)
 
     def close(self) -> None:
         self._decoders.shutdown(wait=True, cancel_futures=True)
@@ -112,7 +113,7 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
         loop = asyncio.get_running_loop()
         prepared = await asyncio.gather(
             *(
-                loop.run_in_executor(self._decoders, answers.prepare, photo.content, self._bundle)
+                loop.run_in_executor(self._decoders, answers.prepare, photo.content, self.bundle)
                 for photo in request.photos
             )
         )
@@ -126,7 +127,7 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
             )
         logits = await self._infer(np.stack(usable))
         return answers.answer(
-            self._bundle, prepared, logits, listing_id=request.listing_id, num_alternatives=num_alternatives
+            self.bundle, prepared, logits, listing_id=request.listing_id, num_alternatives=num_alternatives
         )
 
     async def _infer(self, photos_nhwc: "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]") -> Logits:

@@ -190,6 +190,8 @@ class GatewayServer:
         assert self._engine is not None
         try:
             await check(self._engine, self._bundle)
+            if not self._serving:
+                self._decide_for(await self._engine.backend())
         except EngineBusy:
             return  # it works, and has too much to do
         except EngineError as error:
@@ -203,6 +205,14 @@ class GatewayServer:
             if not self._serving:
                 _log.info("SERVING: the golden photos are answered as the exported model answered them")
             await self._set_serving(True)
+
+    def _decide_for(self, backend: str) -> None:
+        """Let promises hold only where they were made: a Triton that comes back may be another one."""
+        bundle = self._bundle.on_backend(backend)
+        if bundle is not self._bundle:
+            made_with = bundle.calibration.certifies.get("backend")
+            _log.warning("fields are suggested, never filled: promises were made with %s, not %s", made_with, backend)
+        self._gateway.bundle = bundle
 
     async def _set_serving(self, serving: bool) -> None:
         self._serving = serving

@@ -11,14 +11,30 @@ from typing import Literal, cast, get_args
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from vision.bundle import Bundle
+from vision.bundle import ONNX_ON_CPU, Bundle
 from vision.engine import INPUT_NAME, OUTPUT_NAMES
 
-__all__ = ["BACKENDS", "MODEL_NAME", "Backend", "RepositoryOptions", "model_config", "write_repository"]
+__all__ = [
+    "BACKENDS",
+    "BACKEND_PARAMETER",
+    "MODEL_NAME",
+    "Backend",
+    "RepositoryOptions",
+    "model_config",
+    "write_repository",
+]
 
 Backend = Literal["onnxruntime", "pytorch", "python"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 MODEL_NAME = "listing_vision"
+BACKEND_PARAMETER = "logits_backend"
+"""Of the model's configuration: what computes the logits, in the words that a bundle's promises are tied to."""
+
+_COMPUTED_BY: dict[Backend, str] = {
+    "onnxruntime": "onnxruntime-tensorrt",
+    "pytorch": "libtorch-cuda",
+    "python": ONNX_ON_CPU,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +117,7 @@ def model_config(bundle: Bundle, options: RepositoryOptions) -> "model_config_pb
     policy.timeout_action = model_config_pb2.ModelQueuePolicy.REJECT
     # Old and new side by side while a version is switched.
     config.version_policy.latest.num_versions = 2
+    config.parameters[BACKEND_PARAMETER].string_value = _COMPUTED_BY[options.backend]
     if options.backend == "python":
         # It warms up by itself while loading.
         config.parameters["num_threads"].string_value = str(options.num_threads)

@@ -8,62 +8,137 @@ until the first that fails.
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize_scalar
-from scipy.stats import binom
+from scipy.stats import beta, binom
 
-from training.evaluation import Truth, judge_paths, listing_labels, truth_by_depth
 from training.predictions import Predictions
+from training.truth import Truth, judge_paths, listing_labels, truth_by_depth
 from vision.decision import (
     BRAND_FIELD,
+    Answers,
     Calibration,
     Field,
-    answer_paths,
-    brand_probabilities,
-    category_probabilities,
+    answer,
+    brand_fill_scores,
     field_name,
     fuse,
+    path_fill_scores,
     softmax,
 )
-from vision.taxonomy import Taxonomy
+from vision.errors import ListingVisionError
+from vision.manifest import UNLABELLED, Labels
+from vision.taxonomy import OTHER_BRAND, Taxonomy
 
-__all__ = ["ALPHA_BRAND", "ALPHA_CATEGORY", "DELTA", "calibrate", "certify", "fit_temperature"]
-
-ALPHA_CATEGORY = 0.05
-ALPHA_BRAND = 0.02
-DELTA = 0.05
+__all__ = ["Promises", "calibrate", "certify", "clopper_pearson_bound", "fit_temperature"]
 
 _LEAST_FIRST_COVERAGE = 0.3
 """Of the strictest threshold tried: starting stricter stops at once, for want of listings."""
+_LEAST_OTHER_BRANDS = 20
+"""Tune listings of brands not listed, from which on they set where 'none that I know' begins."""
+_RIGHT_GIVEN_UP = 0.01
+"""Where there are fewer: the share of rightly answered brands that may become 'none that I know'."""
 
 
-def calibrate(predictions: Predictions, taxonomy: Taxonomy, *, certifies: Mapping[str, str]) -> Calibration:
-    """Temperatures fitted on one half of the listings, promises tested on the other; halves by hash of listing id."""
-    is_tune = np.array([_is_tune(listing_id) for listing_id in predictions.listing_ids])
-    labels = listing_labels(predictions.labels, predictions.groups)
-    truth = truth_by_depth(labels, taxonomy)
-    category_logits = fuse(predictions.category_logits, predictions.groups, how="mean")
-    category_temperature = fit_temperature(category_logits[is_tune], truth.leaves[is_tune])
-    brand_fusion, brand_temperature = _brand_fit(predictions, is_tune, truth.brands)
-    without_promises = Calibration(
-        category_temperature=category_temperature,
+@dataclass(frozen=True, kw_only=True)
+class Promises:
+    """What is to be certified."""
+
+    alpha_category: float = 0.05
+    """A filled category is wrong with at most this probability …"""
+    alpha_brand: float = 0.02
+    """… a filled brand with at most this …"""
+    delta: float = 0.05
+    """… and any of these promises fails with at most this probability over the draw of the calibration listings."""
+
+    def __post_init__(self) -> None:
+        for name in ("alpha_category", "alpha_brand", "delta"):
+            value = getattr(self, name)
+            if not 0 < value < 1:
+                raise ListingVisionError(f"{name} is {value}; give a probability between 0 and 1, such as 0.05")
+
+
+@dataclass(frozen=True)
+class _Listings:
+    category_logits: npt.NDArray[np.floating]
+    """(P, C)."""
+    brand_logits: npt.NDArray[np.floating]
+    """(P, B)."""
+    groups: npt.NDArray[np.int64]
+    """(P,) 0…N-1."""
+    truth: Truth
+    """Of the N listings."""
+
+    @classmethod
+    def of(
+        cls, predictions: Predictions, taxonomy: Taxonomy, chosen: npt.NDArray[np.bool_] | None = None
+    ) -> "_Listings":
+        """All listings of the predictions, or the (N,) chosen ones."""
+        if chosen is None:
+            chosen = np.ones(len(predictions.listing_ids), dtype=bool)
+        photos = chosen[predictions.groups]
+        groups = (np.cumsum(chosen) - 1)[predictions.groups[photos]]
+        labels = listing_labels(predictions.labels, predictions.groups)
+        truth = truth_by_depth(
+            Labels(category_nodes=labels.category_nodes[chosen], brands=labels.brands[chosen]), taxonomy
+        )
+        return cls(predictions.category_logits[photos], predictions.brand_logits[photos], groups, truth)
+
+    def answered(self, taxonomy: Taxonomy, calibration: Calibration) -> Answers:
+        return answer(self.category_logits, self.brand_logits, self.groups, taxonomy=taxonomy, calibration=calibration)
+
+
+def calibrate(
+    predictions: Predictions,
+    taxonomy: Taxonomy,
+    *,
+    certifies: Mapping[str, str],
+    calibration_predictions: Predictions | None = None,
+    promises: Promises | None = None,
+    category_log_prior: Sequence[float] = (),
+    brand_log_prior: Sequence[float] = (),
+) -> Calibration:
+    """Temperatures and grids fitted on tune listings, promises tested on others.
+
+    Args:
+        predictions: the tune listings; without `calibration_predictions` half of them, by hash of the listing id, and
+            the other half is calibrated on.
+        taxonomy: of the model.
+        certifies: what the promises hold for.
+        calibration_predictions: listings kept for the tests alone.
+        promises: defaults where None.
+        category_log_prior: see `Calibration`.
+        brand_log_prior: see `Calibration`.
+    """
+    promises = promises or Promises()
+    if calibration_predictions is None:
+        is_tune = np.array([_is_tune(listing_id) for listing_id in predictions.listing_ids])
+        certifies = {"split": "val, half of the listings by hash of listing id", **certifies}
+        if is_tune.all() or not is_tune.any():
+            # Too few to halve: temperatures are worth having, promises cannot be tested.
+            is_tune = np.ones(len(is_tune), dtype=bool)
+        tune, tested = (_Listings.of(predictions, taxonomy, chosen) for chosen in (is_tune, ~is_tune))
+    else:
+        tune, tested = (_Listings.of(p, taxonomy) for p in (predictions, calibration_predictions))
+    category_prior, brand_prior = tuple(map(float, category_log_prior)), tuple(map(float, brand_log_prior))
+    category_logits = fuse(tune.category_logits, tune.groups, how="mean")
+    if category_prior:
+        category_logits = category_logits + np.asarray(category_prior)
+    brand_fusion, brand_temperature = _brand_fit(tune, brand_prior)
+    fitted = Calibration(
+        category_temperature=fit_temperature(category_logits, tune.truth.leaves),
         brand_temperature=brand_temperature,
         brand_fusion=brand_fusion,
-        certifies={**certifies, "split": "val, half of the listings by hash of listing id"},
+        category_log_prior=category_prior,
+        brand_log_prior=brand_prior,
+        certifies=certifies,
     )
-    leaves = category_probabilities(predictions.category_logits, predictions.groups, without_promises)
-    brands = brand_probabilities(predictions.brand_logits, predictions.groups, without_promises)
-    fields = _certify_all(leaves, brands, truth, is_tune, taxonomy)
-    return Calibration(
-        category_temperature=category_temperature,
-        brand_temperature=brand_temperature,
-        brand_fusion=brand_fusion,
-        fields=fields,
-        certifies=without_promises.certifies,
-    )
+    fitted = replace(fitted, unknown_brand_below=_unknown_brand_threshold(tune, taxonomy, fitted))
+    return replace(fitted, fields=tuple(_certify_all(tune, tested, taxonomy, fitted, promises)))
 
 
 def fit_temperature(logits: npt.NDArray[np.floating], labels: npt.NDArray[np.int64]) -> float:
@@ -93,39 +168,46 @@ def certify(
     scores: npt.NDArray[np.floating],
     right: npt.NDArray[np.bool_],
     thresholds_above: Sequence[float] = (),
-    floor: float = 0.0,
+    floor: float = -math.inf,
+    num_unlabelled: int = 0,
 ) -> Field:
     """The loosest threshold of a fixed grid that passes its exact binomial test, stricter ones having passed.
 
     Args:
         delta: of this field alone, the union bound already taken.
-        tune_scores: (M,) scores that the grid is taken from.
-        scores: (N,) scores of the calibration listings; `right`: (N,) whether their answer is right.
+        tune_scores: (M,) scores that the grid is taken from, -inf where nothing can be filled.
+        scores: (N,) scores of the calibration listings, likewise; `right`: (N,) whether their answer is right.
         thresholds_above: the grid of the level above, so that its threshold can be this level's too.
         floor: least threshold allowed, so that a filled child implies filled parents.
+        num_unlabelled: calibration listings that are not among the N, for the record.
     """
     needed = _needed(alpha, delta)
+    grid = _grid(tune_scores, len(scores), needed, thresholds_above)
     passed: list[tuple[float, int, int]] = []
     failed = (0, 0)
-    for threshold in _grid(tune_scores, len(scores), needed, thresholds_above):
+    for threshold in grid:
         filled = scores >= threshold
         num_filled, num_errors = int(filled.sum()), int((~right[filled]).sum())
         if binom.cdf(num_errors, num_filled, alpha) > delta:
             failed = (num_filled, num_errors)
             break
         passed.append((threshold, num_filled, num_errors))
+    field = Field(
+        name=name,
+        alpha=alpha,
+        delta=delta,
+        threshold=None,
+        num_listings=len(scores),
+        num_filled=0,
+        num_errors=0,
+        grid=tuple(grid),
+        num_unlabelled=num_unlabelled,
+    )
     allowed = [step for step in passed if step[0] >= floor]
     if allowed:
         threshold, num_filled, num_errors = allowed[-1]
-        return Field(
-            name=name,
-            alpha=alpha,
-            delta=delta,
-            threshold=threshold,
-            num_listings=len(scores),
-            num_filled=num_filled,
-            num_errors=num_errors,
-        )
+        bound = clopper_pearson_bound(num_errors, num_filled, delta)
+        return replace(field, threshold=threshold, num_filled=num_filled, num_errors=num_errors, bound=bound)
     if floor == math.inf:
         why = "the level above is never filled"
     elif passed:
@@ -138,18 +220,25 @@ def certify(
     else:
         why = (
             f"the strictest threshold tried fills {failed[0]} of {len(scores)} calibration listings, {failed[1]} of "
-            f"them wrongly, which does not prove {1 - alpha:.0%}"
+            f"them wrongly, which does not prove {1 - alpha:.0%}; {_how_many(failed, len(scores), alpha, delta)}"
         )
-    return Field(
-        name=name,
-        alpha=alpha,
-        delta=delta,
-        threshold=None,
-        num_listings=len(scores),
-        num_filled=0,
-        num_errors=0,
-        why_not=why,
-    )
+    return replace(field, why_not=why)
+
+
+def clopper_pearson_bound(num_errors: int, num_filled: int, delta: float) -> float:
+    """Upper bound of a share of errors that fails with probability at most delta (Clopper and Pearson 1934)."""
+    return 1.0 if num_errors >= num_filled else float(beta.ppf(1 - delta, num_errors + 1, num_filled - num_errors))
+
+
+def _how_many(failed: tuple[int, int], num_listings: int, alpha: float, delta: float) -> str:
+    num_filled, num_errors = failed
+    rate = num_errors / num_filled if num_filled else 1.0
+    if rate >= alpha:
+        return "at this share of errors no number of listings would"
+    enough = num_filled
+    while binom.cdf(math.ceil(rate * enough), enough, alpha) > delta:
+        enough = math.ceil(enough * 1.1) + 1
+    return f"at this share of errors about {math.ceil(enough * num_listings / num_filled)} listings would"
 
 
 def _needed(alpha: float, delta: float) -> int:
@@ -168,74 +257,114 @@ def _grid(
     tune_scores: npt.NDArray[np.floating], num_listings: int, needed: int, thresholds_above: Sequence[float] = ()
 ) -> Sequence[float]:
     """Quantiles of the tune scores, strictest first; the first covers enough listings for a test that can pass."""
-    if tune_scores.size == 0 or num_listings == 0:
+    strictest_first = np.sort(tune_scores[np.isfinite(tune_scores)])[::-1]
+    if strictest_first.size == 0 or num_listings == 0:
         return ()
     coverages = np.linspace(_first_coverage(num_listings, needed), 1.0, 12 if num_listings < 2000 else 40)
-    own = {float(quantile) for quantile in np.quantile(tune_scores, 1 - coverages)}
+    last = np.minimum(np.ceil(coverages * len(tune_scores)).astype(int), strictest_first.size) - 1
+    own = set(strictest_first[np.maximum(last, 0)].tolist())
     return sorted(own | {above for above in thresholds_above if above <= max(own)}, reverse=True)
 
 
 def _certify_all(
-    leaves: npt.NDArray[np.floating],
-    brands: npt.NDArray[np.floating],
-    truth: Truth,
-    is_tune: npt.NDArray[np.bool_],
-    taxonomy: Taxonomy,
-) -> tuple[Field, ...]:
-    paths = answer_paths(leaves, taxonomy)
-    verdicts = judge_paths(paths, truth)
-    delta = DELTA / (taxonomy.max_depth + 1)
+    tune: _Listings, tested: _Listings, taxonomy: Taxonomy, fitted: Calibration, promises: Promises
+) -> list[Field]:
+    has_brands = len(taxonomy.brands) > 0
+    delta = promises.delta / (int(taxonomy.decides_at_depth.sum()) + has_brands)
+    if len(tested.groups) == 0:
+        names = [*map(field_name, range(1, taxonomy.max_depth + 1)), BRAND_FIELD]
+        why = f"{len(tune.truth.brands)} calibration listings are too few to fit thresholds on some and test on others"
+        alphas = [promises.alpha_category] * taxonomy.max_depth + [promises.alpha_brand]
+        return [_never(name, alpha, delta, why) for name, alpha in zip(names, alphas, strict=True)]
+    tune_answers, answers = (part.answered(taxonomy, fitted) for part in (tune, tested))
+    tune_known = judge_paths(tune_answers.paths, tune.truth).known
+    verdicts = judge_paths(answers.paths, tested.truth)
+    tune_scores, scores = (path_fill_scores(a.paths, taxonomy) for a in (tune_answers, answers))
     fields: list[Field] = []
-    floor = 0.0
+    floor = -math.inf
     grid: Sequence[float] = ()
     for depth in range(taxonomy.max_depth):
+        name = field_name(depth + 1)
+        if not taxonomy.decides_at_depth[depth]:
+            why = "the only category at this depth: filled when the one below it is"
+            fields.append(_never(name, promises.alpha_category, delta, why))
+            continue
         known = verdicts.known[:, depth]
         field = certify(
-            name=field_name(depth + 1),
-            alpha=ALPHA_CATEGORY,
+            name=name,
+            alpha=promises.alpha_category,
             delta=delta,
-            tune_scores=paths.scores[known & is_tune, depth],
-            scores=paths.scores[known & ~is_tune, depth],
-            right=verdicts.right[known & ~is_tune, depth],
+            tune_scores=tune_scores[tune_known[:, depth], depth],
+            scores=scores[known, depth],
+            right=verdicts.right[known, depth],
             thresholds_above=grid,
             floor=floor,
+            num_unlabelled=int((~known).sum()),
         )
-        num_listings = int((known & ~is_tune).sum())
-        grid = _grid(paths.scores[known & is_tune, depth], num_listings, _needed(ALPHA_CATEGORY, delta), grid)
         # A level that is never filled keeps all deeper ones from being filled.
-        floor = math.inf if field.threshold is None else field.threshold
+        floor, grid = (math.inf if field.threshold is None else field.threshold), field.grid
         fields.append(field)
-    known = truth.brands >= 0
-    fields.append(
-        certify(
-            name=BRAND_FIELD,
-            alpha=ALPHA_BRAND,
-            delta=delta,
-            tune_scores=brands.max(axis=1)[known & is_tune],
-            scores=brands.max(axis=1)[known & ~is_tune],
-            right=(brands.argmax(axis=1) == truth.brands)[known & ~is_tune],
-        )
+    known = tested.truth.brands != UNLABELLED
+    brand = certify(
+        name=BRAND_FIELD,
+        alpha=promises.alpha_brand,
+        delta=delta,
+        tune_scores=brand_fill_scores(tune_answers.brands)[tune.truth.brands != UNLABELLED],
+        scores=brand_fill_scores(answers.brands)[known],
+        right=(answers.brands.labels == tested.truth.brands)[known],
+        num_unlabelled=int((~known).sum()),
     )
-    return tuple(fields)
+    no_brands = _never(BRAND_FIELD, promises.alpha_brand, delta, "the taxonomy lists no brand")
+    return [*fields, brand if has_brands else no_brands]
 
 
-def _brand_fit(
-    predictions: Predictions, is_tune: npt.NDArray[np.bool_], brands: npt.NDArray[np.int64]
-) -> tuple[Literal["mean", "max"], float]:
+def _never(name: str, alpha: float, delta: float, why: str) -> Field:
+    return Field(
+        name=name, alpha=alpha, delta=delta, threshold=None, num_listings=0, num_filled=0, num_errors=0, why_not=why
+    )
+
+
+def _brand_fit(tune: _Listings, log_prior: tuple[float, ...]) -> tuple[Literal["mean", "max"], float]:
     """Mean or max over photos, whichever explains the tune listings better: a logo may show in one photo only."""
-    known = is_tune & (brands >= 0)
+    known = tune.truth.brands >= 0
+    brands = tune.truth.brands[known]
     best: tuple[float, Literal["mean", "max"], float] = (math.inf, "mean", 1.0)
     hows: tuple[Literal["mean", "max"], ...] = ("mean", "max")
     for how in hows:
-        logits = fuse(predictions.brand_logits, predictions.groups, how=how)[known]
+        logits = fuse(tune.brand_logits, tune.groups, how=how)[known]
         if len(logits) == 0:
             break
-        temperature = fit_temperature(logits, brands[known])
-        likelihoods = softmax(logits / temperature)[np.arange(len(logits)), brands[known]]
+        if log_prior:
+            logits = logits + np.asarray(log_prior)
+        temperature = fit_temperature(logits, brands)
+        likelihoods = softmax(logits / temperature)[np.arange(len(logits)), brands]
         loss = float(-np.log(np.maximum(likelihoods, 1e-12)).mean())
         if loss < best[0] - 1e-9:
             best = (loss, how, temperature)
     return best[1], best[2]
+
+
+def _unknown_brand_threshold(tune: _Listings, taxonomy: Taxonomy, fitted: Calibration) -> float | None:
+    """The least logit of a brand that is named, chosen on tune listings.
+
+    Where these hold listings of other brands: what makes most brand answers right. Else what gives up few of the
+    right ones.
+    """
+    answers = tune.answered(taxonomy, fitted).brands
+    fused = fuse(tune.brand_logits, tune.groups, how=fitted.brand_fusion)
+    named = (answers.labels > 0) & (tune.truth.brands != UNLABELLED)
+    logits = np.take_along_axis(fused, answers.labels[:, None], axis=1)[named, 0]
+    right = (answers.labels == tune.truth.brands)[named]
+    other = (tune.truth.brands == OTHER_BRAND)[named]
+    if other.sum() >= _LEAST_OTHER_BRANDS:
+        order = np.argsort(logits, kind="stable")
+        # Below the i-th smallest logit: its i predecessors are answered 'none that I know'.
+        num_right = np.concatenate([[0], np.cumsum(other[order])]) + np.concatenate(
+            [np.cumsum(right[order][::-1])[::-1], [0]]
+        )
+        at = int(num_right.argmax())
+        return float(logits[order][at]) if at < len(order) else float(np.nextafter(logits.max(), np.inf))
+    return float(np.quantile(logits[right], _RIGHT_GIVEN_UP, method="lower")) if right.any() else None
 
 
 def _is_tune(listing_id: str) -> bool:

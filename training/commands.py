@@ -1,6 +1,5 @@
 """The verbs of making a model: `train`, `runs`, `tune`, `evaluate`, `export`. Torch is imported only when one runs."""
 
-import json
 import logging
 from pathlib import Path
 from typing import Annotated
@@ -39,6 +38,9 @@ def train(
     ] = None,
     precision: Annotated[str, typer.Option(help="auto, bf16, fp16 or fp32.")] = "auto",
     augment_on: Annotated[str, typer.Option(help="auto, loader or device.")] = "auto",
+    decode_on: Annotated[
+        str, typer.Option(help="loader, or device: plain JPEGs on the GPU, where a node's CPUs are too few.")
+    ] = "loader",
     compile: Annotated[bool | None, typer.Option(help="torch.compile; default on a GPU.")] = None,
     keep_checkpoints: Annotated[int, typer.Option(help="So many of the newest.")] = 2,
     bad_photo_share: Annotated[float, typer.Option(help="Stop above this share of unusable training photos.")] = 0.01,
@@ -68,6 +70,7 @@ def train(
         num_workers=workers,
         precision=precision,  # type: ignore[arg-type]  # checked there
         augment_on=augment_on,  # type: ignore[arg-type]
+        decode_on=decode_on,  # type: ignore[arg-type]
         compile=compile,
         keep_checkpoints=keep_checkpoints,
         bad_photo_share=bad_photo_share,
@@ -125,52 +128,54 @@ def evaluate(
     model: Annotated[Path, typer.Argument(help="A bundle, or the folder of a finished run.")],
     manifest: Annotated[str, typer.Argument(help="Manifest with the photos to judge on.")],
     split: Annotated[str, typer.Option(help="Which rows of the manifest.")] = "test",
-    output: Annotated[Path | None, typer.Option(help="Where to write metrics.json.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for metrics.json and report.html; a name that ends in .json takes the figures alone."
+        ),
+    ] = None,
     photos_per_listing: Annotated[
         int | None,
         typer.Option(min=1, help="Group photos of one category at random into listings of so many, for data without."),
     ] = None,
+    other_brands: Annotated[
+        bool, typer.Option("--other-brands", help="A brand that the taxonomy lacks counts as such, not as a mistake.")
+    ] = False,
 ) -> None:
     """Judge a model per photo and per listing, through the decisions that serving makes.
 
     A bundle is judged by its ONNX export, a run by its trained weights.
 
-    Example: listing-vision evaluate bundles/grocery data/grocery/manifest.parquet --split test
+    Example: listing-vision evaluate bundles/grocery data/grocery/manifest.parquet --output reports/grocery
     """
     from training.evaluation import evaluate as judge
-    from training.evaluation import format_table, pseudo_listings, without_nan
+    from training.evaluation import format_table, pseudo_listings
+    from training.frequency import count_training_leaves
+    from training.judged_model import load_judged
     from training.predictions import predict
-    from vision.bundle import load_bundle
-    from vision.decision import Calibration
-    from vision.engine import OnnxEngine
-    from vision.images import Preprocessing
+    from training.report import write_report
     from vision.manifest import Manifest
 
-    rows = Manifest.load(manifest).where_split(split)
-    if (model / "run.json").is_file():
-        from training.export import torch_forward
-        from training.run import Run
-
-        run = Run(model)
-        tree, calibration = run.taxonomy, Calibration(certifies={})
-        preprocessing = Preprocessing(input_px=run.recipe.input_px)
-        infer = torch_forward(run.load_model())
-    else:
-        bundle = load_bundle(model)
-        tree, calibration, preprocessing = bundle.taxonomy, bundle.calibration, bundle.info.preprocessing
-        infer = OnnxEngine(bundle).infer
-    predictions = predict(rows, tree, preprocessing, infer)
+    whole = Manifest.load(manifest)
+    rows = whole.where_split(split)
+    judged = load_judged(model)
+    predictions = predict(rows, judged.taxonomy, judged.preprocessing, judged.infer, other_brands=other_brands)
     for photo in predictions.unusable:
         _log.warning("not used: %s", photo)
     groups = None
     if photos_per_listing:
         groups = pseudo_listings(predictions.labels, num_photos=photos_per_listing, seed=0)
-    figures = {"split": split, **judge(predictions, taxonomy=tree, calibration=calibration, groups=groups)}
+    figures = judge(
+        predictions,
+        taxonomy=judged.taxonomy,
+        calibration=judged.calibration,
+        groups=groups,
+        training_counts=count_training_leaves(whole, judged.taxonomy),
+    )
     typer.echo(format_table(figures))
     if output:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(without_nan(figures), indent=1, allow_nan=False) + "\n")
-        typer.echo(f"written: {output}")
+        for written in write_report({"model": judged.name, "split": split, **figures}, output):
+            typer.echo(f"written: {written}")
 
 
 def export(

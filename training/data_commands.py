@@ -103,6 +103,9 @@ def split(
         typer.Option(help="What stays together; by time, the newest listings are the test split."),
     ] = "listing",
     val: Annotated[float, typer.Option(min=0, max=1, help="Share of the listings.")] = 0.1,
+    calibrate: Annotated[
+        float, typer.Option(min=0, max=1, help="Share kept for certifying thresholds; 0: half of val serves for it.")
+    ] = 0.0,
     test: Annotated[float, typer.Option(min=0, max=1, help="Share of the listings.")] = 0.1,
     seed: int = 0,
     taxonomy: TaxonomyPath = None,
@@ -117,10 +120,10 @@ def split(
     if _absolute(manifest) == _absolute(output):
         raise ListingVisionError(f"--output {output} is the manifest that is read; give another file")
     tree = taxonomy_beside(manifest, taxonomy)
-    chosen = split_manifest(Manifest.load(manifest), by=by, val=val, test=test, seed=seed)
+    chosen = split_manifest(Manifest.load(manifest), by=by, val=val, calibrate=calibrate, test=test, seed=seed)
     chosen.moved_to(posixpath.dirname(output)).save(output)
     for name, (num_photos, num_listings) in count_splits(chosen).items():
-        typer.echo(f"{name:<5} {num_photos:10d} photos {num_listings:10d} listings")
+        typer.echo(f"{name:<9} {num_photos:10d} photos {num_listings:10d} listings")
     missing = leaves_not_trained(chosen, tree)
     if missing:
         named = ", ".join(missing[:20]) + (f" and {len(missing) - 20} more" if len(missing) > 20 else "")

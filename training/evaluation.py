@@ -6,107 +6,67 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from training.confusions import most_confused
+from training.estimates import calibration_error, hierarchical, macro, reliability, share, where
+from training.frequency import LeafCounts, by_frequency, count_leaves
 from training.predictions import Predictions
+from training.selective import operating_point, selective
+from training.slices import figures_of_slices, slices
+from training.view import View, view_of
 from vision.decision import (
     BRAND_FIELD,
     Calibration,
-    Paths,
-    answer_paths,
-    brand_probabilities,
-    category_probabilities,
+    Field,
+    brand_fill_scores,
     field_name,
     node_probabilities,
+    path_fill_scores,
 )
 from vision.manifest import UNLABELLED, Labels
-from vision.metrics import expected_calibration_error, macro_accuracy, top_k_accuracy, wilson_interval
-from vision.taxonomy import Taxonomy
+from vision.metrics import top_k_hits
+from vision.taxonomy import OTHER_BRAND, Taxonomy
 
-__all__ = [
-    "Truth",
-    "Verdicts",
-    "evaluate",
-    "format_table",
-    "judge_paths",
-    "listing_labels",
-    "pseudo_listings",
-    "truth_by_depth",
-    "without_nan",
-]
+__all__ = ["evaluate", "format_table", "pseudo_listings", "without_nan"]
 
+Bools = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.int64]
 
 
-class Verdicts(NamedTuple):
-    """On each step of answered paths."""
-
-    known: npt.NDArray[np.bool_]
-    """(N, D) whether the step is answered and the truth decides on it."""
-    right: npt.NDArray[np.bool_]
-    """(N, D); false where not known."""
-
-
-class Truth(NamedTuple):
-    """The known answer of each row."""
-
-    nodes: Ints
-    """(N, D) the labelled node's ancestor at each depth, -1 where not known or not that deep."""
-    leaves: Ints
-    """(N,) column of the category logits; -1 where the label is missing or an inner node."""
-    brands: Ints
-    """(N,) column of the brand logits; -1 where missing."""
-
-
 def evaluate(
-    predictions: Predictions, *, taxonomy: Taxonomy, calibration: Calibration, groups: Ints | None = None
+    predictions: Predictions,
+    *,
+    taxonomy: Taxonomy,
+    calibration: Calibration,
+    groups: Ints | None = None,
+    training_counts: LeafCounts | None = None,
 ) -> dict[str, Any]:
-    """Figures per photo and per listing.
+    """Figures per photo and per listing, each with its 95 % interval beside it (`top1`, `top1_interval`).
 
     Args:
         groups: (P,) listing number of each photo, instead of the manifest's own listings.
+        training_counts: by which a category is frequent or rare; without, by the photos that are judged.
 
     Returns:
-        `photo` and `listing`, each with `num`, `leaf` (top1, top5, macro, ece, interval), `depth_1`…, `brand`
-        (top1, of branded, of unbranded, ece) and `fields` (coverage and precision of what would be filled).
+        `photo` and `listing`, each with `num`, `leaf` and `depth_1`… (top1, top5, macro, ece, reliability), `brand`
+        (of all, of branded, unbranded and unseen), `fields` (what would be filled), `selective` (precision against
+        coverage), `hierarchy`, `frequency`, `confusions` and `slices`.
     """
+    counts = training_counts or count_leaves(predictions.labels, taxonomy, counted_on="the photos judged here")
     each_alone = np.arange(len(predictions.groups))
-    fused = predictions.groups if groups is None else groups
     by_view = {}
-    for view, view_groups in (("photo", each_alone), ("listing", fused)):
-        labels = listing_labels(predictions.labels, view_groups)
-        leaves = category_probabilities(predictions.category_logits, view_groups, calibration)
-        brands = brand_probabilities(predictions.brand_logits, view_groups, calibration)
-        by_view[view] = _figures(leaves, brands, truth_by_depth(labels, taxonomy), taxonomy, calibration)
+    for name, rows_of, clusters in (
+        ("photo", each_alone, predictions.groups),
+        ("listing", predictions.groups if groups is None else groups, None),
+    ):
+        view = view_of(predictions, rows_of, taxonomy=taxonomy, calibration=calibration, clusters=clusters)
+        by_view[name] = {
+            **_figures(view, taxonomy, calibration),
+            "frequency": by_frequency(view.leaves.argmax(axis=1), view.truth.leaves, counts, clusters=clusters),
+            "confusions": most_confused(view, taxonomy),
+            "slices": figures_of_slices(slices(predictions, view, taxonomy), view),
+        }
     return {**by_view, "num_unusable_photos": len(predictions.unusable)}
-
-
-def judge_paths(paths: Paths, truth: Truth) -> Verdicts:
-    """Which steps of the answered paths are known to be right or wrong.
-
-    A step deeper than the true leaf is wrong, and so is every step below one that is wrong. Not known is a step only
-    where the label is missing, or is an inner node that the answer agrees with and goes below.
-    """
-    given = truth.nodes >= 0
-    labelled = given.any(axis=1, keepdims=True)
-    last_given = np.maximum(given.sum(axis=1, keepdims=True) - 1, 0)
-    agrees = np.take_along_axis(paths.nodes, last_given, 1) == np.take_along_axis(truth.nodes, last_given, 1)
-    to_the_leaf = truth.leaves[:, None] >= 0
-    known = (paths.nodes >= 0) & labelled & (given | to_the_leaf | ~agrees)
-    return Verdicts(known, known & given & (paths.nodes == truth.nodes))
-
-
-def listing_labels(labels: Labels, groups: Ints) -> Labels:
-    """The labels of each listing: for category and for brand, that of its first photo that carries one."""
-    return Labels(
-        category_nodes=_first_known(labels.category_nodes, groups), brands=_first_known(labels.brands, groups)
-    )
-
-
-def _first_known(values: Ints, groups: Ints) -> Ints:
-    firsts = np.full(int(groups.max()) + 1, UNLABELLED, dtype=np.int64)
-    known = values >= 0
-    chosen, rows = np.unique(groups[known], return_index=True)
-    firsts[chosen] = values[known][rows]
-    return firsts
 
 
 def pseudo_listings(labels: Labels, *, num_photos: int, seed: int) -> Ints:
@@ -124,105 +84,167 @@ def pseudo_listings(labels: Labels, *, num_photos: int, seed: int) -> Ints:
     return groups
 
 
-def truth_by_depth(labels: Labels, taxonomy: Taxonomy) -> Truth:
-    paths = np.full((len(taxonomy.categories) + 1, taxonomy.max_depth), UNLABELLED, dtype=np.int64)
-    leaf_of = np.full(len(taxonomy.categories) + 1, UNLABELLED, dtype=np.int64)
-    for category in taxonomy.categories:
-        node = taxonomy.node_index[category.id]
-        for depth, ancestor in enumerate(taxonomy.ancestry(category.id)):
-            paths[node, depth] = taxonomy.node_index[ancestor.id]
-    for column, leaf_id in enumerate(taxonomy.leaf_ids):
-        leaf_of[taxonomy.node_index[leaf_id]] = column
-    # Index -1, 'not labelled', finds the last row, which is all -1.
-    return Truth(paths[labels.category_nodes], leaf_of[labels.category_nodes], labels.brands)
-
-
-def _figures(
-    leaves: npt.NDArray[np.floating],
-    brands: npt.NDArray[np.floating],
-    truth: Truth,
-    taxonomy: Taxonomy,
-    calibration: Calibration,
-) -> dict[str, Any]:
-    figures: dict[str, Any] = {
-        "num": len(leaves),
-        "leaf": _level(leaves, truth.leaves, answers=leaves.argmax(axis=1), confidences=leaves.max(axis=1)),
+def _figures(view: View, taxonomy: Taxonomy, calibration: Calibration) -> dict[str, Any]:
+    judged = _judged(view, taxonomy)
+    return {
+        "num": len(view.leaves),
+        **_levels(view, taxonomy),
+        "brand": _brand(view),
+        "fields": {field.name: _field(judged[field.name], field, view.clusters) for field in calibration.fields},
+        "selective": {
+            name: selective(
+                field.scores[field.known],
+                field.right[field.known],
+                filled=field.filled[field.known],
+                promise=calibration.field(name),
+                clusters=where(view.clusters, field.known),
+            )
+            for name, field in judged.items()
+        },
+        "hierarchy": {
+            **hierarchical(
+                given=view.truth.nodes >= 0,
+                answered=view.verdicts.known,
+                right=view.verdicts.right,
+                clusters=view.clusters,
+            ),
+            "mistakes": _mistakes(view),
+        },
     }
-    nodes = node_probabilities(leaves, taxonomy)
+
+
+def _levels(view: View, taxonomy: Taxonomy) -> dict[str, Any]:
+    truth, paths = view.truth, view.paths
+    levels = {
+        "leaf": _level(
+            view.leaves,
+            truth.leaves,
+            answers=view.leaves.argmax(axis=1),
+            confidences=view.leaves.max(axis=1),
+            uncalibrated=view.uncalibrated_leaf_scores,
+            clusters=view.clusters,
+        )
+    }
+    nodes = node_probabilities(view.leaves, taxonomy)
     depth_of = np.array([len(taxonomy.ancestry(category.id)) for category in taxonomy.categories])
-    paths = answer_paths(leaves, taxonomy)
     for depth in range(1, taxonomy.max_depth + 1):
         columns = np.flatnonzero(depth_of == depth)
         column_of = np.full(len(depth_of) + 1, UNLABELLED)
         column_of[columns] = np.arange(len(columns))
-        figures[f"depth_{depth}"] = _level(
+        levels[f"depth_{depth}"] = _level(
             nodes[:, columns],
             column_of[truth.nodes[:, depth - 1]],
             answers=column_of[paths.nodes[:, depth - 1]],
             confidences=paths.scores[:, depth - 1],
+            uncalibrated=view.uncalibrated_path_scores[:, depth - 1],
+            clusters=view.clusters,
         )
-    branded, unbranded = truth.brands > 0, truth.brands == 0
-    right = brands.argmax(axis=1) == truth.brands
-    known = branded | unbranded
-    figures["brand"] = {
-        "top1": _share(right[known]),
-        "top1_branded": _share(right[branded]),
-        "top1_unbranded": _share(right[unbranded]),
-        "num_branded": int(branded.sum()),
-        "num_unbranded": int(unbranded.sum()),
-        "ece": expected_calibration_error(brands.max(axis=1)[known], right[known]),
-    }
-    figures["fields"] = _fields(leaves, brands, truth, taxonomy, calibration)
-    return figures
+    return levels
 
 
 def _level(
-    scores: npt.NDArray[np.floating], labels: Ints, *, answers: Ints, confidences: npt.NDArray[np.floating]
+    scores: Floats, labels: Ints, *, answers: Ints, confidences: Floats, uncalibrated: Floats, clusters: Ints | None
 ) -> dict[str, Any]:
     """Figures of one level; `answers` are those of the decision, `scores` rank all nodes of the level for top-5."""
     labelled = labels >= 0
-    right = answers[labelled] == labels[labelled]
+    right, kept = answers[labelled] == labels[labelled], where(clusters, labelled)
     return {
         "num": int(labelled.sum()),
-        "top1": _share(right),
-        "top1_interval": wilson_interval(int(right.sum()), int(labelled.sum())),
-        "top5": top_k_accuracy(scores, labels, k=5),
-        "macro": macro_accuracy(answers, labels),
-        "ece": expected_calibration_error(confidences[labelled], right),
+        **share("top1", right, kept),
+        **share("top5", top_k_hits(scores, labels, k=5), kept),
+        **macro("macro", answers, labels, clusters),
+        **_calibration(confidences[labelled], uncalibrated[labelled], right, kept),
     }
 
 
-def _fields(
-    leaves: npt.NDArray[np.floating],
-    brands: npt.NDArray[np.floating],
-    truth: Truth,
-    taxonomy: Taxonomy,
-    calibration: Calibration,
-) -> dict[str, Any]:
-    paths = answer_paths(leaves, taxonomy)
-    verdicts = judge_paths(paths, truth)
-    judged = {
-        field_name(depth + 1): (paths.scores[:, depth], verdicts.known[:, depth], verdicts.right[:, depth])
+def _calibration(confidences: Floats, uncalibrated: Floats, right: Bools, clusters: Ints | None) -> dict[str, Any]:
+    return {
+        **calibration_error("ece", confidences, right, clusters),
+        **calibration_error("ece_uncalibrated", uncalibrated, right, clusters),
+        "reliability": reliability(confidences, right, clusters),
+        "reliability_uncalibrated": reliability(uncalibrated, right, clusters),
+    }
+
+
+def _brand(view: View) -> dict[str, Any]:
+    """A listing of a brand that the taxonomy lacks is answered right by 'none that I know' alone."""
+    truth, answers = view.truth.brands, view.brands.labels
+    known, right = truth != UNLABELLED, answers == truth
+    # 'None that I know' has no probability that could be right or wrong.
+    scored = known & (answers != OTHER_BRAND)
+    parts: dict[str, Any] = {}
+    for name, rows in (("branded", truth > 0), ("unbranded", truth == 0), ("unseen", truth == OTHER_BRAND)):
+        kept = where(view.clusters, rows)
+        parts |= {
+            f"num_{name}": int(rows.sum()),
+            **share(f"top1_{name}", right[rows], kept),
+            **share(f"none_known_{name}", answers[rows] == OTHER_BRAND, kept),
+            **share(f"filled_{name}", view.filled[rows, -1], kept),
+            **share(f"filled_wrong_{name}", view.filled[rows, -1] & ~right[rows], kept),
+        }
+    return {
+        "num": int(known.sum()),
+        **share("top1", right[known], where(view.clusters, known)),
+        **parts,
+        **_calibration(
+            view.brands.scores[scored],
+            view.uncalibrated_brand_scores[scored],
+            right[scored],
+            where(view.clusters, scored),
+        ),
+    }
+
+
+class _Judged(NamedTuple):
+    """One field of the seller's form, (N,) each."""
+
+    scores: Floats
+    """What a threshold is held against; -inf where nothing is ever filled in."""
+    known: Bools
+    right: Bools
+    filled: Bools
+
+
+def _judged(view: View, taxonomy: Taxonomy) -> dict[str, _Judged]:
+    """Each field; a depth with one category for all is none, and has no promise."""
+    scores = path_fill_scores(view.paths, taxonomy)
+    fields = {
+        field_name(depth + 1): _Judged(
+            scores[:, depth], view.verdicts.known[:, depth], view.verdicts.right[:, depth], view.filled[:, depth]
+        )
         for depth in range(taxonomy.max_depth)
     }
-    judged[BRAND_FIELD] = (brands.max(axis=1), truth.brands >= 0, brands.argmax(axis=1) == truth.brands)
-    figures = {}
-    for field in calibration.fields:
-        score, known, right = judged[field.name]
-        filled = known & (score >= (np.inf if field.threshold is None else field.threshold))
-        figures[field.name] = {
-            "alpha": field.alpha,
-            "threshold": field.threshold,
-            "coverage": _share(filled[known]),
-            "precision": _share(right[filled]),
-            "num_filled": int(filled.sum()),
-            "num": int(known.sum()),
+    fields[BRAND_FIELD] = _Judged(
+        brand_fill_scores(view.brands),
+        view.truth.brands != UNLABELLED,
+        view.brands.labels == view.truth.brands,
+        view.filled[:, -1],
+    )
+    return fields
+
+
+def _field(judged: _Judged, promise: Field, clusters: Ints | None) -> dict[str, Any]:
+    known = judged.known
+    point = operating_point(
+        judged.filled[known], judged.right[known], threshold=promise.threshold, clusters=where(clusters, known)
+    )
+    return {"alpha": promise.alpha, **point, "num": int(known.sum())}
+
+
+def _mistakes(view: View) -> list[dict[str, Any]]:
+    """How many answered paths first leave the truth at each depth, those that never do first (`depth` null)."""
+    known, right = view.verdicts
+    judged = np.logical_or.reduce(known, axis=1)
+    wrong = known & ~right
+    first = np.where(wrong.any(axis=1), wrong.argmax(axis=1), -1)[judged]
+    return [
+        {
+            "depth": None if depth < 0 else depth + 1,
+            "num": int((first == depth).sum()),
+            **share("share", first == depth, where(view.clusters, judged)),
         }
-    return figures
-
-
-def _share(hits: npt.NDArray[np.bool_]) -> float:
-    return float(hits.mean()) if hits.size else float("nan")
+        for depth in range(-1, known.shape[1])
+    ]
 
 
 def without_nan(figures: Any) -> Any:
@@ -253,9 +275,14 @@ def format_table(figures: dict[str, Any]) -> str:
             )
         b = part["brand"]
         lines.append(
-            f"  brand            {b['num_branded'] + b['num_unbranded']:8d}   {percent(b['top1'])}   branded "
+            f"  brand            {b['num']:8d}   {percent(b['top1'])}   branded "
             f"{percent(b['top1_branded'])} of {b['num_branded']}, unbranded {percent(b['top1_unbranded'])} of "
-            f"{b['num_unbranded']}"
+            f"{b['num_unbranded']}, unseen {percent(b['top1_unseen'])} of {b['num_unseen']}"
+        )
+        h = part["hierarchy"]
+        lines.append(
+            f"  hierarchical     {h['num']:8d}   precision {percent(h['precision'])}, recall {percent(h['recall'])}, "
+            f"F1 {percent(h['f1'])}"
         )
     for name, f in figures["listing"]["fields"].items():
         if f["threshold"] is None:

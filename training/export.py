@@ -4,7 +4,8 @@ import logging
 import math
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,35 @@ import safetensors.torch
 import torch
 
 from training.calibration import calibrate
+from training.losses import log_class_shares
 from training.model_card import model_card
-from training.predictions import predict
+from training.predictions import Infer, predict
+from training.recalibration import tune_and_calibration_rows
+from training.recipe import Recipe
 from training.run import Run
+from training.sampling import sampling_weights
 from training.torchscript import export_torchscript, load_torchscript
 from vision.bundle import Bundle, BundleInfo, Golden, certified_facts, load_bundle, seal_bundle, sha256_of
+from vision.decision import Calibration
 from vision.engine import INPUT_NAME, OUTPUT_NAMES, Logits
 from vision.errors import ExportMismatch, PhotoError, RunError
 from vision.images import Preprocessing, prepare_photo
 from vision.manifest import Manifest, photo_bytes
 from vision.model import ListingClassifier
+from vision.taxonomy import Taxonomy
 
-__all__ = ["BATCH_SIZES", "TOLERANCE", "compare", "export_bundle", "export_onnx"]
+__all__ = [
+    "BATCH_SIZES",
+    "TOLERANCE",
+    "Exported",
+    "build_bundle",
+    "compare",
+    "export_bundle",
+    "export_onnx",
+    "onnx_forward",
+    "refuse_existing",
+    "torch_forward",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -37,53 +55,137 @@ TOLERANCE = 1e-3
 OPSET = 20
 _NUM_GOLDEN = 2
 
-_Forward = Callable[[npt.NDArray[np.uint8]], Logits]
-
 
 def export_bundle(run: Run, folder: Path, *, model_name: str) -> Bundle:
     """Export, compare, calibrate on the val split, seal, and load back what was written.
-
-    The bundle appears under `folder` only when it is whole.
 
     Raises:
         RunError: the run has not finished, or `folder` exists.
         ExportMismatch: an export answers differently from the trained model on the same photos.
     """
+    refuse_existing(folder)
+    model, recipe, taxonomy = run.load_model(), run.recipe, run.taxonomy
+    manifest = Manifest.load(run.asked()["manifest"])
+    val, tested, split = tune_and_calibration_rows(manifest)
+    preprocessing = Preprocessing(input_px=recipe.input_px)
+    category_log_prior, brand_log_prior = _log_priors(recipe, manifest.where_split("train"), taxonomy)
+
+    def calibrated(exported: Exported) -> Calibration:
+        tune_answers, answers = (
+            predict(rows, taxonomy, preprocessing, exported.infer) if rows else None for rows in (val, tested)
+        )
+        assert tune_answers is not None
+        for photo in (*tune_answers.unusable, *(answers.unusable if answers else ())):
+            _log.warning("left out of calibration: %s", photo)
+        return calibrate(
+            tune_answers,
+            taxonomy,
+            certifies={**certified_facts(exported.info, exported.sha256), "split": split},
+            calibration_predictions=answers,
+            category_log_prior=category_log_prior,
+            brand_log_prior=brand_log_prior,
+        )
+
+    return build_bundle(
+        model,
+        folder,
+        model_name=model_name,
+        taxonomy=taxonomy,
+        preprocessing=preprocessing,
+        photos_nhwc=_real_photos(val, preprocessing, num_photos=max(BATCH_SIZES)),
+        photos_from="the val split",
+        training={**run.asked(), "last_metrics": run.metrics()[-1]},
+        calibrated=calibrated,
+    )
+
+
+def _log_priors(recipe: Recipe, train: Manifest, taxonomy: Taxonomy) -> tuple[list[float], list[float]]:
+    """What to add to the logits so that answers have the classes' natural frequencies in; nothing where they do.
+
+    Training with adjusted logits leaves frequencies out altogether, balanced sampling puts its own in.
+    """
+    if recipe.long_tail == "none" and recipe.balanced_sampling == 0:
+        return [], []
+    labels = train.labels(taxonomy)
+    weights = sampling_weights(labels.category_nodes, recipe.balanced_sampling)
+
+    def log_prior(nodes: npt.NDArray[np.int64], leaves_below: npt.NDArray[np.bool_]) -> list[float]:
+        natural = log_class_shares(nodes, leaves_below)
+        learned = log_class_shares(nodes, leaves_below, weights) if recipe.long_tail == "none" else np.zeros(1)
+        return (natural - learned).tolist()  # type: ignore[no-any-return]
+
+    each_brand = np.eye(len(taxonomy.brand_labels), dtype=bool)
+    return log_prior(labels.category_nodes, taxonomy.leaves_below), log_prior(labels.brands, each_brand)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """A bundle that lacks its calibration."""
+
+    info: BundleInfo
+    sha256: Mapping[str, str]
+    """Of the files that a promise is tied to, by name."""
+    infer: Infer
+    """The ONNX export."""
+
+
+def refuse_existing(folder: Path) -> None:
+    """Before hours of work, not after.
+
+    Raises:
+        RunError: there is something.
+    """
     if folder.exists():
         raise RunError(f"{folder} exists; bundles are never overwritten: give another --output")
-    model = run.load_model()
-    recipe, taxonomy = run.recipe, run.taxonomy
-    val = Manifest.load(run.asked()["manifest"]).where_split("val")
-    preprocessing = Preprocessing(input_px=recipe.input_px)
-    photos = _real_photos(val, preprocessing, num_photos=max(BATCH_SIZES))
-    num_distinct = len(np.unique(photos.reshape(len(photos), -1), axis=0))
+
+
+def build_bundle(
+    model: ListingClassifier,
+    folder: Path,
+    *,
+    model_name: str,
+    taxonomy: Taxonomy,
+    preprocessing: Preprocessing,
+    photos_nhwc: npt.NDArray[np.uint8],
+    photos_from: str,
+    training: Mapping[str, Any],
+    calibrated: Callable[[Exported], Calibration],
+) -> Bundle:
+    """Export, compare, calibrate, seal, and load back what was written: the bundle appears only when it is whole.
+
+    Args:
+        model: in evaluation mode, on the CPU.
+        folder: of the new bundle.
+        model_name: for people; the version follows from the weights.
+        taxonomy: in the order of the model's labels.
+        preprocessing: of the photos.
+        photos_nhwc: (N, S, S, 3) that the exports are compared on; the first become the golden ones.
+        photos_from: where they come from, for the record.
+        training: how the model was made, for the record.
+        calibrated: what the finished export may promise.
+
+    Raises:
+        RunError: `folder` exists.
+        ExportMismatch: an export answers differently from the model on the same photos.
+    """
+    refuse_existing(folder)
     building = folder.with_name(f".{folder.name}.building")
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
-    export_onnx(model, photos, building / "model.onnx")
-    export_torchscript(model, torch.from_numpy(photos[:2]), building / "model.torchscript.pt")
-    trained = torch_forward(model)
-    onnx = onnx_forward(building / "model.onnx")
-    parity = {
-        "photos": f"{num_distinct} photos of the val split",
-        "batch_sizes": list(BATCH_SIZES),
-        "tolerance": TOLERANCE,
-        "onnx": compare(trained, onnx, photos, name="ONNX"),
-        "torchscript": compare(
-            trained, torch_forward(load_torchscript(building / "model.torchscript.pt")), photos, name="TorchScript"
-        ),
-    }
+    parity = _exported(model, building, photos_nhwc, photos_from=photos_from)
     safetensors.torch.save_file(
         {k: v.contiguous() for k, v in model.state_dict().items()}, building / "weights.safetensors"
     )
-    answers = onnx(photos[:_NUM_GOLDEN])
-    Golden(photos[:_NUM_GOLDEN], answers.category, answers.brand).save(building / "golden.safetensors")
+    infer = onnx_forward(building / "model.onnx")
+    golden = photos_nhwc[:_NUM_GOLDEN]
+    answers = infer(golden)
+    Golden(golden, answers.category, answers.brand).save(building / "golden.safetensors")
     taxonomy.save(building / "taxonomy.json")
-    hashes = {name: sha256_of(building / name) for name in ("weights.safetensors", "model.onnx", "taxonomy.json")}
+    sha256 = {name: sha256_of(building / name) for name in ("weights.safetensors", "model.onnx", "taxonomy.json")}
     info = BundleInfo(
         model_name=model_name,
-        model_version=hashes["weights.safetensors"][:12],
-        backbone=recipe.backbone,
+        model_version=sha256["weights.safetensors"][:12],
+        backbone=model.spec.backbone,
         mean=model.spec.mean,
         std=model.spec.std,
         num_categories=model.spec.num_categories,
@@ -94,19 +196,37 @@ def export_bundle(run: Run, folder: Path, *, model_name: str) -> Bundle:
         preprocessing=preprocessing,
         inputs=(INPUT_NAME,),
         outputs=OUTPUT_NAMES,
-        training={**run.asked(), "last_metrics": run.metrics()[-1]},
+        training=training,
         parity=parity,
+        brand_head=model.spec.brand_head,
     )
-    predictions = predict(val, taxonomy, preprocessing, onnx)
-    for photo in predictions.unusable:
-        _log.warning("left out of calibration: %s", photo)
-    calibration = calibrate(predictions, taxonomy, certifies=certified_facts(info, hashes))
-    (building / "calibration.json").write_text(calibration.to_json() + "\n")
+    calibration = calibrated(Exported(info=info, sha256=sha256, infer=infer))
+    (building / "calibration.json").write_text(calibration.to_json() + "\n", encoding="utf-8")
     (building / "model_card.md").write_text(model_card(info, taxonomy, calibration), encoding="utf-8")
     seal_bundle(building, info)
     load_bundle(building)
     building.rename(folder)
     return load_bundle(folder)
+
+
+def _exported(
+    model: ListingClassifier, folder: Path, photos_nhwc: npt.NDArray[np.uint8], *, photos_from: str
+) -> dict[str, Any]:
+    """Write both exports; how far their answers are from the model's."""
+    num_distinct = len(np.unique(photos_nhwc.reshape(len(photos_nhwc), -1), axis=0))
+    repeats = -(-max(BATCH_SIZES) // len(photos_nhwc))
+    photos = np.concatenate([photos_nhwc] * repeats)[: max(BATCH_SIZES)]
+    export_onnx(model, photos, folder / "model.onnx")
+    export_torchscript(model, torch.from_numpy(photos[:2]), folder / "model.torchscript.pt")
+    trained = torch_forward(model)
+    torchscript = torch_forward(load_torchscript(folder / "model.torchscript.pt"))
+    return {
+        "photos": f"{num_distinct} photos of {photos_from}",
+        "batch_sizes": list(BATCH_SIZES),
+        "tolerance": TOLERANCE,
+        "onnx": compare(trained, onnx_forward(folder / "model.onnx"), photos, name="ONNX"),
+        "torchscript": compare(trained, torchscript, photos, name="TorchScript"),
+    }
 
 
 def export_onnx(model: ListingClassifier, photos_nhwc: npt.NDArray[np.uint8], path: Path) -> None:
@@ -129,7 +249,7 @@ def export_onnx(model: ListingClassifier, photos_nhwc: npt.NDArray[np.uint8], pa
     program.save(str(path), external_data=False)
 
 
-def torch_forward(module: torch.nn.Module) -> _Forward:
+def torch_forward(module: torch.nn.Module) -> Infer:
     def forward(photos_nhwc: npt.NDArray[np.uint8]) -> Logits:
         with torch.inference_mode():
             outputs = module(torch.from_numpy(photos_nhwc))
@@ -138,12 +258,12 @@ def torch_forward(module: torch.nn.Module) -> _Forward:
     return forward
 
 
-def onnx_forward(path: Path) -> _Forward:
+def onnx_forward(path: Path) -> Infer:
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return lambda photos_nhwc: Logits(*session.run(list(OUTPUT_NAMES), {INPUT_NAME: photos_nhwc}))
 
 
-def compare(trained: _Forward, exported: _Forward, photos: npt.NDArray[np.uint8], *, name: str) -> dict[str, Any]:
+def compare(trained: Infer, exported: Infer, photos: npt.NDArray[np.uint8], *, name: str) -> dict[str, Any]:
     """Largest difference over all outputs, batch sizes and photos, and the share of equal answers.
 
     Raises:
@@ -177,7 +297,7 @@ def compare(trained: _Forward, exported: _Forward, photos: npt.NDArray[np.uint8]
 
 
 def _real_photos(manifest: Manifest, preprocessing: Preprocessing, *, num_photos: int) -> npt.NDArray[np.uint8]:
-    """(num_photos, S, S, 3) from all over the manifest; where it has too few they are repeated."""
+    """(num_photos, S, S, 3) from all over the manifest, or as many as can be read."""
     photos: list[npt.NDArray[np.uint8]] = []
     # A stride of the golden ratio visits the rows evenly however soon enough photos are found.
     stride = next(
@@ -192,5 +312,4 @@ def _real_photos(manifest: Manifest, preprocessing: Preprocessing, *, num_photos
             _log.warning("photo %s left out of the comparison: %s", manifest.photo_url(row), error)
     if not photos:
         raise RunError("no photo of the val split can be read; run `listing-vision data check`")
-    repeats = -(-num_photos // len(photos))
-    return np.stack((photos * repeats)[:num_photos])
+    return np.stack(photos)

@@ -109,6 +109,7 @@ def load_embedder(model: Path | None, *, input_px: int | None = None) -> "tuple[
         RunError, BundleError, RecipeError: weights that cannot be had.
         ListingVisionError: an `input_px` out of range.
     """
+    from training.bundle_model import load_bundle_model
     from training.pretrained import create_backbone
     from training.run import Run
     from vision.bundle import load_bundle
@@ -120,22 +121,8 @@ def load_embedder(model: Path | None, *, input_px: int | None = None) -> "tuple[
         run = Run(model)
         embedder, own_px = run.load_model(), run.recipe.input_px
     else:
-        import safetensors.torch
-
-        from vision.model import ListingClassifier, ModelSpec
-
         bundle = load_bundle(model)
-        info, own_px = bundle.info, bundle.info.preprocessing.input_px
-        embedder = ListingClassifier(
-            ModelSpec(
-                backbone=info.backbone,
-                num_categories=info.num_categories,
-                num_brands=info.num_brands,
-                mean=info.mean,
-                std=info.std,
-            )
-        )
-        embedder.load_state_dict(safetensors.torch.load_file(bundle.folder / "weights.safetensors"))
+        embedder, own_px = load_bundle_model(bundle), bundle.info.preprocessing.input_px
     try:
         return embedder.eval(), Preprocessing(input_px=own_px if input_px is None else input_px)
     except ValueError as error:

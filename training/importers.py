@@ -18,6 +18,7 @@ _PHOTO_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".avif")
 
 # Klasson et al., WACV 2019. Read off the package names; the data set itself has no brand column.
 GROCERY_BRANDS = ("Alpro", "Arla", "Bravo", "Garant", "God Morgon", "Oatly", "Tropicana", "Valio", "Yoggi")
+_PUBLISHED_SPLITS = ("train", "val", "test")
 
 
 def import_grocery_store(source: Path) -> tuple[Manifest, Taxonomy]:
@@ -30,7 +31,7 @@ def import_grocery_store(source: Path) -> tuple[Manifest, Taxonomy]:
         ManifestError: a file of the published layout is missing, or a listed photo is.
     """
     root = source / "dataset" if (source / "dataset").is_dir() else source
-    for name in ("classes.csv", *(f"{split}.txt" for split in SPLITS)):
+    for name in ("classes.csv", *(f"{split}.txt" for split in _PUBLISHED_SPLITS)):
         if not (root / name).is_file():
             raise ManifestError(f"{root / name} is missing; give the folder of the published Grocery Store data set")
     with (root / "classes.csv").open(newline="", encoding="utf-8") as file:
@@ -45,7 +46,7 @@ def import_grocery_store(source: Path) -> tuple[Manifest, Taxonomy]:
         paths[int(row["Class ID"])] = [name.replace("-", " ") for name in names]
     taxonomy = taxonomy_of_paths("grocery-store-1", list(paths.values()), GROCERY_BRANDS)
     rows, problems = [], []
-    for split in SPLITS:
+    for split in _PUBLISHED_SPLITS:
         for line in (root / f"{split}.txt").read_text(encoding="utf-8").splitlines():
             photo, fine, _coarse = (part.strip() for part in line.split(","))
             if not (root / photo).is_file():

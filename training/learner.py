@@ -221,6 +221,7 @@ def _spec(recipe: Recipe, backbone: nn.Module, taxonomy: Taxonomy) -> ModelSpec:
         num_brands=len(taxonomy.brand_labels),
         mean=tuple(cfg.get("mean", (0.5, 0.5, 0.5))),
         std=tuple(cfg.get("std", (0.5, 0.5, 0.5))),
+        brand_head=recipe.brand_head,
     )
 
 

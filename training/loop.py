@@ -19,7 +19,6 @@ import torch
 import vision
 from training.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint, save_checkpoint
 from training.distributed import Ranks
-from training.evaluation import truth_by_depth
 from training.features import photo_features
 from training.learner import Learner, StepResult
 from training.loader import Batch, evaluation_batches, training_batches
@@ -29,6 +28,7 @@ from training.progress import Progress, StepTimes
 from training.recipe import Recipe
 from training.run import Run, differences
 from training.sampling import Draws
+from training.truth import truth_by_depth
 from vision.errors import LossNotFinite, ManifestError, RunError
 from vision.images import Preprocessing
 from vision.manifest import Labels, Manifest
@@ -126,6 +126,7 @@ class Trainer:
             draws,
             num_workers=self._num_workers,
             only_crop=self._machine.augments_on_device(self._ranks.device),
+            decode_on=self._ranks.device if self._machine.decode_on == "device" else None,
             features=self._features(),
         )
         progress = Progress(

@@ -12,6 +12,7 @@ __all__ = ["Machine"]
 
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 AugmentOn = Literal["auto", "loader", "device"]
+DecodeOn = Literal["loader", "device"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,9 @@ class Machine:
     """Of the forward pass. auto: bf16 on a GPU that has it, fp16 with loss scaling on an older one, fp32 on a CPU."""
     augment_on: AugmentOn = "auto"
     """Where flips, colours and erasing happen. auto: on a GPU where there is one, else in the loader."""
+    decode_on: DecodeOn = "loader"
+    """Where plain JPEGs are decoded and cropped. device: for GPU nodes whose CPUs are too few; other photos stay with
+    the loader, and flips, colours and erasing happen on the device too."""
     compile: bool | None = None
     """torch.compile. Default: on a GPU."""
     keep_checkpoints: int = 2
@@ -34,9 +38,13 @@ class Machine:
     """Of the training photos; above it the run stops."""
 
     def __post_init__(self) -> None:
-        for name, choices in (("precision", get_args(Precision)), ("augment_on", get_args(AugmentOn))):
-            if getattr(self, name) not in choices:
-                raise RunError(f"{name} = {getattr(self, name)!r}: use one of {', '.join(choices)}")
+        for name, choices in (("precision", Precision), ("augment_on", AugmentOn), ("decode_on", DecodeOn)):
+            if getattr(self, name) not in get_args(choices):
+                raise RunError(f"{name} = {getattr(self, name)!r}: use one of {', '.join(get_args(choices))}")
+        if self.decode_on == "device" and self.augment_on == "loader":
+            raise RunError(
+                "augment_on = 'loader': the loader has no pixels with decode_on = 'device'; leave augment_on at 'auto'"
+            )
         if self.micro_batch is not None and self.micro_batch < 2:
             raise RunError(f"micro_batch = {self.micro_batch}: batch norm needs at least 2")
         if self.keep_checkpoints < 1:
@@ -61,7 +69,9 @@ class Machine:
         return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}[self.precision]
 
     def augments_on_device(self, device: torch.device) -> bool:
-        return self.augment_on == "device" or (self.augment_on == "auto" and device.type == "cuda")
+        if self.augment_on == "auto":
+            return device.type == "cuda" or self.decode_on == "device"
+        return self.augment_on == "device"
 
     def compiles(self, device: torch.device) -> bool:
         return device.type == "cuda" if self.compile is None else self.compile

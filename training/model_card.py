@@ -26,6 +26,7 @@ def model_card(info: BundleInfo, taxonomy: Taxonomy, calibration: Calibration) -
         + " |"
         for f in calibration.fields
     )
+    added = ", ".join(f"{b['name']} ({b['num_photos']} photos)" for b in info.training.get("brands_added", ()))
     parity = "\n".join(
         f"| {name} | {max(info.parity[name]['max_abs_difference'].values()):.2g} | "
         f"{info.parity[name]['answers_agreeing']:.1%} |"
@@ -39,6 +40,7 @@ Recognises the category (one of {info.num_categories} leaves, depth {taxonomy.ma
 - Backbone {info.backbone}, {info.precision}, photos {info.preprocessing.input_px} px square, preprocessing
   {info.preprocessing.fingerprint()}
 - Trained {stages}, from {recipe["weights"]} weights; versions {info.training["versions"]}
+- Brands added without training: {added or "none"}
 
 ## Last figures of training
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from vision.engine import Logits
 from vision.errors import ManifestError, PhotoError
-from vision.images import Preprocessing, prepare_photo
+from vision.images import Preprocessing, prepare_photo, size_px
 from vision.manifest import Labels, Manifest, photo_bytes
 from vision.taxonomy import Taxonomy
 
@@ -38,24 +38,35 @@ class Predictions:
     """Of the P photos."""
     unusable: tuple[str, ...]
     """What was wrong with each photo that is not among the P."""
+    short_sides_px: npt.NDArray[np.int64] | None = None
+    """(P,) of the stored photos, before any resizing; None where not known."""
+    brightness: npt.NDArray[np.float64] | None = None
+    """(P,) mean of a photo's values as the model sees them, 0…255; None where not known."""
 
 
 def usable_photos(
-    manifest: Manifest, preprocessing: Preprocessing, *, unusable: list[str], batch_size: int = 64
+    manifest: Manifest,
+    preprocessing: Preprocessing,
+    *,
+    unusable: list[str],
+    sizes_px: list[tuple[int, int]] | None = None,
+    batch_size: int = 64,
 ) -> Iterator[tuple[list[int], npt.NDArray[np.uint8]]]:
     """Rows of the manifest and their photos (N, S, S, 3), a batch at a time, the next one decoding meanwhile.
 
     Args:
         unusable: takes up what is wrong with each photo that is left out.
+        sizes_px: takes up width and height, as stored, of each photo that is not.
 
     Raises:
         ManifestError: no photo can be used; raised after the last batch.
     """
 
-    def prepare(row: int) -> npt.NDArray[np.uint8] | str:
+    def prepare(row: int) -> tuple[npt.NDArray[np.uint8], tuple[int, int]] | str:
         url = manifest.photo_url(row)
         try:
-            return prepare_photo(photo_bytes(url), preprocessing)
+            data = photo_bytes(url)
+            return prepare_photo(data, preprocessing), size_px(data)
         except (OSError, PhotoError) as error:
             return f"{url}: {error}"
 
@@ -69,27 +80,48 @@ def usable_photos(
             unusable.extend(photo for photo in decoded if isinstance(photo, str))
             used = {row: photo for row, photo in zip(rows, decoded, strict=True) if not isinstance(photo, str)}
             num_used += len(used)
+            if sizes_px is not None:
+                sizes_px.extend(size for _, size in used.values())
             if used:
-                yield list(used), np.stack(list(used.values()))
+                yield list(used), np.stack([photo for photo, _ in used.values()])
     if num_used == 0:
         raise ManifestError("no photo of the manifest can be used:", unusable)
 
 
 def predict(
-    manifest: Manifest, taxonomy: Taxonomy, preprocessing: Preprocessing, infer: Infer, *, batch_size: int = 64
+    manifest: Manifest,
+    taxonomy: Taxonomy,
+    preprocessing: Preprocessing,
+    infer: Infer,
+    *,
+    batch_size: int = 64,
+    other_brands: bool = False,
 ) -> Predictions:
     """Decode and classify every photo.
+
+    Args:
+        manifest: the photos to classify.
+        taxonomy: of the model.
+        preprocessing: of the model.
+        infer: the model.
+        batch_size: photos at once through the model.
+        other_brands: whether a brand that the taxonomy lacks is taken as such instead of refused.
 
     Raises:
         ManifestError: unknown labels, or no photo can be used.
     """
-    labels = manifest.labels(taxonomy)
+    labels = manifest.labels(taxonomy, other_brands=other_brands)
     kept: list[int] = []
     unusable: list[str] = []
+    sizes_px: list[tuple[int, int]] = []
     answers: list[Logits] = []
-    for rows, photos in usable_photos(manifest, preprocessing, unusable=unusable, batch_size=batch_size):
+    brightness: list[npt.NDArray[np.float64]] = []
+    for rows, photos in usable_photos(
+        manifest, preprocessing, unusable=unusable, sizes_px=sizes_px, batch_size=batch_size
+    ):
         kept += rows
         answers.append(infer(photos))
+        brightness.append(photos.mean(axis=(1, 2, 3)))
     used = manifest.take(np.array(kept))
     groups = used.listing_groups()
     firsts = np.unique(groups, return_index=True)[1]
@@ -102,4 +134,6 @@ def predict(
         listing_ids=tuple(ids[first] for first in firsts),
         photo_urls=tuple(used.photo_url(row) for row in range(len(used))),
         unusable=tuple(unusable),
+        short_sides_px=np.array([min(size) for size in sizes_px]),
+        brightness=np.concatenate(brightness),
     )

@@ -1,7 +1,7 @@
 """Which listings train a model, choose its thresholds and judge it: `split_manifest` writes the split column anew."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, date, datetime, timedelta
 from typing import Literal, get_args
 
@@ -18,20 +18,27 @@ __all__ = ["SplitBy", "count_splits", "leaves_not_trained", "split_manifest"]
 
 SplitBy = Literal["listing", "seller", "time"]
 
-_TRAIN, _VAL, _TEST = range(3)
+_TRAIN, _VAL, _CALIBRATE, _TEST = range(4)
 _EPOCH = datetime(1970, 1, 1)
 _MICROSECOND = timedelta(microseconds=1)
 _SLICE = 1 << 17
 
 
 def split_manifest(
-    manifest: Manifest, *, by: SplitBy = "listing", val: float = 0.1, test: float = 0.1, seed: int = 0
+    manifest: Manifest,
+    *,
+    by: SplitBy = "listing",
+    val: float = 0.1,
+    calibrate: float = 0.0,
+    test: float = 0.1,
+    seed: int = 0,
 ) -> Manifest:
     """The same rows with a new split column; photos of one listing always share a split.
 
     By listing or seller, a keyed hash of the id alone decides, so listings that come later move no earlier one;
-    `val` and `test` are then expected shares. By time, the newest `test` of the listings are the test split and the
-    next newest `val` the validation split; among listings of the same time the hash decides.
+    `val`, `calibrate` and `test` are then expected shares. By time, the newest `test` of the listings are the test
+    split, the next newest `calibrate` the calibration split and the next `val` the validation split; among listings of
+    the same time the hash decides.
 
     Raises:
         ManifestError: shares that leave nothing to train on; a listing of two sellers; by time, rows without a
@@ -39,17 +46,23 @@ def split_manifest(
     """
     if by not in get_args(SplitBy):
         raise ManifestError(f"cannot split by {by!r}; take one of {', '.join(get_args(SplitBy))}")
-    if not (val >= 0 and test >= 0 and val + test < 1):
-        raise ManifestError(f"val {val:g} and test {test:g} must be 0 or more and leave a share to train on")
+    if not (min(val, calibrate, test) >= 0 and val + calibrate + test < 1):
+        raise ManifestError(
+            f"val {val:g}, calibrate {calibrate:g} and test {test:g} must be 0 or more and leave a share to train on"
+        )
+    # From the newest, or from the lowest hash.
+    shares = [(_TEST, test), (_CALIBRATE, calibrate), (_VAL, val)]
     # Groups and distinct ids both count by first appearance.
     listings = manifest.listing_groups()
     if by == "time":
-        split_of_listing = _by_time(manifest, listings, val=val, test=test, seed=seed)
+        split_of_listing = _by_time(manifest, listings, shares, seed=seed)
     else:
         place = _places(manifest.column("listing_id").unique(), "listing", seed)
         if by == "seller":
             place = _with_sellers(manifest, listings, place, seed)
-        split_of_listing = np.where(place < test, _TEST, np.where(place < test + val, _VAL, _TRAIN))
+        bounds = np.cumsum([share for _, share in shares])
+        codes_in_order = np.array([*(code for code, _ in shares), _TRAIN])
+        split_of_listing = codes_in_order[np.searchsorted(bounds, place, side="right")]
     codes = pa.array(split_of_listing[listings].astype(np.int32))
     column = pa.DictionaryArray.from_arrays(codes, pa.array(SPLITS, pa.string()))
     position = COLUMNS.index("split")
@@ -84,17 +97,19 @@ def leaves_not_trained(manifest: Manifest, taxonomy: Taxonomy) -> list[str]:
 
 
 def _by_time(
-    manifest: Manifest, listings: npt.NDArray[np.int64], *, val: float, test: float, seed: int
+    manifest: Manifest, listings: npt.NDArray[np.int64], shares: Sequence[tuple[int, float]], *, seed: int
 ) -> npt.NDArray[np.int64]:
     num_listings = int(listings.max()) + 1
     newest = np.full(num_listings, np.iinfo(np.int64).min)
     np.maximum.at(newest, listings, _times(manifest))
     place = _places(manifest.column("listing_id").unique(), "listing", seed)
     newest_first = np.lexsort((place, newest))[::-1]
-    num_test, num_val = round(test * num_listings), round(val * num_listings)
     split = np.full(num_listings, _TRAIN)
-    split[newest_first[:num_test]] = _TEST
-    split[newest_first[num_test : num_test + num_val]] = _VAL
+    begin = 0
+    for code, share in shares:
+        end = begin + round(share * num_listings)
+        split[newest_first[begin:end]] = code
+        begin = end
     return split
 
 

@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from training.evaluation import truth_by_depth
 from training.features import Features, fit_softmax, softmax_probabilities
+from training.truth import truth_by_depth
 from vision.errors import ListingVisionError, ManifestError
-from vision.manifest import UNLABELLED, Manifest
+from vision.manifest import Manifest
 from vision.taxonomy import Taxonomy
 
 __all__ = [
@@ -232,7 +232,7 @@ def _in_field(
         suspects=suspects,
         num_judged=len(given),
         accuracy=float((probabilities.argmax(axis=1) == given).mean()) if len(given) else float("nan"),
-        num_unlabelled=int(((labels == UNLABELLED) & ~inner).sum()),
+        num_unlabelled=int(((labels < 0) & ~inner).sum()),
         num_inner=int(inner.sum()),
         rare_classes=tuple(names[int(label)] for label in np.flatnonzero(rare)),
         num_rare=int(of_rare.sum()),

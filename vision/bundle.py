@@ -1,12 +1,13 @@
 """The model bundle: one folder, complete in itself, every file hashed, nothing unpickled on loading."""
 
+import dataclasses
 import functools
 import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,21 @@ from vision.errors import BundleError, TaxonomyError
 from vision.images import Preprocessing
 from vision.taxonomy import Taxonomy
 
-__all__ = ["FILES", "Bundle", "BundleInfo", "Golden", "certified_facts", "load_bundle", "seal_bundle", "sha256_of"]
+__all__ = [
+    "FILES",
+    "ONNX_ON_CPU",
+    "BrandHead",
+    "Bundle",
+    "BundleInfo",
+    "Golden",
+    "certified_facts",
+    "load_bundle",
+    "seal_bundle",
+    "sha256_of",
+]
+
+BrandHead = Literal["linear", "cosine"]
+"""How the brand's logits come from the embedding; see `vision.model`."""
 
 SCHEMA_VERSION = 1
 FILES = (
@@ -30,6 +45,10 @@ FILES = (
     "model.torchscript.pt",
     "model_card.md",
 )
+
+
+ONNX_ON_CPU = "onnxruntime-cpu"
+"""The backend that an export is calibrated with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +73,8 @@ class BundleInfo:
     """Recipe, versions and last metrics of the run."""
     parity: Mapping[str, Any]
     """How far the exports' answers were from the trained model's, on which photos."""
+    brand_head: BrandHead = "linear"
+    """With the fields above all that is needed to build the network again; bundles older than the choice do not say."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +121,17 @@ class Bundle:
     @property
     def torchscript_path(self) -> Path:
         return self.folder / "model.torchscript.pt"
+
+    def on_backend(self, backend: str) -> "Bundle":
+        """The same bundle as it may be used where `backend` computes the logits.
+
+        Where its promises were made with another, they are void: its fields are suggested, not filled.
+        """
+        made_with = self.calibration.certifies.get("backend")
+        if made_with == backend:
+            return self
+        reason = f"certificate void: made with backend {made_with}, answered by {backend}"
+        return dataclasses.replace(self, calibration=self.calibration.void(reason))
 
     @functools.cached_property
     def golden(self) -> Golden:
@@ -176,20 +208,23 @@ def load_bundle(folder: Path | str) -> Bundle:
             f"its taxonomy {len(taxonomy.leaf_ids)} and {len(taxonomy.brand_labels)}"
         )
     calibration = Calibration.from_json((folder / "calibration.json").read_text(encoding="utf-8"))
-    for name, actual in certified_facts(info, hashes).items():
+    for name, actual in certified_facts(info, hashes, backend=calibration.certifies.get("backend", "unknown")).items():
         if calibration.certifies.get(name) != actual:
             calibration = calibration.void(f"certificate void: {name} changed since calibration")
             break
     return Bundle(folder=folder, info=info, taxonomy=taxonomy, calibration=calibration, sha256=hashes)
 
 
-def certified_facts(info: BundleInfo, sha256: Mapping[str, str]) -> dict[str, str]:
+def certified_facts(info: BundleInfo, sha256: Mapping[str, str], *, backend: str = ONNX_ON_CPU) -> dict[str, str]:
     """What a promise of precision is tied to; when any of it changes the promise is void.
 
     Args:
+        info: of the bundle.
         sha256: of the bundle's files, by name.
+        backend: what computed the logits that were calibrated on.
     """
     return {
+        "backend": backend,
         "weights": sha256["weights.safetensors"],
         "model": sha256["model.onnx"],
         "taxonomy": sha256["taxonomy.json"],

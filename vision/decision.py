@@ -4,6 +4,9 @@ Photos of a listing are fused first; from there on a row is a listing. Shapes: P
 C leaf categories, B brand labels (0 is 'no brand'), V nodes of the tree, D its depth.
 """
 
+import functools
+import hashlib
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -13,28 +16,40 @@ import numpy as np
 import numpy.typing as npt
 
 from vision.errors import BundleError
-from vision.taxonomy import Taxonomy
+from vision.taxonomy import OTHER_BRAND, Taxonomy
 
 __all__ = [
+    "BRAND_FIELD",
+    "Answers",
     "BrandAnswer",
+    "Brands",
     "Calibration",
     "CategoryAnswer",
     "Field",
     "LeafAlternative",
     "Paths",
     "Suggestion",
+    "answer",
+    "answer_brands",
     "answer_paths",
+    "brand_fill_scores",
+    "brand_logits_of_listings",
     "brand_probabilities",
     "category_probabilities",
     "decide",
     "field_name",
+    "fills",
     "fuse",
     "node_probabilities",
+    "path_fill_scores",
     "softmax",
 ]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 BRAND_FIELD = "brand"
+
+_CHUNK = 64
+"""Listings worked on at a time: bounds the memory, whatever the number of listings."""
 
 Floats = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.integer]
@@ -58,8 +73,19 @@ class Field:
     """Of these, how many the threshold fills."""
     num_errors: int
     """Of the filled, how many were wrong."""
+    bound: float | None = None
+    """Exact upper bound of the share of errors among filled, at level `delta`; at most `alpha`. None: never filled."""
+    grid: tuple[float, ...] = ()
+    """Thresholds that the tests could choose from, in their order; fixed before any label was read."""
+    num_unlabelled: int = 0
+    """Calibration listings left out because their truth for this field is not known."""
     why_not: str = ""
     """Why the field is never filled; empty when it is."""
+
+    @property
+    def coverage(self) -> float:
+        """Share of the calibration listings that the threshold fills."""
+        return self.num_filled / self.num_listings if self.num_listings else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +95,22 @@ class Calibration:
     category_temperature: float = 1.0
     brand_temperature: float = 1.0
     brand_fusion: Literal["mean", "max"] = "mean"
+    category_log_prior: tuple[float, ...] = ()
+    """C values added to the logits of a model trained with logit adjustment, whose scores are balanced: log shares of
+    the leaves in training (Menon et al. 2021). Empty: none."""
+    brand_log_prior: tuple[float, ...] = ()
+    """The same for brands, B values."""
+    unknown_brand_below: float | None = None
+    """A likeliest brand whose fused logit is below this is answered 'none that I know' (maximum logit score, Vaze et
+    al. 2022). None: never."""
     fields: tuple[Field, ...] = ()
     certifies: Mapping[str, str]
-    """What the promises hold for: sha256 of the model file, preprocessing fingerprint, precision, split."""
+    """What the promises hold for: sha256 of the model file, preprocessing fingerprint, precision, backend, splits."""
+
+    @functools.cached_property
+    def version(self) -> str:
+        """Differs whenever a temperature, a threshold or what they hold for differs."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:12]
 
     def field(self, name: str) -> Field | None:
         return next((field for field in self.fields if field.name == name), None)
@@ -93,8 +132,18 @@ class Calibration:
         try:
             raw: dict[str, Any] = json.loads(text)
             if raw.pop("schema_version", None) != SCHEMA_VERSION:
-                raise BundleError(f"calibration: schema_version is not {SCHEMA_VERSION}, the one this version reads")
-            return cls(**{**raw, "fields": tuple(Field(**field) for field in raw["fields"])})
+                raise BundleError(
+                    f"calibration: schema_version is not {SCHEMA_VERSION}, the one this version reads; "
+                    "`listing-vision export` the run again"
+                )
+            return cls(
+                **{
+                    **raw,
+                    "category_log_prior": tuple(raw["category_log_prior"]),
+                    "brand_log_prior": tuple(raw["brand_log_prior"]),
+                    "fields": tuple(Field(**{**field, "grid": tuple(field["grid"])}) for field in raw["fields"]),
+                }
+            )
         except (ValueError, TypeError, KeyError) as error:
             raise BundleError(f"calibration is not readable: {error}") from error
 
@@ -117,8 +166,9 @@ class CategoryAnswer:
 @dataclass(frozen=True, kw_only=True)
 class BrandAnswer:
     brand_index: int
-    """Of `taxonomy.brand_labels`; 0 means 'has no brand'."""
+    """Of `taxonomy.brand_labels`; 0 means 'has no brand', `OTHER_BRAND` 'none that I know'."""
     probability: float
+    """In [0, 1]; 0 for 'none that I know', which has no probability of its own."""
     filled: bool
     why_suggested: str
 
@@ -154,6 +204,20 @@ class Paths(NamedTuple):
     """(N, D) node probability."""
 
 
+class Brands(NamedTuple):
+    labels: Ints
+    """(N,) brand labels, or `OTHER_BRAND`."""
+    scores: Floats
+    """(N,) probability of the label; 0 for `OTHER_BRAND`."""
+
+
+class Answers(NamedTuple):
+    """What is answered for N listings."""
+
+    paths: Paths
+    brands: Brands
+
+
 def field_name(depth: int) -> str:
     return f"category_depth_{depth}"
 
@@ -166,42 +230,122 @@ def softmax(logits: Floats) -> Floats:
 
 
 def fuse(logits: Floats, groups: Ints, *, how: Literal["mean", "max"]) -> Floats:
-    """(P, K) logits of photos as (N, K) logits of listings; row i of the result is group i.
+    """(P, K) logits of photos as (N, K) float64 logits of listings; row i of the result is group i.
 
     Args:
         groups: (P,) numbers 0…N-1, each at least once.
     """
-    num_listings = int(groups.max()) + 1
+    order = np.argsort(groups, kind="stable")
+    starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
+    ordered = logits[order].astype(np.float64)
+    fused: Floats
     if how == "max":
-        fused = np.full((num_listings, logits.shape[1]), -np.inf)
-        np.maximum.at(fused, groups, logits)
-        return fused
-    fused = np.zeros((num_listings, logits.shape[1]))
-    np.add.at(fused, groups, logits)
-    return fused / np.bincount(groups, minlength=num_listings)[:, None]
+        fused = np.maximum.reduceat(ordered, starts, axis=0)
+    else:
+        fused = np.add.reduceat(ordered, starts, axis=0) / np.bincount(groups)[:, None]
+    return fused
 
 
 def category_probabilities(logits: Floats, groups: Ints, calibration: Calibration) -> Floats:
     """(N, C) leaf probabilities of listings from (P, C) logits of photos."""
-    return softmax(fuse(logits, groups, how="mean") / calibration.category_temperature)
+    fused = _with_prior(fuse(logits, groups, how="mean"), calibration.category_log_prior)
+    return softmax(fused / calibration.category_temperature)
+
+
+def brand_logits_of_listings(logits: Floats, groups: Ints, calibration: Calibration) -> Floats:
+    """(N, B) fused logits, before temperature and prior, from (P, B) logits of photos."""
+    return fuse(logits, groups, how=calibration.brand_fusion)
 
 
 def brand_probabilities(logits: Floats, groups: Ints, calibration: Calibration) -> Floats:
     """(N, B) brand probabilities of listings from (P, B) logits of photos."""
-    return softmax(fuse(logits, groups, how=calibration.brand_fusion) / calibration.brand_temperature)
+    return _brand_softmax(brand_logits_of_listings(logits, groups, calibration), calibration)
 
 
 def node_probabilities(leaf_probabilities: Floats, taxonomy: Taxonomy) -> Floats:
     """(N, V): each node's probability as the sum of the leaves below it."""
-    return np.minimum(leaf_probabilities @ taxonomy.leaves_to_nodes, 1.0)
+    sums = np.zeros((len(leaf_probabilities), len(taxonomy.categories)))
+    for groups in taxonomy.leaf_groups:
+        sums[:, groups.nodes] = np.add.reduceat(leaf_probabilities[:, groups.order], groups.starts, axis=1)
+    return np.minimum(sums, 1.0)
 
 
 def answer_paths(leaf_probabilities: Floats, taxonomy: Taxonomy) -> Paths:
     """The path from root to likeliest leaf of each row, with the probability of each step."""
     nodes = taxonomy.leaf_paths[leaf_probabilities.argmax(axis=1)]
-    all_scores = node_probabilities(leaf_probabilities, taxonomy)
-    scores = np.where(nodes >= 0, np.take_along_axis(all_scores, np.maximum(nodes, 0), axis=1), 0.0)
-    return Paths(nodes, scores)
+    scores = np.zeros(nodes.shape)
+    for begin in range(0, len(nodes), _CHUNK):
+        rows = slice(begin, begin + _CHUNK)
+        for depth in range(taxonomy.max_depth):
+            below = taxonomy.leaf_paths[None, :, depth] == nodes[rows, depth, None]
+            scores[rows, depth] = np.einsum("nc,nc->n", leaf_probabilities[rows], below)
+    # Sums of the same numbers in another order may differ in their last digit; a parent must not be below its child.
+    scores = np.maximum.accumulate(np.where(nodes >= 0, scores, 0.0)[:, ::-1], axis=1)[:, ::-1]
+    return Paths(nodes, np.where(nodes >= 0, np.minimum(scores, 1.0), 0.0))
+
+
+def answer_brands(fused_logits: Floats, calibration: Calibration) -> Brands:
+    """The brand answered for each row of `brand_logits_of_listings`."""
+    probabilities = _brand_softmax(fused_logits, calibration)
+    labels, scores = probabilities.argmax(axis=1), probabilities.max(axis=1)
+    if calibration.unknown_brand_below is not None:
+        best_logits = np.take_along_axis(fused_logits, labels[:, None], axis=1)[:, 0]
+        unknown = (labels > 0) & (best_logits < calibration.unknown_brand_below)
+        labels[unknown], scores[unknown] = OTHER_BRAND, 0.0
+    return Brands(labels, scores)
+
+
+def answer(
+    category_logits: Floats, brand_logits: Floats, groups: Ints, *, taxonomy: Taxonomy, calibration: Calibration
+) -> Answers:
+    """What is answered for N listings from the (P, C) and (P, B) logits of their photos, in bounded memory.
+
+    Args:
+        groups: (P,) listing numbers 0…N-1, each at least once.
+    """
+    order = np.argsort(groups, kind="stable")
+    bounds = np.searchsorted(groups[order], np.arange(0, int(groups.max()) + 1 + _CHUNK, _CHUNK))
+    paths, brands = [], []
+    for begin, end in itertools.pairwise(bounds.tolist()):
+        photos = order[begin:end]
+        some = groups[photos] - groups[photos[0]]
+        paths.append(answer_paths(category_probabilities(category_logits[photos], some, calibration), taxonomy))
+        brands.append(answer_brands(brand_logits_of_listings(brand_logits[photos], some, calibration), calibration))
+    return Answers(
+        Paths(*(np.concatenate(parts) for parts in zip(*paths, strict=True))),
+        Brands(*(np.concatenate(parts) for parts in zip(*brands, strict=True))),
+    )
+
+
+def path_fill_scores(paths: Paths, taxonomy: Taxonomy) -> Floats:
+    """(N, D) what a threshold is held against: the probability, -inf where a step is never filled.
+
+    That is beyond a path's end, and for a catch-all and all below it.
+    """
+    return np.where((paths.nodes >= 0) & taxonomy.fillable[paths.nodes], paths.scores, -np.inf)
+
+
+def brand_fill_scores(brands: Brands) -> Floats:
+    """(N,) what a threshold is held against; -inf for 'none that I know', which nothing can be filled in for."""
+    return np.where(brands.labels >= 0, brands.scores, -np.inf)
+
+
+def fills(answers: Answers, *, taxonomy: Taxonomy, calibration: Calibration) -> npt.NDArray[np.bool_]:
+    """(N, D + 1) whether each depth's field is filled, and the brand's in the last column.
+
+    A filled step implies that all steps above it are filled. The sole category of the top depths, where the taxonomy
+    has one root for all, is filled when the step below it is.
+    """
+    num_rows, max_depth = answers.paths.nodes.shape
+    scores = path_fill_scores(answers.paths, taxonomy)
+    filled = np.ones((num_rows, max_depth + 1), dtype=bool)
+    for depth in np.flatnonzero(taxonomy.decides_at_depth):
+        filled[:, depth] = scores[:, depth] >= _threshold(calibration.field(field_name(int(depth) + 1)))
+    filled[:, :-1] = np.logical_and.accumulate(filled[:, :-1], axis=1)
+    for depth in np.flatnonzero(~taxonomy.decides_at_depth)[::-1]:
+        filled[:, depth] = filled[:, depth + 1] if depth + 1 < max_depth else False
+    filled[:, -1] = brand_fill_scores(answers.brands) >= _threshold(calibration.field(BRAND_FIELD))
+    return filled
 
 
 def decide(
@@ -216,41 +360,70 @@ def decide(
     one_listing = np.zeros(len(category_logits), dtype=np.int64)
     leaves = category_probabilities(category_logits, one_listing, calibration)
     paths = answer_paths(leaves, taxonomy)
+    brands = answer_brands(brand_logits_of_listings(brand_logits, one_listing, calibration), calibration)
+    filled = fills(Answers(paths, brands), taxonomy=taxonomy, calibration=calibration)[0]
     steps = []
-    for depth, (node, score) in enumerate(zip(paths.nodes[0], paths.scores[0], strict=True), start=1):
+    for depth, node in enumerate(paths.nodes[0]):
         if node < 0:
             break
-        filled, why = _fills(calibration.field(field_name(depth)), float(score))
+        probability = float(paths.scores[0, depth])
+        field = calibration.field(field_name(depth + 1))
+        why = "" if filled[depth] else _why_suggested(field, probability, catch_all=not taxonomy.fillable[node])
         steps.append(
             CategoryAnswer(
                 category_id=taxonomy.categories[int(node)].id,
-                depth=depth,
-                probability=float(score),
-                filled=filled,
+                depth=depth + 1,
+                probability=probability,
+                filled=bool(filled[depth]),
                 why_suggested=why,
             )
         )
-    brands = brand_probabilities(brand_logits, one_listing, calibration)[0]
-    best_brand = int(brands.argmax())
-    filled, why = _fills(calibration.field(BRAND_FIELD), float(brands[best_brand]))
-    best_leaves = np.argsort(-leaves[0], kind="stable")[:num_alternatives]
+    brand_index, brand_probability = int(brands.labels[0]), float(brands.scores[0])
+    if filled[-1]:
+        why = ""
+    elif brand_index == OTHER_BRAND:
+        why = "no brand of the taxonomy is likely enough"
+    else:
+        why = _why_suggested(calibration.field(BRAND_FIELD), brand_probability)
     return Suggestion(
         path=tuple(steps),
         brand=BrandAnswer(
-            brand_index=best_brand, probability=float(brands[best_brand]), filled=filled, why_suggested=why
+            brand_index=brand_index, probability=brand_probability, filled=bool(filled[-1]), why_suggested=why
         ),
         alternatives=tuple(
             LeafAlternative(category_id=taxonomy.leaf_ids[int(leaf)], probability=float(leaves[0, leaf]))
-            for leaf in best_leaves
+            for leaf in _best(leaves[0], num_alternatives)
         ),
     )
 
 
-def _fills(field: Field | None, probability: float) -> tuple[bool, str]:
+def _with_prior(logits: Floats, log_prior: tuple[float, ...]) -> Floats:
+    return logits + np.asarray(log_prior) if log_prior else logits
+
+
+def _brand_softmax(fused_logits: Floats, calibration: Calibration) -> Floats:
+    return softmax(_with_prior(fused_logits, calibration.brand_log_prior) / calibration.brand_temperature)
+
+
+def _best(probabilities: Floats, num_wanted: int) -> Ints:
+    """The indices of the largest, largest first; among equals the lowest index first."""
+    candidates = np.arange(len(probabilities))
+    if 0 < num_wanted < len(probabilities):
+        candidates = np.flatnonzero(probabilities >= np.partition(probabilities, -num_wanted)[-num_wanted])
+    return candidates[np.argsort(-probabilities[candidates], kind="stable")][:num_wanted]
+
+
+def _threshold(field: Field | None) -> float:
+    return np.inf if field is None or field.threshold is None else field.threshold
+
+
+def _why_suggested(field: Field | None, probability: float, *, catch_all: bool = False) -> str:
     if field is None:
-        return False, "this model carries no promise for this field"
+        return "this model carries no promise for this field"
+    if catch_all:
+        return "a category for what fits nowhere else is never filled in"
     if field.threshold is None:
-        return False, field.why_not
+        return field.why_not
     if probability < field.threshold:
-        return False, f"probability {probability:.3f} is below the certified threshold {field.threshold:.3f}"
-    return True, ""
+        return f"probability {probability:.3f} is below the certified threshold {field.threshold:.3f}"
+    return "the level above is not filled"

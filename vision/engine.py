@@ -6,10 +6,10 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from vision.bundle import Bundle
+from vision.bundle import ONNX_ON_CPU, Bundle
 from vision.errors import EngineBroken, EngineUnavailable
 
-__all__ = ["OUTPUT_NAMES", "Engine", "Logits", "OnnxEngine", "check_golden"]
+__all__ = ["INPUT_NAME", "OUTPUT_NAMES", "Engine", "Logits", "OnnxEngine", "check_golden"]
 
 INPUT_NAME = "photos"
 OUTPUT_NAMES = ("category_logits", "brand_logits", "embedding")
@@ -30,6 +30,9 @@ class Logits(NamedTuple):
 
 
 class Engine(Protocol):
+    backend: str
+    """What computes the logits; a promise made with one does not hold with another."""
+
     def infer(self, photos_nhwc: npt.NDArray[np.uint8]) -> Logits:
         """Logits of (P, S, S, 3) uint8 photos, S being the bundle's input_px."""
         ...
@@ -52,6 +55,7 @@ class OnnxEngine:
         available = onnxruntime.get_available_providers()
         providers = [p for p in ("CUDAExecutionProvider", "CPUExecutionProvider") if p in available]
         self._session = onnxruntime.InferenceSession(str(bundle.onnx_path), options, providers=providers)
+        self.backend = "onnxruntime-cuda" if "CUDAExecutionProvider" in self._session.get_providers() else ONNX_ON_CPU
 
     def infer(self, photos_nhwc: npt.NDArray[np.uint8]) -> Logits:
         return Logits(*self._session.run(list(OUTPUT_NAMES), {INPUT_NAME: photos_nhwc}))

@@ -4,6 +4,7 @@ ListingVisionError
 ├── TaxonomyError                 a taxonomy file that contradicts itself
 ├── ManifestError                 rows of a listing manifest that cannot be used
 ├── RecipeError                   a training recipe with a wrong value
+├── GateError                     a release gate with a wrong value
 ├── RunError                      a training run that cannot start, go on or be read
 │   └── LossNotFinite             a step whose loss is NaN or infinite
 ├── BundleError                   a model bundle that is incomplete or altered
@@ -33,6 +34,7 @@ __all__ = [
     "EngineError",
     "EngineUnavailable",
     "ExportMismatch",
+    "GateError",
     "ListingVisionError",
     "LossNotFinite",
     "ManifestError",
@@ -75,6 +77,10 @@ class ManifestError(ListingVisionError):
 
 
 class RecipeError(ListingVisionError):
+    pass
+
+
+class GateError(ListingVisionError):
     pass
 
 

@@ -20,7 +20,15 @@ from vision.errors import (
     PhotoUnreadable,
 )
 
-__all__ = ["ALLOWED_FORMATS", "PhotoLimits", "Preprocessing", "decode_photo", "prepare_photo", "resize_photo"]
+__all__ = [
+    "ALLOWED_FORMATS",
+    "PhotoLimits",
+    "Preprocessing",
+    "decode_photo",
+    "prepare_photo",
+    "resize_photo",
+    "size_px",
+]
 
 Photo = npt.NDArray[np.uint8]
 """(H, W, 3) uint8, sRGB, upright."""
@@ -125,6 +133,16 @@ def decode_photo(data: bytes, *, at_least_px: int, limits: PhotoLimits | None = 
         # A decoder meets hostile bytes here: whatever it raises is the photo's fault, never the service's.
         except Exception as error:
             raise PhotoUnreadable(f"the decoder refused it: {error!r}; save it again as JPEG") from error
+
+
+def size_px(data: bytes) -> tuple[int, int]:
+    """Width and height of an encoded photo as stored, from its header.
+
+    Raises:
+        PhotoNotAnImage, PhotoTooManyPixels, PhotoTruncated, PhotoUnreadable: as `decode_photo` says.
+    """
+    with _open(data) as opened:
+        return opened.size
 
 
 def _open(data: bytes) -> Image.Image:

@@ -21,13 +21,13 @@ import pyarrow.parquet
 from fsspec.implementations.local import LocalFileSystem
 
 from vision.errors import ManifestError
-from vision.taxonomy import Taxonomy
+from vision.taxonomy import OTHER_BRAND, Taxonomy
 
 __all__ = ["COLUMNS", "SPLITS", "Labels", "Manifest", "photo_bytes", "written_whole"]
 
 COLUMNS = ("listing_id", "photo", "category", "brand", "split", "seller_id", "listed_at")
 REQUIRED_COLUMNS = ("listing_id", "photo")
-SPLITS = ("train", "val", "test")
+SPLITS = ("train", "val", "calibrate", "test")
 UNLABELLED = -1
 
 # Ten million rows of one column are more bytes than 32-bit offsets reach, and joining chunks must not overflow;
@@ -46,7 +46,7 @@ class Labels:
     category_nodes: npt.NDArray[np.int64]
     """(num_photos,) index into `taxonomy.categories`; an inner node where the seller knew no better."""
     brands: npt.NDArray[np.int64]
-    """(num_photos,) brand logit index; 0 is 'has no brand'."""
+    """(num_photos,) brand logit index; 0 is 'has no brand', `OTHER_BRAND` a brand that the taxonomy lacks."""
 
 
 @dataclass(frozen=True)
@@ -161,8 +161,11 @@ class Manifest:
         """(num_photos,) group number of each row's listing, numbered by first appearance."""
         return _codes(self.column("listing_id").dictionary_encode()).astype(np.int64)
 
-    def labels(self, taxonomy: Taxonomy) -> Labels:
+    def labels(self, taxonomy: Taxonomy, *, other_brands: bool = False) -> Labels:
         """Category and brand names resolved against a taxonomy.
+
+        Args:
+            other_brands: whether a brand that the taxonomy does not know is `OTHER_BRAND` instead of an error.
 
         Raises:
             ManifestError: every unknown value once, with its first row and the nearest known name.
@@ -172,8 +175,16 @@ class Manifest:
         def find_node(text: str) -> int:
             return taxonomy.node_index[taxonomy.find_category(text)]
 
+        def find_brand(text: str) -> int:
+            try:
+                return taxonomy.find_brand(text)
+            except KeyError:
+                if other_brands:
+                    return OTHER_BRAND
+                raise
+
         categories = self._resolve("category", find_node, problems)
-        brands = self._resolve("brand", taxonomy.find_brand, problems)
+        brands = self._resolve("brand", find_brand, problems)
         if problems:
             raise ManifestError(f"labels unknown to taxonomy {taxonomy.version!r}:", problems)
         return Labels(category_nodes=categories, brands=brands)

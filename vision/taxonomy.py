@@ -7,16 +7,18 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from vision.errors import TaxonomyError
 
-__all__ = ["SCHEMA_VERSION", "Brand", "Category", "Taxonomy"]
+__all__ = ["OTHER_BRAND", "SCHEMA_VERSION", "Brand", "Category", "LeafGroups", "Taxonomy"]
 
 SCHEMA_VERSION = 1
+OTHER_BRAND = -2
+"""Stands where a brand label does, for a brand that the taxonomy does not list."""
 PATH_SEPARATOR = " > "
 
 
@@ -28,6 +30,8 @@ class Category:
     """Language tag to name; `en` is required."""
     parent_id: str | None = None
     """None for a root of the forest."""
+    catch_all: bool = False
+    """'Other …': what is left when nothing else fits. Answered and suggested, never filled in."""
 
     @property
     def name(self) -> str:
@@ -45,6 +49,17 @@ class Brand:
         return self.names["en"]
 
 
+class LeafGroups(NamedTuple):
+    """The leaves by their ancestor at one depth, for sums up the tree."""
+
+    order: npt.NDArray[np.int64]
+    """Leaves that reach the depth, those of one ancestor side by side."""
+    starts: npt.NDArray[np.int64]
+    """Where each ancestor's leaves begin in `order`."""
+    nodes: npt.NDArray[np.int64]
+    """The ancestors, as indices into `categories`."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Taxonomy:
     """A forest of categories and a list of brands.
@@ -58,6 +73,8 @@ class Taxonomy:
     brands: tuple[Brand, ...]
     no_brand: str = "no brand"
     """The literal that a manifest writes for a product that has no brand."""
+    other_brand: str = "other brand"
+    """The literal that a manifest writes for a product of a brand that is not listed here."""
 
     def __post_init__(self) -> None:
         for kind, ids in (
@@ -123,9 +140,25 @@ class Taxonomy:
         return paths
 
     @functools.cached_property
-    def leaves_to_nodes(self) -> npt.NDArray[np.float64]:
-        """(num_leaves, num_categories) float64 that sums leaf probabilities up the tree."""
-        return np.ascontiguousarray(self.leaves_below.T, dtype=np.float64)
+    def leaf_groups(self) -> tuple[LeafGroups, ...]:
+        """`max_depth` groupings of the leaves, from the roots down."""
+        groups = []
+        for ancestors in self.leaf_paths.T:
+            order = np.argsort(ancestors, kind="stable")
+            order = order[ancestors[order] >= 0]
+            nodes, starts = np.unique(ancestors[order], return_index=True)
+            groups.append(LeafGroups(order, starts, nodes))
+        return tuple(groups)
+
+    @functools.cached_property
+    def fillable(self) -> npt.NDArray[np.bool_]:
+        """(num_categories,) bool: neither a catch-all nor below one."""
+        return np.array([not any(a.catch_all for a in self.ancestry(c.id)) for c in self.categories])
+
+    @functools.cached_property
+    def decides_at_depth(self) -> npt.NDArray[np.bool_]:
+        """(max_depth,) bool: false from the top down while a depth has one category: naming it says nothing."""
+        return np.logical_or.accumulate([len(groups.nodes) > 1 for groups in self.leaf_groups])
 
     @functools.cached_property
     def max_depth(self) -> int:
@@ -137,15 +170,13 @@ class Taxonomy:
 
     @functools.cached_property
     def _brand_index_by_name(self) -> dict[str, int]:
-        index = {self.no_brand.casefold(): 0}
+        index = {self.no_brand.casefold(): 0, self.other_brand.casefold(): OTHER_BRAND}
         for i, brand in enumerate(self.brands, start=1):
             for name in (brand.id, *brand.names.values(), *brand.aliases):
                 known = index.setdefault(name.casefold(), i)
                 if known != i:
-                    raise TaxonomyError(
-                        f"brand name {name!r} stands for both {self.brand_labels[known]!r} and "
-                        f"{brand.name!r}; remove one"
-                    )
+                    other = self.other_brand if known == OTHER_BRAND else self.brand_labels[known]
+                    raise TaxonomyError(f"brand name {name!r} stands for both {other!r} and {brand.name!r}; remove one")
         return index
 
     def ancestry(self, category_id: str) -> tuple[Category, ...]:
@@ -179,7 +210,8 @@ class Taxonomy:
         raise KeyError(f"unknown category {text!r}; nearest known: {_nearest(text, known)}")
 
     def find_brand(self, text: str) -> int:
-        """The brand logit index of a brand given by id, name or alias; 0 for the no-brand literal.
+        """The brand logit index of a brand given by id, name or alias; 0 for the no-brand literal, `OTHER_BRAND` for
+        the literal that stands for a brand not listed.
 
         Raises:
             KeyError: unknown; its message names the nearest known brand.

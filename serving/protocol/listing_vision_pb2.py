@@ -24,19 +24,19 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&listing/vision/v1/listing_vision.proto\x12\x11listing.vision.v1\"\x8c\x01\n\x16\x43lassifyListingRequest\x12\x12\n\nlisting_id\x18\x01 \x01(\t\x12(\n\x06photos\x18\x02 \x03(\x0b\x32\x18.listing.vision.v1.Photo\x12\x1e\n\x11\x61lternative_count\x18\x03 \x01(\x05H\x00\x88\x01\x01\x42\x14\n\x12_alternative_count\"$\n\x05Photo\x12\x11\n\x07\x63ontent\x18\x01 \x01(\x0cH\x00\x42\x08\n\x06source\"\xbc\x02\n\x17\x43lassifyListingResponse\x12\x12\n\nlisting_id\x18\x01 \x01(\t\x12<\n\rcategory_path\x18\x02 \x03(\x0b\x32%.listing.vision.v1.CategorySuggestion\x12\x31\n\x05\x62rand\x18\x03 \x01(\x0b\x32\".listing.vision.v1.BrandSuggestion\x12<\n\x0c\x61lternatives\x18\x04 \x03(\x0b\x32&.listing.vision.v1.CategoryAlternative\x12.\n\x06photos\x18\x05 \x03(\x0b\x32\x1e.listing.vision.v1.PhotoResult\x12.\n\x05model\x18\x06 \x01(\x0b\x32\x1f.listing.vision.v1.ModelVersion\"\x98\x01\n\x12\x43\x61tegorySuggestion\x12\x13\n\x0b\x63\x61tegory_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0bprobability\x18\x03 \x01(\x01\x12\x35\n\x07outcome\x18\x04 \x01(\x0e\x32$.listing.vision.v1.SuggestionOutcome\x12\x13\n\x0b\x65xplanation\x18\x05 \x01(\t\"\xbe\x01\n\x0f\x42randSuggestion\x12*\n\x04kind\x18\x01 \x01(\x0e\x32\x1c.listing.vision.v1.BrandKind\x12\x10\n\x08\x62rand_id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x13\n\x0bprobability\x18\x04 \x01(\x01\x12\x35\n\x07outcome\x18\x05 \x01(\x0e\x32$.listing.vision.v1.SuggestionOutcome\x12\x13\n\x0b\x65xplanation\x18\x06 \x01(\t\"M\n\x13\x43\x61tegoryAlternative\x12\x13\n\x0b\x63\x61tegory_id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x13\n\x0bprobability\x18\x03 \x01(\x01\"\x83\x01\n\x0bPhotoResult\x12:\n\x0brecognition\x18\x01 \x01(\x0b\x32#.listing.vision.v1.PhotoRecognitionH\x00\x12.\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x1d.listing.vision.v1.PhotoErrorH\x00\x42\x08\n\x06result\"r\n\x10PhotoRecognition\x12\x13\n\x0b\x63\x61tegory_id\x18\x01 \x01(\t\x12\x1c\n\x14\x63\x61tegory_probability\x18\x02 \x01(\x01\x12\x10\n\x08\x62rand_id\x18\x03 \x01(\t\x12\x19\n\x11\x62rand_probability\x18\x04 \x01(\x01\"R\n\nPhotoError\x12\x33\n\x06reason\x18\x01 \x01(\x0e\x32#.listing.vision.v1.PhotoErrorReason\x12\x0f\n\x07message\x18\x02 \x01(\t\"G\n\x0cModelVersion\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x18\n\x10taxonomy_version\x18\x03 \x01(\t\"\x11\n\x0fGetModelRequest\"\xf4\x01\n\x10GetModelResponse\x12.\n\x05model\x18\x01 \x01(\x0b\x32\x1f.listing.vision.v1.ModelVersion\x12\x16\n\x0e\x63\x61tegory_count\x18\x02 \x01(\x05\x12\x13\n\x0b\x62rand_count\x18\x03 \x01(\x05\x12\x19\n\x11photo_count_limit\x18\x04 \x01(\x05\x12\x19\n\x11photo_bytes_limit\x18\x05 \x01(\x03\x12\x1a\n\x12photo_pixels_limit\x18\x06 \x01(\x03\x12\x31\n\x08promises\x18\x07 \x03(\x0b\x32\x1f.listing.vision.v1.FieldPromise\"\x88\x01\n\x0c\x46ieldPromise\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x11\n\tprecision\x18\x02 \x01(\x01\x12\x1b\n\x13\x66\x61ilure_probability\x18\x03 \x01(\x01\x12\x16\n\tthreshold\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x0b\x65xplanation\x18\x05 \x01(\tB\x0c\n\n_threshold*t\n\x11SuggestionOutcome\x12\"\n\x1eSUGGESTION_OUTCOME_UNSPECIFIED\x10\x00\x12\x1b\n\x17SUGGESTION_OUTCOME_FILL\x10\x01\x12\x1e\n\x1aSUGGESTION_OUTCOME_SUGGEST\x10\x02*V\n\tBrandKind\x12\x1a\n\x16\x42RAND_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10\x42RAND_KIND_BRAND\x10\x01\x12\x17\n\x13\x42RAND_KIND_NO_BRAND\x10\x02*\xaf\x02\n\x10PhotoErrorReason\x12\"\n\x1ePHOTO_ERROR_REASON_UNSPECIFIED\x10\x00\x12\x1c\n\x18PHOTO_ERROR_REASON_EMPTY\x10\x01\x12%\n!PHOTO_ERROR_REASON_TOO_MANY_BYTES\x10\x02\x12&\n\"PHOTO_ERROR_REASON_TOO_MANY_PIXELS\x10\x03\x12 \n\x1cPHOTO_ERROR_REASON_TOO_SMALL\x10\x04\x12#\n\x1fPHOTO_ERROR_REASON_NOT_AN_IMAGE\x10\x05\x12 \n\x1cPHOTO_ERROR_REASON_TRUNCATED\x10\x06\x12!\n\x1dPHOTO_ERROR_REASON_UNREADABLE\x10\x07\x32\xd5\x01\n\x14ListingVisionService\x12h\n\x0f\x43lassifyListing\x12).listing.vision.v1.ClassifyListingRequest\x1a*.listing.vision.v1.ClassifyListingResponse\x12S\n\x08GetModel\x12\".listing.vision.v1.GetModelRequest\x1a#.listing.vision.v1.GetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&listing/vision/v1/listing_vision.proto\x12\x11listing.vision.v1\"\x8c\x01\n\x16\x43lassifyListingRequest\x12\x12\n\nlisting_id\x18\x01 \x01(\t\x12(\n\x06photos\x18\x02 \x03(\x0b\x32\x18.listing.vision.v1.Photo\x12\x1e\n\x11\x61lternative_count\x18\x03 \x01(\x05H\x00\x88\x01\x01\x42\x14\n\x12_alternative_count\"$\n\x05Photo\x12\x11\n\x07\x63ontent\x18\x01 \x01(\x0cH\x00\x42\x08\n\x06source\"\xbc\x02\n\x17\x43lassifyListingResponse\x12\x12\n\nlisting_id\x18\x01 \x01(\t\x12<\n\rcategory_path\x18\x02 \x03(\x0b\x32%.listing.vision.v1.CategorySuggestion\x12\x31\n\x05\x62rand\x18\x03 \x01(\x0b\x32\".listing.vision.v1.BrandSuggestion\x12<\n\x0c\x61lternatives\x18\x04 \x03(\x0b\x32&.listing.vision.v1.CategoryAlternative\x12.\n\x06photos\x18\x05 \x03(\x0b\x32\x1e.listing.vision.v1.PhotoResult\x12.\n\x05model\x18\x06 \x01(\x0b\x32\x1f.listing.vision.v1.ModelVersion\"\x98\x01\n\x12\x43\x61tegorySuggestion\x12\x13\n\x0b\x63\x61tegory_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0bprobability\x18\x03 \x01(\x01\x12\x35\n\x07outcome\x18\x04 \x01(\x0e\x32$.listing.vision.v1.SuggestionOutcome\x12\x13\n\x0b\x65xplanation\x18\x05 \x01(\t\"\xbe\x01\n\x0f\x42randSuggestion\x12*\n\x04kind\x18\x01 \x01(\x0e\x32\x1c.listing.vision.v1.BrandKind\x12\x10\n\x08\x62rand_id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x13\n\x0bprobability\x18\x04 \x01(\x01\x12\x35\n\x07outcome\x18\x05 \x01(\x0e\x32$.listing.vision.v1.SuggestionOutcome\x12\x13\n\x0b\x65xplanation\x18\x06 \x01(\t\"M\n\x13\x43\x61tegoryAlternative\x12\x13\n\x0b\x63\x61tegory_id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x13\n\x0bprobability\x18\x03 \x01(\x01\"\x83\x01\n\x0bPhotoResult\x12:\n\x0brecognition\x18\x01 \x01(\x0b\x32#.listing.vision.v1.PhotoRecognitionH\x00\x12.\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x1d.listing.vision.v1.PhotoErrorH\x00\x42\x08\n\x06result\"\xa4\x01\n\x10PhotoRecognition\x12\x13\n\x0b\x63\x61tegory_id\x18\x01 \x01(\t\x12\x1c\n\x14\x63\x61tegory_probability\x18\x02 \x01(\x01\x12\x10\n\x08\x62rand_id\x18\x03 \x01(\t\x12\x19\n\x11\x62rand_probability\x18\x04 \x01(\x01\x12\x30\n\nbrand_kind\x18\x05 \x01(\x0e\x32\x1c.listing.vision.v1.BrandKind\"R\n\nPhotoError\x12\x33\n\x06reason\x18\x01 \x01(\x0e\x32#.listing.vision.v1.PhotoErrorReason\x12\x0f\n\x07message\x18\x02 \x01(\t\"d\n\x0cModelVersion\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x18\n\x10taxonomy_version\x18\x03 \x01(\t\x12\x1b\n\x13\x63\x61libration_version\x18\x04 \x01(\t\"\x11\n\x0fGetModelRequest\"\xf4\x01\n\x10GetModelResponse\x12.\n\x05model\x18\x01 \x01(\x0b\x32\x1f.listing.vision.v1.ModelVersion\x12\x16\n\x0e\x63\x61tegory_count\x18\x02 \x01(\x05\x12\x13\n\x0b\x62rand_count\x18\x03 \x01(\x05\x12\x19\n\x11photo_count_limit\x18\x04 \x01(\x05\x12\x19\n\x11photo_bytes_limit\x18\x05 \x01(\x03\x12\x1a\n\x12photo_pixels_limit\x18\x06 \x01(\x03\x12\x31\n\x08promises\x18\x07 \x03(\x0b\x32\x1f.listing.vision.v1.FieldPromise\"\xcc\x01\n\x0c\x46ieldPromise\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x11\n\tprecision\x18\x02 \x01(\x01\x12\x1b\n\x13\x66\x61ilure_probability\x18\x03 \x01(\x01\x12\x16\n\tthreshold\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x0b\x65xplanation\x18\x05 \x01(\t\x12\x10\n\x08\x63overage\x18\x06 \x01(\x01\x12\x1c\n\x0fprecision_bound\x18\x07 \x01(\x01H\x01\x88\x01\x01\x42\x0c\n\n_thresholdB\x12\n\x10_precision_bound*t\n\x11SuggestionOutcome\x12\"\n\x1eSUGGESTION_OUTCOME_UNSPECIFIED\x10\x00\x12\x1b\n\x17SUGGESTION_OUTCOME_FILL\x10\x01\x12\x1e\n\x1aSUGGESTION_OUTCOME_SUGGEST\x10\x02*n\n\tBrandKind\x12\x1a\n\x16\x42RAND_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10\x42RAND_KIND_BRAND\x10\x01\x12\x17\n\x13\x42RAND_KIND_NO_BRAND\x10\x02\x12\x16\n\x12\x42RAND_KIND_UNKNOWN\x10\x03*\xaf\x02\n\x10PhotoErrorReason\x12\"\n\x1ePHOTO_ERROR_REASON_UNSPECIFIED\x10\x00\x12\x1c\n\x18PHOTO_ERROR_REASON_EMPTY\x10\x01\x12%\n!PHOTO_ERROR_REASON_TOO_MANY_BYTES\x10\x02\x12&\n\"PHOTO_ERROR_REASON_TOO_MANY_PIXELS\x10\x03\x12 \n\x1cPHOTO_ERROR_REASON_TOO_SMALL\x10\x04\x12#\n\x1fPHOTO_ERROR_REASON_NOT_AN_IMAGE\x10\x05\x12 \n\x1cPHOTO_ERROR_REASON_TRUNCATED\x10\x06\x12!\n\x1dPHOTO_ERROR_REASON_UNREADABLE\x10\x07\x32\xd5\x01\n\x14ListingVisionService\x12h\n\x0f\x43lassifyListing\x12).listing.vision.v1.ClassifyListingRequest\x1a*.listing.vision.v1.ClassifyListingResponse\x12S\n\x08GetModel\x12\".listing.vision.v1.GetModelRequest\x1a#.listing.vision.v1.GetModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'listing.vision.v1.listing_vision_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SUGGESTIONOUTCOME']._serialized_start=1800
-  _globals['_SUGGESTIONOUTCOME']._serialized_end=1916
-  _globals['_BRANDKIND']._serialized_start=1918
-  _globals['_BRANDKIND']._serialized_end=2004
-  _globals['_PHOTOERRORREASON']._serialized_start=2007
-  _globals['_PHOTOERRORREASON']._serialized_end=2310
+  _globals['_SUGGESTIONOUTCOME']._serialized_start=1948
+  _globals['_SUGGESTIONOUTCOME']._serialized_end=2064
+  _globals['_BRANDKIND']._serialized_start=2066
+  _globals['_BRANDKIND']._serialized_end=2176
+  _globals['_PHOTOERRORREASON']._serialized_start=2179
+  _globals['_PHOTOERRORREASON']._serialized_end=2482
   _globals['_CLASSIFYLISTINGREQUEST']._serialized_start=62
   _globals['_CLASSIFYLISTINGREQUEST']._serialized_end=202
   _globals['_PHOTO']._serialized_start=204
@@ -51,18 +51,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CATEGORYALTERNATIVE']._serialized_end=986
   _globals['_PHOTORESULT']._serialized_start=989
   _globals['_PHOTORESULT']._serialized_end=1120
-  _globals['_PHOTORECOGNITION']._serialized_start=1122
-  _globals['_PHOTORECOGNITION']._serialized_end=1236
-  _globals['_PHOTOERROR']._serialized_start=1238
-  _globals['_PHOTOERROR']._serialized_end=1320
-  _globals['_MODELVERSION']._serialized_start=1322
-  _globals['_MODELVERSION']._serialized_end=1393
-  _globals['_GETMODELREQUEST']._serialized_start=1395
-  _globals['_GETMODELREQUEST']._serialized_end=1412
-  _globals['_GETMODELRESPONSE']._serialized_start=1415
-  _globals['_GETMODELRESPONSE']._serialized_end=1659
-  _globals['_FIELDPROMISE']._serialized_start=1662
-  _globals['_FIELDPROMISE']._serialized_end=1798
-  _globals['_LISTINGVISIONSERVICE']._serialized_start=2313
-  _globals['_LISTINGVISIONSERVICE']._serialized_end=2526
+  _globals['_PHOTORECOGNITION']._serialized_start=1123
+  _globals['_PHOTORECOGNITION']._serialized_end=1287
+  _globals['_PHOTOERROR']._serialized_start=1289
+  _globals['_PHOTOERROR']._serialized_end=1371
+  _globals['_MODELVERSION']._serialized_start=1373
+  _globals['_MODELVERSION']._serialized_end=1473
+  _globals['_GETMODELREQUEST']._serialized_start=1475
+  _globals['_GETMODELREQUEST']._serialized_end=1492
+  _globals['_GETMODELRESPONSE']._serialized_start=1495
+  _globals['_GETMODELRESPONSE']._serialized_end=1739
+  _globals['_FIELDPROMISE']._serialized_start=1742
+  _globals['_FIELDPROMISE']._serialized_end=1946
+  _globals['_LISTINGVISIONSERVICE']._serialized_start=2485
+  _globals['_LISTINGVISIONSERVICE']._serialized_end=2698
 # @@protoc_insertion_point(module_scope)

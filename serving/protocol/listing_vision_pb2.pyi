@@ -18,6 +18,7 @@ class BrandKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     BRAND_KIND_UNSPECIFIED: _ClassVar[BrandKind]
     BRAND_KIND_BRAND: _ClassVar[BrandKind]
     BRAND_KIND_NO_BRAND: _ClassVar[BrandKind]
+    BRAND_KIND_UNKNOWN: _ClassVar[BrandKind]
 
 class PhotoErrorReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -35,6 +36,7 @@ SUGGESTION_OUTCOME_SUGGEST: SuggestionOutcome
 BRAND_KIND_UNSPECIFIED: BrandKind
 BRAND_KIND_BRAND: BrandKind
 BRAND_KIND_NO_BRAND: BrandKind
+BRAND_KIND_UNKNOWN: BrandKind
 PHOTO_ERROR_REASON_UNSPECIFIED: PhotoErrorReason
 PHOTO_ERROR_REASON_EMPTY: PhotoErrorReason
 PHOTO_ERROR_REASON_TOO_MANY_BYTES: PhotoErrorReason
@@ -125,16 +127,18 @@ class PhotoResult(_message.Message):
     def __init__(self, recognition: _Optional[_Union[PhotoRecognition, _Mapping]] = ..., error: _Optional[_Union[PhotoError, _Mapping]] = ...) -> None: ...
 
 class PhotoRecognition(_message.Message):
-    __slots__ = ("category_id", "category_probability", "brand_id", "brand_probability")
+    __slots__ = ("category_id", "category_probability", "brand_id", "brand_probability", "brand_kind")
     CATEGORY_ID_FIELD_NUMBER: _ClassVar[int]
     CATEGORY_PROBABILITY_FIELD_NUMBER: _ClassVar[int]
     BRAND_ID_FIELD_NUMBER: _ClassVar[int]
     BRAND_PROBABILITY_FIELD_NUMBER: _ClassVar[int]
+    BRAND_KIND_FIELD_NUMBER: _ClassVar[int]
     category_id: str
     category_probability: float
     brand_id: str
     brand_probability: float
-    def __init__(self, category_id: _Optional[str] = ..., category_probability: _Optional[float] = ..., brand_id: _Optional[str] = ..., brand_probability: _Optional[float] = ...) -> None: ...
+    brand_kind: BrandKind
+    def __init__(self, category_id: _Optional[str] = ..., category_probability: _Optional[float] = ..., brand_id: _Optional[str] = ..., brand_probability: _Optional[float] = ..., brand_kind: _Optional[_Union[BrandKind, str]] = ...) -> None: ...
 
 class PhotoError(_message.Message):
     __slots__ = ("reason", "message")
@@ -145,14 +149,16 @@ class PhotoError(_message.Message):
     def __init__(self, reason: _Optional[_Union[PhotoErrorReason, str]] = ..., message: _Optional[str] = ...) -> None: ...
 
 class ModelVersion(_message.Message):
-    __slots__ = ("name", "version", "taxonomy_version")
+    __slots__ = ("name", "version", "taxonomy_version", "calibration_version")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     TAXONOMY_VERSION_FIELD_NUMBER: _ClassVar[int]
+    CALIBRATION_VERSION_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     taxonomy_version: str
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., taxonomy_version: _Optional[str] = ...) -> None: ...
+    calibration_version: str
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., taxonomy_version: _Optional[str] = ..., calibration_version: _Optional[str] = ...) -> None: ...
 
 class GetModelRequest(_message.Message):
     __slots__ = ()
@@ -177,15 +183,19 @@ class GetModelResponse(_message.Message):
     def __init__(self, model: _Optional[_Union[ModelVersion, _Mapping]] = ..., category_count: _Optional[int] = ..., brand_count: _Optional[int] = ..., photo_count_limit: _Optional[int] = ..., photo_bytes_limit: _Optional[int] = ..., photo_pixels_limit: _Optional[int] = ..., promises: _Optional[_Iterable[_Union[FieldPromise, _Mapping]]] = ...) -> None: ...
 
 class FieldPromise(_message.Message):
-    __slots__ = ("field", "precision", "failure_probability", "threshold", "explanation")
+    __slots__ = ("field", "precision", "failure_probability", "threshold", "explanation", "coverage", "precision_bound")
     FIELD_FIELD_NUMBER: _ClassVar[int]
     PRECISION_FIELD_NUMBER: _ClassVar[int]
     FAILURE_PROBABILITY_FIELD_NUMBER: _ClassVar[int]
     THRESHOLD_FIELD_NUMBER: _ClassVar[int]
     EXPLANATION_FIELD_NUMBER: _ClassVar[int]
+    COVERAGE_FIELD_NUMBER: _ClassVar[int]
+    PRECISION_BOUND_FIELD_NUMBER: _ClassVar[int]
     field: str
     precision: float
     failure_probability: float
     threshold: float
     explanation: str
-    def __init__(self, field: _Optional[str] = ..., precision: _Optional[float] = ..., failure_probability: _Optional[float] = ..., threshold: _Optional[float] = ..., explanation: _Optional[str] = ...) -> None: ...
+    coverage: float
+    precision_bound: float
+    def __init__(self, field: _Optional[str] = ..., precision: _Optional[float] = ..., failure_probability: _Optional[float] = ..., threshold: _Optional[float] = ..., explanation: _Optional[str] = ..., coverage: _Optional[float] = ..., precision_bound: _Optional[float] = ...) -> None: ...

@@ -40,7 +40,22 @@ def test_every_verb_shows_an_example(path, command):
 def test_the_verbs_of_the_work_are_all_there():
     names = {path[0] for path, _ in commands()}
     assert names == {
-        *("data", "train", "runs", "tune", "evaluate", "export", "serve", "classify", "demo", "triton", "version")
+        *(
+            "data",
+            "train",
+            "runs",
+            "tune",
+            "evaluate",
+            "compare",
+            "export",
+            "brand",
+            "calibrate",
+            "serve",
+            "classify",
+            "demo",
+            "triton",
+            "version",
+        )
     }
     data_verbs = {path[1] for path, _ in commands() if path[0] == "data"}
     assert data_verbs == {"check", "draw", "import", "shard", "split", "suspects"}
@@ -84,10 +99,13 @@ def test_import_check_evaluate_and_classify(tmp_path, bundle, drawn):
     assert done.returncode == 1
     assert "PHOTO_EMPTY" in done.stdout
 
-    metrics = tmp_path / "metrics.json"
-    done = run("evaluate", bundle.folder, drawn / "manifest.parquet", "--output", metrics, "--photos-per-listing", 3)
+    report = tmp_path / "report"
+    done = run("evaluate", bundle.folder, drawn / "manifest.parquet", "--output", report, "--photos-per-listing", 3)
     assert done.returncode == 0, done.stderr
-    figures = json.loads(metrics.read_text())
+    assert f"written: {report / 'report.html'}" in done.stdout
+    figures = json.loads((report / "metrics.json").read_text())
+    assert figures["listing"]["frequency"]["counted_on"] == "the manifest's train split"
+    assert bundle.info.model_version in (report / "report.html").read_text()
     assert figures["split"] == "test"
     assert figures["photo"]["num"] > figures["listing"]["num"]
     assert "per listing" in done.stdout
@@ -102,6 +120,7 @@ def test_a_run_is_judged_like_its_bundle(tmp_path, bundle, trained_run, drawn):
         done = run("evaluate", model, drawn / "manifest.parquet", "--output", tmp_path / f"{name}.json")
         assert done.returncode == 0, done.stderr
         figures[name] = json.loads((tmp_path / f"{name}.json").read_text())
+        assert not list(tmp_path.glob("*.html"))
     assert figures["run"]["photo"]["leaf"]["top1"] == figures["bundle"]["photo"]["leaf"]["top1"]
 
 
@@ -118,7 +137,7 @@ def test_the_demo_takes_the_whole_path(tmp_path):
     assert done.returncode == 0, done.stderr
     for said in ("6/6 Triton and the gateway are shut down", "make serve", "category ", "per listing", "(bundle, run"):
         assert said in done.stdout
-    assert (tmp_path / "demo" / "metrics.json").is_file()
+    assert (tmp_path / "demo" / "evaluation" / "report.html").is_file()
     assert load_bundle(tmp_path / "demo" / "bundle").info.model_name == "demo"
     refused = run("demo", "--data", tmp_path / "photos", "--folder", tmp_path)
     assert refused.returncode == 1

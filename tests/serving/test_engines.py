@@ -18,6 +18,7 @@ def test_triton_and_this_process_answer_alike(bundle, triton_installation):
             await asyncio.to_thread(triton.wait_until_listening)
             engine = TritonEngine(triton.address)
             await check(engine, bundle)
+            assert await engine.backend() == "onnxruntime-cpu"
             together = await asyncio.gather(*(engine.infer(photos[:n]) for n in (1, 2, 7)))
             with pytest.raises(EngineBroken, match="shape"):
                 await engine.infer(photos[:, :32])
@@ -27,6 +28,7 @@ def test_triton_and_this_process_answer_alike(bundle, triton_installation):
         assert not triton.repository.exists()
         local = InProcessEngine(bundle)
         wanted = await local.infer(photos)
+        assert await local.backend() == "onnxruntime-cpu"
         await local.close()
         return together, wanted
 

@@ -1,22 +1,16 @@
+import dataclasses
+import json
+
 import numpy as np
 import pytest
 
 from tests.helpers import small_taxonomy
-from training.evaluation import (
-    Truth,
-    evaluate,
-    format_table,
-    judge_paths,
-    listing_labels,
-    pseudo_listings,
-    truth_by_depth,
-    without_nan,
-)
-from training.predictions import Predictions, predict
-from vision.decision import BRAND_FIELD, Calibration, Field, Paths, field_name
-from vision.engine import OnnxEngine
-from vision.errors import ManifestError
-from vision.manifest import Labels, Manifest
+from training.evaluation import evaluate, format_table, pseudo_listings, without_nan
+from training.frequency import LeafCounts
+from training.predictions import Predictions
+from vision.decision import BRAND_FIELD, Calibration, Field, field_name
+from vision.manifest import Labels
+from vision.taxonomy import OTHER_BRAND
 
 TAXONOMY = small_taxonomy()
 
@@ -68,65 +62,157 @@ def test_figures_by_hand():
     assert "1 photos could not be used" in table
 
 
-def paths_of(*leaves: str) -> Paths:
-    columns = [TAXONOMY.leaf_ids.index(leaf) for leaf in leaves]
-    nodes_ = TAXONOMY.leaf_paths[columns]
-    return Paths(nodes_, np.where(nodes_ >= 0, 0.9, 0.0))
+NOTHING_PROMISED = Calibration(certifies={})
 
 
-@pytest.mark.parametrize(
-    ("answer", "label", "known", "right"),
-    [
-        ("gala", "gala", [1, 1, 1], [1, 1, 1]),
-        ("fuji", "gala", [1, 1, 1], [1, 1, 0]),
-        ("gala", "lemon", [1, 1, 1], [1, 0, 0]),  # deeper than the true leaf is wrong, not unknown
-        ("gala", "tools", [1, 1, 1], [0, 0, 0]),
-        ("tools", "gala", [1, 0, 0], [0, 0, 0]),  # what is not answered is not judged
-        ("lemon", "gala", [1, 1, 0], [1, 0, 0]),
-        ("gala", "apple", [1, 1, 0], [1, 1, 0]),  # an inner label says nothing of what stands below it …
-        ("lemon", "apple", [1, 1, 0], [1, 0, 0]),
-        ("tools", "apple", [1, 0, 0], [0, 0, 0]),
-        ("gala", "fruit", [1, 0, 0], [1, 0, 0]),
-        ("gala", "", [0, 0, 0], [0, 0, 0]),
-    ],
-)
-def test_verdicts_on_each_step(answer, label, known, right):
-    truth = truth_by_depth(Labels(category_nodes=nodes(label), brands=np.array([-1])), TAXONOMY)
-    verdicts = judge_paths(paths_of(answer), truth)
-    assert verdicts.known[0].tolist() == [bool(k) for k in known]
-    assert verdicts.right[0].tolist() == [bool(r) for r in right]
+def figures_in(part, path=""):
+    """Every figure of a tree that is a share or an error, with what stands beside it."""
+    not_estimates = {"alpha", "threshold", "confidence"}
+    if isinstance(part, dict):
+        for name, value in part.items():
+            if isinstance(value, float) and name not in not_estimates:
+                yield f"{path}/{name}", value, part.get(f"{name}_interval")
+            elif not name.endswith("_interval"):
+                yield from figures_in(value, f"{path}/{name}")
+    elif isinstance(part, list):
+        for number, value in enumerate(part):
+            yield from figures_in(value, f"{path}/{number}")
 
 
-def test_an_inner_label_that_the_answer_leaves_makes_all_below_wrong():
-    truth = truth_by_depth(Labels(category_nodes=nodes("tools"), brands=np.array([-1])), TAXONOMY)
-    inner = Truth(truth.nodes, np.array([-1]), truth.brands)  # as if 'tools' had children
-    verdicts = judge_paths(paths_of("gala"), inner)
-    assert verdicts.known[0].tolist() == [True, True, True]
-    assert not verdicts.right.any()
+def test_every_figure_has_an_interval_that_holds_it():
+    calibration = Calibration(fields=(promise(field_name(1), 0.5), promise(BRAND_FIELD, None)), certifies={})
+    figures = evaluate(PREDICTIONS, taxonomy=TAXONOMY, calibration=calibration)
+    found = list(figures_in(figures))
+    assert len(found) > 150
+    for path, value, interval in found:
+        assert interval is not None, path
+        low, high = interval
+        assert 0 <= low <= high <= 1, path
+        if np.isnan(value):
+            assert (low, high) == (0, 1), path
+        else:
+            assert low <= value <= high, path
+            assert low < high, path  # three listings make nothing certain
+    json.dumps(without_nan(figures), allow_nan=False)
 
 
-def test_a_listing_takes_its_first_known_label():
-    labels = Labels(category_nodes=nodes("", "gala", "lemon"), brands=np.array([-1, -1, 2]))
-    joined = listing_labels(labels, np.array([0, 0, 1]))
-    assert joined.category_nodes.tolist() == nodes("gala", "lemon").tolist()
-    assert joined.brands.tolist() == [-1, 2]
+def test_mistakes_in_the_tree_by_hand():
+    tree = evaluate(PREDICTIONS, taxonomy=TAXONOMY, calibration=NOTHING_PROMISED)["photo"]["hierarchy"]
+    # Gala: 3 of 3 nodes. Fuji for Gala: 2 shared, 3 answered, 3 true. Lemon: 2 of 2. 'apple': 2 of 2, the Fuji below
+    # it not being known to be wrong.
+    assert tree["num"] == 4
+    assert tree["precision"] == tree["recall"] == tree["f1"] == pytest.approx(9 / 10)
+    assert [(mistake["depth"], mistake["num"]) for mistake in tree["mistakes"]] == [(None, 3), (1, 0), (2, 0), (3, 1)]
+    assert tree["mistakes"][3]["share"] == 0.25
+
+
+def test_recall_and_precision_differ_where_depths_do():
+    answers = dataclasses.replace(
+        PREDICTIONS,
+        category_logits=one_hot([3, 3, 2, 0], 4),
+        labels=Labels(category_nodes=nodes("gala", "gala", "lemon", ""), brands=np.array([1, 1, 0, -1])),
+    )
+    tree = evaluate(answers, taxonomy=TAXONOMY, calibration=NOTHING_PROMISED)["photo"]["hierarchy"]
+    assert tree["num"] == 3
+    assert tree["precision"] == pytest.approx(2 / 4)  # tools, tools, fruit > lemon
+    assert tree["recall"] == pytest.approx(2 / 8)
+    assert tree["f1"] == pytest.approx(2 * 2 / 12)
+
+
+def test_an_unseen_brand_is_right_only_as_none_that_i_know():
+    predictions = dataclasses.replace(
+        PREDICTIONS,
+        brand_logits=np.array([[0, 9, 0], [0, 9, 0], [0, 1, 0], [0, 9, 0]], np.float32),
+        labels=Labels(category_nodes=PREDICTIONS.labels.category_nodes, brands=np.array([1, 1, -2, -2])),
+    )
+    calibration = Calibration(unknown_brand_below=5.0, fields=(promise(BRAND_FIELD, 0.5),), certifies={})
+    brand = evaluate(predictions, taxonomy=TAXONOMY, calibration=calibration)["listing"]["brand"]
+    assert (brand["num"], brand["num_branded"], brand["num_unbranded"], brand["num_unseen"]) == (3, 1, 0, 2)
+    assert brand["top1"] == pytest.approx(2 / 3)
+    assert brand["top1_unseen"] == brand["none_known_unseen"] == 0.5
+    assert brand["filled_unseen"] == brand["filled_wrong_unseen"] == 0.5
+    assert (brand["filled_branded"], brand["filled_wrong_branded"]) == (1, 0)
+    assert np.isnan(brand["top1_unbranded"])
+    # What is answered 'none that I know' has no confidence to be calibrated.
+    assert sum(part["num"] for part in brand["reliability"]) == 2
+    assert predictions.labels.brands[2] == OTHER_BRAND
+
+
+def test_a_temperature_changes_the_calibration_error_alone():
+    rng = np.random.default_rng(0)
+    leaves = rng.integers(0, 4, 400)
+    logits = rng.normal(0, 1, (400, 4))
+    logits[np.arange(400), leaves] += 1
+    predictions = Predictions(
+        category_logits=(4 * logits).astype(np.float32),  # four times too sure
+        brand_logits=np.zeros((400, 3), np.float32),
+        labels=Labels(category_nodes=TAXONOMY.leaf_paths.max(axis=1)[leaves], brands=np.full(400, -1)),
+        groups=np.arange(400),
+        listing_ids=tuple(map(str, range(400))),
+        photo_urls=("x.jpg",) * 400,
+        unusable=(),
+    )
+    calibration = Calibration(category_temperature=4.0, certifies={})
+    level = evaluate(predictions, taxonomy=TAXONOMY, calibration=calibration)["listing"]["leaf"]
+    as_trained = evaluate(predictions, taxonomy=TAXONOMY, calibration=NOTHING_PROMISED)["listing"]["leaf"]
+    assert level["ece_uncalibrated"] == as_trained["ece"] > 0.2
+    assert level["ece"] < 0.08
+    assert level["ece_uncalibrated_interval"][0] > level["ece_interval"][1]
+    assert level["top1"] == as_trained["top1"]
+    assert level["reliability_uncalibrated"] == as_trained["reliability"] != level["reliability"]
+
+
+def test_photos_of_one_listing_make_the_interval_wider():
+    def predictions(groups):
+        right = np.repeat(np.arange(40) % 4 > 0, 5)  # the five photos of a listing are right or wrong together
+        return Predictions(
+            category_logits=one_hot(np.where(right, 3, 0), 4),
+            brand_logits=np.zeros((200, 3), np.float32),
+            labels=Labels(category_nodes=nodes(*["tools"] * 200), brands=np.full(200, -1)),
+            groups=groups,
+            listing_ids=tuple(map(str, range(groups.max() + 1))),
+            photo_urls=("x.jpg",) * 200,
+            unusable=(),
+        )
+
+    def width(groups):
+        leaf = evaluate(predictions(groups), taxonomy=TAXONOMY, calibration=NOTHING_PROMISED)["photo"]["leaf"]
+        assert leaf["top1"] == 0.75
+        return leaf["top1_interval"][1] - leaf["top1_interval"][0]
+
+    assert width(np.repeat(np.arange(40), 5)) > 2 * width(np.arange(200))
+
+
+def test_a_catch_all_is_never_filled():
+    tree = dataclasses.replace(
+        TAXONOMY,
+        categories=tuple(dataclasses.replace(c, catch_all=c.id == "tools") for c in TAXONOMY.categories),
+    )
+    predictions = dataclasses.replace(
+        PREDICTIONS,
+        category_logits=one_hot([0, 0, 3, 3], 4),
+        labels=Labels(category_nodes=nodes("gala", "gala", "tools", "tools"), brands=PREDICTIONS.labels.brands),
+    )
+    calibration = Calibration(fields=(promise(field_name(1), 0.5),), certifies={})
+    listing = evaluate(predictions, taxonomy=tree, calibration=calibration)["listing"]
+    assert listing["fields"]["category_depth_1"]["coverage"] == pytest.approx(1 / 3)
+    curve = listing["selective"]["category_depth_1"]
+    assert [point["coverage"] for point in curve["points"]] == [pytest.approx(1 / 3)]
+    assert curve["certified"]["num_filled"] == 1
+
+
+def test_frequency_is_that_of_training_where_it_is_known():
+    counts = LeafCounts(np.array([5, 50, 500, 1]), "the train split")
+    given = evaluate(PREDICTIONS, taxonomy=TAXONOMY, calibration=NOTHING_PROMISED, training_counts=counts)
+    assert given["listing"]["frequency"]["counted_on"] == "the train split"
+    assert given["listing"]["frequency"]["parts"][0]["most_photos"] == 500
+    own = evaluate(PREDICTIONS, taxonomy=TAXONOMY, calibration=NOTHING_PROMISED)["listing"]["frequency"]
+    assert own["counted_on"] == "the photos judged here"
+    assert own["parts"][0]["most_photos"] == 2  # two photos of a Gala
 
 
 def test_nan_becomes_null():
     assert without_nan({"a": float("nan"), "b": [(1.0, float("nan"))]}) == {"a": None, "b": [[1.0, None]]}
-
-
-def test_truth_has_an_ancestor_at_each_known_depth():
-    truth = truth_by_depth(
-        Labels(category_nodes=nodes("fuji", "apple", "tools", ""), brands=np.zeros(4, int)), TAXONOMY
-    )
-    assert truth.nodes.tolist() == [
-        nodes("fruit", "apple", "fuji").tolist(),
-        [*nodes("fruit", "apple"), -1],
-        [*nodes("tools"), -1, -1],
-        [-1, -1, -1],
-    ]
-    assert truth.leaves.tolist() == [1, -1, 3, -1]
 
 
 def test_pseudo_listings_hold_photos_of_one_category():
@@ -135,17 +221,3 @@ def test_pseudo_listings_hold_photos_of_one_category():
     assert sorted(np.bincount(groups).tolist()) == [1, 1, 3, 3, 3]
     for group in range(groups.max() + 1):
         assert len(set(labels.category_nodes[groups == group])) == 1
-
-
-def test_unusable_photos_are_counted_and_the_rest_judged(bundle, drawn, tmp_path):
-    (tmp_path / "cut.jpg").write_bytes(b"\xff\xd8\xff")
-    rows = Manifest.load(str(drawn / "manifest.parquet")).where_split("test").table.to_pylist()
-    rows = [{**row, "photo": f"{drawn}/{row['photo']}"} for row in rows]
-    rows.insert(2, {**rows[0], "photo": str(tmp_path / "cut.jpg")})
-    infer = OnnxEngine(bundle).infer
-    predictions = predict(Manifest.from_rows(rows, ""), bundle.taxonomy, bundle.info.preprocessing, infer, batch_size=5)
-    assert len(predictions.category_logits) == len(rows) - 1
-    assert len(predictions.unusable) == 1
-    assert "cut.jpg" in predictions.unusable[0]
-    with pytest.raises(ManifestError, match="no photo of the manifest can be used"):
-        predict(Manifest.from_rows(rows[2:3], ""), bundle.taxonomy, bundle.info.preprocessing, infer)

@@ -1,10 +1,14 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
-from training.export import BATCH_SIZES, compare, export_bundle, onnx_forward, torch_forward
+from training.export import BATCH_SIZES, _log_priors, compare, export_bundle, onnx_forward, torch_forward
 from training.torchscript import load_torchscript
 from vision.engine import Logits
 from vision.errors import ExportMismatch, RunError
+from vision.manifest import Manifest
+from vision.taxonomy import Taxonomy
 
 
 @pytest.fixture(scope="module")
@@ -75,3 +79,28 @@ def test_an_export_with_a_frozen_batch_is_refused(trained_run, photos):
 def test_a_bundle_is_never_overwritten(bundle, trained_run):
     with pytest.raises(RunError, match="bundles are never overwritten"):
         export_bundle(trained_run, bundle.folder, model_name="x")
+
+
+def test_answers_have_the_natural_frequencies_in_however_the_model_was_trained(drawn, small_recipe):
+    rows = Manifest.load(str(drawn / "manifest.parquet")).where_split("train").table.to_pylist()
+    taxonomy = Taxonomy.load(drawn / "taxonomy.json")
+    first = rows[0]["category"]
+    # The first row's category is made common.
+    train = Manifest.from_rows(rows + [row for row in rows if row["category"] == first] * 5, "")
+    assert _log_priors(small_recipe, train, taxonomy) == ([], [])
+
+    def changed(**how):
+        recipe = dataclasses.replace(small_recipe, **how)
+        category, brand = _log_priors(recipe, train, taxonomy)
+        assert len(category) == len(taxonomy.leaf_ids)
+        assert len(brand) == len(taxonomy.brand_labels)
+        return np.array(category)
+
+    adjusted = changed(long_tail="logit_adjustment")
+    assert np.exp(adjusted).sum() == pytest.approx(1)
+    assert taxonomy.leaf_ids[int(adjusted.argmax())] == taxonomy.find_category(first)
+    # The adjusted loss takes out whatever frequencies were drawn; what comes back are the natural ones.
+    np.testing.assert_array_equal(changed(long_tail="logit_adjustment", balanced_sampling=1.0), adjusted)
+    # Drawn alike often, each class has lost its own frequency: what comes back is that, up to a constant.
+    balanced = changed(balanced_sampling=1.0)
+    np.testing.assert_allclose(balanced - balanced.mean(), adjusted - adjusted.mean(), atol=0.05)

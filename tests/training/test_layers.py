@@ -92,6 +92,22 @@ def test_rates_fall_towards_the_photo_and_every_trained_parameter_has_one():
     assert id(model.brand_head.weight) in decayed
 
 
+def test_scale_and_bias_of_a_cosine_head_learn_as_heads_and_are_not_decayed():
+    spec = ModelSpec(
+        backbone="test_efficientnet", num_categories=4, num_brands=3, mean=(0.5,) * 3, std=(0.5,) * 3,
+        brand_head="cosine",
+    )  # fmt: skip
+    head = (model := ListingClassifier(spec)).brand_head
+    groups = parameter_groups(
+        model, head_learning_rate=1.0, backbone_learning_rate=0.1, layer_decay=1.0, weight_decay=0.05
+    )
+    found = {
+        id(p): (group["lr"] * group["lr_scale"], group["weight_decay"]) for group in groups for p in group["params"]
+    }
+    assert found[id(head.log_scale)] == found[id(head.bias)] == (pytest.approx(1.0), 0)
+    assert found[id(head.weight)] == (pytest.approx(1.0), 0.05)
+
+
 def test_a_run_of_frozen_layers_resumes(drawn, tmp_path):
     recipe = Recipe(
         stages=(Stage(photo_px=48, epochs=1, trains="heads"), Stage(photo_px=48, epochs=1)),

@@ -170,6 +170,25 @@ def test_augmentation_on_the_device_trains(drawn, small_recipe, tmp_path):
     assert np.isfinite(train_run(tmp_path, drawn, recipe, augment_on="device").metrics()[-1]["loss"])
 
 
+def test_decoding_on_the_device_trains_and_goes_on_as_if_unbroken(drawn, small_recipe, tmp_path):
+    whole = train_run(tmp_path / "whole", drawn, small_recipe, decode_on="device")
+    records = whole.metrics()
+    assert records[-1]["loss"] < records[0]["loss"]
+    broken = trainer_of(tmp_path / "broken", drawn, small_recipe, decode_on="device")
+    step = broken.learner.step
+    broken.learner.step = lambda number, *more: (number == 3 and broken.stop(), step(number, *more))[1]
+    broken.run()
+    assert broken.interrupted
+    resumed = weights(train_run(tmp_path / "broken", drawn, small_recipe, decode_on="device"))
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in weights(whole).items())
+
+
+def test_a_linear_probe_needs_no_decoding_on_the_device(drawn, tmp_path):
+    stages = (Stage(photo_px=48, epochs=1, trains="heads_on_features"), Stage(photo_px=48, epochs=1))
+    recipe = Recipe(stages=stages, input_px=64, batch_size=16)
+    assert np.isfinite(train_run(tmp_path, drawn, recipe, decode_on="device").metrics()[-1]["loss"])
+
+
 def test_bf16_trains(drawn, small_recipe, tmp_path):
     recipe = dataclasses.replace(small_recipe, stages=(Stage(photo_px=48, epochs=1),))
     assert np.isfinite(train_run(tmp_path, drawn, recipe, precision="bf16").metrics()[-1]["loss"])

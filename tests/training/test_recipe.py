@@ -31,6 +31,7 @@ def test_dict_round_trip():
         ("lr = 1\n[[stages]]\nphoto_px = 64\nepochs = 1", "unknown field 'lr'; known: .*head_learning_rate"),
         ("[[stages]]\nphoto_px = 8\nepochs = 1", "stages.photo_px = 8: use 32..1024"),
         ("[[stages]]\nphoto_px = 64", "epochs"),
+        ('brand_head = "cos"\n[[stages]]\nphoto_px = 64\nepochs = 1', "brand_head = 'cos': use one of .*cosine"),
         ("weight_decay = -1\n[[stages]]\nphoto_px = 64\nepochs = 1", "weight_decay = -1"),
         ("not toml", "is not TOML"),
     ],

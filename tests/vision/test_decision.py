@@ -9,11 +9,13 @@ from vision.decision import (
     BRAND_FIELD,
     Calibration,
     Field,
+    answer,
     answer_paths,
     brand_probabilities,
     category_probabilities,
     decide,
     field_name,
+    fills,
     fuse,
     node_probabilities,
     softmax,
@@ -89,6 +91,57 @@ def test_the_order_of_photos_changes_nothing(photos):
     one, other = (decide(*p, taxonomy=TAXONOMY, calibration=calibration(0.5)) for p in (photos, backwards))
     assert [s.category_id for s in one.path] == [s.category_id for s in other.path]
     np.testing.assert_allclose([s.probability for s in one.path], [s.probability for s in other.path])
+
+
+@given(some_photos, st.integers(2, 4))
+def test_photos_given_several_times_each_change_nothing(photos, times):
+    repeated = tuple(np.repeat(logits, times, axis=0) for logits in photos)
+    for how in ("mean", "max"):
+        certified = calibration(0.5, brand_fusion=how)
+        one, other = (decide(*p, taxonomy=TAXONOMY, calibration=certified) for p in (photos, repeated))
+        np.testing.assert_allclose([s.probability for s in one.path], [s.probability for s in other.path])
+        np.testing.assert_allclose(one.brand.probability, other.brand.probability)
+
+
+@given(some_photos)
+def test_under_max_a_photo_given_twice_changes_the_brand_in_nothing(photos):
+    certified = calibration(0.5, brand_fusion="max")
+    twice = tuple(np.concatenate([logits, logits[:1]]) for logits in photos)
+    one, other = (decide(*p, taxonomy=TAXONOMY, calibration=certified).brand for p in (photos, twice))
+    assert one == other
+
+
+@given(st.lists(some_photos, min_size=1, max_size=5), st.integers(0, 100), st.randoms())
+def test_many_listings_are_answered_like_each_alone(listings, copies, random):
+    # More than one chunk of listings, photos in any order.
+    listings = listings + listings[:1] * copies
+    rows = [(i, c, b) for i, (category, brand) in enumerate(listings) for c, b in zip(category, brand, strict=True)]
+    random.shuffle(rows)
+    certified = calibration(0.5, 0.6, 0.7, unknown_brand_below=1.0)
+    together = answer(
+        np.array([row[1] for row in rows]),
+        np.array([row[2] for row in rows]),
+        np.array([row[0] for row in rows]),
+        taxonomy=TAXONOMY,
+        calibration=certified,
+    )
+    filled = fills(together, taxonomy=TAXONOMY, calibration=certified)
+    for i, photos in enumerate(listings[:6]):
+        alone = decide(*photos, taxonomy=TAXONOMY, calibration=certified)
+        depth = len(alone.path)
+        np.testing.assert_allclose(together.paths.scores[i, :depth], [step.probability for step in alone.path])
+        assert together.brands.labels[i] == alone.brand.brand_index
+        assert filled[i, :depth].tolist() == [step.filled for step in alone.path]
+        assert filled[i, -1] == alone.brand.filled
+
+
+@given(some_photos, st.integers(0, 6))
+def test_alternatives_are_the_likeliest_leaves_in_order(photos, num_alternatives):
+    certified = Calibration(certifies={})
+    listed = decide(*photos, taxonomy=TAXONOMY, calibration=certified, num_alternatives=num_alternatives).alternatives
+    leaves = category_probabilities(photos[0], np.zeros(len(photos[0]), int), certified)[0]
+    best = np.argsort(-leaves, kind="stable")[:num_alternatives]
+    assert [a.category_id for a in listed] == [TAXONOMY.leaf_ids[i] for i in best]
 
 
 def test_fusing_against_plain_loops():

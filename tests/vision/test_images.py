@@ -18,7 +18,7 @@ from vision.errors import (
     PhotoTooSmall,
     PhotoTruncated,
 )
-from vision.images import PhotoLimits, Preprocessing, decode_photo, prepare_photo, resize_photo
+from vision.images import PhotoLimits, Preprocessing, decode_photo, prepare_photo, resize_photo, size_px
 
 PREPROCESSING = Preprocessing(input_px=64)
 
@@ -174,3 +174,9 @@ def test_the_fingerprint_follows_the_pixels():
 def test_another_decoder_revision_is_refused():
     with pytest.raises(ValueError, match="decoder_revision 0"):
         Preprocessing(input_px=64, decoder_revision=0)
+
+
+def test_the_size_is_read_from_the_header_alone():
+    assert size_px(encoded(scene(300, 200), "PNG")[:100]) == (300, 200)
+    with pytest.raises(PhotoNotAnImage):
+        size_px(b"no photo at all")

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import timm
 import torch
@@ -40,3 +42,46 @@ def test_timm_backbones_fit_at_any_photo_size(backbone, width):
             outputs = model(torch.zeros(1, side, side, 3, dtype=torch.uint8))
         assert outputs.embedding.shape == (1, width)
         assert outputs.category_logits.shape == (1, 2)
+
+
+def cosine_classifier():
+    torch.manual_seed(0)
+    return ListingClassifier(replace(SPEC, backbone="test_efficientnet", brand_head="cosine"))
+
+
+def test_a_cosine_head_scores_standardised_angles():
+    head = cosine_classifier().brand_head.eval()
+    with torch.no_grad():
+        head.running_mean.normal_()
+        head.running_var.uniform_(0.5, 2)
+        head.bias.normal_()
+    embeddings = torch.randn(7, head.weight.shape[1])
+    x = (embeddings.double() - head.running_mean) / (head.running_var.double() + 1e-5).sqrt()
+    w = head.weight.double()
+    cosines = (x @ w.T) / x.norm(dim=1, keepdim=True) / w.norm(dim=1)
+    torch.testing.assert_close(head(embeddings).double(), 16 * cosines + head.bias, atol=1e-4, rtol=1e-4)
+
+
+def test_the_length_of_weights_changes_no_answer():
+    head = cosine_classifier().brand_head.eval()
+    embeddings = torch.randn(4, head.weight.shape[1])
+    before = head(embeddings)
+    with torch.no_grad():
+        head.weight *= torch.tensor([[0.1], [1.0], [30.0]])
+    torch.testing.assert_close(head(embeddings), before)
+
+
+def test_a_cosine_head_learns_the_statistics_and_takes_a_single_photo():
+    head = cosine_classifier().brand_head.train()
+    for _ in range(100):
+        head(3 + 2 * torch.randn(64, head.weight.shape[1]))
+    torch.testing.assert_close(head.running_mean.mean(), torch.tensor(3.0), atol=0.1, rtol=0)
+    torch.testing.assert_close(head.running_var.mean(), torch.tensor(4.0), atol=0.3, rtol=0)
+    assert head(torch.randn(1, head.weight.shape[1])).isfinite().all()
+
+
+def test_a_network_of_one_head_takes_no_weights_of_the_other():
+    linear = ListingClassifier(replace(SPEC, backbone="test_efficientnet"))
+    assert linear.spec.brand_head == "linear"
+    with pytest.raises(RuntimeError, match="brand_head"):
+        cosine_classifier().load_state_dict(linear.state_dict())

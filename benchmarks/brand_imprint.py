@@ -1,0 +1,142 @@
+"""Brands imprinted from five photos against brands trained with, on the val split of Grocery Store.
+
+    python -m benchmarks.brand_imprint [--recipe linear_probe] [--epochs 6 --photo-px 112] [--draws 5]
+
+Three brands are taken out of the training labels; their photos stay, of brand unknown. Each is then imprinted from five
+of its training photos, drawn anew `--draws` times. Beside it: the same recipe with all brands, cosine and linear head.
+The default is a linear probe (minutes); `--recipe grocery` fine-tunes at the short settings of
+`benchmarks.grocery_ablation`. How much an imprinted brand gives way was chosen on this split, with a head on the same
+features but other code (`training.brands`); the test split is not touched.
+"""
+
+import argparse
+import dataclasses
+import shutil
+import statistics
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from benchmarks.common import BUILD, cli, grocery_source, write_result
+from training.brands import imprint, taxonomy_with_brand
+from training.features import photo_features
+from training.loop import Trainer
+from training.recipe import Recipe, Stage, load_recipe
+from training.run import Run
+from vision.bundle import BrandHead
+from vision.images import Preprocessing
+from vision.manifest import Manifest
+from vision.model import ListingClassifier
+from vision.taxonomy import Taxonomy
+
+HERE = BUILD / "brand_imprint"
+HELD_OUT = ("God Morgon", "Oatly", "Yoggi")
+"""At least ten photos each on val."""
+NUM_PHOTOS = 5
+
+Ints = npt.NDArray[np.int64]
+
+
+def recipe_of(name: str, brand_head: BrandHead, *, epochs: int, photo_px: int) -> Recipe:
+    recipe = replace(load_recipe(name), brand_head=brand_head)
+    if name == "linear_probe":
+        return recipe
+    stages = (Stage(photo_px=photo_px, epochs=1, trains="heads"), Stage(photo_px=photo_px, epochs=epochs - 1))
+    return replace(recipe, stages=stages, input_px=round(photo_px * 1.14 / 16) * 16)
+
+
+def without_brands(manifest: Manifest, taxonomy: Taxonomy) -> tuple[Manifest, Taxonomy]:
+    rows = manifest.table.to_pylist()
+    kept = [{**row, "brand": "" if row["brand"] in HELD_OUT else row["brand"]} for row in rows]
+    brands = tuple(brand for brand in taxonomy.brands if brand.name not in HELD_OUT)
+    return Manifest.from_rows(kept, manifest.base_url), replace(taxonomy, version="held-out", brands=brands)
+
+
+def trained(recipe: Recipe, manifest: Manifest, taxonomy: Taxonomy, name: str) -> ListingClassifier:
+    folder = HERE / name
+    shutil.rmtree(folder, ignore_errors=True)
+    Trainer(
+        recipe, manifest_url=str(HERE / "data" / "manifest.parquet"), manifest=manifest, taxonomy=taxonomy,
+        run=Run(folder),
+    ).run()  # fmt: skip
+    return Run(folder).load_model()
+
+
+@torch.inference_mode()
+def answered(model: ListingClassifier, embeddings: torch.Tensor, taxonomy: Taxonomy) -> list[str]:
+    labels = model.heads(embeddings).brand_logits.argmax(dim=1)
+    return [taxonomy.brand_labels[label] for label in labels.tolist()]
+
+
+def shares(answers: list[str], truth: list[str], no_brand: str) -> dict[str, float]:
+    """Of right answers: of the held-out brands, the other brands, and products without one."""
+
+    def right(wanted: list[bool]) -> float:
+        return statistics.mean(a == t for a, t, w in zip(answers, truth, wanted, strict=True) if w)
+
+    held = [name in HELD_OUT for name in truth]
+    return {
+        "held_out": right(held),
+        "others": right([not h for h in held]),
+        "other_brands": right([not h and name != no_brand for h, name in zip(held, truth, strict=True)]),
+        "unbranded": right([name == no_brand for name in truth]),
+    }
+
+
+def imprinted(
+    model: ListingClassifier, taxonomy: Taxonomy, embeddings: torch.Tensor, brands: list[str], *, draw: int
+) -> tuple[ListingClassifier, Taxonomy]:
+    rng = np.random.default_rng(draw)
+    for name in HELD_OUT:
+        rows = rng.choice([row for row, brand in enumerate(brands) if brand == name], NUM_PHOTOS, replace=False)
+        model, taxonomy = imprint(model, embeddings[rows]), taxonomy_with_brand(taxonomy, name)
+    return model, taxonomy
+
+
+def embeddings_of(model: ListingClassifier, rows: Manifest, recipe: Recipe) -> tuple[torch.Tensor, list[str]]:
+    found = photo_features(model, rows, Preprocessing(input_px=recipe.input_px), cache=HERE / "features")
+    brands = rows.column("brand").to_pylist()
+    return torch.from_numpy(found.values.copy()), [brands[row] for row in found.rows]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", choices=("linear_probe", "grocery"), default="linear_probe")
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--photo-px", type=int, default=112)
+    parser.add_argument("--draws", type=int, default=5)
+    asked = parser.parse_args()
+    cli("data", "import", "grocery-store", grocery_source(), "--output", HERE / "data")
+    whole = Manifest.load(str(HERE / "data" / "manifest.parquet"))
+    taxonomy = Taxonomy.load(Path(HERE / "data" / "taxonomy.json"))
+    figures: dict[str, dict[str, float]] = {}
+    heads: tuple[BrandHead, ...] = ("linear", "cosine")
+    for head in heads:
+        recipe = recipe_of(asked.recipe, head, epochs=asked.epochs, photo_px=asked.photo_px)
+        model = trained(recipe, whole, taxonomy, f"{asked.recipe}-{head}-all")
+        values, truth = embeddings_of(model, whole.where_split("val"), recipe)
+        figures[f"trained_{head}"] = shares(answered(model, values, taxonomy), truth, taxonomy.no_brand)
+    fewer, smaller = without_brands(whole, taxonomy)
+    model = trained(recipe, fewer, smaller, f"{asked.recipe}-cosine-held-out")
+    values, truth = embeddings_of(model, whole.where_split("val"), recipe)
+    figures["before_imprint"] = shares(answered(model, values, smaller), truth, taxonomy.no_brand)
+    from_values, from_brands = embeddings_of(model, whole.where_split("train"), recipe)
+    draws = []
+    for draw in range(asked.draws):
+        larger, known = imprinted(model, smaller, from_values, from_brands, draw=draw)
+        draws.append(shares(answered(larger, values, known), truth, taxonomy.no_brand))
+    figures["imprinted"] = {key: statistics.mean(d[key] for d in draws) for key in draws[0]}
+    metrics = {f"{name}_{key}": value for name, part in figures.items() for key, value in part.items()}
+    write_result(
+        "brand_imprint",
+        metrics,
+        {"setting": vars(asked), "split": "val, 296 photos", "held_out": HELD_OUT, "recipe": dataclasses.asdict(recipe),
+         "draws": draws},
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

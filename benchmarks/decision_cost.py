@@ -1,0 +1,96 @@
+"""What a decision costs with 5,000 categories and 10,000 brands, on one core, and how much memory.
+
+    python -m benchmarks.decision_cost
+
+One listing at a time, as the gateway decides, and many at once, as backfill and evaluation do; three photos each.
+"""
+
+import os
+import statistics
+import time
+import tracemalloc
+
+import numpy as np
+
+from benchmarks.common import write_result
+from vision.decision import BRAND_FIELD, Calibration, Field, answer, decide, field_name, fills
+from vision.taxonomy import Brand, Category, Taxonomy
+
+NUM_LISTINGS, NUM_PHOTOS = 1000, 3
+BRANCHES = (10, 10, 50)
+NUM_BRANDS = 10_000
+
+
+def large_taxonomy() -> Taxonomy:
+    categories: list[Category] = []
+    level: list[str | None] = [None]
+    for depth, num_children in enumerate(BRANCHES):
+        children = [(f"{parent or 'c'}-{i}", parent) for parent in level for i in range(num_children)]
+        categories += [Category(id=id_, names={"en": f"{depth} {id_}"}, parent_id=parent) for id_, parent in children]
+        level = [id_ for id_, _ in children]
+    brands = tuple(Brand(id=f"b{i}", names={"en": f"Brand {i}"}) for i in range(NUM_BRANDS))
+    return Taxonomy(version="large", categories=tuple(categories), brands=brands)
+
+
+def certified() -> Calibration:
+    names = (*(field_name(depth + 1) for depth in range(len(BRANCHES))), BRAND_FIELD)
+    fields = tuple(
+        Field(name=name, alpha=0.05, delta=0.0125, threshold=0.5, num_listings=2000, num_filled=1000, num_errors=20)
+        for name in names
+    )
+    return Calibration(
+        category_temperature=1.3, brand_temperature=1.2, unknown_brand_below=0.0, fields=fields, certifies={}
+    )
+
+
+def main() -> None:
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    taxonomy, calibration = large_taxonomy(), certified()
+    rng = np.random.default_rng(0)
+    category_logits = rng.normal(0, 3, (NUM_LISTINGS * NUM_PHOTOS, len(taxonomy.leaf_ids))).astype(np.float32)
+    brand_logits = rng.normal(0, 3, (NUM_LISTINGS * NUM_PHOTOS, len(taxonomy.brand_labels))).astype(np.float32)
+    groups = np.repeat(np.arange(NUM_LISTINGS), NUM_PHOTOS)
+
+    def one(listing: int) -> float:
+        photos = slice(listing * NUM_PHOTOS, (listing + 1) * NUM_PHOTOS)
+        begun_s = time.perf_counter()
+        decide(category_logits[photos], brand_logits[photos], taxonomy=taxonomy, calibration=calibration)
+        return (time.perf_counter() - begun_s) * 1000
+
+    def many() -> float:
+        begun_s = time.perf_counter()
+        answers = answer(category_logits, brand_logits, groups, taxonomy=taxonomy, calibration=calibration)
+        fills(answers, taxonomy=taxonomy, calibration=calibration)
+        return (time.perf_counter() - begun_s) * 1000 / NUM_LISTINGS
+
+    begun_s = time.perf_counter()
+    one(0)
+    many()
+    first_s = time.perf_counter() - begun_s
+    alone_ms = [one(listing) for listing in range(NUM_LISTINGS)]
+    together_ms = [many() for _ in range(3)]
+    tracemalloc.start()
+    many()
+    peak_mib = tracemalloc.get_traced_memory()[1] / 2**20
+    tracemalloc.stop()
+    os.sched_setaffinity(0, cores)
+    write_result(
+        "decision_cost",
+        {
+            "ms_per_listing": statistics.median(alone_ms),
+            "ms_per_listing_p99": float(np.quantile(alone_ms, 0.99)),
+            "ms_per_listing_in_bulk": statistics.median(together_ms),
+            "peak_mib_in_bulk": peak_mib,
+        },
+        {
+            "setting": f"{NUM_LISTINGS} listings of {NUM_PHOTOS} photos, {len(taxonomy.leaf_ids)} leaves at depth "
+            f"{len(BRANCHES)}, {NUM_BRANDS} brands, one core",
+            "first_call_s": first_s,
+            "in_bulk_ms": together_ms,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

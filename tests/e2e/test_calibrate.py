@@ -1,0 +1,94 @@
+"""`calibrate` by its command line, and what the gateway makes of a certificate for another backend."""
+
+import asyncio
+import json
+import shutil
+
+import grpc
+from typer.testing import CliRunner
+
+from listing_vision.cli import app
+from serving.protocol import listing_vision_pb2 as pb
+from serving.protocol import listing_vision_pb2_grpc as pb_grpc
+from serving.server import GatewayServer, ServeOptions
+from serving.triton_server import LocalTriton
+from vision.bundle import load_bundle, seal_bundle
+from vision.manifest import Manifest
+
+
+def calibrate(*arguments):
+    return CliRunner().invoke(app, ["calibrate", *map(str, arguments)])
+
+
+def test_a_bundle_is_certified_by_the_triton_that_serves_it(bundle, drawn, tmp_path, triton_installation):
+    rows = Manifest.load(str(drawn / "manifest.parquet"))
+    # The test listings serve for calibration here; nothing is judged.
+    table = rows.table.to_pylist()
+    for row in table:
+        row["split"] = {"test": "calibrate"}.get(row["split"], row["split"])
+    manifest = str(tmp_path / "manifest.parquet")
+    Manifest.from_rows(table, rows.base_url).moved_to(str(tmp_path)).save(manifest)
+    triton = LocalTriton(bundle, triton_installation)
+    triton.start()
+    try:
+        triton.wait_until_listening()
+        by_triton = calibrate(
+            bundle.folder,
+            manifest,
+            "--output",
+            tmp_path / "by-triton",
+            "--triton",
+            triton.address,
+            "--alpha-brand",
+            0.1,
+        )
+    finally:
+        triton.stop()
+    assert by_triton.exit_code == 0, by_triton.output
+    assert "calibrated on calibrate; thresholds to test from val" in by_triton.output
+    here = calibrate(bundle.folder, manifest, "--output", tmp_path / "here", "--alpha-brand", 0.1)
+    assert here.exit_code == 0, here.output
+    # The same backend gives the same certificate wherever it runs.
+    certificates = [load_bundle(tmp_path / name).calibration for name in ("by-triton", "here")]
+    assert certificates[0].certifies == certificates[1].certifies
+    assert [f.num_listings for f in certificates[0].fields] == [f.num_listings for f in certificates[1].fields]
+    assert certificates[0].field("brand").alpha == 0.1
+    again = calibrate(bundle.folder, manifest, "--output", tmp_path / "here")
+    assert "never overwritten" in str(again.exception)
+
+
+def test_brands_that_the_taxonomy_lacks_are_refused_unless_they_may_be_others(bundle, drawn, tmp_path):
+    rows = Manifest.load(str(drawn / "manifest.parquet"))
+    table = rows.table.to_pylist()
+    table[next(i for i, row in enumerate(table) if row["split"] == "val")]["brand"] = "Brand Nobody Knows"
+    manifest = str(tmp_path / "manifest.parquet")
+    Manifest.from_rows(table, rows.base_url).moved_to(str(tmp_path)).save(manifest)
+    refused = calibrate(bundle.folder, manifest, "--output", tmp_path / "new")
+    assert "unknown brand 'Brand Nobody Knows'" in str(refused.exception)
+    taken = calibrate(bundle.folder, manifest, "--output", tmp_path / "new", "--other-brands")
+    assert taken.exit_code == 0, taken.output
+
+
+def test_a_gateway_fills_nothing_on_a_backend_that_was_not_certified(bundle, tmp_path):
+    folder = shutil.copytree(bundle.folder, tmp_path / "other")
+    path = folder / "calibration.json"
+    raw = json.loads(path.read_text())
+    raw["certifies"]["backend"] = "onnxruntime-tensorrt"
+    for field in raw["fields"]:
+        field["threshold"] = 0.5
+    path.write_text(json.dumps(raw))
+    seal_bundle(folder, bundle.info)
+    assert load_bundle(folder).calibration.field("brand").threshold == 0.5
+
+    async def promises():
+        server = GatewayServer(ServeOptions(bundle=folder, port=0, in_process=True, drain_s=0))
+        await server.start()
+        try:
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+                return (await pb_grpc.ListingVisionServiceStub(channel).GetModel(pb.GetModelRequest())).promises
+        finally:
+            await server.stop()
+
+    for promise in asyncio.run(promises()):
+        assert not promise.HasField("threshold")
+        assert "made with backend onnxruntime-tensorrt, answered by onnxruntime-cpu" in promise.explanation

@@ -1,0 +1,222 @@
+"""Plain JPEGs decoded, cropped and resized in batches on the training device, for nodes whose CPUs are too few."""
+
+import io
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+import torchvision
+from PIL import Image, ImageCms
+from torch.nn import functional
+from torchvision.transforms import v2
+
+from vision.errors import RunError
+from vision.images import PhotoLimits
+
+__all__ = ["DeviceCrop", "DeviceDecoder", "plain_crop"]
+
+_END_OF_JPEG = b"\xff\xd9"
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = (None, 0, 1)
+
+_LUMA_SAMPLINGS = {(1, 1), (2, 1), (1, 2), (2, 2), (4, 1)}
+"""4:4:4, 4:2:2, 4:4:0, 4:2:0 and 4:1:1, of those that nvJPEG knows (`nvjpegChromaSubsampling_t`)."""
+
+_PIXELS_AT_ONCE = 100_000_000
+"""Decoded at full size before they are cropped, 3 bytes each: 300 MB; two of the largest photos that are allowed."""
+
+
+class DeviceCrop(NamedTuple):
+    """What the device makes of one plain JPEG. The box lies in the photo after it was scaled down."""
+
+    num_bytes: int
+    num_pixels: int
+    """As stored."""
+    scale: int
+    """1, 2, 4 or 8: what Pillow would divide both sides by while decoding."""
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def plain_crop(data: bytes, crop: v2.RandomResizedCrop, *, at_least_px: int) -> DeviceCrop | None:
+    """The crop that Pillow's photo would get from torch's generator as it stands, read from the header alone.
+
+    None for whatever is not a whole, upright sRGB or grey JPEG that any decoder reads alike, within `PhotoLimits`: such
+    photos, and what is wrong with them, are left to `decode_photo`.
+    """
+    # A cut file without its end mark still decodes on a device, to grey; Pillow refuses it.
+    if len(data) > PhotoLimits().max_bytes or not data.endswith(_END_OF_JPEG):
+        return None
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG",)) as opened:
+            if not _is_plain(opened):
+                return None
+            width, height = opened.size
+            opened.draft(opened.mode, (at_least_px, at_least_px))
+            scale = next(s for s in (1, 2, 4, 8) if (-(-width // s), -(-height // s)) == opened.size)
+            box = crop.make_params([opened])
+    # Header and EXIF of hostile bytes raise many types; `decode_photo` gives each its name.
+    except Exception:
+        return None
+    return DeviceCrop(len(data), width * height, scale, box["top"], box["left"], box["height"], box["width"])
+
+
+def _is_plain(opened: Image.Image) -> bool:
+    limits, (width, height) = PhotoLimits(), opened.size
+    if width * height > limits.max_pixels or min(width, height) < limits.min_side_px:
+        return False
+    # An MPO opens here too: several JPEGs in one file.
+    if opened.format != "JPEG" or opened.getexif().get(_ORIENTATION_TAG) not in _UPRIGHT:
+        return False
+    return _has_plain_components(opened) and _is_srgb(opened.info.get("icc_profile"))
+
+
+def _has_plain_components(opened: Image.Image) -> bool:
+    """Whether it is grey, or YCbCr beyond doubt: decoders guess differently where a file does not say so."""
+    layers: list[tuple[int, int, int, int]] = opened.layer  # type: ignore[attr-defined]  # JpegImageFile's
+    samplings = [layer[1:3] for layer in layers]
+    if len(layers) == 1:
+        return samplings == [(1, 1)]
+    says_ycbcr = "jfif" in opened.info or [layer[0] for layer in layers] == [1, 2, 3]
+    return (
+        says_ycbcr
+        and opened.info.get("adobe_transform", 1) == 1
+        and samplings[0] in _LUMA_SAMPLINGS
+        and samplings[1:] == [(1, 1), (1, 1)]
+    )
+
+
+def _is_srgb(profile: bytes | None) -> bool:
+    return not profile or "sRGB" in ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(io.BytesIO(profile)))
+
+
+class DeviceDecoder:
+    """Decodes on one device; on a CPU too, where it is slow and the same.
+
+    Raises:
+        RunError: this torchvision cannot decode on this device.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        # torchvision's decoder allocates on the current stream and writes on another one that does not wait for it, so
+        # that it overwrites what the current stream has yet to read (pytorch/vision#9606). Photos have a stream, and
+        # with it memory, of their own here, which is empty whenever the decoder begins; so decoding also goes on
+        # beside the step before.
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        try:
+            self._decode(_encoded_probe())
+        except (AttributeError, ImportError, RuntimeError) as error:
+            raise RunError(
+                f"decode_on = 'device': torchvision {torchvision.__version__} cannot decode a JPEG on {device} "
+                f"({_first_line(error)}); use --decode-on loader"
+            ) from error
+
+    def photos(
+        self, encoded: torch.Tensor, crops: Sequence[DeviceCrop | None], others_nhwc: torch.Tensor, *, photo_px: int
+    ) -> tuple[torch.Tensor, list[int]]:
+        """A batch on the device, for the current stream, and the indices of the photos that the decoder refused.
+
+        Args:
+            encoded: (num_bytes,) uint8 on the CPU, all files one after the other.
+            crops: of each file; None where the photo is one of the others.
+            others_nhwc: (M, photo_px, photo_px, 3) uint8, decoded already.
+            photo_px: side of what comes back.
+
+        Returns:
+            (N, photo_px, photo_px, 3) uint8, black where refused; indices into `crops`.
+
+        Raises:
+            torch.AcceleratorError: the device itself failed.
+        """
+        with torch.cuda.stream(self._stream):  # does nothing where there is none
+            cropped = self._cropped_files(encoded, [crop for crop in crops if crop], photo_px)
+            others = iter(others_nhwc.to(self._device, non_blocking=True).permute(0, 3, 1, 2).float())
+            photos = [next(cropped) if crop else next(others) for crop in crops]
+            refused = [index for index, photo in enumerate(photos) if photo is None]
+            black = torch.zeros(3, photo_px, photo_px, device=self._device)
+            stacked = torch.stack([black if photo is None else photo for photo in photos])
+            photos_nhwc = stacked.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+        if self._stream:
+            current = torch.cuda.current_stream(self._device)
+            current.wait_stream(self._stream)
+            # Its memory is not given to the next batch before the step that reads it is done.
+            photos_nhwc.record_stream(current)
+        return photos_nhwc, refused
+
+    def _cropped_files(
+        self, encoded: torch.Tensor, crops: Sequence[DeviceCrop], photo_px: int
+    ) -> Iterator[torch.Tensor | None]:
+        """(3, photo_px, photo_px) float32 each; None where refused."""
+        files = encoded.split([crop.num_bytes for crop in crops])
+        for begin, end in _groups(crops):
+            decoded = self._decoded([*files[begin:end]])
+            for photo, crop in zip(decoded, crops[begin:end], strict=True):
+                yield None if photo is None else _cropped(photo, crop, photo_px)
+
+    def _decoded(self, files: list[torch.Tensor]) -> list[torch.Tensor | None]:
+        """(3, H, W) uint8 each; None where refused. The decoder says not which one it refuses: halves tell."""
+        try:
+            return [*self._decode(files)]
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            if self._stream:
+                # A photo was refused where this passes; the device is lost where it raises.
+                self._stream.synchronize()
+            if len(files) == 1:
+                return [None]
+        half = len(files) // 2
+        return self._decoded(files[:half]) + self._decoded(files[half:])
+
+    def _decode(self, files: list[torch.Tensor]) -> list[torch.Tensor]:
+        # Deprecated since torchvision 0.29, in favour of TorchCodec, and not yet removed: imported where it is used, so
+        # that its end is the end of this option only.
+        from torchvision.io import ImageReadMode, decode_jpeg
+
+        if self._stream:
+            self._stream.synchronize()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            photos: list[torch.Tensor] = decode_jpeg(files, mode=ImageReadMode.RGB, device=self._device)
+        return photos
+
+
+def _groups(crops: Sequence[DeviceCrop]) -> Iterator[tuple[int, int]]:
+    """Begin and end of what is decoded together, in `_PIXELS_AT_ONCE`."""
+    begin, num_pixels = 0, 0
+    for index, crop in enumerate(crops):
+        if index > begin and num_pixels + crop.num_pixels > _PIXELS_AT_ONCE:
+            yield begin, index
+            begin, num_pixels = index, 0
+        num_pixels += crop.num_pixels
+    yield begin, len(crops)
+
+
+def _cropped(photo: torch.Tensor, crop: DeviceCrop, photo_px: int) -> torch.Tensor:
+    """(3, photo_px, photo_px) float32 of (3, H, W) uint8: what Pillow makes of it, to a few grey values.
+
+    Means of squares stand for scaling in the DCT domain. They also bound the last step's filter, which a CUDA kernel
+    holds in shared memory.
+    """
+    scale, top, left = crop.scale, crop.top, crop.left
+    rows = slice(top * scale, (top + crop.height) * scale)
+    columns = slice(left * scale, (left + crop.width) * scale)
+    part = photo[None, :, rows, columns].float()
+    if scale > 1:
+        part = functional.avg_pool2d(part, scale, ceil_mode=True)
+    # With antialias its bicubic filter is Pillow's (a = -0.5).
+    return functional.interpolate(part, size=(photo_px, photo_px), mode="bicubic", antialias=True)[0]
+
+
+def _encoded_probe() -> list[torch.Tensor]:
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(file, "JPEG")
+    return [torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [repr(error)])[0]

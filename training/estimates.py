@@ -1,0 +1,110 @@
+"""Figures with their 95 % intervals, under the names that `metrics.json` gives them: `top1` beside `top1_interval`.
+
+Shares of rows have Wilson's interval, all else a bootstrap. `clusters` is (N,) the listing of each row where rows are
+photos, and None where rows are listings.
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vision.metrics import (
+    NUM_CALIBRATION_BINS,
+    bootstrap_interval,
+    calibration_bins,
+    resampled_sums,
+    share_interval,
+)
+
+__all__ = ["calibration_error", "hierarchical", "macro", "reliability", "share", "where"]
+
+Figures = dict[str, Any]
+Bools = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.floating]
+Ints = npt.NDArray[np.int64]
+
+
+def where(clusters: Ints | None, rows: Bools) -> Ints | None:
+    """The clusters of some of the rows."""
+    return None if clusters is None else clusters[rows]
+
+
+def share(name: str, hits: Bools, clusters: Ints | None) -> Figures:
+    """The share of the rows that are hits; NaN, and an interval from 0 to 1, for no rows."""
+    return {
+        name: float(hits.mean()) if hits.size else float("nan"),
+        f"{name}_interval": share_interval(hits, clusters),
+    }
+
+
+def macro(name: str, answers: Ints, labels: Ints, clusters: Ints | None) -> Figures:
+    """Mean over the labels that occur of the share of their rows answered right.
+
+    Args:
+        labels: (N,), -1 where not known; such rows do not count.
+    """
+    known = labels >= 0
+    classes, cells = np.unique(labels[known], return_inverse=True)
+    right = answers[known] == labels[known]
+    sums = resampled_sums(
+        cells, np.stack([np.ones(len(right)), right], axis=1), num_cells=len(classes), clusters=where(clusters, known)
+    )
+    num_rows, num_right = sums[..., 0], sums[..., 1]
+    shares = np.divide(num_right, num_rows, out=np.zeros_like(num_right), where=num_rows > 0)
+    return _estimate(name, shares.sum(axis=1), (num_rows > 0).sum(axis=1), right, where(clusters, known))
+
+
+def calibration_error(name: str, confidences: Floats, right: Bools, clusters: Ints | None) -> Figures:
+    """Mean gap between confidence and accuracy over 15 bins (Guo et al. 2017)."""
+    values = np.stack([confidences, right, np.ones(len(right))], axis=1)
+    sums = resampled_sums(calibration_bins(confidences), values, num_cells=NUM_CALIBRATION_BINS, clusters=clusters)
+    gaps = np.abs(sums[..., 0] - sums[..., 1]).sum(axis=1)
+    return _estimate(name, gaps, sums[..., 2].sum(axis=1), right, clusters)
+
+
+def hierarchical(*, given: Bools, answered: Bools, right: Bools, clusters: Ints | None) -> Figures:
+    """Precision, recall and F1 of sets of ancestors (Kiritchenko, Matwin, Nock & Famili 2006), summed over the rows.
+
+    The set of a category is itself and all above it: a Fuji taken for a Gala shares two of three with the truth.
+
+    Args:
+        given: (N, D) depths at which the truth is known; `answered`: at which an answer is judged; `right`: of these.
+    """
+    rows = np.logical_or.reduce(given, axis=1)
+    values = np.stack([right[rows].sum(axis=1), answered[rows].sum(axis=1), given[rows].sum(axis=1)], axis=1)
+    kept = where(clusters, rows)
+    sums = resampled_sums(np.zeros(len(values), np.int64), values.astype(np.float64), num_cells=1, clusters=kept)[:, 0]
+    shared, in_answers, in_truths = sums.T
+    return {
+        "num": int(rows.sum()),
+        **_estimate("precision", shared, in_answers, rows[rows], kept),
+        **_estimate("recall", shared, in_truths, rows[rows], kept),
+        **_estimate("f1", 2 * shared, in_answers + in_truths, rows[rows], kept),
+    }
+
+
+def reliability(confidences: Floats, right: Bools, clusters: Ints | None) -> list[Figures]:
+    """Of each bin that holds answers: mean confidence, and the share that is right.
+
+    A confidence of 0 is no answer, such as below the leaf of a path that ends early; it widens no calibration error.
+    """
+    bins = calibration_bins(confidences)
+    found = []
+    for number in np.unique(bins[confidences > 0]):
+        rows = (bins == number) & (confidences > 0)
+        found.append(
+            {
+                "num": int(rows.sum()),
+                "confidence": float(confidences[rows].mean()),
+                **share("accuracy", right[rows], where(clusters, rows)),
+            }
+        )
+    return found
+
+
+def _estimate(name: str, parts: Floats, wholes: Floats | Ints, rows: Bools, clusters: Ints | None) -> Figures:
+    """`parts / wholes`, (1 + R,) each, as a figure of so many rows."""
+    estimates = np.divide(parts, wholes, out=np.full(len(parts), np.nan), where=wholes > 0)
+    num_clusters = len(rows) if clusters is None else len(np.unique(clusters))
+    return {name: float(estimates[0]), f"{name}_interval": bootstrap_interval(estimates, num_clusters=num_clusters)}

@@ -1,0 +1,77 @@
+"""The known answers of listings, and which answered steps are right by them."""
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from vision.decision import Paths
+from vision.manifest import UNLABELLED, Labels
+from vision.taxonomy import Taxonomy
+
+__all__ = ["Truth", "Verdicts", "judge_paths", "listing_labels", "truth_by_depth"]
+
+Ints = npt.NDArray[np.int64]
+
+
+class Verdicts(NamedTuple):
+    """On each step of answered paths."""
+
+    known: npt.NDArray[np.bool_]
+    """(N, D) whether the step is answered and the truth decides on it."""
+    right: npt.NDArray[np.bool_]
+    """(N, D); false where not known."""
+
+
+class Truth(NamedTuple):
+    """The known answer of each row."""
+
+    nodes: Ints
+    """(N, D) the labelled node's ancestor at each depth, -1 where not known or not that deep."""
+    leaves: Ints
+    """(N,) column of the category logits; -1 where the label is missing or an inner node."""
+    brands: Ints
+    """(N,) column of the brand logits; -1 where missing, `OTHER_BRAND` where the taxonomy lacks it."""
+
+
+def judge_paths(paths: Paths, truth: Truth) -> Verdicts:
+    """Which steps of the answered paths are known to be right or wrong.
+
+    A step deeper than the true leaf is wrong, and so is every step below one that is wrong. Not known is a step only
+    where the label is missing, or is an inner node that the answer agrees with and goes below.
+    """
+    given = truth.nodes >= 0
+    labelled = given.any(axis=1, keepdims=True)
+    last_given = np.maximum(given.sum(axis=1, keepdims=True) - 1, 0)
+    agrees = np.take_along_axis(paths.nodes, last_given, 1) == np.take_along_axis(truth.nodes, last_given, 1)
+    to_the_leaf = truth.leaves[:, None] >= 0
+    known = (paths.nodes >= 0) & labelled & (given | to_the_leaf | ~agrees)
+    return Verdicts(known, known & given & (paths.nodes == truth.nodes))
+
+
+def listing_labels(labels: Labels, groups: Ints) -> Labels:
+    """The labels of each listing: for category and for brand, that of its first photo that carries one."""
+    return Labels(
+        category_nodes=_first_known(labels.category_nodes, groups), brands=_first_known(labels.brands, groups)
+    )
+
+
+def _first_known(values: Ints, groups: Ints) -> Ints:
+    firsts = np.full(int(groups.max()) + 1, UNLABELLED, dtype=np.int64)
+    known = values != UNLABELLED
+    chosen, rows = np.unique(groups[known], return_index=True)
+    firsts[chosen] = values[known][rows]
+    return firsts
+
+
+def truth_by_depth(labels: Labels, taxonomy: Taxonomy) -> Truth:
+    paths = np.full((len(taxonomy.categories) + 1, taxonomy.max_depth), UNLABELLED, dtype=np.int64)
+    leaf_of = np.full(len(taxonomy.categories) + 1, UNLABELLED, dtype=np.int64)
+    for category in taxonomy.categories:
+        node = taxonomy.node_index[category.id]
+        for depth, ancestor in enumerate(taxonomy.ancestry(category.id)):
+            paths[node, depth] = taxonomy.node_index[ancestor.id]
+    for column, leaf_id in enumerate(taxonomy.leaf_ids):
+        leaf_of[taxonomy.node_index[leaf_id]] = column
+    # Index -1, 'not labelled', finds the last row, which is all -1.
+    return Truth(paths[labels.category_nodes], leaf_of[labels.category_nodes], labels.brands)
