@@ -2,12 +2,18 @@
 
 import logging
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from training.data_commands import taxonomy_beside
 from vision.commands import new_app
+from vision.errors import ListingVisionError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from training.looks import Look
 
 __all__ = ["evaluate", "export", "runs", "train", "tune_app"]
 
@@ -173,8 +179,18 @@ def evaluate(
         training_counts=count_training_leaves(whole, judged.taxonomy),
     )
     typer.echo(format_table(figures))
+
+    def found_looks() -> "Sequence[Look]":
+        from training.looks import looks
+
+        try:
+            return looks(predictions, judged)
+        except ListingVisionError as error:  # captum is an extra; the rest of the page is worth having without it
+            _log.warning("the page does not show where the model looked: %s", error)
+            return ()
+
     if output:
-        for written in write_report({"model": judged.name, "split": split, **figures}, output):
+        for written in write_report({"model": judged.name, "split": split, **figures}, output, found_looks):
             typer.echo(f"written: {written}")
 
 

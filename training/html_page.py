@@ -15,7 +15,7 @@ from vision.errors import PhotoError
 from vision.images import decode_photo
 from vision.manifest import photo_bytes
 
-__all__ = ["image", "page", "thumbnail_uri", "thumbnails"]
+__all__ = ["image", "page", "photo_uri", "thumbnail_uri", "thumbnails"]
 
 _STYLE = """
 :root { color-scheme: light dark; font: 16px/1.45 system-ui, sans-serif }
@@ -58,6 +58,11 @@ def thumbnail_uri(url: str, *, max_px: int) -> str | None:
     except (OSError, PhotoError):
         return None
     photo.thumbnail((max_px, max_px))
+    return photo_uri(photo)
+
+
+def photo_uri(photo: Image.Image) -> str:
+    """A photo as a JPEG in a data URI."""
     out = io.BytesIO()
     photo.save(out, "JPEG", quality=75)
     return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode("ascii")

@@ -5,12 +5,15 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from training.evaluation import without_nan
 from training.html_page import image, page, thumbnails
 from training.plots import curve_plot, reliability_plot, shares_plot
 from vision.decision import BRAND_FIELD
+
+if TYPE_CHECKING:
+    from training.looks import Look
 
 __all__ = ["report_page", "write_report"]
 
@@ -35,11 +38,12 @@ Figures = Mapping[str, Any]
 Section = Callable[[Figures, str], str]
 
 
-def report_page(figures: Figures) -> str:
+def report_page(figures: Figures, looks: "Sequence[Look]" = ()) -> str:
     """The whole page, its photos read from where `figures` says they are.
 
     Args:
         figures: what `evaluate` returns, with `model` and `split`.
+        looks: where the model looked; without any there is no such section.
     """
     views = {name: figures[name] for name in ("listing", "photo")}
     if views["listing"]["num"] == views["photo"]["num"]:
@@ -48,6 +52,9 @@ def report_page(figures: Figures) -> str:
         f'<a href="#{view}-{key}">{title.lower()} per {view}</a>' for view in views for key, title, _ in _SECTIONS
     )
     body = "".join(_view(part, name) for name, part in views.items())
+    if looks:
+        links += ' · <a href="#looks">where the model looked</a>'
+        body += _looks(looks)
     return page(
         title=f"Evaluation of {figures['model']} on {figures['split']}",
         body=f'{_introduction(figures, views)}<nav aria-label="Sections"><p class="small">{links}</p></nav>\n{body}',
@@ -55,8 +62,14 @@ def report_page(figures: Figures) -> str:
     )
 
 
-def write_report(figures: Figures, output: Path) -> tuple[Path, ...]:
-    """Write `metrics.json` and `report.html` into a folder, or the figures alone where `output` ends in `.json`."""
+def write_report(figures: Figures, output: Path, looks: "Callable[[], Sequence[Look]]" = tuple) -> tuple[Path, ...]:
+    """Write `metrics.json` and `report.html` into a folder, or the figures alone where `output` ends in `.json`.
+
+    Args:
+        figures: what `evaluate` returns, with `model` and `split`.
+        output: of which the folder is made.
+        looks: finds where the model looked; called for a page only.
+    """
     alone = output.suffix == ".json"
     metrics = output if alone else output / "metrics.json"
     metrics.parent.mkdir(parents=True, exist_ok=True)
@@ -64,8 +77,27 @@ def write_report(figures: Figures, output: Path) -> tuple[Path, ...]:
     if alone:
         return (metrics,)
     report = output / "report.html"
-    report.write_text(report_page(figures), encoding="utf-8")
+    report.write_text(report_page(figures, looks()), encoding="utf-8")
     return metrics, report
+
+
+def _looks(looks: "Sequence[Look]") -> str:
+    cards = "".join(map(_look, looks))
+    return (
+        '<section aria-labelledby="looks">\n<h2 id="looks">Where the model looked</h2>\n'
+        "<p>What is red spoke most for the category answered from that photo alone (Grad-CAM, Selvaraju et al. 2017): "
+        f"the surest mistakes first, then some right answers.</p>\n<ol>\n{cards}</ol>\n</section>\n"
+    )
+
+
+def _look(look: "Look") -> str:
+    is_right = look.answered == look.true
+    labelled = "" if is_right else f"<p>labelled {escape(look.true)}</p>\n"
+    return (
+        f'<li tabindex="0">\n{image(look.image_uri, f"Heat for {look.answered}")}\n'
+        f"<h3>{'right' if is_right else 'wrong'}: {escape(look.answered)}, {look.probability:.1%}</h3>\n"
+        f"{labelled}<p><code>{escape(look.photo)}</code></p>\n</li>\n"
+    )
 
 
 def _introduction(figures: Figures, views: Figures) -> str:

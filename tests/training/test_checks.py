@@ -64,7 +64,7 @@ def test_everything_wrong_is_named(findings_of):
     assert "PHOTO_MISSING" in said["bad_photo"][2]
     assert said["unknown_category"] == ["row 8: unknown category 'gallaa'; nearest known: 'gala'"]
     assert said["unknown_brand"] == ["row 8: unknown brand 'Acmee'; nearest known: 'Acme'"]
-    assert said["unknown_split"] == ["row 8: split 'trian' is not one of train, val, test"]
+    assert said["unknown_split"] == ["row 8: split 'trian' is not one of train, val, calibrate, test"]
     assert said["contradicting_labels"] == [
         "listing 'good' has the category 'gala' and 'gallaa'",
         "listing 'third' has the category 'fuji' and 'gala'",

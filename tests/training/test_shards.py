@@ -189,8 +189,8 @@ def test_the_verb_splits_into_another_folder(source, tmp_path):
     assert [photo_bytes(manifest.photo_url(row)) for row in (0, 7)] == [
         (source / "photos" / f"{i}.JPEG").read_bytes() for i in (0, 7)
     ]
-    counted = [line.split() for line in done.stdout.splitlines()[:3]]
-    assert [line[0] for line in counted] == ["train", "val", "test"]
+    counted = [line.split() for line in done.stdout.splitlines()[:4]]
+    assert [line[0] for line in counted] == ["train", "val", "calibrate", "test"]
     assert sum(int(line[1]) for line in counted) == 30
     assert sum(int(line[3]) for line in counted) == 12
 
