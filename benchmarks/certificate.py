@@ -10,6 +10,7 @@ listings that were not trained on, and each certificate is held against all of t
 
 import argparse
 import dataclasses
+import shutil
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -83,15 +84,13 @@ def import_grocery() -> Path:
 
 def trained(name: str, manifest: Path) -> Bundle:
     """The exported model of this benchmark, calibrated as `calibrate` does it."""
-    recipe, run, bundle = (HERE / f"{name}{ending}" for ending in (".toml", "-run", "-bundle"))
+    recipe, run, exported = (HERE / f"{name}{ending}" for ending in (".toml", "-run", "-bundle"))
     recipe.write_text(RECIPES[name])
+    # A finished run of another recipe is refused; the export is made anew, so that today's code certifies.
     cli("train", manifest, "--recipe", recipe, "--run", run)
-    if not bundle.exists():
-        exported = HERE / f"{name}-exported"
-        if not exported.exists():
-            cli("export", run, "--output", exported, "--name", name)
-        cli("calibrate", exported, manifest, "--output", bundle)
-    return load_bundle(bundle)
+    shutil.rmtree(exported, ignore_errors=True)
+    cli("export", run, "--output", exported, "--name", name)
+    return load_bundle(exported)
 
 
 def as_listings(predictions: Predictions, calibration: Calibration) -> Predictions:
@@ -198,14 +197,17 @@ def figures(name: str, manifest_path: Path) -> dict[str, Any]:
         found["fields_at_1_percent"] = fields_on(Judged(test, bundle, strict), strict, names)
     pool = test
     num_calibration = max(field.num_listings for field in calibration.fields)
-    halved = name == "grocery"
+    # As many as the certificate itself had for temperatures and grids: without a calibrate split half of val.
+    tuned_on = tune
+    if name == "grocery":
+        tuned_on = drawn_anew(tune, np.arange(0, len(tune.listing_ids), 2))
     broken = np.zeros(len(names), dtype=int)
     never = np.zeros(len(names), dtype=int)
     any_broken = 0
     population: Judged | None = None
     for _ in range(NUM_DRAWS):
         tested = drawn_anew(pool, rng.integers(0, len(pool.listing_ids), num_calibration))
-        certified = calibrate(tune, bundle.taxonomy, certifies={}, calibration_predictions=tested)
+        certified = calibrate(tuned_on, bundle.taxonomy, certifies={}, calibration_predictions=tested)
         population = population or Judged(pool, bundle, certified)
         filled = population.filled(certified)
         alphas = np.array([field.alpha for field in certified.fields])
@@ -217,11 +219,10 @@ def figures(name: str, manifest_path: Path) -> dict[str, Any]:
         **found,
         "draws": NUM_DRAWS,
         "listings_a_draw": num_calibration,
-        "tuned_on": len(tune.listing_ids),
+        "tuned_on": len(tuned_on.listing_ids),
         "violation_rate": any_broken / NUM_DRAWS,
         "violation_rate_by_field": dict(zip(names, (broken / NUM_DRAWS).tolist(), strict=True)),
         "never_filled_by_field": dict(zip(names, (never / NUM_DRAWS).tolist(), strict=True)),
-        "calibrated_on_half_of_val": halved,
     }
 
 

@@ -1,6 +1,7 @@
 """The verb `calibrate`: promises tested anew, on other listings or with the backend that will serve."""
 
 import asyncio
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,11 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import typer
 
-from vision.bundle import Bundle, load_bundle
-from vision.decision import Calibration
+from vision.bundle import UNKNOWN_BACKEND, Bundle, load_bundle
 from vision.engine import Engine, Logits, OnnxEngine
+from vision.errors import EngineBroken
 
-__all__ = ["calibrate", "say_promises"]
+__all__ = ["calibrate"]
+
+_log = logging.getLogger(__name__)
 
 
 def calibrate(
@@ -39,18 +42,31 @@ def calibrate(
     Example: listing-vision calibrate bundles/grocery data/grocery/manifest.parquet --output bundles/grocery-2
     """
     from training.calibration import Promises
+    from training.model_card import promise_lines
     from training.predictions import Predictions, predict
-    from training.recalibration import recalibrate, tune_and_calibration_rows
+    from training.recalibration import recalibrate, refuse_existing, tune_and_calibration_rows
     from vision.manifest import Manifest
 
     promises = Promises(alpha_category=alpha_category, alpha_brand=alpha_brand, delta=delta)
+    refuse_existing(output)
     loaded = load_bundle(bundle)
     tune_rows, tested_rows, split = tune_and_calibration_rows(Manifest.load(manifest), tune_split=tune_split)
     with _engine(loaded, triton) as engine:
 
         def answers(rows: Manifest) -> Predictions:
             preprocessing = loaded.info.preprocessing
-            return predict(rows, loaded.taxonomy, preprocessing, engine.infer, other_brands=other_brands)
+            # Small batches: one must fit into any Triton's limits of batch and time.
+            made = predict(
+                rows,
+                loaded.taxonomy,
+                preprocessing,
+                engine.infer,
+                batch_size=8 if triton else 64,
+                other_brands=other_brands,
+            )
+            for photo in made.unusable:
+                _log.warning("left out of calibration: %s", photo)
+            return made
 
         written = recalibrate(
             loaded,
@@ -61,19 +77,9 @@ def calibrate(
             backend=engine.backend,
             promises=promises,
         )
-    say_promises(written.calibration)
+    for line in promise_lines(written.calibration):
+        typer.echo(line)
     typer.echo(f"bundle {output}: {written.info.model_name} {written.info.model_version}, calibrated on {split}")
-
-
-def say_promises(calibration: Calibration) -> None:
-    for field in calibration.fields:
-        if field.threshold is None:
-            typer.echo(f"{field.name}: never filled, only suggested: {field.why_not}")
-        else:
-            typer.echo(
-                f"{field.name}: filled from {field.threshold:.3f} on, in {field.coverage:.0%} of listings; "
-                f"{1 - field.alpha:.0%} right is promised ({field.num_errors} of {field.num_filled} were wrong)"
-            )
 
 
 @contextmanager
@@ -104,6 +110,12 @@ class _TritonOfOneCaller:
 
         self._runner = runner
         self._engine, self.backend = runner.run(connect())
+        if self.backend == UNKNOWN_BACKEND:
+            self.close()
+            raise EngineBroken(
+                f"the model at {address} does not say what computes it, so nothing can be promised; serve a repository "
+                "that `listing-vision triton repository` wrote"
+            )
 
     def infer(self, photos_nhwc: npt.NDArray[np.uint8]) -> Logits:
         return self._runner.run(self._engine.infer(photos_nhwc))

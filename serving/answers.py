@@ -155,7 +155,7 @@ def _brand(bundle: Bundle, brand: BrandAnswer) -> pb.BrandSuggestion:
 def _recognitions(bundle: Bundle, logits: Logits) -> list[pb.PhotoRecognition]:
     """What each photo alone shows, all in one batch."""
     each_alone = np.arange(len(logits.category))
-    leaves = category_probabilities(logits.category, each_alone, bundle.calibration)
+    leaves = category_probabilities(logits.category, each_alone, bundle.calibration, bundle.taxonomy)
     best_leaves = leaves.argmax(axis=1)
     brands = answer_brands(brand_logits_of_listings(logits.brand, each_alone, bundle.calibration), bundle.calibration)
     return [

@@ -13,7 +13,7 @@ from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
 from serving.triton_repository import BACKEND_PARAMETER, MODEL_NAME
-from vision.bundle import Bundle
+from vision.bundle import UNKNOWN_BACKEND, Bundle
 from vision.engine import INPUT_NAME, OUTPUT_NAMES, Logits, OnnxEngine, check_golden
 from vision.errors import EngineBroken, EngineBusy, EngineError, EngineUnavailable
 
@@ -88,7 +88,7 @@ class TritonEngine:
             raise self._translate(error) from error
         parameters = answered.config.parameters
         # A repository that others wrote does not say it.
-        return parameters[BACKEND_PARAMETER].string_value if BACKEND_PARAMETER in parameters else "unknown"
+        return parameters[BACKEND_PARAMETER].string_value if BACKEND_PARAMETER in parameters else UNKNOWN_BACKEND
 
     async def close(self) -> None:
         if self._in_flight:

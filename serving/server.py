@@ -18,7 +18,7 @@ from serving.gateway import SERVICE_NAME, Gateway
 from serving.protocol import listing_vision_pb2_grpc as pb_grpc
 from serving.triton_install import find_triton
 from serving.triton_server import LocalTriton
-from vision.bundle import Bundle, load_bundle
+from vision.bundle import UNKNOWN_BACKEND, Bundle, load_bundle
 from vision.errors import EngineBroken, EngineBusy, EngineError, EngineUnavailable, TritonNotInstalled
 
 __all__ = ["GatewayServer", "ServeOptions", "serve"]
@@ -90,7 +90,9 @@ class GatewayServer:
 
     async def _start_server(self) -> None:
         assert self._engine is not None
-        self._gateway = Gateway(self._bundle, self._engine)
+        self._backend = UNKNOWN_BACKEND
+        # Nothing is filled in before it is known what answers.
+        self._gateway = Gateway(self._bundle.on_backend(UNKNOWN_BACKEND), self._engine)
         self._server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", MESSAGE_LIMIT_BYTES),
@@ -190,8 +192,8 @@ class GatewayServer:
         assert self._engine is not None
         try:
             await check(self._engine, self._bundle)
-            if not self._serving:
-                self._decide_for(await self._engine.backend())
+            # A Triton that comes back, or is told to load anew, may be another one.
+            self._decide_for(await self._engine.backend())
         except EngineBusy:
             return  # it works, and has too much to do
         except EngineError as error:
@@ -200,6 +202,8 @@ class GatewayServer:
             if self._failures >= FAILURES_UNTIL_NOT_SERVING and self._serving:
                 _log.error("NOT_SERVING: %s", error)
                 await self._set_serving(False)
+                # Callers who do not look at health are still answered, by what may be another model.
+                self._decide_for(UNKNOWN_BACKEND)
         else:
             self._failures = 0
             if not self._serving:
@@ -207,12 +211,14 @@ class GatewayServer:
             await self._set_serving(True)
 
     def _decide_for(self, backend: str) -> None:
-        """Let promises hold only where they were made: a Triton that comes back may be another one."""
-        bundle = self._bundle.on_backend(backend)
+        """Let promises hold only where they were made."""
+        if backend == self._backend:
+            return
+        self._backend = backend
+        self._gateway.bundle = bundle = self._bundle.on_backend(backend)
         if bundle is not self._bundle:
-            made_with = bundle.calibration.certifies.get("backend")
+            made_with = self._bundle.calibration.certifies.get("backend")
             _log.warning("fields are suggested, never filled: promises were made with %s, not %s", made_with, backend)
-        self._gateway.bundle = bundle
 
     async def _set_serving(self, serving: bool) -> None:
         self._serving = serving

@@ -51,13 +51,13 @@ def add(
         f"{source.info.model_version} is now {info.model_version}, taxonomy {info.taxonomy_version}"
     )
     typer.echo(
-        "category logits are bit-equal: the promises for categories hold on"
+        "category logits are bit-equal: promises for categories made with ONNX Runtime on the CPU hold on"
         if added.categories_equal
         else "category logits are not bit-equal: every promise is void"
     )
+    typer.echo(f"written: {output}; brand is suggested, not filled in, until `listing-vision calibrate` has run")
     if rows is not None:
         typer.echo(_table(brand_shifts(source, added.bundle, rows), added.brand.name))
-    typer.echo(f"written: {output}; brand is suggested, not filled in, until `listing-vision calibrate` has run")
 
 
 def _read(paths: list[Path]) -> dict[str, bytes]:

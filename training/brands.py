@@ -18,7 +18,7 @@ from training.bundle_model import load_bundle_model
 from training.export import Exported, build_bundle, onnx_forward, refuse_existing
 from training.importers import slug
 from training.predictions import predict
-from vision.bundle import Bundle, certified_facts
+from vision.bundle import ONNX_ON_CPU, UNKNOWN_BACKEND, Bundle, certified_facts
 from vision.decision import BRAND_FIELD, Calibration, answer_brands, brand_logits_of_listings
 from vision.engine import Logits
 from vision.errors import BundleError, ListingVisionError, ManifestError, PhotoError, TaxonomyError
@@ -192,7 +192,8 @@ def brand_shifts(before: Bundle, after: Bundle, manifest: Manifest) -> tuple[Bra
         logits_before.append(infer_before(photos_nhwc).brand)
         return infer_after(photos_nhwc)
 
-    predictions = predict(manifest, after.taxonomy, after.info.preprocessing, infer)
+    # The bundle is written: a label that it does not know must not hide what it does.
+    predictions = predict(manifest, after.taxonomy, after.info.preprocessing, infer, other_brands=True)
     for photo in predictions.unusable:
         _log.warning("not used: %s", photo)
     # The first photo of a listing that carries a label says it, as in evaluation.
@@ -272,10 +273,11 @@ def _calibration(source: Bundle, exported: Exported, new: Brand, *, categories_e
     reason = f"brand {new.name} was added since calibration; run `listing-vision calibrate`"
     void = source.calibration.void(reason)
     fields = void.fields
-    if categories_equal:
+    # What is equal was compared with ONNX Runtime on the CPU; another backend builds the larger graph in its own way.
+    if categories_equal and source.calibration.certifies.get("backend") == ONNX_ON_CPU:
         pairs = zip(source.calibration.fields, void.fields, strict=True)
         fields = tuple(voided if kept.name == BRAND_FIELD else kept for kept, voided in pairs)
-    backend = source.calibration.certifies.get("backend", "unknown")
+    backend = source.calibration.certifies.get("backend", UNKNOWN_BACKEND)
     facts = certified_facts(exported.info, exported.sha256, backend=backend)
     log_prior = source.calibration.brand_log_prior
     return replace(

@@ -34,7 +34,7 @@ from vision.errors import ListingVisionError
 from vision.manifest import UNLABELLED, Labels
 from vision.taxonomy import OTHER_BRAND, Taxonomy
 
-__all__ = ["Promises", "calibrate", "certify", "clopper_pearson_bound", "fit_temperature"]
+__all__ = ["Promises", "calibrate", "certify", "clopper_pearson_bound", "fit_depth_temperatures", "fit_temperature"]
 
 _LEAST_FIRST_COVERAGE = 0.3
 """Of the strictest threshold tried: starting stricter stops at once, for want of listings."""
@@ -129,8 +129,11 @@ def calibrate(
     if category_prior:
         category_logits = category_logits + np.asarray(category_prior)
     brand_fusion, brand_temperature = _brand_fit(tune, brand_prior)
+    temperature = fit_temperature(category_logits, tune.truth.leaves)
+    depth_temperatures = fit_depth_temperatures(softmax(category_logits / temperature), tune.truth, taxonomy)
     fitted = Calibration(
-        category_temperature=fit_temperature(category_logits, tune.truth.leaves),
+        category_temperature=temperature,
+        category_depth_temperatures=depth_temperatures,
         brand_temperature=brand_temperature,
         brand_fusion=brand_fusion,
         category_log_prior=category_prior,
@@ -156,6 +159,55 @@ def fit_temperature(logits: npt.NDArray[np.floating], labels: npt.NDArray[np.int
         return float(-np.log(np.maximum(probabilities[np.arange(len(labels)), labels], 1e-12)).mean())
 
     found = minimize_scalar(loss, bounds=(math.log(0.25), math.log(10)), method="bounded")
+    return math.exp(float(found.x))
+
+
+def fit_depth_temperatures(leaves: npt.NDArray[np.floating], truth: Truth, taxonomy: Taxonomy) -> tuple[float, ...]:
+    """For each depth the temperature of a node's share among its siblings, given that their parent is right.
+
+    Minimises the negative log-likelihood of each depth by itself, in [1/3, 3]; 1 where no label tells siblings apart.
+
+    Args:
+        leaves: (N, C) probabilities at the leaves' temperature.
+        truth: of the N listings.
+        taxonomy: of the leaves.
+    """
+    temperatures = []
+    sums_above = leaves.sum(axis=1, keepdims=True)
+    for groups, nodes in zip(taxonomy.leaf_groups, truth.nodes.T, strict=True):
+        sums = np.add.reduceat(leaves[:, groups.order], groups.starts, axis=1)
+        ends = np.append(groups.sibling_starts[1:], len(groups.nodes))
+        pieces, positions = [], []
+        for row in np.flatnonzero(nodes >= 0).tolist():
+            true = int(np.searchsorted(groups.nodes, nodes[row]))
+            of_one_parent = groups.sibling_sets[true]
+            siblings = groups.sibling_order[groups.sibling_starts[of_one_parent] : ends[of_one_parent]]
+            if len(siblings) > 1:
+                shares = sums[row, siblings] / max(sums_above[row, groups.parents[true]], 1e-300)
+                pieces.append(np.log(np.maximum(shares, 1e-300)))
+                positions.append(int(np.flatnonzero(siblings == true)[0]))
+        temperatures.append(_sibling_temperature(pieces, positions))
+        sums_above = sums
+    return tuple(temperatures)
+
+
+def _sibling_temperature(log_shares: Sequence[npt.NDArray[np.float64]], true: Sequence[int]) -> float:
+    """Of rows that differ in length; `true` is the right position in each."""
+    if not log_shares:
+        return 1.0
+    flat = np.concatenate(log_shares)
+    starts = np.cumsum([0, *(len(row) for row in log_shares[:-1])])
+    right = flat[starts + np.asarray(true)]
+    # The largest of each row is taken off before the exponential, or all would vanish.
+    largest = np.maximum.reduceat(flat, starts)
+    lengths = [len(row) for row in log_shares]
+
+    def loss(log_temperature: float) -> float:
+        temperature = math.exp(log_temperature)
+        totals = np.add.reduceat(np.exp((flat - np.repeat(largest, lengths)) / temperature), starts)
+        return float((np.log(totals) - (right - largest) / temperature).mean())
+
+    found = minimize_scalar(loss, bounds=(-math.log(3), math.log(3)), method="bounded")
     return math.exp(float(found.x))
 
 
@@ -212,15 +264,19 @@ def certify(
         why = "the level above is never filled"
     elif passed:
         why = "no certified threshold is as strict as that of the level above"
+    elif not grid:
+        why = "no tune listing has a known truth and an answer that can be filled, so there is no threshold to test"
+    elif failed[0] == 0 and len(scores) >= needed:
+        why = f"the strictest threshold tried, {grid[0]:.3f}, fills none of {len(scores)} calibration listings"
     elif len(scores) < needed:
         why = (
             f"{len(scores)} calibration listings are too few: with no error at all, {needed} filled ones are needed "
-            f"for {1 - alpha:.0%} precision"
+            f"for {100 * (1 - alpha):g}% precision"
         )
     else:
         why = (
             f"the strictest threshold tried fills {failed[0]} of {len(scores)} calibration listings, {failed[1]} of "
-            f"them wrongly, which does not prove {1 - alpha:.0%}; {_how_many(failed, len(scores), alpha, delta)}"
+            f"them wrongly, which does not prove {100 * (1 - alpha):g}%; {_how_many(failed, len(scores), alpha, delta)}"
         )
     return replace(field, why_not=why)
 
@@ -270,7 +326,8 @@ def _certify_all(
     tune: _Listings, tested: _Listings, taxonomy: Taxonomy, fitted: Calibration, promises: Promises
 ) -> list[Field]:
     has_brands = len(taxonomy.brands) > 0
-    delta = promises.delta / (int(taxonomy.decides_at_depth.sum()) + has_brands)
+    # With one category and no brand nothing is to be decided, and nothing is promised.
+    delta = promises.delta / max(1, int(taxonomy.decides_at_depth.sum()) + has_brands)
     if len(tested.groups) == 0:
         names = [*map(field_name, range(1, taxonomy.max_depth + 1)), BRAND_FIELD]
         why = f"{len(tune.truth.brands)} calibration listings are too few to fit thresholds on some and test on others"
@@ -287,7 +344,7 @@ def _certify_all(
         name = field_name(depth + 1)
         if not taxonomy.decides_at_depth[depth]:
             why = "the only category at this depth: filled when the one below it is"
-            fields.append(_never(name, promises.alpha_category, delta, why))
+            fields.append(_never(name, promises.alpha_category, 0.0, why))
             continue
         known = verdicts.known[:, depth]
         field = certify(
@@ -314,7 +371,7 @@ def _certify_all(
         right=(answers.brands.labels == tested.truth.brands)[known],
         num_unlabelled=int((~known).sum()),
     )
-    no_brands = _never(BRAND_FIELD, promises.alpha_brand, delta, "the taxonomy lists no brand")
+    no_brands = _never(BRAND_FIELD, promises.alpha_brand, 0.0, "the taxonomy lists no brand")
     return [*fields, brand if has_brands else no_brands]
 
 

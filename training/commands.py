@@ -204,6 +204,7 @@ def export(
     Example: listing-vision export runs/grocery --output bundles/grocery
     """
     from training.export import export_bundle
+    from training.model_card import promise_lines
     from training.run import Run
 
     bundle = export_bundle(Run(run), output, model_name=name)
@@ -211,11 +212,8 @@ def export(
         parity = bundle.info.parity[export_name]
         worst = max(parity["max_abs_difference"].values())
         typer.echo(f"{export_name}: largest difference {worst:.2g} on {bundle.info.parity['photos']}")
-    for field in bundle.calibration.fields:
-        if field.threshold is None:
-            typer.echo(f"{field.name}: never filled, only suggested: {field.why_not}")
-        else:
-            typer.echo(f"{field.name}: filled from {field.threshold:.3f} on, {1 - field.alpha:.0%} right is promised")
+    for line in promise_lines(bundle.calibration):
+        typer.echo(line)
     typer.echo(f"bundle {output}: {bundle.info.model_name} {bundle.info.model_version}")
     typer.echo(f"next: listing-vision serve {output}")
 

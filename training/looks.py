@@ -40,7 +40,7 @@ def looks(predictions: Predictions, judged: JudgedModel, *, num_each: int = 6) -
     """
     taxonomy = judged.taxonomy
     each_alone = np.arange(len(predictions.groups))
-    leaves = category_probabilities(predictions.category_logits, each_alone, judged.calibration)
+    leaves = category_probabilities(predictions.category_logits, each_alone, judged.calibration, taxonomy)
     answered, sure = leaves.argmax(axis=1), leaves.max(axis=1)
     true = truth_by_depth(predictions.labels, taxonomy).leaves
     wrong = np.flatnonzero((true >= 0) & (answered != true))

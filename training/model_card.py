@@ -6,7 +6,24 @@ from vision.bundle import BundleInfo
 from vision.decision import Calibration
 from vision.taxonomy import Taxonomy
 
-__all__ = ["model_card"]
+__all__ = ["model_card", "promise_lines"]
+
+
+def promise_lines(calibration: Calibration) -> list[str]:
+    """A line a field: from where on it is filled, on what evidence, or why not."""
+    lines = []
+    for field in calibration.fields:
+        if field.threshold is None and field.delta == 0:
+            lines.append(f"{field.name}: {field.why_not}")
+        elif field.threshold is None:
+            lines.append(f"{field.name}: never filled, only suggested: {field.why_not}")
+        else:
+            lines.append(
+                f"{field.name}: filled from {field.threshold:.3f} on, in {field.coverage:.0%} of the calibration "
+                f"listings; {100 * (1 - field.alpha):g}% right is promised ({field.num_errors} of {field.num_filled} "
+                "were wrong)"
+            )
+    return lines
 
 
 def model_card(info: BundleInfo, taxonomy: Taxonomy, calibration: Calibration) -> str:
@@ -17,11 +34,11 @@ def model_card(info: BundleInfo, taxonomy: Taxonomy, calibration: Calibration) -
         f"| {k} | {'no labels' if v is None else format(v, '.4g')} |" for k, v in info.training["last_metrics"].items()
     )
     fields = "\n".join(
-        f"| {f.name} | {1 - f.alpha:.0%} | "
+        f"| {f.name} | {100 * (1 - f.alpha):g}% | "
         + (
             f"{f.threshold:.4f} | {f.num_filled} of {f.num_listings} filled, {f.num_errors} wrong"
             if f.threshold is not None
-            else f"never filled | {f.why_not}"
+            else f"{'never filled' if f.delta else '-'} | {f.why_not}"
         )
         + " |"
         for f in calibration.fields

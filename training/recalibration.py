@@ -7,10 +7,10 @@ from training.calibration import Promises, calibrate
 from training.model_card import model_card
 from training.predictions import Predictions
 from vision.bundle import FILES, Bundle, certified_facts, load_bundle, seal_bundle
-from vision.errors import BundleError
+from vision.errors import BundleError, ManifestError
 from vision.manifest import Manifest
 
-__all__ = ["CALIBRATION_SPLIT", "recalibrate", "tune_and_calibration_rows"]
+__all__ = ["CALIBRATION_SPLIT", "recalibrate", "refuse_existing", "tune_and_calibration_rows"]
 
 CALIBRATION_SPLIT = "calibrate"
 
@@ -19,12 +19,30 @@ def tune_and_calibration_rows(manifest: Manifest, *, tune_split: str = "val") ->
     """Listings for temperatures and grids, listings for the tests, and what a certificate says of them.
 
     Without a calibration split, None in its place: the tune split is then halved.
+
+    Raises:
+        ManifestError: a split that may not be tuned on, or without rows.
     """
+    if tune_split in (CALIBRATION_SPLIT, "train"):
+        raise ManifestError(
+            f"temperatures and thresholds cannot come from the split {tune_split!r}: a promise is tested on listings "
+            "that chose nothing; take val"
+        )
     splits = set(manifest.column("split").unique().to_pylist())
     tune = manifest.where_split(tune_split)
     if CALIBRATION_SPLIT not in splits:
         return tune, None, f"{tune_split}, half of the listings by hash of listing id"
     return tune, manifest.where_split(CALIBRATION_SPLIT), f"{CALIBRATION_SPLIT}; thresholds to test from {tune_split}"
+
+
+def refuse_existing(folder: Path) -> None:
+    """Before the work, not after.
+
+    Raises:
+        BundleError: there is something.
+    """
+    if folder.exists():
+        raise BundleError(f"{folder} exists; bundles are never overwritten: give another --output")
 
 
 def recalibrate(
@@ -51,8 +69,7 @@ def recalibrate(
     Raises:
         BundleError: `folder` exists.
     """
-    if folder.exists():
-        raise BundleError(f"{folder} exists; bundles are never overwritten: give another --output")
+    refuse_existing(folder)
     facts = certified_facts(bundle.info, bundle.sha256, backend=backend)
     calibration = calibrate(
         tune,

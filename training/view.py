@@ -17,6 +17,7 @@ from vision.decision import (
     brand_logits_of_listings,
     category_probabilities,
     fills,
+    node_probabilities,
 )
 from vision.taxonomy import Taxonomy
 
@@ -38,7 +39,7 @@ class View:
     filled: Bools
     """(N, D + 1) what is filled in: each depth, then the brand."""
     uncalibrated_leaf_scores: Floats
-    """(N,) probability of the likeliest leaf at temperature 1."""
+    """(N,) probability of the answered leaf at temperature 1."""
     uncalibrated_path_scores: Floats
     """(N, D) the same for each step of the path."""
     uncalibrated_brand_scores: Floats
@@ -60,12 +61,12 @@ def view_of(
 ) -> View:
     """The answers for the rows 0…N-1 that photos are put into by `rows_of`, as serving makes them."""
     truth = truth_by_depth(listing_labels(predictions.labels, rows_of), taxonomy)
-    leaves = category_probabilities(predictions.category_logits, rows_of, calibration)
+    leaves = category_probabilities(predictions.category_logits, rows_of, calibration, taxonomy)
     paths = answer_paths(leaves, taxonomy)
     brand_logits = brand_logits_of_listings(predictions.brand_logits, rows_of, calibration)
     brands = answer_brands(brand_logits, calibration)
-    as_trained = replace(calibration, category_temperature=1.0, brand_temperature=1.0)
-    raw_leaves = category_probabilities(predictions.category_logits, rows_of, as_trained)
+    as_trained = replace(calibration, category_temperature=1.0, category_depth_temperatures=(), brand_temperature=1.0)
+    raw_leaves = category_probabilities(predictions.category_logits, rows_of, as_trained, taxonomy)
     firsts = np.unique(rows_of, return_index=True)[1]
     num_photos = np.bincount(rows_of if clusters is None else clusters)
     return View(
@@ -73,9 +74,11 @@ def view_of(
         paths=paths,
         brands=brands,
         filled=fills(Answers(paths, brands), taxonomy=taxonomy, calibration=calibration),
-        uncalibrated_leaf_scores=raw_leaves.max(axis=1),
-        # A temperature leaves the likeliest leaf as it is, so the paths are the same.
-        uncalibrated_path_scores=answer_paths(raw_leaves, taxonomy).scores,
+        # Of the same answers: temperatures by depth may prefer another leaf.
+        uncalibrated_leaf_scores=raw_leaves[np.arange(len(leaves)), leaves.argmax(axis=1)],
+        uncalibrated_path_scores=np.where(
+            paths.nodes >= 0, np.take_along_axis(node_probabilities(raw_leaves, taxonomy), paths.nodes, axis=1), 0.0
+        ),
         uncalibrated_brand_scores=answer_brands(brand_logits, as_trained).scores,
         truth=truth,
         verdicts=judge_paths(paths, truth),

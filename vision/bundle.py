@@ -22,6 +22,7 @@ from vision.taxonomy import Taxonomy
 __all__ = [
     "FILES",
     "ONNX_ON_CPU",
+    "UNKNOWN_BACKEND",
     "BrandHead",
     "Bundle",
     "BundleInfo",
@@ -49,6 +50,8 @@ FILES = (
 
 ONNX_ON_CPU = "onnxruntime-cpu"
 """The backend that an export is calibrated with."""
+UNKNOWN_BACKEND = "unknown"
+"""Of whom nothing is known: no promise holds there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +131,7 @@ class Bundle:
         Where its promises were made with another, they are void: its fields are suggested, not filled.
         """
         made_with = self.calibration.certifies.get("backend")
-        if made_with == backend:
+        if made_with == backend != UNKNOWN_BACKEND:
             return self
         reason = f"certificate void: made with backend {made_with}, answered by {backend}"
         return dataclasses.replace(self, calibration=self.calibration.void(reason))
@@ -208,7 +211,9 @@ def load_bundle(folder: Path | str) -> Bundle:
             f"its taxonomy {len(taxonomy.leaf_ids)} and {len(taxonomy.brand_labels)}"
         )
     calibration = Calibration.from_json((folder / "calibration.json").read_text(encoding="utf-8"))
-    for name, actual in certified_facts(info, hashes, backend=calibration.certifies.get("backend", "unknown")).items():
+    for name, actual in certified_facts(
+        info, hashes, backend=calibration.certifies.get("backend", UNKNOWN_BACKEND)
+    ).items():
         if calibration.certifies.get(name) != actual:
             calibration = calibration.void(f"certificate void: {name} changed since calibration")
             break

@@ -48,6 +48,7 @@ __all__ = [
 SCHEMA_VERSION = 2
 BRAND_FIELD = "brand"
 
+_TINY = 1e-300
 _CHUNK = 64
 """Listings worked on at a time: bounds the memory, whatever the number of listings."""
 
@@ -66,7 +67,8 @@ class Field:
     delta: float
     """… and that promise itself fails with at most this probability over the draw of the calibration listings."""
     threshold: float | None
-    """Fill when the answer's probability is at least this; None: never fill, only suggest."""
+    """Fill when the answer's probability is at least this; None: never fill, only suggest, save where a depth has one
+    category for all, which is filled when the next one is."""
     num_listings: int
     """Calibration listings with a known truth for this field."""
     num_filled: int
@@ -93,6 +95,9 @@ class Calibration:
     """Temperatures and promises of one model; `calibration.json` of a bundle."""
 
     category_temperature: float = 1.0
+    category_depth_temperatures: tuple[float, ...] = ()
+    """D values, from the roots down: of a node's share among its siblings, after the temperature of the leaves. Empty:
+    all 1."""
     brand_temperature: float = 1.0
     brand_fusion: Literal["mean", "max"] = "mean"
     category_log_prior: tuple[float, ...] = ()
@@ -139,6 +144,7 @@ class Calibration:
             return cls(
                 **{
                     **raw,
+                    "category_depth_temperatures": tuple(raw["category_depth_temperatures"]),
                     "category_log_prior": tuple(raw["category_log_prior"]),
                     "brand_log_prior": tuple(raw["brand_log_prior"]),
                     "fields": tuple(Field(**{**field, "grid": tuple(field["grid"])}) for field in raw["fields"]),
@@ -246,10 +252,13 @@ def fuse(logits: Floats, groups: Ints, *, how: Literal["mean", "max"]) -> Floats
     return fused
 
 
-def category_probabilities(logits: Floats, groups: Ints, calibration: Calibration) -> Floats:
+def category_probabilities(logits: Floats, groups: Ints, calibration: Calibration, taxonomy: Taxonomy) -> Floats:
     """(N, C) leaf probabilities of listings from (P, C) logits of photos."""
     fused = _with_prior(fuse(logits, groups, how="mean"), calibration.category_log_prior)
-    return softmax(fused / calibration.category_temperature)
+    leaves = softmax(fused / calibration.category_temperature)
+    if not calibration.category_depth_temperatures:
+        return leaves
+    return _with_depth_temperatures(leaves, calibration.category_depth_temperatures, taxonomy)
 
 
 def brand_logits_of_listings(logits: Floats, groups: Ints, calibration: Calibration) -> Floats:
@@ -309,7 +318,8 @@ def answer(
     for begin, end in itertools.pairwise(bounds.tolist()):
         photos = order[begin:end]
         some = groups[photos] - groups[photos[0]]
-        paths.append(answer_paths(category_probabilities(category_logits[photos], some, calibration), taxonomy))
+        leaves = category_probabilities(category_logits[photos], some, calibration, taxonomy)
+        paths.append(answer_paths(leaves, taxonomy))
         brands.append(answer_brands(brand_logits_of_listings(brand_logits[photos], some, calibration), calibration))
     return Answers(
         Paths(*(np.concatenate(parts) for parts in zip(*paths, strict=True))),
@@ -358,7 +368,7 @@ def decide(
 ) -> Suggestion:
     """The suggestion for one listing from the logits of its photos, (P, C) and (P, B), P at least 1."""
     one_listing = np.zeros(len(category_logits), dtype=np.int64)
-    leaves = category_probabilities(category_logits, one_listing, calibration)
+    leaves = category_probabilities(category_logits, one_listing, calibration, taxonomy)
     paths = answer_paths(leaves, taxonomy)
     brands = answer_brands(brand_logits_of_listings(brand_logits, one_listing, calibration), calibration)
     filled = fills(Answers(paths, brands), taxonomy=taxonomy, calibration=calibration)[0]
@@ -395,6 +405,24 @@ def decide(
             for leaf in _best(leaves[0], num_alternatives)
         ),
     )
+
+
+def _with_depth_temperatures(leaves: Floats, temperatures: tuple[float, ...], taxonomy: Taxonomy) -> Floats:
+    """(N, C) leaf probabilities as products of shares among siblings, each to the power of 1 / its depth's temperature.
+
+    One temperature cannot serve all depths: what smoothed labels leave to the wrong leaves adds up over the tree, and a
+    model that is rightly sure of its leaf is then too little sure of the root.
+    """
+    found = np.empty_like(leaves)
+    sums_above, above = leaves.sum(axis=1, keepdims=True), np.ones((len(leaves), 1))
+    for groups, temperature in zip(taxonomy.leaf_groups, temperatures, strict=True):
+        sums = np.add.reduceat(leaves[:, groups.order], groups.starts, axis=1)
+        shares = (sums / np.maximum(sums_above[:, groups.parents], _TINY)) ** (1 / temperature)
+        totals = np.add.reduceat(shares[:, groups.sibling_order], groups.sibling_starts, axis=1)
+        here = above[:, groups.parents] * shares / np.maximum(totals[:, groups.sibling_sets], _TINY)
+        found[:, groups.ending_leaves] = here[:, groups.ending_nodes]
+        sums_above, above = sums, here
+    return found
 
 
 def _with_prior(logits: Floats, log_prior: tuple[float, ...]) -> Floats:

@@ -58,6 +58,18 @@ class LeafGroups(NamedTuple):
     """Where each ancestor's leaves begin in `order`."""
     nodes: npt.NDArray[np.int64]
     """The ancestors, as indices into `categories`."""
+    parents: npt.NDArray[np.int64]
+    """Position of each ancestor's own parent in `nodes` of the depth above; 0 for the roots."""
+    sibling_order: npt.NDArray[np.int64]
+    """Positions in `nodes`, those of one parent side by side."""
+    sibling_starts: npt.NDArray[np.int64]
+    """Where each parent's begin in `sibling_order`."""
+    sibling_sets: npt.NDArray[np.int64]
+    """Of each ancestor: which of these sets it is in."""
+    ending_leaves: npt.NDArray[np.int64]
+    """Leaves that stand at this depth."""
+    ending_nodes: npt.NDArray[np.int64]
+    """Their positions in `nodes`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +112,11 @@ class Taxonomy:
         for path, count in Counter(self.path_name(c.id).casefold() for c in self.categories).items():
             if count > 1:
                 raise TaxonomyError(f"taxonomy {self.version!r}: {count} categories have the path {path!r}; rename one")
+        if self.no_brand.casefold() == self.other_brand.casefold():
+            raise TaxonomyError(
+                f"taxonomy {self.version!r}: no_brand and other_brand are both {self.no_brand!r}; rename one, they "
+                "mean different things"
+            )
         _ = self._brand_index_by_name  # building it finds a name that stands for two brands
 
     @functools.cached_property
@@ -142,12 +159,33 @@ class Taxonomy:
     @functools.cached_property
     def leaf_groups(self) -> tuple[LeafGroups, ...]:
         """`max_depth` groupings of the leaves, from the roots down."""
-        groups = []
-        for ancestors in self.leaf_paths.T:
+        groups: list[LeafGroups] = []
+        num_steps = (self.leaf_paths >= 0).sum(axis=1)
+        for depth, ancestors in enumerate(self.leaf_paths.T):
             order = np.argsort(ancestors, kind="stable")
             order = order[ancestors[order] >= 0]
             nodes, starts = np.unique(ancestors[order], return_index=True)
-            groups.append(LeafGroups(order, starts, nodes))
+            parents = np.zeros(len(nodes), dtype=np.int64)
+            if depth:
+                parents = np.searchsorted(groups[-1].nodes, self.leaf_paths[order[starts], depth - 1])
+            sibling_order = np.argsort(parents, kind="stable")
+            _, sibling_starts, sibling_sets = np.unique(parents[sibling_order], return_index=True, return_inverse=True)
+            sets = np.empty(len(nodes), dtype=np.int64)
+            sets[sibling_order] = sibling_sets
+            ending = np.flatnonzero(num_steps == depth + 1)
+            groups.append(
+                LeafGroups(
+                    order=order,
+                    starts=starts,
+                    nodes=nodes,
+                    parents=parents,
+                    sibling_order=sibling_order,
+                    sibling_starts=sibling_starts,
+                    sibling_sets=sets,
+                    ending_leaves=ending,
+                    ending_nodes=np.searchsorted(nodes, ancestors[ending]),
+                )
+            )
         return tuple(groups)
 
     @functools.cached_property

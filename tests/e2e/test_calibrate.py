@@ -69,16 +69,54 @@ def test_brands_that_the_taxonomy_lacks_are_refused_unless_they_may_be_others(bu
     assert taken.exit_code == 0, taken.output
 
 
-def test_a_gateway_fills_nothing_on_a_backend_that_was_not_certified(bundle, tmp_path):
-    folder = shutil.copytree(bundle.folder, tmp_path / "other")
+def certified_as(bundle, folder, backend):
+    """A copy of the bundle whose fields are filled from 0.5 on, by that backend."""
+    shutil.copytree(bundle.folder, folder)
     path = folder / "calibration.json"
     raw = json.loads(path.read_text())
-    raw["certifies"]["backend"] = "onnxruntime-tensorrt"
+    raw["certifies"]["backend"] = backend
     for field in raw["fields"]:
         field["threshold"] = 0.5
     path.write_text(json.dumps(raw))
     seal_bundle(folder, bundle.info)
     assert load_bundle(folder).calibration.field("brand").threshold == 0.5
+    return folder
+
+
+def test_a_certificate_ends_when_another_backend_takes_over(bundle, tmp_path, monkeypatch):
+    folder = certified_as(bundle, tmp_path / "copy", "onnxruntime-cpu")
+    backend = "onnxruntime-cpu"
+
+    async def answers_by(self):
+        return backend
+
+    monkeypatch.setattr("serving.engines.InProcessEngine.backend", answers_by)
+
+    async def fills_while_backends_change():
+        nonlocal backend
+        server = GatewayServer(ServeOptions(bundle=folder, port=0, in_process=True, drain_s=0, health_interval_s=0.02))
+        await server.start()
+        try:
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+                stub = pb_grpc.ListingVisionServiceStub(channel)
+
+                async def until_fills(wanted):
+                    while True:
+                        promises = (await stub.GetModel(pb.GetModelRequest())).promises
+                        if all(promise.HasField("threshold") == wanted for promise in promises):
+                            return
+                        await asyncio.sleep(0.02)
+
+                for backend, wanted in (("onnxruntime-cpu", True), ("libtorch-cuda", False), ("onnxruntime-cpu", True)):
+                    await asyncio.wait_for(until_fills(wanted), 30)
+        finally:
+            await server.stop()
+
+    asyncio.run(fills_while_backends_change())
+
+
+def test_a_gateway_fills_nothing_on_a_backend_that_was_not_certified(bundle, tmp_path):
+    folder = certified_as(bundle, tmp_path / "other", "onnxruntime-tensorrt")
 
     async def promises():
         server = GatewayServer(ServeOptions(bundle=folder, port=0, in_process=True, drain_s=0))

@@ -5,7 +5,14 @@ import numpy as np
 import pytest
 
 from tests.helpers import small_taxonomy
-from training.calibration import Promises, calibrate, certify, clopper_pearson_bound, fit_temperature
+from training.calibration import (
+    Promises,
+    calibrate,
+    certify,
+    clopper_pearson_bound,
+    fit_depth_temperatures,
+    fit_temperature,
+)
 from training.predictions import Predictions
 from training.truth import truth_by_depth
 from vision.decision import (
@@ -88,6 +95,25 @@ def test_a_filled_field_carries_the_evidence_for_its_promise():
     assert certified.coverage == certified.num_filled / 2500
 
 
+def test_no_tune_listing_says_that_there_was_nothing_to_test():
+    scores = np.linspace(0.5, 1, 500)
+    never = certify(name="x", alpha=0.05, delta=0.05, tune_scores=np.empty(0), scores=scores, right=np.ones(500, bool))
+    assert "there is no threshold to test" in never.why_not
+    shifted = certify(name="x", alpha=0.05, delta=0.05, tune_scores=scores + 1, scores=scores, right=np.ones(500, bool))
+    assert "the strictest threshold tried, 1.851, fills none of 500 calibration listings" in shifted.why_not
+
+
+def test_one_category_and_no_brand_promise_nothing():
+    tree = Taxonomy(version="x", categories=(Category(id="all", names={"en": "All"}),), brands=())
+    made = predictions_of(np.zeros((50, 4)), np.zeros(50, int))
+    alone = dataclasses.replace(
+        made, category_logits=np.zeros((50, 1)), brand_logits=np.zeros((50, 1)),
+        labels=Labels(category_nodes=np.zeros(50, int), brands=np.zeros(50, int)),
+    )  # fmt: skip
+    fields = calibrate(alone, tree, certifies={}).fields
+    assert [(field.threshold, field.delta) for field in fields] == [(None, 0), (None, 0)]
+
+
 def test_promises_are_probabilities():
     with pytest.raises(ListingVisionError, match=r"alpha_brand is 2; give a probability"):
         Promises(alpha_brand=2)
@@ -144,6 +170,24 @@ def test_the_temperature_that_made_the_labels_is_found(temperature):
     assert fit_temperature(logits, labels) == pytest.approx(temperature, rel=0.05)
 
 
+def test_the_temperatures_by_depth_that_made_the_labels_are_found():
+    taxonomy, rng = small_taxonomy(), np.random.default_rng(16)
+    logits = rng.normal(0, 2, (20_000, 4))
+    wanted = (0.5, 1.0, 2.0)
+    made = Calibration(category_depth_temperatures=wanted, certifies={})
+    probabilities = category_probabilities(logits, np.arange(20_000), made, taxonomy)
+    leaves = (probabilities.cumsum(axis=1) > rng.random((20_000, 1))).argmax(axis=1)
+    truth = truth_by_depth(predictions_of(logits, leaves).labels, taxonomy)
+    assert fit_depth_temperatures(softmax(logits), truth, taxonomy) == pytest.approx(wanted, rel=0.1)
+
+
+def test_without_labels_the_temperatures_by_depth_change_nothing():
+    taxonomy = small_taxonomy()
+    made = predictions_of(np.zeros((5, 4)), np.zeros(5, int))
+    unlabelled = Labels(category_nodes=np.full(5, -1), brands=made.labels.brands)
+    assert fit_depth_temperatures(softmax(np.eye(4)), truth_by_depth(unlabelled, taxonomy), taxonomy) == (1, 1, 1)
+
+
 def predictions_of(logits, leaves) -> Predictions:
     """One photo a listing on the small tree, brands not known."""
     taxonomy, count = small_taxonomy(), len(logits)
@@ -179,7 +223,7 @@ def test_the_promise_holds_for_filled_paths_on_a_tree():
     filled_runs = np.zeros(3)
     for _ in range(60):
         calibration = calibrate(tree_predictions(rng, 3000)[1], taxonomy, certifies={})
-        leaves = category_probabilities(judged.category_logits, judged.groups, calibration)
+        leaves = category_probabilities(judged.category_logits, judged.groups, calibration, taxonomy)
         paths = answer_paths(leaves, taxonomy)
         for depth, field_ in enumerate(calibration.fields[:3]):
             if field_.threshold is None:
@@ -389,6 +433,6 @@ def test_balanced_scores_get_the_classes_frequencies_back():
     made = predictions_of(balanced, leaves)
     natural = calibrate(made, small_taxonomy(), certifies={}, category_log_prior=np.log(prior))
     assert natural.category_temperature == pytest.approx(1, rel=0.1)
-    probabilities = category_probabilities(made.category_logits, made.groups, natural)
+    probabilities = category_probabilities(made.category_logits, made.groups, natural, small_taxonomy())
     assert probabilities.mean(axis=0) == pytest.approx(prior, abs=0.02)
     assert Calibration.from_json(natural.to_json()) == natural

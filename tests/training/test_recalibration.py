@@ -60,6 +60,9 @@ def test_promises_hold_only_for_the_backend_that_they_were_made_with(bundle, tmp
     here = new.on_backend("onnxruntime-cpu").calibration
     assert all(field.threshold is None for field in here.fields)
     assert "made with backend onnxruntime-tensorrt, answered by onnxruntime-cpu" in here.field("brand").why_not
+    # Two that say nothing of themselves may be two kinds.
+    unknown = recalibrated(bundle, tmp_path / "unknown", backend="unknown")
+    assert unknown.on_backend("unknown").calibration.field("brand").threshold is None
     # What is not promised is left as it was.
     assert here.category_temperature == new.calibration.category_temperature
 
@@ -74,6 +77,9 @@ def test_a_calibration_split_is_kept_for_the_tests(tmp_path):
     assert tune.column("listing_id").to_pylist() == ["1"]
     assert tested.column("listing_id").to_pylist() == ["9"]
     assert said == "calibrate; thresholds to test from val"
+    for spoilt in ("calibrate", "train"):
+        with pytest.raises(ManifestError, match=f"cannot come from the split '{spoilt}'"):
+            tune_and_calibration_rows(Manifest.from_rows(rows, ""), tune_split=spoilt)
     with pytest.raises(ManifestError, match="no row of the manifest has split 'tune'"):
         tune_and_calibration_rows(Manifest.from_rows(rows, ""), tune_split="tune")
 

@@ -139,9 +139,40 @@ def test_many_listings_are_answered_like_each_alone(listings, copies, random):
 def test_alternatives_are_the_likeliest_leaves_in_order(photos, num_alternatives):
     certified = Calibration(certifies={})
     listed = decide(*photos, taxonomy=TAXONOMY, calibration=certified, num_alternatives=num_alternatives).alternatives
-    leaves = category_probabilities(photos[0], np.zeros(len(photos[0]), int), certified)[0]
+    leaves = category_probabilities(photos[0], np.zeros(len(photos[0]), int), certified, TAXONOMY)[0]
     best = np.argsort(-leaves, kind="stable")[:num_alternatives]
     assert [a.category_id for a in listed] == [TAXONOMY.leaf_ids[i] for i in best]
+
+
+@given(some_photos, st.lists(st.floats(0.3, 3), min_size=3, max_size=3))
+def test_temperatures_by_depth_keep_a_distribution_over_the_tree(photos, temperatures):
+    groups = np.zeros(len(photos[0]), int)
+    plain, ones, refined = (
+        category_probabilities(photos[0], groups, Calibration(category_depth_temperatures=t, certifies={}), TAXONOMY)
+        for t in ((), (1.0, 1.0, 1.0), tuple(temperatures))
+    )
+    np.testing.assert_allclose(ones, plain, atol=1e-12)
+    np.testing.assert_allclose(refined.sum(axis=1), 1)
+    certified = calibration(0.5, 0.6, 0.7, category_depth_temperatures=tuple(temperatures))
+    steps = [step.probability for step in decide(*photos, taxonomy=TAXONOMY, calibration=certified).path]
+    assert steps == sorted(steps, reverse=True)
+    assert steps[-1] == pytest.approx(refined.max())
+
+
+def test_temperatures_by_depth_by_hand():
+    # Fruit > Apple > {Gala, Fuji}, Fruit > Lemon, Tools.
+    at = {leaf: i for i, leaf in enumerate(TAXONOMY.leaf_ids)}
+    plain = np.empty(4)
+    for leaf, probability in (("gala", 0.24), ("fuji", 0.06), ("lemon", 0.3), ("tools", 0.4)):
+        plain[at[leaf]] = probability
+    certified = Calibration(category_depth_temperatures=(0.5, 1.0, 0.5), certifies={})
+    refined = category_probabilities(np.log(plain)[None], np.array([0]), certified, TAXONOMY)[0]
+    fruit = 0.6**2 / (0.6**2 + 0.4**2)
+    gala = 0.8**2 / (0.8**2 + 0.2**2)
+    assert refined[at["tools"]] == pytest.approx(1 - fruit)
+    assert refined[at["lemon"]] == pytest.approx(fruit * 0.5)
+    assert refined[at["gala"]] == pytest.approx(fruit * 0.5 * gala)
+    assert refined[at["fuji"]] == pytest.approx(fruit * 0.5 * (1 - gala))
 
 
 def test_fusing_against_plain_loops():
@@ -154,8 +185,8 @@ def test_fusing_against_plain_loops():
 
 def test_temperatures_soften_without_reordering():
     logits, groups = np.array([[3.0, 1.0, 0.0, -1.0]]), np.array([0])
-    sharp = category_probabilities(logits, groups, Calibration(certifies={}))
-    soft = category_probabilities(logits, groups, Calibration(category_temperature=2, certifies={}))
+    sharp = category_probabilities(logits, groups, Calibration(certifies={}), TAXONOMY)
+    soft = category_probabilities(logits, groups, Calibration(category_temperature=2, certifies={}), TAXONOMY)
     assert soft[0, 0] < sharp[0, 0]
     assert (np.argsort(soft) == np.argsort(sharp)).all()
     np.testing.assert_allclose(soft, softmax(logits / 2))
