@@ -107,7 +107,9 @@ def test_a_certificate_ends_when_another_backend_takes_over(bundle, tmp_path, mo
                             return
                         await asyncio.sleep(0.02)
 
-                for backend, wanted in (("onnxruntime-cpu", True), ("libtorch-cuda", False), ("onnxruntime-cpu", True)):
+                changes = (("onnxruntime-cpu", True), ("libtorch-cuda", False), ("onnxruntime-cpu", True))
+                for name, wanted in changes:
+                    backend = name
                     await asyncio.wait_for(until_fills(wanted), 30)
         finally:
             await server.stop()
