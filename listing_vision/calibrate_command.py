@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import typer
 
-from vision.bundle import UNKNOWN_BACKEND, Bundle, load_bundle
+from vision.bundle import UNKNOWN_BACKEND, Bundle, load_bundle, refuse_existing
 from vision.engine import Engine, Logits, OnnxEngine
 from vision.errors import EngineBroken
 
@@ -44,7 +44,7 @@ def calibrate(
     from training.calibration import Promises
     from training.model_card import promise_lines
     from training.predictions import Predictions, predict
-    from training.recalibration import recalibrate, refuse_existing, tune_and_calibration_rows
+    from training.recalibration import recalibrate, tune_and_calibration_rows
     from vision.manifest import Manifest
 
     promises = Promises(alpha_category=alpha_category, alpha_brand=alpha_brand, delta=delta)

@@ -15,10 +15,10 @@ import torch
 from torch.nn import functional
 
 from training.bundle_model import load_bundle_model
-from training.export import Exported, build_bundle, onnx_forward, refuse_existing
+from training.export import Exported, build_bundle, onnx_forward
 from training.importers import slug
 from training.predictions import predict
-from vision.bundle import ONNX_ON_CPU, UNKNOWN_BACKEND, Bundle, certified_facts
+from vision.bundle import ONNX_ON_CPU, UNKNOWN_BACKEND, Bundle, certified_facts, refuse_existing
 from vision.decision import BRAND_FIELD, Calibration, answer_brands, brand_logits_of_listings
 from vision.engine import Logits
 from vision.errors import BundleError, ListingVisionError, ManifestError, PhotoError, TaxonomyError

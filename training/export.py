@@ -24,7 +24,16 @@ from training.recipe import Recipe
 from training.run import Run
 from training.sampling import sampling_weights
 from training.torchscript import export_torchscript, load_torchscript
-from vision.bundle import Bundle, BundleInfo, Golden, certified_facts, load_bundle, seal_bundle, sha256_of
+from vision.bundle import (
+    Bundle,
+    BundleInfo,
+    Golden,
+    certified_facts,
+    load_bundle,
+    refuse_existing,
+    seal_bundle,
+    sha256_of,
+)
 from vision.decision import Calibration
 from vision.engine import INPUT_NAME, OUTPUT_NAMES, Logits
 from vision.errors import ExportMismatch, PhotoError, RunError
@@ -42,7 +51,6 @@ __all__ = [
     "export_bundle",
     "export_onnx",
     "onnx_forward",
-    "refuse_existing",
     "torch_forward",
 ]
 
@@ -60,7 +68,8 @@ def export_bundle(run: Run, folder: Path, *, model_name: str) -> Bundle:
     """Export, compare, calibrate on the val split, seal, and load back what was written.
 
     Raises:
-        RunError: the run has not finished, or `folder` exists.
+        RunError: the run has not finished.
+        BundleError: `folder` exists.
         ExportMismatch: an export answers differently from the trained model on the same photos.
     """
     refuse_existing(folder)
@@ -129,16 +138,6 @@ class Exported:
     """The ONNX export."""
 
 
-def refuse_existing(folder: Path) -> None:
-    """Before hours of work, not after.
-
-    Raises:
-        RunError: there is something.
-    """
-    if folder.exists():
-        raise RunError(f"{folder} exists; bundles are never overwritten: give another --output")
-
-
 def build_bundle(
     model: ListingClassifier,
     folder: Path,
@@ -165,7 +164,7 @@ def build_bundle(
         calibrated: what the finished export may promise.
 
     Raises:
-        RunError: `folder` exists.
+        BundleError: `folder` exists.
         ExportMismatch: an export answers differently from the model on the same photos.
     """
     refuse_existing(folder)

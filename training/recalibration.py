@@ -6,11 +6,11 @@ from pathlib import Path
 from training.calibration import Promises, calibrate
 from training.model_card import model_card
 from training.predictions import Predictions
-from vision.bundle import FILES, Bundle, certified_facts, load_bundle, seal_bundle
-from vision.errors import BundleError, ManifestError
+from vision.bundle import FILES, Bundle, certified_facts, load_bundle, refuse_existing, seal_bundle
+from vision.errors import ManifestError
 from vision.manifest import Manifest
 
-__all__ = ["CALIBRATION_SPLIT", "recalibrate", "refuse_existing", "tune_and_calibration_rows"]
+__all__ = ["CALIBRATION_SPLIT", "recalibrate", "tune_and_calibration_rows"]
 
 CALIBRATION_SPLIT = "calibrate"
 
@@ -33,16 +33,6 @@ def tune_and_calibration_rows(manifest: Manifest, *, tune_split: str = "val") ->
     if CALIBRATION_SPLIT not in splits:
         return tune, None, f"{tune_split}, half of the listings by hash of listing id"
     return tune, manifest.where_split(CALIBRATION_SPLIT), f"{CALIBRATION_SPLIT}; thresholds to test from {tune_split}"
-
-
-def refuse_existing(folder: Path) -> None:
-    """Before the work, not after.
-
-    Raises:
-        BundleError: there is something.
-    """
-    if folder.exists():
-        raise BundleError(f"{folder} exists; bundles are never overwritten: give another --output")
 
 
 def recalibrate(

@@ -29,6 +29,7 @@ __all__ = [
     "Golden",
     "certified_facts",
     "load_bundle",
+    "refuse_existing",
     "seal_bundle",
     "sha256_of",
 ]
@@ -144,6 +145,16 @@ class Bundle:
 def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def refuse_existing(folder: Path) -> None:
+    """Before hours of work, not after.
+
+    Raises:
+        BundleError: there is something.
+    """
+    if folder.exists():
+        raise BundleError(f"{folder} exists; bundles are never overwritten: give another --output")
 
 
 def seal_bundle(folder: Path, info: BundleInfo) -> None:

@@ -14,7 +14,7 @@ from training.export import export_bundle, onnx_forward
 from training.recipe import Recipe, Stage
 from vision.bundle import certified_facts, load_bundle
 from vision.decision import Field
-from vision.errors import BundleError, ListingVisionError, ManifestError, RunError, TaxonomyError
+from vision.errors import BundleError, ListingVisionError, ManifestError, TaxonomyError
 from vision.images import prepare_photo
 from vision.manifest import Manifest
 from vision.model import ListingClassifier, ModelSpec
@@ -236,7 +236,7 @@ def test_photos_that_cannot_be_used_are_all_named(cosine_bundle, tmp_path):
     hostile = {**PHOTOS, "empty.jpg": b"", "twice.png": PHOTOS["0.png"]}
     refused(hostile, ManifestError, r"empty\.jpg: 0 bytes[\s\S]*twice\.png: the same photo as 0\.png")
     (tmp_path / "new").mkdir()
-    refused(PHOTOS, RunError, "bundles are never overwritten")
+    refused(PHOTOS, BundleError, "bundles are never overwritten")
 
 
 def test_the_verb_says_what_it_did(cosine_bundle, drawn, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 from training.export import BATCH_SIZES, _log_priors, compare, export_bundle, onnx_forward, torch_forward
 from training.torchscript import load_torchscript
 from vision.engine import Logits
-from vision.errors import ExportMismatch, RunError
+from vision.errors import BundleError, ExportMismatch
 from vision.manifest import Manifest
 from vision.taxonomy import Taxonomy
 
@@ -77,7 +77,7 @@ def test_an_export_with_a_frozen_batch_is_refused(trained_run, photos):
 
 
 def test_a_bundle_is_never_overwritten(bundle, trained_run):
-    with pytest.raises(RunError, match="bundles are never overwritten"):
+    with pytest.raises(BundleError, match="bundles are never overwritten"):
         export_bundle(trained_run, bundle.folder, model_name="x")
 
 
