@@ -53,6 +53,14 @@ def test_its_figures_are_those_of_the_committed_results():
     training, manifest = results["training_speed"], results["manifest_scale"]
     assert f"{training['photos_per_s']:.1f} photos/s, {training['ratio_to_timm_cpu']:.2f} of timm's" in README
     assert f"{manifest['seconds']:.1f} s, {manifest['rss_gib']:.1f} GiB" in README
+    certificate = json.loads((ROOT / "benchmarks" / "results" / "certificate.json").read_text())
+    brand = certificate["details"]["drawn"]["fields"]["brand"]
+    assert (
+        f"{100 * brand['test_coverage']:.1f} % of {brand['test_listings']:,} test listings, "
+        f"{100 * brand['test_precision']:.1f} % right; with all labels known "
+        f"{100 * brand['best_possible_coverage']:.1f} % could be"
+    ) in README
+    assert f"a promise broken in {100 * certificate['metrics']['violation_rate']:.1f} % of draws" in README
     assert f"{serving['p50_ms_c8']:.0f} ms, {serving['p99_ms_c8']:.0f} ms" in README
 
 
