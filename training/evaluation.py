@@ -70,15 +70,16 @@ def evaluate(
 
 
 def pseudo_listings(labels: Labels, *, num_photos: int, seed: int) -> Ints:
-    """(P,) groups of `num_photos` photos drawn at random from one category, for data without listings.
+    """(P,) groups of `num_photos` photos drawn at random from one category and brand, for data without listings.
 
-    The last group of a category is smaller where its photos do not divide.
+    The last group of a kind is smaller where its photos do not divide.
     """
     rng = np.random.default_rng(seed)
     groups = np.empty(len(labels.category_nodes), dtype=np.int64)
     next_group = 0
-    for node in np.unique(labels.category_nodes):
-        rows = rng.permutation(np.flatnonzero(labels.category_nodes == node))
+    kinds, kind_of = np.unique(np.column_stack([labels.category_nodes, labels.brands]), axis=0, return_inverse=True)
+    for kind in range(len(kinds)):
+        rows = rng.permutation(np.flatnonzero(kind_of == kind))
         groups[rows] = next_group + np.arange(len(rows)) // num_photos
         next_group = int(groups[rows].max()) + 1
     return groups

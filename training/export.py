@@ -75,6 +75,10 @@ def export_bundle(run: Run, folder: Path, *, model_name: str) -> Bundle:
     refuse_existing(folder)
     model, recipe, taxonomy = run.load_model(), run.recipe, run.taxonomy
     manifest = Manifest.load(run.asked()["manifest"])
+    if manifest.digest() != run.asked()["manifest_sha256"]:
+        _log.warning(
+            "the manifest has changed since training; a promise holds only if no calibration listing was trained on"
+        )
     val, tested, split = tune_and_calibration_rows(manifest)
     preprocessing = Preprocessing(input_px=recipe.input_px)
     category_log_prior, brand_log_prior = _log_priors(recipe, manifest.where_split("train"), taxonomy)

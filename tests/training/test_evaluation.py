@@ -215,9 +215,10 @@ def test_nan_becomes_null():
     assert without_nan({"a": float("nan"), "b": [(1.0, float("nan"))]}) == {"a": None, "b": [[1.0, None]]}
 
 
-def test_pseudo_listings_hold_photos_of_one_category():
-    labels = Labels(category_nodes=np.repeat([3, 5, 1], [7, 3, 1]), brands=np.zeros(11, int))
+def test_pseudo_listings_hold_photos_of_one_category_and_brand():
+    labels = Labels(category_nodes=np.repeat([3, 5, 1], [7, 3, 1]), brands=np.array([0] * 4 + [1] * 3 + [0] * 3 + [-1]))
     groups = pseudo_listings(labels, num_photos=3, seed=0)
     assert sorted(np.bincount(groups).tolist()) == [1, 1, 3, 3, 3]
     for group in range(groups.max() + 1):
         assert len(set(labels.category_nodes[groups == group])) == 1
+        assert len(set(labels.brands[groups == group])) == 1

@@ -1,9 +1,11 @@
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
 
 from training.export import BATCH_SIZES, _log_priors, compare, export_bundle, onnx_forward, torch_forward
+from training.run import Run
 from training.torchscript import load_torchscript
 from vision.engine import Logits
 from vision.errors import BundleError, ExportMismatch
@@ -104,3 +106,16 @@ def test_answers_have_the_natural_frequencies_in_however_the_model_was_trained(d
     # Drawn alike often, each class has lost its own frequency: what comes back is that, up to a constant.
     balanced = changed(balanced_sampling=1.0)
     np.testing.assert_allclose(balanced - balanced.mean(), adjusted - adjusted.mean(), atol=0.05)
+
+
+def test_a_manifest_that_changed_since_training_is_said(trained_run, tmp_path, monkeypatch, caplog):
+    changed = shutil.copytree(trained_run.folder, tmp_path / "run")
+    rows = Manifest.load(trained_run.asked()["manifest"])
+    elsewhere = str(tmp_path / "manifest.parquet")
+    table = rows.moved_to(str(tmp_path)).table.to_pylist()
+    Manifest.from_rows([*table, {**table[0], "listing_id": "one more"}], str(tmp_path)).save(elsewhere)
+    asked = {**trained_run.asked(), "manifest": elsewhere}
+    monkeypatch.setattr(Run, "asked", lambda self: asked)
+    monkeypatch.setattr("training.export.build_bundle", lambda *args, **kwargs: None)
+    export_bundle(Run(changed), tmp_path / "bundle", model_name="x")
+    assert "the manifest has changed since training" in caplog.text
