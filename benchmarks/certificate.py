@@ -1,6 +1,6 @@
 """Whether filled fields keep their promise: on Grocery Store, and on 20,000 drawn listings.
 
-    python -m benchmarks.certificate [--only drawn|grocery]
+    python -m benchmarks.certificate [--only drawn|grocery] [--grocery-run RUN]
 
 Both models are trained here in minutes, not to be good but to make mistakes: a promise must hold for a weak model too.
 Grocery Store's own val split (296 listings) gives temperatures, thresholds and tests in halves; the drawn set has a
@@ -82,12 +82,14 @@ def import_grocery() -> Path:
     return HERE / "grocery" / "manifest.parquet"
 
 
-def trained(name: str, manifest: Path) -> Bundle:
-    """The exported model of this benchmark, calibrated as `calibrate` does it."""
-    recipe, run, exported = (HERE / f"{name}{ending}" for ending in (".toml", "-run", "-bundle"))
-    recipe.write_text(RECIPES[name])
-    # A finished run of another recipe is refused; the export is made anew, so that today's code certifies.
-    cli("train", manifest, "--recipe", recipe, "--run", run)
+def trained(name: str, manifest: Path, run: Path | None) -> Bundle:
+    """The exported model: of this benchmark, or of a finished run."""
+    recipe, exported = HERE / f"{name}.toml", HERE / f"{name}-bundle"
+    if run is None:
+        run = HERE / f"{name}-run"
+        recipe.write_text(RECIPES[name])
+        cli("train", manifest, "--recipe", recipe, "--run", run)
+    # Made anew, so that today's code certifies.
     shutil.rmtree(exported, ignore_errors=True)
     cli("export", run, "--output", exported, "--name", name)
     return load_bundle(exported)
@@ -171,8 +173,8 @@ def fields_on(judged: Judged, calibration: Calibration, names: Sequence[str]) ->
     return fields
 
 
-def figures(name: str, manifest_path: Path) -> dict[str, Any]:
-    bundle = trained(name, manifest_path)
+def figures(name: str, manifest_path: Path, run: Path | None) -> dict[str, Any]:
+    bundle = trained(name, manifest_path, run)
     calibration = bundle.calibration
     manifest = Manifest.load(str(manifest_path))
     engine = OnnxEngine(bundle)
@@ -252,12 +254,14 @@ def headline(found: dict[str, Any], prefix: str = "") -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=("drawn", "grocery"))
-    only = parser.parse_args().only
+    parser.add_argument("--grocery-run", type=Path, help="a finished run, such as that of grocery_accuracy")
+    asked = parser.parse_args()
+    only = asked.only
     metrics: dict[str, float] = {}
     details: dict[str, Any] = {}
     for name, manifest in (("drawn", draw), ("grocery", import_grocery)):
         if only in (None, name):
-            details[name] = figures(name, manifest())
+            details[name] = figures(name, manifest(), asked.grocery_run if name == "grocery" else None)
             metrics |= headline(details[name], "" if name == "drawn" else "grocery_")
             for promised in ("fields", "fields_at_1_percent"):
                 for field, f in details[name].get(promised, {}).items():
