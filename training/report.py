@@ -25,7 +25,9 @@ _STYLE = """
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 caption { text-align: left; padding: .25rem 0 }
 th, td { text-align: right; padding: .2rem .6rem; border-bottom: 1px solid #8884; white-space: nowrap }
-th[scope=row], thead th:first-child { text-align: left; white-space: normal; overflow-wrap: anywhere }
+th[scope=row], thead th:first-child { text-align: left; white-space: normal; min-width: 8rem }
+th { overflow-wrap: break-word }
+section > h3 { font-size: 1.2rem; margin-top: 1.5rem }
 .plots { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)) }
 figure { margin: 0 }
 figure svg { width: 100%; height: auto; max-width: 34rem }
