@@ -39,8 +39,8 @@ __all__ = ["Promises", "calibrate", "certify", "clopper_pearson_bound", "fit_dep
 _LEAST_FIRST_COVERAGE = 0.3
 """Of the strictest threshold tried: starting stricter stops at once, for want of listings."""
 _TEMPERATURE_SPREAD = 0.5
-"""Standard deviation of the log of a depth's temperature, before any listing is seen (a normal prior). Of 0.05 to none
-it gave left-out val listings of Grocery Store the best likelihood, with 40 and with 148 others fitted on."""
+"""Standard deviation of the log of a depth's temperature, before any listing is seen (a normal prior). Chosen
+on Grocery Store's val split."""
 _LEAST_OTHER_BRANDS = 20
 """Tune listings of brands not listed, from which on they set where 'none that I know' begins."""
 _RIGHT_GIVEN_UP = 0.01
