@@ -5,7 +5,7 @@ BUNDLE ?= demo/bundle
 DATA ?=
 INSTALLED := .venv/.installed
 
-.PHONY: help setup demo serve test check lint format types contracts protocol docker-lint version pytest clean
+.PHONY: help setup demo serve test check lint format types contracts protocol docker-lint version pytest fuzz clean
 
 help:  ## this list
 	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z%-]+):[^#]*## */  make \1\t/' | expand -t 22
@@ -57,6 +57,10 @@ version:
 
 pytest:
 	@$(BIN)/python -m pytest
+
+fuzz: setup  ## look for photos that break the decoder, half an hour long
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fuzz]'
+	@$(BIN)/python -m fuzz.decode_photo
 
 bench-%: setup  ## run benchmarks/NAME.py and write benchmarks/results/NAME.json
 	@$(BIN)/python -m benchmarks.$*

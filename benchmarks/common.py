@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-__all__ = ["BUILD", "cli", "grocery_source", "write_result"]
+__all__ = ["BUILD", "cli", "grocery_source", "machine", "write_result"]
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -40,7 +40,7 @@ def write_result(name: str, metrics: dict[str, float], details: dict[str, Any]) 
     result = {
         "name": name,
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "machine": _machine(),
+        "machine": machine(),
         "commit": _commit(),
         "metrics": metrics,
         "details": details,
@@ -51,7 +51,8 @@ def write_result(name: str, metrics: dict[str, float], details: dict[str, Any]) 
     print(f"written: {path.relative_to(ROOT)}; machine: {result['machine']}")
 
 
-def _machine() -> dict[str, Any]:
+def machine() -> dict[str, Any]:
+    """Cores, processor, GPU or None, Python: what a figure was measured on."""
     return {
         "cores": len(os.sched_getaffinity(0)),
         "cpu": _cpu_model(),
@@ -68,8 +69,10 @@ def _cpu_model() -> str:
 
 
 def _gpu() -> str | None:
-    import torch
-
+    try:
+        import torch
+    except ModuleNotFoundError:  # the load generator needs none of it
+        return None
     return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 

@@ -1,14 +1,17 @@
-"""The gateway with its Triton against the same decode and model called in one process, side by side in one run.
+"""The gateway with its Triton, and other servers of the same model, against the model called in one process.
 
-    python -m benchmarks.serving [--bundle FOLDER] [--rounds 3] [--seconds 10]
+    python -m benchmarks.serving [--bundle FOLDER] [--rounds 5] [--seconds 10] [--no-peers]
 
-Each call is one listing of one photo, 1440x1080 JPEG. Load comes from this process over real channels, closed loop;
-client, gateway and Triton share the machine's cores, so the client's work counts against the gateway.
+Photos are 1440x1080 JPEG of 300 KB, a listing holds one (`listing4`: four), answers are checked. Load comes from this
+process over real connections, closed loop; client and server share the machine's cores, so that the client's work
+counts against every server alike. Each round measures all of them, beginning with another server than the last; ratios
+are taken within rounds. A server is started for its turn and stopped after it, not kept idle: even an idle gateway
+checks its model every second, at the cost of whoever is measured then. And what a start decides by chance, it decides
+anew in each round.
 """
 
 import argparse
 import asyncio
-import io
 import os
 import re
 import signal
@@ -16,23 +19,55 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from benchmarks.common import BUILD, ROOT, cli, write_result
-from serving.client import AsyncListingVisionClient
-from training.drawing import draw_photo
+from benchmarks.load import Connect, LoadPlan, connect_grpc, learn_answers, phone_photos, run_load
+from benchmarks.load.processes import CpuMeter, resident_mb
+from benchmarks.peers.environment import FRAMEWORKS, peer_python
+from benchmarks.peers.servers import PEERS, serve_peer
 from vision.bundle import Bundle, load_bundle
 from vision.engine import OnnxEngine
 from vision.images import prepare_photo
 
-CONCURRENCIES = (1, 8, 32)
-NUM_PHOTOS = 64
+__all__ = ["ceiling", "default_bundle", "gateway", "phone_photos", "resident_mb"]
+
+GATEWAY = "gateway"
+_WARMUP_S = 2.0
+_RAMP_S = 1.0
+"""Connections that all come at once are mostly accepted by one of several workers, which no real client causes."""
+_DEADLINE_S = 30.0
+
+
+@dataclass(frozen=True)
+class _Load:
+    name: str
+    num_callers: int
+    num_photos_per_listing: int = 1
+
+
+_GATEWAY_LOADS = (_Load("c1", 1), _Load("c8", 8), _Load("c32", 32), _Load("listing4", 8, 4))
+_PEER_LOADS = (_Load("c8", 8), _Load("c32", 32))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Measured:
+    """One load on one server in one round."""
+
+    photos_per_s: float
+    latency_ms: np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+    cpu_ms_per_photo: dict[str, float]
+    rss_mb: float
+
+    def percentile_ms(self, percent: float) -> float:
+        return float(np.percentile(self.latency_ms, percent))
 
 
 def default_bundle() -> Path:
@@ -46,19 +81,6 @@ def default_bundle() -> Path:
         cli("train", here / "data" / "manifest.parquet", "--recipe", recipe, "--run", here / "run")
         cli("export", here / "run", "--output", here / "bundle")
     return here / "bundle"
-
-
-def phone_photos() -> list[bytes]:
-    """Drawn photos at the size that phones upload after the app has scaled them."""
-    photos = []
-    for number in range(NUM_PHOTOS):
-        rng = np.random.default_rng(number)
-        drawn = Image.open(io.BytesIO(draw_photo(number % 10, 1, rng))).convert("RGB").resize((1440, 1080))
-        grain = rng.normal(0, 6, (1080, 1440, 1))
-        out = io.BytesIO()
-        Image.fromarray((np.asarray(drawn) + grain).clip(0, 255).astype(np.uint8)).save(out, "JPEG", quality=80)
-        photos.append(out.getvalue())
-    return photos
 
 
 def ceiling(bundle: Bundle, engines: list[OnnxEngine], photos: list[bytes], seconds: float) -> float:
@@ -79,104 +101,174 @@ def ceiling(bundle: Bundle, engines: list[OnnxEngine], photos: list[bytes], seco
         return done / (time.monotonic() - started_s)
 
 
-async def load(address: str, photos: list[bytes], *, concurrency: int, seconds: float) -> tuple[float, list[float]]:
-    """Photos/s and the latency in ms of each call; an answer without a path is an error."""
-    latencies: list[float] = []
-    deadline = time.monotonic() + seconds
-
-    async def caller(client: AsyncListingVisionClient, number: int) -> None:
-        while time.monotonic() < deadline:
-            started_s = time.monotonic()
-            response = await client.classify([photos[number % len(photos)]], timeout_s=30)
-            latencies.append((time.monotonic() - started_s) * 1000)
-            assert response.category_path
-            number += concurrency
-
-    async with AsyncListingVisionClient(address) as client:
-        await client.classify([photos[0]])
-        started_s = time.monotonic()
-        deadline = started_s + seconds
-        await asyncio.gather(*(caller(client, number) for number in range(concurrency)))
-        return len(latencies) / (time.monotonic() - started_s), latencies
-
-
 @contextmanager
-def gateway(bundle: Path) -> Iterator[tuple[str, list[int]]]:
-    """Address of a served bundle, and the pids of the gateway and its Triton."""
+def gateway(bundle: Path, *options: str) -> Iterator[tuple[str, list[int]]]:
+    """Address of a served bundle, and the pids of the gateway and its Triton.
+
+    Args:
+        options: further ones of `listing-vision serve`.
+    """
     log_path = BUILD / "serving" / "serve.log"
     log_path.parent.mkdir(parents=True, exist_ok=True)
     with log_path.open("wb") as log:
-        command = [sys.executable, "-m", "listing_vision", "serve", str(bundle), "--port", "0"]
+        command = [sys.executable, "-m", "listing_vision", "serve", str(bundle), "--port", "0", *options]
         process = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT)
     try:
         while not (found := re.search(r"listening on (\S+)", log_path.read_text())):
             if process.poll() is not None:
                 raise SystemExit(log_path.read_text())
             time.sleep(0.1)
-        triton = re.search(r"Triton \(pid (\d+)\)", log_path.read_text())
-        if not triton:
+        if "in this process instead of Triton" in log_path.read_text():
             raise SystemExit("this machine has no Triton to measure; `listing-vision triton install`")
-        yield found.group(1), [process.pid, int(triton.group(1))]
+        triton_pids = map(int, re.findall(r"Triton \(pid (\d+)\)", log_path.read_text()))
+        yield found.group(1), [process.pid, *triton_pids]
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(60)
 
 
-def resident_mb(pids: list[int]) -> float:
-    """Resident memory of the processes and their children."""
-    total = 0
-    for pid in pids:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        for member in (pid, *map(int, children)):
-            status = Path(f"/proc/{member}/status").read_text()
-            total += int(re.search(r"VmRSS:\s+(\d+)", status).group(1))  # type: ignore[union-attr]  # each status has it
-    return total / 1024
+def _measure(server: str, bundle: Path, photos: list[bytes], seconds: float) -> dict[str, _Measured]:
+    """A server's loads by name, from its start to its stop."""
+    measured = {}
+    with gateway(bundle) if server == GATEWAY else serve_peer(server, bundle) as (address, pids):
+        for load in _GATEWAY_LOADS if server == GATEWAY else _PEER_LOADS:
+            measured[load.name] = found = asyncio.run(_measure_load(server, address, pids, load, photos, seconds))
+            print(
+                f"  {server:<10} {load.name:<8} {found.photos_per_s:6.1f} photos/s, p50 {found.percentile_ms(50):4.0f} "
+                f"ms, p99 {found.percentile_ms(99):4.0f} ms; processor ms/photo {found.cpu_ms_per_photo}",
+                flush=True,
+            )
+    return measured
+
+
+async def _measure_load(
+    server: str, address: str, pids: Sequence[int], load: _Load, photos: list[bytes], seconds: float
+) -> _Measured:
+    connect: Connect = connect_grpc if server == GATEWAY else PEERS[server].connect
+    plan = LoadPlan(
+        seconds=seconds,
+        num_callers=load.num_callers,
+        num_photos_per_listing=load.num_photos_per_listing,
+        warmup_s=_WARMUP_S,
+        ramp_s=_RAMP_S,
+        deadline_s=_DEADLINE_S,
+    )
+    answers = await learn_answers(address, photos, num_photos_per_listing=load.num_photos_per_listing, connect=connect)
+    meter = CpuMeter(pids)
+    report = await run_load(address, plan, photos, answers=answers, connect=connect)
+    spent_ms = meter.ms_by_name() | {"the load generator": report.generator_cpu_s * 1000}
+    if set(report.outcomes) != {"OK"}:
+        raise SystemExit(f"{server} did not answer every call rightly:\n{report.table()}")
+    num_photos = int(report.num_photos.sum())
+    return _Measured(
+        photos_per_s=report.photos_per_s,
+        latency_ms=report.latency_ms(),
+        cpu_ms_per_photo={name: round(ms / num_photos, 2) for name, ms in spent_ms.items()},
+        rss_mb=resident_mb(pids),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Round:
+    ceiling_photos_per_s: float
+    ceiling_cpu_ms_per_photo: float
+    servers: dict[str, dict[str, _Measured]]
+    """By server and load."""
+
+
+def _rounds(folder: Path, photos: list[bytes], *, servers: list[str], num_rounds: int, seconds: float) -> list[_Round]:
+    bundle = load_bundle(folder)
+    engines = [OnnxEngine(bundle, num_threads=1) for _ in os.sched_getaffinity(0)]
+    for engine in engines:
+        engine.infer(bundle.golden.photos_nhwc[:1])
+    rounds = []
+    for number in range(num_rounds):
+        cpu_s = time.process_time()
+        top = ceiling(bundle, engines, photos, seconds)
+        cpu_ms = (time.process_time() - cpu_s) * 1000 / (top * seconds)
+        print(f"round {number + 1}: in process {top:.1f} photos/s; processor ms/photo {cpu_ms:.2f}", flush=True)
+        first = number % len(servers)
+        measured = {server: _measure(server, folder, photos, seconds) for server in servers[first:] + servers[:first]}
+        rounds.append(_Round(ceiling_photos_per_s=top, ceiling_cpu_ms_per_photo=cpu_ms, servers=measured))
+    return rounds
+
+
+def _metrics(rounds: Sequence[_Round]) -> dict[str, float]:
+    ceilings = [done.ceiling_photos_per_s for done in rounds]
+    metrics = {"ceiling_photos_per_s": statistics.median(ceilings)}
+    for server, loads in rounds[0].servers.items():
+        for load in loads:
+            each = [done.servers[server][load] for done in rounds]
+            rates = [measured.photos_per_s for measured in each]
+            ratios = [rate / top for rate, top in zip(rates, ceilings, strict=True)]
+            latency_ms = np.concatenate([measured.latency_ms for measured in each])
+            found = {
+                "photos_per_s": statistics.median(rates),
+                "ratio_to_ceiling": statistics.median(ratios),
+                "p50_ms": float(np.percentile(latency_ms, 50)),
+                "p99_ms": float(np.percentile(latency_ms, 99)),
+            }
+            metrics |= {_metric(server, load, name): value for name, value in found.items()}
+    for load in (load.name for load in _PEER_LOADS):
+        p99_ms = [{server: loads[load].percentile_ms(99) for server, loads in done.servers.items()} for done in rounds]
+        if len(p99_ms[0]) > 1:
+            metrics[f"p99_ratio_to_best_peer_{load}"] = statistics.median(
+                done[GATEWAY] / min(value for server, value in done.items() if server != GATEWAY) for done in p99_ms
+            )
+    metrics["rss_mb"] = max(measured.rss_mb for done in rounds for measured in done.servers[GATEWAY].values())
+    return metrics
+
+
+def _metric(server: str, load: str, name: str) -> str:
+    """`p99_ms_c8`, `listing4_p99_ms`, `litserve_p99_ms_c8`."""
+    if server != GATEWAY:
+        return f"{server}_{name}_{load}"
+    return f"{name}_{load}" if load.startswith("c") else f"{load}_{name}"
+
+
+def _by_round(rounds: Sequence[_Round]) -> dict[str, Any]:
+    return {
+        f"{server} {load}": [
+            {
+                "photos_per_s": round(measured.photos_per_s, 2),
+                "p50_ms": round(measured.percentile_ms(50), 1),
+                "p99_ms": round(measured.percentile_ms(99), 1),
+                "rss_mb": round(measured.rss_mb),
+                "cpu_ms_per_photo": measured.cpu_ms_per_photo,
+            }
+            for measured in (done.servers[server][load] for done in rounds)
+        ]
+        for server, loads in rounds[0].servers.items()
+        for load in loads
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True)
     options = parser.parse_args()
     folder: Path = options.bundle or default_bundle()
-    bundle, photos = load_bundle(folder), phone_photos()
-    engines = [OnnxEngine(bundle, num_threads=1) for _ in os.sched_getaffinity(0)]
-    for engine in engines:
-        engine.infer(bundle.golden.photos_nhwc[:1])
-    ceilings: list[float] = []
-    rates: dict[int, list[float]] = {c: [] for c in CONCURRENCIES}
-    latencies: dict[int, list[float]] = {c: [] for c in CONCURRENCIES}
-    with gateway(folder) as (address, pids):
-        for round_number in range(options.rounds):
-            ceilings.append(ceiling(bundle, engines, photos, options.seconds))
-            print(f"round {round_number + 1}: in process {ceilings[-1]:.1f} photos/s", flush=True)
-            for c in CONCURRENCIES:
-                rate, milliseconds = asyncio.run(load(address, photos, concurrency=c, seconds=options.seconds))
-                rates[c].append(rate)
-                latencies[c].extend(milliseconds)
-                print(
-                    f"  gateway, {c:>2} callers: {rate:5.1f} photos/s, p50 {np.median(milliseconds):.0f} ms", flush=True
-                )
-        rss_mb = resident_mb(pids)
-    metrics = {"ceiling_photos_per_s": statistics.median(ceilings)}
-    for c in CONCURRENCIES:
-        metrics[f"photos_per_s_c{c}"] = statistics.median(rates[c])
-        metrics[f"ratio_to_ceiling_c{c}"] = statistics.median(
-            rate / top for rate, top in zip(rates[c], ceilings, strict=True)
-        )
-        metrics[f"p50_ms_c{c}"], metrics[f"p99_ms_c{c}"] = (float(q) for q in np.percentile(latencies[c], (50, 99)))
-    metrics["rss_mb"] = rss_mb
+    servers = [GATEWAY, *(PEERS if options.peers else ())]
+    if options.peers:
+        peer_python()
+    photos, load_average = phone_photos(), os.getloadavg()[0]
+    rounds = _rounds(folder, photos, servers=servers, num_rounds=options.rounds, seconds=options.seconds)
+    info = load_bundle(folder).info
     details = {
-        "photo": f"JPEG 1440x1080, {statistics.mean(map(len, photos)) / 1000:.0f} KB on average, one a listing",
-        "model": f"{bundle.info.backbone} at {bundle.info.preprocessing.input_px} px, {bundle.info.precision}",
+        "photo": f"JPEG 1440x1080, {statistics.mean(map(len, photos)) / 1000:.0f} KB on average",
+        "model": f"{info.backbone} at {info.preprocessing.input_px} px, {info.precision}",
         "ceiling": "decode and ONNX Runtime on a thread a core in one process",
-        "rounds": options.rounds,
+        "peers": FRAMEWORKS,
         "seconds_each": options.seconds,
-        "ceilings": ceilings,
-        "rates": rates,
+        "load_average_before": load_average,
+        "ceiling_photos_per_s": [done.ceiling_photos_per_s for done in rounds],
+        "ceiling_cpu_ms_per_photo": [round(done.ceiling_cpu_ms_per_photo, 2) for done in rounds],
+        "by_round": _by_round(rounds),
     }
-    write_result("serving", metrics, details)
+    write_result("serving", _metrics(rounds), details)
 
 
 if __name__ == "__main__":

@@ -26,13 +26,13 @@ for verb in (
     compare,
     training_commands.export,
     calibrate,
-    serving_commands.serve,
     classify,
     demo,
 ):
     app.command()(verb)
 app.add_typer(training_commands.tune_app, name="tune")
 app.add_typer(brand_app, name="brand")
+app.add_typer(serving_commands.serve_app, name="serve")
 app.add_typer(serving_commands.triton_app, name="triton")
 
 

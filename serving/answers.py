@@ -18,10 +18,19 @@ from vision.decision import (
 )
 from vision.engine import Logits
 from vision.errors import PhotoError
-from vision.images import PhotoLimits, prepare_photo
+from vision.images import PhotoLimits, Preprocessing, prepare_photo
 from vision.taxonomy import OTHER_BRAND
 
-__all__ = ["MAX_PHOTOS", "PREPARE_LIMITS", "PreparedPhoto", "answer", "describe", "error_reason", "prepare"]
+__all__ = [
+    "MAX_PHOTOS",
+    "PREPARE_LIMITS",
+    "PreparedPhoto",
+    "answer",
+    "describe",
+    "error_reason",
+    "prepare",
+    "warm_up",
+]
 
 MAX_PHOTOS = 20
 PREPARE_LIMITS = PhotoLimits()
@@ -36,9 +45,9 @@ class PreparedPhoto:
     error: PhotoError | None
 
 
-def prepare(data: bytes, bundle: Bundle) -> PreparedPhoto:
+def prepare(data: bytes, preprocessing: Preprocessing) -> PreparedPhoto:
     try:
-        return PreparedPhoto(prepare_photo(data, bundle.info.preprocessing, PREPARE_LIMITS), None)
+        return PreparedPhoto(prepare_photo(data, preprocessing, PREPARE_LIMITS), None)
     except PhotoError as error:
         return PreparedPhoto(None, error)
 
@@ -57,7 +66,7 @@ def answer(
         logits: of the usable photos of `prepared`, in their order, at least one.
     """
     suggestion = _decide(bundle, logits, num_alternatives)
-    recognitions = iter(_recognitions(bundle, logits))
+    recognitions = iter([_sole(suggestion, bundle)] if len(logits.category) == 1 else _recognitions(bundle, logits))
     return pb.ClassifyListingResponse(
         listing_id=listing_id,
         category_path=_category_path(bundle, suggestion),
@@ -65,7 +74,7 @@ def answer(
         alternatives=[
             pb.CategoryAlternative(
                 category_id=alternative.category_id,
-                path=bundle.taxonomy.path_name(alternative.category_id),
+                path=bundle.taxonomy.leaf_path_names[alternative.category_id],
                 probability=alternative.probability,
             )
             for alternative in suggestion.alternatives
@@ -78,6 +87,13 @@ def answer(
         ],
         model=model_version(bundle),
     )
+
+
+def warm_up(bundle: Bundle) -> None:
+    """Build what a first answer builds: with thousands of categories a caller would wait for it."""
+    golden = bundle.golden
+    logits = Logits(golden.category_logits, golden.brand_logits, golden.category_logits)
+    answer(bundle, [PreparedPhoto(photo, None) for photo in golden.photos_nhwc], logits)
 
 
 def describe(bundle: Bundle) -> pb.GetModelResponse:
@@ -149,6 +165,18 @@ def _brand(bundle: Bundle, brand: BrandAnswer) -> pb.BrandSuggestion:
         probability=brand.probability,
         outcome=_outcome(brand.filled),
         explanation=brand.why_suggested,
+    )
+
+
+def _sole(suggestion: Suggestion, bundle: Bundle) -> pb.PhotoRecognition:
+    """What the only photo shows: the listing's answer."""
+    leaf, brand = suggestion.path[-1], suggestion.brand
+    return pb.PhotoRecognition(
+        category_id=leaf.category_id,
+        category_probability=leaf.probability,
+        brand_id=bundle.taxonomy.brands[brand.brand_index - 1].id if brand.brand_index > 0 else "",
+        brand_probability=brand.probability,
+        brand_kind=_brand_kind(brand.brand_index),
     )
 
 

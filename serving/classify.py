@@ -38,7 +38,7 @@ def classify_with_bundle(folder: Path, photos: Sequence[bytes]) -> pb.ClassifyLi
         PhotoError: no photo can be used.
     """
     bundle = load_bundle(folder)
-    prepared = [answers.prepare(photo, bundle) for photo in photos]
+    prepared = [answers.prepare(photo, bundle.info.preprocessing) for photo in photos]
     usable = [photo.pixels for photo in prepared if photo.pixels is not None]
     if not usable:
         raise PhotoError(

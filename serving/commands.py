@@ -1,18 +1,32 @@
 """The verbs of serving: `serve`, `triton`; `classify` stands in `listing_vision`, for it can also explain."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from vision.commands import new_app
 from vision.errors import ListingVisionError, TritonUnsupported
 
-__all__ = ["serve", "triton_app"]
+__all__ = ["serve_app", "triton_app"]
 
 triton_app = new_app("Bring in a Triton server, or write a model repository for one.")
 
 
+class _ServeGroup(TyperGroup):
+    """`serve BUNDLE` serves; `serve tune BUNDLE` measures how to."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, args if args[:1] == ["tune"] else ["run", *args])
+
+
+serve_app = typer.Typer(
+    cls=_ServeGroup, help="Serve a bundle over gRPC; `serve tune`: find the best settings of its Triton by measurement."
+)
+
+
+@serve_app.command("run")
 def serve(
     bundle: Annotated[Path, typer.Argument(help="A model bundle.", envvar="LISTING_VISION_BUNDLE")],
     host: Annotated[str, typer.Option(help="Address to listen on.", envvar="LISTING_VISION_HOST")] = "127.0.0.1",
@@ -23,7 +37,23 @@ def serve(
             help="HOST:PORT of a Triton that serves the bundle; else one is started.", envvar="LISTING_VISION_TRITON"
         ),
     ] = None,
-    in_process: Annotated[bool, typer.Option("--in-process", help="ONNX Runtime in this process, no Triton.")] = False,
+    in_process: Annotated[
+        bool, typer.Option("--in-process", help="ONNX Runtime in the gateway process, no Triton.")
+    ] = False,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Gateway processes on the port.", envvar="LISTING_VISION_WORKERS")
+    ] = 1,
+    isolate: Annotated[
+        bool,
+        typer.Option(
+            help="Decode in processes of their own, which a photo may crash; else on threads.",
+            envvar="LISTING_VISION_ISOLATE",
+        ),
+    ] = True,
+    tuning: Annotated[
+        Path | None,
+        typer.Option(help="What `serve tune` wrote, for the Triton started here.", envvar="LISTING_VISION_TUNING"),
+    ] = None,
     drain_s: Annotated[
         float,
         typer.Option(
@@ -31,20 +61,65 @@ def serve(
         ),
     ] = 0.5,
 ) -> None:
-    """Serve a bundle over gRPC until SIGTERM or Ctrl-C.
+    """Serve a bundle over gRPC until SIGTERM or Ctrl-C; SIGHUP replaces the gateway processes one by one.
 
     Example: listing-vision serve bundles/grocery --port 50051
+
+    `listing-vision serve tune --help`: find the best settings of its Triton by measurement.
     """
     import asyncio
 
     from serving.server import ServeOptions
-    from serving.server import serve as run
+    from serving.supervisor import serve as run
 
     if triton and in_process:
         raise typer.BadParameter("give --triton or --in-process, not both")
-    asyncio.run(
-        run(ServeOptions(bundle=bundle, host=host, port=port, triton=triton, in_process=in_process, drain_s=drain_s))
+    if tuning and (triton or in_process):
+        raise typer.BadParameter("--tuning is for a Triton that is started here, not for --triton or --in-process")
+    options = ServeOptions(
+        bundle=bundle.resolve(),
+        host=host,
+        port=port,
+        triton=triton,
+        in_process=in_process,
+        workers=workers,
+        isolate=isolate,
+        tuning=tuning.resolve() if tuning else None,
+        drain_s=drain_s,
     )
+    asyncio.run(run(options))
+
+
+@serve_app.command("tune")
+def tune(
+    bundle: Annotated[Path, typer.Argument(help="A model bundle.")],
+    output: Annotated[Path, typer.Option(help="Folder of the tuned model repository; must not exist.")],
+    p99_ms: Annotated[float, typer.Option(min=1, help="Slowest answer of a hundred that is acceptable.")] = 500,
+    callers: Annotated[int, typer.Option(min=1, help="Who ask at the same time.")] = 16,
+    seconds: Annotated[float, typer.Option(min=1, help="Of each setting's measurement.")] = 5,
+) -> None:
+    """Measure which instances, batch and queue delay of Triton answer most within a latency budget, on this machine.
+
+    Writes a model repository with the best ones, and in it tuning.json, for `serve --tuning`.
+
+    Example: listing-vision serve tune bundles/grocery --p99-ms 300 --output models/grocery
+    """
+    from serving import tuning
+    from serving.triton_install import find_triton
+    from serving.triton_repository import write_repository
+    from vision.bundle import load_bundle, refuse_existing
+
+    refuse_existing(output)
+    loaded, installation = load_bundle(bundle), find_triton()
+    budget = tuning.Budget(p99_ms=p99_ms, callers=callers, seconds=seconds)
+    best, measured = tuning.tune(
+        loaded, installation, budget, say=lambda m: typer.echo(tuning.table([m], budget).splitlines()[1])
+    )
+    write_repository(loaded, output, best.options)
+    path = output / "tuning.json"
+    tuning.write_tuning(path, best, measured, budget)
+    typer.echo("\nbest:\n" + tuning.table([best], budget))
+    typer.echo(f"written: {output}; serve with it: listing-vision serve {bundle} --tuning {path}")
 
 
 @triton_app.command("install")

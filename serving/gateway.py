@@ -2,14 +2,16 @@
 
 import asyncio
 import logging
-import os
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable
 
 import grpc
 import numpy as np
+import numpy.typing as npt
 
 from serving import answers
+from serving.admission import Admission
+from serving.breaker import Breaker
 from serving.engines import AsyncEngine
 from serving.protocol import listing_vision_pb2 as pb
 from serving.protocol import listing_vision_pb2_grpc as pb_grpc
@@ -30,18 +32,25 @@ DEFAULT_DEADLINE_S = 30.0
 """For callers that set none."""
 LEAST_DEADLINE_S = 0.005
 """A call with less left is not begun."""
-MAX_PHOTOS_IN_FLIGHT = 256
-"""As many requests as Triton queues: beyond it the gateway refuses, not Triton."""
 RETRY_AFTER_S = 0.5
+"""Where nothing better is known."""
+
+Prepare = Callable[[bytes], Awaitable[answers.PreparedPhoto]]
+"""Decodes one photo; never raises a PhotoError."""
 
 
 class Gateway(pb_grpc.ListingVisionServiceServicer):
-    def __init__(self, bundle: Bundle, engine: AsyncEngine) -> None:
+    """A call that is given up, by its caller or by its deadline, is cancelled: what it waits for is not begun."""
+
+    def __init__(
+        self, bundle: Bundle, engine: AsyncEngine, *, prepare: Prepare, admission: Admission, breaker: Breaker
+    ) -> None:
         self.bundle = bundle
         """As it may be used with the engine: where promises were made with another, they are void."""
         self._engine = engine
-        self._decoders = ThreadPoolExecutor(len(os.sched_getaffinity(0)), thread_name_prefix="decode")
-        self._photos_in_flight = 0
+        self._prepare = prepare
+        self._admission = admission
+        self._breaker = breaker
 
     async def ClassifyListing(
         self,
@@ -80,43 +89,26 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
     ) -> pb.GetModelResponse:
         return answers.describe(self.bundle)
 
-    def close(self) -> None:
-        self._decoders.shutdown(wait=True, cancel_futures=True)
-
     async def _classify(self, request: pb.ClassifyListingRequest, deadline_s: float) -> pb.ClassifyListingResponse:
         num_alternatives = _check(request)
-        num_photos = len(request.photos)
         if deadline_s < LEAST_DEADLINE_S:
             raise _too_late(deadline_s)
-        if self._photos_in_flight + num_photos > MAX_PHOTOS_IN_FLIGHT:
-            raise Refusal(
-                reason="TOO_BUSY",
-                message=f"{self._photos_in_flight} photos are in flight of at most {MAX_PHOTOS_IN_FLIGHT}; try later",
-                retry_after_s=RETRY_AFTER_S,
-            )
-        self._photos_in_flight += num_photos
-        # A call that is given up goes on to its end behind the shield and counts until then: what Triton has
-        # queued stays queued, and cancelling it would endanger Triton (see TritonEngine).
-        work = asyncio.create_task(self._answer(request, num_alternatives))
-        work.add_done_callback(lambda done: self._end(done, num_photos))
-        try:
-            return await asyncio.wait_for(asyncio.shield(work), deadline_s)
-        except TimeoutError:
-            raise _too_late(deadline_s) from None
+        self._refuse_while_open()
+        contents = [photo.content for photo in request.photos]
+        with self._admission.admit(len(contents), sum(map(len, contents)), deadline_s=deadline_s):
+            try:
+                async with asyncio.timeout(deadline_s):
+                    return await self._answer(request.listing_id, contents, num_alternatives)
+            except TimeoutError:
+                raise _too_late(deadline_s) from None
 
-    def _end(self, work: "asyncio.Task[pb.ClassifyListingResponse]", num_photos: int) -> None:
-        self._photos_in_flight -= num_photos
-        if not work.cancelled() and work.exception() is not None:
-            _log.debug("work ended with %r", work.exception())
-
-    async def _answer(self, request: pb.ClassifyListingRequest, num_alternatives: int) -> pb.ClassifyListingResponse:
-        loop = asyncio.get_running_loop()
-        prepared = await asyncio.gather(
-            *(
-                loop.run_in_executor(self._decoders, answers.prepare, photo.content, self.bundle)
-                for photo in request.photos
-            )
-        )
+    async def _answer(
+        self, listing_id: str, contents: list[bytes], num_alternatives: int
+    ) -> pb.ClassifyListingResponse:
+        if len(contents) == 1:
+            prepared = [await self._prepare(contents[0])]
+        else:
+            prepared = await asyncio.gather(*map(self._prepare, contents))
         usable = [photo.pixels for photo in prepared if photo.pixels is not None]
         if not usable:
             errors = {f"photos[{i}].content": photo.error for i, photo in enumerate(prepared) if photo.error}
@@ -125,28 +117,37 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
                 message=f"none of the {len(prepared)} photos can be used; see the field violations",
                 violations={name: f"{error.reason}: {error}" for name, error in errors.items()},
             )
-        logits = await self._infer(np.stack(usable))
-        return answers.answer(
-            self.bundle, prepared, logits, listing_id=request.listing_id, num_alternatives=num_alternatives
-        )
+        logits = await self._infer(usable[0][None] if len(usable) == 1 else np.stack(usable))
+        return answers.answer(self.bundle, prepared, logits, listing_id=listing_id, num_alternatives=num_alternatives)
 
-    async def _infer(self, photos_nhwc: "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]") -> Logits:
+    async def _infer(self, photos_nhwc: npt.NDArray[np.uint8]) -> Logits:
+        self._refuse_while_open()
         try:
-            return await self._engine.infer(photos_nhwc)
+            logits = await self._engine.infer(photos_nhwc)
         except EngineBusy as error:
             raise Refusal(
                 reason="TOO_BUSY", message="the model's queue is full; try later", retry_after_s=RETRY_AFTER_S
             ) from error
         except EngineUnavailable as error:
+            self._breaker.failed()
             _log.warning("model unavailable: %s", error)
-            raise Refusal(
-                reason="MODEL_UNAVAILABLE",
-                message="the model cannot be reached now; try again",
-                retry_after_s=RETRY_AFTER_S,
-            ) from error
+            raise _unavailable() from error
         except EngineBroken as error:
-            _log.exception("model broken")
+            self._breaker.failed()
+            _log.error("model broken: %s", error)
             raise Refusal(reason="MODEL_BROKEN", message="the model gave no valid answer; this is our fault") from error
+        self._breaker.succeeded()
+        return logits
+
+    def _refuse_while_open(self) -> None:
+        if self._breaker.is_open:
+            raise _unavailable()
+
+
+def _unavailable() -> Refusal:
+    return Refusal(
+        reason="MODEL_UNAVAILABLE", message="the model cannot be reached now; try again", retry_after_s=RETRY_AFTER_S
+    )
 
 
 def _check(request: pb.ClassifyListingRequest) -> int:

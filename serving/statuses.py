@@ -39,6 +39,9 @@ class Refusal(Exception):
     """Field of the request to what is wrong with it."""
     retry_after_s: float | None = None
 
+    def __str__(self) -> str:
+        return self.message
+
     @property
     def code(self) -> grpc.StatusCode:
         return _CODES[self.reason]

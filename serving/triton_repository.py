@@ -1,5 +1,6 @@
 """A Triton model repository from a bundle, for a chosen backend."""
 
+import json
 import math
 import os
 import shutil
@@ -13,6 +14,7 @@ from tritonclient.grpc import model_config_pb2
 
 from vision.bundle import ONNX_ON_CPU, Bundle
 from vision.engine import INPUT_NAME, OUTPUT_NAMES
+from vision.errors import ListingVisionError
 
 __all__ = [
     "BACKENDS",
@@ -21,6 +23,7 @@ __all__ = [
     "Backend",
     "RepositoryOptions",
     "model_config",
+    "read_tuning",
     "write_repository",
 ]
 
@@ -44,8 +47,16 @@ class RepositoryOptions:
     version: int = 1
     """Triton's version directory. Never reuse a number for other weights."""
     max_batch_size: int = 64
-    max_queue_delay_us: int = 2000
-    """How long a batch may wait for company."""
+    max_queue_delay_us: int | None = None
+    """How long a batch may wait for company; None: 2 ms on a GPU; not at all on a CPU, where company gains nothing."""
+    photos_at_once: int | None = None
+    """Of a CPU, what a copy of the model computes in one go, and what Triton's batches are cut to; None: 1.
+
+    On a CPU a batch is no faster for each photo than a photo alone: its activations only leave the cache.
+    """
+    instances: int | None = None
+    """Copies of the model; None: on a CPU one a core up to four, for two cores serve two copies better than one copy's
+    threads; on a GPU 1."""
     max_queue_size: int = 256
     """Requests; beyond it Triton answers UNAVAILABLE at once."""
     queue_timeout_us: int = 5_000_000
@@ -55,13 +66,30 @@ class RepositoryOptions:
 
     @property
     def num_instances(self) -> int:
-        """Copies of the model. On a CPU one a core up to four: on 2 cores they scale better than threads."""
+        if self.instances is not None:
+            return self.instances
         return min(4, len(os.sched_getaffinity(0))) if self.backend == "python" else 1
 
     @property
     def num_threads(self) -> int:
         """Threads a copy, so that copies times threads are the cores."""
         return max(1, len(os.sched_getaffinity(0)) // self.num_instances)
+
+
+def read_tuning(path: Path) -> RepositoryOptions:
+    """The options that `serve tune` found best.
+
+    Raises:
+        ListingVisionError: no such file, or not one of `serve tune`.
+    """
+    try:
+        return RepositoryOptions(**json.loads(path.read_text(encoding="utf-8"))["best"])
+    except OSError as error:
+        raise ListingVisionError(
+            f"{path} cannot be read: {error.strerror}; `listing-vision serve tune` makes one"
+        ) from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise ListingVisionError(f"{path} is not what `listing-vision serve tune` writes: {error!r}") from error
 
 
 def write_repository(bundle: Bundle, folder: Path, options: RepositoryOptions) -> Path:
@@ -107,10 +135,14 @@ def model_config(bundle: Bundle, options: RepositoryOptions) -> "model_config_pb
         config.output.add(
             name=f"OUTPUT__{i}" if by_position else name, data_type=model_config_pb2.TYPE_FP32, dims=[size]
         )
+    on_cpu = options.backend == "python"
     group = model_config_pb2.ModelInstanceGroup
-    kind = group.KIND_CPU if options.backend == "python" else group.KIND_GPU
+    kind = group.KIND_CPU if on_cpu else group.KIND_GPU
     config.instance_group.add(count=options.num_instances, kind=kind)
-    config.dynamic_batching.max_queue_delay_microseconds = options.max_queue_delay_us
+    delay_us = options.max_queue_delay_us
+    config.dynamic_batching.max_queue_delay_microseconds = (0 if on_cpu else 2000) if delay_us is None else delay_us
+    if on_cpu:
+        config.dynamic_batching.preferred_batch_size.append(options.photos_at_once or 1)
     policy = config.dynamic_batching.default_queue_policy
     policy.max_queue_size = options.max_queue_size
     policy.default_timeout_microseconds = options.queue_timeout_us
@@ -118,9 +150,10 @@ def model_config(bundle: Bundle, options: RepositoryOptions) -> "model_config_pb
     # Old and new side by side while a version is switched.
     config.version_policy.latest.num_versions = 2
     config.parameters[BACKEND_PARAMETER].string_value = _COMPUTED_BY[options.backend]
-    if options.backend == "python":
+    if on_cpu:
         # It warms up by itself while loading.
         config.parameters["num_threads"].string_value = str(options.num_threads)
+        config.parameters["photos_at_once"].string_value = str(options.photos_at_once or 1)
         if options.model_environment:
             config.parameters["EXECUTION_ENV_PATH"].string_value = str(options.model_environment)
         return config

@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from serving.triton_install import TritonInstallation
@@ -21,19 +22,24 @@ __all__ = ["LocalTriton"]
 
 _log = logging.getLogger(__name__)
 
-_EXIT_TIMEOUT_S = 20
+_EXIT_TIMEOUT_S = 5
 _SHM_BYTES = 16 << 20
 
 
 class LocalTriton:
     """One `tritonserver` on loopback that serves one bundle, until it is stopped."""
 
-    def __init__(self, bundle: Bundle, installation: TritonInstallation) -> None:
+    def __init__(
+        self, bundle: Bundle, installation: TritonInstallation, options: RepositoryOptions | None = None
+    ) -> None:
+        """Args: options: of the model repository; None: those that were found best on a CPU."""
         self._installation = installation
         self._folder = Path(tempfile.mkdtemp(prefix="listing-vision-triton-"))
-        options = RepositoryOptions(backend="python", model_environment=installation.model_environment)
         self.repository = self._folder / "models"
-        write_repository(bundle, self.repository, options)
+        self.options = options or RepositoryOptions(backend="python")
+        write_repository(
+            bundle, self.repository, replace(self.options, model_environment=installation.model_environment)
+        )
         self._shm_prefix = f"listing_vision_{os.getpid()}_{self._folder.name[-8:]}_"
         self._process: subprocess.Popen[bytes] | None = None
         # A restart runs on a thread; a stop that overtakes it must be the last word.

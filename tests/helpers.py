@@ -1,6 +1,7 @@
 """What several test files need; nothing here is a fixture."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -55,3 +56,12 @@ def small_taxonomy() -> Taxonomy:
         categories=tuple(Category(id=i, names={"en": i.title(), "ja": f"{i}-ja"}, parent_id=p) for i, p in tree),
         brands=(Brand(id="acme", names={"en": "Acme"}, aliases=("ACME Corp",)), Brand(id="zeta", names={"en": "Zeta"})),
     )
+
+
+def pids(decoders) -> list[int]:
+    """Of a decoder pool's children, from the kernel's own account of each pidfd."""
+    found = []
+    for child in decoders._children:
+        fields = Path(f"/proc/self/fdinfo/{child.pidfd}").read_text().splitlines()
+        found.append(int(next(line.split()[1] for line in fields if line.startswith("Pid:"))))
+    return found

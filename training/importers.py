@@ -14,7 +14,7 @@ __all__ = ["GROCERY_BRANDS", "import_folder", "import_grocery_store", "slug", "t
 
 _log = logging.getLogger(__name__)
 
-_PHOTO_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".avif")
+_PHOTO_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".avif", ".heic", ".heif")
 
 # Klasson et al., WACV 2019. Read off the package names; the data set itself has no brand column.
 GROCERY_BRANDS = ("Alpro", "Arla", "Bravo", "Garant", "God Morgon", "Oatly", "Tropicana", "Valio", "Yoggi")

@@ -22,7 +22,9 @@ ListingVisionError
     ├── PhotoTooSmall             PHOTO_TOO_SMALL
     ├── PhotoNotAnImage           PHOTO_NOT_AN_IMAGE
     ├── PhotoTruncated            PHOTO_TRUNCATED
-    └── PhotoUnreadable           PHOTO_UNREADABLE
+    ├── PhotoUnreadable           PHOTO_UNREADABLE
+    ├── PhotoDecoderCrashed       PHOTO_DECODER_CRASHED
+    └── PhotoTimedOut             PHOTO_TIMEOUT
 """
 
 from collections.abc import Sequence
@@ -38,9 +40,11 @@ __all__ = [
     "ListingVisionError",
     "LossNotFinite",
     "ManifestError",
+    "PhotoDecoderCrashed",
     "PhotoEmpty",
     "PhotoError",
     "PhotoNotAnImage",
+    "PhotoTimedOut",
     "PhotoTooManyBytes",
     "PhotoTooManyPixels",
     "PhotoTooSmall",
@@ -156,3 +160,15 @@ class PhotoTruncated(PhotoError):
 
 class PhotoUnreadable(PhotoError):
     reason = "PHOTO_UNREADABLE"
+
+
+class PhotoDecoderCrashed(PhotoError):
+    """The native decoder crashed on it, in a process of its own, or it takes more memory than there is."""
+
+    reason = "PHOTO_DECODER_CRASHED"
+
+
+class PhotoTimedOut(PhotoError):
+    """Decoding it took longer than allowed, in a process of its own."""
+
+    reason = "PHOTO_TIMEOUT"

@@ -203,6 +203,11 @@ class Taxonomy:
         return max(len(self.ancestry(leaf_id)) for leaf_id in self.leaf_ids)
 
     @functools.cached_property
+    def leaf_path_names(self) -> dict[str, str]:
+        """Leaf id to its English path: what each answer lists."""
+        return {leaf_id: self.path_name(leaf_id) for leaf_id in self.leaf_ids}
+
+    @functools.cached_property
     def _ids_by_path(self) -> dict[str, str]:
         return {self.path_name(category.id).casefold(): category.id for category in self.categories}
 

@@ -30,6 +30,8 @@ class PhotoErrorReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     PHOTO_ERROR_REASON_NOT_AN_IMAGE: _ClassVar[PhotoErrorReason]
     PHOTO_ERROR_REASON_TRUNCATED: _ClassVar[PhotoErrorReason]
     PHOTO_ERROR_REASON_UNREADABLE: _ClassVar[PhotoErrorReason]
+    PHOTO_ERROR_REASON_DECODER_CRASHED: _ClassVar[PhotoErrorReason]
+    PHOTO_ERROR_REASON_TIMEOUT: _ClassVar[PhotoErrorReason]
 SUGGESTION_OUTCOME_UNSPECIFIED: SuggestionOutcome
 SUGGESTION_OUTCOME_FILL: SuggestionOutcome
 SUGGESTION_OUTCOME_SUGGEST: SuggestionOutcome
@@ -45,6 +47,8 @@ PHOTO_ERROR_REASON_TOO_SMALL: PhotoErrorReason
 PHOTO_ERROR_REASON_NOT_AN_IMAGE: PhotoErrorReason
 PHOTO_ERROR_REASON_TRUNCATED: PhotoErrorReason
 PHOTO_ERROR_REASON_UNREADABLE: PhotoErrorReason
+PHOTO_ERROR_REASON_DECODER_CRASHED: PhotoErrorReason
+PHOTO_ERROR_REASON_TIMEOUT: PhotoErrorReason
 
 class ClassifyListingRequest(_message.Message):
     __slots__ = ("listing_id", "photos", "alternative_count")

@@ -11,7 +11,6 @@ import onnxruntime
 import triton_python_backend_utils as pb_utils
 
 OUTPUTS = ("category_logits", "brand_logits", "embedding")
-WARM_UP_BATCHES = (1, 2, 8)
 
 
 class TritonPythonModel:
@@ -23,17 +22,20 @@ class TritonPythonModel:
         path = os.path.join(args["model_repository"], args["model_version"], "model.onnx")
         self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         side = self._session.get_inputs()[0].shape[1]
-        for num_photos in WARM_UP_BATCHES:
+        self._photos_at_once = int(parameters["photos_at_once"]["string_value"])
+        # All that it will ever be given to compute in one go.
+        for num_photos in range(1, self._photos_at_once + 1):
             self._run(np.zeros((num_photos, side, side, 3), np.uint8))
 
     def execute(self, requests):
-        photos = [pb_utils.get_input_tensor_by_name(request, "photos").as_numpy() for request in requests]
-        ends = np.cumsum([len(batch) for batch in photos])[:-1]
-        by_output = [np.split(output, ends) for output in self._run(np.concatenate(photos))]
-        return [
-            pb_utils.InferenceResponse([pb_utils.Tensor(name, rows) for name, rows in zip(OUTPUTS, answer)])  # noqa: B905  # Python 3.8 has no strict
-            for answer in zip(*by_output)  # noqa: B905
-        ]
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request):
+        photos = pb_utils.get_input_tensor_by_name(request, "photos").as_numpy()
+        step = self._photos_at_once
+        parts = [self._run(photos[first : first + step]) for first in range(0, len(photos), step)]
+        outputs = parts[0] if len(parts) == 1 else [np.concatenate(rows) for rows in zip(*parts)]  # noqa: B905  # Python 3.8 has no strict
+        return pb_utils.InferenceResponse([pb_utils.Tensor(name, rows) for name, rows in zip(OUTPUTS, outputs)])  # noqa: B905
 
     def _run(self, photos):
         return self._session.run(list(OUTPUTS), {"photos": photos})

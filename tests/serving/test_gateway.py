@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import os
+import signal
 
 import grpc
 import numpy as np
@@ -10,11 +12,12 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving import answers, gateway
+from serving.breaker import FAILURES_UNTIL_OPEN
 from serving.client import MESSAGE_LIMIT_BYTES, AsyncListingVisionClient, CallFailed
 from serving.protocol import listing_vision_pb2 as pb
 from serving.protocol import listing_vision_pb2_grpc as pb_grpc
 from serving.server import GatewayServer, ServeOptions
-from tests.helpers import encoded, scene
+from tests.helpers import encoded, pids, scene
 from training.drawing import draw_photo
 from vision.errors import EngineBroken, EngineBusy, EngineUnavailable
 
@@ -157,6 +160,9 @@ class Failing:
         await asyncio.sleep(self.seconds)
         raise self.error
 
+    async def infer_golden(self, photos_nhwc):
+        return await self.infer(photos_nhwc)
+
     async def close(self):
         pass
 
@@ -199,19 +205,114 @@ def test_what_no_one_foresaw_is_internal_and_tells_nothing(bundle):
     assert "secret" not in str(caught.value)
 
 
-def test_work_that_was_given_up_counts_until_it_ends(bundle):
+@contextlib.asynccontextmanager
+async def decoders_stopped(gateway_server):
+    """All decoding children stand still, so that whatever is to be decoded waits."""
+    children = pids(gateway_server._decoders)
+    for child in children:
+        os.kill(child, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for child in children:
+            with contextlib.suppress(ProcessLookupError):  # a test may have killed it
+                os.kill(child, signal.SIGCONT)
+
+
+async def until(condition) -> None:
+    async with asyncio.timeout(60):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def give_up_before(bundle, stop_early):
+    """What the engine was asked for by a call that ended while its photo was still to be decoded."""
+
     async def call():
         async with running(bundle, health_interval_s=60) as (gateway_server, client):
             inner = gateway_server._gateway
-            real, inner._engine = inner._engine, Failing(EngineUnavailable("late"), seconds=1.5)
-            with pytest.raises(CallFailed):
-                await client.classify([PHOTO] * 2, timeout_s=0.3)
-            while_running = inner._photos_in_flight
-            await asyncio.sleep(2)
-            inner._engine = real
-            return while_running, inner._photos_in_flight
+            real, inner._engine = inner._engine, Failing(EngineUnavailable("never asked"))
+            async with decoders_stopped(gateway_server):
+                with pytest.raises((CallFailed, asyncio.CancelledError)):
+                    await stop_early(client, inner)
+                await until(lambda: inner._admission.num_photos == 0)
+                waiting = gateway_server._decoders.num_waiting
+            inner._engine, failing = real, inner._engine
+            answered = await client.classify([PHOTO])
+            return failing.calls, waiting, len(answered.photos)
 
-    assert asyncio.run(call()) == (2, 0)
+    return asyncio.run(call())
+
+
+def test_work_whose_deadline_has_passed_is_dropped_before_the_model(bundle):
+    async def too_short(client, inner):
+        await client.classify([PHOTO] * 6, timeout_s=0.3)
+
+    calls, _, answered = give_up_before(bundle, too_short)
+    assert (calls, answered) == (0, 1)
+
+
+def test_work_whose_caller_has_gone_is_dropped_before_the_model(bundle):
+    async def go_away(client, inner):
+        call = asyncio.create_task(client.classify([PHOTO] * 6))
+        await until(lambda: inner._admission.num_photos == 6)
+        call.cancel()
+        await call
+
+    calls, _, answered = give_up_before(bundle, go_away)
+    assert (calls, answered) == (0, 1)
+
+
+def test_a_model_that_fails_call_after_call_is_not_asked_any_more_until_its_golden_photos_are_right(bundle):
+    async def call():
+        async with running(bundle, health_interval_s=60) as (gateway_server, client):
+            inner = gateway_server._gateway
+            failing = Failing(EngineUnavailable("away"))
+            real, inner._engine, gateway_server._engine = inner._engine, failing, failing
+            reasons = []
+            for _ in range(FAILURES_UNTIL_OPEN + 3):
+                with pytest.raises(CallFailed) as caught:
+                    await client.classify([PHOTO])
+                reasons.append(caught.value.reason)
+            health = gateway_server._serving
+            asked = failing.calls
+            with pytest.raises(CallFailed):
+                await client.classify([PHOTO])
+            await until(lambda: not gateway_server._serving)
+            inner._engine = gateway_server._engine = real
+            await until(lambda: gateway_server._serving)
+            return reasons, asked, health, len((await client.classify([PHOTO])).photos)
+
+    reasons, asked, _, answered = asyncio.run(call())
+    assert set(reasons) == {"MODEL_UNAVAILABLE"}
+    # The client tries each call three times; the golden photos are asked for meanwhile.
+    assert asked < 3 * len(reasons)
+    assert answered == 1
+
+
+def test_photos_that_crash_a_decoder_cost_an_error_each(bundle):
+    async def call():
+        async with running(bundle) as (gateway_server, client):
+            victims = pids(gateway_server._decoders)
+            async with decoders_stopped(gateway_server):
+                asked = asyncio.create_task(client.classify([PHOTO] * (1 + len(victims))))
+                await until(lambda: gateway_server._decoders.num_waiting == 1)
+                for victim in victims:
+                    os.kill(victim, signal.SIGKILL)
+                return await asked, len(victims)
+
+    answered, num_victims = asyncio.run(call())
+    reasons = [photo.error.reason for photo in answered.photos if photo.HasField("error")]
+    assert reasons == [pb.PHOTO_ERROR_REASON_DECODER_CRASHED] * num_victims
+    assert answered.category_path
+
+
+def test_decoding_on_threads_answers_alike(bundle):
+    async def call():
+        async with running(bundle, isolate=False) as (_, client):
+            return await client.classify([PHOTO, b"text"])
+
+    assert asyncio.run(call()) == ask(bundle, [PHOTO, b"text"])
 
 
 def test_a_call_of_several_megabytes_is_retried(bundle):
@@ -240,11 +341,10 @@ def test_a_deadline_ends_the_call(bundle):
     assert caught.value.code == grpc.StatusCode.DEADLINE_EXCEEDED
 
 
-def test_a_full_gateway_refuses_at_once_with_a_delay(bundle, monkeypatch):
-    monkeypatch.setattr(gateway, "MAX_PHOTOS_IN_FLIGHT", 3)
-
+def test_a_full_gateway_refuses_at_once_with_a_delay(bundle):
     async def call():
-        async with running(bundle) as (_, client):
+        async with running(bundle) as (gateway_server, client):
+            gateway_server._gateway._admission._max_photos = 3
             with pytest.raises(CallFailed) as caught:
                 await client.classify([PHOTO] * 4)
             assert (await client.classify([PHOTO] * 3)).photos
@@ -284,7 +384,7 @@ def test_calls_in_flight_are_finished_when_it_stops(bundle):
         async with AsyncListingVisionClient(f"127.0.0.1:{gateway_server.port}") as client:
             await client.model()
             calls = [asyncio.create_task(client.classify([PHOTO] * 20)) for _ in range(4)]
-            while not gateway_server._gateway._photos_in_flight:
+            while not gateway_server._gateway._admission.num_photos:
                 await asyncio.sleep(0.001)
             await gateway_server.stop()
             return await asyncio.gather(*calls)

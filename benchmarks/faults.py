@@ -1,0 +1,166 @@
+"""Deaths, freezes, storms and hostile photos under load: how long until all is well again, and was any answer wrong.
+
+    python -m benchmarks.faults [--bundle FOLDER] [--only DRILL …] [--seconds 25]
+
+Each drill starts the gateway (two processes) with its Triton, sends listings at half of what it can do by an open loop,
+and does its damage after five seconds. Recovery is the time from there until calls that are sent are answered again
+without exception. A wrong answer is one that differs from a quiet server's; a hung call is one that has not ended a
+second after its deadline.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.common import write_result
+from benchmarks.load import ENDINGS, Answer, LoadPlan, LoadReport, learn_answers, phone_photos, run_load
+from benchmarks.load.processes import process_tree
+from benchmarks.serving import default_bundle, gateway
+from tests.hostile_photos import hostile_photos
+
+SHARE_OF_PEAK = 0.5
+DEADLINE_S = 5.0
+DAMAGE_AFTER_S = 5.0
+FREEZE_S = 10.0
+NUM_HOSTILE = 1000
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The served processes."""
+
+    supervisor: int
+
+    def running(self, what: bytes) -> list[int]:
+        """Pids whose command line names it."""
+        found = []
+        for pid in process_tree([self.supervisor]):
+            with contextlib.suppress(OSError):
+                if what in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    found.append(pid)
+        return sorted(found)
+
+
+async def kill_triton(tree: Tree) -> None:
+    os.kill(tree.running(b"bin/tritonserver")[0], signal.SIGKILL)
+
+
+async def kill_stub(tree: Tree) -> None:
+    os.kill(tree.running(b"triton_python_backend_stub")[0], signal.SIGKILL)
+
+
+async def kill_worker(tree: Tree) -> None:
+    os.kill(tree.running(b"serving.worker")[0], signal.SIGKILL)
+
+
+async def freeze_triton(tree: Tree) -> None:
+    frozen = tree.running(b"bin/tritonserver")[0]
+    os.kill(frozen, signal.SIGSTOP)
+    await asyncio.sleep(FREEZE_S)
+    with contextlib.suppress(ProcessLookupError):  # it may have been replaced
+        os.kill(frozen, signal.SIGCONT)
+
+
+async def rolling_restart(tree: Tree) -> None:
+    os.kill(tree.supervisor, signal.SIGHUP)
+
+
+async def nothing(tree: Tree) -> None:
+    """The load itself is the damage."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drill:
+    damage: Callable[[Tree], Awaitable[None]]
+    short_deadlines: bool = False
+    hostile: bool = False
+
+
+DRILLS = {
+    "kill_triton": Drill(damage=kill_triton),
+    "kill_stub": Drill(damage=kill_stub),
+    "kill_worker": Drill(damage=kill_worker),
+    "freeze_triton": Drill(damage=freeze_triton),
+    "rolling_restart": Drill(damage=rolling_restart),
+    "deadline_storm": Drill(damage=nothing, short_deadlines=True),
+    "hostile_photos": Drill(damage=nothing, hostile=True),
+}
+
+
+async def run_drill(
+    drill: Drill, tree: Tree, address: str, photos: list[bytes], hostile: list[bytes], seconds: float
+) -> tuple[LoadReport, float]:
+    """What became of the calls, and when the damage was done, in seconds since the load began."""
+    answers: list[Answer] = await learn_answers(address, photos, hostile=hostile)
+    clean = answers[: len(photos)]
+    peak = await run_load(address, LoadPlan(seconds=3, num_callers=16, deadline_s=30), photos, answers=clean)
+    rate_per_s = SHARE_OF_PEAK * peak.photos_per_s
+    if drill.hostile:
+        seconds = NUM_HOSTILE / rate_per_s
+    plan = LoadPlan(
+        seconds=seconds,
+        rate_per_s=rate_per_s,
+        deadline_s=DEADLINE_S,
+        warmup_s=0,
+        hostile_share=1.0 if drill.hostile else 0.0,
+        short_deadline_share=0.9 if drill.short_deadlines else 0.0,
+        short_deadline_s=(0.001, 0.020),
+        max_in_flight=4096,
+    )
+    started_s = time.monotonic()
+    load = asyncio.create_task(run_load(address, plan, photos, hostile=hostile, answers=answers))
+    await asyncio.sleep(min(DAMAGE_AFTER_S, seconds / 2))
+    damaged_s = time.monotonic() - started_s
+    await drill.damage(tree)
+    return await load, damaged_s
+
+
+def hostile_files() -> list[bytes]:
+    """What is refused of the tests' drawer; not what is over a megabyte, which would only load the generator."""
+    return [photo.data for photo in hostile_photos() if photo.expected and len(photo.data) < 1 << 20]
+
+
+def recovery_s(report: LoadReport, damaged_s: float) -> float:
+    """From the damage until the last call that was sent and not answered rightly; 0 where there was none."""
+    fine = np.isin(report.endings, [ENDINGS.index("ok"), ENDINGS.index("given_up")])
+    lost = report.due_s[~fine & (report.due_s >= damaged_s - DEADLINE_S)]
+    return max(0.0, float(lost.max(initial=damaged_s) - damaged_s))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", type=Path)
+    parser.add_argument("--only", choices=tuple(DRILLS), nargs="+", default=list(DRILLS))
+    parser.add_argument("--seconds", type=float, default=25.0)
+    options = parser.parse_args()
+    folder: Path = options.bundle or default_bundle()
+    photos = phone_photos()
+    details: dict[str, Any] = {}
+    metrics: dict[str, float] = {}
+    for name in options.only:
+        drill = DRILLS[name]
+        hostile = hostile_files() if drill.hostile else []
+        with gateway(folder, "--workers", "2") as (address, pids):
+            tree = Tree(pids[0])
+            report, damaged_s = asyncio.run(run_drill(drill, tree, address, photos, hostile, options.seconds))
+        took_s = recovery_s(report, damaged_s)
+        counts = {ending: report.count(ending) for ending in ENDINGS if report.count(ending)}
+        print(f"{name:<16} recovered after {took_s:5.2f} s; {counts}; {dict(report.outcomes)}", flush=True)
+        details[name] = {"recovery_s": took_s, "counts": counts, "outcomes": dict(report.outcomes)}
+        metrics[f"{name}_recovery_s"] = took_s
+    metrics["wrong_or_hung_calls"] = sum(d["counts"].get(e, 0) for d in details.values() for e in ("wrong", "hung"))
+    metrics["drills"] = len(details)
+    write_result("faults", metrics, {"deadline_s": DEADLINE_S, "drills": details})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""How a call reaches a server: raw bytes over a gRPC channel; other protocols offer the same."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import grpc
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from serving.protocol import listing_vision_pb2 as pb
+
+__all__ = ["CLASSIFY_METHOD", "CallEnded", "Connect", "Connection", "connect_grpc"]
+
+CLASSIFY_METHOD = f"/{pb.DESCRIPTOR.services_by_name['ListingVisionService'].full_name}/ClassifyListing"
+CONNECT_TIMEOUT_S = 10.0
+
+_OPTIONS = [
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    # Channels to one address share a connection otherwise.
+    ("grpc.use_local_subchannel_pool", 1),
+    # What a server answers is counted, not what a retry makes of it.
+    ("grpc.enable_retries", 0),
+    # A server that comes back is found at once: recovery times are to be the server's, not those of gRPC's backoff.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 200),
+]
+
+
+# Not frozen: Python itself writes an exception's traceback and cause.
+@dataclass(kw_only=True, eq=False)
+class CallEnded(Exception):
+    """A call that was not answered."""
+
+    code: str
+    """Name of the gRPC code."""
+    reason: str = ""
+    """The service's own, such as `TOO_BUSY`; empty when it was not the service that ended the call."""
+
+    def __str__(self) -> str:
+        return f"{self.code}/{self.reason}" if self.reason else self.code
+
+
+class Connection(Protocol):
+    async def call(self, request: bytes, timeout_s: float) -> bytes:
+        """The serialised response to a serialised request.
+
+        Raises:
+            CallEnded: with `DEADLINE_EXCEEDED` after `timeout_s`.
+        """
+        ...
+
+    async def close(self) -> None: ...
+
+
+Connect = Callable[[str], Awaitable[Connection]]
+"""Opens a connection of its own to HOST:PORT; raises OSError where nobody listens."""
+
+
+async def connect_grpc(address: str) -> Connection:
+    channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+    try:
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            await channel.channel_ready()
+    except TimeoutError:
+        await channel.close()
+        raise ConnectionError(f"nobody answers at {address} within {CONNECT_TIMEOUT_S:g} s") from None
+    return _GrpcConnection(channel)
+
+
+class _GrpcConnection:
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._channel = channel
+        # Without serialisers bytes go out and come in as they are.
+        self._classify: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(CLASSIFY_METHOD)
+
+    async def call(self, request: bytes, timeout_s: float) -> bytes:
+        try:
+            return await self._classify(request, timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise CallEnded(code=error.code().name, reason=_reason(error)) from error
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+
+def _reason(error: grpc.aio.AioRpcError) -> str:
+    status = rpc_status.from_call(error)
+    info = error_details_pb2.ErrorInfo()
+    for detail in status.details if status else ():
+        if detail.Unpack(info):
+            reason: str = info.reason
+            return reason
+    return ""

@@ -1,0 +1,110 @@
+"""Requests made once, and whether an answer to one says what it should."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from google.protobuf.message import DecodeError
+
+from serving.protocol import listing_vision_pb2 as pb
+
+__all__ = ["Answer", "Listing", "make_listings"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    request: bytes
+    """A `ClassifyListingRequest`, serialised once: a generator that serialises 300 KB a call measures itself."""
+    num_photos: int
+    """Of good ones."""
+    hostile_index: int | None = None
+    """Which of the request's photos must be answered with an error."""
+
+
+class _Said(NamedTuple):
+    """What callers act on; probabilities differ in the last digits with a batch's make-up, ids do not."""
+
+    category_id: str
+    outcomes: tuple[int, ...]
+    brand: tuple[int, str, int]
+    photos: tuple[tuple[str, str, int], ...]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a quiet server answered to a listing."""
+
+    response: bytes
+    said: _Said
+
+    @classmethod
+    def to(cls, listing: Listing, response: bytes) -> "Answer":
+        """Raises ValueError for what can be no right answer to the listing."""
+        try:
+            said = _said(response)
+        except (DecodeError, IndexError) as error:
+            raise ValueError(f"no answer to a listing: {response[:80]!r}") from error
+        at_error = [index for index, (_, _, error) in enumerate(said.photos) if error]
+        expected = [] if listing.hostile_index is None else [listing.hostile_index]
+        if at_error != expected or len(said.photos) != listing.num_photos + len(expected):
+            raise ValueError(
+                f"{len(said.photos)} photos were answered, those at {at_error} with an error; the request has "
+                f"{listing.num_photos} good photos and hostile ones at {expected}"
+            )
+        return cls(response, said)
+
+    def difference(self, response: bytes) -> str:
+        """Empty, or what another answer to the same listing says differently."""
+        if response == self.response:
+            return ""
+        try:
+            said = _said(response)
+        except (DecodeError, IndexError):
+            return "not an answer"
+        different = [
+            name for name, mine, other in zip(self.said._fields, self.said, said, strict=True) if mine != other
+        ]
+        return different[0] if different else ""
+
+
+def make_listings(
+    photos: Sequence[bytes], *, num_photos_per_listing: int = 1, hostile: Sequence[bytes] = ()
+) -> tuple[list[Listing], list[Listing]]:
+    """Listings that share out the photos, and for each hostile photo one that holds it among good ones."""
+    if not photos:
+        raise ValueError("there are no photos to send")
+    turns = itertools.cycle(photos)
+    good = [
+        [next(turns) for _ in range(num_photos_per_listing)]
+        for _ in range(max(1, len(photos) // num_photos_per_listing))
+    ]
+    clean = [
+        Listing(request=_request(f"listing-{number}", contents), num_photos=len(contents))
+        for number, contents in enumerate(good)
+    ]
+    mixed = []
+    for number, content in enumerate(hostile):
+        contents = list(good[number % len(good)])
+        index = number % (len(contents) + 1)
+        contents.insert(index, content)
+        request = _request(f"hostile-{number}", contents)
+        mixed.append(Listing(request=request, num_photos=len(contents) - 1, hostile_index=index))
+    return clean, mixed
+
+
+def _request(listing_id: str, contents: Sequence[bytes]) -> bytes:
+    photos = [pb.Photo(content=content) for content in contents]
+    return pb.ClassifyListingRequest(listing_id=listing_id, photos=photos).SerializeToString()
+
+
+def _said(response: bytes) -> _Said:
+    answer = pb.ClassifyListingResponse.FromString(response)
+    return _Said(
+        category_id=answer.category_path[-1].category_id,
+        outcomes=tuple(step.outcome for step in answer.category_path),
+        brand=(answer.brand.kind, answer.brand.brand_id, answer.brand.outcome),
+        photos=tuple(
+            (photo.recognition.category_id, photo.recognition.brand_id, photo.error.reason) for photo in answer.photos
+        ),
+    )

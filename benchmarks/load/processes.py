@@ -1,0 +1,93 @@
+"""What processes and their children cost, read from /proc (Linux)."""
+
+import itertools
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+__all__ = ["CpuMeter", "process_tree", "resident_mb", "resident_mb_by_name"]
+
+_PROC = Path("/proc")
+_MS_PER_TICK = 1000 / os.sysconf("SC_CLK_TCK")
+
+
+class _Stat(NamedTuple):
+    """Of `/proc/PID/stat`, see proc_pid_stat(5)."""
+
+    parent: int
+    cpu_ms: float
+
+
+def process_tree(roots: Sequence[int]) -> list[int]:
+    """The processes and all that descend from them and still run."""
+    parents = {}
+    for path in _PROC.iterdir():
+        if path.name.isdigit() and (stat := _stat(int(path.name))):
+            parents[int(path.name)] = stat.parent
+    found = [root for root in dict.fromkeys(roots) if root in parents]
+    for pid in found:  # grows while it is walked
+        found += [child for child, parent in parents.items() if parent == pid and child not in found]
+    return found
+
+
+def resident_mb(roots: Sequence[int]) -> float:
+    """Resident memory of the processes and all that descend from them; pages they share count in each."""
+    return sum(resident_mb_by_name(roots).values())
+
+
+def resident_mb_by_name(roots: Sequence[int]) -> dict[str, float]:
+    """The same by what each process runs."""
+    resident: defaultdict[str, float] = defaultdict(float)
+    for pid in process_tree(roots):
+        for line in _read(pid, "status").splitlines():
+            if line.startswith("VmRSS:"):
+                resident[_name(pid)] += int(line.split()[1]) / 1024
+    return dict(resident)
+
+
+class CpuMeter:
+    """Processor time that the processes and their children spend from now on."""
+
+    def __init__(self, roots: Sequence[int]) -> None:
+        self._roots = roots
+        self._before_ms = self._sample()
+
+    def ms_by_name(self) -> dict[str, float]:
+        """Milliseconds, user and system together, by what each process runs; those that ended meanwhile are missing."""
+        spent_ms: defaultdict[str, float] = defaultdict(float)
+        for pid, cpu_ms in self._sample().items():
+            spent_ms[_name(pid)] += cpu_ms - self._before_ms.get(pid, 0.0)
+        return dict(spent_ms)
+
+    def _sample(self) -> dict[int, float]:
+        stats = {pid: _stat(pid) for pid in process_tree(self._roots)}
+        return {pid: stat.cpu_ms for pid, stat in stats.items() if stat}
+
+
+def _stat(pid: int) -> _Stat | None:
+    # The command, in parentheses, may itself hold spaces and parentheses.
+    fields = _read(pid, "stat").rpartition(")")[2].split()
+    return _Stat(int(fields[1]), (int(fields[11]) + int(fields[12])) * _MS_PER_TICK) if fields else None
+
+
+def _name(pid: int) -> str:
+    """The program, and of Python what it runs: `python -m listing_vision`."""
+    words = _read(pid, "cmdline").split("\0")
+    program = Path(words[0]).name
+    if not program.startswith("python"):
+        return program
+    arguments = [word for word in words[1:] if word]
+    for flag, word in itertools.pairwise(arguments):
+        if flag in ("-m", "-c"):
+            return f"python {flag} {word.split(';')[0]}"
+    script = next((word for word in arguments if not word.startswith("-")), "")
+    return f"python {Path(script).name}"
+
+
+def _read(pid: int, name: str) -> str:
+    try:
+        return (_PROC / str(pid) / name).read_text(errors="replace")
+    except OSError:  # it has ended
+        return ""

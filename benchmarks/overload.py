@@ -1,0 +1,116 @@
+"""What is answered when three times as much is asked as can be: goodput, latency of what was let in, memory.
+
+    python -m benchmarks.overload [--bundle FOLDER] [--rounds 3] [--seconds 20]
+
+Each round first finds the peak, 32 callers in a closed loop, then sends calls by an open loop at multiples of it, each
+with a deadline of two seconds, counted from when it should have been sent. Goodput is what was answered rightly and in
+time. Generator, gateway and Triton share the machine, so that each refused call costs the answered ones something.
+"""
+
+import argparse
+import asyncio
+import statistics
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.common import write_result
+from benchmarks.load import Answer, LoadPlan, LoadReport, learn_answers, phone_photos, run_load
+from benchmarks.load.processes import resident_mb
+from benchmarks.serving import default_bundle, gateway
+
+DEADLINE_S = 2.0
+MULTIPLES = (0.7, 1.5, 3.0)
+WARMUP_S = 5.0
+"""The gateway learns how fast it is, and queues fill, before anything counts."""
+
+
+@contextmanager
+def memory_sampled(pids: Sequence[int]) -> Iterator[list[float]]:
+    """Resident MB of the processes and their children, each second."""
+    samples: list[float] = []
+    stop = threading.Event()
+
+    def sample() -> None:
+        while not stop.wait(1.0):
+            samples.append(resident_mb(pids))
+
+    thread = threading.Thread(target=sample)
+    thread.start()
+    try:
+        yield samples
+    finally:
+        stop.set()
+        thread.join()
+
+
+async def peak(address: str, photos: list[bytes], answers: Sequence[Answer], seconds: float) -> float:
+    plan = LoadPlan(seconds=seconds, num_callers=32, deadline_s=30, warmup_s=2)
+    return (await run_load(address, plan, photos, answers=answers)).photos_per_s
+
+
+async def overload(
+    address: str, photos: list[bytes], answers: Sequence[Answer], *, rate_per_s: float, seconds: float
+) -> LoadReport:
+    plan = LoadPlan(
+        seconds=seconds, rate_per_s=rate_per_s, deadline_s=DEADLINE_S, warmup_s=WARMUP_S, max_in_flight=4096
+    )
+    return await run_load(address, plan, photos, answers=answers)
+
+
+def one_round(folder: Path, photos: list[bytes], seconds: float) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    with gateway(folder) as (address, pids):
+        answers = asyncio.run(learn_answers(address, photos))
+        found["peak_photos_per_s"] = top = asyncio.run(peak(address, photos, answers, seconds))
+        print(f"  peak {top:.1f} photos/s", flush=True)
+        for multiple in MULTIPLES:
+            with memory_sampled(pids) as samples:
+                report = asyncio.run(overload(address, photos, answers, rate_per_s=multiple * top, seconds=seconds))
+            settled = samples[int(WARMUP_S) :]
+            half = len(settled) // 2
+            accepted, refused = report.latency_ms("ok"), report.latency_ms("refused")
+            found[f"{multiple:g}x"] = here = {
+                "goodput_photos_per_s": report.photos_per_s,
+                "goodput_ratio": report.photos_per_s / top,
+                "accepted_p50_ms": float(np.percentile(accepted, 50)),
+                "accepted_p99_ms": float(np.percentile(accepted, 99)),
+                "refused_p99_ms": float(np.percentile(refused, 99)) if len(refused) else 0.0,
+                "rss_growth_percent": 100 * (statistics.mean(settled[half:]) / statistics.mean(settled[:half]) - 1),
+                "rss_max_mb": max(samples),
+                "outcomes": dict(report.outcomes),
+                "wrong_or_hung": report.count("wrong") + report.count("hung"),
+                "not_sent": report.count("not_sent"),
+            }
+            print(f"  {multiple:g}x: " + ", ".join(f"{k} {v:.4g}" for k, v in here.items() if k != "outcomes"))
+            print(f"       {here['outcomes']}", flush=True)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", type=Path)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=20.0)
+    options = parser.parse_args()
+    folder: Path = options.bundle or default_bundle()
+    photos = phone_photos()
+    rounds = []
+    for number in range(options.rounds):
+        print(f"round {number + 1}", flush=True)
+        rounds.append(one_round(folder, photos, options.seconds))
+    metrics = {"peak_photos_per_s": statistics.median(r["peak_photos_per_s"] for r in rounds)}
+    for multiple in MULTIPLES:
+        name = f"{multiple:g}x"
+        for key in ("goodput_ratio", "accepted_p99_ms", "refused_p99_ms", "rss_growth_percent"):
+            metrics[f"{key}_{name}"] = statistics.median(r[name][key] for r in rounds)
+    metrics["wrong_or_hung_calls"] = sum(r[f"{m:g}x"]["wrong_or_hung"] for r in rounds for m in MULTIPLES)
+    write_result("overload", metrics, {"deadline_ms": DEADLINE_S * 1000, "rounds": rounds})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,29 @@
+"""What every peer does with a call: the decode, the model and the answer of the gateway, in one thread."""
+
+from pathlib import Path
+
+import numpy as np
+
+from serving import answers
+from serving.protocol import listing_vision_pb2 as pb
+from vision.bundle import load_bundle
+from vision.engine import OnnxEngine
+
+__all__ = ["Classifier"]
+
+
+class Classifier:
+    """Safe to share between threads; each call uses one."""
+
+    def __init__(self, bundle: Path) -> None:
+        loaded = load_bundle(bundle)
+        self._engine = OnnxEngine(loaded, num_threads=1)
+        self._bundle = loaded.on_backend(self._engine.backend)
+        self._engine.infer(loaded.golden.photos_nhwc[:1])
+
+    def __call__(self, request: bytes) -> bytes:
+        """Bytes of a ClassifyListingResponse to those of a ClassifyListingRequest of usable photos."""
+        asked = pb.ClassifyListingRequest.FromString(request)
+        prepared = [answers.prepare(photo.content, self._bundle.info.preprocessing) for photo in asked.photos]
+        logits = self._engine.infer(np.stack([photo.pixels for photo in prepared if photo.pixels is not None]))
+        return answers.answer(self._bundle, prepared, logits, listing_id=asked.listing_id).SerializeToString()

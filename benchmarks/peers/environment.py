@@ -1,0 +1,40 @@
+"""A Python environment for the HTTP peers: what they require may clash with what the project requires."""
+
+import importlib.metadata
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks.common import BUILD
+
+__all__ = ["FRAMEWORKS", "peer_python"]
+
+_FOLDER = BUILD / "peers" / "venv"
+FRAMEWORKS = ("bentoml==1.4.40", "litserve==0.2.19")
+_SAME = ("numpy", "onnxruntime", "pi-heif", "pillow", "protobuf", "safetensors")
+"""What decode, model and answer are made of: in the versions installed here, or the peers would differ in more."""
+
+
+def peer_python() -> Path:
+    """The environment's interpreter; made when it is not there, minutes the first time."""
+    python = _FOLDER / "bin" / "python"
+    marker = _FOLDER / "requirements.txt"
+    requirements = "\n".join((*FRAMEWORKS, *_installed_here(), ""))
+    if marker.is_file() and marker.read_text() == requirements:
+        return python
+    print(f"installing the peers into {_FOLDER} …", flush=True)
+    subprocess.run([sys.executable, "-m", "venv", "--clear", _FOLDER], check=True)
+    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, *requirements.split()], check=True)
+    marker.write_text(requirements)
+    return python
+
+
+def _installed_here() -> list[str]:
+    pinned = []
+    for name in _SAME:
+        try:
+            pinned.append(f"{name}=={importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue  # what works without it here works without it there
+    return pinned

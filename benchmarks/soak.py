@@ -1,0 +1,97 @@
+"""Whether memory stays where it is and every call is answered, over half an hour.
+
+    python -m benchmarks.soak [--bundle FOLDER] [--minutes 30] [--workers 2]
+
+Calls come by an open loop at 60 % of what 32 callers get. Resident memory of each kind of process is sampled every five
+seconds; its slope is a least-squares line over what follows the first five minutes (a sixth of a shorter run).
+"""
+
+import argparse
+import asyncio
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.common import write_result
+from benchmarks.load import LoadPlan, LoadReport, learn_answers, phone_photos, run_load
+from benchmarks.load.processes import resident_mb_by_name
+from benchmarks.serving import default_bundle, gateway
+
+SHARE_OF_PEAK = 0.6
+SAMPLE_EVERY_S = 5.0
+Samples = dict[str, list[tuple[float, float]]]
+
+
+@contextmanager
+def sampled(pids: list[int]) -> Iterator[Samples]:
+    """Seconds since the start and resident MB, by what the processes run."""
+    samples: Samples = defaultdict(list)
+    started_s, stop = time.monotonic(), threading.Event()
+
+    def sample() -> None:
+        while not stop.wait(SAMPLE_EVERY_S):
+            for name, mb in resident_mb_by_name(pids).items():
+                samples[name].append((time.monotonic() - started_s, mb))
+
+    thread = threading.Thread(target=sample)
+    thread.start()
+    try:
+        yield samples
+    finally:
+        stop.set()
+        thread.join()
+
+
+def slope_percent_per_hour(samples: list[tuple[float, float]], *, after_s: float) -> float:
+    seconds, mb = np.array([sample for sample in samples if sample[0] >= after_s]).T
+    return float(np.polyfit(seconds, mb, 1)[0] * 3600 / mb.mean() * 100)
+
+
+async def soak(address: str, photos: list[bytes], seconds: float) -> LoadReport:
+    answers = await learn_answers(address, photos)
+    peak = await run_load(address, LoadPlan(seconds=10, num_callers=32, deadline_s=30), photos, answers=answers)
+    rate_per_s = SHARE_OF_PEAK * peak.photos_per_s
+    print(f"{peak.photos_per_s:.1f} photos/s at 32 callers; {rate_per_s:.1f} calls/s for {seconds / 60:g} minutes")
+    plan = LoadPlan(seconds=seconds, rate_per_s=rate_per_s, deadline_s=10, warmup_s=0)
+    return await run_load(address, plan, photos, answers=answers)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", type=Path)
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--workers", type=int, default=2)
+    options = parser.parse_args()
+    folder: Path = options.bundle or default_bundle()
+    photos, seconds = phone_photos(), options.minutes * 60
+    with gateway(folder, "--workers", str(options.workers)) as (address, pids), sampled(pids) as samples:
+        report = asyncio.run(soak(address, photos, seconds))
+    print(report.table())
+    after_s = min(300.0, seconds / 6)
+    slopes = {name: slope_percent_per_hour(found, after_s=after_s) for name, found in samples.items()}
+    together = [(rows[0][0], sum(mb for _, mb in rows)) for rows in zip(*samples.values(), strict=False)]
+    for name, slope in slopes.items():
+        print(f"{name:<40} {samples[name][-1][1]:8.1f} MB {slope:+7.2f} %/hour")
+    metrics = {
+        "rss_slope_percent_per_hour": slope_percent_per_hour(together, after_s=after_s),
+        "worst_rss_slope_percent_per_hour": max(slopes.values()),
+        "minutes": options.minutes,
+        "calls": float(len(report.endings)),
+        "errors": float(len(report.endings) - report.count("ok")),
+        "p99_ms": float(np.percentile(report.latency_ms(), 99)),
+    }
+    details = {
+        "slopes_percent_per_hour": slopes,
+        "outcomes": dict(report.outcomes),
+        "rss_mb": {name: [(round(s), round(mb, 1)) for s, mb in found[::12]] for name, found in samples.items()},
+    }
+    write_result("soak", metrics, details)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""Stops asking a model that does not answer, so that callers learn it at once instead of after their deadline."""
+
+import asyncio
+
+__all__ = ["Breaker"]
+
+FAILURES_UNTIL_OPEN = 5
+"""Calls in a row, of callers; one alone may have met a moment's trouble."""
+
+
+class Breaker:
+    """Opened by failed calls in a row or by failed golden photos; closed only by golden photos answered rightly."""
+
+    def __init__(self) -> None:
+        self._num_failures = 0
+        self._is_open = False
+        self.opened = asyncio.Event()
+        """Set while it is open: whoever checks the golden photos need not wait for the next turn."""
+
+    @property
+    def is_open(self) -> bool:
+        return self._is_open
+
+    def succeeded(self) -> None:
+        """A caller's photos were answered. Does not close: what answered may be half of what is needed."""
+        self._num_failures = 0
+
+    def failed(self) -> None:
+        """A caller's photos were not answered, and it was the model's fault."""
+        self._num_failures += 1
+        if self._num_failures >= FAILURES_UNTIL_OPEN:
+            self.open()
+
+    def open(self) -> None:
+        self._is_open = True
+        self.opened.set()
+
+    def close(self) -> None:
+        """The golden photos are answered rightly."""
+        self._is_open = False
+        self._num_failures = 0
+        self.opened.clear()

@@ -1,0 +1,304 @@
+"""The tree of processes behind one port: gateways, and a Triton of our own; what dies is started again."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Coroutine
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from serving.engines import TritonEngine, check
+from serving.server import CHECK_AGAIN_S, GOLDEN_TIMEOUT_S, ONE_PHOTO, ServeOptions
+from serving.triton_install import find_triton
+from serving.triton_server import LocalTriton
+from serving.worker import READY
+from vision.bundle import Bundle, load_bundle
+from vision.errors import EngineBroken, EngineBusy, EngineError, EngineUnavailable, TritonNotInstalled
+
+__all__ = ["Supervisor", "serve"]
+
+_log = logging.getLogger(__name__)
+
+START_TIMEOUT_S = 120.0
+FAILURES_UNTIL_RELOAD = 2
+"""Golden-photo checks in a row until a Triton of our own has to load the model anew: new model processes …"""
+FAILURES_UNTIL_RESTART = 8
+"""… and until it is stopped and started: a killed stub is never replaced by itself (server#8604)."""
+RESTART_PAUSES_S = (0.0, 0.5, 2.0, 5.0)
+"""Before a gateway process that has died is started again, by how many have died lately; the last one for all more."""
+LATELY_S = 60.0
+
+
+@dataclass(eq=False)
+class _Worker:
+    process: asyncio.subprocess.Process
+    stopping: bool = False
+
+
+class Supervisor:
+    """Start it, then let it run until it is asked to stop.
+
+    A gateway process that dies is replaced. A Triton of its own that dies, or no longer answers the golden photos, is
+    healed: by loading the model anew, else by starting it again.
+    """
+
+    def __init__(self, options: ServeOptions) -> None:
+        self._bundle = load_bundle(options.bundle)
+        self._options = options
+        self._triton: LocalTriton | None = None
+        self._engine: TritonEngine | None = None
+        self._workers: set[_Worker] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._deaths_s: list[float] = []
+        self._stopping = False
+        self._port_holder: socket.socket | None = None
+
+    async def start(self) -> None:
+        """Return once all gateway processes serve.
+
+        Raises:
+            EngineError: a model of our own does not answer rightly.
+            OSError: the port is taken, or a gateway process did not come up; its log says why.
+        """
+        try:
+            self._port_holder, port = _hold_port(self._options.host, self._options.port)
+            self._options = replace(self._options, port=port, share_port=True)
+            if not self._options.in_process and not self._options.triton:
+                await self._start_triton()
+            for _ in range(self._options.workers):
+                await self._add_worker()
+        except BaseException:
+            await self.stop()
+            raise
+        if self._triton:
+            self._spawn(self._watch_triton())
+
+    @property
+    def address(self) -> str:
+        return f"{self._options.host}:{self._options.port}"
+
+    async def stop(self) -> None:
+        """Gateways first, each after its calls in flight; then Triton."""
+        self._stopping = True
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(self._end(worker) for worker in list(self._workers)))
+        if self._engine:
+            await self._engine.close()
+        if self._triton:
+            await asyncio.to_thread(self._triton.stop)
+        if self._port_holder:
+            self._port_holder.close()
+
+    async def restart_workers(self) -> None:
+        """One after another: the new one serves before the old one is asked to stop."""
+        for old in list(self._workers):
+            await self._add_worker()
+            await self._end(old)
+        _log.info("all %d gateway processes were replaced", self._options.workers)
+
+    def restart_workers_soon(self) -> None:
+        """For a signal handler."""
+        self._spawn(self.restart_workers())
+
+    async def _start_triton(self) -> None:
+        try:
+            installation = find_triton()
+        except TritonNotInstalled as error:
+            self._answer_in_process(str(error))
+            return
+        self._triton = LocalTriton(self._bundle, installation, self._options.repository_options)
+        self._triton.start()
+        self._engine = TritonEngine(self._triton.address)
+        try:
+            await asyncio.to_thread(self._triton.wait_until_listening)
+            await _until_answering(self._engine, self._bundle)
+        except EngineUnavailable as error:
+            await self._engine.close()
+            await asyncio.to_thread(self._triton.stop)
+            self._engine = self._triton = None
+            self._answer_in_process(f"it did not start: {error}")
+            return
+        self._options = replace(self._options, triton=self._triton.address)
+        _log.info("Triton (pid %s) answers at %s", self._triton.pid, self._triton.address)
+
+    def _answer_in_process(self, why: str) -> None:
+        _log.warning("answering from ONNX Runtime in this process instead of Triton: %s", why)
+        self._options = replace(self._options, in_process=True)
+
+    async def _add_worker(self) -> None:
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "serving.worker", self._options.to_json(), str(theirs.fileno()),
+                stdin=asyncio.subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                cwd=Path(__file__).resolve().parent.parent,
+                # A terminal's Ctrl-C reaches this process alone, which then stops the others in order.
+                start_new_session=True,
+            )  # fmt: skip
+            worker = _Worker(process)
+            theirs.close()
+            ours.setblocking(False)
+            try:
+                async with asyncio.timeout(START_TIMEOUT_S):
+                    answer = await asyncio.get_running_loop().sock_recv(ours, len(READY))
+                if answer != READY:
+                    raise OSError("a gateway process did not come up; see the log above")
+            except BaseException:
+                await self._end(worker)
+                raise
+        self._workers.add(worker)
+        self._spawn(self._watch_worker(worker))
+
+    async def _watch_worker(self, worker: _Worker) -> None:
+        status = await worker.process.wait()
+        self._workers.discard(worker)
+        while not (self._stopping or worker.stopping):
+            now_s = time.monotonic()
+            self._deaths_s = [s for s in self._deaths_s if now_s - s < LATELY_S]
+            pause_s = RESTART_PAUSES_S[min(len(self._deaths_s), len(RESTART_PAUSES_S) - 1)]
+            self._deaths_s.append(now_s)
+            _log.error("a gateway process ended with status %s; another is started in %g s", status, pause_s)
+            await asyncio.sleep(pause_s)
+            try:
+                return await self._add_worker()
+            except (OSError, TimeoutError) as error:
+                _log.error("no new gateway process: %s", error)
+
+    async def _end(self, worker: _Worker) -> None:
+        worker.stopping = True
+        with contextlib.suppress(ProcessLookupError):
+            worker.process.terminate()
+        try:
+            async with asyncio.timeout(self._options.drain_s + self._options.grace_s + 15):
+                await worker.process.wait()
+        except TimeoutError:
+            _log.warning("a gateway process did not end and is killed")
+            worker.process.kill()
+            await worker.process.wait()
+
+    async def _watch_triton(self) -> None:
+        assert self._triton is not None
+        num_failures = 0
+        while True:
+            await asyncio.sleep(CHECK_AGAIN_S if num_failures else self._options.health_interval_s)
+            try:
+                num_failures = 0 if await self._is_well() else num_failures + 1
+                if num_failures and not self._triton.is_running():
+                    await self._restart_triton("it has died")
+                    num_failures = 0
+                elif num_failures == FAILURES_UNTIL_RELOAD:
+                    await self._reload_model()
+                elif num_failures >= FAILURES_UNTIL_RESTART:
+                    await self._restart_triton("it does not answer the golden photos")
+                    num_failures = 0
+            # Whatever it was, a watch that ends would leave a dead model dead.
+            except Exception:
+                _log.exception("watching Triton failed")
+
+    async def _is_well(self) -> bool:
+        """Whether all instances of the model answer; one dead model process fails every second call."""
+        assert self._triton is not None
+        assert self._engine is not None
+        checks = (
+            check(self._engine, self._bundle, which=ONE_PHOTO, timeout_s=GOLDEN_TIMEOUT_S)
+            for _ in range(self._triton.options.num_instances)
+        )
+        found = await asyncio.gather(*checks, return_exceptions=True)
+        wrong = [error for error in found if error is not None and not isinstance(error, EngineBusy)]
+        for error in wrong:
+            if not isinstance(error, EngineError):
+                raise error
+        if wrong:
+            _log.warning("Triton is not well: %s", wrong[0])
+        return not wrong
+
+    async def _reload_model(self) -> None:
+        assert self._engine is not None
+        _log.error("Triton loads the model anew")
+        try:
+            await self._engine.reload(timeout_s=10)
+        except EngineUnavailable as error:
+            _log.warning("%s", error)
+
+    async def _restart_triton(self, why: str) -> None:
+        assert self._triton is not None
+        _log.error("Triton is started again: %s", why)
+        await asyncio.to_thread(self._triton.restart)
+        with contextlib.suppress(EngineUnavailable):  # then the next checks fail, and it is started once more
+            await asyncio.to_thread(self._triton.wait_until_listening)
+            assert self._engine is not None
+            await _until_answering(self._engine, self._bundle)
+            _log.info("Triton (pid %s) answers at %s", self._triton.pid, self._triton.address)
+
+    def _spawn(self, work: Coroutine[object, object, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _hold_port(host: str, port: int) -> tuple[socket.socket, int]:
+    """A bound socket that keeps the port ours while gateway processes come and go, and the port.
+
+    Raises:
+        OSError: somebody listens there already, and be it with SO_REUSEPORT.
+    """
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    try:
+        with socket.socket(family, kind, protocol) as alone:
+            alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            alone.bind(address)
+            port = alone.getsockname()[1]
+        holder = socket.socket(family, kind, protocol)
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        holder.bind((address[0], port, *address[2:]))
+    except OSError as error:
+        raise OSError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from error
+    return holder, port
+
+
+async def _until_answering(engine: TritonEngine, bundle: Bundle, timeout_s: float = 60) -> None:
+    try:
+        async with asyncio.timeout(timeout_s):
+            while True:
+                try:
+                    return await check(engine, bundle)
+                except EngineBroken:
+                    raise
+                except (EngineUnavailable, EngineBusy):
+                    await asyncio.sleep(0.2)
+    except TimeoutError:
+        raise EngineUnavailable(f"Triton did not answer the golden photos within {timeout_s:g} s") from None
+
+
+async def serve(options: ServeOptions) -> None:
+    """Serve until SIGTERM or SIGINT, then shut down cleanly; SIGHUP replaces the gateway processes one by one."""
+    stop_asked = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop_asked.set)
+    supervisor = Supervisor(options)
+    starting = asyncio.create_task(supervisor.start())
+    stopping = asyncio.create_task(stop_asked.wait())
+    await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():
+        _log.info("stopping before it has started")
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        return
+    await starting
+    loop.add_signal_handler(signal.SIGHUP, supervisor.restart_workers_soon)
+    _log.info("listening on %s (pid %d, %d gateway processes)", supervisor.address, os.getpid(), options.workers)
+    await stop_asked.wait()
+    _log.info("stopping: health is NOT_SERVING, calls in flight are finished")
+    await supervisor.stop()
+    _log.info("stopped")

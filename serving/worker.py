@@ -1,0 +1,47 @@
+"""One gateway process of a supervised tree.
+
+    python -m serving.worker OPTIONS FD
+
+OPTIONS are `ServeOptions` as JSON; `READY` is written to FD once it serves, and the process ends when its parent does.
+"""
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import socket
+
+from serving.processes import die_with_parent
+from serving.server import GatewayServer, ServeOptions
+from vision.commands import run_command
+
+__all__ = ["READY"]
+
+_log = logging.getLogger(__name__)
+
+READY = b"ready"
+
+
+def main(options: str, descriptor: int) -> None:
+    die_with_parent(signal.SIGTERM)
+    asyncio.run(_serve(ServeOptions.from_json(options), socket.socket(fileno=descriptor)))
+
+
+async def _serve(options: ServeOptions, supervisor: socket.socket) -> None:
+    stop_asked = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop_asked.set)
+    server = GatewayServer(options)
+    await server.start()
+    # What was built to start with stays; a collection in the middle of calls need not walk it.
+    gc.collect()
+    gc.freeze()
+    _log.info("gateway process %d serves on %s:%d", os.getpid(), options.host, server.port)
+    with supervisor:
+        supervisor.send(READY)
+    await stop_asked.wait()
+    await server.stop()
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,144 @@
+"""The tree of processes behind one port, with the model in the gateway processes: real signals, real deaths."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from serving.client import CallFailed, ListingVisionClient
+from tests.conftest import ROOT
+from tests.helpers import encoded, scene
+
+PHOTO = encoded(scene(200, 150))
+
+
+def children(pid: int) -> list[int]:
+    with contextlib.suppress(FileNotFoundError):
+        return [int(c) for t in Path(f"/proc/{pid}/task").iterdir() for c in (t / "children").read_text().split()]
+    return []
+
+
+def workers(pid: int) -> set[int]:
+    return {c for c in children(pid) if b"serving.worker" in Path(f"/proc/{c}/cmdline").read_bytes()}
+
+
+def tree(pid: int) -> list[int]:
+    return [pid, *(p for child in children(pid) for p in tree(child))]
+
+
+def alive(pid: int) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    return False
+
+
+def until(condition, what: str, tries: int = 600) -> None:
+    for _ in range(tries):
+        if condition():
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"not within {tries / 10:g} s: {what}")
+
+
+@pytest.fixture
+def served(bundle, start_serving, tmp_path):
+    return start_serving(bundle.folder, tmp_path / "serve.log", "--in-process", "--workers", "2")
+
+
+class Callers:
+    """Ask again and again, each call over a connection of its own, so that all processes are reached."""
+
+    def __init__(self, address: str, num_callers: int = 3):
+        self.failures, self.num_answered = [], 0
+        self._address, self._stop = address, threading.Event()
+        self._threads = [threading.Thread(target=self._ask) for _ in range(num_callers)]
+
+    def _ask(self):
+        while not self._stop.is_set():
+            with ListingVisionClient(self._address) as client:
+                try:
+                    assert client.classify([PHOTO], timeout_s=20).category_path
+                    self.num_answered += 1
+                except CallFailed as error:
+                    self.failures.append(str(error))
+
+    def __enter__(self):
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+
+def test_two_processes_answer_on_one_port(served):
+    assert len(workers(served.process.pid)) == 2
+    with Callers(served.address) as callers:
+        until(lambda: callers.num_answered >= 10, "ten answers")
+    assert callers.failures == []
+
+
+def test_a_killed_process_is_replaced_and_the_other_goes_on(served):
+    before = workers(served.process.pid)
+    victim = min(before)
+    os.kill(victim, signal.SIGKILL)
+    until(lambda: len(workers(served.process.pid) - {victim}) == 2, "two processes again")
+    until(lambda: served.log.count(" serves on ") == 3, "the new one serves")
+    with Callers(served.address) as callers:
+        until(lambda: callers.num_answered >= 10, "ten answers")
+    assert callers.failures == []
+    assert served.stop() == 0
+
+
+def test_processes_are_replaced_one_by_one_without_a_failed_call(served):
+    before = workers(served.process.pid)
+    with Callers(served.address) as callers:
+        until(lambda: callers.num_answered >= 5, "answers before")
+        served.process.send_signal(signal.SIGHUP)
+        until(lambda: "all 2 gateway processes were replaced" in served.log, "replaced")
+        asked = callers.num_answered
+        until(lambda: callers.num_answered >= asked + 5, "answers after")
+    assert callers.failures == []
+    assert workers(served.process.pid).isdisjoint(before)
+
+
+def test_nothing_outlives_a_killed_supervisor(served):
+    members = tree(served.process.pid)
+    assert len(members) > 4  # supervisor, two gateways, the processes that decode
+    served.process.kill()
+    served.process.wait()
+    until(lambda: not any(map(alive, members)), "all gone")
+
+
+def test_sigterm_ends_the_whole_tree(served):
+    members = tree(served.process.pid)
+    assert served.stop() == 0
+    assert not any(map(alive, members))
+    assert "stopped" in served.log.splitlines()[-1]
+
+
+def test_a_port_that_another_gateway_shares_is_still_taken(served, bundle):
+    port = served.address.rsplit(":", 1)[1]
+    command = [sys.executable, "-m", "listing_vision", "serve", str(bundle.folder), "--in-process", "--port", port]
+    refused = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert refused.returncode == 1
+    assert f"cannot listen on 127.0.0.1:{port}" in refused.stderr
+    assert "choose another --port" in refused.stderr
+
+
+def test_a_port_that_something_else_has_is_named(bundle):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        command = [sys.executable, "-m", "listing_vision", "serve", str(bundle.folder), "--in-process", "--port", port]
+        refused = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert refused.returncode == 1
+    assert "Address already in use; choose another --port" in refused.stderr
