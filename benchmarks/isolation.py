@@ -1,9 +1,10 @@
-"""What it costs to decode in processes that a photo may crash, against threads of the gateway: side by side.
+"""Where photos are decoded and what it costs that one may crash a process: four layouts side by side.
 
-    python -m benchmarks.isolation [--bundle FOLDER] [--rounds 5] [--seconds 10]
+    python -m benchmarks.isolation [--bundle FOLDER] [--rounds 5] [--seconds 8]
 
-Rounds alternate which is measured first. Each is the gateway with its Triton, started for its turn; 1440x1080 JPEGs,
-one a listing, closed loop, answers checked.
+In Triton's model processes or in the gateway, each with child processes that a photo may crash and without. Rounds take
+turns in which is measured first. Each is the gateway with its Triton, started for its turn; 1440x1080 JPEGs, one a
+listing, closed loop, answers checked.
 """
 
 import argparse
@@ -17,12 +18,18 @@ from benchmarks.common import write_result
 from benchmarks.load import LoadPlan, learn_answers, phone_photos, run_load
 from benchmarks.serving import default_bundle, gateway
 
-MODES = {"isolated": "--isolate", "threads": "--no-isolate"}
+LAYOUTS = {
+    "triton_isolated": (),
+    "triton_plain": ("--no-isolate",),
+    "gateway_isolated": ("--decode-in", "gateway"),
+    "gateway_plain": ("--decode-in", "gateway", "--no-isolate"),
+}
 CALLERS = (8, 32)
+Found = dict[int, tuple[float, float]]
+"""Photos/s and p99 in ms, by number of callers."""
 
 
-async def measure(address: str, photos: list[bytes], seconds: float) -> dict[int, tuple[float, float]]:
-    """Photos/s and p99 in ms, by number of callers."""
+async def measure(address: str, photos: list[bytes], seconds: float) -> Found:
     answers = await learn_answers(address, photos)
     found = {}
     for callers in CALLERS:
@@ -34,30 +41,35 @@ async def measure(address: str, photos: list[bytes], seconds: float) -> dict[int
     return found
 
 
+def one_round(number: int, folder: Path, photos: list[bytes], seconds: float) -> dict[str, Found]:
+    names = list(LAYOUTS)
+    first = number % len(names)
+    measured = {}
+    for name in names[first:] + names[:first]:
+        with gateway(folder, *LAYOUTS[name]) as (address, _):
+            measured[name] = found = asyncio.run(measure(address, photos, seconds))
+        shown = ", ".join(f"{c} callers {rate:.1f} photos/s, p99 {p99:.0f} ms" for c, (rate, p99) in found.items())
+        print(f"round {number + 1}: {name:<17} {shown}", flush=True)
+    return measured
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--seconds", type=float, default=8.0)
     options = parser.parse_args()
     folder: Path = options.bundle or default_bundle()
     photos = phone_photos()
-    rounds: list[dict[str, dict[int, tuple[float, float]]]] = []
-    for number in range(options.rounds):
-        measured = {}
-        for mode in sorted(MODES, reverse=number % 2 == 1):
-            with gateway(folder, MODES[mode]) as (address, _):
-                measured[mode] = asyncio.run(measure(address, photos, options.seconds))
-            shown = ", ".join(f"{c} callers {rate:.1f}/s p99 {p99:.0f} ms" for c, (rate, p99) in measured[mode].items())
-            print(f"round {number + 1}: {mode:<9} {shown}", flush=True)
-        rounds.append(measured)
+    rounds = [one_round(number, folder, photos, options.seconds) for number in range(options.rounds)]
     metrics = {}
     for callers in CALLERS:
-        for mode in MODES:
-            metrics[f"{mode}_photos_per_s_c{callers}"] = statistics.median(r[mode][callers][0] for r in rounds)
-            metrics[f"{mode}_p99_ms_c{callers}"] = statistics.median(r[mode][callers][1] for r in rounds)
-        ratios = [r["isolated"][callers][0] / r["threads"][callers][0] for r in rounds]
-        metrics[f"price_percent_c{callers}"] = 100 * (1 - statistics.median(ratios))
+        for name in LAYOUTS:
+            metrics[f"{name}_photos_per_s_c{callers}"] = statistics.median(r[name][callers][0] for r in rounds)
+            metrics[f"{name}_p99_ms_c{callers}"] = statistics.median(r[name][callers][1] for r in rounds)
+        for place in ("triton", "gateway"):
+            ratios = [r[f"{place}_isolated"][callers][0] / r[f"{place}_plain"][callers][0] for r in rounds]
+            metrics[f"{place}_price_percent_c{callers}"] = 100 * (1 - statistics.median(ratios))
     write_result("isolation", metrics, {"rounds": rounds, "seconds_each": options.seconds})
 
 

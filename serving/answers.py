@@ -29,6 +29,7 @@ __all__ = [
     "describe",
     "error_reason",
     "prepare",
+    "refused_unread",
     "warm_up",
 ]
 
@@ -52,9 +53,17 @@ def prepare(data: bytes, preprocessing: Preprocessing) -> PreparedPhoto:
         return PreparedPhoto(None, error)
 
 
+def refused_unread(data: bytes) -> PhotoError | None:
+    """What is wrong with encoded bytes that need not be looked at: none, or too many."""
+    if 0 < len(data) <= PREPARE_LIMITS.max_bytes:
+        return None
+    # Raised before the preprocessing matters.
+    return prepare(data, Preprocessing(input_px=32)).error
+
+
 def answer(
     bundle: Bundle,
-    prepared: Sequence[PreparedPhoto],
+    errors: Sequence[PhotoError | None],
     logits: Logits,
     *,
     listing_id: str = "",
@@ -63,7 +72,8 @@ def answer(
     """The response for one listing.
 
     Args:
-        logits: of the usable photos of `prepared`, in their order, at least one.
+        errors: what was wrong with each photo of the request; None: nothing.
+        logits: of the photos without error, in their order, at least one.
     """
     suggestion = _decide(bundle, logits, num_alternatives)
     recognitions = iter([_sole(suggestion, bundle)] if len(logits.category) == 1 else _recognitions(bundle, logits))
@@ -80,10 +90,8 @@ def answer(
             for alternative in suggestion.alternatives
         ],
         photos=[
-            pb.PhotoResult(error=_photo_error(photo.error))
-            if photo.error
-            else pb.PhotoResult(recognition=next(recognitions))
-            for photo in prepared
+            pb.PhotoResult(error=_photo_error(error)) if error else pb.PhotoResult(recognition=next(recognitions))
+            for error in errors
         ],
         model=model_version(bundle),
     )
@@ -93,7 +101,7 @@ def warm_up(bundle: Bundle) -> None:
     """Build what a first answer builds: with thousands of categories a caller would wait for it."""
     golden = bundle.golden
     logits = Logits(golden.category_logits, golden.brand_logits, golden.category_logits)
-    answer(bundle, [PreparedPhoto(photo, None) for photo in golden.photos_nhwc], logits)
+    answer(bundle, [None] * len(golden.photos_nhwc), logits)
 
 
 def describe(bundle: Bundle) -> pb.GetModelResponse:

@@ -45,7 +45,8 @@ def classify_with_bundle(folder: Path, photos: Sequence[bytes]) -> pb.ClassifyLi
             "no photo can be used:\n" + "\n".join(f"  photo {i}: {p.error}" for i, p in enumerate(prepared))
         )
     engine = OnnxEngine(bundle)
-    return answers.answer(bundle.on_backend(engine.backend), prepared, engine.infer(np.stack(usable)))
+    errors = [photo.error for photo in prepared]
+    return answers.answer(bundle.on_backend(engine.backend), errors, engine.infer(np.stack(usable)))
 
 
 def read_photos(paths: Sequence[Path]) -> list[bytes]:

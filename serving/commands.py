@@ -50,6 +50,13 @@ def serve(
             envvar="LISTING_VISION_ISOLATE",
         ),
     ] = True,
+    decode_in: Annotated[
+        str,
+        typer.Option(
+            help="triton, where its model can (on a CPU), or gateway: pixels are sent.",
+            envvar="LISTING_VISION_DECODE_IN",
+        ),
+    ] = "triton",
     tuning: Annotated[
         Path | None,
         typer.Option(help="What `serve tune` wrote, for the Triton started here.", envvar="LISTING_VISION_TUNING"),
@@ -74,6 +81,8 @@ def serve(
 
     if triton and in_process:
         raise typer.BadParameter("give --triton or --in-process, not both")
+    if decode_in not in ("triton", "gateway"):
+        raise typer.BadParameter(f"--decode-in {decode_in!r} is neither triton nor gateway")
     if tuning and (triton or in_process):
         raise typer.BadParameter("--tuning is for a Triton that is started here, not for --triton or --in-process")
     options = ServeOptions(
@@ -84,6 +93,7 @@ def serve(
         in_process=in_process,
         workers=workers,
         isolate=isolate,
+        decode_in="triton" if decode_in == "triton" else "gateway",
         tuning=tuning.resolve() if tuning else None,
         drain_s=drain_s,
     )

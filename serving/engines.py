@@ -2,23 +2,28 @@
 
 import asyncio
 import logging
+import struct
 from collections import deque
+from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import grpc
 import numpy as np
 import numpy.typing as npt
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
-from serving.triton_repository import BACKEND_PARAMETER, MODEL_NAME
+from serving.decode_child import read_failure
+from serving.triton_repository import BACKEND_PARAMETER, ENCODED_NAME, ERRORS_NAME, MODEL_NAME, SIZES_NAME
 from vision.bundle import UNKNOWN_BACKEND, Bundle
 from vision.engine import INPUT_NAME, OUTPUT_NAMES, Logits, OnnxEngine, check_golden
-from vision.errors import EngineBroken, EngineBusy, EngineError, EngineUnavailable
+from vision.errors import EngineBroken, EngineBusy, EngineError, EngineUnavailable, PhotoError
 
-__all__ = ["AsyncEngine", "InProcessEngine", "TritonEngine", "check", "requests_at_once"]
+__all__ = ["AsyncEngine", "Decoded", "InProcessEngine", "TritonEngine", "check", "requests_at_once"]
 
 _log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 # Above Triton's own queue timeout (5 s), so that it is Triton that gives up first.
 _RPC_TIMEOUT_S = 10.0
@@ -35,6 +40,15 @@ _REQUESTS_AT_ONCE_UNKNOWN = 64
 """Until the model's configuration says how many are of use."""
 
 
+class Decoded(NamedTuple):
+    """What an engine that decodes found."""
+
+    errors: list[PhotoError | None]
+    """What was wrong with each photo."""
+    logits: Logits
+    """Of those without error, in their order."""
+
+
 class AsyncEngine(Protocol):
     async def infer(self, photos_nhwc: npt.NDArray[np.uint8]) -> Logits:
         """Logits of (P, S, S, 3) uint8 photos of one listing.
@@ -48,6 +62,15 @@ class AsyncEngine(Protocol):
 
     async def infer_golden(self, photos_nhwc: npt.NDArray[np.uint8]) -> Logits:
         """As `infer`, ahead of whatever waits in this process."""
+        ...
+
+    @property
+    def decodes(self) -> bool:
+        """Whether `infer_encoded` can be asked."""
+        ...
+
+    async def infer_encoded(self, photos: Sequence[bytes]) -> "Decoded":
+        """As `infer`, of encoded photos, each of at least a byte and at most the limit of bytes."""
         ...
 
     async def backend(self) -> str:
@@ -78,8 +101,13 @@ class TritonEngine:
     up, what waits in Triton cannot.
     """
 
-    def __init__(self, address: str, *, model_name: str = MODEL_NAME, num_gateways: int = 1) -> None:
-        """Args: num_gateways: that share this Triton on this machine, and so its instances."""
+    def __init__(
+        self, address: str, *, model_name: str = MODEL_NAME, num_gateways: int = 1, may_decode: bool = True
+    ) -> None:
+        """Args:
+        num_gateways: that share this Triton on this machine, and so its instances.
+        may_decode: whether a model that takes encoded photos is to be sent these.
+        """
         self._address = address
         self._model_name = model_name
         self._num_gateways = num_gateways
@@ -87,15 +115,26 @@ class TritonEngine:
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         output = service_pb2.ModelInferRequest.InferRequestedOutputTensor
         self._outputs = [output(name=name) for name in OUTPUT_NAMES]
+        self._errors_output = output(name=ERRORS_NAME)
         self._slots = _Slots(_REQUESTS_AT_ONCE_UNKNOWN)
-        self._in_flight: set[asyncio.Task[Logits]] = set()
+        self._may_decode = may_decode
+        self._decodes = False
+        self._in_flight: set[asyncio.Task[Any]] = set()
+
+    @property
+    def decodes(self) -> bool:
+        return self._decodes
 
     async def infer(self, photos_nhwc: npt.NDArray[np.uint8]) -> Logits:
         await self._slots.take()
-        return await self._shielded(photos_nhwc, self._slots)
+        return await self._shielded(self._infer(photos_nhwc), self._slots)
+
+    async def infer_encoded(self, photos: Sequence[bytes]) -> Decoded:
+        await self._slots.take()
+        return await self._shielded(self._infer_encoded(photos), self._slots)
 
     async def infer_golden(self, photos_nhwc: npt.NDArray[np.uint8]) -> Logits:
-        return await self._shielded(photos_nhwc, None)
+        return await self._shielded(self._infer(photos_nhwc), None)
 
     async def backend(self) -> str:
         request = service_pb2.ModelConfigRequest(name=self._model_name)
@@ -104,6 +143,8 @@ class TritonEngine:
         except grpc.aio.AioRpcError as error:
             raise self._translate(error) from error
         self._slots.limit = max(2, -(-requests_at_once(answered.config) // self._num_gateways))
+        takes_encoded = any(tensor.name == ENCODED_NAME for tensor in answered.config.input)
+        self._decodes = self._may_decode and takes_encoded
         parameters = answered.config.parameters
         # A repository that others wrote does not say it.
         return parameters[BACKEND_PARAMETER].string_value if BACKEND_PARAMETER in parameters else UNKNOWN_BACKEND
@@ -127,13 +168,13 @@ class TritonEngine:
             await asyncio.wait(self._in_flight, timeout=_RPC_TIMEOUT_S)
         await self._channel.close(None)
 
-    async def _shielded(self, photos_nhwc: npt.NDArray[np.uint8], slots: "_Slots | None") -> Logits:
+    async def _shielded(self, call: Coroutine[Any, Any, _T], slots: "_Slots | None") -> _T:
         # A caller that gives up must not cancel the call to Triton: storms of short deadlines and
         # cancellations crash Triton before 24.12 (server#7368).
-        task = asyncio.create_task(self._infer(photos_nhwc))
+        task = asyncio.create_task(call)
         self._in_flight.add(task)
 
-        def ended(task: "asyncio.Task[Logits]") -> None:
+        def ended(task: "asyncio.Task[_T]") -> None:
             if slots:
                 slots.give_back()
             self._in_flight.discard(task)
@@ -144,20 +185,37 @@ class TritonEngine:
         return await asyncio.shield(task)
 
     async def _infer(self, photos_nhwc: npt.NDArray[np.uint8]) -> Logits:
+        photos = _Input(INPUT_NAME, "UINT8", photos_nhwc.shape, photos_nhwc.tobytes())
+        return self._read(await self._call([photos], self._outputs), len(photos_nhwc))
+
+    async def _infer_encoded(self, photos: Sequence[bytes]) -> Decoded:
+        longest = max(map(len, photos))
+        rows = photos[0] if len(photos) == 1 else b"".join(photo.ljust(longest, b"\0") for photo in photos)
+        inputs = [
+            _Input(ENCODED_NAME, "UINT8", (len(photos), longest), rows),
+            _Input(SIZES_NAME, "INT32", (len(photos), 1), np.array([*map(len, photos)], np.int32).tobytes()),
+        ]
+        answered = await self._call(inputs, [*self._outputs, self._errors_output])
+        errors = _photo_errors(answered, len(photos))
+        return Decoded(errors, self._read(answered, len(photos), usable=[error is None for error in errors]))
+
+    async def _call(self, inputs: "Sequence[_Input]", outputs: Sequence[Any]) -> "service_pb2.ModelInferResponse":
         tensor = service_pb2.ModelInferRequest.InferInputTensor
         request = service_pb2.ModelInferRequest(
             model_name=self._model_name,
-            inputs=[tensor(name=INPUT_NAME, datatype="UINT8", shape=photos_nhwc.shape)],
-            outputs=self._outputs,
-            raw_input_contents=[photos_nhwc.tobytes()],
+            inputs=[tensor(name=given.name, datatype=given.datatype, shape=given.shape) for given in inputs],
+            outputs=outputs,
+            raw_input_contents=[given.raw for given in inputs],
         )
         try:
-            answered = await self._stub.ModelInfer(request, timeout=_RPC_TIMEOUT_S)
+            return await self._stub.ModelInfer(request, timeout=_RPC_TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
             raise self._translate(error) from error
-        return self._read(answered, len(photos_nhwc))
 
-    def _read(self, answered: "service_pb2.ModelInferResponse", num_photos: int) -> Logits:
+    def _read(
+        self, answered: "service_pb2.ModelInferResponse", num_photos: int, usable: Sequence[bool] | None = None
+    ) -> Logits:
+        """The logits of all photos, or of the usable ones."""
         found: dict[str, npt.NDArray[np.float32]] = {}
         for output, raw in zip(answered.outputs, answered.raw_output_contents, strict=False):
             shape = tuple(output.shape)
@@ -167,8 +225,10 @@ class TritonEngine:
         if missing:
             raise EngineBroken(f"Triton at {self._address} gave no {', '.join(missing)} for {num_photos} photos")
         logits = Logits(*(found[name] for name in OUTPUT_NAMES))
+        if usable is not None and not all(usable):
+            logits = Logits(*(rows[np.asarray(usable)] for rows in logits))
         # A model process with the wrong NumPy beside it answers zeros without any error.
-        if not (np.isfinite(logits.category).all() and logits.category.any()):
+        if len(logits.category) and not (np.isfinite(logits.category).all() and logits.category.any()):
             raise EngineBroken(f"Triton at {self._address} answered category logits that are zero or not finite")
         return logits
 
@@ -178,6 +238,27 @@ class TritonEngine:
             return EngineBusy(said)
         refused = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNIMPLEMENTED)
         return EngineBroken(said) if error.code() in refused else EngineUnavailable(said)
+
+
+class _Input(NamedTuple):
+    name: str
+    datatype: str
+    shape: Sequence[int]
+    raw: bytes
+
+
+def _photo_errors(answered: "service_pb2.ModelInferResponse", num_photos: int) -> list[PhotoError | None]:
+    """What a model that decodes says of each photo: BYTES [N, 1], each element four bytes of length and its text."""
+    at = [output.name for output in answered.outputs].index(ERRORS_NAME)
+    raw = answered.raw_output_contents[at]
+    errors: list[PhotoError | None] = []
+    position = 0
+    for _ in range(num_photos):
+        (length,) = struct.unpack_from("<I", raw, position)
+        text = raw[position + 4 : position + 4 + length]
+        errors.append(read_failure(text) if text else None)
+        position += 4 + length
+    return errors
 
 
 def requests_at_once(config: "model_config_pb2.ModelConfig") -> int:
@@ -202,6 +283,13 @@ class InProcessEngine:
 
     async def infer_golden(self, photos_nhwc: npt.NDArray[np.uint8]) -> Logits:
         return await self.infer(photos_nhwc)
+
+    @property
+    def decodes(self) -> bool:
+        return False
+
+    async def infer_encoded(self, photos: Sequence[bytes]) -> Decoded:
+        raise NotImplementedError("ONNX Runtime takes pixels")
 
     async def backend(self) -> str:
         return self._engine.backend

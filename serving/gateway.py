@@ -3,26 +3,27 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, TypeVar
 
 import grpc
 import numpy as np
-import numpy.typing as npt
 
 from serving import answers
 from serving.admission import Admission
 from serving.breaker import Breaker
-from serving.engines import AsyncEngine
+from serving.engines import AsyncEngine, Decoded
 from serving.protocol import listing_vision_pb2 as pb
 from serving.protocol import listing_vision_pb2_grpc as pb_grpc
 from serving.statuses import Refusal, abort
 from vision.bundle import Bundle
-from vision.engine import Logits
-from vision.errors import EngineBroken, EngineBusy, EngineUnavailable
+from vision.errors import EngineBroken, EngineBusy, EngineUnavailable, PhotoError
 
 __all__ = ["SERVICE_NAME", "Gateway"]
 
 _log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["ListingVisionService"].full_name
 MAX_LISTING_ID_CHARS = 200
@@ -105,25 +106,43 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
     async def _answer(
         self, listing_id: str, contents: list[bytes], num_alternatives: int
     ) -> pb.ClassifyListingResponse:
+        see = self._decoded_by_engine if self._engine.decodes else self._decoded_here
+        errors, logits = await see(contents)
+        return answers.answer(self.bundle, errors, logits, listing_id=listing_id, num_alternatives=num_alternatives)
+
+    async def _decoded_here(self, contents: list[bytes]) -> Decoded:
         if len(contents) == 1:
             prepared = [await self._prepare(contents[0])]
         else:
             prepared = await asyncio.gather(*map(self._prepare, contents))
+        errors = [photo.error for photo in prepared]
         usable = [photo.pixels for photo in prepared if photo.pixels is not None]
         if not usable:
-            errors = {f"photos[{i}].content": photo.error for i, photo in enumerate(prepared) if photo.error}
-            raise Refusal(
-                reason="NO_USABLE_PHOTO",
-                message=f"none of the {len(prepared)} photos can be used; see the field violations",
-                violations={name: f"{error.reason}: {error}" for name, error in errors.items()},
-            )
-        logits = await self._infer(usable[0][None] if len(usable) == 1 else np.stack(usable))
-        return answers.answer(self.bundle, prepared, logits, listing_id=listing_id, num_alternatives=num_alternatives)
+            raise _none_usable(errors)
+        photos_nhwc = usable[0][None] if len(usable) == 1 else np.stack(usable)
+        return Decoded(errors, await self._asked(self._engine.infer(photos_nhwc)))
 
-    async def _infer(self, photos_nhwc: npt.NDArray[np.uint8]) -> Logits:
-        self._refuse_while_open()
+    async def _decoded_by_engine(self, contents: list[bytes]) -> Decoded:
+        errors = [answers.refused_unread(content) for content in contents]
+        sent = [content for content, error in zip(contents, errors, strict=True) if error is None]
+        if not sent:
+            raise _none_usable(errors)
+        decoded = await self._asked(self._engine.infer_encoded(sent))
+        found = iter(decoded.errors)
+        errors = [error or next(found) for error in errors]
+        if all(errors):
+            raise _none_usable(errors)
+        return Decoded(errors, decoded.logits)
+
+    async def _asked(self, call: Coroutine[Any, Any, _T]) -> _T:
+        """What the engine answers, its failures told to the breaker and turned into refusals."""
         try:
-            logits = await self._engine.infer(photos_nhwc)
+            self._refuse_while_open()
+        except Refusal:
+            call.close()
+            raise
+        try:
+            answered = await call
         except EngineBusy as error:
             raise Refusal(
                 reason="TOO_BUSY", message="the model's queue is full; try later", retry_after_s=RETRY_AFTER_S
@@ -137,11 +156,21 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
             _log.error("model broken: %s", error)
             raise Refusal(reason="MODEL_BROKEN", message="the model gave no valid answer; this is our fault") from error
         self._breaker.succeeded()
-        return logits
+        return answered
 
     def _refuse_while_open(self) -> None:
         if self._breaker.is_open:
             raise _unavailable()
+
+
+def _none_usable(errors: Sequence[PhotoError | None]) -> Refusal:
+    return Refusal(
+        reason="NO_USABLE_PHOTO",
+        message=f"none of the {len(errors)} photos can be used; see the field violations",
+        violations={
+            f"photos[{i}].content": f"{error.reason}: {error}" for i, error in enumerate(errors) if error is not None
+        },
+    )
 
 
 def _unavailable() -> Refusal:

@@ -5,8 +5,9 @@ import contextlib
 import json
 import logging
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -53,7 +54,9 @@ class ServeOptions:
     share_port: bool = False
     """Other processes of the same tree listen on the port too."""
     isolate: bool = True
-    """Decode in processes that a photo may crash; else on threads of the gateway."""
+    """Decode in processes that a photo may crash; else on threads of the gateway, or in the model's own process."""
+    decode_in: Literal["triton", "gateway"] = "triton"
+    """Where photos are decoded if Triton's model can do it; one that cannot, as on a GPU, is sent pixels."""
     tuning: Path | None = None
     """What `serve tune` found best, for a Triton that is started here; None: what is best on most CPUs."""
     grace_s: float = 15.0
@@ -74,7 +77,8 @@ class ServeOptions:
     @property
     def repository_options(self) -> RepositoryOptions:
         """How a Triton that is started here serves the model."""
-        return read_tuning(self.tuning) if self.tuning else RepositoryOptions(backend="python")
+        options = read_tuning(self.tuning) if self.tuning else RepositoryOptions(backend="python")
+        return replace(options, isolate=self.isolate)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), default=str)
@@ -116,11 +120,14 @@ class GatewayServer:
         """
         try:
             self._engine = (
-                TritonEngine(self._options.triton, num_gateways=self._options.workers)
+                TritonEngine(
+                    self._options.triton,
+                    num_gateways=self._options.workers,
+                    may_decode=self._options.decode_in == "triton",
+                )
                 if self._options.triton
                 else InProcessEngine(self._bundle)
             )
-            await self._decoders.start()
             await self._start_server()
         except BaseException:
             await self._close()
@@ -172,6 +179,8 @@ class GatewayServer:
         if not self._serving and self._options.triton is None:
             raise EngineUnavailable(f"the model does not answer its golden photos: {self._last_error}")
         answers.warm_up(self._bundle)
+        if not self._engine.decodes:
+            await self._decoders.start()
         await self._server.start()
 
     async def _close(self) -> None:

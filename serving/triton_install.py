@@ -14,6 +14,7 @@ import subprocess
 import sys
 import sysconfig
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 from vision.errors import TritonNotInstalled, TritonUnsupported
@@ -30,6 +31,8 @@ MODEL_ENVIRONMENT = (
     "flatbuffers==25.12.19",
     "packaging==26.3",
     "protobuf==7.36.2",
+    # A model that decodes must decode as this environment does.
+    *(f"{package}=={metadata.version(package)}" for package in ("pillow", "pi-heif")),
 )
 HOME_VARIABLE = "LISTING_VISION_TRITON_HOME"
 

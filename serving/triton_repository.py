@@ -12,6 +12,9 @@ from typing import Literal, cast, get_args
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from serving.answers import PREPARE_LIMITS
+from serving.decode_child import Settings
+from serving.decode_client import MAX_MEMORY_BYTES
 from vision.bundle import ONNX_ON_CPU, Bundle
 from vision.engine import INPUT_NAME, OUTPUT_NAMES
 from vision.errors import ListingVisionError
@@ -19,7 +22,10 @@ from vision.errors import ListingVisionError
 __all__ = [
     "BACKENDS",
     "BACKEND_PARAMETER",
+    "ENCODED_NAME",
+    "ERRORS_NAME",
     "MODEL_NAME",
+    "SIZES_NAME",
     "Backend",
     "RepositoryOptions",
     "model_config",
@@ -30,9 +36,18 @@ __all__ = [
 Backend = Literal["onnxruntime", "pytorch", "python"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 MODEL_NAME = "listing_vision"
+ENCODED_NAME, SIZES_NAME, ERRORS_NAME = "encoded", "sizes", "photo_errors"
+"""Tensors of a model that decodes: UINT8 [N, longest], INT32 [N, 1], BYTES [N, 1]."""
 BACKEND_PARAMETER = "logits_backend"
 """Of the model's configuration: what computes the logits, in the words that a bundle's promises are tied to."""
 
+_MOST_INSTANCES = 16
+"""Of 150 MB each."""
+_DECODING_CODE = {
+    "vision": ("__init__.py", "errors.py", "images.py"),
+    "serving": ("__init__.py", "decode_child.py", "decode_client.py", "processes.py"),
+}
+"""What a model that decodes needs of this project."""
 _COMPUTED_BY: dict[Backend, str] = {
     "onnxruntime": "onnxruntime-tensorrt",
     "pytorch": "libtorch-cuda",
@@ -55,12 +70,14 @@ class RepositoryOptions:
     On a CPU a batch is no faster for each photo than a photo alone: its activations only leave the cache.
     """
     instances: int | None = None
-    """Copies of the model; None: on a CPU one a core up to four, for two cores serve two copies better than one copy's
-    threads; on a GPU 1."""
+    """Copies of the model; None: on a CPU one a core up to sixteen, for two cores serve two copies better than one
+    copy's threads, and each decodes what it computes; on a GPU 1."""
     max_queue_size: int = 256
     """Requests; beyond it Triton answers UNAVAILABLE at once."""
     queue_timeout_us: int = 5_000_000
     """After so long in the queue a request is refused instead of run."""
+    isolate: bool = True
+    """On a CPU the model decodes too, in processes that a photo may crash; False: in the model's own process."""
     model_environment: Path | None = None
     """The virtual environment of the `python` backend; None: the first python3 on Triton's PATH."""
 
@@ -68,7 +85,7 @@ class RepositoryOptions:
     def num_instances(self) -> int:
         if self.instances is not None:
             return self.instances
-        return min(4, len(os.sched_getaffinity(0))) if self.backend == "python" else 1
+        return min(_MOST_INSTANCES, len(os.sched_getaffinity(0))) if self.backend == "python" else 1
 
     @property
     def num_threads(self) -> int:
@@ -114,6 +131,11 @@ def write_repository(bundle: Bundle, folder: Path, options: RepositoryOptions) -
     if options.backend == "python":
         source = resources.files("serving") / "triton_backend" / "model.py"
         (building / "model.py").write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
+        for package, modules in _DECODING_CODE.items():
+            (building / "code" / package).mkdir(parents=True)
+            for module in modules:
+                text = (resources.files(package) / module).read_text(encoding="utf-8")
+                (building / "code" / package / module).write_text(text, encoding="utf-8")
     building.rename(version)
     (model / "config.pbtxt").write_text(text_format.MessageToString(model_config(bundle, options)))
     return model
@@ -123,6 +145,7 @@ def model_config(bundle: Bundle, options: RepositoryOptions) -> "model_config_pb
     """Triton's configuration as its own protobuf message, so that it cannot name a field Triton does not have."""
     side = bundle.info.preprocessing.input_px
     sizes = (bundle.info.num_categories, bundle.info.num_brands, bundle.info.embedding_size)
+    on_cpu = options.backend == "python"
     # The libtorch backend knows tensors by position only.
     by_position = options.backend == "pytorch"
     config = model_config_pb2.ModelConfig(
@@ -131,11 +154,17 @@ def model_config(bundle: Bundle, options: RepositoryOptions) -> "model_config_pb
     config.input.add(
         name="INPUT__0" if by_position else INPUT_NAME, data_type=model_config_pb2.TYPE_UINT8, dims=[side, side, 3]
     )
+    if on_cpu:
+        # One or the other: pixels, or encoded photos and how long each is.
+        config.input[0].optional = True
+        config.input.add(name=ENCODED_NAME, data_type=model_config_pb2.TYPE_UINT8, dims=[-1], optional=True)
+        config.input.add(name=SIZES_NAME, data_type=model_config_pb2.TYPE_INT32, dims=[1], optional=True)
     for i, (name, size) in enumerate(zip(OUTPUT_NAMES, sizes, strict=True)):
         config.output.add(
             name=f"OUTPUT__{i}" if by_position else name, data_type=model_config_pb2.TYPE_FP32, dims=[size]
         )
-    on_cpu = options.backend == "python"
+    if on_cpu:
+        config.output.add(name=ERRORS_NAME, data_type=model_config_pb2.TYPE_STRING, dims=[1])
     group = model_config_pb2.ModelInstanceGroup
     kind = group.KIND_CPU if on_cpu else group.KIND_GPU
     config.instance_group.add(count=options.num_instances, kind=kind)
@@ -154,8 +183,15 @@ def model_config(bundle: Bundle, options: RepositoryOptions) -> "model_config_pb
         # It warms up by itself while loading.
         config.parameters["num_threads"].string_value = str(options.num_threads)
         config.parameters["photos_at_once"].string_value = str(options.photos_at_once or 1)
+        decoding = Settings(
+            preprocessing=bundle.info.preprocessing, limits=PREPARE_LIMITS, max_memory_bytes=MAX_MEMORY_BYTES
+        )
+        config.parameters["decoding"].string_value = decoding.to_json()
+        config.parameters["isolate"].string_value = "true" if options.isolate else "false"
+        config.parameters["python"].string_value = "python3"
         if options.model_environment:
             config.parameters["EXECUTION_ENV_PATH"].string_value = str(options.model_environment)
+            config.parameters["python"].string_value = str(options.model_environment / "bin" / "python")
         return config
     for exponent in range(int(math.log2(options.max_batch_size)) + 1):
         sample = config.model_warmup.add(name=f"batch_{2**exponent}", batch_size=2**exponent)

@@ -22,7 +22,7 @@ from serving.triton_server import LocalTriton
 from vision.bundle import Bundle
 from vision.errors import EngineUnavailable, ListingVisionError
 
-__all__ = ["Budget", "Measured", "table", "tune", "write_tuning"]
+__all__ = ["Budget", "Measured", "table", "tune", "until_loaded", "write_tuning"]
 
 WARM_UP_S = 1.0
 PHOTO_PX = (1440, 1080)
@@ -157,7 +157,7 @@ async def _measure(
     server: GatewayServer | None = None
     try:
         await asyncio.to_thread(triton.wait_until_listening)
-        await _until_loaded(triton.address, bundle)
+        await until_loaded(triton.address, bundle)
         server = GatewayServer(ServeOptions(bundle=bundle.folder, port=0, triton=triton.address, drain_s=0))
         await server.start()
         async with AsyncListingVisionClient(f"127.0.0.1:{server.port}") as client:
@@ -177,7 +177,8 @@ async def _measure(
     )
 
 
-async def _until_loaded(address: str, bundle: Bundle) -> None:
+async def until_loaded(address: str, bundle: Bundle) -> None:
+    """Return once a Triton that listens answers the golden photos; within a minute, or TimeoutError is raised."""
     engine = TritonEngine(address)
     try:
         async with asyncio.timeout(60):

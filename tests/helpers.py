@@ -61,7 +61,7 @@ def small_taxonomy() -> Taxonomy:
 def pids(decoders) -> list[int]:
     """Of a decoder pool's children, from the kernel's own account of each pidfd."""
     found = []
-    for child in decoders._children:
-        fields = Path(f"/proc/self/fdinfo/{child.pidfd}").read_text().splitlines()
+    for pidfd in decoders.pidfds:
+        fields = Path(f"/proc/self/fdinfo/{pidfd}").read_text().splitlines()
         found.append(int(next(line.split()[1] for line in fields if line.startswith("Pid:"))))
     return found

@@ -26,4 +26,5 @@ class Classifier:
         asked = pb.ClassifyListingRequest.FromString(request)
         prepared = [answers.prepare(photo.content, self._bundle.info.preprocessing) for photo in asked.photos]
         logits = self._engine.infer(np.stack([photo.pixels for photo in prepared if photo.pixels is not None]))
-        return answers.answer(self._bundle, prepared, logits, listing_id=asked.listing_id).SerializeToString()
+        errors = [photo.error for photo in prepared]
+        return answers.answer(self._bundle, errors, logits, listing_id=asked.listing_id).SerializeToString()

@@ -166,13 +166,13 @@ def test_an_idle_child_that_dies_costs_no_photo():
 
 def test_the_process_that_starts_children_is_replaced_too():
     async def work(decoders):
-        nursery = decoders._nursery._process
+        nursery = decoders._nursery.process
         nursery.kill()
         await until(lambda: nursery.poll() is not None)
         for victim in pids(decoders):
             with contextlib.suppress(ProcessLookupError):  # they die with it
                 os.kill(victim, signal.SIGKILL)
-        await until(lambda: decoders._nursery is not None and decoders._nursery._process is not nursery)
+        await until(lambda: decoders._nursery is not None and decoders._nursery.process is not nursery)
         return await decoders.prepare(PHOTO)
 
     assert with_pool(work).pixels is not None
@@ -191,7 +191,7 @@ def test_a_photo_that_is_given_up_while_it_waits_is_never_decoded():
         os.kill(child, signal.SIGCONT)
         result = await first
         # The child, stopped again, would have one of them now if they were not skipped.
-        return result, decoders.num_waiting, [child.job for child in decoders._children]
+        return result, decoders.num_waiting, [worker.job for worker in decoders._workers]
 
     first, num_waiting, jobs = with_pool(work, timeout_s=60)
     assert first.pixels is not None
@@ -218,7 +218,7 @@ def test_a_photo_that_is_given_up_in_a_child_does_not_mix_up_the_next():
 def test_closing_ends_every_process():
     async def run():
         async with pool(2) as decoders:
-            children = [*pids(decoders), decoders._nursery._process.pid]
+            children = [*pids(decoders), decoders._nursery.process.pid]
             waiting = asyncio.create_task(decoders.prepare(PHOTO))
             await asyncio.sleep(0)
         with contextlib.suppress(asyncio.CancelledError):

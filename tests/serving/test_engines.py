@@ -1,11 +1,21 @@
 import asyncio
+import os
+import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from serving import answers
 from serving.engines import InProcessEngine, TritonEngine, check
+from serving.triton_repository import RepositoryOptions
 from serving.triton_server import LocalTriton
-from vision.errors import EngineBroken, EngineUnavailable
+from serving.tuning import until_loaded
+from tests.helpers import encoded, scene
+from tests.hostile_photos import hostile_photos
+from vision.engine import OnnxEngine
+from vision.errors import EngineBroken, EngineUnavailable, PhotoDecoderCrashed, PhotoNotAnImage, PhotoTimedOut
+from vision.images import prepare_photo
 
 
 def test_triton_and_this_process_answer_alike(bundle, triton_installation):
@@ -36,6 +46,92 @@ def test_triton_and_this_process_answer_alike(bundle, triton_installation):
     for answer in together:
         for got, reference in zip(answer, wanted, strict=True):
             np.testing.assert_allclose(got, reference[: len(got)], atol=1e-4)
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["isolated", "in the model's process"])
+def triton(request, bundle, triton_installation):
+    """A Triton whose model decodes, in processes of their own or in the model's."""
+    triton = LocalTriton(bundle, triton_installation, RepositoryOptions(backend="python", isolate=request.param))
+    triton.start()
+    triton.wait_until_listening()
+    asyncio.run(until_loaded(triton.address, bundle))
+    yield triton
+    triton.stop()
+
+
+def asked_encoded(triton, *listings, meanwhile=None):
+    async def ask():
+        engine = TritonEngine(triton.address)
+        try:
+            await engine.backend()
+            assert engine.decodes
+            asked = asyncio.gather(*(engine.infer_encoded(photos) for photos in listings))
+            if meanwhile:
+                await meanwhile()
+            return await asked
+        finally:
+            await engine.close()
+
+    return asyncio.run(ask())
+
+
+def test_encoded_photos_are_answered_as_pixels_are(triton, bundle):
+    photos = [encoded(scene(300, 200)), encoded(scene(90, 64), "PNG"), encoded(scene(800, 600), "WEBP")]
+    preprocessing = bundle.info.preprocessing
+    wanted = OnnxEngine(bundle).infer(np.stack([prepare_photo(photo, preprocessing) for photo in photos]))
+    together, alone, broken = asked_encoded(triton, photos, photos[1:2], [photos[0], b"text", photos[2]])
+    assert together.errors == [None] * 3
+    for got, reference in zip(together.logits, wanted, strict=True):
+        np.testing.assert_allclose(got, reference, atol=1e-4)
+    np.testing.assert_allclose(alone.logits.category, wanted.category[1:2], atol=1e-4)
+    np.testing.assert_allclose(broken.logits.category, wanted.category[[0, 2]], atol=1e-4)
+    assert [type(error) for error in broken.errors] == [type(None), PhotoNotAnImage, type(None)]
+    assert str(broken.errors[1]) == str(answers.prepare(b"text", preprocessing).error)
+
+
+def test_every_hostile_photo_gets_its_own_error_from_triton(triton):
+    drawer = [photo for photo in hostile_photos() if len(photo.data) <= answers.PREPARE_LIMITS.max_bytes and photo.data]
+    found = asked_encoded(triton, *([photo.data] for photo in drawer))
+    for photo, decoded in zip(drawer, found, strict=True):
+        (error,) = decoded.errors
+        if photo.may_time_out and isinstance(error, PhotoTimedOut):
+            continue
+        assert type(error) is (photo.expected or type(None)), photo.name
+        assert len(decoded.logits.category) == (error is None)
+
+
+@pytest.mark.parametrize("triton", [True], indirect=True)
+def test_a_photo_that_crashes_a_decoder_in_triton_costs_an_error_of_its_own(triton):
+    photo = encoded(scene(300, 200))
+
+    async def kill_decoders():
+        await asyncio.sleep(0.2)
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+
+    children = decoding_children(triton.pid)
+    assert children
+    for child in children:
+        os.kill(child, signal.SIGSTOP)  # so that each has a photo, for certain, when it dies
+    found = asked_encoded(triton, *[[photo]] * 6, meanwhile=kill_decoders)
+    reasons = [type(decoded.errors[0]) for decoded in found]
+    assert reasons.count(PhotoDecoderCrashed) == len(children)
+    assert reasons.count(type(None)) == 6 - len(children)
+    assert set(decoding_children(triton.pid)).isdisjoint(children)
+
+
+def decoding_children(pid: int) -> list[int]:
+    """The children, not the nurseries, that decode below a Triton."""
+
+    def below(parent):
+        for task in Path(f"/proc/{parent}/task").iterdir():
+            for child in map(int, (task / "children").read_text().split()):
+                yield child
+                yield from below(child)
+
+    decoding = {p for p in below(pid) if b"serving.decode_child" in Path(f"/proc/{p}/cmdline").read_bytes()}
+    parents = {p: int(Path(f"/proc/{p}/stat").read_text().rsplit(")", 1)[1].split()[1]) for p in decoding}
+    return sorted(p for p in decoding if parents[p] in decoding)
 
 
 def test_no_server_is_unavailable():

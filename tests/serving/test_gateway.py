@@ -152,6 +152,8 @@ def test_every_photo_error_has_a_name_on_the_wire():
 class Failing:
     """An engine at our own border, for what no real one does on demand."""
 
+    decodes = False
+
     def __init__(self, error=None, seconds=0.0):
         self.error, self.seconds, self.calls = error, seconds, 0
 

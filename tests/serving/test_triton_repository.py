@@ -15,8 +15,12 @@ def test_what_is_written_is_a_model_configuration_of_triton(bundle, tmp_path, ba
     assert list(config.input[0].dims) == [64, 64, 3]
     assert config.input[0].data_type == mc.TYPE_UINT8
     info = bundle.info
-    assert [list(o.dims) for o in config.output] == [[info.num_categories], [info.num_brands], [info.embedding_size]]
-    assert {o.data_type for o in config.output} == {mc.TYPE_FP32}
+    outputs = config.output[:3]
+    assert [list(o.dims) for o in outputs] == [[info.num_categories], [info.num_brands], [info.embedding_size]]
+    assert {o.data_type for o in outputs} == {mc.TYPE_FP32}
+    # On a CPU the model can decode: the same tensors, and what was wrong with each photo.
+    assert [t.name for t in config.input[1:]] == (["encoded", "sizes"] if backend == "python" else [])
+    assert [t.name for t in config.output[3:]] == (["photo_errors"] if backend == "python" else [])
     queue = config.dynamic_batching.default_queue_policy
     assert queue.max_queue_size > 0
     assert queue.default_timeout_microseconds > 0
@@ -31,7 +35,11 @@ def test_each_backend_gets_its_files_and_tensor_names(bundle, tmp_path):
         files[backend] = sorted(path.name for path in (model / "3").iterdir())
         config = text_format.Parse((model / "config.pbtxt").read_text(), mc.ModelConfig())
         names[backend] = [config.input[0].name, config.output[0].name]
-    assert files == {"onnxruntime": ["model.onnx"], "pytorch": ["model.pt"], "python": ["model.onnx", "model.py"]}
+    assert files == {
+        "onnxruntime": ["model.onnx"],
+        "pytorch": ["model.pt"],
+        "python": ["code", "model.onnx", "model.py"],
+    }
     assert names["onnxruntime"] == names["python"] == ["photos", "category_logits"]
     assert names["pytorch"] == ["INPUT__0", "OUTPUT__0"]
 
