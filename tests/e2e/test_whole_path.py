@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sysconfig
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -93,21 +92,22 @@ def test_it_reads_error_details_too(served):
     assert [violation.field for violation in bad.field_violations] == ["photos"]
 
 
-def test_triton_away_is_unavailable_then_heals_without_a_restart_of_the_gateway(
+def test_a_killed_triton_is_started_again_without_a_restart_of_the_gateway(
     bundle, start_serving, triton_installation, listings, tmp_path
 ):
     served = start_serving(bundle.folder, tmp_path / "serve.log")
     photos = next(iter(listings.values()))
-    serving, not_serving = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
-    service = "listing.vision.v1.ListingVisionService"
+    serving = health_pb2.HealthCheckResponse.SERVING
     with ListingVisionClient(served.address) as client:
         before = client.classify(photos)
-        assert health(served.address, service) == serving
-        os.kill(served.triton_pid(), signal.SIGKILL)
-        until(lambda: health(served.address, service) == not_serving, "health NOT_SERVING after Triton was killed")
-        until(lambda: health(served.address, service) == serving, "health SERVING again")
+        killed = served.triton_pid()
+        os.kill(killed, signal.SIGKILL)
+        until(lambda: "Triton is started again" in served.log, "Triton started again")
+        until(lambda: served.triton_pid() != killed, "Triton answers again")
+        until(lambda: health(served.address, "listing.vision.v1.ListingVisionService") == serving, "health SERVING")
         after = client.classify(photos)
     assert after.category_path == before.category_path
+    assert served.log.count(" serves on ") == 1
     assert served.stop() == 0
 
 
@@ -157,24 +157,27 @@ def test_calls_in_flight_at_sigterm_are_answered(bundle, start_serving, triton_i
     assert served.process.wait(60) == 0
 
 
-def shared_memory() -> set[str]:
-    return {path.name for path in Path("/dev/shm").glob("listing_vision_*")}
+def shared_memory(supervisor: int) -> list[Path]:
+    return list(Path("/dev/shm").glob(f"listing_vision_{supervisor}_*"))
 
 
-def triton_folders() -> set[Path]:
-    return set(Path(tempfile.gettempdir()).glob("listing-vision-triton-*"))
+def model_repository(triton_pid: int) -> Path:
+    words = Path(f"/proc/{triton_pid}/cmdline").read_text().split("\0")
+    return Path(next(word.split("=", 1)[1] for word in words if word.startswith("--model-repository=")))
 
 
 def test_sigterm_ends_everything_and_leaves_nothing(bundle, start_serving, triton_installation, listings, tmp_path):
-    regions, folders = shared_memory(), triton_folders()
     served = start_serving(bundle.folder, tmp_path / "serve.log")
     pid = served.triton_pid()
+    repository = model_repository(pid)
+    assert repository.exists()
+    assert shared_memory(served.process.pid)
     with ListingVisionClient(served.address) as client:
         assert client.classify(next(iter(listings.values()))).category_path
     assert served.stop() == 0
     assert not Path(f"/proc/{pid}").exists()
-    assert not shared_memory() - regions
-    assert not triton_folders() - folders
+    assert not shared_memory(served.process.pid)
+    assert not repository.parent.exists()
     assert "stopped" in served.log.splitlines()[-1]
 
 
@@ -200,6 +203,11 @@ def test_an_external_triton_that_comes_up_later_is_found(
         until(lambda: health(served.address) == health_pb2.HealthCheckResponse.SERVING, "health SERVING")
         with ListingVisionClient(served.address) as client:
             assert client.classify(next(iter(listings.values()))).category_path
+        triton.restart()
+        os.kill(triton.pid, signal.SIGSTOP)
+        until(lambda: health(served.address) == health_pb2.HealthCheckResponse.NOT_SERVING, "health NOT_SERVING")
+        os.kill(triton.pid, signal.SIGCONT)
+        until(lambda: health(served.address) == health_pb2.HealthCheckResponse.SERVING, "health SERVING again")
         assert served.stop() == 0
         assert triton.is_running()  # it is not the gateway's to stop
     finally:
