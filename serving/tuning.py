@@ -114,7 +114,7 @@ def _chosen(options: RepositoryOptions) -> dict[str, object]:
 
 def _instances() -> list[int]:
     cores = len(os.sched_getaffinity(0))
-    return sorted({1, max(1, cores // 2), cores})
+    return sorted({max(1, cores // 2), cores, 2 * cores})
 
 
 def _by_instances(best: RepositoryOptions) -> list[RepositoryOptions]:

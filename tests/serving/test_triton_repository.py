@@ -55,9 +55,11 @@ def test_gpu_backends_warm_every_power_of_two_up_to_the_limit(bundle):
     assert tensorrt.parameters["trt_profile_max_shapes"] == "photos:64x64x64x3"
 
 
-def test_copies_and_threads_never_exceed_the_cores():
+def test_there_are_two_copies_of_one_thread_a_core_and_never_more_threads_than_that():
+    cores = len(os.sched_getaffinity(0))
     options = RepositoryOptions(backend="python")
-    assert options.num_instances * options.num_threads <= len(os.sched_getaffinity(0))
+    assert options.num_instances == min(16, 2 * cores)
+    assert options.num_threads == max(1, cores // options.num_instances)
 
 
 def test_a_version_number_is_never_reused(bundle, tmp_path):
