@@ -18,7 +18,7 @@ from vision.decision import (
 )
 from vision.engine import Logits
 from vision.errors import PhotoError
-from vision.images import PhotoLimits, Preprocessing, prepare_photo
+from vision.images import PhotoLimits, Preprocessing, check_bytes, prepare_photo
 from vision.taxonomy import OTHER_BRAND
 
 __all__ = [
@@ -55,10 +55,11 @@ def prepare(data: bytes, preprocessing: Preprocessing) -> PreparedPhoto:
 
 def refused_unread(data: bytes) -> PhotoError | None:
     """What is wrong with encoded bytes that need not be looked at: none, or too many."""
-    if 0 < len(data) <= PREPARE_LIMITS.max_bytes:
-        return None
-    # Raised before the preprocessing matters.
-    return prepare(data, Preprocessing(input_px=32)).error
+    try:
+        check_bytes(data, PREPARE_LIMITS)
+    except PhotoError as error:
+        return error
+    return None
 
 
 def answer(
@@ -179,13 +180,7 @@ def _brand(bundle: Bundle, brand: BrandAnswer) -> pb.BrandSuggestion:
 def _sole(suggestion: Suggestion, bundle: Bundle) -> pb.PhotoRecognition:
     """What the only photo shows: the listing's answer."""
     leaf, brand = suggestion.path[-1], suggestion.brand
-    return pb.PhotoRecognition(
-        category_id=leaf.category_id,
-        category_probability=leaf.probability,
-        brand_id=bundle.taxonomy.brands[brand.brand_index - 1].id if brand.brand_index > 0 else "",
-        brand_probability=brand.probability,
-        brand_kind=_brand_kind(brand.brand_index),
-    )
+    return _recognition(bundle, leaf.category_id, leaf.probability, brand.brand_index, brand.probability)
 
 
 def _recognitions(bundle: Bundle, logits: Logits) -> list[pb.PhotoRecognition]:
@@ -195,15 +190,21 @@ def _recognitions(bundle: Bundle, logits: Logits) -> list[pb.PhotoRecognition]:
     best_leaves = leaves.argmax(axis=1)
     brands = answer_brands(brand_logits_of_listings(logits.brand, each_alone, bundle.calibration), bundle.calibration)
     return [
-        pb.PhotoRecognition(
-            category_id=bundle.taxonomy.leaf_ids[leaf],
-            category_probability=float(leaves[row, leaf]),
-            brand_id=bundle.taxonomy.brands[brand - 1].id if brand > 0 else "",
-            brand_probability=float(brands.scores[row]),
-            brand_kind=_brand_kind(brand),
-        )
+        _recognition(bundle, bundle.taxonomy.leaf_ids[leaf], leaves[row, leaf], brand, brands.scores[row])
         for row, (leaf, brand) in enumerate(zip(best_leaves.tolist(), brands.labels.tolist(), strict=True))
     ]
+
+
+def _recognition(
+    bundle: Bundle, category_id: str, category_probability: float, brand_index: int, brand_probability: float
+) -> pb.PhotoRecognition:
+    return pb.PhotoRecognition(
+        category_id=category_id,
+        category_probability=category_probability,
+        brand_id=bundle.taxonomy.brands[brand_index - 1].id if brand_index > 0 else "",
+        brand_probability=brand_probability,
+        brand_kind=_brand_kind(brand_index),
+    )
 
 
 def _brand_kind(brand_index: int) -> pb.BrandKind:

@@ -1,4 +1,4 @@
-"""The processes that decode: a nursery that forks them, and each child's work. `serving.decoding` is the other side.
+"""The processes that decode: a nursery that forks them, and a child's work. `serving.decode_client` is the other side.
 
 A native decoder that crashes, hangs or bloats on a hostile photo takes its child down and nothing else. The nursery
 has imported all that a child needs, so that a new child is there within milliseconds.
@@ -65,10 +65,12 @@ class Settings:
 
 
 def read_failure(answer: bytes) -> PhotoError:
-    """The error that a child wrote."""
+    """The error that a child wrote; whatever else it says, being perhaps no longer itself, is a crash."""
     name, _, message = answer.decode(errors="replace").partition("\n")
-    kind: type[PhotoError] = getattr(errors, name)
-    return kind(message)
+    kind = getattr(errors, name, None)
+    if isinstance(kind, type) and issubclass(kind, PhotoError):
+        return kind(message)
+    return errors.PhotoDecoderCrashed("it broke the decoder; save it again as JPEG")
 
 
 def main() -> None:

@@ -18,15 +18,30 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.decode_child import ANSWER_BYTES, NUM_BYTES, OK, PID, Settings, read_failure
-from vision.errors import PhotoDecoderCrashed, PhotoEmpty, PhotoError, PhotoTimedOut, PhotoTooManyBytes
-from vision.images import Photo, prepare_photo
+from vision.errors import PhotoDecoderCrashed, PhotoError, PhotoTimedOut
+from vision.images import Photo, check_bytes, prepare_photo
 
-__all__ = ["MAX_MEMORY_BYTES", "TIMEOUT_S", "Child", "Decoder", "InThisProcess", "Nursery", "crashed", "timed_out"]
+__all__ = [
+    "LISTING_TIMEOUT_S",
+    "MAX_MEMORY_BYTES",
+    "TIMEOUT_S",
+    "Child",
+    "Decoder",
+    "InThisProcess",
+    "Nursery",
+    "crashed",
+    "timed_out",
+]
 
 TIMEOUT_S = 1.5
 """Of one photo in a child: so that any bytes at all are answered for within two seconds.
 
 Photos as phones make them take a hundredth of it; a noisy 48-megapixel HEIC may take longer and is refused.
+"""
+LISTING_TIMEOUT_S = 3.0
+"""Of the photos of one listing that a copy of the model decodes one after another: what comes after it is not begun.
+
+Twenty photos that each take their whole time would hold the copy for half a minute.
 """
 MAX_MEMORY_BYTES = 2 << 30
 """Of a child's address space; the largest photos within the limits take 0.8 GiB."""
@@ -156,17 +171,26 @@ class Decoder:
         self._limits = settings.limits
         self._timeout_s = timeout_s
         self._refused: PhotoError | None = None
+        self._begun = False
         self._child = self._fork()
 
     def begin(self, data: bytes | memoryview) -> None:
-        """Have a photo decoded, while the caller does something else until `end`."""
+        """Have a photo decoded, while the caller does something else until `end`.
+
+        One that was begun and never ended, because its caller failed in between, is forgotten with its child: its
+        pixels must not come out as the next photo's.
+        """
+        if self._begun:
+            self._replace()
+            self._begun = False
         self._refused = None
-        if len(data) == 0:
-            self._refused = PhotoEmpty("0 bytes; send the photo's encoded bytes")
-        elif len(data) > self._limits.max_bytes:
-            self._refused = PhotoTooManyBytes(f"{len(data)} bytes exceed the limit of {self._limits.max_bytes}")
+        try:
+            check_bytes(data, self._limits)
+        except PhotoError as error:
+            self._refused = error
         else:
             self._write(data)
+            self._begun = True
 
     def end(self) -> Photo | PhotoError:
         """The photo that was begun, or what was wrong with it."""
@@ -174,8 +198,8 @@ class Decoder:
             return self._refused
         found = self._child.read()
         if found is None:
-            ended = self._died()
-            return crashed() if ended else timed_out(self._timeout_s)
+            found = crashed() if self._died() else timed_out(self._timeout_s)
+        self._begun = False
         return found
 
     def close(self) -> None:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from serving.answers import PREPARE_LIMITS, PreparedPhoto, prepare
+from serving.answers import PREPARE_LIMITS, PreparedPhoto, prepare, refused_unread
 from serving.decode_child import Settings
 from serving.decode_client import MAX_MEMORY_BYTES, TIMEOUT_S, Child, Nursery, crashed, timed_out
 from vision.errors import PhotoError
@@ -76,8 +76,8 @@ class DecoderPool:
 
         Cancelled while it waits for a child it costs nothing more; in a child it runs to its end.
         """
-        if not 0 < len(data) <= PREPARE_LIMITS.max_bytes:
-            return prepare(data, self.preprocessing)  # refused unread
+        if error := refused_unread(data):
+            return PreparedPhoto(None, error)
         self._start_missing()
         job = _Job(data, asyncio.get_running_loop().create_future())
         self._waiting.append(job)

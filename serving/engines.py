@@ -1,10 +1,11 @@
 """What the gateway asks for logits: a Triton server, or ONNX Runtime in this process."""
 
 import asyncio
+import contextlib
 import logging
 import struct
 from collections import deque
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -19,7 +20,16 @@ from vision.bundle import UNKNOWN_BACKEND, Bundle
 from vision.engine import INPUT_NAME, OUTPUT_NAMES, Logits, OnnxEngine, check_golden
 from vision.errors import EngineBroken, EngineBusy, EngineError, EngineUnavailable, PhotoError
 
-__all__ = ["AsyncEngine", "Decoded", "InProcessEngine", "TritonEngine", "check", "requests_at_once"]
+__all__ = [
+    "AsyncEngine",
+    "Decoded",
+    "InProcessEngine",
+    "InferEncoded",
+    "TritonEngine",
+    "check",
+    "requests_at_once",
+    "until_answering",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -49,6 +59,9 @@ class Decoded(NamedTuple):
     """Of those without error, in their order."""
 
 
+InferEncoded = Callable[[Sequence[bytes]], Coroutine[Any, Any, Decoded]]
+
+
 class AsyncEngine(Protocol):
     async def infer(self, photos_nhwc: npt.NDArray[np.uint8]) -> Logits:
         """Logits of (P, S, S, 3) uint8 photos of one listing.
@@ -65,12 +78,8 @@ class AsyncEngine(Protocol):
         ...
 
     @property
-    def decodes(self) -> bool:
-        """Whether `infer_encoded` can be asked."""
-        ...
-
-    async def infer_encoded(self, photos: Sequence[bytes]) -> "Decoded":
-        """As `infer`, of encoded photos, each of at least a byte and at most the limit of bytes."""
+    def infer_encoded(self) -> "InferEncoded | None":
+        """As `infer`, of encoded photos, each of at least a byte and at most the limit; None: it takes pixels only."""
         ...
 
     async def backend(self) -> str:
@@ -92,6 +101,23 @@ async def check(engine: AsyncEngine, bundle: Bundle, *, which: slice = slice(Non
     except TimeoutError:
         raise EngineUnavailable(f"the golden photos were not answered within {timeout_s:g} s") from None
     check_golden(bundle, answered, which=which)
+
+
+async def until_answering(engine: AsyncEngine, bundle: Bundle, *, timeout_s: float = 60.0) -> None:
+    """Return once the golden photos are answered rightly.
+
+    Raises:
+        EngineBroken: they are answered wrongly.
+        EngineUnavailable: not in time.
+    """
+    try:
+        async with asyncio.timeout(timeout_s):
+            while True:
+                with contextlib.suppress(EngineUnavailable, EngineBusy):
+                    return await check(engine, bundle)
+                await asyncio.sleep(0.2)
+    except TimeoutError:
+        raise EngineUnavailable(f"the golden photos were not answered within {timeout_s:g} s") from None
 
 
 class TritonEngine:
@@ -122,14 +148,14 @@ class TritonEngine:
         self._in_flight: set[asyncio.Task[Any]] = set()
 
     @property
-    def decodes(self) -> bool:
-        return self._decodes
+    def infer_encoded(self) -> InferEncoded | None:
+        return self._take_and_infer_encoded if self._decodes else None
 
     async def infer(self, photos_nhwc: npt.NDArray[np.uint8]) -> Logits:
         await self._slots.take()
         return await self._shielded(self._infer(photos_nhwc), self._slots)
 
-    async def infer_encoded(self, photos: Sequence[bytes]) -> Decoded:
+    async def _take_and_infer_encoded(self, photos: Sequence[bytes]) -> Decoded:
         await self._slots.take()
         return await self._shielded(self._infer_encoded(photos), self._slots)
 
@@ -285,11 +311,8 @@ class InProcessEngine:
         return await self.infer(photos_nhwc)
 
     @property
-    def decodes(self) -> bool:
-        return False
-
-    async def infer_encoded(self, photos: Sequence[bytes]) -> Decoded:
-        raise NotImplementedError("ONNX Runtime takes pixels")
+    def infer_encoded(self) -> None:
+        return None
 
     async def backend(self) -> str:
         return self._engine.backend

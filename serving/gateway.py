@@ -12,7 +12,7 @@ import numpy as np
 from serving import answers
 from serving.admission import Admission
 from serving.breaker import Breaker
-from serving.engines import AsyncEngine, Decoded
+from serving.engines import AsyncEngine, Decoded, InferEncoded
 from serving.protocol import listing_vision_pb2 as pb
 from serving.protocol import listing_vision_pb2_grpc as pb_grpc
 from serving.statuses import Refusal, abort
@@ -106,8 +106,10 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
     async def _answer(
         self, listing_id: str, contents: list[bytes], num_alternatives: int
     ) -> pb.ClassifyListingResponse:
-        see = self._decoded_by_engine if self._engine.decodes else self._decoded_here
-        errors, logits = await see(contents)
+        if infer_encoded := self._engine.infer_encoded:
+            errors, logits = await self._decoded_by_engine(contents, infer_encoded)
+        else:
+            errors, logits = await self._decoded_here(contents)
         return answers.answer(self.bundle, errors, logits, listing_id=listing_id, num_alternatives=num_alternatives)
 
     async def _decoded_here(self, contents: list[bytes]) -> Decoded:
@@ -119,15 +121,16 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
         usable = [photo.pixels for photo in prepared if photo.pixels is not None]
         if not usable:
             raise _none_usable(errors)
+        self._refuse_while_open()  # it may have opened while photos were decoded
         photos_nhwc = usable[0][None] if len(usable) == 1 else np.stack(usable)
         return Decoded(errors, await self._asked(self._engine.infer(photos_nhwc)))
 
-    async def _decoded_by_engine(self, contents: list[bytes]) -> Decoded:
+    async def _decoded_by_engine(self, contents: list[bytes], infer_encoded: InferEncoded) -> Decoded:
         errors = [answers.refused_unread(content) for content in contents]
         sent = [content for content, error in zip(contents, errors, strict=True) if error is None]
         if not sent:
             raise _none_usable(errors)
-        decoded = await self._asked(self._engine.infer_encoded(sent))
+        decoded = await self._asked(infer_encoded(sent))
         found = iter(decoded.errors)
         errors = [error or next(found) for error in errors]
         if all(errors):
@@ -136,11 +139,6 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
 
     async def _asked(self, call: Coroutine[Any, Any, _T]) -> _T:
         """What the engine answers, its failures told to the breaker and turned into refusals."""
-        try:
-            self._refuse_while_open()
-        except Refusal:
-            call.close()
-            raise
         try:
             answered = await call
         except EngineBusy as error:

@@ -31,8 +31,9 @@ _log = logging.getLogger(__name__)
 
 FAILURES_UNTIL_NOT_SERVING = 2
 """Golden-photo checks in a row; one alone may have met a moment of load."""
-GOLDEN_TIMEOUT_S = 2.0
-"""A model that takes longer for a photo has stopped, or has far too much to do."""
+GOLDEN_TIMEOUT_S = 5.0
+"""A model that takes longer for a photo has stopped: with every copy at the slowest listing it may still decode, and
+one more such photo each, an answer takes 4.5 s (`serving.decode_client`)."""
 ONE_PHOTO = slice(0, 1)
 """Of the golden photos: what is asked again and again should cost little."""
 CHECK_AGAIN_S = 0.25
@@ -105,6 +106,7 @@ class GatewayServer:
         self._watch: asyncio.Task[None] | None = None
         self._failures = 0
         self._serving = False
+        self._checked_while_open = False
         self._last_error: EngineError | None = None
         self.port = 0
 
@@ -179,7 +181,7 @@ class GatewayServer:
         if not self._serving and self._options.triton is None:
             raise EngineUnavailable(f"the model does not answer its golden photos: {self._last_error}")
         answers.warm_up(self._bundle)
-        if not self._engine.decodes:
+        if self._engine.infer_encoded is None:
             await self._decoders.start()
         await self._server.start()
 
@@ -199,7 +201,8 @@ class GatewayServer:
                 await self._set_serving(False)
 
     async def _until_next_check(self) -> None:
-        if self._failures or not self._serving:
+        # Once it has been looked at, an open breaker is no reason for haste: a model that is busy leaves it open.
+        if self._failures or not self._serving or self._checked_while_open:
             await asyncio.sleep(CHECK_AGAIN_S)
             return
         with contextlib.suppress(TimeoutError):
@@ -208,6 +211,7 @@ class GatewayServer:
 
     async def _check_once(self) -> None:
         assert self._engine is not None
+        self._checked_while_open = self._breaker.is_open
         try:
             await check(self._engine, self._bundle, which=ONE_PHOTO, timeout_s=GOLDEN_TIMEOUT_S)
             # A Triton that comes back, or is told to load anew, may be another one.
@@ -241,6 +245,7 @@ class GatewayServer:
         self._serving = serving
         if serving:
             self._breaker.close()
+            self._checked_while_open = False
         else:
             self._breaker.open()
         state = health_pb2.HealthCheckResponse

@@ -12,13 +12,13 @@ from collections.abc import Coroutine
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from serving.engines import TritonEngine, check
+from serving.engines import TritonEngine, check, until_answering
 from serving.server import CHECK_AGAIN_S, GOLDEN_TIMEOUT_S, ONE_PHOTO, ServeOptions
 from serving.triton_install import find_triton
 from serving.triton_server import LocalTriton
 from serving.worker import READY
-from vision.bundle import Bundle, load_bundle
-from vision.errors import EngineBroken, EngineBusy, EngineError, EngineUnavailable, TritonNotInstalled
+from vision.bundle import load_bundle
+from vision.errors import EngineBusy, EngineError, EngineUnavailable, TritonNotInstalled
 
 __all__ = ["Supervisor", "serve"]
 
@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 START_TIMEOUT_S = 120.0
 FAILURES_UNTIL_RELOAD = 2
 """Golden-photo checks in a row until a Triton of our own has to load the model anew: new model processes …"""
-FAILURES_UNTIL_RESTART = 8
+FAILURES_UNTIL_RESTART = 4
 """… and until it is stopped and started: a killed stub is never replaced by itself (server#8604)."""
 RESTART_PAUSES_S = (0.0, 0.5, 2.0, 5.0)
 """Before a gateway process that has died is started again, by how many have died lately; the last one for all more."""
@@ -56,6 +56,7 @@ class Supervisor:
         self._tasks: set[asyncio.Task[None]] = set()
         self._deaths_s: list[float] = []
         self._stopping = False
+        self._restarting = asyncio.Lock()
         self._port_holder: socket.socket | None = None
 
     async def start(self) -> None:
@@ -97,10 +98,20 @@ class Supervisor:
             self._port_holder.close()
 
     async def restart_workers(self) -> None:
-        """One after another: the new one serves before the old one is asked to stop."""
-        for old in list(self._workers):
-            await self._add_worker()
-            await self._end(old)
+        """One after another: the new one serves before the old one is asked to stop.
+
+        Where a new one does not come up, those that have not been replaced go on.
+        """
+        async with self._restarting:
+            for old in list(self._workers):
+                if old not in self._workers:  # it has died, and been replaced for that
+                    continue
+                try:
+                    await self._add_worker()
+                except (OSError, TimeoutError) as error:
+                    _log.error("gateway processes are not replaced: %s", error)
+                    return
+                await self._end(old)
         _log.info("all %d gateway processes were replaced", self._options.workers)
 
     def restart_workers_soon(self) -> None:
@@ -118,7 +129,7 @@ class Supervisor:
         self._engine = TritonEngine(self._triton.address)
         try:
             await asyncio.to_thread(self._triton.wait_until_listening)
-            await _until_answering(self._engine, self._bundle)
+            await until_answering(self._engine, self._bundle)
         except EngineUnavailable as error:
             await self._engine.close()
             await asyncio.to_thread(self._triton.stop)
@@ -235,7 +246,7 @@ class Supervisor:
         with contextlib.suppress(EngineUnavailable):  # then the next checks fail, and it is started once more
             await asyncio.to_thread(self._triton.wait_until_listening)
             assert self._engine is not None
-            await _until_answering(self._engine, self._bundle)
+            await until_answering(self._engine, self._bundle)
             _log.info("Triton (pid %s) answers at %s", self._triton.pid, self._triton.address)
 
     def _spawn(self, work: Coroutine[object, object, None]) -> None:
@@ -264,20 +275,6 @@ def _hold_port(host: str, port: int) -> tuple[socket.socket, int]:
     except OSError as error:
         raise OSError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from error
     return holder, port
-
-
-async def _until_answering(engine: TritonEngine, bundle: Bundle, timeout_s: float = 60) -> None:
-    try:
-        async with asyncio.timeout(timeout_s):
-            while True:
-                try:
-                    return await check(engine, bundle)
-                except EngineBroken:
-                    raise
-                except (EngineUnavailable, EngineBusy):
-                    await asyncio.sleep(0.2)
-    except TimeoutError:
-        raise EngineUnavailable(f"Triton did not answer the golden photos within {timeout_s:g} s") from None
 
 
 async def serve(options: ServeOptions) -> None:

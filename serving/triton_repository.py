@@ -64,8 +64,8 @@ class RepositoryOptions:
     max_batch_size: int = 64
     max_queue_delay_us: int | None = None
     """How long a batch may wait for company; None: 2 ms on a GPU; not at all on a CPU, where company gains nothing."""
-    photos_at_once: int | None = None
-    """Of a CPU, what a copy of the model computes in one go, and what Triton's batches are cut to; None: 1.
+    photos_at_once: int = 1
+    """Of a CPU, what a copy of the model computes in one go, and what Triton's batches are cut to.
 
     On a CPU a batch is no faster for each photo than a photo alone: its activations only leave the cache.
     """
@@ -85,8 +85,7 @@ class RepositoryOptions:
     def num_instances(self) -> int:
         if self.instances is not None:
             return self.instances
-        # Two a core: while one waits for its decoding process the other computes. On two cores 2 copies left a sixth of
-        # the machine idle at 32 callers, and 4 answered a quarter more.
+        # Two a core: while one waits for its decoding process the other computes. `serve tune` measures it.
         return min(_MOST_INSTANCES, 2 * len(os.sched_getaffinity(0))) if self.backend == "python" else 1
 
     @property
@@ -173,7 +172,7 @@ def model_config(bundle: Bundle, options: RepositoryOptions) -> "model_config_pb
     delay_us = options.max_queue_delay_us
     config.dynamic_batching.max_queue_delay_microseconds = (0 if on_cpu else 2000) if delay_us is None else delay_us
     if on_cpu:
-        config.dynamic_batching.preferred_batch_size.append(options.photos_at_once or 1)
+        config.dynamic_batching.preferred_batch_size.append(options.photos_at_once)
     policy = config.dynamic_batching.default_queue_policy
     policy.max_queue_size = options.max_queue_size
     policy.default_timeout_microseconds = options.queue_timeout_us
@@ -184,7 +183,7 @@ def model_config(bundle: Bundle, options: RepositoryOptions) -> "model_config_pb
     if on_cpu:
         # It warms up by itself while loading.
         config.parameters["num_threads"].string_value = str(options.num_threads)
-        config.parameters["photos_at_once"].string_value = str(options.photos_at_once or 1)
+        config.parameters["photos_at_once"].string_value = str(options.photos_at_once)
         decoding = Settings(
             preprocessing=bundle.info.preprocessing, limits=PREPARE_LIMITS, max_memory_bytes=MAX_MEMORY_BYTES
         )

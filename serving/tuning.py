@@ -14,15 +14,15 @@ import numpy as np
 from PIL import Image
 
 from serving.client import AsyncListingVisionClient
-from serving.engines import TritonEngine, check
+from serving.engines import TritonEngine, until_answering
 from serving.server import GatewayServer, ServeOptions
 from serving.triton_install import TritonInstallation
 from serving.triton_repository import RepositoryOptions
 from serving.triton_server import LocalTriton
 from vision.bundle import Bundle
-from vision.errors import EngineUnavailable, ListingVisionError
+from vision.errors import ListingVisionError
 
-__all__ = ["Budget", "Measured", "table", "tune", "until_loaded", "write_tuning"]
+__all__ = ["Budget", "Measured", "table", "tune", "write_tuning"]
 
 WARM_UP_S = 1.0
 PHOTO_PX = (1440, 1080)
@@ -69,7 +69,7 @@ def tune(
             say(tried[options])
         return tried[options]
 
-    best = measured(RepositoryOptions(backend="python", instances=_instances()[-1], photos_at_once=1))
+    best = measured(RepositoryOptions(backend="python", instances=_instances()[-1]))
     for vary in (_by_instances, _by_batch, _by_delay):
         for options in vary(best.options):
             best = _better(best, measured(options), budget)
@@ -86,7 +86,7 @@ def table(measured: Sequence[Measured], budget: Budget) -> str:
     """Lines for people."""
     head = f"{'instances':>9} {'batch':>5} {'delay':>8} {'photos/s':>8} {'p50':>8} {'p99':>8}"
     rows = [
-        f"{m.options.instances or '':>9} {m.options.photos_at_once or '':>5} {m.options.max_queue_delay_us or 0:>5} us "
+        f"{m.options.num_instances:>9} {m.options.photos_at_once:>5} {m.options.max_queue_delay_us or 0:>5} us "
         f"{m.photos_per_s:>8.1f} {m.p50_ms:>5.0f} ms {m.p99_ms:>5.0f} ms{'' if m.fits(budget) else '  over budget'}"
         for m in measured
     ]
@@ -157,7 +157,11 @@ async def _measure(
     server: GatewayServer | None = None
     try:
         await asyncio.to_thread(triton.wait_until_listening)
-        await until_loaded(triton.address, bundle)
+        engine = TritonEngine(triton.address)
+        try:
+            await until_answering(engine, bundle)
+        finally:
+            await engine.close()
         server = GatewayServer(ServeOptions(bundle=bundle.folder, port=0, triton=triton.address, drain_s=0))
         await server.start()
         async with AsyncListingVisionClient(f"127.0.0.1:{server.port}") as client:
@@ -175,20 +179,6 @@ async def _measure(
         p50_ms=statistics.median(latencies_ms),
         p99_ms=float(np.percentile(latencies_ms, 99)),
     )
-
-
-async def until_loaded(address: str, bundle: Bundle) -> None:
-    """Return once a Triton that listens answers the golden photos; within a minute, or TimeoutError is raised."""
-    engine = TritonEngine(address)
-    try:
-        async with asyncio.timeout(60):
-            while True:
-                try:
-                    return await check(engine, bundle)
-                except EngineUnavailable:
-                    await asyncio.sleep(0.1)
-    finally:
-        await engine.close()
 
 
 async def _load(client: AsyncListingVisionClient, photos: list[bytes], callers: int, seconds: float) -> list[float]:

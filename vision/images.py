@@ -41,6 +41,7 @@ __all__ = [
     "ALLOWED_FORMATS",
     "PhotoLimits",
     "Preprocessing",
+    "check_bytes",
     "decode_photo",
     "prepare_photo",
     "resize_photo",
@@ -193,6 +194,20 @@ def decode_photo(data: bytes, *, at_least_px: int, limits: PhotoLimits | None = 
     return np.array(_decoded(data, at_least_px=at_least_px, limits=limits or PhotoLimits()))
 
 
+def check_bytes(data: bytes | memoryview, limits: PhotoLimits) -> None:
+    """What can be said of an encoded photo before it is looked at.
+
+    Raises:
+        PhotoEmpty, PhotoTooManyBytes: as `decode_photo` says.
+    """
+    if not len(data):
+        raise PhotoEmpty("0 bytes; send the photo's encoded bytes")
+    if len(data) > limits.max_bytes:
+        raise PhotoTooManyBytes(
+            f"{len(data)} bytes exceed the limit of {limits.max_bytes}; send a smaller or more compressed photo"
+        )
+
+
 def size_px(data: bytes) -> tuple[int, int]:
     """Width and height of an encoded photo as stored, from its header.
 
@@ -208,12 +223,7 @@ def _resized(photo: Image.Image, side: int) -> Image.Image:
 
 
 def _decoded(data: bytes, *, at_least_px: int, limits: PhotoLimits) -> Image.Image:
-    if not data:
-        raise PhotoEmpty("0 bytes; send the photo's encoded bytes")
-    if len(data) > limits.max_bytes:
-        raise PhotoTooManyBytes(
-            f"{len(data)} bytes exceed the limit of {limits.max_bytes}; send a smaller or more compressed photo"
-        )
+    check_bytes(data, limits)
     format_ = _format(data)
     with _open(data, format_, limits) as opened:
         if min(opened.size) < limits.min_side_px:

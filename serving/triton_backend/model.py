@@ -10,10 +10,18 @@ Needs numpy 1.26: under numpy 2 this Triton line hands over zeros without any er
 import json
 import os
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import triton_python_backend_utils as pb_utils
+
+CODE = Path(__file__).resolve().parent / "code"
+# Behind all else, so that it hides nothing of this environment.
+sys.path.append(str(CODE))
+
+from serving import decode_child, decode_client  # noqa: E402
 
 OUTPUTS = ("category_logits", "brand_logits", "embedding")
 
@@ -25,8 +33,7 @@ class TritonPythonModel:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = int(parameters["num_threads"])
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        version = os.path.join(args["model_repository"], args["model_version"])
-        path = os.path.join(version, "model.onnx")
+        path = os.path.join(args["model_repository"], args["model_version"], "model.onnx")
         self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         side = self._session.get_inputs()[0].shape[1]
         self._photos_at_once = int(parameters["photos_at_once"])
@@ -34,7 +41,7 @@ class TritonPythonModel:
         for num_photos in range(1, self._photos_at_once + 1):
             widths = [output.shape[1] for output in self._run(np.zeros((num_photos, side, side, 3), np.uint8))]
         self._unusable = [np.full((1, width), np.nan, np.float32) for width in widths]
-        self._decoder = _decoder(os.path.join(version, "code"), parameters)
+        self._decoder = _decoder(parameters)
 
     def execute(self, requests):
         return [self._answer(request) for request in requests]
@@ -61,29 +68,32 @@ class TritonPythonModel:
         """Photo by photo; the next is decoded while the model computes."""
         photos = [row[:size].data for row, size in zip(encoded, sizes[:, 0], strict=True)]
         rows, errors = [], []
+        until_s = time.monotonic() + decode_client.LISTING_TIMEOUT_S
         self._decoder.begin(photos[0])
         for following in (*photos[1:], None):
             found = self._decoder.end()
-            if following is not None:
+            in_time = time.monotonic() < until_s
+            if in_time and following is not None:
                 self._decoder.begin(following)
-            usable = isinstance(found, np.ndarray)
-            rows.append(self._run(found[None]) if usable else self._unusable)
-            errors.append(b"" if usable else f"{type(found).__name__}\n{found}".encode())
+            self._add(found, rows, errors)
+            if not in_time:
+                break
+        for _ in photos[len(rows) :]:
+            self._add(decode_client.timed_out(decode_client.LISTING_TIMEOUT_S), rows, errors)
         return rows, errors
+
+    def _add(self, found, rows, errors):
+        usable = isinstance(found, np.ndarray)
+        rows.append(self._run(found[None]) if usable else self._unusable)
+        errors.append(b"" if usable else f"{type(found).__name__}\n{found}".encode())
 
     def _run(self, photos):
         return self._session.run(list(OUTPUTS), {"photos": photos})
 
 
-def _decoder(code, parameters):
-    # Behind all else, so that it hides nothing of this environment.
-    sys.path.append(code)
-    from pathlib import Path
-
-    from serving.decode_child import Settings
-    from serving.decode_client import Decoder, InThisProcess, Nursery
-
-    settings = Settings.from_json(parameters["decoding"])
+def _decoder(parameters):
+    settings = decode_child.Settings.from_json(parameters["decoding"])
     if parameters["isolate"] != "true":
-        return InThisProcess(settings)
-    return Decoder(Nursery(settings, [parameters["python"]], path=Path(code)), settings)
+        return decode_client.InThisProcess(settings)
+    nursery = decode_client.Nursery(settings, [parameters["python"]], path=CODE)
+    return decode_client.Decoder(nursery, settings)

@@ -75,8 +75,9 @@ def test_what_is_too_much_is_refused_with_a_delay_and_what_has_left_makes_room(l
 
 @pytest.mark.parametrize(("limits", "listing"), [({"max_photos": 3}, (3, 1)), ({"max_bytes": 8}, (1, 8))])
 def test_the_limits_are_exact(limits, listing):
-    with admission(**limits).admit(*listing, deadline_s=1):
-        pass
+    door = admission(**limits)
+    with door.admit(*listing, deadline_s=1):
+        assert (door.num_photos, door.num_bytes) == listing
 
 
 def test_a_failed_call_leaves_too():
@@ -106,8 +107,9 @@ def test_nobody_waits_longer_than_a_person_would():
 
 
 def test_an_empty_service_takes_whatever_comes():
-    with Admission(busy_rate(Clock(), photos_per_s=1)).admit(20, 10, deadline_s=0.1):
-        pass
+    door = Admission(busy_rate(Clock(), photos_per_s=1))
+    with door.admit(20, 10, deadline_s=0.1):
+        assert door.num_photos == 20
 
 
 @given(st.lists(st.tuples(st.integers(1, 20), st.integers(0, 100)), max_size=60))

@@ -5,6 +5,7 @@ import contextlib
 import io
 import os
 import signal
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,10 @@ import pytest
 from PIL import Image
 
 from serving import answers, decoding
+from serving.decode_child import Settings, read_failure
+from serving.decode_client import MAX_MEMORY_BYTES, Decoder, Nursery
 from serving.decoding import DecoderPool, DecoderThreads
+from tests.conftest import ROOT
 from tests.helpers import encoded, pids, scene
 from tests.hostile_photos import hostile_photos
 from vision.errors import PhotoDecoderCrashed, PhotoEmpty, PhotoNotAnImage, PhotoTimedOut, PhotoTooManyBytes
@@ -224,5 +228,39 @@ def test_closing_ends_every_process():
         with contextlib.suppress(asyncio.CancelledError):
             await waiting
         await until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children))
+        return len(children), waiting.cancelled()
 
-    asyncio.run(run())
+    assert asyncio.run(run()) == (3, True)
+
+
+def decoder(**options) -> Decoder:
+    settings = Settings(preprocessing=PREPROCESSING, limits=PhotoLimits(), max_memory_bytes=MAX_MEMORY_BYTES)
+    return Decoder(Nursery(settings, [sys.executable], path=ROOT), settings, **options)
+
+
+def test_a_photo_that_was_begun_and_never_ended_does_not_come_out_as_the_next():
+    blocking, other = decoder(timeout_s=60), encoded(scene(700, 500).rotate(180))
+    try:
+        blocking.begin(PHOTO)
+        blocking.begin(other)
+        np.testing.assert_array_equal(blocking.end(), prepare_photo(other, PREPROCESSING))
+    finally:
+        blocking.close()
+
+
+def test_the_blocking_decoder_says_what_is_wrong_and_goes_on():
+    blocking = decoder(timeout_s=60)
+    try:
+        found = []
+        for data in (b"", b"text", PHOTO):
+            blocking.begin(data)
+            found.append(blocking.end())
+        assert [type(what) for what in found[:2]] == [PhotoEmpty, PhotoNotAnImage]
+        np.testing.assert_array_equal(found[2], prepare_photo(PHOTO, PREPROCESSING))
+    finally:
+        blocking.close()
+
+
+@pytest.mark.parametrize("said", [b"", b"nonsense", b"ListingVisionError\nx", b"Sequence\nx", b"\xff\xff\n"])
+def test_a_child_that_says_anything_else_has_crashed(said):
+    assert type(read_failure(said)) is PhotoDecoderCrashed

@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 
 from serving import answers
-from serving.engines import InProcessEngine, TritonEngine, check
+from serving.engines import InProcessEngine, TritonEngine, check, until_answering
 from serving.triton_repository import RepositoryOptions
 from serving.triton_server import LocalTriton
-from serving.tuning import until_loaded
 from tests.helpers import encoded, scene
 from tests.hostile_photos import hostile_photos
 from vision.engine import OnnxEngine
@@ -54,9 +53,17 @@ def triton(request, bundle, triton_installation):
     triton = LocalTriton(bundle, triton_installation, RepositoryOptions(backend="python", isolate=request.param))
     triton.start()
     triton.wait_until_listening()
-    asyncio.run(until_loaded(triton.address, bundle))
+    asyncio.run(loaded(triton, bundle))
     yield triton
     triton.stop()
+
+
+async def loaded(triton, bundle):
+    engine = TritonEngine(triton.address)
+    try:
+        await until_answering(engine, bundle)
+    finally:
+        await engine.close()
 
 
 def asked_encoded(triton, *listings, meanwhile=None):
@@ -64,7 +71,7 @@ def asked_encoded(triton, *listings, meanwhile=None):
         engine = TritonEngine(triton.address)
         try:
             await engine.backend()
-            assert engine.decodes
+            assert engine.infer_encoded
             asked = asyncio.gather(*(engine.infer_encoded(photos) for photos in listings))
             if meanwhile:
                 await meanwhile()
@@ -98,6 +105,18 @@ def test_every_hostile_photo_gets_its_own_error_from_triton(triton):
             continue
         assert type(error) is (photo.expected or type(None)), photo.name
         assert len(decoded.logits.category) == (error is None)
+
+
+def test_slow_photos_hold_a_model_for_a_bounded_time(triton):
+    (bomb,) = (photo.data for photo in hostile_photos() if photo.name == "webp_zip_bomb")
+    # Longer together than the gateway waits for Triton, were they all decoded.
+    (decoded,) = asked_encoded(triton, [bomb] * 60)
+    assert {type(error) for error in decoded.errors} <= {type(None), PhotoTimedOut}
+    assert isinstance(decoded.errors[-1], PhotoTimedOut)
+    assert len(decoded.logits.category) == decoded.errors.count(None)
+    photo = encoded(scene(300, 200))
+    (after,) = asked_encoded(triton, [photo])
+    assert after.errors == [None]
 
 
 @pytest.mark.parametrize("triton", [True], indirect=True)

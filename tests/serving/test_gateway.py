@@ -152,7 +152,7 @@ def test_every_photo_error_has_a_name_on_the_wire():
 class Failing:
     """An engine at our own border, for what no real one does on demand."""
 
-    decodes = False
+    infer_encoded = None
 
     def __init__(self, error=None, seconds=0.0):
         self.error, self.seconds, self.calls = error, seconds, 0
@@ -276,16 +276,15 @@ def test_a_model_that_fails_call_after_call_is_not_asked_any_more_until_its_gold
                 with pytest.raises(CallFailed) as caught:
                     await client.classify([PHOTO])
                 reasons.append(caught.value.reason)
-            health = gateway_server._serving
             asked = failing.calls
             with pytest.raises(CallFailed):
                 await client.classify([PHOTO])
             await until(lambda: not gateway_server._serving)
             inner._engine = gateway_server._engine = real
             await until(lambda: gateway_server._serving)
-            return reasons, asked, health, len((await client.classify([PHOTO])).photos)
+            return reasons, asked, len((await client.classify([PHOTO])).photos)
 
-    reasons, asked, _, answered = asyncio.run(call())
+    reasons, asked, answered = asyncio.run(call())
     assert set(reasons) == {"MODEL_UNAVAILABLE"}
     # The client tries each call three times; the golden photos are asked for meanwhile.
     assert asked < 3 * len(reasons)
