@@ -10,9 +10,7 @@ time. Generator, gateway and Triton share the machine, so that each refused call
 import argparse
 import asyncio
 import statistics
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,32 +18,13 @@ import numpy as np
 
 from benchmarks.common import write_result
 from benchmarks.load import Answer, LoadPlan, LoadReport, learn_answers, phone_photos, run_load
-from benchmarks.load.processes import resident_mb
+from benchmarks.load.processes import memory_sampled
 from benchmarks.serving import default_bundle, gateway
 
 DEADLINE_S = 2.0
 MULTIPLES = (0.7, 1.5, 3.0)
 WARMUP_S = 5.0
 """The gateway learns how fast it is, and queues fill, before anything counts."""
-
-
-@contextmanager
-def memory_sampled(pids: Sequence[int]) -> Iterator[list[float]]:
-    """Resident MB of the processes and their children, each second."""
-    samples: list[float] = []
-    stop = threading.Event()
-
-    def sample() -> None:
-        while not stop.wait(1.0):
-            samples.append(resident_mb(pids))
-
-    thread = threading.Thread(target=sample)
-    thread.start()
-    try:
-        yield samples
-    finally:
-        stop.set()
-        thread.join()
 
 
 async def peak(address: str, photos: list[bytes], answers: Sequence[Answer], seconds: float) -> float:
@@ -69,9 +48,10 @@ def one_round(folder: Path, photos: list[bytes], seconds: float) -> dict[str, An
         found["peak_photos_per_s"] = top = asyncio.run(peak(address, photos, answers, seconds))
         print(f"  peak {top:.1f} photos/s", flush=True)
         for multiple in MULTIPLES:
-            with memory_sampled(pids) as samples:
+            with memory_sampled(pids, every_s=1) as samples:
                 report = asyncio.run(overload(address, photos, answers, rate_per_s=multiple * top, seconds=seconds))
-            settled = samples[int(WARMUP_S) :]
+            resident_mb = [sum(by_name.values()) for _, by_name in samples]
+            settled = resident_mb[int(WARMUP_S) :]
             half = len(settled) // 2
             accepted, refused = report.latency_ms("ok"), report.latency_ms("refused")
             found[f"{multiple:g}x"] = here = {
@@ -81,7 +61,7 @@ def one_round(folder: Path, photos: list[bytes], seconds: float) -> dict[str, An
                 "accepted_p99_ms": float(np.percentile(accepted, 99)),
                 "refused_p99_ms": float(np.percentile(refused, 99)) if len(refused) else 0.0,
                 "rss_growth_percent": 100 * (statistics.mean(settled[half:]) / statistics.mean(settled[:half]) - 1),
-                "rss_max_mb": max(samples),
+                "rss_max_mb": max(resident_mb),
                 "outcomes": dict(report.outcomes),
                 "wrong_or_hung": report.count("wrong") + report.count("hung"),
                 "not_sent": report.count("not_sent"),

@@ -8,43 +8,17 @@ seconds; its slope is a least-squares line over what follows the first five minu
 
 import argparse
 import asyncio
-import threading
-import time
-from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.common import write_result
 from benchmarks.load import LoadPlan, LoadReport, learn_answers, phone_photos, run_load
-from benchmarks.load.processes import resident_mb_by_name
+from benchmarks.load.processes import memory_sampled
 from benchmarks.serving import default_bundle, gateway
 
 SHARE_OF_PEAK = 0.6
 SAMPLE_EVERY_S = 5.0
-Samples = dict[str, list[tuple[float, float]]]
-
-
-@contextmanager
-def sampled(pids: list[int]) -> Iterator[Samples]:
-    """Seconds since the start and resident MB, by what the processes run."""
-    samples: Samples = defaultdict(list)
-    started_s, stop = time.monotonic(), threading.Event()
-
-    def sample() -> None:
-        while not stop.wait(SAMPLE_EVERY_S):
-            for name, mb in resident_mb_by_name(pids).items():
-                samples[name].append((time.monotonic() - started_s, mb))
-
-    thread = threading.Thread(target=sample)
-    thread.start()
-    try:
-        yield samples
-    finally:
-        stop.set()
-        thread.join()
 
 
 def slope_percent_per_hour(samples: list[tuple[float, float]], *, after_s: float) -> float:
@@ -69,12 +43,17 @@ def main() -> None:
     options = parser.parse_args()
     folder: Path = options.bundle or default_bundle()
     photos, seconds = phone_photos(), options.minutes * 60
-    with gateway(folder, "--workers", str(options.workers)) as (address, pids), sampled(pids) as samples:
+    with (
+        gateway(folder, "--workers", str(options.workers)) as (address, pids),
+        memory_sampled(pids, every_s=SAMPLE_EVERY_S) as taken,
+    ):
         report = asyncio.run(soak(address, photos, seconds))
     print(report.table())
     after_s = min(300.0, seconds / 6)
+    names = set().union(*(by_name for _, by_name in taken))
+    samples = {name: [(s, by_name[name]) for s, by_name in taken if name in by_name] for name in sorted(names)}
     slopes = {name: slope_percent_per_hour(found, after_s=after_s) for name, found in samples.items()}
-    together = [(rows[0][0], sum(mb for _, mb in rows)) for rows in zip(*samples.values(), strict=False)]
+    together = [(s, sum(by_name.values())) for s, by_name in taken]
     for name, slope in slopes.items():
         print(f"{name:<40} {samples[name][-1][1]:8.1f} MB {slope:+7.2f} %/hour")
     metrics = {

@@ -2,12 +2,15 @@
 
 import itertools
 import os
+import threading
+import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["CpuMeter", "process_tree", "resident_mb", "resident_mb_by_name"]
+__all__ = ["CpuMeter", "memory_sampled", "process_tree", "resident_mb", "resident_mb_by_name"]
 
 _PROC = Path("/proc")
 _MS_PER_TICK = 1000 / os.sysconf("SC_CLK_TCK")
@@ -45,6 +48,25 @@ def resident_mb_by_name(roots: Sequence[int]) -> dict[str, float]:
             if line.startswith("VmRSS:"):
                 resident[_name(pid)] += int(line.split()[1]) / 1024
     return dict(resident)
+
+
+@contextmanager
+def memory_sampled(roots: Sequence[int], *, every_s: float) -> Iterator[list[tuple[float, dict[str, float]]]]:
+    """Seconds since the beginning, and resident MB by what the processes run, as they are while the block runs."""
+    samples: list[tuple[float, dict[str, float]]] = []
+    started_s, stop = time.monotonic(), threading.Event()
+
+    def sample() -> None:
+        while not stop.wait(every_s):
+            samples.append((time.monotonic() - started_s, resident_mb_by_name(roots)))
+
+    thread = threading.Thread(target=sample)
+    thread.start()
+    try:
+        yield samples
+    finally:
+        stop.set()
+        thread.join()
 
 
 class CpuMeter:
