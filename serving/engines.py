@@ -176,15 +176,13 @@ class TritonEngine:
         return parameters[BACKEND_PARAMETER].string_value if BACKEND_PARAMETER in parameters else UNKNOWN_BACKEND
 
     async def reload(self, *, timeout_s: float = 30.0) -> None:
-        """Have Triton unload the model and load it again: new model processes, the same server.
+        """Have Triton load a model whose files have changed: the old processes answer until the new ones can.
 
         Raises:
             EngineUnavailable: it does not, or not in time.
         """
-        unload = service_pb2.RepositoryModelUnloadRequest(model_name=self._model_name)
         load = service_pb2.RepositoryModelLoadRequest(model_name=self._model_name)
         try:
-            await self._stub.RepositoryModelUnload(unload, timeout=timeout_s)
             await self._stub.RepositoryModelLoad(load, timeout=timeout_s)
         except grpc.aio.AioRpcError as error:
             raise EngineUnavailable(f"Triton at {self._address} does not load anew: {error.details()}") from error

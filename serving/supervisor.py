@@ -28,7 +28,10 @@ START_TIMEOUT_S = 120.0
 FAILURES_UNTIL_RELOAD = 2
 """Golden-photo checks in a row until a Triton of our own has to load the model anew: new model processes …"""
 FAILURES_UNTIL_RESTART = 4
-"""… and until it is stopped and started: a killed stub is never replaced by itself (server#8604)."""
+"""… and until it is stopped and started."""
+RELOAD_TIMEOUT_S = 10.0
+REPLACED_END_AFTER_S = 15.0
+"""Longer than any call to Triton may take."""
 RESTART_PAUSES_S = (0.0, 0.5, 2.0, 5.0)
 """Before a gateway process that has died is started again, by how many have died lately; the last one for all more."""
 LATELY_S = 60.0
@@ -52,6 +55,7 @@ class Supervisor:
         self._options = options
         self._triton: LocalTriton | None = None
         self._engine: TritonEngine | None = None
+        self._model_processes: frozenset[int] = frozenset()
         self._workers: set[_Worker] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._deaths_s: list[float] = []
@@ -137,6 +141,7 @@ class Supervisor:
             self._answer_in_process(f"it did not start: {error}")
             return
         self._options = replace(self._options, triton=self._triton.address)
+        self._model_processes = self._triton.model_processes()
         _log.info("Triton (pid %s) answers at %s", self._triton.pid, self._triton.address)
 
     def _answer_in_process(self, why: str) -> None:
@@ -201,12 +206,15 @@ class Supervisor:
         while True:
             await asyncio.sleep(CHECK_AGAIN_S if num_failures else self._options.health_interval_s)
             try:
+                # A golden photo seldom meets a model process that has died: it holds each call for a second.
+                if self._triton.is_running() and self._model_processes - self._triton.model_processes():
+                    await self._reload_model("one of its processes has died")
                 num_failures = 0 if await self._is_well() else num_failures + 1
                 if num_failures and not self._triton.is_running():
                     await self._restart_triton("it has died")
                     num_failures = 0
                 elif num_failures == FAILURES_UNTIL_RELOAD:
-                    await self._reload_model()
+                    await self._reload_model("it does not answer the golden photos")
                 elif num_failures >= FAILURES_UNTIL_RESTART:
                     await self._restart_triton("it does not answer the golden photos")
                     num_failures = 0
@@ -215,7 +223,7 @@ class Supervisor:
                 _log.exception("watching Triton failed")
 
     async def _is_well(self) -> bool:
-        """Whether all instances of the model answer; one dead model process fails every second call."""
+        """Whether all instances of the model answer."""
         assert self._triton is not None
         assert self._engine is not None
         checks = (
@@ -231,22 +239,38 @@ class Supervisor:
             _log.warning("Triton is not well: %s", wrong[0])
         return not wrong
 
-    async def _reload_model(self) -> None:
+    async def _reload_model(self, why: str) -> None:
+        assert self._triton is not None
         assert self._engine is not None
-        _log.error("Triton loads the model anew")
+        _log.error("Triton loads the model anew: %s", why)
+        old = self._model_processes
+        self._triton.touch_model()
         try:
-            await self._engine.reload(timeout_s=10)
+            await self._engine.reload(timeout_s=RELOAD_TIMEOUT_S)
         except EngineUnavailable as error:
             _log.warning("%s", error)
+            return
+        self._model_processes = self._triton.model_processes() - old
+        self._spawn(self._end_model_processes(old))
+
+    async def _end_model_processes(self, pids: frozenset[int]) -> None:
+        """Those of a model that was replaced: where one has died, Triton waits for it and never ends the others."""
+        assert self._triton is not None
+        await asyncio.sleep(REPLACED_END_AFTER_S)
+        for pid in pids & self._triton.model_processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     async def _restart_triton(self, why: str) -> None:
         assert self._triton is not None
         _log.error("Triton is started again: %s", why)
+        self._model_processes = frozenset()
         await asyncio.to_thread(self._triton.restart)
         with contextlib.suppress(EngineUnavailable):  # then the next checks fail, and it is started once more
             await asyncio.to_thread(self._triton.wait_until_listening)
             assert self._engine is not None
             await until_answering(self._engine, self._bundle)
+            self._model_processes = self._triton.model_processes()
             _log.info("Triton (pid %s) answers at %s", self._triton.pid, self._triton.address)
 
     def _spawn(self, work: Coroutine[object, object, None]) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import re
 import shutil
 import signal
 import socket
@@ -66,6 +67,14 @@ class LocalTriton:
 
     def is_running(self) -> bool:
         return self._process is not None and self._process.poll() is None
+
+    def model_processes(self) -> frozenset[int]:
+        """Pids of its own processes that compute (Linux): those of the Python backend, none for other backends."""
+        return frozenset(pid for pid in _children(self.pid) if _is_model_process(pid)) if self.pid else frozenset()
+
+    def touch_model(self) -> None:
+        """Have the next load not take the model for unchanged, and so start new processes for it."""
+        os.utime(self.repository / MODEL_NAME / "config.pbtxt")
 
     def start(self) -> None:
         """Start the process; it answers some seconds later (see `wait_until_listening`)."""
@@ -151,6 +160,24 @@ class LocalTriton:
     def _log_tail(self) -> str:
         lines = self.log_path.read_text(errors="replace").splitlines() if self.log_path.exists() else []
         return "\n".join(lines[-15:])
+
+
+def _children(pid: int) -> list[int]:
+    found: list[int] = []
+    for path in Path("/proc").glob(f"{pid}/task/*/children"):
+        with contextlib.suppress(OSError):  # that thread has ended; its children are another's now
+            found += map(int, path.read_text().split())
+    return found
+
+
+def _is_model_process(pid: int) -> bool:
+    """Whether it is one, and no zombie."""
+    try:
+        _, name, state = re.split(r" \(|\) ", Path(f"/proc/{pid}/stat").read_text(), maxsplit=2)
+    except OSError:  # it has ended
+        return False
+    # The kernel keeps 15 characters of a name.
+    return "triton_python_backend_stub".startswith(name) and not state.startswith("Z")
 
 
 def _free_ports(count: int) -> list[int]:
