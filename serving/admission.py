@@ -89,6 +89,14 @@ class Admission:
             self.num_bytes -= num_bytes
             self._rate.left(num_photos, self.num_photos)
 
+    def refuse_unread(self, *, deadline_s: float) -> None:
+        """Refuse a call of which nothing but the deadline is known, where not even one empty photo would be let in.
+
+        Raises:
+            Refusal: TOO_BUSY.
+        """
+        self._refuse_unless_room(1, 0, min(deadline_s, MAX_WAIT_S))
+
     def _refuse_unless_room(self, num_photos: int, num_bytes: int, deadline_s: float) -> None:
         if self.num_photos + num_photos > self._max_photos:
             said = f"{self.num_photos} photos are in flight of at most {self._max_photos}"

@@ -19,13 +19,14 @@ from serving.statuses import Refusal, abort
 from vision.bundle import Bundle
 from vision.errors import EngineBroken, EngineBusy, EngineUnavailable, PhotoError
 
-__all__ = ["SERVICE_NAME", "Gateway"]
+__all__ = ["SERVICE_NAME", "Gateway", "RefuseUnread"]
 
 _log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["ListingVisionService"].full_name
+CLASSIFY_METHOD = f"/{SERVICE_NAME}/ClassifyListing"
 MAX_LISTING_ID_CHARS = 200
 MAX_ALTERNATIVES = 20
 DEFAULT_ALTERNATIVES = 5
@@ -59,10 +60,9 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
         context: "grpc.aio.ServicerContext[pb.ClassifyListingRequest, pb.ClassifyListingResponse]",
     ) -> pb.ClassifyListingResponse:
         started_s = time.monotonic()
-        remaining_s = context.time_remaining()
         outcome = "answered"
         try:
-            return await self._classify(request, DEFAULT_DEADLINE_S if remaining_s is None else remaining_s)
+            return await self._classify(request, _deadline_s(context))
         except Refusal as refusal:
             outcome = refusal.reason
             await abort(context, refusal)
@@ -82,6 +82,13 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
                 outcome,
                 (time.monotonic() - started_s) * 1000,
             )
+
+    def refuse_unread(self, deadline_s: float) -> None:
+        """Refuse a call before its photos are read, where it is certain that it would be refused after."""
+        if deadline_s < LEAST_DEADLINE_S:
+            raise _too_late(deadline_s)
+        self._refuse_while_open()
+        self._admission.refuse_unread(deadline_s=deadline_s)
 
     async def GetModel(
         self,
@@ -159,6 +166,44 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
     def _refuse_while_open(self) -> None:
         if self._breaker.is_open:
             raise _unavailable()
+
+
+class RefuseUnread(grpc.aio.ServerInterceptor):
+    """Has a gateway that is overloaded refuse calls by their headers, without the cost of reading their photos.
+
+    gRPC reads a unary call's message before it calls the handler, and a streaming call's when the handler asks for it.
+    On the wire they are the same, so the unary method is handled as a stream of one message.
+    """
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable["grpc.RpcMethodHandler[Any, Any] | None"]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> "grpc.RpcMethodHandler[Any, Any] | None":
+        handler = await continuation(handler_call_details)
+        if handler is None or handler_call_details.method != CLASSIFY_METHOD:
+            return handler
+
+        async def answer(requests: Any, context: "grpc.aio.ServicerContext[Any, Any]") -> Any:
+            try:
+                self._gateway.refuse_unread(_deadline_s(context))
+            except Refusal as refusal:
+                _log.debug("a call is refused unread: %s", refusal.reason)
+                await abort(context, refusal)
+            async for request in requests:
+                return await self._gateway.ClassifyListing(request, context)
+            # The caller has gone, or sent no message at all.
+            return await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the call has no request message")
+
+        return grpc.stream_unary_rpc_method_handler(answer, handler.request_deserializer, handler.response_serializer)
+
+
+def _deadline_s(context: "grpc.aio.ServicerContext[Any, Any]") -> float:
+    remaining_s = context.time_remaining()
+    return DEFAULT_DEADLINE_S if remaining_s is None else remaining_s
 
 
 def _none_usable(errors: Sequence[PhotoError | None]) -> Refusal:

@@ -19,7 +19,7 @@ from serving.breaker import Breaker
 from serving.client import MESSAGE_LIMIT_BYTES
 from serving.decoding import DecoderPool, DecoderThreads
 from serving.engines import AsyncEngine, InProcessEngine, TritonEngine, check
-from serving.gateway import SERVICE_NAME, Gateway
+from serving.gateway import SERVICE_NAME, Gateway, RefuseUnread
 from serving.protocol import listing_vision_pb2_grpc as pb_grpc
 from serving.triton_repository import RepositoryOptions, read_tuning
 from vision.bundle import UNKNOWN_BACKEND, load_bundle
@@ -158,11 +158,14 @@ class GatewayServer:
             breaker=self._breaker,
         )
         self._server = grpc.aio.server(
+            interceptors=[RefuseUnread(self._gateway)],
             options=[
                 ("grpc.max_receive_message_length", MESSAGE_LIMIT_BYTES),
                 ("grpc.max_send_message_length", MESSAGE_LIMIT_BYTES),
                 # Clients may keep connections alive every 10 s; the default answers with too_many_pings.
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+                # A photo comes when it is read, which costs a round trip: of calls that are refused unread it never comes.
+                ("grpc.http2.bdp_probe", 0),
                 ("grpc.so_reuseport", int(self._options.share_port)),
             ],
             # A second wall, without a reason or a delay: calls that are only beginning hold memory too.

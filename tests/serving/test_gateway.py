@@ -14,6 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from serving import answers, gateway
 from serving.breaker import FAILURES_UNTIL_OPEN
 from serving.client import MESSAGE_LIMIT_BYTES, AsyncListingVisionClient, CallFailed
+from serving.gateway import CLASSIFY_METHOD
 from serving.protocol import listing_vision_pb2 as pb
 from serving.protocol import listing_vision_pb2_grpc as pb_grpc
 from serving.server import GatewayServer, ServeOptions
@@ -356,6 +357,36 @@ def test_a_full_gateway_refuses_at_once_with_a_delay(bundle):
     status = failed.__cause__.trailing_metadata()
     packed = dict(status)["grpc-status-details-bin"]
     assert error_details_pb2.RetryInfo.DESCRIPTOR.full_name.encode() in packed
+
+
+async def call_without_a_message(address: str) -> tuple[grpc.StatusCode, str]:
+    """The status of a call whose message is only begun to be sent when the server has ended it, or not at all."""
+    async with grpc.aio.insecure_channel(address) as channel:
+        call = channel.stream_unary(CLASSIFY_METHOD)(timeout=10)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(1):
+                await call.code()
+        if not call.done():
+            await call.done_writing()
+        return await call.code(), await call.details()
+
+
+def test_a_full_gateway_refuses_by_the_headers_without_reading_photos(bundle):
+    async def call():
+        async with running(bundle) as (gateway_server, client):
+            admission = gateway_server._gateway._admission
+            admission.num_photos = admission._max_photos
+            refused = await call_without_a_message(f"127.0.0.1:{gateway_server.port}")
+            with pytest.raises(CallFailed) as caught:
+                await client.classify([PHOTO])
+            admission.num_photos = 0
+            return refused, caught.value, await call_without_a_message(f"127.0.0.1:{gateway_server.port}")
+
+    refused, with_photo, let_in = asyncio.run(call())
+    assert refused[0] == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "photos are in flight" in refused[1]
+    assert with_photo.reason == "TOO_BUSY"
+    assert let_in == (grpc.StatusCode.INVALID_ARGUMENT, "the call has no request message")
 
 
 def test_health_and_model_description(bundle):
