@@ -164,7 +164,7 @@ class GatewayServer:
                 ("grpc.max_send_message_length", MESSAGE_LIMIT_BYTES),
                 # Clients may keep connections alive every 10 s; the default answers with too_many_pings.
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
-                # A photo comes when it is read, which costs a round trip: of calls that are refused unread it never comes.
+                # A photo comes when it is read, a round trip later: of calls that are refused unread it never comes.
                 ("grpc.http2.bdp_probe", 0),
                 ("grpc.so_reuseport", int(self._options.share_port)),
             ],

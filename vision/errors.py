@@ -13,6 +13,7 @@ ListingVisionError
 │   ├── EngineUnavailable         the model cannot be reached now; try again later
 │   ├── EngineBusy                the model's queue is full; try again later
 │   └── EngineBroken              the model answers, but wrongly
+├── BackfillError                 a backfill that cannot begin or go on
 ├── TritonNotInstalled            no Triton binary on this machine
 │   └── TritonUnsupported         this machine cannot have one
 └── PhotoError                    one photo that cannot be used; carries a stable `reason`
@@ -30,6 +31,7 @@ ListingVisionError
 from collections.abc import Sequence
 
 __all__ = [
+    "BackfillError",
     "BundleError",
     "EngineBroken",
     "EngineBusy",
@@ -117,6 +119,10 @@ class EngineBusy(EngineError):
 
 
 class EngineBroken(EngineError):
+    pass
+
+
+class BackfillError(ListingVisionError):
     pass
 
 

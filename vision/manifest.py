@@ -221,8 +221,9 @@ def photo_bytes(url: str) -> bytes:
         if "://" not in url:
             with open(url, "rb") as file:
                 return file.read()
-        with fsspec.open(url, "rb") as opened:
-            return cast(IO[bytes], opened).read()
+        fs, path = fsspec.core.url_to_fs(url)
+        # One request; an opened file would first ask for its size.
+        return cast(bytes, fs.cat_file(path))
     except OSError:
         raise
     # Each file system behind fsspec raises its own types, and a missing driver an ImportError.

@@ -1,0 +1,141 @@
+"""20,000 photos against the same decode and model with nothing around them, and against a plain Ray Data script.
+
+    python -m benchmarks.backfill [--bundle FOLDER] [--photos 20000] [--rounds 2] [--no-ray]
+
+1440x1080 JPEGs of 300 KB, two a listing, as files. In process: a thread a core reads, decodes and computes, answers
+are thrown away. The job's photos/s are of the whole command, start, plan, model and commit included; Ray's own start
+is left out of the script's. Ceilings are taken before and after each job, ratios within rounds.
+"""
+
+import argparse
+import csv
+import itertools
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import BUILD, ROOT, write_result
+from benchmarks.load import phone_photos
+from benchmarks.load.processes import memory_sampled
+from benchmarks.serving import default_bundle
+from vision.bundle import load_bundle
+from vision.engine import OnnxEngine
+from vision.images import prepare_photo
+
+FOLDER = BUILD / "backfill"
+NUM_FILES = 256
+PHOTOS_PER_LISTING = 2
+
+
+def photo_files(folder: Path) -> list[Path]:
+    """Photos as they lie in storage; drawn once."""
+    paths = [folder / f"{number}.jpg" for number in range(NUM_FILES)]
+    if not paths[-1].exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        drawn = phone_photos()
+        for path, photo in zip(paths, itertools.cycle(drawn), strict=False):
+            path.write_bytes(photo)
+    return paths
+
+
+def write_manifest(path: Path, photos: list[Path], *, per_listing: int) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["listing_id", "photo"])
+        writer.writerows((f"listing-{number // per_listing}", photo) for number, photo in enumerate(photos))
+
+
+def ceiling(folder: Path, photos: list[Path]) -> float:
+    """Photos/s of read, decode and model on a thread a core."""
+    bundle = load_bundle(folder)
+    engines = [OnnxEngine(bundle, num_threads=1) for _ in os.sched_getaffinity(0)]
+    for engine in engines:
+        engine.infer(bundle.golden.photos_nhwc[:1])
+
+    def work(number: int) -> None:
+        for path in photos[number :: len(engines)]:
+            engines[number].infer(prepare_photo(path.read_bytes(), bundle.info.preprocessing)[None])
+
+    began_s = time.monotonic()
+    with ThreadPoolExecutor(len(engines)) as pool:
+        list(pool.map(work, range(len(engines))))
+    return len(photos) / (time.monotonic() - began_s)
+
+
+def job(folder: Path, manifest: Path, output: Path, num_photos: int, *options: str) -> dict[str, Any]:
+    """What the command says and costs."""
+    shutil.rmtree(output, ignore_errors=True)
+    command = [sys.executable, "-m", "listing_vision", "backfill", str(manifest)]
+    command += ["--model", str(folder), "--output", str(output), *options]
+    began_s = time.monotonic()
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with memory_sampled([process.pid], every_s=1) as samples:
+        said, failed = process.communicate()
+    seconds = time.monotonic() - began_s
+    if process.returncode:
+        raise SystemExit(said + failed)
+    found = re.search(r"(\S+) photos/s.*; (waiting for .*)", said)
+    assert found, said
+    return {
+        "photos_per_s": num_photos / seconds,
+        "photos_per_s_without_start": float(found[1]),
+        "waiting": found[2],
+        "rss_mb": max(sum(by_name.values()) for _, by_name in samples),
+    }
+
+
+def ray_data(folder: Path, photos: list[Path], output: Path) -> float:
+    shutil.rmtree(output, ignore_errors=True)
+    listed = FOLDER / "photos.txt"
+    listed.write_text("\n".join(map(str, photos)))
+    command = [sys.executable, "-m", "benchmarks.peers.ray_data_script", str(folder), str(listed), str(output)]
+    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        raise SystemExit(done.stdout + done.stderr)
+    return float(json.loads(done.stdout.splitlines()[-1])["photos_per_s"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", type=Path)
+    parser.add_argument("--photos", type=int, default=20_000)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--ray", action=argparse.BooleanOptionalAction, default=True)
+    options = parser.parse_args()
+    folder: Path = options.bundle or default_bundle()
+    files = photo_files(FOLDER / "photos")
+    photos = list(itertools.islice(itertools.cycle(files), options.photos))
+    manifest = FOLDER / "manifest.csv"
+    write_manifest(manifest, photos, per_listing=PHOTOS_PER_LISTING)
+    some = photos[: len(photos) // 4]
+    rounds = []
+    for number in range(options.rounds):
+        before = ceiling(folder, some)
+        ours = job(folder, manifest, FOLDER / "output", len(photos))
+        top = statistics.mean([before, ceiling(folder, some)])
+        plain = ray_data(folder, photos, FOLDER / "ray") if options.ray else None
+        rounds.append({"ceiling_photos_per_s": top, "ray_data_photos_per_s": plain, **ours})
+        print(f"round {number + 1}: {rounds[-1]}", flush=True)
+    metrics = {
+        "ceiling_photos_per_s": statistics.median(r["ceiling_photos_per_s"] for r in rounds),
+        "photos_per_s": statistics.median(r["photos_per_s"] for r in rounds),
+        "ratio_to_ceiling": statistics.median(r["photos_per_s"] / r["ceiling_photos_per_s"] for r in rounds),
+        "rss_mb": max(r["rss_mb"] for r in rounds),
+    }
+    if options.ray:
+        metrics["ray_data_photos_per_s"] = statistics.median(r["ray_data_photos_per_s"] for r in rounds)
+        metrics["ratio_to_ray_data"] = statistics.median(r["photos_per_s"] / r["ray_data_photos_per_s"] for r in rounds)
+    write_result("backfill", metrics, {"photos": len(photos), "rounds": rounds})
+
+
+if __name__ == "__main__":
+    main()

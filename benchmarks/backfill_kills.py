@@ -1,0 +1,179 @@
+"""Twenty kills at random moments of the job, its decoders and its Ray workers; then every listing is looked for.
+
+    python -m benchmarks.backfill_kills [--kills 20] [--listings 4000]
+
+In turn SIGKILL goes to the job's process, to a process that decodes for it, to a Ray worker of it, and to the process
+of the same job on Ray. Whenever the job has gone the same command is started again, on the engine of that turn.
+Photos come over HTTP from a server here that counts them: what it is asked for beyond once each is work done again,
+reading ahead included.
+"""
+
+import argparse
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.backfill import write_manifest
+from benchmarks.common import BUILD, ROOT, write_result
+from benchmarks.load.processes import process_tree
+from benchmarks.serving import default_bundle
+from serving.backfill import inspection
+from serving.backfill.store import Store
+from training.drawing import PRODUCTS, draw_photo
+
+FOLDER = BUILD / "backfill_kills"
+PHOTOS_PER_LISTING = 2
+LISTINGS_PER_SHARD = 50
+TURNS = ("job", "decoder", "ray_worker", "ray_job")
+SECONDS = (1.0, 6.0)
+"""Work of the job's, least and most, until it is killed."""
+NUM_DRAWN = 64
+
+
+@contextlib.contextmanager
+def photo_server() -> Iterator[tuple[str, list[int]]]:
+    """Its address, and how many photos it was asked for, in a list of one."""
+    photos = [draw_photo(n % len(PRODUCTS), 1, np.random.default_rng(n)) for n in range(NUM_DRAWN)]
+    asked, lock = [0], threading.Lock()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            with lock:
+                asked[0] += 1
+            photo = photos[int(Path(self.path).stem) % NUM_DRAWN]
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(photo)))
+            self.end_headers()
+            self.wfile.write(photo)
+
+        def do_HEAD(self) -> None:
+            self.send_error(405)
+
+        def log_message(self, *_: object) -> None:
+            """It counts and says nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", asked
+    server.shutdown()
+
+
+class Job:
+    """The same command again and again, on one engine or the other."""
+
+    def __init__(self, folder: Path, manifest: Path, output: Path) -> None:
+        self._command = [sys.executable, "-m", "listing_vision", "backfill", str(manifest)]
+        self._command += ["--model", str(folder), "--output", str(output), "--max-error-share", "0"]
+        self._command += ["--listings-per-shard", str(LISTINGS_PER_SHARD)]
+        self._process: subprocess.Popen[bytes] | None = None
+        self._on_ray = False
+
+    def on(self, *, ray: bool) -> "subprocess.Popen[bytes]":
+        """The running job; started where it does not run, or runs on the other engine."""
+        if self._process and self._process.poll() is None and self._on_ray != ray:
+            self._process.send_signal(signal.SIGTERM)
+            self._process.wait()
+        if self._process is None or self._process.poll() is not None:
+            log = (FOLDER / "job.log").open("ab")
+            command = [*self._command, *(["--ray"] if ray else [])]
+            # A group of its own: of a killed job the Ray that it has started must go too, as with its machine.
+            self._process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+            self._on_ray = ray
+        return self._process
+
+
+def victim(turn: str, pid: int) -> int | None:
+    """The process to kill, once there is one."""
+    if turn in ("job", "ray_job"):
+        return pid
+    wanted = b"serving.decode_child" if turn == "decoder" else b"ray::_Worker"
+    found = []
+    for member in process_tree([pid]):
+        with contextlib.suppress(OSError):
+            if wanted in Path(f"/proc/{member}/cmdline").read_bytes():
+                found.append(member)
+    return random.choice(found) if found else None
+
+
+def kill_ray_of(pid: int) -> None:
+    """What a killed job's own Ray leaves behind."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--listings", type=int, default=4_000)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    random.seed(options.seed)
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    folder, output = default_bundle(), FOLDER / "output"
+    Store(str(output)).remove_all()
+    num_photos = options.listings * PHOTOS_PER_LISTING
+    kills = dict.fromkeys(TURNS, 0)
+    with photo_server() as (address, asked):
+        photos = [Path(f"{number}.jpg") for number in range(num_photos)]
+        manifest = FOLDER / "manifest.csv"
+        write_manifest(manifest, photos, per_listing=PHOTOS_PER_LISTING)
+        manifest.write_text(
+            "\n".join(
+                line.replace(",", f",{address}/") if number else line
+                for number, line in enumerate(manifest.read_text().splitlines())
+            )
+        )
+        job = Job(folder, manifest, output)
+        for number in range(options.kills):
+            turn = TURNS[number % len(TURNS)]
+            process = job.on(ray=turn.startswith("ray"))
+            # From when it works, not from when it starts: a job that does nothing cannot be interrupted.
+            before = asked[0]
+            while asked[0] == before and process.poll() is None:
+                time.sleep(0.05)
+            time.sleep(random.uniform(*SECONDS))
+            pid = victim(turn, process.pid)
+            if process.poll() is not None or pid is None:
+                raise SystemExit(f"the job ended before kill {number + 1} ({turn}); give it more --listings")
+            os.kill(pid, signal.SIGKILL)
+            kills[turn] += 1
+            print(f"kill {number + 1}: {turn}, {asked[0]} photos asked for", flush=True)
+            if turn in ("job", "ray_job"):
+                process.wait()
+                kill_ray_of(process.pid)
+        while job.on(ray=False).wait() != 0:
+            print("the job stopped; started again", flush=True)
+    verified = inspection.verify(Store(str(output)))
+    print(verified)
+    redone = asked[0] - num_photos
+    wrong = verified.num_missing + verified.num_doubled + verified.num_foreign + len(verified.problems)
+    metrics = {
+        "kills": float(sum(kills.values())),
+        "missing_or_doubled": float(wrong),
+        "photos": float(num_photos),
+        "photos_read_again": float(redone),
+        "shards_redone_per_kill": redone / (LISTINGS_PER_SHARD * PHOTOS_PER_LISTING) / sum(kills.values()),
+    }
+    details = {
+        "kills": kills,
+        "photos_per_shard": LISTINGS_PER_SHARD * PHOTOS_PER_LISTING,
+        "outcomes": verified.outcomes,
+    }
+    write_result("backfill_kills", metrics, details)
+
+
+if __name__ == "__main__":
+    main()

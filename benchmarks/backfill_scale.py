@@ -1,0 +1,90 @@
+"""Whether a backfill's memory depends on its length, and how soon a long one begins.
+
+    python -m benchmarks.backfill_scale [--listings 1000 10000 100000] [--rows 10000000]
+
+Jobs of 1,000 to 100,000 listings of one small drawn photo each, the same photos again and again; memory is the
+largest of the job's processes together. Then a manifest of ten million rows, until its first shard is done; the job
+is killed then.
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+
+from benchmarks.backfill import job
+from benchmarks.common import BUILD, ROOT, write_result
+from benchmarks.load.processes import memory_sampled
+from benchmarks.serving import default_bundle
+from serving.backfill.store import Store
+from training.drawing import PRODUCTS, draw_photo
+
+FOLDER = BUILD / "backfill_scale"
+NUM_FILES = 200
+TIMEOUT_S = 300.0
+
+
+def small_photos() -> list[str]:
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    paths = [FOLDER / f"{number}.jpg" for number in range(NUM_FILES)]
+    for number, path in enumerate(paths):
+        path.write_bytes(draw_photo(number % len(PRODUCTS), 1, np.random.default_rng(number)))
+    return list(map(str, paths))
+
+
+def manifest_of(path: Path, photos: list[str], *, num_rows: int, per_listing: int) -> Path:
+    """Rows in an order that keeps no listing together."""
+    numbers = np.arange(num_rows)
+    listings = numbers % max(1, num_rows // per_listing)
+    ids = pa.array([f"listing-{number:08d}" for number in range(listings.max() + 1)]).take(pa.array(listings))
+    names = pa.array(photos).take(pa.array(numbers % len(photos)))
+    pyarrow.parquet.write_table(pa.table({"listing_id": ids, "photo": names}), path)
+    return path
+
+
+def first_shard_s(folder: Path, manifest: Path, output: Path) -> tuple[float, float]:
+    """Seconds from the command to the first shard that is done, and the largest memory until then in MB."""
+    command = [sys.executable, "-m", "listing_vision", "backfill", str(manifest)]
+    command += ["--model", str(folder), "--output", str(output), "--anew"]
+    store, began_s = Store(str(output)), time.monotonic()
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    with memory_sampled([process.pid], every_s=0.5) as samples:
+        try:
+            while not store.paths("_job/ledger"):
+                if process.poll() is not None or time.monotonic() - began_s > TIMEOUT_S:
+                    raise SystemExit(f"no shard was done within {TIMEOUT_S:g} s")
+                time.sleep(0.1)
+            seconds = time.monotonic() - began_s
+        finally:
+            process.kill()
+            process.wait()
+    return seconds, max(sum(by_name.values()) for _, by_name in samples)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--listings", type=int, nargs="+", default=[1_000, 10_000, 100_000])
+    parser.add_argument("--rows", type=int, default=10_000_000)
+    options = parser.parse_args()
+    folder, photos = default_bundle(), small_photos()
+    metrics = {}
+    for num_listings in options.listings:
+        manifest = manifest_of(FOLDER / "manifest.parquet", photos, num_rows=num_listings, per_listing=1)
+        found = job(folder, manifest, FOLDER / "output", num_listings)
+        metrics[f"rss_mb_{num_listings}"] = found["rss_mb"]
+        metrics[f"photos_per_s_{num_listings}"] = found["photos_per_s"]
+        print(f"{num_listings} listings: {found}", flush=True)
+    few, many = (metrics[f"rss_mb_{number}"] for number in (options.listings[0], options.listings[-1]))
+    metrics["rss_ratio"] = many / few
+    manifest = manifest_of(FOLDER / "long.parquet", photos, num_rows=options.rows, per_listing=3)
+    metrics["first_shard_s"], metrics["first_shard_rss_mb"] = first_shard_s(folder, manifest, FOLDER / "long")
+    write_result("backfill_scale", metrics, {"rows": options.rows, "listings": options.listings})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,292 @@
+"""Questions to a backfill's output: how far it is, whether it is right, what it says, what differs from another.
+
+The output is as large as the marketplace; DuckDB answers them in bounded memory.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from serving.backfill.job import LOCK_PATH, Job, read_job
+from serving.backfill.ledger import Ledger, Totals
+from serving.backfill.plan import MEMORY_LIMIT, ROWS_PATH
+from serving.backfill.store import Store
+from serving.backfill.tables import ANSWERED
+from vision.errors import BackfillError
+
+__all__ = ["Changes", "Status", "Verified", "diff", "distribution", "status", "verify"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    job: Job
+    totals: Totals
+    is_running: bool
+    """On this machine; of a job elsewhere it is not known, and False."""
+
+    def __str__(self) -> str:
+        job, totals = self.job, self.totals
+        state = "done" if totals.num_shards == job.num_shards else "running" if self.is_running else "not running"
+        return "\n".join(
+            [
+                f"{job.manifest}: {state}; last shard finished {totals.last_finished_at or 'never'}",
+                f"model {job.model.name} {job.model.version} ({job.model.backend}), taxonomy {job.model.taxonomy}, "
+                f"calibration {job.model.calibration}",
+                f"{'shards':<28}{totals.num_shards:>12} of {job.num_shards}",
+                f"{'listings':<28}{totals.num_listings:>12} of {job.num_listings}",
+                f"{'photos':<28}{totals.num_photos:>12} of {job.num_photos}",
+                *(f"  {outcome:<26}{number:>12}" for outcome, number in sorted(totals.outcomes.items())),
+                *(f"  {reason:<26}{number:>12} photos" for reason, number in sorted(totals.errors.items())),
+            ]
+        )
+
+
+def status(store: Store) -> Status:
+    """Raises BackfillError: there is none."""
+    job = read_job(store)
+    return Status(job=job, totals=Ledger(store).totals(), is_running=store.is_locked(LOCK_PATH))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verified:
+    num_listings: int
+    """Of the manifest."""
+    num_answers: int
+    num_missing: int
+    num_doubled: int
+    num_foreign: int
+    """Answers to listings that the manifest lacks."""
+    outcomes: Mapping[str, int]
+    problems: Sequence[str]
+
+    @property
+    def is_right(self) -> bool:
+        return not (self.problems or self.num_missing or self.num_doubled or self.num_foreign)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{'listings of the manifest':<28}{self.num_listings:>12}",
+            f"{'answers':<28}{self.num_answers:>12}",
+            f"{'  missing':<28}{self.num_missing:>12}",
+            f"{'  doubled':<28}{self.num_doubled:>12}",
+            f"{'  to listings not asked for':<28}{self.num_foreign:>12}",
+            *(f"  {outcome:<26}{number:>12}" for outcome, number in sorted(self.outcomes.items())),
+            *(f"wrong: {problem}" for problem in self.problems[:20]),
+        ]
+        return "\n".join([*lines, "right" if self.is_right else "NOT right"])
+
+
+def verify(store: Store) -> Verified:
+    """Whether every listing is answered once and every file is what the ledger says.
+
+    Raises:
+        BackfillError: there is no backfill.
+    """
+    read_job(store)
+    problems = []
+    files = []
+    for entry in Ledger(store).entries():
+        if entry.becoming:
+            problems.append(f"shard {entry.shard} is being replaced; start the same command again")
+        for file in (entry.answers, entry.dead_letters):
+            if file is None:
+                continue
+            if not store.exists(file.path):
+                problems.append(f"{file.path} is missing")
+            elif store.sha256(file.path) != file.sha256:
+                problems.append(f"{file.path} is not what was written: its checksum differs")
+            elif file is entry.answers:
+                files.append(file.path)
+    known = {path for entry in Ledger(store).entries() for path in _paths(entry.answers, entry.dead_letters)}
+    found = [path for folder in ("answers", "dead_letters") for path in store.paths(folder)]
+    problems += [f"{path} is in no ledger; start the same command again" for path in found if path not in known]
+    with _connected(store) as connection:
+        connection.execute("CREATE TABLE answers (listing_id VARCHAR, outcome VARCHAR)")
+        for some in _batches(files):
+            connection.execute(f"INSERT INTO answers SELECT listing_id, outcome FROM {_parquet(store, some)}")
+        listings = f"(SELECT DISTINCT listing_id FROM {_parquet(store, [ROWS_PATH])})"
+        row = _one(
+            connection,
+            f"""
+            SELECT
+                (SELECT count(*) FROM {listings}),
+                (SELECT count(*) FROM answers),
+                (SELECT count(*) FROM {listings} WHERE listing_id NOT IN (SELECT listing_id FROM answers)),
+                (SELECT count(*) FROM (SELECT 1 FROM answers GROUP BY listing_id HAVING count(*) > 1)),
+                (SELECT count(*) FROM answers WHERE listing_id NOT IN (SELECT listing_id FROM {listings}))
+            """,
+        )
+        outcomes = dict(connection.execute("SELECT outcome, count(*) FROM answers GROUP BY outcome").fetchall())
+    return Verified(
+        num_listings=row[0],
+        num_answers=row[1],
+        num_missing=row[2],
+        num_doubled=row[3],
+        num_foreign=row[4],
+        outcomes=outcomes,
+        problems=problems,
+    )
+
+
+def distribution(store: Store) -> str:
+    """What the answers are, for people: how deep is filled, which top categories, which brands."""
+    with _connected(store) as connection:
+        source = _answers(store)
+        rows = connection.execute(
+            f"""
+            SELECT category_path[1].name AS name, count(*) AS number,
+                avg(CAST(filled_category_id IS NOT NULL AS INT)), avg(CAST(brand.filled AS INT)),
+                avg(category_path[-1].probability)
+            FROM {source} WHERE outcome = '{ANSWERED}' GROUP BY name ORDER BY number DESC, name LIMIT 20
+            """
+        ).fetchall()
+        brands = connection.execute(
+            f"""
+            SELECT brand.kind, count(*), avg(CAST(brand.filled AS INT)) FROM {source} WHERE outcome = '{ANSWERED}'
+            GROUP BY 1 ORDER BY 2 DESC
+            """
+        ).fetchall()
+    lines = [f"{'top category':<32}{'listings':>10}{'filled':>9}{'brand filled':>14}{'leaf score':>12}"]
+    lines += [f"{name:<32}{n:>10}{filled:>9.1%}{brand:>14.1%}{score:>12.3f}" for name, n, filled, brand, score in rows]
+    lines += [f"brand: {kind:<25}{number:>10}{'':>9}{filled:>14.1%}" for kind, number, filled in brands]
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Changes:
+    """Of the listings that both backfills answered."""
+
+    num_both: int
+    num_only_old: int
+    num_only_new: int
+    num_category: int
+    """Another likeliest leaf."""
+    num_top_category: int
+    num_brand: int
+    num_filled: int
+    """Another category filled in, or one where there was none, or none where there was one."""
+    pairs: Sequence[tuple[str, str, int]]
+    """Leaf before, leaf after, how many: the most frequent changes."""
+    examples: Sequence[tuple[str, str, float, str, float]]
+    """Listing, leaf before and its score, leaf after and its score: the surest of the new ones first."""
+
+    def __str__(self) -> str:
+        def share(number: int) -> str:
+            return f"{number:>12}  {number / max(self.num_both, 1):7.2%}"
+
+        return "\n".join(
+            [
+                f"{'listings in both':<36}{self.num_both:>12}",
+                f"{'  another category':<36}{share(self.num_category)}",
+                f"{'  another top category':<36}{share(self.num_top_category)}",
+                f"{'  another brand':<36}{share(self.num_brand)}",
+                f"{'  another category filled in':<36}{share(self.num_filled)}",
+                f"{'only in the old':<36}{self.num_only_old:>12}",
+                f"{'only in the new':<36}{self.num_only_new:>12}",
+                *(f"{number:>8}  {before} → {after}" for before, after, number in self.pairs),
+                *(
+                    f"{listing}: {before} {score_before:.3f} → {after} {score_after:.3f}"
+                    for listing, before, score_before, after, score_after in self.examples
+                ),
+            ]
+        )
+
+
+def diff(old: Store, new: Store, *, num_examples: int = 10) -> Changes:
+    """What another model answers otherwise.
+
+    Raises:
+        BackfillError: one of them holds no backfill.
+    """
+    read_job(old)
+    read_job(new)
+    columns = (
+        "listing_id, category_id, category_path[1].id AS top, category_path[-1].probability AS score, "
+        "coalesce(filled_category_id, '') AS filled, coalesce(brand.id, brand.kind) AS brand"
+    )
+    with _connected(old, new) as connection:
+        for name, store in (("old", old), ("new", new)):
+            connection.execute(
+                f"CREATE TABLE {name} AS SELECT {columns} FROM {_answers(store)} WHERE outcome = '{ANSWERED}'"
+            )
+        both = "old JOIN new USING (listing_id)"
+        row = _one(
+            connection,
+            f"""
+            SELECT count(*),
+                count(*) FILTER (old.category_id <> new.category_id), count(*) FILTER (old.top <> new.top),
+                count(*) FILTER (old.brand <> new.brand), count(*) FILTER (old.filled <> new.filled)
+            FROM {both}
+            """,
+        )
+        alone = _one(
+            connection,
+            """
+            SELECT (SELECT count(*) FROM old ANTI JOIN new USING (listing_id)),
+                (SELECT count(*) FROM new ANTI JOIN old USING (listing_id))
+            """,
+        )
+        changed = f"FROM {both} WHERE old.category_id <> new.category_id"
+        pairs = connection.execute(
+            f"SELECT old.category_id, new.category_id, count(*) {changed} GROUP BY ALL ORDER BY 3 DESC, 1, 2 LIMIT 10"
+        ).fetchall()
+        examples = connection.execute(
+            f"""
+            SELECT listing_id, old.category_id, old.score, new.category_id, new.score {changed}
+            ORDER BY new.score DESC, listing_id LIMIT {int(num_examples)}
+            """
+        ).fetchall()
+    return Changes(
+        num_both=row[0],
+        num_category=row[1],
+        num_top_category=row[2],
+        num_brand=row[3],
+        num_filled=row[4],
+        num_only_old=alone[0],
+        num_only_new=alone[1],
+        pairs=pairs,
+        examples=examples,
+    )
+
+
+@contextmanager
+def _connected(*stores: Store) -> Iterator[Any]:
+    import tempfile
+
+    import duckdb
+
+    with tempfile.TemporaryDirectory(prefix="listing-vision-duckdb-") as folder:
+        config: dict[str, Any] = {"memory_limit": MEMORY_LIMIT, "temp_directory": folder}
+        with duckdb.connect(f"{folder}/questions.duckdb", config=config) as connection:
+            for store in stores:
+                if not store.is_local:
+                    connection.register_filesystem(store.fs)
+            yield connection
+
+
+def _answers(store: Store) -> str:
+    """Raises BackfillError: nothing is answered yet."""
+    files = [entry.answers.path for entry in Ledger(store).entries()]
+    if not files:
+        raise BackfillError(f"{store.url}: no shard is done yet")
+    return _parquet(store, files)
+
+
+def _parquet(store: Store, paths: Sequence[str]) -> str:
+    quoted = ", ".join("'" + store.full(path).replace("'", "''") + "'" for path in paths)
+    return f"read_parquet([{quoted}], hive_partitioning = false)"
+
+
+def _batches(paths: Sequence[str], size: int = 1000) -> Iterator[Sequence[str]]:
+    for begin in range(0, len(paths), size):
+        yield paths[begin : begin + size]
+
+
+def _paths(*files: Any) -> Iterator[str]:
+    return (file.path for file in files if file)
+
+
+def _one(connection: Any, query: str) -> tuple[Any, ...]:
+    found: tuple[Any, ...] = connection.execute(query).fetchone()
+    return found

@@ -1,0 +1,98 @@
+"""What a backfill is: the same for every engine and every run of it."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from serving.backfill.store import Store
+from vision.bundle import Bundle
+from vision.errors import BackfillError
+
+__all__ = ["JOB_PATH", "LOCK_PATH", "SCHEMA_VERSION", "Job", "ModelVersions", "read_job"]
+
+SCHEMA_VERSION = 1
+"""Of everything that a backfill writes."""
+JOB_PATH = "_job/job.json"
+LOCK_PATH = "_job/lock"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelVersions:
+    """What answers: an answer of any other is another backfill's."""
+
+    name: str
+    version: str
+    taxonomy: str
+    calibration: str
+    backend: str
+    """What computes the logits; promises made with another do not hold and nothing is filled."""
+
+    @classmethod
+    def of(cls, bundle: Bundle, backend: str) -> "ModelVersions":
+        return cls(
+            name=bundle.info.model_name,
+            version=bundle.info.model_version,
+            taxonomy=bundle.taxonomy.version,
+            calibration=bundle.on_backend(backend).calibration.version,
+            backend=backend,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    manifest: str
+    manifest_sha256: str
+    base_url: str
+    """Where relative photo paths start."""
+    model: ModelVersions
+    listings_per_shard: int
+    top_k: int
+    """Likeliest leaves of each listing beside the answer; 0: none."""
+    embedding: bool
+    """Whether each listing's mean embedding is written."""
+    num_listings: int
+    num_photos: int
+    num_shards: int
+
+    def save(self, store: Store) -> None:
+        store.write_json(JOB_PATH, {"schema_version": SCHEMA_VERSION, **asdict(self)})
+
+    def refuse_other(self, found: Mapping[str, Any]) -> None:
+        """Raise BackfillError where what is asked for now differs from this job, which has been begun.
+
+        Args: found: of this class' fields those that are asked for.
+        """
+        differing = [
+            f"{name}: {_shown(getattr(self, name))} then, {_shown(value)} now"
+            for name, value in found.items()
+            if getattr(self, name) != value
+        ]
+        if differing:
+            raise BackfillError(
+                "this output holds another backfill; give another --output, or --anew to drop what is there:\n"
+                + "\n".join(f"  {line}" for line in differing)
+            )
+
+
+def read_job(store: Store) -> Job:
+    """The job whose output lies there.
+
+    Raises:
+        BackfillError: there is none, or one of another schema.
+    """
+    try:
+        raw = store.read_json(JOB_PATH)
+    except FileNotFoundError:
+        raise BackfillError(f"{store.url} holds no backfill: {JOB_PATH} is missing") from None
+    if raw.pop("schema_version", None) != SCHEMA_VERSION:
+        raise BackfillError(f"{store.url}: schema_version is not {SCHEMA_VERSION}, the one this version reads")
+    try:
+        return Job(**{**raw, "model": ModelVersions(**raw["model"])})
+    except (TypeError, KeyError) as error:
+        raise BackfillError(f"{store.full(JOB_PATH)} is not readable: {error}") from error
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, ModelVersions):
+        return " ".join(f"{field.name} {getattr(value, field.name)}" for field in fields(value))
+    return repr(value)

@@ -1,0 +1,270 @@
+"""Photos of shards through reading, decoding and the model, each on threads of its own with short queues between.
+
+Shards overlap: the next one's photos are read while the last one's are computed, and nothing runs dry where one ends.
+"""
+
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.backfill.photos import Reader
+from serving.backfill.plan import PhotosOfShard
+from serving.backfill.tables import Failure
+from vision.engine import Logits
+from vision.errors import PhotoError
+from vision.images import Photo
+
+__all__ = ["NO_LOGITS", "NUM_READERS", "Done", "PhotoDecoder", "Pipeline", "Waits"]
+
+NUM_READERS = 16
+"""Photos that are fetched at once: what hides the latency of object storage."""
+_LOOK_S = 0.5
+"""Between two looks, while waiting, whether it is to stop."""
+
+_T = TypeVar("_T")
+
+
+class PhotoDecoder(Protocol):
+    """Decodes a photo at a time."""
+
+    def begin(self, data: bytes | memoryview) -> None: ...
+
+    def end(self) -> Photo | PhotoError: ...
+
+    def close(self) -> None: ...
+
+
+class Waits:
+    """Seconds that threads spent waiting, by what for; safe to add to from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._seconds: dict[str, float] = {}
+
+    def add(self, what: str, seconds: float) -> None:
+        with self._lock:
+            self._seconds[what] = self._seconds.get(what, 0.0) + seconds
+
+    def seconds(self) -> dict[str, float]:
+        with self._lock:
+            return dict(self._seconds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """A shard whose photos have all been seen."""
+
+    shard: PhotosOfShard
+    logits: Logits
+    """Of the photos without failure, in their order."""
+    failures: dict[int, Failure]
+    """By photo."""
+    seconds: float
+    """From its first photo's begin."""
+
+
+@dataclass(eq=False)
+class _Work:
+    shard: PhotosOfShard
+    began_s: float = field(default_factory=time.monotonic)
+    rows: dict[int, tuple[npt.NDArray[np.float32], ...]] = field(default_factory=dict)
+    failures: dict[int, Failure] = field(default_factory=dict)
+
+    @property
+    def is_done(self) -> bool:
+        return len(self.rows) + len(self.failures) == len(self.shard.photos)
+
+    def done(self) -> Done:
+        ordered = [self.rows[photo] for photo in sorted(self.rows)]
+        logits = Logits(*(np.stack(part) for part in zip(*ordered, strict=True))) if ordered else NO_LOGITS
+        seconds = time.monotonic() - self.began_s
+        return Done(shard=self.shard, logits=logits, failures=self.failures, seconds=seconds)
+
+
+NO_LOGITS = Logits(*(np.zeros((0, 0), np.float32) for _ in Logits._fields))
+
+
+class _Encoded(NamedTuple):
+    work: _Work
+    photo: int
+    data: bytes
+
+
+class _Decoded(NamedTuple):
+    work: _Work
+    photo: int
+    pixels: Photo
+
+
+class _Stopped(Exception):
+    pass
+
+
+class Pipeline:
+    """Use it in one thread, once, and close it."""
+
+    def __init__(
+        self,
+        reader: Reader,
+        decoders: Sequence[PhotoDecoder],
+        infer: Callable[[npt.NDArray[np.uint8]], Logits],
+        *,
+        num_infer_threads: int,
+        photos_at_once: int,
+        stop: threading.Event,
+        waits: Waits,
+    ) -> None:
+        """Args:
+        decoders: each is used by one thread.
+        infer: logits of (P, S, S, 3) uint8 photos; called from `num_infer_threads` threads.
+        photos_at_once: P at most.
+        stop: when set, the pipeline ends as soon as it can; what was not done is lost.
+        """
+        self._reader = reader
+        self._decoders = decoders
+        self._infer = infer
+        self._num_infer_threads = num_infer_threads
+        self._photos_at_once = photos_at_once
+        self._stop = stop
+        self._waits = waits
+        in_model = num_infer_threads * photos_at_once
+        self._encoded: queue.Queue[_Encoded] = queue.Queue(2 * len(decoders) + NUM_READERS)
+        self._decoded: queue.Queue[_Decoded] = queue.Queue(2 * in_model)
+        self._done: queue.Queue[_Work | BaseException | None] = queue.Queue()
+        # Photos that have been begun and not ended: bounds memory, and what a kill costs.
+        self._room = threading.Semaphore(NUM_READERS + 2 * self._encoded.maxsize + 2 * in_model)
+        self._lock = threading.Lock()
+        self._num_open = 0
+        self._all_fed = False
+        self._is_over = threading.Event()
+
+    def run(self, shards: Iterable[PhotosOfShard]) -> Iterator[Done]:
+        """Each shard once all its photos have been seen, in whatever order that is.
+
+        Raises:
+            Exception: what reading shards or the model raised. Photos are not among it: they fail one by one.
+        """
+        readers = ThreadPoolExecutor(NUM_READERS, thread_name_prefix="read")
+        threads = [threading.Thread(target=self._guarded, args=(self._feed, shards, readers), name="feed")]
+        threads += [
+            threading.Thread(target=self._guarded, args=(self._decode, decoder), name="decode")
+            for decoder in self._decoders
+        ]
+        threads += [
+            threading.Thread(target=self._guarded, args=(self._compute,), name="model")
+            for _ in range(self._num_infer_threads)
+        ]
+        for thread in threads:
+            thread.daemon = True
+            thread.start()
+        try:
+            while True:
+                with contextlib.suppress(_Stopped):
+                    found = self._next(self._done)
+                    if found is None:
+                        return
+                    if isinstance(found, BaseException):
+                        raise found
+                    yield found.done()
+                    continue
+                return
+        finally:
+            self._is_over.set()
+            readers.shutdown(wait=True, cancel_futures=True)
+            for thread in threads:
+                thread.join()
+
+    def _guarded(self, work: Callable[..., None], *arguments: Any) -> None:
+        try:
+            work(*arguments)
+        except _Stopped:
+            pass
+        except BaseException as error:
+            self._done.put(error)
+
+    def _feed(self, shards: Iterable[PhotosOfShard], readers: ThreadPoolExecutor) -> None:
+        for shard in shards:
+            work = _Work(shard)
+            with self._lock:
+                self._num_open += 1
+            for photo, where in enumerate(shard.photos):
+                while not self._room.acquire(timeout=_LOOK_S):
+                    self._raise_if_stopped()
+                self._raise_if_stopped()
+                readers.submit(self._guarded, self._read, work, photo, where)
+        with self._lock:
+            self._all_fed = True
+            if not self._num_open:
+                self._done.put(None)
+
+    def _read(self, work: _Work, photo: int, where: str) -> None:
+        found = self._reader.read(where)
+        if isinstance(found, Failure):
+            self._raise_if_stopped()  # it may have failed because it was not tried again
+            self._ended(work, {photo: found}, {})
+        else:
+            self._put(self._encoded, _Encoded(work, photo, found))
+
+    def _decode(self, decoder: PhotoDecoder) -> None:
+        while True:
+            began_s = time.monotonic()
+            work, photo, data = self._next(self._encoded)
+            self._waits.add("read", time.monotonic() - began_s)
+            decoder.begin(data)
+            found = decoder.end()
+            if isinstance(found, PhotoError):
+                self._ended(work, {photo: Failure(reason=found.reason, message=str(found))}, {})
+                continue
+            began_s = time.monotonic()
+            self._put(self._decoded, _Decoded(work, photo, found))
+            self._waits.add("model", time.monotonic() - began_s)
+
+    def _compute(self) -> None:
+        while True:
+            began_s = time.monotonic()
+            batch = [self._next(self._decoded)]
+            self._waits.add("decode", time.monotonic() - began_s)
+            with contextlib.suppress(queue.Empty):
+                while len(batch) < self._photos_at_once:
+                    batch.append(self._decoded.get_nowait())
+            pixels = batch[0].pixels[None] if len(batch) == 1 else np.stack([item.pixels for item in batch])
+            logits = self._infer(pixels)
+            for item, *rows in zip(batch, *logits, strict=True):
+                self._ended(item.work, {}, {item.photo: tuple(rows)})
+
+    def _ended(
+        self, work: _Work, failures: dict[int, Failure], rows: dict[int, tuple[npt.NDArray[np.float32], ...]]
+    ) -> None:
+        self._room.release()
+        with self._lock:
+            work.failures |= failures
+            work.rows.update(rows)
+            if work.is_done:
+                self._num_open -= 1
+                self._done.put(work)
+                if self._all_fed and not self._num_open:
+                    self._done.put(None)
+
+    def _next(self, source: "queue.Queue[_T]") -> _T:
+        while True:
+            self._raise_if_stopped()
+            with contextlib.suppress(queue.Empty):
+                return source.get(timeout=_LOOK_S)
+
+    def _put(self, target: "queue.Queue[_T]", item: _T) -> None:
+        while True:
+            self._raise_if_stopped()
+            with contextlib.suppress(queue.Full):
+                return target.put(item, timeout=_LOOK_S)
+
+    def _raise_if_stopped(self) -> None:
+        if self._stop.is_set() or self._is_over.is_set():
+            raise _Stopped

@@ -1,0 +1,157 @@
+"""Files of a backfill at any fsspec URL: written whole or not at all, and there to stay when the machine dies."""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import posixpath
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, cast
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from vision.errors import BackfillError
+
+__all__ = ["Store"]
+
+_PIECE_BYTES = 1 << 20
+
+
+class Store:
+    """A folder of files. Paths are relative to it."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        self._fs, root = fsspec.core.url_to_fs(self.url)
+        self._root = root.rstrip("/")
+        self.is_local = isinstance(self._fs, LocalFileSystem)
+
+    @property
+    def fs(self) -> fsspec.AbstractFileSystem:
+        return self._fs
+
+    def full(self, path: str) -> str:
+        """What other programs find the file by: a path, or a URL."""
+        return posixpath.join(self._root, path) if self.is_local else posixpath.join(self.url, path)
+
+    def exists(self, path: str) -> bool:
+        return bool(self._fs.exists(self._at(path)))
+
+    def paths(self, folder: str) -> list[str]:
+        """All files below a folder, in order; none where it does not exist."""
+        with contextlib.suppress(FileNotFoundError):
+            # What another process has written meanwhile is not in fsspec's list of what was there.
+            self._fs.invalidate_cache()
+            return sorted(self._relative(found) for found in self._fs.find(self._at(folder)))
+        return []
+
+    def read(self, path: str) -> bytes:
+        """Raises FileNotFoundError."""
+        return cast(bytes, self._fs.cat_file(self._at(path)))
+
+    def read_json(self, path: str) -> Any:
+        """Raises FileNotFoundError, or BackfillError where it is not JSON."""
+        try:
+            return json.loads(self.read(path))
+        except ValueError as error:
+            raise BackfillError(f"{self.full(path)} is not readable: {error}; was it written by hand?") from error
+
+    @contextlib.contextmanager
+    def opened(self, path: str) -> Iterator[IO[bytes]]:
+        with self._fs.open(self._at(path), "rb") as file:
+            yield cast(IO[bytes], file)
+
+    def write(self, path: str, data: bytes) -> None:
+        """Stand under its name whole, replacing what was there; a local file also when the power fails."""
+        at = self._at(path)
+        self._fs.makedirs(posixpath.dirname(at), exist_ok=True)
+        if not self.is_local:
+            self._fs.pipe_file(at, data)
+            return
+        temporary = f"{at}.{os.getpid()}.tmp"
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, at)
+        _sync_folder(posixpath.dirname(at))
+
+    def write_json(self, path: str, value: Any) -> None:
+        self.write(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+
+    def upload(self, path: str, local: Path) -> None:
+        """Copy a local file here, whole."""
+        at = self._at(path)
+        self._fs.makedirs(posixpath.dirname(at), exist_ok=True)
+        if self.is_local:
+            temporary = f"{at}.{os.getpid()}.tmp"
+            self._fs.put_file(str(local), temporary)
+            os.replace(temporary, at)
+            _sync_folder(posixpath.dirname(at))
+        else:
+            self._fs.put_file(str(local), at)
+
+    def remove(self, path: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._fs.rm_file(self._at(path))
+
+    def remove_all(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._fs.rm(self._root, recursive=True)
+
+    def sha256(self, path: str) -> str:
+        """Raises FileNotFoundError."""
+        hashed = hashlib.sha256()
+        with self.opened(path) as file:
+            while piece := file.read(_PIECE_BYTES):
+                hashed.update(piece)
+        return hashed.hexdigest()
+
+    @contextlib.contextmanager
+    def locked(self, path: str) -> Iterator[None]:
+        """Keep other processes of this machine from writing here; on storage elsewhere nobody is kept.
+
+        Raises:
+            BackfillError: another process has it.
+        """
+        if not self.is_local:
+            yield
+            return
+        at = self._at(path)
+        self._fs.makedirs(posixpath.dirname(at), exist_ok=True)
+        with open(at, "a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise BackfillError(
+                    f"another backfill (pid {file.read().strip()}) writes to {self.url}; wait for it, or stop it"
+                ) from None
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
+
+    def is_locked(self, path: str) -> bool:
+        try:
+            with self.locked(path):
+                return False
+        except BackfillError:
+            return True
+
+    def _at(self, path: str) -> str:
+        return posixpath.join(self._root, path)
+
+    def _relative(self, found: str) -> str:
+        return found[len(self._root) :].lstrip("/")
+
+
+def _sync_folder(folder: str) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

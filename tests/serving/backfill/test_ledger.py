@@ -1,0 +1,123 @@
+"""A shard is done when its entry says so; whatever a killed run leaves is tidied up."""
+
+import hashlib
+from dataclasses import replace
+
+import pytest
+
+from serving.backfill.ledger import Entry, File, Ledger
+from serving.backfill.store import Store
+from vision.errors import BackfillError
+
+
+def file_of(path: str, data: bytes) -> File:
+    return File(path=path, sha256=hashlib.sha256(data).hexdigest(), num_rows=1, num_bytes=len(data))
+
+
+def entry_of(shard: int, answers: bytes, letters: bytes | None = None) -> tuple[Entry, dict[str, bytes]]:
+    files = {f"answers/{shard}.parquet": answers}
+    if letters is not None:
+        files[f"dead_letters/{shard}.parquet"] = letters
+    found = [file_of(path, data) for path, data in files.items()]
+    entry = Entry(
+        shard=shard,
+        num_listings=2,
+        num_photos=5,
+        answers=found[0],
+        dead_letters=found[1] if letters is not None else None,
+        outcomes={"answered": 2},
+        errors={"PHOTO_NOT_FOUND": 1} if letters is not None else {},
+        seconds=1.5,
+        finished_at="2026-01-01T00:00:00+00:00",
+    )
+    return entry, files
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(str(tmp_path / "out"))
+
+
+def test_entries_come_back_as_they_were_written(store):
+    ledger = Ledger(store)
+    entries = [entry_of(number, b"x", b"y" if number % 2 else None) for number in (3, 0, 1001)]
+    for entry, files in entries:
+        ledger.commit(entry, files)
+    assert list(ledger.entries()) == sorted((entry for entry, _ in entries), key=lambda entry: entry.shard)
+    totals = ledger.totals()
+    assert (totals.num_shards, totals.num_listings, totals.num_photos) == (3, 6, 15)
+    assert dict(totals.errors) == {"PHOTO_NOT_FOUND": 2}
+
+
+def test_what_has_no_entry_is_removed(store):
+    ledger = Ledger(store)
+    ledger.commit(*entry_of(0, b"x"))
+    store.write("answers/1.parquet", b"of a run that was killed before its entry")
+    store.write("dead_letters/1.parquet", b"the same")
+    store.write("_job/ledger/0000/shard-0000001.json.77.tmp", b"{")
+    assert ledger.mend() == 3
+    assert store.paths("answers") == ["answers/0.parquet"]
+    assert len(list(ledger.entries())) == 1
+
+
+# What has been written of `replace` when the run is killed: the entry that says so, the answers, the dead letters.
+@pytest.mark.parametrize("num_written", [0, 1, 2])
+@pytest.mark.parametrize("letters_after", [b"new letters", None])
+def test_a_replacement_that_was_killed_ends_whole(store, num_written, letters_after):
+    ledger = Ledger(store)
+    old, files = entry_of(0, b"old", b"old letters")
+    ledger.commit(old, files)
+    new, files = entry_of(0, b"new", letters_after)
+    ledger._write(replace(old, becoming=new))
+    for path, data in list(files.items())[:num_written]:
+        store.write(path, data)
+    ledger.mend()
+    [entry] = ledger.entries()
+    assert entry.becoming is None
+    assert store.sha256(entry.answers.path) == entry.answers.sha256
+    assert entry.answers == (new.answers if num_written else old.answers)
+    if entry.dead_letters:
+        assert store.sha256(entry.dead_letters.path) == entry.dead_letters.sha256
+    else:
+        assert store.paths("dead_letters") == []
+    assert bool(entry.errors) == bool(entry.dead_letters)
+    assert ledger.mend() == 0
+
+
+def test_a_replacement_takes_the_place(store):
+    ledger = Ledger(store)
+    old, files = entry_of(0, b"old", b"old letters")
+    ledger.commit(old, files)
+    new, files = entry_of(0, b"new")
+    ledger.replace(old, new, files)
+    assert list(ledger.entries()) == [new]
+    assert store.read("answers/0.parquet") == b"new"
+    assert store.paths("dead_letters") == []
+
+
+def test_a_file_that_is_neither_old_nor_new_is_named(store):
+    ledger = Ledger(store)
+    old, files = entry_of(0, b"old")
+    ledger.commit(old, files)
+    ledger._write(replace(old, becoming=entry_of(0, b"new")[0]))
+    store.write("answers/0.parquet", b"somebody else's")
+    with pytest.raises(BackfillError, match=r"answers/0\.parquet is neither"):
+        ledger.mend()
+
+
+def test_an_entry_that_is_none_is_named(store):
+    store.write_json("_job/ledger/0000/shard-0000000.json", {"shard": 0})
+    with pytest.raises(BackfillError, match=r"shard-0000000\.json is not an entry"):
+        list(Ledger(store).entries())
+    store.write("_job/ledger/0000/shard-0000000.json", b"{")
+    with pytest.raises(BackfillError, match="is not readable"):
+        list(Ledger(store).entries())
+
+
+def test_one_process_of_a_machine_writes(store):
+    other = Store(store.url)
+    with store.locked("_job/lock"):
+        assert other.is_locked("_job/lock")
+        with pytest.raises(BackfillError, match=r"another backfill \(pid \d+\) writes to"), other.locked("_job/lock"):
+            pass
+    assert not other.is_locked("_job/lock")

@@ -1,0 +1,173 @@
+"""The stages, with a decoder and a model of a few lines in place of the real ones."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from serving.backfill.photos import Reader
+from serving.backfill.pipeline import Pipeline, Waits
+from serving.backfill.plan import PhotosOfShard
+from vision.engine import Logits
+from vision.errors import EngineBroken, PhotoTruncated
+
+
+class Doubling:
+    """Decodes the number in a photo's bytes to a picture of it; refuses odd ones over 100."""
+
+    def begin(self, data):
+        self._data = data
+
+    def end(self):
+        number = int(self._data)
+        if number > 100 and number % 2:
+            return PhotoTruncated(f"{number} is odd")
+        return np.full((1, 1, 3), number % 256, np.uint8)
+
+    def close(self):
+        pass
+
+
+def infer(photos_nhwc):
+    values = photos_nhwc[:, 0, 0, :1].astype(np.float32)
+    return Logits(values, 2 * values, 3 * values)
+
+
+def photos_in(tmp_path, numbers):
+    for number in numbers:
+        (tmp_path / str(number)).write_text(str(number))
+
+
+def shard_of(number: int, photos: list[int]) -> PhotosOfShard:
+    return PhotosOfShard(
+        number=number,
+        listing_ids=["x"],
+        photos=[str(photo) for photo in photos],
+        groups=np.zeros(len(photos), np.int64),
+    )
+
+
+def pipeline_in(tmp_path, *, stop=None, infer=infer, photos_at_once=3) -> Pipeline:
+    stop = stop or threading.Event()
+    reader = Reader(lambda photo: str(tmp_path / photo), stop=stop, attempts=2, first_pause_s=0.01)
+    return Pipeline(
+        reader,
+        [Doubling(), Doubling()],
+        infer,
+        num_infer_threads=2,
+        photos_at_once=photos_at_once,
+        stop=stop,
+        waits=Waits(),
+    )
+
+
+@pytest.mark.parametrize("photos_at_once", [1, 7])
+def test_each_shard_gets_the_logits_of_its_photos_in_their_order(tmp_path, photos_at_once):
+    photos_in(tmp_path, range(200))
+    shards = [shard_of(n, list(range(n, 100, 7))) for n in range(7)]
+    found = {d.shard.number: d for d in pipeline_in(tmp_path, photos_at_once=photos_at_once).run(iter(shards))}
+    assert sorted(found) == list(range(7))
+    for number, done in found.items():
+        assert done.failures == {}
+        assert done.logits.category[:, 0].tolist() == list(range(number, 100, 7))
+        assert done.logits.embedding[:, 0].tolist() == [3 * n for n in range(number, 100, 7)]
+
+
+def test_photos_fail_one_by_one(tmp_path):
+    photos_in(tmp_path, [1, 2, 101, 102])
+    [done] = pipeline_in(tmp_path).run([shard_of(0, [1, 999, 101, 2, 102])])
+    assert {photo: failure.reason for photo, failure in done.failures.items()} == {
+        1: "PHOTO_NOT_FOUND",
+        2: "PHOTO_TRUNCATED",
+    }
+    assert done.logits.category[:, 0].tolist() == [1, 2, 102]
+
+
+def test_a_shard_without_a_usable_photo_is_done_too(tmp_path):
+    [done] = pipeline_in(tmp_path).run([shard_of(0, [998, 999])])
+    assert len(done.failures) == 2
+    assert len(done.logits.category) == 0
+
+
+def test_what_may_pass_is_tried_again(tmp_path, monkeypatch):
+    tries = []
+
+    def flaky(url):
+        tries.append(url)
+        if len(tries) == 1:
+            raise TimeoutError("slow down")
+        return b"7"
+
+    monkeypatch.setattr("serving.backfill.photos.photo_bytes", flaky)
+    [done] = pipeline_in(tmp_path).run([shard_of(0, [7])])
+    assert done.failures == {}
+    assert len(tries) == 2
+
+
+def test_what_does_not_pass_is_given_up_after_some_tries(tmp_path, monkeypatch):
+    def broken(url):
+        raise ConnectionError("reset by peer")
+
+    monkeypatch.setattr("serving.backfill.photos.photo_bytes", broken)
+    [done] = pipeline_in(tmp_path).run([shard_of(0, [7])])
+    assert (done.failures[0].reason, done.failures[0].message) == ("PHOTO_READ_FAILED", "reset by peer")
+
+
+def test_a_model_that_fails_ends_it(tmp_path):
+    photos_in(tmp_path, range(50))
+
+    def broken(photos_nhwc):
+        raise EngineBroken("no model")
+
+    with pytest.raises(EngineBroken, match="no model"):
+        list(pipeline_in(tmp_path, infer=broken).run([shard_of(0, list(range(50)))]))
+    assert not [thread for thread in threading.enumerate() if thread.name in ("feed", "decode", "model")]
+
+
+def test_shards_that_cannot_be_read_end_it(tmp_path):
+    def shards():
+        yield shard_of(0, [998])
+        raise OSError("the plan is gone")
+
+    with pytest.raises(OSError, match="the plan is gone"):
+        list(pipeline_in(tmp_path).run(shards()))
+
+
+def test_it_ends_soon_when_it_is_stopped(tmp_path):
+    photos_in(tmp_path, range(100))
+    stop, seen = threading.Event(), threading.Event()
+
+    def slow(photos_nhwc):
+        seen.set()
+        time.sleep(0.05)
+        return infer(photos_nhwc)
+
+    pipeline = pipeline_in(tmp_path, stop=stop, infer=slow, photos_at_once=1)
+    threading.Thread(target=lambda: (seen.wait(), stop.set())).start()
+    assert list(pipeline.run([shard_of(0, list(range(100)) * 50)])) == []
+
+
+def test_no_more_is_begun_than_memory_allows(tmp_path):
+    """The model stands still: whatever is read ahead is bounded."""
+    photos_in(tmp_path, range(1000))
+    go, read = threading.Event(), []
+    stop = threading.Event()
+    reader = Reader(lambda photo: read.append(photo) or str(tmp_path / photo), stop=stop)
+
+    def waiting(photos_nhwc):
+        go.wait()
+        return infer(photos_nhwc)
+
+    pipeline = Pipeline(reader, [Doubling()], waiting, num_infer_threads=1, photos_at_once=1, stop=stop, waits=Waits())
+    found = pipeline.run([shard_of(0, [0, 2, 4, 6, 8] * 200)])
+    taker = threading.Thread(target=lambda: list(found))
+    taker.start()
+    before = -1
+    while len(read) != before:
+        before = len(read)
+        time.sleep(0.3)
+    assert len(read) < 100
+    go.set()
+    taker.join()
+    assert len(read) == 1000
