@@ -1,6 +1,6 @@
 """Twenty kills at random moments of the job, its decoders and its Ray workers; then every listing is looked for.
 
-    python -m benchmarks.backfill_kills [--kills 20] [--listings 4000]
+    python -m benchmarks.backfill_kills [--kills 20] [--listings 12000]
 
 In turn SIGKILL goes to the job's process, to a process that decodes for it, to a Ray worker of it, and to the process
 of the same job on Ray. Whenever the job has gone the same command is started again, on the engine of that turn.
@@ -33,7 +33,7 @@ from training.drawing import PRODUCTS, draw_photo
 
 FOLDER = BUILD / "backfill_kills"
 PHOTOS_PER_LISTING = 2
-LISTINGS_PER_SHARD = 50
+LISTINGS_PER_SHARD = 200
 TURNS = ("job", "decoder", "ray_worker", "ray_job")
 SECONDS = (1.0, 6.0)
 """Work of the job's, least and most, until it is killed."""
@@ -64,7 +64,11 @@ def photo_server() -> Iterator[tuple[str, list[int]]]:
         def log_message(self, *_: object) -> None:
             """It counts and says nothing."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    class Server(ThreadingHTTPServer):
+        def handle_error(self, request: object, client_address: object) -> None:
+            """A job that is killed leaves its connections."""
+
+    server = Server(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}", asked
@@ -117,7 +121,7 @@ def kill_ray_of(pid: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--listings", type=int, default=4_000)
+    parser.add_argument("--listings", type=int, default=12_000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     random.seed(options.seed)

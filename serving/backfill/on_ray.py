@@ -19,7 +19,7 @@ import numpy as np
 from serving.backfill.engines import GPU_BATCH, Answered, local_engine, make_decoder
 from serving.backfill.job import Job, ModelVersions
 from serving.backfill.photos import Reader
-from serving.backfill.pipeline import NO_LOGITS, NUM_READERS, Waits
+from serving.backfill.pipeline import NO_LOGITS, READERS_PER_DECODER, Waits
 from serving.backfill.plan import PhotosOfShard
 from serving.backfill.run import url_of
 from serving.backfill.tables import Failure, Rows, decided
@@ -68,14 +68,14 @@ class _DecodingWorker:
         loaded = load_bundle(bundle)
         self._side_px = loaded.info.preprocessing.input_px
         self._decoder = make_decoder(loaded, isolate=isolate)
-        self._readers = ThreadPoolExecutor(NUM_READERS)
+        self._readers = ThreadPoolExecutor(READERS_PER_DECODER)
 
     def decode(self, job: Job, shard: PhotosOfShard) -> _Decoded:
         reader = Reader(url_of(job.base_url), stop=threading.Event())
         photos: list[Photo] = []
         failures: dict[int, Failure] = {}
-        for begin in range(0, len(shard.photos), 2 * NUM_READERS):
-            some = shard.photos[begin : begin + 2 * NUM_READERS]
+        for begin in range(0, len(shard.photos), 2 * READERS_PER_DECODER):
+            some = shard.photos[begin : begin + 2 * READERS_PER_DECODER]
             for photo, data in enumerate(self._readers.map(reader.read, some), begin):
                 found = data if isinstance(data, Failure) else self._decode(data)
                 if isinstance(found, Failure):

@@ -22,10 +22,10 @@ from vision.engine import Logits
 from vision.errors import PhotoError
 from vision.images import Photo
 
-__all__ = ["NO_LOGITS", "NUM_READERS", "Done", "PhotoDecoder", "Pipeline", "Waits"]
+__all__ = ["NO_LOGITS", "READERS_PER_DECODER", "Done", "PhotoDecoder", "Pipeline", "Waits"]
 
-NUM_READERS = 16
-"""Photos that are fetched at once: what hides the latency of object storage."""
+READERS_PER_DECODER = 8
+"""Photos that are fetched at once: a core decodes a hundred a second, and object storage takes a tenth of one for each."""
 _LOOK_S = 0.5
 """Between two looks, while waiting, whether it is to stop."""
 
@@ -136,11 +136,12 @@ class Pipeline:
         self._stop = stop
         self._waits = waits
         in_model = num_infer_threads * photos_at_once
-        self._encoded: queue.Queue[_Encoded] = queue.Queue(2 * len(decoders) + NUM_READERS)
+        self._num_readers = READERS_PER_DECODER * len(decoders)
+        self._encoded: queue.Queue[_Encoded] = queue.Queue(2 * len(decoders))
         self._decoded: queue.Queue[_Decoded] = queue.Queue(2 * in_model)
         self._done: queue.Queue[_Work | BaseException | None] = queue.Queue()
         # Photos that have been begun and not ended: bounds memory, and what a kill costs.
-        self._room = threading.Semaphore(NUM_READERS + 2 * self._encoded.maxsize + 2 * in_model)
+        self._room = threading.Semaphore(self._num_readers + self._encoded.maxsize + 3 * in_model)
         self._lock = threading.Lock()
         self._num_open = 0
         self._all_fed = False
@@ -152,7 +153,7 @@ class Pipeline:
         Raises:
             Exception: what reading shards or the model raised. Photos are not among it: they fail one by one.
         """
-        readers = ThreadPoolExecutor(NUM_READERS, thread_name_prefix="read")
+        readers = ThreadPoolExecutor(self._num_readers, thread_name_prefix="read")
         threads = [threading.Thread(target=self._guarded, args=(self._feed, shards, readers), name="feed")]
         threads += [
             threading.Thread(target=self._guarded, args=(self._decode, decoder), name="decode")
