@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from serving.metrics import PHOTOS_IN_FLIGHT
 from serving.statuses import Refusal
 
 __all__ = ["Admission", "DrainRate"]
@@ -82,9 +83,11 @@ class Admission:
         self._refuse_unless_room(num_photos, num_bytes, min(deadline_s, MAX_WAIT_S))
         self.num_photos += num_photos
         self.num_bytes += num_bytes
+        PHOTOS_IN_FLIGHT.inc(num_photos)
         try:
             yield
         finally:
+            PHOTOS_IN_FLIGHT.dec(num_photos)
             self.num_photos -= num_photos
             self.num_bytes -= num_bytes
             self._rate.left(num_photos, self.num_photos)

@@ -2,6 +2,8 @@
 
 import asyncio
 
+from serving.metrics import BREAKER_OPEN
+
 __all__ = ["Breaker"]
 
 FAILURES_UNTIL_OPEN = 5
@@ -33,10 +35,12 @@ class Breaker:
 
     def open(self) -> None:
         self._is_open = True
+        BREAKER_OPEN.set(1)
         self.opened.set()
 
     def close(self) -> None:
         """The golden photos are answered rightly."""
         self._is_open = False
+        BREAKER_OPEN.set(0)
         self._num_failures = 0
         self.opened.clear()

@@ -67,6 +67,14 @@ def serve(
             min=0, help="Seconds to go on serving after health says NOT_SERVING.", envvar="LISTING_VISION_DRAIN_S"
         ),
     ] = 0.5,
+    status_port: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="HTTP port for /metrics, /healthz and /readyz; 0 takes a free one.",
+            envvar="LISTING_VISION_STATUS_PORT",
+        ),
+    ] = None,
 ) -> None:
     """Serve a bundle over gRPC until SIGTERM or Ctrl-C; SIGHUP replaces the gateway processes one by one.
 
@@ -96,6 +104,7 @@ def serve(
         decode_in="triton" if decode_in == "triton" else "gateway",
         tuning=tuning.resolve() if tuning else None,
         drain_s=drain_s,
+        status_port=status_port,
     )
     asyncio.run(run(options))
 

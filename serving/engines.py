@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
+from serving import metrics
 from serving.decode_child import read_failure
 from serving.triton_repository import BACKEND_PARAMETER, ENCODED_NAME, ERRORS_NAME, MODEL_NAME, SIZES_NAME
 from vision.bundle import UNKNOWN_BACKEND, Bundle
@@ -152,12 +153,16 @@ class TritonEngine:
         return self._take_and_infer_encoded if self._decodes else None
 
     async def infer(self, photos_nhwc: npt.NDArray[np.uint8]) -> Logits:
-        await self._slots.take()
-        return await self._shielded(self._infer(photos_nhwc), self._slots)
+        return await self._in_turn(lambda: self._infer(photos_nhwc))
 
     async def _take_and_infer_encoded(self, photos: Sequence[bytes]) -> Decoded:
-        await self._slots.take()
-        return await self._shielded(self._infer_encoded(photos), self._slots)
+        return await self._in_turn(lambda: self._infer_encoded(photos))
+
+    async def _in_turn(self, begin: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
+        with metrics.STAGE_SECONDS.labels("queue").time():
+            await self._slots.take()
+        with metrics.STAGE_SECONDS.labels("model").time():
+            return await self._shielded(begin(), self._slots)
 
     async def infer_golden(self, photos_nhwc: npt.NDArray[np.uint8]) -> Logits:
         return await self._shielded(self._infer(photos_nhwc), None)

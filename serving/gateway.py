@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import grpc
 import numpy as np
 
-from serving import answers
+from serving import answers, metrics
 from serving.admission import Admission
 from serving.breaker import Breaker
 from serving.engines import AsyncEngine, Decoded, InferEncoded
@@ -37,6 +37,10 @@ LEAST_DEADLINE_S = 0.005
 RETRY_AFTER_S = 0.5
 """Where nothing better is known."""
 
+# How a call ended, where it was no refusal.
+ANSWERED = "ANSWERED"
+GIVEN_UP = "GIVEN_UP"
+
 Prepare = Callable[[bytes], Awaitable[answers.PreparedPhoto]]
 """Decodes one photo; never raises a PhotoError."""
 
@@ -60,35 +64,45 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
         context: "grpc.aio.ServicerContext[pb.ClassifyListingRequest, pb.ClassifyListingResponse]",
     ) -> pb.ClassifyListingResponse:
         started_s = time.monotonic()
-        outcome = "answered"
+        outcome = ANSWERED
         try:
-            return await self._classify(request, _deadline_s(context))
+            response = await self._classify(request, _deadline_s(context))
         except Refusal as refusal:
             outcome = refusal.reason
             await abort(context, refusal)
         except asyncio.CancelledError:
-            outcome = "given up by the caller"
+            outcome = GIVEN_UP
             raise
         except Exception:
             # Whatever it was, the caller learns that it is our fault and nothing of our insides.
             outcome = "INTERNAL"
             _log.exception("listing %r failed", request.listing_id[:MAX_LISTING_ID_CHARS])
             await abort(context, Refusal(reason="INTERNAL", message="the service failed; this is our fault"))
+        else:
+            return response
         finally:
+            seconds = time.monotonic() - started_s
+            self._count(outcome)
+            metrics.CALL_SECONDS.labels(outcome).observe(seconds)
+            metrics.PHOTOS_PER_LISTING.observe(len(request.photos))
             _log.info(
                 "listing %r: %d photos, %s in %.1f ms",
                 request.listing_id[:MAX_LISTING_ID_CHARS],
                 len(request.photos),
                 outcome,
-                (time.monotonic() - started_s) * 1000,
+                seconds * 1000,
             )
 
     def refuse_unread(self, deadline_s: float) -> None:
         """Refuse a call before its photos are read, where it is certain that it would be refused after."""
-        if deadline_s < LEAST_DEADLINE_S:
-            raise _too_late(deadline_s)
-        self._refuse_while_open()
-        self._admission.refuse_unread(deadline_s=deadline_s)
+        try:
+            if deadline_s < LEAST_DEADLINE_S:
+                raise _too_late(deadline_s)
+            self._refuse_while_open()
+            self._admission.refuse_unread(deadline_s=deadline_s)
+        except Refusal as refusal:
+            self._count(refusal.reason)
+            raise
 
     async def GetModel(
         self,
@@ -117,13 +131,20 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
             errors, logits = await self._decoded_by_engine(contents, infer_encoded)
         else:
             errors, logits = await self._decoded_here(contents)
-        return answers.answer(self.bundle, errors, logits, listing_id=listing_id, num_alternatives=num_alternatives)
+        for error in errors:
+            metrics.PHOTOS.labels(error.reason if error else "used").inc()
+        with metrics.STAGE_SECONDS.labels("decision").time():
+            return answers.answer(self.bundle, errors, logits, listing_id=listing_id, num_alternatives=num_alternatives)
+
+    def _count(self, outcome: str) -> None:
+        metrics.CALLS.labels(outcome, self.bundle.info.model_version).inc()
 
     async def _decoded_here(self, contents: list[bytes]) -> Decoded:
-        if len(contents) == 1:
-            prepared = [await self._prepare(contents[0])]
-        else:
-            prepared = await asyncio.gather(*map(self._prepare, contents))
+        with metrics.STAGE_SECONDS.labels("decode").time():
+            if len(contents) == 1:
+                prepared = [await self._prepare(contents[0])]
+            else:
+                prepared = await asyncio.gather(*map(self._prepare, contents))
         errors = [photo.error for photo in prepared]
         usable = [photo.pixels for photo in prepared if photo.pixels is not None]
         if not usable:

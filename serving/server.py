@@ -20,6 +20,7 @@ from serving.client import MESSAGE_LIMIT_BYTES
 from serving.decoding import DecoderPool, DecoderThreads
 from serving.engines import AsyncEngine, InProcessEngine, TritonEngine, check
 from serving.gateway import SERVICE_NAME, Gateway, RefuseUnread
+from serving.metrics import SERVING
 from serving.protocol import listing_vision_pb2_grpc as pb_grpc
 from serving.triton_repository import RepositoryOptions, read_tuning
 from vision.bundle import UNKNOWN_BACKEND, load_bundle
@@ -69,6 +70,8 @@ class ServeOptions:
     """
     health_interval_s: float = 1.0
     """Between two golden-photo checks."""
+    status_port: int | None = None
+    """Of the supervisor's HTTP: metrics, /healthz, /readyz; 0 takes a free one, None: there is none."""
 
     @property
     def num_decoders(self) -> int:
@@ -246,6 +249,7 @@ class GatewayServer:
 
     async def _set_serving(self, serving: bool) -> None:
         self._serving = serving
+        SERVING.set(int(serving))
         if serving:
             self._breaker.close()
             self._checked_while_open = False

@@ -12,8 +12,14 @@ from collections.abc import Coroutine
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import grpc
+import prometheus_client
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
 from serving.engines import TritonEngine, check, until_answering
+from serving.metrics import MetricsFolder
 from serving.server import CHECK_AGAIN_S, GOLDEN_TIMEOUT_S, ONE_PHOTO, ServeOptions
+from serving.status_server import Answer, StatusServer
 from serving.triton_install import find_triton
 from serving.triton_server import LocalTriton
 from serving.worker import READY
@@ -29,6 +35,7 @@ FAILURES_UNTIL_RELOAD = 2
 """Golden-photo checks in a row until a Triton of our own has to load the model anew: new model processes …"""
 FAILURES_UNTIL_RESTART = 4
 """… and until it is stopped and started."""
+READY_TIMEOUT_S = 2.0
 RELOAD_TIMEOUT_S = 10.0
 REPLACED_END_AFTER_S = 15.0
 """Longer than any call to Triton may take."""
@@ -62,6 +69,14 @@ class Supervisor:
         self._stopping = False
         self._restarting = asyncio.Lock()
         self._port_holder: socket.socket | None = None
+        self._metrics = MetricsFolder()
+        self._restarts = prometheus_client.Counter(
+            "listing_vision_restarts",
+            "What died or was unwell and was started again: gateway, triton, or the model in it.",
+            ["what"],
+            registry=self._metrics.registry,
+        )
+        self._status: StatusServer | None = None
 
     async def start(self) -> None:
         """Return once all gateway processes serve.
@@ -71,6 +86,7 @@ class Supervisor:
             OSError: the port is taken, or a gateway process did not come up; its log says why.
         """
         try:
+            self._start_status()
             self._port_holder, port = _hold_port(self._options.host, self._options.port)
             self._options = replace(self._options, port=port, share_port=True)
             if not self._options.in_process and not self._options.triton:
@@ -100,6 +116,9 @@ class Supervisor:
             await asyncio.to_thread(self._triton.stop)
         if self._port_holder:
             self._port_holder.close()
+        if self._status:
+            self._status.close()
+        self._metrics.remove()
 
     async def restart_workers(self) -> None:
         """One after another: the new one serves before the old one is asked to stop.
@@ -121,6 +140,32 @@ class Supervisor:
     def restart_workers_soon(self) -> None:
         """For a signal handler."""
         self._spawn(self.restart_workers())
+
+    def _start_status(self) -> None:
+        if self._options.status_port is None:
+            return
+        self._status = StatusServer(
+            self._options.host,
+            self._options.status_port,
+            {
+                "/metrics": lambda: Answer(200, prometheus_client.CONTENT_TYPE_LATEST, self._metrics.text()),
+                "/healthz": lambda: Answer(200, "text/plain", b"alive\n"),
+                "/readyz": self._readiness,
+            },
+        )
+        _log.info("metrics and health at http://%s:%d", self._options.host, self._status.port)
+
+    def _readiness(self) -> Answer:
+        """By the same health that callers see."""
+        try:
+            with grpc.insecure_channel(self.address) as channel:
+                health = health_pb2_grpc.HealthStub(channel)
+                found = health.Check(health_pb2.HealthCheckRequest(), timeout=READY_TIMEOUT_S)
+        except grpc.RpcError as error:
+            return Answer(503, "text/plain", f"not ready: {error.code().name}\n".encode())
+        if found.status == health_pb2.HealthCheckResponse.SERVING:
+            return Answer(200, "text/plain", b"ready\n")
+        return Answer(503, "text/plain", b"not ready: the model does not answer its golden photos\n")
 
     async def _start_triton(self) -> None:
         try:
@@ -156,6 +201,7 @@ class Supervisor:
                 stdin=asyncio.subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 cwd=Path(__file__).resolve().parent.parent,
+                env=self._metrics.environment(),
                 # A terminal's Ctrl-C reaches this process alone, which then stops the others in order.
                 start_new_session=True,
             )  # fmt: skip
@@ -176,12 +222,14 @@ class Supervisor:
     async def _watch_worker(self, worker: _Worker) -> None:
         status = await worker.process.wait()
         self._workers.discard(worker)
+        self._metrics.forget(worker.process.pid)
         while not (self._stopping or worker.stopping):
             now_s = time.monotonic()
             self._deaths_s = [s for s in self._deaths_s if now_s - s < LATELY_S]
             pause_s = RESTART_PAUSES_S[min(len(self._deaths_s), len(RESTART_PAUSES_S) - 1)]
             self._deaths_s.append(now_s)
             _log.error("a gateway process ended with status %s; another is started in %g s", status, pause_s)
+            self._restarts.labels("gateway").inc()
             await asyncio.sleep(pause_s)
             try:
                 return await self._add_worker()
@@ -243,6 +291,7 @@ class Supervisor:
         assert self._triton is not None
         assert self._engine is not None
         _log.error("Triton loads the model anew: %s", why)
+        self._restarts.labels("model").inc()
         old = self._model_processes
         self._triton.touch_model()
         try:
@@ -264,6 +313,7 @@ class Supervisor:
     async def _restart_triton(self, why: str) -> None:
         assert self._triton is not None
         _log.error("Triton is started again: %s", why)
+        self._restarts.labels("triton").inc()
         self._model_processes = frozenset()
         await asyncio.to_thread(self._triton.restart)
         with contextlib.suppress(EngineUnavailable):  # then the next checks fail, and it is started once more

@@ -25,7 +25,7 @@ from vision.images import Photo
 __all__ = ["NO_LOGITS", "READERS_PER_DECODER", "Done", "PhotoDecoder", "Pipeline", "Waits"]
 
 READERS_PER_DECODER = 8
-"""Photos that are fetched at once: a core decodes a hundred a second, and object storage takes a tenth of one for each."""
+"""Photos fetched at once: a core decodes a hundred a second, and object storage takes a tenth of one for each."""
 _LOOK_S = 0.5
 """Between two looks, while waiting, whether it is to stop."""
 

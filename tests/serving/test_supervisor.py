@@ -2,15 +2,19 @@
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from serving.client import CallFailed, ListingVisionClient
 from tests.conftest import ROOT
@@ -49,7 +53,22 @@ def until(condition, what: str, tries: int = 600) -> None:
 
 @pytest.fixture
 def served(bundle, start_serving, tmp_path):
-    return start_serving(bundle.folder, tmp_path / "serve.log", "--in-process", "--workers", "2")
+    return start_serving(bundle.folder, tmp_path / "serve.log", "--in-process", "--workers", "2", "--status-port", "0")
+
+
+def status(served, path: str) -> tuple[int, str]:
+    url = re.findall(r"metrics and health at (\S+)", served.log)[-1]
+    try:
+        with urllib.request.urlopen(url + path, timeout=10) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def metrics(served) -> dict[tuple[str, ...], float]:
+    """Samples by name and label values."""
+    families = text_string_to_metric_families(status(served, "/metrics")[1])
+    return {(s.name, *s.labels.values()): s.value for family in families for s in family.samples}
 
 
 class Callers:
@@ -109,6 +128,46 @@ def test_processes_are_replaced_one_by_one_without_a_failed_call(served):
         until(lambda: callers.num_answered >= asked + 5, "answers after")
     assert callers.failures == []
     assert workers(served.process.pid).isdisjoint(before)
+
+
+def test_metrics_add_up_over_all_processes_and_outlive_them(served, bundle):
+    answered = ("listing_vision_gateway_calls_total", bundle.info.model_version, "ANSWERED")
+    with Callers(served.address) as callers:
+        until(lambda: callers.num_answered >= 12, "twelve answers")
+    with ListingVisionClient(served.address) as client, pytest.raises(CallFailed):
+        client.classify([])
+    found = {(name, *sorted(labels)): value for (name, *labels), value in metrics(served).items()}
+    assert found[(answered[0], *sorted(answered[1:]))] == callers.num_answered
+    assert found["listing_vision_gateway_call_seconds_count", "ANSWERED"] == callers.num_answered
+    assert found["listing_vision_gateway_call_seconds_count", "NO_PHOTOS"] == 1
+    assert found["listing_vision_gateway_photos_total", "used"] == callers.num_answered
+    assert found["listing_vision_gateway_stage_seconds_count", "decode"] == callers.num_answered
+    assert found["listing_vision_gateway_stage_seconds_count", "decision"] == callers.num_answered
+    assert found["listing_vision_gateway_photos_in_flight",] == 0
+    assert found["listing_vision_gateway_serving",] == 2
+    victim = min(workers(served.process.pid))
+    os.kill(victim, signal.SIGKILL)
+    until(lambda: served.log.count(" serves on ") == 3, "the new one serves")
+    after = {(name, *sorted(labels)): value for (name, *labels), value in metrics(served).items()}
+    assert after[(answered[0], *sorted(answered[1:]))] == callers.num_answered
+    assert after["listing_vision_restarts_total", "gateway"] == 1
+    assert after["listing_vision_gateway_serving",] == 2
+
+
+def test_health_over_http_follows_the_service(served):
+    assert status(served, "/healthz") == (200, "alive\n")
+    assert status(served, "/readyz") == (200, "ready\n")
+    assert status(served, "/else")[0] == 404
+    for worker in workers(served.process.pid):
+        os.kill(worker, signal.SIGSTOP)
+    try:
+        code, said = status(served, "/readyz")
+        assert (code, said.startswith("not ready: DEADLINE_EXCEEDED")) == (503, True)
+        assert status(served, "/healthz")[0] == 200
+    finally:
+        for worker in workers(served.process.pid):
+            os.kill(worker, signal.SIGCONT)
+    until(lambda: status(served, "/readyz")[0] == 200, "ready again")
 
 
 def test_nothing_outlives_a_killed_supervisor(served):
