@@ -1,8 +1,10 @@
 """The client library: one long-lived channel, limits and retries set, errors with their reason."""
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -13,7 +15,7 @@ from grpc_status import rpc_status
 from serving.protocol import listing_vision_pb2 as pb
 from serving.protocol import listing_vision_pb2_grpc as pb_grpc
 
-__all__ = ["AsyncListingVisionClient", "CallFailed", "ListingVisionClient"]
+__all__ = ["Access", "AsyncListingVisionClient", "CallFailed", "ClientTls", "ListingVisionClient"]
 
 MESSAGE_LIMIT_BYTES = 64 << 20
 """Of a request, at both ends; photos as phones make them are 2 to 5 MB each."""
@@ -85,11 +87,59 @@ def _failure(error: grpc.RpcError) -> CallFailed:
     return CallFailed(code=code, reason=reason, message=message, violations=violations)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ClientTls:
+    """How a caller knows the service, and is known by it."""
+
+    ca: Path | None = None
+    """PEM of whoever signed the service's certificate; None: what gRPC trusts by default."""
+    certificate: Path | None = None
+    """PEM of the caller's own, with `key`, where the service asks for one (mTLS)."""
+    key: Path | None = None
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        """Raises OSError: a file cannot be read."""
+        read = [path.read_bytes() if path else None for path in (self.ca, self.key, self.certificate)]
+        return grpc.ssl_channel_credentials(*read)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Access:
+    """What a service asks of its callers."""
+
+    tls: ClientTls | None = None
+    """None: plain text."""
+    token: str | None = None
+    """Bearer token; in plain text whoever listens learns it."""
+
+    @classmethod
+    def from_environment(cls) -> Self:
+        """Of LISTING_VISION_TOKEN, LISTING_VISION_CA, LISTING_VISION_CLIENT_CERTIFICATE, LISTING_VISION_CLIENT_KEY;
+        LISTING_VISION_TLS=1 speaks TLS with the default trust."""
+        found = [os.environ.get(f"LISTING_VISION_{name}") for name in ("CA", "CLIENT_CERTIFICATE", "CLIENT_KEY")]
+        ca, certificate, key = (Path(value) if value else None for value in found)
+        speaks_tls = any(found) or os.environ.get("LISTING_VISION_TLS") == "1"
+        tls = ClientTls(ca=ca, certificate=certificate, key=key) if speaks_tls else None
+        return cls(tls=tls, token=os.environ.get("LISTING_VISION_TOKEN"))
+
+    @property
+    def metadata(self) -> Sequence[tuple[str, str]]:
+        """Of every call."""
+        return [("authorization", f"Bearer {self.token}")] if self.token else []
+
+
 class ListingVisionClient:
     """For callers with threads; safe to share between them. Close it, or use it in a `with`."""
 
-    def __init__(self, address: str) -> None:
-        self._channel = grpc.insecure_channel(address, options=_OPTIONS)
+    def __init__(self, address: str, access: Access | None = None) -> None:
+        """Args: access: None: plain text and no token."""
+        access = access or Access()
+        self._metadata = access.metadata
+        self._channel = (
+            grpc.secure_channel(address, access.tls.credentials(), options=_OPTIONS)
+            if access.tls
+            else grpc.insecure_channel(address, options=_OPTIONS)
+        )
         self._stub = pb_grpc.ListingVisionServiceStub(self._channel)
 
     def classify(
@@ -107,7 +157,9 @@ class ListingVisionClient:
         """
         request = _request(photos, listing_id, num_alternatives)
         try:
-            response: pb.ClassifyListingResponse = self._stub.ClassifyListing(request, timeout=timeout_s)
+            response: pb.ClassifyListingResponse = self._stub.ClassifyListing(
+                request, timeout=timeout_s, metadata=self._metadata
+            )
             return response
         except grpc.RpcError as error:
             raise _failure(error) from error
@@ -115,7 +167,9 @@ class ListingVisionClient:
     def model(self, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> pb.GetModelResponse:
         """The model that answers. Raises CallFailed."""
         try:
-            response: pb.GetModelResponse = self._stub.GetModel(pb.GetModelRequest(), timeout=timeout_s)
+            response: pb.GetModelResponse = self._stub.GetModel(
+                pb.GetModelRequest(), timeout=timeout_s, metadata=self._metadata
+            )
             return response
         except grpc.RpcError as error:
             raise _failure(error) from error
@@ -135,8 +189,15 @@ class ListingVisionClient:
 class AsyncListingVisionClient:
     """For asyncio; make it inside the running loop. Close it, or use it in an `async with`."""
 
-    def __init__(self, address: str) -> None:
-        self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+    def __init__(self, address: str, access: Access | None = None) -> None:
+        """As `ListingVisionClient`."""
+        access = access or Access()
+        self._metadata = access.metadata
+        self._channel = (
+            grpc.aio.secure_channel(address, access.tls.credentials(), options=_OPTIONS)
+            if access.tls
+            else grpc.aio.insecure_channel(address, options=_OPTIONS)
+        )
         self._stub = pb_grpc.ListingVisionServiceStub(self._channel)
 
     async def classify(
@@ -150,7 +211,9 @@ class AsyncListingVisionClient:
         """As `ListingVisionClient.classify`."""
         request = _request(photos, listing_id, num_alternatives)
         try:
-            response: pb.ClassifyListingResponse = await self._stub.ClassifyListing(request, timeout=timeout_s)
+            response: pb.ClassifyListingResponse = await self._stub.ClassifyListing(
+                request, timeout=timeout_s, metadata=self._metadata
+            )
             return response
         except grpc.aio.AioRpcError as error:
             raise _failure(error) from error
@@ -158,7 +221,9 @@ class AsyncListingVisionClient:
     async def model(self, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> pb.GetModelResponse:
         """As `ListingVisionClient.model`."""
         try:
-            response: pb.GetModelResponse = await self._stub.GetModel(pb.GetModelRequest(), timeout=timeout_s)
+            response: pb.GetModelResponse = await self._stub.GetModel(
+                pb.GetModelRequest(), timeout=timeout_s, metadata=self._metadata
+            )
             return response
         except grpc.aio.AioRpcError as error:
             raise _failure(error) from error

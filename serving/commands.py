@@ -75,6 +75,30 @@ def serve(
             envvar="LISTING_VISION_STATUS_PORT",
         ),
     ] = None,
+    tls_certificate: Annotated[
+        Path | None, typer.Option(help="PEM; read again when it changes.", envvar="LISTING_VISION_TLS_CERTIFICATE")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Of the certificate.", envvar="LISTING_VISION_TLS_KEY")] = None,
+    tls_client_ca: Annotated[
+        Path | None,
+        typer.Option(help="Callers must show a certificate of this CA (mTLS).", envvar="LISTING_VISION_TLS_CLIENT_CA"),
+    ] = None,
+    tokens: Annotated[
+        Path | None,
+        typer.Option(
+            help="Who may call: lines of a name and the SHA-256 of a bearer token.", envvar="LISTING_VISION_TOKENS"
+        ),
+    ] = None,
+    quota: Annotated[
+        float | None,
+        typer.Option(min=0.01, help="Photos a second of each caller; needs --tokens.", envvar="LISTING_VISION_QUOTA"),
+    ] = None,
+    insecure: Annotated[
+        bool,
+        typer.Option(
+            "--insecure", help="Speak plain text beyond this machine all the same.", envvar="LISTING_VISION_INSECURE"
+        ),
+    ] = False,
 ) -> None:
     """Serve a bundle over gRPC until SIGTERM or Ctrl-C; SIGHUP replaces the gateway processes one by one.
 
@@ -93,6 +117,12 @@ def serve(
         raise typer.BadParameter(f"--decode-in {decode_in!r} is neither triton nor gateway")
     if tuning and (triton or in_process):
         raise typer.BadParameter("--tuning is for a Triton that is started here, not for --triton or --in-process")
+    if (tls_certificate is None) != (tls_key is None):
+        raise typer.BadParameter("--tls-certificate and --tls-key go together")
+    if tls_client_ca and not tls_certificate:
+        raise typer.BadParameter("--tls-client-ca needs --tls-certificate and --tls-key")
+    if quota and not tokens:
+        raise typer.BadParameter("--quota tells callers by their tokens and needs --tokens")
     options = ServeOptions(
         bundle=bundle.resolve(),
         host=host,
@@ -105,6 +135,12 @@ def serve(
         tuning=tuning.resolve() if tuning else None,
         drain_s=drain_s,
         status_port=status_port,
+        tls_certificate=tls_certificate.resolve() if tls_certificate else None,
+        tls_key=tls_key.resolve() if tls_key else None,
+        tls_client_ca=tls_client_ca.resolve() if tls_client_ca else None,
+        tokens=tokens.resolve() if tokens else None,
+        quota_photos_per_s=quota,
+        insecure=insecure,
     )
     asyncio.run(run(options))
 

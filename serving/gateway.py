@@ -15,6 +15,7 @@ from serving.breaker import Breaker
 from serving.engines import AsyncEngine, Decoded, InferEncoded
 from serving.protocol import listing_vision_pb2 as pb
 from serving.protocol import listing_vision_pb2_grpc as pb_grpc
+from serving.security import CALLER, Quotas
 from serving.statuses import Refusal, abort
 from vision.bundle import Bundle
 from vision.errors import EngineBroken, EngineBusy, EngineUnavailable, PhotoError
@@ -49,7 +50,14 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
     """A call that is given up, by its caller or by its deadline, is cancelled: what it waits for is not begun."""
 
     def __init__(
-        self, bundle: Bundle, engine: AsyncEngine, *, prepare: Prepare, admission: Admission, breaker: Breaker
+        self,
+        bundle: Bundle,
+        engine: AsyncEngine,
+        *,
+        prepare: Prepare,
+        admission: Admission,
+        breaker: Breaker,
+        quotas: Quotas | None = None,
     ) -> None:
         self.bundle = bundle
         """As it may be used with the engine: where promises were made with another, they are void."""
@@ -57,6 +65,7 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
         self._prepare = prepare
         self._admission = admission
         self._breaker = breaker
+        self._quotas = quotas
 
     async def ClassifyListing(
         self,
@@ -116,6 +125,8 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
         if deadline_s < LEAST_DEADLINE_S:
             raise _too_late(deadline_s)
         self._refuse_while_open()
+        if self._quotas:
+            self._quotas.take(CALLER.get(), len(request.photos))
         contents = [photo.content for photo in request.photos]
         with self._admission.admit(len(contents), sum(map(len, contents)), deadline_s=deadline_s):
             try:

@@ -61,22 +61,22 @@ class MetricsFolder:
     """Where the gateway processes of one tree leave their metrics."""
 
     def __init__(self) -> None:
-        self._path = Path(tempfile.mkdtemp(prefix="listing-vision-metrics-"))
+        self.path = Path(tempfile.mkdtemp(prefix="listing-vision-metrics-"))
         self.registry = prometheus_client.CollectorRegistry()
         """Of the whole tree; the supervisor's own metrics join it."""
-        multiprocess.MultiProcessCollector(self.registry, path=str(self._path))
+        multiprocess.MultiProcessCollector(self.registry, path=str(self.path))
 
     def environment(self) -> Mapping[str, str]:
         """Of a gateway process."""
-        return {**os.environ, _FOLDER_VARIABLE: str(self._path)}
+        return {**os.environ, _FOLDER_VARIABLE: str(self.path)}
 
     def forget(self, pid: int) -> None:
         """A gateway process has ended: what it counted stays, what it was does not."""
-        multiprocess.mark_process_dead(pid, path=str(self._path))
+        multiprocess.mark_process_dead(pid, path=str(self.path))
 
     def text(self) -> bytes:
         """In Prometheus' text format."""
         return prometheus_client.generate_latest(self.registry)
 
     def remove(self) -> None:
-        shutil.rmtree(self._path, ignore_errors=True)
+        shutil.rmtree(self.path, ignore_errors=True)

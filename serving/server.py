@@ -22,11 +22,12 @@ from serving.engines import AsyncEngine, InProcessEngine, TritonEngine, check
 from serving.gateway import SERVICE_NAME, Gateway, RefuseUnread
 from serving.metrics import SERVING
 from serving.protocol import listing_vision_pb2_grpc as pb_grpc
+from serving.security import Authenticate, Quotas, ServerTls, StaticTokens, is_loopback
 from serving.triton_repository import RepositoryOptions, read_tuning
 from vision.bundle import UNKNOWN_BACKEND, load_bundle
-from vision.errors import EngineBusy, EngineError, EngineUnavailable
+from vision.errors import EngineBusy, EngineError, EngineUnavailable, ListingVisionError
 
-__all__ = ["CHECK_AGAIN_S", "GOLDEN_TIMEOUT_S", "ONE_PHOTO", "GatewayServer", "ServeOptions"]
+__all__ = ["CHECK_AGAIN_S", "GOLDEN_TIMEOUT_S", "ONE_PHOTO", "GatewayServer", "ServeOptions", "local_address"]
 
 _log = logging.getLogger(__name__)
 
@@ -39,6 +40,9 @@ ONE_PHOTO = slice(0, 1)
 """Of the golden photos: what is asked again and again should cost little."""
 CHECK_AGAIN_S = 0.25
 """Between checks while they fail: callers are refused until one succeeds."""
+
+
+_PATHS = ("bundle", "tuning", "local_folder", "tls_certificate", "tls_key", "tls_client_ca", "tokens")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +76,33 @@ class ServeOptions:
     """Between two golden-photo checks."""
     status_port: int | None = None
     """Of the supervisor's HTTP: metrics, /healthz, /readyz; 0 takes a free one, None: there is none."""
+    local_folder: Path | None = None
+    """Where each gateway process also listens for its supervisor, on a socket named by its pid; None: nowhere."""
+    tls_certificate: Path | None = None
+    """PEM, with `tls_key`; None: plain text."""
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
+    """Whose certificates callers must show; None: none."""
+    tokens: Path | None = None
+    """Callers and hashes of their bearer tokens (`serving.security.StaticTokens`); None: anybody may call."""
+    quota_photos_per_s: float | None = None
+    """Of each caller, over all gateway processes together; None: no quota."""
+    insecure: bool = False
+    """Whether plain text may be spoken beyond this machine."""
+
+    @property
+    def tls(self) -> ServerTls | None:
+        if self.tls_certificate is None or self.tls_key is None:
+            return None
+        return ServerTls(certificate=self.tls_certificate, key=self.tls_key, client_ca=self.tls_client_ca)
+
+    def refuse_plain_text_beyond_loopback(self) -> None:
+        """Raise ListingVisionError where photos and tokens would go over a network for all to read."""
+        if not (self.tls or self.insecure or is_loopback(self.host)):
+            raise ListingVisionError(
+                f"refusing to listen on {self.host} in plain text: give --tls-certificate and --tls-key, or --insecure "
+                "where something in front speaks TLS"
+            )
 
     @property
     def num_decoders(self) -> int:
@@ -90,8 +121,13 @@ class ServeOptions:
     @classmethod
     def from_json(cls, text: str) -> "ServeOptions":
         raw = json.loads(text)
-        paths = {name: Path(raw[name]) for name in ("bundle", "tuning") if raw[name] is not None}
+        paths = {name: Path(raw[name]) for name in _PATHS if raw[name] is not None}
         return cls(**{**raw, **paths})
+
+
+def local_address(folder: Path, pid: int) -> str:
+    """Where a gateway process listens for its supervisor."""
+    return f"unix:{folder}/{pid}.sock"
 
 
 class GatewayServer:
@@ -159,9 +195,13 @@ class GatewayServer:
             prepare=self._decoders.prepare,
             admission=Admission(DrainRate(busy_photos=4 * self._options.num_decoders)),
             breaker=self._breaker,
+            quotas=Quotas(quota / self._options.workers) if (quota := self._options.quota_photos_per_s) else None,
         )
+        interceptors: list[grpc.aio.ServerInterceptor] = [RefuseUnread(self._gateway)]
+        if self._options.tokens:
+            interceptors.insert(0, Authenticate(StaticTokens(self._options.tokens)))
         self._server = grpc.aio.server(
-            interceptors=[RefuseUnread(self._gateway)],
+            interceptors=interceptors,
             options=[
                 ("grpc.max_receive_message_length", MESSAGE_LIMIT_BYTES),
                 ("grpc.max_send_message_length", MESSAGE_LIMIT_BYTES),
@@ -180,9 +220,14 @@ class GatewayServer:
         await self._set_serving(False)
         address = f"{self._options.host}:{self._options.port}"
         try:
-            self.port = self._server.add_insecure_port(address)
+            if tls := self._options.tls:
+                self.port = self._server.add_secure_port(address, tls.credentials())
+            else:
+                self.port = self._server.add_insecure_port(address)
         except RuntimeError as error:
             raise OSError(f"cannot listen on {address}: {error}; choose another --port") from error
+        if self._options.local_folder:
+            self._server.add_insecure_port(local_address(self._options.local_folder, os.getpid()))
         await self._check_once()
         if not self._serving and self._options.triton is None:
             raise EngineUnavailable(f"the model does not answer its golden photos: {self._last_error}")

@@ -18,6 +18,8 @@ _CODES: Mapping[str, grpc.StatusCode] = {
     "NO_PHOTOS": grpc.StatusCode.INVALID_ARGUMENT,
     "TOO_MANY_PHOTOS": grpc.StatusCode.INVALID_ARGUMENT,
     "NO_USABLE_PHOTO": grpc.StatusCode.INVALID_ARGUMENT,
+    "UNAUTHENTICATED": grpc.StatusCode.UNAUTHENTICATED,
+    "QUOTA_EXCEEDED": grpc.StatusCode.RESOURCE_EXHAUSTED,
     "TOO_BUSY": grpc.StatusCode.RESOURCE_EXHAUSTED,
     "DEADLINE_TOO_SHORT": grpc.StatusCode.DEADLINE_EXCEEDED,
     "MODEL_UNAVAILABLE": grpc.StatusCode.UNAVAILABLE,

@@ -18,7 +18,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving.engines import TritonEngine, check, until_answering
 from serving.metrics import MetricsFolder
-from serving.server import CHECK_AGAIN_S, GOLDEN_TIMEOUT_S, ONE_PHOTO, ServeOptions
+from serving.security import StaticTokens
+from serving.server import CHECK_AGAIN_S, GOLDEN_TIMEOUT_S, ONE_PHOTO, ServeOptions, local_address
 from serving.status_server import Answer, StatusServer
 from serving.triton_install import find_triton
 from serving.triton_server import LocalTriton
@@ -36,6 +37,7 @@ FAILURES_UNTIL_RELOAD = 2
 FAILURES_UNTIL_RESTART = 4
 """… and until it is stopped and started."""
 READY_TIMEOUT_S = 2.0
+SERVING = "SERVING"
 RELOAD_TIMEOUT_S = 10.0
 REPLACED_END_AFTER_S = 15.0
 """Longer than any call to Triton may take."""
@@ -69,7 +71,13 @@ class Supervisor:
         self._stopping = False
         self._restarting = asyncio.Lock()
         self._port_holder: socket.socket | None = None
+        options.refuse_plain_text_beyond_loopback()
+        if options.tls:
+            options.tls.credentials()  # raises what each gateway process would
+        if options.tokens:
+            StaticTokens(options.tokens)
         self._metrics = MetricsFolder()
+        self._options = replace(options, local_folder=self._metrics.path)
         self._restarts = prometheus_client.Counter(
             "listing_vision_restarts",
             "What died or was unwell and was started again: gateway, triton, or the model in it.",
@@ -156,16 +164,21 @@ class Supervisor:
         _log.info("metrics and health at http://%s:%d", self._options.host, self._status.port)
 
     def _readiness(self) -> Answer:
-        """By the same health that callers see."""
+        """By the health that callers see: ready where any gateway process serves."""
+        found = [self._health_of(worker.process.pid) for worker in list(self._workers)]
+        if SERVING in found:
+            return Answer(200, "text/plain", b"ready\n")
+        return Answer(503, "text/plain", f"not ready: {', '.join(found) or 'no gateway process'}\n".encode())
+
+    def _health_of(self, pid: int) -> str:
+        """`SERVING`, another health, or the status of a call that failed."""
         try:
-            with grpc.insecure_channel(self.address) as channel:
+            with grpc.insecure_channel(local_address(self._metrics.path, pid)) as channel:
                 health = health_pb2_grpc.HealthStub(channel)
                 found = health.Check(health_pb2.HealthCheckRequest(), timeout=READY_TIMEOUT_S)
         except grpc.RpcError as error:
-            return Answer(503, "text/plain", f"not ready: {error.code().name}\n".encode())
-        if found.status == health_pb2.HealthCheckResponse.SERVING:
-            return Answer(200, "text/plain", b"ready\n")
-        return Answer(503, "text/plain", b"not ready: the model does not answer its golden photos\n")
+            return str(error.code().name)
+        return str(health_pb2.HealthCheckResponse.ServingStatus.Name(found.status))
 
     async def _start_triton(self) -> None:
         try:

@@ -19,7 +19,7 @@ from serving.backfill.photos import Reader
 from serving.backfill.pipeline import Waits
 from serving.backfill.plan import PhotosOfShard
 from serving.backfill.tables import Failure, assembled
-from serving.client import CallFailed, ListingVisionClient
+from serving.client import Access, CallFailed, ListingVisionClient
 from serving.engines import TritonEngine, until_answering
 from serving.protocol import listing_vision_pb2 as pb
 from vision.bundle import UNKNOWN_BACKEND, Bundle
@@ -65,7 +65,7 @@ def target_engine(
     Raises:
         BackfillError: nobody answers there, or a gateway that serves another model than the bundle.
     """
-    with ListingVisionClient(address) as client:
+    with ListingVisionClient(address, Access.from_environment()) as client:
         try:
             described = client.model()
         except CallFailed as failed:
@@ -91,7 +91,7 @@ class GatewayEngine:
             here, there = getattr(wanted, name), getattr(self.versions, name)
             if here != there:
                 raise BackfillError(f"the gateway at {address} serves another model: {name} {there}, --model {here}")
-        self._client = ListingVisionClient(address)
+        self._client = ListingVisionClient(address, Access.from_environment())
 
     def answer(self, job: Job, shards: Iterable[PhotosOfShard], reader: Reader) -> Iterator[Answered]:
         if job.embedding:
