@@ -8,6 +8,7 @@ from listing_vision.classify_command import classify
 from listing_vision.demo import demo
 from serving import commands as serving_commands
 from serving.backfill.commands import backfill_app
+from serving.model_commands import model_app
 from training import commands as training_commands
 from training.brand_commands import brand_app
 from training.comparison_commands import compare
@@ -34,6 +35,7 @@ for verb in (
 app.add_typer(training_commands.tune_app, name="tune")
 app.add_typer(brand_app, name="brand")
 app.add_typer(serving_commands.serve_app, name="serve")
+app.add_typer(model_app, name="model")
 app.add_typer(serving_commands.triton_app, name="triton")
 app.add_typer(backfill_app, name="backfill")
 

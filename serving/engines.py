@@ -180,17 +180,31 @@ class TritonEngine:
         # A repository that others wrote does not say it.
         return parameters[BACKEND_PARAMETER].string_value if BACKEND_PARAMETER in parameters else UNKNOWN_BACKEND
 
-    async def reload(self, *, timeout_s: float = 30.0) -> None:
-        """Have Triton load a model whose files have changed: the old processes answer until the new ones can.
+    async def load(self, *, timeout_s: float) -> None:
+        """Have Triton load the model; where its files have changed, new processes answer once the old ones need not.
 
         Raises:
             EngineUnavailable: it does not, or not in time.
         """
-        load = service_pb2.RepositoryModelLoadRequest(model_name=self._model_name)
+        request = service_pb2.RepositoryModelLoadRequest(model_name=self._model_name)
+        await self._controlled(self._stub.RepositoryModelLoad, request, "load", timeout_s)
+
+    async def unload(self, *, timeout_s: float) -> None:
+        """Have Triton let go of the model.
+
+        Raises:
+            EngineUnavailable: it does not, or not in time.
+        """
+        request = service_pb2.RepositoryModelUnloadRequest(model_name=self._model_name)
+        await self._controlled(self._stub.RepositoryModelUnload, request, "unload", timeout_s)
+
+    async def _controlled(self, call: Any, request: Any, what: str, timeout_s: float) -> None:
         try:
-            await self._stub.RepositoryModelLoad(load, timeout=timeout_s)
+            await call(request, timeout=timeout_s)
         except grpc.aio.AioRpcError as error:
-            raise EngineUnavailable(f"Triton at {self._address} does not load anew: {error.details()}") from error
+            raise EngineUnavailable(
+                f"Triton at {self._address} does not {what} {self._model_name}: {error.details()}"
+            ) from error
 
     async def close(self) -> None:
         if self._in_flight:

@@ -23,7 +23,7 @@ from serving.gateway import SERVICE_NAME, Gateway, RefuseUnread
 from serving.metrics import SERVING
 from serving.protocol import listing_vision_pb2_grpc as pb_grpc
 from serving.security import Authenticate, Quotas, ServerTls, StaticTokens, is_loopback
-from serving.triton_repository import RepositoryOptions, read_tuning
+from serving.triton_repository import MODEL_NAME, RepositoryOptions, read_tuning
 from vision.bundle import UNKNOWN_BACKEND, load_bundle
 from vision.errors import EngineBusy, EngineError, EngineUnavailable, ListingVisionError
 
@@ -53,6 +53,8 @@ class ServeOptions:
     """0 takes a free one."""
     triton: str | None = None
     """HOST:PORT of a Triton that serves the bundle."""
+    model_name: str = MODEL_NAME
+    """Triton's name for it."""
     in_process: bool = False
     """ONNX Runtime in this process instead of Triton."""
     workers: int = 1
@@ -163,6 +165,7 @@ class GatewayServer:
             self._engine = (
                 TritonEngine(
                     self._options.triton,
+                    model_name=self._options.model_name,
                     num_gateways=self._options.workers,
                     may_decode=self._options.decode_in == "triton",
                 )

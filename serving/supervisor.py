@@ -16,16 +16,18 @@ import grpc
 import prometheus_client
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from serving.engines import TritonEngine, check, until_answering
+from serving.control import ControlServer, control_path
+from serving.engines import InProcessEngine, TritonEngine, check, until_answering
 from serving.metrics import MetricsFolder
 from serving.security import StaticTokens
 from serving.server import CHECK_AGAIN_S, GOLDEN_TIMEOUT_S, ONE_PHOTO, ServeOptions, local_address
 from serving.status_server import Answer, StatusServer
 from serving.triton_install import find_triton
+from serving.triton_repository import MODEL_NAME
 from serving.triton_server import LocalTriton
 from serving.worker import READY
-from vision.bundle import load_bundle
-from vision.errors import EngineBusy, EngineError, EngineUnavailable, TritonNotInstalled
+from vision.bundle import Bundle, load_bundle
+from vision.errors import EngineBusy, EngineError, EngineUnavailable, ListingVisionError, TritonNotInstalled
 
 __all__ = ["Supervisor", "serve"]
 
@@ -39,11 +41,30 @@ FAILURES_UNTIL_RESTART = 4
 READY_TIMEOUT_S = 2.0
 SERVING = "SERVING"
 RELOAD_TIMEOUT_S = 10.0
+LOAD_TIMEOUT_S = 300.0
+UNLOADED_AFTER_S = 2.0
+"""Triton answers an unload before the model's processes have ended."""
 REPLACED_END_AFTER_S = 15.0
 """Longer than any call to Triton may take."""
 RESTART_PAUSES_S = (0.0, 0.5, 2.0, 5.0)
 """Before a gateway process that has died is started again, by how many have died lately; the last one for all more."""
 LATELY_S = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Release:
+    """A bundle that is loaded."""
+
+    bundle: Bundle
+    model_name: str
+    """Triton's name for it; never used again for another."""
+    engine: TritonEngine | None
+    """None: gateway processes have the model themselves."""
+
+    @property
+    def label(self) -> str:
+        """Weights and calibration."""
+        return f"{self.bundle.info.model_version}.{self.bundle.calibration.version[:6]}"
 
 
 @dataclass(eq=False)
@@ -61,6 +82,13 @@ class Supervisor:
 
     def __init__(self, options: ServeOptions) -> None:
         self._bundle = load_bundle(options.bundle)
+        self._releases: list[_Release] = []
+        self._current: _Release | None = None
+        self._before: _Release | None = None
+        """What answered before the last promotion."""
+        self._num_loaded = 0
+        self._releasing = asyncio.Lock()
+        self._control: ControlServer | None = None
         self._options = options
         self._triton: LocalTriton | None = None
         self._engine: TritonEngine | None = None
@@ -104,8 +132,11 @@ class Supervisor:
         except BaseException:
             await self.stop()
             raise
+        self._current = _Release(bundle=self._bundle, model_name=self._options.model_name, engine=self._engine)
+        self._releases.append(self._current)
         if self._triton:
             self._spawn(self._watch_triton())
+        await self._start_control(port)
 
     @property
     def address(self) -> str:
@@ -114,12 +145,15 @@ class Supervisor:
     async def stop(self) -> None:
         """Gateways first, each after its calls in flight; then Triton."""
         self._stopping = True
+        if self._control:
+            await self._control.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.gather(*(self._end(worker) for worker in list(self._workers)))
-        if self._engine:
-            await self._engine.close()
+        for engine in {release.engine for release in self._releases} | {self._engine}:
+            if engine:
+                await engine.close()
         if self._triton:
             await asyncio.to_thread(self._triton.stop)
         if self._port_holder:
@@ -128,10 +162,10 @@ class Supervisor:
             self._status.close()
         self._metrics.remove()
 
-    async def restart_workers(self) -> None:
+    async def restart_workers(self) -> bool:
         """One after another: the new one serves before the old one is asked to stop.
 
-        Where a new one does not come up, those that have not been replaced go on.
+        Where a new one does not come up, those that have not been replaced go on, and it is False.
         """
         async with self._restarting:
             for old in list(self._workers):
@@ -141,13 +175,153 @@ class Supervisor:
                     await self._add_worker()
                 except (OSError, TimeoutError) as error:
                     _log.error("gateway processes are not replaced: %s", error)
-                    return
+                    return False
                 await self._end(old)
         _log.info("all %d gateway processes were replaced", self._options.workers)
+        return True
 
     def restart_workers_soon(self) -> None:
         """For a signal handler."""
-        self._spawn(self.restart_workers())
+
+        async def restart() -> None:
+            await self.restart_workers()
+
+        self._spawn(restart())
+
+    async def load(self, bundle: str) -> str:
+        """Load a bundle beside what serves and return its release's name; it answers nobody yet.
+
+        Raises:
+            ListingVisionError: it is not whole, is loaded already, or does not answer its golden photos.
+        """
+        async with self._releasing:
+            loaded = await asyncio.to_thread(load_bundle, bundle)
+            if self._options.triton and not self._triton:
+                raise ListingVisionError(
+                    f"the Triton at {self._options.triton} is not this service's own; load the model there and "
+                    "start a gateway for it"
+                )
+            self._num_loaded += 1
+            name = f"{MODEL_NAME}_{self._num_loaded + 1}"
+            release = _Release(bundle=loaded, model_name=name, engine=self._engine_of(name))
+            if any(release.label == other.label for other in self._releases):
+                raise ListingVisionError(f"{release.label} is loaded already")
+            try:
+                await self._bring_up(release)
+            except BaseException:
+                await self._let_go(release)
+                raise
+            self._releases.append(release)
+            _log.info("release %s is loaded", release.label)
+            return release.label
+
+    async def promote(self, release: str) -> None:
+        """Have a loaded release answer: gateway processes are replaced one by one, and no call fails.
+
+        Raises:
+            ListingVisionError: it is not loaded, or does not answer its golden photos; what answered goes on.
+        """
+        async with self._releasing:
+            chosen = self._named(release)
+            await self._check_golden(chosen)
+            options = self._options
+            self._options = replace(options, bundle=chosen.bundle.folder, model_name=chosen.model_name)
+            if not await self.restart_workers():
+                self._options = options
+                await self.restart_workers()
+                raise ListingVisionError(f"{release} is not promoted: no gateway process came up for it; see the log")
+            if chosen is not self._current:
+                self._before, self._current = self._current, chosen
+            # What is watched from here on.
+            self._bundle, self._engine = chosen.bundle, chosen.engine
+            _log.info("release %s answers", release)
+
+    async def rollback(self) -> str:
+        """Promote what answered before, and return its name.
+
+        Raises:
+            ListingVisionError: there is nothing to go back to.
+        """
+        if self._before is None:
+            raise ListingVisionError("there is no release to go back to: none was promoted yet, or it is unloaded")
+        label = self._before.label
+        await self.promote(label)
+        return label
+
+    async def unload(self, release: str) -> None:
+        """Let go of a release.
+
+        Raises:
+            ListingVisionError: it answers, or is not loaded.
+        """
+        async with self._releasing:
+            chosen = self._named(release)
+            if chosen is self._current:
+                raise ListingVisionError(f"{release} answers; promote another one first")
+            self._releases.remove(chosen)
+            if chosen is self._before:
+                self._before = None
+            await self._let_go(chosen)
+            _log.info("release %s is unloaded", release)
+
+    async def status(self) -> list[dict[str, object]]:
+        """All that is loaded."""
+        return [
+            {
+                "release": release.label,
+                "name": release.bundle.info.model_name,
+                "bundle": str(release.bundle.folder),
+                "answers": release is self._current,
+                "before": release is self._before,
+            }
+            for release in self._releases
+        ]
+
+    async def _start_control(self, port: int) -> None:
+        commands = (self.load, self.promote, self.rollback, self.unload, self.status)
+        self._control = ControlServer(control_path(port), {command.__name__: command for command in commands})
+        await self._control.start()
+
+    def _named(self, label: str) -> _Release:
+        for release in self._releases:
+            if release.label == label:
+                return release
+        raise ListingVisionError(f"{label} is not loaded; loaded: {', '.join(r.label for r in self._releases)}")
+
+    def _engine_of(self, model_name: str) -> TritonEngine | None:
+        return TritonEngine(self._triton.address, model_name=model_name) if self._triton else None
+
+    async def _bring_up(self, release: _Release) -> None:
+        if self._triton:
+            assert release.engine is not None
+            await asyncio.to_thread(self._triton.add_model, release.bundle, release.model_name)
+            await release.engine.load(timeout_s=LOAD_TIMEOUT_S)
+            self._model_processes = self._triton.model_processes()
+        await self._check_golden(release)
+
+    async def _check_golden(self, release: _Release) -> None:
+        if release.engine:
+            await until_answering(release.engine, release.bundle)
+            return
+        engine = await asyncio.to_thread(InProcessEngine, release.bundle)
+        try:
+            await check(engine, release.bundle)
+        finally:
+            await engine.close()
+
+    async def _let_go(self, release: _Release) -> None:
+        if release.engine is None:
+            return
+        assert self._triton is not None
+        if release.model_name in self._triton.models:
+            # Its processes are missed by nobody from here on.
+            before = self._triton.model_processes()
+            with contextlib.suppress(EngineUnavailable):
+                await release.engine.unload(timeout_s=RELOAD_TIMEOUT_S)
+            self._triton.remove_model(release.model_name)
+            await asyncio.sleep(UNLOADED_AFTER_S)
+            self._model_processes -= before - self._triton.model_processes()
+        await release.engine.close()
 
     def _start_status(self) -> None:
         if self._options.status_port is None:
@@ -268,7 +442,9 @@ class Supervisor:
             await asyncio.sleep(CHECK_AGAIN_S if num_failures else self._options.health_interval_s)
             try:
                 # A golden photo seldom meets a model process that has died: it holds each call for a second.
-                if self._triton.is_running() and self._model_processes - self._triton.model_processes():
+                # While a release comes or goes, processes end that are not missed.
+                died = self._model_processes - self._triton.model_processes() and not self._releasing.locked()
+                if self._triton.is_running() and died:
                     await self._reload_model("one of its processes has died")
                 num_failures = 0 if await self._is_well() else num_failures + 1
                 if num_failures and not self._triton.is_running():
@@ -306,9 +482,11 @@ class Supervisor:
         _log.error("Triton loads the model anew: %s", why)
         self._restarts.labels("model").inc()
         old = self._model_processes
-        self._triton.touch_model()
         try:
-            await self._engine.reload(timeout_s=RELOAD_TIMEOUT_S)
+            for release in self._releases:
+                if release.engine:
+                    self._triton.touch_model(release.model_name)
+                    await release.engine.load(timeout_s=RELOAD_TIMEOUT_S)
         except EngineUnavailable as error:
             _log.warning("%s", error)
             return

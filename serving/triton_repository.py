@@ -59,6 +59,8 @@ _COMPUTED_BY: dict[Backend, str] = {
 class RepositoryOptions:
     backend: Backend
     """`onnxruntime` (TensorRT accelerated) and `pytorch` for a GPU; `python` runs ONNX Runtime on the CPU."""
+    model_name: str = MODEL_NAME
+    """Triton's name for it. Versions of one name share their tensors' sizes; other taxonomies are other names."""
     version: int = 1
     """Triton's version directory. Never reuse a number for other weights."""
     max_batch_size: int = 64
@@ -111,14 +113,14 @@ def read_tuning(path: Path) -> RepositoryOptions:
 
 
 def write_repository(bundle: Bundle, folder: Path, options: RepositoryOptions) -> Path:
-    """Write `folder/listing_vision` with its config and one version; returns that path.
+    """Write `folder/MODEL_NAME` with its config and one version; returns that path.
 
     A version directory appears only when it is whole, and is never overwritten.
 
     Raises:
         FileExistsError: the version exists.
     """
-    model = folder / MODEL_NAME
+    model = folder / options.model_name
     version = model / str(options.version)
     if version.exists():
         raise FileExistsError(f"{version} exists; a version number is never reused, take the next one")
@@ -150,7 +152,7 @@ def model_config(bundle: Bundle, options: RepositoryOptions) -> "model_config_pb
     # The libtorch backend knows tensors by position only.
     by_position = options.backend == "pytorch"
     config = model_config_pb2.ModelConfig(
-        name=MODEL_NAME, backend=options.backend, max_batch_size=options.max_batch_size
+        name=options.model_name, backend=options.backend, max_batch_size=options.max_batch_size
     )
     config.input.add(
         name="INPUT__0" if by_position else INPUT_NAME, data_type=model_config_pb2.TYPE_UINT8, dims=[side, side, 3]

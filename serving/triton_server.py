@@ -28,7 +28,7 @@ _SHM_BYTES = 16 << 20
 
 
 class LocalTriton:
-    """One `tritonserver` on loopback that serves one bundle, until it is stopped."""
+    """One `tritonserver` on loopback that serves bundles, one to begin with, until it is stopped."""
 
     def __init__(
         self, bundle: Bundle, installation: TritonInstallation, options: RepositoryOptions | None = None
@@ -38,9 +38,9 @@ class LocalTriton:
         self._folder = Path(tempfile.mkdtemp(prefix="listing-vision-triton-"))
         self.repository = self._folder / "models"
         self.options = options or RepositoryOptions(backend="python")
-        write_repository(
-            bundle, self.repository, replace(self.options, model_environment=installation.model_environment)
-        )
+        self.models: list[str] = []
+        """What it serves, whenever it is started."""
+        self.add_model(bundle, MODEL_NAME)
         self._shm_prefix = f"listing_vision_{os.getpid()}_{self._folder.name[-8:]}_"
         self._process: subprocess.Popen[bytes] | None = None
         # A restart runs on a thread; a stop that overtakes it must be the last word.
@@ -72,9 +72,21 @@ class LocalTriton:
         """Pids of its own processes that compute (Linux): those of the Python backend, none for other backends."""
         return frozenset(pid for pid in _children(self.pid) if _is_model_process(pid)) if self.pid else frozenset()
 
-    def touch_model(self) -> None:
+    def add_model(self, bundle: Bundle, name: str) -> None:
+        """Put a model into the repository; a running server serves it once it is told to load it."""
+        environment = self._installation.model_environment
+        options = replace(self.options, model_environment=environment, model_name=name)
+        write_repository(bundle, self.repository, options)
+        self.models.append(name)
+
+    def remove_model(self, name: str) -> None:
+        """Take a model out that the server does not serve."""
+        self.models.remove(name)
+        shutil.rmtree(self.repository / name)
+
+    def touch_model(self, name: str) -> None:
         """Have the next load not take the model for unchanged, and so start new processes for it."""
-        os.utime(self.repository / MODEL_NAME / "config.pbtxt")
+        os.utime(self.repository / name / "config.pbtxt")
 
     def start(self) -> None:
         """Start the process; it answers some seconds later (see `wait_until_listening`)."""
@@ -87,7 +99,7 @@ class LocalTriton:
             f"--backend-directory={root / 'backends'}",
             f"--cache-directory={root / 'caches'}",
             "--model-control-mode=explicit",
-            f"--load-model={MODEL_NAME}",
+            *(f"--load-model={name}" for name in self.models),
             "--disable-auto-complete-config",
             *(f"--{name}-address=127.0.0.1" for name in ("grpc", "http", "metrics")),
             f"--grpc-port={self._grpc_port}",

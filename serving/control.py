@@ -1,0 +1,100 @@
+"""How an operator speaks to a running supervisor: JSON over a Unix socket that only its owner can open."""
+
+import asyncio
+import json
+import logging
+import os
+import socket
+import tempfile
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from vision.errors import ListingVisionError
+
+__all__ = ["ControlServer", "ask", "control_path"]
+
+_log = logging.getLogger(__name__)
+
+ANSWER_TIMEOUT_S = 600.0
+"""A large model takes its time to load."""
+_LIMIT_BYTES = 1 << 16
+
+Command = Callable[..., Awaitable[Any]]
+
+
+def control_path(port: int) -> Path:
+    """Where the supervisor of a gateway port listens, for the same user of the same machine."""
+    return Path(tempfile.gettempdir()) / f"listing-vision-{os.getuid()}" / f"{port}.sock"
+
+
+class ControlServer:
+    """Answers one command a connection; commands of a name are coroutine functions of keyword arguments."""
+
+    def __init__(self, path: Path, commands: Mapping[str, Command]) -> None:
+        self._path = path
+        self._commands = commands
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        """Raises OSError: the socket cannot be made."""
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self._path.parent.stat().st_uid != os.getuid():
+            raise OSError(f"{self._path.parent} belongs to somebody else; remove it")
+        self._path.unlink(missing_ok=True)  # of a supervisor that was killed: the port is ours by now
+        self._server = await asyncio.start_unix_server(self._serve, self._path, limit=_LIMIT_BYTES)
+        self._path.chmod(0o600)
+
+    async def close(self) -> None:
+        if self._server:
+            self._server.close()
+            self._path.unlink(missing_ok=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            answer = await self._answer(await reader.readline())
+            writer.write(json.dumps(answer).encode() + b"\n")
+            await writer.drain()
+        except (ConnectionError, ValueError) as error:
+            _log.debug("a control connection failed: %s", error)
+        finally:
+            writer.close()
+            with suppress(ConnectionError):
+                await writer.wait_closed()
+
+    async def _answer(self, line: bytes) -> dict[str, Any]:
+        try:
+            asked = json.loads(line)
+            command = self._commands[asked.pop("command")]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return {"error": f"not a command of {', '.join(self._commands)}"}
+        try:
+            return {"answer": await command(**asked)}
+        except (ListingVisionError, OSError) as error:
+            return {"error": str(error)}
+        except Exception as error:
+            _log.exception("a control command failed")
+            return {"error": f"{type(error).__name__}: {error}"}
+
+
+def ask(path: Path, command: str, **arguments: Any) -> Any:
+    """What the supervisor there answers.
+
+    Raises:
+        ListingVisionError: it refuses, or nobody listens.
+    """
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            sock.settimeout(ANSWER_TIMEOUT_S)
+            sock.connect(str(path))
+            sock.sendall(json.dumps({"command": command, **arguments}).encode() + b"\n")
+            with sock.makefile("rb") as file:
+                answer = json.loads(file.readline() or b"{}")
+    except (OSError, ValueError) as error:
+        raise ListingVisionError(
+            f"no supervisor answers at {path} ({error}); give the --port that `listing-vision serve` listens on"
+        ) from error
+    if "answer" not in answer:
+        raise ListingVisionError(answer.get("error", "the supervisor ended before it answered"))
+    return answer["answer"]
