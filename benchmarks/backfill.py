@@ -122,6 +122,7 @@ def main() -> None:
         before = ceiling(folder, some)
         ours = job(folder, manifest, FOLDER / "output", len(photos))
         top = statistics.mean([before, ceiling(folder, some)])
+        print(f"  in process {top:.1f} photos/s; the job: {ours}", flush=True)
         plain = ray_data(folder, photos, FOLDER / "ray") if options.ray else None
         rounds.append({"ceiling_photos_per_s": top, "ray_data_photos_per_s": plain, **ours})
         print(f"round {number + 1}: {rounds[-1]}", flush=True)

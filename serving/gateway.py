@@ -28,6 +28,8 @@ _T = TypeVar("_T")
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["ListingVisionService"].full_name
 CLASSIFY_METHOD = f"/{SERVICE_NAME}/ClassifyListing"
+REQUEST_ID_HEADER = "x-request-id"
+MAX_REQUEST_ID_CHARS = 100
 MAX_LISTING_ID_CHARS = 200
 MAX_ALTERNATIVES = 20
 DEFAULT_ALTERNATIVES = 5
@@ -100,6 +102,7 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
                 len(request.photos),
                 outcome,
                 seconds * 1000,
+                extra={"request_id": _request_id(context), "caller": CALLER.get()},
             )
 
     def refuse_unread(self, deadline_s: float) -> None:
@@ -231,6 +234,14 @@ class RefuseUnread(grpc.aio.ServerInterceptor):
             return await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the call has no request message")
 
         return grpc.stream_unary_rpc_method_handler(answer, handler.request_deserializer, handler.response_serializer)
+
+
+def _request_id(context: "grpc.aio.ServicerContext[Any, Any]") -> str:
+    """The caller's own, from the header `x-request-id`, by which its logs and ours are held together; else empty."""
+    for name, value in context.invocation_metadata() or ():
+        if name == REQUEST_ID_HEADER and isinstance(value, str):
+            return value[:MAX_REQUEST_ID_CHARS]
+    return ""
 
 
 def _deadline_s(context: "grpc.aio.ServicerContext[Any, Any]") -> float:

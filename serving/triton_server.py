@@ -163,7 +163,15 @@ class LocalTriton:
                 self._process.kill()
                 self._process.wait()
             self._process = None
+        self._end_orphans()
         self._remove_shared_memory()
+
+    def _end_orphans(self) -> None:
+        """Model processes that outlive a killed server: one may wait for ever for a lock that the server held."""
+        for pid in _processes_of(str(self._folder)):
+            _log.warning("model process %d outlived its Triton and is killed", pid)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def _remove_shared_memory(self) -> None:
         for region in Path("/dev/shm").glob(f"{self._shm_prefix}*"):
@@ -179,6 +187,16 @@ def _children(pid: int) -> list[int]:
     for path in Path("/proc").glob(f"{pid}/task/*/children"):
         with contextlib.suppress(OSError):  # that thread has ended; its children are another's now
             found += map(int, path.read_text().split())
+    return found
+
+
+def _processes_of(folder: str) -> list[int]:
+    """Pids of model processes whose model lies in a folder (Linux)."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if folder.encode() in path.read_bytes() and _is_model_process(int(path.parent.name)):
+                found.append(int(path.parent.name))
     return found
 
 

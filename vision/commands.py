@@ -1,5 +1,7 @@
 """What every command line of the project does the same: logging, and one clear line for a failure."""
 
+import datetime
+import json
 import logging
 import os
 import sys
@@ -11,7 +13,27 @@ import typer
 
 from vision.errors import ListingVisionError
 
-__all__ = ["new_app", "run_app", "run_command"]
+__all__ = ["LOG_FIELDS", "new_app", "run_app", "run_command"]
+
+LOG_FIELDS = ("request_id", "caller")
+"""What a log record may carry beside its message (`extra`), and a line of JSON then has as a field."""
+_LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+class _JsonLines(logging.Formatter):
+    """A record a line, for whatever collects logs."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = {
+            "time": datetime.datetime.fromtimestamp(record.created, datetime.UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            **{name: found for name in LOG_FIELDS if (found := getattr(record, name, ""))},
+        }
+        if record.exc_info:
+            fields["exception"] = self.formatException(record.exc_info)
+        return json.dumps(fields, ensure_ascii=False)
 
 
 def new_app(help: str) -> typer.Typer:
@@ -32,11 +54,11 @@ def run_app(app: typer.Typer) -> None:
     debug = "--debug" in sys.argv
     if debug:
         sys.argv.remove("--debug")
-    logging.basicConfig(
-        level=logging.DEBUG if debug else os.environ.get("LISTING_VISION_LOG", "INFO"),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    as_json = os.environ.get("LISTING_VISION_LOG_FORMAT") == "json"
+    handler.setFormatter(_JsonLines() if as_json else logging.Formatter(_LOG_FORMAT))
+    level = logging.DEBUG if debug else os.environ.get("LISTING_VISION_LOG", "INFO")
+    logging.basicConfig(level=level, handlers=[handler])
     for noisy in ("PIL", "asyncio", "grpc", "onnxscript", "onnx_ir", "torch.onnx", "httpx", "fsspec"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:

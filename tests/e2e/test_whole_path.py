@@ -101,6 +101,8 @@ def test_a_killed_triton_is_started_again_without_a_restart_of_the_gateway(
     with ListingVisionClient(served.address) as client:
         before = client.classify(photos)
         killed = served.triton_pid()
+        model_pids = model_processes(killed)
+        os.kill(model_pids[0], signal.SIGSTOP)  # as one that waits for ever for what the server held
         os.kill(killed, signal.SIGKILL)
         until(lambda: "Triton is started again" in served.log, "Triton started again")
         until(lambda: served.triton_pid() != killed, "Triton answers again")
@@ -108,6 +110,7 @@ def test_a_killed_triton_is_started_again_without_a_restart_of_the_gateway(
         after = client.classify(photos)
     assert after.category_path == before.category_path
     assert served.log.count(" serves on ") == 1
+    until(lambda: all(state_of(pid) == "Z" for pid in model_pids), "nothing of the killed Triton is left")
     assert served.stop() == 0
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import hashlib
+import json
 import subprocess
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving.client import Access, AsyncListingVisionClient, CallFailed, ClientTls, ListingVisionClient
 from serving.gateway import CLASSIFY_METHOD
+from serving.protocol import listing_vision_pb2 as pb
+from serving.protocol import listing_vision_pb2_grpc as pb_grpc
 from serving.security import Quotas, ServerTls, StaticTokens, is_loopback
 from serving.server import GatewayServer, ServeOptions
 from serving.statuses import Refusal
@@ -282,3 +285,21 @@ def test_access_comes_from_the_environment(monkeypatch, tmp_path):
     monkeypatch.delenv("LISTING_VISION_CA")
     monkeypatch.setenv("LISTING_VISION_TLS", "1")
     assert Access.from_environment().tls == ClientTls()
+
+
+def test_logs_as_json_name_request_and_caller(bundle, start_serving, tmp_path, monkeypatch):
+    monkeypatch.setenv("LISTING_VISION_LOG_FORMAT", "json")
+    tokens = token_file(tmp_path / "tokens", upload="secret-1")
+    log = tmp_path / "serve.log"
+    served = start_serving(bundle.folder, log, "--in-process", "--tokens", str(tokens))
+    request = pb.ClassifyListingRequest(listing_id="li\n42", photos=[pb.Photo(content=PHOTO)])
+    headers = [("authorization", "Bearer secret-1"), ("x-request-id", "request-7")]
+    with grpc.insecure_channel(served.address) as channel:
+        pb_grpc.ListingVisionServiceStub(channel).ClassifyListing(request, timeout=20, metadata=headers)
+    until(lambda: "request-7" in served.log, "the call is logged")
+    lines = [json.loads(line) for line in served.log.splitlines()]
+    [line] = [line for line in lines if line.get("request_id")]
+    assert (line["request_id"], line["caller"], line["level"]) == ("request-7", "upload", "INFO")
+    assert "ANSWERED" in line["message"]
+    assert set(line) == {"time", "level", "logger", "message", "request_id", "caller"}
+    assert "secret-1" not in served.log

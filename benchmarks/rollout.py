@@ -1,0 +1,117 @@
+"""Another model for a service under load: how many calls fail, and what happens to the slowest of a hundred.
+
+    python -m benchmarks.rollout [--bundle FOLDER] [--rounds 3]
+
+Two gateway processes with their Triton get listings at half of what they can do, by an open loop. Each round a release
+is loaded beside the one that answers, promoted, rolled back and unloaded. Its weights are the same, its calibration's
+version is another, so that every answer can still be checked. `p99_ratio` is that of calls that came while something
+of this went on, to that of the quiet seconds before; the new model's processes start on the same cores.
+"""
+
+import argparse
+import asyncio
+import json
+import shutil
+import statistics
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.common import BUILD, write_result
+from benchmarks.load import LoadPlan, LoadReport, learn_answers, phone_photos, run_load
+from benchmarks.serving import default_bundle, gateway
+from serving.control import ask, control_path
+from vision.bundle import load_bundle, seal_bundle
+
+SHARE_OF_PEAK = 0.5
+QUIET_S = 10.0
+DEADLINE_S = 10.0
+
+
+def other_calibration(folder: Path) -> Path:
+    """A copy of a bundle that answers alike under another version."""
+    copy = BUILD / "rollout" / "bundle"
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(folder, copy)
+    bundle = load_bundle(folder)
+    certifies = {**bundle.calibration.certifies, "splits": "another"}
+    calibration = replace(bundle.calibration, certifies=certifies)
+    (copy / "calibration.json").write_text(calibration.to_json())
+    seal_bundle(copy, bundle.info)
+    return copy
+
+
+async def one_round(address: str, other: Path, photos: list[bytes], rate_per_s: float, answers: Any) -> dict[str, Any]:
+    port = int(address.rpartition(":")[2])
+    stop, took = asyncio.Event(), {}
+    plan = LoadPlan(seconds=600, rate_per_s=rate_per_s, deadline_s=DEADLINE_S, warmup_s=0, ramp_s=1)
+    began_s = time.monotonic()
+    load = asyncio.create_task(run_load(address, plan, photos, answers=answers, stop=stop))
+    await asyncio.sleep(QUIET_S)
+    quiet_until_s = time.monotonic() - began_s
+
+    async def do(command: str, **arguments: str) -> Any:
+        at_s = time.monotonic()
+        found = await asyncio.to_thread(ask, control_path(port), command, **arguments)
+        took[command] = time.monotonic() - at_s
+        return found
+
+    release = await do("load", bundle=str(other.resolve()))
+    await do("promote", release=release)
+    await do("rollback")
+    await do("unload", release=release)
+    busy_until_s = time.monotonic() - began_s
+    stop.set()
+    return {"took_s": took, **judged(await load, quiet_until_s, busy_until_s)}
+
+
+def judged(report: LoadReport, quiet_until_s: float, busy_until_s: float) -> dict[str, Any]:
+    latency_ms = (report.ended_s - report.due_s) * 1000
+    quiet = latency_ms[(report.due_s > 2) & (report.due_s < quiet_until_s)]
+    busy = latency_ms[(report.due_s >= quiet_until_s) & (report.due_s < busy_until_s)]
+    quiet_p99_ms, busy_p99_ms = float(np.percentile(quiet, 99)), float(np.percentile(busy, 99))
+    return {
+        "calls": len(report.endings),
+        "failed_calls": len(report.endings) - report.count("ok"),
+        "outcomes": dict(report.outcomes),
+        "quiet_p99_ms": quiet_p99_ms,
+        "busy_p99_ms": busy_p99_ms,
+        "p99_ratio": busy_p99_ms / quiet_p99_ms,
+    }
+
+
+async def measure(address: str, other: Path, photos: list[bytes], num_rounds: int) -> list[dict[str, Any]]:
+    answers = await learn_answers(address, photos)
+    peak = await run_load(address, LoadPlan(seconds=5, num_callers=16, deadline_s=30), photos, answers=answers)
+    rounds = []
+    for number in range(num_rounds):
+        found = await one_round(address, other, photos, SHARE_OF_PEAK * peak.photos_per_s, answers)
+        print(f"round {number + 1}: {json.dumps(found)}", flush=True)
+        rounds.append(found)
+    return rounds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", type=Path)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    folder: Path = options.bundle or default_bundle()
+    other, photos = other_calibration(folder), phone_photos()
+    with gateway(folder, "--workers", "2") as (address, _):
+        rounds = asyncio.run(measure(address, other, photos, options.rounds))
+    metrics = {
+        "failed_calls": float(sum(found["failed_calls"] for found in rounds)),
+        "calls": float(sum(found["calls"] for found in rounds)),
+        "p99_ratio": statistics.median(found["p99_ratio"] for found in rounds),
+        "quiet_p99_ms": statistics.median(found["quiet_p99_ms"] for found in rounds),
+        "busy_p99_ms": statistics.median(found["busy_p99_ms"] for found in rounds),
+    }
+    write_result("rollout", metrics, {"rounds": rounds, "share_of_peak": SHARE_OF_PEAK})
+
+
+if __name__ == "__main__":
+    main()
