@@ -25,6 +25,8 @@ from vision.images import PhotoLimits
 __all__ = ["Answered", "BackfillEngine", "LogitsEngine", "local_engine", "make_decoder"]
 
 GPU_BATCH = 128
+DECODE_TIMEOUT_S = 15.0
+"""Of one photo: nobody waits for it, and a machine that is paused for a second must not cost it."""
 
 
 class Answered(NamedTuple):
@@ -55,7 +57,11 @@ def make_decoder(bundle: Bundle, *, isolate: bool) -> PhotoDecoder:
     )
     if not isolate:
         return InThisProcess(settings)
-    return Decoder(Nursery(settings, [sys.executable], path=Path(__file__).resolve().parents[2]), settings)
+    return Decoder(
+        Nursery(settings, [sys.executable], path=Path(__file__).resolve().parents[2]),
+        settings,
+        timeout_s=DECODE_TIMEOUT_S,
+    )
 
 
 class LogitsEngine:

@@ -259,9 +259,8 @@ def _connected(*stores: Store) -> Iterator[Any]:
     with tempfile.TemporaryDirectory(prefix="listing-vision-duckdb-") as folder:
         config: dict[str, Any] = {"memory_limit": MEMORY_LIMIT, "temp_directory": folder}
         with duckdb.connect(f"{folder}/questions.duckdb", config=config) as connection:
-            for store in stores:
-                if not store.is_local:
-                    connection.register_filesystem(store.fs)
+            for fs in {store.fs.protocol: store.fs for store in stores if not store.is_local}.values():
+                connection.register_filesystem(fs)
             yield connection
 
 

@@ -13,9 +13,9 @@ from typing import Any
 from serving.backfill.store import Store
 from vision.errors import BackfillError
 
-__all__ = ["Entry", "File", "Ledger"]
+__all__ = ["LEDGER_FOLDER", "Entry", "File", "Ledger"]
 
-_FOLDER = "_job/ledger"
+LEDGER_FOLDER = "_job/ledger"
 _SHARDS_PER_FOLDER = 1000
 
 
@@ -74,7 +74,7 @@ class Ledger:
 
     def entries(self) -> Iterator[Entry]:
         """Of all shards that are done, in order."""
-        for path in self._store.paths(_FOLDER):
+        for path in self._store.paths(LEDGER_FOLDER):
             if path.endswith(".json"):
                 yield self._read(path)
 
@@ -103,8 +103,11 @@ class Ledger:
         for entry in self.entries():
             ended = self._end_replacing(entry) if entry.becoming else entry
             known |= {file.path for file in (ended.answers, ended.dead_letters) if file}
-        left = [path for folder in ("answers", "dead_letters") for path in self._store.paths(folder)]
-        orphans = [path for path in left if path not in known]
+        orphans: list[str] = []
+        # On storage elsewhere another machine may be about to vouch for them; a shard's next run overwrites them.
+        if self._store.is_local:
+            left = [path for folder in ("answers", "dead_letters") for path in self._store.paths(folder)]
+            orphans = [path for path in left if path not in known]
         orphans += [path for path in self._store.paths("_job") if path.endswith(".tmp")]
         for path in orphans:
             self._store.remove(path)
@@ -137,6 +140,13 @@ class Ledger:
         self._write(ended)
         return ended
 
+    def whole(self) -> Iterator[Entry]:
+        """Entries whose files are there; the others' shards have to be done again."""
+        there = {path for folder in ("answers", "dead_letters") for path in self._store.paths(folder)}
+        for entry in self.entries():
+            if all(file.path in there for file in (entry.answers, entry.dead_letters) if file):
+                yield entry
+
     def totals(self) -> "Totals":
         return Totals.of(self.entries())
 
@@ -148,7 +158,7 @@ class Ledger:
 
     def _write(self, entry: Entry) -> None:
         self._store.write_json(
-            f"{_FOLDER}/{entry.shard // _SHARDS_PER_FOLDER:04d}/shard-{entry.shard:07d}.json", entry.to_json()
+            f"{LEDGER_FOLDER}/{entry.shard // _SHARDS_PER_FOLDER:04d}/shard-{entry.shard:07d}.json", entry.to_json()
         )
 
 

@@ -7,6 +7,7 @@ commits them. A shard whose worker dies is answered again by another worker, thr
 import contextlib
 import logging
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -56,6 +57,7 @@ class _Worker:
         self._engine = local_engine(load_bundle(bundle), stop=self._stop, num_cores=1, isolate=isolate)
 
     def answer(self, job: Job, shard: PhotosOfShard) -> tuple[Rows, float]:
+        _refuse_other(job, self._engine.versions)
         reader = Reader(url_of(job.base_url), stop=self._stop)
         [answered] = self._engine.answer(job, [shard], reader)
         return answered.rows, answered.seconds
@@ -98,16 +100,24 @@ class _ModelWorker:
         loaded = load_bundle(bundle)
         self._engine = OnnxEngine(loaded)
         self._bundle = loaded.on_backend(self._engine.backend)
+        self._versions = ModelVersions.of(loaded, self._engine.backend)
 
     def backend(self) -> str:
         return self._engine.backend
 
     def answer(self, job: Job, shard: PhotosOfShard, decoded: _Decoded) -> tuple[Rows, float]:
+        _refuse_other(job, self._versions)
         began_s = time.monotonic()
         photos = decoded.photos_nhwc
         batches = [self._engine.infer(photos[at : at + GPU_BATCH]) for at in range(0, len(photos), GPU_BATCH)]
         logits = Logits(*map(np.concatenate, zip(*batches, strict=True))) if batches else NO_LOGITS
         return decided(job, self._bundle, shard, logits, decoded.failures), time.monotonic() - began_s
+
+
+def _refuse_other(job: Job, versions: ModelVersions) -> None:
+    """A node may have another bundle under the path, or have it replaced before its worker is started again."""
+    if versions != job.model:
+        raise BackfillError(f"a worker has another model than the job: {versions} instead of {job.model}")
 
 
 class RayEngine:
@@ -192,6 +202,7 @@ def ray_engine(bundle: Path, *, address: str | None, isolate: bool, stop: thread
         BackfillError: Ray is not installed, or nobody answers at the address.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         import ray
     except ModuleNotFoundError:
@@ -208,6 +219,9 @@ def ray_engine(bundle: Path, *, address: str | None, isolate: bool, stop: thread
             )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise BackfillError(f"--ray-address {address}: {error}") from error
+    finally:
+        # Ray sets one of its own, which ends the process at once.
+        signal.signal(signal.SIGTERM, on_sigterm)
     try:
         return RayEngine(bundle, isolate=isolate, stop=stop)
     except BaseException:

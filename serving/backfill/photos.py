@@ -46,8 +46,15 @@ class Reader:
 
     def read(self, photo: str) -> bytes | Failure:
         """The photo's bytes, or why they cannot be had."""
+        url = self._url_of(photo)
         try:
-            return self._retrying.copy()(photo_bytes, self._url_of(photo))
+            return photo_bytes(url)
+        except OSError as error:
+            if isinstance(error, _MISSING):
+                return Failure(reason=NOT_FOUND, message=str(error))
+        # Only now, for what tries again costs more than a photo's reading.
+        try:
+            return self._retrying.copy()(photo_bytes, url)
         except OSError as error:
             return Failure(reason=NOT_FOUND if isinstance(error, _MISSING) else READ_FAILED, message=str(error))
 

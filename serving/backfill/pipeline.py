@@ -1,4 +1,6 @@
-"""Photos of shards through reading, decoding and the model, each on threads of its own with short queues between.
+"""Photos of shards through reading, decoding and the model, on threads with short queues between.
+
+Where a model takes photos one by one, as on a CPU, a thread decodes and computes; else both have threads of their own.
 
 Shards overlap: the next one's photos are read while the last one's are computed, and nothing runs dry where one ends.
 """
@@ -19,13 +21,15 @@ from serving.backfill.photos import Reader
 from serving.backfill.plan import PhotosOfShard
 from serving.backfill.tables import Failure
 from vision.engine import Logits
-from vision.errors import PhotoError
+from vision.errors import PhotoDecoderCrashed, PhotoError, PhotoTimedOut
 from vision.images import Photo
 
 __all__ = ["NO_LOGITS", "READERS_PER_DECODER", "Done", "PhotoDecoder", "Pipeline", "Waits"]
 
 READERS_PER_DECODER = 8
 """Photos fetched at once: a core decodes a hundred a second, and object storage takes a tenth of one for each."""
+OPEN_SHARDS = 8
+"""Begun and not yet taken: small ones end out of turn, and a slow store must not have them pile up."""
 _LOOK_S = 0.5
 """Between two looks, while waiting, whether it is to stop."""
 
@@ -108,6 +112,14 @@ class _Stopped(Exception):
     pass
 
 
+def _or_again(decoder: PhotoDecoder, data: bytes, found: Photo | PhotoError) -> Photo | PhotoError:
+    """A child that died or was slow may have been the machine's doing; only a photo that does it twice is to blame."""
+    if not isinstance(found, (PhotoDecoderCrashed, PhotoTimedOut)):
+        return found
+    decoder.begin(data)
+    return decoder.end()
+
+
 class Pipeline:
     """Use it in one thread, once, and close it."""
 
@@ -142,6 +154,8 @@ class Pipeline:
         self._done: queue.Queue[_Work | BaseException | None] = queue.Queue()
         # Photos that have been begun and not ended: bounds memory, and what a kill costs.
         self._room = threading.Semaphore(self._num_readers + self._encoded.maxsize + 3 * in_model)
+        # And of shards: answers that nobody has taken yet wait in memory.
+        self._open_shards = threading.Semaphore(OPEN_SHARDS)
         self._lock = threading.Lock()
         self._num_open = 0
         self._all_fed = False
@@ -155,13 +169,14 @@ class Pipeline:
         """
         readers = ThreadPoolExecutor(self._num_readers, thread_name_prefix="read")
         threads = [threading.Thread(target=self._guarded, args=(self._feed, shards, readers), name="feed")]
+        together = self._photos_at_once == 1 and self._num_infer_threads == len(self._decoders)
+        decode = self._decode_and_compute if together else self._decode
         threads += [
-            threading.Thread(target=self._guarded, args=(self._decode, decoder), name="decode")
-            for decoder in self._decoders
+            threading.Thread(target=self._guarded, args=(decode, decoder), name="decode") for decoder in self._decoders
         ]
         threads += [
             threading.Thread(target=self._guarded, args=(self._compute,), name="model")
-            for _ in range(self._num_infer_threads)
+            for _ in range(0 if together else self._num_infer_threads)
         ]
         for thread in threads:
             thread.daemon = True
@@ -175,6 +190,7 @@ class Pipeline:
                     if isinstance(found, BaseException):
                         raise found
                     yield found.done()
+                    self._open_shards.release()
                     continue
                 return
         finally:
@@ -193,6 +209,8 @@ class Pipeline:
 
     def _feed(self, shards: Iterable[PhotosOfShard], readers: ThreadPoolExecutor) -> None:
         for shard in shards:
+            while not self._open_shards.acquire(timeout=_LOOK_S):
+                self._raise_if_stopped()
             work = _Work(shard)
             with self._lock:
                 self._num_open += 1
@@ -220,13 +238,37 @@ class Pipeline:
             work, photo, data = self._next(self._encoded)
             self._waits.add("read", time.monotonic() - began_s)
             decoder.begin(data)
-            found = decoder.end()
+            found = _or_again(decoder, data, decoder.end())
             if isinstance(found, PhotoError):
                 self._ended(work, {photo: Failure(reason=found.reason, message=str(found))}, {})
                 continue
             began_s = time.monotonic()
             self._put(self._decoded, _Decoded(work, photo, found))
             self._waits.add("model", time.monotonic() - began_s)
+
+    def _decode_and_compute(self, decoder: PhotoDecoder) -> None:
+        """One photo a thread: computed while the decoder, where it is another process, decodes the next."""
+        begun: _Encoded | None = None
+        while True:
+            if begun is None:
+                began_s = time.monotonic()
+                begun = self._next(self._encoded)
+                self._waits.add("read", time.monotonic() - began_s)
+                decoder.begin(begun.data)
+            (work, photo, data), began_s = begun, time.monotonic()
+            found = _or_again(decoder, data, decoder.end())
+            self._waits.add("decode", time.monotonic() - began_s)
+            begun = None
+            with contextlib.suppress(queue.Empty):
+                begun = self._encoded.get_nowait()
+                decoder.begin(begun.data)
+            if isinstance(found, PhotoError):
+                self._ended(work, {photo: Failure(reason=found.reason, message=str(found))}, {})
+                continue
+            began_s = time.monotonic()
+            logits = self._infer(found[None])
+            self._waits.add("model", time.monotonic() - began_s)
+            self._ended(work, {}, {photo: tuple(part[0] for part in logits)})
 
     def _compute(self) -> None:
         while True:

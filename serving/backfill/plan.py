@@ -101,9 +101,17 @@ def manifest_sha256(urls: Sequence[str]) -> str:
 
 
 def write_plan(
-    urls: Sequence[str], store: Store, *, listings_per_shard: int, say: Callable[[str], None] = lambda _: None
+    urls: Sequence[str],
+    store: Store,
+    *,
+    listings_per_shard: int,
+    say: Callable[[str], None] = lambda _: None,
+    before: Callable[[], None] = lambda: None,
 ) -> Plan:
     """Cut a manifest into shards and keep them in the store.
+
+    Args:
+        before: called once the manifest has proved usable, before anything is written to the store.
 
     Raises:
         ManifestError: it cannot be read, or a row has no listing or no photo.
@@ -113,6 +121,7 @@ def write_plan(
         say(f"reading {len(urls)} manifest files" if len(urls) > 1 else f"reading {urls[0]}")
         _bring_together(urls, rows, folder)
         plan, shards = _cut(rows, listings_per_shard)
+        before()
         store.upload(ROWS_PATH, rows)
         cut = Path(folder) / "shards.parquet"
         pyarrow.parquet.write_table(shards, cut)
@@ -217,7 +226,9 @@ def _source(urls: Sequence[str]) -> str:
     if ending == ".parquet":
         return f"read_parquet({listed})"
     if ending == ".csv":
-        return f"read_csv({listed}, all_varchar = true, header = true)"
+        # Nothing is guessed: an id may begin with what looks like a comment.
+        form = "delim = ',', quote = '\"', escape = '\"', comment = '', skip = 0"
+        return f"read_csv({listed}, all_varchar = true, header = true, {form})"
     return f"read_json({listed}, format = 'newline_delimited', columns = {{listing_id: 'VARCHAR', photo: 'VARCHAR'}})"
 
 

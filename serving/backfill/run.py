@@ -22,7 +22,7 @@ import pyarrow.parquet
 
 from serving.backfill.engines import Answered, BackfillEngine
 from serving.backfill.job import JOB_PATH, LOCK_PATH, SCHEMA_VERSION, Job, read_job
-from serving.backfill.ledger import Entry, File, Ledger
+from serving.backfill.ledger import LEDGER_FOLDER, Entry, File, Ledger
 from serving.backfill.photos import Reader
 from serving.backfill.plan import PhotosOfShard, ShardReader, manifest_sha256, manifest_urls, write_plan
 from serving.backfill.progress import Progress
@@ -118,6 +118,7 @@ def open_job(store: Store, asked: Asked, engine: BackfillEngine, say: Callable[[
     urls = manifest_urls(asked.manifest)
     found: dict[str, Any] = {
         "manifest_sha256": manifest_sha256(urls),
+        "base_url": _only_folder(urls),
         "model": engine.versions,
         "listings_per_shard": asked.listings_per_shard,
         "top_k": asked.top_k,
@@ -128,17 +129,21 @@ def open_job(store: Store, asked: Asked, engine: BackfillEngine, say: Callable[[
             job = read_job(store)
             job.refuse_other(found)
             return job
-        say(f"dropping what is in {store.url}")
-        # The job first: without it what is left is nobody's.
-        store.remove(JOB_PATH)
+    elif not asked.anew and store.paths(LEDGER_FOLDER):
+        raise BackfillError(f"{store.url} has a ledger and no {JOB_PATH}; --anew drops what is there")
     _refuse_foreign(store)
-    for path in store.paths(""):
-        if path != LOCK_PATH:
-            store.remove(path)
-    plan = write_plan(urls, store, listings_per_shard=asked.listings_per_shard, say=say)
+
+    def drop() -> None:
+        # Only once the new plan is made: a manifest that cannot be used costs nothing. The job goes first, for without
+        # it what is left is nobody's.
+        store.remove(JOB_PATH)
+        for path in store.paths(""):
+            if path != LOCK_PATH:
+                store.remove(path)
+
+    plan = write_plan(urls, store, listings_per_shard=asked.listings_per_shard, say=say, before=drop)
     job = Job(
         manifest=asked.manifest,
-        base_url=posixpath.dirname(urls[0]),
         num_listings=plan.num_listings,
         num_photos=plan.num_photos,
         num_shards=plan.num_shards,
@@ -146,6 +151,16 @@ def open_job(store: Store, asked: Asked, engine: BackfillEngine, say: Callable[[
     )
     job.save(store)
     return job
+
+
+def _only_folder(urls: Sequence[str]) -> str:
+    folders = sorted({posixpath.dirname(url) for url in urls})
+    if len(folders) > 1:
+        raise BackfillError(
+            f"the manifest's files lie in {len(folders)} folders, such as {folders[0]} and {folders[1]}, and their "
+            "relative photos could be of either; give files of one folder"
+        )
+    return folders[0]
 
 
 def run(
@@ -170,7 +185,7 @@ def run(
     ledger = Ledger(store)
     if removed := ledger.mend():
         say(f"{removed} files that a killed run had left were removed")
-    done = {entry.shard for entry in ledger.entries()}
+    done = {entry.shard for entry in ledger.whole()}
     shards = ShardReader(store)
     left = [number for number in range(job.num_shards) if number not in done]
     if done and left:
@@ -181,19 +196,15 @@ def run(
         waits=engine.waits.seconds,
         registry=registry,
     )
-    watch = _ErrorShare(max_error_share)
+    watch = _ErrorShare(max_error_share, job.num_photos)
     reader = Reader(url_of(job.base_url), stop=stopper.abandon)
     wanted = stopper.until_asked(map(shards.read, left))
     try:
-        for answered in engine.answer(job, wanted, reader):
+        for answered in _or_interrupted(engine.answer(job, wanted, reader), stopper):
             watch.check(answered.rows, len(answered.shard.photos))
             began_s = time.monotonic()
             entry = commit(store, ledger, answered)
             progress.done(entry, write_s=time.monotonic() - began_s)
-    except BackfillError as error:
-        if stopper.abandon.is_set():
-            raise Interrupted(f"{progress}; the same command goes on from here") from error
-        raise
     finally:
         progress.close()
     if stopper.asked.is_set():
@@ -234,12 +245,14 @@ def retry(
                 letters = letters.filter(pa.compute.is_in(letters["reason"], pa.array(list(reasons))))
             yield shards.read(number).only(set(letters["listing_id"].to_pylist()))
 
-    watch = _ErrorShare(max_error_share)
-    for answered in engine.answer(job, stopper.until_asked(again()), reader):
+    watch = _ErrorShare(max_error_share, job.num_photos)
+    # It speaks of files that are about to be replaced.
+    store.remove(SUCCESS_PATH)
+    for answered in _or_interrupted(engine.answer(job, stopper.until_asked(again()), reader), stopper):
         watch.check(answered.rows, len(answered.shard.photos))
         old = entries[answered.shard.number]
         counted["listings"] += len(answered.shard.listing_ids)
-        rows = _merged(store, old, answered.rows)
+        rows = _merged(store, old, answered.rows, shards.read(answered.shard.number))
         counted["photos_mended"] += old.num_failed_photos - sum(rows.errors.values())
         entry, files = _entry(answered, rows, num_photos=old.num_photos)
         ledger.replace(old, entry, files)
@@ -249,6 +262,16 @@ def retry(
         publish(store, job)
     counted["photos_left"] = sum(entry.num_failed_photos for entry in ledger.entries())
     return counted
+
+
+def _or_interrupted(answered: Iterator[Answered], stopper: Stopper) -> Iterator[Answered]:
+    """The same, where a failure that comes of being asked to stop is told as that."""
+    try:
+        yield from answered
+    except BackfillError as error:
+        if stopper.abandon.is_set():
+            raise Interrupted("the same command goes on from here") from error
+        raise
 
 
 def commit(store: Store, ledger: Ledger, answered: Answered) -> Entry:
@@ -275,8 +298,10 @@ def publish(store: Store, job: Job) -> None:
 class _ErrorShare:
     """Stops a job that fails more than its owner wants to look away from."""
 
-    def __init__(self, most: float) -> None:
+    def __init__(self, most: float, num_photos: int) -> None:
+        """Args: num_photos: of the whole job; a handful of photos is no share of anything."""
         self._most = most
+        self._least_photos = min(WINDOW_PHOTOS, num_photos)
         self._lately: deque[tuple[int, Mapping[str, int]]] = deque()
 
     def check(self, rows: Rows, num_photos: int) -> None:
@@ -288,7 +313,7 @@ class _ErrorShare:
         errors: Counter[str] = Counter()
         for _, found in self._lately:
             errors.update(found)
-        share = errors.total() / num_lately
+        share = errors.total() / max(num_lately, self._least_photos)
         if share <= self._most:
             return
         shown = ", ".join(f"{reason} {number}" for reason, number in errors.most_common())
@@ -331,22 +356,41 @@ def _entry(answered: Answered, rows: Rows, *, num_photos: int) -> tuple[Entry, d
     return entry, files
 
 
-def _merged(store: Store, old: Entry, new: Rows) -> Rows:
-    """A shard's rows with those of some listings replaced, in the same order."""
+def _merged(store: Store, old: Entry, new: Rows, shard: PhotosOfShard) -> Rows:
+    """A shard's rows with those of some listings replaced, in the same order.
+
+    A listing of which more photos fail than before, in the middle of an outage, keeps its old answer.
+    """
     answers = _read_table(store, old.answers.path)
-    row_of = {listing_id: row for row, listing_id in enumerate(new.answers["listing_id"].to_pylist())}
+    failed_before = dict(zip(answers["listing_id"].to_pylist(), _num_errors(answers), strict=True))
+    row_of = {
+        listing_id: row
+        for row, (listing_id, failed) in enumerate(
+            zip(new.answers["listing_id"].to_pylist(), _num_errors(new.answers), strict=True)
+        )
+        if failed <= failed_before[listing_id]
+    }
     both = pa.concat_tables([answers, new.answers])
     taken = [
         row if listing_id not in row_of else answers.num_rows + row_of[listing_id]
         for row, listing_id in enumerate(answers["listing_id"].to_pylist())
     ]
     assert old.dead_letters
-    letters = _read_table(store, old.dead_letters.path)
-    kept = letters.filter(pa.compute.invert(pa.compute.is_in(letters["listing_id"], pa.array(list(row_of)))))
+    letters = _read_table(store, old.dead_letters.path).to_pylist()
+    found = [letter for letter in letters if letter["listing_id"] not in row_of]
+    found += [letter for letter in new.dead_letters.to_pylist() if letter["listing_id"] in row_of]
+    # In the shard's order, so that the same failures give the same file.
+    rows = zip(shard.groups.tolist(), shard.photos, strict=True)
+    place = {(shard.listing_ids[group], photo): at for at, (group, photo) in enumerate(rows)}
+    found.sort(key=lambda letter: place[letter["listing_id"], letter["photo"]])
     return Rows(
         answers=both.take(pa.array(np.array(taken, dtype=np.int64))),
-        dead_letters=pa.concat_tables([kept, new.dead_letters]),
+        dead_letters=pa.Table.from_pylist(found, schema=new.dead_letters.schema),
     )
+
+
+def _num_errors(answers: pa.Table) -> list[int]:
+    return [len(errors) for errors in answers["photo_errors"].to_pylist()]
 
 
 def _read_table(store: Store, path: str) -> pa.Table:

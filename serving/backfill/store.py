@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import posixpath
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, cast
@@ -38,15 +39,34 @@ class Store:
         return posixpath.join(self._root, path) if self.is_local else posixpath.join(self.url, path)
 
     def exists(self, path: str) -> bool:
-        return bool(self._fs.exists(self._at(path)))
+        """Raises OSError where it cannot be told: fsspec's own `exists` says no then."""
+        try:
+            self._fs.info(self._at(path))
+        except FileNotFoundError:
+            return False
+        return True
 
     def paths(self, folder: str) -> list[str]:
-        """All files below a folder, in order; none where it does not exist."""
+        """All files below a folder, in order; none where it does not exist. Raises OSError: it cannot be listed."""
+        if self.is_local:
+            return sorted(self._listed(self._at(folder)))
         with contextlib.suppress(FileNotFoundError):
             # What another process has written meanwhile is not in fsspec's list of what was there.
             self._fs.invalidate_cache()
             return sorted(self._relative(found) for found in self._fs.find(self._at(folder)))
         return []
+
+    def _listed(self, folder: str) -> Iterator[str]:
+        """fsspec leaves out what it cannot list, without a word; then finished work would look like none."""
+        try:
+            entries = list(os.scandir(folder))
+        except FileNotFoundError:
+            return
+        for entry in entries:
+            if entry.is_dir():
+                yield from self._listed(entry.path)
+            else:
+                yield self._relative(entry.path)
 
     def read(self, path: str) -> bytes:
         """Raises FileNotFoundError."""
@@ -89,6 +109,8 @@ class Store:
         if self.is_local:
             temporary = f"{at}.{os.getpid()}.tmp"
             self._fs.put_file(str(local), temporary)
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
             os.replace(temporary, at)
             _sync_folder(posixpath.dirname(at))
         else:
@@ -112,17 +134,12 @@ class Store:
 
     @contextlib.contextmanager
     def locked(self, path: str) -> Iterator[None]:
-        """Keep other processes of this machine from writing here; on storage elsewhere nobody is kept.
+        """Keep other processes of this machine from writing here; of other machines nobody is kept.
 
         Raises:
             BackfillError: another process has it.
         """
-        if not self.is_local:
-            yield
-            return
-        at = self._at(path)
-        self._fs.makedirs(posixpath.dirname(at), exist_ok=True)
-        with open(at, "a+") as file:
+        with open(self._lock_file(path), "a+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -136,11 +153,23 @@ class Store:
             yield
 
     def is_locked(self, path: str) -> bool:
-        try:
-            with self.locked(path):
-                return False
-        except BackfillError:
-            return True
+        with open(self._lock_file(path), "a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
+
+    def _lock_file(self, path: str) -> str:
+        """Beside the files, or where they lie elsewhere in this machine's temporary folder."""
+        if self.is_local:
+            at = self._at(path)
+        else:
+            at = posixpath.join(
+                tempfile.gettempdir(), f"listing-vision-{hashlib.sha256(self.url.encode()).hexdigest()}"
+            )
+        os.makedirs(posixpath.dirname(at), exist_ok=True)
+        return at
 
     def _at(self, path: str) -> str:
         return posixpath.join(self._root, path)

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import math
 import random
 import threading
 import time
@@ -13,14 +14,16 @@ import grpc
 import numpy as np
 import numpy.typing as npt
 
+from serving.answers import MAX_PHOTOS
 from serving.backfill.engines import Answered, BackfillEngine, LogitsEngine
 from serving.backfill.job import Job, ModelVersions
 from serving.backfill.photos import Reader
 from serving.backfill.pipeline import Waits
 from serving.backfill.plan import PhotosOfShard
 from serving.backfill.tables import Failure, assembled
-from serving.client import Access, CallFailed, ListingVisionClient
+from serving.client import MESSAGE_LIMIT_BYTES, Access, CallFailed, ListingVisionClient
 from serving.engines import TritonEngine, until_answering
+from serving.gateway import MAX_ALTERNATIVES, MAX_LISTING_ID_CHARS
 from serving.protocol import listing_vision_pb2 as pb
 from vision.bundle import UNKNOWN_BACKEND, Bundle
 from vision.engine import Logits
@@ -36,6 +39,8 @@ CALL_TIMEOUT_S = 10.0
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 10.0
 LISTINGS_AT_ONCE = 8
+MOST_BYTES = MESSAGE_LIMIT_BYTES - (1 << 20)
+"""Of a listing's photos together: what a request may hold beside its other fields."""
 DECODERS = 2
 
 
@@ -86,6 +91,8 @@ class GatewayEngine:
         self._address = address
         self._limit = limit
         self._stop = stop
+        self._given_up = threading.Event()
+        """One listing's patience is at its end, and so is every other's."""
         wanted = ModelVersions.of(bundle, self.versions.backend)
         for name in ("name", "version", "taxonomy"):
             here, there = getattr(wanted, name), getattr(self.versions, name)
@@ -94,10 +101,13 @@ class GatewayEngine:
         self._client = ListingVisionClient(address, Access.from_environment())
 
     def answer(self, job: Job, shards: Iterable[PhotosOfShard], reader: Reader) -> Iterator[Answered]:
+        if job.top_k > MAX_ALTERNATIVES:
+            raise BackfillError(f"--top-k {job.top_k}: a gateway answers {MAX_ALTERNATIVES} at most")
         if job.embedding:
             raise BackfillError("--embedding: a gateway answers none; leave it out, or classify without --target")
         with ThreadPoolExecutor(LISTINGS_AT_ONCE, thread_name_prefix="listing") as pool:
             pending: list[tuple[PhotosOfShard, float, list[Future[_ListingAnswer]]]] = []
+            begun: list[Future[_ListingAnswer]] = []
             try:
                 for shard in shards:
                     began_s = time.monotonic()
@@ -107,14 +117,14 @@ class GatewayEngine:
                         for begin, end in itertools.pairwise(bounds)
                     ]
                     pending.append((shard, began_s, calls))
+                    begun = [*(call for _, _, some in pending for call in some)]
                     if len(pending) > 1:
                         yield self._finish(job, *pending.pop(0))
                 while pending:
                     yield self._finish(job, *pending.pop(0))
             finally:
-                for _, _, calls in pending:
-                    for call in calls:
-                        call.cancel()
+                for call in begun:
+                    call.cancel()
 
     def close(self) -> None:
         self._client.close()
@@ -138,12 +148,20 @@ class GatewayEngine:
         if self._stop.is_set():  # a photo may have failed because it was not tried again
             raise BackfillError("stopped")
         failures = {begin + place: one for place, one in enumerate(found) if isinstance(one, Failure)}
-        sent = [begin + place for place, one in enumerate(found) if isinstance(one, bytes)]
-        contents = [one for one in found if isinstance(one, bytes)]
+        sent: list[int] = []
+        contents: list[bytes] = []
+        for place, one in enumerate(found):
+            if not isinstance(one, bytes):
+                continue
+            if len(contents) == MAX_PHOTOS or sum(map(len, contents)) + len(one) > MOST_BYTES:
+                failures[begin + place] = _NOT_SENT
+            else:
+                sent.append(begin + place)
+                contents.append(one)
         if not contents:
             return None, failures
         try:
-            response = self._ask(contents, shard.listing_ids[shard.groups[begin]], job)
+            response = self._ask(contents, shard.listing_ids[shard.groups[begin]][:MAX_LISTING_ID_CHARS], job)
         except CallFailed as failed:
             if failed.reason != "NO_USABLE_PHOTO":
                 raise BackfillError(f"the gateway at {self._address} refuses a listing: {failed}") from failed
@@ -160,7 +178,7 @@ class GatewayEngine:
 
     def _ask(self, contents: list[bytes], listing_id: str, job: Job) -> "pb.ClassifyListingResponse":
         """Raises CallFailed where trying again is of no use; BackfillError: the patience is at its end."""
-        until_s, pause_s = time.monotonic() + PATIENCE_S, FIRST_PAUSE_S
+        until_s, pause_s = math.inf, FIRST_PAUSE_S
         while True:
             self._limit.wait(len(contents), self._stop)
             began_s = time.monotonic()
@@ -169,9 +187,13 @@ class GatewayEngine:
                     contents, listing_id=listing_id, num_alternatives=job.top_k, timeout_s=CALL_TIMEOUT_S
                 )
             except CallFailed as failed:
-                if failed.code not in _MAY_PASS:
+                # Without a reason of the service's it is gRPC that finds the message too large.
+                too_large = failed.code == grpc.StatusCode.RESOURCE_EXHAUSTED and not failed.reason
+                if failed.code not in _MAY_PASS or too_large:
                     raise
-                if self._stop.is_set() or time.monotonic() > until_s:
+                until_s = min(until_s, time.monotonic() + PATIENCE_S)
+                if self._given_up.is_set() or self._stop.is_set() or time.monotonic() > until_s:
+                    self._given_up.set()
                     raise BackfillError(
                         f"the gateway at {self._address} does not answer for {PATIENCE_S:g} s: {failed}; "
                         "start the same command again to go on"
@@ -183,6 +205,10 @@ class GatewayEngine:
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
 
+_NOT_SENT = Failure(
+    reason="PHOTO_NOT_SENT",
+    message=f"a call takes {MAX_PHOTOS} photos and {MOST_BYTES >> 20} MiB; its listing is answered from the others",
+)
 _ListingAnswer = tuple[dict[str, Any] | None, dict[int, Failure]]
 """The answer's columns, None where no photo can be used; and what was wrong with photos, by their number."""
 
@@ -283,12 +309,13 @@ def _triton_engine(
         raise
 
     def infer(photos_nhwc: npt.NDArray[np.uint8]) -> Logits:
-        until_s, pause_s = time.monotonic() + PATIENCE_S, FIRST_PAUSE_S
+        until_s, pause_s = math.inf, FIRST_PAUSE_S
         while True:
             limit.wait(len(photos_nhwc), stop)
             try:
                 return loop.run(engine.infer(photos_nhwc))
             except (EngineUnavailable, EngineBusy):
+                until_s = min(until_s, time.monotonic() + PATIENCE_S)
                 if stop.is_set() or time.monotonic() > until_s:
                     raise
             stop.wait(random.uniform(0.5, 1.5) * pause_s)

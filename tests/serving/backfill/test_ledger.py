@@ -121,3 +121,35 @@ def test_one_process_of_a_machine_writes(store):
         with pytest.raises(BackfillError, match=r"another backfill \(pid \d+\) writes to"), other.locked("_job/lock"):
             pass
     assert not other.is_locked("_job/lock")
+
+
+def test_what_cannot_be_listed_is_no_empty_folder(store, monkeypatch):
+    ledger = Ledger(store)
+    ledger.commit(*entry_of(0, b"x"))
+
+    def broken(folder):
+        raise OSError(5, "Input/output error", str(folder))
+
+    monkeypatch.setattr("serving.backfill.store.os.scandir", broken)
+    with pytest.raises(OSError, match="Input/output error"):
+        ledger.mend()
+    monkeypatch.undo()
+    assert store.read("answers/0.parquet") == b"x"
+
+
+def test_a_shard_whose_file_is_gone_is_not_whole(store):
+    ledger = Ledger(store)
+    for number in range(2):
+        ledger.commit(*entry_of(number, b"x", b"y"))
+    store.remove("dead_letters/1.parquet")
+    assert [entry.shard for entry in ledger.whole()] == [0]
+
+
+def test_what_lies_elsewhere_is_locked_on_this_machine_and_no_file_of_it_removed():
+    store = Store("memory://backfill-ledger")
+    store.remove_all()
+    store.write("answers/0.parquet", b"another machine may be about to vouch for it")
+    assert Ledger(store).mend() == 0
+    assert store.paths("answers") == ["answers/0.parquet"]
+    with store.locked("_job/lock"), pytest.raises(BackfillError, match="another backfill"), store.locked("_job/lock"):
+        pass

@@ -10,7 +10,7 @@ from serving.backfill.photos import Reader
 from serving.backfill.pipeline import Pipeline, Waits
 from serving.backfill.plan import PhotosOfShard
 from vision.engine import Logits
-from vision.errors import EngineBroken, PhotoTruncated
+from vision.errors import EngineBroken, PhotoDecoderCrashed, PhotoTruncated
 
 
 class Doubling:
@@ -146,6 +146,46 @@ def test_it_ends_soon_when_it_is_stopped(tmp_path):
     pipeline = pipeline_in(tmp_path, stop=stop, infer=slow, photos_at_once=1)
     threading.Thread(target=lambda: (seen.wait(), stop.set())).start()
     assert list(pipeline.run([shard_of(0, list(range(100)) * 50)])) == []
+
+
+def test_a_decoder_that_died_once_is_not_the_photos_fault(tmp_path):
+    photos_in(tmp_path, [2, 4, 6])
+    times = {4: 1, 6: 2}
+
+    class Dying(Doubling):
+        def end(self):
+            number = int(self._data)
+            if times.get(number, 0):
+                times[number] -= 1
+                return PhotoDecoderCrashed("killed")
+            return super().end()
+
+    for photos_at_once in (1, 3):
+        times.update({4: 1, 6: 2})
+        stop = threading.Event()
+        reader = Reader(lambda photo: str(tmp_path / photo), stop=stop)
+        pipeline = Pipeline(
+            reader, [Dying()], infer, num_infer_threads=1, photos_at_once=photos_at_once, stop=stop, waits=Waits()
+        )
+        [done] = pipeline.run([shard_of(0, [2, 4, 6])])
+        assert {photo: failure.reason for photo, failure in done.failures.items()} == {2: "PHOTO_DECODER_CRASHED"}
+        assert done.logits.category[:, 0].tolist() == [2, 4]
+
+
+def test_shards_that_nobody_takes_do_not_pile_up(tmp_path):
+    photos_in(tmp_path, [2])
+    read = []
+    stop = threading.Event()
+    reader = Reader(lambda photo: read.append(photo) or str(tmp_path / photo), stop=stop)
+    pipeline = Pipeline(reader, [Doubling()], infer, num_infer_threads=1, photos_at_once=1, stop=stop, waits=Waits())
+    found = pipeline.run(shard_of(number, [2]) for number in range(100))
+    next(found)
+    before = -1
+    while len(read) != before:
+        before = len(read)
+        time.sleep(0.3)
+    assert len(read) <= 10
+    assert len(list(found)) == 99
 
 
 def test_no_more_is_begun_than_memory_allows(tmp_path):

@@ -46,8 +46,9 @@ def test_listings_are_brought_together_in_the_order_of_their_first_rows(tmp_path
 
 def test_ids_that_look_like_numbers_or_dates_stay_as_they_are(tmp_path):
     store = Store(str(tmp_path / "out"))
-    write_plan([written(tmp_path, "m.csv", [("007", "1.jpg"), ("2024-01-02", "2.jpg")])], store, listings_per_shard=5)
-    assert all_shards(store)[0][0] == ["007", "2024-01-02"]
+    rows = [("007", "1.jpg"), ("2024-01-02", "2.jpg"), ("#9", "s.tar#5+7"), ("'q'", "a b.jpg")]
+    write_plan([written(tmp_path, "m.csv", rows)], store, listings_per_shard=5)
+    assert all_shards(store)[0][:2] == ([i for i, _ in rows], [p for _, p in rows])
 
 
 def test_a_folder_of_files_and_a_pattern_are_one_manifest(tmp_path):

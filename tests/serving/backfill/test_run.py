@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet
@@ -21,7 +22,7 @@ from serving.classify import classify_with_bundle
 from serving.protocol import listing_vision_pb2 as pb
 from tests.conftest import ROOT
 from tests.serving.backfill.conftest import read_manifest, write_manifest
-from vision.errors import BackfillError
+from vision.errors import BackfillError, ManifestError
 
 
 def asked_for(market: Path, output: Path, **changed) -> Asked:
@@ -193,6 +194,50 @@ def test_dead_letters_alone_are_taken_up_again(bundle, market, tmp_path):
     assert inspection.verify(store).is_right
 
 
+def test_an_outage_while_retrying_costs_no_good_answer(bundle, market, tmp_path):
+    photos = photos_by_listing(market)
+    several = [listing for listing in photos if len(photos[listing]) > 1]
+    photos[several[0]][0].write_bytes(b"no photo")
+    store = backfill(bundle, market, tmp_path / "out")
+    before = answers_in(store)
+    for photo in photos[several[0]][1:]:
+        photo.unlink()
+    engine = local_engine(bundle, stop=Stopper().abandon, isolate=False)
+    found = retry(store, read_job(store), engine, reasons=[], max_error_share=1.0, stopper=Stopper())
+    engine.close()
+    assert found["photos_mended"] == 0
+    assert answers_in(store) == before
+    assert inspection.verify(store).is_right
+
+
+def test_a_manifest_that_cannot_be_used_drops_nothing(bundle, market, tmp_path):
+    store = backfill(bundle, market, tmp_path / "out")
+    before = list(Ledger(store).entries())
+    (market / "manifest.csv").write_text("listing,photo\n1,2\n")
+    with pytest.raises(ManifestError, match="column 'listing_id' is missing"):
+        backfill(bundle, market, tmp_path / "out", anew=True)
+    assert list(Ledger(store).entries()) == before
+    assert read_job(store)
+
+
+def test_an_answer_that_is_gone_is_given_again(bundle, market, tmp_path):
+    store = backfill(bundle, market, tmp_path / "out")
+    store.remove(next(Ledger(store).entries()).answers.path)
+    backfill(bundle, market, tmp_path / "out")
+    assert inspection.verify(store).is_right
+
+
+def test_files_of_several_folders_are_refused(bundle, market, tmp_path):
+    for name in ("1", "2"):
+        (market / name).mkdir()
+        (market / name / "m.csv").write_text("listing_id,photo\na,1.jpg\n")
+    store, engine = Store(str(tmp_path / "out")), local_engine(bundle, stop=Stopper().abandon, isolate=False)
+    asked = replace(asked_for(market, tmp_path / "out"), manifest=str(market / "*" / "m.csv"))
+    with pytest.raises(BackfillError, match="lie in 2 folders"):
+        open_job(store, asked, engine, lambda _: None)
+    engine.close()
+
+
 def test_too_many_errors_stop_it_and_it_goes_on_once_they_are_mended(bundle, market, tmp_path):
     photos = photos_by_listing(market)
     away = [path for listing in list(photos)[-20:] for path in photos[listing]]
@@ -200,13 +245,13 @@ def test_too_many_errors_stop_it_and_it_goes_on_once_they_are_mended(bundle, mar
     for path in away:
         path.unlink()
     with pytest.raises(BackfillError, match=r"cannot be used .* PHOTO_NOT_FOUND(.|\n)*start the same command again"):
-        backfill(bundle, market, tmp_path / "out", max_error_share=0.2)
+        backfill(bundle, market, tmp_path / "out", max_error_share=0.1)
     store = Store(str(tmp_path / "out"))
     before = list(Ledger(store).entries())
     assert 0 < len(before) < read_job(store).num_shards
     for path, data in kept.items():
         path.write_bytes(data)
-    backfill(bundle, market, tmp_path / "out", max_error_share=0.2)
+    backfill(bundle, market, tmp_path / "out", max_error_share=0.1)
     assert [entry for entry in Ledger(store).entries() if entry in before] == before
     assert letters_in(store) == []
     assert inspection.verify(store).is_right

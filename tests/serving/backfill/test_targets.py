@@ -101,7 +101,7 @@ def test_a_gateway_that_is_busy_or_away_is_asked_again(bundle, market, tmp_path,
         with lock:
             code = codes.pop() if codes else None
         if code:
-            raise CallFailed(code=grpc.StatusCode[code], reason="", message="later", violations={})
+            raise CallFailed(code=grpc.StatusCode[code], reason="TOO_BUSY", message="later", violations={})
         return real(*arguments, **options)
 
     monkeypatch.setattr(engine._client, "classify", busy)
