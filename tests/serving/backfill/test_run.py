@@ -245,13 +245,13 @@ def test_too_many_errors_stop_it_and_it_goes_on_once_they_are_mended(bundle, mar
     for path in away:
         path.unlink()
     with pytest.raises(BackfillError, match=r"cannot be used .* PHOTO_NOT_FOUND(.|\n)*start the same command again"):
-        backfill(bundle, market, tmp_path / "out", max_error_share=0.1)
+        backfill(bundle, market, tmp_path / "out", max_error_share=0.02)
     store = Store(str(tmp_path / "out"))
     before = list(Ledger(store).entries())
     assert 0 < len(before) < read_job(store).num_shards
     for path, data in kept.items():
         path.write_bytes(data)
-    backfill(bundle, market, tmp_path / "out", max_error_share=0.1)
+    backfill(bundle, market, tmp_path / "out", max_error_share=0.02)
     assert [entry for entry in Ledger(store).entries() if entry in before] == before
     assert letters_in(store) == []
     assert inspection.verify(store).is_right
