@@ -44,7 +44,17 @@ def test_each_make_target_exists():
 def test_its_figures_are_those_of_the_committed_results():
     results = {
         name: json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())["metrics"]
-        for name in ("grocery_accuracy", "serving", "training_speed", "manifest_scale")
+        for name in (
+            "grocery_accuracy",
+            "serving",
+            "training_speed",
+            "manifest_scale",
+            "overload",
+            "faults",
+            "backfill",
+            "backfill_scale",
+            "backfill_kills",
+        )
     }
     accuracy, serving = results["grocery_accuracy"], results["serving"]
     for name in ("fine_top1", "coarse_top1", "brand_top1_branded", "brand_top1_unbranded", "listing3_fine_top1"):
@@ -54,6 +64,21 @@ def test_its_figures_are_those_of_the_committed_results():
     training, manifest = results["training_speed"], results["manifest_scale"]
     assert f"{training['photos_per_s']:.1f} photos/s, {training['ratio_to_timm_cpu']:.2f} of timm's" in README
     assert f"{manifest['seconds']:.1f} s, {manifest['rss_gib']:.1f} GiB" in README
+    overload, faults = results["overload"], results["faults"]
+    assert (
+        f"{overload['goodput_ratio_3x']:.2f} of the peak answered, p99 {overload['accepted_p99_ms_3x'] / 1000:.1f} s"
+        in README
+    )
+    killed = [faults[f"kill_{what}_recovery_s"] for what in ("triton", "stub", "worker")]
+    assert f"after {killed[0]:.1f} s, {killed[1]:.1f} s, {killed[2]:.2f} s; no wrong answer, no hung call" in README
+    assert faults["wrong_or_hung_calls"] == 0
+    backfill, scale, kills = (results[name] for name in ("backfill", "backfill_scale", "backfill_kills"))
+    ratios = f"{backfill['ratio_to_ceiling']:.2f} of the same model called in one process, {backfill['ratio_to_ray_data']:.1f}"
+    assert f"{backfill['photos_per_s']:.1f} photos/s, {ratios} times a plain Ray Data script" in README
+    assert f"{scale['rss_mb_1000']:.0f} MB, {scale['rss_mb_100000']:.0f} MB" in README
+    assert f"first shard after {scale['first_shard_s']:.1f} s" in README
+    assert f"every listing once; {kills['shards_redone_per_kill']:.2f} shards done again for each" in README
+    assert kills["missing_or_doubled"] == 0
     certificate = json.loads((ROOT / "benchmarks" / "results" / "certificate.json").read_text())
     brand = certificate["details"]["drawn"]["fields"]["brand"]
     assert (
