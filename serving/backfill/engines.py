@@ -78,8 +78,12 @@ class LogitsEngine:
         photos_at_once: int,
         stop: threading.Event,
         isolate: bool = True,
+        check: Callable[[], None] = lambda: None,
         close: Callable[[], None] = lambda: None,
     ) -> None:
+        """Args:
+        check: raises an EngineError where the model is another by now; called before a shard's answers are given out.
+        """
         self.versions = ModelVersions.of(bundle, backend)
         self.waits = Waits()
         self._bundle = bundle.on_backend(backend)
@@ -87,6 +91,7 @@ class LogitsEngine:
         self._num_infer_threads = num_infer_threads
         self._photos_at_once = photos_at_once
         self._stop = stop
+        self._check = check
         self._close = close
         self._decoders = [make_decoder(bundle, isolate=isolate) for _ in range(num_decoders)]
 
@@ -102,6 +107,7 @@ class LogitsEngine:
         )
         try:
             for done in pipeline.run(shards):
+                self._check()
                 rows = decided(job, self._bundle, done.shard, done.logits, done.failures)
                 yield Answered(done.shard, rows, done.seconds)
         except EngineError as error:

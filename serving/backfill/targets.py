@@ -1,6 +1,7 @@
 """Answers from servers that may have live traffic too: a gateway, which decides itself, or a Triton."""
 
 import asyncio
+import contextlib
 import itertools
 import math
 import random
@@ -22,7 +23,7 @@ from serving.backfill.pipeline import Waits
 from serving.backfill.plan import PhotosOfShard
 from serving.backfill.tables import Failure, assembled
 from serving.client import MESSAGE_LIMIT_BYTES, Access, CallFailed, ListingVisionClient
-from serving.engines import TritonEngine, until_answering
+from serving.engines import TritonEngine, check, until_answering
 from serving.gateway import MAX_ALTERNATIVES, MAX_LISTING_ID_CHARS
 from serving.protocol import listing_vision_pb2 as pb
 from vision.bundle import UNKNOWN_BACKEND, Bundle
@@ -321,6 +322,11 @@ def _triton_engine(
             stop.wait(random.uniform(0.5, 1.5) * pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
+    def check_model() -> None:
+        # Busy or away it says nothing; what was answered was answered by the model that was there.
+        with contextlib.suppress(EngineUnavailable, EngineBusy):
+            loop.run(check(engine, bundle, which=slice(0, 1)))
+
     def close() -> None:
         loop.run(engine.close())
         loop.close()
@@ -334,5 +340,6 @@ def _triton_engine(
         photos_at_once=1,
         stop=stop,
         isolate=isolate,
+        check=check_model,
         close=close,
     )

@@ -76,6 +76,22 @@ def test_a_triton_answers_as_this_process_does(bundle, market, tmp_path, served)
         alike(row, here[listing_id])
 
 
+def test_a_triton_whose_model_is_another_by_now_ends_the_job(bundle, market, tmp_path, served):
+    address = re.findall(r"Triton \(pid \d+\) answers at (\S+)", served.log)[-1]
+    ours = load_bundle(bundle.folder)
+    store, stopper = Store(str(tmp_path / "out")), Stopper()
+    engine = target_engine(address, ours, photos_per_s=None, stop=stopper.abandon, isolate=False)
+    try:
+        job = open_job(store, asked_for(market, tmp_path / "out"), engine, lambda _: None)
+        # As if the one that answers had been replaced since.
+        ours.golden.category_logits[:] += 1.0
+        with pytest.raises(BackfillError, match="does not answer: golden photos: category_logits differs"):
+            run(store, job, engine, max_error_share=1.0, stopper=stopper)
+    finally:
+        engine.close()
+    assert store.paths("answers") == []
+
+
 def test_a_gateway_with_another_model_is_refused(bundle, served):
     other = load_bundle(bundle.folder)
     object.__setattr__(other.info, "model_version", "another")
