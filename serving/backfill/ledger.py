@@ -74,9 +74,12 @@ class Ledger:
 
     def entries(self) -> Iterator[Entry]:
         """Of all shards that are done, in order."""
-        for path in self._store.paths(LEDGER_FOLDER):
-            if path.endswith(".json"):
-                yield self._read(path)
+        paths = [path for path in self._store.paths(LEDGER_FOLDER) if path.endswith(".json")]
+        for path, raw in zip(paths, self._store.read_jsons(paths), strict=True):
+            try:
+                yield Entry.from_json(raw)
+            except (TypeError, KeyError) as error:
+                raise BackfillError(f"{self._store.full(path)} is not an entry of a ledger: {error!r}") from error
 
     def commit(self, entry: Entry, files: Mapping[str, bytes]) -> None:
         """Write a shard's files and then its entry; nothing else makes it done."""
@@ -149,12 +152,6 @@ class Ledger:
 
     def totals(self) -> "Totals":
         return Totals.of(self.entries())
-
-    def _read(self, path: str) -> Entry:
-        try:
-            return Entry.from_json(self._store.read_json(path))
-        except (TypeError, KeyError) as error:
-            raise BackfillError(f"{self._store.full(path)} is not an entry of a ledger: {error!r}") from error
 
     def _write(self, entry: Entry) -> None:
         self._store.write_json(

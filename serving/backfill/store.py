@@ -7,7 +7,7 @@ import json
 import os
 import posixpath
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -19,6 +19,8 @@ from vision.errors import BackfillError
 __all__ = ["Store"]
 
 _PIECE_BYTES = 1 << 20
+_AT_ONCE = 500
+"""Small files that are read together."""
 
 
 class Store:
@@ -74,8 +76,21 @@ class Store:
 
     def read_json(self, path: str) -> Any:
         """Raises FileNotFoundError, or BackfillError where it is not JSON."""
+        return self._parsed(path, self.read(path))
+
+    def read_jsons(self, paths: Sequence[str]) -> Iterator[Any]:
+        """As `read_json` of each, many at once where each takes a round trip."""
+        if self.is_local:
+            yield from map(self.read_json, paths)
+            return
+        for begin in range(0, len(paths), _AT_ONCE):
+            some = paths[begin : begin + _AT_ONCE]
+            found = self._fs.cat([self._at(path) for path in some])
+            yield from (self._parsed(path, found[self._at(path)]) for path in some)
+
+    def _parsed(self, path: str, data: bytes) -> Any:
         try:
-            return json.loads(self.read(path))
+            return json.loads(data)
         except ValueError as error:
             raise BackfillError(f"{self.full(path)} is not readable: {error}; was it written by hand?") from error
 

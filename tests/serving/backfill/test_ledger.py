@@ -38,7 +38,12 @@ def store(tmp_path):
     return Store(str(tmp_path / "out"))
 
 
-def test_entries_come_back_as_they_were_written(store):
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_entries_come_back_as_they_were_written(store, elsewhere, monkeypatch):
+    monkeypatch.setattr("serving.backfill.store._AT_ONCE", 2)
+    if elsewhere:
+        store = Store("memory://backfill-entries")
+        store.remove_all()
     ledger = Ledger(store)
     entries = [entry_of(number, b"x", b"y" if number % 2 else None) for number in (3, 0, 1001)]
     for entry, files in entries:
