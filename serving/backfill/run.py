@@ -208,7 +208,7 @@ def run(
     finally:
         progress.close()
     if stopper.asked.is_set():
-        raise Interrupted(f"{progress}; the same command goes on from here")
+        raise Interrupted(f"{progress}; the same command, without --anew, goes on from here")
     publish(store, job)
     return progress
 
@@ -257,7 +257,7 @@ def retry(
         entry, files = _entry(answered, rows, num_photos=old.num_photos)
         ledger.replace(old, entry, files)
     if stopper.asked.is_set():
-        raise Interrupted("the same command goes on from here")
+        raise Interrupted("the same command, without --anew, goes on from here")
     if len(list(ledger.entries())) == job.num_shards:
         publish(store, job)
     counted["photos_left"] = sum(entry.num_failed_photos for entry in ledger.entries())
@@ -270,7 +270,7 @@ def _or_interrupted(answered: Iterator[Answered], stopper: Stopper) -> Iterator[
         yield from answered
     except BackfillError as error:
         if stopper.abandon.is_set():
-            raise Interrupted("the same command goes on from here") from error
+            raise Interrupted("the same command, without --anew, goes on from here") from error
         raise
 
 
