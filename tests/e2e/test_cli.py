@@ -55,6 +55,8 @@ def test_the_verbs_of_the_work_are_all_there():
             "brand",
             "calibrate",
             "serve",
+            "model",
+            "backfill",
             "classify",
             "demo",
             "triton",
