@@ -42,8 +42,6 @@ READY_TIMEOUT_S = 2.0
 SERVING = "SERVING"
 RELOAD_TIMEOUT_S = 10.0
 LOAD_TIMEOUT_S = 300.0
-UNLOADED_AFTER_S = 2.0
-"""Triton answers an unload before the model's processes have ended."""
 REPLACED_END_AFTER_S = 15.0
 """Longer than any call to Triton may take."""
 RESTART_PAUSES_S = (0.0, 0.5, 2.0, 5.0)
@@ -92,7 +90,8 @@ class Supervisor:
         self._options = options
         self._triton: LocalTriton | None = None
         self._engine: TritonEngine | None = None
-        self._model_processes: frozenset[int] = frozenset()
+        self._processes: dict[str, frozenset[int]] = {}
+        """That compute each model, by Triton's name for it; one of them that ends is missed."""
         self._workers: set[_Worker] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._deaths_s: list[float] = []
@@ -296,7 +295,7 @@ class Supervisor:
             assert release.engine is not None
             await asyncio.to_thread(self._triton.add_model, release.bundle, release.model_name)
             await release.engine.load(timeout_s=LOAD_TIMEOUT_S)
-            self._model_processes = self._triton.model_processes()
+            self._note_processes(release.model_name)
         await self._check_golden(release)
 
     async def _check_golden(self, release: _Release) -> None:
@@ -313,14 +312,12 @@ class Supervisor:
         if release.engine is None:
             return
         assert self._triton is not None
+        # From here on nobody misses them.
+        self._processes.pop(release.model_name, None)
         if release.model_name in self._triton.models:
-            # Its processes are missed by nobody from here on.
-            before = self._triton.model_processes()
             with contextlib.suppress(EngineUnavailable):
                 await release.engine.unload(timeout_s=RELOAD_TIMEOUT_S)
             self._triton.remove_model(release.model_name)
-            await asyncio.sleep(UNLOADED_AFTER_S)
-            self._model_processes -= before - self._triton.model_processes()
         await release.engine.close()
 
     def _start_status(self) -> None:
@@ -373,7 +370,7 @@ class Supervisor:
             self._answer_in_process(f"it did not start: {error}")
             return
         self._options = replace(self._options, triton=self._triton.address)
-        self._model_processes = self._triton.model_processes()
+        self._note_processes(self._options.model_name)
         _log.info("Triton (pid %s) answers at %s", self._triton.pid, self._triton.address)
 
     def _answer_in_process(self, why: str) -> None:
@@ -442,16 +439,17 @@ class Supervisor:
             await asyncio.sleep(CHECK_AGAIN_S if num_failures else self._options.health_interval_s)
             try:
                 # A golden photo seldom meets a model process that has died: it holds each call for a second.
-                # While a release comes or goes, processes end that are not missed.
-                died = self._model_processes - self._triton.model_processes() and not self._releasing.locked()
-                if self._triton.is_running() and died:
-                    await self._reload_model("one of its processes has died")
+                for release in list(self._releases):
+                    missed = self._processes.get(release.model_name, frozenset())
+                    if self._triton.is_running() and missed - self._triton.model_processes(release.model_name):
+                        await self._reload_model(release, "one of its processes has died")
                 num_failures = 0 if await self._is_well() else num_failures + 1
                 if num_failures and not self._triton.is_running():
                     await self._restart_triton("it has died")
                     num_failures = 0
                 elif num_failures == FAILURES_UNTIL_RELOAD:
-                    await self._reload_model("it does not answer the golden photos")
+                    assert self._current is not None
+                    await self._reload_model(self._current, "it does not answer the golden photos")
                 elif num_failures >= FAILURES_UNTIL_RESTART:
                     await self._restart_triton("it does not answer the golden photos")
                     num_failures = 0
@@ -476,28 +474,35 @@ class Supervisor:
             _log.warning("Triton is not well: %s", wrong[0])
         return not wrong
 
-    async def _reload_model(self, why: str) -> None:
+    async def _reload_model(self, release: _Release, why: str) -> None:
         assert self._triton is not None
-        assert self._engine is not None
+        assert release.engine is not None
         _log.error("Triton loads the model anew: %s", why)
         self._restarts.labels("model").inc()
-        old = self._model_processes
+        before = self._triton.model_processes(release.model_name)
+        self._triton.touch_model(release.model_name)
         try:
-            for release in self._releases:
-                if release.engine:
-                    self._triton.touch_model(release.model_name)
-                    await release.engine.load(timeout_s=RELOAD_TIMEOUT_S)
+            await release.engine.load(timeout_s=RELOAD_TIMEOUT_S)
         except EngineUnavailable as error:
             _log.warning("%s", error)
             return
-        self._model_processes = self._triton.model_processes() - old
-        self._spawn(self._end_model_processes(old))
+        started = self._triton.model_processes(release.model_name) - before
+        if started:
+            self._processes[release.model_name] = started
+            self._spawn(self._end_model_processes(before))
+        else:
+            _log.warning("Triton has started no new process for %s", release.model_name)
+            self._note_processes(release.model_name)
+
+    def _note_processes(self, model_name: str) -> None:
+        assert self._triton is not None
+        self._processes[model_name] = self._triton.model_processes(model_name)
 
     async def _end_model_processes(self, pids: frozenset[int]) -> None:
         """Those of a model that was replaced: where one has died, Triton waits for it and never ends the others."""
         assert self._triton is not None
         await asyncio.sleep(REPLACED_END_AFTER_S)
-        for pid in pids & self._triton.model_processes():
+        for pid in pids & self._triton.all_model_processes():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
@@ -505,13 +510,14 @@ class Supervisor:
         assert self._triton is not None
         _log.error("Triton is started again: %s", why)
         self._restarts.labels("triton").inc()
-        self._model_processes = frozenset()
+        self._processes.clear()
         await asyncio.to_thread(self._triton.restart)
         with contextlib.suppress(EngineUnavailable):  # then the next checks fail, and it is started once more
             await asyncio.to_thread(self._triton.wait_until_listening)
             assert self._engine is not None
             await until_answering(self._engine, self._bundle)
-            self._model_processes = self._triton.model_processes()
+            for release in self._releases:
+                self._note_processes(release.model_name)
             _log.info("Triton (pid %s) answers at %s", self._triton.pid, self._triton.address)
 
     def _spawn(self, work: Coroutine[object, object, None]) -> None:

@@ -68,9 +68,13 @@ class LocalTriton:
     def is_running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
-    def model_processes(self) -> frozenset[int]:
-        """Pids of its own processes that compute (Linux): those of the Python backend, none for other backends."""
-        return frozenset(pid for pid in _children(self.pid) if _is_model_process(pid)) if self.pid else frozenset()
+    def model_processes(self, name: str) -> frozenset[int]:
+        """Pids of its own processes that compute a model (Linux): the Python backend's, none for other backends."""
+        return frozenset(_processes_of(f"{self.repository}/{name}/"))
+
+    def all_model_processes(self) -> frozenset[int]:
+        """Of all models."""
+        return frozenset(_processes_of(f"{self.repository}/"))
 
     def add_model(self, bundle: Bundle, name: str) -> None:
         """Put a model into the repository; a running server serves it once it is told to load it."""
@@ -168,7 +172,7 @@ class LocalTriton:
 
     def _end_orphans(self) -> None:
         """Model processes that outlive a killed server: one may wait for ever for a lock that the server held."""
-        for pid in _processes_of(str(self._folder)):
+        for pid in self.all_model_processes():
             _log.warning("model process %d outlived its Triton and is killed", pid)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -180,14 +184,6 @@ class LocalTriton:
     def _log_tail(self) -> str:
         lines = self.log_path.read_text(errors="replace").splitlines() if self.log_path.exists() else []
         return "\n".join(lines[-15:])
-
-
-def _children(pid: int) -> list[int]:
-    found: list[int] = []
-    for path in Path("/proc").glob(f"{pid}/task/*/children"):
-        with contextlib.suppress(OSError):  # that thread has ended; its children are another's now
-            found += map(int, path.read_text().split())
-    return found
 
 
 def _processes_of(folder: str) -> list[int]:

@@ -8,9 +8,11 @@ import sys
 from dataclasses import replace
 
 import pytest
+from grpc_health.v1 import health_pb2
 
 from serving.client import ListingVisionClient
 from tests.conftest import ROOT
+from tests.e2e.test_whole_path import health
 from tests.helpers import train_run
 from tests.serving.test_supervisor import PHOTO, Callers, children, until
 
@@ -105,8 +107,9 @@ def test_what_was_promoted_answers_after_triton_has_died(
     killed = served.triton_pid()
     os.kill(killed, signal.SIGKILL)
     until(lambda: served.triton_pid() != killed, "Triton answers again")
-    with ListingVisionClient(served.address) as client:
-        assert client.classify([PHOTO], timeout_s=20).model.version == other_bundle.info.model_version
+    serving = health_pb2.HealthCheckResponse.SERVING
+    until(lambda: health(served.address) == serving, "health SERVING")
+    assert answering(served) == other_bundle.info.model_version
     assert model(served, "rollback")[0] == 0
     assert answering(served) == bundle.info.model_version
     assert len(children(served.triton_pid())) >= 2  # the processes of two models
