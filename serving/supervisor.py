@@ -61,8 +61,12 @@ class _Release:
 
     @property
     def label(self) -> str:
-        """Weights and calibration."""
-        return f"{self.bundle.info.model_version}.{self.bundle.calibration.version[:6]}"
+        return _label(self.bundle)
+
+
+def _label(bundle: Bundle) -> str:
+    """A release's name: weights and calibration."""
+    return f"{bundle.info.model_version}.{bundle.calibration.version[:6]}"
 
 
 @dataclass(eq=False)
@@ -202,9 +206,9 @@ class Supervisor:
                 )
             self._num_loaded += 1
             name = f"{MODEL_NAME}_{self._num_loaded + 1}"
+            if any(_label(loaded) == other.label for other in self._releases):
+                raise ListingVisionError(f"{_label(loaded)} is loaded already")
             release = _Release(bundle=loaded, model_name=name, engine=self._engine_of(name))
-            if any(release.label == other.label for other in self._releases):
-                raise ListingVisionError(f"{release.label} is loaded already")
             try:
                 await self._bring_up(release)
             except BaseException:
