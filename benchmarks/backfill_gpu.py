@@ -72,7 +72,7 @@ def decoded_on_cores(bundle: Bundle, run: Network, device: torch.device, paths: 
 
     decoders = [make_decoder(bundle, isolate=True) for _ in os.sched_getaffinity(0)]
     pipeline = Pipeline(
-        Reader(str, stop=stop),
+        Reader("", stop=stop),
         decoders,
         infer,
         num_infer_threads=2,

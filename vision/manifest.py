@@ -23,7 +23,7 @@ from fsspec.implementations.local import LocalFileSystem
 from vision.errors import ManifestError
 from vision.taxonomy import OTHER_BRAND, Taxonomy
 
-__all__ = ["COLUMNS", "SPLITS", "Labels", "Manifest", "photo_bytes", "written_whole"]
+__all__ = ["COLUMNS", "SPLITS", "Labels", "Manifest", "photo_bytes", "photo_url", "written_whole"]
 
 COLUMNS = ("listing_id", "photo", "category", "brand", "split", "seller_id", "listed_at")
 REQUIRED_COLUMNS = ("listing_id", "photo")
@@ -137,10 +137,7 @@ class Manifest:
         return Manifest(self.table.take(pa.array(rows)), self.base_url)
 
     def photo_url(self, row: int) -> str:
-        photo = str(self.column("photo")[row].as_py())
-        if "://" in photo or photo.startswith("/"):
-            return photo
-        return posixpath.join(self.base_url, photo)
+        return photo_url(self.base_url, str(self.column("photo")[row].as_py()))
 
     def moved_to(self, base_url: str) -> "Manifest":
         """The same rows and photos for a manifest that is kept in another folder."""
@@ -207,6 +204,11 @@ class Manifest:
                 unknown.append((first, f"row {first + 1} ({num_rows[code]} in all): {error.args[0]}"))
         problems += [problem for _, problem in sorted(unknown)]
         return resolved[codes]
+
+
+def photo_url(base_url: str, photo: str) -> str:
+    """Where a photo lies that a manifest in that folder names: it may be relative to it, a path, or a URL."""
+    return photo if "://" in photo or photo.startswith("/") else posixpath.join(base_url, photo)
 
 
 def photo_bytes(url: str) -> bytes:

@@ -20,13 +20,12 @@ import numpy as np
 from serving.backfill.engines import GPU_BATCH, Answered, local_engine, make_decoder
 from serving.backfill.job import Job, ModelVersions
 from serving.backfill.photos import Reader
-from serving.backfill.pipeline import NO_LOGITS, READERS_PER_DECODER, Waits
+from serving.backfill.pipeline import NO_LOGITS, READERS_PER_DECODER, Waits, decoded_by
 from serving.backfill.plan import PhotosOfShard
-from serving.backfill.run import url_of
 from serving.backfill.tables import Failure, Rows, decided
 from vision.bundle import ONNX_ON_CPU, load_bundle
 from vision.engine import Logits, OnnxEngine
-from vision.errors import BackfillError, PhotoError
+from vision.errors import BackfillError
 from vision.images import Photo
 
 __all__ = ["RayEngine", "ray_engine"]
@@ -58,7 +57,7 @@ class _Worker:
 
     def answer(self, job: Job, shard: PhotosOfShard) -> tuple[Rows, float]:
         _refuse_other(job, self._engine.versions)
-        reader = Reader(url_of(job.base_url), stop=self._stop)
+        reader = Reader(job.base_url, stop=self._stop)
         [answered] = self._engine.answer(job, [shard], reader)
         return answered.rows, answered.seconds
 
@@ -73,24 +72,19 @@ class _DecodingWorker:
         self._readers = ThreadPoolExecutor(READERS_PER_DECODER)
 
     def decode(self, job: Job, shard: PhotosOfShard) -> _Decoded:
-        reader = Reader(url_of(job.base_url), stop=threading.Event())
+        reader = Reader(job.base_url, stop=threading.Event())
         photos: list[Photo] = []
         failures: dict[int, Failure] = {}
         for begin in range(0, len(shard.photos), 2 * READERS_PER_DECODER):
             some = shard.photos[begin : begin + 2 * READERS_PER_DECODER]
             for photo, data in enumerate(self._readers.map(reader.read, some), begin):
-                found = data if isinstance(data, Failure) else self._decode(data)
+                found = data if isinstance(data, Failure) else decoded_by(self._decoder, data)
                 if isinstance(found, Failure):
                     failures[photo] = found
                 else:
                     photos.append(found)
         side_px = self._side_px
         return _Decoded(np.stack(photos) if photos else np.zeros((0, side_px, side_px, 3), np.uint8), failures)
-
-    def _decode(self, data: bytes) -> Photo | Failure:
-        self._decoder.begin(data)
-        found = self._decoder.end()
-        return Failure(reason=found.reason, message=str(found)) if isinstance(found, PhotoError) else found
 
 
 class _ModelWorker:

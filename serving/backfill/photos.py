@@ -1,12 +1,11 @@
 """Reading stored photos: what may pass is tried again, what will not is said at once."""
 
 import threading
-from collections.abc import Callable
 
 import tenacity
 
 from serving.backfill.tables import Failure
-from vision.manifest import photo_bytes
+from vision.manifest import photo_bytes, photo_url
 
 __all__ = ["Reader"]
 
@@ -24,17 +23,17 @@ class Reader:
 
     def __init__(
         self,
-        url_of: Callable[[str], str],
+        base_url: str,
         *,
         stop: threading.Event,
         attempts: int = ATTEMPTS,
         first_pause_s: float = FIRST_PAUSE_S,
     ) -> None:
         """Args:
-        url_of: where a photo of the manifest lies.
+        base_url: where relative photo paths start.
         stop: when set, nothing is tried again.
         """
-        self._url_of = url_of
+        self._base_url = base_url
         self._retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(lambda error: isinstance(error, OSError) and not _for_good(error)),
             stop=tenacity.stop_any(tenacity.stop_after_attempt(attempts), tenacity.stop_when_event_set(stop)),
@@ -46,7 +45,7 @@ class Reader:
 
     def read(self, photo: str) -> bytes | Failure:
         """The photo's bytes, or why they cannot be had."""
-        url = self._url_of(photo)
+        url = photo_url(self._base_url, photo)
         try:
             return photo_bytes(url)
         except OSError as error:

@@ -1,6 +1,4 @@
-"""Photos of shards through reading, decoding and the model, on threads with short queues between.
-
-Where a model takes photos one by one, as on a CPU, a thread decodes and computes; else both have threads of their own.
+"""Photos of shards through reading, decoding and the model, each on threads of its own with short queues between.
 
 Shards overlap: the next one's photos are read while the last one's are computed, and nothing runs dry where one ends.
 """
@@ -24,7 +22,7 @@ from vision.engine import Logits
 from vision.errors import PhotoDecoderCrashed, PhotoError, PhotoTimedOut
 from vision.images import Photo
 
-__all__ = ["NO_LOGITS", "READERS_PER_DECODER", "Done", "PhotoDecoder", "Pipeline", "Waits"]
+__all__ = ["NO_LOGITS", "READERS_PER_DECODER", "Done", "PhotoDecoder", "Pipeline", "Waits", "decoded_by"]
 
 READERS_PER_DECODER = 8
 """Photos fetched at once: a core decodes a hundred a second, and object storage takes a tenth of one for each."""
@@ -112,12 +110,17 @@ class _Stopped(Exception):
     pass
 
 
-def _or_again(decoder: PhotoDecoder, data: bytes, found: Photo | PhotoError) -> Photo | PhotoError:
-    """A child that died or was slow may have been the machine's doing; only a photo that does it twice is to blame."""
-    if not isinstance(found, (PhotoDecoderCrashed, PhotoTimedOut)):
-        return found
+def decoded_by(decoder: PhotoDecoder, data: bytes) -> Photo | Failure:
+    """The photo, or why it cannot be used.
+
+    A child that died or was slow may have been the machine's doing; only a photo that does it twice is to blame.
+    """
     decoder.begin(data)
-    return decoder.end()
+    found = decoder.end()
+    if isinstance(found, (PhotoDecoderCrashed, PhotoTimedOut)):
+        decoder.begin(data)
+        found = decoder.end()
+    return Failure(reason=found.reason, message=str(found)) if isinstance(found, PhotoError) else found
 
 
 class Pipeline:
@@ -169,14 +172,13 @@ class Pipeline:
         """
         readers = ThreadPoolExecutor(self._num_readers, thread_name_prefix="read")
         threads = [threading.Thread(target=self._guarded, args=(self._feed, shards, readers), name="feed")]
-        together = self._photos_at_once == 1 and self._num_infer_threads == len(self._decoders)
-        decode = self._decode_and_compute if together else self._decode
         threads += [
-            threading.Thread(target=self._guarded, args=(decode, decoder), name="decode") for decoder in self._decoders
+            threading.Thread(target=self._guarded, args=(self._decode, decoder), name="decode")
+            for decoder in self._decoders
         ]
         threads += [
             threading.Thread(target=self._guarded, args=(self._compute,), name="model")
-            for _ in range(0 if together else self._num_infer_threads)
+            for _ in range(self._num_infer_threads)
         ]
         for thread in threads:
             thread.daemon = True
@@ -237,38 +239,13 @@ class Pipeline:
             began_s = time.monotonic()
             work, photo, data = self._next(self._encoded)
             self._waits.add("read", time.monotonic() - began_s)
-            decoder.begin(data)
-            found = _or_again(decoder, data, decoder.end())
-            if isinstance(found, PhotoError):
-                self._ended(work, {photo: Failure(reason=found.reason, message=str(found))}, {})
+            found = decoded_by(decoder, data)
+            if isinstance(found, Failure):
+                self._ended(work, {photo: found}, {})
                 continue
             began_s = time.monotonic()
             self._put(self._decoded, _Decoded(work, photo, found))
             self._waits.add("model", time.monotonic() - began_s)
-
-    def _decode_and_compute(self, decoder: PhotoDecoder) -> None:
-        """One photo a thread: computed while the decoder, where it is another process, decodes the next."""
-        begun: _Encoded | None = None
-        while True:
-            if begun is None:
-                began_s = time.monotonic()
-                begun = self._next(self._encoded)
-                self._waits.add("read", time.monotonic() - began_s)
-                decoder.begin(begun.data)
-            (work, photo, data), began_s = begun, time.monotonic()
-            found = _or_again(decoder, data, decoder.end())
-            self._waits.add("decode", time.monotonic() - began_s)
-            begun = None
-            with contextlib.suppress(queue.Empty):
-                begun = self._encoded.get_nowait()
-                decoder.begin(begun.data)
-            if isinstance(found, PhotoError):
-                self._ended(work, {photo: Failure(reason=found.reason, message=str(found))}, {})
-                continue
-            began_s = time.monotonic()
-            logits = self._infer(found[None])
-            self._waits.add("model", time.monotonic() - began_s)
-            self._ended(work, {}, {photo: tuple(part[0] for part in logits)})
 
     def _compute(self) -> None:
         while True:

@@ -30,7 +30,7 @@ from serving.backfill.store import Store
 from serving.backfill.tables import Rows, encoded
 from vision.errors import BackfillError
 
-__all__ = ["Asked", "Interrupted", "Stopper", "commit", "open_job", "publish", "retry", "run", "url_of"]
+__all__ = ["Asked", "Interrupted", "Stopper", "commit", "open_job", "publish", "retry", "run"]
 
 _log = logging.getLogger(__name__)
 
@@ -97,15 +97,6 @@ class Stopper:
         time.sleep(self._exit_s - self._finish_s)
         _log.error("something hangs; it is left, and so are the shards that were begun")
         os._exit(EXIT_INTERRUPTED)
-
-
-def url_of(base_url: str) -> Callable[[str], str]:
-    """Where a photo lies that a manifest in that folder names."""
-
-    def find(photo: str) -> str:
-        return photo if "://" in photo or photo.startswith("/") else posixpath.join(base_url, photo)
-
-    return find
 
 
 def open_job(store: Store, asked: Asked, engine: BackfillEngine, say: Callable[[str], None]) -> Job:
@@ -197,7 +188,7 @@ def run(
         registry=registry,
     )
     watch = _ErrorShare(max_error_share, job.num_photos)
-    reader = Reader(url_of(job.base_url), stop=stopper.abandon)
+    reader = Reader(job.base_url, stop=stopper.abandon)
     wanted = stopper.until_asked(map(shards.read, left))
     try:
         for answered in _or_interrupted(engine.answer(job, wanted, reader), stopper):
@@ -234,7 +225,7 @@ def retry(
     ledger.mend()
     entries = {entry.shard: entry for entry in ledger.entries() if _chosen(entry.errors, reasons)}
     shards = ShardReader(store)
-    reader = Reader(url_of(job.base_url), stop=stopper.abandon)
+    reader = Reader(job.base_url, stop=stopper.abandon)
     counted: Counter[str] = Counter()
 
     def again() -> Iterator[PhotosOfShard]:

@@ -29,6 +29,18 @@ class Doubling:
         pass
 
 
+class Counting(Reader):
+    """Notes what it is asked for."""
+
+    def __init__(self, base_url, photos, stop):
+        super().__init__(base_url, stop=stop)
+        self._asked = photos
+
+    def read(self, photo):
+        self._asked.append(photo)
+        return super().read(photo)
+
+
 def infer(photos_nhwc):
     values = photos_nhwc[:, 0, 0, :1].astype(np.float32)
     return Logits(values, 2 * values, 3 * values)
@@ -50,7 +62,7 @@ def shard_of(number: int, photos: list[int]) -> PhotosOfShard:
 
 def pipeline_in(tmp_path, *, stop=None, infer=infer, photos_at_once=3) -> Pipeline:
     stop = stop or threading.Event()
-    reader = Reader(lambda photo: str(tmp_path / photo), stop=stop, attempts=2, first_pause_s=0.01)
+    reader = Reader(str(tmp_path), stop=stop, attempts=2, first_pause_s=0.01)
     return Pipeline(
         reader,
         [Doubling(), Doubling()],
@@ -163,7 +175,7 @@ def test_a_decoder_that_died_once_is_not_the_photos_fault(tmp_path):
     for photos_at_once in (1, 3):
         times.update({4: 1, 6: 2})
         stop = threading.Event()
-        reader = Reader(lambda photo: str(tmp_path / photo), stop=stop)
+        reader = Reader(str(tmp_path), stop=stop)
         pipeline = Pipeline(
             reader, [Dying()], infer, num_infer_threads=1, photos_at_once=photos_at_once, stop=stop, waits=Waits()
         )
@@ -176,7 +188,7 @@ def test_shards_that_nobody_takes_do_not_pile_up(tmp_path):
     photos_in(tmp_path, [2])
     read = []
     stop = threading.Event()
-    reader = Reader(lambda photo: read.append(photo) or str(tmp_path / photo), stop=stop)
+    reader = Counting(str(tmp_path), read, stop)
     pipeline = Pipeline(reader, [Doubling()], infer, num_infer_threads=1, photos_at_once=1, stop=stop, waits=Waits())
     found = pipeline.run(shard_of(number, [2]) for number in range(100))
     next(found)
@@ -193,7 +205,7 @@ def test_no_more_is_begun_than_memory_allows(tmp_path):
     photos_in(tmp_path, range(1000))
     go, read = threading.Event(), []
     stop = threading.Event()
-    reader = Reader(lambda photo: read.append(photo) or str(tmp_path / photo), stop=stop)
+    reader = Counting(str(tmp_path), read, stop)
 
     def waiting(photos_nhwc):
         go.wait()
