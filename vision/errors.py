@@ -25,7 +25,8 @@ ListingVisionError
     ├── PhotoTruncated            PHOTO_TRUNCATED
     ├── PhotoUnreadable           PHOTO_UNREADABLE
     ├── PhotoDecoderCrashed       PHOTO_DECODER_CRASHED
-    └── PhotoTimedOut             PHOTO_TIMEOUT
+    ├── PhotoTimedOut             PHOTO_TIMEOUT
+    └── PhotoNotFetched           PHOTO_NOT_FETCHED
 """
 
 from collections.abc import Sequence
@@ -46,6 +47,7 @@ __all__ = [
     "PhotoEmpty",
     "PhotoError",
     "PhotoNotAnImage",
+    "PhotoNotFetched",
     "PhotoTimedOut",
     "PhotoTooManyBytes",
     "PhotoTooManyPixels",
@@ -178,3 +180,9 @@ class PhotoTimedOut(PhotoError):
     """Decoding it took longer than allowed, in a process of its own."""
 
     reason = "PHOTO_TIMEOUT"
+
+
+class PhotoNotFetched(PhotoError):
+    """Its URI leads to nothing that the service may read, or not in time."""
+
+    reason = "PHOTO_NOT_FETCHED"

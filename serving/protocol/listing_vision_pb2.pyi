@@ -13,6 +13,13 @@ class SuggestionOutcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SUGGESTION_OUTCOME_FILL: _ClassVar[SuggestionOutcome]
     SUGGESTION_OUTCOME_SUGGEST: _ClassVar[SuggestionOutcome]
 
+class FormTreatment(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    FORM_TREATMENT_UNSPECIFIED: _ClassVar[FormTreatment]
+    FORM_TREATMENT_FILLED: _ClassVar[FormTreatment]
+    FORM_TREATMENT_SUGGESTED: _ClassVar[FormTreatment]
+    FORM_TREATMENT_HIDDEN: _ClassVar[FormTreatment]
+
 class BrandKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     BRAND_KIND_UNSPECIFIED: _ClassVar[BrandKind]
@@ -32,9 +39,14 @@ class PhotoErrorReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     PHOTO_ERROR_REASON_UNREADABLE: _ClassVar[PhotoErrorReason]
     PHOTO_ERROR_REASON_DECODER_CRASHED: _ClassVar[PhotoErrorReason]
     PHOTO_ERROR_REASON_TIMEOUT: _ClassVar[PhotoErrorReason]
+    PHOTO_ERROR_REASON_NOT_FETCHED: _ClassVar[PhotoErrorReason]
 SUGGESTION_OUTCOME_UNSPECIFIED: SuggestionOutcome
 SUGGESTION_OUTCOME_FILL: SuggestionOutcome
 SUGGESTION_OUTCOME_SUGGEST: SuggestionOutcome
+FORM_TREATMENT_UNSPECIFIED: FormTreatment
+FORM_TREATMENT_FILLED: FormTreatment
+FORM_TREATMENT_SUGGESTED: FormTreatment
+FORM_TREATMENT_HIDDEN: FormTreatment
 BRAND_KIND_UNSPECIFIED: BrandKind
 BRAND_KIND_BRAND: BrandKind
 BRAND_KIND_NO_BRAND: BrandKind
@@ -49,6 +61,7 @@ PHOTO_ERROR_REASON_TRUNCATED: PhotoErrorReason
 PHOTO_ERROR_REASON_UNREADABLE: PhotoErrorReason
 PHOTO_ERROR_REASON_DECODER_CRASHED: PhotoErrorReason
 PHOTO_ERROR_REASON_TIMEOUT: PhotoErrorReason
+PHOTO_ERROR_REASON_NOT_FETCHED: PhotoErrorReason
 
 class ClassifyListingRequest(_message.Message):
     __slots__ = ("listing_id", "photos", "alternative_count")
@@ -61,26 +74,128 @@ class ClassifyListingRequest(_message.Message):
     def __init__(self, listing_id: _Optional[str] = ..., photos: _Optional[_Iterable[_Union[Photo, _Mapping]]] = ..., alternative_count: _Optional[int] = ...) -> None: ...
 
 class Photo(_message.Message):
-    __slots__ = ("content",)
+    __slots__ = ("content", "uri")
     CONTENT_FIELD_NUMBER: _ClassVar[int]
+    URI_FIELD_NUMBER: _ClassVar[int]
     content: bytes
-    def __init__(self, content: _Optional[bytes] = ...) -> None: ...
+    uri: str
+    def __init__(self, content: _Optional[bytes] = ..., uri: _Optional[str] = ...) -> None: ...
 
 class ClassifyListingResponse(_message.Message):
-    __slots__ = ("listing_id", "category_path", "brand", "alternatives", "photos", "model")
+    __slots__ = ("listing_id", "category_path", "brand", "alternatives", "photos", "model", "stage_times")
     LISTING_ID_FIELD_NUMBER: _ClassVar[int]
     CATEGORY_PATH_FIELD_NUMBER: _ClassVar[int]
     BRAND_FIELD_NUMBER: _ClassVar[int]
     ALTERNATIVES_FIELD_NUMBER: _ClassVar[int]
     PHOTOS_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
+    STAGE_TIMES_FIELD_NUMBER: _ClassVar[int]
     listing_id: str
     category_path: _containers.RepeatedCompositeFieldContainer[CategorySuggestion]
     brand: BrandSuggestion
     alternatives: _containers.RepeatedCompositeFieldContainer[CategoryAlternative]
     photos: _containers.RepeatedCompositeFieldContainer[PhotoResult]
     model: ModelVersion
-    def __init__(self, listing_id: _Optional[str] = ..., category_path: _Optional[_Iterable[_Union[CategorySuggestion, _Mapping]]] = ..., brand: _Optional[_Union[BrandSuggestion, _Mapping]] = ..., alternatives: _Optional[_Iterable[_Union[CategoryAlternative, _Mapping]]] = ..., photos: _Optional[_Iterable[_Union[PhotoResult, _Mapping]]] = ..., model: _Optional[_Union[ModelVersion, _Mapping]] = ...) -> None: ...
+    stage_times: _containers.RepeatedCompositeFieldContainer[StageTime]
+    def __init__(self, listing_id: _Optional[str] = ..., category_path: _Optional[_Iterable[_Union[CategorySuggestion, _Mapping]]] = ..., brand: _Optional[_Union[BrandSuggestion, _Mapping]] = ..., alternatives: _Optional[_Iterable[_Union[CategoryAlternative, _Mapping]]] = ..., photos: _Optional[_Iterable[_Union[PhotoResult, _Mapping]]] = ..., model: _Optional[_Union[ModelVersion, _Mapping]] = ..., stage_times: _Optional[_Iterable[_Union[StageTime, _Mapping]]] = ...) -> None: ...
+
+class StageTime(_message.Message):
+    __slots__ = ("stage", "duration_ms")
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    DURATION_MS_FIELD_NUMBER: _ClassVar[int]
+    stage: str
+    duration_ms: float
+    def __init__(self, stage: _Optional[str] = ..., duration_ms: _Optional[float] = ...) -> None: ...
+
+class ClassifyListingsRequest(_message.Message):
+    __slots__ = ("sequence", "listing")
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    LISTING_FIELD_NUMBER: _ClassVar[int]
+    sequence: int
+    listing: ClassifyListingRequest
+    def __init__(self, sequence: _Optional[int] = ..., listing: _Optional[_Union[ClassifyListingRequest, _Mapping]] = ...) -> None: ...
+
+class ClassifyListingsResponse(_message.Message):
+    __slots__ = ("sequence", "listing", "error")
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    LISTING_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    sequence: int
+    listing: ClassifyListingResponse
+    error: ListingError
+    def __init__(self, sequence: _Optional[int] = ..., listing: _Optional[_Union[ClassifyListingResponse, _Mapping]] = ..., error: _Optional[_Union[ListingError, _Mapping]] = ...) -> None: ...
+
+class ListingError(_message.Message):
+    __slots__ = ("code", "message", "reason", "retry_delay_ms", "violations")
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    RETRY_DELAY_MS_FIELD_NUMBER: _ClassVar[int]
+    VIOLATIONS_FIELD_NUMBER: _ClassVar[int]
+    code: int
+    message: str
+    reason: str
+    retry_delay_ms: int
+    violations: _containers.RepeatedCompositeFieldContainer[FieldViolation]
+    def __init__(self, code: _Optional[int] = ..., message: _Optional[str] = ..., reason: _Optional[str] = ..., retry_delay_ms: _Optional[int] = ..., violations: _Optional[_Iterable[_Union[FieldViolation, _Mapping]]] = ...) -> None: ...
+
+class FieldViolation(_message.Message):
+    __slots__ = ("field", "description")
+    FIELD_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
+    field: str
+    description: str
+    def __init__(self, field: _Optional[str] = ..., description: _Optional[str] = ...) -> None: ...
+
+class ExplainPhotoRequest(_message.Message):
+    __slots__ = ("photo",)
+    PHOTO_FIELD_NUMBER: _ClassVar[int]
+    photo: Photo
+    def __init__(self, photo: _Optional[_Union[Photo, _Mapping]] = ...) -> None: ...
+
+class ExplainPhotoResponse(_message.Message):
+    __slots__ = ("category_id", "category_probability", "row_count", "column_count", "importances", "seen")
+    CATEGORY_ID_FIELD_NUMBER: _ClassVar[int]
+    CATEGORY_PROBABILITY_FIELD_NUMBER: _ClassVar[int]
+    ROW_COUNT_FIELD_NUMBER: _ClassVar[int]
+    COLUMN_COUNT_FIELD_NUMBER: _ClassVar[int]
+    IMPORTANCES_FIELD_NUMBER: _ClassVar[int]
+    SEEN_FIELD_NUMBER: _ClassVar[int]
+    category_id: str
+    category_probability: float
+    row_count: int
+    column_count: int
+    importances: _containers.RepeatedScalarFieldContainer[float]
+    seen: bytes
+    def __init__(self, category_id: _Optional[str] = ..., category_probability: _Optional[float] = ..., row_count: _Optional[int] = ..., column_count: _Optional[int] = ..., importances: _Optional[_Iterable[float]] = ..., seen: _Optional[bytes] = ...) -> None: ...
+
+class ReportOutcomeRequest(_message.Message):
+    __slots__ = ("listing_id", "category_id", "brand", "category_treatment", "brand_treatment")
+    LISTING_ID_FIELD_NUMBER: _ClassVar[int]
+    CATEGORY_ID_FIELD_NUMBER: _ClassVar[int]
+    BRAND_FIELD_NUMBER: _ClassVar[int]
+    CATEGORY_TREATMENT_FIELD_NUMBER: _ClassVar[int]
+    BRAND_TREATMENT_FIELD_NUMBER: _ClassVar[int]
+    listing_id: str
+    category_id: str
+    brand: BrandChoice
+    category_treatment: FormTreatment
+    brand_treatment: FormTreatment
+    def __init__(self, listing_id: _Optional[str] = ..., category_id: _Optional[str] = ..., brand: _Optional[_Union[BrandChoice, _Mapping]] = ..., category_treatment: _Optional[_Union[FormTreatment, str]] = ..., brand_treatment: _Optional[_Union[FormTreatment, str]] = ...) -> None: ...
+
+class BrandChoice(_message.Message):
+    __slots__ = ("brand_id", "no_brand", "other_name")
+    BRAND_ID_FIELD_NUMBER: _ClassVar[int]
+    NO_BRAND_FIELD_NUMBER: _ClassVar[int]
+    OTHER_NAME_FIELD_NUMBER: _ClassVar[int]
+    brand_id: str
+    no_brand: bool
+    other_name: str
+    def __init__(self, brand_id: _Optional[str] = ..., no_brand: _Optional[bool] = ..., other_name: _Optional[str] = ...) -> None: ...
+
+class ReportOutcomeResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class CategorySuggestion(_message.Message):
     __slots__ = ("category_id", "name", "probability", "outcome", "explanation")

@@ -41,6 +41,21 @@ class ListingVisionServiceStub:
                 request_serializer=listing_dot_vision_dot_v1_dot_listing__vision__pb2.ClassifyListingRequest.SerializeToString,
                 response_deserializer=listing_dot_vision_dot_v1_dot_listing__vision__pb2.ClassifyListingResponse.FromString,
                 _registered_method=True)
+        self.ClassifyListings = channel.stream_stream(
+                '/listing.vision.v1.ListingVisionService/ClassifyListings',
+                request_serializer=listing_dot_vision_dot_v1_dot_listing__vision__pb2.ClassifyListingsRequest.SerializeToString,
+                response_deserializer=listing_dot_vision_dot_v1_dot_listing__vision__pb2.ClassifyListingsResponse.FromString,
+                _registered_method=True)
+        self.ExplainPhoto = channel.unary_unary(
+                '/listing.vision.v1.ListingVisionService/ExplainPhoto',
+                request_serializer=listing_dot_vision_dot_v1_dot_listing__vision__pb2.ExplainPhotoRequest.SerializeToString,
+                response_deserializer=listing_dot_vision_dot_v1_dot_listing__vision__pb2.ExplainPhotoResponse.FromString,
+                _registered_method=True)
+        self.ReportOutcome = channel.unary_unary(
+                '/listing.vision.v1.ListingVisionService/ReportOutcome',
+                request_serializer=listing_dot_vision_dot_v1_dot_listing__vision__pb2.ReportOutcomeRequest.SerializeToString,
+                response_deserializer=listing_dot_vision_dot_v1_dot_listing__vision__pb2.ReportOutcomeResponse.FromString,
+                _registered_method=True)
         self.GetModel = channel.unary_unary(
                 '/listing.vision.v1.ListingVisionService/GetModel',
                 request_serializer=listing_dot_vision_dot_v1_dot_listing__vision__pb2.GetModelRequest.SerializeToString,
@@ -65,6 +80,32 @@ class ListingVisionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ClassifyListings(self, request_iterator, context):
+        """Answers listing after listing on one stream, each as soon as it is ready and so not always in the order of the
+        requests; `sequence` tells which is which. A listing that cannot be answered has an error of its own and the stream
+        goes on. Where the service is busy it reads no further, so that a caller's writes wait.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExplainPhoto(self, request, context):
+        """Shows which parts of one photo its likeliest category rests on. Costs as much as some dozens of photos; for people,
+        not for the upload flow. Errors: as ClassifyListing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReportOutcome(self, request, context):
+        """Records what the seller finally chose for a listing, to learn from. Never waits for storage; errors:
+        INVALID_ARGUMENT (no listing id, or a field twice), UNIMPLEMENTED (this service records no outcomes),
+        RESOURCE_EXHAUSTED (more than can be stored; send it again later).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetModel(self, request, context):
         """Describes the model that answers, its limits and its promises.
         """
@@ -79,6 +120,21 @@ def add_ListingVisionServiceServicer_to_server(servicer, server):
                     servicer.ClassifyListing,
                     request_deserializer=listing_dot_vision_dot_v1_dot_listing__vision__pb2.ClassifyListingRequest.FromString,
                     response_serializer=listing_dot_vision_dot_v1_dot_listing__vision__pb2.ClassifyListingResponse.SerializeToString,
+            ),
+            'ClassifyListings': grpc.stream_stream_rpc_method_handler(
+                    servicer.ClassifyListings,
+                    request_deserializer=listing_dot_vision_dot_v1_dot_listing__vision__pb2.ClassifyListingsRequest.FromString,
+                    response_serializer=listing_dot_vision_dot_v1_dot_listing__vision__pb2.ClassifyListingsResponse.SerializeToString,
+            ),
+            'ExplainPhoto': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainPhoto,
+                    request_deserializer=listing_dot_vision_dot_v1_dot_listing__vision__pb2.ExplainPhotoRequest.FromString,
+                    response_serializer=listing_dot_vision_dot_v1_dot_listing__vision__pb2.ExplainPhotoResponse.SerializeToString,
+            ),
+            'ReportOutcome': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportOutcome,
+                    request_deserializer=listing_dot_vision_dot_v1_dot_listing__vision__pb2.ReportOutcomeRequest.FromString,
+                    response_serializer=listing_dot_vision_dot_v1_dot_listing__vision__pb2.ReportOutcomeResponse.SerializeToString,
             ),
             'GetModel': grpc.unary_unary_rpc_method_handler(
                     servicer.GetModel,
@@ -115,6 +171,87 @@ class ListingVisionService:
             '/listing.vision.v1.ListingVisionService/ClassifyListing',
             listing_dot_vision_dot_v1_dot_listing__vision__pb2.ClassifyListingRequest.SerializeToString,
             listing_dot_vision_dot_v1_dot_listing__vision__pb2.ClassifyListingResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ClassifyListings(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/listing.vision.v1.ListingVisionService/ClassifyListings',
+            listing_dot_vision_dot_v1_dot_listing__vision__pb2.ClassifyListingsRequest.SerializeToString,
+            listing_dot_vision_dot_v1_dot_listing__vision__pb2.ClassifyListingsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainPhoto(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/listing.vision.v1.ListingVisionService/ExplainPhoto',
+            listing_dot_vision_dot_v1_dot_listing__vision__pb2.ExplainPhotoRequest.SerializeToString,
+            listing_dot_vision_dot_v1_dot_listing__vision__pb2.ExplainPhotoResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportOutcome(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/listing.vision.v1.ListingVisionService/ReportOutcome',
+            listing_dot_vision_dot_v1_dot_listing__vision__pb2.ReportOutcomeRequest.SerializeToString,
+            listing_dot_vision_dot_v1_dot_listing__vision__pb2.ReportOutcomeResponse.FromString,
             options,
             channel_credentials,
             insecure,
