@@ -89,9 +89,25 @@ def serve(
             help="Who may call: lines of a name and the SHA-256 of a bearer token.", envvar="LISTING_VISION_TOKENS"
         ),
     ] = None,
+    jwks: Annotated[
+        str | None,
+        typer.Option(
+            help="Who may call: URL or path of the keys (JWKS) that sign callers' tokens; `sub` names the caller.",
+            envvar="LISTING_VISION_JWKS",
+        ),
+    ] = None,
+    jwt_audience: Annotated[
+        str | None,
+        typer.Option(help="Whom signed tokens must be meant for.", envvar="LISTING_VISION_JWT_AUDIENCE"),
+    ] = None,
+    jwt_issuer: Annotated[
+        str | None, typer.Option(help="Whom signed tokens must come from.", envvar="LISTING_VISION_JWT_ISSUER")
+    ] = None,
     quota: Annotated[
         float | None,
-        typer.Option(min=0.01, help="Photos a second of each caller; needs --tokens.", envvar="LISTING_VISION_QUOTA"),
+        typer.Option(
+            min=0.01, help="Photos a second of each caller; needs --tokens or --jwks.", envvar="LISTING_VISION_QUOTA"
+        ),
     ] = None,
     insecure: Annotated[
         bool,
@@ -121,8 +137,10 @@ def serve(
         raise typer.BadParameter("--tls-certificate and --tls-key go together")
     if tls_client_ca and not tls_certificate:
         raise typer.BadParameter("--tls-client-ca needs --tls-certificate and --tls-key")
-    if quota and not tokens:
-        raise typer.BadParameter("--quota tells callers by their tokens and needs --tokens")
+    if len({value is None for value in (jwks, jwt_audience, jwt_issuer)}) > 1:
+        raise typer.BadParameter("--jwks, --jwt-audience and --jwt-issuer go together")
+    if quota and not (tokens or jwks):
+        raise typer.BadParameter("--quota tells callers by their tokens and needs --tokens or --jwks")
     options = ServeOptions(
         bundle=bundle.resolve(),
         host=host,
@@ -139,6 +157,9 @@ def serve(
         tls_key=tls_key.resolve() if tls_key else None,
         tls_client_ca=tls_client_ca.resolve() if tls_client_ca else None,
         tokens=tokens.resolve() if tokens else None,
+        jwks=str(Path(jwks).resolve()) if jwks and "://" not in jwks else jwks,
+        jwt_audience=jwt_audience,
+        jwt_issuer=jwt_issuer,
         quota_photos_per_s=quota,
         insecure=insecure,
     )

@@ -14,6 +14,7 @@ from typing import Any, Protocol, cast
 
 import grpc
 
+from serving.metrics import CALLS
 from serving.statuses import Refusal, abort
 from vision.errors import ListingVisionError
 
@@ -24,6 +25,7 @@ __all__ = [
     "ServerTls",
     "StaticTokens",
     "TokenVerifier",
+    "Watched",
     "is_loopback",
 ]
 
@@ -45,7 +47,7 @@ def is_loopback(host: str) -> bool:
     return host == "localhost"
 
 
-class _Watched:
+class Watched:
     """Contents of files that are replaced while they are used; looked at once a second at most."""
 
     def __init__(self, *paths: Path) -> None:
@@ -85,7 +87,7 @@ class ServerTls:
             ListingVisionError: they cannot be used to begin with.
         """
         paths = [path for path in (self.certificate, self.key, self.client_ca) if path]
-        watched = _Watched(*paths)
+        watched = Watched(*paths)
         watched.changed()
         try:
             first = self._configuration()
@@ -125,7 +127,7 @@ class ServerTls:
 class TokenVerifier(Protocol):
     """Tells callers by their bearer tokens."""
 
-    def caller(self, token: str) -> str | None:
+    async def caller(self, token: str) -> str | None:
         """The caller's name; None: nobody's token."""
         ...
 
@@ -139,11 +141,11 @@ class StaticTokens:
     def __init__(self, path: Path) -> None:
         """Raises ListingVisionError: it cannot be used."""
         self._path = path
-        self._watched = _Watched(path)
+        self._watched = Watched(path)
         self._watched.changed()
         self._callers = self._read()
 
-    def caller(self, token: str) -> str | None:
+    async def caller(self, token: str) -> str | None:
         if self._watched.changed():
             try:
                 self._callers = self._read()
@@ -174,6 +176,8 @@ class Quotas:
     """So many photos a second for each caller, with a burst of a few seconds' worth."""
 
     BURST_S = 5.0
+    MOST_KEPT = 10_000
+    """Callers; beyond it those are forgotten whose quota is whole again anyway. Whoever signs tokens names them."""
 
     def __init__(self, photos_per_s: float, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._rate = photos_per_s
@@ -195,13 +199,21 @@ class Quotas:
                 retry_after_s=(min(num_photos, most) - left) / self._rate,
             )
         self._left[caller] = left - num_photos, now_s
+        if len(self._left) > self.MOST_KEPT:
+            self._left = {
+                name: kept for name, kept in self._left.items() if now_s - kept[1] < self._whole_after_s(kept[0])
+            }
+
+    def _whole_after_s(self, left: float) -> float:
+        return self.BURST_S - left / self._rate
 
 
 class Authenticate(grpc.aio.ServerInterceptor):
     """Answers UNAUTHENTICATED, without a detail and before any photo is read, to whoever has no valid token."""
 
-    def __init__(self, verifier: TokenVerifier) -> None:
-        self._verifier = verifier
+    def __init__(self, *verifiers: TokenVerifier) -> None:
+        """Args: verifiers: asked one after another."""
+        self._verifiers = verifiers
 
     async def intercept_service(
         self,
@@ -210,16 +222,21 @@ class Authenticate(grpc.aio.ServerInterceptor):
     ) -> "grpc.RpcMethodHandler[Any, Any] | None":
         if handler_call_details.method.startswith(_OPEN_TO_ALL):
             return await continuation(handler_call_details)
-        caller = self._caller(handler_call_details)
+        caller = await self._caller(handler_call_details)
         if caller is None:
+            CALLS.labels("UNAUTHENTICATED", "").inc()
             return _REFUSED
         CALLER.set(caller)
         return await continuation(handler_call_details)
 
-    def _caller(self, details: grpc.HandlerCallDetails) -> str | None:
+    async def _caller(self, details: grpc.HandlerCallDetails) -> str | None:
         for name, value in details.invocation_metadata or ():
             if name == "authorization" and isinstance(value, str) and value.lower().startswith(_BEARER):
-                return self._verifier.caller(value[len(_BEARER) :].strip())
+                token = value[len(_BEARER) :].strip()
+                for verifier in self._verifiers:
+                    if caller := await verifier.caller(token):
+                        return caller
+                return None
         return None
 
 

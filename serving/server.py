@@ -22,7 +22,7 @@ from serving.engines import AsyncEngine, InProcessEngine, TritonEngine, check
 from serving.gateway import SERVICE_NAME, Gateway, RefuseUnread
 from serving.metrics import SERVING
 from serving.protocol import listing_vision_pb2_grpc as pb_grpc
-from serving.security import Authenticate, Quotas, ServerTls, StaticTokens, is_loopback
+from serving.security import Authenticate, Quotas, ServerTls, StaticTokens, TokenVerifier, is_loopback
 from serving.triton_repository import MODEL_NAME, RepositoryOptions, read_tuning
 from vision.bundle import UNKNOWN_BACKEND, load_bundle
 from vision.errors import EngineBusy, EngineError, EngineUnavailable, ListingVisionError
@@ -86,7 +86,12 @@ class ServeOptions:
     tls_client_ca: Path | None = None
     """Whose certificates callers must show; None: none."""
     tokens: Path | None = None
-    """Callers and hashes of their bearer tokens (`serving.security.StaticTokens`); None: anybody may call."""
+    """Callers and hashes of their bearer tokens (`serving.security.StaticTokens`); with no `jwks` and None: anybody may
+    call."""
+    jwks: str | None = None
+    """URL or path of the keys of signed bearer tokens (`serving.jwt_tokens`), with `jwt_audience` and `jwt_issuer`."""
+    jwt_audience: str | None = None
+    jwt_issuer: str | None = None
     quota_photos_per_s: float | None = None
     """Of each caller, over all gateway processes together; None: no quota."""
     insecure: bool = False
@@ -97,6 +102,21 @@ class ServeOptions:
         if self.tls_certificate is None or self.tls_key is None:
             return None
         return ServerTls(certificate=self.tls_certificate, key=self.tls_key, client_ca=self.tls_client_ca)
+
+    def token_verifiers(self) -> list[TokenVerifier]:
+        """Who tell callers by their tokens; none: anybody may call.
+
+        Raises:
+            ListingVisionError: tokens or keys cannot be used.
+        """
+        verifiers: list[TokenVerifier] = [StaticTokens(self.tokens)] if self.tokens else []
+        if self.jwks and self.jwt_audience and self.jwt_issuer:
+            from serving.jwt_tokens import JwtTokens, JwtTrust  # cryptography, only where it is asked for
+
+            kept = self.local_folder / "jwks.json" if self.local_folder else None
+            trust = JwtTrust(jwks=self.jwks, audience=self.jwt_audience, issuer=self.jwt_issuer, kept=kept)
+            verifiers.append(JwtTokens(trust))
+        return verifiers
 
     def refuse_plain_text_beyond_loopback(self) -> None:
         """Raise ListingVisionError where photos and tokens would go over a network for all to read."""
@@ -201,8 +221,8 @@ class GatewayServer:
             quotas=Quotas(quota / self._options.workers) if (quota := self._options.quota_photos_per_s) else None,
         )
         interceptors: list[grpc.aio.ServerInterceptor] = [RefuseUnread(self._gateway)]
-        if self._options.tokens:
-            interceptors.insert(0, Authenticate(StaticTokens(self._options.tokens)))
+        if verifiers := self._options.token_verifiers():
+            interceptors.insert(0, Authenticate(*verifiers))
         self._server = grpc.aio.server(
             interceptors=interceptors,
             options=[

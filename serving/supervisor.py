@@ -19,7 +19,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from serving.control import ControlServer, control_path
 from serving.engines import InProcessEngine, TritonEngine, check, until_answering
 from serving.metrics import MetricsFolder
-from serving.security import StaticTokens
 from serving.server import CHECK_AGAIN_S, GOLDEN_TIMEOUT_S, ONE_PHOTO, ServeOptions, local_address
 from serving.status_server import Answer, StatusServer
 from serving.triton_install import find_triton
@@ -105,10 +104,13 @@ class Supervisor:
         options.refuse_plain_text_beyond_loopback()
         if options.tls:
             options.tls.credentials()  # raises what each gateway process would
-        if options.tokens:
-            StaticTokens(options.tokens)
         self._metrics = MetricsFolder()
         self._options = replace(options, local_folder=self._metrics.path)
+        try:
+            self._options.token_verifiers()
+        except ListingVisionError:
+            self._metrics.remove()
+            raise
         self._restarts = prometheus_client.Counter(
             "listing_vision_restarts",
             "What died or was unwell and was started again: gateway, triton, or the model in it.",

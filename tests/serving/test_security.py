@@ -186,14 +186,18 @@ def test_tokens_are_read_again_and_a_broken_file_changes_nothing(tmp_path, caplo
     monkeypatch.setattr("serving.security._LOOK_AGAIN_S", 0.0)
     path = token_file(tmp_path / "tokens", upload="one")
     tokens = StaticTokens(path)
-    assert tokens.caller("one") == "upload"
+
+    def caller(token):
+        return asyncio.run(tokens.caller(token))
+
+    assert caller("one") == "upload"
     token_file(path, upload="another", backfill="two")
-    assert (tokens.caller("one"), tokens.caller("another"), tokens.caller("two")) == (None, "upload", "backfill")
+    assert (caller("one"), caller("another"), caller("two")) == (None, "upload", "backfill")
     path.write_text("upload not-a-hash\n")
-    assert tokens.caller("two") == "backfill"
+    assert caller("two") == "backfill"
     assert "line 1: not a name and a SHA-256 in hex; the old tokens stay" in caplog.text
     path.unlink()
-    assert tokens.caller("two") == "backfill"
+    assert caller("two") == "backfill"
 
 
 @pytest.mark.parametrize("text", ["", "# nobody\n", "name\n", "name 1234\n", "name " + "g" * 64])
@@ -239,6 +243,22 @@ def test_a_quota_fills_up_again_and_never_beyond_its_burst():
     quotas.take("a", 20)  # more than the burst, which is whole
     with pytest.raises(Refusal):
         quotas.take("a", 1)
+
+
+def test_callers_whose_quota_is_whole_again_are_forgotten(monkeypatch):
+    monkeypatch.setattr(Quotas, "MOST_KEPT", 3)
+    now = [0.0]
+    quotas = Quotas(2.0, clock=lambda: now[0])
+    for name in "abc":
+        quotas.take(name, 10)
+    now[0] = 3.0
+    quotas.take("d", 10)
+    assert len(quotas._left) == 4  # none is whole: the least of it is refused
+    with pytest.raises(Refusal):
+        quotas.take("a", 10)
+    now[0] = 5.0
+    quotas.take("e", 1)
+    assert set(quotas._left) == {"d", "e"}
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "[::1]", "localhost"])
