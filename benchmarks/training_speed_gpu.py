@@ -89,6 +89,18 @@ SIDES = {
 """How each is measured, and with how many loader processes; None: as many as the machine has cores for."""
 
 
+def measured_once(name: str, side: str) -> dict[str, float]:
+    """In a process of its own, on photos that are drawn where they are not there."""
+    manifest = HERE / "manifest.parquet"
+    if not manifest.exists():
+        cli("data", "draw", "--output", HERE, "--train-listings", 1700, "--val-listings", 100, "--test-listings", 1)
+    command = [sys.executable, "-m", "benchmarks.training_speed_gpu", side, name, str(manifest)]
+    done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    print(f"{name} {side}: {figures['photos_per_s']:.0f} photos/s", flush=True)
+    return figures
+
+
 def main() -> None:
     if not torch.cuda.is_available():
         raise SystemExit("this benchmark needs an NVIDIA GPU that PyTorch can use; `training_speed` is for the CPU")
@@ -99,19 +111,13 @@ def main() -> None:
         workers = asked_workers or max(1, min(16, len(os.sched_getaffinity(0)) - 1))
         print(json.dumps(measure(SETTINGS[name], Manifest.load(path), taxonomy, workers=workers)))
         return
-    cli("data", "draw", "--output", HERE, "--train-listings", 1700, "--val-listings", 100, "--test-listings", 1)
-    manifest = HERE / "manifest.parquet"
     results: dict[str, dict[str, Any]] = {}
     for name, setting in SETTINGS.items():
         results[name] = {}
         # The larger model waits for no loader.
         few = [side for side in SIDES if "few" in side] if name == "tf_efficientnet_lite0" else []
         for side in ("ours", "timm", "ours", "timm", *few):
-            command = [sys.executable, "-m", "benchmarks.training_speed_gpu", side, name, str(manifest)]
-            done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
-            figures = json.loads(done.stdout.splitlines()[-1])
-            results[name].setdefault(side, []).append(figures)
-            print(f"{name} {side}: {figures['photos_per_s']:.0f} photos/s", flush=True)
+            results[name].setdefault(side, []).append(measured_once(name, side))
         flops = training_flops_a_photo(setting)
         card = torch.cuda.get_device_name()
         peak = next((tflops for key, tflops in PEAK_BF16_TFLOPS.items() if key in card), None)

@@ -12,6 +12,7 @@ from serving.model_commands import model_app
 from training import commands as training_commands
 from training.brand_commands import brand_app
 from training.comparison_commands import compare
+from training.convert_command import convert
 from training.data_commands import data_app
 from training.suspects_commands import suspects
 from vision.commands import new_app, run_app
@@ -23,10 +24,12 @@ data_app.command()(suspects)
 app.add_typer(data_app, name="data")
 for verb in (
     training_commands.train,
+    training_commands.distill,
     training_commands.runs,
     training_commands.evaluate,
     compare,
     training_commands.export,
+    convert,
     calibrate,
     classify,
     demo,

@@ -222,7 +222,7 @@ def install(
 def repository(
     bundle: Annotated[Path, typer.Argument(help="A model bundle.")],
     output: Annotated[Path, typer.Argument(help="Folder of the model repository.")],
-    backend: Annotated[str, typer.Option(help="onnxruntime, pytorch or python.")] = "onnxruntime",
+    backend: Annotated[str, typer.Option(help="onnxruntime, pytorch, python or python-gpu.")] = "onnxruntime",
     version: Annotated[int, typer.Option(min=1, help="Triton's version number; never reuse one.")] = 1,
 ) -> None:
     """Write a Triton model repository from a bundle.

@@ -5,6 +5,7 @@ which would force numpy 1 on everyone; the backend gets a small environment of i
 numpy 2 it answers zeros without any error.
 """
 
+import importlib.util
 import json
 import logging
 import os
@@ -118,12 +119,22 @@ def install_triton() -> TritonInstallation:
         executable.chmod(0o755)
     _run([sys.executable, "-m", "venv", str(installation.model_environment)])
     _run([str(installation.model_environment / "bin" / "python"), *pip[1:], *MODEL_ENVIRONMENT])
+    if packages := _torch_packages():
+        # Behind its own, so that what it has it keeps: NumPy above all. For models that need PyTorch.
+        site = installation.model_environment / "lib" / f"python{_python_version()}" / "site-packages"
+        (site / "packages_of_torch.pth").write_text(f"{packages}\n")
     installation.marker.write_text(json.dumps(_wanted()))
     return installation
 
 
 def _wanted() -> dict[str, object]:
     return {"pytriton": PYTRITON, "model_environment": list(MODEL_ENVIRONMENT), "python": _python_version()}
+
+
+def _torch_packages() -> str | None:
+    """The folder that this environment has PyTorch in; it is not imported."""
+    found = importlib.util.find_spec("torch")
+    return str(Path(found.origin).parents[1]) if found and found.origin else None
 
 
 def _python_version() -> str:

@@ -17,7 +17,7 @@ from serving.decode_child import Settings
 from serving.decode_client import MAX_MEMORY_BYTES
 from vision.bundle import ONNX_ON_CPU, Bundle
 from vision.engine import INPUT_NAME, OUTPUT_NAMES
-from vision.errors import ListingVisionError
+from vision.errors import BundleError, ListingVisionError
 
 __all__ = [
     "BACKENDS",
@@ -33,7 +33,7 @@ __all__ = [
     "write_repository",
 ]
 
-Backend = Literal["onnxruntime", "pytorch", "python"]
+Backend = Literal["onnxruntime", "pytorch", "python", "python-gpu"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 MODEL_NAME = "listing_vision"
 ENCODED_NAME, SIZES_NAME, ERRORS_NAME = "encoded", "sizes", "photo_errors"
@@ -48,17 +48,22 @@ _DECODING_CODE = {
     "serving": ("__init__.py", "decode_child.py", "decode_client.py", "processes.py"),
 }
 """What a model that decodes needs of this project."""
+_DECODING_CODE_ON_GPU = {**_DECODING_CODE, "vision": (*_DECODING_CODE["vision"], "device_decode.py")}
 _COMPUTED_BY: dict[Backend, str] = {
     "onnxruntime": "onnxruntime-tensorrt",
     "pytorch": "libtorch-cuda",
     "python": ONNX_ON_CPU,
+    "python-gpu": "torch-cuda",
 }
+_MOST_DECODERS = 8
+"""Processes beside a model that decodes on a GPU, for what a GPU cannot decode; few photos are not JPEGs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RepositoryOptions:
     backend: Backend
-    """`onnxruntime` (TensorRT accelerated) and `pytorch` for a GPU; `python` runs ONNX Runtime on the CPU."""
+    """`onnxruntime` (TensorRT accelerated) and `pytorch` for a GPU; `python` runs ONNX Runtime on the CPU and decodes
+    there; `python-gpu` runs TorchScript on a GPU and decodes JPEGs on it."""
     model_name: str = MODEL_NAME
     """Triton's name for it. Versions of one name share their tensors' sizes; other taxonomies are other names."""
     version: int = 1
@@ -73,7 +78,7 @@ class RepositoryOptions:
     """
     instances: int | None = None
     """Copies of the model; None: on a CPU two a core up to sixteen, each of one thread, for each also decodes what it
-    computes; on a GPU 1."""
+    computes; on a GPU 1, or 2 where the model decodes: while one reads headers the other computes."""
     max_queue_size: int = 256
     """Requests; beyond it Triton answers UNAVAILABLE at once."""
     queue_timeout_us: int = 5_000_000
@@ -87,6 +92,8 @@ class RepositoryOptions:
     def num_instances(self) -> int:
         if self.instances is not None:
             return self.instances
+        if self.backend == "python-gpu":
+            return 2
         # Two a core: while one waits for its decoding process the other computes. `serve tune` measures it.
         return min(_MOST_INSTANCES, 2 * len(os.sched_getaffinity(0))) if self.backend == "python" else 1
 
@@ -119,7 +126,13 @@ def write_repository(bundle: Bundle, folder: Path, options: RepositoryOptions) -
 
     Raises:
         FileExistsError: the version exists.
+        BundleError: the bundle's precision is not for this backend.
     """
+    if options.backend in ("pytorch", "python-gpu") and bundle.info.precision == "int8":
+        raise BundleError(
+            f"bundle {bundle.folder} is in int8, for ONNX Runtime; --backend {options.backend} runs TorchScript: "
+            "take the fp32 or fp16 bundle"
+        )
     model = folder / options.model_name
     version = model / str(options.version)
     if version.exists():
@@ -127,14 +140,15 @@ def write_repository(bundle: Bundle, folder: Path, options: RepositoryOptions) -
     building = model / f".{options.version}.building"
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
-    if options.backend == "pytorch":
+    if options.backend in ("pytorch", "python-gpu"):
         shutil.copy2(bundle.torchscript_path, building / "model.pt")
     else:
         shutil.copy2(bundle.onnx_path, building / "model.onnx")
-    if options.backend == "python":
-        source = resources.files("serving") / "triton_backend" / "model.py"
+    if options.backend in ("python", "python-gpu"):
+        on_gpu = options.backend == "python-gpu"
+        source = resources.files("serving") / "triton_backend" / ("gpu_model.py" if on_gpu else "model.py")
         (building / "model.py").write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
-        for package, modules in _DECODING_CODE.items():
+        for package, modules in (_DECODING_CODE_ON_GPU if on_gpu else _DECODING_CODE).items():
             (building / "code" / package).mkdir(parents=True)
             for module in modules:
                 text = (resources.files(package) / module).read_text(encoding="utf-8")
@@ -149,24 +163,27 @@ def model_config(bundle: Bundle, options: RepositoryOptions) -> "model_config_pb
     side = bundle.info.preprocessing.input_px
     sizes = (bundle.info.num_categories, bundle.info.num_brands, bundle.info.embedding_size)
     on_cpu = options.backend == "python"
+    decodes = options.backend in ("python", "python-gpu")
     # The libtorch backend knows tensors by position only.
     by_position = options.backend == "pytorch"
     config = model_config_pb2.ModelConfig(
-        name=options.model_name, backend=options.backend, max_batch_size=options.max_batch_size
+        name=options.model_name, backend=options.backend.removesuffix("-gpu"), max_batch_size=options.max_batch_size
     )
     config.input.add(
         name="INPUT__0" if by_position else INPUT_NAME, data_type=model_config_pb2.TYPE_UINT8, dims=[side, side, 3]
     )
-    if on_cpu:
+    if decodes:
         # One or the other: pixels, or encoded photos and how long each is.
         config.input[0].optional = True
-        config.input.add(name=ENCODED_NAME, data_type=model_config_pb2.TYPE_UINT8, dims=[-1], optional=True)
+        encoded = config.input.add(name=ENCODED_NAME, data_type=model_config_pb2.TYPE_UINT8, dims=[-1], optional=True)
+        # Files of any length are decoded together.
+        encoded.allow_ragged_batch = not on_cpu
         config.input.add(name=SIZES_NAME, data_type=model_config_pb2.TYPE_INT32, dims=[1], optional=True)
     for i, (name, size) in enumerate(zip(OUTPUT_NAMES, sizes, strict=True)):
         config.output.add(
             name=f"OUTPUT__{i}" if by_position else name, data_type=model_config_pb2.TYPE_FP32, dims=[size]
         )
-    if on_cpu:
+    if decodes:
         config.output.add(name=ERRORS_NAME, data_type=model_config_pb2.TYPE_STRING, dims=[1])
     group = model_config_pb2.ModelInstanceGroup
     kind = group.KIND_CPU if on_cpu else group.KIND_GPU
@@ -182,10 +199,14 @@ def model_config(bundle: Bundle, options: RepositoryOptions) -> "model_config_pb
     # Old and new side by side while a version is switched.
     config.version_policy.latest.num_versions = 2
     config.parameters[BACKEND_PARAMETER].string_value = _COMPUTED_BY[options.backend]
-    if on_cpu:
+    if decodes:
         # It warms up by itself while loading.
-        config.parameters["num_threads"].string_value = str(options.num_threads)
-        config.parameters["photos_at_once"].string_value = str(options.photos_at_once)
+        if on_cpu:
+            config.parameters["num_threads"].string_value = str(options.num_threads)
+            config.parameters["photos_at_once"].string_value = str(options.photos_at_once)
+        else:
+            decoders = min(_MOST_DECODERS, len(os.sched_getaffinity(0)))
+            config.parameters["num_decoders"].string_value = str(decoders)
         decoding = Settings(
             preprocessing=bundle.info.preprocessing, limits=PREPARE_LIMITS, max_memory_bytes=MAX_MEMORY_BYTES
         )
@@ -202,7 +223,7 @@ def model_config(bundle: Bundle, options: RepositoryOptions) -> "model_config_pb
         warm.data_type, warm.random_data = config.input[0].data_type, True
         warm.dims.extend([side, side, 3])
     if options.backend == "onnxruntime":
-        _accelerate_with_tensorrt(config, side)
+        _accelerate_with_tensorrt(config, side, bundle.info.precision)
     else:
         config.parameters["INFERENCE_MODE"].string_value = "true"
         # The profiling executor makes the first calls of each shape slow, after warm-up too (server#3012).
@@ -210,7 +231,7 @@ def model_config(bundle: Bundle, options: RepositoryOptions) -> "model_config_pb
     return config
 
 
-def _accelerate_with_tensorrt(config: "model_config_pb2.ModelConfig", side: int) -> None:
+def _accelerate_with_tensorrt(config: "model_config_pb2.ModelConfig", side: int, precision: str) -> None:
     accelerator = config.optimization.execution_accelerators.gpu_execution_accelerator.add(name="tensorrt")
 
     def shape(num_photos: int) -> str:
@@ -218,8 +239,8 @@ def _accelerate_with_tensorrt(config: "model_config_pb2.ModelConfig", side: int)
 
     largest = cast(int, config.max_batch_size)
     parameters = {
-        # fp32 is what the certificate was made for; another precision is another bundle.
-        "precision_mode": "FP32",
+        # What the certificate was made for; another precision is another bundle.
+        "precision_mode": "FP16" if precision == "fp16" else "FP32",
         "max_workspace_size_bytes": str(2 << 30),
         "trt_engine_cache_enable": "1",
         "trt_engine_cache_path": "/var/cache/listing-vision/tensorrt",

@@ -25,7 +25,7 @@ def encoded(image: Image.Image, format: str = "JPEG", **options: object) -> byte
     return out.getvalue()
 
 
-def trainer_of(folder, drawn, recipe, **machine) -> Trainer:
+def trainer_of(folder, drawn, recipe, *, teacher=None, **machine) -> Trainer:
     return Trainer(
         recipe,
         manifest_url=str(drawn / "manifest.parquet"),
@@ -33,6 +33,7 @@ def trainer_of(folder, drawn, recipe, **machine) -> Trainer:
         taxonomy=Taxonomy.load(drawn / "taxonomy.json"),
         run=Run(folder),
         machine=Machine(num_workers=0, **machine),
+        teacher=teacher,
     )
 
 

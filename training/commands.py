@@ -1,4 +1,4 @@
-"""The verbs of making a model: `train`, `runs`, `tune`, `evaluate`, `export`. Torch is imported only when one runs."""
+"""The verbs of making a model: `train`, `distill`, `runs`, `tune`, `evaluate`, `export`. Torch waits until one runs."""
 
 import logging
 from pathlib import Path
@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from training.looks import Look
+    from training.machine import Machine
 
-__all__ = ["evaluate", "export", "runs", "train", "tune_app"]
+__all__ = ["distill", "evaluate", "export", "runs", "train", "tune_app"]
 
 _log = logging.getLogger(__name__)
 
@@ -29,27 +30,43 @@ EXIT_INTERRUPTED = 75
 """EX_TEMPFAIL of sysexits.h: the same command goes on from the checkpoint."""
 
 
+# torchrun takes --run for a short form of its own --run-path.
+RunFolder = Annotated[
+    Path, typer.Option("--run", "--run-folder", help="Folder of the run; an unfinished one is gone on with.")
+]
+Seed = Annotated[int | None, typer.Option(help="Instead of the recipe's.")]
+Workers = Annotated[int | None, typer.Option(help="Loader processes a rank; default by the machine.")]
+MicroBatch = Annotated[
+    int | None, typer.Option(help="Most photos at once through the model; gradients of the rest are accumulated.")
+]
+Precision = Annotated[str, typer.Option(help="auto, bf16, fp16 or fp32.")]
+AugmentOn = Annotated[str, typer.Option(help="auto, loader or device.")]
+DecodeOn = Annotated[
+    str, typer.Option(help="loader, or device: plain JPEGs on the GPU, where a node's CPUs are too few.")
+]
+Compile = Annotated[bool | None, typer.Option(help="torch.compile; default on a GPU.")]
+KeepCheckpoints = Annotated[int, typer.Option(help="So many of the newest.")]
+BadPhotoShare = Annotated[float, typer.Option(help="Stop above this share of unusable training photos.")]
+TeacherBundle = Annotated[
+    Path | None, typer.Option(help="A bundle or finished run to learn from, for recipes with a distillation_weight.")
+]
+
+
 def train(
     manifest: SplitManifest,
-    # torchrun takes --run for a short form of its own --run-path.
-    run: Annotated[
-        Path, typer.Option("--run", "--run-folder", help="Folder of the run; an unfinished one is gone on with.")
-    ],
+    run: RunFolder,
     recipe: RecipeName = "quick",
     taxonomy: TaxonomyFile = None,
-    seed: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Loader processes a rank; default by the machine.")] = None,
-    micro_batch: Annotated[
-        int | None, typer.Option(help="Most photos at once through the model; gradients of the rest are accumulated.")
-    ] = None,
-    precision: Annotated[str, typer.Option(help="auto, bf16, fp16 or fp32.")] = "auto",
-    augment_on: Annotated[str, typer.Option(help="auto, loader or device.")] = "auto",
-    decode_on: Annotated[
-        str, typer.Option(help="loader, or device: plain JPEGs on the GPU, where a node's CPUs are too few.")
-    ] = "loader",
-    compile: Annotated[bool | None, typer.Option(help="torch.compile; default on a GPU.")] = None,
-    keep_checkpoints: Annotated[int, typer.Option(help="So many of the newest.")] = 2,
-    bad_photo_share: Annotated[float, typer.Option(help="Stop above this share of unusable training photos.")] = 0.01,
+    teacher: TeacherBundle = None,
+    seed: Seed = None,
+    workers: Workers = None,
+    micro_batch: MicroBatch = None,
+    precision: Precision = "auto",
+    augment_on: AugmentOn = "auto",
+    decode_on: DecodeOn = "loader",
+    compile: Compile = None,
+    keep_checkpoints: KeepCheckpoints = 2,
+    bad_photo_share: BadPhotoShare = 0.01,
 ) -> None:
     """Fine-tune a backbone on a manifest's listing photos. The same command again resumes.
 
@@ -58,19 +75,8 @@ def train(
 
     Example: listing-vision train data/grocery/manifest.parquet --recipe grocery --run runs/grocery
     """
-    import dataclasses
-
-    from training.distributed import joined_ranks
-    from training.loop import Trainer
     from training.machine import Machine
-    from training.recipe import load_recipe
-    from training.run import Run
-    from training.tuning import telling_of_memory
-    from vision.manifest import Manifest
 
-    chosen = load_recipe(recipe)
-    if seed is not None:
-        chosen = dataclasses.replace(chosen, seed=seed)
     machine = Machine(
         micro_batch=micro_batch,
         num_workers=workers,
@@ -81,9 +87,57 @@ def train(
         keep_checkpoints=keep_checkpoints,
         bad_photo_share=bad_photo_share,
     )
+    _train(manifest, run, recipe=recipe, taxonomy=taxonomy, teacher=teacher, seed=seed, machine=machine)
+
+
+def distill(
+    manifest: SplitManifest,
+    teacher: Annotated[Path, typer.Option(help="Bundle or finished run of a large, accurate model.")],
+    run: RunFolder,
+    recipe: RecipeName = "grocery_student",
+    taxonomy: TaxonomyFile = None,
+    seed: Seed = None,
+    workers: Workers = None,
+    compile: Compile = None,
+) -> None:
+    """Train a smaller, faster model to answer as a large one does, on the same photos cropped and mixed alike.
+
+    Photos without labels teach too. The same as `train --teacher`, which also runs under torchrun; `export` and
+    `compare` take the result like any other run.
+
+    Example: listing-vision distill data/grocery/manifest.parquet --teacher bundles/large --run runs/student
+    """
+    from training.machine import Machine
+
+    machine = Machine(num_workers=workers, compile=compile)
+    _train(manifest, run, recipe=recipe, taxonomy=taxonomy, teacher=teacher, seed=seed, machine=machine)
+
+
+def _train(
+    manifest: str,
+    run: Path,
+    *,
+    recipe: str,
+    taxonomy: Path | None,
+    teacher: Path | None,
+    seed: int | None,
+    machine: "Machine",
+) -> None:
+    import dataclasses
+
+    from training.distributed import joined_ranks
+    from training.loop import Trainer
+    from training.recipe import load_recipe
+    from training.run import Run
+    from training.tuning import telling_of_memory
+    from vision.manifest import Manifest
+
+    chosen = load_recipe(recipe)
+    if seed is not None:
+        chosen = dataclasses.replace(chosen, seed=seed)
     tree = taxonomy_beside(manifest, taxonomy)
     target = Run(run)
-    with joined_ranks() as ranks, telling_of_memory(micro_batch or chosen.batch_size // ranks.num_ranks):
+    with joined_ranks() as ranks, telling_of_memory(machine.micro_batch or chosen.batch_size // ranks.num_ranks):
         trainer = Trainer(
             chosen,
             manifest_url=_absolute(manifest),
@@ -92,6 +146,7 @@ def train(
             run=target,
             machine=machine,
             ranks=ranks,
+            teacher=teacher,
         )
         trainer.run()
     if trainer.interrupted:

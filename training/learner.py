@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from training.augmentation import distort_batch
+from training.distillation import Teacher
 from training.distributed import Ranks
 from training.layers import freeze_groups, frozen_modules, parameter_groups
 from training.loader import Batch
@@ -48,9 +49,18 @@ class Learner:
     """Built alike on every rank; `step` keeps the ranks' weights equal."""
 
     def __init__(
-        self, recipe: Recipe, *, taxonomy: Taxonomy, train_labels: Labels, machine: Machine, ranks: Ranks
+        self,
+        recipe: Recipe,
+        *,
+        taxonomy: Taxonomy,
+        train_labels: Labels,
+        machine: Machine,
+        ranks: Ranks,
+        teacher: Teacher | None = None,
     ) -> None:
         self._recipe, self._ranks = recipe, ranks
+        _require_teacher_where_one_counts(recipe, teacher)
+        self._teacher = teacher
         self._device = ranks.device
         if self._device.type == "cpu":
             keep_freed_memory()
@@ -188,7 +198,15 @@ class Learner:
         with torch.autocast(self._device.type, dtype=self._amp_dtype, enabled=self._amp_dtype is not None):
             on_features = stage.trains == "heads_on_features"
             outputs: Outputs = self.model.heads(inputs) if on_features else self._forward(inputs)
-        return self._loss(outputs, category_nodes, brands, num_labelled=num_labelled, mix=mix)
+            taught = self._teacher.answer(inputs) if self._teacher else None
+        loss = self._loss(outputs, category_nodes, brands, num_labelled=num_labelled, mix=mix)
+        if taught is None:
+            return loss
+        weight = self._recipe.distillation_weight
+        distilled = self._loss.distilled(
+            outputs, taught, temperature=self._recipe.distillation_temperature, num_labelled=num_labelled
+        )
+        return (1 - weight) * loss + weight * distilled
 
     def _enter(self, stage: Stage) -> None:
         if stage.trains != self._trains:
@@ -223,6 +241,14 @@ def _spec(recipe: Recipe, backbone: nn.Module, taxonomy: Taxonomy) -> ModelSpec:
         std=tuple(cfg.get("std", (0.5, 0.5, 0.5))),
         brand_head=recipe.brand_head,
     )
+
+
+def _require_teacher_where_one_counts(recipe: Recipe, teacher: Teacher | None) -> None:
+    if (recipe.distillation_weight > 0) != (teacher is not None):
+        raise RecipeError(
+            f"distillation_weight = {recipe.distillation_weight:g}, and {'no' if teacher is None else 'a'} teacher; "
+            "`listing-vision distill` takes a teacher and a recipe with a weight above 0, `train` neither"
+        )
 
 
 def _checkpoint_activations(backbone: nn.Module, name: str) -> None:

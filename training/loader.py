@@ -13,10 +13,10 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from training.augmentation import crop_of, distortion_of
-from training.device_decode import DeviceCrop, DeviceDecoder, plain_crop
 from training.recipe import Recipe
 from training.sampling import Draw, Draws
-from vision.errors import PhotoError, RunError
+from vision.device_decode import Box, DeviceCrop, DeviceDecoder, plain_crop
+from vision.errors import DeviceCannotDecode, PhotoError, RunError
 from vision.images import Preprocessing, decode_photo, prepare_photo
 from vision.manifest import Labels, Manifest, photo_bytes
 
@@ -109,7 +109,12 @@ class _TrainingPhotos(_Photos):
             data = self._bytes(draw.row)
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(draw.seed)
-                crop = plain_crop(data, self._crops[draw.photo_px], at_least_px=self._at_least_px(draw))
+                random_crop = self._crops[draw.photo_px]
+                crop = plain_crop(
+                    data,
+                    at_least_px=self._at_least_px(draw),
+                    box_of=lambda photo: Box(**random_crop.make_params([photo])),
+                )
             if crop:
                 return _Undecoded(self._item(torch.empty(0), draw.row, seed=draw.seed), draw, crop, data)
             item = self._item(self._photo(draw, data), draw.row, seed=draw.seed)
@@ -181,7 +186,10 @@ class _DecodedBatches:
         self, batches: Iterable[_UndecodedBatch], photos: _TrainingPhotos, manifest: Manifest, device: torch.device
     ) -> None:
         self._batches, self._photos, self._manifest, self._device = batches, photos, manifest, device
-        self._decoder = DeviceDecoder(device)
+        try:
+            self._decoder = DeviceDecoder(device)
+        except DeviceCannotDecode as error:
+            raise RunError(f"decode_on = 'device': {error}; use --decode-on loader") from error
 
     def __iter__(self) -> Iterator[Batch]:
         num_photos = num_decoded = 0

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ import torch
 
 import vision
 from training.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint, save_checkpoint
+from training.distillation import Teacher
 from training.distributed import Ranks
 from training.features import photo_features
 from training.learner import Learner, StepResult
@@ -63,7 +65,9 @@ class Trainer:
         run: Run,
         machine: Machine | None = None,
         ranks: Ranks | None = None,
+        teacher: Path | None = None,
     ) -> None:
+        """Args: teacher: bundle or finished run whose answers the recipe's `distillation_weight` is for."""
         self._recipe, self._run = recipe, run
         self._machine = machine or Machine()
         self._ranks = ranks or Ranks(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
@@ -75,9 +79,16 @@ class Trainer:
         self._val_labels = self._val.labels(taxonomy)
         self._val_leaves = truth_by_depth(self._val_labels, taxonomy).leaves
         _require_taught(self._train_labels, self._val_labels, taxonomy)
+        taught_by = Teacher.load(teacher, taxonomy, self._ranks.device) if teacher else None
         self.learner = Learner(
-            recipe, taxonomy=taxonomy, train_labels=self._train_labels, machine=self._machine, ranks=self._ranks
+            recipe,
+            taxonomy=taxonomy,
+            train_labels=self._train_labels,
+            machine=self._machine,
+            ranks=self._ranks,
+            teacher=taught_by,
         )
+        self._teacher_version = taught_by.version if taught_by else None
         self._step = 0
         self._losses: list[float] = []
         """Of the epoch so far, one a step, over all ranks."""
@@ -152,6 +163,7 @@ class Trainer:
                 manifest=self._manifest,
                 taxonomy=self._taxonomy,
                 spec=self.learner.spec,
+                teacher=self._teacher_version,
             )
         self._ranks.wait_for_all()
 
@@ -213,7 +225,8 @@ class Trainer:
 
     def _num_labelled(self, rows: npt.NDArray[np.int64]) -> NumLabelled:
         labels = self._train_labels
-        return NumLabelled(int((labels.category_nodes[rows] >= 0).sum()), int((labels.brands[rows] >= 0).sum()))
+        num_categories, num_brands = ((of[rows] >= 0).sum() for of in (labels.category_nodes, labels.brands))
+        return NumLabelled(int(num_categories), int(num_brands), len(rows))
 
     def _agree(self, *, look_at_all: bool) -> None:
         """Learn of the steps before the one in hand, and whether any rank is to stop: the same on every rank.
@@ -334,8 +347,8 @@ class Trainer:
     def _identity(self) -> dict[str, object]:
         """What a checkpoint can only be gone on with."""
         asked = {"format": _CHECKPOINT_FORMAT, "listing_vision": vision.__version__, **self._run.asked()}
-        kept = ("format", "listing_vision", "recipe", "manifest_sha256", "taxonomy_sha256")
-        return {key: asked[key] for key in kept}
+        kept = ("format", "listing_vision", "recipe", "manifest_sha256", "taxonomy_sha256", "teacher")
+        return {key: asked[key] for key in kept if key in asked}
 
     def _resume(self) -> None:
         path = self._ranks.gather(latest_checkpoint(self._run.checkpoints) if self._ranks.is_first else None)[0]

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from training.distillation import distillation_losses
 from training.mixing import Mix
 from vision.manifest import Labels
 from vision.model import Outputs
@@ -20,6 +21,8 @@ class NumLabelled(NamedTuple):
 
     categories: int
     brands: int
+    photos: int
+    """All of them: what a teacher says needs no label."""
 
 
 def node_losses(
@@ -141,6 +144,26 @@ class ListingLoss:
             num_labelled and num_labelled.brands,
         )  # fmt: skip
         return category + self.brand_weight * brand
+
+    def distilled(
+        self, outputs: Outputs, taught: Outputs, *, temperature: float, num_labelled: NumLabelled
+    ) -> torch.Tensor:
+        """A scalar: how far the answers are from a teacher's, the brand's weighted as in the loss of labels.
+
+        Args:
+            outputs: of N photos; where logits are adjusted, they are compared with the class shares in.
+            taught: the teacher's, with natural frequencies in.
+            temperature: softens both.
+            num_labelled: in the whole step, of which this may be a part.
+        """
+        total = torch.zeros((), device=outputs.category_logits.device)
+        for logits, wanted, log_shares, weight in (
+            (outputs.category_logits, taught.category_logits, self.category_log_shares, 1.0),
+            (outputs.brand_logits, taught.brand_logits, self.brand_log_shares, self.brand_weight),
+        ):
+            answered = logits if log_shares is None else logits + log_shares
+            total = total + weight * distillation_losses(answered, wanted, temperature=temperature).sum()
+        return total / max(1, num_labelled.photos)
 
     def _mean(
         self,

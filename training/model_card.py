@@ -43,6 +43,7 @@ def model_card(info: BundleInfo, taxonomy: Taxonomy, calibration: Calibration) -
         + " |"
         for f in calibration.fields
     )
+    converted = _converted(info)
     added = ", ".join(f"{b['name']} ({b['num_photos']} photos)" for b in info.training.get("brands_added", ()))
     parity = "\n".join(
         f"| {name} | {max(info.parity[name]['max_abs_difference'].values()):.2g} | "
@@ -58,7 +59,7 @@ Recognises the category (one of {info.num_categories} leaves, depth {taxonomy.ma
   {info.preprocessing.fingerprint()}
 - Trained {stages}, from {recipe["weights"]} weights; versions {info.training["versions"]}
 - Brands added without training: {added or "none"}
-
+{converted}
 ## Last figures of training
 
 | figure | value |
@@ -87,3 +88,17 @@ Largest difference of a logit on {info.parity["photos"]}, at batches of {info.pa
 The promises hold for photos like those of the calibration listings. Categories and brands outside the taxonomy are
 answered with the nearest known one; look at the probability.
 """
+
+
+def _converted(info: BundleInfo) -> str:
+    """What became of the fp32 model, where this is another precision of it."""
+    found = info.training.get("converted")
+    if not found:
+        return ""
+    lost = -100 * found["top1_loss"] or 0.0
+    speeds = found["photos_per_s_one_thread"]
+    rates = ", ".join(f"{name} {rate:g}" for name, rate in speeds.items())
+    return (
+        f"- {info.precision} by {found['how']}: {lost:+.2f} points of top-1 against fp32 on {found['num_photos']} tune "
+        f"photos; photos/s of the model alone on one thread of the machine that converted it: {rates}\n"
+    )

@@ -6,7 +6,7 @@ from pathlib import Path
 from training.calibration import Promises, calibrate
 from training.model_card import model_card
 from training.predictions import Predictions
-from vision.bundle import FILES, Bundle, certified_facts, load_bundle, refuse_existing, seal_bundle
+from vision.bundle import FILES, Bundle, certified_facts, load_bundle, new_bundle, refuse_existing, seal_bundle
 from vision.errors import ManifestError
 from vision.manifest import Manifest
 
@@ -59,7 +59,7 @@ def recalibrate(
     Raises:
         BundleError: `folder` exists.
     """
-    refuse_existing(folder)
+    refuse_existing(folder)  # before the work
     facts = certified_facts(bundle.info, bundle.sha256, backend=backend)
     calibration = calibrate(
         tune,
@@ -70,14 +70,10 @@ def recalibrate(
         category_log_prior=bundle.calibration.category_log_prior,
         brand_log_prior=bundle.calibration.brand_log_prior,
     )
-    building = folder.with_name(f".{folder.name}.building")
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir(parents=True)
-    for name in FILES:
-        shutil.copy2(bundle.folder / name, building / name)
-    (building / "calibration.json").write_text(calibration.to_json() + "\n")
-    (building / "model_card.md").write_text(model_card(bundle.info, bundle.taxonomy, calibration), encoding="utf-8")
-    seal_bundle(building, bundle.info)
-    load_bundle(building)
-    building.rename(folder)
+    with new_bundle(folder) as building:
+        for name in FILES:
+            shutil.copy2(bundle.folder / name, building / name)
+        (building / "calibration.json").write_text(calibration.to_json() + "\n")
+        (building / "model_card.md").write_text(model_card(bundle.info, bundle.taxonomy, calibration), encoding="utf-8")
+        seal_bundle(building, bundle.info)
     return load_bundle(folder)

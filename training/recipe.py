@@ -73,6 +73,10 @@ class Recipe:
     balanced_sampling: float = 0.0
     """0 draws every photo once an epoch. Above, photos are drawn with replacement by class count ** -balanced_sampling:
     1 makes all classes equally frequent (Mahajan et al., ECCV 2018, use 0.5)."""
+    distillation_weight: float = 0.0
+    """Of a teacher's answers against the labels, in [0, 1]; `listing-vision distill`."""
+    distillation_temperature: float = 2.0
+    """Softens both answers (Hinton et al. 2015, section 2)."""
     mixup_alpha: float = 0.0
     """Of the beta distribution that shares are drawn from (Zhang et al., ICLR 2018); 0 is off."""
     cutmix_alpha: float = 0.0
@@ -127,8 +131,17 @@ class Recipe:
             "drop_path",
             "erasing_probability",
             "flip_probability",
+            "distillation_weight",
         ):
             _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "use a share in 0..1")
+        temperature = self.distillation_temperature
+        _require(temperature >= 1, "distillation_temperature", temperature, "use 1 or more")
+        _require(
+            not (self.distillation_weight and "heads_on_features" in trained),
+            "distillation_weight",
+            self.distillation_weight,
+            "a teacher answers photos, which a stage that trains heads_on_features has none of: leave such stages out",
+        )
         _require(0 < self.layer_decay <= 1, "layer_decay", self.layer_decay, "use a factor in (0, 1]")
         _require(0 < self.smallest_crop <= 1, "smallest_crop", self.smallest_crop, "use a share in (0, 1]")
         _require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "use 0 (off) to below 1")

@@ -40,9 +40,24 @@ class Run:
         return self.folder / "metrics.jsonl"
 
     def begin(
-        self, *, recipe: Recipe, manifest_url: str, manifest: Manifest, taxonomy: Taxonomy, spec: ModelSpec
+        self,
+        *,
+        recipe: Recipe,
+        manifest_url: str,
+        manifest: Manifest,
+        taxonomy: Taxonomy,
+        spec: ModelSpec,
+        teacher: str | None = None,
     ) -> None:
         """Record what the run is made from; a run already begun must be of the same.
+
+        Args:
+            recipe: what is asked for.
+            manifest_url: where the manifest was read from.
+            manifest: of all splits.
+            taxonomy: of the labels.
+            spec: of the network.
+            teacher: model version of the teacher, where there is one.
 
         Raises:
             RunError: the folder holds a run with another recipe, manifest or taxonomy; says what differs.
@@ -53,11 +68,15 @@ class Run:
             "manifest_sha256": manifest.digest(),
             "taxonomy_sha256": hashlib.sha256(taxonomy.to_json().encode()).hexdigest(),
         }
+        if teacher:
+            asked["teacher"] = teacher
         asked = json.loads(json.dumps(asked))
         path = self.folder / "run.json"
         if path.exists():
             known = json.loads(path.read_text())
-            differing = differences({key: known.get(key) for key in asked}, asked)
+            differing = differences(
+                {key: known.get(key) for key in {**asked, "teacher": None}}, {"teacher": None, **asked}
+            )
             if differing:
                 raise RunError(
                     f"{self.folder} holds a run with another {_named(differing)} ({'; '.join(differing)}); "

@@ -5,12 +5,10 @@ from pathlib import Path
 
 import torch
 
-from vision.model import ListingClassifier
-
 __all__ = ["export_torchscript", "load_torchscript"]
 
 
-def export_torchscript(model: ListingClassifier, example_nhwc: torch.Tensor, path: Path) -> None:
+def export_torchscript(model: torch.nn.Module, example_nhwc: torch.Tensor, path: Path) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r".*torch\.jit.*", category=Warning)
         warnings.filterwarnings("ignore", message=r".*(trace|Trac).*", category=Warning)

@@ -253,7 +253,7 @@ def _last_on_photos(recipe: Recipe) -> Stage:
 
 
 def _counted(batch: Batch) -> NumLabelled:
-    return NumLabelled(int((batch.category_nodes >= 0).sum()), int((batch.brands >= 0).sum()))
+    return NumLabelled(int((batch.category_nodes >= 0).sum()), int((batch.brands >= 0).sum()), len(batch.brands))
 
 
 def _alone() -> Ranks:

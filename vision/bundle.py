@@ -4,7 +4,9 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +31,7 @@ __all__ = [
     "Golden",
     "certified_facts",
     "load_bundle",
+    "new_bundle",
     "refuse_existing",
     "seal_bundle",
     "sha256_of",
@@ -155,6 +158,22 @@ def refuse_existing(folder: Path) -> None:
     """
     if folder.exists():
         raise BundleError(f"{folder} exists; bundles are never overwritten: give another --output")
+
+
+@contextmanager
+def new_bundle(folder: Path) -> Iterator[Path]:
+    """A folder to build in, which becomes `folder` at the end, if what is then in it is a whole bundle.
+
+    Raises:
+        BundleError: `folder` exists, or what was built is not whole.
+    """
+    refuse_existing(folder)
+    building = folder.with_name(f".{folder.name}.building")
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir(parents=True)
+    yield building
+    load_bundle(building)
+    building.rename(folder)
 
 
 def seal_bundle(folder: Path, info: BundleInfo) -> None:

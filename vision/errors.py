@@ -8,7 +8,9 @@ ListingVisionError
 ├── RunError                      a training run that cannot start, go on or be read
 │   └── LossNotFinite             a step whose loss is NaN or infinite
 ├── BundleError                   a model bundle that is incomplete or altered
+├── DeviceCannotDecode            a device that has no JPEG decoder
 ├── ExportMismatch                an export that does not answer like the trained model
+├── PrecisionRefused              another precision that answers too many photos less rightly
 ├── EngineError
 │   ├── EngineUnavailable         the model cannot be reached now; try again later
 │   ├── EngineBusy                the model's queue is full; try again later
@@ -34,6 +36,7 @@ from collections.abc import Sequence
 __all__ = [
     "BackfillError",
     "BundleError",
+    "DeviceCannotDecode",
     "EngineBroken",
     "EngineBusy",
     "EngineError",
@@ -54,6 +57,7 @@ __all__ = [
     "PhotoTooSmall",
     "PhotoTruncated",
     "PhotoUnreadable",
+    "PrecisionRefused",
     "RecipeError",
     "RunError",
     "TaxonomyError",
@@ -105,6 +109,14 @@ class BundleError(ListingVisionError):
 
 
 class ExportMismatch(ListingVisionError):
+    pass
+
+
+class PrecisionRefused(ListingVisionError):
+    pass
+
+
+class DeviceCannotDecode(ListingVisionError):
     pass
 
 

@@ -47,11 +47,13 @@ def test_the_verbs_of_the_work_are_all_there():
         *(
             "data",
             "train",
+            "distill",
             "runs",
             "tune",
             "evaluate",
             "compare",
             "export",
+            "convert",
             "brand",
             "calibrate",
             "serve",

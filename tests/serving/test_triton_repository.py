@@ -11,16 +11,18 @@ from serving.triton_repository import BACKENDS, RepositoryOptions, model_config,
 def test_what_is_written_is_a_model_configuration_of_triton(bundle, tmp_path, backend):
     model = write_repository(bundle, tmp_path, RepositoryOptions(backend=backend))
     config = text_format.Parse((model / "config.pbtxt").read_text(), mc.ModelConfig())
-    assert (config.name, config.backend) == ("listing_vision", backend)
+    assert (config.name, config.backend) == ("listing_vision", backend.removesuffix("-gpu"))
     assert list(config.input[0].dims) == [64, 64, 3]
     assert config.input[0].data_type == mc.TYPE_UINT8
     info = bundle.info
     outputs = config.output[:3]
     assert [list(o.dims) for o in outputs] == [[info.num_categories], [info.num_brands], [info.embedding_size]]
     assert {o.data_type for o in outputs} == {mc.TYPE_FP32}
-    # On a CPU the model can decode: the same tensors, and what was wrong with each photo.
-    assert [t.name for t in config.input[1:]] == (["encoded", "sizes"] if backend == "python" else [])
-    assert [t.name for t in config.output[3:]] == (["photo_errors"] if backend == "python" else [])
+    # The Python backend's models can decode: the same tensors, and what was wrong with each photo.
+    decodes = backend in ("python", "python-gpu")
+    assert [t.name for t in config.input[1:]] == (["encoded", "sizes"] if decodes else [])
+    assert [t.name for t in config.output[3:]] == (["photo_errors"] if decodes else [])
+    assert [t.allow_ragged_batch for t in config.input] == [False, backend == "python-gpu", False][: len(config.input)]
     queue = config.dynamic_batching.default_queue_policy
     assert queue.max_queue_size > 0
     assert queue.default_timeout_microseconds > 0
@@ -39,6 +41,7 @@ def test_each_backend_gets_its_files_and_tensor_names(bundle, tmp_path):
         "onnxruntime": ["model.onnx"],
         "pytorch": ["model.pt"],
         "python": ["code", "model.onnx", "model.py"],
+        "python-gpu": ["code", "model.pt", "model.py"],
     }
     assert names["onnxruntime"] == names["python"] == ["photos", "category_logits"]
     assert names["pytorch"] == ["INPUT__0", "OUTPUT__0"]

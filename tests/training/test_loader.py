@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 
 from tests.helpers import encoded
-from training.device_decode import DeviceDecoder
 from training.loader import evaluation_batches, training_batches
 from training.sampling import Draws
+from vision.device_decode import DeviceDecoder
 from vision.errors import RunError
 from vision.images import Preprocessing, prepare_photo
 from vision.manifest import Manifest, photo_bytes
@@ -185,6 +185,15 @@ def test_a_photo_that_only_the_device_refuses_is_decoded_by_pillow(data, small_r
         assert not any(one.problems)
         assert_same(one, other, by_at_most=1.0)
         assert torch.equal(one.photos_nhwc[one.rows == 0], other.photos_nhwc[other.rows == 0])
+
+
+def test_a_device_that_cannot_decode_is_told_with_the_option_that_can(data, small_recipe, monkeypatch):
+    def refuse(*_, **__):
+        raise RuntimeError("torchvision not compiled with nvJPEG support\nmore")
+
+    monkeypatch.setattr("torchvision.io.decode_jpeg", refuse)
+    with pytest.raises(RunError, match=r"cannot decode a JPEG on cpu \(.*nvJPEG support\); use --decode-on loader"):
+        batches_of(data, small_recipe, only_crop=True, decode_on=CPU)
 
 
 def test_a_device_that_fails_names_the_photos_and_the_way_on(data, small_recipe, monkeypatch):

@@ -74,7 +74,7 @@ def test_the_parts_of_a_step_add_up_to_it():
     nodes = torch.tensor([LEAF_NODES[0], -1, LEAF_NODES[2], LEAF_NODES[3], -1, -1])
     brands = torch.tensor([-1, 2, 1, -1, 0, 0])
     whole = LOSS(given, nodes, brands)
-    counted = NumLabelled(3, 4)
+    counted = NumLabelled(3, 4, 5)
     parts = [
         LOSS(Outputs(*(t[part] for t in given)), nodes[part], brands[part], num_labelled=counted)
         for part in (slice(0, 1), slice(1, 4), slice(4, 6))

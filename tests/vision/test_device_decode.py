@@ -5,13 +5,13 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 
-import training.device_decode
+import vision.device_decode
 from tests.helpers import encoded, scene
 from training.augmentation import crop_of
-from training.device_decode import DeviceDecoder, plain_crop
 from training.recipe import Recipe, Stage
-from vision.errors import RunError
-from vision.images import decode_photo
+from vision.device_decode import Box, DeviceDecoder, plain_crop
+from vision.errors import DeviceCannotDecode
+from vision.images import Preprocessing, decode_photo, prepare_photo
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(stages=(Stage(photo_px=48, epochs=1),))
@@ -21,7 +21,8 @@ NONE = torch.empty(0, 0, 0, 3, dtype=torch.uint8)
 
 def crop_at(data, seed=0):
     torch.manual_seed(seed)
-    return plain_crop(data, crop_of(RECIPE, 48), at_least_px=AT_LEAST_PX)
+    crop = crop_of(RECIPE, 48)
+    return plain_crop(data, at_least_px=AT_LEAST_PX, box_of=lambda photo: Box(**crop.make_params([photo])))
 
 
 def by_pillow(data, seed=0):
@@ -42,13 +43,22 @@ def decoded(*files, others=NONE):
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_crop_is_pillows_but_for_a_few_grey_values(size, options, mode, seed):
     data = encoded(scene(*size).convert(mode), quality=90, **options)
-    torch.manual_seed(seed)
-    crop = plain_crop(data, crop_of(RECIPE, 48), at_least_px=AT_LEAST_PX)
+    crop = crop_at(data, seed)
     joined = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     photos, refused = DeviceDecoder(CPU).photos(joined, [crop], NONE, photo_px=48)
     assert (photos.shape, photos.dtype, refused) == ((1, 48, 48, 3), torch.uint8, [])
     differences = (photos[0].int() - by_pillow(data, seed).int()).abs()
     assert differences.float().mean() < 1.5
+    assert differences.max() <= 12
+
+
+@pytest.mark.parametrize("size", [(64, 48), (1301, 1007), (4000, 3000)])
+def test_a_whole_photo_is_what_the_model_is_served_but_for_a_few_grey_values(size):
+    data = encoded(scene(*size), quality=90)
+    joined = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    photos, _ = DeviceDecoder(CPU).photos(joined, [plain_crop(data, at_least_px=64)], NONE, photo_px=64)
+    differences = np.abs(photos[0].numpy().astype(int) - prepare_photo(data, Preprocessing(input_px=64)))
+    assert differences.mean() < 1.5
     assert differences.max() <= 12
 
 
@@ -139,7 +149,7 @@ def test_photos_too_large_to_be_held_together_are_decoded_in_turns(monkeypatch):
     groups = []
     decode = DeviceDecoder._decode
     monkeypatch.setattr(DeviceDecoder, "_decode", lambda self, some: groups.append(len(some)) or decode(self, some))
-    monkeypatch.setattr(training.device_decode, "_PIXELS_AT_ONCE", 2 * 62 * 60)
+    monkeypatch.setattr(vision.device_decode, "_PIXELS_AT_ONCE", 2 * 62 * 60)
     in_turns, _ = decoded(*files)
     assert groups == [1, 2, 1, 1, 1]  # the first is the one that tries the device
     assert torch.equal(in_turns, together)
@@ -150,7 +160,7 @@ def test_a_device_that_cannot_decode_is_told_at_the_start(monkeypatch):
         raise RuntimeError("torchvision not compiled with nvJPEG support\nmore")
 
     monkeypatch.setattr("torchvision.io.decode_jpeg", refuse)
-    with pytest.raises(RunError, match=r"cannot decode a JPEG on cpu \(.*nvJPEG support\); use --decode-on loader"):
+    with pytest.raises(DeviceCannotDecode, match=r"cannot decode a JPEG on cpu \(.*nvJPEG support\)"):
         DeviceDecoder(CPU)
 
 

@@ -1,20 +1,22 @@
-"""Plain JPEGs decoded, cropped and resized in batches on the training device, for nodes whose CPUs are too few."""
+"""Plain JPEGs decoded, cropped and resized in batches on a device, for nodes whose CPUs are too few.
+
+In training and, where Triton's model decodes on a GPU, in serving alike.
+"""
 
 import io
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 import torchvision
 from PIL import Image, ImageCms
 from torch.nn import functional
-from torchvision.transforms import v2
 
-from vision.errors import RunError
+from vision.errors import DeviceCannotDecode
 from vision.images import PhotoLimits
 
-__all__ = ["DeviceCrop", "DeviceDecoder", "plain_crop"]
+__all__ = ["Box", "DeviceCrop", "DeviceDecoder", "plain_crop", "whole"]
 
 _END_OF_JPEG = b"\xff\xd9"
 _ORIENTATION_TAG = 0x0112
@@ -41,31 +43,54 @@ class DeviceCrop(NamedTuple):
     width: int
 
 
-def plain_crop(data: bytes, crop: v2.RandomResizedCrop, *, at_least_px: int) -> DeviceCrop | None:
-    """The crop that Pillow's photo would get from torch's generator as it stands, read from the header alone.
+class Box(NamedTuple):
+    """Pixels of a photo, after it was scaled down."""
 
-    None for whatever is not a whole, upright sRGB or grey JPEG that any decoder reads alike, within `PhotoLimits`: such
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def whole(photo: Image.Image) -> Box:
+    """All of it."""
+    return Box(0, 0, photo.height, photo.width)
+
+
+def plain_crop(
+    data: bytes, *, at_least_px: int, box_of: Callable[[Image.Image], Box] = whole, limits: PhotoLimits | None = None
+) -> DeviceCrop | None:
+    """The crop that Pillow's photo would get, read from the header alone.
+
+    None for whatever is not a whole, upright sRGB or grey JPEG that any decoder reads alike, within the limits: such
     photos, and what is wrong with them, are left to `decode_photo`.
+
+    Args:
+        data: the encoded photo.
+        at_least_px: as in `decode_photo`.
+        box_of: chooses from the size that a photo has after it was scaled down; called at most once.
+        limits: default: `PhotoLimits`.
     """
+    limits = limits or PhotoLimits()
     # A cut file without its end mark still decodes on a device, to grey; Pillow refuses it.
-    if len(data) > PhotoLimits().max_bytes or not data.endswith(_END_OF_JPEG):
+    if len(data) > limits.max_bytes or not data.endswith(_END_OF_JPEG):
         return None
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as opened:
-            if not _is_plain(opened):
+            if not _is_plain(opened, limits):
                 return None
             width, height = opened.size
             opened.draft(opened.mode, (at_least_px, at_least_px))
             scale = next(s for s in (1, 2, 4, 8) if (-(-width // s), -(-height // s)) == opened.size)
-            box = crop.make_params([opened])
+            box = box_of(opened)
     # Header and EXIF of hostile bytes raise many types; `decode_photo` gives each its name.
     except Exception:
         return None
-    return DeviceCrop(len(data), width * height, scale, box["top"], box["left"], box["height"], box["width"])
+    return DeviceCrop(len(data), width * height, scale, *box)
 
 
-def _is_plain(opened: Image.Image) -> bool:
-    limits, (width, height) = PhotoLimits(), opened.size
+def _is_plain(opened: Image.Image, limits: PhotoLimits) -> bool:
+    width, height = opened.size
     if width * height > limits.max_pixels or min(width, height) < limits.min_side_px:
         return False
     # An MPO opens here too: several JPEGs in one file.
@@ -97,7 +122,7 @@ class DeviceDecoder:
     """Decodes on one device; on a CPU too, where it is slow and the same.
 
     Raises:
-        RunError: this torchvision cannot decode on this device.
+        DeviceCannotDecode: this torchvision cannot decode on this device.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -110,9 +135,8 @@ class DeviceDecoder:
         try:
             self._decode(_encoded_probe())
         except (AttributeError, ImportError, RuntimeError) as error:
-            raise RunError(
-                f"decode_on = 'device': torchvision {torchvision.__version__} cannot decode a JPEG on {device} "
-                f"({_first_line(error)}); use --decode-on loader"
+            raise DeviceCannotDecode(
+                f"torchvision {torchvision.__version__} cannot decode a JPEG on {device} ({_first_line(error)})"
             ) from error
 
     def photos(

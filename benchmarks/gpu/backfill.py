@@ -1,0 +1,108 @@
+"""From JPEG files to answers: decoded on the machine's cores or on the card, and the decoding alone."""
+
+import itertools
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from benchmarks.gpu.network import Network
+from serving.backfill.engines import make_decoder
+from serving.backfill.photos import Reader
+from serving.backfill.pipeline import Pipeline, Waits
+from serving.backfill.plan import PhotosOfShard
+from vision.bundle import Bundle
+from vision.device_decode import DeviceDecoder, plain_crop
+from vision.engine import Logits
+
+__all__ = ["decoded_on_card", "decoded_on_cores", "decoding_on_card", "decoding_on_cores", "rate", "repeated"]
+
+PHOTOS_PER_SHARD = 500
+CARD_THREADS = 3
+"""One reads files and headers while another's photos are decoded or computed."""
+_NONE = torch.empty(0, 0, 0, 3, dtype=torch.uint8)
+
+
+def repeated(paths: Iterable[Path], number: int) -> list[Path]:
+    return list(itertools.islice(itertools.cycle(paths), number))
+
+
+def rate(work: Callable[[list[Path]], object], paths: list[Path], *, warm_up: int) -> float:
+    """Photos/s of all of them, after some."""
+    work(paths[:warm_up])
+    began_s = time.monotonic()
+    work(paths)
+    return len(paths) / (time.monotonic() - began_s)
+
+
+def decoding_on_cores(bundle: Bundle, paths: list[Path]) -> None:
+    """Files decoded as a backfill decodes them, one child process a core, and thrown away."""
+    decoded_on_cores(bundle, None, torch.device("cpu"), paths, batch=64)
+
+
+def decoded_on_cores(
+    bundle: Bundle, run: Network | None, device: torch.device, paths: list[Path], batch: int
+) -> npt.NDArray[np.int64]:
+    """Likeliest leaf of each photo, through the pipeline of a backfill; zeros where nothing computes."""
+    stop = threading.Event()
+    nothing = np.zeros((batch, 1), np.float32)
+
+    def infer(photos_nhwc: npt.NDArray[np.uint8]) -> Logits:
+        if run is None:
+            return Logits(*(nothing[: len(photos_nhwc)],) * 3)
+        return Logits(*(part.float().cpu().numpy() for part in run(torch.tensor(photos_nhwc, device=device))))
+
+    decoders = [make_decoder(bundle, isolate=True) for _ in os.sched_getaffinity(0)]
+    pipeline = Pipeline(
+        Reader("", stop=stop), decoders, infer, num_infer_threads=2, photos_at_once=batch, stop=stop, waits=Waits()
+    )
+    names = [str(path) for path in paths]
+    shards = (
+        PhotosOfShard(number=at, listing_ids=["x"], photos=some, groups=np.zeros(len(some), np.int64))
+        for at in range(0, len(names), PHOTOS_PER_SHARD)
+        if (some := names[at : at + PHOTOS_PER_SHARD])
+    )
+    leaves = {done.shard.number: done.logits.category.argmax(axis=1) for done in pipeline.run(shards)}
+    for decoder in decoders:
+        decoder.close()
+    return np.concatenate([leaves[number] for number in sorted(leaves)])
+
+
+def decoding_on_card(bundle: Bundle, device: torch.device, paths: list[Path], batch: int) -> None:
+    """Files decoded and scaled on the card, and thrown away."""
+    decoded_on_card(bundle, lambda photos: (photos[:, 0, 0],), device, paths, batch)
+
+
+def decoded_on_card(
+    bundle: Bundle, run: Network, device: torch.device, paths: list[Path], batch: int
+) -> npt.NDArray[np.int64]:
+    """Likeliest leaf of each photo, decoded as Triton's model for a GPU decodes it.
+
+    Raises:
+        SystemExit: a photo is not one that the card takes.
+    """
+    side = bundle.info.preprocessing.input_px
+    of_thread = threading.local()
+
+    def answered(some: Sequence[Path]) -> npt.NDArray[np.int64]:
+        if not hasattr(of_thread, "decoder"):
+            of_thread.decoder = DeviceDecoder(device)
+            of_thread.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        files = [path.read_bytes() for path in some]
+        crops = [plain_crop(data, at_least_px=side) for data in files]
+        joined = torch.frombuffer(bytearray(b"".join(files)), dtype=torch.uint8)
+        with torch.cuda.stream(of_thread.stream):
+            pixels, refused = of_thread.decoder.photos(joined, crops, _NONE, photo_px=side)
+            if refused or None in crops:
+                raise SystemExit("a photo of the benchmark is not a plain JPEG that the card decodes")
+            leaves: npt.NDArray[np.int64] = run(pixels)[0].argmax(dim=1).cpu().numpy()
+        return leaves
+
+    with ThreadPoolExecutor(CARD_THREADS) as pool:
+        return np.concatenate(list(pool.map(answered, [paths[at : at + batch] for at in range(0, len(paths), batch)])))

@@ -1,0 +1,98 @@
+"""The model alone: photos that lie on the card already, by batch size, precision and way to run."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+
+from training.bundle_model import load_bundle_model
+from training.precision import HalfClassifier
+from vision.bundle import Bundle
+
+__all__ = ["BATCHES", "Network", "Recorded", "networks", "photos_per_s"]
+
+BATCHES = (1, 8, 32, 128, 256)
+SECONDS = 1.5
+Network = Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
+
+
+class Variant(NamedTuple):
+    name: str
+    network: Network
+    batches: tuple[int, ...]
+
+
+def networks(bundle: Bundle, device: torch.device, *, batches: tuple[int, ...] = BATCHES) -> Iterator[Variant]:
+    """One after another, the fastest last: fp32, TF32, fp16, each recorded as a CUDA graph, and fp16 compiled."""
+    for name, half, tf32 in (("fp32", False, False), ("tf32", False, True), ("fp16", True, True)):
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+        model: torch.nn.Module = load_bundle_model(bundle)
+        model = (HalfClassifier(model) if half else model).to(device).eval()
+        yield Variant(name, _without_gradients(model), batches)
+        if half and device.type == "cuda":
+            compiled = torch.compile(model, dynamic=False)
+            yield Variant("fp16 compiled", _without_gradients(compiled), batches[-2:-1])
+
+
+def _without_gradients(model: torch.nn.Module) -> Network:
+    def run(photos_nhwc: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        with torch.inference_mode():
+            return tuple(model(photos_nhwc))
+
+    return run
+
+
+class Recorded:
+    """A network's kernels for one batch size, recorded as a CUDA graph; smaller batches are filled up.
+
+    For threads: one at a time has the buffers.
+    """
+
+    def __init__(self, run: Network, photos: torch.Tensor) -> None:
+        self._photos = photos.clone()
+        self._lock = threading.Lock()
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                run(self._photos)
+        torch.cuda.current_stream().wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._outputs = run(self._photos)
+
+    def replay(self) -> None:
+        self._graph.replay()
+
+    def __call__(self, photos_nhwc: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        with self._lock:
+            self._photos[: len(photos_nhwc)] = photos_nhwc
+            self._graph.replay()
+            outputs = tuple(output[: len(photos_nhwc)].clone() for output in self._outputs)
+            # The next thread's stream does not wait for this one's.
+            torch.cuda.current_stream().synchronize()
+        return outputs
+
+
+def photos_per_s(run: Network, photos: torch.Tensor, *, seconds: float = SECONDS) -> float:
+    """Photos/s of a batch again and again; on a GPU its kernels are recorded once and replayed."""
+    on_gpu = photos.device.type == "cuda"
+    once: Callable[[], object] = Recorded(run, photos).replay if on_gpu else lambda: run(photos)
+    for _ in range(5):
+        once()
+    _wait(photos.device)
+    number, began_s = 0, time.monotonic()
+    while time.monotonic() - began_s < seconds:
+        for _ in range(10):
+            once()
+        # The host is not ahead by more than ten batches.
+        _wait(photos.device)
+        number += 10 * len(photos)
+    return number / (time.monotonic() - began_s)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()

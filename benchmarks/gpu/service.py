@@ -1,0 +1,91 @@
+"""The gateway with a Triton whose model decodes and computes on the card, under load from processes of their own."""
+
+import asyncio
+import json
+import multiprocessing
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.load import LoadPlan, learn_answers, run_load
+from benchmarks.serving import gateway
+
+__all__ = ["Service", "measure"]
+
+
+class Service(NamedTuple):
+    photos_per_s: float
+    p50_ms: float
+    p99_ms: float
+    outcomes: dict[str, int]
+
+
+class _Part(NamedTuple):
+    photos_per_s: float
+    latency_ms: npt.NDArray[np.float64]
+    outcomes: dict[str, int]
+
+
+def measure(
+    bundle: Path,
+    photos: Sequence[bytes],
+    folder: Path,
+    *,
+    backend: str,
+    callers: Sequence[int],
+    workers: int,
+    processes: int,
+    seconds: float,
+) -> dict[int, Service]:
+    """Closed loops of single photos, by the number of callers; answers are checked against a quiet server's.
+
+    Args:
+        bundle: to serve.
+        photos: to send.
+        folder: for the settings of Triton.
+        backend: of the model in Triton.
+        callers: who wait for answers, over all processes; a loop for each number.
+        workers: gateway processes.
+        processes: that send the load, or as many as there are callers.
+        seconds: measured in each loop.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tuning = folder / f"{backend}.json"
+    tuning.write_text(json.dumps({"best": {"backend": backend}}))
+    measured = {}
+    with (
+        gateway(bundle, "--workers", str(workers), "--tuning", str(tuning)) as (address, _),
+        # A fork would take this process's CUDA with it.
+        ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool,
+    ):
+        answers = asyncio.run(learn_answers(address, photos))
+        for number in callers:
+            shares = [share for i in range(processes) if (share := (number + i) // processes)]
+            parts = pool.map(partial(_load, address, photos, answers, seconds), shares)
+            measured[number] = _together(list(parts))
+    return measured
+
+
+def _together(parts: Sequence[_Part]) -> Service:
+    latency_ms = np.concatenate([part.latency_ms for part in parts])
+    outcomes: Counter[str] = Counter()
+    for part in parts:
+        outcomes.update(part.outcomes)
+    return Service(
+        photos_per_s=sum(part.photos_per_s for part in parts),
+        p50_ms=float(np.percentile(latency_ms, 50)),
+        p99_ms=float(np.percentile(latency_ms, 99)),
+        outcomes=dict(outcomes),
+    )
+
+
+def _load(address: str, photos: Sequence[bytes], answers: Any, seconds: float, callers: int) -> _Part:
+    plan = LoadPlan(seconds=seconds, num_callers=callers, warmup_s=3.0, ramp_s=1.0, deadline_s=30.0, num_connections=16)
+    report = asyncio.run(run_load(address, plan, photos, answers=answers))
+    return _Part(report.photos_per_s, report.latency_ms(), dict(report.outcomes))

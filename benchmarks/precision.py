@@ -1,0 +1,97 @@
+"""What another precision and a smaller student cost and gain, on the Grocery Store photos and this machine's CPU.
+
+    python -m benchmarks.precision --teacher BUNDLE [--student BUNDLE]
+
+The teacher is converted to INT8 (ranges from train, method and gate on val), and so is the student. Each is judged once
+on the test split. Speed is of the model alone, one photo at a time on one thread, the models taking turns.
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.common import BUILD, cli, grocery_source, write_result
+from training.export import onnx_forward
+from training.precision import convert_bundle, model_speeds
+from training.predictions import predict
+from training.truth import truth_by_depth
+from vision.bundle import Bundle, load_bundle
+from vision.manifest import Manifest
+
+HERE = BUILD / "precision"
+
+
+def top1(bundle: Bundle, manifest: Manifest, split: str) -> float:
+    rows = manifest.where_split(split)
+    answers = predict(rows, bundle.taxonomy, bundle.info.preprocessing, onnx_forward(bundle.onnx_path))
+    leaves = truth_by_depth(answers.labels, bundle.taxonomy).leaves
+    return float((answers.category_logits.argmax(axis=1) == leaves)[leaves >= 0].mean())
+
+
+def speeds(bundles: dict[str, Bundle]) -> dict[str, float]:
+    """Photos/s by name; each model gets photos of its own size."""
+    rates: dict[str, list[float]] = {name: [] for name in bundles}
+    for _ in range(5):
+        for name, bundle in bundles.items():
+            found = model_speeds({name: bundle.onnx_path}, bundle.golden.photos_nhwc, rounds=1, seconds=2.0)
+            rates[name].append(found[name])
+    return {name: float(np.median(found)) for name, found in rates.items()}
+
+
+def converted(bundle: Bundle, manifest: Manifest, name: str) -> Bundle:
+    folder = HERE / name
+    shutil.rmtree(folder, ignore_errors=True)
+    # The gate is reported, not enforced: a loss above it is a result too.
+    return convert_bundle(bundle, manifest, folder, precision="int8", max_top1_loss=1.0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--teacher", type=Path, required=True)
+    parser.add_argument("--student", type=Path)
+    options = parser.parse_args()
+    cli("data", "import", "grocery-store", grocery_source(), "--output", HERE / "data")
+    manifest = Manifest.load(str(HERE / "data" / "manifest.parquet"))
+    bundles = {"teacher": load_bundle(options.teacher)}
+    if options.student:
+        bundles["student"] = load_bundle(options.student)
+    bundles |= {f"{name}_int8": converted(bundle, manifest, f"{name}-int8") for name, bundle in bundles.items()}
+    rates = speeds(bundles)
+    accuracy = {name: {split: top1(b, manifest, split) for split in ("val", "test")} for name, b in bundles.items()}
+    metrics = {
+        "int8_speedup_cpu": rates["teacher_int8"] / rates["teacher"],
+        "int8_top1_loss": accuracy["teacher"]["test"] - accuracy["teacher_int8"]["test"],
+        "int8_top1_loss_val": accuracy["teacher"]["val"] - accuracy["teacher_int8"]["val"],
+    }
+    if options.student:
+        metrics |= {
+            "student_speedup": rates["student"] / rates["teacher"],
+            "student_top1_loss": accuracy["teacher"]["test"] - accuracy["student"]["test"],
+            "student_int8_speedup": rates["student_int8"] / rates["teacher"],
+            "student_int8_speedup_of_student": rates["student_int8"] / rates["student"],
+            "student_int8_top1_loss": accuracy["teacher"]["test"] - accuracy["student_int8"]["test"],
+        }
+    for name in bundles:
+        metrics |= {f"{name}_test_top1": accuracy[name]["test"], f"{name}_photos_per_s": rates[name]}
+    details: dict[str, Any] = {
+        "models": {
+            name: {
+                "backbone": bundle.info.backbone,
+                "input_px": bundle.info.preprocessing.input_px,
+                "precision": bundle.info.precision,
+                "how": bundle.info.training.get("converted", {}).get("how"),
+                **{f"{split}_top1": value for split, value in accuracy[name].items()},
+                "photos_per_s_one_thread": rates[name],
+            }
+            for name, bundle in bundles.items()
+        },
+        "split": "method and gate on val, test judged once",
+    }
+    write_result("precision", metrics, details)
+
+
+if __name__ == "__main__":
+    main()
