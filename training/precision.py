@@ -159,8 +159,8 @@ def _quantized(bundle: Bundle, manifest: Manifest, building: Path) -> dict[str, 
 
 def _training_photos(bundle: Bundle, train: Manifest) -> npt.NDArray[np.uint8]:
     """(NUM_RANGE_PHOTOS, S, S, 3), drawn at random, or as many as there are and can be read."""
-    order, photos = np.random.default_rng(0).permutation(len(train)), []
-    for row in order:
+    photos: list[npt.NDArray[np.uint8]] = []
+    for row in np.random.default_rng(0).permutation(len(train)):
         if len(photos) == NUM_RANGE_PHOTOS:
             break
         try:

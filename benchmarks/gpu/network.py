@@ -28,12 +28,12 @@ def networks(bundle: Bundle, device: torch.device, *, batches: tuple[int, ...] =
     """One after another, the fastest last: fp32, TF32, fp16, each recorded as a CUDA graph, and fp16 compiled."""
     for name, half, tf32 in (("fp32", False, False), ("tf32", False, True), ("fp16", True, True)):
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
-        model: torch.nn.Module = load_bundle_model(bundle)
-        model = (HalfClassifier(model) if half else model).to(device).eval()
+        trained = load_bundle_model(bundle)
+        model = (HalfClassifier(trained) if half else trained).to(device).eval()
         yield Variant(name, _without_gradients(model), batches)
         if half and device.type == "cuda":
-            compiled = torch.compile(model, dynamic=False)
-            yield Variant("fp16 compiled", _without_gradients(compiled), batches[-2:-1])
+            model.compile(dynamic=False)
+            yield Variant("fp16 compiled", _without_gradients(model), batches[-2:-1])
 
 
 def _without_gradients(model: torch.nn.Module) -> Network:
