@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -78,6 +79,8 @@ def _gpu() -> str | None:
 
 def _commit() -> str:
     """The commit that was measured, with `-dirty` where anything but earlier results differs from it."""
+    if not shutil.which("git"):
+        return "unknown"
 
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], capture_output=True, text=True, cwd=ROOT).stdout.strip()
