@@ -183,7 +183,7 @@ class LocalTriton:
 
     def _log_tail(self) -> str:
         lines = self.log_path.read_text(errors="replace").splitlines() if self.log_path.exists() else []
-        return "\n".join(lines[-15:])
+        return "\n".join(lines[-40:])
 
 
 def _processes_of(folder: str) -> list[int]:

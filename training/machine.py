@@ -10,6 +10,10 @@ from vision.errors import RunError
 
 __all__ = ["Machine"]
 
+ENOUGH_WORKERS = 12
+"""Loader processes that distort photos faster than a GPU does one by one: 1,300 photos/s against 750 with 15 beside an H100,
+`tf_efficientnet_lite2` at 224 px, batch 64, not compiled (benchmarks/results/gpu.json, training)."""
+
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 AugmentOn = Literal["auto", "loader", "device"]
 DecodeOn = Literal["loader", "device"]
@@ -27,7 +31,8 @@ class Machine:
     precision: Precision = "auto"
     """Of the forward pass. auto: bf16 on a GPU that has it, fp16 with loss scaling on an older one, fp32 on a CPU."""
     augment_on: AugmentOn = "auto"
-    """Where flips, colours and erasing happen. auto: on a GPU where there is one, else in the loader."""
+    """Where flips, colours and erasing happen. auto: in the loader, unless a GPU has fewer than `ENOUGH_WORKERS` loader
+    processes beside it, or decodes."""
     decode_on: DecodeOn = "loader"
     """Where plain JPEGs are decoded and cropped. device: for GPU nodes whose CPUs are too few; other photos stay with
     the loader, and flips, colours and erasing happen on the device too."""
@@ -70,7 +75,8 @@ class Machine:
 
     def augments_on_device(self, device: torch.device) -> bool:
         if self.augment_on == "auto":
-            return device.type == "cuda" or self.decode_on == "device"
+            few_workers = device.type == "cuda" and self.workers_of_rank(device) < ENOUGH_WORKERS
+            return few_workers or self.decode_on == "device"
         return self.augment_on == "device"
 
     def compiles(self, device: torch.device) -> bool:

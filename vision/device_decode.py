@@ -4,6 +4,7 @@ In training and, where Triton's model decodes on a GPU, in serving alike.
 """
 
 import io
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -24,6 +25,9 @@ _UPRIGHT = (None, 0, 1)
 
 _LUMA_SAMPLINGS = {(1, 1), (2, 1), (1, 2), (2, 2), (4, 1)}
 """4:4:4, 4:2:2, 4:4:0, 4:2:0 and 4:1:1, of those that nvJPEG knows (`nvjpegChromaSubsampling_t`)."""
+
+_ONE_DECODER = threading.Lock()
+"""torchvision has one decoder a process, whose buffers the next call writes to while the last still decodes."""
 
 _PIXELS_AT_ONCE = 100_000_000
 """Decoded at full size before they are cropped, 3 bytes each: 300 MB; two of the largest photos that are allowed."""
@@ -203,9 +207,12 @@ class DeviceDecoder:
 
         if self._stream:
             self._stream.synchronize()
-        with warnings.catch_warnings():
+        with _ONE_DECODER, warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
             photos: list[torch.Tensor] = decode_jpeg(files, mode=ImageReadMode.RGB, device=self._device)
+            if self._stream:
+                # Another thread's call must not find this one's photos half decoded.
+                self._stream.synchronize()
         return photos
 
 

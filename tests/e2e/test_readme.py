@@ -79,6 +79,15 @@ def test_its_figures_are_those_of_the_committed_results():
     assert f"first shard after {scale['first_shard_s']:.1f} s" in README
     assert f"every listing once; {kills['shards_redone_per_kill']:.2f} shards done again for each" in README
     assert kills["missing_or_doubled"] == 0
+    gpu = json.loads((ROOT / "benchmarks" / "results" / "gpu.json").read_text())
+    model = gpu["details"]["model_photos_per_s"]
+    assert gpu["machine"]["gpu"].removeprefix("NVIDIA ") in README
+    assert (
+        f"{model['fp16 compiled']['128']:,.0f} photos/s in fp16 compiled, {model['fp16']['256']:,.0f} in fp16" in README
+    )
+    assert f"{model['tf32']['256']:,.0f} in TF32, {model['fp32']['256']:,.0f} in fp32" in README
+    from_files, share = (gpu["metrics"][f"backfill_on_cores_{name}"] for name in ("photos_per_s", "share_of_ceiling"))
+    assert f"a backfill from files {from_files:.0f}, {share:.2f} of that" in README
     certificate = json.loads((ROOT / "benchmarks" / "results" / "certificate.json").read_text())
     brand = certificate["details"]["drawn"]["fields"]["brand"]
     assert (

@@ -21,14 +21,15 @@ def test_wrong_values_are_named(values, message):
 @pytest.mark.parametrize(
     ("values", "on_cpu", "on_gpu"),
     [
-        ({}, False, True),
+        ({"num_workers": 11}, False, True),
+        ({"num_workers": 12}, False, False),
         ({"augment_on": "loader"}, False, False),
         ({"augment_on": "device"}, True, True),
         ({"decode_on": "device"}, True, True),
         ({"decode_on": "device", "augment_on": "device"}, True, True),
     ],
 )
-def test_photos_decoded_on_the_device_are_augmented_there(values, on_cpu, on_gpu):
+def test_photos_are_augmented_where_it_is_faster_and_where_they_are_decoded(values, on_cpu, on_gpu):
     machine = Machine(**values)
     assert machine.augments_on_device(torch.device("cpu")) == on_cpu
     assert machine.augments_on_device(torch.device("cuda")) == on_gpu
