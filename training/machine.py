@@ -11,8 +11,8 @@ from vision.errors import RunError
 __all__ = ["Machine"]
 
 ENOUGH_WORKERS = 12
-"""Loader processes that distort photos faster than a GPU does one by one: 1,300 photos/s against 750 with 15 beside an H100,
-`tf_efficientnet_lite2` at 224 px, batch 64, not compiled (benchmarks/results/gpu.json, training)."""
+"""Loader processes that distort photos faster than a GPU does one by one: 1,300 photos/s against 750 with 15 beside an
+H100, `tf_efficientnet_lite2` at 224 px, batch 64, not compiled (benchmarks/results/gpu.json, training)."""
 
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 AugmentOn = Literal["auto", "loader", "device"]
