@@ -19,6 +19,8 @@ MAX_WAIT_S = 5.0
 SHARE_OF_DEADLINE = 0.6
 """A call is let in when its answer is expected within this share of what its caller allows: estimates err."""
 LEAST_RETRY_S = 0.1
+SHARE_OF_STREAMS = 0.5
+"""Of room and of waiting time that listings of streams may take."""
 
 
 class DrainRate:
@@ -99,6 +101,14 @@ class Admission:
             Refusal: TOO_BUSY.
         """
         self._refuse_unless_room(1, 0, min(deadline_s, MAX_WAIT_S))
+
+    def has_ample_room(self, num_photos: int) -> bool:
+        """Whether photos that nobody waits for may be let in: half of all room is left to those that somebody does."""
+        few = self.num_photos + num_photos <= SHARE_OF_STREAMS * self._max_photos
+        return few and self.num_bytes <= SHARE_OF_STREAMS * self._max_bytes and not self._is_slow(num_photos)
+
+    def _is_slow(self, num_photos: int) -> bool:
+        return self.num_photos > 0 and self._expected_s(num_photos) > SHARE_OF_STREAMS * MAX_WAIT_S * SHARE_OF_DEADLINE
 
     def _refuse_unless_room(self, num_photos: int, num_bytes: int, deadline_s: float) -> None:
         if self.num_photos + num_photos > self._max_photos:

@@ -2,11 +2,11 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 import grpc
 from google.rpc import error_details_pb2
@@ -14,8 +14,9 @@ from grpc_status import rpc_status
 
 from serving.protocol import listing_vision_pb2 as pb
 from serving.protocol import listing_vision_pb2_grpc as pb_grpc
+from serving.stream_client import ListingAnswered, StreamedListings
 
-__all__ = ["Access", "AsyncListingVisionClient", "CallFailed", "ClientTls", "ListingVisionClient"]
+__all__ = ["Access", "AsyncListingVisionClient", "CallFailed", "ClientTls", "ListingToClassify", "ListingVisionClient"]
 
 MESSAGE_LIMIT_BYTES = 64 << 20
 """Of a request, at both ends; photos as phones make them are 2 to 5 MB each."""
@@ -62,6 +63,15 @@ class CallFailed(Exception):
     def __str__(self) -> str:
         named = "".join(f"\n  {field}: {what}" for field, what in self.violations.items())
         return f"{self.reason or self.code.name}: {self.message}{named}"
+
+
+class ListingToClassify(NamedTuple):
+    """One listing of a stream."""
+
+    photos: Sequence[bytes]
+    """Encoded."""
+    listing_id: str = ""
+    num_alternatives: int | None = None
 
 
 def _request(photos: Sequence[bytes], listing_id: str, num_alternatives: int | None) -> pb.ClassifyListingRequest:
@@ -163,6 +173,30 @@ class ListingVisionClient:
             return response
         except grpc.RpcError as error:
             raise _failure(error) from error
+
+    def classify_stream(
+        self, listings: Iterable[ListingToClassify], *, timeout_s: float | None = None
+    ) -> Iterator[ListingAnswered[ListingToClassify]]:
+        """What became of each listing, as soon as it is known, in any order; both sides are lazy.
+
+        Listings are taken as fast as the service reads them. One that is refused for now is sent again after the delay
+        that the service names, five times at most; what is finally refused comes with its error.
+
+        Args:
+            listings: to classify.
+            timeout_s: of the whole stream; None: none.
+
+        Raises:
+            CallFailed: the stream itself failed; listings that were not answered may be sent on another one.
+        """
+        streamed = StreamedListings(listings, lambda one: _request(one.photos, one.listing_id, one.num_alternatives))
+        responses = self._stub.ClassifyListings(streamed.requests(), timeout=timeout_s, metadata=self._metadata)
+        try:
+            yield from streamed.answers(responses)
+        except grpc.RpcError as error:
+            raise _failure(error) from error
+        finally:
+            responses.cancel()
 
     def model(self, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> pb.GetModelResponse:
         """The model that answers. Raises CallFailed."""

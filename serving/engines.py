@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
-from serving import metrics
 from serving.decode_child import read_failure
+from serving.stages import stage
 from serving.triton_repository import BACKEND_PARAMETER, ENCODED_NAME, ERRORS_NAME, MODEL_NAME, SIZES_NAME
 from vision.bundle import UNKNOWN_BACKEND, Bundle
 from vision.engine import INPUT_NAME, OUTPUT_NAMES, Logits, OnnxEngine, check_golden
@@ -159,9 +159,9 @@ class TritonEngine:
         return await self._in_turn(lambda: self._infer_encoded(photos))
 
     async def _in_turn(self, begin: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
-        with metrics.STAGE_SECONDS.labels("queue").time():
+        with stage("queue"):
             await self._slots.take()
-        with metrics.STAGE_SECONDS.labels("model").time():
+        with stage("model"):
             return await self._shielded(begin(), self._slots)
 
     async def infer_golden(self, photos_nhwc: npt.NDArray[np.uint8]) -> Logits:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 import grpc
@@ -16,7 +16,9 @@ from serving.engines import AsyncEngine, Decoded, InferEncoded
 from serving.protocol import listing_vision_pb2 as pb
 from serving.protocol import listing_vision_pb2_grpc as pb_grpc
 from serving.security import CALLER, Quotas
+from serving.stages import stage, stages_noted
 from serving.statuses import Refusal, abort
+from serving.streams import ListingStreams
 from vision.bundle import Bundle
 from vision.errors import EngineBroken, EngineBusy, EngineUnavailable, PhotoError
 
@@ -68,29 +70,56 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
         self._admission = admission
         self._breaker = breaker
         self._quotas = quotas
+        self.streams = ListingStreams(has_ample_room=admission.has_ample_room)
 
     async def ClassifyListing(
         self,
         request: pb.ClassifyListingRequest,
         context: "grpc.aio.ServicerContext[pb.ClassifyListingRequest, pb.ClassifyListingResponse]",
     ) -> pb.ClassifyListingResponse:
+        try:
+            return await self._told(request, _deadline_s(context), request_id=_request_id(context))
+        except Refusal as refusal:
+            await abort(context, refusal)
+
+    async def ClassifyListings(
+        self,
+        requests: AsyncIterator[pb.ClassifyListingsRequest],
+        context: "grpc.aio.ServicerContext[pb.ClassifyListingsRequest, pb.ClassifyListingsResponse]",
+    ) -> None:
+        request_id = _request_id(context)
+
+        async def answer(request: pb.ClassifyListingRequest, deadline_s: float) -> pb.ClassifyListingResponse:
+            return await self._told(request, min(deadline_s, _deadline_s(context)), request_id=request_id)
+
+        try:
+            await self.streams.serve(requests, answer, context.write)
+        except Refusal as refusal:
+            await abort(context, refusal)
+
+    async def _told(
+        self, request: pb.ClassifyListingRequest, deadline_s: float, *, request_id: str
+    ) -> pb.ClassifyListingResponse:
+        """The answer, counted and logged however it ends.
+
+        Raises:
+            Refusal: there is none.
+        """
         started_s = time.monotonic()
         outcome = ANSWERED
         try:
-            response = await self._classify(request, _deadline_s(context))
+            return await self._classify(request, deadline_s)
         except Refusal as refusal:
             outcome = refusal.reason
-            await abort(context, refusal)
+            raise
         except asyncio.CancelledError:
             outcome = GIVEN_UP
             raise
-        except Exception:
+        except Exception as error:
             # Whatever it was, the caller learns that it is our fault and nothing of our insides.
             outcome = "INTERNAL"
             _log.exception("listing %r failed", request.listing_id[:MAX_LISTING_ID_CHARS])
-            await abort(context, Refusal(reason="INTERNAL", message="the service failed; this is our fault"))
-        else:
-            return response
+            raise Refusal(reason="INTERNAL", message="the service failed; this is our fault") from error
         finally:
             seconds = time.monotonic() - started_s
             self._count(outcome)
@@ -102,7 +131,7 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
                 len(request.photos),
                 outcome,
                 seconds * 1000,
-                extra={"request_id": _request_id(context), "caller": CALLER.get()},
+                extra={"request_id": request_id, "caller": CALLER.get()},
             )
 
     def refuse_unread(self, deadline_s: float) -> None:
@@ -134,9 +163,12 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
         with self._admission.admit(len(contents), sum(map(len, contents)), deadline_s=deadline_s):
             try:
                 async with asyncio.timeout(deadline_s):
-                    return await self._answer(request.listing_id, contents, num_alternatives)
+                    with stages_noted() as seconds:
+                        answer = await self._answer(request.listing_id, contents, num_alternatives)
             except TimeoutError:
                 raise _too_late(deadline_s) from None
+        answer.stage_times.extend(pb.StageTime(stage=name, duration_ms=1000 * s) for name, s in seconds.items())
+        return answer
 
     async def _answer(
         self, listing_id: str, contents: list[bytes], num_alternatives: int
@@ -147,14 +179,14 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
             errors, logits = await self._decoded_here(contents)
         for error in errors:
             metrics.PHOTOS.labels(error.reason if error else "used").inc()
-        with metrics.STAGE_SECONDS.labels("decision").time():
+        with stage("decision"):
             return answers.answer(self.bundle, errors, logits, listing_id=listing_id, num_alternatives=num_alternatives)
 
     def _count(self, outcome: str) -> None:
         metrics.CALLS.labels(outcome, self.bundle.info.model_version).inc()
 
     async def _decoded_here(self, contents: list[bytes]) -> Decoded:
-        with metrics.STAGE_SECONDS.labels("decode").time():
+        with stage("decode"):
             if len(contents) == 1:
                 prepared = [await self._prepare(contents[0])]
             else:

@@ -205,6 +205,7 @@ class GatewayServer:
             if self._watch:
                 self._watch.cancel()
             await asyncio.sleep(self._options.drain_s)
+            self._gateway.streams.close()
             await self._server.stop(self._options.grace_s)
         finally:
             await self._close()

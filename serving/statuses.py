@@ -22,6 +22,7 @@ _CODES: Mapping[str, grpc.StatusCode] = {
     "QUOTA_EXCEEDED": grpc.StatusCode.RESOURCE_EXHAUSTED,
     "TOO_BUSY": grpc.StatusCode.RESOURCE_EXHAUSTED,
     "DEADLINE_TOO_SHORT": grpc.StatusCode.DEADLINE_EXCEEDED,
+    "SHUTTING_DOWN": grpc.StatusCode.UNAVAILABLE,
     "MODEL_UNAVAILABLE": grpc.StatusCode.UNAVAILABLE,
     "MODEL_BROKEN": grpc.StatusCode.INTERNAL,
     "INTERNAL": grpc.StatusCode.INTERNAL,

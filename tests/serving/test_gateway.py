@@ -314,7 +314,10 @@ def test_decoding_on_threads_answers_alike(bundle):
         async with running(bundle, isolate=False) as (_, client):
             return await client.classify([PHOTO, b"text"])
 
-    assert asyncio.run(call()) == ask(bundle, [PHOTO, b"text"])
+    answered, expected = asyncio.run(call()), ask(bundle, [PHOTO, b"text"])
+    for response in (answered, expected):
+        response.ClearField("stage_times")
+    assert answered == expected
 
 
 def test_a_call_of_several_megabytes_is_retried(bundle):
