@@ -1,10 +1,15 @@
 """Regenerates serving/protocol from protos/; `--check` fails when what is committed is not what would be written."""
 
+import json
 import sys
 import tempfile
 from pathlib import Path
 
 from grpc_tools import protoc
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import vision
+from scripts.openapi import openapi
 
 ROOT = Path(__file__).resolve().parent.parent
 TARGET = ROOT / "serving" / "protocol"
@@ -22,7 +27,8 @@ def generate() -> dict[str, str]:
     # protoc knows only absolute imports; ours would take the top-level name `listing` for everyone.
     stub = "listing_vision_pb2_grpc.py"
     files[stub] = files[stub].replace("from listing.vision.v1 import", "from serving.protocol import")
-    return {"__init__.py": HEADER, **files}
+    document = json.dumps(openapi(ROOT / "protos", PROTO, vision.__version__), indent=1, ensure_ascii=False) + "\n"
+    return {"__init__.py": HEADER, **files, "openapi.json": document}
 
 
 def main() -> None:

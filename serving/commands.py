@@ -75,6 +75,14 @@ def serve(
             envvar="LISTING_VISION_STATUS_PORT",
         ),
     ] = None,
+    http_port: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="HTTP/JSON and a page for people; 0 takes a free one. Needs the extra `http`.",
+            envvar="LISTING_VISION_HTTP_PORT",
+        ),
+    ] = None,
     tls_certificate: Annotated[
         Path | None, typer.Option(help="PEM; read again when it changes.", envvar="LISTING_VISION_TLS_CERTIFICATE")
     ] = None,
@@ -153,6 +161,7 @@ def serve(
         tuning=tuning.resolve() if tuning else None,
         drain_s=drain_s,
         status_port=status_port,
+        http_port=http_port,
         tls_certificate=tls_certificate.resolve() if tls_certificate else None,
         tls_key=tls_key.resolve() if tls_key else None,
         tls_client_ca=tls_client_ca.resolve() if tls_client_ca else None,

@@ -13,6 +13,7 @@ from serving import answers, metrics
 from serving.admission import Admission
 from serving.breaker import Breaker
 from serving.engines import AsyncEngine, Decoded, InferEncoded
+from serving.explain_photo import GRID, NUM_PHOTOS, explain, seen_jpeg
 from serving.protocol import listing_vision_pb2 as pb
 from serving.protocol import listing_vision_pb2_grpc as pb_grpc
 from serving.security import CALLER, Quotas
@@ -70,6 +71,7 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
         self._admission = admission
         self._breaker = breaker
         self._quotas = quotas
+        self._explaining = asyncio.Lock()
         self.streams = ListingStreams(has_ample_room=admission.has_ample_room)
 
     async def ClassifyListing(
@@ -134,6 +136,20 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
                 extra={"request_id": request_id, "caller": CALLER.get()},
             )
 
+    async def ExplainPhoto(
+        self,
+        request: pb.ExplainPhotoRequest,
+        context: "grpc.aio.ServicerContext[pb.ExplainPhotoRequest, pb.ExplainPhotoResponse]",
+    ) -> pb.ExplainPhotoResponse:
+        deadline_s = _deadline_s(context)
+        try:
+            async with asyncio.timeout(deadline_s):
+                return await self._explain(request, deadline_s)
+        except TimeoutError:
+            await abort(context, _too_late(deadline_s))
+        except Refusal as refusal:
+            await abort(context, refusal)
+
     def refuse_unread(self, deadline_s: float) -> None:
         """Refuse a call before its photos are read, where it is certain that it would be refused after."""
         try:
@@ -181,6 +197,32 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
             metrics.PHOTOS.labels(error.reason if error else "used").inc()
         with stage("decision"):
             return answers.answer(self.bundle, errors, logits, listing_id=listing_id, num_alternatives=num_alternatives)
+
+    async def _explain(self, request: pb.ExplainPhotoRequest, deadline_s: float) -> pb.ExplainPhotoResponse:
+        """Nobody waits for it in an upload: it is begun only where there is ample room, and one at a time."""
+        self._refuse_while_open()
+        if self._explaining.locked() or not self._admission.has_ample_room(NUM_PHOTOS):
+            raise Refusal(
+                reason="TOO_BUSY", message="a photo is explained only where there is time; try later", retry_after_s=1.0
+            )
+        if self._quotas:
+            self._quotas.take(CALLER.get(), NUM_PHOTOS)
+        content = request.photo.content
+        async with self._explaining:
+            with self._admission.admit(NUM_PHOTOS, len(content), deadline_s=deadline_s):
+                prepared = await self._prepare(content)
+                if prepared.pixels is None:
+                    raise _none_usable([prepared.error], field="photo")
+                bundle = self.bundle
+                found = await self._asked(explain(self._engine, bundle, prepared.pixels))
+        return pb.ExplainPhotoResponse(
+            category_id=bundle.taxonomy.leaf_ids[found.leaf],
+            category_probability=found.probability,
+            row_count=GRID,
+            column_count=GRID,
+            importances=found.importances.ravel().tolist(),
+            seen=seen_jpeg(prepared.pixels),
+        )
 
     def _count(self, outcome: str) -> None:
         metrics.CALLS.labels(outcome, self.bundle.info.model_version).inc()
@@ -281,12 +323,14 @@ def _deadline_s(context: "grpc.aio.ServicerContext[Any, Any]") -> float:
     return DEFAULT_DEADLINE_S if remaining_s is None else remaining_s
 
 
-def _none_usable(errors: Sequence[PhotoError | None]) -> Refusal:
+def _none_usable(errors: Sequence[PhotoError | None], *, field: str = "photos[{}]") -> Refusal:
     return Refusal(
         reason="NO_USABLE_PHOTO",
         message=f"none of the {len(errors)} photos can be used; see the field violations",
         violations={
-            f"photos[{i}].content": f"{error.reason}: {error}" for i, error in enumerate(errors) if error is not None
+            f"{field.format(i)}.content": f"{error.reason}: {error}"
+            for i, error in enumerate(errors)
+            if error is not None
         },
     )
 

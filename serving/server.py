@@ -78,6 +78,8 @@ class ServeOptions:
     """Between two golden-photo checks."""
     status_port: int | None = None
     """Of the supervisor's HTTP: metrics, /healthz, /readyz; 0 takes a free one, None: there is none."""
+    http_port: int | None = None
+    """Of HTTP/JSON and the page for people; 0 takes a free one, None: there is none."""
     local_folder: Path | None = None
     """Where each gateway process also listens for its supervisor, on a socket named by its pid; None: nowhere."""
     tls_certificate: Path | None = None

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import importlib.util
 import logging
 import os
 import signal
@@ -18,6 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving.control import ControlServer, control_path
 from serving.engines import InProcessEngine, TritonEngine, check, until_answering
+from serving.http_api.supervised import HttpProcess
 from serving.metrics import MetricsFolder
 from serving.server import CHECK_AGAIN_S, GOLDEN_TIMEOUT_S, ONE_PHOTO, ServeOptions, local_address
 from serving.status_server import Answer, StatusServer
@@ -113,11 +115,15 @@ class Supervisor:
             raise
         self._restarts = prometheus_client.Counter(
             "listing_vision_restarts",
-            "What died or was unwell and was started again: gateway, triton, or the model in it.",
+            "What died or was unwell and was started again: gateway, http, triton, or the model in it.",
             ["what"],
             registry=self._metrics.registry,
         )
         self._status: StatusServer | None = None
+        self._http: HttpProcess | None = None
+        if options.http_port is not None:
+            _require_http_packages()
+            self._http = HttpProcess(died=lambda: self._restarts.labels("http").inc())
 
     async def start(self) -> None:
         """Return once all gateway processes serve.
@@ -134,6 +140,8 @@ class Supervisor:
                 await self._start_triton()
             for _ in range(self._options.workers):
                 await self._add_worker()
+            if self._http:
+                await self._http.start(self._options)
         except BaseException:
             await self.stop()
             raise
@@ -155,6 +163,8 @@ class Supervisor:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._http:
+            await self._http.stop()
         await asyncio.gather(*(self._end(worker) for worker in list(self._workers)))
         for engine in {release.engine for release in self._releases} | {self._engine}:
             if engine:
@@ -182,6 +192,8 @@ class Supervisor:
                     _log.error("gateway processes are not replaced: %s", error)
                     return False
                 await self._end(old)
+            if self._http:
+                await self._http.replace(self._options)
         _log.info("all %d gateway processes were replaced", self._options.workers)
         return True
 
@@ -530,6 +542,12 @@ class Supervisor:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _require_http_packages() -> None:
+    missing = [name for name in ("starlette", "uvicorn", "python_multipart") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ListingVisionError(f"--http-port needs {', '.join(missing)}: pip install 'listing-vision[http]'")
 
 
 def _hold_port(host: str, port: int) -> tuple[socket.socket, int]:

@@ -1,0 +1,73 @@
+"""The way from the HTTP process to the gateway processes of its tree: their local sockets."""
+
+import itertools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from serving.client import MESSAGE_LIMIT_BYTES
+from serving.protocol import listing_vision_pb2_grpc as pb_grpc
+from serving.server import local_address
+
+__all__ = ["Upstream"]
+
+_OPTIONS = [
+    ("grpc.max_send_message_length", MESSAGE_LIMIT_BYTES),
+    ("grpc.max_receive_message_length", MESSAGE_LIMIT_BYTES),
+]
+_GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+
+
+class Upstream:
+    """Asks one gateway process after another; one that has gone is passed over."""
+
+    def __init__(self, folder: Path) -> None:
+        """Args: folder: where gateway processes listen, on sockets named by their pids."""
+        self._folder = folder
+        self._channels: dict[int, grpc.aio.Channel] = {}
+        self._turn = itertools.count()
+
+    async def call(self, method: str, request: Any, *, timeout_s: float, metadata: Sequence[tuple[str, str]]) -> Any:
+        """What the service answers.
+
+        Raises:
+            grpc.aio.AioRpcError: as the service, or the last of the processes, said.
+        """
+        pids = self._pids()
+        start = next(self._turn)
+        for attempt in range(max(1, len(pids))):
+            stub = pb_grpc.ListingVisionServiceStub(await self._channel(pids, start + attempt))
+            try:
+                return await getattr(stub, method)(request, timeout=timeout_s, metadata=metadata)
+            except grpc.aio.AioRpcError as error:
+                # With details it was the service that refused, and not a process that has gone.
+                has_details = any(name == "grpc-status-details-bin" for name, _ in error.trailing_metadata() or ())
+                if error.code() not in _GONE or has_details or attempt + 1 >= len(pids):
+                    raise
+        raise AssertionError("unreachable")
+
+    async def close(self) -> None:
+        for channel in self._channels.values():
+            await channel.close()
+
+    async def _channel(self, pids: list[int], turn: int) -> grpc.aio.Channel:
+        pid = pids[turn % len(pids)] if pids else 0
+        for gone in [known for known in self._channels if known not in pids and known != pid]:
+            await self._channels.pop(gone).close()
+        if pid not in self._channels:
+            self._channels[pid] = grpc.aio.insecure_channel(local_address(self._folder, pid), options=_OPTIONS)
+        return self._channels[pid]
+
+    def _pids(self) -> list[int]:
+        return sorted(int(path.stem) for path in self._folder.glob("[0-9]*.sock") if _lives(int(path.stem)))
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
