@@ -10,6 +10,7 @@ import functools
 import signal
 import socket
 import ssl
+from typing import Any
 
 import uvicorn
 
@@ -78,10 +79,10 @@ def make_server(options: ServeOptions, upstream: Upstream) -> tuple[uvicorn.Serv
     return uvicorn.Server(config), listening
 
 
-def _tls(options: ServeOptions) -> dict[str, object]:
+def _tls(options: ServeOptions) -> dict[str, Any]:
     if options.tls is None:
         return {}
-    found: dict[str, object] = {"ssl_certfile": options.tls.certificate, "ssl_keyfile": options.tls.key}
+    found: dict[str, Any] = {"ssl_certfile": options.tls.certificate, "ssl_keyfile": options.tls.key}
     if options.tls.client_ca:
         found |= {"ssl_ca_certs": str(options.tls.client_ca), "ssl_cert_reqs": ssl.CERT_REQUIRED}
     return found

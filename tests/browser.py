@@ -1,0 +1,26 @@
+"""Debian's Chromium under Playwright, for the tests of the page and its screenshot."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+__all__ = ["browser", "chromium"]
+
+
+def chromium() -> str | None:
+    """Path of a Chromium on this machine."""
+    return shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+@contextmanager
+def browser() -> Iterator[Any]:
+    """A running browser, of which pages can be opened."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
+        try:
+            yield running
+        finally:
+            running.close()

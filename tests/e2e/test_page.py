@@ -1,0 +1,142 @@
+"""The page for people, in a real browser, served by a real gateway with a real Triton behind it."""
+
+import hashlib
+import re
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+
+from tests.browser import browser, chromium
+from tests.serving.test_http_api import http_url
+from training.drawing import draw_photo
+
+pytestmark = pytest.mark.skipif(chromium() is None, reason="needs a Chromium: apt-get install chromium")
+
+TOKEN = "a-token-of-the-page"
+
+
+@pytest.fixture(scope="module")
+def open_page():
+    """Opens a page that may neither complain nor ask any other host."""
+    with browser() as running:
+        opened = []
+
+        def open_one(url, **options):
+            page = running.new_context(**{"locale": "en-GB", **options}).new_page()
+            page.set_default_timeout(60_000)
+            complaints, hosts = [], set()
+            page.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
+            page.on("pageerror", lambda error: complaints.append(str(error)))
+            page.on("request", lambda request: hosts.add(urlsplit(request.url).netloc))
+            page.goto(url)
+            opened.append((page, complaints, hosts, urlsplit(url).netloc))
+            return page
+
+        yield open_one
+        for page, complaints, hosts, host in opened:
+            assert not [said for said in complaints if "401" not in said and "400" not in said]
+            assert hosts - {""} == {host}
+            page.context.close()
+
+
+@pytest.fixture(scope="module")
+def url(bundle, start_serving, triton_installation, tmp_path_factory):
+    log = tmp_path_factory.mktemp("page") / "serve.log"
+    return http_url(start_serving(bundle.folder, log, "--http-port", "0"))
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    paths = []
+    for number in range(3):
+        paths.append(folder / f"{number}.jpg")
+        paths[-1].write_bytes(draw_photo(2, 2, np.random.default_rng(number)))
+    (folder / "bad.jpg").write_bytes(b"no photo at all")
+    return [*map(str, paths), str(folder / "bad.jpg")]
+
+
+def answered(page):
+    page.wait_for_selector("#found:not([hidden])")
+    return page.locator("#state").inner_text()
+
+
+def test_photos_of_a_listing_are_answered_and_explained(open_page, url, files, bundle):
+    page = open_page(url)
+    assert page.locator("#state").inner_text() == "Add photos to see a category and a brand."
+    page.set_input_files("#files", files)
+    assert answered(page) == "Answered from 3 of 4 photos."
+    names = page.locator("#path .name").all_inner_texts()
+    paths = {tuple(c.name for c in bundle.taxonomy.ancestry(leaf)) for leaf in bundle.taxonomy.leaf_ids}
+    assert tuple(names) in paths
+    assert set(page.locator("#path .badge").all_inner_texts()) <= {"Filled in", "Suggested"}
+    for step in page.locator("#path li.suggested").all():
+        step.locator("summary").click()
+        assert step.locator("details p").inner_text()
+    assert page.locator("#brand .name").inner_text()
+    assert page.locator("#alternatives li").count() == 4
+    facts = page.locator("#facts").inner_text()
+    assert bundle.info.model_version in facts
+    assert re.search(r"model [\d.]+ ms", facts)
+    assert page.locator("#views li.bad .error").inner_text()
+    page.locator("#views li:first-child .look").click()
+    page.wait_for_selector("#views li:first-child canvas")
+    assert "Brighter parts matter more" in page.locator("#views li:first-child").inner_text()
+    page.locator("#views li.bad .remove").click()
+    page.get_by_text("Answered from 3 of 3 photos.").wait_for()
+
+
+def test_it_speaks_japanese_to_those_who_do(open_page, url, files):
+    page = open_page(url, locale="ja-JP")
+    assert page.locator("html").get_attribute("lang") == "ja"
+    page.set_input_files("#files", files[:1])
+    assert answered(page) == "1枚中1枚の写真から判定しました。"
+    page.get_by_role("button", name="English").click()
+    assert page.locator("#state").inner_text() == "Answered from 1 of 1 photos."
+    assert page.locator("html").get_attribute("lang") == "en"
+
+
+def test_the_keyboard_is_enough(open_page, url, files):
+    page = open_page(url)
+    reached = []
+    for _ in range(4):
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate("document.activeElement.dataset.language || document.activeElement.id"))
+    assert reached[:3] == ["en", "ja", "files"]
+    page.set_input_files("#files", files[:1])
+    answered(page)
+    page.locator("#files").focus()
+    page.keyboard.press("Tab")  # the photo's remove button
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#found", state="hidden")
+    assert page.locator("#views li").count() == 0
+
+
+def test_a_phone_shows_it_whole(open_page, url, files):
+    page = open_page(url, viewport={"width": 320, "height": 640}, has_touch=True)
+    page.set_input_files("#files", files[:3])
+    answered(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 320
+    for target in page.locator("button:visible, .button:visible").all():
+        assert min(target.bounding_box()["height"], target.bounding_box()["width"]) >= 36
+
+
+def test_photos_of_which_none_can_be_used_are_each_told_why(open_page, url, files):
+    page = open_page(url)
+    page.set_input_files("#files", files[3:])
+    page.wait_for_selector("#views .error")
+    assert page.locator("#state").inner_text().startswith("No answer: none of the 1 photos can be used")
+    assert not page.locator("#found").is_visible()
+
+
+def test_a_token_is_asked_for_and_forgotten(open_page, bundle, start_serving, files, tmp_path):
+    (tmp_path / "tokens").write_text(f"shop {hashlib.sha256(TOKEN.encode()).hexdigest()}\n")
+    options = ("--in-process", "--http-port", "0", "--tokens", str(tmp_path / "tokens"))
+    page = open_page(http_url(start_serving(bundle.folder, tmp_path / "serve.log", *options)))
+    page.set_input_files("#files", files[:1])
+    page.wait_for_selector("#access:not([hidden])")
+    page.fill("#token", TOKEN)
+    page.keyboard.press("Enter")
+    assert answered(page) == "Answered from 1 of 1 photos."
+    assert page.evaluate("localStorage.length + sessionStorage.length") == 0
