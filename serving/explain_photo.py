@@ -72,4 +72,5 @@ def _hidden(photo: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
 def _leaf_probabilities(logits: npt.NDArray[np.float32], bundle: Bundle) -> npt.NDArray[np.float64]:
     """(P, C), each photo for itself, as `PhotoRecognition` has them."""
-    return category_probabilities(logits, np.arange(len(logits)), bundle.calibration, bundle.taxonomy)
+    alone = np.arange(len(logits))
+    return category_probabilities(logits, alone, bundle.calibration, bundle.taxonomy).astype(np.float64)
