@@ -28,7 +28,7 @@ from benchmarks.common import BUILD, ROOT, write_result
 from benchmarks.load.processes import process_tree
 from benchmarks.serving import default_bundle
 from serving.backfill import inspection
-from serving.backfill.store import Store
+from serving.store import Store
 from training.drawing import PRODUCTS, draw_photo
 
 FOLDER = BUILD / "backfill_kills"

@@ -21,7 +21,7 @@ from benchmarks.backfill import job
 from benchmarks.common import BUILD, ROOT, write_result
 from benchmarks.load.processes import memory_sampled
 from benchmarks.serving import default_bundle
-from serving.backfill.store import Store
+from serving.store import Store
 from training.drawing import PRODUCTS, draw_photo
 
 FOLDER = BUILD / "backfill_scale"

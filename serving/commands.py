@@ -83,6 +83,13 @@ def serve(
             envvar="LISTING_VISION_HTTP_PORT",
         ),
     ] = None,
+    outcomes: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder or fsspec URL for suggestions and outcomes, as Parquet. Needs the extra `outcomes`.",
+            envvar="LISTING_VISION_OUTCOMES",
+        ),
+    ] = None,
     tls_certificate: Annotated[
         Path | None, typer.Option(help="PEM; read again when it changes.", envvar="LISTING_VISION_TLS_CERTIFICATE")
     ] = None,
@@ -162,6 +169,7 @@ def serve(
         drain_s=drain_s,
         status_port=status_port,
         http_port=http_port,
+        outcomes=outcomes if outcomes is None or "://" in outcomes else str(Path(outcomes).resolve()),
         tls_certificate=tls_certificate.resolve() if tls_certificate else None,
         tls_key=tls_key.resolve() if tls_key else None,
         tls_client_ca=tls_client_ca.resolve() if tls_client_ca else None,

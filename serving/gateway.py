@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 import numpy as np
@@ -22,6 +22,9 @@ from serving.statuses import Refusal, abort
 from serving.streams import ListingStreams
 from vision.bundle import Bundle
 from vision.errors import EngineBroken, EngineBusy, EngineUnavailable, PhotoError
+
+if TYPE_CHECKING:
+    from serving.outcomes.writer import Recorder
 
 __all__ = ["SERVICE_NAME", "Gateway", "RefuseUnread"]
 
@@ -63,6 +66,7 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
         admission: Admission,
         breaker: Breaker,
         quotas: Quotas | None = None,
+        recorder: "Recorder | None" = None,
     ) -> None:
         self.bundle = bundle
         """As it may be used with the engine: where promises were made with another, they are void."""
@@ -71,6 +75,7 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
         self._admission = admission
         self._breaker = breaker
         self._quotas = quotas
+        self._recorder = recorder
         self._explaining = asyncio.Lock()
         self.streams = ListingStreams(has_ample_room=admission.has_ample_room)
 
@@ -150,6 +155,22 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
         except Refusal as refusal:
             await abort(context, refusal)
 
+    async def ReportOutcome(
+        self,
+        request: pb.ReportOutcomeRequest,
+        context: "grpc.aio.ServicerContext[pb.ReportOutcomeRequest, pb.ReportOutcomeResponse]",
+    ) -> pb.ReportOutcomeResponse:
+        try:
+            if self._recorder is None:
+                raise Refusal(reason="OUTCOMES_NOT_RECORDED", message="this service records no outcomes (--outcomes)")
+            if not self._recorder.chosen(request, self.bundle.taxonomy, max_listing_id_chars=MAX_LISTING_ID_CHARS):
+                raise Refusal(
+                    reason="TOO_BUSY", message="more outcomes wait than can be held; try later", retry_after_s=10.0
+                )
+        except Refusal as refusal:
+            await abort(context, refusal)
+        return pb.ReportOutcomeResponse()
+
     def refuse_unread(self, deadline_s: float) -> None:
         """Refuse a call before its photos are read, where it is certain that it would be refused after."""
         try:
@@ -183,6 +204,9 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
                         answer = await self._answer(request.listing_id, contents, num_alternatives)
             except TimeoutError:
                 raise _too_late(deadline_s) from None
+        if self._recorder and request.listing_id:
+            # Without room it is dropped and counted: nobody waits for a record.
+            self._recorder.suggested(request, answer)
         answer.stage_times.extend(pb.StageTime(stage=name, duration_ms=1000 * s) for name, s in seconds.items())
         return answer
 

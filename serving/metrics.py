@@ -20,6 +20,7 @@ __all__ = [
     "PHOTOS",
     "PHOTOS_IN_FLIGHT",
     "PHOTOS_PER_LISTING",
+    "RECORDS",
     "SERVING",
     "STAGE_SECONDS",
     "MetricsFolder",
@@ -48,6 +49,11 @@ PHOTOS_PER_LISTING = prometheus_client.Histogram(
 )
 PHOTOS_IN_FLIGHT = prometheus_client.Gauge(
     f"{_PREFIX}_photos_in_flight", "Photos that are let in and not answered.", multiprocess_mode="livesum"
+)
+RECORDS = prometheus_client.Counter(
+    f"{_PREFIX}_records",
+    "Rows of the tables suggestions and outcomes: taken, dropped for want of room, delayed by the storage.",
+    ["table", "result"],
 )
 SERVING = prometheus_client.Gauge(
     f"{_PREFIX}_serving", "Gateway processes whose health is SERVING.", multiprocess_mode="livesum"

@@ -7,7 +7,7 @@ import logging
 import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -26,6 +26,9 @@ from serving.security import Authenticate, Quotas, ServerTls, StaticTokens, Toke
 from serving.triton_repository import MODEL_NAME, RepositoryOptions, read_tuning
 from vision.bundle import UNKNOWN_BACKEND, load_bundle
 from vision.errors import EngineBusy, EngineError, EngineUnavailable, ListingVisionError
+
+if TYPE_CHECKING:
+    from serving.outcomes.writer import Recorder
 
 __all__ = ["CHECK_AGAIN_S", "GOLDEN_TIMEOUT_S", "ONE_PHOTO", "GatewayServer", "ServeOptions", "local_address"]
 
@@ -80,6 +83,8 @@ class ServeOptions:
     """Of the supervisor's HTTP: metrics, /healthz, /readyz; 0 takes a free one, None: there is none."""
     http_port: int | None = None
     """Of HTTP/JSON and the page for people; 0 takes a free one, None: there is none."""
+    outcomes: str | None = None
+    """Folder or fsspec URL for what was suggested and chosen; None: it is not recorded."""
     local_folder: Path | None = None
     """Where each gateway process also listens for its supervisor, on a socket named by its pid; None: nowhere."""
     tls_certificate: Path | None = None
@@ -164,6 +169,7 @@ class GatewayServer:
         self._engine: AsyncEngine | None = None
         decoders = DecoderPool if options.isolate else DecoderThreads
         self._decoders = decoders(self._bundle.info.preprocessing, options.num_decoders)
+        self._recorder: Recorder | None = None
         self._breaker = Breaker()
         self._backend = UNKNOWN_BACKEND
         self._watch: asyncio.Task[None] | None = None
@@ -214,6 +220,10 @@ class GatewayServer:
 
     async def _start_server(self) -> None:
         assert self._engine is not None
+        if self._options.outcomes:
+            from serving.outcomes.writer import Recorder  # pyarrow and fsspec, only where it is asked for
+
+            self._recorder = await asyncio.to_thread(Recorder, self._options.outcomes)
         self._gateway = Gateway(
             # Nothing is filled in before it is known what answers.
             self._bundle.on_backend(UNKNOWN_BACKEND),
@@ -221,6 +231,7 @@ class GatewayServer:
             prepare=self._decoders.prepare,
             admission=Admission(DrainRate(busy_photos=4 * self._options.num_decoders)),
             breaker=self._breaker,
+            recorder=self._recorder,
             quotas=Quotas(quota / self._options.workers) if (quota := self._options.quota_photos_per_s) else None,
         )
         interceptors: list[grpc.aio.ServerInterceptor] = [RefuseUnread(self._gateway)]
@@ -264,6 +275,8 @@ class GatewayServer:
 
     async def _close(self) -> None:
         await self._decoders.close()
+        if self._recorder:
+            await asyncio.to_thread(self._recorder.close)
         if self._engine:
             await self._engine.close()
 

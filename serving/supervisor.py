@@ -119,10 +119,12 @@ class Supervisor:
             ["what"],
             registry=self._metrics.registry,
         )
+        if options.outcomes:
+            _require("--outcomes", "outcomes", "fsspec", "pyarrow")
         self._status: StatusServer | None = None
         self._http: HttpProcess | None = None
         if options.http_port is not None:
-            _require_http_packages()
+            _require("--http-port", "http", "starlette", "uvicorn", "python_multipart")
             self._http = HttpProcess(died=lambda: self._restarts.labels("http").inc())
 
     async def start(self) -> None:
@@ -544,10 +546,10 @@ class Supervisor:
         task.add_done_callback(self._tasks.discard)
 
 
-def _require_http_packages() -> None:
-    missing = [name for name in ("starlette", "uvicorn", "python_multipart") if importlib.util.find_spec(name) is None]
+def _require(option: str, extra: str, *packages: str) -> None:
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
-        raise ListingVisionError(f"--http-port needs {', '.join(missing)}: pip install 'listing-vision[http]'")
+        raise ListingVisionError(f"{option} needs {', '.join(missing)}: pip install 'listing-vision[{extra}]'")
 
 
 def _hold_port(host: str, port: int) -> tuple[socket.socket, int]:

@@ -76,7 +76,7 @@ def run(
     from serving.backfill.progress import metrics_at
     from serving.backfill.run import Asked, Stopper, open_job
     from serving.backfill.run import run as run_job
-    from serving.backfill.store import Store
+    from serving.store import Store
 
     if (ray or ray_address) and (target or cores):
         raise typer.BadParameter(
@@ -132,7 +132,7 @@ def retry(
     from serving.backfill.job import LOCK_PATH, read_job
     from serving.backfill.run import Stopper
     from serving.backfill.run import retry as retry_job
-    from serving.backfill.store import Store
+    from serving.store import Store
 
     store, stopper = Store(output), Stopper()
     job = read_job(store)
@@ -158,7 +158,7 @@ def status(output: _Output) -> None:
     Example: listing-vision backfill status backfills/2026-11
     """
     from serving.backfill import inspection
-    from serving.backfill.store import Store
+    from serving.store import Store
 
     typer.echo(str(inspection.status(Store(output))))
 
@@ -170,7 +170,7 @@ def verify(output: _Output) -> None:
     Example: listing-vision backfill verify backfills/2026-11
     """
     from serving.backfill import inspection
-    from serving.backfill.store import Store
+    from serving.store import Store
 
     found = inspection.verify(Store(output))
     typer.echo(str(found))
@@ -189,7 +189,7 @@ def diff(
     Example: listing-vision backfill diff backfills/2026-05 backfills/2026-11
     """
     from serving.backfill import inspection
-    from serving.backfill.store import Store
+    from serving.store import Store
 
     typer.echo(str(inspection.diff(Store(old), Store(new), num_examples=examples)))
 

@@ -26,8 +26,8 @@ from serving.backfill.ledger import LEDGER_FOLDER, Entry, File, Ledger
 from serving.backfill.photos import Reader
 from serving.backfill.plan import PhotosOfShard, ShardReader, manifest_sha256, manifest_urls, write_plan
 from serving.backfill.progress import Progress
-from serving.backfill.store import Store
 from serving.backfill.tables import Rows, encoded
+from serving.store import Store
 from vision.errors import BackfillError
 
 __all__ = ["Asked", "Interrupted", "Stopper", "commit", "open_job", "publish", "retry", "run"]

@@ -11,7 +11,7 @@ import pytest
 from serving.backfill import inspection
 from serving.backfill.job import LOCK_PATH
 from serving.backfill.run import Stopper, open_job, run
-from serving.backfill.store import Store
+from serving.store import Store
 from tests.serving.backfill.test_run import answers_in, asked_for, backfill, photos_by_listing
 from tests.serving.backfill.test_targets import alike
 

@@ -17,9 +17,9 @@ from serving.backfill.engines import local_engine
 from serving.backfill.job import LOCK_PATH, read_job
 from serving.backfill.ledger import Ledger
 from serving.backfill.run import Asked, Interrupted, Stopper, open_job, retry, run
-from serving.backfill.store import Store
 from serving.classify import classify_with_bundle
 from serving.protocol import listing_vision_pb2 as pb
+from serving.store import Store
 from tests.conftest import ROOT
 from tests.serving.backfill.conftest import read_manifest, write_manifest
 from vision.errors import BackfillError, ManifestError

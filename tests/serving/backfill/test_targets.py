@@ -10,9 +10,9 @@ from serving.backfill import inspection
 from serving.backfill.engines import local_engine
 from serving.backfill.job import LOCK_PATH
 from serving.backfill.run import Stopper, open_job, run
-from serving.backfill.store import Store
 from serving.backfill.targets import GatewayEngine, RateLimit, target_engine
 from serving.client import CallFailed
+from serving.store import Store
 from tests.serving.backfill.test_run import answers_in, asked_for, backfill, letters_in, photos_by_listing
 from vision.bundle import load_bundle
 from vision.errors import BackfillError

@@ -1,4 +1,4 @@
-"""Files of a backfill at any fsspec URL: written whole or not at all, and there to stay when the machine dies."""
+"""Files at any fsspec URL: written whole or not at all, and there to stay when the machine dies."""
 
 import contextlib
 import fcntl

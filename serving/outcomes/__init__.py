@@ -1,0 +1,1 @@
+"""What was suggested and what was chosen, as Parquet files: what experiments are judged by and models learn from."""

@@ -1,0 +1,112 @@
+"""Rows on their way to storage: a bounded buffer, and a thread that writes it out as files that never change."""
+
+import io
+import logging
+import os
+import threading
+import time
+import uuid
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from serving.metrics import RECORDS
+from serving.outcomes.records import SCHEMAS, outcome_row, suggestion_row
+from serving.protocol import listing_vision_pb2 as pb
+from serving.store import Store
+from vision.taxonomy import Taxonomy
+
+__all__ = ["WRITE_EVERY_S", "Recorder"]
+
+_log = logging.getLogger(__name__)
+
+WRITE_EVERY_S = 10.0
+"""What a killed process can lose at most."""
+ROWS_A_FILE = 20_000
+MAX_ROWS = 100_000
+"""Of each table in memory, some 60 MB, while the storage does not take them."""
+_CLOSE_TIMEOUT_S = 10.0
+
+
+class Recorder:
+    """Never waits: what cannot be held is refused at once. Files are `TABLE/DATE/TIME-PID-RANDOM.parquet`."""
+
+    def __init__(self, url: str, *, write_every_s: float = WRITE_EVERY_S, max_rows: int = MAX_ROWS) -> None:
+        """Raises ListingVisionError, OSError: the URL cannot be used."""
+        self._store = Store(url)
+        self._store.write(
+            f"writers/{os.getpid()}-{uuid.uuid4().hex[:8]}", b""
+        )  # now is the time to learn that it fails
+        self._write_every_s = write_every_s
+        self._max_rows = max_rows
+        self._rows: dict[str, list[dict[str, Any]]] = {table: [] for table in SCHEMAS}
+        self._changed = threading.Condition()
+        self._closing = False
+        self._thread = threading.Thread(target=self._write_until_closed, name="outcomes", daemon=True)
+        self._thread.start()
+
+    def add(self, table: str, row: dict[str, Any]) -> bool:
+        """Whether it is held; False: there is no room for it, and it is counted."""
+        with self._changed:
+            rows = self._rows[table]
+            taken = len(rows) < self._max_rows and not self._closing
+            if taken:
+                rows.append(row)
+                if len(rows) == ROWS_A_FILE:
+                    self._changed.notify()
+        RECORDS.labels(table, "taken" if taken else "dropped").inc()
+        return taken
+
+    def suggested(self, request: pb.ClassifyListingRequest, answer: pb.ClassifyListingResponse) -> bool:
+        """As `add`, of an answer that was given."""
+        return self.add("suggestions", suggestion_row(request, answer))
+
+    def chosen(self, request: pb.ReportOutcomeRequest, taxonomy: Taxonomy, *, max_listing_id_chars: int) -> bool:
+        """As `add`, of an outcome. Raises Refusal: OUTCOME_INVALID."""
+        return self.add("outcomes", outcome_row(request, taxonomy, max_listing_id_chars=max_listing_id_chars))
+
+    def close(self) -> None:
+        """Write what is held; some seconds at most are spent on it."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join(_CLOSE_TIMEOUT_S)
+        if self._thread.is_alive():
+            _log.error("outcomes: %d rows are lost: the storage does not take them", sum(map(len, self._rows.values())))
+
+    def _write_until_closed(self) -> None:
+        closing = False
+        while not closing:
+            with self._changed:
+                if not self._closing:
+                    self._changed.wait(self._write_every_s)
+                closing = self._closing
+            for table in SCHEMAS:
+                self._write_out(table)
+
+    def _write_out(self, table: str) -> None:
+        while rows := self._rows[table][:ROWS_A_FILE]:
+            try:
+                self._store.write(_path(table), _encoded(rows, table))
+            # Storage libraries raise types of their own; whatever it was, the rows stay and are tried again.
+            except Exception as error:
+                _log.warning(
+                    "outcomes: %d rows of %s wait, the storage does not take them: %s", len(rows), table, error
+                )
+                RECORDS.labels(table, "delayed").inc(len(rows))
+                return
+            with self._changed:
+                del self._rows[table][: len(rows)]
+
+
+def _path(table: str) -> str:
+    now = datetime.now(UTC)
+    return f"{table}/{now:%Y-%m-%d}/{time.time_ns()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.parquet"
+
+
+def _encoded(rows: list[dict[str, Any]], table: str) -> bytes:
+    out = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMAS[table]), out, compression="zstd")
+    return out.getvalue()
