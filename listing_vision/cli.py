@@ -14,6 +14,7 @@ from training.brand_commands import brand_app
 from training.comparison_commands import compare
 from training.convert_command import convert
 from training.data_commands import data_app
+from training.experiment_commands import experiment_app, from_outcomes
 from training.suspects_commands import suspects
 from vision.commands import new_app, run_app
 
@@ -21,6 +22,7 @@ __all__ = ["app", "main"]
 
 app = new_app("Category and brand of a marketplace listing from its photos. --debug adds tracebacks to failures.")
 data_app.command()(suspects)
+data_app.command("from-outcomes")(from_outcomes)
 app.add_typer(data_app, name="data")
 for verb in (
     training_commands.train,
@@ -41,6 +43,7 @@ app.add_typer(serving_commands.serve_app, name="serve")
 app.add_typer(model_app, name="model")
 app.add_typer(serving_commands.triton_app, name="triton")
 app.add_typer(backfill_app, name="backfill")
+app.add_typer(experiment_app, name="experiment")
 
 
 @app.command()

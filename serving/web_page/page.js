@@ -1,6 +1,8 @@
 import { WORDS } from "./words.js";
 
 const MOST_PHOTOS = 20;
+/** A loss of certainty below this is no reason to point anywhere. */
+const LEAST_TELLING = 0.005;
 const at = (id) => document.getElementById(id);
 const state = {
   language: navigator.languages.some((one) => one.startsWith("ja")) && !navigator.language.startsWith("en") ? "ja" : "en",
@@ -211,12 +213,14 @@ function lookButton(photo) {
 
 function lookedAt(photo, picture) {
   const { looked } = photo;
-  const most = Math.max(...looked.importances, 1e-9);
+  const most = Math.max(...looked.importances);
+  const tells = most >= LEAST_TELLING;
   const canvas = element("canvas", { width: looked.columnCount, height: looked.rowCount });
   const pen = canvas.getContext("2d");
   looked.importances.forEach((importance, i) => {
     // What matters stays clear, the rest is darkened.
-    pen.fillStyle = `rgb(0 0 0 / ${(0.72 * (1 - Math.max(0, importance) / most)).toFixed(3)})`;
+    const share = tells ? Math.max(0, importance) / most : 1;
+    pen.fillStyle = `rgb(0 0 0 / ${(0.72 * (1 - share)).toFixed(3)})`;
     pen.fillRect(i % looked.columnCount, Math.floor(i / looked.columnCount), 1, 1);
   });
   const seen = element("img", { src: `data:image/jpeg;base64,${looked.seen}`, alt: "" });
@@ -227,7 +231,7 @@ function lookedAt(photo, picture) {
     photo.looked = null;
     show();
   };
-  const text = word("lookedAt", nameOf(looked.categoryId), percent(Math.max(0, most)));
+  const text = word(tells ? "lookedAt" : "lookedAtNone", nameOf(looked.categoryId), percent(Math.max(0, most)));
   return element("div", {}, element("p", { textContent: text }), hide);
 }
 

@@ -59,6 +59,7 @@ def test_the_verbs_of_the_work_are_all_there():
             "serve",
             "model",
             "backfill",
+            "experiment",
             "classify",
             "demo",
             "triton",

@@ -1,0 +1,215 @@
+"""What outcomes say of the models that answered: one report, for people and as JSON."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from training.experiments import (
+    PSI_LARGE,
+    PSI_MODERATE,
+    SAMPLE_RATIO_ALPHA,
+    Interval,
+    difference_sequence,
+    population_stability,
+    promise_kept,
+    sample_ratio_p_value,
+    wilson,
+)
+from training.outcome_tables import FieldOutcomes, OutcomeTables
+from vision.decision import Calibration
+
+__all__ = ["ExperimentReport", "format_report", "make_report"]
+
+DRIFT = {
+    "leaf_probability": "category_probabilities[-1]",
+    "brand_probability": "brand_probability",
+    "photos_per_listing": "num_photos",
+    "bytes_per_photo": "photo_bytes / greatest(num_photos, 1)",
+    "unusable_share": "num_unusable / greatest(num_photos, 1)",
+}
+"""Name to SQL of a suggestion's columns."""
+_DAY_US = 86_400_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldReport:
+    field: str
+    version: str
+    num_outcomes: int
+    accepted: float
+    """Share of all outcomes; where the answer was shown, sellers accept wrong ones too."""
+    accepted_interval: Interval
+    num_hidden: int
+    accepted_hidden: float | None
+    """Share where nothing was shown: what the answer itself is worth."""
+    num_filled_lately: int
+    right_lately: float | None
+    promised: float | None
+    """None: the bundle does not fill this field, or is another version."""
+    keeps_promise: bool | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    field: str
+    control: str
+    treatment: str
+    difference: float
+    """Of the shares accepted, treatment minus control."""
+    interval: Interval
+    """Holds whenever it is looked at."""
+
+    @property
+    def verdict(self) -> str:
+        if self.interval.low > 0:
+            return "better"
+        return "worse" if self.interval.high < 0 else "not yet told apart"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentReport:
+    fields: list[FieldReport]
+    comparisons: list[Comparison]
+    listings_by_version: Mapping[str, int]
+    sample_ratio_p_value: float | None
+    num_unjoined: int
+    drift: Mapping[str, float]
+    """Population stability index of the last days against the first."""
+    drift_days: int | None
+    """None: too short a time to tell."""
+
+    @property
+    def switch_off(self) -> list[str]:
+        """Fields that no longer keep their promise."""
+        return [f"{one.field} of {one.version}" for one in self.fields if one.keeps_promise is False]
+
+    def to_dict(self) -> dict[str, Any]:
+        comparisons = [asdict(one) | {"verdict": one.verdict} for one in self.comparisons]
+        return asdict(self) | {"comparisons": comparisons, "switch_off": self.switch_off}
+
+
+def make_report(
+    tables: OutcomeTables,
+    *,
+    promises: Mapping[str, Calibration],
+    control: str | None = None,
+    shares: Mapping[str, float] | None = None,
+    days: int = 7,
+) -> ExperimentReport:
+    """All that the tables say.
+
+    Args:
+        tables: of suggestions and outcomes.
+        promises: by model version.
+        control: version that the others are held against; default: the one with most listings.
+        shares: of listings by version, as they were to be assigned.
+        days: of the windows for promises and drift.
+    """
+    counts = tables.listings_by_version()
+    base = control or max(counts, key=lambda version: counts[version])
+    fields, comparisons = [], []
+    for name in tables.fields():
+        outcomes = tables.outcomes_of(name)
+        fields += [
+            _field(outcomes, version, promises.get(version), days) for version in np.unique(outcomes.versions).tolist()
+        ]
+        comparisons += _comparisons(outcomes, base)
+    drift_days = days if tables.span_days() >= 2 * days else None
+    drift = {
+        name: population_stability(
+            tables.statistic(sql, days=days, from_end=False), tables.statistic(sql, days=days, from_end=True)
+        )
+        for name, sql in (DRIFT.items() if drift_days else ())
+    }
+    return ExperimentReport(
+        fields=fields,
+        comparisons=comparisons,
+        listings_by_version=counts,
+        sample_ratio_p_value=sample_ratio_p_value(counts, shares) if shares else None,
+        num_unjoined=tables.num_unjoined(),
+        drift=drift,
+        drift_days=drift_days,
+    )
+
+
+def _field(outcomes: FieldOutcomes, version: str, calibration: Calibration | None, days: int) -> FieldReport:
+    mine = outcomes.versions == version
+    accepted, hidden = outcomes.accepted[mine], outcomes.hidden[mine]
+    since_us = outcomes.time_us.max() - days * _DAY_US
+    lately = accepted[(outcomes.filled & ~outcomes.hidden & (outcomes.time_us > since_us))[mine]]
+    promised = (
+        next((1 - f.alpha for f in calibration.fields if f.name == outcomes.field and f.threshold is not None), None)
+        if calibration
+        else None
+    )
+    return FieldReport(
+        field=outcomes.field,
+        version=version,
+        num_outcomes=len(accepted),
+        accepted=float(accepted.mean()),
+        accepted_interval=wilson(int(accepted.sum()), len(accepted)),
+        num_hidden=int(hidden.sum()),
+        accepted_hidden=float(accepted[hidden].mean()) if hidden.any() else None,
+        num_filled_lately=len(lately),
+        right_lately=float(lately.mean()) if len(lately) else None,
+        promised=promised,
+        keeps_promise=promise_kept(int(lately.sum()), len(lately), precision=promised) if promised else None,
+    )
+
+
+def _comparisons(outcomes: FieldOutcomes, base: str) -> list[Comparison]:
+    found = []
+    control = outcomes.accepted[outcomes.versions == base]
+    for version in np.unique(outcomes.versions).tolist():
+        treatment = outcomes.accepted[outcomes.versions == version]
+        if version != base and len(control):
+            found.append(
+                Comparison(
+                    field=outcomes.field,
+                    control=base,
+                    treatment=version,
+                    difference=float(treatment.mean() - control.mean()),
+                    interval=difference_sequence(control, treatment),
+                )
+            )
+    return found
+
+
+def format_report(report: ExperimentReport) -> str:
+    """For people."""
+    lines = [f"{'field':<18} {'version':<16} {'outcomes':>9} {'accepted':>9} {'95 %':>15}  {'unseen':>7}  promise"]
+    for one in report.fields:
+        low, high = one.accepted_interval
+        unseen = "-" if one.accepted_hidden is None else f"{one.accepted_hidden:.1%}"
+        lines.append(
+            f"{one.field:<18} {one.version:<16} {one.num_outcomes:>9} {one.accepted:>9.1%} {low:>7.1%}…{high:<7.1%} "
+            f"{unseen:>7}  {_promise(one)}"
+        )
+    for other in report.comparisons:
+        low, high = other.interval
+        lines.append(
+            f"{other.field}: {other.treatment} against {other.control} {other.difference:+.1%} "
+            f"({low:+.1%}…{high:+.1%}, whenever looked at): {other.verdict}"
+        )
+    if report.sample_ratio_p_value is not None:
+        broken = report.sample_ratio_p_value < SAMPLE_RATIO_ALPHA
+        said = "not as assigned: trust no comparison until it is known why" if broken else "as assigned"
+        lines.append(f"sample ratio: {said} (p = {report.sample_ratio_p_value:.2g})")
+    for name, index in report.drift.items():
+        marked = "large" if index >= PSI_LARGE else "moderate" if index >= PSI_MODERATE else "none"
+        lines.append(f"drift of {name}, last {report.drift_days} days against the first: {index:.3f} ({marked})")
+    if report.num_unjoined:
+        lines.append(f"{report.num_unjoined} listings with an outcome were never suggested anything; they are left out")
+    lines += [f"switch off: {name} no longer keeps its promise" for name in report.switch_off]
+    return "\n".join(lines)
+
+
+def _promise(one: FieldReport) -> str:
+    if one.promised is None:
+        return "-"
+    if one.right_lately is None:
+        return f"{one.promised:.0%}, not filled lately"
+    verdict = "kept" if one.keeps_promise else "BROKEN"
+    return f"{one.promised:.0%}, {one.right_lately:.1%} of {one.num_filled_lately} lately: {verdict}"

@@ -1,0 +1,111 @@
+"""Statistics of outcomes: acceptance, comparisons that may be looked at daily, sample ratios, promises, drift."""
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+__all__ = [
+    "ALPHA",
+    "Interval",
+    "confidence_sequence",
+    "difference_sequence",
+    "population_stability",
+    "promise_kept",
+    "sample_ratio_p_value",
+    "wilson",
+]
+
+ALPHA = 0.05
+SAMPLE_RATIO_ALPHA = 0.0005
+"""Fabijan et al., KDD 2019, section 4: a check that is made all the time must not cry wolf."""
+PSI_MODERATE, PSI_LARGE = 0.1, 0.25
+"""The customary marks (Siddiqi, Credit Risk Scorecards, 2006)."""
+_LARGEST_BET = 0.5
+
+Floats = npt.NDArray[np.float64]
+
+
+class Interval(NamedTuple):
+    low: float
+    high: float
+
+
+def wilson(num_right: int, num: int, *, alpha: float = ALPHA) -> Interval:
+    """For a share at one fixed look (Wilson 1927)."""
+    found = stats.binomtest(num_right, num).proportion_ci(1 - alpha, method="wilson")
+    return Interval(float(found.low), float(found.high))
+
+
+def confidence_sequence(values: npt.ArrayLike, *, alpha: float = ALPHA) -> tuple[Floats, Floats]:
+    """Bounds for the mean after each value; all of them hold at once with probability 1 - alpha.
+
+    The predictable plug-in empirical Bernstein sequence of Waudby-Smith & Ramdas (JRSS B 2024), theorem 2, with the
+    intersection of all bounds so far.
+
+    Args:
+        values: (N,) in [0, 1], in the order of their arrival.
+        alpha: that they fail at any time.
+
+    Returns:
+        (N,) lower and upper bounds.
+    """
+    x = np.asarray(values, np.float64)
+    t = np.arange(1, len(x) + 1)
+    mean = (0.5 + np.cumsum(x)) / (t + 1)
+    variance = (0.25 + np.cumsum((x - mean) ** 2)) / (t + 1)
+    mean_before = np.concatenate([[0.5], mean[:-1]])
+    variance_before = np.concatenate([[0.25], variance[:-1]])
+    bets = np.minimum(np.sqrt(2 * math.log(2 / alpha) / (variance_before * t * np.log1p(t))), _LARGEST_BET)
+    psi = (-np.log1p(-bets) - bets) / 4
+    total = np.cumsum(bets)
+    centre = np.cumsum(bets * x) / total
+    radius = (math.log(2 / alpha) + np.cumsum(4 * (x - mean_before) ** 2 * psi)) / total
+    low = np.maximum.accumulate(np.maximum(centre - radius, 0.0))
+    high = np.minimum.accumulate(np.minimum(centre + radius, 1.0))
+    return low, high
+
+
+def difference_sequence(a: npt.ArrayLike, b: npt.ArrayLike, *, alpha: float = ALPHA) -> Interval:
+    """For mean(b) - mean(a) as of now; may be asked after every value, and stopped at any time (each half of alpha)."""
+    (low_a, high_a), (low_b, high_b) = (
+        (float(low[-1]), float(high[-1])) if len(low) else (0.0, 1.0)
+        for low, high in (confidence_sequence(values, alpha=alpha / 2) for values in (a, b))
+    )
+    return Interval(low_b - high_a, high_b - low_a)
+
+
+def sample_ratio_p_value(counts: Mapping[str, int], shares: Mapping[str, float]) -> float:
+    """Of the counts, were listings assigned by these shares (chi-square); below `SAMPLE_RATIO_ALPHA` they were not."""
+    names = [name for name in shares if shares[name] > 0]
+    total = sum(counts.get(name, 0) for name in names)
+    if total == 0:
+        return 1.0
+    weight = sum(shares[name] for name in names)
+    expected = [total * shares[name] / weight for name in names]
+    return float(stats.chisquare([counts.get(name, 0) for name in names], expected).pvalue)
+
+
+def promise_kept(num_right: int, num: int, *, precision: float, alpha: float = ALPHA) -> bool | None:
+    """Whether a promised precision may still be believed of filled fields; None: there are none.
+
+    False only where the largest precision that the outcomes leave possible (Clopper & Pearson 1934) is below it.
+    """
+    if num == 0:
+        return None
+    return bool(stats.beta.ppf(1 - alpha, num_right + 1, max(num - num_right, 1e-12)) >= precision)
+
+
+def population_stability(reference: Floats, recent: Floats, *, num_bins: int = 10) -> float:
+    """Population stability index over the reference's deciles; a bin that is empty counts as half a value."""
+    if not len(reference) or not len(recent):
+        return 0.0
+    edges = np.unique(np.quantile(reference, np.linspace(0, 1, num_bins + 1)[1:-1]))
+    shares = []
+    for values in (reference, recent):
+        counts = np.bincount(np.searchsorted(edges, values, side="right"), minlength=len(edges) + 1)
+        shares.append(np.maximum(counts, 0.5) / len(values))
+    return float(((shares[1] - shares[0]) * np.log(shares[1] / shares[0])).sum())

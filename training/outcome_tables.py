@@ -1,0 +1,189 @@
+"""Suggestions joined with what sellers chose, from the files that gateways write (docs/contracts.md)."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vision.decision import BRAND_FIELD, field_name
+from vision.errors import ListingVisionError
+from vision.taxonomy import Taxonomy
+
+__all__ = ["FieldOutcomes", "OutcomeTables", "opened_tables"]
+
+_MEMORY_LIMIT = "2GB"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldOutcomes:
+    """What became of one field, by the time of its outcome; N listings whose outcome decides on it."""
+
+    field: str
+    time_us: npt.NDArray[np.int64]
+    versions: npt.NDArray[np.str_]
+    """Model version that answered."""
+    accepted: npt.NDArray[np.bool_]
+    """The seller kept or chose what was answered."""
+    filled: npt.NDArray[np.bool_]
+    hidden: npt.NDArray[np.bool_]
+    """Nothing was shown, so that the answer had no part in the choice."""
+    scores: npt.NDArray[np.float64]
+    """Probability of the answer."""
+
+
+class OutcomeTables:
+    """An opened folder of suggestions and outcomes."""
+
+    def __init__(self, connection: Any, taxonomy: Taxonomy) -> None:
+        self._connection = connection
+        self._taxonomy = taxonomy
+
+    def fields(self) -> list[str]:
+        """Of the form, root level first, brand last."""
+        return [*(field_name(depth) for depth in range(1, self._taxonomy.max_depth + 1)), BRAND_FIELD]
+
+    def outcomes_of(self, field: str) -> FieldOutcomes:
+        depth = None if field == BRAND_FIELD else self.fields().index(field) + 1
+        accepted, filled, score, treatment = _brand() if depth is None else _category(depth)
+        found = self._connection.execute(
+            f"""
+            SELECT epoch_us(chosen_at) AS time_us, model_version, {accepted} AS accepted, {filled} AS filled,
+                {score} AS score, {treatment} = 'HIDDEN' AS hidden
+            FROM joined WHERE model_version IS NOT NULL AND {accepted} IS NOT NULL ORDER BY chosen_at, listing_id
+            """
+        ).fetchnumpy()
+        return FieldOutcomes(
+            field=field,
+            time_us=np.asarray(found["time_us"], np.int64),
+            versions=np.asarray(found["model_version"], str),
+            accepted=np.asarray(found["accepted"], bool),
+            filled=np.asarray(found["filled"], bool),
+            hidden=np.asarray(found["hidden"], bool),
+            scores=np.asarray(found["score"], np.float64),
+        )
+
+    def chosen(self) -> list[dict[str, Any]]:
+        """The last outcome of each listing: ids, and whether its seller saw neither category nor brand."""
+        query = """
+            SELECT listing_id, chosen_category AS category_id, chosen_brand_kind AS brand_kind,
+                chosen_brand AS brand_id, chosen_brand_name AS brand_name,
+                category_treatment = 'HIDDEN' AND brand_treatment = 'HIDDEN' AS hidden
+            FROM joined ORDER BY listing_id
+        """
+        found = self._connection.execute(query)
+        names = [column[0] for column in found.description]
+        return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
+
+    def listings_by_version(self) -> dict[str, int]:
+        """Distinct listings that each version answered."""
+        rows = self._connection.execute(
+            "SELECT model_version, count(DISTINCT listing_id) FROM suggestions GROUP BY 1 ORDER BY 1"
+        ).fetchall()
+        return dict(rows)
+
+    def num_unjoined(self) -> int:
+        """Listings with an outcome for which nothing was suggested."""
+        return int(self._one("SELECT count(*) FROM joined WHERE model_version IS NULL"))
+
+    def statistic(self, expression: str, *, days: int, from_end: bool) -> npt.NDArray[np.float64]:
+        """Values of suggestions in the first or the last days that there are.
+
+        Args:
+            expression: SQL of the columns of `suggestions`.
+            days: of the window.
+            from_end: the last ones.
+        """
+        bound, sign, compare = ("max", "-", ">") if from_end else ("min", "+", "<")
+        found = self._connection.execute(
+            f"""
+            SELECT ({expression})::DOUBLE AS value FROM suggestions
+            WHERE time {compare} (SELECT {bound}(time) FROM suggestions) {sign} INTERVAL {int(days)} DAY
+            """
+        ).fetchnumpy()
+        values = np.ma.filled(np.ma.asarray(found["value"], np.float64), np.nan)
+        return np.asarray(values[np.isfinite(values)])
+
+    def span_days(self) -> float:
+        """Between the first suggestion and the last."""
+        found = self._one("SELECT coalesce(epoch(max(time)) - epoch(min(time)), 0) / 86400 FROM suggestions")
+        return float(found)
+
+    def _one(self, query: str) -> Any:
+        return self._connection.execute(query).fetchone()[0]
+
+
+@contextmanager
+def opened_tables(url: str, taxonomy: Taxonomy) -> Iterator[OutcomeTables]:
+    """Read lazily: a question reads the columns that it asks for, and spills to disk beyond 2 GB.
+
+    Args:
+        url: what `serve --outcomes` was given: a folder, or any fsspec URL.
+        taxonomy: of the models that answered.
+
+    Raises:
+        ListingVisionError: there are no suggestions, or the files cannot be read.
+    """
+    import duckdb
+    import fsspec
+
+    fs, root = fsspec.core.url_to_fs(url)
+    files = {table: sorted(fs.glob(f"{root}/{table}/*/*.parquet")) for table in ("suggestions", "outcomes")}
+    for table, found in files.items():
+        if not found:
+            raise ListingVisionError(f"{url} holds no {table}; `serve --outcomes {url}` records them")
+    with duckdb.connect(config={"memory_limit": _MEMORY_LIMIT}) as connection:
+        if "file" not in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,)):
+            connection.register_filesystem(fs)
+            files = {table: [fs.unstrip_protocol(path) for path in found] for table, found in files.items()}
+        try:
+            for table, found in files.items():
+                connection.execute(f"CREATE VIEW {table} AS SELECT * FROM read_parquet({found!r})")
+            _join(connection, taxonomy)
+            yield OutcomeTables(connection, taxonomy)
+        except duckdb.Error as error:
+            raise ListingVisionError(f"{url} cannot be read: {str(error).splitlines()[0]}") from error
+
+
+def _join(connection: Any, taxonomy: Taxonomy) -> None:
+    """The last outcome of each listing beside the last suggestion before it."""
+    connection.execute("CREATE TABLE lineages (category_id VARCHAR, lineage VARCHAR[])")
+    rows = [(c.id, [one.id for one in taxonomy.ancestry(c.id)]) for c in taxonomy.categories]
+    connection.executemany("INSERT INTO lineages VALUES (?, ?)", rows)
+    connection.execute(
+        """
+        CREATE VIEW joined AS
+        WITH chosen AS (
+            SELECT * EXCLUDE (place) FROM (
+                SELECT *, row_number() OVER (PARTITION BY listing_id ORDER BY time DESC) AS place FROM outcomes
+            ) WHERE place = 1
+        )
+        SELECT o.listing_id, o.time AS chosen_at, o.category_id AS chosen_category, o.brand_kind AS chosen_brand_kind,
+            o.brand_id AS chosen_brand, o.brand_name AS chosen_brand_name, o.category_treatment, o.brand_treatment,
+            l.lineage, s.* EXCLUDE (listing_id, time)
+        FROM chosen o
+        ASOF LEFT JOIN suggestions s ON o.listing_id = s.listing_id AND o.time >= s.time
+        LEFT JOIN lineages l ON l.category_id = o.category_id
+        """
+    )
+
+
+def _category(depth: int) -> tuple[str, str, str, str]:
+    """SQL of accepted, filled, score and treatment. Not known is a step below what the seller chose in agreement."""
+    step = f"category_ids[{depth}]"
+    accepted = (
+        f"CASE WHEN lineage IS NULL OR len(category_ids) < {depth} THEN NULL "
+        f"WHEN list_contains(lineage, {step}) THEN TRUE "
+        "WHEN list_contains(category_ids, chosen_category) THEN NULL ELSE FALSE END"
+    )
+    return accepted, f"num_filled >= {depth}", f"category_probabilities[{depth}]", "category_treatment"
+
+
+def _brand() -> tuple[str, str, str, str]:
+    accepted = (
+        "CASE WHEN chosen_brand_kind IS NULL THEN NULL WHEN brand_kind = 'UNKNOWN' THEN chosen_brand_kind = 'OTHER' "
+        "ELSE brand_kind = chosen_brand_kind AND coalesce(brand_id, '') = coalesce(chosen_brand, '') END"
+    )
+    return accepted, "brand_filled", "brand_probability", "brand_treatment"
