@@ -1,6 +1,6 @@
-"""docs/page.png: the page for people with a listing of drawn photos, served from a bundle.
+"""docs/page.jpg: the page for people with a listing of drawn photos, served from a bundle.
 
-    python -m scripts.screenshot_page BUNDLE [docs/page.png] [--width 1200 --height 900] [--dark] [--language en]
+    python -m scripts.screenshot_page BUNDLE [docs/page.jpg] [--width 1200 --height 900] [--dark] [--language en]
 
 Needs a Chromium (`apt-get install chromium`).
 """
@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("output", type=Path, nargs="?", default=ROOT / "docs" / "page.png")
+    parser.add_argument("output", type=Path, nargs="?", default=ROOT / "docs" / "page.jpg")
     parser.add_argument("--width", type=int, default=1200)
     parser.add_argument("--height", type=int, default=900)
     parser.add_argument("--dark", action="store_true")
@@ -52,7 +52,7 @@ def take(url: str, folder: Path, options: argparse.Namespace) -> None:
     photos = []
     for number in range(3):
         photos.append(folder / f"{number}.jpg")
-        photos[-1].write_bytes(draw_photo(2, 2, np.random.default_rng(11 + number)))
+        photos[-1].write_bytes(draw_photo(0, 2, np.random.default_rng(21 + number)))
     with browser() as running:
         context = running.new_context(
             viewport={"width": options.width, "height": options.height},
@@ -65,8 +65,12 @@ def take(url: str, folder: Path, options: argparse.Namespace) -> None:
         page.wait_for_selector("#found:not([hidden])")
         page.locator("#views li:first-child .look").click()
         page.wait_for_selector("canvas")
-        page.screenshot(path=str(options.output), full_page=options.width < 600)
+        page.screenshot(path=str(options.output), full_page=options.width < 600, **_quality(options.output))
     print(f"written: {options.output}")
+
+
+def _quality(path: Path) -> dict[str, int]:
+    return {"quality": 88} if path.suffix in (".jpg", ".jpeg") else {}
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ function word(key, ...values) {
 
 function percent(share) {
   const format = new Intl.NumberFormat(state.language, { style: "percent", maximumFractionDigits: 1 });
-  return format.format(share);
+  return share > 0 && share < 0.0005 ? `<${format.format(0.001)}` : format.format(share);
 }
 
 function element(tag, properties = {}, ...children) {
