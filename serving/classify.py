@@ -10,6 +10,7 @@ from google.protobuf import json_format
 from serving import answers
 from serving.client import Access, CallFailed, ListingVisionClient
 from serving.protocol import listing_vision_pb2 as pb
+from serving.tracing import traced_program
 from vision.bundle import load_bundle
 from vision.engine import OnnxEngine
 from vision.errors import ListingVisionError, PhotoError
@@ -23,7 +24,7 @@ def classify_at_server(address: str, photos: Sequence[bytes], *, listing_id: str
     Raises:
         ListingVisionError: the call failed; the service's reason is in the message.
     """
-    with ListingVisionClient(address, Access.from_environment()) as client:
+    with traced_program("listing-vision-classify"), ListingVisionClient(address, Access.from_environment()) as client:
         try:
             return client.classify(photos, listing_id=listing_id)
         except CallFailed as error:

@@ -1,4 +1,7 @@
-"""The client library: one long-lived channel, limits and retries set, errors with their reason."""
+"""The client library: one long-lived channel, limits and retries set, errors with their reason.
+
+In a program that is traced with OpenTelemetry each call is a span, and the service goes on with its trace.
+"""
 
 import json
 import os
@@ -12,6 +15,7 @@ import grpc
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from serving import tracing
 from serving.protocol import listing_vision_pb2 as pb
 from serving.protocol import listing_vision_pb2_grpc as pb_grpc
 from serving.stream_client import ListingAnswered, StreamedListings
@@ -21,6 +25,7 @@ __all__ = ["Access", "AsyncListingVisionClient", "CallFailed", "ClientTls", "Lis
 MESSAGE_LIMIT_BYTES = 64 << 20
 """Of a request, at both ends; photos as phones make them are 2 to 5 MB each."""
 DEFAULT_TIMEOUT_S = 10.0
+_CLASSIFY_METHOD = "/listing.vision.v1.ListingVisionService/ClassifyListing"
 
 _SERVICE_CONFIG = {
     "methodConfig": [
@@ -167,9 +172,10 @@ class ListingVisionClient:
         """
         request = _request(photos, listing_id, num_alternatives)
         try:
-            response: pb.ClassifyListingResponse = self._stub.ClassifyListing(
-                request, timeout=timeout_s, metadata=self._metadata
-            )
+            with tracing.asking(_CLASSIFY_METHOD) as headers:
+                response: pb.ClassifyListingResponse = self._stub.ClassifyListing(
+                    request, timeout=timeout_s, metadata=[*self._metadata, *headers]
+                )
             return response
         except grpc.RpcError as error:
             raise _failure(error) from error
@@ -245,9 +251,10 @@ class AsyncListingVisionClient:
         """As `ListingVisionClient.classify`."""
         request = _request(photos, listing_id, num_alternatives)
         try:
-            response: pb.ClassifyListingResponse = await self._stub.ClassifyListing(
-                request, timeout=timeout_s, metadata=self._metadata
-            )
+            with tracing.asking(_CLASSIFY_METHOD) as headers:
+                response: pb.ClassifyListingResponse = await self._stub.ClassifyListing(
+                    request, timeout=timeout_s, metadata=[*self._metadata, *headers]
+                )
             return response
         except grpc.aio.AioRpcError as error:
             raise _failure(error) from error

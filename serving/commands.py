@@ -130,6 +130,22 @@ def serve(
             "--insecure", help="Speak plain text beyond this machine all the same.", envvar="LISTING_VISION_INSECURE"
         ),
     ] = False,
+    otlp_endpoint: Annotated[
+        str | None,
+        typer.Option(
+            help="Base URL of a collector that takes traces by OTLP over HTTP; else OTEL_EXPORTER_OTLP_ENDPOINT.",
+            envvar="LISTING_VISION_OTLP_ENDPOINT",
+        ),
+    ] = None,
+    trace_ratio: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Share of the calls that are traced, where the caller has not decided.",
+            envvar="LISTING_VISION_TRACE_RATIO",
+        ),
+    ] = 1.0,
 ) -> None:
     """Serve a bundle over gRPC until SIGTERM or Ctrl-C; SIGHUP replaces the gateway processes one by one.
 
@@ -141,6 +157,7 @@ def serve(
 
     from serving.server import ServeOptions
     from serving.supervisor import serve as run
+    from serving.tracing import standard_endpoint
 
     if triton and in_process:
         raise typer.BadParameter("give --triton or --in-process, not both")
@@ -179,6 +196,8 @@ def serve(
         jwt_issuer=jwt_issuer,
         quota_photos_per_s=quota,
         insecure=insecure,
+        otlp_endpoint=otlp_endpoint or standard_endpoint(),
+        trace_ratio=trace_ratio,
     )
     asyncio.run(run(options))
 

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
+from serving import tracing
 from serving.decode_child import read_failure
 from serving.stages import stage
 from serving.triton_repository import BACKEND_PARAMETER, ENCODED_NAME, ERRORS_NAME, MODEL_NAME, SIZES_NAME
@@ -47,6 +48,7 @@ _CHANNEL_OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 2000),
 ]
+_INFER_METHOD = "/inference.GRPCInferenceService/ModelInfer"
 _REQUESTS_AT_ONCE_UNKNOWN = 64
 """Until the model's configuration says how many are of use."""
 
@@ -251,7 +253,8 @@ class TritonEngine:
             raw_input_contents=[given.raw for given in inputs],
         )
         try:
-            return await self._stub.ModelInfer(request, timeout=_RPC_TIMEOUT_S)
+            with tracing.asking_traced(_INFER_METHOD) as headers:
+                return await self._stub.ModelInfer(request, timeout=_RPC_TIMEOUT_S, metadata=headers)
         except grpc.aio.AioRpcError as error:
             raise self._translate(error) from error
 
@@ -319,13 +322,14 @@ class InProcessEngine:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="onnxruntime")
 
     async def infer(self, photos_nhwc: npt.NDArray[np.uint8]) -> Logits:
+        with stage("model"):
+            return await self.infer_golden(photos_nhwc)
+
+    async def infer_golden(self, photos_nhwc: npt.NDArray[np.uint8]) -> Logits:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, self._engine.infer, photos_nhwc)
         except Exception as error:  # ONNX Runtime raises types of its own for whatever goes wrong inside
             raise EngineBroken(f"ONNX Runtime: {error}") from error
-
-    async def infer_golden(self, photos_nhwc: npt.NDArray[np.uint8]) -> Logits:
-        return await self.infer(photos_nhwc)
 
     @property
     def infer_encoded(self) -> None:

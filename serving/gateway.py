@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import grpc
 import numpy as np
 
-from serving import answers, metrics
+from serving import answers, metrics, tracing
 from serving.admission import Admission
 from serving.breaker import Breaker
 from serving.engines import AsyncEngine, Decoded, InferEncoded
@@ -132,6 +132,7 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
             self._count(outcome)
             metrics.CALL_SECONDS.labels(outcome).observe(seconds)
             metrics.PHOTOS_PER_LISTING.observe(len(request.photos))
+            tracing.note(outcome=outcome, photos=len(request.photos), model_version=self.bundle.info.model_version)
             _log.info(
                 "listing %r: %d photos, %s in %.1f ms",
                 request.listing_id[:MAX_LISTING_ID_CHARS],

@@ -23,6 +23,7 @@ from serving.gateway import SERVICE_NAME, Gateway, RefuseUnread
 from serving.metrics import SERVING
 from serving.protocol import listing_vision_pb2_grpc as pb_grpc
 from serving.security import Authenticate, Quotas, ServerTls, StaticTokens, TokenVerifier, is_loopback
+from serving.tracing import TraceOptions
 from serving.triton_repository import MODEL_NAME, RepositoryOptions, read_tuning
 from vision.bundle import UNKNOWN_BACKEND, load_bundle
 from vision.errors import EngineBusy, EngineError, EngineUnavailable, ListingVisionError
@@ -103,12 +104,21 @@ class ServeOptions:
     """Of each caller, over all gateway processes together; None: no quota."""
     insecure: bool = False
     """Whether plain text may be spoken beyond this machine."""
+    otlp_endpoint: str | None = None
+    """Where spans go, of the gateway and of a Triton that is started here (`serving.tracing`); None: no traces."""
+    trace_ratio: float = 1.0
+    """Share of the calls that are traced, where the caller has not decided."""
 
     @property
     def tls(self) -> ServerTls | None:
         if self.tls_certificate is None or self.tls_key is None:
             return None
         return ServerTls(certificate=self.tls_certificate, key=self.tls_key, client_ca=self.tls_client_ca)
+
+    @property
+    def traces(self) -> TraceOptions | None:
+        """Raises ListingVisionError: a value is wrong."""
+        return TraceOptions(endpoint=self.otlp_endpoint, ratio=self.trace_ratio) if self.otlp_endpoint else None
 
     def token_verifiers(self) -> list[TokenVerifier]:
         """Who tell callers by their tokens; none: anybody may call.
@@ -237,6 +247,10 @@ class GatewayServer:
         interceptors: list[grpc.aio.ServerInterceptor] = [RefuseUnread(self._gateway)]
         if verifiers := self._options.token_verifiers():
             interceptors.insert(0, Authenticate(*verifiers))
+        if self._options.traces:
+            from serving.traced_calls import TraceCalls  # opentelemetry, only where it is asked for
+
+            interceptors.insert(0, TraceCalls(SERVICE_NAME))
         self._server = grpc.aio.server(
             interceptors=interceptors,
             options=[

@@ -1,10 +1,11 @@
-"""The stages of a call, each measured once: for the metric, and for the answer."""
+"""The stages of a call, each measured once: for the metric, for the answer and for the trace."""
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+from serving import tracing
 from serving.metrics import STAGE_SECONDS
 
 __all__ = ["stage", "stages_noted"]
@@ -14,14 +15,15 @@ _NOTED: ContextVar[dict[str, float] | None] = ContextVar("noted stages", default
 
 @contextmanager
 def stage(name: str) -> Iterator[None]:
-    """Args: name: a value of the label `stage` of `STAGE_SECONDS`."""
+    """Args: name: a value of the label `stage` of `STAGE_SECONDS`, and the name of its span."""
     began_s = time.perf_counter()
     noted = _NOTED.get()
     if noted is not None:
         # In the order of their beginnings; what never ends took no time that anyone can tell.
         noted.setdefault(name, 0.0)
     try:
-        yield
+        with tracing.span(name):
+            yield
     finally:
         seconds = time.perf_counter() - began_s
         STAGE_SECONDS.labels(name).observe(seconds)

@@ -23,6 +23,7 @@ from serving.http_api.supervised import HttpProcess
 from serving.metrics import MetricsFolder
 from serving.server import CHECK_AGAIN_S, GOLDEN_TIMEOUT_S, ONE_PHOTO, ServeOptions, local_address
 from serving.status_server import Answer, StatusServer
+from serving.tracing import require_packages
 from serving.triton_install import find_triton
 from serving.triton_repository import MODEL_NAME
 from serving.triton_server import LocalTriton
@@ -104,6 +105,8 @@ class Supervisor:
         self._restarting = asyncio.Lock()
         self._port_holder: socket.socket | None = None
         options.refuse_plain_text_beyond_loopback()
+        if options.traces:
+            require_packages()  # as each gateway process would
         if options.tls:
             options.tls.credentials()  # raises what each gateway process would
         self._metrics = MetricsFolder()
@@ -377,7 +380,9 @@ class Supervisor:
         except TritonNotInstalled as error:
             self._answer_in_process(str(error))
             return
-        self._triton = LocalTriton(self._bundle, installation, self._options.repository_options)
+        self._triton = LocalTriton(
+            self._bundle, installation, self._options.repository_options, traces=self._options.traces
+        )
         self._triton.start()
         self._engine = TritonEngine(self._triton.address)
         try:

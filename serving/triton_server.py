@@ -14,6 +14,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from serving.tracing import TraceOptions
 from serving.triton_install import TritonInstallation
 from serving.triton_repository import MODEL_NAME, RepositoryOptions, write_repository
 from vision.bundle import Bundle
@@ -31,9 +32,18 @@ class LocalTriton:
     """One `tritonserver` on loopback that serves bundles, one to begin with, until it is stopped."""
 
     def __init__(
-        self, bundle: Bundle, installation: TritonInstallation, options: RepositoryOptions | None = None
+        self,
+        bundle: Bundle,
+        installation: TritonInstallation,
+        options: RepositoryOptions | None = None,
+        *,
+        traces: TraceOptions | None = None,
     ) -> None:
-        """Args: options: of the model repository; None: those that were found best on a CPU."""
+        """Args:
+        options: of the model repository; None: those that were found best on a CPU.
+        traces: where it posts spans of the requests that bring a trace's header.
+        """
+        self._traces = traces
         self._installation = installation
         self._folder = Path(tempfile.mkdtemp(prefix="listing-vision-triton-"))
         self.repository = self._folder / "models"
@@ -114,6 +124,7 @@ class LocalTriton:
             f"--exit-timeout-secs={_EXIT_TIMEOUT_S}",
             f"--backend-config=python,shm-default-byte-size={_SHM_BYTES}",
             f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}",
+            *(_tracing(self._traces) if self._traces else ()),
         ]
         with self.log_path.open("ab") as log:
             # A session of its own: a terminal's Ctrl-C must not reach it before calls in flight are answered.
@@ -184,6 +195,14 @@ class LocalTriton:
     def _log_tail(self) -> str:
         lines = self.log_path.read_text(errors="replace").splitlines() if self.log_path.exists() else []
         return "\n".join(lines[-40:])
+
+
+def _tracing(options: TraceOptions) -> list[str]:
+    settings = {
+        "": {"mode": "opentelemetry", "level": "TIMESTAMPS", "rate": "0"},  # 0: none but those that bring a header
+        "opentelemetry,": {"url": options.url, "resource": "service.name=listing-vision-triton"},
+    }
+    return [f"--trace-config={kind}{name}={value}" for kind, named in settings.items() for name, value in named.items()]
 
 
 def _processes_of(folder: str) -> list[int]:

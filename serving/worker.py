@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 
+from serving import tracing
 from serving.processes import die_with_parent
 from serving.server import GatewayServer, ServeOptions
 from vision.commands import run_command
@@ -31,6 +32,7 @@ def main(options: str, descriptor: int) -> None:
 async def _serve(options: ServeOptions, supervisor: socket.socket) -> None:
     stop_asked = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop_asked.set)
+    traces = tracing.start(options.traces, "listing-vision-gateway") if options.traces else None
     server = GatewayServer(options)
     await server.start()
     # What was built to start with stays; a collection in the middle of calls need not walk it.
@@ -41,6 +43,8 @@ async def _serve(options: ServeOptions, supervisor: socket.socket) -> None:
         supervisor.send(READY)
     await stop_asked.wait()
     await server.stop()
+    if traces:
+        traces.stop()
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from vision.errors import ListingVisionError
 
 __all__ = ["LOG_FIELDS", "new_app", "run_app", "run_command"]
 
-LOG_FIELDS = ("request_id", "caller")
+LOG_FIELDS = ("request_id", "caller", "trace_id", "span_id")
 """What a log record may carry beside its message (`extra`), and a line of JSON then has as a field."""
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 

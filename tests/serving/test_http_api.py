@@ -77,7 +77,7 @@ def test_json_and_a_form_are_answered_alike(url, bundle):
     status, headers, of_form = asked(f"{url}/v1/listings:classify", body, content_type)
     assert status == 200
     for answer in (of_json, of_form):
-        assert {stage["stage"] for stage in answer.pop("stageTimes")} == {"decode", "decision"}
+        assert {stage["stage"] for stage in answer.pop("stageTimes")} == {"decode", "model", "decision"}
     assert of_form == of_json
     assert of_json["listingId"] == "a"
     assert of_json["model"]["version"] == bundle.info.model_version

@@ -68,7 +68,7 @@ def test_every_listing_is_answered_once_and_a_bad_one_has_an_error_of_its_own(bu
 
 def test_an_answer_says_how_long_its_stages_took(bundle):
     (answered,) = streamed(bundle, [listing(0)])
-    assert [time.stage for time in answered.response.stage_times] == ["decode", "decision"]
+    assert [time.stage for time in answered.response.stage_times] == ["decode", "model", "decision"]
     assert all(time.duration_ms > 0 for time in answered.response.stage_times)
 
 

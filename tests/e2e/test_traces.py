@@ -1,0 +1,220 @@
+"""One trace from a caller over the gateway into Triton, as a collector sees it."""
+
+import asyncio
+import json
+import os
+import re
+import secrets
+import socket
+import subprocess
+import sys
+import time
+
+import grpc
+import pytest
+
+from serving import tracing
+from serving.protocol import listing_vision_pb2 as pb
+from serving.protocol import listing_vision_pb2_grpc as pb_grpc
+from tests.conftest import ROOT
+from tests.helpers import encoded, scene
+from tests.otlp_collector import Collector
+from vision.errors import ListingVisionError
+
+PHOTO = encoded(scene(200, 150))
+CALL = "listing.vision.v1.ListingVisionService/ClassifyListing"
+TO_TRITON = "inference.GRPCInferenceService/ModelInfer"
+TRITON = ("InferRequest", "listing_vision", "compute")
+
+
+@pytest.fixture(scope="module")
+def collector():
+    collector = Collector()
+    yield collector
+    collector.stop()
+
+
+@pytest.fixture(scope="module")
+def environment():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
+        patch.setenv("LISTING_VISION_LOG_FORMAT", "json")
+        yield
+
+
+@pytest.fixture(scope="module")
+def traced(bundle, start_serving, triton_installation, collector, environment, tmp_path_factory):
+    """The default: photos are decoded in Triton."""
+    log = tmp_path_factory.mktemp("traced") / "serve.log"
+    return start_serving(bundle.folder, log, "--otlp-endpoint", collector.endpoint)
+
+
+@pytest.fixture(scope="module")
+def decoding(bundle, start_serving, traced, collector, environment, tmp_path_factory):
+    """Another gateway before the same Triton, which decodes itself and traces nobody of its own accord."""
+    triton = re.search(r"Triton \(pid \d+\) answers at ([0-9.:]+)", traced.log).group(1)
+    options = ("--triton", triton, "--decode-in", "gateway", "--trace-ratio", "0")
+    log = tmp_path_factory.mktemp("decoding") / "serve.log"
+    return start_serving(bundle.folder, log, *options, "--otlp-endpoint", collector.endpoint)
+
+
+def ask(served, photos=(PHOTO,), parent: str | None = None) -> grpc.StatusCode:
+    headers = [("traceparent", parent)] if parent else []
+    request = pb.ClassifyListingRequest(photos=[pb.Photo(content=photo) for photo in photos])
+    with grpc.insecure_channel(served.address) as channel:
+        try:
+            pb_grpc.ListingVisionServiceStub(channel).ClassifyListing(request, timeout=20, metadata=headers)
+        except grpc.RpcError as error:
+            return error.code()
+    return grpc.StatusCode.OK
+
+
+def a_parent(sampled: bool) -> tuple[str, str, str]:
+    """A trace id, a span id, and the header of both."""
+    trace_id, span_id = secrets.token_hex(16), secrets.token_hex(8)
+    return trace_id, span_id, f"00-{trace_id}-{span_id}-{int(sampled):02}"
+
+
+def by_name(spans):
+    assert len({span.name for span in spans}) == len(spans)
+    return {span.name: span for span in spans}
+
+
+def logged(served, trace_id: str) -> list[dict]:
+    for _ in range(100):
+        lines = [json.loads(line) for line in served.log.splitlines()]
+        if found := [line for line in lines if line.get("trace_id") == trace_id]:
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"no line of {trace_id}")
+
+
+def test_one_trace_from_the_client_library_over_the_gateway_into_triton(traced, collector, tmp_path):
+    photo = tmp_path / "photo.jpg"
+    photo.write_bytes(PHOTO)
+    command = [sys.executable, "-m", "listing_vision", "classify", str(photo), "--server", traced.address]
+    asked = {**os.environ, "OTEL_EXPORTER_OTLP_ENDPOINT": collector.endpoint}
+    done = subprocess.run(command, cwd=ROOT, env=asked, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    [client] = [span for span in collector.until(lambda s: any(x.service.endswith("classify") for x in s), "client")
+                if span.service == "listing-vision-classify"]  # fmt: skip
+    assert (client.name, client.kind, client.parent_id) == (CALL, "SPAN_KIND_CLIENT", "")
+    spans = collector.trace(client.trace_id, CALL, "decision", TO_TRITON, *TRITON)
+    [call] = [span for span in spans if span.parent_id == client.span_id]
+    assert (call.name, call.kind, call.service) == (CALL, "SPAN_KIND_SERVER", "listing-vision-gateway")
+    assert call.attributes["listing_vision.outcome"] == "ANSWERED"
+    assert int(call.attributes["listing_vision.photos"]) == 1
+    stages = by_name([span for span in spans if span.parent_id == call.span_id])
+    assert set(stages) == {"queue", "model", "decision"}
+    [to_triton] = [span for span in spans if span.parent_id == stages["model"].span_id]
+    assert (to_triton.name, to_triton.kind) == (TO_TRITON, "SPAN_KIND_CLIENT")
+    [triton] = [span for span in spans if span.parent_id == to_triton.span_id]
+    assert (triton.name, triton.service, triton.format) == ("InferRequest", "listing-vision-triton", "json")
+    assert call.format == client.format == "protobuf"
+    assert len(spans) == 2 + 3 + 1 + len(TRITON)
+    [line] = logged(traced, client.trace_id)
+    assert "ANSWERED" in line["message"]
+    assert line["span_id"] == call.span_id
+
+
+def test_a_gateway_that_decodes_shows_it_and_follows_its_caller(decoding, collector):
+    trace_id, span_id, header = a_parent(sampled=True)
+    assert ask(decoding, parent=header) == grpc.StatusCode.OK
+    spans = by_name(collector.trace(trace_id, CALL, TO_TRITON, *TRITON))
+    assert spans[CALL].parent_id == span_id
+    stages = {span.name for span in spans.values() if span.parent_id == spans[CALL].span_id}
+    assert stages == {"queue", "decode", "model", "decision"}
+    assert spans["InferRequest"].parent_id == spans[TO_TRITON].span_id
+    assert set(spans) == {CALL, TO_TRITON, *stages, *TRITON}
+
+
+def test_who_is_not_to_be_traced_is_not_and_is_found_in_the_log(traced, decoding, collector):
+    unsampled, _, header = a_parent(sampled=False)
+    assert ask(traced, parent=header) == grpc.StatusCode.OK
+    assert ask(decoding) == grpc.StatusCode.OK  # its ratio is 0
+    last, _, header = a_parent(sampled=True)
+    assert ask(traced, parent=header) == grpc.StatusCode.OK
+    collector.trace(last, CALL, *TRITON)
+    assert {span.trace_id for span in collector.spans} & {unsampled} == set()
+    assert logged(traced, unsampled)
+    calls = [line for line in map(json.loads, decoding.log.splitlines()) if line["logger"] == "serving.gateway"]
+    ids = {line["trace_id"] for line in calls}
+    assert len(ids) == len(calls) == 2
+    assert len(ids & {span.trace_id for span in collector.spans}) == 1
+
+
+def test_a_refusal_is_the_callers_doing_and_names_its_reason(traced, collector):
+    trace_id, _, header = a_parent(sampled=True)
+    assert ask(traced, [], header) == grpc.StatusCode.INVALID_ARGUMENT
+    [span] = collector.trace(trace_id, CALL)
+    assert int(span.attributes["rpc.grpc.status_code"]) == grpc.StatusCode.INVALID_ARGUMENT.value[0]
+    assert span.attributes["listing_vision.outcome"] == "NO_PHOTOS"
+    assert not span.is_error
+
+
+def test_a_headers_nonsense_is_no_parent(traced, collector):
+    trace_id = secrets.token_hex(16)
+    assert ask(traced, parent=f"00-{trace_id}-nonsense-01") == grpc.StatusCode.OK
+    assert trace_id not in {span.trace_id for span in collector.spans}
+
+
+def test_a_triton_that_is_traced_ends_cleanly(bundle, start_serving, triton_installation, environment, tmp_path):
+    # Nobody listens there.
+    served = start_serving(bundle.folder, tmp_path / "serve.log", "--otlp-endpoint", "http://127.0.0.1:1")
+    assert {ask(served) for _ in range(5)} == {grpc.StatusCode.OK}
+    assert served.stop() == 0
+
+
+def test_a_collector_that_never_answers_holds_up_no_call(bundle, start_serving, environment, tmp_path, monkeypatch):
+    monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "4")
+    monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "2")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        served = start_serving(bundle.folder, tmp_path / "serve.log", "--in-process", "--otlp-endpoint", endpoint)
+        # Far more spans than there is room for.
+        assert {ask(served) for _ in range(20)} == {grpc.StatusCode.OK}
+        connection, _ = silent.accept()  # somebody did try
+        with connection:
+            assert served.stop() == 0
+    assert "stopped" in served.log.splitlines()[-1]
+
+
+def test_nothing_of_it_is_imported_unless_asked_for():
+    code = (
+        "import sys, listing_vision.cli, serving.worker, serving.client, serving.engines; "
+        "assert not {'opentelemetry', 'jwt', 'cryptography'} & {name.partition('.')[0] for name in sys.modules}"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_missing_packages_are_named_and_what_is_meant_for_others_is_left_alone(monkeypatch, caplog):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318")
+    assert tracing.standard_endpoint() == "http://collector:4318"
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
+    assert tracing.standard_endpoint() is None
+    assert "is for grpc, and traces go over http/protobuf" in caplog.text
+    monkeypatch.delenv("OTEL_EXPORTER_OTLP_PROTOCOL")
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
+    assert tracing.standard_endpoint() is None
+    with pytest.raises(ListingVisionError, match=r"install listing-vision\[traces\]"):
+        tracing.require_packages()
+
+
+@pytest.mark.parametrize("options", [{"endpoint": "collector:4318"}, {"endpoint": "http://c", "ratio": 1.5}])
+def test_wrong_options_are_refused(options):
+    with pytest.raises(ListingVisionError, match=r"--otlp-endpoint|--trace-ratio"):
+        tracing.TraceOptions(**options)
+
+
+def test_an_endpoint_may_end_with_a_slash():
+    assert tracing.TraceOptions(endpoint="http://c:4318/").url == "http://c:4318/v1/traces"
+
+
+def test_a_part_outside_of_any_traced_call_is_none():
+    from opentelemetry import trace
+
+    async def parts():
+        with tracing.span("queue"), tracing.asking_traced("/a.B/C") as headers:
+            return headers, trace.get_current_span().get_span_context().is_valid
+
+    assert asyncio.run(parts()) == ((), False)
