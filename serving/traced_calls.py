@@ -26,7 +26,7 @@ _OUR_FAULT = frozenset(
         grpc.StatusCode.DATA_LOSS,
     )
 )
-"""What a server's span calls an error (OpenTelemetry's semantic conventions for gRPC); the rest is the caller's doing."""
+"""What a server's span calls an error (OpenTelemetry's conventions for gRPC); the rest is the caller's doing."""
 
 
 class TraceCalls(grpc.aio.ServerInterceptor):

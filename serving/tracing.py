@@ -1,4 +1,4 @@
-"""Traces of calls (OpenTelemetry), from the caller over the gateway into Triton, held together by `traceparent` headers.
+"""Traces of calls (OpenTelemetry), from the caller over the gateway into Triton, held together by `traceparent`.
 
 `opentelemetry` is imported by `start` alone, or by a caller's own program. Where nobody has imported it, all here does
 nothing and costs a look into a dictionary.
@@ -101,7 +101,7 @@ def require_packages() -> None:
 
 
 def standard_endpoint() -> str | None:
-    """That of OTEL_EXPORTER_OTLP_ENDPOINT, which may be there for other programs' sake: what does not suit is warned of."""
+    """That of OTEL_EXPORTER_OTLP_ENDPOINT; it may be there for others: what does not suit is warned of."""
     endpoint = os.environ.get(STANDARD_VARIABLE)
     if not endpoint:
         return None
