@@ -128,7 +128,12 @@ def install_triton() -> TritonInstallation:
 
 
 def _wanted() -> dict[str, object]:
-    return {"pytriton": PYTRITON, "model_environment": list(MODEL_ENVIRONMENT), "python": _python_version()}
+    return {
+        "pytriton": PYTRITON,
+        "model_environment": list(MODEL_ENVIRONMENT),
+        "python": _python_version(),
+        "torch": _torch_packages(),
+    }
 
 
 def _torch_packages() -> str | None:

@@ -54,6 +54,7 @@ def test_its_figures_are_those_of_the_committed_results():
             "backfill",
             "backfill_scale",
             "backfill_kills",
+            "precision",
         )
     }
     accuracy, serving = results["grocery_accuracy"], results["serving"]
@@ -79,6 +80,12 @@ def test_its_figures_are_those_of_the_committed_results():
     assert f"first shard after {scale['first_shard_s']:.1f} s" in README
     assert f"every listing once; {kills['shards_redone_per_kill']:.2f} shards done again for each" in README
     assert kills["missing_or_doubled"] == 0
+    precision = results["precision"]
+    gained = -100 * precision["int8_top1_loss"]
+    assert f"{precision['int8_speedup_cpu']:.2f} times the photos/s, {gained:+.2f} points on test" in README
+    faster = [precision[f"student{kind}_speedup"] for kind in ("", "_int8")]
+    lost = [100 * precision[f"student{kind}_top1_loss"] for kind in ("", "_int8")]
+    assert f"{faster[0]:.1f} and {faster[1]:.1f} times its photos/s, {lost[0]:.1f} and {lost[1]:.1f} points" in README
     gpu = json.loads((ROOT / "benchmarks" / "results" / "gpu.json").read_text())
     model = gpu["details"]["model_photos_per_s"]
     assert gpu["machine"]["gpu"].removeprefix("NVIDIA ") in README
