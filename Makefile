@@ -5,7 +5,7 @@ BUNDLE ?= demo/bundle
 DATA ?=
 INSTALLED := .venv/.installed
 
-.PHONY: help setup demo serve test check lint format types contracts protocol docker-lint version pytest fuzz clean
+.PHONY: help setup demo serve test check lint format types contracts protocol docker-lint deploy-check version pytest fuzz clean
 
 help:  ## this list
 	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z%-]+):[^#]*## */  make \1\t/' | expand -t 22
@@ -30,7 +30,7 @@ serve: setup  ## serve BUNDLE (default: the demo's) on 127.0.0.1:50051 until Ctr
 
 test: setup check pytest  ## everything that CI checks
 
-check: lint types contracts protocol docker-lint version  ## all but the tests
+check: lint types contracts protocol docker-lint deploy-check version  ## all but the tests
 
 lint:
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . && echo "lint: ok"
@@ -51,6 +51,9 @@ protocol:
 
 docker-lint:
 	@$(BIN)/hadolint Dockerfile.gpu && echo "Dockerfile.gpu: ok"
+
+deploy-check:  ## manifests, Compose, Bake and scripts are what their readers take
+	@$(BIN)/python scripts/check_deploy.py
 
 version:
 	@$(BIN)/python scripts/check_version.py

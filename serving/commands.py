@@ -67,6 +67,14 @@ def serve(
             min=0, help="Seconds to go on serving after health says NOT_SERVING.", envvar="LISTING_VISION_DRAIN_S"
         ),
     ] = 0.5,
+    connection_age_s: Annotated[
+        float | None,
+        typer.Option(
+            min=1,
+            help="Seconds after which a caller's connection is to be made anew, where a load balancer spreads them.",
+            envvar="LISTING_VISION_CONNECTION_AGE_S",
+        ),
+    ] = None,
     status_port: Annotated[
         int | None,
         typer.Option(
@@ -184,6 +192,7 @@ def serve(
         decode_in="triton" if decode_in == "triton" else "gateway",
         tuning=tuning.resolve() if tuning else None,
         drain_s=drain_s,
+        connection_age_s=connection_age_s,
         status_port=status_port,
         http_port=http_port,
         outcomes=outcomes if outcomes is None or "://" in outcomes else str(Path(outcomes).resolve()),
@@ -260,19 +269,25 @@ def repository(
     output: Annotated[Path, typer.Argument(help="Folder of the model repository.")],
     backend: Annotated[str, typer.Option(help="onnxruntime, pytorch, python or python-gpu.")] = "onnxruntime",
     version: Annotated[int, typer.Option(min=1, help="Triton's version number; never reuse one.")] = 1,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Remove the model that is there: for a start step that may run again.")
+    ] = False,
 ) -> None:
     """Write a Triton model repository from a bundle.
 
     Example: listing-vision triton repository bundles/grocery models --backend onnxruntime
     """
-    from serving.triton_repository import BACKENDS, RepositoryOptions, write_repository
+    from serving.triton_repository import BACKENDS, RepositoryOptions, remove_model, write_repository
     from vision.bundle import load_bundle
 
     chosen = next((known for known in BACKENDS if known == backend), None)
     if chosen is None:
         raise typer.BadParameter(f"backend {backend!r} is not one of {', '.join(BACKENDS)}")
+    options, loaded = RepositoryOptions(backend=chosen, version=version), load_bundle(bundle)
+    if replace:
+        remove_model(output, options.model_name)
     try:
-        path = write_repository(load_bundle(bundle), output, RepositoryOptions(backend=chosen, version=version))
+        path = write_repository(loaded, output, options)
     except FileExistsError as error:
         raise ListingVisionError(str(error)) from error
     typer.echo(f"written: {path}; start it with: tritonserver --model-repository={output}")

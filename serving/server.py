@@ -26,6 +26,7 @@ from serving.security import Authenticate, Quotas, ServerTls, StaticTokens, Toke
 from serving.tracing import TraceOptions
 from serving.triton_repository import MODEL_NAME, RepositoryOptions, read_tuning
 from vision.bundle import UNKNOWN_BACKEND, load_bundle
+from vision.cores import usable_cores
 from vision.errors import EngineBusy, EngineError, EngineUnavailable, ListingVisionError
 
 if TYPE_CHECKING:
@@ -80,6 +81,8 @@ class ServeOptions:
     """
     health_interval_s: float = 1.0
     """Between two golden-photo checks."""
+    connection_age_s: float | None = None
+    """How long a caller's connection may last; calls on it finish, the next ones take a new one. None: for ever."""
     status_port: int | None = None
     """Of the supervisor's HTTP: metrics, /healthz, /readyz; 0 takes a free one, None: there is none."""
     http_port: int | None = None
@@ -144,9 +147,16 @@ class ServeOptions:
             )
 
     @property
+    def connection_age(self) -> list[tuple[str, int]]:
+        """Of the gRPC server: a load balancer in front can give a connection another place only when it is made."""
+        return (
+            [] if self.connection_age_s is None else [("grpc.max_connection_age_ms", int(1e3 * self.connection_age_s))]
+        )
+
+    @property
     def num_decoders(self) -> int:
         """Decoding processes of one gateway process: together as many as cores."""
-        return max(1, len(os.sched_getaffinity(0)) // self.workers)
+        return max(1, usable_cores() // self.workers)
 
     @property
     def repository_options(self) -> RepositoryOptions:
@@ -261,6 +271,7 @@ class GatewayServer:
                 # A photo comes when it is read, a round trip later: of calls that are refused unread it never comes.
                 ("grpc.http2.bdp_probe", 0),
                 ("grpc.so_reuseport", int(self._options.share_port)),
+                *self._options.connection_age,
             ],
             # A second wall, without a reason or a delay: calls that are only beginning hold memory too.
             maximum_concurrent_rpcs=4 * MAX_PHOTOS_IN_FLIGHT,

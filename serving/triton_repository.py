@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import shutil
 from dataclasses import dataclass
 from importlib import resources
@@ -16,6 +15,7 @@ from serving.answers import PREPARE_LIMITS
 from serving.decode_child import Settings
 from serving.decode_client import MAX_MEMORY_BYTES
 from vision.bundle import ONNX_ON_CPU, Bundle
+from vision.cores import usable_cores
 from vision.engine import INPUT_NAME, OUTPUT_NAMES
 from vision.errors import BundleError, ListingVisionError
 
@@ -30,6 +30,7 @@ __all__ = [
     "RepositoryOptions",
     "model_config",
     "read_tuning",
+    "remove_model",
     "write_repository",
 ]
 
@@ -95,12 +96,12 @@ class RepositoryOptions:
         if self.backend == "python-gpu":
             return 2
         # Two a core: while one waits for its decoding process the other computes. `serve tune` measures it.
-        return min(_MOST_INSTANCES, 2 * len(os.sched_getaffinity(0))) if self.backend == "python" else 1
+        return min(_MOST_INSTANCES, 2 * usable_cores()) if self.backend == "python" else 1
 
     @property
     def num_threads(self) -> int:
         """Threads a copy: what the cores leave for each, at least one."""
-        return max(1, len(os.sched_getaffinity(0)) // self.num_instances)
+        return max(1, usable_cores() // self.num_instances)
 
 
 def read_tuning(path: Path) -> RepositoryOptions:
@@ -156,6 +157,12 @@ def write_repository(bundle: Bundle, folder: Path, options: RepositoryOptions) -
     building.rename(version)
     (model / "config.pbtxt").write_text(text_format.MessageToString(model_config(bundle, options)))
     return model
+
+
+def remove_model(folder: Path, model_name: str) -> None:
+    """Remove a model with all its versions; one that is not there is no error."""
+    if (folder / model_name).exists():
+        shutil.rmtree(folder / model_name)
 
 
 def model_config(bundle: Bundle, options: RepositoryOptions) -> "model_config_pb2.ModelConfig":

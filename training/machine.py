@@ -6,6 +6,7 @@ from typing import Literal, get_args
 
 import torch
 
+from vision.cores import usable_cores
 from vision.errors import RunError
 
 __all__ = ["Machine"]
@@ -60,7 +61,7 @@ class Machine:
     def workers_of_rank(self, device: torch.device) -> int:
         if self.num_workers is not None:
             return self.num_workers
-        cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        cores = usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         if device.type != "cuda":
             return min(2, cores)
         return min(16, max(1, cores - 1))

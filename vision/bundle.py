@@ -177,7 +177,7 @@ def new_bundle(folder: Path) -> Iterator[Path]:
 
 
 def seal_bundle(folder: Path, info: BundleInfo) -> None:
-    """Write `manifest.json`, the hashes of all other files in it.
+    """Write `manifest.json`, the hashes of all other files in it; whoever may read it may read them.
 
     Raises:
         BundleError: a file of `FILES` is missing.
@@ -192,6 +192,9 @@ def seal_bundle(folder: Path, info: BundleInfo) -> None:
     }
     manifest["manifest_sha256"] = _digest(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    # safetensors writes for its owner alone, and a container that serves the bundle runs as somebody else.
+    for name in FILES:
+        (folder / name).chmod((folder / "manifest.json").stat().st_mode & 0o777)
 
 
 def load_bundle(folder: Path | str) -> Bundle:

@@ -1,12 +1,12 @@
 """Running an exported model: the small interface, and ONNX Runtime in this process."""
 
-import os
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from vision.bundle import ONNX_ON_CPU, Bundle
+from vision.cores import usable_cores
 from vision.errors import EngineBroken, EngineUnavailable
 
 __all__ = ["INPUT_NAME", "OUTPUT_NAMES", "Engine", "Logits", "OnnxEngine", "check_golden"]
@@ -51,7 +51,7 @@ class OnnxEngine:
                 "onnxruntime is not installed; install the 'local' extra, or give the address of a server"
             ) from None
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = num_threads or len(os.sched_getaffinity(0))
+        options.intra_op_num_threads = num_threads or usable_cores()
         # A pool of spinning threads steals the cores from photo decoding.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         available = onnxruntime.get_available_providers()

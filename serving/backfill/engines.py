@@ -1,6 +1,5 @@
 """What answers the shards of a backfill: the model in this process, a Triton, or a gateway that serves live traffic."""
 
-import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -18,6 +17,7 @@ from serving.backfill.tables import Rows, decided
 from serving.decode_child import Settings
 from serving.decode_client import MAX_MEMORY_BYTES, Decoder, InThisProcess, Nursery
 from vision.bundle import ONNX_ON_CPU, Bundle
+from vision.cores import usable_cores
 from vision.engine import Logits, OnnxEngine
 from vision.errors import BackfillError, EngineError
 from vision.images import PhotoLimits
@@ -126,7 +126,7 @@ def local_engine(
 
     On a CPU a batch is slower for each photo, since its activations leave the cache.
     """
-    cores = num_cores or len(os.sched_getaffinity(0))
+    cores = num_cores or usable_cores()
     engine = OnnxEngine(bundle, num_threads=1)
     on_cpu = engine.backend == ONNX_ON_CPU
     return LogitsEngine(

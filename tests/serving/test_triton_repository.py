@@ -1,10 +1,9 @@
-import os
-
 import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as mc
 
-from serving.triton_repository import BACKENDS, RepositoryOptions, model_config, write_repository
+from serving.triton_repository import BACKENDS, RepositoryOptions, model_config, remove_model, write_repository
+from vision.cores import usable_cores
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -59,7 +58,7 @@ def test_gpu_backends_warm_every_power_of_two_up_to_the_limit(bundle):
 
 
 def test_there_are_two_copies_of_one_thread_a_core_and_never_more_threads_than_that():
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     options = RepositoryOptions(backend="python")
     assert options.num_instances == min(16, 2 * cores)
     assert options.num_threads == max(1, cores // options.num_instances)
@@ -70,3 +69,14 @@ def test_a_version_number_is_never_reused(bundle, tmp_path):
     with pytest.raises(FileExistsError, match="never reused"):
         write_repository(bundle, tmp_path, RepositoryOptions(backend="python"))
     write_repository(bundle, tmp_path, RepositoryOptions(backend="python", version=2))
+
+
+def test_a_model_that_is_removed_may_be_written_again(bundle, tmp_path):
+    options = RepositoryOptions(backend="python")
+    remove_model(tmp_path, options.model_name)
+    model = write_repository(bundle, tmp_path, options)
+    (tmp_path / "another").mkdir()
+    remove_model(tmp_path, options.model_name)
+    assert not model.exists()
+    assert (tmp_path / "another").is_dir()
+    assert write_repository(bundle, tmp_path, options) == model

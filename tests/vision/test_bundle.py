@@ -29,6 +29,11 @@ def test_a_missing_file_is_named(copied):
         load_bundle(copied)
 
 
+def test_whoever_may_read_a_file_of_it_may_read_them_all(bundle):
+    modes = {(bundle.folder / name).stat().st_mode for name in (*FILES, "manifest.json")}
+    assert len(modes) == 1
+
+
 def test_no_bundle_says_what_makes_one(tmp_path):
     with pytest.raises(BundleError, match="listing-vision export"):
         load_bundle(tmp_path)

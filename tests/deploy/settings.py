@@ -1,0 +1,41 @@
+"""What the project's programs take from their environment and command line; nothing here is a test."""
+
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import click
+import typer.main
+
+from listing_vision.cli import app
+from tests.conftest import ROOT
+
+
+def known_variables() -> set[str]:
+    """Every LISTING_VISION_* that some code of the project reads."""
+    sources = [path for package in ("listing_vision", "serving", "training", "vision") for path in _modules(package)]
+    return set(re.findall(r'"(LISTING_VISION_[A-Z_]+)"', "\n".join(path.read_text("utf-8") for path in sources)))
+
+
+def _modules(package: str) -> Iterator[Any]:
+    return (ROOT / package).rglob("*.py")
+
+
+def parsed(words: Sequence[str], environment: Mapping[str, str], monkeypatch) -> dict[str, Any]:
+    """The options of `listing-vision WORDS` as its own parser understands them in that environment."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    command: click.Command = typer.main.get_command(app)
+    left = list(words)
+    while hasattr(command, "commands"):
+        # `serve` and `backfill MANIFEST` are short for a command of their own.
+        command = command.commands[left.pop(0) if left and left[0] in command.commands else "run"]
+    with command.make_context(command.name, left) as context:
+        return context.params
+
+
+def parsed_line(line: str, monkeypatch) -> dict[str, Any]:
+    program, *words = shlex.split(line)
+    assert program == "listing-vision"
+    return parsed(words, {}, monkeypatch)

@@ -1,0 +1,129 @@
+"""What the images are made from and started with exists."""
+
+import importlib.util
+import json
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+
+import hcl2
+import pytest
+
+import vision
+from scripts.check_deploy import ROOT
+from scripts.try_dockerfile import needed, read_stages
+from tests.deploy.settings import known_variables, parsed
+
+STAGES = read_stages()
+FINAL = ("gateway", "triton", "training", "backfill")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def last(stage, instruction):
+    """The value that holds in the end, the base stages' included."""
+    for made in reversed(needed(STAGES, stage)):
+        if made.name == stage or made.name == STAGES[stage].base:
+            for name, value in reversed(made.lines):
+                if name == instruction:
+                    return value
+    return None
+
+
+def environment_of(stage):
+    found = {}
+    for made in needed(STAGES, stage):
+        if made.name in (stage, STAGES[stage].base):
+            for word in (word for name, value in made.lines if name == "ENV" for word in shlex.split(value)):
+                found[word.partition("=")[0]] = word.partition("=")[2]
+    return found
+
+
+def requirements(*extras):
+    command = [sys.executable, "scripts/requirements.py", *extras]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("stage", FINAL)
+def test_every_image_has_a_user_of_its_own_and_says_whether_it_is_well(stage):
+    assert re.fullmatch(r"[1-9]\d+:[1-9]\d+", last(stage, "USER"))
+    health = last(stage, "HEALTHCHECK")
+    assert health == "NONE" if stage in ("training", "backfill") else "CMD" in health
+    assert json.loads(last(stage, "ENTRYPOINT"))
+
+
+def test_bases_are_exact_tags():
+    outside = {stage.base for stage in STAGES.values()} - set(STAGES)
+    assert len(outside) == 2
+    assert all(re.fullmatch(r"[a-z]+:\d+\.\d+[\d.]*-[\w-]+(@sha256:[0-9a-f]{64})?", base) for base in outside)
+
+
+def test_entry_points_exist(monkeypatch):
+    assert "listing-vision" in PROJECT["scripts"]
+    init, separator, program, *_ = json.loads(last("gateway", "ENTRYPOINT"))
+    assert (init, separator, program) == ("tini", "--", "listing-vision")
+    assert parsed(json.loads(last("gateway", "CMD")), environment_of("gateway"), monkeypatch)["host"] == "0.0.0.0"
+    assert json.loads(last("backfill", "CMD"))[0] == "listing-vision"
+    module = json.loads(last("training", "ENTRYPOINT"))[-1]
+    assert importlib.util.find_spec(module)
+    copied = shlex.split(last("triton", "COPY"))[-2:]
+    assert (ROOT / copied[0]).stat().st_mode & 0o111
+    assert copied[1] == f"/usr/local/bin/{json.loads(last('triton', 'ENTRYPOINT'))[0]}"
+
+
+def test_variables_are_read_by_some_code():
+    assert set(re.findall(r"LISTING_VISION_[A-Z_]+", (ROOT / "Dockerfile.gpu").read_text())) <= known_variables()
+
+
+def test_the_gateways_health_is_asked_where_it_is_answered():
+    environment = environment_of("gateway")
+    port = environment["LISTING_VISION_STATUS_PORT"]
+    assert f"http://127.0.0.1:{port}/readyz" in last("gateway", "HEALTHCHECK")
+    assert last("gateway", "EXPOSE").split() == [environment["LISTING_VISION_PORT"], port]
+
+
+def test_extras_exist_and_a_gateway_has_all_that_are_for_it_and_no_torch():
+    extras = {}
+    for stage in ("gateway-packages", "training-packages", "backfill-packages"):
+        arguments = {value.partition("=")[0]: value.partition("=")[2] for n, value in STAGES[stage].lines if n == "ARG"}
+        line = next(value for name, value in STAGES[stage].lines if name == "RUN")
+        words = re.search(r"requirements\.py (.*?) >", line)[1]
+        extras[stage] = re.sub(r"\$\{(\w+)\}", lambda found, given=arguments: given[found.group(1)], words).split()
+        assert requirements(*extras[stage]).returncode == 0
+    for_a_gateway = {"gateway", "traces", "outcomes"}
+    assert set(extras["gateway-packages"]) == for_a_gateway & set(PROJECT["optional-dependencies"])
+    names = re.findall(r"^[\w-]+", requirements(*extras["gateway-packages"]).stdout, re.MULTILINE)
+    assert {"grpcio", "pillow"} <= set(names)
+    assert not {"torch", "torchvision", "timm", "ray", "onnxruntime"} & set(names)
+
+
+def test_an_extra_that_does_not_exist_is_named():
+    found = requirements("gateway", "gatway")
+    assert found.returncode != 0
+    assert "no extra gatway" in found.stderr
+
+
+def test_what_is_copied_is_there_and_nothing_else_is_sent_to_the_builder():
+    copied = {
+        word
+        for stage in STAGES.values()
+        for name, value in stage.lines
+        if name == "COPY" and "--from=" not in value
+        for word in [word for word in shlex.split(value) if not word.startswith("--")][:-1]
+    }
+    sent = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert copied == sent
+    assert all((ROOT / path).exists() for path in copied)
+
+
+def test_bake_makes_the_images_that_the_dockerfile_describes():
+    found = hcl2.loads((ROOT / "docker-bake.hcl").read_text())
+    text = lambda value: value.strip('"')  # noqa: E731  # some versions of hcl2 keep the quotes
+    variables = {text(name): text(body["default"]) for one in found["variable"] for name, body in one.items()}
+    targets = {text(name): body for one in found["target"] for name, body in one.items()}
+    assert set(targets) == {"all", *FINAL}
+    assert {text(body["target"]) for name, body in targets.items() if name != "all"} == set(FINAL)
+    assert variables["VERSION"] == vision.__version__
+    bases = {stage.base for stage in STAGES.values()} - set(STAGES)
+    assert {variables["PYTHON_IMAGE"], variables["TRITON_IMAGE"]} == bases

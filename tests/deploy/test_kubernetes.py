@@ -1,0 +1,291 @@
+"""What the manifests say of the project is true: variables, commands, ports, paths, times; and they fit together."""
+
+import inspect
+import re
+import shlex
+from functools import cache
+
+import pytest
+import yaml
+
+import vision
+from scripts.check_deploy import BUILT, DEPLOY, ROOT, built, check_manifest, pod_templates
+from serving import metrics, supervisor
+from serving.security import ServerTls
+from serving.server import ServeOptions
+from serving.supervisor import Supervisor
+from tests.deploy.settings import known_variables, parsed, parsed_line
+from training.commands import EXIT_INTERRUPTED
+from training.recipe import load_recipe
+
+SUPERVISOR_PATIENCE_S = 15
+"""`Supervisor` gives a gateway process so long beyond its drain and grace before it is killed."""
+
+
+@cache
+def manifests(folder):
+    return built(folder)
+
+
+def one(folder, kind, name):
+    [found] = [m for m in manifests(folder) if m["kind"] == kind and m["metadata"]["name"] == name]
+    return found
+
+
+def every(kind, folder="overlays/gpu"):
+    return [manifest for manifest in manifests(folder) if manifest["kind"] == kind]
+
+
+def container_of(folder, kind, name, container):
+    spec = one(folder, kind, name)["spec"]["template"]["spec"]
+    [found] = [c for c in spec["containers"] + spec.get("initContainers", []) if c["name"] == container]
+    return found
+
+
+def environment_of(container, folder="overlays/gpu"):
+    found = {}
+    for source in container.get("envFrom", []):
+        found |= one(folder, "ConfigMap", source["configMapRef"]["name"])["data"]
+    return found | {variable["name"]: variable["value"] for variable in container.get("env", [])}
+
+
+GATEWAY = ("overlays/gpu", "Deployment", "listing-vision-gateway-a", "gateway")
+TRITON = ("overlays/gpu", "Deployment", "listing-vision-triton-a", "triton")
+TRAINING = ("jobs/training", "Job", "listing-vision-training", "training")
+ALL_TEMPLATES = [
+    pytest.param(folder, manifest["kind"], number, id=f"{folder}-{manifest['metadata']['name']}-{number}")
+    for folder in BUILT
+    for manifest in manifests(folder)
+    for number, _ in enumerate(pod_templates(manifest))
+]
+
+
+def selected(selector, template):
+    labels = template["metadata"]["labels"]
+    return all(labels.get(name) == value for name, value in selector.items())
+
+
+@pytest.mark.parametrize("folder", BUILT)
+def test_kubernetes_takes_what_kustomize_builds(folder):
+    assert manifests(folder)
+    for manifest in manifests(folder):
+        check_manifest(manifest)
+
+
+def test_a_typing_mistake_is_found():
+    rayjob = one("jobs/backfill", "RayJob", "listing-vision-backfill")
+    for path in (
+        ["spec", "rayclusterSpec"],
+        ["spec", "rayClusterSpec", "workerGroupSpec"],
+        ["spec", "rayClusterSpec", "headGroupSpec", "template", "spec", "containrs"],
+    ):
+        broken = yaml.safe_load(yaml.safe_dump(rayjob))
+        at = broken
+        for key in path[:-1]:
+            at = at[key]
+        at[path[-1]] = []
+        with pytest.raises(SystemExit, match=path[-1]):
+            check_manifest(broken)
+
+
+@pytest.mark.parametrize("folder", BUILT)
+def test_every_variable_of_ours_is_read_by_some_code(folder):
+    named = set(re.findall(r"LISTING_VISION_[A-Z_]+", yaml.safe_dump_all(manifests(folder))))
+    assert named <= known_variables()
+
+
+def test_the_gateway_is_started_with_options_that_it_has(monkeypatch):
+    container = container_of(*GATEWAY)
+    options = parsed(container["args"], environment_of(container), monkeypatch)
+    mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
+    assert {str(options["tls_certificate"].parent), str(options["tokens"].parent)} <= mounts
+    assert str(options["bundle"].parent) in mounts
+    assert options["tls_key"].name == "tls.key"  # of a Secret of the type kubernetes.io/tls
+    assert options["tls_certificate"].name == "tls.crt"
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert ports == {"grpc": options["port"], "status": options["status_port"]}
+    serve = ServeOptions(
+        bundle=options["bundle"],
+        host=options["host"],
+        tls_certificate=options["tls_certificate"],
+        tls_key=options["tls_key"],
+    )
+    assert isinstance(serve.tls, ServerTls)
+    assert not options["insecure"]
+    host, port = options["triton"].split(":")
+    service = one("overlays/gpu", "Service", host)
+    assert int(port) in [found["port"] for found in service["spec"]["ports"]]
+    assert selected(service["spec"]["selector"], one(*TRITON[:3])["spec"]["template"])
+
+
+def test_the_repository_is_written_by_a_command_that_exists_where_triton_reads_it(monkeypatch):
+    init = container_of("overlays/gpu", "Deployment", "listing-vision-triton-a", "repository")
+    environment = environment_of(init)
+    words = [re.sub(r"\$\((\w+)\)", lambda found: environment[found.group(1)], word) for word in init["args"]]
+    options = parsed(words, environment, monkeypatch)
+    assert options["replace"]
+    assert options["backend"] == "onnxruntime"
+    assert str(options["output"]) == "/models"
+    mounts = {mount["name"]: mount["mountPath"] for mount in container_of(*TRITON)["volumeMounts"]}
+    assert mounts["models"] == "/models"
+    assert mounts["engines"] in inspect.getsource(__import__("serving.triton_repository", fromlist=[""]))
+    # The gateways of a release decide with the bundle that its Tritons compute.
+    assert options["bundle"] == parsed(["serve"], environment_of(container_of(*GATEWAY)), monkeypatch)["bundle"]
+
+
+def test_probes_ask_for_paths_and_ports_that_are_answered():
+    gateway, triton = container_of(*GATEWAY), container_of(*TRITON)
+    answered = inspect.getsource(Supervisor._start_status)
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        # The native gRPC probe speaks no TLS.
+        assert f'"{gateway[probe]["httpGet"]["path"]}"' in answered
+        assert gateway[probe]["httpGet"]["port"] == "status"
+    assert gateway["readinessProbe"]["httpGet"]["path"] == "/readyz"
+    assert gateway["livenessProbe"]["httpGet"]["path"] == "/healthz"
+    assert gateway["readinessProbe"]["timeoutSeconds"] > supervisor.READY_TIMEOUT_S * 2
+    assert triton["readinessProbe"]["grpc"]["port"] == triton["startupProbe"]["grpc"]["port"] == 8001
+    assert triton["livenessProbe"]["httpGet"] == {"path": "/v2/health/live", "port": "http"}
+
+
+def test_pods_are_given_the_time_to_end_that_they_take():
+    pod = one(*GATEWAY[:3])["spec"]["template"]["spec"]
+    container = container_of(*GATEWAY)
+    drain_s = float(environment_of(container)["LISTING_VISION_DRAIN_S"])
+    pause_s = container["lifecycle"]["preStop"]["sleep"]["seconds"]
+    grace_s = ServeOptions(bundle=ROOT).grace_s
+    assert pod["terminationGracePeriodSeconds"] >= pause_s + drain_s + grace_s + SUPERVISOR_PATIENCE_S
+    assert f"grace_s + {SUPERVISOR_PATIENCE_S})" in inspect.getsource(Supervisor._end)
+    triton = one(*TRITON[:3])["spec"]["template"]["spec"]
+    exit_s = int(re.search(r"--exit-timeout-secs=(\d+)", (DEPLOY / "triton" / "start.sh").read_text())[1])
+    pause_s = container_of(*TRITON)["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert triton["terminationGracePeriodSeconds"] >= pause_s + exit_s
+
+
+@pytest.mark.parametrize(("folder", "kind", "number"), ALL_TEMPLATES)
+def test_every_pod_is_locked_down(folder, kind, number):
+    templates = [template for manifest in every(kind, folder) for template in pod_templates(manifest)]
+    pod = templates[number]["spec"]
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert pod["automountServiceAccountToken"] is False
+    volumes = {volume["name"] for volume in pod["volumes"]}
+    used = set()
+    for container in pod["containers"] + pod.get("initContainers", []):
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        assert {"cpu", "memory"} <= set(container["resources"]["requests"])
+        assert "memory" in container["resources"]["limits"]
+        assert container["image"].endswith(f":{vision.__version__}")
+        used |= {mount["name"] for mount in container["volumeMounts"]}
+    assert used == volumes
+
+
+def test_kubernetes_sets_no_variable_that_would_be_taken_for_an_option():
+    """A Service `listing-vision` would set LISTING_VISION_PORT=tcp://…"""
+    for deployment in every("Deployment"):
+        assert deployment["spec"]["template"]["spec"]["enableServiceLinks"] is False
+
+
+def test_services_budgets_and_scalers_find_their_pods():
+    templates = {m["metadata"]["name"]: m["spec"]["template"] for m in every("Deployment")}
+    assert set(templates) == {"listing-vision-gateway-a", "listing-vision-triton-a"}
+    for name in ("listing-vision", "listing-vision-pods"):
+        service = one("overlays/gpu", "Service", name)["spec"]
+        assert selected(service["selector"], templates["listing-vision-gateway-a"])
+        assert service["selector"]["app.kubernetes.io/instance"] == "a"
+    for kind in ("PodDisruptionBudget", "HorizontalPodAutoscaler"):
+        for found in every(kind):
+            template = templates[found["metadata"]["name"]]
+            if kind == "PodDisruptionBudget":
+                assert selected(found["spec"]["selector"]["matchLabels"], template)
+                assert found["spec"]["selector"]["matchLabels"]["app.kubernetes.io/instance"] == "a"
+            else:
+                assert found["spec"]["scaleTargetRef"]["name"] == found["metadata"]["name"]
+        assert len(every(kind)) == 2
+    for template in templates.values():
+        for constraint in template["spec"]["topologySpreadConstraints"]:
+            assert selected(constraint["labelSelector"]["matchLabels"], template)
+
+
+def test_only_gateways_reach_triton_and_reach_nothing_else():
+    policies = {policy["metadata"]["name"]: policy["spec"] for policy in every("NetworkPolicy")}
+    gateway, triton = (one(*which[:3])["spec"]["template"] for which in (GATEWAY, TRITON))
+    closed = policies.pop("nothing-by-default")
+    assert set(closed["policyTypes"]) == {"Ingress", "Egress"}
+    assert closed.keys() == {"podSelector", "policyTypes"}
+    for template in (gateway, triton):
+        assert selected(closed["podSelector"]["matchLabels"], template)
+    assert set(policies) == {"gateway", "triton"}
+    assert not selected(policies["gateway"]["podSelector"]["matchLabels"], triton)
+    to_triton, to_dns = policies["gateway"]["egress"]
+    assert selected(to_triton["to"][0]["podSelector"]["matchLabels"], triton)
+    assert to_triton["ports"] == [{"port": 8001}]
+    assert {port["port"] for port in to_dns["ports"]} == {53}
+    assert "egress" not in policies["triton"]
+    from_gateway, from_prometheus = policies["triton"]["ingress"]
+    assert selected(from_gateway["from"][0]["podSelector"]["matchLabels"], gateway)
+    named = {port["name"] for which in (GATEWAY, TRITON) for port in container_of(*which)["ports"]}
+    assert {rule["ports"][0]["port"] for policy in policies.values() for rule in policy["ingress"]} <= named
+    assert from_gateway["ports"] == [{"port": "grpc"}]
+    assert from_prometheus["ports"] == [{"port": "metrics"}]
+
+
+def test_tritons_follow_metrics_that_the_adapter_makes_of_metrics_that_exist():
+    rules = yaml.safe_load((DEPLOY / "kubernetes" / "prometheus-adapter.yaml").read_text())["externalRules"]
+    made = {rule["name"]["as"]: rule["metricsQuery"] for rule in rules}
+    scaler = one("overlays/gpu", "HorizontalPodAutoscaler", "listing-vision-triton-a")
+    asked = [metric["external"]["metric"] for metric in scaler["spec"]["metrics"]]
+    assert {metric["name"] for metric in asked} == set(made)
+    assert all(metric["selector"] == {"matchLabels": {"release": "a"}} for metric in asked)
+    stage = metrics.STAGE_SECONDS.describe()[0].name
+    query = made["listing_vision_gateway_queue_seconds"]
+    assert set(re.findall(r"listing_vision_\w+", query)) == {f"{stage}_sum", f"{stage}_count"}
+    assert '.labels("queue")' in inspect.getsource(__import__("serving.engines", fromlist=[""]))
+
+
+def test_the_training_job_is_torchrun_on_a_name_that_its_first_pod_has(monkeypatch):
+    from torch.distributed.run import parse_args
+
+    job, container = one(*TRAINING[:3])["spec"], container_of(*TRAINING)
+    launcher = parse_args(container["args"])
+    assert launcher.training_script == "training"
+    assert launcher.module
+    assert launcher.nnodes == f"1:{job['completions']}"
+    assert job["parallelism"] == job["completions"]
+    host, port = launcher.rdzv_endpoint.split(":")
+    service = one("jobs/training", "Service", job["template"]["spec"]["subdomain"])
+    assert host == f"listing-vision-training-0.{service['metadata']['name']}"
+    assert port.isdigit()
+    assert selected(service["spec"]["selector"], job["template"])
+    pod = job["template"]["spec"]
+    assert pod["terminationGracePeriodSeconds"] >= launcher.shutdown_timeout + 15
+    options = parsed(["train", *launcher.training_script_args], {}, monkeypatch)
+    assert load_recipe(options["recipe"])
+    mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
+    assert {str(options["run"].parent), options["manifest"].rpartition("/")[0]} <= mounts
+
+
+def test_an_interrupted_pod_does_not_use_up_the_jobs_patience():
+    job = one(*TRAINING[:3])["spec"]
+    rules = job["podFailurePolicy"]["rules"]
+    assert {rule["action"] for rule in rules} == {"Ignore"}
+    assert rules[0]["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
+    assert rules[1]["onExitCodes"] == {"containerName": "training", "operator": "In", "values": [EXIT_INTERRUPTED]}
+    assert job["template"]["spec"]["restartPolicy"] == "Never"  # without it a failure policy is refused
+    assert job["activeDeadlineSeconds"] > 0
+
+
+def test_the_backfill_runs_a_command_that_exists_on_the_ray_that_is_installed(monkeypatch):
+    spec = one("jobs/backfill", "RayJob", "listing-vision-backfill")["spec"]
+    options = parsed_line(spec["entrypoint"], monkeypatch)
+    assert options["ray_address"] == "auto"
+    head = spec["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+    assert options["metrics_port"] in [port["containerPort"] for port in head["ports"]]
+    mounts = {mount["mountPath"] for mount in head["volumeMounts"]}
+    assert str(options["model"].parent) in mounts
+    assert f"/{shlex.split(options['output'])[0].split('/')[1]}" in mounts
+    pins = (ROOT / "constraints.txt").read_text()
+    assert f"\nray=={spec['rayClusterSpec']['rayVersion']}\n" in pins

@@ -1,0 +1,109 @@
+"""The Triton image's start script, with a real Triton."""
+
+import asyncio
+import os
+import subprocess
+import urllib.error
+import urllib.request
+from dataclasses import replace
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from scripts.check_deploy import DEPLOY
+from serving.engines import TritonEngine, until_answering
+from serving.triton_repository import RepositoryOptions, write_repository
+from serving.triton_server import _free_ports
+from vision.errors import EngineUnavailable
+
+KEY = "a-key-of-the-operator"
+
+
+@pytest.fixture(scope="module")
+def ports(bundle, triton_installation, tmp_path_factory):
+    """gRPC and HTTP ports of a Triton that the script has started."""
+    folder = tmp_path_factory.mktemp("start")
+    environment = triton_installation.model_environment
+    options = replace(RepositoryOptions(backend="python", instances=1), model_environment=environment)
+    write_repository(bundle, folder / "models", options)
+    grpc_port, http_port, metrics_port = _free_ports(3)
+    root = triton_installation.server_root
+    variables = triton_installation.process_environment()
+    variables |= {
+        "PATH": f"{triton_installation.binary.parent}:{variables['PATH']}",
+        "TRITON_MODELS": str(folder / "models"),
+        "TRITON_CONTROL_KEY": KEY,
+    }
+    command = [str(DEPLOY / "triton" / "start.sh"), f"--backend-directory={root / 'backends'}"]
+    command += [f"--cache-directory={root / 'caches'}", "--allow-gpu-metrics=false"]
+    command += [f"--{name}-address=127.0.0.1" for name in ("grpc", "http", "metrics")]
+    command += [f"--grpc-port={grpc_port}", f"--http-port={http_port}", f"--metrics-port={metrics_port}"]
+    command += [f"--backend-config=python,shm-region-prefix-name=listing_vision_start_{os.getpid()}_"]
+    with (folder / "log.txt").open("wb") as log:
+        process = subprocess.Popen(command, env=variables, stdout=log, stderr=log)
+    try:
+        yield grpc_port, http_port
+    finally:
+        process.terminate()
+        assert process.wait(40) == 0, (folder / "log.txt").read_text()[-3000:]
+
+
+@pytest.fixture(scope="module")
+def answering(ports, bundle):
+    """The ports, once the model answers its golden photos: what a gateway asks for is open."""
+
+    async def ask():
+        engine = TritonEngine(f"127.0.0.1:{ports[0]}")
+        try:
+            await until_answering(engine, bundle)
+            return await engine.backend()
+        finally:
+            await engine.close()
+
+    assert asyncio.run(ask()) == "onnxruntime-cpu"
+    return ports
+
+
+def test_nobody_without_the_key_loads_or_unloads_a_model(answering):
+    async def control(what):
+        engine = TritonEngine(f"127.0.0.1:{answering[0]}")
+        try:
+            await getattr(engine, what)(timeout_s=5)
+        finally:
+            await engine.close()
+
+    for what in ("load", "unload"):
+        with pytest.raises(EngineUnavailable):
+            asyncio.run(control(what))
+    with grpc.insecure_channel(f"127.0.0.1:{answering[0]}") as channel:
+        triton = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        for call, request in (
+            (triton.RepositoryIndex, service_pb2.RepositoryIndexRequest()),
+            (triton.SystemSharedMemoryStatus, service_pb2.SystemSharedMemoryStatusRequest()),
+            (triton.TraceSetting, service_pb2.TraceSettingRequest()),
+            (triton.LogSettings, service_pb2.LogSettingsRequest()),
+        ):
+            with pytest.raises(grpc.RpcError):
+                call(request, timeout=5)
+        header = [("triton-grpc-protocol-listing-vision-control", KEY)]
+        found = triton.RepositoryIndex(service_pb2.RepositoryIndexRequest(), timeout=5, metadata=header)
+    assert [(model.name, model.state) for model in found.models] == [("listing_vision", "READY")]
+
+
+def test_probes_are_answered_and_http_has_nothing_but_these(answering):
+    grpc_port, http_port = answering
+    with grpc.insecure_channel(f"127.0.0.1:{grpc_port}") as channel:
+        health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
+    assert health.status == health_pb2.HealthCheckResponse.SERVING
+    for path in ("/v2/health/live", "/v2/health/ready"):
+        with urllib.request.urlopen(f"http://127.0.0.1:{http_port}{path}", timeout=5) as answer:
+            assert answer.status == 200
+    model = "/v2/models/listing_vision"
+    closed = {"/v2": None, f"{model}/config": None, f"{model}/infer": b"{}", "/v2/repository/index": b"{}"}
+    for path, body in closed.items():
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(f"http://127.0.0.1:{http_port}{path}", data=body, timeout=5)
+        assert refused.value.code == 403
+        refused.value.close()

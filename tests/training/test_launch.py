@@ -1,0 +1,64 @@
+"""The launcher's exit status, with real ranks."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.conftest import ROOT
+from training.commands import EXIT_INTERRUPTED
+
+RANKS = """
+import os, signal, sys, time
+first = os.environ["RANK"] == "0"
+if sys.argv[1] == "one fails":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+    if first:
+        sys.exit(3)
+    time.sleep(60)
+if sys.argv[1] == "wait":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+    open(sys.argv[2] + os.environ["RANK"], "w").close()
+    time.sleep(60)
+sys.exit(int(sys.argv[1]))
+"""
+
+
+def start(tmp_path, *arguments, options=("--standalone", "--nproc-per-node=2")):
+    (tmp_path / "ranks.py").write_text(RANKS)
+    command = [sys.executable, "-m", "training.launch", *options, "--monitor-interval=0.05"]
+    command += [str(tmp_path / "ranks.py"), *arguments]
+    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize(("ranks", "status"), [("75", EXIT_INTERRUPTED), ("one fails", 1)])
+def test_it_is_that_of_the_rank_that_ended_first(tmp_path, ranks, status):
+    process = start(tmp_path, ranks)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == status, said
+
+
+def test_a_launcher_that_is_told_to_stop_was_interrupted(tmp_path):
+    process = start(tmp_path, "wait", str(tmp_path / "ready-"))
+    deadline_s = time.monotonic() + 60
+    while len(list(tmp_path.glob("ready-*"))) < 2:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == EXIT_INTERRUPTED, said
+    assert "SIGTERM" in said
+
+
+def test_a_meeting_place_that_is_not_there_yet_is_no_failure(tmp_path):
+    where = (
+        "--nnodes=1:2",
+        "--rdzv-backend=c10d",
+        "--rdzv-endpoint=127.0.0.1:9",
+        "--rdzv-conf=is_host=false,read_timeout=1",
+    )
+    process = start(tmp_path, "0", options=where)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == EXIT_INTERRUPTED, said

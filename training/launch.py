@@ -1,0 +1,47 @@
+"""torchrun with an exit status that a job queue can go by: 75 where the same command goes on with the training.
+
+    python -m training.launch TORCHRUN-OPTIONS -m training MANIFEST --run-folder FOLDER
+
+torchrun itself exits 1 however its ranks ended.
+"""
+
+import logging
+import sys
+from collections.abc import Sequence
+
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous.api import RendezvousError
+from torch.distributed.run import main as torchrun
+
+from training.commands import EXIT_INTERRUPTED
+
+__all__ = ["launch"]
+
+_log = logging.getLogger(__name__)
+
+
+def launch(arguments: Sequence[str]) -> int:
+    """The exit status: 0, 75 or 1.
+
+    75 where the rank that ended first was interrupted, where the launcher itself was told to stop (its ranks have then
+    saved or been killed), and where the machine that the others meet at is not there, yet or any more.
+    """
+    try:
+        torchrun(list(arguments))
+    except ChildFailedError as error:
+        _, first = error.get_first_failure()
+        _log.error("%s", error)
+        return EXIT_INTERRUPTED if first.exitcode == EXIT_INTERRUPTED else 1
+    except SignalException as error:
+        _log.warning("stopped by %s", error.sigval.name)
+        return EXIT_INTERRUPTED
+    except RendezvousError as error:
+        _log.warning("the other machines are not there: %s", error)
+        return EXIT_INTERRUPTED
+    return 0
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    raise SystemExit(launch(sys.argv[1:]))
