@@ -212,7 +212,7 @@ def model_config(bundle: Bundle, options: RepositoryOptions) -> "model_config_pb
             config.parameters["num_threads"].string_value = str(options.num_threads)
             config.parameters["photos_at_once"].string_value = str(options.photos_at_once)
         else:
-            decoders = min(_MOST_DECODERS, len(os.sched_getaffinity(0)))
+            decoders = min(_MOST_DECODERS, usable_cores())
             config.parameters["num_decoders"].string_value = str(decoders)
         decoding = Settings(
             preprocessing=bundle.info.preprocessing, limits=PREPARE_LIMITS, max_memory_bytes=MAX_MEMORY_BYTES

@@ -86,12 +86,16 @@ def test_the_gateways_health_is_asked_where_it_is_answered():
 def test_extras_exist_and_a_gateway_has_all_that_are_for_it_and_no_torch():
     extras = {}
     for stage in ("gateway-packages", "training-packages", "backfill-packages"):
-        arguments = {value.partition("=")[0]: value.partition("=")[2] for n, value in STAGES[stage].lines if n == "ARG"}
+        arguments = {
+            value.partition("=")[0]: value.partition("=")[2].strip('"')
+            for n, value in STAGES[stage].lines
+            if n == "ARG"
+        }
         line = next(value for name, value in STAGES[stage].lines if name == "RUN")
         words = re.search(r"requirements\.py (.*?) >", line)[1]
         extras[stage] = re.sub(r"\$\{(\w+)\}", lambda found, given=arguments: given[found.group(1)], words).split()
         assert requirements(*extras[stage]).returncode == 0
-    for_a_gateway = {"gateway", "traces", "outcomes"}
+    for_a_gateway = {"gateway", "http", "traces", "outcomes"}
     assert set(extras["gateway-packages"]) == for_a_gateway & set(PROJECT["optional-dependencies"])
     names = re.findall(r"^[\w-]+", requirements(*extras["gateway-packages"]).stdout, re.MULTILINE)
     assert {"grpcio", "pillow"} <= set(names)

@@ -243,7 +243,7 @@ def test_tritons_follow_metrics_that_the_adapter_makes_of_metrics_that_exist():
     stage = metrics.STAGE_SECONDS.describe()[0].name
     query = made["listing_vision_gateway_queue_seconds"]
     assert set(re.findall(r"listing_vision_\w+", query)) == {f"{stage}_sum", f"{stage}_count"}
-    assert '.labels("queue")' in inspect.getsource(__import__("serving.engines", fromlist=[""]))
+    assert 'stage("queue")' in inspect.getsource(__import__("serving.engines", fromlist=[""]))
 
 
 def test_the_training_job_is_torchrun_on_a_name_that_its_first_pod_has(monkeypatch):

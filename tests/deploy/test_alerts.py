@@ -1,0 +1,92 @@
+"""Alert rules by promtool's own tests, and every metric that rules and dashboard name by what is really exported."""
+
+import json
+import re
+import shutil
+import subprocess
+import time
+import urllib.error
+import urllib.request
+
+import prometheus_client
+import pytest
+import yaml
+
+import serving.metrics  # noqa: F401  registers what a gateway process exports
+from serving.supervisor import ServeOptions, Supervisor
+from serving.triton_server import LocalTriton
+from tests.conftest import ROOT
+
+RULES = ROOT / "deploy" / "prometheus" / "alerts.yml"
+DASHBOARD = json.loads((ROOT / "deploy" / "grafana" / "dashboards" / "listing-vision.json").read_text())
+ONLY_WITH_A_GPU = {"nv_gpu_utilization"}
+"""Triton's own, which a machine without one does not export."""
+
+
+def expressions():
+    groups = yaml.safe_load(RULES.read_text())["groups"]
+    rules = [rule["expr"] for group in groups for rule in group["rules"]]
+    return rules + [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
+
+
+def recorded():
+    groups = yaml.safe_load(RULES.read_text())["groups"]
+    return {rule["record"] for group in groups for rule in group["rules"] if "record" in rule}
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool: apt-get install prometheus")
+@pytest.mark.parametrize("words", [("check", "rules", "alerts.yml"), ("test", "rules", "alerts_test.yml")])
+def test_promtool_takes_the_rules_and_their_tests_pass(words):
+    done = subprocess.run(["promtool", *words], cwd=RULES.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_alert_is_tested_but_those_of_one_comparison():
+    groups = yaml.safe_load(RULES.read_text())["groups"]
+    alerts = {rule["alert"] for group in groups for rule in group["rules"] if "alert" in rule}
+    tested = set(re.findall(r"alertname: (\w+)", (RULES.parent / "alerts_test.yml").read_text()))
+    assert alerts - tested == {"BreakerOpen"}
+    assert tested <= alerts
+
+
+def test_rules_and_dashboard_name_only_metrics_that_are_exported(bundle, triton_installation):
+    named = {name for e in expressions() for name in re.findall(r"\b(?:listing_vision|nv)_\w+", e)}
+    ours = {sample for family in prometheus_client.REGISTRY.collect() for sample in _samples(family)}
+    supervisor = Supervisor(ServeOptions(bundle=bundle.folder))
+    ours |= {sample for family in supervisor._restarts.collect() for sample in _samples(family)}
+    supervisor._metrics.remove()
+    triton = LocalTriton(bundle, triton_installation)
+    triton.start()
+    try:
+        triton.wait_until_listening()
+        tritons = set(re.findall(r"^# TYPE (\w+)", _text(triton.metrics_url), re.MULTILINE))
+    finally:
+        triton.stop()
+    assert {name for name in named if name.startswith("listing_vision")} <= ours
+    assert {name for name in named if name.startswith("nv_")} - ONLY_WITH_A_GPU <= tritons
+    assert {name for e in expressions() for name in re.findall(r"listing_vision:[\w:]+", e)} <= recorded()
+
+
+def _text(url):
+    """Triton opens its ports one after another."""
+    for _ in range(300):
+        try:
+            with urllib.request.urlopen(url, timeout=30) as answer:
+                return answer.read().decode()
+        except urllib.error.URLError:
+            time.sleep(0.1)
+    raise AssertionError(f"{url} does not answer")
+
+
+def _samples(family):
+    kinds = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"]}
+    return {family.name + suffix for suffix in kinds.get(family.type, [""])}
+
+
+def test_labels_that_rules_choose_by_are_those_of_the_metrics():
+    rules = RULES.read_text()
+    reasons = set(re.findall(r'outcome(?:=~|=|!=)"([A-Z_|]+)"', rules))
+    from serving import gateway, statuses
+
+    known = {*statuses._CODES, gateway.ANSWERED, gateway.GIVEN_UP}
+    assert {reason for found in reasons for reason in found.split("|")} <= known
