@@ -18,7 +18,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv .venv \
 	  || { echo "Python's venv is missing; on Debian and Ubuntu: sudo apt-get install python3-venv"; exit 1; }
 	@echo "Installing into .venv (6 GB with PyTorch; minutes) …"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[gateway,http,outcomes,traces,local,backfill,ray,train,dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[gateway,http,outcomes,photo-uris,traces,local,backfill,ray,train,dev]'
 	@$(BIN)/listing-vision triton install --if-supported
 	@touch $@
 

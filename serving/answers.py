@@ -28,6 +28,7 @@ __all__ = [
     "answer",
     "describe",
     "error_reason",
+    "insert_errors",
     "prepare",
     "refused_unread",
     "warm_up",
@@ -96,6 +97,16 @@ def answer(
         ],
         model=model_version(bundle),
     )
+
+
+def insert_errors(response: pb.ClassifyListingResponse, errors: Sequence[PhotoError | None]) -> None:
+    """Put in what was wrong with photos that the answer knows nothing of; None: it knows the photo."""
+    if not any(errors):
+        return
+    known = iter(list(response.photos))
+    merged = [pb.PhotoResult(error=_photo_error(error)) if error else next(known) for error in errors]
+    del response.photos[:]
+    response.photos.extend(merged)
 
 
 def warm_up(bundle: Bundle) -> None:

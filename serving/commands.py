@@ -91,6 +91,13 @@ def serve(
             envvar="LISTING_VISION_HTTP_PORT",
         ),
     ] = None,
+    photo_uris: Annotated[
+        str | None,
+        typer.Option(
+            help="Comma-separated prefixes below which photos may be fetched. Needs the extra `photo-uris`.",
+            envvar="LISTING_VISION_PHOTO_URIS",
+        ),
+    ] = None,
     outcomes: Annotated[
         str | None,
         typer.Option(
@@ -195,6 +202,7 @@ def serve(
         connection_age_s=connection_age_s,
         status_port=status_port,
         http_port=http_port,
+        photo_uris=tuple(part.strip() for part in photo_uris.split(",")) if photo_uris else (),
         outcomes=outcomes if outcomes is None or "://" in outcomes else str(Path(outcomes).resolve()),
         tls_certificate=tls_certificate.resolve() if tls_certificate else None,
         tls_key=tls_key.resolve() if tls_key else None,

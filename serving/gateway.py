@@ -25,6 +25,7 @@ from vision.errors import EngineBroken, EngineBusy, EngineUnavailable, PhotoErro
 
 if TYPE_CHECKING:
     from serving.outcomes.writer import Recorder
+    from serving.photo_uris import PhotoUris
 
 __all__ = ["SERVICE_NAME", "Gateway", "RefuseUnread"]
 
@@ -41,6 +42,8 @@ MAX_ALTERNATIVES = 20
 DEFAULT_ALTERNATIVES = 5
 DEFAULT_DEADLINE_S = 30.0
 """For callers that set none."""
+BYTES_FOR_URI = 8 << 20
+"""Held for a photo that is still to be fetched: twice what phones make, half of the limit."""
 LEAST_DEADLINE_S = 0.005
 """A call with less left is not begun."""
 RETRY_AFTER_S = 0.5
@@ -67,6 +70,7 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
         breaker: Breaker,
         quotas: Quotas | None = None,
         recorder: "Recorder | None" = None,
+        photo_uris: "PhotoUris | None" = None,
     ) -> None:
         self.bundle = bundle
         """As it may be used with the engine: where promises were made with another, they are void."""
@@ -76,6 +80,7 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
         self._breaker = breaker
         self._quotas = quotas
         self._recorder = recorder
+        self._photo_uris = photo_uris
         self._explaining = asyncio.Lock()
         self.streams = ListingStreams(has_ample_room=admission.has_ample_room)
 
@@ -197,19 +202,47 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
         self._refuse_while_open()
         if self._quotas:
             self._quotas.take(CALLER.get(), len(request.photos))
-        contents = [photo.content for photo in request.photos]
-        with self._admission.admit(len(contents), sum(map(len, contents)), deadline_s=deadline_s):
+        uris = {i: photo.uri for i, photo in enumerate(request.photos) if photo.WhichOneof("source") == "uri"}
+        self._check_uris(uris)
+        num_bytes = sum(len(photo.content) for photo in request.photos) + len(uris) * BYTES_FOR_URI
+        with self._admission.admit(len(request.photos), num_bytes, deadline_s=deadline_s):
             try:
                 async with asyncio.timeout(deadline_s):
                     with stages_noted() as seconds:
+                        found = await self._contents(request, uris)
+                        contents = [content for content in found if isinstance(content, bytes)]
+                        if not contents:
+                            raise _none_usable([error for error in found if isinstance(error, PhotoError)])
                         answer = await self._answer(request.listing_id, contents, num_alternatives)
             except TimeoutError:
                 raise _too_late(deadline_s) from None
+        answers.insert_errors(answer, [error if isinstance(error, PhotoError) else None for error in found])
         if self._recorder and request.listing_id:
             # Without room it is dropped and counted: nobody waits for a record.
             self._recorder.suggested(request, answer)
         answer.stage_times.extend(pb.StageTime(stage=name, duration_ms=1000 * s) for name, s in seconds.items())
         return answer
+
+    def _check_uris(self, uris: dict[int, str]) -> None:
+        if not uris:
+            return
+        if self._photo_uris is None:
+            said = "this service fetches no photos; send their bytes as content"
+            raise Refusal(
+                reason="PHOTO_URI_NOT_ALLOWED", message=said, violations={f"photos[{i}].uri": said for i in uris}
+            )
+        self._photo_uris.check(uris)
+
+    async def _contents(self, request: pb.ClassifyListingRequest, uris: dict[int, str]) -> list[bytes | PhotoError]:
+        """Each photo's bytes, or why it could not be fetched."""
+        found: list[bytes | PhotoError] = [photo.content for photo in request.photos]
+        if uris:
+            assert self._photo_uris is not None
+            with stage("fetch"):
+                fetched = await asyncio.gather(*map(self._photo_uris.fetch, uris.values()))
+            for i, content in zip(uris, fetched, strict=True):
+                found[i] = content
+        return found
 
     async def _answer(
         self, listing_id: str, contents: list[bytes], num_alternatives: int

@@ -31,6 +31,7 @@ from vision.errors import EngineBusy, EngineError, EngineUnavailable, ListingVis
 
 if TYPE_CHECKING:
     from serving.outcomes.writer import Recorder
+    from serving.photo_uris import PhotoUris
 
 __all__ = ["CHECK_AGAIN_S", "GOLDEN_TIMEOUT_S", "ONE_PHOTO", "GatewayServer", "ServeOptions", "local_address"]
 
@@ -87,6 +88,8 @@ class ServeOptions:
     """Of the supervisor's HTTP: metrics, /healthz, /readyz; 0 takes a free one, None: there is none."""
     http_port: int | None = None
     """Of HTTP/JSON and the page for people; 0 takes a free one, None: there is none."""
+    photo_uris: tuple[str, ...] = ()
+    """Prefixes below which photos may be fetched; empty: none are."""
     outcomes: str | None = None
     """Folder or fsspec URL for what was suggested and chosen; None: it is not recorded."""
     local_folder: Path | None = None
@@ -171,7 +174,7 @@ class ServeOptions:
     def from_json(cls, text: str) -> "ServeOptions":
         raw = json.loads(text)
         paths = {name: Path(raw[name]) for name in _PATHS if raw[name] is not None}
-        return cls(**{**raw, **paths})
+        return cls(**{**raw, **paths, "photo_uris": tuple(raw["photo_uris"])})
 
 
 def local_address(folder: Path, pid: int) -> str:
@@ -190,6 +193,7 @@ class GatewayServer:
         decoders = DecoderPool if options.isolate else DecoderThreads
         self._decoders = decoders(self._bundle.info.preprocessing, options.num_decoders)
         self._recorder: Recorder | None = None
+        self._photo_uris: PhotoUris | None = None
         self._breaker = Breaker()
         self._backend = UNKNOWN_BACKEND
         self._watch: asyncio.Task[None] | None = None
@@ -240,6 +244,10 @@ class GatewayServer:
 
     async def _start_server(self) -> None:
         assert self._engine is not None
+        if self._options.photo_uris:
+            from serving.photo_uris import PhotoUris  # aiohttp, only where it is asked for
+
+            self._photo_uris = PhotoUris(self._options.photo_uris, max_bytes=answers.PREPARE_LIMITS.max_bytes)
         if self._options.outcomes:
             from serving.outcomes.writer import Recorder  # pyarrow and fsspec, only where it is asked for
 
@@ -252,6 +260,7 @@ class GatewayServer:
             admission=Admission(DrainRate(busy_photos=4 * self._options.num_decoders)),
             breaker=self._breaker,
             recorder=self._recorder,
+            photo_uris=self._photo_uris,
             quotas=Quotas(quota / self._options.workers) if (quota := self._options.quota_photos_per_s) else None,
         )
         interceptors: list[grpc.aio.ServerInterceptor] = [RefuseUnread(self._gateway)]
@@ -300,6 +309,8 @@ class GatewayServer:
 
     async def _close(self) -> None:
         await self._decoders.close()
+        if self._photo_uris:
+            await self._photo_uris.close()
         if self._recorder:
             await asyncio.to_thread(self._recorder.close)
         if self._engine:

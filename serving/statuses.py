@@ -15,6 +15,7 @@ DOMAIN = "listing.vision"
 _CODES: Mapping[str, grpc.StatusCode] = {
     "LISTING_ID_TOO_LONG": grpc.StatusCode.INVALID_ARGUMENT,
     "ALTERNATIVE_COUNT_OUT_OF_RANGE": grpc.StatusCode.INVALID_ARGUMENT,
+    "PHOTO_URI_NOT_ALLOWED": grpc.StatusCode.INVALID_ARGUMENT,
     "OUTCOME_INVALID": grpc.StatusCode.INVALID_ARGUMENT,
     "OUTCOMES_NOT_RECORDED": grpc.StatusCode.UNIMPLEMENTED,
     "NO_PHOTOS": grpc.StatusCode.INVALID_ARGUMENT,

@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -122,6 +122,9 @@ class Supervisor:
             ["what"],
             registry=self._metrics.registry,
         )
+        if options.photo_uris:
+            _require("--photo-uris", "photo-uris", "aiohttp")
+            _refuse_wrong_prefixes(options.photo_uris)
         if options.outcomes:
             _require("--outcomes", "outcomes", "fsspec", "pyarrow")
         self._status: StatusServer | None = None
@@ -555,6 +558,12 @@ def _require(option: str, extra: str, *packages: str) -> None:
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         raise ListingVisionError(f"{option} needs {', '.join(missing)}: pip install 'listing-vision[{extra}]'")
+
+
+def _refuse_wrong_prefixes(prefixes: Sequence[str]) -> None:
+    from serving.photo_uris import check_prefixes  # aiohttp, only where it is asked for
+
+    check_prefixes(prefixes)
 
 
 def _hold_port(host: str, port: int) -> tuple[socket.socket, int]:
