@@ -50,11 +50,16 @@ class PublicResolver(AbstractResolver):
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM, family=family)
         results = []
         for kind, _, protocol, _, address in found:
-            if not self.is_public(address[0]):
+            if not self.is_public(str(address[0])):
                 raise OSError(f"{host} is at an address that is not public")
             results.append(
                 ResolveResult(
-                    hostname=host, host=address[0], port=port, family=kind, proto=protocol, flags=socket.AI_NUMERICHOST
+                    hostname=host,
+                    host=str(address[0]),
+                    port=port,
+                    family=kind,
+                    proto=protocol,
+                    flags=socket.AI_NUMERICHOST,
                 )
             )
         return results
