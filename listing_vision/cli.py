@@ -8,6 +8,7 @@ from listing_vision.classify_command import classify
 from listing_vision.demo import demo
 from serving import commands as serving_commands
 from serving.backfill.commands import backfill_app
+from serving.capacity.commands import plan_app
 from serving.model_commands import model_app
 from training import commands as training_commands
 from training.brand_commands import brand_app
@@ -44,6 +45,7 @@ app.add_typer(model_app, name="model")
 app.add_typer(serving_commands.triton_app, name="triton")
 app.add_typer(backfill_app, name="backfill")
 app.add_typer(experiment_app, name="experiment")
+app.add_typer(plan_app, name="plan")
 
 
 @app.command()
