@@ -28,9 +28,10 @@ SHARES = (0.3, 0.5, 0.7, 0.85)
 GPU_CORES = 16
 
 
-async def measured(
-    address: str, photos: list[bytes], seconds: float
-) -> tuple[LoadReport, LoadReport, dict[float, LoadReport]]:
+Reports = dict[float, LoadReport]
+
+
+async def measured(address: str, photos: list[bytes], seconds: float) -> tuple[LoadReport, LoadReport, Reports]:
     """One caller alone, 32 callers, and the open loops."""
     answers = await learn_answers(address, photos)
 
