@@ -51,15 +51,15 @@ class Collector:
         self._server.shutdown()
         self._server.server_close()
 
-    def until(self, condition, what: str) -> list[Span]:
-        for _ in range(600):
+    def until(self, condition, what: str, *, seconds: float = 30) -> list[Span]:
+        for _ in range(int(20 * seconds)):
             found = list(self.spans)
             if condition(found):
                 return found
             time.sleep(0.05)
-        raise AssertionError(f"not within 30 s: {what}; there is {self.spans}")
+        raise AssertionError(f"not within {seconds:g} s: {what}; there is {self.spans}")
 
-    def trace(self, trace_id: str, *names: str) -> list[Span]:
+    def trace(self, trace_id: str, *names: str, seconds: float = 30) -> list[Span]:
         """The spans of a trace, once those of some names are among them."""
 
         def of_trace(spans):
@@ -68,7 +68,7 @@ class Collector:
         def whole(spans):
             return set(names) <= {span.name for span in of_trace(spans)}
 
-        return of_trace(self.until(whole, f"{names} of {trace_id}"))
+        return of_trace(self.until(whole, f"{names} of {trace_id}", seconds=seconds))
 
 
 def _read(content_type: str, body: bytes):
