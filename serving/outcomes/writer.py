@@ -36,9 +36,9 @@ class Recorder:
     def __init__(self, url: str, *, write_every_s: float = WRITE_EVERY_S, max_rows: int = MAX_ROWS) -> None:
         """Raises ListingVisionError, OSError: the URL cannot be used."""
         self._store = Store(url)
-        self._store.write(
-            f"writers/{os.getpid()}-{uuid.uuid4().hex[:8]}", b""
-        )  # now is the time to learn that it fails
+        probe = f"probe-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self._store.write(probe, b"")  # now is the time to learn that it fails
+        self._store.remove(probe)
         self._write_every_s = write_every_s
         self._max_rows = max_rows
         self._rows: dict[str, list[dict[str, Any]]] = {table: [] for table in SCHEMAS}

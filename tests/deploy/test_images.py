@@ -95,7 +95,7 @@ def test_extras_exist_and_a_gateway_has_all_that_are_for_it_and_no_torch():
         words = re.search(r"requirements\.py (.*?) >", line)[1]
         extras[stage] = re.sub(r"\$\{(\w+)\}", lambda found, given=arguments: given[found.group(1)], words).split()
         assert requirements(*extras[stage]).returncode == 0
-    for_a_gateway = {"gateway", "http", "traces", "outcomes"}
+    for_a_gateway = {"gateway", "http", "outcomes", "photo-uris", "traces"}
     assert set(extras["gateway-packages"]) == for_a_gateway & set(PROJECT["optional-dependencies"])
     names = re.findall(r"^[\w-]+", requirements(*extras["gateway-packages"]).stdout, re.MULTILINE)
     assert {"grpcio", "pillow"} <= set(names)
