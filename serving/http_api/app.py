@@ -30,7 +30,7 @@ __all__ = ["BODY_LIMIT_BYTES", "make_app"]
 BODY_LIMIT_BYTES = MESSAGE_LIMIT_BYTES * 4 // 3 + (1 << 20)
 """Of a body: the largest message, in base64."""
 MAX_TIMEOUT_S = 60.0
-_PASSED_ON = ("authorization", "x-request-id")
+_PASSED_ON = ("authorization", "x-request-id", "traceparent", "tracestate")
 _PAGE = {
     "/": ("page.html", "text/html; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
