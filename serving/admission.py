@@ -43,6 +43,10 @@ class DrainRate:
         """None: it has not been busy for long enough to tell."""
         return self._photos / self._seconds if self._seconds > 0.1 * self._memory_s else None
 
+    def is_busy(self, num_in_flight: int) -> bool:
+        """Whether so many in flight use the whole machine."""
+        return num_in_flight >= self._busy_photos
+
     def left(self, num_photos: int, num_in_flight: int) -> None:
         """Some photos have left, and so many are still in flight."""
         now_s = self._clock()
@@ -51,7 +55,7 @@ class DrainRate:
             faded = math.exp(-seconds / self._memory_s)
             self._seconds = self._seconds * faded + seconds
             self._photos = self._photos * faded + num_photos
-        self._busy_since_s = now_s if num_in_flight >= self._busy_photos else None
+        self._busy_since_s = now_s if self.is_busy(num_in_flight) else None
 
 
 class Admission:
@@ -106,6 +110,10 @@ class Admission:
         """Whether photos that nobody waits for may be let in: half of all room is left to those that somebody does."""
         few = self.num_photos + num_photos <= SHARE_OF_STREAMS * self._max_photos
         return few and self.num_bytes <= SHARE_OF_STREAMS * self._max_bytes and not self._is_slow(num_photos)
+
+    def has_time_to_spare(self) -> bool:
+        """Whether callers leave some of the machine unused."""
+        return not self._rate.is_busy(self.num_photos)
 
     def _is_slow(self, num_photos: int) -> bool:
         return self.num_photos > 0 and self._expected_s(num_photos) > SHARE_OF_STREAMS * MAX_WAIT_S * SHARE_OF_DEADLINE

@@ -27,6 +27,7 @@ __all__ = [
     "PreparedPhoto",
     "answer",
     "describe",
+    "error_name",
     "error_reason",
     "insert_errors",
     "prepare",
@@ -151,6 +152,11 @@ def model_version(bundle: Bundle) -> pb.ModelVersion:
 def error_reason(error: PhotoError) -> str:
     """The wire's name of a photo error: `PhotoError.reason` with the enum's prefix."""
     return error.reason.replace("PHOTO_", "PHOTO_ERROR_REASON_", 1)
+
+
+def error_name(error: pb.PhotoError) -> str:
+    """`PhotoError.reason` of one on the wire."""
+    return pb.PhotoErrorReason.Name(error.reason).replace("PHOTO_ERROR_REASON_", "PHOTO_", 1)
 
 
 def _decide(bundle: Bundle, logits: Logits, num_alternatives: int) -> Suggestion:

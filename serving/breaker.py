@@ -1,8 +1,7 @@
 """Stops asking a model that does not answer, so that callers learn it at once instead of after their deadline."""
 
 import asyncio
-
-from serving.metrics import BREAKER_OPEN
+from collections.abc import Callable
 
 __all__ = ["Breaker"]
 
@@ -13,9 +12,13 @@ FAILURES_UNTIL_OPEN = 5
 class Breaker:
     """Opened by failed calls in a row or by failed golden photos; closed only by golden photos answered rightly."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, changed: Callable[[], None] = lambda: None) -> None:
+        """Args: changed: told when it has opened or closed."""
         self._num_failures = 0
         self._is_open = False
+        self._changed = changed
+        self.has_opened = False
+        """Since this was last set to False by whoever wants to know."""
         self.opened = asyncio.Event()
         """Set while it is open: whoever checks the golden photos need not wait for the next turn."""
 
@@ -34,13 +37,16 @@ class Breaker:
             self.open()
 
     def open(self) -> None:
-        self._is_open = True
-        BREAKER_OPEN.set(1)
+        self.has_opened = True
         self.opened.set()
+        if not self._is_open:
+            self._is_open = True
+            self._changed()
 
     def close(self) -> None:
         """The golden photos are answered rightly."""
-        self._is_open = False
-        BREAKER_OPEN.set(0)
         self._num_failures = 0
         self.opened.clear()
+        if self._is_open:
+            self._is_open = False
+            self._changed()

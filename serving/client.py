@@ -26,6 +26,7 @@ MESSAGE_LIMIT_BYTES = 64 << 20
 """Of a request, at both ends; photos as phones make them are 2 to 5 MB each."""
 DEFAULT_TIMEOUT_S = 10.0
 _CLASSIFY_METHOD = "/listing.vision.v1.ListingVisionService/ClassifyListing"
+_MODEL_METHOD = "/listing.vision.v1.ListingVisionService/GetModel"
 
 _SERVICE_CONFIG = {
     "methodConfig": [
@@ -196,7 +197,9 @@ class ListingVisionClient:
             CallFailed: the stream itself failed; listings that were not answered may be sent on another one.
         """
         streamed = StreamedListings(listings, lambda one: _request(one.photos, one.listing_id, one.num_alternatives))
-        responses = self._stub.ClassifyListings(streamed.requests(), timeout=timeout_s, metadata=self._metadata)
+        # No span of its own: one that is open while a caller does something else would be taken for that.
+        headers = [*self._metadata, *tracing.passed_on()]
+        responses = self._stub.ClassifyListings(streamed.requests(), timeout=timeout_s, metadata=headers)
         try:
             yield from streamed.answers(responses)
         except grpc.RpcError as error:
@@ -207,9 +210,10 @@ class ListingVisionClient:
     def model(self, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> pb.GetModelResponse:
         """The model that answers. Raises CallFailed."""
         try:
-            response: pb.GetModelResponse = self._stub.GetModel(
-                pb.GetModelRequest(), timeout=timeout_s, metadata=self._metadata
-            )
+            with tracing.asking(_MODEL_METHOD) as headers:
+                response: pb.GetModelResponse = self._stub.GetModel(
+                    pb.GetModelRequest(), timeout=timeout_s, metadata=[*self._metadata, *headers]
+                )
             return response
         except grpc.RpcError as error:
             raise _failure(error) from error
@@ -262,9 +266,10 @@ class AsyncListingVisionClient:
     async def model(self, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> pb.GetModelResponse:
         """As `ListingVisionClient.model`."""
         try:
-            response: pb.GetModelResponse = await self._stub.GetModel(
-                pb.GetModelRequest(), timeout=timeout_s, metadata=self._metadata
-            )
+            with tracing.asking(_MODEL_METHOD) as headers:
+                response: pb.GetModelResponse = await self._stub.GetModel(
+                    pb.GetModelRequest(), timeout=timeout_s, metadata=[*self._metadata, *headers]
+                )
             return response
         except grpc.aio.AioRpcError as error:
             raise _failure(error) from error

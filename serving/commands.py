@@ -170,7 +170,7 @@ def serve(
     """
     import asyncio
 
-    from serving.server import ServeOptions
+    from serving.serve_options import ServeOptions
     from serving.supervisor import serve as run
     from serving.tracing import standard_endpoint
 

@@ -1,4 +1,4 @@
-"""How an operator speaks to a running supervisor: JSON over a Unix socket that only its owner can open."""
+"""How an operator speaks to a running supervisor, and that to its gateways: JSON over Unix sockets of their owner."""
 
 import asyncio
 import json
@@ -13,7 +13,7 @@ from typing import Any
 
 from vision.errors import ListingVisionError
 
-__all__ = ["ControlServer", "ask", "control_path"]
+__all__ = ["Command", "ControlServer", "ask", "control_path"]
 
 _log = logging.getLogger(__name__)
 
@@ -78,15 +78,15 @@ class ControlServer:
             return {"error": f"{type(error).__name__}: {error}"}
 
 
-def ask(path: Path, command: str, **arguments: Any) -> Any:
-    """What the supervisor there answers.
+def ask(path: Path, command: str, *, answer_timeout_s: float = ANSWER_TIMEOUT_S, **arguments: Any) -> Any:
+    """What the process there answers.
 
     Raises:
-        ListingVisionError: it refuses, or nobody listens.
+        ListingVisionError: it refuses, nobody listens, or there is no answer in time.
     """
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-            sock.settimeout(ANSWER_TIMEOUT_S)
+            sock.settimeout(answer_timeout_s)
             sock.connect(str(path))
             sock.sendall(json.dumps({"command": command, **arguments}).encode() + b"\n")
             with sock.makefile("rb") as file:

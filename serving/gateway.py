@@ -10,17 +10,18 @@ import grpc
 import numpy as np
 
 from serving import answers, metrics, tracing
-from serving.admission import Admission
-from serving.breaker import Breaker
-from serving.engines import AsyncEngine, Decoded, InferEncoded
+from serving.admission import MAX_WAIT_S, Admission
+from serving.engines import Decoded, InferEncoded
 from serving.explain_photo import GRID, NUM_PHOTOS, explain, seen_jpeg
 from serving.protocol import listing_vision_pb2 as pb
 from serving.protocol import listing_vision_pb2_grpc as pb_grpc
+from serving.routing import Routing
 from serving.security import CALLER, Quotas
+from serving.served_release import ServedRelease
+from serving.shadows import Shadows
 from serving.stages import stage, stages_noted
 from serving.statuses import Refusal, abort
 from serving.streams import ListingStreams
-from vision.bundle import Bundle
 from vision.errors import EngineBroken, EngineBusy, EngineUnavailable, PhotoError
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ BYTES_FOR_URI = 8 << 20
 """Held for a photo that is still to be fetched: twice what phones make, half of the limit."""
 LEAST_DEADLINE_S = 0.005
 """A call with less left is not begun."""
+CANARY_SHARE_OF_TIME = 0.4
+"""Of the time that a call has: so long a canary may take, and then there is time for the stable release."""
 RETRY_AFTER_S = 0.5
 """Where nothing better is known."""
 
@@ -53,8 +56,8 @@ RETRY_AFTER_S = 0.5
 ANSWERED = "ANSWERED"
 GIVEN_UP = "GIVEN_UP"
 
-Prepare = Callable[[bytes], Awaitable[answers.PreparedPhoto]]
-"""Decodes one photo; never raises a PhotoError."""
+_OF_THE_MODEL = ("TOO_BUSY", "MODEL_UNAVAILABLE", "MODEL_BROKEN")
+"""Refusals that another release may be without."""
 
 
 class Gateway(pb_grpc.ListingVisionServiceServicer):
@@ -62,27 +65,25 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
 
     def __init__(
         self,
-        bundle: Bundle,
-        engine: AsyncEngine,
+        routing: Routing,
         *,
-        prepare: Prepare,
         admission: Admission,
-        breaker: Breaker,
         quotas: Quotas | None = None,
         recorder: "Recorder | None" = None,
         photo_uris: "PhotoUris | None" = None,
     ) -> None:
-        self.bundle = bundle
-        """As it may be used with the engine: where promises were made with another, they are void."""
-        self._engine = engine
-        self._prepare = prepare
+        self.routing = routing
         self._admission = admission
-        self._breaker = breaker
         self._quotas = quotas
         self._recorder = recorder
         self._photo_uris = photo_uris
         self._explaining = asyncio.Lock()
         self.streams = ListingStreams(has_ample_room=admission.has_ample_room)
+        self.shadows = Shadows(
+            lambda release, listing_id, contents: self._answer(release, listing_id, contents, DEFAULT_ALTERNATIVES),
+            has_time=admission.has_time_to_spare,
+            recorder=recorder,
+        )
 
     async def ClassifyListing(
         self,
@@ -102,7 +103,8 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
         request_id = _request_id(context)
 
         async def answer(request: pb.ClassifyListingRequest, deadline_s: float) -> pb.ClassifyListingResponse:
-            return await self._told(request, min(deadline_s, _deadline_s(context)), request_id=request_id)
+            with tracing.span("listing"):
+                return await self._told(request, min(deadline_s, _deadline_s(context)), request_id=request_id)
 
         try:
             await self.streams.serve(requests, answer, context.write)
@@ -119,8 +121,10 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
         """
         started_s = time.monotonic()
         outcome = ANSWERED
+        asked = self.routing.canary_for(request.listing_id) or self.routing.stable
         try:
-            return await self._classify(request, deadline_s)
+            answer, asked = await self._classify(request, deadline_s)
+            return answer
         except Refusal as refusal:
             outcome = refusal.reason
             raise
@@ -134,10 +138,10 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
             raise Refusal(reason="INTERNAL", message="the service failed; this is our fault") from error
         finally:
             seconds = time.monotonic() - started_s
-            self._count(outcome)
-            metrics.CALL_SECONDS.labels(outcome).observe(seconds)
+            metrics.CALLS.labels(outcome, asked.label).inc()
+            metrics.CALL_SECONDS.labels(outcome, asked.label).observe(seconds)
             metrics.PHOTOS_PER_LISTING.observe(len(request.photos))
-            tracing.note(outcome=outcome, photos=len(request.photos), model_version=self.bundle.info.model_version)
+            tracing.note(outcome=outcome, photos=len(request.photos), release=asked.label)
             _log.info(
                 "listing %r: %d photos, %s in %.1f ms",
                 request.listing_id[:MAX_LISTING_ID_CHARS],
@@ -169,7 +173,8 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
         try:
             if self._recorder is None:
                 raise Refusal(reason="OUTCOMES_NOT_RECORDED", message="this service records no outcomes (--outcomes)")
-            if not self._recorder.chosen(request, self.bundle.taxonomy, max_listing_id_chars=MAX_LISTING_ID_CHARS):
+            taxonomies = self.routing.taxonomies
+            if not self._recorder.chosen(request, taxonomies, max_listing_id_chars=MAX_LISTING_ID_CHARS):
                 raise Refusal(
                     reason="TOO_BUSY", message="more outcomes wait than can be held; try later", retry_after_s=10.0
                 )
@@ -185,7 +190,7 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
             self._refuse_while_open()
             self._admission.refuse_unread(deadline_s=deadline_s)
         except Refusal as refusal:
-            self._count(refusal.reason)
+            metrics.CALLS.labels(refusal.reason, self.routing.stable.label).inc()
             raise
 
     async def GetModel(
@@ -193,9 +198,12 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
         request: pb.GetModelRequest,
         context: "grpc.aio.ServicerContext[pb.GetModelRequest, pb.GetModelResponse]",
     ) -> pb.GetModelResponse:
-        return answers.describe(self.bundle)
+        return answers.describe(self.routing.stable.bundle)
 
-    async def _classify(self, request: pb.ClassifyListingRequest, deadline_s: float) -> pb.ClassifyListingResponse:
+    async def _classify(
+        self, request: pb.ClassifyListingRequest, deadline_s: float
+    ) -> tuple[pb.ClassifyListingResponse, ServedRelease]:
+        """The answer, and which release gave it."""
         num_alternatives = _check(request)
         if deadline_s < LEAST_DEADLINE_S:
             raise _too_late(deadline_s)
@@ -213,15 +221,20 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
                         contents = [content for content in found if isinstance(content, bytes)]
                         if not contents:
                             raise _none_usable([error for error in found if isinstance(error, PhotoError)])
-                        answer = await self._answer(request.listing_id, contents, num_alternatives)
+                        answer, asked = await self._answer_by_routes(
+                            request.listing_id, contents, num_alternatives, min(deadline_s, MAX_WAIT_S)
+                        )
             except TimeoutError:
                 raise _too_late(deadline_s) from None
+        # What follows takes no time of the caller's.
+        if shadow := self.routing.shadow_for(request.listing_id):
+            self.shadows.offer(shadow, contents, answer)
         answers.insert_errors(answer, [error if isinstance(error, PhotoError) else None for error in found])
         if self._recorder and request.listing_id:
             # Without room it is dropped and counted: nobody waits for a record.
             self._recorder.suggested(request, answer)
         answer.stage_times.extend(pb.StageTime(stage=name, duration_ms=1000 * s) for name, s in seconds.items())
-        return answer
+        return answer, asked
 
     def _check_uris(self, uris: dict[int, str]) -> None:
         if not uris:
@@ -244,17 +257,52 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
                 found[i] = content
         return found
 
+    async def _answer_by_routes(
+        self, listing_id: str, contents: list[bytes], num_alternatives: int, time_s: float
+    ) -> tuple[pb.ClassifyListingResponse, ServedRelease]:
+        """The canary's answer for its share of the listings, else the stable release's: nobody pays for a canary."""
+        answer = None
+        if asked := self.routing.canary_for(listing_id):
+            answer = await self._answer_of_canary(
+                asked, listing_id, contents, num_alternatives, CANARY_SHARE_OF_TIME * time_s
+            )
+        if asked is None or answer is None:
+            asked = self.routing.stable
+            answer = await self._answer(asked, listing_id, contents, num_alternatives)
+        for photo in answer.photos:
+            unusable = photo.HasField("error")
+            metrics.PHOTOS.labels(answers.error_name(photo.error) if unusable else "used").inc()
+        return answer, asked
+
+    async def _answer_of_canary(
+        self, canary: ServedRelease, listing_id: str, contents: list[bytes], num_alternatives: int, time_s: float
+    ) -> pb.ClassifyListingResponse | None:
+        """None: it has none, or not in time."""
+        try:
+            async with asyncio.timeout(time_s):
+                return await self._answer(canary, listing_id, contents, num_alternatives)
+        except Refusal as refusal:
+            if refusal.reason not in _OF_THE_MODEL:
+                raise
+            reason = refusal.reason
+        except TimeoutError:
+            canary.breaker.failed()
+            reason = "DEADLINE_TOO_SHORT"
+        metrics.CANARY_FALLBACKS.labels(reason).inc()
+        return None
+
     async def _answer(
-        self, listing_id: str, contents: list[bytes], num_alternatives: int
+        self, release: ServedRelease, listing_id: str, contents: list[bytes], num_alternatives: int
     ) -> pb.ClassifyListingResponse:
-        if infer_encoded := self._engine.infer_encoded:
-            errors, logits = await self._decoded_by_engine(contents, infer_encoded)
-        else:
-            errors, logits = await self._decoded_here(contents)
-        for error in errors:
-            metrics.PHOTOS.labels(error.reason if error else "used").inc()
-        with stage("decision"):
-            return answers.answer(self.bundle, errors, logits, listing_id=listing_id, num_alternatives=num_alternatives)
+        with release.held():
+            if infer_encoded := release.engine.infer_encoded:
+                errors, logits = await self._decoded_by_engine(release, contents, infer_encoded)
+            else:
+                errors, logits = await self._decoded_here(release, contents)
+            with stage("decision"):
+                return answers.answer(
+                    release.bundle, errors, logits, listing_id=listing_id, num_alternatives=num_alternatives
+                )
 
     async def _explain(self, request: pb.ExplainPhotoRequest, deadline_s: float) -> pb.ExplainPhotoResponse:
         """Nobody waits for it in an upload: it is begun only where there is ample room, and one at a time."""
@@ -267,12 +315,15 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
             self._quotas.take(CALLER.get(), NUM_PHOTOS)
         content = request.photo.content
         async with self._explaining:
-            with self._admission.admit(NUM_PHOTOS, len(content), deadline_s=deadline_s):
-                prepared = await self._prepare(content)
+            with (
+                self._admission.admit(NUM_PHOTOS, len(content), deadline_s=deadline_s),
+                self.routing.stable.held() as release,
+            ):
+                prepared = await release.decoders.prepare(content)
                 if prepared.pixels is None:
                     raise _none_usable([prepared.error], field="photo")
-                bundle = self.bundle
-                found = await self._asked(explain(self._engine, bundle, prepared.pixels))
+                bundle = release.bundle
+                found = await self._asked(release, explain(release.engine, bundle, prepared.pixels))
         return pb.ExplainPhotoResponse(
             category_id=bundle.taxonomy.leaf_ids[found.leaf],
             category_probability=found.probability,
@@ -282,36 +333,36 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
             seen=seen_jpeg(prepared.pixels),
         )
 
-    def _count(self, outcome: str) -> None:
-        metrics.CALLS.labels(outcome, self.bundle.info.model_version).inc()
-
-    async def _decoded_here(self, contents: list[bytes]) -> Decoded:
+    async def _decoded_here(self, release: ServedRelease, contents: list[bytes]) -> Decoded:
         with stage("decode"):
             if len(contents) == 1:
-                prepared = [await self._prepare(contents[0])]
+                prepared = [await release.decoders.prepare(contents[0])]
             else:
-                prepared = await asyncio.gather(*map(self._prepare, contents))
+                prepared = await asyncio.gather(*map(release.decoders.prepare, contents))
         errors = [photo.error for photo in prepared]
         usable = [photo.pixels for photo in prepared if photo.pixels is not None]
         if not usable:
             raise _none_usable(errors)
-        self._refuse_while_open()  # it may have opened while photos were decoded
+        if release.breaker.is_open:  # since photos were decoded
+            raise _unavailable()
         photos_nhwc = usable[0][None] if len(usable) == 1 else np.stack(usable)
-        return Decoded(errors, await self._asked(self._engine.infer(photos_nhwc)))
+        return Decoded(errors, await self._asked(release, release.engine.infer(photos_nhwc)))
 
-    async def _decoded_by_engine(self, contents: list[bytes], infer_encoded: InferEncoded) -> Decoded:
+    async def _decoded_by_engine(
+        self, release: ServedRelease, contents: list[bytes], infer_encoded: InferEncoded
+    ) -> Decoded:
         errors = [answers.refused_unread(content) for content in contents]
         sent = [content for content, error in zip(contents, errors, strict=True) if error is None]
         if not sent:
             raise _none_usable(errors)
-        decoded = await self._asked(infer_encoded(sent))
+        decoded = await self._asked(release, infer_encoded(sent))
         found = iter(decoded.errors)
         errors = [error or next(found) for error in errors]
         if all(errors):
             raise _none_usable(errors)
         return Decoded(errors, decoded.logits)
 
-    async def _asked(self, call: Coroutine[Any, Any, _T]) -> _T:
+    async def _asked(self, release: ServedRelease, call: Coroutine[Any, Any, _T]) -> _T:
         """What the engine answers, its failures told to the breaker and turned into refusals."""
         try:
             answered = await call
@@ -320,18 +371,18 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
                 reason="TOO_BUSY", message="the model's queue is full; try later", retry_after_s=RETRY_AFTER_S
             ) from error
         except EngineUnavailable as error:
-            self._breaker.failed()
+            release.breaker.failed()
             _log.warning("model unavailable: %s", error)
             raise _unavailable() from error
         except EngineBroken as error:
-            self._breaker.failed()
+            release.breaker.failed()
             _log.error("model broken: %s", error)
             raise Refusal(reason="MODEL_BROKEN", message="the model gave no valid answer; this is our fault") from error
-        self._breaker.succeeded()
+        release.breaker.succeeded()
         return answered
 
     def _refuse_while_open(self) -> None:
-        if self._breaker.is_open:
+        if self.routing.stable.breaker.is_open:
             raise _unavailable()
 
 

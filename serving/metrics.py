@@ -17,11 +17,13 @@ __all__ = [
     "BREAKER_OPEN",
     "CALLS",
     "CALL_SECONDS",
+    "CANARY_FALLBACKS",
     "PHOTOS",
     "PHOTOS_IN_FLIGHT",
     "PHOTOS_PER_LISTING",
     "RECORDS",
     "SERVING",
+    "SHADOWS",
     "STAGE_SECONDS",
     "MetricsFolder",
 ]
@@ -31,10 +33,13 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5
 _FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 
 CALLS = prometheus_client.Counter(
-    f"{_PREFIX}_calls", "Listings by how their call ended, and the model that was asked.", ["outcome", "model_version"]
+    f"{_PREFIX}_calls", "Listings by how their call ended, and the release that was asked.", ["outcome", "release"]
 )
 CALL_SECONDS = prometheus_client.Histogram(
-    f"{_PREFIX}_call_seconds", "From the whole request's arrival to the answer.", ["outcome"], buckets=_SECONDS
+    f"{_PREFIX}_call_seconds",
+    "From the whole request's arrival to the answer.",
+    ["outcome", "release"],
+    buckets=_SECONDS,
 )
 STAGE_SECONDS = prometheus_client.Histogram(
     f"{_PREFIX}_stage_seconds",
@@ -50,9 +55,17 @@ PHOTOS_PER_LISTING = prometheus_client.Histogram(
 PHOTOS_IN_FLIGHT = prometheus_client.Gauge(
     f"{_PREFIX}_photos_in_flight", "Photos that are let in and not answered.", multiprocess_mode="livesum"
 )
+CANARY_FALLBACKS = prometheus_client.Counter(
+    f"{_PREFIX}_canary_fallbacks", "Listings of a canary that it did not answer and the stable release did.", ["reason"]
+)
+SHADOWS = prometheus_client.Counter(
+    f"{_PREFIX}_shadows",
+    "Listings for a shadow: answered same or other than the caller's answer, failed, dropped for want of time.",
+    ["result", "release"],
+)
 RECORDS = prometheus_client.Counter(
     f"{_PREFIX}_records",
-    "Rows of the tables suggestions and outcomes: taken, dropped for want of room, delayed by the storage.",
+    "Rows of the tables suggestions, shadows and outcomes: taken, dropped for want of room, delayed by the storage.",
     ["table", "result"],
 )
 SERVING = prometheus_client.Gauge(

@@ -8,9 +8,10 @@ from contextvars import ContextVar
 from serving import tracing
 from serving.metrics import STAGE_SECONDS
 
-__all__ = ["stage", "stages_noted"]
+__all__ = ["stage", "stages_noted", "unobserved"]
 
 _NOTED: ContextVar[dict[str, float] | None] = ContextVar("noted stages", default=None)
+_OBSERVED: ContextVar[bool] = ContextVar("observed stages", default=True)
 
 
 @contextmanager
@@ -26,7 +27,8 @@ def stage(name: str) -> Iterator[None]:
             yield
     finally:
         seconds = time.perf_counter() - began_s
-        STAGE_SECONDS.labels(name).observe(seconds)
+        if _OBSERVED.get():
+            STAGE_SECONDS.labels(name).observe(seconds)
         if noted is not None:
             noted[name] += seconds
 
@@ -40,3 +42,13 @@ def stages_noted() -> Iterator[dict[str, float]]:
         yield noted
     finally:
         _NOTED.reset(token)
+
+
+@contextmanager
+def unobserved() -> Iterator[None]:
+    """What this task does within is in no metric of stages: no caller waits for it."""
+    token = _OBSERVED.set(False)
+    try:
+        yield
+    finally:
+        _OBSERVED.reset(token)

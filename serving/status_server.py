@@ -1,4 +1,4 @@
-"""The operator's HTTP port: `/metrics` of the whole tree, `/healthz`, `/readyz`."""
+"""The operator's HTTP port: `/metrics` of the whole tree and of its Triton, `/healthz`, `/readyz`."""
 
 import logging
 import threading

@@ -17,58 +17,35 @@ import grpc
 import prometheus_client
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from serving.control import ControlServer, control_path
-from serving.engines import InProcessEngine, TritonEngine, check, until_answering
+from serving.control import ControlServer, ask, control_path
 from serving.http_api.supervised import HttpProcess
 from serving.metrics import MetricsFolder
-from serving.server import CHECK_AGAIN_S, GOLDEN_TIMEOUT_S, ONE_PHOTO, ServeOptions, local_address
+from serving.releases import Releases
+from serving.routes import Routes
+from serving.routing import only_route
+from serving.serve_options import ServeOptions, local_address, local_control
 from serving.status_server import Answer, StatusServer
 from serving.tracing import require_packages
 from serving.triton_install import find_triton
-from serving.triton_repository import MODEL_NAME
 from serving.triton_server import LocalTriton
+from serving.watched_triton import WatchedTriton
 from serving.worker import READY
-from vision.bundle import Bundle, load_bundle
-from vision.errors import EngineBusy, EngineError, EngineUnavailable, ListingVisionError, TritonNotInstalled
+from vision.bundle import load_bundle
+from vision.errors import EngineUnavailable, ListingVisionError, TritonNotInstalled
 
 __all__ = ["Supervisor", "serve"]
 
 _log = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 120.0
-FAILURES_UNTIL_RELOAD = 2
-"""Golden-photo checks in a row until a Triton of our own has to load the model anew: new model processes …"""
-FAILURES_UNTIL_RESTART = 4
-"""… and until it is stopped and started."""
 READY_TIMEOUT_S = 2.0
 SERVING = "SERVING"
-RELOAD_TIMEOUT_S = 10.0
-LOAD_TIMEOUT_S = 300.0
-REPLACED_END_AFTER_S = 15.0
-"""Longer than any call to Triton may take."""
+ROUTE_TIMEOUT_S = 120.0
+"""For a gateway process to bring up a release."""
+UNWELL_TIMEOUT_S = 5.0
 RESTART_PAUSES_S = (0.0, 0.5, 2.0, 5.0)
 """Before a gateway process that has died is started again, by how many have died lately; the last one for all more."""
 LATELY_S = 60.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Release:
-    """A bundle that is loaded."""
-
-    bundle: Bundle
-    model_name: str
-    """Triton's name for it; never used again for another."""
-    engine: TritonEngine | None
-    """None: gateway processes have the model themselves."""
-
-    @property
-    def label(self) -> str:
-        return _label(self.bundle)
-
-
-def _label(bundle: Bundle) -> str:
-    """A release's name: weights and calibration."""
-    return f"{bundle.info.model_version}.{bundle.calibration.version[:6]}"
 
 
 @dataclass(eq=False)
@@ -80,24 +57,16 @@ class _Worker:
 class Supervisor:
     """Start it, then let it run until it is asked to stop.
 
-    A gateway process that dies is replaced. A Triton of its own that dies, or no longer answers the golden photos, is
-    healed: by loading the model anew, else by starting it again.
+    A gateway process that dies is replaced. A Triton of its own is healed (`serving.watched_triton`). A canary that any
+    gateway process finds unwell is removed.
     """
 
     def __init__(self, options: ServeOptions) -> None:
         self._bundle = load_bundle(options.bundle)
-        self._releases: list[_Release] = []
-        self._current: _Release | None = None
-        self._before: _Release | None = None
-        """What answered before the last promotion."""
-        self._num_loaded = 0
-        self._releasing = asyncio.Lock()
+        self._releases: Releases | None = None
         self._control: ControlServer | None = None
         self._options = options
-        self._triton: LocalTriton | None = None
-        self._engine: TritonEngine | None = None
-        self._processes: dict[str, frozenset[int]] = {}
-        """That compute each model, by Triton's name for it; one of them that ends is missed."""
+        self._triton: WatchedTriton | None = None
         self._workers: set[_Worker] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._deaths_s: list[float] = []
@@ -122,6 +91,14 @@ class Supervisor:
             ["what"],
             registry=self._metrics.registry,
         )
+        self._canaries_removed = prometheus_client.Counter(
+            "listing_vision_canaries_removed",
+            "Canaries that were not well and were removed.",
+            registry=self._metrics.registry,
+        )
+        prometheus_client.Gauge(
+            "listing_vision_gateway_wanted", "Gateway processes that should serve.", registry=self._metrics.registry
+        ).set(options.workers)
         if options.photo_uris:
             _require("--photo-uris", "photo-uris", "aiohttp")
             _refuse_wrong_prefixes(options.photo_uris)
@@ -144,20 +121,29 @@ class Supervisor:
             self._start_status()
             self._port_holder, port = _hold_port(self._options.host, self._options.port)
             self._options = replace(self._options, port=port, share_port=True)
+            is_loadable = self._options.triton is None
             if not self._options.in_process and not self._options.triton:
                 await self._start_triton()
+            routes = await asyncio.to_thread(only_route, self._options)
+            self._options = replace(self._options, routes=routes)
             for _ in range(self._options.workers):
                 await self._add_worker()
             if self._http:
                 await self._http.start(self._options)
+            self._releases = Releases(
+                routes,
+                self._route,
+                triton=self._triton,
+                is_loadable=is_loadable,
+                records=bool(self._options.outcomes),
+            )
+            await self._start_control(port)
         except BaseException:
             await self.stop()
             raise
-        self._current = _Release(bundle=self._bundle, model_name=self._options.model_name, engine=self._engine)
-        self._releases.append(self._current)
         if self._triton:
-            self._spawn(self._watch_triton())
-        await self._start_control(port)
+            self._triton.watch()
+        self._spawn(self._watch_canary())
 
     @property
     def address(self) -> str:
@@ -174,11 +160,8 @@ class Supervisor:
         if self._http:
             await self._http.stop()
         await asyncio.gather(*(self._end(worker) for worker in list(self._workers)))
-        for engine in {release.engine for release in self._releases} | {self._engine}:
-            if engine:
-                await engine.close()
         if self._triton:
-            await asyncio.to_thread(self._triton.stop)
+            await self._triton.stop()
         if self._port_holder:
             self._port_holder.close()
         if self._status:
@@ -213,138 +196,75 @@ class Supervisor:
 
         self._spawn(restart())
 
-    async def load(self, bundle: str) -> str:
-        """Load a bundle beside what serves and return its release's name; it answers nobody yet.
-
-        Raises:
-            ListingVisionError: it is not whole, is loaded already, or does not answer its golden photos.
-        """
-        async with self._releasing:
-            loaded = await asyncio.to_thread(load_bundle, bundle)
-            if self._options.triton and not self._triton:
-                raise ListingVisionError(
-                    f"the Triton at {self._options.triton} is not this service's own; load the model there and "
-                    "start a gateway for it"
-                )
-            self._num_loaded += 1
-            name = f"{MODEL_NAME}_{self._num_loaded + 1}"
-            if any(_label(loaded) == other.label for other in self._releases):
-                raise ListingVisionError(f"{_label(loaded)} is loaded already")
-            release = _Release(bundle=loaded, model_name=name, engine=self._engine_of(name))
-            try:
-                await self._bring_up(release)
-            except BaseException:
-                await self._let_go(release)
-                raise
-            self._releases.append(release)
-            _log.info("release %s is loaded", release.label)
-            return release.label
-
-    async def promote(self, release: str) -> None:
-        """Have a loaded release answer: gateway processes are replaced one by one, and no call fails.
-
-        Raises:
-            ListingVisionError: it is not loaded, or does not answer its golden photos; what answered goes on.
-        """
-        async with self._releasing:
-            chosen = self._named(release)
-            await self._check_golden(chosen)
-            options = self._options
-            self._options = replace(options, bundle=chosen.bundle.folder, model_name=chosen.model_name)
-            if not await self.restart_workers():
-                self._options = options
-                await self.restart_workers()
-                raise ListingVisionError(f"{release} is not promoted: no gateway process came up for it; see the log")
-            if chosen is not self._current:
-                self._before, self._current = self._current, chosen
-            # What is watched from here on.
-            self._bundle, self._engine = chosen.bundle, chosen.engine
-            _log.info("release %s answers", release)
-
-    async def rollback(self) -> str:
-        """Promote what answered before, and return its name.
-
-        Raises:
-            ListingVisionError: there is nothing to go back to.
-        """
-        if self._before is None:
-            raise ListingVisionError("there is no release to go back to: none was promoted yet, or it is unloaded")
-        label = self._before.label
-        await self.promote(label)
-        return label
-
-    async def unload(self, release: str) -> None:
-        """Let go of a release.
-
-        Raises:
-            ListingVisionError: it answers, or is not loaded.
-        """
-        async with self._releasing:
-            chosen = self._named(release)
-            if chosen is self._current:
-                raise ListingVisionError(f"{release} answers; promote another one first")
-            self._releases.remove(chosen)
-            if chosen is self._before:
-                self._before = None
-            await self._let_go(chosen)
-            _log.info("release %s is unloaded", release)
-
-    async def status(self) -> list[dict[str, object]]:
-        """All that is loaded."""
-        return [
-            {
-                "release": release.label,
-                "name": release.bundle.info.model_name,
-                "bundle": str(release.bundle.folder),
-                "answers": release is self._current,
-                "before": release is self._before,
-            }
-            for release in self._releases
-        ]
-
     async def _start_control(self, port: int) -> None:
-        commands = (self.load, self.promote, self.rollback, self.unload, self.status)
+        assert self._releases is not None
+        found = self._releases
+        commands = (
+            found.load, found.promote, found.rollback, found.unload, found.status,
+            found.canary_on, found.canary_off, found.shadow_on, found.shadow_off,
+        )  # fmt: skip
         self._control = ControlServer(control_path(port), {command.__name__: command for command in commands})
         await self._control.start()
 
-    def _named(self, label: str) -> _Release:
-        for release in self._releases:
-            if release.label == label:
-                return release
-        raise ListingVisionError(f"{label} is not loaded; loaded: {', '.join(r.label for r in self._releases)}")
+    async def _route(self, routes: Routes) -> None:
+        """Have all gateway processes route so, and those that come.
 
-    def _engine_of(self, model_name: str) -> TritonEngine | None:
-        return TritonEngine(self._triton.address, model_name=model_name) if self._triton else None
+        Raises:
+            ListingVisionError: one of them does not; all route as before.
+        """
+        async with self._restarting:  # none comes up meanwhile by the old ones
+            before = self._options
+            stable = next(release for release in routes.releases if release.label == routes.stable)
+            self._options = replace(before, routes=routes, bundle=stable.bundle, model_name=stable.model_name)
+            answers = await self._told(routes)
+            if failed := [error for error in answers if isinstance(error, BaseException)]:
+                self._options = before
+                assert before.routes is not None
+                await self._told(before.routes)
+                raise failed[0]
+            if self._http and before.bundle != self._options.bundle:
+                await self._http.replace(self._options)
 
-    async def _bring_up(self, release: _Release) -> None:
-        if self._triton:
-            assert release.engine is not None
-            await asyncio.to_thread(self._triton.add_model, release.bundle, release.model_name)
-            await release.engine.load(timeout_s=LOAD_TIMEOUT_S)
-            self._note_processes(release.model_name)
-        await self._check_golden(release)
+    async def _told(self, routes: Routes) -> list[BaseException | None]:
+        return await asyncio.gather(
+            *(self._tell(worker, routes) for worker in list(self._workers)), return_exceptions=True
+        )
 
-    async def _check_golden(self, release: _Release) -> None:
-        if release.engine:
-            await until_answering(release.engine, release.bundle)
-            return
-        engine = await asyncio.to_thread(InProcessEngine, release.bundle)
+    async def _tell(self, worker: "_Worker", routes: Routes) -> None:
         try:
-            await check(engine, release.bundle)
-        finally:
-            await engine.close()
+            await self._ask(worker, "route", ROUTE_TIMEOUT_S, routes=routes.to_dict())
+        except ListingVisionError:
+            if worker.process.returncode is None:
+                raise  # else it has died, and another comes up by the new routes
 
-    async def _let_go(self, release: _Release) -> None:
-        if release.engine is None:
-            return
-        assert self._triton is not None
-        # From here on nobody misses them.
-        self._processes.pop(release.model_name, None)
-        if release.model_name in self._triton.models:
-            with contextlib.suppress(EngineUnavailable):
-                await release.engine.unload(timeout_s=RELOAD_TIMEOUT_S)
-            self._triton.remove_model(release.model_name)
-        await release.engine.close()
+    async def _ask(self, worker: "_Worker", command: str, timeout_s: float, **arguments: object) -> object:
+        path = local_control(self._metrics.path, worker.process.pid)
+        found: object = await asyncio.to_thread(ask, path, command, answer_timeout_s=timeout_s, **arguments)
+        return found
+
+    async def _watch_canary(self) -> None:
+        assert self._releases is not None
+        while True:
+            await asyncio.sleep(self._options.health_interval_s)
+            if (canary := self._releases.canary) is None:
+                continue
+            try:
+                for worker in list(self._workers):
+                    if canary in await self._unwell(worker):
+                        await self._releases.canary_off(f"gateway process {worker.process.pid} found it unwell")
+                        self._canaries_removed.inc()
+                        break
+            # Whatever it was, a watch that ends would leave an unwell canary for ever.
+            except Exception:
+                _log.exception("watching the canary failed")
+
+    async def _unwell(self, worker: "_Worker") -> list[str]:
+        try:
+            found = await self._ask(worker, "unwell", UNWELL_TIMEOUT_S)
+        except ListingVisionError:  # it dies, or is too busy to say
+            return []
+        assert isinstance(found, list)
+        return found
 
     def _start_status(self) -> None:
         if self._options.status_port is None:
@@ -383,33 +303,29 @@ class Supervisor:
         except TritonNotInstalled as error:
             self._answer_in_process(str(error))
             return
-        self._triton = LocalTriton(
-            self._bundle, installation, self._options.repository_options, traces=self._options.traces
+        local = LocalTriton(self._bundle, installation, self._options.repository_options, traces=self._options.traces)
+        self._triton = WatchedTriton(
+            local, self._bundle, health_interval_s=self._options.health_interval_s, restarts=self._restarts
         )
-        self._triton.start()
-        self._engine = TritonEngine(self._triton.address)
         try:
-            await asyncio.to_thread(self._triton.wait_until_listening)
-            await until_answering(self._engine, self._bundle)
+            await self._triton.start()
         except EngineUnavailable as error:
-            await self._engine.close()
-            await asyncio.to_thread(self._triton.stop)
-            self._engine = self._triton = None
+            await self._triton.stop()
+            self._triton = None
             self._answer_in_process(f"it did not start: {error}")
             return
         self._options = replace(self._options, triton=self._triton.address)
-        self._note_processes(self._options.model_name)
-        _log.info("Triton (pid %s) answers at %s", self._triton.pid, self._triton.address)
 
     def _answer_in_process(self, why: str) -> None:
         _log.warning("answering from ONNX Runtime in this process instead of Triton: %s", why)
         self._options = replace(self._options, in_process=True)
 
     async def _add_worker(self) -> None:
+        options = self._options
         ours, theirs = socket.socketpair()
         with ours, theirs:
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "serving.worker", self._options.to_json(), str(theirs.fileno()),
+                sys.executable, "-m", "serving.worker", options.to_json(), str(theirs.fileno()),
                 stdin=asyncio.subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 cwd=Path(__file__).resolve().parent.parent,
@@ -425,6 +341,10 @@ class Supervisor:
                     answer = await asyncio.get_running_loop().sock_recv(ours, len(READY))
                 if answer != READY:
                     raise OSError("a gateway process did not come up; see the log above")
+                while options.routes != self._options.routes:  # they have changed meanwhile
+                    options = self._options
+                    assert options.routes is not None
+                    await self._tell(worker, options.routes)
             except BaseException:
                 await self._end(worker)
                 raise
@@ -459,94 +379,6 @@ class Supervisor:
             _log.warning("a gateway process did not end and is killed")
             worker.process.kill()
             await worker.process.wait()
-
-    async def _watch_triton(self) -> None:
-        assert self._triton is not None
-        num_failures = 0
-        while True:
-            await asyncio.sleep(CHECK_AGAIN_S if num_failures else self._options.health_interval_s)
-            try:
-                # A golden photo seldom meets a model process that has died: it holds each call for a second.
-                for release in list(self._releases):
-                    missed = self._processes.get(release.model_name, frozenset())
-                    if self._triton.is_running() and missed - self._triton.model_processes(release.model_name):
-                        await self._reload_model(release, "one of its processes has died")
-                num_failures = 0 if await self._is_well() else num_failures + 1
-                if num_failures and not self._triton.is_running():
-                    await self._restart_triton("it has died")
-                    num_failures = 0
-                elif num_failures == FAILURES_UNTIL_RELOAD:
-                    assert self._current is not None
-                    await self._reload_model(self._current, "it does not answer the golden photos")
-                elif num_failures >= FAILURES_UNTIL_RESTART:
-                    await self._restart_triton("it does not answer the golden photos")
-                    num_failures = 0
-            # Whatever it was, a watch that ends would leave a dead model dead.
-            except Exception:
-                _log.exception("watching Triton failed")
-
-    async def _is_well(self) -> bool:
-        """Whether all instances of the model answer."""
-        assert self._triton is not None
-        assert self._engine is not None
-        checks = (
-            check(self._engine, self._bundle, which=ONE_PHOTO, timeout_s=GOLDEN_TIMEOUT_S)
-            for _ in range(self._triton.options.num_instances)
-        )
-        found = await asyncio.gather(*checks, return_exceptions=True)
-        wrong = [error for error in found if error is not None and not isinstance(error, EngineBusy)]
-        for error in wrong:
-            if not isinstance(error, EngineError):
-                raise error
-        if wrong:
-            _log.warning("Triton is not well: %s", wrong[0])
-        return not wrong
-
-    async def _reload_model(self, release: _Release, why: str) -> None:
-        assert self._triton is not None
-        assert release.engine is not None
-        _log.error("Triton loads the model anew: %s", why)
-        self._restarts.labels("model").inc()
-        before = self._triton.model_processes(release.model_name)
-        self._triton.touch_model(release.model_name)
-        try:
-            await release.engine.load(timeout_s=RELOAD_TIMEOUT_S)
-        except EngineUnavailable as error:
-            _log.warning("%s", error)
-            return
-        started = self._triton.model_processes(release.model_name) - before
-        if started:
-            self._processes[release.model_name] = started
-            self._spawn(self._end_model_processes(before))
-        else:
-            _log.warning("Triton has started no new process for %s", release.model_name)
-            self._note_processes(release.model_name)
-
-    def _note_processes(self, model_name: str) -> None:
-        assert self._triton is not None
-        self._processes[model_name] = self._triton.model_processes(model_name)
-
-    async def _end_model_processes(self, pids: frozenset[int]) -> None:
-        """Those of a model that was replaced: where one has died, Triton waits for it and never ends the others."""
-        assert self._triton is not None
-        await asyncio.sleep(REPLACED_END_AFTER_S)
-        for pid in pids & self._triton.all_model_processes():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-
-    async def _restart_triton(self, why: str) -> None:
-        assert self._triton is not None
-        _log.error("Triton is started again: %s", why)
-        self._restarts.labels("triton").inc()
-        self._processes.clear()
-        await asyncio.to_thread(self._triton.restart)
-        with contextlib.suppress(EngineUnavailable):  # then the next checks fail, and it is started once more
-            await asyncio.to_thread(self._triton.wait_until_listening)
-            assert self._engine is not None
-            await until_answering(self._engine, self._bundle)
-            for release in self._releases:
-                self._note_processes(release.model_name)
-            _log.info("Triton (pid %s) answers at %s", self._triton.pid, self._triton.address)
 
     def _spawn(self, work: Coroutine[object, object, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

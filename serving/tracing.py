@@ -27,6 +27,7 @@ __all__ = [
     "asking",
     "asking_traced",
     "note",
+    "passed_on",
     "require_packages",
     "span",
     "standard_endpoint",
@@ -185,6 +186,12 @@ def asking(method: str) -> Iterator[Headers]:
         f"{service}/{name}", kind=api.SpanKind.CLIENT, attributes=attributes
     ):
         yield _headers()
+
+
+def passed_on() -> Headers:
+    """Headers with which another service goes on with the trace of this moment; empty where there is none."""
+    api = _api()
+    return _headers() if api and api.get_current_span().get_span_context().is_valid else ()
 
 
 @contextmanager

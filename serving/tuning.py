@@ -15,7 +15,8 @@ from PIL import Image
 
 from serving.client import AsyncListingVisionClient
 from serving.engines import TritonEngine, until_answering
-from serving.server import GatewayServer, ServeOptions
+from serving.serve_options import ServeOptions
+from serving.server import GatewayServer
 from serving.triton_install import TritonInstallation
 from serving.triton_repository import RepositoryOptions
 from serving.triton_server import LocalTriton

@@ -3,6 +3,7 @@
     python -m serving.worker OPTIONS FD
 
 OPTIONS are `ServeOptions` as JSON; `READY` is written to FD once it serves, and the process ends when its parent does.
+Its supervisor has it change its routes over a socket in the local folder (`serving.control`).
 """
 
 import asyncio
@@ -11,10 +12,14 @@ import logging
 import os
 import signal
 import socket
+from typing import Any
 
 from serving import tracing
+from serving.control import Command, ControlServer
 from serving.processes import die_with_parent
-from serving.server import GatewayServer, ServeOptions
+from serving.routes import Routes
+from serving.serve_options import ServeOptions, local_control
+from serving.server import GatewayServer
 from vision.commands import run_command
 
 __all__ = ["READY"]
@@ -34,7 +39,11 @@ async def _serve(options: ServeOptions, supervisor: socket.socket) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop_asked.set)
     traces = tracing.start(options.traces, "listing-vision-gateway") if options.traces else None
     server = GatewayServer(options)
+    control: ControlServer | None = None
     await server.start()
+    if options.local_folder:
+        control = ControlServer(local_control(options.local_folder, os.getpid()), _commands(server))
+        await control.start()
     # What was built to start with stays; a collection in the middle of calls need not walk it.
     gc.collect()
     gc.freeze()
@@ -42,9 +51,21 @@ async def _serve(options: ServeOptions, supervisor: socket.socket) -> None:
     with supervisor:
         supervisor.send(READY)
     await stop_asked.wait()
+    if control:
+        await control.close()
     await server.stop()
     if traces:
         traces.stop()
+
+
+def _commands(server: GatewayServer) -> dict[str, Command]:
+    async def route(routes: dict[str, Any]) -> None:
+        await server.route(Routes.from_dict(routes))
+
+    async def unwell() -> list[str]:
+        return server.unwell()
+
+    return {"route": route, "unwell": unwell}
 
 
 if __name__ == "__main__":

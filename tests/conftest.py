@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -69,6 +69,16 @@ def bundle(tmp_path_factory, trained_run):
     from training.export import export_bundle
 
     return export_bundle(trained_run, tmp_path_factory.mktemp("bundles") / "small", model_name="small")
+
+
+@pytest.fixture(scope="session")
+def other_bundle(tmp_path_factory, drawn, small_recipe):
+    """Of other weights."""
+    from tests.helpers import train_run
+    from training.export import export_bundle
+
+    run = train_run(tmp_path_factory.mktemp("other"), drawn, replace(small_recipe, seed=7))
+    return export_bundle(run, tmp_path_factory.mktemp("bundles") / "other", model_name="other")
 
 
 @dataclass

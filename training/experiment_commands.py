@@ -19,18 +19,20 @@ OutcomesUrl = Annotated[str, typer.Argument(help="What `serve --outcomes` was gi
 def report(
     outcomes: OutcomesUrl,
     bundle: Annotated[list[Path], typer.Option(help="A model that answered; several may be given.")],
-    control: Annotated[str | None, typer.Option(help="Version that others are held against.")] = None,
+    control: Annotated[
+        str | None, typer.Option(help="Release that others are held against, as `model status` names it.")
+    ] = None,
     share: Annotated[
-        list[str] | None, typer.Option(help="VERSION=SHARE of listings as it was assigned; for the sample-ratio check.")
+        list[str] | None, typer.Option(help="RELEASE=SHARE of listings as it was assigned; for the sample-ratio check.")
     ] = None,
     days: Annotated[int, typer.Option(min=1, help="Of the windows for promises and drift.")] = 7,
     output: Annotated[Path | None, typer.Option(help="Write the report as JSON too.")] = None,
 ) -> None:
-    """Acceptance by field and version, comparisons that may be looked at every day, promises, drift.
+    """Acceptance by field and release, comparisons that may be looked at every day, promises, drift.
 
     Exits 3 where a filled field no longer keeps its promise.
 
-    Example: listing-vision experiment report outcomes --bundle bundles/grocery --bundle bundles/new --share 1f3a=0.95
+    Example: listing-vision experiment report outcomes --bundle a --bundle b --share 1f0a9c2e.5d21b7=0.95
     """
     from training.experiment_report import format_report, make_report
     from training.outcome_tables import opened_tables
@@ -38,7 +40,7 @@ def report(
 
     shares = dict(_share(text) for text in share or ())
     bundles = [load_bundle(folder) for folder in bundle]
-    promises = {loaded.info.model_version: loaded.calibration for loaded in bundles}
+    promises = {loaded.release: loaded.calibration for loaded in bundles}
     with opened_tables(outcomes, bundles[0].taxonomy) as tables:
         made = make_report(tables, promises=promises, control=control, shares=shares, days=days)
     typer.echo(format_report(made))
@@ -81,11 +83,11 @@ def from_outcomes(
 
 
 def _share(text: str) -> tuple[str, float]:
-    version, _, share = text.partition("=")
+    release, _, share = text.partition("=")
     try:
         value = float(share)
     except ValueError:
         value = -1.0
-    if not version or not 0 <= value <= 1:
-        raise typer.BadParameter(f"--share {text!r}: give VERSION=SHARE with a share in 0..1")
-    return version, value
+    if not release or not 0 <= value <= 1:
+        raise typer.BadParameter(f"--share {text!r}: give RELEASE=SHARE with a share in 0..1")
+    return release, value

@@ -12,12 +12,13 @@ from training.experiments import (
     SAMPLE_RATIO_ALPHA,
     Interval,
     difference_sequence,
+    paired_sequence,
     population_stability,
     promise_kept,
     sample_ratio_p_value,
     wilson,
 )
-from training.outcome_tables import FieldOutcomes, OutcomeTables
+from training.outcome_tables import FieldOutcomes, OutcomeTables, ShadowOutcomes
 from vision.decision import Calibration
 
 __all__ = ["ExperimentReport", "format_report", "make_report"]
@@ -36,7 +37,7 @@ _DAY_US = 86_400_000_000
 @dataclass(frozen=True, kw_only=True)
 class FieldReport:
     field: str
-    version: str
+    release: str
     num_outcomes: int
     accepted: float
     """Share of all outcomes; where the answer was shown, sellers accept wrong ones too."""
@@ -47,7 +48,7 @@ class FieldReport:
     num_filled_lately: int
     right_lately: float | None
     promised: float | None
-    """None: the bundle does not fill this field, or is another version."""
+    """None: the bundle does not fill this field, or is another release."""
     keeps_promise: bool | None
 
 
@@ -69,10 +70,29 @@ class Comparison:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ShadowReport:
+    field: str
+    release: str
+    """Of the shadow."""
+    num_outcomes: int
+    accepted: float
+    """Share of the shadow's answers that sellers chose."""
+    given_accepted: float
+    """The same of the answers that were given, for the same listings."""
+    interval: Interval
+    """For the difference of the two; holds whenever it is looked at."""
+    unseen: bool
+    """Only listings whose sellers saw no answer: elsewhere what they saw has an advantage."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExperimentReport:
     fields: list[FieldReport]
     comparisons: list[Comparison]
-    listings_by_version: Mapping[str, int]
+    shadow_agreement: Mapping[str, tuple[int, float]]
+    """By release of the shadow: answers, and the share that were the caller's."""
+    shadows: list[ShadowReport]
+    listings_by_release: Mapping[str, int]
     sample_ratio_p_value: float | None
     num_unjoined: int
     drift: Mapping[str, float]
@@ -83,7 +103,7 @@ class ExperimentReport:
     @property
     def switch_off(self) -> list[str]:
         """Fields that no longer keep their promise."""
-        return [f"{one.field} of {one.version}" for one in self.fields if one.keeps_promise is False]
+        return [f"{one.field} of {one.release}" for one in self.fields if one.keeps_promise is False]
 
     def to_dict(self) -> dict[str, Any]:
         comparisons = [asdict(one) | {"verdict": one.verdict} for one in self.comparisons]
@@ -102,20 +122,21 @@ def make_report(
 
     Args:
         tables: of suggestions and outcomes.
-        promises: by model version.
-        control: version that the others are held against; default: the one with most listings.
-        shares: of listings by version, as they were to be assigned.
+        promises: by release.
+        control: release that the others are held against; default: the one with most listings.
+        shares: of listings by release, as they were to be assigned.
         days: of the windows for promises and drift.
     """
-    counts = tables.listings_by_version()
-    base = control or max(counts, key=lambda version: counts[version])
-    fields, comparisons = [], []
+    counts = tables.listings_by_release()
+    base = control or max(counts, key=lambda release: counts[release])
+    fields, comparisons, shadows = [], [], []
     for name in tables.fields():
         outcomes = tables.outcomes_of(name)
         fields += [
-            _field(outcomes, version, promises.get(version), days) for version in np.unique(outcomes.versions).tolist()
+            _field(outcomes, release, promises.get(release), days) for release in np.unique(outcomes.releases).tolist()
         ]
         comparisons += _comparisons(outcomes, base)
+        shadows += _shadows(name, tables.shadows_of(name))
     drift_days = days if tables.span_days() >= 2 * days else None
     drift = {
         name: population_stability(
@@ -126,7 +147,9 @@ def make_report(
     return ExperimentReport(
         fields=fields,
         comparisons=comparisons,
-        listings_by_version=counts,
+        shadow_agreement=tables.shadow_agreement(),
+        shadows=shadows,
+        listings_by_release=counts,
         sample_ratio_p_value=sample_ratio_p_value(counts, shares) if shares else None,
         num_unjoined=tables.num_unjoined(),
         drift=drift,
@@ -134,8 +157,8 @@ def make_report(
     )
 
 
-def _field(outcomes: FieldOutcomes, version: str, calibration: Calibration | None, days: int) -> FieldReport:
-    mine = outcomes.versions == version
+def _field(outcomes: FieldOutcomes, release: str, calibration: Calibration | None, days: int) -> FieldReport:
+    mine = outcomes.releases == release
     accepted, hidden = outcomes.accepted[mine], outcomes.hidden[mine]
     since_us = outcomes.time_us.max() - days * _DAY_US
     lately = accepted[(outcomes.filled & ~outcomes.hidden & (outcomes.time_us > since_us))[mine]]
@@ -146,7 +169,7 @@ def _field(outcomes: FieldOutcomes, version: str, calibration: Calibration | Non
     )
     return FieldReport(
         field=outcomes.field,
-        version=version,
+        release=release,
         num_outcomes=len(accepted),
         accepted=float(accepted.mean()),
         accepted_interval=wilson(int(accepted.sum()), len(accepted)),
@@ -161,15 +184,15 @@ def _field(outcomes: FieldOutcomes, version: str, calibration: Calibration | Non
 
 def _comparisons(outcomes: FieldOutcomes, base: str) -> list[Comparison]:
     found = []
-    control = outcomes.accepted[outcomes.versions == base]
-    for version in np.unique(outcomes.versions).tolist():
-        treatment = outcomes.accepted[outcomes.versions == version]
-        if version != base and len(control):
+    control = outcomes.accepted[outcomes.releases == base]
+    for release in np.unique(outcomes.releases).tolist():
+        treatment = outcomes.accepted[outcomes.releases == release]
+        if release != base and len(control):
             found.append(
                 Comparison(
                     field=outcomes.field,
                     control=base,
-                    treatment=version,
+                    treatment=release,
                     difference=float(treatment.mean() - control.mean()),
                     interval=difference_sequence(control, treatment),
                 )
@@ -177,14 +200,36 @@ def _comparisons(outcomes: FieldOutcomes, base: str) -> list[Comparison]:
     return found
 
 
+def _shadows(field: str, outcomes: ShadowOutcomes) -> list[ShadowReport]:
+    found = []
+    for release in np.unique(outcomes.releases).tolist():
+        for unseen in (False, True):
+            mine = (outcomes.releases == release) & (outcomes.hidden | (not unseen))
+            if not mine.any():
+                continue
+            accepted, given = outcomes.accepted[mine], outcomes.given_accepted[mine]
+            found.append(
+                ShadowReport(
+                    field=field,
+                    release=release,
+                    num_outcomes=len(accepted),
+                    accepted=float(accepted.mean()),
+                    given_accepted=float(given.mean()),
+                    interval=paired_sequence(given, accepted),
+                    unseen=unseen,
+                )
+            )
+    return found
+
+
 def format_report(report: ExperimentReport) -> str:
     """For people."""
-    lines = [f"{'field':<18} {'version':<16} {'outcomes':>9} {'accepted':>9} {'95 %':>15}  {'unseen':>7}  promise"]
+    lines = [f"{'field':<18} {'release':<20} {'outcomes':>9} {'accepted':>9} {'95 %':>15}  {'unseen':>7}  promise"]
     for one in report.fields:
         low, high = one.accepted_interval
         unseen = "-" if one.accepted_hidden is None else f"{one.accepted_hidden:.1%}"
         lines.append(
-            f"{one.field:<18} {one.version:<16} {one.num_outcomes:>9} {one.accepted:>9.1%} {low:>7.1%}…{high:<7.1%} "
+            f"{one.field:<18} {one.release:<20} {one.num_outcomes:>9} {one.accepted:>9.1%} {low:>7.1%}…{high:<7.1%} "
             f"{unseen:>7}  {_promise(one)}"
         )
     for other in report.comparisons:
@@ -192,6 +237,15 @@ def format_report(report: ExperimentReport) -> str:
         lines.append(
             f"{other.field}: {other.treatment} against {other.control} {other.difference:+.1%} "
             f"({low:+.1%}…{high:+.1%}, whenever looked at): {other.verdict}"
+        )
+    for release, (count, same) in report.shadow_agreement.items():
+        lines.append(f"shadow {release}: {same:.1%} of {count} answers were the caller's")
+    for shadow in report.shadows:
+        low, high = shadow.interval
+        kind = "unseen" if shadow.unseen else "outcomes"
+        lines.append(
+            f"{shadow.field}: shadow {shadow.release} {shadow.accepted:.1%} against {shadow.given_accepted:.1%} given, "
+            f"{shadow.num_outcomes} {kind} ({low:+.1%}…{high:+.1%}, whenever looked at)"
         )
     if report.sample_ratio_p_value is not None:
         broken = report.sample_ratio_p_value < SAMPLE_RATIO_ALPHA

@@ -13,6 +13,7 @@ __all__ = [
     "Interval",
     "confidence_sequence",
     "difference_sequence",
+    "paired_sequence",
     "population_stability",
     "promise_kept",
     "sample_ratio_p_value",
@@ -76,6 +77,15 @@ def difference_sequence(a: npt.ArrayLike, b: npt.ArrayLike, *, alpha: float = AL
         for low, high in (confidence_sequence(values, alpha=alpha / 2) for values in (a, b))
     )
     return Interval(low_b - high_a, high_b - low_a)
+
+
+def paired_sequence(a: npt.ArrayLike, b: npt.ArrayLike, *, alpha: float = ALPHA) -> Interval:
+    """For mean(b - a) of pairs as of now, each in [0, 1]; may be asked after every pair."""
+    halved = (np.asarray(b, np.float64) - np.asarray(a, np.float64) + 1) / 2
+    if not len(halved):
+        return Interval(-1.0, 1.0)
+    low, high = confidence_sequence(halved, alpha=alpha)
+    return Interval(2 * float(low[-1]) - 1, 2 * float(high[-1]) - 1)
 
 
 def sample_ratio_p_value(counts: Mapping[str, int], shares: Mapping[str, float]) -> float:

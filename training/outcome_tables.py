@@ -1,6 +1,6 @@
 """Suggestions joined with what sellers chose, from the files that gateways write (docs/contracts.md)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +12,12 @@ from vision.decision import BRAND_FIELD, field_name
 from vision.errors import ListingVisionError
 from vision.taxonomy import Taxonomy
 
-__all__ = ["FieldOutcomes", "OutcomeTables", "opened_tables"]
+__all__ = ["FieldOutcomes", "OutcomeTables", "ShadowOutcomes", "opened_tables"]
 
 _MEMORY_LIMIT = "2GB"
+_TABLES = ("suggestions", "outcomes", "shadows")
+_RELEASE = "model_version || coalesce('.' || left(calibration_version, 6), '')"
+"""SQL of `Bundle.release`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +26,8 @@ class FieldOutcomes:
 
     field: str
     time_us: npt.NDArray[np.int64]
-    versions: npt.NDArray[np.str_]
-    """Model version that answered."""
+    releases: npt.NDArray[np.str_]
+    """`Bundle.release` that answered."""
     accepted: npt.NDArray[np.bool_]
     """The seller kept or chose what was answered."""
     filled: npt.NDArray[np.bool_]
@@ -32,6 +35,20 @@ class FieldOutcomes:
     """Nothing was shown, so that the answer had no part in the choice."""
     scores: npt.NDArray[np.float64]
     """Probability of the answer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShadowOutcomes:
+    """What a shadow's answers would have been worth beside those that were given; N listings, by time of outcome."""
+
+    releases: npt.NDArray[np.str_]
+    """Of the shadow."""
+    accepted: npt.NDArray[np.bool_]
+    """The seller chose what the shadow answered."""
+    given_accepted: npt.NDArray[np.bool_]
+    """The seller chose what was answered."""
+    hidden: npt.NDArray[np.bool_]
+    """Nothing was shown; elsewhere the answer that was shown has an advantage."""
 
 
 class OutcomeTables:
@@ -46,24 +63,58 @@ class OutcomeTables:
         return [*(field_name(depth) for depth in range(1, self._taxonomy.max_depth + 1)), BRAND_FIELD]
 
     def outcomes_of(self, field: str) -> FieldOutcomes:
-        depth = None if field == BRAND_FIELD else self.fields().index(field) + 1
-        accepted, filled, score, treatment = _brand() if depth is None else _category(depth)
+        accepted, filled, score, treatment = _columns(field, self.fields())
         found = self._connection.execute(
             f"""
-            SELECT epoch_us(chosen_at) AS time_us, model_version, {accepted} AS accepted, {filled} AS filled,
+            SELECT epoch_us(chosen_at) AS time_us, release, {accepted} AS accepted, {filled} AS filled,
                 {score} AS score, {treatment} = 'HIDDEN' AS hidden
-            FROM joined WHERE model_version IS NOT NULL AND {accepted} IS NOT NULL ORDER BY chosen_at, listing_id
+            FROM joined WHERE release IS NOT NULL AND {accepted} IS NOT NULL ORDER BY chosen_at, listing_id
             """
         ).fetchnumpy()
         return FieldOutcomes(
             field=field,
             time_us=np.asarray(found["time_us"], np.int64),
-            versions=np.asarray(found["model_version"], str),
+            releases=np.asarray(found["release"], str),
             accepted=np.asarray(found["accepted"], bool),
             filled=np.asarray(found["filled"], bool),
             hidden=np.asarray(found["hidden"], bool),
             scores=np.asarray(found["score"], np.float64),
         )
+
+    def shadows_of(self, field: str) -> ShadowOutcomes:
+        """Of listings that a shadow saw too and whose outcome decides on both answers."""
+        accepted, _, _, treatment = _columns(field, self.fields())
+        found = self._connection.execute(
+            f"""
+            WITH shadow AS (SELECT listing_id, release, {accepted} AS accepted FROM joined_shadows),
+                given AS (
+                    SELECT listing_id, chosen_at, {accepted} AS accepted, {treatment} = 'HIDDEN' AS hidden FROM joined
+                )
+            SELECT shadow.release, shadow.accepted, given.accepted AS given_accepted, hidden
+            FROM shadow JOIN given USING (listing_id)
+            WHERE shadow.accepted IS NOT NULL AND given.accepted IS NOT NULL ORDER BY chosen_at, listing_id
+            """
+        ).fetchnumpy()
+        return ShadowOutcomes(
+            releases=np.asarray(found["release"], str),
+            accepted=np.asarray(found["accepted"], bool),
+            given_accepted=np.asarray(found["given_accepted"], bool),
+            hidden=np.asarray(found["hidden"], bool),
+        )
+
+    def shadow_agreement(self) -> dict[str, tuple[int, float]]:
+        """Of each shadow: how many answers there are, and the share that were the caller's, category and brand."""
+        rows = self._connection.execute(
+            """
+            SELECT shadow.release, count(*), avg((
+                shadow.category_ids = given.category_ids AND shadow.brand_kind = given.brand_kind
+                AND coalesce(shadow.brand_id, '') = coalesce(given.brand_id, ''))::INT)
+            FROM shadows shadow ASOF JOIN suggestions given
+                ON shadow.listing_id = given.listing_id AND shadow.time >= given.time
+            GROUP BY 1 ORDER BY 1
+            """
+        ).fetchall()
+        return {release: (int(count), float(same)) for release, count, same in rows}
 
     def chosen(self) -> list[dict[str, Any]]:
         """The last outcome of each listing: ids, and whether its seller saw neither category nor brand."""
@@ -77,16 +128,16 @@ class OutcomeTables:
         names = [column[0] for column in found.description]
         return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
 
-    def listings_by_version(self) -> dict[str, int]:
-        """Distinct listings that each version answered."""
+    def listings_by_release(self) -> dict[str, int]:
+        """Distinct listings that each release answered."""
         rows = self._connection.execute(
-            "SELECT model_version, count(DISTINCT listing_id) FROM suggestions GROUP BY 1 ORDER BY 1"
+            "SELECT release, count(DISTINCT listing_id) FROM suggestions GROUP BY 1 ORDER BY 1"
         ).fetchall()
         return dict(rows)
 
     def num_unjoined(self) -> int:
         """Listings with an outcome for which nothing was suggested."""
-        return int(self._one("SELECT count(*) FROM joined WHERE model_version IS NULL"))
+        return int(self._one("SELECT count(*) FROM joined WHERE release IS NULL"))
 
     def statistic(self, expression: str, *, days: int, from_end: bool) -> npt.NDArray[np.float64]:
         """Values of suggestions in the first or the last days that there are.
@@ -130,9 +181,9 @@ def opened_tables(url: str, taxonomy: Taxonomy) -> Iterator[OutcomeTables]:
     import fsspec
 
     fs, root = fsspec.core.url_to_fs(url)
-    files = {table: sorted(fs.glob(f"{root}/{table}/*/*.parquet")) for table in ("suggestions", "outcomes")}
+    files = {table: sorted(fs.glob(f"{root}/{table}/*/*.parquet")) for table in _TABLES}
     for table, found in files.items():
-        if not found:
+        if not found and table != "shadows":
             raise ListingVisionError(f"{url} holds no {table}; `serve --outcomes {url}` records them")
     with duckdb.connect(config={"memory_limit": _MEMORY_LIMIT}) as connection:
         if "file" not in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,)):
@@ -140,7 +191,10 @@ def opened_tables(url: str, taxonomy: Taxonomy) -> Iterator[OutcomeTables]:
             files = {table: [fs.unstrip_protocol(path) for path in found] for table, found in files.items()}
         try:
             for table, found in files.items():
-                connection.execute(f"CREATE VIEW {table} AS SELECT * FROM read_parquet({found!r})")
+                release = "" if table == "outcomes" else f", {_RELEASE} AS release"
+                source = f"read_parquet({found!r})" if found else "suggestions WHERE FALSE"
+                columns = "*" if found else "* EXCLUDE (release)"
+                connection.execute(f"CREATE VIEW {table} AS SELECT {columns}{release} FROM {source}")
             _join(connection, taxonomy)
             yield OutcomeTables(connection, taxonomy)
         except duckdb.Error as error:
@@ -152,9 +206,10 @@ def _join(connection: Any, taxonomy: Taxonomy) -> None:
     connection.execute("CREATE TABLE lineages (category_id VARCHAR, lineage VARCHAR[])")
     rows = [(c.id, [one.id for one in taxonomy.ancestry(c.id)]) for c in taxonomy.categories]
     connection.executemany("INSERT INTO lineages VALUES (?, ?)", rows)
-    connection.execute(
-        """
-        CREATE VIEW joined AS
+    for view, answers in (("joined", "suggestions"), ("joined_shadows", "shadows")):
+        connection.execute(
+            f"""
+        CREATE VIEW {view} AS
         WITH chosen AS (
             SELECT * EXCLUDE (place) FROM (
                 SELECT *, row_number() OVER (PARTITION BY listing_id ORDER BY time DESC) AS place FROM outcomes
@@ -164,10 +219,15 @@ def _join(connection: Any, taxonomy: Taxonomy) -> None:
             o.brand_id AS chosen_brand, o.brand_name AS chosen_brand_name, o.category_treatment, o.brand_treatment,
             l.lineage, s.* EXCLUDE (listing_id, time)
         FROM chosen o
-        ASOF LEFT JOIN suggestions s ON o.listing_id = s.listing_id AND o.time >= s.time
+        ASOF LEFT JOIN {answers} s ON o.listing_id = s.listing_id AND o.time >= s.time
         LEFT JOIN lineages l ON l.category_id = o.category_id
         """
-    )
+        )
+
+
+def _columns(field: str, fields: Sequence[str]) -> tuple[str, str, str, str]:
+    """SQL of accepted, filled, score and treatment of a field."""
+    return _brand() if field == BRAND_FIELD else _category(fields.index(field) + 1)
 
 
 def _category(depth: int) -> tuple[str, str, str, str]:

@@ -122,6 +122,11 @@ class Bundle:
     sha256: Mapping[str, str]
 
     @property
+    def release(self) -> str:
+        """Names its weights and its calibration: `MODEL_VERSION.CALIBRATION`, the latter cut to six characters."""
+        return f"{self.info.model_version}.{self.calibration.version[:6]}"
+
+    @property
     def onnx_path(self) -> Path:
         return self.folder / "model.onnx"
 

@@ -17,7 +17,7 @@ import uvicorn
 from serving.http_api.app import make_app
 from serving.http_api.upstream import Upstream
 from serving.processes import die_with_parent
-from serving.server import ServeOptions
+from serving.serve_options import ServeOptions
 from vision.bundle import load_bundle
 from vision.commands import run_command
 from vision.errors import ListingVisionError

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from serving.server import ServeOptions
+from serving.serve_options import ServeOptions
 
 __all__ = ["HttpProcess"]
 

@@ -10,7 +10,7 @@ import grpc
 
 from serving.client import MESSAGE_LIMIT_BYTES
 from serving.protocol import listing_vision_pb2_grpc as pb_grpc
-from serving.server import local_address
+from serving.serve_options import local_address
 
 __all__ = ["Upstream"]
 

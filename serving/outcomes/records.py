@@ -1,6 +1,7 @@
 """The two tables: a row an answer, a row an outcome. No photo is in them, nor anything of who asked."""
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -9,32 +10,32 @@ from serving.protocol import listing_vision_pb2 as pb
 from serving.statuses import Refusal
 from vision.taxonomy import Taxonomy
 
-__all__ = ["SCHEMAS", "outcome_row", "suggestion_row"]
+__all__ = ["SCHEMAS", "outcome_row", "shadow_row", "suggestion_row"]
 
 MAX_NAME_CHARS = 200
 _TIME = ("time", pa.timestamp("us", tz="UTC"))
 
+_ANSWER = [
+    _TIME,
+    ("listing_id", pa.string()),
+    ("model_name", pa.string()),
+    ("model_version", pa.string()),
+    ("calibration_version", pa.string()),
+    ("taxonomy_version", pa.string()),
+    ("category_ids", pa.list_(pa.string())),
+    ("category_probabilities", pa.list_(pa.float64())),
+    ("num_filled", pa.int32()),
+    ("brand_kind", pa.string()),
+    ("brand_id", pa.string()),
+    ("brand_probability", pa.float64()),
+    ("brand_filled", pa.bool_()),
+]
+
 SCHEMAS = {
     "suggestions": pa.schema(
-        [
-            _TIME,
-            ("listing_id", pa.string()),
-            ("model_name", pa.string()),
-            ("model_version", pa.string()),
-            ("calibration_version", pa.string()),
-            ("taxonomy_version", pa.string()),
-            ("category_ids", pa.list_(pa.string())),
-            ("category_probabilities", pa.list_(pa.float64())),
-            ("num_filled", pa.int32()),
-            ("brand_kind", pa.string()),
-            ("brand_id", pa.string()),
-            ("brand_probability", pa.float64()),
-            ("brand_filled", pa.bool_()),
-            ("num_photos", pa.int32()),
-            ("num_unusable", pa.int32()),
-            ("photo_bytes", pa.int64()),
-        ]
+        [*_ANSWER, ("num_photos", pa.int32()), ("num_unusable", pa.int32()), ("photo_bytes", pa.int64())]
     ),
+    "shadows": pa.schema([*_ANSWER, ("answered_model_version", pa.string())]),
     "outcomes": pa.schema(
         [
             _TIME,
@@ -52,6 +53,20 @@ SCHEMAS = {
 
 
 def suggestion_row(request: pb.ClassifyListingRequest, answer: pb.ClassifyListingResponse) -> dict[str, Any]:
+    return {
+        **_answer(answer),
+        "num_photos": len(answer.photos),
+        "num_unusable": sum(photo.HasField("error") for photo in answer.photos),
+        "photo_bytes": sum(len(photo.content) for photo in request.photos),
+    }
+
+
+def shadow_row(answer: pb.ClassifyListingResponse, given: pb.ClassifyListingResponse) -> dict[str, Any]:
+    """Args: answer: the shadow's; given: what the caller got."""
+    return {**_answer(answer), "answered_model_version": given.model.version}
+
+
+def _answer(answer: pb.ClassifyListingResponse) -> dict[str, Any]:
     fill = pb.SUGGESTION_OUTCOME_FILL
     return {
         "time": _now_us(),
@@ -67,15 +82,18 @@ def suggestion_row(request: pb.ClassifyListingRequest, answer: pb.ClassifyListin
         "brand_id": answer.brand.brand_id or None,
         "brand_probability": answer.brand.probability,
         "brand_filled": answer.brand.outcome == fill,
-        "num_photos": len(answer.photos),
-        "num_unusable": sum(photo.HasField("error") for photo in answer.photos),
-        "photo_bytes": sum(len(photo.content) for photo in request.photos),
     }
 
 
-def outcome_row(request: pb.ReportOutcomeRequest, taxonomy: Taxonomy, *, max_listing_id_chars: int) -> dict[str, Any]:
-    """Raises Refusal: OUTCOME_INVALID, each wrong field named."""
-    wrong = _violations(request, taxonomy, max_listing_id_chars)
+def outcome_row(
+    request: pb.ReportOutcomeRequest, taxonomies: Sequence[Taxonomy], *, max_listing_id_chars: int
+) -> dict[str, Any]:
+    """Args: taxonomies: that answers may have been in; ids must be of one of them.
+
+    Raises Refusal: OUTCOME_INVALID, each wrong field named.
+    """
+    violations = [_violations(request, taxonomy, max_listing_id_chars) for taxonomy in taxonomies]
+    wrong = min(violations, key=len)
     if wrong:
         said = "; ".join(f"{field}: {what}" for field, what in wrong.items())
         raise Refusal(reason="OUTCOME_INVALID", message=said, violations=wrong)

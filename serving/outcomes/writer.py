@@ -6,6 +6,7 @@ import os
 import threading
 import time
 import uuid
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from serving.metrics import RECORDS
-from serving.outcomes.records import SCHEMAS, outcome_row, suggestion_row
+from serving.outcomes.records import SCHEMAS, outcome_row, shadow_row, suggestion_row
 from serving.protocol import listing_vision_pb2 as pb
 from serving.store import Store
 from vision.taxonomy import Taxonomy
@@ -63,9 +64,15 @@ class Recorder:
         """As `add`, of an answer that was given."""
         return self.add("suggestions", suggestion_row(request, answer))
 
-    def chosen(self, request: pb.ReportOutcomeRequest, taxonomy: Taxonomy, *, max_listing_id_chars: int) -> bool:
+    def shadowed(self, answer: pb.ClassifyListingResponse, given: pb.ClassifyListingResponse) -> bool:
+        """As `add`, of a shadow's answer beside the one that was given."""
+        return self.add("shadows", shadow_row(answer, given))
+
+    def chosen(
+        self, request: pb.ReportOutcomeRequest, taxonomies: Sequence[Taxonomy], *, max_listing_id_chars: int
+    ) -> bool:
         """As `add`, of an outcome. Raises Refusal: OUTCOME_INVALID."""
-        return self.add("outcomes", outcome_row(request, taxonomy, max_listing_id_chars=max_listing_id_chars))
+        return self.add("outcomes", outcome_row(request, taxonomies, max_listing_id_chars=max_listing_id_chars))
 
     def close(self) -> None:
         """Write what is held; some seconds at most are spent on it."""

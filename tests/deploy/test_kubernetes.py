@@ -12,7 +12,7 @@ import vision
 from scripts.check_deploy import BUILT, DEPLOY, ROOT, built, check_manifest, pod_templates
 from serving import metrics, supervisor
 from serving.security import ServerTls
-from serving.server import ServeOptions
+from serving.serve_options import ServeOptions
 from serving.supervisor import Supervisor
 from tests.deploy.settings import known_variables, parsed, parsed_line
 from training.commands import EXIT_INTERRUPTED

@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 from listing_vision.cli import app
 from serving.protocol import listing_vision_pb2 as pb
 from serving.protocol import listing_vision_pb2_grpc as pb_grpc
-from serving.server import GatewayServer, ServeOptions
+from serving.serve_options import ServeOptions
+from serving.server import GatewayServer
 from serving.triton_server import LocalTriton
 from vision.bundle import load_bundle, seal_bundle
 from vision.manifest import Manifest

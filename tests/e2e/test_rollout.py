@@ -5,25 +5,17 @@ import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from grpc_health.v1 import health_pb2
 
 from serving.client import ListingVisionClient
+from serving.routes import CANARY, SHADOW, Share
 from tests.conftest import ROOT
 from tests.e2e.test_whole_path import health
-from tests.helpers import train_run
-from tests.serving.test_supervisor import PHOTO, Callers, children, until
-
-
-@pytest.fixture(scope="module")
-def other_bundle(tmp_path_factory, drawn, small_recipe):
-    """Of other weights."""
-    from training.export import export_bundle
-
-    run = train_run(tmp_path_factory.mktemp("other"), drawn, replace(small_recipe, seed=7))
-    return export_bundle(run, tmp_path_factory.mktemp("bundles") / "other", model_name="other")
+from tests.serving.test_outcomes import table
+from tests.serving.test_supervisor import PHOTO, Callers, children, metrics, until, workers
 
 
 def model(served, *words: object) -> tuple[int, str]:
@@ -33,13 +25,9 @@ def model(served, *words: object) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
-def label(bundle) -> str:
-    return f"{bundle.info.model_version}.{bundle.calibration.version[:6]}"
-
-
-def answering(served) -> str:
+def answering(served, listing_id: str = "") -> str:
     with ListingVisionClient(served.address) as client:
-        return client.classify([PHOTO]).model.version
+        return client.classify([PHOTO], listing_id=listing_id).model.version
 
 
 def loaded(served) -> dict[str, str]:
@@ -57,22 +45,22 @@ def test_models_are_switched_without_a_failed_call(
     assert old != new
     served = start_serving(bundle.folder, tmp_path / "serve.log", *options)
     with Callers(served.address) as callers:
-        assert loaded(served) == {label(bundle): "answers"}
+        assert loaded(served) == {bundle.release: "answers"}
         code, said = model(served, "load", other_bundle.folder)
-        assert (code, label(other_bundle) in said) == (0, True), said
+        assert (code, other_bundle.release in said) == (0, True), said
         assert answering(served) == old
         code, said = model(served, "load", other_bundle.folder)
         assert (code, "is loaded already" in said) == (1, True)
-        assert model(served, "promote", label(other_bundle))[0] == 0
+        assert model(served, "promote", other_bundle.release)[0] == 0
         assert answering(served) == new
-        assert loaded(served) == {label(bundle): "answered before", label(other_bundle): "answers"}
-        code, said = model(served, "unload", label(other_bundle))
+        assert loaded(served) == {bundle.release: "answered before", other_bundle.release: "answers"}
+        code, said = model(served, "unload", other_bundle.release)
         assert (code, "promote another one first" in said) == (1, True)
         code, said = model(served, "rollback")
-        assert (code, said.strip()) == (0, f"{label(bundle)} answers")
+        assert (code, said.strip()) == (0, f"{bundle.release} answers")
         assert answering(served) == old
-        assert model(served, "unload", label(other_bundle))[0] == 0
-        assert loaded(served) == {label(bundle): "answers"}
+        assert model(served, "unload", other_bundle.release)[0] == 0
+        assert loaded(served) == {bundle.release: "answers"}
         asked = callers.num_answered
         until(lambda: callers.num_answered >= asked + 5, "answers after it all")
     assert callers.failures == []
@@ -88,11 +76,11 @@ def test_a_broken_bundle_is_refused_and_the_old_one_goes_on(bundle, other_bundle
     code, said = model(served, "load", broken)
     assert (code, "model.onnx" in said) == (1, True), said
     code, said = model(served, "promote", "unknown")
-    assert (code, f"loaded: {label(bundle)}" in said) == (1, True)
+    assert (code, f"loaded: {bundle.release}" in said) == (1, True)
     code, said = model(served, "rollback")
     assert (code, "no release to go back to" in said) == (1, True)
     assert answering(served) == bundle.info.model_version
-    assert loaded(served) == {label(bundle): "answers"}
+    assert loaded(served) == {bundle.release: "answers"}
     assert served.stop() == 0
     code, said = model(served, "status")
     assert (code, "no supervisor answers" in said) == (1, True)
@@ -103,7 +91,7 @@ def test_what_was_promoted_answers_after_triton_has_died(
 ):
     served = start_serving(bundle.folder, tmp_path / "serve.log")
     assert model(served, "load", other_bundle.folder)[0] == 0
-    assert model(served, "promote", label(other_bundle))[0] == 0
+    assert model(served, "promote", other_bundle.release)[0] == 0
     killed = served.triton_pid()
     os.kill(killed, signal.SIGKILL)
     until(lambda: served.triton_pid() != killed, "Triton answers again")
@@ -114,3 +102,99 @@ def test_what_was_promoted_answers_after_triton_has_died(
     assert answering(served) == bundle.info.model_version
     assert len(children(served.triton_pid())) >= 2  # the processes of two models
     assert served.stop() == 0
+
+
+def in_share(bundle, share: float, purpose: str = CANARY) -> tuple[str, str]:
+    """A listing's id that is in a release's share, and one that is not."""
+    taken = Share(label=bundle.release, share=share)
+    ids = [f"m{number}" for number in range(1000)]
+    return next(i for i in ids if taken.takes(i, purpose)), next(i for i in ids if not taken.takes(i, purpose))
+
+
+@pytest.mark.parametrize("options", [("--in-process", "--workers", "2"), ("--workers", "2")], ids=["alone", "triton"])
+def test_a_canary_answers_its_share_and_what_makes_no_sense_changes_nothing(
+    bundle, other_bundle, start_serving, triton_installation, tmp_path, options
+):
+    old, new = bundle.info.model_version, other_bundle.info.model_version
+    served = start_serving(bundle.folder, tmp_path / "serve.log", *options)
+    canary = other_bundle.release
+    assert model(served, "load", other_bundle.folder)[0] == 0
+    mine, others = in_share(other_bundle, 0.3)
+    for words, said in (
+        (("canary", canary, "--share", "1.2"), "canary share 1.2 is outside (0, 1]"),
+        (("canary", "unknown"), f"unknown is not loaded; loaded: {bundle.release}, {canary}"),
+        (("canary", bundle.release), f"{bundle.release} is stable and cannot be canary too"),
+        (("shadow", canary), "start with --outcomes"),
+    ):
+        code, told = model(served, *words)
+        assert (code, said in told) == (1, True), told
+        assert loaded(served) == {bundle.release: "answers", canary: "loaded"}
+    assert model(served, "canary")[0] == 2  # neither a release nor --off
+    with Callers(served.address) as callers:
+        assert model(served, "canary", canary, "--share", "0.3")[0] == 0
+        assert loaded(served) == {bundle.release: "answers", canary: "canary 0.3"}
+        assert [answering(served, mine) for _ in range(6)] == [new] * 6  # whichever process is asked
+        assert [answering(served, others) for _ in range(6)] == [old] * 6
+        code, told = model(served, "unload", canary)
+        assert (code, "is the canary" in told) == (1, True)
+        # A process that comes later knows it too.
+        victim = min(workers(served.process.pid))
+        os.kill(victim, signal.SIGKILL)
+        until(lambda: served.log.count(" serves on ") == 3, "another process")
+        assert [answering(served, mine) for _ in range(6)] == [new] * 6
+        assert model(served, "canary", "--off")[0] == 0
+        assert [answering(served, mine) for _ in range(6)] == [old] * 6
+        assert model(served, "promote", canary)[0] == 0
+        assert answering(served, others) == new
+    assert [failure for failure in callers.failures if "UNAVAILABLE" not in failure] == []
+    assert served.stop() == 0
+
+
+def test_a_canary_that_stands_still_is_removed_and_nobody_is_refused(
+    bundle, other_bundle, start_serving, triton_installation, tmp_path
+):
+    served = start_serving(bundle.folder, tmp_path / "serve.log", "--status-port", "0")
+    assert model(served, "load", other_bundle.folder)[0] == 0
+    before = set(children(served.triton_pid()))
+    canary = other_bundle.release
+    assert model(served, "canary", canary, "--share", "1")[0] == 0
+    assert answering(served, "a") == other_bundle.info.model_version
+    stopped = [pid for pid in before if b"/listing_vision_2/" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    assert stopped
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        with ListingVisionClient(served.address) as client:
+            for number in range(1000):
+                answer = client.classify([PHOTO], listing_id=str(number), timeout_s=5)
+                assert answer.model.version == bundle.info.model_version
+                if "is removed" in served.log:
+                    break
+        until(lambda: loaded(served)[canary] == "loaded", "the canary is removed")
+    finally:
+        for pid in stopped:
+            os.kill(pid, signal.SIGCONT)
+    assert "was removed as a canary: gateway process" in model(served, "status")[1]
+    assert metrics(served)["listing_vision_canaries_removed_total",] == 1
+    assert model(served, "canary", canary, "--share", "1")[0] == 0  # it is well again
+    assert answering(served, "a") == other_bundle.info.model_version
+    assert served.stop() == 0
+
+
+def test_a_shadow_is_recorded_beside_what_was_answered(
+    bundle, other_bundle, start_serving, triton_installation, tmp_path
+):
+    folder = tmp_path / "outcomes"
+    served = start_serving(bundle.folder, tmp_path / "serve.log", "--outcomes", str(folder))
+    assert model(served, "load", other_bundle.folder)[0] == 0
+    assert model(served, "shadow", other_bundle.release, "--share", "0.5")[0] == 0
+    assert loaded(served)[other_bundle.release] == "shadow 0.5"
+    mine, others = in_share(other_bundle, 0.5, SHADOW)
+    assert {answering(served, mine), answering(served, others)} == {bundle.info.model_version}
+    until(lambda: (folder / "shadows").exists(), "it is written out")
+    assert model(served, "shadow", "--off")[0] == 0
+    assert loaded(served)[other_bundle.release] == "loaded"
+    assert served.stop() == 0
+    (row,) = table(folder, "shadows")
+    assert (row["listing_id"], row["model_version"]) == (mine, other_bundle.info.model_version)
+    assert len(table(folder, "suggestions")) == 2

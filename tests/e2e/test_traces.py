@@ -166,6 +166,35 @@ def test_a_refusal_is_the_callers_doing_and_names_its_reason(traced, collector):
     assert not span.is_error
 
 
+def test_a_stream_is_one_span_and_each_of_its_listings_one_below(traced, collector):
+    trace_id, _, header = a_parent(sampled=True)
+    requests = [
+        pb.ClassifyListingsRequest(sequence=n, listing=pb.ClassifyListingRequest(photos=[pb.Photo(content=PHOTO)]))
+        for n in range(2)
+    ]
+    with grpc.insecure_channel(traced.address) as channel:
+        stub = pb_grpc.ListingVisionServiceStub(channel)
+        answers = list(stub.ClassifyListings(iter(requests), timeout=20, metadata=[("traceparent", header)]))
+    assert len(answers) == 2
+    stream = f"{CALL}s"
+    spans = collector.trace(trace_id, stream, "listing", "listing", "decision", "decision")
+    [call] = [span for span in spans if span.name == stream]
+    listings = [span for span in spans if span.name == "listing"]
+    assert {span.parent_id for span in listings} == {call.span_id}
+    assert {span.attributes["listing_vision.outcome"] for span in listings} == {"ANSWERED"}
+    assert {span.parent_id for span in spans if span.name == "decision"} == {span.span_id for span in listings}
+
+
+def test_the_client_passes_on_the_trace_that_it_is_called_in():
+    from opentelemetry import trace
+
+    trace_id, span_id, header = a_parent(sampled=True)
+    context = trace.SpanContext(int(trace_id, 16), int(span_id, 16), is_remote=False, trace_flags=trace.TraceFlags(1))
+    with trace.use_span(trace.NonRecordingSpan(context)):
+        assert tracing.passed_on() == (("traceparent", header),)
+    assert tracing.passed_on() == ()
+
+
 def test_a_headers_nonsense_is_no_parent(traced, collector):
     trace_id = secrets.token_hex(16)
     assert ask(traced, parent=f"00-{trace_id}-nonsense-01") == grpc.StatusCode.OK

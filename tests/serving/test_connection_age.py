@@ -6,7 +6,8 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving.client import AsyncListingVisionClient
-from serving.server import GatewayServer, ServeOptions
+from serving.serve_options import ServeOptions
+from serving.server import GatewayServer
 from tests.helpers import encoded, scene
 
 READY = grpc.ChannelConnectivity.READY

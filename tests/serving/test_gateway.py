@@ -17,7 +17,8 @@ from serving.client import MESSAGE_LIMIT_BYTES, AsyncListingVisionClient, CallFa
 from serving.gateway import CLASSIFY_METHOD
 from serving.protocol import listing_vision_pb2 as pb
 from serving.protocol import listing_vision_pb2_grpc as pb_grpc
-from serving.server import GatewayServer, ServeOptions
+from serving.serve_options import ServeOptions
+from serving.server import GatewayServer
 from tests.helpers import encoded, pids, scene
 from training.drawing import draw_photo
 from vision.errors import EngineBroken, EngineBusy, EngineUnavailable
@@ -173,11 +174,12 @@ class Failing:
 def ask_with_engine(bundle, engine, photos=(PHOTO,), **options):
     async def call():
         async with running(bundle, health_interval_s=60) as (gateway_server, client):
-            real, gateway_server._gateway._engine = gateway_server._gateway._engine, engine
+            release = gateway_server._routing.stable
+            real, release.engine = release.engine, engine
             try:
                 return await client.classify(photos, **options)
             finally:
-                gateway_server._gateway._engine = real
+                release.engine = real
 
     return asyncio.run(call())
 
@@ -211,7 +213,7 @@ def test_what_no_one_foresaw_is_internal_and_tells_nothing(bundle):
 @contextlib.asynccontextmanager
 async def decoders_stopped(gateway_server):
     """All decoding children stand still, so that whatever is to be decoded waits."""
-    children = pids(gateway_server._decoders)
+    children = pids(gateway_server._routing.stable.decoders)
     for child in children:
         os.kill(child, signal.SIGSTOP)
     try:
@@ -233,14 +235,14 @@ def give_up_before(bundle, stop_early):
 
     async def call():
         async with running(bundle, health_interval_s=60) as (gateway_server, client):
-            inner = gateway_server._gateway
-            real, inner._engine = inner._engine, Failing(EngineUnavailable("never asked"))
+            inner, release = gateway_server._gateway, gateway_server._routing.stable
+            real, release.engine = release.engine, Failing(EngineUnavailable("never asked"))
             async with decoders_stopped(gateway_server):
                 with pytest.raises((CallFailed, asyncio.CancelledError)):
                     await stop_early(client, inner)
                 await until(lambda: inner._admission.num_photos == 0)
-                waiting = gateway_server._decoders.num_waiting
-            inner._engine, failing = real, inner._engine
+                waiting = gateway_server._routing.stable.decoders.num_waiting
+            release.engine, failing = real, release.engine
             answered = await client.classify([PHOTO])
             return failing.calls, waiting, len(answered.photos)
 
@@ -269,9 +271,9 @@ def test_work_whose_caller_has_gone_is_dropped_before_the_model(bundle):
 def test_a_model_that_fails_call_after_call_is_not_asked_any_more_until_its_golden_photos_are_right(bundle):
     async def call():
         async with running(bundle, health_interval_s=60) as (gateway_server, client):
-            inner = gateway_server._gateway
+            release = gateway_server._routing.stable
             failing = Failing(EngineUnavailable("away"))
-            real, inner._engine, gateway_server._engine = inner._engine, failing, failing
+            real, release.engine = release.engine, failing
             reasons = []
             for _ in range(FAILURES_UNTIL_OPEN + 3):
                 with pytest.raises(CallFailed) as caught:
@@ -280,9 +282,9 @@ def test_a_model_that_fails_call_after_call_is_not_asked_any_more_until_its_gold
             asked = failing.calls
             with pytest.raises(CallFailed):
                 await client.classify([PHOTO])
-            await until(lambda: not gateway_server._serving)
-            inner._engine = gateway_server._engine = real
-            await until(lambda: gateway_server._serving)
+            await until(lambda: not release.is_well)
+            release.engine = real
+            await until(lambda: release.is_well)
             return reasons, asked, len((await client.classify([PHOTO])).photos)
 
     reasons, asked, answered = asyncio.run(call())
@@ -295,10 +297,10 @@ def test_a_model_that_fails_call_after_call_is_not_asked_any_more_until_its_gold
 def test_photos_that_crash_a_decoder_cost_an_error_each(bundle):
     async def call():
         async with running(bundle) as (gateway_server, client):
-            victims = pids(gateway_server._decoders)
+            victims = pids(gateway_server._routing.stable.decoders)
             async with decoders_stopped(gateway_server):
                 asked = asyncio.create_task(client.classify([PHOTO] * (1 + len(victims))))
-                await until(lambda: gateway_server._decoders.num_waiting == 1)
+                await until(lambda: gateway_server._routing.stable.decoders.num_waiting == 1)
                 for victim in victims:
                     os.kill(victim, signal.SIGKILL)
                 return await asked, len(victims)
@@ -330,11 +332,12 @@ def test_a_call_of_several_megabytes_is_retried(bundle):
 
     async def call():
         async with running(bundle, health_interval_s=60) as (gateway_server, client):
-            real = gateway_server._gateway._engine
-            gateway_server._gateway._engine = engine = OnceAway(real)
+            release = gateway_server._routing.stable
+            real = release.engine
+            release.engine = engine = OnceAway(real)
             padded = PHOTO + b"\0" * (3 << 20)
             answer = await client.classify([padded])
-            gateway_server._gateway._engine = real
+            release.engine = real
             return engine.calls, len(answer.photos)
 
     assert asyncio.run(call()) == (2, 1)

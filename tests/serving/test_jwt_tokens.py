@@ -22,7 +22,7 @@ from listing_vision.cli import app
 from serving import jwks, jwt_tokens
 from serving.client import Access
 from serving.jwt_tokens import JwtTokens, JwtTrust
-from serving.server import ServeOptions
+from serving.serve_options import ServeOptions
 from tests.serving.test_security import asked, running, token_file
 from vision.errors import ListingVisionError
 

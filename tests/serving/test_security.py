@@ -16,7 +16,8 @@ from serving.gateway import CLASSIFY_METHOD
 from serving.protocol import listing_vision_pb2 as pb
 from serving.protocol import listing_vision_pb2_grpc as pb_grpc
 from serving.security import Quotas, ServerTls, StaticTokens, is_loopback
-from serving.server import GatewayServer, ServeOptions
+from serving.serve_options import ServeOptions
+from serving.server import GatewayServer
 from serving.statuses import Refusal
 from tests.helpers import encoded, scene
 from tests.serving.test_supervisor import status, until

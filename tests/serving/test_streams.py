@@ -204,8 +204,8 @@ def test_a_model_that_is_busy_for_a_moment_costs_a_stream_only_time(bundle):
     async def run():
         global engine
         async with running(bundle) as (server, _):
-            engine = server._gateway._engine
-            server._gateway._engine = BusyAtFirst()
+            engine = server._routing.stable.engine
+            server._routing.stable.engine = BusyAtFirst()
 
             def read():
                 with ListingVisionClient(f"127.0.0.1:{server.port}") as client:

@@ -131,15 +131,16 @@ def test_processes_are_replaced_one_by_one_without_a_failed_call(served):
 
 
 def test_metrics_add_up_over_all_processes_and_outlive_them(served, bundle):
-    answered = ("listing_vision_gateway_calls_total", bundle.info.model_version, "ANSWERED")
+    answered = ("listing_vision_gateway_calls_total", bundle.release, "ANSWERED")
     with Callers(served.address) as callers:
         until(lambda: callers.num_answered >= 12, "twelve answers")
     with ListingVisionClient(served.address) as client, pytest.raises(CallFailed):
         client.classify([])
     found = {(name, *sorted(labels)): value for (name, *labels), value in metrics(served).items()}
+    version = bundle.release
     assert found[(answered[0], *sorted(answered[1:]))] == callers.num_answered
-    assert found["listing_vision_gateway_call_seconds_count", "ANSWERED"] == callers.num_answered
-    assert found["listing_vision_gateway_call_seconds_count", "NO_PHOTOS"] == 1
+    assert found["listing_vision_gateway_call_seconds_count", *sorted(["ANSWERED", version])] == callers.num_answered
+    assert found["listing_vision_gateway_call_seconds_count", *sorted(["NO_PHOTOS", version])] == 1
     assert found["listing_vision_gateway_photos_total", "used"] == callers.num_answered
     assert found["listing_vision_gateway_stage_seconds_count", "decode"] == callers.num_answered
     assert found["listing_vision_gateway_stage_seconds_count", "decision"] == callers.num_answered

@@ -189,7 +189,7 @@ def test_the_report_names_what_is_better_broken_and_drifting(two_versions):
     promises = {version: calibration(category_depth_3=0.8) for version in ("old", "new")}
     with opened_tables(two_versions, small_taxonomy()) as tables:
         report = make_report(tables, promises=promises, control="old", shares={"old": 0.5, "new": 0.5})
-    by_name = {(one.field, one.version): one for one in report.fields}
+    by_name = {(one.field, one.release): one for one in report.fields}
     leaf = by_name["category_depth_3", "old"]
     assert (leaf.num_outcomes, leaf.num_hidden) == (3000, 600)
     assert leaf.accepted_interval.low < leaf.accepted < leaf.accepted_interval.high
@@ -247,12 +247,17 @@ def test_nothing_to_read_is_told_with_what_records_it(tmp_path):
 def test_the_verb_reports_and_exits_three_where_a_promise_is_broken(bundle, tmp_path):
     leaf = bundle.taxonomy.leaf_ids[0]
     path = [c.id for c in bundle.taxonomy.ancestry(leaf)]
-    version = bundle.info.model_version
+    version, calibrated = bundle.info.model_version, bundle.calibration.version
     broken = next((f for f in bundle.calibration.fields if f.threshold is not None), None)
     other = next(one for one in bundle.taxonomy.leaf_ids if bundle.taxonomy.ancestry(one)[0].id != path[0])
     url = written(
         tmp_path / "outcomes",
-        [suggestion(str(n), 1, version=version, path=path, filled=len(path), brand=None) for n in range(60)],
+        [
+            suggestion(
+                str(n), 1, version=version, path=path, filled=len(path), brand=None, calibration_version=calibrated
+            )
+            for n in range(60)
+        ],
         [outcome(str(n), 2, other if n % 2 else leaf) for n in range(60)],
     )
     command = [sys.executable, "-m", "listing_vision", "experiment", "report", url, "--bundle", str(bundle.folder)]
@@ -261,6 +266,6 @@ def test_the_verb_reports_and_exits_three_where_a_promise_is_broken(bundle, tmp_
     assert done.returncode == (3 if broken and broken.name.startswith("category") else 0), done.stderr
     assert "category_depth_1" in done.stdout
     report = json.loads((tmp_path / "report.json").read_text())
-    assert report["listings_by_version"] == {version: 60}
+    assert report["listings_by_release"] == {bundle.release: 60}
     bad = subprocess.run([*command, "--share", "x=2"], capture_output=True, text=True, cwd=ROOT)
-    assert (bad.returncode, "give VERSION=SHARE" in bad.stderr) == (2, True)
+    assert (bad.returncode, "give RELEASE=SHARE" in bad.stderr) == (2, True)

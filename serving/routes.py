@@ -1,0 +1,99 @@
+"""Which release answers which listing: a plain value that a supervisor hands to its gateway processes."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vision.errors import ListingVisionError
+
+__all__ = ["ReleaseAt", "Routes", "Share", "place"]
+
+CANARY, SHADOW = "canary", "shadow"
+
+
+def place(listing_id: str, salt: str) -> float:
+    """Where a listing lies in [0, 1): the first 64 bits of SHA-256 of `salt:listing_id`, in UTF-8, as a fraction.
+
+    The same in every process and after every restart; independent for different salts, so that who was in one
+    experiment says nothing of who is in the next.
+    """
+    digest = hashlib.sha256(f"{salt}:{listing_id}".encode(errors="surrogatepass")).digest()
+    # 53 bits are what a float holds; with more the largest would round up to 1.
+    return (int.from_bytes(digest[:8]) >> 11) / 2**53
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReleaseAt:
+    """A bundle, and where it is served."""
+
+    label: str
+    """`Bundle.release`."""
+    bundle: Path
+    model_name: str
+    """Triton's name for it; never used again for another."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """A part of the listings for a release."""
+
+    label: str
+    share: float
+    """In (0, 1]."""
+
+    def takes(self, listing_id: str, purpose: str) -> bool:
+        """Whether a listing is in it. A larger share of the same release holds all of a smaller one's listings.
+
+        A listing without an id is in none: nobody could tell later what it was answered by.
+        """
+        return bool(listing_id) and place(listing_id, f"{purpose}:{self.label}") < self.share
+
+
+@dataclass(frozen=True, kw_only=True)
+class Routes:
+    """All releases that are loaded, and what each is for.
+
+    Raises ListingVisionError: a label that is not loaded, a share outside (0, 1], or one release for two purposes.
+    """
+
+    releases: tuple[ReleaseAt, ...]
+    stable: str
+    """Label of the release that answers whatever no canary does."""
+    canary: Share | None = None
+    """Whose answers callers get."""
+    shadow: Share | None = None
+    """Whose answers are recorded and never returned."""
+
+    def __post_init__(self) -> None:
+        purposes = {"stable": self.stable}
+        for purpose, share in ((CANARY, self.canary), (SHADOW, self.shadow)):
+            if share is None:
+                continue
+            if not 0 < share.share <= 1:
+                raise ListingVisionError(f"{purpose} share {share.share:g} is outside (0, 1]; 0.05 is one in twenty")
+            purposes[purpose] = share.label
+        taken: dict[str, str] = {}
+        for purpose, label in purposes.items():
+            if label not in self.labels:
+                raise ListingVisionError(f"{label} is not loaded; loaded: {', '.join(self.labels)}")
+            if label in taken:
+                raise ListingVisionError(f"{label} is {taken[label]} and cannot be {purpose} too")
+            taken[label] = purpose
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return tuple(release.label for release in self.releases)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "releases": [{**asdict(r), "bundle": str(r.bundle)} for r in self.releases]}
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> "Routes":
+        return cls(
+            releases=tuple(ReleaseAt(**{**r, "bundle": Path(r["bundle"])}) for r in raw["releases"]),
+            stable=raw["stable"],
+            canary=Share(**raw["canary"]) if raw["canary"] else None,
+            shadow=Share(**raw["shadow"]) if raw["shadow"] else None,
+        )

@@ -1,0 +1,167 @@
+"""The releases of one gateway process: brought up, chosen for a listing, let go of, while calls go on."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+
+from serving.decoding import DecoderPool, DecoderThreads
+from serving.engines import InProcessEngine, TritonEngine
+from serving.routes import CANARY, SHADOW, ReleaseAt, Routes
+from serving.serve_options import ServeOptions
+from serving.served_release import Changed, ServedRelease
+from vision.bundle import load_bundle
+from vision.errors import ListingVisionError
+from vision.images import Preprocessing
+from vision.taxonomy import Taxonomy
+
+__all__ = ["Routing", "only_route"]
+
+
+def only_route(options: ServeOptions) -> Routes:
+    """For a gateway that serves one bundle. Raises BundleError: it is not whole."""
+    label = load_bundle(options.bundle).release
+    release = ReleaseAt(label=label, bundle=options.bundle, model_name=options.model_name)
+    return Routes(releases=(release,), stable=label)
+
+
+class Routing:
+    """`apply` routes first; a listing is asked for by `for_listing`."""
+
+    def __init__(self, options: ServeOptions, *, changed: Changed) -> None:
+        """Args: changed: told when a release has become well or unwell."""
+        self._options = options
+        self._changed = changed
+        self._releases: dict[str, ServedRelease] = {}
+        self._routes: Routes | None = None
+        self._decoders: dict[Preprocessing, DecoderPool | DecoderThreads] = {}
+        """Releases of the same preprocessing share them."""
+        self._num_users: Counter[Preprocessing] = Counter()
+        self._applying = asyncio.Lock()
+        self._letting_go: set[asyncio.Task[None]] = set()
+
+    @property
+    def stable(self) -> ServedRelease:
+        """Which answers what no canary does."""
+        assert self._routes is not None
+        return self._releases[self._routes.stable]
+
+    def is_stable(self, release: ServedRelease) -> bool:
+        return self._routes is not None and self._releases.get(self._routes.stable) is release
+
+    def canary_for(self, listing_id: str) -> ServedRelease | None:
+        """The canary, where it is well and the listing is in its share."""
+        assert self._routes is not None
+        canary = self._routes.canary
+        if canary is None or not canary.takes(listing_id, CANARY):
+            return None
+        release = self._releases[canary.label]
+        return None if release.breaker.is_open else release
+
+    def shadow_for(self, listing_id: str) -> ServedRelease | None:
+        """The shadow, where the listing is in its share."""
+        assert self._routes is not None
+        shadow = self._routes.shadow
+        return self._releases[shadow.label] if shadow and shadow.takes(listing_id, SHADOW) else None
+
+    @property
+    def taxonomies(self) -> Sequence[Taxonomy]:
+        """That answers may have been in, the stable release's first."""
+        others = [release for release in self._releases.values() if release is not self.stable]
+        return [release.bundle.taxonomy for release in (self.stable, *others)]
+
+    def unwell(self) -> list[str]:
+        """Labels of releases that were not asked at any time since they got their part."""
+        return [label for label, release in self._releases.items() if release.breaker.has_opened]
+
+    async def apply(self, routes: Routes, *, strict: bool = True) -> None:
+        """Route so from now on; what is not loaded yet is brought up first, and calls go on meanwhile.
+
+        Args:
+            routes: all of it.
+            strict: whether what is brought up must be well; else it may become so.
+
+        Raises:
+            ListingVisionError: a release cannot be brought up; nothing has changed.
+        """
+        async with self._applying:
+            added: dict[str, ServedRelease] = {}
+            try:
+                for release in routes.releases:
+                    if release.label not in self._releases:
+                        added[release.label] = await self._brought_up(release, strict=strict)
+                parts = _parts(routes)
+                for label in parts - (_parts(self._routes) if self._routes else set()) - added.keys():
+                    # It was not watched until now.
+                    await self._releases[label].until_well()
+            except BaseException:
+                for begun in added.values():
+                    await self._end(begun)
+                raise
+            gone = [self._releases.pop(label) for label in list(self._releases) if label not in routes.labels]
+            self._releases |= added
+            self._routes = routes
+            for label, served in self._releases.items():
+                if label in parts:
+                    served.watch()
+                else:
+                    served.rest()
+            self._changed(self.stable)
+            for served in gone:
+                task = asyncio.create_task(self._end(served, when_idle=True))
+                self._letting_go.add(task)
+                task.add_done_callback(self._letting_go.discard)
+
+    async def close(self) -> None:
+        await asyncio.gather(*self._letting_go, return_exceptions=True)
+        for release in self._releases.values():
+            await self._end(release)
+
+    async def _brought_up(self, release: ReleaseAt, *, strict: bool) -> ServedRelease:
+        bundle = await asyncio.to_thread(load_bundle, release.bundle)
+        if bundle.release != release.label:
+            raise ListingVisionError(f"{release.bundle} is {bundle.release} by now, not {release.label}")
+        engine = (
+            TritonEngine(
+                self._options.triton,
+                model_name=release.model_name,
+                num_gateways=self._options.workers,
+                may_decode=self._options.decode_in == "triton",
+            )
+            if self._options.triton
+            else await asyncio.to_thread(InProcessEngine, bundle)
+        )
+        served = ServedRelease(
+            release.label,
+            bundle,
+            engine,
+            self._take_decoders(bundle.info.preprocessing),
+            health_interval_s=self._options.health_interval_s,
+            changed=self._changed,
+        )
+        try:
+            if strict:
+                await served.until_well()
+            await served.warm_up()
+        except BaseException:
+            await self._end(served)
+            raise
+        return served
+
+    def _take_decoders(self, preprocessing: Preprocessing) -> DecoderPool | DecoderThreads:
+        self._num_users[preprocessing] += 1
+        if preprocessing not in self._decoders:
+            kind = DecoderPool if self._options.isolate else DecoderThreads
+            self._decoders[preprocessing] = kind(preprocessing, self._options.num_decoders)
+        return self._decoders[preprocessing]
+
+    async def _end(self, release: ServedRelease, *, when_idle: bool = False) -> None:
+        await release.close(when_idle=when_idle)
+        preprocessing = release.bundle.info.preprocessing
+        self._num_users[preprocessing] -= 1
+        if not self._num_users[preprocessing]:
+            await self._decoders.pop(preprocessing).close()
+
+
+def _parts(routes: Routes) -> set[str]:
+    """Labels of releases that are asked."""
+    return {routes.stable, *(share.label for share in (routes.canary, routes.shadow) if share)}
