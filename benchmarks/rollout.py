@@ -53,7 +53,7 @@ async def one_round(address: str, other: Path, photos: list[bytes], rate_per_s: 
     await asyncio.sleep(QUIET_S)
     quiet_until_s = time.monotonic() - began_s
 
-    async def do(command: str, **arguments: str) -> Any:
+    async def do(command: str, **arguments: Any) -> Any:
         at_s = time.monotonic()
         found = await asyncio.to_thread(ask, control_path(port), command, **arguments)
         took[command] = time.monotonic() - at_s

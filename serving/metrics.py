@@ -33,12 +33,14 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5
 _FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 
 CALLS = prometheus_client.Counter(
-    f"{_PREFIX}_calls", "Listings by how their call ended, and the release that was asked.", ["outcome", "release"]
+    f"{_PREFIX}_calls",
+    "Listings by how their call ended, and the release that was asked.",
+    ["outcome", "model_release"],
 )
 CALL_SECONDS = prometheus_client.Histogram(
     f"{_PREFIX}_call_seconds",
     "From the whole request's arrival to the answer.",
-    ["outcome", "release"],
+    ["outcome", "model_release"],
     buckets=_SECONDS,
 )
 STAGE_SECONDS = prometheus_client.Histogram(
@@ -61,7 +63,7 @@ CANARY_FALLBACKS = prometheus_client.Counter(
 SHADOWS = prometheus_client.Counter(
     f"{_PREFIX}_shadows",
     "Listings for a shadow: answered same or other than the caller's answer, failed, dropped for want of time.",
-    ["result", "release"],
+    ["result", "model_release"],
 )
 RECORDS = prometheus_client.Counter(
     f"{_PREFIX}_records",

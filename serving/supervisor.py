@@ -273,12 +273,16 @@ class Supervisor:
             self._options.host,
             self._options.status_port,
             {
-                "/metrics": lambda: Answer(200, prometheus_client.CONTENT_TYPE_LATEST, self._metrics.text()),
+                "/metrics": lambda: Answer(200, prometheus_client.CONTENT_TYPE_LATEST, self._metrics_text()),
                 "/healthz": lambda: Answer(200, "text/plain", b"alive\n"),
                 "/readyz": self._readiness,
             },
         )
         _log.info("metrics and health at http://%s:%d", self._options.host, self._status.port)
+
+    def _metrics_text(self) -> bytes:
+        """Of the tree, and of its Triton where it answers: batch sizes and queues are seen nowhere else."""
+        return self._metrics.text() + (self._triton.metrics_text() if self._triton else b"")
 
     def _readiness(self) -> Answer:
         """By the health that callers see: ready where any gateway process serves."""

@@ -31,6 +31,7 @@ __all__ = [
     "model_config",
     "read_tuning",
     "remove_model",
+    "write_config",
     "write_repository",
 ]
 
@@ -155,8 +156,19 @@ def write_repository(bundle: Bundle, folder: Path, options: RepositoryOptions) -
                 text = (resources.files(package) / module).read_text(encoding="utf-8")
                 (building / "code" / package / module).write_text(text, encoding="utf-8")
     building.rename(version)
-    (model / "config.pbtxt").write_text(text_format.MessageToString(model_config(bundle, options)))
+    write_config(bundle, folder, options)
     return model
+
+
+def write_config(bundle: Bundle, folder: Path, options: RepositoryOptions, *, num_instances: int | None = None) -> None:
+    """Write the configuration of a model that is there; a server that is told to load it heeds what has changed.
+
+    Args: num_instances: for now; where nothing else changes, those that are there go on and others join them.
+    """
+    config = model_config(bundle, options)
+    if num_instances is not None:
+        config.instance_group[0].count = num_instances
+    (folder / options.model_name / "config.pbtxt").write_text(text_format.MessageToString(config))
 
 
 def remove_model(folder: Path, model_name: str) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from serving.tracing import TraceOptions
 from serving.triton_install import TritonInstallation
-from serving.triton_repository import MODEL_NAME, RepositoryOptions, write_repository
+from serving.triton_repository import MODEL_NAME, RepositoryOptions, write_config, write_repository
 from vision.bundle import Bundle
 from vision.errors import EngineUnavailable
 
@@ -86,12 +86,16 @@ class LocalTriton:
         """Of all models."""
         return frozenset(_processes_of(f"{self.repository}/"))
 
-    def add_model(self, bundle: Bundle, name: str) -> None:
-        """Put a model into the repository; a running server serves it once it is told to load it."""
-        environment = self._installation.model_environment
-        options = replace(self.options, model_environment=environment, model_name=name)
-        write_repository(bundle, self.repository, options)
-        self.models.append(name)
+    def add_model(self, bundle: Bundle, name: str, *, num_instances: int | None = None) -> None:
+        """Put a model into the repository; a running server serves it once it is told to load it.
+
+        Args: num_instances: copies of it; more of a model that is there may be asked for; None: all.
+        """
+        options = replace(self.options, model_environment=self._installation.model_environment, model_name=name)
+        if name not in self.models:
+            write_repository(bundle, self.repository, options)
+            self.models.append(name)
+        write_config(bundle, self.repository, options, num_instances=num_instances)
 
     def remove_model(self, name: str) -> None:
         """Take a model out that the server does not serve."""

@@ -5,6 +5,7 @@ import contextlib
 import logging
 import os
 import signal
+import urllib.request
 from collections.abc import Coroutine
 from dataclasses import dataclass
 
@@ -26,6 +27,7 @@ FAILURES_UNTIL_RESTART = 4
 """… and until Triton is stopped and started."""
 RELOAD_TIMEOUT_S = 10.0
 LOAD_TIMEOUT_S = 300.0
+METRICS_TIMEOUT_S = 2.0
 REPLACED_END_AFTER_S = 15.0
 """Longer than any call to Triton may take."""
 
@@ -65,9 +67,15 @@ class WatchedTriton:
     def address(self) -> str:
         return self._triton.address
 
-    @property
-    def metrics_url(self) -> str:
-        return self._triton.metrics_url
+    def metrics_text(self) -> bytes:
+        """What it tells Prometheus; nothing where it does not answer. Blocks."""
+        try:
+            with urllib.request.urlopen(self._triton.metrics_url, timeout=METRICS_TIMEOUT_S) as answer:
+                text: bytes = answer.read()
+                return text
+        except OSError as error:
+            _log.debug("Triton's metrics: %s", error)
+            return b""
 
     async def start(self) -> None:
         """Return once the golden photos are answered.
@@ -102,8 +110,10 @@ class WatchedTriton:
         """
         self._models[name] = self._model(name, bundle)
         try:
-            await asyncio.to_thread(self._triton.add_model, bundle, name)
-            await self._models[name].engine.load(timeout_s=LOAD_TIMEOUT_S)
+            # One instance after another: all at once they would take every core from those that answer.
+            for num_instances in range(1, self._triton.options.num_instances + 1):
+                await asyncio.to_thread(self._triton.add_model, bundle, name, num_instances=num_instances)
+                await self._models[name].engine.load(timeout_s=LOAD_TIMEOUT_S)
             self._note_processes(name)
             await self.until_answering(name)
         except BaseException:

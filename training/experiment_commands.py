@@ -27,6 +27,9 @@ def report(
     ] = None,
     days: Annotated[int, typer.Option(min=1, help="Of the windows for promises and drift.")] = 7,
     output: Annotated[Path | None, typer.Option(help="Write the report as JSON too.")] = None,
+    metrics: Annotated[
+        Path | None, typer.Option(help="Write promises for Prometheus, to a .prom file of the node exporter.")
+    ] = None,
 ) -> None:
     """Acceptance by field and release, comparisons that may be looked at every day, promises, drift.
 
@@ -34,7 +37,7 @@ def report(
 
     Example: listing-vision experiment report outcomes --bundle a --bundle b --share 1f0a9c2e.5d21b7=0.95
     """
-    from training.experiment_report import format_report, make_report
+    from training.experiment_report import format_metrics, format_report, make_report
     from training.outcome_tables import opened_tables
     from vision.bundle import load_bundle
 
@@ -47,6 +50,11 @@ def report(
     if output:
         output.write_text(json.dumps(made.to_dict(), indent=1) + "\n")
         typer.echo(f"written: {output}")
+    if metrics:
+        # Whole or not at all: it is read at any time.
+        building = metrics.with_name(f".{metrics.name}.building")
+        building.write_text(format_metrics(made))
+        building.replace(metrics)
     if made.switch_off:
         raise typer.Exit(3)
 

@@ -21,7 +21,7 @@ from training.experiments import (
 from training.outcome_tables import FieldOutcomes, OutcomeTables, ShadowOutcomes
 from vision.decision import Calibration
 
-__all__ = ["ExperimentReport", "format_report", "make_report"]
+__all__ = ["PROMISE_METRICS", "ExperimentReport", "format_metrics", "format_report", "make_report"]
 
 DRIFT = {
     "leaf_probability": "category_probabilities[-1]",
@@ -31,6 +31,11 @@ DRIFT = {
     "unusable_share": "num_unusable / greatest(num_photos, 1)",
 }
 """Name to SQL of a suggestion's columns."""
+PROMISE_METRICS = {
+    "listing_vision_promise_kept": "Whether filled fields of the last days may still be as precise as promised.",
+    "listing_vision_promise_precision_lately": "Share of the filled fields of the last days that sellers kept.",
+    "listing_vision_promise_listings_lately": "Filled fields of the last days with an outcome.",
+}
 _DAY_US = 86_400_000_000
 
 
@@ -258,6 +263,22 @@ def format_report(report: ExperimentReport) -> str:
         lines.append(f"{report.num_unjoined} listings with an outcome were never suggested anything; they are left out")
     lines += [f"switch off: {name} no longer keeps its promise" for name in report.switch_off]
     return "\n".join(lines)
+
+
+def format_metrics(report: ExperimentReport) -> str:
+    """Promises in Prometheus' text format, for a file that a node exporter reads."""
+    promised = [one for one in report.fields if one.promised is not None and one.right_lately is not None]
+    lines = []
+    for name, told in PROMISE_METRICS.items():
+        lines += [f"# HELP {name} {told}", f"# TYPE {name} gauge"]
+        for one in promised:
+            value = {
+                "listing_vision_promise_kept": int(one.keeps_promise is not False),
+                "listing_vision_promise_precision_lately": one.right_lately,
+                "listing_vision_promise_listings_lately": one.num_filled_lately,
+            }[name]
+            lines.append(f'{name}{{field="{one.field}",model_release="{one.release}"}} {value}')
+    return "\n".join(lines) + "\n"
 
 
 def _promise(one: FieldReport) -> str:

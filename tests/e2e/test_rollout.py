@@ -12,6 +12,7 @@ from grpc_health.v1 import health_pb2
 
 from serving.client import ListingVisionClient
 from serving.routes import CANARY, SHADOW, Share
+from serving.triton_repository import RepositoryOptions
 from tests.conftest import ROOT
 from tests.e2e.test_whole_path import health
 from tests.serving.test_outcomes import table
@@ -160,7 +161,7 @@ def test_a_canary_that_stands_still_is_removed_and_nobody_is_refused(
     assert model(served, "canary", canary, "--share", "1")[0] == 0
     assert answering(served, "a") == other_bundle.info.model_version
     stopped = [pid for pid in before if b"/listing_vision_2/" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    assert stopped
+    assert len(stopped) == RepositoryOptions(backend="python").num_instances
     for pid in stopped:
         os.kill(pid, signal.SIGSTOP)
     try:
@@ -175,7 +176,10 @@ def test_a_canary_that_stands_still_is_removed_and_nobody_is_refused(
         for pid in stopped:
             os.kill(pid, signal.SIGCONT)
     assert "was removed as a canary: gateway process" in model(served, "status")[1]
-    assert metrics(served)["listing_vision_canaries_removed_total",] == 1
+    found = metrics(served)
+    assert found["listing_vision_canaries_removed_total",] == 1
+    executed = {label for name, *labels in found if name == "nv_inference_exec_count" for label in labels}
+    assert {"listing_vision", "listing_vision_2"} <= executed  # Triton's own metrics stand beside ours
     assert model(served, "canary", canary, "--share", "1")[0] == 0  # it is well again
     assert answering(served, "a") == other_bundle.info.model_version
     assert served.stop() == 0

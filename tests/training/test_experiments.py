@@ -8,16 +8,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from scipy import stats
 
 from serving.outcomes.records import SCHEMAS
 from tests.conftest import ROOT
 from tests.helpers import small_taxonomy
-from training.experiment_report import format_report, make_report
+from training.experiment_report import PROMISE_METRICS, format_metrics, format_report, make_report
 from training.experiments import (
     SAMPLE_RATIO_ALPHA,
     confidence_sequence,
     difference_sequence,
+    paired_sequence,
     population_stability,
     promise_kept,
     sample_ratio_p_value,
@@ -92,6 +94,17 @@ def test_stability_is_nothing_for_alike_and_large_for_shifted_values():
     assert wilson(8, 10) == pytest.approx((0.490, 0.943), abs=2e-3)
 
 
+def test_pairs_are_held_against_each_other():
+    random = np.random.default_rng(7)
+    a = random.random(4000) < 0.7
+    b = a | (random.random(4000) < 0.2)  # right wherever a is
+    found = paired_sequence(a, b)
+    assert 0 < found.low < float(b.mean() - a.mean()) < found.high
+    apart = difference_sequence(a, b)
+    assert found.high - found.low < apart.high - apart.low
+    assert paired_sequence([], []) == (-1, 1)
+
+
 def suggestion(
     listing_id, day, *, version="old", path=("fruit", "apple", "gala"), filled=3, brand="acme", p=0.9, **more
 ):
@@ -123,8 +136,10 @@ def outcome(listing_id, day, category="gala", *, treatment="UNSPECIFIED", **more
     return row | {"time": int(day * DAY_US), "listing_id": listing_id, "category_id": category} | said | more
 
 
-def written(folder, suggestions, outcomes):
-    for table, rows in (("suggestions", suggestions), ("outcomes", outcomes)):
+def written(folder, suggestions, outcomes, shadows=()):
+    for table, rows in (("suggestions", suggestions), ("outcomes", outcomes), ("shadows", shadows)):
+        if not rows:
+            continue
         (folder / table / "2026-01-01").mkdir(parents=True)
         for part in (0, 1):  # files of two processes
             path = folder / table / "2026-01-01" / f"{part}.parquet"
@@ -209,6 +224,59 @@ def test_the_report_names_what_is_better_broken_and_drifting(two_versions):
     assert json.loads(json.dumps(report.to_dict()))["switch_off"] == report.switch_off
 
 
+def shadow(listing_id, day, **more):
+    row = suggestion(listing_id, day, version="shadow", **more) | {"answered_model_version": "old"}
+    return {name: row[name] for name in SCHEMAS["shadows"].names}
+
+
+def test_a_shadow_is_held_against_what_was_answered_for_the_same_listings(tmp_path):
+    listings = [str(number) for number in range(200)]
+    chosen = ["gala" if int(name) % 4 else "fuji" for name in listings]  # gala was answered each time
+    treatments = ["HIDDEN" if int(name) % 2 else "UNSPECIFIED" for name in listings]
+    url = written(
+        tmp_path,
+        [suggestion(name, 1) for name in listings],
+        [outcome(name, 2, c, treatment=t) for name, c, t in zip(listings, chosen, treatments, strict=True)],
+        # It would have been right each time but for the last twenty listings, which it never saw.
+        [shadow(name, 1.5, path=("fruit", "apple", c)) for name, c in zip(listings[:-20], chosen, strict=False)],
+    )
+    with opened_tables(url, small_taxonomy()) as tables:
+        report = make_report(tables, promises={})
+    (same,) = report.shadow_agreement.items()
+    assert same == ("shadow", (180, pytest.approx(0.75)))
+    by_part = {(one.field, one.unseen): one for one in report.shadows}
+    leaf = by_part["category_depth_3", False]
+    assert (leaf.num_outcomes, leaf.accepted, leaf.given_accepted) == (180, 1.0, pytest.approx(0.75))
+    assert leaf.interval.low < 0.25 < leaf.interval.high
+    unseen = by_part["category_depth_3", True]
+    assert (unseen.num_outcomes, unseen.accepted, unseen.given_accepted) == (90, 1.0, 1.0)
+    assert report.listings_by_release == {"old": 200}  # nobody was answered by it
+    assert "shadow shadow: 75.0% of 180 answers were the caller's" in format_report(report)
+
+
+def test_promises_are_told_to_prometheus(two_versions):
+    promises = {version: calibration(category_depth_3=0.8) for version in ("old", "new")}
+    with opened_tables(two_versions, small_taxonomy()) as tables:
+        text = format_metrics(make_report(tables, promises=promises))
+    families = {family.name: family.samples for family in text_string_to_metric_families(text)}
+    assert set(families) == set(PROMISE_METRICS)
+    kept = {(s.labels["field"], s.labels["model_release"]): s.value for s in families["listing_vision_promise_kept"]}
+    assert kept == {("category_depth_3", "old"): 0, ("category_depth_3", "new"): 1}
+
+
+def test_two_calibrations_of_the_same_weights_are_two_releases(tmp_path):
+    url = written(
+        tmp_path,
+        [suggestion(str(n), 1, version="w", calibration_version="aaaaaabb" if n % 2 else "cccccc") for n in range(10)],
+        [outcome(str(n), 2) for n in range(10)],
+    )
+    with opened_tables(url, small_taxonomy()) as tables:
+        report = make_report(tables, promises={"w.aaaaaa": calibration(category_depth_3=0.8)})
+    assert report.listings_by_release == {"w.aaaaaa": 5, "w.cccccc": 5}
+    promised = {one.release: one.promised for one in report.fields if one.field == "category_depth_3"}
+    assert promised == {"w.aaaaaa": 0.95, "w.cccccc": None}
+
+
 def test_the_next_manifest_keeps_what_was_seen_apart(tmp_path):
     url = written(
         tmp_path / "outcomes",
@@ -261,11 +329,12 @@ def test_the_verb_reports_and_exits_three_where_a_promise_is_broken(bundle, tmp_
         [outcome(str(n), 2, other if n % 2 else leaf) for n in range(60)],
     )
     command = [sys.executable, "-m", "listing_vision", "experiment", "report", url, "--bundle", str(bundle.folder)]
-    command += ["--output", str(tmp_path / "report.json")]
+    command += ["--output", str(tmp_path / "report.json"), "--metrics", str(tmp_path / "report.prom")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == (3 if broken and broken.name.startswith("category") else 0), done.stderr
     assert "category_depth_1" in done.stdout
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["listings_by_release"] == {bundle.release: 60}
+    assert "listing_vision_promise_kept" in (tmp_path / "report.prom").read_text()
     bad = subprocess.run([*command, "--share", "x=2"], capture_output=True, text=True, cwd=ROOT)
     assert (bad.returncode, "give RELEASE=SHARE" in bad.stderr) == (2, True)
