@@ -61,6 +61,28 @@ def serve(
         Path | None,
         typer.Option(help="What `serve tune` wrote, for the Triton started here.", envvar="LISTING_VISION_TUNING"),
     ] = None,
+    canary: Annotated[
+        Path | None,
+        typer.Option(
+            help="Another bundle, for a share of the listings; a given Triton serves it as listing_vision_canary.",
+            envvar="LISTING_VISION_CANARY",
+        ),
+    ] = None,
+    canary_share: Annotated[
+        float,
+        typer.Option(help="Of the listings, above 0 and at most 1.", envvar="LISTING_VISION_CANARY_SHARE"),
+    ] = 0.05,
+    shadow: Annotated[
+        Path | None,
+        typer.Option(
+            help="Another bundle, which answers for the record; a given Triton serves it as listing_vision_shadow.",
+            envvar="LISTING_VISION_SHADOW",
+        ),
+    ] = None,
+    shadow_share: Annotated[
+        float,
+        typer.Option(help="Of the listings, above 0 and at most 1.", envvar="LISTING_VISION_SHADOW_SHARE"),
+    ] = 1.0,
     drain_s: Annotated[
         float,
         typer.Option(
@@ -188,8 +210,14 @@ def serve(
         raise typer.BadParameter("--jwks, --jwt-audience and --jwt-issuer go together")
     if quota and not (tokens or jwks):
         raise typer.BadParameter("--quota tells callers by their tokens and needs --tokens or --jwks")
+    if shadow and not outcomes:
+        raise typer.BadParameter("--shadow answers for the record and needs --outcomes")
     options = ServeOptions(
         bundle=bundle.resolve(),
+        canary=canary.resolve() if canary else None,
+        canary_share=canary_share,
+        shadow=shadow.resolve() if shadow else None,
+        shadow_share=shadow_share,
         host=host,
         port=port,
         triton=triton,
@@ -277,6 +305,9 @@ def repository(
     output: Annotated[Path, typer.Argument(help="Folder of the model repository.")],
     backend: Annotated[str, typer.Option(help="onnxruntime, pytorch, python or python-gpu.")] = "onnxruntime",
     version: Annotated[int, typer.Option(min=1, help="Triton's version number; never reuse one.")] = 1,
+    name: Annotated[
+        str, typer.Option(help="Triton's name for the model: listing_vision, or that of a canary or a shadow.")
+    ] = "listing_vision",
     replace: Annotated[
         bool, typer.Option("--replace", help="Remove the model that is there: for a start step that may run again.")
     ] = False,
@@ -291,7 +322,7 @@ def repository(
     chosen = next((known for known in BACKENDS if known == backend), None)
     if chosen is None:
         raise typer.BadParameter(f"backend {backend!r} is not one of {', '.join(BACKENDS)}")
-    options, loaded = RepositoryOptions(backend=chosen, version=version), load_bundle(bundle)
+    options, loaded = RepositoryOptions(backend=chosen, version=version, model_name=name), load_bundle(bundle)
     if replace:
         remove_model(output, options.model_name)
     try:

@@ -12,9 +12,22 @@ from serving.triton_repository import MODEL_NAME, RepositoryOptions, read_tuning
 from vision.cores import usable_cores
 from vision.errors import ListingVisionError
 
-__all__ = ["ServeOptions", "local_address", "local_control"]
+__all__ = ["CANARY_MODEL_NAME", "SHADOW_MODEL_NAME", "ServeOptions", "local_address", "local_control"]
 
-_PATHS = ("bundle", "tuning", "local_folder", "tls_certificate", "tls_key", "tls_client_ca", "tokens")
+CANARY_MODEL_NAME = f"{MODEL_NAME}_canary"
+SHADOW_MODEL_NAME = f"{MODEL_NAME}_shadow"
+
+_PATHS = (
+    "bundle",
+    "canary",
+    "shadow",
+    "tuning",
+    "local_folder",
+    "tls_certificate",
+    "tls_key",
+    "tls_client_ca",
+    "tokens",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +40,13 @@ class ServeOptions:
     """HOST:PORT of a Triton that serves the bundle."""
     model_name: str = MODEL_NAME
     """Triton's name for it."""
+    canary: Path | None = None
+    """Another bundle, which answers `canary_share` of the listings from the start; an own Triton loads it, a given one
+    serves it as `CANARY_MODEL_NAME`."""
+    canary_share: float = 0.05
+    shadow: Path | None = None
+    """Another bundle, which answers `shadow_share` of the listings for the record; served as `SHADOW_MODEL_NAME`."""
+    shadow_share: float = 1.0
     routes: Routes | None = None
     """All releases that are loaded and what each is for; None: the bundle alone."""
     in_process: bool = False

@@ -21,9 +21,15 @@ from serving.control import ControlServer, ask, control_path
 from serving.http_api.supervised import HttpProcess
 from serving.metrics import MetricsFolder
 from serving.releases import Releases
-from serving.routes import Routes
+from serving.routes import CANARY, SHADOW, ReleaseAt, Routes, Share
 from serving.routing import only_route
-from serving.serve_options import ServeOptions, local_address, local_control
+from serving.serve_options import (
+    CANARY_MODEL_NAME,
+    SHADOW_MODEL_NAME,
+    ServeOptions,
+    local_address,
+    local_control,
+)
 from serving.status_server import Answer, StatusServer
 from serving.tracing import require_packages
 from serving.triton_install import find_triton
@@ -124,7 +130,7 @@ class Supervisor:
             is_loadable = self._options.triton is None
             if not self._options.in_process and not self._options.triton:
                 await self._start_triton()
-            routes = await asyncio.to_thread(only_route, self._options)
+            routes = await self._first_routes()
             self._options = replace(self._options, routes=routes)
             for _ in range(self._options.workers):
                 await self._add_worker()
@@ -205,6 +211,29 @@ class Supervisor:
         )  # fmt: skip
         self._control = ControlServer(control_path(port), {command.__name__: command for command in commands})
         await self._control.start()
+
+    async def _first_routes(self) -> Routes:
+        """With canary and shadow, where they are given. Raises ListingVisionError: they cannot be loaded."""
+        options = self._options
+        routes = await asyncio.to_thread(only_route, options)
+        for part, folder, name, share in (
+            (CANARY, options.canary, CANARY_MODEL_NAME, options.canary_share),
+            (SHADOW, options.shadow, SHADOW_MODEL_NAME, options.shadow_share),
+        ):
+            if folder is None:
+                continue
+            bundle = await asyncio.to_thread(load_bundle, folder)
+            release = ReleaseAt(label=bundle.release, bundle=bundle.folder, model_name=name)
+            asked = Share(label=bundle.release, share=share)
+            releases = (*routes.releases, release)
+            routes = (
+                replace(routes, releases=releases, canary=asked)
+                if part == CANARY
+                else replace(routes, releases=releases, shadow=asked)
+            )
+            if self._triton:
+                await self._triton.add(name, bundle)
+        return routes
 
     async def _route(self, routes: Routes) -> None:
         """Have all gateway processes route so, and those that come.

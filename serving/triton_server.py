@@ -93,7 +93,11 @@ class LocalTriton:
         """
         options = replace(self.options, model_environment=self._installation.model_environment, model_name=name)
         if name not in self.models:
-            write_repository(bundle, self.repository, options)
+            code = write_repository(bundle, self.repository, options) / str(options.version) / "model.py"
+            if code.exists():
+                # As the first model process would: a model whose folder has changed is loaded anew, not added to.
+                python = self._installation.model_environment / "bin" / "python"
+                subprocess.run([python, "-m", "py_compile", str(code)], check=False, timeout=60)
             self.models.append(name)
         write_config(bundle, self.repository, options, num_instances=num_instances)
 

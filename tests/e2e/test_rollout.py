@@ -1,6 +1,7 @@
 """Another model for a running service: nobody's call fails, and what is broken never answers."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -178,7 +179,7 @@ def test_a_canary_that_stands_still_is_removed_and_nobody_is_refused(
     assert "was removed as a canary: gateway process" in model(served, "status")[1]
     found = metrics(served)
     assert found["listing_vision_canaries_removed_total",] == 1
-    executed = {label for name, *labels in found if name == "nv_inference_exec_count" for label in labels}
+    executed = {label for name, *labels in found if name.startswith("nv_inference_exec") for label in labels}
     assert {"listing_vision", "listing_vision_2"} <= executed  # Triton's own metrics stand beside ours
     assert model(served, "canary", canary, "--share", "1")[0] == 0  # it is well again
     assert answering(served, "a") == other_bundle.info.model_version
@@ -202,3 +203,45 @@ def test_a_shadow_is_recorded_beside_what_was_answered(
     (row,) = table(folder, "shadows")
     assert (row["listing_id"], row["model_version"]) == (mine, other_bundle.info.model_version)
     assert len(table(folder, "suggestions")) == 2
+
+
+def test_a_canary_and_a_shadow_may_be_given_at_the_start(
+    bundle, other_bundle, start_serving, triton_installation, tmp_path
+):
+    options = ("--canary", str(other_bundle.folder), "--canary-share", "0.3")
+    served = start_serving(bundle.folder, tmp_path / "serve.log", *options)
+    mine, others = in_share(other_bundle, 0.3)
+    old, new = bundle.info.model_version, other_bundle.info.model_version
+    assert loaded(served) == {bundle.release: "answers", other_bundle.release: "canary 0.3"}
+    assert (answering(served, mine), answering(served, others)) == (new, old)
+    # Gateways before somebody else's Triton, which serves the canary until it does no longer.
+    triton = re.search(r"Triton \(pid \d+\) answers at ([0-9.:]+)", served.log).group(1)
+    second = start_serving(bundle.folder, tmp_path / "second.log", "--triton", triton, *options)
+    assert answering(second, mine) == new
+    shadow = ("--shadow", str(other_bundle.folder), "--outcomes", str(tmp_path / "outcomes"))
+    third = start_serving(bundle.folder, tmp_path / "third.log", "--triton", triton, *shadow)
+    assert answering(third, mine) == old
+    assert loaded(third)[other_bundle.release] == "shadow 1"
+    assert model(served, "canary", "--off")[0] == 0
+    assert model(served, "unload", other_bundle.release)[0] == 0
+    for _ in range(1000):
+        assert answering(second, mine) == old
+        if "is removed" in second.log:
+            break
+    assert loaded(second)[other_bundle.release] == "loaded"
+    assert [each.stop() for each in (third, second, served)] == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        (("--canary", "{}", "--canary-share", "2"), 1, "canary share 2 is outside (0, 1]"),
+        (("--canary", "nowhere"), 1, "nowhere"),
+        (("--shadow", "{}"), 2, "needs --outcomes"),
+    ],
+)
+def test_a_canary_that_makes_no_sense_stops_the_start(bundle, other_bundle, options, code, said):
+    words = [word.format(other_bundle.folder) for word in options]
+    command = [sys.executable, "-m", "listing_vision", "serve", str(bundle.folder), "--in-process", "--port", "0"]
+    done = subprocess.run([*command, *words], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, said in done.stderr) == (code, True), done.stderr
