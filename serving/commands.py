@@ -305,9 +305,20 @@ def repository(
     output: Annotated[Path, typer.Argument(help="Folder of the model repository.")],
     backend: Annotated[str, typer.Option(help="onnxruntime, pytorch, python or python-gpu.")] = "onnxruntime",
     version: Annotated[int, typer.Option(min=1, help="Triton's version number; never reuse one.")] = 1,
-    name: Annotated[
-        str, typer.Option(help="Triton's name for the model: listing_vision, or that of a canary or a shadow.")
-    ] = "listing_vision",
+    canary: Annotated[
+        Path | None,
+        typer.Option(
+            help="Another bundle, written beside it as listing_vision_canary; for `serve --canary`.",
+            envvar="LISTING_VISION_CANARY",
+        ),
+    ] = None,
+    shadow: Annotated[
+        Path | None,
+        typer.Option(
+            help="Another bundle, written beside it as listing_vision_shadow; for `serve --shadow`.",
+            envvar="LISTING_VISION_SHADOW",
+        ),
+    ] = None,
     replace: Annotated[
         bool, typer.Option("--replace", help="Remove the model that is there: for a start step that may run again.")
     ] = False,
@@ -316,17 +327,21 @@ def repository(
 
     Example: listing-vision triton repository bundles/grocery models --backend onnxruntime
     """
-    from serving.triton_repository import BACKENDS, RepositoryOptions, remove_model, write_repository
+    from serving.serve_options import CANARY_MODEL_NAME, SHADOW_MODEL_NAME
+    from serving.triton_repository import BACKENDS, MODEL_NAME, RepositoryOptions, remove_model, write_repository
     from vision.bundle import load_bundle
 
     chosen = next((known for known in BACKENDS if known == backend), None)
     if chosen is None:
         raise typer.BadParameter(f"backend {backend!r} is not one of {', '.join(BACKENDS)}")
-    options, loaded = RepositoryOptions(backend=chosen, version=version, model_name=name), load_bundle(bundle)
-    if replace:
-        remove_model(output, options.model_name)
-    try:
-        path = write_repository(loaded, output, options)
-    except FileExistsError as error:
-        raise ListingVisionError(str(error)) from error
-    typer.echo(f"written: {path}; start it with: tritonserver --model-repository={output}")
+    folders = {MODEL_NAME: bundle, CANARY_MODEL_NAME: canary, SHADOW_MODEL_NAME: shadow}
+    bundles = {name: load_bundle(folder) for name, folder in folders.items() if folder}
+    for name, loaded in bundles.items():
+        if replace:
+            remove_model(output, name)
+        try:
+            path = write_repository(loaded, output, RepositoryOptions(backend=chosen, version=version, model_name=name))
+        except FileExistsError as error:
+            raise ListingVisionError(str(error)) from error
+        typer.echo(f"written: {path}")
+    typer.echo(f"start it with: tritonserver --model-repository={output}")

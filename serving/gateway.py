@@ -49,6 +49,8 @@ LEAST_DEADLINE_S = 0.005
 """A call with less left is not begun."""
 CANARY_SHARE_OF_TIME = 0.4
 """Of the time that a call has: so long a canary may take, and then there is time for the stable release."""
+CANARY_FAIR_TIME_S = 0.5
+"""A canary that has not answered in less is not to blame: its caller is in a hurry."""
 RETRY_AFTER_S = 0.5
 """Where nothing better is known."""
 
@@ -286,7 +288,8 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
                 raise
             reason = refusal.reason
         except TimeoutError:
-            canary.breaker.failed()
+            if time_s >= CANARY_FAIR_TIME_S:
+                canary.breaker.failed()
             reason = "DEADLINE_TOO_SHORT"
         metrics.CANARY_FALLBACKS.labels(reason).inc()
         return None

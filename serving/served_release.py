@@ -71,6 +71,7 @@ class ServedRelease:
         self._num_failures = 0
         self._checked_while_open = False
         self.is_well = False
+        self.is_closed = False
         self.last_error: EngineError | None = None
 
     async def until_well(self) -> None:
@@ -120,6 +121,7 @@ class ServedRelease:
                 async with asyncio.timeout(_IDLE_TIMEOUT_S):
                     while self._num_calls:
                         await asyncio.sleep(_IDLE_AGAIN_S)
+        self.is_closed = True
         await self.engine.close()
 
     async def check_once(self) -> None:

@@ -96,7 +96,10 @@ class Shadows:
                     continue
                 following = self._waiting.popleft()
                 self._num_bytes -= sum(map(len, following.contents))
-                await self._shadow(following)
+                if following.release.is_closed:  # it is unloaded meanwhile
+                    _count(following.release, "dropped")
+                else:
+                    await self._shadow(following)
 
     async def _shadow(self, waiting: _Waiting) -> None:
         with waiting.release.held() as release:

@@ -6,13 +6,18 @@
 # gateway tells what it speaks to. Over HTTP: health alone, for probes. Arguments are added to Triton's.
 set -eu
 
+models=${TRITON_MODELS:-/models}
+set -- --load-model=listing_vision "$@"
+# A canary and a shadow may lie beside the model that most are answered by.
+for name in listing_vision_canary listing_vision_shadow; do
+    if [ -d "$models/$name" ]; then set -- --load-model="$name" "$@"; fi
+done
 key=${TRITON_CONTROL_KEY:-$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')}
 control=model-repository,shared-memory,trace,logging,statistics
 
 exec tritonserver \
-    --model-repository="${TRITON_MODELS:-/models}" \
+    --model-repository="$models" \
     --model-control-mode=explicit \
-    --load-model=listing_vision \
     --disable-auto-complete-config \
     --grpc-restricted-protocol="$control:listing-vision-control=$key" \
     --http-restricted-api="$control,inference,metadata,model-config:listing-vision-control=$key" \

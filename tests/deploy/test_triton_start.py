@@ -14,6 +14,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from scripts.check_deploy import DEPLOY
 from serving.engines import TritonEngine, until_answering
+from serving.serve_options import CANARY_MODEL_NAME
 from serving.triton_repository import RepositoryOptions, write_repository
 from serving.triton_server import _free_ports
 from vision.errors import EngineUnavailable
@@ -22,12 +23,13 @@ KEY = "a-key-of-the-operator"
 
 
 @pytest.fixture(scope="module")
-def ports(bundle, triton_installation, tmp_path_factory):
-    """gRPC and HTTP ports of a Triton that the script has started."""
+def ports(bundle, other_bundle, triton_installation, tmp_path_factory):
+    """gRPC and HTTP ports of a Triton that the script has started, with a canary beside the model."""
     folder = tmp_path_factory.mktemp("start")
     environment = triton_installation.model_environment
     options = replace(RepositoryOptions(backend="python", instances=1), model_environment=environment)
     write_repository(bundle, folder / "models", options)
+    write_repository(other_bundle, folder / "models", replace(options, model_name=CANARY_MODEL_NAME))
     grpc_port, http_port, metrics_port = _free_ports(3)
     root = triton_installation.server_root
     variables = triton_installation.process_environment()
@@ -64,6 +66,17 @@ def answering(ports, bundle):
 
     assert asyncio.run(ask()) == "onnxruntime-cpu"
     return ports
+
+
+def test_what_lies_in_the_repository_is_served(answering, other_bundle):
+    async def ask():
+        engine = TritonEngine(f"127.0.0.1:{answering[0]}", model_name=CANARY_MODEL_NAME)
+        try:
+            await until_answering(engine, other_bundle)
+        finally:
+            await engine.close()
+
+    asyncio.run(ask())
 
 
 def test_nobody_without_the_key_loads_or_unloads_a_model(answering):

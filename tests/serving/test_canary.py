@@ -116,6 +116,21 @@ def test_a_canary_that_fails_again_and_again_is_not_asked_any_more_and_told_of(b
     assert asyncio.run(run()) == (FAILURES_UNTIL_OPEN, [other_bundle.release])
 
 
+def test_callers_in_a_hurry_are_no_proof_against_a_canary(bundle, other_bundle):
+    async def run():
+        routes = routes_of(bundle, other_bundle, canary=canary_of(other_bundle))
+        async with running(routes, health_interval_s=60) as (server, client):
+            canary = served(server, other_bundle)
+            real, canary.engine = canary.engine, Failing(EngineUnavailable("never"), seconds=60)
+            for number in range(FAILURES_UNTIL_OPEN + 1):
+                answer = await client.classify([PHOTO], listing_id=str(number), timeout_s=1.2)
+                assert answer.model.version == bundle.info.model_version
+            canary.engine = real
+            return server.unwell()
+
+    assert asyncio.run(run()) == []
+
+
 def test_photos_that_nobody_can_use_are_no_fault_of_the_canary(bundle, other_bundle):
     async def run():
         async with running(routes_of(bundle, other_bundle, canary=canary_of(other_bundle))) as (_, client):
@@ -260,6 +275,21 @@ def test_under_load_shadows_are_dropped_first(bundle, other_bundle, tmp_path):
     found = added(other_bundle, before)
     assert found.pop("dropped") == 3
     assert sum(found.values()) == shadows.MAX_WAITING
+
+
+def test_what_waits_for_a_shadow_that_is_unloaded_is_dropped_and_counted(bundle, other_bundle, tmp_path):
+    async def ask(server, client):
+        has_time = server._gateway.shadows._has_time
+        server._gateway.shadows._has_time = lambda: False
+        await client.classify([PHOTO], listing_id="a")
+        shadow = served(server, other_bundle)
+        await server.route(routes_of(bundle))
+        await until(lambda: shadow.is_closed)
+        server._gateway.shadows._has_time = has_time
+
+    before = counts(other_bundle)
+    shadowed(bundle, other_bundle, tmp_path, ask)
+    assert added(other_bundle, before) == {"dropped": 1}
 
 
 def test_what_waits_for_a_shadow_when_the_gateway_stops_is_dropped_and_counted(bundle, other_bundle, tmp_path):
