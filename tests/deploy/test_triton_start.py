@@ -102,7 +102,8 @@ def test_nobody_without_the_key_loads_or_unloads_a_model(answering):
                 call(request, timeout=5)
         header = [("triton-grpc-protocol-listing-vision-control", KEY)]
         found = triton.RepositoryIndex(service_pb2.RepositoryIndexRequest(), timeout=5, metadata=header)
-    assert [(model.name, model.state) for model in found.models] == [("listing_vision", "READY")]
+    states = {model.name: model.state for model in found.models}
+    assert states == {"listing_vision": "READY", CANARY_MODEL_NAME: "READY"}
 
 
 def test_probes_are_answered_and_http_has_nothing_but_these(answering):

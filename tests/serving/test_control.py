@@ -1,0 +1,82 @@
+"""How processes of a tree are told what to do: by their owner alone, and with an answer to whatever is asked."""
+
+import asyncio
+import stat
+
+import pytest
+
+from serving.control import ControlServer, ask
+from vision.errors import ListingVisionError
+
+
+def answers(path, *asked, commands):
+    """What each question is answered with, the answer or the error; and the modes of socket and folder."""
+
+    async def run():
+        server = ControlServer(path, commands)
+        await server.start()
+        found = []
+        for command, arguments in asked:
+            try:
+                found.append(await asyncio.to_thread(ask, path, command, **arguments))
+            except ListingVisionError as error:
+                found.append(str(error))
+        modes = [stat.S_IMODE(one.stat().st_mode) for one in (path, path.parent)]
+        await server.close()
+        return found, modes
+
+    return asyncio.run(run())
+
+
+async def double(number: int) -> int:
+    if number < 0:
+        raise ListingVisionError("number -1 is below 0; give another")
+    return 2 * number
+
+
+async def breaks() -> None:
+    raise ZeroDivisionError("a bug")
+
+
+def test_commands_are_answered_and_errors_told(tmp_path):
+    asked = [
+        ("double", {"number": 4}),
+        ("double", {"number": -1}),
+        ("double", {"what": 1}),
+        ("triple", {}),
+        ("breaks", {}),
+    ]
+    found, _ = answers(tmp_path / "own" / "1.sock", *asked, commands={"double": double, "breaks": breaks})
+    assert found[:2] == [8, "number -1 is below 0; give another"]
+    assert found[2].startswith("TypeError")
+    assert found[3] == "not a command of double, breaks"
+    assert found[4] == "ZeroDivisionError: a bug"
+
+
+def test_only_the_owner_reaches_it(tmp_path):
+    _, modes = answers(tmp_path / "own" / "1.sock", commands={})
+    assert modes == [0o600, 0o700]
+
+
+def test_a_folder_of_somebody_else_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.getuid", lambda: 4711)
+    with pytest.raises(OSError, match="belongs to somebody else"):
+        answers(tmp_path / "own" / "1.sock", commands={})
+
+
+def test_what_a_killed_process_left_is_taken_over_and_nobody_listening_is_told(tmp_path):
+    path = tmp_path / "own" / "1.sock"
+    path.parent.mkdir(mode=0o700)
+    path.write_text("left")
+    assert answers(path, ("double", {"number": 1}), commands={"double": double})[0] == [2]
+    with pytest.raises(ListingVisionError, match="no supervisor answers at"):
+        ask(path, "double", number=1)
+
+
+def test_an_answer_that_does_not_come_is_not_waited_for(tmp_path):
+    async def sleeps() -> None:
+        await asyncio.sleep(2)
+
+    asked = ("sleeps", {"answer_timeout_s": 0.1})
+    found, _ = answers(tmp_path / "own" / "1.sock", asked, commands={"sleeps": sleeps})
+    assert "timed out" in found[0]
