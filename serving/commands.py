@@ -303,7 +303,11 @@ def install(
 def repository(
     bundle: Annotated[Path, typer.Argument(help="A model bundle.")],
     output: Annotated[Path, typer.Argument(help="Folder of the model repository.")],
-    backend: Annotated[str, typer.Option(help="onnxruntime, pytorch, python or python-gpu.")] = "onnxruntime",
+    backend: Annotated[str, typer.Option(help="onnxruntime, tensorrt, pytorch, python or python-gpu.")] = "onnxruntime",
+    plan: Annotated[
+        Path | None,
+        typer.Option(help="Of --backend tensorrt: model.plan; without it the command that builds one is told."),
+    ] = None,
     version: Annotated[int, typer.Option(min=1, help="Triton's version number; never reuse one.")] = 1,
     canary: Annotated[
         Path | None,
@@ -334,13 +338,17 @@ def repository(
     chosen = next((known for known in BACKENDS if known == backend), None)
     if chosen is None:
         raise typer.BadParameter(f"backend {backend!r} is not one of {', '.join(BACKENDS)}")
+    if plan and (canary or shadow):
+        raise typer.BadParameter("--plan is of one model; write canary and shadow into folders of their own")
     folders = {MODEL_NAME: bundle, CANARY_MODEL_NAME: canary, SHADOW_MODEL_NAME: shadow}
     bundles = {name: load_bundle(folder) for name, folder in folders.items() if folder}
     for name, loaded in bundles.items():
         if replace:
             remove_model(output, name)
         try:
-            path = write_repository(loaded, output, RepositoryOptions(backend=chosen, version=version, model_name=name))
+            path = write_repository(
+                loaded, output, RepositoryOptions(backend=chosen, version=version, model_name=name, plan=plan)
+            )
         except FileExistsError as error:
             raise ListingVisionError(str(error)) from error
         typer.echo(f"written: {path}")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 import shutil
 from dataclasses import dataclass
 from importlib import resources
@@ -29,13 +30,14 @@ __all__ = [
     "Backend",
     "RepositoryOptions",
     "model_config",
+    "plan_command",
     "read_tuning",
     "remove_model",
     "write_config",
     "write_repository",
 ]
 
-Backend = Literal["onnxruntime", "pytorch", "python", "python-gpu"]
+Backend = Literal["onnxruntime", "tensorrt", "pytorch", "python", "python-gpu"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 MODEL_NAME = "listing_vision"
 ENCODED_NAME, SIZES_NAME, ERRORS_NAME = "encoded", "sizes", "photo_errors"
@@ -53,6 +55,7 @@ _DECODING_CODE = {
 _DECODING_CODE_ON_GPU = {**_DECODING_CODE, "vision": (*_DECODING_CODE["vision"], "device_decode.py")}
 _COMPUTED_BY: dict[Backend, str] = {
     "onnxruntime": "onnxruntime-tensorrt",
+    "tensorrt": "tensorrt",
     "pytorch": "libtorch-cuda",
     "python": ONNX_ON_CPU,
     "python-gpu": "torch-cuda",
@@ -64,8 +67,10 @@ _MOST_DECODERS = 8
 @dataclass(frozen=True, kw_only=True)
 class RepositoryOptions:
     backend: Backend
-    """`onnxruntime` (TensorRT accelerated) and `pytorch` for a GPU; `python` runs ONNX Runtime on the CPU and decodes
-    there; `python-gpu` runs TorchScript on a GPU and decodes JPEGs on it."""
+    """`onnxruntime` (TensorRT accelerated), `tensorrt` (a prebuilt plan) and `pytorch` for a GPU; `python` runs ONNX
+    Runtime on the CPU and decodes there; `python-gpu` runs TorchScript on a GPU and decodes JPEGs on it."""
+    plan: Path | None = None
+    """Of `tensorrt`: what `trtexec` built on the kind of GPU that serves, with Triton's own TensorRT."""
     model_name: str = MODEL_NAME
     """Triton's name for it. Versions of one name share their tensors' sizes; other taxonomies are other names."""
     version: int = 1
@@ -128,8 +133,9 @@ def write_repository(bundle: Bundle, folder: Path, options: RepositoryOptions) -
 
     Raises:
         FileExistsError: the version exists.
-        BundleError: the bundle's precision is not for this backend.
+        BundleError: the bundle's precision is not for this backend, or a plan is missing.
     """
+    _refuse_wrong_plan(bundle, options)
     if options.backend in ("pytorch", "python-gpu") and bundle.info.precision == "int8":
         raise BundleError(
             f"bundle {bundle.folder} is in int8, for ONNX Runtime; --backend {options.backend} runs TorchScript: "
@@ -144,6 +150,8 @@ def write_repository(bundle: Bundle, folder: Path, options: RepositoryOptions) -
     building.mkdir(parents=True)
     if options.backend in ("pytorch", "python-gpu"):
         shutil.copy2(bundle.torchscript_path, building / "model.pt")
+    elif options.plan:
+        shutil.copy2(options.plan, building / "model.plan")
     else:
         shutil.copy2(bundle.onnx_path, building / "model.onnx")
     if options.backend in ("python", "python-gpu"):
@@ -169,6 +177,41 @@ def write_config(bundle: Bundle, folder: Path, options: RepositoryOptions, *, nu
     if num_instances is not None:
         config.instance_group[0].count = num_instances
     (folder / options.model_name / "config.pbtxt").write_text(text_format.MessageToString(config))
+
+
+def _refuse_wrong_plan(bundle: Bundle, options: RepositoryOptions) -> None:
+    if options.backend != "tensorrt":
+        if options.plan:
+            raise BundleError(f"--plan is for --backend tensorrt, not for {options.backend}")
+        return
+    if bundle.info.precision == "int8":
+        raise BundleError(f"bundle {bundle.folder} is in int8, for ONNX Runtime on a CPU; take the fp32 or fp16 bundle")
+    if options.plan is None or not options.plan.is_file():
+        missing = f"{options.plan} is no file" if options.plan else "--backend tensorrt needs --plan"
+        command = " ".join(map(shlex.quote, plan_command(bundle, options)))
+        raise BundleError(
+            f"{missing}; build one on the kind of GPU that serves, in TensorRT's image of the month of Triton's:\n"
+            f"  {command}"
+        )
+
+
+def plan_command(bundle: Bundle, options: RepositoryOptions) -> list[str]:
+    """Builds a bundle's `model.plan` for one to `max_batch_size` photos, in the precision that the model itself has."""
+    shapes = _profile(bundle, options.max_batch_size)
+    return [
+        "trtexec",
+        f"--onnx={bundle.onnx_path}",
+        f"--saveEngine={options.plan or 'model.plan'}",
+        "--stronglyTyped",
+        *(f"--{name}Shapes={shape}" for name, shape in shapes.items()),
+    ]
+
+
+def _profile(bundle: Bundle, max_batch_size: int) -> dict[str, str]:
+    """TensorRT's least, best and greatest shapes."""
+    side = bundle.info.preprocessing.input_px
+    sizes = {"min": 1, "opt": max(1, max_batch_size // 2), "max": max_batch_size}
+    return {name: f"{INPUT_NAME}:{size}x{side}x{side}x3" for name, size in sizes.items()}
 
 
 def remove_model(folder: Path, model_name: str) -> None:
@@ -242,31 +285,25 @@ def model_config(bundle: Bundle, options: RepositoryOptions) -> "model_config_pb
         warm.data_type, warm.random_data = config.input[0].data_type, True
         warm.dims.extend([side, side, 3])
     if options.backend == "onnxruntime":
-        _accelerate_with_tensorrt(config, side, bundle.info.precision)
-    else:
+        _accelerate_with_tensorrt(config, bundle)
+    elif options.backend == "pytorch":
         config.parameters["INFERENCE_MODE"].string_value = "true"
         # The profiling executor makes the first calls of each shape slow, after warm-up too (server#3012).
         config.parameters["DISABLE_OPTIMIZED_EXECUTION"].string_value = "true"
     return config
 
 
-def _accelerate_with_tensorrt(config: "model_config_pb2.ModelConfig", side: int, precision: str) -> None:
+def _accelerate_with_tensorrt(config: "model_config_pb2.ModelConfig", bundle: Bundle) -> None:
     accelerator = config.optimization.execution_accelerators.gpu_execution_accelerator.add(name="tensorrt")
-
-    def shape(num_photos: int) -> str:
-        return f"{INPUT_NAME}:{num_photos}x{side}x{side}x3"
-
-    largest = cast(int, config.max_batch_size)
+    shapes = _profile(bundle, cast(int, config.max_batch_size))
     parameters = {
         # What the certificate was made for; another precision is another bundle.
-        "precision_mode": "FP16" if precision == "fp16" else "FP32",
+        "precision_mode": "FP16" if bundle.info.precision == "fp16" else "FP32",
         "max_workspace_size_bytes": str(2 << 30),
         "trt_engine_cache_enable": "1",
         "trt_engine_cache_path": "/var/cache/listing-vision/tensorrt",
         "trt_timing_cache_enable": "1",
-        "trt_profile_min_shapes": shape(1),
-        "trt_profile_opt_shapes": shape(max(1, largest // 2)),
-        "trt_profile_max_shapes": shape(largest),
+        **{f"trt_profile_{name}_shapes": shape for name, shape in shapes.items()},
     }
     for key, value in parameters.items():
         accelerator.parameters[key] = value

@@ -4,11 +4,20 @@ from tritonclient.grpc import model_config_pb2 as mc
 
 from serving.triton_repository import BACKENDS, RepositoryOptions, model_config, remove_model, write_repository
 from vision.cores import usable_cores
+from vision.errors import BundleError
+
+
+def options_of(backend, folder, **more):
+    """With what stands for a plan: no GPU built it."""
+    plan = folder / "made.plan" if backend == "tensorrt" else None
+    if plan:
+        plan.write_bytes(b"plan")
+    return RepositoryOptions(backend=backend, plan=plan, **more)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_what_is_written_is_a_model_configuration_of_triton(bundle, tmp_path, backend):
-    model = write_repository(bundle, tmp_path, RepositoryOptions(backend=backend))
+    model = write_repository(bundle, tmp_path / "models", options_of(backend, tmp_path))
     config = text_format.Parse((model / "config.pbtxt").read_text(), mc.ModelConfig())
     assert (config.name, config.backend) == ("listing_vision", backend.removesuffix("-gpu"))
     assert list(config.input[0].dims) == [64, 64, 3]
@@ -32,22 +41,23 @@ def test_what_is_written_is_a_model_configuration_of_triton(bundle, tmp_path, ba
 def test_each_backend_gets_its_files_and_tensor_names(bundle, tmp_path):
     files, names = {}, {}
     for backend in BACKENDS:
-        model = write_repository(bundle, tmp_path / backend, RepositoryOptions(backend=backend, version=3))
+        model = write_repository(bundle, tmp_path / backend, options_of(backend, tmp_path, version=3))
         files[backend] = sorted(path.name for path in (model / "3").iterdir())
         config = text_format.Parse((model / "config.pbtxt").read_text(), mc.ModelConfig())
         names[backend] = [config.input[0].name, config.output[0].name]
     assert files == {
         "onnxruntime": ["model.onnx"],
+        "tensorrt": ["model.plan"],
         "pytorch": ["model.pt"],
         "python": ["code", "model.onnx", "model.py"],
         "python-gpu": ["code", "model.pt", "model.py"],
     }
-    assert names["onnxruntime"] == names["python"] == ["photos", "category_logits"]
+    assert names["onnxruntime"] == names["tensorrt"] == names["python"] == ["photos", "category_logits"]
     assert names["pytorch"] == ["INPUT__0", "OUTPUT__0"]
 
 
 def test_gpu_backends_warm_every_power_of_two_up_to_the_limit(bundle):
-    for backend in ("onnxruntime", "pytorch"):
+    for backend in ("onnxruntime", "tensorrt", "pytorch"):
         config = model_config(bundle, RepositoryOptions(backend=backend, max_batch_size=16))
         assert [sample.batch_size for sample in config.model_warmup] == [1, 2, 4, 8, 16]
         assert config.instance_group[0].kind == mc.ModelInstanceGroup.KIND_GPU
@@ -62,6 +72,25 @@ def test_there_are_two_copies_of_one_thread_a_core_and_never_more_threads_than_t
     options = RepositoryOptions(backend="python")
     assert options.num_instances == min(16, 2 * cores)
     assert options.num_threads == max(1, cores // options.num_instances)
+
+
+def test_a_missing_plan_is_told_with_the_command_that_builds_it(bundle, tmp_path):
+    with pytest.raises(BundleError, match="needs --plan; build one on the kind of GPU that serves") as caught:
+        write_repository(bundle, tmp_path, RepositoryOptions(backend="tensorrt", max_batch_size=16))
+    command = str(caught.value).splitlines()[-1].split()
+    assert command[0] == "trtexec"
+    assert f"--onnx={bundle.onnx_path}" in command
+    assert "--stronglyTyped" in command
+    assert [word for word in command if "Shapes" in word] == [
+        "--minShapes=photos:1x64x64x3",
+        "--optShapes=photos:8x64x64x3",
+        "--maxShapes=photos:16x64x64x3",
+    ]
+    with pytest.raises(BundleError, match=r"nowhere.plan is no file"):
+        write_repository(bundle, tmp_path, RepositoryOptions(backend="tensorrt", plan=tmp_path / "nowhere.plan"))
+    with pytest.raises(BundleError, match="--plan is for --backend tensorrt, not for pytorch"):
+        write_repository(bundle, tmp_path, RepositoryOptions(backend="pytorch", plan=tmp_path / "nowhere.plan"))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_version_number_is_never_reused(bundle, tmp_path):
