@@ -16,6 +16,13 @@ import numpy.typing as npt
 from scipy.optimize import minimize_scalar
 from scipy.stats import beta, binom
 
+from training.experiments import (
+    BRAND_PROBABILITY,
+    BYTES_PER_PHOTO,
+    LEAF_PROBABILITY,
+    PHOTOS_PER_LISTING,
+    spread_of,
+)
 from training.predictions import Predictions
 from training.truth import Truth, judge_paths, listing_labels, truth_by_depth
 from vision.decision import (
@@ -23,6 +30,7 @@ from vision.decision import (
     Answers,
     Calibration,
     Field,
+    Spread,
     answer,
     brand_fill_scores,
     field_name,
@@ -144,7 +152,22 @@ def calibrate(
         certifies=certifies,
     )
     fitted = replace(fitted, unknown_brand_below=_unknown_brand_threshold(tune, taxonomy, fitted))
+    fitted = replace(fitted, expected=_expected(predictions, _Listings.of(predictions, taxonomy), taxonomy, fitted))
     return replace(fitted, fields=tuple(_certify_all(tune, tested, taxonomy, fitted, promises)))
+
+
+def _expected(
+    predictions: Predictions, listings: _Listings, taxonomy: Taxonomy, fitted: Calibration
+) -> dict[str, Spread]:
+    """How certain the answers are, and what the photos are like."""
+    answered = listings.answered(taxonomy, fitted)
+    # Beyond a path's end the score is 0; along a path it only falls.
+    leaf = np.where(answered.paths.nodes >= 0, answered.paths.scores, np.inf).min(axis=1)
+    num_photos = np.bincount(predictions.groups)
+    values = {LEAF_PROBABILITY: leaf, BRAND_PROBABILITY: answered.brands.scores, PHOTOS_PER_LISTING: num_photos}
+    if predictions.num_bytes is not None:
+        values[BYTES_PER_PHOTO] = np.bincount(predictions.groups, predictions.num_bytes) / num_photos
+    return {name: spread_of(found) for name, found in values.items()}
 
 
 def fit_temperature(logits: npt.NDArray[np.floating], labels: npt.NDArray[np.int64]) -> float:

@@ -7,6 +7,10 @@ from typing import Any
 import numpy as np
 
 from training.experiments import (
+    BRAND_PROBABILITY,
+    BYTES_PER_PHOTO,
+    LEAF_PROBABILITY,
+    PHOTOS_PER_LISTING,
     PSI_LARGE,
     PSI_MODERATE,
     SAMPLE_RATIO_ALPHA,
@@ -16,6 +20,7 @@ from training.experiments import (
     population_stability,
     promise_kept,
     sample_ratio_p_value,
+    spread_of,
     wilson,
 )
 from training.outcome_tables import FieldOutcomes, OutcomeTables, ShadowOutcomes
@@ -24,10 +29,10 @@ from vision.decision import Calibration
 __all__ = ["PROMISE_METRICS", "ExperimentReport", "format_metrics", "format_report", "make_report"]
 
 DRIFT = {
-    "leaf_probability": "category_probabilities[-1]",
-    "brand_probability": "brand_probability",
-    "photos_per_listing": "num_photos",
-    "bytes_per_photo": "photo_bytes / greatest(num_photos, 1)",
+    LEAF_PROBABILITY: "category_probabilities[-1]",
+    BRAND_PROBABILITY: "brand_probability",
+    PHOTOS_PER_LISTING: "num_photos",
+    BYTES_PER_PHOTO: "photo_bytes / greatest(num_photos, 1)",
     "unusable_share": "num_unusable / greatest(num_photos, 1)",
 }
 """Name to SQL of a suggestion's columns."""
@@ -104,6 +109,8 @@ class ExperimentReport:
     """Population stability index of the last days against the first."""
     drift_days: int | None
     """None: too short a time to tell."""
+    drift_from_bundle: Mapping[str, Mapping[str, float]]
+    """By release: the same, of what it answered in the last days against the listings that its bundle was made from."""
 
     @property
     def switch_off(self) -> list[str]:
@@ -145,7 +152,8 @@ def make_report(
     drift_days = days if tables.span_days() >= 2 * days else None
     drift = {
         name: population_stability(
-            tables.statistic(sql, days=days, from_end=False), tables.statistic(sql, days=days, from_end=True)
+            spread_of(tables.statistic(sql, days=days, from_end=False)),
+            tables.statistic(sql, days=days, from_end=True),
         )
         for name, sql in (DRIFT.items() if drift_days else ())
     }
@@ -159,6 +167,17 @@ def make_report(
         num_unjoined=tables.num_unjoined(),
         drift=drift,
         drift_days=drift_days,
+        drift_from_bundle={
+            release: {
+                name: population_stability(
+                    spread, tables.statistic(DRIFT[name], days=days, from_end=True, release=release)
+                )
+                for name, spread in promises[release].expected.items()
+                if name in DRIFT
+            }
+            for release in counts
+            if release in promises
+        },
     )
 
 
@@ -257,12 +276,20 @@ def format_report(report: ExperimentReport) -> str:
         said = "not as assigned: trust no comparison until it is known why" if broken else "as assigned"
         lines.append(f"sample ratio: {said} (p = {report.sample_ratio_p_value:.2g})")
     for name, index in report.drift.items():
-        marked = "large" if index >= PSI_LARGE else "moderate" if index >= PSI_MODERATE else "none"
-        lines.append(f"drift of {name}, last {report.drift_days} days against the first: {index:.3f} ({marked})")
+        lines.append(
+            f"drift of {name}, last {report.drift_days} days against the first: {index:.3f} ({_marked(index)})"
+        )
+    for release, found in report.drift_from_bundle.items():
+        for name, index in found.items():
+            lines.append(f"drift of {name}, {release} lately against its bundle: {index:.3f} ({_marked(index)})")
     if report.num_unjoined:
         lines.append(f"{report.num_unjoined} listings with an outcome were never suggested anything; they are left out")
     lines += [f"switch off: {name} no longer keeps its promise" for name in report.switch_off]
     return "\n".join(lines)
+
+
+def _marked(index: float) -> str:
+    return "large" if index >= PSI_LARGE else "moderate" if index >= PSI_MODERATE else "none"
 
 
 def format_metrics(report: ExperimentReport) -> str:

@@ -8,8 +8,15 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
+from vision.decision import Spread
+
 __all__ = [
     "ALPHA",
+    "BRAND_PROBABILITY",
+    "BYTES_PER_PHOTO",
+    "EXPECTED",
+    "LEAF_PROBABILITY",
+    "PHOTOS_PER_LISTING",
     "Interval",
     "confidence_sequence",
     "difference_sequence",
@@ -17,6 +24,7 @@ __all__ = [
     "population_stability",
     "promise_kept",
     "sample_ratio_p_value",
+    "spread_of",
     "wilson",
 ]
 
@@ -26,6 +34,11 @@ SAMPLE_RATIO_ALPHA = 0.0005
 PSI_MODERATE, PSI_LARGE = 0.1, 0.25
 """The customary marks (Siddiqi, Credit Risk Scorecards, 2006)."""
 _LARGEST_BET = 0.5
+
+LEAF_PROBABILITY, BRAND_PROBABILITY = "leaf_probability", "brand_probability"
+PHOTOS_PER_LISTING, BYTES_PER_PHOTO = "photos_per_listing", "bytes_per_photo"
+EXPECTED = (LEAF_PROBABILITY, BRAND_PROBABILITY, PHOTOS_PER_LISTING, BYTES_PER_PHOTO)
+"""What a bundle says of the listings that it was calibrated on: a value a listing, bytes as the mean of its photos."""
 
 Floats = npt.NDArray[np.float64]
 
@@ -109,13 +122,24 @@ def promise_kept(num_right: int, num: int, *, precision: float, alpha: float = A
     return bool(stats.beta.ppf(1 - alpha, num_right + 1, max(num - num_right, 1e-12)) >= precision)
 
 
-def population_stability(reference: Floats, recent: Floats, *, num_bins: int = 10) -> float:
-    """Population stability index over the reference's deciles; a bin that is empty counts as half a value."""
-    if not len(reference) or not len(recent):
+def spread_of(values: npt.ArrayLike, *, num_bins: int = 10) -> Spread:
+    """By the values' own quantiles; fewer bins where these fall together."""
+    found = np.asarray(values, np.float64)
+    edges = np.unique(np.quantile(found, np.linspace(0, 1, num_bins + 1)[1:-1])) if len(found) else np.empty(0)
+    counts = _counts(edges, found)
+    shares = counts / len(found) if len(found) else counts.astype(float)
+    return Spread(edges=tuple(edges.tolist()), shares=tuple(shares.tolist()), num_values=len(found))
+
+
+def population_stability(reference: Spread, recent: Floats) -> float:
+    """Population stability index over the reference's bins; a bin that is empty counts as half a value."""
+    if not reference.num_values or not len(recent):
         return 0.0
-    edges = np.unique(np.quantile(reference, np.linspace(0, 1, num_bins + 1)[1:-1]))
-    shares = []
-    for values in (reference, recent):
-        counts = np.bincount(np.searchsorted(edges, values, side="right"), minlength=len(edges) + 1)
-        shares.append(np.maximum(counts, 0.5) / len(values))
-    return float(((shares[1] - shares[0]) * np.log(shares[1] / shares[0])).sum())
+    before = np.maximum(reference.shares, 0.5 / reference.num_values)
+    now = np.maximum(_counts(np.asarray(reference.edges), recent), 0.5) / len(recent)
+    return float(((now - before) * np.log(now / before)).sum())
+
+
+def _counts(edges: Floats, values: Floats) -> npt.NDArray[np.int64]:
+    counts: npt.NDArray[np.int64] = np.bincount(np.searchsorted(edges, values, side="right"), minlength=len(edges) + 1)
+    return counts

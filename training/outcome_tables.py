@@ -139,20 +139,25 @@ class OutcomeTables:
         """Listings with an outcome for which nothing was suggested."""
         return int(self._one("SELECT count(*) FROM joined WHERE release IS NULL"))
 
-    def statistic(self, expression: str, *, days: int, from_end: bool) -> npt.NDArray[np.float64]:
+    def statistic(
+        self, expression: str, *, days: int, from_end: bool, release: str | None = None
+    ) -> npt.NDArray[np.float64]:
         """Values of suggestions in the first or the last days that there are.
 
         Args:
             expression: SQL of the columns of `suggestions`.
             days: of the window.
             from_end: the last ones.
+            release: that answered; None: any.
         """
         bound, sign, compare = ("max", "-", ">") if from_end else ("min", "+", "<")
         found = self._connection.execute(
             f"""
             SELECT ({expression})::DOUBLE AS value FROM suggestions
             WHERE time {compare} (SELECT {bound}(time) FROM suggestions) {sign} INTERVAL {int(days)} DAY
-            """
+                AND ($1 IS NULL OR release = $1)
+            """,
+            [release],
         ).fetchnumpy()
         values = np.ma.filled(np.ma.asarray(found["value"], np.float64), np.nan)
         return np.asarray(values[np.isfinite(values)])

@@ -40,6 +40,8 @@ class Predictions:
     """What was wrong with each photo that is not among the P."""
     short_sides_px: npt.NDArray[np.int64] | None = None
     """(P,) of the stored photos, before any resizing; None where not known."""
+    num_bytes: npt.NDArray[np.int64] | None = None
+    """(P,) of the encoded photos; None where not known."""
     brightness: npt.NDArray[np.float64] | None = None
     """(P,) mean of a photo's values as the model sees them, 0…255; None where not known."""
 
@@ -50,6 +52,7 @@ def usable_photos(
     *,
     unusable: list[str],
     sizes_px: list[tuple[int, int]] | None = None,
+    num_bytes: list[int] | None = None,
     batch_size: int = 64,
 ) -> Iterator[tuple[list[int], npt.NDArray[np.uint8]]]:
     """Rows of the manifest and their photos (N, S, S, 3), a batch at a time, the next one decoding meanwhile.
@@ -57,16 +60,17 @@ def usable_photos(
     Args:
         unusable: takes up what is wrong with each photo that is left out.
         sizes_px: takes up width and height, as stored, of each photo that is not.
+        num_bytes: takes up how many bytes each of these has.
 
     Raises:
         ManifestError: no photo can be used; raised after the last batch.
     """
 
-    def prepare(row: int) -> tuple[npt.NDArray[np.uint8], tuple[int, int]] | str:
+    def prepare(row: int) -> tuple[npt.NDArray[np.uint8], tuple[int, int], int] | str:
         url = manifest.photo_url(row)
         try:
             data = photo_bytes(url)
-            return prepare_photo(data, preprocessing), size_px(data)
+            return prepare_photo(data, preprocessing), size_px(data), len(data)
         except (OSError, PhotoError) as error:
             return f"{url}: {error}"
 
@@ -81,9 +85,11 @@ def usable_photos(
             used = {row: photo for row, photo in zip(rows, decoded, strict=True) if not isinstance(photo, str)}
             num_used += len(used)
             if sizes_px is not None:
-                sizes_px.extend(size for _, size in used.values())
+                sizes_px.extend(size for _, size, _ in used.values())
+            if num_bytes is not None:
+                num_bytes.extend(length for _, _, length in used.values())
             if used:
-                yield list(used), np.stack([photo for photo, _ in used.values()])
+                yield list(used), np.stack([photo for photo, *_ in used.values()])
     if num_used == 0:
         raise ManifestError("no photo of the manifest can be used:", unusable)
 
@@ -114,10 +120,11 @@ def predict(
     kept: list[int] = []
     unusable: list[str] = []
     sizes_px: list[tuple[int, int]] = []
+    num_bytes: list[int] = []
     answers: list[Logits] = []
     brightness: list[npt.NDArray[np.float64]] = []
     for rows, photos in usable_photos(
-        manifest, preprocessing, unusable=unusable, sizes_px=sizes_px, batch_size=batch_size
+        manifest, preprocessing, unusable=unusable, sizes_px=sizes_px, num_bytes=num_bytes, batch_size=batch_size
     ):
         kept += rows
         answers.append(infer(photos))
@@ -135,5 +142,6 @@ def predict(
         photo_urls=tuple(used.photo_url(row) for row in range(len(used))),
         unusable=tuple(unusable),
         short_sides_px=np.array([min(size) for size in sizes_px]),
+        num_bytes=np.array(num_bytes),
         brightness=np.concatenate(brightness),
     )

@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -28,6 +28,7 @@ __all__ = [
     "Field",
     "LeafAlternative",
     "Paths",
+    "Spread",
     "Suggestion",
     "answer",
     "answer_brands",
@@ -91,6 +92,17 @@ class Field:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Spread:
+    """How some number was spread over listings: shares of bins."""
+
+    edges: tuple[float, ...]
+    """K, ascending, between the bins; a value on an edge lies above it."""
+    shares: tuple[float, ...]
+    """K + 1, of the listings; they sum to 1."""
+    num_values: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Calibration:
     """Temperatures and promises of one model; `calibration.json` of a bundle."""
 
@@ -111,6 +123,8 @@ class Calibration:
     fields: tuple[Field, ...] = ()
     certifies: Mapping[str, str]
     """What the promises hold for: sha256 of the model file, preprocessing fingerprint, precision, backend, splits."""
+    expected: Mapping[str, Spread] = field(default_factory=dict)
+    """Of the listings that it was made from, by name (`training.experiments.EXPECTED`): what drift is measured from."""
 
     @functools.cached_property
     def version(self) -> str:
@@ -148,6 +162,14 @@ class Calibration:
                     "category_log_prior": tuple(raw["category_log_prior"]),
                     "brand_log_prior": tuple(raw["brand_log_prior"]),
                     "fields": tuple(Field(**{**field, "grid": tuple(field["grid"])}) for field in raw["fields"]),
+                    "expected": {
+                        name: Spread(
+                            edges=tuple(spread["edges"]),
+                            shares=tuple(spread["shares"]),
+                            num_values=spread["num_values"],
+                        )
+                        for name, spread in raw.get("expected", {}).items()
+                    },
                 }
             )
         except (ValueError, TypeError, KeyError) as error:

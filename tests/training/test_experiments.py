@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +24,7 @@ from training.experiments import (
     population_stability,
     promise_kept,
     sample_ratio_p_value,
+    spread_of,
     wilson,
 )
 from training.outcome_manifest import manifest_of_outcomes
@@ -88,9 +90,18 @@ def test_a_promise_is_broken_only_beyond_doubt():
 def test_stability_is_nothing_for_alike_and_large_for_shifted_values():
     random = np.random.default_rng(5)
     reference = random.normal(size=5000)
-    assert population_stability(reference, random.normal(size=5000)) < 0.02
-    assert population_stability(reference, random.normal(1.0, 1.0, 5000)) > 0.25
-    assert population_stability(reference, np.array([])) == 0.0
+    spread = spread_of(reference)
+    assert sum(spread.shares) == pytest.approx(1)
+    assert np.allclose(spread.shares, 0.1, atol=0.001)
+    assert population_stability(spread, random.normal(size=5000)) < 0.02
+    assert population_stability(spread, random.normal(1.0, 1.0, 5000)) > 0.25
+    assert population_stability(spread, np.array([])) == 0.0
+    assert population_stability(spread_of([]), reference) == 0.0
+    # One value for nearly all: its bins fall together.
+    alike = spread_of([1.0] * 95 + [2.0] * 5)
+    assert alike.shares == (0.0, 1.0)
+    assert population_stability(alike, np.array([1.0] * 100)) < 0.01
+    assert population_stability(alike, np.array([0.0] * 100)) > 0.25
     assert wilson(8, 10) == pytest.approx((0.490, 0.943), abs=2e-3)
 
 
@@ -262,6 +273,20 @@ def test_promises_are_told_to_prometheus(two_versions):
     assert set(families) == set(PROMISE_METRICS)
     kept = {(s.labels["field"], s.labels["model_release"]): s.value for s in families["listing_vision_promise_kept"]}
     assert kept == {("category_depth_3", "old"): 0, ("category_depth_3", "new"): 1}
+
+
+def test_drift_is_measured_from_what_the_bundle_was_made_from(two_versions):
+    expected = {
+        "bytes_per_photo": spread_of(np.arange(500.0, 504)),
+        "leaf_probability": spread_of(np.linspace(0.7, 0.9, 200)),
+    }
+    promises = {"old": replace(calibration(category_depth_3=0.8), expected=expected)}
+    with opened_tables(two_versions, small_taxonomy()) as tables:
+        report = make_report(tables, promises=promises)
+    found = report.drift_from_bundle
+    assert found.keys() == {"old"}  # of the other release no bundle is given
+    assert found["old"]["bytes_per_photo"] > 0.25 > found["old"]["leaf_probability"]
+    assert "drift of bytes_per_photo, old lately against its bundle:" in format_report(report)
 
 
 def test_two_calibrations_of_the_same_weights_are_two_releases(tmp_path):

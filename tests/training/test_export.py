@@ -9,7 +9,7 @@ from training.run import Run
 from training.torchscript import load_torchscript
 from vision.engine import Logits
 from vision.errors import BundleError, ExportMismatch
-from vision.manifest import Manifest
+from vision.manifest import Manifest, photo_bytes
 from vision.taxonomy import Taxonomy
 
 
@@ -34,6 +34,20 @@ def test_the_comparison_is_stored_in_the_bundle(bundle):
     assert bundle.info.parity["onnx"]["answers_agreeing"] == 1
     num_photos = int(bundle.info.parity["photos"].removesuffix(" photos of the val split"))
     assert 30 < num_photos <= 64
+
+
+def test_the_bundle_knows_what_its_listings_were_like(bundle, drawn):
+    from training.experiments import EXPECTED
+
+    expected = bundle.calibration.expected
+    assert set(expected) == set(EXPECTED)
+    val = Manifest.load(str(drawn / "manifest.parquet")).where_split("val")
+    sizes = [len(photo_bytes(val.photo_url(row))) for row in range(len(val))]
+    assert min(sizes) <= expected["bytes_per_photo"].edges[0] <= max(sizes)
+    for spread in expected.values():
+        assert sum(spread.shares) == pytest.approx(1)
+        assert spread.num_values == len(np.unique(val.listing_groups()))
+    assert all(0 < edge <= 1 for edge in expected["leaf_probability"].edges)
 
 
 def test_a_difference_is_refused(bundle, trained_run, photos):

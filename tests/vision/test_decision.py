@@ -9,6 +9,7 @@ from vision.decision import (
     BRAND_FIELD,
     Calibration,
     Field,
+    Spread,
     answer,
     answer_paths,
     brand_probabilities,
@@ -233,7 +234,13 @@ def test_a_void_calibration_fills_nothing_but_keeps_its_temperatures():
 
 
 def test_calibration_round_trip_and_schema():
-    written = calibration(0.5, 0.75, brand_fusion="max", brand_temperature=0.7)
+    written = calibration(
+        0.5,
+        0.75,
+        brand_fusion="max",
+        brand_temperature=0.7,
+        expected={"leaf_probability": Spread(edges=(0.5, 0.9), shares=(0.1, 0.3, 0.6), num_values=10)},
+    )
     assert Calibration.from_json(written.to_json()) == written
     with pytest.raises(BundleError, match="schema_version"):
         Calibration.from_json("{}")
