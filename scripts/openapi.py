@@ -79,6 +79,12 @@ _REQUEST_ID = {
     "schema": {"type": "string", "maxLength": 100},
     "description": "The caller's own id of the request, for logs.",
 }
+_VERSION = {
+    "name": "version",
+    "in": "query",
+    "schema": {"type": "string"},
+    "description": "As `taxonomyVersion` of an answer; that of `GET /v1/model` where it is absent.",
+}
 _NAMED = {
     "type": "array",
     "items": {
@@ -122,6 +128,7 @@ def openapi(root: Path, proto: str, version: str) -> dict[str, Any]:
             )
         }
     }
+    paths["/v1/taxonomy"]["get"]["parameters"].append(_VERSION)
     (service,) = file.service
     for number, method in enumerate(service.method):
         if method.name in _ROUTES:

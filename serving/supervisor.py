@@ -19,6 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving.control import ControlServer, ask, control_path
 from serving.http_api.supervised import HttpProcess
+from serving.http_api.taxonomies import note_routes
 from serving.metrics import MetricsFolder
 from serving.releases import Releases
 from serving.routes import CANARY, SHADOW, ReleaseAt, Routes, Share
@@ -132,6 +133,7 @@ class Supervisor:
                 await self._start_triton()
             routes = await self._first_routes()
             self._options = replace(self._options, routes=routes)
+            note_routes(self._metrics.path, routes)
             for _ in range(self._options.workers):
                 await self._add_worker()
             if self._http:
@@ -251,8 +253,7 @@ class Supervisor:
                 assert before.routes is not None
                 await self._told(before.routes)
                 raise failed[0]
-            if self._http and before.bundle != self._options.bundle:
-                await self._http.replace(self._options)
+            note_routes(self._metrics.path, routes)
 
     async def _told(self, routes: Routes) -> list[BaseException | None]:
         return await asyncio.gather(

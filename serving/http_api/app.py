@@ -1,6 +1,7 @@
 """The routes: each turns a request into the service's own message, and its answer into proto3's JSON."""
 
 import functools
+import json
 from collections.abc import Awaitable, Callable, Mapping
 from importlib import resources
 from typing import Any
@@ -9,6 +10,7 @@ import grpc
 from google.protobuf import json_format
 from google.protobuf.message import Message
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 from starlette.middleware import Middleware
@@ -21,6 +23,7 @@ from starlette.types import Message as AsgiMessage
 from serving.answers import MAX_PHOTOS
 from serving.client import DEFAULT_TIMEOUT_S, MESSAGE_LIMIT_BYTES
 from serving.http_api.errors import from_grpc, refusal
+from serving.http_api.taxonomies import Taxonomies
 from serving.http_api.upstream import Upstream
 from serving.protocol import listing_vision_pb2 as pb
 from vision.taxonomy import Taxonomy
@@ -48,12 +51,12 @@ _HEADERS = {
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-def make_app(upstream: Upstream, taxonomy: Callable[[], Taxonomy]) -> Starlette:
+def make_app(upstream: Upstream, taxonomies: Taxonomies) -> Starlette:
     """The application.
 
     Args:
         upstream: of the service.
-        taxonomy: of the model that answers; asked for at each request, since the model may change.
+        taxonomies: of the releases that are loaded.
     """
 
     async def classify(request: Request) -> Response:
@@ -77,7 +80,15 @@ def make_app(upstream: Upstream, taxonomy: Callable[[], Taxonomy]) -> Starlette:
     async def names(request: Request) -> Response:
         # Whoever may not ask the model may not read its labels.
         answered = await _answered(upstream, "GetModel", pb.GetModelRequest(), request)
-        return answered if answered.status_code != 200 else JSONResponse(_names(taxonomy()))
+        if answered.status_code != 200:
+            return answered
+        answering = json.loads(bytes(answered.body))["model"]["taxonomyVersion"]
+        version = request.query_params.get("version", answering)
+        found = await run_in_threadpool(taxonomies.find, version)
+        if found is None:
+            said = f"{version[:100]!r} is of no model that is loaded; the one that answers has {answering!r}"
+            return refusal(404, f"version: {said}", reason="TAXONOMY_UNKNOWN", status="NOT_FOUND")
+        return JSONResponse(_names(found))
 
     routes = [
         Route("/v1/listings:classify", _refusing(classify), methods=["POST"]),

@@ -6,7 +6,6 @@ OPTIONS are `ServeOptions` as JSON; the port is written to FD once it listens. T
 """
 
 import asyncio
-import functools
 import signal
 import socket
 import ssl
@@ -15,13 +14,12 @@ from typing import Any
 import uvicorn
 
 from serving.http_api.app import make_app
+from serving.http_api.taxonomies import Taxonomies
 from serving.http_api.upstream import Upstream
 from serving.processes import die_with_parent
 from serving.serve_options import ServeOptions
-from vision.bundle import load_bundle
 from vision.commands import run_command
 from vision.errors import ListingVisionError
-from vision.taxonomy import Taxonomy
 
 __all__ = ["make_server"]
 
@@ -50,13 +48,9 @@ def make_server(options: ServeOptions, upstream: Upstream) -> tuple[uvicorn.Serv
     Raises:
         ListingVisionError: the port is taken, or a certificate cannot be read.
     """
-
-    @functools.cache
-    def taxonomy() -> Taxonomy:
-        return load_bundle(options.bundle).taxonomy
-
+    assert options.local_folder is not None
     config = uvicorn.Config(
-        make_app(upstream, taxonomy),
+        make_app(upstream, Taxonomies(options.local_folder)),
         log_config=None,
         access_log=False,
         server_header=False,

@@ -41,7 +41,7 @@ class HttpProcess:
         _log.info("HTTP at %s://%s:%d", "https" if options.tls else "http", options.host, self.port)
 
     async def replace(self, options: ServeOptions) -> None:
-        """Start it anew, with another bundle or another certificate; requests in work are answered."""
+        """Start it anew, with another certificate; requests in work are answered."""
         if self._process:
             await self.stop()
             await self.start(options)

@@ -9,6 +9,7 @@ const state = {
   photos: [],
   answer: null,
   names: new Map(),
+  named: "",
   token: "",
   asked: 0,
   status: ["waiting"],
@@ -43,10 +44,12 @@ async function call(path, body) {
   return answer;
 }
 
-async function loadNames() {
-  if (state.names.size) return;
-  const { categories, brands } = await call("v1/taxonomy");
-  for (const { id, names } of [...categories, ...brands]) state.names.set(id, names);
+/** A canary may answer in another taxonomy than the last answer was in. */
+async function loadNames(version) {
+  if (state.named === version) return;
+  const { categories, brands } = await call(`v1/taxonomy?version=${encodeURIComponent(version)}`);
+  state.names = new Map([...categories, ...brands].map(({ id, names }) => [id, names]));
+  state.named = version;
 }
 
 function say(...status) {
@@ -67,7 +70,7 @@ async function ask() {
   const beganMs = performance.now();
   try {
     const answer = await call("v1/listings:classify", form);
-    await loadNames();
+    await loadNames(answer.model.taxonomyVersion);
     if (number !== state.asked) return;
     state.answer = { ...answer, totalMs: performance.now() - beganMs };
     answer.photos.forEach((result, i) => (state.photos[i].result = result));

@@ -6,19 +6,23 @@ import http.client
 import json
 import os
 import re
+import shutil
 import signal
 import time
 import urllib.error
 import urllib.request
+from dataclasses import replace
 from urllib.parse import urlsplit
 
 import pytest
 from openapi_spec_validator import validate
 
+from serving.control import ask, control_path
 from serving.http_api.app import BODY_LIMIT_BYTES
 from serving.protocol import listing_vision_pb2 as pb
 from tests.conftest import ROOT
 from tests.helpers import encoded, scene
+from vision.bundle import seal_bundle
 
 PHOTO = encoded(scene(200, 150))
 TOKEN = "a-token-of-the-tests"
@@ -93,6 +97,32 @@ def test_the_model_and_its_names(url, bundle):
     assert [c["id"] for c in names["categories"]] == [c.id for c in bundle.taxonomy.categories]
     assert [c["names"] for c in names["categories"]] == [dict(c.names) for c in bundle.taxonomy.categories]
     assert [b["id"] for b in names["brands"]] == [b.id for b in bundle.taxonomy.brands]
+
+
+def test_names_are_those_of_any_release_that_is_loaded(bundle, other_bundle, start_serving, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(other_bundle.folder, other)
+    renamed = replace(other_bundle.taxonomy, version="another")
+    renamed.save(other / "taxonomy.json")
+    seal_bundle(other, replace(other_bundle.info, taxonomy_version="another"))
+    served = start_serving(bundle.folder, tmp_path / "serve.log", "--in-process", "--http-port", "0")
+    url, port = http_url(served), int(served.address.rpartition(":")[2])
+    mine = bundle.taxonomy.version
+
+    def versions():
+        asked_for = [f"{url}/v1/taxonomy", *(f"{url}/v1/taxonomy?version={v}" for v in (mine, "another"))]
+        return [(status, answer.get("version")) for status, _, answer in map(asked, asked_for)]
+
+    assert versions() == [(200, mine), (200, mine), (404, None)]
+    release = ask(control_path(port), "load", bundle=str(other))
+    assert versions() == [(200, mine), (200, mine), (200, "another")]
+    ask(control_path(port), "promote", release=release)
+    assert versions() == [(200, "another"), (200, mine), (200, "another")]
+    assert served.log.count("HTTP at ") == 1  # it was not started anew
+    unknown = asked(f"{url}/v1/taxonomy?version=nowhere")[2]["error"]
+    assert unknown["reason"] == "TAXONOMY_UNKNOWN"
+    assert "'nowhere' is of no model that is loaded; the one that answers has 'another'" in unknown["message"]
+    assert served.stop() == 0
 
 
 def test_a_photo_is_explained(url):

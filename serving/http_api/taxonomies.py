@@ -1,0 +1,40 @@
+"""The taxonomies of all releases that are loaded, found by version."""
+
+import json
+from pathlib import Path
+
+from serving.routes import Routes
+from vision.taxonomy import Taxonomy
+
+__all__ = ["Taxonomies", "note_routes"]
+
+
+def note_routes(folder: Path, routes: Routes) -> None:
+    """Write down what is loaded, for a `Taxonomies` of the same folder; whole or not at all."""
+    path = _path(folder)
+    building = path.with_suffix(".building")
+    building.write_text(json.dumps(routes.to_dict()))
+    building.replace(path)
+
+
+class Taxonomies:
+    """Releases come and go; what was read once stays known."""
+
+    def __init__(self, folder: Path) -> None:
+        """Args: folder: the supervisor's, in which it notes what is loaded."""
+        self._folder = folder
+        self._known: dict[str, Taxonomy] = {}
+
+    def find(self, version: str) -> Taxonomy | None:
+        """That version's; None: no release that is loaded has it. Reads files."""
+        if version not in self._known:
+            routes = Routes.from_dict(json.loads(_path(self._folder).read_text()))
+            for release in routes.releases:
+                # Gateway processes have checked its hash.
+                taxonomy = Taxonomy.load(release.bundle / "taxonomy.json")
+                self._known[taxonomy.version] = taxonomy
+        return self._known.get(version)
+
+
+def _path(folder: Path) -> Path:
+    return folder / "routes.json"
