@@ -1,0 +1,128 @@
+"""What a shadow and a canary cost the calls that people wait for, and how much of the listings a shadow sees.
+
+    python -m benchmarks.shadow [--bundle FOLDER] [--rounds 3] [--seconds 8]
+
+A gateway with its Triton has another release loaded, of the same weights and another calibration, so that every answer
+can still be checked. Each round measures three ways, beginning with another one than the last: nothing beside it; a
+canary that answers half of the listings; a shadow that is to see all of them. Each at a quarter and at a half of the
+peak by an open loop, and with 32 callers who each wait for their answer. Ratios are taken within rounds, to nothing.
+All models compute on the same cores, so that what a shadow computes is taken from somebody: `seen` is the share of
+listings that it answered, the rest was dropped.
+"""
+
+import argparse
+import asyncio
+import re
+import statistics
+import urllib.request
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from prometheus_client.parser import text_string_to_metric_families
+
+from benchmarks.common import BUILD, write_result
+from benchmarks.load import LoadPlan, learn_answers, phone_photos, run_load
+from benchmarks.rollout import other_calibration
+from benchmarks.serving import default_bundle, gateway
+from serving.control import ask, control_path
+
+WAYS = ("alone", "canary", "shadow")
+_DEADLINE_S = 30.0
+
+
+def loads(peak_photos_per_s: float, seconds: float) -> dict[str, LoadPlan]:
+    by_rate = {"quarter": 0.25, "half": 0.5}
+    open_loops = {
+        name: LoadPlan(seconds=seconds, rate_per_s=share * peak_photos_per_s, deadline_s=_DEADLINE_S, ramp_s=1)
+        for name, share in by_rate.items()
+    }
+    return {**open_loops, "c32": LoadPlan(seconds=seconds, num_callers=32, deadline_s=_DEADLINE_S, ramp_s=1)}
+
+
+def shadow_counts(url: str) -> dict[str, float]:
+    """Listings for the shadow, by what became of them."""
+    with urllib.request.urlopen(f"{url}/metrics", timeout=10) as answer:
+        families = text_string_to_metric_families(answer.read().decode())
+    counts: dict[str, float] = defaultdict(float)
+    for family in families:
+        for sample in family.samples:
+            if sample.name == "listing_vision_gateway_shadows_total":
+                counts[sample.labels["result"]] += sample.value
+    return counts
+
+
+async def measure(address: str, url: str, other: Path, photos: list[bytes], rounds: int, seconds: float) -> Any:
+    port = int(address.rpartition(":")[2])
+
+    async def do(command: str, **arguments: Any) -> Any:
+        return await asyncio.to_thread(ask, control_path(port), command, **arguments)
+
+    answers = await learn_answers(address, photos)
+    peak = await run_load(address, LoadPlan(seconds=5, num_callers=16, deadline_s=_DEADLINE_S), photos, answers=answers)
+    release = await do("load", bundle=str(other.resolve()))
+    plans = loads(peak.photos_per_s, seconds)
+    found: list[dict[str, dict[str, dict[str, float]]]] = []
+    for number in range(rounds):
+        of_round: dict[str, dict[str, dict[str, float]]] = {}
+        for way in (*WAYS[number % len(WAYS) :], *WAYS[: number % len(WAYS)]):
+            if way == "canary":
+                await do("canary_on", release=release, share=0.5)
+            elif way == "shadow":
+                await do("shadow_on", release=release, share=1.0)
+            of_round[way] = {}
+            for name, plan in plans.items():
+                before = shadow_counts(url)
+                report = await run_load(address, plan, photos, answers=answers)
+                after = shadow_counts(url)
+                latency_ms = (report.ended_s - report.due_s) * 1000
+                offered = {result: after[result] - before[result] for result in after}
+                seen = offered.get("same", 0) + offered.get("other", 0)
+                of_round[way][name] = {
+                    "photos_per_s": report.photos_per_s,
+                    "p50_ms": float(np.percentile(latency_ms, 50)),
+                    "p99_ms": float(np.percentile(latency_ms, 99)),
+                    "failed": float(len(report.endings) - report.count("ok")),
+                    "seen": seen / max(sum(offered.values()), 1.0),
+                }
+                print(f"round {number + 1}: {way:<8} {name:<8} {of_round[way][name]}", flush=True)
+            for part in ("canary", "shadow"):
+                await do(f"{part}_off")
+        found.append(of_round)
+    return found
+
+
+def metrics_of(rounds: list[dict[str, dict[str, dict[str, float]]]]) -> dict[str, float]:
+    metrics: dict[str, float] = {}
+    for way in WAYS[1:]:
+        for name in rounds[0][way]:
+            for figure in ("p50_ms", "p99_ms", "photos_per_s"):
+                ratios = [of_round[way][name][figure] / of_round["alone"][name][figure] for of_round in rounds]
+                metrics[f"{way}_{figure.removesuffix('_ms')}_ratio_{name}"] = statistics.median(ratios)
+    for name in rounds[0]["shadow"]:
+        metrics[f"shadow_seen_{name}"] = statistics.median(of_round["shadow"][name]["seen"] for of_round in rounds)
+    metrics["failed_calls"] = sum(
+        figures["failed"] for of_round in rounds for by_load in of_round.values() for figures in by_load.values()
+    )
+    return metrics
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", type=Path)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=8)
+    options = parser.parse_args()
+    folder: Path = options.bundle or default_bundle()
+    other, photos = other_calibration(folder), phone_photos()
+    outcomes = BUILD / "shadow" / "outcomes"
+    with gateway(folder, "--status-port", "0", "--outcomes", str(outcomes)) as (address, _):
+        log = (BUILD / "serving" / "serve.log").read_text()
+        url = re.findall(r"metrics and health at (\S+)", log)[-1]
+        rounds = asyncio.run(measure(address, url, other, photos, options.rounds, options.seconds))
+    write_result("shadow", metrics_of(rounds), {"rounds": rounds})
+
+
+if __name__ == "__main__":
+    main()
