@@ -108,7 +108,8 @@ class LocalTriton:
 
     def touch_model(self, name: str) -> None:
         """Have the next load not take the model for unchanged, and so start new processes for it."""
-        os.utime(self.repository / name / "config.pbtxt")
+        # Of a configuration that has only a new date nothing would be loaded anew.
+        os.utime(self.repository / name / str(self.options.version))
 
     def start(self) -> None:
         """Start the process; it answers some seconds later (see `wait_until_listening`)."""

@@ -114,6 +114,24 @@ def test_a_killed_triton_is_started_again_without_a_restart_of_the_gateway(
     assert served.stop() == 0
 
 
+def replaced_processes(served, old: list[int], how_many: int | None, *, num_loads: int) -> list[int]:
+    """Those that came for a model's processes, once some or all of these were killed and none is left."""
+    known = set(model_processes(served.triton_pid()))
+    for pid in old[:how_many]:
+        os.kill(pid, signal.SIGKILL)
+    said = "Triton loads the model anew: one of its processes has died"
+    until(lambda: served.log.count(said) == num_loads, "loaded anew")
+
+    def came() -> list[int]:
+        return sorted(set(model_processes(served.triton_pid())) - known)
+
+    until(lambda: len(came()) == len(old), "as many processes as before")
+    not_serving = health_pb2.HealthCheckResponse.NOT_SERVING
+    until(lambda: health(served.address) != not_serving, "health SERVING", tries=600)
+    until(lambda: all(state_of(pid) == "Z" for pid in old), "nothing of the old model is left", tries=600)
+    return came()
+
+
 @pytest.mark.parametrize("how_many", [1, None])
 def test_killed_model_processes_are_replaced(bundle, start_serving, triton_installation, listings, tmp_path, how_many):
     # Triton itself stays READY for ever with a dead stub, and never starts another.
@@ -122,15 +140,11 @@ def test_killed_model_processes_are_replaced(bundle, start_serving, triton_insta
     with ListingVisionClient(served.address) as client:
         before = client.classify(photos)
         triton_pid = served.triton_pid()
-        old = model_processes(triton_pid)
-        for stub in old[:how_many]:
-            os.kill(stub, signal.SIGKILL)
-        until(lambda: "Triton loads the model anew: one of its processes has died" in served.log, "loaded anew")
-        until(lambda: len(set(model_processes(triton_pid)) - set(old)) == len(old), "as many processes as before")
-        not_serving = health_pb2.HealthCheckResponse.NOT_SERVING
-        until(lambda: health(served.address) != not_serving, "health SERVING", tries=600)
+        first = model_processes(triton_pid)
+        second = replaced_processes(served, first, how_many, num_loads=1)
         assert client.classify(photos).category_path == before.category_path
-        until(lambda: all(state_of(pid) == "Z" for pid in old), "nothing of the old model is left", tries=600)
+        # What was healed once is healed again.
+        replaced_processes(served, second, how_many, num_loads=2)
         assert client.classify(photos).category_path == before.category_path
     assert served.triton_pid() == triton_pid
     assert Path(f"/proc/{triton_pid}").exists()

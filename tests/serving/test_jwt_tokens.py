@@ -147,7 +147,7 @@ with warnings.catch_warnings(action="ignore"):  # of the library, which finds it
     BY_SHORT = token("RS256", "short", key=SHORT)
 NOT_BELIEVED = {
     "expired": token(exp=NOW - 100),
-    "not valid yet": token(nbf=NOW + 500),
+    "not valid yet": token(nbf=NOW + 86400),
     "issued tomorrow": token(iat=NOW + 86400),
     "for somebody else": token(aud="billing"),
     "for nobody": token(aud=None),
