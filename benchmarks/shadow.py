@@ -23,7 +23,7 @@ import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.common import BUILD, write_result
-from benchmarks.load import LoadPlan, learn_answers, phone_photos, run_load
+from benchmarks.load import ENDINGS, LoadPlan, learn_answers, phone_photos, run_load
 from benchmarks.rollout import other_calibration
 from benchmarks.serving import default_bundle, gateway
 from serving.control import ask, control_path
@@ -76,16 +76,17 @@ async def measure(address: str, url: str, other: Path, photos: list[bytes], roun
                 before = shadow_counts(url)
                 report = await run_load(address, plan, photos, answers=answers)
                 after = shadow_counts(url)
-                latency_ms = (report.ended_s - report.due_s) * 1000
+                latency_ms = report.latency_ms()
                 offered = {result: after[result] - before[result] for result in after}
                 seen = offered.get("same", 0) + offered.get("other", 0)
                 of_round[way][name] = {
                     "photos_per_s": report.photos_per_s,
                     "p50_ms": float(np.percentile(latency_ms, 50)),
                     "p99_ms": float(np.percentile(latency_ms, 99)),
-                    "failed": float(len(report.endings) - report.count("ok")),
-                    "seen": seen / max(sum(offered.values()), 1.0),
+                    "failed": float(sum(report.count(ending) for ending in ENDINGS if ending != "ok")),
                 }
+                if way == "shadow":
+                    of_round[way][name]["seen"] = seen / sum(offered.values())
                 print(f"round {number + 1}: {way:<8} {name:<8} {of_round[way][name]}", flush=True)
             for part in ("canary", "shadow"):
                 await do(f"{part}_off")
