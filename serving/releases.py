@@ -129,17 +129,20 @@ class Releases:
             self._removed.pop(release, None)
             _log.info("canary %s answers %g of the listings", release, share)
 
-    async def canary_off(self, why: str = "") -> None:
-        """Have the stable release answer all listings.
-
-        Args: why: it was removed by the service itself.
-        """
+    async def canary_off(self) -> None:
+        """Have the stable release answer all listings."""
         async with self._turn:
-            label = self.canary
             await self._change(canary=None)
-            if label and why:
-                self._removed[label] = why
-                _log.error("canary %s is removed: %s", label, why)
+
+    async def remove_canary(self, release: str, why: str) -> bool:
+        """As `canary_off`, by the service itself; False: it is the canary no longer."""
+        async with self._turn:
+            if self.canary != release:
+                return False
+            await self._change(canary=None)
+            self._removed[release] = why
+            _log.error("canary %s is removed: %s", release, why)
+            return True
 
     async def shadow_on(self, release: str, share: float) -> None:
         """Have a loaded release see a share of the listings, by their ids; its answers are recorded, never returned.

@@ -25,7 +25,7 @@ def only_route(options: ServeOptions) -> Routes:
 
 
 class Routing:
-    """`apply` routes first; a listing is asked for by `for_listing`."""
+    """Nothing is routed before the first `apply`."""
 
     def __init__(self, options: ServeOptions, *, changed: Changed) -> None:
         """Args: changed: told when a release has become well or unwell."""
@@ -37,7 +37,6 @@ class Routing:
         """Releases of the same preprocessing share them."""
         self._num_users: Counter[Preprocessing] = Counter()
         self._applying = asyncio.Lock()
-        self._letting_go: set[asyncio.Task[None]] = set()
 
     @property
     def stable(self) -> ServedRelease:
@@ -76,6 +75,8 @@ class Routing:
     async def apply(self, routes: Routes, *, strict: bool = True) -> None:
         """Route so from now on; what is not loaded yet is brought up first, and calls go on meanwhile.
 
+        What is let go of is closed when it returns, after its last call.
+
         Args:
             routes: all of it.
             strict: whether what is brought up must be well; else it may become so.
@@ -106,13 +107,9 @@ class Routing:
                 else:
                     served.rest()
             self._changed(self.stable)
-            for served in gone:
-                task = asyncio.create_task(self._end(served, when_idle=True))
-                self._letting_go.add(task)
-                task.add_done_callback(self._letting_go.discard)
+            await asyncio.gather(*(self._end(served, when_idle=True) for served in gone))
 
     async def close(self) -> None:
-        await asyncio.gather(*self._letting_go, return_exceptions=True)
         for release in self._releases.values():
             await self._end(release)
 

@@ -246,6 +246,7 @@ class Supervisor:
         async with self._restarting:  # none comes up meanwhile by the old ones
             before = self._options
             stable = next(release for release in routes.releases if release.label == routes.stable)
+            note_routes(self._metrics.path, routes)
             self._options = replace(before, routes=routes, bundle=stable.bundle, model_name=stable.model_name)
             answers = await self._told(routes)
             if failed := [error for error in answers if isinstance(error, BaseException)]:
@@ -253,7 +254,6 @@ class Supervisor:
                 assert before.routes is not None
                 await self._told(before.routes)
                 raise failed[0]
-            note_routes(self._metrics.path, routes)
 
     async def _told(self, routes: Routes) -> list[BaseException | None]:
         return await asyncio.gather(
@@ -281,8 +281,9 @@ class Supervisor:
             try:
                 for worker in list(self._workers):
                     if canary in await self._unwell(worker):
-                        await self._releases.canary_off(f"gateway process {worker.process.pid} found it unwell")
-                        self._canaries_removed.inc()
+                        why = f"gateway process {worker.process.pid} found it unwell"
+                        if await self._releases.remove_canary(canary, why):
+                            self._canaries_removed.inc()
                         break
             # Whatever it was, a watch that ends would leave an unwell canary for ever.
             except Exception:

@@ -175,6 +175,27 @@ def test_routes_change_while_calls_go_on_and_what_is_not_well_changes_nothing(bu
     assert versions == sorted(versions, key=[old, new].index)  # never back
 
 
+def test_a_release_is_let_go_of_after_its_last_call(bundle, other_bundle):
+    class Slow(Failing):
+        async def infer(self, photos_nhwc):
+            self.calls += 1
+            await asyncio.sleep(0.5)
+            return await self.error.infer(photos_nhwc)
+
+    async def run():
+        async with running(routes_of(bundle, other_bundle)) as (server, client):
+            old = served(server, bundle)
+            real, old.engine = old.engine, (slow := Slow(old.engine))
+            asked = asyncio.create_task(client.classify([PHOTO]))
+            await until(lambda: slow.calls)
+            old.engine, slow.error = real, real
+            await server.route(routes_of(other_bundle))
+            was_answered = asked.done() or old._num_calls == 0
+            return was_answered, old.is_closed, (await asked).model.version
+
+    assert asyncio.run(run()) == (True, True, bundle.info.model_version)
+
+
 def test_a_chosen_category_may_be_of_any_taxonomy_that_is_loaded(bundle, other_bundle, tmp_path):
     async def run():
         routes = routes_of(bundle, other_bundle, canary=canary_of(other_bundle))
@@ -282,9 +303,7 @@ def test_what_waits_for_a_shadow_that_is_unloaded_is_dropped_and_counted(bundle,
         has_time = server._gateway.shadows._has_time
         server._gateway.shadows._has_time = lambda: False
         await client.classify([PHOTO], listing_id="a")
-        shadow = served(server, other_bundle)
         await server.route(routes_of(bundle))
-        await until(lambda: shadow.is_closed)
         server._gateway.shadows._has_time = has_time
 
     before = counts(other_bundle)
