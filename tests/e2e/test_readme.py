@@ -55,6 +55,8 @@ def test_its_figures_are_those_of_the_committed_results():
             "backfill_scale",
             "backfill_kills",
             "precision",
+            "rollout",
+            "shadow",
         )
     }
     accuracy, serving = results["grocery_accuracy"], results["serving"]
@@ -73,6 +75,13 @@ def test_its_figures_are_those_of_the_committed_results():
     killed = [faults[f"kill_{what}_recovery_s"] for what in ("triton", "stub", "worker")]
     assert f"after {killed[0]:.1f} s, {killed[1]:.1f} s, {killed[2]:.2f} s; no wrong answer, no hung call" in README
     assert faults["wrong_or_hung_calls"] == 0
+    rollout, shadow = results["rollout"], results["shadow"]
+    assert rollout["failed_calls"] == shadow["failed_calls"] == 0
+    assert f"no failed call of {rollout['calls']:,.0f}, p99 {rollout['p99_ratio']:.2f} times" in README
+    quarter, half, full = (shadow[f"shadow_seen_{name}"] for name in ("quarter", "half", "c32"))
+    assert f"sees {quarter:.0%}, {half:.0%} and {full:.1%}".replace("%", " %") in README
+    p99 = [shadow[f"shadow_p99_ratio_{name}"] for name in ("quarter", "half", "c32")]
+    assert "p99 {:.2f}, {:.2f} and {:.2f} times".format(*p99) in README
     backfill, scale, kills = (results[name] for name in ("backfill", "backfill_scale", "backfill_kills"))
     assert f"{backfill['photos_per_s']:.1f} photos/s, {backfill['ratio_to_ceiling']:.2f} of the same model" in README
     assert f"called in one process, {backfill['ratio_to_ray_data']:.1f} times a plain Ray Data script" in README
