@@ -217,14 +217,15 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
         num_bytes = sum(len(photo.content) for photo in request.photos) + len(uris) * BYTES_FOR_URI
         with self._admission.admit(len(request.photos), num_bytes, deadline_s=deadline_s):
             try:
-                async with asyncio.timeout(deadline_s):
+                async with asyncio.timeout(deadline_s) as limit:
                     with stages_noted() as seconds:
                         found = await self._contents(request, uris)
                         contents = [content for content in found if isinstance(content, bytes)]
                         if not contents:
                             raise _none_usable([error for error in found if isinstance(error, PhotoError)])
+                        left_s = (limit.when() or 0.0) - asyncio.get_running_loop().time()
                         answer, asked = await self._answer_by_routes(
-                            request.listing_id, contents, num_alternatives, min(deadline_s, MAX_WAIT_S)
+                            request.listing_id, contents, num_alternatives, min(left_s, MAX_WAIT_S)
                         )
             except TimeoutError:
                 raise _too_late(deadline_s) from None
@@ -291,6 +292,11 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
             if time_s >= CANARY_FAIR_TIME_S:
                 canary.breaker.failed()
             reason = "DEADLINE_TOO_SHORT"
+        # Whatever it was, it is the canary's fault and not its caller's.
+        except Exception:
+            _log.exception("the canary %s failed", canary.label)
+            canary.breaker.failed()
+            reason = "INTERNAL"
         metrics.CANARY_FALLBACKS.labels(reason).inc()
         return None
 

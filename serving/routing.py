@@ -69,8 +69,8 @@ class Routing:
         return [release.bundle.taxonomy for release in (self.stable, *others)]
 
     def unwell(self) -> list[str]:
-        """Labels of releases that were not asked at any time since they got their part."""
-        return [label for label, release in self._releases.items() if release.breaker.has_opened]
+        """Labels of releases that were well and then were not, since they got their part."""
+        return [label for label, one in self._releases.items() if one.was_well and one.breaker.has_opened]
 
     async def apply(self, routes: Routes, *, strict: bool = True) -> None:
         """Route so from now on; what is not loaded yet is brought up first, and calls go on meanwhile.

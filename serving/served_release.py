@@ -72,6 +72,8 @@ class ServedRelease:
         self._checked_while_open = False
         self.is_well = False
         self.is_closed = False
+        self.was_well = False
+        """Ever: one whose Triton still loads is not to blame yet."""
         self.last_error: EngineError | None = None
 
     async def until_well(self) -> None:
@@ -82,6 +84,7 @@ class ServedRelease:
         """
         await until_answering(self.engine, self._bundle)
         self._decide_for(await self.engine.backend())
+        self._num_failures = 0
         self._become(True)
 
     async def warm_up(self) -> None:
@@ -179,6 +182,7 @@ class ServedRelease:
     def _become(self, well: bool) -> None:
         self.is_well = well
         if well:
+            self.was_well = True
             self.breaker.close()
             self._checked_while_open = False
         else:

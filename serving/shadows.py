@@ -110,6 +110,9 @@ class Shadows:
                 _log.debug("the shadow %s gave no answer: %s", release.label, error)
                 _count(release, "failed")
                 return
+            except asyncio.CancelledError:  # the gateway stops
+                _count(release, "dropped")
+                raise
             # Whatever it was, it is nobody's answer; the next listing goes on.
             except Exception:
                 _log.exception("the shadow %s failed", release.label)

@@ -187,7 +187,7 @@ class Supervisor:
                     continue
                 try:
                     await self._add_worker()
-                except (OSError, TimeoutError) as error:
+                except (OSError, TimeoutError, ListingVisionError) as error:
                     _log.error("gateway processes are not replaced: %s", error)
                     return False
                 await self._end(old)
@@ -400,7 +400,7 @@ class Supervisor:
             await asyncio.sleep(pause_s)
             try:
                 return await self._add_worker()
-            except (OSError, TimeoutError) as error:
+            except (OSError, TimeoutError, ListingVisionError) as error:
                 _log.error("no new gateway process: %s", error)
 
     async def _end(self, worker: _Worker) -> None:

@@ -86,7 +86,9 @@ class OutcomeTables:
         accepted, _, _, treatment = _columns(field, self.fields())
         found = self._connection.execute(
             f"""
-            WITH shadow AS (SELECT listing_id, release, {accepted} AS accepted FROM joined_shadows),
+            WITH shadow AS (
+                    SELECT listing_id, release, {accepted} AS accepted FROM joined_shadows WHERE release IS NOT NULL
+                ),
                 given AS (
                     SELECT listing_id, chosen_at, {accepted} AS accepted, {treatment} = 'HIDDEN' AS hidden FROM joined
                 )

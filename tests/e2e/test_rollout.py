@@ -1,5 +1,6 @@
 """Another model for a running service: nobody's call fails, and what is broken never answers."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -152,17 +153,27 @@ def test_a_canary_answers_its_share_and_what_makes_no_sense_changes_nothing(
     assert served.stop() == 0
 
 
+def canary_processes(served) -> list[int]:
+    """That compute the model that was loaded beside the first."""
+    found = []
+    for pid in children(served.triton_pid()):
+        with contextlib.suppress(FileNotFoundError):  # it has ended
+            if b"/listing_vision_2/" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(pid)
+    return found
+
+
 def test_a_canary_that_stands_still_is_removed_and_nobody_is_refused(
     bundle, other_bundle, start_serving, triton_installation, tmp_path
 ):
     served = start_serving(bundle.folder, tmp_path / "serve.log", "--status-port", "0")
     assert model(served, "load", other_bundle.folder)[0] == 0
-    before = set(children(served.triton_pid()))
     canary = other_bundle.release
     assert model(served, "canary", canary, "--share", "1")[0] == 0
     assert answering(served, "a") == other_bundle.info.model_version
-    stopped = [pid for pid in before if b"/listing_vision_2/" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    assert len(stopped) == RepositoryOptions(backend="python").num_instances
+    wanted = RepositoryOptions(backend="python").num_instances
+    until(lambda: len(canary_processes(served)) == wanted, "an instance's process each, and no other")
+    stopped = canary_processes(served)
     for pid in stopped:
         os.kill(pid, signal.SIGSTOP)
     try:

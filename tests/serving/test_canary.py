@@ -80,8 +80,9 @@ def test_listings_are_answered_by_their_share_and_every_answer_names_its_model(b
         (Failing(EngineBroken("zeros")), "MODEL_BROKEN"),
         (Failing(EngineBusy("full")), "TOO_BUSY"),
         (Failing(EngineUnavailable("never"), seconds=60), "DEADLINE_TOO_SHORT"),
+        (Failing(ZeroDivisionError("bug")), "INTERNAL"),
     ],
-    ids=["away", "broken", "busy", "stuck"],
+    ids=["away", "broken", "busy", "stuck", "bug"],
 )
 def test_a_canary_that_fails_costs_its_listings_nothing(bundle, other_bundle, engine, reason):
     async def run():
@@ -312,13 +313,18 @@ def test_what_waits_for_a_shadow_that_is_unloaded_is_dropped_and_counted(bundle,
     assert added(other_bundle, before) == {"dropped": 1}
 
 
-def test_what_waits_for_a_shadow_when_the_gateway_stops_is_dropped_and_counted(bundle, other_bundle, tmp_path):
+def test_what_a_shadow_has_not_answered_when_the_gateway_stops_is_dropped_and_counted(bundle, other_bundle, tmp_path):
     async def run():
         routes = routes_of(bundle, other_bundle, shadow=canary_of(other_bundle))
         async with running(routes, outcomes=str(tmp_path)) as (server, client):
-            server._gateway.shadows._has_time = lambda: False
-            await client.classify([PHOTO], listing_id="a")
+            shadow = served(server, other_bundle)
+            real, shadow.engine = shadow.engine, Failing(EngineUnavailable("never"), seconds=60)
+            for listing_id in "ab":  # one is in work, one waits
+                await client.classify([PHOTO], listing_id=listing_id)
+            await until(lambda: shadow.engine.calls)
+            await server._gateway.shadows.close()
+            shadow.engine = real
 
     before = counts(other_bundle)
     asyncio.run(run())
-    assert added(other_bundle, before) == {"dropped": 1}
+    assert added(other_bundle, before) == {"dropped": 2}

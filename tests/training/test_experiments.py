@@ -255,6 +255,7 @@ def test_a_shadow_is_held_against_what_was_answered_for_the_same_listings(tmp_pa
         report = make_report(tables, promises={})
     (same,) = report.shadow_agreement.items()
     assert same == ("shadow", (180, pytest.approx(0.75)))
+    assert {one.release for one in report.shadows} == {"shadow"}
     by_part = {(one.field, one.unseen): one for one in report.shadows}
     leaf = by_part["category_depth_3", False]
     assert (leaf.num_outcomes, leaf.accepted, leaf.given_accepted) == (180, 1.0, pytest.approx(0.75))
