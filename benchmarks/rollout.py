@@ -1,6 +1,6 @@
 """Another model for a service under load: how many calls fail, and what happens to the slowest of a hundred.
 
-    python -m benchmarks.rollout [--bundle FOLDER] [--rounds 3]
+    python -m benchmarks.rollout [--bundle FOLDER] [--rounds 5]
 
 Two gateway processes with their Triton get listings at half of what they can do, by an open loop. Each round a release
 is loaded beside the one that answers, promoted, rolled back and unloaded. Its weights are the same, its calibration's
@@ -97,7 +97,7 @@ async def measure(address: str, other: Path, photos: list[bytes], num_rounds: in
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     folder: Path = options.bundle or default_bundle()
     other, photos = other_calibration(folder), phone_photos()

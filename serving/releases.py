@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from serving.routes import ReleaseAt, Routes, Share
+from serving.routes import CANARY, SHADOW, ReleaseAt, Routes, Share
 from serving.triton_repository import MODEL_NAME
 from vision.bundle import load_bundle
 from vision.errors import ListingVisionError
@@ -74,7 +74,7 @@ class Releases:
                 await self._triton.add(name, loaded)
             release = ReleaseAt(label=label, bundle=loaded.folder, model_name=name)
             try:
-                await self._change(releases=(*self._routes.releases, release))
+                await self._change_to(replace(self._routes, releases=(*self._routes.releases, release)))
             except BaseException:
                 if self._triton:
                     await self._triton.remove(name)
@@ -92,12 +92,11 @@ class Releases:
         async with self._turn:
             await self._check_golden(release)
             before = self._routes.stable
-            ended = {
-                part: None
-                for part, share in (("canary", self._routes.canary), ("shadow", self._routes.shadow))
-                if share and share.label == release
-            }
-            await self._change(stable=release, **ended)
+            routes = self._routes
+            for purpose, share in routes.shares.items():
+                if share.label == release:
+                    routes = routes.with_share(purpose, None)
+            await self._change_to(replace(routes, stable=release))
             if before != release:
                 self._before = before
             if self._triton:
@@ -123,23 +122,20 @@ class Releases:
             ListingVisionError: it is not loaded, answers the others, or is not well, or the share is no share.
         """
         async with self._turn:
-            routes = replace(self._routes, canary=Share(label=release, share=share))
-            await self._check_golden(release)
-            await self._change_to(routes)
+            await self._give_share(CANARY, release, share)
             self._removed.pop(release, None)
-            _log.info("canary %s answers %g of the listings", release, share)
 
     async def canary_off(self) -> None:
         """Have the stable release answer all listings."""
         async with self._turn:
-            await self._change(canary=None)
+            await self._change_to(self._routes.with_share(CANARY, None))
 
     async def remove_canary(self, release: str, why: str) -> bool:
         """As `canary_off`, by the service itself; False: it is the canary no longer."""
         async with self._turn:
             if self.canary != release:
                 return False
-            await self._change(canary=None)
+            await self._change_to(self._routes.with_share(CANARY, None))
             self._removed[release] = why
             _log.error("canary %s is removed: %s", release, why)
             return True
@@ -153,15 +149,12 @@ class Releases:
         async with self._turn:
             if not self._records:
                 raise ListingVisionError("a shadow's answers are recorded with the outcomes; start with --outcomes")
-            routes = replace(self._routes, shadow=Share(label=release, share=share))
-            await self._check_golden(release)
-            await self._change_to(routes)
-            _log.info("shadow %s sees %g of the listings", release, share)
+            await self._give_share(SHADOW, release, share)
 
     async def shadow_off(self) -> None:
         """Have no release see listings that it does not answer."""
         async with self._turn:
-            await self._change(shadow=None)
+            await self._change_to(self._routes.with_share(SHADOW, None))
 
     async def unload(self, release: str) -> None:
         """Let go of a release.
@@ -173,10 +166,13 @@ class Releases:
             at = self._at(release)
             if release == self._routes.stable:
                 raise ListingVisionError(f"{release} answers; promote another one first")
-            for part, share in (("canary", self._routes.canary), ("shadow", self._routes.shadow)):
-                if share and share.label == release:
-                    raise ListingVisionError(f"{release} is the {part}; `listing-vision model {part} --off` first")
-            await self._change(releases=tuple(other for other in self._routes.releases if other is not at))
+            for purpose, share in self._routes.shares.items():
+                if share.label == release:
+                    raise ListingVisionError(
+                        f"{release} is the {purpose}; `listing-vision model {purpose} --off` first"
+                    )
+            others = tuple(other for other in self._routes.releases if other is not at)
+            await self._change_to(replace(self._routes, releases=others))
             if release == self._before:
                 self._before = None
             self._removed.pop(release, None)
@@ -200,9 +196,9 @@ class Releases:
     def _state(self, label: str) -> str:
         if label == self._routes.stable:
             return "answers"
-        for part, share in (("canary", self._routes.canary), ("shadow", self._routes.shadow)):
-            if share and share.label == label:
-                return f"{part} {share.share:g}"
+        for purpose, share in self._routes.shares.items():
+            if share.label == label:
+                return f"{purpose} {share.share:g}"
         return "answered before" if label == self._before else "loaded"
 
     def _at(self, label: str) -> ReleaseAt:
@@ -216,8 +212,11 @@ class Releases:
         if self._triton:
             await self._triton.until_answering(at.model_name)
 
-    async def _change(self, **parts: object) -> None:
-        await self._change_to(replace(self._routes, **parts))  # type: ignore[arg-type]
+    async def _give_share(self, purpose: str, release: str, share: float) -> None:
+        routes = self._routes.with_share(purpose, Share(label=release, share=share))
+        await self._check_golden(release)
+        await self._change_to(routes)
+        _log.info("%s %s has %g of the listings", purpose, release, share)
 
     async def _change_to(self, routes: Routes) -> None:
         await self._route(routes)

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,15 +67,11 @@ class Routes:
     """Whose answers are recorded and never returned."""
 
     def __post_init__(self) -> None:
-        purposes = {"stable": self.stable}
-        for purpose, share in ((CANARY, self.canary), (SHADOW, self.shadow)):
-            if share is None:
-                continue
+        for purpose, share in self.shares.items():
             if not 0 < share.share <= 1:
                 raise ListingVisionError(f"{purpose} share {share.share:g} is outside (0, 1]; 0.05 is one in twenty")
-            purposes[purpose] = share.label
         taken: dict[str, str] = {}
-        for purpose, label in purposes.items():
+        for purpose, label in self.asked.items():
             if label not in self.labels:
                 raise ListingVisionError(f"{label} is not loaded; loaded: {', '.join(self.labels)}")
             if label in taken:
@@ -85,6 +81,20 @@ class Routes:
     @property
     def labels(self) -> tuple[str, ...]:
         return tuple(release.label for release in self.releases)
+
+    @property
+    def shares(self) -> dict[str, Share]:
+        """Those that there are, by purpose."""
+        return {purpose: share for purpose, share in ((CANARY, self.canary), (SHADOW, self.shadow)) if share}
+
+    @property
+    def asked(self) -> dict[str, str]:
+        """Labels of the releases that are asked, by purpose; the others only stand ready."""
+        return {"stable": self.stable, **{purpose: share.label for purpose, share in self.shares.items()}}
+
+    def with_share(self, purpose: str, share: Share | None) -> "Routes":
+        """The same with another canary or shadow, or none. Raises ListingVisionError."""
+        return replace(self, canary=share) if purpose == CANARY else replace(self, shadow=share)
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "releases": [{**asdict(r), "bundle": str(r.bundle)} for r in self.releases]}

@@ -90,8 +90,9 @@ class Routing:
                 for release in routes.releases:
                     if release.label not in self._releases:
                         added[release.label] = await self._brought_up(release, strict=strict)
-                parts = _parts(routes)
-                for label in parts - (_parts(self._routes) if self._routes else set()) - added.keys():
+                parts = set(routes.asked.values())
+                before = set(self._routes.asked.values()) if self._routes else set()
+                for label in parts - before - added.keys():
                     # It was not watched until now.
                     await self._releases[label].until_well()
             except BaseException:
@@ -157,8 +158,3 @@ class Routing:
         self._num_users[preprocessing] -= 1
         if not self._num_users[preprocessing]:
             await self._decoders.pop(preprocessing).close()
-
-
-def _parts(routes: Routes) -> set[str]:
-    """Labels of releases that are asked."""
-    return {routes.stable, *(share.label for share in (routes.canary, routes.shadow) if share)}

@@ -226,13 +226,8 @@ class Supervisor:
                 continue
             bundle = await asyncio.to_thread(load_bundle, folder)
             release = ReleaseAt(label=bundle.release, bundle=bundle.folder, model_name=name)
-            asked = Share(label=bundle.release, share=share)
-            releases = (*routes.releases, release)
-            routes = (
-                replace(routes, releases=releases, canary=asked)
-                if part == CANARY
-                else replace(routes, releases=releases, shadow=asked)
-            )
+            routes = replace(routes, releases=(*routes.releases, release))
+            routes = routes.with_share(part, Share(label=bundle.release, share=share))
             if self._triton:
                 await self._triton.add(name, bundle)
         return routes

@@ -73,10 +73,11 @@ def test_what_lies_in_the_repository_is_served(answering, other_bundle):
         engine = TritonEngine(f"127.0.0.1:{answering[0]}", model_name=CANARY_MODEL_NAME)
         try:
             await until_answering(engine, other_bundle)
+            return await engine.backend()
         finally:
             await engine.close()
 
-    asyncio.run(ask())
+    assert asyncio.run(ask()) == "onnxruntime-cpu"
 
 
 def test_nobody_without_the_key_loads_or_unloads_a_model(answering):

@@ -1,20 +1,18 @@
 """Canary and shadow in one gateway process: who is answered by what, and what a bad one costs its listings."""
 
 import asyncio
-import contextlib
 from dataclasses import replace
 
 import pytest
 
 from serving import shadows
 from serving.breaker import FAILURES_UNTIL_OPEN
-from serving.client import AsyncListingVisionClient, CallFailed
+from serving.client import CallFailed
 from serving.metrics import CALLS, CANARY_FALLBACKS, SHADOWS, STAGE_SECONDS
 from serving.protocol import listing_vision_pb2 as pb
 from serving.routes import CANARY, SHADOW, ReleaseAt, Routes, Share
 from serving.serve_options import ServeOptions
-from serving.server import GatewayServer
-from tests.serving.test_gateway import PHOTO, Failing, until
+from tests.serving.test_gateway import PHOTO, Failing, running_with, until
 from tests.serving.test_outcomes import table
 from vision.errors import EngineBroken, EngineBusy, EngineUnavailable, ListingVisionError
 
@@ -24,18 +22,10 @@ def routes_of(*bundles, **parts):
     return Routes(releases=releases, stable=bundles[0].release, **parts)
 
 
-@contextlib.asynccontextmanager
-async def running(routes, **options):
-    options = ServeOptions(
-        bundle=routes.releases[0].bundle, routes=routes, port=0, in_process=True, isolate=False, drain_s=0, **options
-    )
-    server = GatewayServer(options)
-    await server.start()
-    try:
-        async with AsyncListingVisionClient(f"127.0.0.1:{server.port}") as client:
-            yield server, client
-    finally:
-        await server.stop()
+def running(routes, **options):
+    bundle = routes.releases[0].bundle
+    fixed = {"routes": routes, "port": 0, "in_process": True, "isolate": False, "drain_s": 0}
+    return running_with(ServeOptions(bundle=bundle, **fixed, **options))
 
 
 def canary_of(bundle, share=1.0):

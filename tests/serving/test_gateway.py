@@ -27,14 +27,18 @@ PHOTO = encoded(scene(200, 150))
 
 
 @contextlib.asynccontextmanager
-async def running(bundle, **options):
-    gateway_server = GatewayServer(ServeOptions(bundle=bundle.folder, port=0, in_process=True, **options))
+async def running_with(options):
+    gateway_server = GatewayServer(options)
     await gateway_server.start()
     try:
         async with AsyncListingVisionClient(f"127.0.0.1:{gateway_server.port}") as client:
             yield gateway_server, client
     finally:
         await gateway_server.stop()
+
+
+def running(bundle, **options):
+    return running_with(ServeOptions(bundle=bundle.folder, port=0, in_process=True, **options))
 
 
 def ask(bundle, photos, **options):
