@@ -190,6 +190,7 @@ class WatchedTriton:
         if started:
             self._processes[name] = started
             self._spawn(self._end_processes(before))
+            _log.info("Triton has loaded %s anew", name)
         else:
             _log.warning("Triton has started no new process for %s", name)
             self._note_processes(name)
