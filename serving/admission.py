@@ -115,24 +115,28 @@ class Admission:
         """Whether callers leave some of the machine unused."""
         return not self._rate.is_busy(self.num_photos)
 
+    def expected_s(self, num_photos: int) -> float:
+        """Until so many photos more would be answered; 0: nobody waits for long.
+
+        Args: num_photos: beside those that are let in.
+        """
+        rate = self._rate.photos_per_s
+        return 0.0 if rate is None else (self.num_photos + num_photos) / rate
+
     def _is_slow(self, num_photos: int) -> bool:
-        return self.num_photos > 0 and self._expected_s(num_photos) > SHARE_OF_STREAMS * MAX_WAIT_S * SHARE_OF_DEADLINE
+        return self.num_photos > 0 and self.expected_s(num_photos) > SHARE_OF_STREAMS * MAX_WAIT_S * SHARE_OF_DEADLINE
 
     def _refuse_unless_room(self, num_photos: int, num_bytes: int, deadline_s: float) -> None:
         if self.num_photos + num_photos > self._max_photos:
             said = f"{self.num_photos} photos are in flight of at most {self._max_photos}"
         elif self.num_bytes + num_bytes > self._max_bytes:
             said = f"{self.num_bytes >> 20} MiB of photos are in flight of at most {self._max_bytes >> 20}"
-        elif self._expected_s(num_photos) > SHARE_OF_DEADLINE * deadline_s and self.num_photos:
-            said = f"an answer is expected in {self._expected_s(num_photos):.2f} s, too close to {deadline_s:.2f} s"
+        elif self.expected_s(num_photos) > SHARE_OF_DEADLINE * deadline_s and self.num_photos:
+            said = f"an answer is expected in {self.expected_s(num_photos):.2f} s, too close to {deadline_s:.2f} s"
         else:
             return
         raise Refusal(reason="TOO_BUSY", message=f"{said}; try later", retry_after_s=self._retry_after_s())
 
-    def _expected_s(self, num_photos: int) -> float:
-        rate = self._rate.photos_per_s
-        return 0.0 if rate is None else (self.num_photos + num_photos) / rate
-
     def _retry_after_s(self) -> float:
         """Until half of what is in flight has left; drawn, so that those who were refused together come back apart."""
-        return max(LEAST_RETRY_S, self._expected_s(0) / 2) * random.uniform(0.75, 1.5)
+        return max(LEAST_RETRY_S, self.expected_s(0) / 2) * random.uniform(0.75, 1.5)

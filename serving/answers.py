@@ -145,7 +145,7 @@ def model_version(bundle: Bundle) -> pb.ModelVersion:
         name=bundle.info.model_name,
         version=bundle.info.model_version,
         taxonomy_version=bundle.taxonomy.version,
-        calibration_version=bundle.calibration.version,
+        calibration_version=bundle.calibration_version,
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from vision.errors import ListingVisionError
 
-__all__ = ["Command", "ControlServer", "ask", "control_path"]
+__all__ = ["Command", "ControlServer", "NoAnswer", "NoAnswerInTime", "ask", "control_path"]
 
 _log = logging.getLogger(__name__)
 
@@ -22,6 +22,14 @@ ANSWER_TIMEOUT_S = 600.0
 _LIMIT_BYTES = 1 << 16
 
 Command = Callable[..., Awaitable[Any]]
+
+
+class NoAnswer(ListingVisionError):
+    """Nobody listens there, or who did has ended."""
+
+
+class NoAnswerInTime(NoAnswer):
+    """Somebody may listen there, and says nothing."""
 
 
 def control_path(port: int) -> Path:
@@ -82,7 +90,8 @@ def ask(path: Path, command: str, *, answer_timeout_s: float = ANSWER_TIMEOUT_S,
     """What the process there answers.
 
     Raises:
-        ListingVisionError: it refuses, nobody listens, or there is no answer in time.
+        NoAnswer: nobody listens, or there is no answer.
+        ListingVisionError: it refuses.
     """
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
@@ -91,10 +100,12 @@ def ask(path: Path, command: str, *, answer_timeout_s: float = ANSWER_TIMEOUT_S,
             sock.sendall(json.dumps({"command": command, **arguments}).encode() + b"\n")
             with sock.makefile("rb") as file:
                 answer = json.loads(file.readline() or b"{}")
+    except (TimeoutError, BlockingIOError) as error:  # the latter: more are waiting already than it may have waiting
+        raise NoAnswerInTime(f"no answer within {answer_timeout_s:g} s at {path}") from error
     except (OSError, ValueError) as error:
-        raise ListingVisionError(
-            f"no supervisor answers at {path} ({error}); give the --port that `listing-vision serve` listens on"
-        ) from error
+        raise NoAnswer(f"nobody answers at {path} ({error})") from error
+    if "error" in answer:
+        raise ListingVisionError(answer["error"])
     if "answer" not in answer:
-        raise ListingVisionError(answer.get("error", "the supervisor ended before it answered"))
+        raise NoAnswer(f"who listened at {path} ended before it answered")
     return answer["answer"]

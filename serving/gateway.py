@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
@@ -50,7 +51,9 @@ LEAST_DEADLINE_S = 0.005
 CANARY_SHARE_OF_TIME = 0.4
 """Of the time that a call has: so long a canary may take, and then there is time for the stable release."""
 CANARY_FAIR_TIME_S = 0.5
-"""A canary that has not answered in less is not to blame: its caller is in a hurry."""
+"""A canary that has not answered in less is not to blame: its caller is in a hurry …"""
+CANARY_FAIR_TIMES = 2.0
+"""… nor one that had less than so many times what an answer is expected to take: the machine is busy."""
 RETRY_AFTER_S = 0.5
 """Where nothing better is known."""
 
@@ -58,8 +61,14 @@ RETRY_AFTER_S = 0.5
 ANSWERED = "ANSWERED"
 GIVEN_UP = "GIVEN_UP"
 
-_OF_THE_MODEL = ("TOO_BUSY", "MODEL_UNAVAILABLE", "MODEL_BROKEN")
+_OF_A_RELEASE = ("TOO_BUSY", "MODEL_UNAVAILABLE", "MODEL_BROKEN", "DEADLINE_TOO_SHORT")
 """Refusals that another release may be without."""
+
+
+@dataclass
+class _Call:
+    asked: ServedRelease
+    """Last; the stable release until any is."""
 
 
 class Gateway(pb_grpc.ListingVisionServiceServicer):
@@ -123,10 +132,9 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
         """
         started_s = time.monotonic()
         outcome = ANSWERED
-        asked = self.routing.canary_for(request.listing_id) or self.routing.stable
+        call = _Call(self.routing.stable)
         try:
-            answer, asked = await self._classify(request, deadline_s)
-            return answer
+            return await self._classify(request, deadline_s, call)
         except Refusal as refusal:
             outcome = refusal.reason
             raise
@@ -140,10 +148,10 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
             raise Refusal(reason="INTERNAL", message="the service failed; this is our fault") from error
         finally:
             seconds = time.monotonic() - started_s
-            metrics.CALLS.labels(outcome, asked.label).inc()
-            metrics.CALL_SECONDS.labels(outcome, asked.label).observe(seconds)
+            metrics.CALLS.labels(outcome, call.asked.label).inc()
+            metrics.CALL_SECONDS.labels(outcome, call.asked.label).observe(seconds)
             metrics.PHOTOS_PER_LISTING.observe(len(request.photos))
-            tracing.note(outcome=outcome, photos=len(request.photos), release=asked.label)
+            tracing.note(outcome=outcome, photos=len(request.photos), release=call.asked.label)
             _log.info(
                 "listing %r: %d photos, %s in %.1f ms",
                 request.listing_id[:MAX_LISTING_ID_CHARS],
@@ -203,9 +211,8 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
         return answers.describe(self.routing.stable.bundle)
 
     async def _classify(
-        self, request: pb.ClassifyListingRequest, deadline_s: float
-    ) -> tuple[pb.ClassifyListingResponse, ServedRelease]:
-        """The answer, and which release gave it."""
+        self, request: pb.ClassifyListingRequest, deadline_s: float, call: _Call
+    ) -> pb.ClassifyListingResponse:
         num_alternatives = _check(request)
         if deadline_s < LEAST_DEADLINE_S:
             raise _too_late(deadline_s)
@@ -224,8 +231,8 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
                         if not contents:
                             raise _none_usable([error for error in found if isinstance(error, PhotoError)])
                         left_s = (limit.when() or 0.0) - asyncio.get_running_loop().time()
-                        answer, asked = await self._answer_by_routes(
-                            request.listing_id, contents, num_alternatives, min(left_s, MAX_WAIT_S)
+                        answer = await self._answer_by_routes(
+                            call, request.listing_id, contents, num_alternatives, min(left_s, MAX_WAIT_S)
                         )
             except TimeoutError:
                 raise _too_late(deadline_s) from None
@@ -237,7 +244,7 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
             # Without room it is dropped and counted: nobody waits for a record.
             self._recorder.suggested(request, answer)
         answer.stage_times.extend(pb.StageTime(stage=name, duration_ms=1000 * s) for name, s in seconds.items())
-        return answer, asked
+        return answer
 
     def _check_uris(self, uris: dict[int, str]) -> None:
         if not uris:
@@ -261,35 +268,40 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
         return found
 
     async def _answer_by_routes(
-        self, listing_id: str, contents: list[bytes], num_alternatives: int, time_s: float
-    ) -> tuple[pb.ClassifyListingResponse, ServedRelease]:
+        self, call: _Call, listing_id: str, contents: list[bytes], num_alternatives: int, time_s: float
+    ) -> pb.ClassifyListingResponse:
         """The canary's answer for its share of the listings, else the stable release's: nobody pays for a canary."""
         answer = None
-        if asked := self.routing.canary_for(listing_id):
+        if canary := self.routing.canary_for(listing_id):
+            call.asked = canary
             answer = await self._answer_of_canary(
-                asked, listing_id, contents, num_alternatives, CANARY_SHARE_OF_TIME * time_s
+                canary, listing_id, contents, num_alternatives, CANARY_SHARE_OF_TIME * time_s
             )
-        if asked is None or answer is None:
-            asked = self.routing.stable
-            answer = await self._answer(asked, listing_id, contents, num_alternatives)
+        if answer is None:
+            call.asked = self.routing.stable
+            answer = await self._answer(call.asked, listing_id, contents, num_alternatives)
         for photo in answer.photos:
             unusable = photo.HasField("error")
             metrics.PHOTOS.labels(answers.error_name(photo.error) if unusable else "used").inc()
-        return answer, asked
+        return answer
 
     async def _answer_of_canary(
         self, canary: ServedRelease, listing_id: str, contents: list[bytes], num_alternatives: int, time_s: float
     ) -> pb.ClassifyListingResponse | None:
         """None: it has none, or not in time."""
         try:
+            if canary.breaker.is_open:
+                raise _unavailable()
+            if time_s < self._admission.expected_s(0):
+                raise _too_late(time_s)
             async with asyncio.timeout(time_s):
                 return await self._answer(canary, listing_id, contents, num_alternatives)
         except Refusal as refusal:
-            if refusal.reason not in _OF_THE_MODEL:
+            if refusal.reason not in _OF_A_RELEASE:
                 raise
             reason = refusal.reason
         except TimeoutError:
-            if time_s >= CANARY_FAIR_TIME_S:
+            if time_s >= max(CANARY_FAIR_TIME_S, CANARY_FAIR_TIMES * self._admission.expected_s(0)):
                 canary.breaker.failed()
             reason = "DEADLINE_TOO_SHORT"
         # Whatever it was, it is the canary's fault and not its caller's.

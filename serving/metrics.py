@@ -34,7 +34,7 @@ _FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 
 CALLS = prometheus_client.Counter(
     f"{_PREFIX}_calls",
-    "Listings by how their call ended, and the release that was asked.",
+    "Listings by how their call ended, and the release that was asked last.",
     ["outcome", "model_release"],
 )
 CALL_SECONDS = prometheus_client.Histogram(

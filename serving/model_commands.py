@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from vision.commands import new_app
+from vision.errors import ListingVisionError
 
 __all__ = ["model_app"]
 
@@ -117,6 +118,13 @@ def _turned_on(port: int, part: str, release: str | None, share: float, *, off: 
 
 
 def _ask(port: int, command: str, **arguments: Any) -> Any:
-    from serving.control import ask, control_path
+    from serving.control import NoAnswer, NoAnswerInTime, ask, control_path
 
-    return ask(control_path(port), command, **arguments)
+    try:
+        return ask(control_path(port), command, **arguments)
+    except NoAnswerInTime as error:
+        raise ListingVisionError(f"the supervisor of port {port} may still be at it: {error}") from error
+    except NoAnswer as error:
+        raise ListingVisionError(
+            f"no supervisor answers: {error}; give the --port that `listing-vision serve` listens on"
+        ) from error

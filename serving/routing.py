@@ -1,6 +1,7 @@
 """The releases of one gateway process: brought up, chosen for a listing, let go of, while calls go on."""
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import Sequence
 
@@ -15,6 +16,8 @@ from vision.images import Preprocessing
 from vision.taxonomy import Taxonomy
 
 __all__ = ["Routing", "only_route"]
+
+_log = logging.getLogger(__name__)
 
 
 def only_route(options: ServeOptions) -> Routes:
@@ -33,6 +36,8 @@ class Routing:
         self._changed = changed
         self._releases: dict[str, ServedRelease] = {}
         self._routes: Routes | None = None
+        self._left_out: set[str] = set()
+        """Labels of releases that it was told of and could not bring up."""
         self._decoders: dict[Preprocessing, DecoderPool | DecoderThreads] = {}
         """Releases of the same preprocessing share them."""
         self._num_users: Counter[Preprocessing] = Counter()
@@ -48,19 +53,17 @@ class Routing:
         return self._routes is not None and self._releases.get(self._routes.stable) is release
 
     def canary_for(self, listing_id: str) -> ServedRelease | None:
-        """The canary, where it is well and the listing is in its share."""
-        assert self._routes is not None
-        canary = self._routes.canary
-        if canary is None or not canary.takes(listing_id, CANARY):
-            return None
-        release = self._releases[canary.label]
-        return None if release.breaker.is_open else release
+        """The canary, well or not, where the listing is in its share."""
+        return self._taking(CANARY, listing_id)
 
     def shadow_for(self, listing_id: str) -> ServedRelease | None:
         """The shadow, where the listing is in its share."""
+        return self._taking(SHADOW, listing_id)
+
+    def _taking(self, purpose: str, listing_id: str) -> ServedRelease | None:
         assert self._routes is not None
-        shadow = self._routes.shadow
-        return self._releases[shadow.label] if shadow and shadow.takes(listing_id, SHADOW) else None
+        share = self._routes.shares.get(purpose)
+        return self._releases.get(share.label) if share and share.takes(listing_id, purpose) else None
 
     @property
     def taxonomies(self) -> Sequence[Taxonomy]:
@@ -69,30 +72,45 @@ class Routing:
         return [release.bundle.taxonomy for release in (self.stable, *others)]
 
     def unwell(self) -> list[str]:
-        """Labels of releases that were well and then were not, since they got their part."""
-        return [label for label, one in self._releases.items() if one.was_well and one.breaker.has_opened]
+        """Labels of releases that were well and then were not, since they got their part, or that could not get it."""
+        assert self._routes is not None
+        return [label for label in self._routes.asked.values() if label in self._left_out or self._has_failed(label)]
 
-    async def apply(self, routes: Routes, *, strict: bool = True) -> None:
+    def _has_failed(self, label: str) -> bool:
+        release = self._releases[label]
+        return release.was_well and release.breaker.has_opened
+
+    async def apply(self, routes: Routes) -> None:
         """Route so from now on; what is not loaded yet is brought up first, and calls go on meanwhile.
 
+        The first time releases need not be well yet. Later those must be that are new or get a part. Others that cannot
+        be brought up, since their bundle has gone, are left out: they keep no process from coming or from changing.
         What is let go of is closed when it returns, after its last call.
 
-        Args:
-            routes: all of it.
-            strict: whether what is brought up must be well; else it may become so.
-
         Raises:
-            ListingVisionError: a release cannot be brought up; nothing has changed.
+            ListingVisionError: a release that is needed cannot be brought up; nothing has changed.
         """
         async with self._applying:
             added: dict[str, ServedRelease] = {}
+            left_out: set[str] = set()
+            parts = set(routes.asked.values())
+            before = set(self._routes.asked.values()) if self._routes else set()
+            needed = {routes.stable}
+            if self._routes:
+                needed |= (parts - before) | (set(routes.labels) - self._releases.keys() - self._left_out)
             try:
                 for release in routes.releases:
-                    if release.label not in self._releases:
-                        added[release.label] = await self._brought_up(release, strict=strict)
-                parts = set(routes.asked.values())
-                before = set(self._routes.asked.values()) if self._routes else set()
-                for label in parts - before - added.keys():
+                    if release.label in self._releases:
+                        continue
+                    must = release.label in needed
+                    try:
+                        added[release.label] = await self._brought_up(release, well=must and self._routes is not None)
+                    except (ListingVisionError, OSError) as error:
+                        if must:
+                            raise
+                        _log.error("release %s is left out: %s", release.label, error)
+                        left_out.add(release.label)
+                for label in parts - before - added.keys() - left_out:
                     # It was not watched until now.
                     await self._releases[label].until_well()
             except BaseException:
@@ -101,6 +119,7 @@ class Routing:
                 raise
             gone = [self._releases.pop(label) for label in list(self._releases) if label not in routes.labels]
             self._releases |= added
+            self._left_out = left_out
             self._routes = routes
             for label, served in self._releases.items():
                 if label in parts:
@@ -114,7 +133,8 @@ class Routing:
         for release in self._releases.values():
             await self._end(release)
 
-    async def _brought_up(self, release: ReleaseAt, *, strict: bool) -> ServedRelease:
+    async def _brought_up(self, release: ReleaseAt, *, well: bool) -> ServedRelease:
+        """Args: well: whether it must be, or may become so."""
         bundle = await asyncio.to_thread(load_bundle, release.bundle)
         if bundle.release != release.label:
             raise ListingVisionError(f"{release.bundle} is {bundle.release} by now, not {release.label}")
@@ -137,7 +157,7 @@ class Routing:
             changed=self._changed,
         )
         try:
-            if strict:
+            if well:
                 await served.until_well()
             await served.warm_up()
         except BaseException:

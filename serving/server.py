@@ -58,7 +58,7 @@ class GatewayServer:
             routes = self._options.routes
             if routes is None:
                 routes = await asyncio.to_thread(only_route, self._options)
-            await self._routing.apply(routes, strict=False)
+            await self._routing.apply(routes)
             stable = self._routing.stable
             if not stable.is_well and self._options.triton is None:
                 raise EngineUnavailable(f"the model does not answer its golden photos: {stable.last_error}")

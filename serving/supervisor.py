@@ -1,23 +1,20 @@
 """The tree of processes behind one port: gateways, and a Triton of our own; what dies is started again."""
 
 import asyncio
-import contextlib
 import importlib.util
 import logging
 import os
 import signal
 import socket
-import sys
-import time
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import grpc
 import prometheus_client
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from serving.control import ControlServer, ask, control_path
+from serving.control import ControlServer, control_path
+from serving.gateway_processes import GatewayProcesses
 from serving.http_api.supervised import HttpProcess
 from serving.http_api.taxonomies import note_routes
 from serving.metrics import MetricsFolder
@@ -29,14 +26,12 @@ from serving.serve_options import (
     SHADOW_MODEL_NAME,
     ServeOptions,
     local_address,
-    local_control,
 )
 from serving.status_server import Answer, StatusServer
 from serving.tracing import require_packages
 from serving.triton_install import find_triton
 from serving.triton_server import LocalTriton
 from serving.watched_triton import WatchedTriton
-from serving.worker import READY
 from vision.bundle import load_bundle
 from vision.errors import EngineUnavailable, ListingVisionError, TritonNotInstalled
 
@@ -44,28 +39,15 @@ __all__ = ["Supervisor", "serve"]
 
 _log = logging.getLogger(__name__)
 
-START_TIMEOUT_S = 120.0
 READY_TIMEOUT_S = 2.0
 SERVING = "SERVING"
-ROUTE_TIMEOUT_S = 120.0
-"""For a gateway process to bring up a release."""
-UNWELL_TIMEOUT_S = 5.0
-RESTART_PAUSES_S = (0.0, 0.5, 2.0, 5.0)
-"""Before a gateway process that has died is started again, by how many have died lately; the last one for all more."""
-LATELY_S = 60.0
-
-
-@dataclass(eq=False)
-class _Worker:
-    process: asyncio.subprocess.Process
-    stopping: bool = False
 
 
 class Supervisor:
     """Start it, then let it run until it is asked to stop.
 
-    A gateway process that dies is replaced. A Triton of its own is healed (`serving.watched_triton`). A canary that any
-    gateway process finds unwell is removed.
+    A gateway process that dies or falls silent is replaced (`serving.gateway_processes`). A Triton of its own is healed
+    (`serving.watched_triton`). A canary that any gateway process finds unwell is removed.
     """
 
     def __init__(self, options: ServeOptions) -> None:
@@ -74,10 +56,8 @@ class Supervisor:
         self._control: ControlServer | None = None
         self._options = options
         self._triton: WatchedTriton | None = None
-        self._workers: set[_Worker] = set()
+        self._gateways: GatewayProcesses | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._deaths_s: list[float] = []
-        self._stopping = False
         self._restarting = asyncio.Lock()
         self._port_holder: socket.socket | None = None
         options.refuse_plain_text_beyond_loopback()
@@ -134,8 +114,10 @@ class Supervisor:
             routes = await self._first_routes()
             self._options = replace(self._options, routes=routes)
             note_routes(self._metrics.path, routes)
-            for _ in range(self._options.workers):
-                await self._add_worker()
+            self._gateways = GatewayProcesses(
+                self._options, self._metrics, restarts=self._restarts, unwell=self._heard_of_unwell
+            )
+            await self._gateways.start()
             if self._http:
                 await self._http.start(self._options)
             self._releases = Releases(
@@ -151,7 +133,6 @@ class Supervisor:
             raise
         if self._triton:
             self._triton.watch()
-        self._spawn(self._watch_canary())
 
     @property
     def address(self) -> str:
@@ -159,7 +140,6 @@ class Supervisor:
 
     async def stop(self) -> None:
         """Gateways first, each after its calls in flight; then Triton."""
-        self._stopping = True
         if self._control:
             await self._control.close()
         for task in self._tasks:
@@ -167,7 +147,8 @@ class Supervisor:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._http:
             await self._http.stop()
-        await asyncio.gather(*(self._end(worker) for worker in list(self._workers)))
+        if self._gateways:
+            await self._gateways.stop()
         if self._triton:
             await self._triton.stop()
         if self._port_holder:
@@ -176,31 +157,14 @@ class Supervisor:
             self._status.close()
         self._metrics.remove()
 
-    async def restart_workers(self) -> bool:
-        """One after another: the new one serves before the old one is asked to stop.
-
-        Where a new one does not come up, those that have not been replaced go on, and it is False.
-        """
-        async with self._restarting:
-            for old in list(self._workers):
-                if old not in self._workers:  # it has died, and been replaced for that
-                    continue
-                try:
-                    await self._add_worker()
-                except (OSError, TimeoutError, ListingVisionError) as error:
-                    _log.error("gateway processes are not replaced: %s", error)
-                    return False
-                await self._end(old)
-            if self._http:
-                await self._http.replace(self._options)
-        _log.info("all %d gateway processes were replaced", self._options.workers)
-        return True
-
     def restart_workers_soon(self) -> None:
-        """For a signal handler."""
+        """Replace the gateway processes one by one, and then the HTTP process; for a signal handler."""
 
         async def restart() -> None:
-            await self.restart_workers()
+            assert self._gateways is not None
+            async with self._restarting:
+                if await self._gateways.replace_all() and self._http:
+                    await self._http.replace(self._gateways.options)
 
         self._spawn(restart())
 
@@ -238,59 +202,22 @@ class Supervisor:
         Raises:
             ListingVisionError: one of them does not; all route as before.
         """
-        async with self._restarting:  # none comes up meanwhile by the old ones
-            before = self._options
-            stable = next(release for release in routes.releases if release.label == routes.stable)
-            note_routes(self._metrics.path, routes)
-            self._options = replace(before, routes=routes, bundle=stable.bundle, model_name=stable.model_name)
-            answers = await self._told(routes)
-            if failed := [error for error in answers if isinstance(error, BaseException)]:
-                self._options = before
-                assert before.routes is not None
-                await self._told(before.routes)
-                raise failed[0]
-
-    async def _told(self, routes: Routes) -> list[BaseException | None]:
-        return await asyncio.gather(
-            *(self._tell(worker, routes) for worker in list(self._workers)), return_exceptions=True
-        )
-
-    async def _tell(self, worker: "_Worker", routes: Routes) -> None:
+        assert self._gateways is not None
+        before = self._gateways.options.routes
+        note_routes(self._metrics.path, routes)
         try:
-            await self._ask(worker, "route", ROUTE_TIMEOUT_S, routes=routes.to_dict())
-        except ListingVisionError:
-            if worker.process.returncode is None:
-                raise  # else it has died, and another comes up by the new routes
+            await self._gateways.route(routes)
+        except BaseException:
+            assert before is not None
+            note_routes(self._metrics.path, before)
+            raise
 
-    async def _ask(self, worker: "_Worker", command: str, timeout_s: float, **arguments: object) -> object:
-        path = local_control(self._metrics.path, worker.process.pid)
-        found: object = await asyncio.to_thread(ask, path, command, answer_timeout_s=timeout_s, **arguments)
-        return found
-
-    async def _watch_canary(self) -> None:
-        assert self._releases is not None
-        while True:
-            await asyncio.sleep(self._options.health_interval_s)
-            if (canary := self._releases.canary) is None:
-                continue
-            try:
-                for worker in list(self._workers):
-                    if canary in await self._unwell(worker):
-                        why = f"gateway process {worker.process.pid} found it unwell"
-                        if await self._releases.remove_canary(canary, why):
-                            self._canaries_removed.inc()
-                        break
-            # Whatever it was, a watch that ends would leave an unwell canary for ever.
-            except Exception:
-                _log.exception("watching the canary failed")
-
-    async def _unwell(self, worker: "_Worker") -> list[str]:
-        try:
-            found = await self._ask(worker, "unwell", UNWELL_TIMEOUT_S)
-        except ListingVisionError:  # it dies, or is too busy to say
-            return []
-        assert isinstance(found, list)
-        return found
+    async def _heard_of_unwell(self, pid: int, unwell: Sequence[str]) -> None:
+        canary = self._releases.canary if self._releases else None
+        if self._releases and canary in unwell:
+            assert canary is not None
+            if await self._releases.remove_canary(canary, f"gateway process {pid} found it unwell"):
+                self._canaries_removed.inc()
 
     def _start_status(self) -> None:
         if self._options.status_port is None:
@@ -312,7 +239,7 @@ class Supervisor:
 
     def _readiness(self) -> Answer:
         """By the health that callers see: ready where any gateway process serves."""
-        found = [self._health_of(worker.process.pid) for worker in list(self._workers)]
+        found = [self._health_of(pid) for pid in (self._gateways.pids if self._gateways else [])]
         if SERVING in found:
             return Answer(200, "text/plain", b"ready\n")
         return Answer(503, "text/plain", f"not ready: {', '.join(found) or 'no gateway process'}\n".encode())
@@ -349,66 +276,6 @@ class Supervisor:
     def _answer_in_process(self, why: str) -> None:
         _log.warning("answering from ONNX Runtime in this process instead of Triton: %s", why)
         self._options = replace(self._options, in_process=True)
-
-    async def _add_worker(self) -> None:
-        options = self._options
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "serving.worker", options.to_json(), str(theirs.fileno()),
-                stdin=asyncio.subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                cwd=Path(__file__).resolve().parent.parent,
-                env=self._metrics.environment(),
-                # A terminal's Ctrl-C reaches this process alone, which then stops the others in order.
-                start_new_session=True,
-            )  # fmt: skip
-            worker = _Worker(process)
-            theirs.close()
-            ours.setblocking(False)
-            try:
-                async with asyncio.timeout(START_TIMEOUT_S):
-                    answer = await asyncio.get_running_loop().sock_recv(ours, len(READY))
-                if answer != READY:
-                    raise OSError("a gateway process did not come up; see the log above")
-                while options.routes != self._options.routes:  # they have changed meanwhile
-                    options = self._options
-                    assert options.routes is not None
-                    await self._tell(worker, options.routes)
-            except BaseException:
-                await self._end(worker)
-                raise
-        self._workers.add(worker)
-        self._spawn(self._watch_worker(worker))
-
-    async def _watch_worker(self, worker: _Worker) -> None:
-        status = await worker.process.wait()
-        self._workers.discard(worker)
-        self._metrics.forget(worker.process.pid)
-        while not (self._stopping or worker.stopping):
-            now_s = time.monotonic()
-            self._deaths_s = [s for s in self._deaths_s if now_s - s < LATELY_S]
-            pause_s = RESTART_PAUSES_S[min(len(self._deaths_s), len(RESTART_PAUSES_S) - 1)]
-            self._deaths_s.append(now_s)
-            _log.error("a gateway process ended with status %s; another is started in %g s", status, pause_s)
-            self._restarts.labels("gateway").inc()
-            await asyncio.sleep(pause_s)
-            try:
-                return await self._add_worker()
-            except (OSError, TimeoutError, ListingVisionError) as error:
-                _log.error("no new gateway process: %s", error)
-
-    async def _end(self, worker: _Worker) -> None:
-        worker.stopping = True
-        with contextlib.suppress(ProcessLookupError):
-            worker.process.terminate()
-        try:
-            async with asyncio.timeout(self._options.drain_s + self._options.grace_s + 15):
-                await worker.process.wait()
-        except TimeoutError:
-            _log.warning("a gateway process did not end and is killed")
-            worker.process.kill()
-            await worker.process.wait()
 
     def _spawn(self, work: Coroutine[object, object, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -44,7 +44,7 @@ def report(
     shares = dict(_share(text) for text in share or ())
     bundles = [load_bundle(folder) for folder in bundle]
     promises = {loaded.release: loaded.calibration for loaded in bundles}
-    with opened_tables(outcomes, bundles[0].taxonomy) as tables:
+    with opened_tables(outcomes, {loaded.release: loaded.taxonomy for loaded in bundles}) as tables:
         made = make_report(tables, promises=promises, control=control, shares=shares, days=days)
     typer.echo(format_report(made))
     if output:
@@ -77,7 +77,7 @@ def from_outcomes(
     from vision.taxonomy import Taxonomy
 
     tree = Taxonomy.load(taxonomy)
-    with opened_tables(outcomes, tree) as tables:
+    with opened_tables(outcomes, {"": tree}) as tables:
         made = manifest_of_outcomes(tables, Manifest.load(photos), tree)
     output.mkdir(parents=True, exist_ok=True)
     tree.save(output / "taxonomy.json")

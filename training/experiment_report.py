@@ -25,6 +25,7 @@ from training.experiments import (
 )
 from training.outcome_tables import FieldOutcomes, OutcomeTables, ShadowOutcomes
 from vision.decision import Calibration
+from vision.errors import ListingVisionError
 
 __all__ = ["PROMISE_METRICS", "ExperimentReport", "format_metrics", "format_report", "make_report"]
 
@@ -138,8 +139,15 @@ def make_report(
         control: release that the others are held against; default: the one with most listings.
         shares: of listings by release, as they were to be assigned.
         days: of the windows for promises and drift.
+
+    Raises:
+        ListingVisionError: a release of `control` or `shares` has answered nothing.
     """
     counts = tables.listings_by_release()
+    for option, names in (("--control", [control] if control else []), ("--share", shares or {})):
+        for name in names:
+            if name not in counts:
+                raise ListingVisionError(f"{option} {name}: no such release answered; there are {', '.join(counts)}")
     base = control or max(counts, key=lambda release: counts[release])
     fields, comparisons, shadows = [], [], []
     for name in tables.fields():

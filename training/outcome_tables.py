@@ -1,6 +1,6 @@
 """Suggestions joined with what sellers chose, from the files that gateways write (docs/contracts.md)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -54,13 +54,13 @@ class ShadowOutcomes:
 class OutcomeTables:
     """An opened folder of suggestions and outcomes."""
 
-    def __init__(self, connection: Any, taxonomy: Taxonomy) -> None:
+    def __init__(self, connection: Any, max_depth: int) -> None:
         self._connection = connection
-        self._taxonomy = taxonomy
+        self._max_depth = max_depth
 
     def fields(self) -> list[str]:
         """Of the form, root level first, brand last."""
-        return [*(field_name(depth) for depth in range(1, self._taxonomy.max_depth + 1)), BRAND_FIELD]
+        return [*(field_name(depth) for depth in range(1, self._max_depth + 1)), BRAND_FIELD]
 
     def outcomes_of(self, field: str) -> FieldOutcomes:
         accepted, filled, score, treatment = _columns(field, self.fields())
@@ -174,12 +174,13 @@ class OutcomeTables:
 
 
 @contextmanager
-def opened_tables(url: str, taxonomy: Taxonomy) -> Iterator[OutcomeTables]:
+def opened_tables(url: str, taxonomies: Mapping[str, Taxonomy]) -> Iterator[OutcomeTables]:
     """Read lazily: a question reads the columns that it asks for, and spills to disk beyond 2 GB.
 
     Args:
         url: what `serve --outcomes` was given: a folder, or any fsspec URL.
-        taxonomy: of the models that answered.
+        taxonomies: by release: what its answers are judged by. A category that a release's lacks lies where the first
+            that has it says, and so does every one of a release that is not among them.
 
     Raises:
         ListingVisionError: there are no suggestions, or the files cannot be read.
@@ -202,17 +203,22 @@ def opened_tables(url: str, taxonomy: Taxonomy) -> Iterator[OutcomeTables]:
                 source = f"read_parquet({found!r})" if found else "suggestions WHERE FALSE"
                 columns = "*" if found else "* EXCLUDE (release)"
                 connection.execute(f"CREATE VIEW {table} AS SELECT {columns}{release} FROM {source}")
-            _join(connection, taxonomy)
-            yield OutcomeTables(connection, taxonomy)
+            _join(connection, taxonomies)
+            yield OutcomeTables(connection, max(taxonomy.max_depth for taxonomy in taxonomies.values()))
         except duckdb.Error as error:
             raise ListingVisionError(f"{url} cannot be read: {str(error).splitlines()[0]}") from error
 
 
-def _join(connection: Any, taxonomy: Taxonomy) -> None:
+def _join(connection: Any, taxonomies: Mapping[str, Taxonomy]) -> None:
     """The last outcome of each listing beside the last suggestion before it."""
-    connection.execute("CREATE TABLE lineages (category_id VARCHAR, lineage VARCHAR[])")
-    rows = [(c.id, [one.id for one in taxonomy.ancestry(c.id)]) for c in taxonomy.categories]
-    connection.executemany("INSERT INTO lineages VALUES (?, ?)", rows)
+    connection.execute("CREATE TABLE lineages (release VARCHAR, category_id VARCHAR, lineage VARCHAR[])")
+    others: dict[str, list[str]] = {}
+    for release, taxonomy in taxonomies.items():
+        own = {c.id: [one.id for one in taxonomy.ancestry(c.id)] for c in taxonomy.categories}
+        connection.executemany("INSERT INTO lineages VALUES (?, ?, ?)", [(release, *item) for item in own.items()])
+        others = own | others
+    connection.execute("CREATE TABLE other_lineages (category_id VARCHAR, lineage VARCHAR[])")
+    connection.executemany("INSERT INTO other_lineages VALUES (?, ?)", list(others.items()))
     for view, answers in (("joined", "suggestions"), ("joined_shadows", "shadows")):
         connection.execute(
             f"""
@@ -224,10 +230,11 @@ def _join(connection: Any, taxonomy: Taxonomy) -> None:
         )
         SELECT o.listing_id, o.time AS chosen_at, o.category_id AS chosen_category, o.brand_kind AS chosen_brand_kind,
             o.brand_id AS chosen_brand, o.brand_name AS chosen_brand_name, o.category_treatment, o.brand_treatment,
-            l.lineage, s.* EXCLUDE (listing_id, time)
+            coalesce(own.lineage, other.lineage) AS lineage, s.* EXCLUDE (listing_id, time)
         FROM chosen o
         ASOF LEFT JOIN {answers} s ON o.listing_id = s.listing_id AND o.time >= s.time
-        LEFT JOIN lineages l ON l.category_id = o.category_id
+        LEFT JOIN lineages own ON own.category_id = o.category_id AND own.release = s.release
+        LEFT JOIN other_lineages other ON other.category_id = o.category_id
         """
         )
 

@@ -119,12 +119,15 @@ class Bundle:
     info: BundleInfo
     taxonomy: Taxonomy
     calibration: Calibration
+    """As it may be used: void where its promises were made for something else."""
+    calibration_version: str
+    """Of `calibration.json`, whatever may be used of it."""
     sha256: Mapping[str, str]
 
     @property
     def release(self) -> str:
         """Names its weights and its calibration: `MODEL_VERSION.CALIBRATION`, the latter cut to six characters."""
-        return f"{self.info.model_version}.{self.calibration.version[:6]}"
+        return f"{self.info.model_version}.{self.calibration_version[:6]}"
 
     @property
     def onnx_path(self) -> Path:
@@ -249,13 +252,21 @@ def load_bundle(folder: Path | str) -> Bundle:
             f"its taxonomy {len(taxonomy.leaf_ids)} and {len(taxonomy.brand_labels)}"
         )
     calibration = Calibration.from_json((folder / "calibration.json").read_text(encoding="utf-8"))
+    calibration_version = calibration.version
     for name, actual in certified_facts(
         info, hashes, backend=calibration.certifies.get("backend", UNKNOWN_BACKEND)
     ).items():
         if calibration.certifies.get(name) != actual:
             calibration = calibration.void(f"certificate void: {name} changed since calibration")
             break
-    return Bundle(folder=folder, info=info, taxonomy=taxonomy, calibration=calibration, sha256=hashes)
+    return Bundle(
+        folder=folder,
+        info=info,
+        taxonomy=taxonomy,
+        calibration=calibration,
+        calibration_version=calibration_version,
+        sha256=hashes,
+    )
 
 
 def certified_facts(info: BundleInfo, sha256: Mapping[str, str], *, backend: str = ONNX_ON_CPU) -> dict[str, str]:

@@ -139,7 +139,10 @@ class Calibration:
         return replace(self, fields=tuple(replace(field, threshold=None, why_not=reason) for field in self.fields))
 
     def to_json(self) -> str:
-        return json.dumps({"schema_version": SCHEMA_VERSION, **asdict(self)}, indent=1)
+        raw = asdict(self)
+        if not self.expected:  # as it was written before there was such a thing: its version is known to people
+            del raw["expected"]
+        return json.dumps({"schema_version": SCHEMA_VERSION, **raw}, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> "Calibration":

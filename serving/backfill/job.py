@@ -33,7 +33,7 @@ class ModelVersions:
             name=bundle.info.model_name,
             version=bundle.info.model_version,
             taxonomy=bundle.taxonomy.version,
-            calibration=bundle.on_backend(backend).calibration.version,
+            calibration=bundle.calibration_version,
             backend=backend,
         )
 

@@ -1,12 +1,16 @@
 """The taxonomies of all releases that are loaded, found by version."""
 
 import json
+import logging
 from pathlib import Path
 
 from serving.routes import Routes
+from vision.errors import TaxonomyError
 from vision.taxonomy import Taxonomy
 
 __all__ = ["Taxonomies", "note_routes"]
+
+_log = logging.getLogger(__name__)
 
 
 def note_routes(folder: Path, routes: Routes) -> None:
@@ -30,8 +34,12 @@ class Taxonomies:
         if version not in self._known:
             routes = Routes.from_dict(json.loads(_path(self._folder).read_text()))
             for release in routes.releases:
-                # Gateway processes have checked its hash.
-                taxonomy = Taxonomy.load(release.bundle / "taxonomy.json")
+                try:
+                    # Gateway processes have checked its hash.
+                    taxonomy = Taxonomy.load(release.bundle / "taxonomy.json")
+                except (OSError, ValueError, TaxonomyError) as error:
+                    _log.error("the taxonomy of %s is left out: %s", release.label, error)
+                    continue
                 self._known[taxonomy.version] = taxonomy
         return self._known.get(version)
 

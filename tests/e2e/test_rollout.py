@@ -107,6 +107,39 @@ def test_what_was_promoted_answers_after_triton_has_died(
     assert served.stop() == 0
 
 
+def test_a_stopped_gateway_process_does_not_keep_routes_from_changing(bundle, other_bundle, start_serving, tmp_path):
+    served = start_serving(bundle.folder, tmp_path / "serve.log", "--in-process", "--workers", "2")
+    victim = min(workers(served.process.pid))
+    os.kill(victim, signal.SIGSTOP)
+    code, said = model(served, "load", other_bundle.folder)
+    assert code == 0, said
+    assert model(served, "promote", other_bundle.release)[0] == 0
+    until(lambda: served.log.count(" serves on ") == 3, "another process in its place")
+    assert {answering(served) for _ in range(6)} == {other_bundle.info.model_version}
+    assert served.stop() == 0
+
+
+def test_a_release_whose_bundle_has_gone_is_left_out_and_told_of(bundle, other_bundle, start_serving, tmp_path):
+    copied = tmp_path / "copied"
+    shutil.copytree(other_bundle.folder, copied)
+    served = start_serving(bundle.folder, tmp_path / "serve.log", "--in-process", "--workers", "2")
+    assert model(served, "load", copied)[0] == 0
+    assert model(served, "canary", other_bundle.release, "--share", "1")[0] == 0
+    assert answering(served, "a") == other_bundle.info.model_version
+    shutil.rmtree(copied)
+    os.kill(min(workers(served.process.pid)), signal.SIGKILL)
+    until(lambda: served.log.count(" serves on ") == 3, "another process")
+    assert f"release {other_bundle.release} is left out: {copied} is not a model bundle" in served.log
+    # Of two processes one has it no longer: it answers nobody.
+    until(lambda: loaded(served)[other_bundle.release] == "loaded", "the canary is removed")
+    assert {answering(served, "a") for _ in range(6)} == {bundle.info.model_version}
+    code, said = model(served, "promote", other_bundle.release)
+    assert (code, "is not a model bundle" in said) == (1, True), said
+    assert {answering(served, "a") for _ in range(6)} == {bundle.info.model_version}
+    assert model(served, "unload", other_bundle.release)[0] == 0
+    assert served.stop() == 0
+
+
 def in_share(bundle, share: float, purpose: str = CANARY) -> tuple[str, str]:
     """A listing's id that is in a release's share, and one that is not."""
     taken = Share(label=bundle.release, share=share)

@@ -104,7 +104,10 @@ def test_a_canary_that_fails_again_and_again_is_not_asked_any_more_and_told_of(b
             num_asked, canary.engine = canary.engine.calls, real
             return num_asked, server.unwell()
 
+    before = value(CANARY_FALLBACKS, "MODEL_UNAVAILABLE")
     assert asyncio.run(run()) == (FAILURES_UNTIL_OPEN, [other_bundle.release])
+    # Those that it was not asked for too: an operator sees how many listings of the experiment had another's answer.
+    assert value(CANARY_FALLBACKS, "MODEL_UNAVAILABLE") == before + FAILURES_UNTIL_OPEN + 3
 
 
 def test_callers_in_a_hurry_are_no_proof_against_a_canary(bundle, other_bundle):
@@ -120,6 +123,52 @@ def test_callers_in_a_hurry_are_no_proof_against_a_canary(bundle, other_bundle):
             return server.unwell()
 
     assert asyncio.run(run()) == []
+
+
+@pytest.mark.parametrize(
+    ("expected_s", "num_asked", "to_blame"), [(0.1, FAILURES_UNTIL_OPEN, True), (0.5, 6, False), (1.0, 0, False)]
+)
+def test_a_busy_machine_is_no_fault_of_the_canary(bundle, other_bundle, expected_s, num_asked, to_blame):
+    async def run():
+        routes = routes_of(bundle, other_bundle, canary=canary_of(other_bundle))
+        async with running(routes, health_interval_s=60) as (server, client):
+            server._gateway._admission.expected_s = lambda num_photos: expected_s
+            canary = served(server, other_bundle)
+            canary.rest()
+            real, canary.engine = canary.engine, (stuck := Failing(EngineUnavailable("never"), seconds=60))
+            for number in range(6):
+                # Of 2 s it has 0.8.
+                answer = await client.classify([PHOTO], listing_id=str(number), timeout_s=2)
+                assert answer.model.version == bundle.info.model_version
+            canary.engine = real
+            return stuck.calls, server.unwell()
+
+    assert asyncio.run(run()) == (num_asked, [other_bundle.release] if to_blame else [])
+
+
+def test_a_call_counts_for_who_was_asked_last(bundle, other_bundle):
+    async def run():
+        routes = routes_of(bundle, other_bundle, canary=canary_of(other_bundle))
+        async with running(routes, health_interval_s=60) as (server, client):
+            releases = [served(server, one) for one in (bundle, other_bundle)]
+            real = [release.engine for release in releases]
+            for release in releases:
+                release.engine = Failing(EngineBusy("full"))
+            with pytest.raises(CallFailed):
+                await client.classify([PHOTO], listing_id="a", timeout_s=1)
+            with pytest.raises(CallFailed):  # nobody is asked
+                await client.classify([], listing_id="a")
+            for release, engine in zip(releases, real, strict=True):
+                release.engine = engine
+
+    def refused():
+        return [value(CALLS, reason, b.release) for reason in ("TOO_BUSY", "NO_PHOTOS") for b in (bundle, other_bundle)]
+
+    before = refused()
+    asyncio.run(run())
+    stable_busy, canary_busy, stable_empty, canary_empty = (b - a for a, b in zip(before, refused(), strict=True))
+    assert stable_busy >= 1  # the client tries again while it has time
+    assert (canary_busy, stable_empty, canary_empty) == (0, 1, 0)
 
 
 def test_photos_that_nobody_can_use_are_no_fault_of_the_canary(bundle, other_bundle):
@@ -165,6 +214,29 @@ def test_routes_change_while_calls_go_on_and_what_is_not_well_changes_nothing(bu
     assert (after, unchanged, num_left, model) == (new, new, 1, new)
     for mine in versions:
         assert mine == sorted(mine, key=[old, new].index)  # never back
+
+
+def test_a_release_whose_bundle_has_gone_keeps_no_process_from_starting(bundle, other_bundle, tmp_path):
+    gone = ReleaseAt(label="gone", bundle=tmp_path / "gone", model_name="unused")
+    both = routes_of(bundle, other_bundle)
+    routes = replace(both, releases=(*both.releases, gone), canary=Share(label="gone", share=1))
+
+    async def run():
+        async with running(routes) as (server, client):
+            answer = await client.classify([PHOTO], listing_id="a")
+            unwell = server.unwell()
+            off = replace(routes, canary=None)
+            await server.route(off)
+            later = server.unwell()
+            await server.route(replace(off, stable=other_bundle.release))
+            for part in ({"stable": "gone"}, {"shadow": Share(label="gone", share=1)}):
+                with pytest.raises(ListingVisionError, match="not a model bundle"):
+                    await server.route(replace(off, **part))
+            await server.route(both)
+            return answer.model.version, unwell, later, (await client.model()).model.version
+
+    version = bundle.info.model_version
+    assert asyncio.run(run()) == (version, ["gone"], [], version)
 
 
 def test_a_release_is_let_go_of_after_its_last_call(bundle, other_bundle):

@@ -1,11 +1,13 @@
 """How processes of a tree are told what to do: by their owner alone, and with an answer to whatever is asked."""
 
 import asyncio
+import socket
 import stat
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from serving.control import ControlServer, ask
+from serving.control import ControlServer, NoAnswer, NoAnswerInTime, ask
 from vision.errors import ListingVisionError
 
 
@@ -69,14 +71,29 @@ def test_what_a_killed_process_left_is_taken_over_and_nobody_listening_is_told(t
     path.parent.mkdir(mode=0o700)
     path.write_text("left")
     assert answers(path, ("double", {"number": 1}), commands={"double": double})[0] == [2]
-    with pytest.raises(ListingVisionError, match="no supervisor answers at"):
+    with pytest.raises(NoAnswer, match="nobody answers at") as raised:
         ask(path, "double", number=1)
+    assert not isinstance(raised.value, NoAnswerInTime)
+
+
+def test_who_ends_before_it_answers_has_not_answered(tmp_path):
+    path = tmp_path / "1.sock"
+    with socket.socket(socket.AF_UNIX) as listening, ThreadPoolExecutor(1) as pool:
+        listening.bind(str(path))
+        listening.listen()
+        asked = pool.submit(ask, path, "double", number=1)
+        connection, _ = listening.accept()
+        connection.recv(100)
+        connection.close()
+        with pytest.raises(NoAnswer, match="ended before it answered"):
+            asked.result()
 
 
 def test_an_answer_that_does_not_come_is_not_waited_for(tmp_path):
     async def sleeps() -> None:
         await asyncio.sleep(2)
 
+    path = tmp_path / "own" / "1.sock"
     asked = ("sleeps", {"answer_timeout_s": 0.1})
-    found, _ = answers(tmp_path / "own" / "1.sock", asked, commands={"sleeps": sleeps})
-    assert "timed out" in found[0]
+    found, _ = answers(path, asked, commands={"sleeps": sleeps})
+    assert found == [f"no answer within 0.1 s at {path}"]

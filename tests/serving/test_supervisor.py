@@ -118,6 +118,19 @@ def test_a_killed_process_is_replaced_and_the_other_goes_on(served):
     assert served.stop() == 0
 
 
+def test_a_silent_process_is_replaced_before_its_connections_wait_for_ever(served):
+    before = workers(served.process.pid)
+    victim = min(before)
+    os.kill(victim, signal.SIGSTOP)
+    until(lambda: f"gateway process {victim}: no answer within" in served.log, "it is found silent")
+    until(lambda: served.log.count(" serves on ") == 3, "the new one serves")
+    assert victim not in workers(served.process.pid)
+    with Callers(served.address) as callers:
+        until(lambda: callers.num_answered >= 10, "ten answers")
+    assert callers.failures == []
+    assert served.stop() == 0
+
+
 def test_processes_are_replaced_one_by_one_without_a_failed_call(served):
     before = workers(served.process.pid)
     with Callers(served.address) as callers:

@@ -32,6 +32,7 @@ from training.outcome_tables import opened_tables
 from vision.decision import Calibration, Field
 from vision.errors import ListingVisionError, ManifestError
 from vision.manifest import Manifest
+from vision.taxonomy import Category
 
 DAY_US = 86_400_000_000
 
@@ -186,7 +187,7 @@ def test_each_outcome_meets_the_last_suggestion_before_it_and_the_last_outcome_c
             outcome("never suggested", 2),
         ],
     )
-    with opened_tables(url, small_taxonomy()) as tables:
+    with opened_tables(url, {"": small_taxonomy()}) as tables:
         root, second, leaf, brand = map(tables.outcomes_of, tables.fields())
         assert root.accepted.tolist() == second.accepted.tolist() == [True, True, True]
         # Whether apple was gala is not known; fuji was not.
@@ -213,7 +214,7 @@ def two_versions(tmp_path):
 
 def test_the_report_names_what_is_better_broken_and_drifting(two_versions):
     promises = {version: calibration(category_depth_3=0.8) for version in ("old", "new")}
-    with opened_tables(two_versions, small_taxonomy()) as tables:
+    with opened_tables(two_versions, {"": small_taxonomy()}) as tables:
         report = make_report(tables, promises=promises, control="old", shares={"old": 0.5, "new": 0.5})
     by_name = {(one.field, one.release): one for one in report.fields}
     leaf = by_name["category_depth_3", "old"]
@@ -251,7 +252,7 @@ def test_a_shadow_is_held_against_what_was_answered_for_the_same_listings(tmp_pa
         # It would have been right each time but for the last twenty listings, which it never saw.
         [shadow(name, 1.5, path=("fruit", "apple", c)) for name, c in zip(listings[:-20], chosen, strict=False)],
     )
-    with opened_tables(url, small_taxonomy()) as tables:
+    with opened_tables(url, {"": small_taxonomy()}) as tables:
         report = make_report(tables, promises={})
     (same,) = report.shadow_agreement.items()
     assert same == ("shadow", (180, pytest.approx(0.75)))
@@ -268,7 +269,7 @@ def test_a_shadow_is_held_against_what_was_answered_for_the_same_listings(tmp_pa
 
 def test_promises_are_told_to_prometheus(two_versions):
     promises = {version: calibration(category_depth_3=0.8) for version in ("old", "new")}
-    with opened_tables(two_versions, small_taxonomy()) as tables:
+    with opened_tables(two_versions, {"": small_taxonomy()}) as tables:
         text = format_metrics(make_report(tables, promises=promises))
     families = {family.name: family.samples for family in text_string_to_metric_families(text)}
     assert set(families) == set(PROMISE_METRICS)
@@ -282,7 +283,7 @@ def test_drift_is_measured_from_what_the_bundle_was_made_from(two_versions):
         "leaf_probability": spread_of(np.linspace(0.7, 0.9, 200)),
     }
     promises = {"old": replace(calibration(category_depth_3=0.8), expected=expected)}
-    with opened_tables(two_versions, small_taxonomy()) as tables:
+    with opened_tables(two_versions, {"": small_taxonomy()}) as tables:
         report = make_report(tables, promises=promises)
     found = report.drift_from_bundle
     assert found.keys() == {"old"}  # of the other release no bundle is given
@@ -296,11 +297,42 @@ def test_two_calibrations_of_the_same_weights_are_two_releases(tmp_path):
         [suggestion(str(n), 1, version="w", calibration_version="aaaaaabb" if n % 2 else "cccccc") for n in range(10)],
         [outcome(str(n), 2) for n in range(10)],
     )
-    with opened_tables(url, small_taxonomy()) as tables:
+    with opened_tables(url, {"": small_taxonomy()}) as tables:
         report = make_report(tables, promises={"w.aaaaaa": calibration(category_depth_3=0.8)})
     assert report.listings_by_release == {"w.aaaaaa": 5, "w.cccccc": 5}
     promised = {one.release: one.promised for one in report.fields if one.field == "category_depth_3"}
     assert promised == {"w.aaaaaa": 0.95, "w.cccccc": None}
+
+
+def test_each_release_is_judged_by_its_own_tree(tmp_path):
+    old = small_taxonomy()
+    # In the new one a leaf has moved, and there is one that the old one lacks.
+    moved = [replace(c, parent_id="pome") if c.id == "gala" else c for c in old.categories]
+    more = [Category(id=i, names={"en": i}, parent_id=p) for i, p in (("pome", "fruit"), ("pear", "pome"))]
+    new = replace(old, categories=(*moved, *more))
+    url = written(
+        tmp_path,
+        [suggestion(i, 1) for i in "ab"]
+        + [suggestion(i, 1, version="new", path=("fruit", "pome", "gala")) for i in "cd"],
+        [outcome(i, 2) for i in "ac"] + [outcome(i, 2, "pear") for i in "bd"],
+    )
+    with opened_tables(url, {"old": old, "new": new}) as tables:
+        report = make_report(tables, promises={})
+    accepted = {(one.field, one.release): (one.num_outcomes, one.accepted) for one in report.fields}
+    for release in ("old", "new"):
+        assert accepted["category_depth_1", release] == (2, 1.0)
+        assert accepted["category_depth_3", release] == (2, 0.5)
+    assert accepted["category_depth_2", "new"] == (2, 1.0)
+    assert accepted["category_depth_2", "old"] == (2, 0.5)
+
+
+@pytest.mark.parametrize("wrong", [{"control": "odl"}, {"shares": {"odl": 0.5}}])
+def test_a_release_that_has_answered_nothing_is_named(two_versions, wrong):
+    with (
+        opened_tables(two_versions, {"": small_taxonomy()}) as tables,
+        pytest.raises(ListingVisionError, match=r"--\w+ odl: no such release answered; there are new, old"),
+    ):
+        make_report(tables, promises={}, **wrong)
 
 
 def test_the_next_manifest_keeps_what_was_seen_apart(tmp_path):
@@ -316,7 +348,7 @@ def test_the_next_manifest_keeps_what_was_seen_apart(tmp_path):
     )
     photos = Manifest.from_rows([{"listing_id": n, "photo": f"/p/{n}{i}.jpg"} for n in "abce" for i in (0, 1)], "")
     tree = small_taxonomy()
-    with opened_tables(url, tree) as tables:
+    with opened_tables(url, {"": tree}) as tables:
         made = manifest_of_outcomes(tables, photos, tree)
         with pytest.raises(ManifestError, match="are its listing_id the same ones"):
             manifest_of_outcomes(tables, photos.take(np.array([6, 7])), tree)
@@ -333,7 +365,7 @@ def test_the_next_manifest_keeps_what_was_seen_apart(tmp_path):
 def test_nothing_to_read_is_told_with_what_records_it(tmp_path):
     with (
         pytest.raises(ListingVisionError, match=r"holds no suggestions; `serve --outcomes"),
-        opened_tables(str(tmp_path), small_taxonomy()),
+        opened_tables(str(tmp_path), {"": small_taxonomy()}),
     ):
         pass
 

@@ -84,6 +84,13 @@ def test_a_certificate_of_another_precision_is_void(copied, bundle):
     assert all(field.threshold is None and "precision changed" in field.why_not for field in fields)
 
 
+def test_a_release_keeps_its_name_where_its_promises_are_void(bundle):
+    elsewhere = bundle.on_backend("another")
+    assert all(field.threshold is None for field in elsewhere.calibration.fields)
+    assert elsewhere.release == bundle.release
+    assert elsewhere.calibration_version == bundle.calibration.version
+
+
 def test_the_bundle_says_where_it_comes_from(bundle, small_recipe):
     assert bundle.info.training["recipe"]["batch_size"] == small_recipe.batch_size
     assert bundle.info.model_version == bundle.sha256["weights.safetensors"][:12]

@@ -1,0 +1,259 @@
+"""The gateway processes behind one port: started, told their routes, and replaced when they die or fall silent."""
+
+import asyncio
+import contextlib
+import logging
+import socket
+import sys
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import prometheus_client
+
+from serving.control import NoAnswer, NoAnswerInTime, ask
+from serving.metrics import MetricsFolder
+from serving.routes import Routes
+from serving.serve_options import ServeOptions, local_control
+from serving.worker import READY
+from vision.errors import ListingVisionError
+
+__all__ = ["GatewayProcesses"]
+
+_log = logging.getLogger(__name__)
+
+START_TIMEOUT_S = 120.0
+ROUTE_TIMEOUT_S = 120.0
+"""For a gateway process to bring up a release."""
+LISTEN_TIMEOUT_S = 5.0
+SILENT_TIMES = 3
+"""A gateway process that has not answered so many times in a row is killed: its event loop stands still, and the kernel
+goes on giving it its share of the connections. Should all have stood still, the supervisor too, it was asked once."""
+END_PATIENCE_S = 15.0
+"""Beyond drain and grace, before a gateway process that was asked to end is killed."""
+DYING_S = 2.0
+"""Between a process' last word and its end."""
+RESTART_PAUSES_S = (0.0, 0.5, 2.0, 5.0)
+"""Before a gateway process that has died is started again, by how many have died lately; the last one for all more."""
+LATELY_S = 60.0
+
+HeardOf = Callable[[int, Sequence[str]], Awaitable[None]]
+"""Told, by a process' pid, which releases it finds unwell."""
+
+
+@dataclass(eq=False)
+class _Process:
+    process: asyncio.subprocess.Process
+    stopping: bool = False
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    async def ends_by_itself(self) -> bool:
+        """Whether it has died, or is dying."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DYING_S):
+                await self.process.wait()
+        return self.process.returncode is not None
+
+
+class GatewayProcesses:
+    """As many as are wanted, all by the same routes."""
+
+    def __init__(
+        self,
+        options: ServeOptions,
+        metrics: MetricsFolder,
+        *,
+        restarts: prometheus_client.Counter,
+        unwell: HeardOf,
+    ) -> None:
+        """Args:
+        options: of each process, with its routes.
+        metrics: to which they write theirs.
+        restarts: counts by `what`: `gateway`.
+        unwell: told every `health_interval_s` of each process.
+        """
+        self._options = options
+        self._metrics = metrics
+        self._restarts = restarts
+        self._heard = unwell
+        self._processes: set[_Process] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._deaths_s: list[float] = []
+        self._stopping = False
+        self._changing = asyncio.Lock()
+
+    @property
+    def options(self) -> ServeOptions:
+        """Of each that comes."""
+        return self._options
+
+    @property
+    def pids(self) -> list[int]:
+        return [process.pid for process in self._processes]
+
+    async def start(self) -> None:
+        """Return once all of them serve.
+
+        Raises:
+            OSError: one did not come up; its log says why.
+        """
+        for _ in range(self._options.workers):
+            await self._add()
+
+    async def stop(self) -> None:
+        """Each after its calls in flight."""
+        self._stopping = True
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(self._end(process) for process in list(self._processes)))
+
+    async def replace_all(self) -> bool:
+        """One after another: the new one serves before the old one is asked to stop.
+
+        Where a new one does not come up, those that have not been replaced go on, and it is False.
+        """
+        async with self._changing:
+            for old in list(self._processes):
+                if old not in self._processes:  # it has died, and been replaced for that
+                    continue
+                try:
+                    await self._add()
+                except (OSError, TimeoutError, ListingVisionError) as error:
+                    _log.error("gateway processes are not replaced: %s", error)
+                    return False
+                await self._end(old)
+        _log.info("all %d gateway processes were replaced", self._options.workers)
+        return True
+
+    async def route(self, routes: Routes) -> None:
+        """Have all of them route so, and those that come.
+
+        Raises:
+            ListingVisionError: one of them does not; all route as before.
+        """
+        async with self._changing:  # none comes up meanwhile by the old ones
+            before = self._options
+            stable = next(release for release in routes.releases if release.label == routes.stable)
+            self._options = replace(before, routes=routes, bundle=stable.bundle, model_name=stable.model_name)
+            if refused := await self._told(routes):
+                self._options = before
+                assert before.routes is not None
+                for process, error in (await self._told(before.routes)).items():
+                    _log.error("gateway process %d does not go back, and is ended: %s", process.pid, error)
+                    with contextlib.suppress(ProcessLookupError):
+                        process.process.terminate()  # another comes up
+                raise next(iter(refused.values()))
+
+    async def _told(self, routes: Routes) -> dict[_Process, BaseException]:
+        """Those that do not route so, and why not."""
+        asked = list(self._processes)
+        found = await asyncio.gather(*(self._tell(process, routes) for process in asked), return_exceptions=True)
+        return {process: error for process, error in zip(asked, found, strict=True) if error is not None}
+
+    async def _tell(self, process: _Process, routes: Routes) -> None:
+        try:
+            await self._ask(process, "route", ROUTE_TIMEOUT_S, routes=routes.to_dict())
+        except NoAnswer:
+            if not await process.ends_by_itself():
+                raise  # else another comes up by the new routes
+
+    async def _ask(self, process: _Process, command: str, timeout_s: float, **arguments: object) -> object:
+        path = local_control(self._metrics.path, process.pid)
+        try:
+            found: object = await asyncio.to_thread(ask, path, command, answer_timeout_s=timeout_s, **arguments)
+        except NoAnswer as error:
+            raise type(error)(f"gateway process {process.pid}: {error}") from error
+        return found
+
+    async def _add(self) -> None:
+        options = self._options
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            process = _Process(
+                await asyncio.create_subprocess_exec(
+                    sys.executable, "-m", "serving.worker", options.to_json(), str(theirs.fileno()),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    pass_fds=[theirs.fileno()],
+                    cwd=Path(__file__).resolve().parent.parent,
+                    env=self._metrics.environment(),
+                    # A terminal's Ctrl-C reaches the supervisor alone, which then stops the others in order.
+                    start_new_session=True,
+                )
+            )  # fmt: skip
+            theirs.close()
+            ours.setblocking(False)
+            try:
+                async with asyncio.timeout(START_TIMEOUT_S):
+                    answer = await asyncio.get_running_loop().sock_recv(ours, len(READY))
+                if answer != READY:
+                    raise OSError("a gateway process did not come up; see the log above")
+                while options.routes != self._options.routes:  # they have changed meanwhile
+                    options = self._options
+                    assert options.routes is not None
+                    await self._tell(process, options.routes)
+            except BaseException:
+                await self._end(process)
+                raise
+        self._processes.add(process)
+        self._spawn(self._until_dead(process))
+        self._spawn(self._listen(process))
+
+    async def _until_dead(self, process: _Process) -> None:
+        status = await process.process.wait()
+        self._processes.discard(process)
+        self._metrics.forget(process.pid)
+        while not (self._stopping or process.stopping):
+            now_s = time.monotonic()
+            self._deaths_s = [s for s in self._deaths_s if now_s - s < LATELY_S]
+            pause_s = RESTART_PAUSES_S[min(len(self._deaths_s), len(RESTART_PAUSES_S) - 1)]
+            self._deaths_s.append(now_s)
+            _log.error("a gateway process ended with status %s; another is started in %g s", status, pause_s)
+            self._restarts.labels("gateway").inc()
+            await asyncio.sleep(pause_s)
+            try:
+                return await self._add()
+            except (OSError, TimeoutError, ListingVisionError) as error:
+                _log.error("no new gateway process: %s", error)
+
+    async def _listen(self, process: _Process) -> None:
+        num_silent = 0
+        while process in self._processes:
+            await asyncio.sleep(self._options.health_interval_s)
+            try:
+                unwell = await self._ask(process, "unwell", LISTEN_TIMEOUT_S)
+                num_silent = 0
+                assert isinstance(unwell, list)
+                await self._heard(process.pid, unwell)
+            except NoAnswerInTime as error:
+                num_silent += 1
+                if num_silent == SILENT_TIMES:
+                    _log.error("%s, %d times in a row, and is killed", error, SILENT_TIMES)
+                    with contextlib.suppress(ProcessLookupError):
+                        process.process.kill()
+            except NoAnswer:
+                pass  # it ends
+            # Whatever it was, a watch that ends would leave a silent process and an unwell canary for ever.
+            except Exception:
+                _log.exception("listening to a gateway process failed")
+
+    async def _end(self, process: _Process) -> None:
+        process.stopping = True
+        with contextlib.suppress(ProcessLookupError):
+            process.process.terminate()
+        try:
+            async with asyncio.timeout(self._options.drain_s + self._options.grace_s + END_PATIENCE_S):
+                await process.process.wait()
+        except TimeoutError:
+            _log.warning("a gateway process did not end and is killed")
+            process.process.kill()
+            await process.process.wait()
+
+    def _spawn(self, work: Coroutine[object, object, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
