@@ -57,8 +57,12 @@ async def kill_stub(tree: Tree) -> None:
 
 
 async def kill_worker(tree: Tree) -> None:
-    """The one that has most callers: several on one port do not share them evenly."""
-    os.kill(max(tree.running(b"serving.worker"), key=num_sockets), signal.SIGKILL)
+    os.kill(busiest_worker(tree), signal.SIGKILL)
+
+
+async def freeze_worker(tree: Tree) -> None:
+    """For good."""
+    os.kill(busiest_worker(tree), signal.SIGSTOP)
 
 
 async def freeze_triton(tree: Tree) -> None:
@@ -77,7 +81,12 @@ async def nothing(tree: Tree) -> None:
     """The load itself is the damage."""
 
 
-def num_sockets(pid: int) -> int:
+def busiest_worker(tree: Tree) -> int:
+    """The gateway process that has most callers: several on one port do not share them evenly."""
+    return max(tree.running(b"serving.worker"), key=_num_sockets)
+
+
+def _num_sockets(pid: int) -> int:
     return sum(link.readlink().name.startswith("socket:") for link in Path(f"/proc/{pid}/fd").iterdir())
 
 
@@ -86,6 +95,8 @@ class Drill:
     damage: Callable[[Tree], Awaitable[None]]
     short_deadlines: bool = False
     hostile: bool = False
+    longer_s: float = 0.0
+    """Of load, for what takes its time to be found."""
 
 
 DRILLS = {
@@ -93,6 +104,7 @@ DRILLS = {
     "kill_stub": Drill(damage=kill_stub),
     "kill_worker": Drill(damage=kill_worker),
     "freeze_triton": Drill(damage=freeze_triton),
+    "freeze_worker": Drill(damage=freeze_worker, longer_s=15),
     "rolling_restart": Drill(damage=rolling_restart),
     "deadline_storm": Drill(damage=nothing, short_deadlines=True),
     "hostile_photos": Drill(damage=nothing, hostile=True),
@@ -159,7 +171,9 @@ def main() -> None:
         hostile = hostile_files() if drill.hostile else []
         with gateway(folder, "--workers", "2") as (address, pids):
             tree = Tree(pids[0])
-            report, damaged_s = asyncio.run(run_drill(drill, tree, address, photos, hostile, options.seconds))
+            report, damaged_s = asyncio.run(
+                run_drill(drill, tree, address, photos, hostile, options.seconds + drill.longer_s)
+            )
         took_s = recovery_s(report, damaged_s)
         counts = {ending: report.count(ending) for ending in ENDINGS if report.count(ending)}
         print(f"{name:<16} recovered after {took_s:5.2f} s; {counts}; {dict(report.outcomes)}", flush=True)

@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 START_TIMEOUT_S = 120.0
 ROUTE_TIMEOUT_S = 120.0
 """For a gateway process to bring up a release."""
-LISTEN_TIMEOUT_S = 5.0
+LISTEN_TIMEOUT_S = 3.0
 SILENT_TIMES = 3
 """A gateway process that has not answered so many times in a row is killed: its event loop stands still, and the kernel
 goes on giving it its share of the connections. Should all have stood still, the supervisor too, it was asked once."""
@@ -223,7 +223,8 @@ class GatewayProcesses:
     async def _listen(self, process: _Process) -> None:
         num_silent = 0
         while process in self._processes:
-            await asyncio.sleep(self._options.health_interval_s)
+            if not num_silent:
+                await asyncio.sleep(self._options.health_interval_s)
             try:
                 unwell = await self._ask(process, "unwell", LISTEN_TIMEOUT_S)
                 num_silent = 0
