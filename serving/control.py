@@ -13,12 +13,16 @@ from typing import Any
 
 from vision.errors import ListingVisionError
 
-__all__ = ["Command", "ControlServer", "NoAnswer", "NoAnswerInTime", "ask", "control_path"]
+__all__ = ["Command", "ControlServer", "NoAnswer", "NoAnswerInTime", "ask", "control_path", "listen"]
 
 _log = logging.getLogger(__name__)
 
 ANSWER_TIMEOUT_S = 600.0
 """A large model takes its time to load."""
+LISTEN_TIMEOUT_S = 3.0
+SILENT_TIMES = 3
+"""A process that has not answered so many times in a row is silent: its event loop stands still. Should all have stood
+still, who asks too, it was asked once."""
 _LIMIT_BYTES = 1 << 16
 
 Command = Callable[..., Awaitable[Any]]
@@ -109,3 +113,45 @@ def ask(path: Path, command: str, *, answer_timeout_s: float = ANSWER_TIMEOUT_S,
     if "answer" not in answer:
         raise NoAnswer(f"who listened at {path} ended before it answered")
     return answer["answer"]
+
+
+async def listen(
+    path: Path,
+    command: str,
+    *,
+    every_s: float,
+    while_: Callable[[], bool],
+    heard: Callable[[Any], Awaitable[None]] | None = None,
+) -> bool:
+    """Ask a process again and again, until it is silent. One that ends is not silent.
+
+    Args:
+        path: its socket.
+        command: without arguments.
+        every_s: between an answer and the next question.
+        while_: whether it is still to be asked.
+        heard: told of each answer.
+
+    Returns:
+        Whether it is silent; else there is no need to listen any more.
+    """
+    num_silent = 0
+    while while_():
+        if not num_silent:
+            await asyncio.sleep(every_s)
+        try:
+            answer = await asyncio.to_thread(ask, path, command, answer_timeout_s=LISTEN_TIMEOUT_S)
+            num_silent = 0
+            if heard:
+                await heard(answer)
+        except NoAnswerInTime as error:
+            num_silent += 1
+            _log.warning("%s", error)
+            if num_silent == SILENT_TIMES:
+                return while_()
+        except NoAnswer:
+            num_silent = 0  # it ends
+        # Whatever it was, a watch that ends would leave a silent process for ever.
+        except Exception:
+            _log.exception("listening at %s failed", path)
+    return False

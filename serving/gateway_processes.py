@@ -12,7 +12,7 @@ from pathlib import Path
 
 import prometheus_client
 
-from serving.control import NoAnswer, NoAnswerInTime, ask
+from serving.control import NoAnswer, ask, listen
 from serving.metrics import MetricsFolder
 from serving.routes import Routes
 from serving.serve_options import ServeOptions, local_control
@@ -26,10 +26,6 @@ _log = logging.getLogger(__name__)
 START_TIMEOUT_S = 120.0
 ROUTE_TIMEOUT_S = 120.0
 """For a gateway process to bring up a release."""
-LISTEN_TIMEOUT_S = 3.0
-SILENT_TIMES = 3
-"""A gateway process that has not answered so many times in a row is killed: its event loop stands still, and the kernel
-goes on giving it its share of the connections. Should all have stood still, the supervisor too, it was asked once."""
 END_PATIENCE_S = 15.0
 """Beyond drain and grace, before a gateway process that was asked to end is killed."""
 DYING_S = 2.0
@@ -221,26 +217,20 @@ class GatewayProcesses:
                 _log.error("no new gateway process: %s", error)
 
     async def _listen(self, process: _Process) -> None:
-        num_silent = 0
-        while process in self._processes:
-            if not num_silent:
-                await asyncio.sleep(self._options.health_interval_s)
-            try:
-                unwell = await self._ask(process, "unwell", LISTEN_TIMEOUT_S)
-                num_silent = 0
-                assert isinstance(unwell, list)
-                await self._heard(process.pid, unwell)
-            except NoAnswerInTime as error:
-                num_silent += 1
-                if num_silent == SILENT_TIMES:
-                    _log.error("%s, %d times in a row, and is killed", error, SILENT_TIMES)
-                    with contextlib.suppress(ProcessLookupError):
-                        process.process.kill()
-            except NoAnswer:
-                pass  # it ends
-            # Whatever it was, a watch that ends would leave a silent process and an unwell canary for ever.
-            except Exception:
-                _log.exception("listening to a gateway process failed")
+        async def heard(unwell: Sequence[str]) -> None:
+            await self._heard(process.pid, unwell)
+
+        silent = await listen(
+            local_control(self._metrics.path, process.pid),
+            "unwell",
+            every_s=self._options.health_interval_s,
+            while_=lambda: process in self._processes,
+            heard=heard,
+        )
+        if silent:
+            _log.error("gateway process %d is silent, and is killed", process.pid)
+            with contextlib.suppress(ProcessLookupError):
+                process.process.kill()
 
     async def _end(self, process: _Process) -> None:
         process.stopping = True

@@ -6,6 +6,7 @@ OPTIONS are `ServeOptions` as JSON; the port is written to FD once it listens. T
 """
 
 import asyncio
+import os
 import signal
 import socket
 import ssl
@@ -13,11 +14,12 @@ from typing import Any
 
 import uvicorn
 
+from serving.control import ControlServer
 from serving.http_api.app import make_app
 from serving.http_api.taxonomies import Taxonomies
 from serving.http_api.upstream import Upstream
 from serving.processes import die_with_parent
-from serving.serve_options import ServeOptions
+from serving.serve_options import ServeOptions, local_control
 from vision.commands import run_command
 from vision.errors import ListingVisionError
 
@@ -33,13 +35,20 @@ async def _serve(options: ServeOptions, supervisor: socket.socket) -> None:
     assert options.local_folder is not None
     upstream = Upstream(options.local_folder)
     server, listening = make_server(options, upstream)
+    control = ControlServer(local_control(options.local_folder, os.getpid()), {"alive": _alive})
+    await control.start()
     with supervisor:
         supervisor.send(str(listening.getsockname()[1]).encode())
     try:
         # It ends on SIGTERM, after the requests in work.
         await server.serve(sockets=[listening])
     finally:
+        await control.close()
         await upstream.close()
+
+
+async def _alive() -> bool:
+    return True
 
 
 def make_server(options: ServeOptions, upstream: Upstream) -> tuple[uvicorn.Server, socket.socket]:

@@ -1,4 +1,4 @@
-"""The HTTP process as its supervisor sees it: started, started again when it dies, replaced, stopped."""
+"""The HTTP process as its supervisor sees it: started, replaced when it dies or falls silent, stopped."""
 
 import asyncio
 import contextlib
@@ -9,13 +9,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from serving.serve_options import ServeOptions
+from serving.control import listen
+from serving.serve_options import ServeOptions, local_control
 
 __all__ = ["HttpProcess"]
 
 _log = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 60.0
+END_PATIENCE_S = 15.0
+"""Beyond the grace for requests in work, before one that was asked to end is killed."""
 PAUSE_S = 0.5
 """Before one that has died is started again."""
 
@@ -28,6 +31,7 @@ class HttpProcess:
         self._died = died
         self._process: asyncio.subprocess.Process | None = None
         self._watch: asyncio.Task[None] | None = None
+        self._patience_s = END_PATIENCE_S
         self.port = 0
 
     async def start(self, options: ServeOptions) -> None:
@@ -36,6 +40,7 @@ class HttpProcess:
         Raises:
             OSError: it does not; its log says why.
         """
+        self._patience_s = options.grace_s + END_PATIENCE_S
         await self._start(replace(options, http_port=self.port or options.http_port))
         self._watch = asyncio.create_task(self._watched(options))
         _log.info("HTTP at %s://%s:%d", "https" if options.tls else "http", options.host, self.port)
@@ -53,7 +58,13 @@ class HttpProcess:
         if process and process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 process.terminate()
-            await process.wait()
+            try:
+                async with asyncio.timeout(self._patience_s):
+                    await process.wait()
+            except TimeoutError:
+                _log.warning("the HTTP process did not end and is killed")
+                process.kill()
+                await process.wait()
 
     async def _start(self, options: ServeOptions) -> None:
         ours, theirs = socket.socketpair()
@@ -74,8 +85,12 @@ class HttpProcess:
         self.port = int(answer)
 
     async def _watched(self, options: ServeOptions) -> None:
-        while self._process:
-            status = await self._process.wait()
+        while process := self._process:
+            listening = asyncio.create_task(self._listen(process, options))
+            try:
+                status = await process.wait()
+            finally:
+                listening.cancel()
             _log.error("the HTTP process ended with status %s; another is started", status)
             self._died()
             await asyncio.sleep(PAUSE_S)
@@ -83,3 +98,11 @@ class HttpProcess:
                 await self._start(replace(options, http_port=self.port))
             except (OSError, TimeoutError) as error:
                 _log.error("no new HTTP process: %s", error)
+
+    async def _listen(self, process: asyncio.subprocess.Process, options: ServeOptions) -> None:
+        assert options.local_folder is not None
+        path = local_control(options.local_folder, process.pid)
+        if await listen(path, "alive", every_s=options.health_interval_s, while_=lambda: process.returncode is None):
+            _log.error("the HTTP process is silent, and is killed")
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()

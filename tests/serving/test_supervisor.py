@@ -122,7 +122,7 @@ def test_a_silent_process_is_replaced_before_its_connections_wait_for_ever(serve
     before = workers(served.process.pid)
     victim = min(before)
     os.kill(victim, signal.SIGSTOP)
-    until(lambda: f"gateway process {victim}: no answer within" in served.log, "it is found silent")
+    until(lambda: f"gateway process {victim} is silent" in served.log, "it is found silent")
     until(lambda: served.log.count(" serves on ") == 3, "the new one serves")
     assert victim not in workers(served.process.pid)
     with Callers(served.address) as callers:
