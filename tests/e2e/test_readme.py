@@ -74,6 +74,8 @@ def test_its_figures_are_those_of_the_committed_results():
     )
     killed = [faults[f"kill_{what}_recovery_s"] for what in ("triton", "stub", "worker")]
     assert f"after {killed[0]:.1f} s, {killed[1]:.1f} s, {killed[2]:.2f} s; no wrong answer, no hung call" in README
+    frozen = [faults[f"freeze_{what}_recovery_s"] for what in ("triton", "worker")]
+    assert f"all is well after {frozen[0]:.1f} s, {frozen[1]:.1f} s |" in README
     assert faults["wrong_or_hung_calls"] == 0
     rollout, shadow = results["rollout"], results["shadow"]
     assert rollout["failed_calls"] == shadow["failed_calls"] == 0
