@@ -19,6 +19,8 @@ MAX_WAIT_S = 5.0
 SHARE_OF_DEADLINE = 0.6
 """A call is let in when its answer is expected within this share of what its caller allows: estimates err."""
 LEAST_RETRY_S = 0.1
+FORGOTTEN_AFTER_S = 10.0
+"""A drain rate, when the machine was not fully used since."""
 SHARE_OF_STREAMS = 0.5
 """Of room and of waiting time that listings of streams may take."""
 
@@ -35,13 +37,19 @@ class DrainRate:
         self._memory_s = memory_s
         self._clock = clock
         self._busy_since_s: float | None = None
+        self._measured_s = 0.0
         self._seconds = 0.0
         self._photos = 0.0
 
     @property
     def photos_per_s(self) -> float | None:
-        """None: it has not been busy for long enough to tell."""
-        return self._photos / self._seconds if self._seconds > 0.1 * self._memory_s else None
+        """None: it has not been busy for long enough to tell, or not lately."""
+        known = self._seconds > 0.1 * self._memory_s and not self._is_old()
+        return self._photos / self._seconds if known else None
+
+    def _is_old(self) -> bool:
+        # A rate of a bad moment would let in too few to use the whole machine, and so never be measured anew.
+        return self._busy_since_s is None and self._clock() - self._measured_s > FORGOTTEN_AFTER_S
 
     def is_busy(self, num_in_flight: int) -> bool:
         """Whether so many in flight use the whole machine."""
@@ -50,11 +58,14 @@ class DrainRate:
     def left(self, num_photos: int, num_in_flight: int) -> None:
         """Some photos have left, and so many are still in flight."""
         now_s = self._clock()
+        if self._is_old():
+            self._seconds = self._photos = 0.0
         if self._busy_since_s is not None:
             seconds = now_s - self._busy_since_s
             faded = math.exp(-seconds / self._memory_s)
             self._seconds = self._seconds * faded + seconds
             self._photos = self._photos * faded + num_photos
+            self._measured_s = now_s
         self._busy_since_s = now_s if self.is_busy(num_in_flight) else None
 
 

@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import tempfile
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -121,37 +122,44 @@ async def listen(
     *,
     every_s: float,
     while_: Callable[[], bool],
-    heard: Callable[[Any], Awaitable[None]] | None = None,
+    patience_s: float,
+    heard: Callable[[Any], None] | None = None,
 ) -> bool:
-    """Ask a process again and again, until it is silent. One that ends is not silent.
+    """Ask a process again and again, until it is silent. One that ends is not, unless it takes too long for it.
 
     Args:
         path: its socket.
         command: without arguments.
         every_s: between an answer and the next question.
         while_: whether it is still to be asked.
-        heard: told of each answer.
+        patience_s: from when it listens no longer to its end.
+        heard: told of each answer; does not wait for anything, as nobody listens meanwhile.
 
     Returns:
         Whether it is silent; else there is no need to listen any more.
     """
     num_silent = 0
+    heard_s = time.monotonic()
     while while_():
         if not num_silent:
             await asyncio.sleep(every_s)
         try:
             answer = await asyncio.to_thread(ask, path, command, answer_timeout_s=LISTEN_TIMEOUT_S)
             num_silent = 0
+            heard_s = time.monotonic()
             if heard:
-                await heard(answer)
+                heard(answer)
         except NoAnswerInTime as error:
             num_silent += 1
             _log.warning("%s", error)
             if num_silent == SILENT_TIMES:
                 return while_()
         except NoAnswer:
-            num_silent = 0  # it ends
+            num_silent = 0
+            if time.monotonic() - heard_s > patience_s:
+                return while_()
         # Whatever it was, a watch that ends would leave a silent process for ever.
         except Exception:
+            num_silent = 0
             _log.exception("listening at %s failed", path)
     return False

@@ -292,7 +292,7 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
         try:
             if canary.breaker.is_open:
                 raise _unavailable()
-            if time_s < self._admission.expected_s(0):
+            if self._is_busy_for(time_s):
                 raise _too_late(time_s)
             async with asyncio.timeout(time_s):
                 return await self._answer(canary, listing_id, contents, num_alternatives)
@@ -301,7 +301,7 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
                 raise
             reason = refusal.reason
         except TimeoutError:
-            if time_s >= max(CANARY_FAIR_TIME_S, CANARY_FAIR_TIMES * self._admission.expected_s(0)):
+            if time_s >= CANARY_FAIR_TIME_S and not self._is_busy_for(time_s / CANARY_FAIR_TIMES):
                 canary.breaker.failed()
             reason = "DEADLINE_TOO_SHORT"
         # Whatever it was, it is the canary's fault and not its caller's.
@@ -311,6 +311,10 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
             reason = "INTERNAL"
         metrics.CANARY_FALLBACKS.labels(reason).inc()
         return None
+
+    def _is_busy_for(self, time_s: float) -> bool:
+        """Whether the machine has so much to do that an answer takes longer."""
+        return not self._admission.has_time_to_spare() and self._admission.expected_s(0) > time_s
 
     async def _answer(
         self, release: ServedRelease, listing_id: str, contents: list[bytes], num_alternatives: int

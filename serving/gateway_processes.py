@@ -6,13 +6,13 @@ import logging
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import prometheus_client
 
-from serving.control import NoAnswer, ask, listen
+from serving.control import NoAnswer, NoAnswerInTime, ask, listen
 from serving.metrics import MetricsFolder
 from serving.routes import Routes
 from serving.serve_options import ServeOptions, local_control
@@ -34,7 +34,7 @@ RESTART_PAUSES_S = (0.0, 0.5, 2.0, 5.0)
 """Before a gateway process that has died is started again, by how many have died lately; the last one for all more."""
 LATELY_S = 60.0
 
-HeardOf = Callable[[int, Sequence[str]], Awaitable[None]]
+HeardOf = Callable[[int, Sequence[str]], None]
 """Told, by a process' pid, which releases it finds unwell."""
 
 
@@ -46,6 +46,10 @@ class _Process:
     @property
     def pid(self) -> int:
         return self.process.pid
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self.process.kill()
 
     async def ends_by_itself(self) -> bool:
         """Whether it has died, or is dying."""
@@ -77,6 +81,8 @@ class GatewayProcesses:
         self._restarts = restarts
         self._heard = unwell
         self._processes: set[_Process] = set()
+        self._num_coming = 0
+        """That are started and do not serve yet."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._deaths_s: list[float] = []
         self._stopping = False
@@ -89,7 +95,7 @@ class GatewayProcesses:
 
     @property
     def pids(self) -> list[int]:
-        return [process.pid for process in self._processes]
+        return [process.pid for process in list(self._processes)]  # asked from other threads
 
     async def start(self) -> None:
         """Return once all of them serve.
@@ -97,7 +103,7 @@ class GatewayProcesses:
         Raises:
             OSError: one did not come up; its log says why.
         """
-        for _ in range(self._options.workers):
+        while self._num_missing > 0:
             await self._add()
 
     async def stop(self) -> None:
@@ -105,8 +111,8 @@ class GatewayProcesses:
         self._stopping = True
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.gather(*(self._end(process) for process in list(self._processes)))
+        ends = [self._end(process) for process in list(self._processes)]
+        await asyncio.gather(*ends, *self._tasks, return_exceptions=True)
 
     async def replace_all(self) -> bool:
         """One after another: the new one serves before the old one is asked to stop.
@@ -114,15 +120,18 @@ class GatewayProcesses:
         Where a new one does not come up, those that have not been replaced go on, and it is False.
         """
         async with self._changing:
-            for old in list(self._processes):
-                if old not in self._processes:  # it has died, and been replaced for that
-                    continue
+            olds = set(self._processes)
+            while (olds := olds & self._processes) and not self._stopping:
                 try:
                     await self._add()
                 except (OSError, TimeoutError, ListingVisionError) as error:
                     _log.error("gateway processes are not replaced: %s", error)
+                    self._spawn(self._refill())  # one may have died that counted on the new one
                     return False
-                await self._end(old)
+                # Else one has died meanwhile, and the new one stands in for that.
+                olds &= self._processes
+                if olds and self._num_missing < 0:
+                    await self._end(min(olds, key=lambda old: old.pid))
         _log.info("all %d gateway processes were replaced", self._options.workers)
         return True
 
@@ -154,9 +163,11 @@ class GatewayProcesses:
     async def _tell(self, process: _Process, routes: Routes) -> None:
         try:
             await self._ask(process, "route", ROUTE_TIMEOUT_S, routes=routes.to_dict())
-        except NoAnswer:
+        except NoAnswerInTime:
             if not await process.ends_by_itself():
-                raise  # else another comes up by the new routes
+                raise
+        except NoAnswer:
+            pass  # it ends, and another comes up by the new routes
 
     async def _ask(self, process: _Process, command: str, timeout_s: float, **arguments: object) -> object:
         path = local_control(self._metrics.path, process.pid)
@@ -167,6 +178,16 @@ class GatewayProcesses:
         return found
 
     async def _add(self) -> None:
+        self._num_coming += 1
+        try:
+            process = await self._started()
+        finally:
+            self._num_coming -= 1
+        self._processes.add(process)
+        self._spawn(self._until_dead(process))
+        self._spawn(self._listen(process))
+
+    async def _started(self) -> _Process:
         options = self._options
         ours, theirs = socket.socketpair()
         with ours, theirs:
@@ -195,53 +216,73 @@ class GatewayProcesses:
             except BaseException:
                 await self._end(process)
                 raise
-        self._processes.add(process)
-        self._spawn(self._until_dead(process))
-        self._spawn(self._listen(process))
+        return process
 
     async def _until_dead(self, process: _Process) -> None:
         status = await process.process.wait()
         self._processes.discard(process)
         self._metrics.forget(process.pid)
-        while not (self._stopping or process.stopping):
+        if self._stopping or process.stopping:
+            return
+        _log.error("gateway process %d ended with status %s", process.pid, status)
+        self._restarts.labels("gateway").inc()
+        await self._refill()
+
+    async def _refill(self) -> None:
+        """Have as many as are wanted, counting those that come."""
+        while self._num_missing > 0:
             now_s = time.monotonic()
             self._deaths_s = [s for s in self._deaths_s if now_s - s < LATELY_S]
             pause_s = RESTART_PAUSES_S[min(len(self._deaths_s), len(RESTART_PAUSES_S) - 1)]
             self._deaths_s.append(now_s)
-            _log.error("a gateway process ended with status %s; another is started in %g s", status, pause_s)
-            self._restarts.labels("gateway").inc()
+            _log.info("another gateway process is started in %g s", pause_s)
             await asyncio.sleep(pause_s)
+            if self._num_missing <= 0:
+                return
             try:
-                return await self._add()
+                await self._add()
             except (OSError, TimeoutError, ListingVisionError) as error:
                 _log.error("no new gateway process: %s", error)
+            # Whatever it was, a process fewer for ever would be worse.
+            except Exception:
+                _log.exception("no new gateway process")
+
+    @property
+    def _num_missing(self) -> int:
+        return 0 if self._stopping else self._options.workers - len(self._staying) - self._num_coming
+
+    @property
+    def _patience_s(self) -> float:
+        """With a process that was asked to end."""
+        return self._options.drain_s + self._options.grace_s + END_PATIENCE_S
+
+    @property
+    def _staying(self) -> list[_Process]:
+        return [process for process in self._processes if not process.stopping]
 
     async def _listen(self, process: _Process) -> None:
-        async def heard(unwell: Sequence[str]) -> None:
-            await self._heard(process.pid, unwell)
-
         silent = await listen(
             local_control(self._metrics.path, process.pid),
             "unwell",
             every_s=self._options.health_interval_s,
             while_=lambda: process in self._processes,
-            heard=heard,
+            patience_s=self._patience_s,
+            heard=lambda unwell: self._heard(process.pid, unwell),
         )
         if silent:
             _log.error("gateway process %d is silent, and is killed", process.pid)
-            with contextlib.suppress(ProcessLookupError):
-                process.process.kill()
+            process.kill()
 
     async def _end(self, process: _Process) -> None:
         process.stopping = True
         with contextlib.suppress(ProcessLookupError):
             process.process.terminate()
         try:
-            async with asyncio.timeout(self._options.drain_s + self._options.grace_s + END_PATIENCE_S):
+            async with asyncio.timeout(self._patience_s):
                 await process.process.wait()
         except TimeoutError:
             _log.warning("a gateway process did not end and is killed")
-            process.process.kill()
+            process.kill()
             await process.process.wait()
 
     def _spawn(self, work: Coroutine[object, object, None]) -> None:

@@ -75,7 +75,7 @@ class Routes:
             if label not in self.labels:
                 raise ListingVisionError(f"{label} is not loaded; loaded: {', '.join(self.labels)}")
             if label in taken:
-                raise ListingVisionError(f"{label} is {taken[label]} and cannot be {purpose} too")
+                raise ListingVisionError(f"{label} cannot be {taken[label]} and {purpose} at once")
             taken[label] = purpose
 
     @property

@@ -57,6 +57,8 @@ class Supervisor:
         self._options = options
         self._triton: WatchedTriton | None = None
         self._gateways: GatewayProcesses | None = None
+        self._removing = False
+        """Whether a canary is being removed."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._restarting = asyncio.Lock()
         self._port_holder: socket.socket | None = None
@@ -212,12 +214,21 @@ class Supervisor:
             note_routes(self._metrics.path, before)
             raise
 
-    async def _heard_of_unwell(self, pid: int, unwell: Sequence[str]) -> None:
+    def _heard_of_unwell(self, pid: int, unwell: Sequence[str]) -> None:
         canary = self._releases.canary if self._releases else None
-        if self._releases and canary in unwell:
-            assert canary is not None
-            if await self._releases.remove_canary(canary, f"gateway process {pid} found it unwell"):
+        if canary is not None and canary in unwell and not self._removing:
+            self._removing = True
+            self._spawn(self._remove(canary, f"gateway process {pid} found it unwell"))
+
+    async def _remove(self, canary: str, why: str) -> None:
+        assert self._releases is not None
+        try:
+            if await self._releases.remove_canary(canary, why):
                 self._canaries_removed.inc()
+        except ListingVisionError as error:  # and the next who finds it unwell tries again
+            _log.error("the canary %s could not be removed: %s", canary, error)
+        finally:
+            self._removing = False
 
     def _start_status(self) -> None:
         if self._options.status_port is None:

@@ -49,7 +49,11 @@ class HttpProcess:
         """Start it anew, with another certificate; requests in work are answered."""
         if self._process:
             await self.stop()
-            await self.start(options)
+            try:
+                await self.start(options)
+            except (OSError, TimeoutError) as error:
+                _log.error("no new HTTP process: %s", error)
+                self._watch = asyncio.create_task(self._watched(options))  # which starts another
 
     async def stop(self) -> None:
         if self._watch:
@@ -78,8 +82,13 @@ class HttpProcess:
             )  # fmt: skip
             theirs.close()
             ours.setblocking(False)
-            async with asyncio.timeout(START_TIMEOUT_S):
-                answer = await asyncio.get_running_loop().sock_recv(ours, 16)
+            try:
+                async with asyncio.timeout(START_TIMEOUT_S):
+                    answer = await asyncio.get_running_loop().sock_recv(ours, 16)
+            except BaseException:
+                with contextlib.suppress(ProcessLookupError):
+                    self._process.kill()
+                raise
         if not answer:
             raise OSError("the HTTP process did not come up; see the log above")
         self.port = int(answer)
@@ -102,7 +111,14 @@ class HttpProcess:
     async def _listen(self, process: asyncio.subprocess.Process, options: ServeOptions) -> None:
         assert options.local_folder is not None
         path = local_control(options.local_folder, process.pid)
-        if await listen(path, "alive", every_s=options.health_interval_s, while_=lambda: process.returncode is None):
+        silent = await listen(
+            path,
+            "alive",
+            every_s=options.health_interval_s,
+            while_=lambda: process.returncode is None,
+            patience_s=self._patience_s,
+        )
+        if silent:
             _log.error("the HTTP process is silent, and is killed")
             with contextlib.suppress(ProcessLookupError):
                 process.kill()

@@ -28,6 +28,7 @@ class Taxonomies:
         """Args: folder: the supervisor's, in which it notes what is loaded."""
         self._folder = folder
         self._known: dict[str, Taxonomy] = {}
+        self._left_out: set[str] = set()
 
     def find(self, version: str) -> Taxonomy | None:
         """That version's; None: no release that is loaded has it. Reads files."""
@@ -38,7 +39,9 @@ class Taxonomies:
                     # Gateway processes have checked its hash.
                     taxonomy = Taxonomy.load(release.bundle / "taxonomy.json")
                 except (OSError, ValueError, TaxonomyError) as error:
-                    _log.error("the taxonomy of %s is left out: %s", release.label, error)
+                    if release.label not in self._left_out:
+                        _log.error("the taxonomy of %s is left out: %s", release.label, error)
+                    self._left_out.add(release.label)
                     continue
                 self._known[taxonomy.version] = taxonomy
         return self._known.get(version)

@@ -159,7 +159,7 @@ def test_a_canary_answers_its_share_and_what_makes_no_sense_changes_nothing(
     for words, said in (
         (("canary", canary, "--share", "1.2"), "canary share 1.2 is outside (0, 1]"),
         (("canary", "unknown"), f"unknown is not loaded; loaded: {bundle.release}, {canary}"),
-        (("canary", bundle.release), f"{bundle.release} is stable and cannot be canary too"),
+        (("canary", bundle.release), f"{bundle.release} cannot be stable and canary at once"),
         (("shadow", canary), "start with --outcomes"),
     ):
         code, told = model(served, *words)

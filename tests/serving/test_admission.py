@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.admission import MAX_WAIT_S, SHARE_OF_DEADLINE, Admission, DrainRate
+from serving.admission import FORGOTTEN_AFTER_S, MAX_WAIT_S, SHARE_OF_DEADLINE, Admission, DrainRate
 from serving.statuses import Refusal
 
 
@@ -30,8 +30,29 @@ def test_idle_time_says_nothing_about_the_rate():
     clock = Clock()
     rate = busy_rate(clock, photos_per_s=50)
     rate.left(1, 0)
-    clock.now_s += 100
+    clock.now_s += FORGOTTEN_AFTER_S - 1
     rate.left(1, 1)
+    assert rate.photos_per_s == pytest.approx(50, rel=0.05)
+
+
+def test_a_rate_of_long_ago_is_forgotten_and_measured_anew():
+    # After a stall: it would let in three photos of 5 s, where a machine is busy with four.
+    clock = Clock()
+    rate = busy_rate(clock, photos_per_s=1)
+    rate.left(1, 0)
+    assert rate.photos_per_s == pytest.approx(1, rel=0.05)
+    clock.now_s += FORGOTTEN_AFTER_S + 1
+    assert rate.photos_per_s is None
+    for _ in range(30):
+        rate.left(1, 10)
+        clock.now_s += 0.02
+    assert rate.photos_per_s == pytest.approx(50, rel=0.05)
+
+
+def test_a_rate_is_remembered_while_nothing_leaves_a_busy_machine():
+    clock = Clock()
+    rate = busy_rate(clock, photos_per_s=50)
+    clock.now_s += 10 * FORGOTTEN_AFTER_S
     assert rate.photos_per_s == pytest.approx(50, rel=0.05)
 
 

@@ -133,6 +133,7 @@ def test_a_busy_machine_is_no_fault_of_the_canary(bundle, other_bundle, expected
         routes = routes_of(bundle, other_bundle, canary=canary_of(other_bundle))
         async with running(routes, health_interval_s=60) as (server, client):
             server._gateway._admission.expected_s = lambda num_photos: expected_s
+            server._gateway._admission.has_time_to_spare = lambda: False
             canary = served(server, other_bundle)
             canary.rest()
             real, canary.engine = canary.engine, (stuck := Failing(EngineUnavailable("never"), seconds=60))

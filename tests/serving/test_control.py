@@ -1,13 +1,17 @@
 """How processes of a tree are told what to do: by their owner alone, and with an answer to whatever is asked."""
 
 import asyncio
+import os
+import signal
 import socket
 import stat
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from serving.control import ControlServer, NoAnswer, NoAnswerInTime, ask
+from serving.control import ControlServer, NoAnswer, NoAnswerInTime, ask, listen
 from vision.errors import ListingVisionError
 
 
@@ -97,3 +101,56 @@ def test_an_answer_that_does_not_come_is_not_waited_for(tmp_path):
     asked = ("sleeps", {"answer_timeout_s": 0.1})
     found, _ = answers(path, asked, commands={"sleeps": sleeps})
     assert found == [f"no answer within 0.1 s at {path}"]
+
+
+PROCESS = """
+import asyncio, pathlib, sys
+from serving.control import ControlServer
+async def main():
+    async def alive():
+        return "alive"
+    await ControlServer(pathlib.Path(sys.argv[1]), {"alive": alive}).start()
+    print("there", flush=True)
+    await asyncio.sleep(100)
+asyncio.run(main())
+"""
+
+
+@pytest.fixture
+def process(tmp_path):
+    """A process with an event loop, and its socket."""
+    path = tmp_path / "own" / "1.sock"
+    with subprocess.Popen([sys.executable, "-c", PROCESS, path], stdout=subprocess.PIPE) as started:
+        started.stdout.readline()
+        yield started, path
+        started.kill()
+
+
+def listened(path, *, while_, patience_s=100.0, heard=None):
+    return asyncio.run(
+        asyncio.wait_for(listen(path, "alive", every_s=0.05, while_=while_, patience_s=patience_s, heard=heard), 60)
+    )
+
+
+def test_a_process_that_stands_still_is_silent_and_one_that_answers_in_between_is_not(process):
+    started, path = process
+    answers = []
+
+    def heard(answer):
+        answers.append(answer)
+        if len(answers) == 3:
+            os.kill(started.pid, signal.SIGSTOP)
+        if len(answers) == 2:
+            raise ZeroDivisionError("whoever is told fails")
+
+    assert listened(path, while_=lambda: True, heard=heard)
+    assert answers == ["alive"] * 3
+
+
+def test_one_that_ends_is_not_silent_unless_it_takes_too_long_for_it(process):
+    started, path = process
+    started.kill()
+    started.wait()
+    asked = iter([True] * 5 + [False])
+    assert not listened(path, while_=lambda: next(asked))
+    assert listened(path, while_=lambda: True, patience_s=0.3)

@@ -143,6 +143,21 @@ def test_processes_are_replaced_one_by_one_without_a_failed_call(served):
     assert workers(served.process.pid).isdisjoint(before)
 
 
+def test_as_many_as_are_wanted_are_left_where_one_dies_while_all_are_replaced(served):
+    before = workers(served.process.pid)
+    served.process.send_signal(signal.SIGHUP)
+    until(lambda: len(workers(served.process.pid)) == 3, "a new one comes")
+    os.kill(min(before), signal.SIGKILL)
+    until(lambda: "all 2 gateway processes were replaced" in served.log, "replaced")
+    until(lambda: len(workers(served.process.pid)) == 2, "two of them")
+    assert workers(served.process.pid).isdisjoint(before)
+    started = served.log.count(" serves on ")
+    # Another death is replaced by one, so that nobody else was on the way.
+    os.kill(min(workers(served.process.pid)), signal.SIGKILL)
+    until(lambda: served.log.count(" serves on ") == started + 1, "one more")
+    assert len(workers(served.process.pid)) == 2
+
+
 def test_metrics_add_up_over_all_processes_and_outlive_them(served, bundle):
     answered = ("listing_vision_gateway_calls_total", bundle.release, "ANSWERED")
     with Callers(served.address) as callers:
