@@ -4,6 +4,7 @@ import gzip
 import json
 import threading
 import time
+from collections import Counter
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -60,13 +61,13 @@ class Collector:
         raise AssertionError(f"not within {seconds:g} s: {what}; there is {self.spans}")
 
     def trace(self, trace_id: str, *names: str, seconds: float = 30) -> list[Span]:
-        """The spans of a trace, once those of some names are among them."""
+        """The spans of a trace, once those of some names are among them, as many as the name is given times."""
 
         def of_trace(spans):
             return [span for span in spans if span.trace_id == trace_id]
 
         def whole(spans):
-            return set(names) <= {span.name for span in of_trace(spans)}
+            return Counter(names) <= Counter(span.name for span in of_trace(spans))
 
         return of_trace(self.until(whole, f"{names} of {trace_id}", seconds=seconds))
 

@@ -104,11 +104,11 @@ def test_one_trace_from_the_client_library_over_the_gateway_into_triton(traced, 
         assert done.returncode == 0, done.stderr
         clients = of_clients(collector.until(lambda spans, n=attempt: len(of_clients(spans)) == n, "client"))
         with contextlib.suppress(AssertionError):
-            collector.trace(clients[-1].trace_id, CALL, "decision", TO_TRITON, *TRITON, seconds=10)
+            collector.trace(clients[-1].trace_id, CALL, CALL, "decision", TO_TRITON, *TRITON, seconds=10)
             break
     client = clients[-1]
     assert (client.name, client.kind, client.parent_id) == (CALL, "SPAN_KIND_CLIENT", "")
-    spans = collector.trace(client.trace_id, CALL, "decision", TO_TRITON, *TRITON, seconds=1)
+    spans = collector.trace(client.trace_id, CALL, CALL, "decision", TO_TRITON, *TRITON, seconds=1)
     [call] = [span for span in spans if span.parent_id == client.span_id]
     assert (call.name, call.kind, call.service) == (CALL, "SPAN_KIND_SERVER", "listing-vision-gateway")
     assert call.attributes["listing_vision.outcome"] == "ANSWERED"

@@ -63,8 +63,8 @@ def test_a_listing_without_an_id_is_in_no_share():
         ({"shadow": Share(label="new", share=float("nan"))}, "shadow share nan is outside"),
         ({"canary": Share(label="unknown", share=0.1)}, "unknown is not loaded; loaded: old, new, third"),
         ({"stable": "unknown"}, "unknown is not loaded"),
-        ({"canary": Share(label="old", share=0.1)}, "old is"),
-        ({"canary": Share(label="new", share=0.1), "shadow": Share(label="new", share=1.0)}, "new is"),
+        ({"canary": Share(label="old", share=0.1)}, "old cannot be stable and canary"),
+        ({"canary": Share(label="new", share=0.1), "shadow": Share(label="new", share=1.0)}, "new cannot be canary"),
     ],
 )
 def test_what_makes_no_sense_is_refused(parts, said):
