@@ -1,4 +1,4 @@
-# docker buildx bake                                  all four images
+# docker buildx bake                                  all five images
 # docker buildx bake gateway --set '*.platform=linux/amd64' --push
 # REPOSITORY=registry.example/team/ VERSION=0.2.0 docker buildx bake --push
 
@@ -20,7 +20,7 @@ variable "TRITON_IMAGE" {
 }
 
 group "default" {
-  targets = ["gateway", "triton", "training", "backfill"]
+  targets = ["gateway", "triton", "triton-torch", "training", "backfill"]
 }
 
 target "all" {
@@ -48,6 +48,12 @@ target "triton" {
   inherits = ["all"]
   target   = "triton"
   tags     = ["${REPOSITORY}listing-vision-triton:${VERSION}"]
+}
+
+target "triton-torch" {
+  inherits = ["all"]
+  target   = "triton-torch"
+  tags     = ["${REPOSITORY}listing-vision-triton-torch:${VERSION}"]
 }
 
 target "training" {

@@ -104,6 +104,10 @@ def as_listings(predictions: Predictions, calibration: Calibration) -> Predictio
         brand_logits=fuse(predictions.brand_logits, groups, how=calibration.brand_fusion),
         labels=labels,
         groups=np.arange(len(predictions.listing_ids)),
+        # Of photos, and there are none any more.
+        short_sides_px=None,
+        num_bytes=None,
+        brightness=None,
     )
 
 

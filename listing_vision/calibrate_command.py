@@ -2,10 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,11 +13,13 @@ import typer
 
 from vision.bundle import UNKNOWN_BACKEND, Bundle, load_bundle, refuse_existing
 from vision.engine import Engine, Logits, OnnxEngine
-from vision.errors import EngineBroken
+from vision.errors import EngineBroken, PhotoError
 
 __all__ = ["calibrate"]
 
 _log = logging.getLogger(__name__)
+
+DecodeIn = Literal["triton", "gateway"]
 
 
 def calibrate(
@@ -31,6 +33,12 @@ def calibrate(
     triton: Annotated[
         str | None, typer.Option(help="HOST:PORT of a Triton that serves the bundle, to certify its backend.")
     ] = None,
+    decode_in: Annotated[
+        DecodeIn,
+        typer.Option(
+            help="Of --triton, as `serve` is told: triton, where its model can; or gateway, also of backfills."
+        ),
+    ] = "triton",
     other_brands: Annotated[
         bool, typer.Option("--other-brands", help="A brand that the taxonomy lacks counts as such, not as a mistake.")
     ] = False,
@@ -51,7 +59,7 @@ def calibrate(
     refuse_existing(output)
     loaded = load_bundle(bundle)
     tune_rows, tested_rows, split = tune_and_calibration_rows(Manifest.load(manifest), tune_split=tune_split)
-    with _engine(loaded, triton) as engine:
+    with _engine(loaded, triton, decode_in) as engine:
 
         def answers(rows: Manifest) -> Predictions:
             preprocessing = loaded.info.preprocessing
@@ -61,6 +69,7 @@ def calibrate(
                 loaded.taxonomy,
                 preprocessing,
                 engine.infer,
+                infer_files=engine.infer_files if isinstance(engine, _TritonOfOneCaller) else None,
                 batch_size=8 if triton else 64,
                 other_brands=other_brands,
             )
@@ -83,12 +92,12 @@ def calibrate(
 
 
 @contextmanager
-def _engine(bundle: Bundle, triton: str | None) -> Iterator[Engine]:
+def _engine(bundle: Bundle, triton: str | None, decode_in: DecodeIn) -> Iterator[Engine]:
     if triton is None:
         yield OnnxEngine(bundle)
     else:
         with asyncio.Runner() as runner:
-            engine = _TritonOfOneCaller(bundle, triton, runner)
+            engine = _TritonOfOneCaller(bundle, triton, runner, may_decode=decode_in == "triton")
             try:
                 yield engine
             finally:
@@ -96,11 +105,11 @@ def _engine(bundle: Bundle, triton: str | None) -> Iterator[Engine]:
 
 
 class _TritonOfOneCaller:
-    def __init__(self, bundle: Bundle, address: str, runner: asyncio.Runner) -> None:
+    def __init__(self, bundle: Bundle, address: str, runner: asyncio.Runner, *, may_decode: bool) -> None:
         from serving.engines import TritonEngine, check
 
         async def connect() -> tuple[TritonEngine, str]:
-            engine = TritonEngine(address)
+            engine = TritonEngine(address, may_decode=may_decode)
             try:
                 await check(engine, bundle)
                 return engine, await engine.backend()
@@ -119,6 +128,21 @@ class _TritonOfOneCaller:
 
     def infer(self, photos_nhwc: npt.NDArray[np.uint8]) -> Logits:
         return self._runner.run(self._engine.infer(photos_nhwc))
+
+    @property
+    def infer_files(self) -> Callable[[Sequence[bytes]], tuple[Sequence[PhotoError | None], Logits]] | None:
+        """None where the model is to be sent pixels."""
+        infer_encoded = self._engine.infer_encoded
+        if infer_encoded is None:
+            return None
+
+        async def each_alone(photos: Sequence[bytes]) -> tuple[list[PhotoError | None], Logits]:
+            # As listings of their own, each with the time that a listing has.
+            found = await asyncio.gather(*(infer_encoded([photo]) for photo in photos))
+            errors = [error for decoded in found for error in decoded.errors]
+            return errors, Logits(*map(np.concatenate, zip(*(decoded.logits for decoded in found), strict=True)))
+
+        return lambda photos: self._runner.run(each_alone(photos))
 
     def close(self) -> None:
         self._runner.run(self._engine.close())

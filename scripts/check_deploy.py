@@ -19,7 +19,8 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 DEPLOY = ROOT / "deploy"
 COMPOSE = DEPLOY / "compose.gpu.yaml"
-BUILT = ("overlays/gpu", "jobs/training", "jobs/backfill")
+COMPOSE_DECODE = DEPLOY / "compose.gpu-decode.yaml"
+BUILT = ("overlays/gpu", "overlays/gpu-decode", "jobs/training", "jobs/backfill")
 """Folders of deploy/kubernetes that are applied."""
 KUBERNETES_VERSIONS = ("1.33", "1.37")
 """The oldest that knows all that is used (a Job's success policy), and the newest that was looked at."""
@@ -109,8 +110,9 @@ def main() -> None:
     for manifest in manifests:
         check_manifest(manifest)
     print(f"deploy/kubernetes: {len(manifests)} manifests are what Kubernetes {' and '.join(KUBERNETES_VERSIONS)} take")
-    run(sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(COMPOSE))
-    print("deploy/compose.gpu.yaml: ok")
+    for path in (COMPOSE, COMPOSE_DECODE):
+        run(sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(path))
+        print(f"{path.relative_to(ROOT)}: ok")
     hcl2.loads((ROOT / "docker-bake.hcl").read_text(encoding="utf-8"))
     print("docker-bake.hcl: ok")
     run(tool("shellcheck"), *map(str, DEPLOY.rglob("*.sh")))

@@ -53,7 +53,7 @@ def serve(
     decode_in: Annotated[
         str,
         typer.Option(
-            help="triton, where its model can (on a CPU), or gateway: pixels are sent.",
+            help="triton, where its model can, or gateway: pixels are sent.",
             envvar="LISTING_VISION_DECODE_IN",
         ),
     ] = "triton",

@@ -17,7 +17,14 @@ from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 from serving import tracing
 from serving.decode_child import read_failure
 from serving.stages import stage
-from serving.triton_repository import BACKEND_PARAMETER, ENCODED_NAME, ERRORS_NAME, MODEL_NAME, SIZES_NAME
+from serving.triton_repository import (
+    BACKEND_PARAMETER,
+    ENCODED_BACKEND_PARAMETER,
+    ENCODED_NAME,
+    ERRORS_NAME,
+    MODEL_NAME,
+    SIZES_NAME,
+)
 from vision.bundle import UNKNOWN_BACKEND, Bundle
 from vision.engine import INPUT_NAME, OUTPUT_NAMES, Logits, OnnxEngine, check_golden
 from vision.errors import EngineBroken, EngineBusy, EngineError, EngineUnavailable, PhotoError
@@ -86,7 +93,7 @@ class AsyncEngine(Protocol):
         ...
 
     async def backend(self) -> str:
-        """What computes the logits: what promises are tied to.
+        """What computes the logits, and decodes where it does so by its own means: what promises are tied to.
 
         Raises:
             EngineUnavailable: not known now.
@@ -179,8 +186,12 @@ class TritonEngine:
         takes_encoded = any(tensor.name == ENCODED_NAME for tensor in answered.config.input)
         self._decodes = self._may_decode and takes_encoded
         parameters = answered.config.parameters
+        for name in (ENCODED_BACKEND_PARAMETER, BACKEND_PARAMETER) if self._decodes else (BACKEND_PARAMETER,):
+            if name in parameters:
+                said: str = parameters[name].string_value
+                return said
         # A repository that others wrote does not say it.
-        return parameters[BACKEND_PARAMETER].string_value if BACKEND_PARAMETER in parameters else UNKNOWN_BACKEND
+        return UNKNOWN_BACKEND
 
     async def load(self, *, timeout_s: float) -> None:
         """Have Triton load the model; where its files have changed, new processes answer once the old ones need not.

@@ -23,6 +23,7 @@ from vision.errors import BundleError, ListingVisionError
 __all__ = [
     "BACKENDS",
     "BACKEND_PARAMETER",
+    "ENCODED_BACKEND_PARAMETER",
     "ENCODED_NAME",
     "ERRORS_NAME",
     "MODEL_NAME",
@@ -44,6 +45,8 @@ ENCODED_NAME, SIZES_NAME, ERRORS_NAME = "encoded", "sizes", "photo_errors"
 """Tensors of a model that decodes: UINT8 [N, longest], INT32 [N, 1], BYTES [N, 1]."""
 BACKEND_PARAMETER = "logits_backend"
 """Of the model's configuration: what computes the logits, in the words that a bundle's promises are tied to."""
+ENCODED_BACKEND_PARAMETER = "encoded_backend"
+"""The same for photos that the model decodes itself, where it does not decode them as all others do."""
 
 _MOST_INSTANCES = 16
 """Of 150 MB each."""
@@ -60,6 +63,7 @@ _COMPUTED_BY: dict[Backend, str] = {
     "python": ONNX_ON_CPU,
     "python-gpu": "torch-cuda",
 }
+_DECODED_BY: dict[Backend, str] = {"python-gpu": "torch-cuda-nvjpeg"}
 _MOST_DECODERS = 8
 """Processes beside a model that decodes on a GPU, for what a GPU cannot decode; few photos are not JPEGs."""
 
@@ -261,6 +265,8 @@ def model_config(bundle: Bundle, options: RepositoryOptions) -> "model_config_pb
     # Old and new side by side while a version is switched.
     config.version_policy.latest.num_versions = 2
     config.parameters[BACKEND_PARAMETER].string_value = _COMPUTED_BY[options.backend]
+    if options.backend in _DECODED_BY:
+        config.parameters[ENCODED_BACKEND_PARAMETER].string_value = _DECODED_BY[options.backend]
     if decodes:
         # It warms up by itself while loading.
         if on_cpu:

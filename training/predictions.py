@@ -1,7 +1,7 @@
 """A model's answers for all photos of a manifest, with the photos that could not be used counted and named."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -15,9 +15,11 @@ from vision.images import Preprocessing, prepare_photo, size_px
 from vision.manifest import Labels, Manifest, photo_bytes
 from vision.taxonomy import Taxonomy
 
-__all__ = ["Infer", "Predictions", "predict", "usable_photos"]
+__all__ = ["Infer", "InferFiles", "Predictions", "predict", "usable_photos"]
 
 Infer = Callable[[npt.NDArray[np.uint8]], Logits]
+InferFiles = Callable[[Sequence[bytes]], tuple[Sequence[PhotoError | None], Logits]]
+"""Of encoded photos: what was wrong with each, and the logits of those without error, in their order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +102,7 @@ def predict(
     preprocessing: Preprocessing,
     infer: Infer,
     *,
+    infer_files: InferFiles | None = None,
     batch_size: int = 64,
     other_brands: bool = False,
 ) -> Predictions:
@@ -110,6 +113,7 @@ def predict(
         taxonomy: of the model.
         preprocessing: of the model.
         infer: the model.
+        infer_files: the model where it decodes by its own means; then asked instead, for what can be decoded here.
         batch_size: photos at once through the model.
         other_brands: whether a brand that the taxonomy lacks is taken as such instead of refused.
 
@@ -123,25 +127,38 @@ def predict(
     num_bytes: list[int] = []
     answers: list[Logits] = []
     brightness: list[npt.NDArray[np.float64]] = []
+    is_answered: list[bool] = []
     for rows, photos in usable_photos(
         manifest, preprocessing, unusable=unusable, sizes_px=sizes_px, num_bytes=num_bytes, batch_size=batch_size
     ):
         kept += rows
-        answers.append(infer(photos))
         brightness.append(photos.mean(axis=(1, 2, 3)))
-    used = manifest.take(np.array(kept))
+        errors: Sequence[PhotoError | None] = [None] * len(rows)
+        if infer_files is None:
+            answers.append(infer(photos))
+        else:
+            urls = [manifest.photo_url(row) for row in rows]
+            errors, answered = infer_files([photo_bytes(url) for url in urls])
+            answers.append(answered)
+            unusable += [f"{url}: {error}" for url, error in zip(urls, errors, strict=True) if error]
+        is_answered += [error is None for error in errors]
+    if not any(is_answered):
+        raise ManifestError("no photo of the manifest can be used:", unusable)
+    usable = np.array(is_answered)
+    kept_rows = np.array(kept)[usable]
+    used = manifest.take(kept_rows)
     groups = used.listing_groups()
     firsts = np.unique(groups, return_index=True)[1]
     ids = used.column("listing_id").to_pylist()
     return Predictions(
         category_logits=np.concatenate([a.category for a in answers]),
         brand_logits=np.concatenate([a.brand for a in answers]),
-        labels=Labels(category_nodes=labels.category_nodes[kept], brands=labels.brands[kept]),
+        labels=Labels(category_nodes=labels.category_nodes[kept_rows], brands=labels.brands[kept_rows]),
         groups=groups,
         listing_ids=tuple(ids[first] for first in firsts),
         photo_urls=tuple(used.photo_url(row) for row in range(len(used))),
         unusable=tuple(unusable),
-        short_sides_px=np.array([min(size) for size in sizes_px]),
-        num_bytes=np.array(num_bytes),
-        brightness=np.concatenate(brightness),
+        short_sides_px=np.array([min(size) for size in sizes_px])[usable],
+        num_bytes=np.array(num_bytes)[usable],
+        brightness=np.concatenate(brightness)[usable],
     )

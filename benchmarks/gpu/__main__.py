@@ -1,12 +1,14 @@
 """What one GPU gives: the model, decoding, a backfill from files, and the service, in under ten minutes.
 
     python -m benchmarks.gpu [--bundle FOLDER] [--photos 12000] [--parts model decode backfill service training]
+        [--agreement BUNDLE MANIFEST]
 
 `model`: photos on the card already, by batch size and precision, kernels recorded as CUDA graphs. `decode`: JPEGs of
 1440x1080, 300 KB, on all cores (the decoder of everywhere, in child processes) and on the card (nvJPEG, scaled there).
 `backfill`: from files to answers, decoded either way; its share of the slower of decoding and model, and the share of
 photos whose likeliest leaf differs between the two. `service`: gateway and Triton, answers checked. `training`: the
-training loop beside timm's parts. Needs one NVIDIA GPU; `--device cpu` only shows that it runs.
+training loop beside timm's parts. `--agreement`: what decoding on the card changes of a trained model's answers and
+promises, on real photos (`benchmarks.gpu.agreement`). Needs one NVIDIA GPU; `--device cpu` only shows that it runs.
 """
 
 import argparse
@@ -18,10 +20,11 @@ import torch
 
 from benchmarks.backfill import FOLDER, photo_files
 from benchmarks.common import BUILD, write_result
-from benchmarks.gpu import backfill, service
+from benchmarks.gpu import agreement, backfill, service
 from benchmarks.gpu.network import BATCHES, Network, Recorded, networks, photos_per_s
 from benchmarks.serving import default_bundle
 from vision.bundle import Bundle, load_bundle
+from vision.manifest import Manifest
 
 PARTS = ("model", "decode", "backfill", "service", "training")
 CARD_BATCH = 64
@@ -93,6 +96,12 @@ def measure_backfill(
     found.say("end_to_end_share_of_ceiling", found.metrics[f"backfill_{faster}_share_of_ceiling"])
 
 
+def measure_agreement(found: _Measured, bundle: Path, manifest: str, device: torch.device) -> None:
+    metrics, found.details["agreement"] = agreement.measure(load_bundle(bundle), Manifest.load(manifest), device)
+    for name, value in metrics.items():
+        found.say(f"agreement_{name}", value)
+
+
 def measure_service(found: _Measured, folder: Path, photos: list[Path], *, on_gpu: bool) -> None:
     cores = len(os.sched_getaffinity(0))
     measured = service.measure(
@@ -138,6 +147,8 @@ def measure(found: _Measured, options: argparse.Namespace) -> None:
         measure_decode(found, bundle, device, paths)
     if "backfill" in options.parts and network:
         measure_backfill(found, bundle, network, device, paths)
+    if options.agreement:
+        measure_agreement(found, Path(options.agreement[0]), options.agreement[1], device)
     if "service" in options.parts:
         measure_service(found, folder, paths[:64], on_gpu=on_gpu)
     if "training" in options.parts and on_gpu:
@@ -150,6 +161,7 @@ def main() -> None:
     parser.add_argument("--photos", type=int, default=12_000)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--agreement", nargs=2, metavar=("BUNDLE", "MANIFEST"))
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("this machine has no NVIDIA GPU; nothing is measured without one (--device cpu: it runs)")

@@ -297,7 +297,8 @@ def _triton_engine(
     loop = _Loop()
 
     async def begin() -> tuple[TritonEngine, str]:
-        engine = TritonEngine(address)
+        # The pipeline decodes: answers are those of pixels, and so are the promises.
+        engine = TritonEngine(address, may_decode=False)
         await until_answering(engine, bundle)
         return engine, await engine.backend()
 

@@ -5,7 +5,7 @@ import re
 import yaml
 
 import vision
-from scripts.check_deploy import COMPOSE, DEPLOY
+from scripts.check_deploy import COMPOSE, COMPOSE_DECODE, DEPLOY
 from tests.deploy.settings import known_variables, parsed
 from tests.deploy.test_images import environment_of
 
@@ -66,3 +66,11 @@ def test_files_that_are_mounted_exist_and_prometheus_asks_services_that_answer()
     config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
     targets = {one["static_configs"][0]["targets"][0] for one in config["scrape_configs"]}
     assert targets == {"gateway:9090", "triton:8002"}
+
+
+def test_a_triton_that_decodes_has_pytorch_and_its_repository(monkeypatch):
+    changed = yaml.safe_load(COMPOSE_DECODE.read_text())["services"]
+    assert set(changed) <= set(SERVICES)
+    options = parsed(changed["repository"]["command"], {}, monkeypatch)
+    assert options == parsed(SERVICES["repository"]["command"], {}, monkeypatch) | {"backend": "python-gpu"}
+    assert changed["triton"]["image"] == SERVICES["triton"]["image"].replace("-triton:", "-triton-torch:")

@@ -14,10 +14,12 @@ import pytest
 import vision
 from scripts.check_deploy import ROOT
 from scripts.try_dockerfile import needed, read_stages
+from serving.triton_install import MODEL_ENVIRONMENT
+from serving.triton_repository import _DECODING_CODE_ON_GPU
 from tests.deploy.settings import known_variables, parsed
 
 STAGES = read_stages()
-FINAL = ("gateway", "triton", "training", "backfill")
+FINAL = ("gateway", "triton", "triton-torch", "training", "backfill")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
@@ -81,6 +83,29 @@ def test_the_gateways_health_is_asked_where_it_is_answered():
     port = environment["LISTING_VISION_STATUS_PORT"]
     assert f"http://127.0.0.1:{port}/readyz" in last("gateway", "HEALTHCHECK")
     assert last("gateway", "EXPOSE").split() == [environment["LISTING_VISION_PORT"], port]
+
+
+def test_a_model_in_triton_finds_its_own_python_first_with_what_it_needs():
+    path = environment_of("triton-torch")["PATH"].split(":")
+    made = next(value for name, value in STAGES["triton-packages"].lines if name == "RUN")
+    assert f"-m venv --without-pip {path[0].removesuffix('/bin')} " in made
+    assert shlex.split(last("triton-torch", "COPY"))[-1] == path[0].removesuffix("/bin")
+    listed = (ROOT / "deploy" / "triton" / "requirements.txt").read_text().splitlines()
+    names = {line.partition("==")[0]: line for line in listed if not line.startswith("#")}
+    tried = {line.partition("==")[0]: line for line in MODEL_ENVIRONMENT}
+    assert names["numpy"] == tried["numpy"]
+    # All that the models' code imports, beside the standard library and what Triton gives.
+    sources = [path for name in ("model.py", "gpu_model.py") for path in (ROOT / "serving/triton_backend").glob(name)]
+    for package, modules in _DECODING_CODE_ON_GPU.items():
+        sources += [ROOT / package / module for module in modules]
+    imported = {
+        found.partition(".")[0]
+        for source in sources
+        for found in re.findall(r"^\s*(?:import|from) ([\w.]+)", source.read_text(), re.MULTILINE)
+    }
+    given = {*sys.stdlib_module_names, "triton_python_backend_utils", "serving", "vision"}
+    packages = {"PIL": "pillow", "pi_heif": "pi-heif"}
+    assert {packages.get(name, name) for name in imported - given} == set(names)
 
 
 def test_extras_exist_and_a_gateway_has_all_that_are_for_it_and_no_torch():

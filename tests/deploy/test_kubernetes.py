@@ -131,6 +131,24 @@ def test_the_repository_is_written_by_a_command_that_exists_where_triton_reads_i
     assert options["bundle"] == parsed(["serve"], environment_of(container_of(*GATEWAY)), monkeypatch)["bundle"]
 
 
+def test_a_triton_that_decodes_has_pytorch_and_its_repository(monkeypatch):
+    folder = "overlays/gpu-decode"
+    init = container_of(folder, "Deployment", "listing-vision-triton-a", "repository")
+    plain = container_of("overlays/gpu", "Deployment", "listing-vision-triton-a", "repository")
+    options = parsed(init["args"], {}, monkeypatch)
+    assert options == parsed(plain["args"], {}, monkeypatch) | {"backend": "python-gpu"}
+    images = {
+        container["image"].partition(":")[0]
+        for deployment in every("Deployment", folder)
+        for container in deployment["spec"]["template"]["spec"]["containers"]
+    }
+    assert images == {"listing-vision-gateway", "listing-vision-triton-torch"}
+    # Nothing else is another than where gateways decode.
+    assert {m["kind"] + m["metadata"]["name"] for m in manifests(folder)} == {
+        m["kind"] + m["metadata"]["name"] for m in manifests("overlays/gpu")
+    }
+
+
 def test_probes_ask_for_paths_and_ports_that_are_answered():
     gateway, triton = container_of(*GATEWAY), container_of(*TRITON)
     answered = inspect.getsource(Supervisor._start_status)

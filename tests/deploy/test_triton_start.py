@@ -26,8 +26,8 @@ KEY = "a-key-of-the-operator"
 def ports(bundle, other_bundle, triton_installation, tmp_path_factory):
     """gRPC and HTTP ports of a Triton that the script has started, with a canary beside the model."""
     folder = tmp_path_factory.mktemp("start")
-    environment = triton_installation.model_environment
-    options = replace(RepositoryOptions(backend="python", instances=1), model_environment=environment)
+    # As a gateway's image writes it: the models' Python is the first on Triton's PATH.
+    options = RepositoryOptions(backend="python", instances=1)
     write_repository(bundle, folder / "models", options)
     write_repository(other_bundle, folder / "models", replace(options, model_name=CANARY_MODEL_NAME))
     grpc_port, http_port, metrics_port = _free_ports(3)

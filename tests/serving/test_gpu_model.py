@@ -6,10 +6,12 @@ import re
 import numpy as np
 import pytest
 
+from listing_vision.calibrate_command import calibrate
 from serving.engines import TritonEngine, until_answering
 from serving.triton_repository import MODEL_NAME, RepositoryOptions
 from serving.triton_server import LocalTriton
 from tests.helpers import encoded, scene
+from vision.bundle import load_bundle
 from vision.engine import Logits
 from vision.errors import PhotoNotAnImage, PhotoTruncated
 from vision.images import prepare_photo
@@ -46,7 +48,7 @@ def asked(triton, bundle, question):
         engine = TritonEngine(triton.address)
         try:
             await until_answering(engine, bundle)
-            assert await engine.backend() == "torch-cuda"
+            assert await engine.backend() == "torch-cuda-nvjpeg"
             return await question(engine)
         finally:
             await engine.close()
@@ -101,3 +103,18 @@ def test_listings_of_many_callers_each_get_their_own_answer(triton, bundle):
         np.testing.assert_allclose(answered.category, bundle.golden.category_logits, atol=0.01)
     for answered, expected in zip(mixed[8:], alone, strict=True):
         np.testing.assert_allclose(answered.logits.category, expected.logits.category, atol=1e-3)
+
+
+def test_promises_are_tested_on_what_the_device_decoded(triton, bundle, drawn, tmp_path):
+    manifest = str(drawn / "manifest.parquet")
+    certified = {}
+    for decode_in in ("triton", "gateway"):
+        calibrate(bundle.folder, manifest, tmp_path / decode_in, triton=triton.address, decode_in=decode_in)
+        certified[decode_in] = load_bundle(tmp_path / decode_in).calibration
+    backends = {decode_in: calibration.certifies["backend"] for decode_in, calibration in certified.items()}
+    assert backends == {"triton": "torch-cuda-nvjpeg", "gateway": "torch-cuda"}
+    # The same listings, and answers that differ as the photos do.
+    first, second = certified.values()
+    assert first.expected.keys() == second.expected.keys()
+    assert first.category_temperature != second.category_temperature
+    assert first.category_temperature == pytest.approx(second.category_temperature, rel=0.1)

@@ -1,0 +1,195 @@
+"""Whether photos that a device decodes are answered as those that Pillow decodes, and what becomes of promises.
+
+    python -m benchmarks.gpu.agreement --bundle BUNDLE --manifest MANIFEST [--device cuda]
+
+One network answers a manifest's val and test photos twice, from Pillow's pixels and from those of the device (nvJPEG
+and scaling on the card; `--device cpu`: libjpeg-turbo and the same scaling, which tells how much is the scaling's).
+Then calibration listings are drawn from the test split 300 times, with replacement, and promises certified from either
+are held against all of it as the device decodes it: how often is one broken?
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from benchmarks.certificate import Judged, as_listings, drawn_anew
+from benchmarks.common import write_result
+from training.bundle_model import load_bundle_model
+from training.calibration import calibrate
+from training.predictions import Predictions, predict
+from vision.bundle import Bundle, load_bundle
+from vision.decision import BRAND_FIELD, field_name
+from vision.device_decode import DeviceDecoder, plain_crop
+from vision.engine import Logits
+from vision.errors import PhotoError
+from vision.images import prepare_photo
+from vision.manifest import Manifest
+
+__all__ = ["Decodes", "Pair", "agreement"]
+
+NUM_DRAWS = 300
+BATCH = 64
+_T = TypeVar("_T")
+_U = TypeVar("_U")
+
+
+class Decodes:
+    """A network on a device, asked for pixels or for files that the device decodes."""
+
+    def __init__(self, bundle: Bundle, device: torch.device) -> None:
+        # Certificates are made in full precision.
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        self._preprocessing = bundle.info.preprocessing
+        self._network = load_bundle_model(bundle).to(device)
+        self._device, self._decoder = device, DeviceDecoder(device)
+        self.num_photos = self.num_on_device = 0
+        self._grey_differences: list[float] = []
+
+    def infer(self, photos_nhwc: npt.NDArray[np.uint8]) -> Logits:
+        return self._infer(torch.from_numpy(photos_nhwc).to(self._device))
+
+    def infer_files(self, files: Sequence[bytes]) -> tuple[Sequence[PhotoError | None], Logits]:
+        """Of files that Pillow can read; what the device does not take Pillow decodes, as in Triton's model."""
+        side = self._preprocessing.input_px
+        crops = [plain_crop(data, at_least_px=side) for data in files]
+        by_pillow = [torch.from_numpy(prepare_photo(data, self._preprocessing)) for data in files]
+        others = [photo for photo, crop in zip(by_pillow, crops, strict=True) if crop is None]
+        plain = bytearray(b"".join(data for data, crop in zip(files, crops, strict=True) if crop))
+        pixels, refused = self._decoder.photos(
+            torch.frombuffer(plain, dtype=torch.uint8) if plain else torch.empty(0, dtype=torch.uint8),
+            crops,
+            torch.stack(others) if others else torch.empty(0, side, side, 3, dtype=torch.uint8),
+            photo_px=side,
+        )
+        for index in refused:
+            pixels[index] = by_pillow[index].to(self._device)
+        on_device = [i for i, crop in enumerate(crops) if crop and i not in refused]
+        self.num_photos += len(files)
+        self.num_on_device += len(on_device)
+        differences = (pixels.cpu().int() - torch.stack(by_pillow).int()).abs().float().mean(dim=(1, 2, 3))
+        self._grey_differences += differences[on_device].tolist()
+        return [None] * len(files), self._infer(pixels)
+
+    def _infer(self, pixels: torch.Tensor) -> Logits:
+        with torch.inference_mode():
+            return Logits(*(part.float().cpu().numpy() for part in self._network(pixels)))
+
+    @property
+    def grey_differences(self) -> npt.NDArray[np.float64]:
+        """Of each photo that the device decoded: mean distance to Pillow's, 0…255."""
+        return np.array(self._grey_differences)
+
+
+class Pair(NamedTuple, Generic[_T]):
+    """Of the same photos, answered from pixels and from files."""
+
+    pixels: _T
+    files: _T
+
+    def each(self, of: Callable[[_T], _U]) -> "Pair[_U]":
+        return Pair(of(self.pixels), of(self.files))
+
+
+def answered(bundle: Bundle, rows: Manifest, decodes: Decodes) -> Pair[Predictions]:
+    def by(infer_files: Any) -> Predictions:
+        return predict(
+            rows, bundle.taxonomy, bundle.info.preprocessing, decodes.infer, infer_files=infer_files, batch_size=BATCH
+        )
+
+    return Pair(by(None), by(decodes.infer_files))
+
+
+def agreement(
+    bundle: Bundle, tune: Pair[Predictions], test: Pair[Predictions], *, num_draws: int = NUM_DRAWS
+) -> dict[str, float]:
+    """Shares of answers that change, and of promises that break, by certificate: from pixels and from files."""
+    calibration = bundle.calibration
+    names = [*(field_name(depth + 1) for depth in range(bundle.taxonomy.max_depth)), BRAND_FIELD]
+    judged = test.each(lambda part: Judged(part, bundle, calibration))
+    # (N, D + 1), the brand last.
+    answers = judged.each(lambda part: np.column_stack([part.answers.paths.nodes, part.answers.brands.labels]))
+    found = {
+        "changed_leaf_share": _differ(test.each(lambda part: part.category_logits.argmax(axis=1))),
+        "mean_logit_difference": float(np.abs(test.pixels.category_logits - test.files.category_logits).mean()),
+        "changed_fills_share": _differ(judged.each(lambda part: part.filled(calibration))),
+    }
+    for column, name in enumerate(names):
+        known = judged.pixels.known[:, column]
+        found[f"changed_{name}_share"] = _differ(Pair(answers.pixels[:, column], answers.files[:, column]))
+        found[f"{name}_top1_from_pixels"] = float(judged.pixels.right[known, column].mean())
+        found[f"{name}_top1_from_files"] = float(judged.files.right[known, column].mean())
+    tunes, tests = (pair.each(lambda part: as_listings(part, calibration)) for pair in (tune, test))
+    for how, tuned, pool in (("pixels", tunes.pixels, tests.pixels), ("files", tunes.files, tests.files)):
+        broken, filled_shares = _promises(bundle, tuned, pool, tests.files, num_draws)
+        found[f"violation_rate_certified_from_{how}"] = broken
+        for name, share in zip(names, filled_shares, strict=True):
+            found[f"{name}_filled_certified_from_{how}"] = share
+    return found
+
+
+def _differ(pair: Pair[npt.NDArray[Any]]) -> float:
+    """The share of listings whose rows differ."""
+    return float((pair.pixels != pair.files).reshape(len(pair.pixels), -1).any(axis=1).mean())
+
+
+def _promises(
+    bundle: Bundle, tune: Predictions, pool: Predictions, served: Predictions, num_draws: int
+) -> tuple[float, list[float]]:
+    """How often a promise breaks that was certified on listings drawn from a pool; by field, the mean share filled."""
+    rng = np.random.default_rng(0)
+    broken, filled_shares = 0, []
+    for _ in range(num_draws):
+        tested = drawn_anew(pool, rng.integers(0, len(pool.groups), len(pool.groups)))
+        certified = calibrate(tune, bundle.taxonomy, certifies={}, calibration_predictions=tested)
+        judged = Judged(served, bundle, certified)
+        filled = judged.filled(certified)
+        alphas = np.array([field.alpha for field in certified.fields])
+        wrong = (filled & ~judged.right).sum(axis=0) / np.maximum(filled.sum(axis=0), 1)
+        broken += bool((wrong > alphas).any())
+        filled_shares.append(filled.sum(axis=0) / judged.known.sum(axis=0))
+    return broken / num_draws, np.mean(filled_shares, axis=0).tolist()
+
+
+def measure(bundle: Bundle, manifest: Manifest, device: torch.device) -> tuple[dict[str, float], dict[str, Any]]:
+    """Metrics and details."""
+    decodes = Decodes(bundle, device)
+    tune, test = (answered(bundle, manifest.where_split(split), decodes) for split in ("val", "test"))
+    greys = decodes.grey_differences
+    metrics = {
+        "decoded_on_device_share": decodes.num_on_device / decodes.num_photos,
+        "grey_difference_mean": float(greys.mean()),
+        "grey_difference_p99": float(np.percentile(greys, 99)),
+        **agreement(bundle, tune, test),
+    }
+    details = {
+        "device": str(device),
+        "decoded_by": "nvJPEG, scaled on the card" if device.type == "cuda" else "libjpeg-turbo, scaled as on a card",
+        "torch": torch.__version__,
+        "model": f"{bundle.info.backbone}, {bundle.info.preprocessing.input_px} px, {bundle.info.model_version}",
+        "test_photos": len(test.files.groups),
+        "draws": NUM_DRAWS,
+        "promises": "temperatures from val, tests on listings drawn from test, held against all of test",
+    }
+    return metrics, details
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--manifest", required=True)
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    options = parser.parse_args()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("this machine has no NVIDIA GPU; --device cpu measures the scaling alone")
+    bundle, manifest = load_bundle(options.bundle), Manifest.load(options.manifest)
+    metrics, details = measure(bundle, manifest, torch.device(options.device))
+    write_result("device_agreement" + ("" if options.device == "cuda" else "_cpu"), metrics, details)
+
+
+if __name__ == "__main__":
+    main()
