@@ -207,6 +207,8 @@ def plan_command(bundle: Bundle, options: RepositoryOptions) -> list[str]:
         f"--onnx={bundle.onnx_path}",
         f"--saveEngine={options.plan or 'model.plan'}",
         "--stronglyTyped",
+        # What was certified as fp32 is not rounded to TF32's ten bits, which TensorRT else does.
+        *(["--noTF32"] if bundle.info.precision == "fp32" else []),
         *(f"--{name}Shapes={shape}" for name, shape in shapes.items()),
     ]
 

@@ -12,6 +12,9 @@ set -- --load-model=listing_vision "$@"
 for name in listing_vision_canary listing_vision_shadow; do
     if [ -d "$models/$name" ]; then set -- --load-model="$name" "$@"; fi
 done
+# What a bundle calls fp32 is computed in fp32: TensorRT and CUDA's libraries else round products to TF32, of ten bits, on most
+# cards. For speed there are bundles in fp16, judged and certified as such.
+export NVIDIA_TF32_OVERRIDE="${NVIDIA_TF32_OVERRIDE:-0}"
 key=${TRITON_CONTROL_KEY:-$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')}
 control=model-repository,shared-memory,trace,logging,statistics
 

@@ -10,6 +10,7 @@ Where the batch is computed, one CUDA graph for each size stands in for its hund
 Needs numpy 1.26 with Triton 2.51, as `model.py` does.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -37,14 +38,21 @@ class TritonPythonModel:
         parameters = {name: value["string_value"] for name, value in config["parameters"].items()}
         on_gpu = args["model_instance_kind"] == "GPU"
         self._device = torch.device("cuda", int(args["model_instance_device_id"])) if on_gpu else torch.device("cpu")
+        # By default convolutions round fp32 to ten bits: not what was certified.
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         path = os.path.join(args["model_repository"], args["model_version"], "model.pt")
         self._settings = decode_child.Settings.from_json(parameters["decoding"])
         self._side = self._settings.preprocessing.input_px
-        self._network = _Network(path, self._device, self._side, int(config["max_batch_size"]))
-        self._device_decoder = DeviceDecoder(self._device)
+        with _current(self._device):
+            self._network = _Network(path, self._device, self._side, int(config["max_batch_size"]))
+            self._device_decoder = DeviceDecoder(self._device)
         self._decoders = [_decoder(parameters, self._settings) for _ in range(int(parameters["num_decoders"]))]
 
     def execute(self, requests):
+        with _current(self._device):
+            return self._answered(requests)
+
+    def _answered(self, requests):
         given = [_Request(request) for request in requests]
         encoded = [photo for request in given for photo in request.encoded]
         pixels, errors = self._decoded(encoded) if encoded else (self._none(), [])
@@ -99,6 +107,11 @@ class TritonPythonModel:
                 late = decode_client.timed_out(decode_client.LISTING_TIMEOUT_S)
                 found.add(decoder.end() if in_time else late, self._side)
         return found
+
+
+def _current(device):
+    """Graphs are recorded and replayed on the current device, whichever the tensors lie on."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 class _Request:

@@ -6,6 +6,8 @@ import subprocess
 import urllib.error
 import urllib.request
 from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
 
 import grpc
 import pytest
@@ -22,9 +24,15 @@ from vision.errors import EngineUnavailable
 KEY = "a-key-of-the-operator"
 
 
+class Started(NamedTuple):
+    grpc_port: int
+    http_port: int
+    pid: int
+
+
 @pytest.fixture(scope="module")
 def ports(bundle, other_bundle, triton_installation, tmp_path_factory):
-    """gRPC and HTTP ports of a Triton that the script has started, with a canary beside the model."""
+    """Ports and process of a Triton that the script has started, with a canary beside the model."""
     folder = tmp_path_factory.mktemp("start")
     # As a gateway's image writes it: the models' Python is the first on Triton's PATH.
     options = RepositoryOptions(backend="python", instances=1)
@@ -46,7 +54,7 @@ def ports(bundle, other_bundle, triton_installation, tmp_path_factory):
     with (folder / "log.txt").open("wb") as log:
         process = subprocess.Popen(command, env=variables, stdout=log, stderr=log)
     try:
-        yield grpc_port, http_port
+        yield Started(grpc_port, http_port, process.pid)
     finally:
         process.terminate()
         assert process.wait(40) == 0, (folder / "log.txt").read_text()[-3000:]
@@ -57,7 +65,7 @@ def answering(ports, bundle):
     """The ports, once the model answers its golden photos: what a gateway asks for is open."""
 
     async def ask():
-        engine = TritonEngine(f"127.0.0.1:{ports[0]}")
+        engine = TritonEngine(f"127.0.0.1:{ports.grpc_port}")
         try:
             await until_answering(engine, bundle)
             return await engine.backend()
@@ -70,7 +78,7 @@ def answering(ports, bundle):
 
 def test_what_lies_in_the_repository_is_served(answering, other_bundle):
     async def ask():
-        engine = TritonEngine(f"127.0.0.1:{answering[0]}", model_name=CANARY_MODEL_NAME)
+        engine = TritonEngine(f"127.0.0.1:{answering.grpc_port}", model_name=CANARY_MODEL_NAME)
         try:
             await until_answering(engine, other_bundle)
             return await engine.backend()
@@ -80,9 +88,14 @@ def test_what_lies_in_the_repository_is_served(answering, other_bundle):
     assert asyncio.run(ask()) == "onnxruntime-cpu"
 
 
+def test_fp32_stays_fp32_on_a_card(answering):
+    variables = Path(f"/proc/{answering.pid}/environ").read_bytes().split(b"\0")
+    assert b"NVIDIA_TF32_OVERRIDE=0" in variables
+
+
 def test_nobody_without_the_key_loads_or_unloads_a_model(answering):
     async def control(what):
-        engine = TritonEngine(f"127.0.0.1:{answering[0]}")
+        engine = TritonEngine(f"127.0.0.1:{answering.grpc_port}")
         try:
             await getattr(engine, what)(timeout_s=5)
         finally:
@@ -91,7 +104,7 @@ def test_nobody_without_the_key_loads_or_unloads_a_model(answering):
     for what in ("load", "unload"):
         with pytest.raises(EngineUnavailable):
             asyncio.run(control(what))
-    with grpc.insecure_channel(f"127.0.0.1:{answering[0]}") as channel:
+    with grpc.insecure_channel(f"127.0.0.1:{answering.grpc_port}") as channel:
         triton = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         for call, request in (
             (triton.RepositoryIndex, service_pb2.RepositoryIndexRequest()),
@@ -108,17 +121,16 @@ def test_nobody_without_the_key_loads_or_unloads_a_model(answering):
 
 
 def test_probes_are_answered_and_http_has_nothing_but_these(answering):
-    grpc_port, http_port = answering
-    with grpc.insecure_channel(f"127.0.0.1:{grpc_port}") as channel:
+    with grpc.insecure_channel(f"127.0.0.1:{answering.grpc_port}") as channel:
         health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
     assert health.status == health_pb2.HealthCheckResponse.SERVING
     for path in ("/v2/health/live", "/v2/health/ready"):
-        with urllib.request.urlopen(f"http://127.0.0.1:{http_port}{path}", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{answering.http_port}{path}", timeout=5) as answer:
             assert answer.status == 200
     model = "/v2/models/listing_vision"
     closed = {"/v2": None, f"{model}/config": None, f"{model}/infer": b"{}", "/v2/repository/index": b"{}"}
     for path, body in closed.items():
         with pytest.raises(urllib.error.HTTPError) as refused:
-            urllib.request.urlopen(f"http://127.0.0.1:{http_port}{path}", data=body, timeout=5)
+            urllib.request.urlopen(f"http://127.0.0.1:{answering.http_port}{path}", data=body, timeout=5)
         assert refused.value.code == 403
         refused.value.close()
