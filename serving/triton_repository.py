@@ -48,6 +48,8 @@ BACKEND_PARAMETER = "logits_backend"
 ENCODED_BACKEND_PARAMETER = "encoded_backend"
 """The same for photos that the model decodes itself, where it does not decode them as all others do."""
 
+_ENGINES = "/var/cache/listing-vision/tensorrt"
+"""Where TensorRT's engines are kept."""
 _MOST_INSTANCES = 16
 """Of 150 MB each."""
 _DECODING_CODE = {
@@ -309,8 +311,10 @@ def _accelerate_with_tensorrt(config: "model_config_pb2.ModelConfig", bundle: Bu
         "precision_mode": "FP16" if bundle.info.precision == "fp16" else "FP32",
         "max_workspace_size_bytes": str(2 << 30),
         "trt_engine_cache_enable": "1",
-        "trt_engine_cache_path": "/var/cache/listing-vision/tensorrt",
+        # Of these weights alone: ONNX Runtime names an engine after file and graph, which the next model has too.
+        "trt_engine_cache_path": f"{_ENGINES}/{bundle.info.model_version}",
         "trt_timing_cache_enable": "1",
+        "trt_timing_cache_path": _ENGINES,
         **{f"trt_profile_{name}_shapes": shape for name, shape in shapes.items()},
     }
     for key, value in parameters.items():

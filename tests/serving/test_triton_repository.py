@@ -65,6 +65,11 @@ def test_gpu_backends_warm_every_power_of_two_up_to_the_limit(bundle):
     tensorrt = accelerator.gpu_execution_accelerator[0]
     assert tensorrt.name == "tensorrt"
     assert tensorrt.parameters["trt_profile_max_shapes"] == "photos:64x64x64x3"
+    # Another model's engine has the same name, and would be taken for this one's.
+    assert tensorrt.parameters["trt_engine_cache_path"].endswith(f"/{bundle.info.model_version}")
+    assert (
+        tensorrt.parameters["trt_timing_cache_path"] == tensorrt.parameters["trt_engine_cache_path"].rpartition("/")[0]
+    )
 
 
 def test_there_are_two_copies_of_one_thread_a_core_and_never_more_threads_than_that():
