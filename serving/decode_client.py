@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,8 @@ Twenty photos that each take their whole time would hold the copy for half a min
 MAX_MEMORY_BYTES = 2 << 30
 """Of a child's address space; the largest photos within the limits take 0.8 GiB."""
 _START_TIMEOUT_S = 60.0
+_LEAST_WAIT_S = 0.001
+"""A socket takes 0 for something else."""
 
 
 def timed_out(timeout_s: float) -> PhotoTimedOut:
@@ -172,6 +175,7 @@ class Decoder:
         self._timeout_s = timeout_s
         self._refused: PhotoError | None = None
         self._begun = False
+        self._until_s = 0.0
         self._child = self._fork()
 
     def begin(self, data: bytes | memoryview) -> None:
@@ -190,12 +194,14 @@ class Decoder:
             self._refused = error
         else:
             self._write(data)
-            self._begun = True
+            self._begun, self._until_s = True, time.monotonic() + self._timeout_s
 
     def end(self) -> Photo | PhotoError:
         """The photo that was begun, or what was wrong with it."""
         if self._refused:
             return self._refused
+        # From its begin on: of several that are decoded at once each would else have its time after the others'.
+        self._child.sock.settimeout(max(self._until_s - time.monotonic(), _LEAST_WAIT_S))
         found = self._child.read()
         if found is None:
             found = crashed() if self._died() else timed_out(self._timeout_s)

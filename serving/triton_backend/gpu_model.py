@@ -46,7 +46,7 @@ class TritonPythonModel:
         with _current(self._device):
             self._network = _Network(path, self._device, self._side, int(config["max_batch_size"]))
             self._device_decoder = DeviceDecoder(self._device)
-        self._decoders = [_decoder(parameters, self._settings) for _ in range(int(parameters["num_decoders"]))]
+        self._decoders = _decoders(parameters, self._settings)
 
     def execute(self, requests):
         with _current(self._device):
@@ -79,34 +79,53 @@ class TritonPythonModel:
     def _decoded(self, photos):
         """(N, S, S, 3) uint8 on the device, black where a photo cannot be used, and what was wrong with each."""
         crops = [plain_crop(photo, at_least_px=self._side, limits=self._settings.limits) for photo in photos]
-        plain = b"".join(photo for photo, crop in zip(photos, crops, strict=True) if crop)
         left = [index for index, crop in enumerate(crops) if crop is None]
-        found = self._decoded_on_cores([photos[index] for index in left])
-        joined = torch.frombuffer(bytearray(plain), dtype=torch.uint8) if plain else torch.empty(0, dtype=torch.uint8)
-        others = torch.from_numpy(np.stack(found.pixels)) if left else self._none()
-        pixels, refused = self._device_decoder.photos(joined, crops, others, photo_px=self._side)
+        plain = [index for index, crop in enumerate(crops) if crop]
+        # While the cores decode some, the device decodes the others.
+        until_s = time.monotonic() + decode_client.LISTING_TIMEOUT_S
+        on_cores = _OnCores(self._decoders, [photos[index] for index in left], until_s)
+        pixels = torch.zeros(len(photos), self._side, self._side, 3, dtype=torch.uint8, device=self._device)
+        refused = []
+        if plain:
+            joined = torch.frombuffer(bytearray(b"".join(photos[index] for index in plain)), dtype=torch.uint8)
+            plain_crops = [crops[index] for index in plain]
+            pixels[plain], refused = self._device_decoder.photos(joined, plain_crops, self._none(), photo_px=self._side)
+            refused = [plain[index] for index in refused]
+        answers = dict(zip(left, on_cores.end(), strict=True))
+        again = _OnCores(self._decoders, [photos[index] for index in refused], until_s)
+        answers |= zip(refused, again.end(), strict=True)
         errors = [b""] * len(photos)
-        again = self._decoded_on_cores([photos[index] for index in refused])
-        for indices, said in ((left, found.errors), (refused, again.errors)):
-            for index, error in zip(indices, said, strict=True):
-                errors[index] = error
-        for index, photo in zip(refused, again.pixels, strict=True):
-            pixels[index] = torch.from_numpy(photo).to(self._device)
+        for index, found in answers.items():
+            if isinstance(found, np.ndarray):
+                pixels[index] = torch.from_numpy(found).to(self._device)
+            else:
+                errors[index] = f"{type(found).__name__}\n{found}".encode()
         return pixels, errors
 
-    def _decoded_on_cores(self, photos):
-        found = _Found([], [])
-        until_s = time.monotonic() + decode_client.LISTING_TIMEOUT_S
-        for begin in range(0, len(photos), len(self._decoders)):
-            some = photos[begin : begin + len(self._decoders)]
-            in_time = time.monotonic() < until_s
-            if in_time:
-                for decoder, photo in zip(self._decoders, some, strict=False):
-                    decoder.begin(photo)
-            for decoder, _ in zip(self._decoders, some, strict=False):
+
+class _OnCores:
+    """Photos in child processes, as many at once as there are; after a time none is begun any more."""
+
+    def __init__(self, decoders, photos, until_s):
+        self._decoders, self._photos, self._until_s = decoders, photos, until_s
+        self._first_in_time = time.monotonic() < until_s
+        if self._first_in_time:
+            self._begin(0)
+
+    def end(self):
+        """Yields each photo, (S, S, 3) uint8, or what was wrong with it."""
+        size = len(self._decoders)
+        for at in range(0, len(self._photos), size):
+            in_time = time.monotonic() < self._until_s if at else self._first_in_time
+            if in_time and at:
+                self._begin(at)
+            for decoder, _ in zip(self._decoders, self._photos[at : at + size], strict=False):
                 late = decode_client.timed_out(decode_client.LISTING_TIMEOUT_S)
-                found.add(decoder.end() if in_time else late, self._side)
-        return found
+                yield decoder.end() if in_time else late
+
+    def _begin(self, at):
+        for decoder, photo in zip(self._decoders, self._photos[at:], strict=False):
+            decoder.begin(photo)
 
 
 def _current(device):
@@ -124,16 +143,6 @@ class _Request:
             sizes = pb_utils.get_input_tensor_by_name(request, "sizes").as_numpy()
             self.encoded = [row[:size].tobytes() for row, size in zip(encoded.as_numpy(), sizes[:, 0], strict=True)]
         self.num_photos = len(self.encoded) if self.encoded else len(self.photos)
-
-
-class _Found:
-    def __init__(self, pixels, errors):
-        self.pixels, self.errors = pixels, errors
-
-    def add(self, found, side):
-        usable = isinstance(found, np.ndarray)
-        self.pixels.append(found if usable else np.zeros((side, side, 3), np.uint8))
-        self.errors.append(b"" if usable else f"{type(found).__name__}\n{found}".encode())
 
 
 def _response(rows, errors):
@@ -203,8 +212,9 @@ class _Graph:
         return tuple(output[: len(pixels)].clone() for output in self._outputs)
 
 
-def _decoder(parameters, settings):
+def _decoders(parameters, settings):
+    number = int(parameters["num_decoders"])
     if parameters["isolate"] != "true":
-        return decode_client.InThisProcess(settings)
+        return [decode_client.InThisProcess(settings) for _ in range(number)]
     nursery = decode_client.Nursery(settings, [parameters["python"]], path=CODE)
-    return decode_client.Decoder(nursery, settings)
+    return [decode_client.Decoder(nursery, settings) for _ in range(number)]

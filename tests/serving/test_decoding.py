@@ -6,6 +6,7 @@ import io
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -244,6 +245,22 @@ def test_a_photo_that_was_begun_and_never_ended_does_not_come_out_as_the_next():
         blocking.begin(PHOTO)
         blocking.begin(other)
         np.testing.assert_array_equal(blocking.end(), prepare_photo(other, PREPROCESSING))
+    finally:
+        blocking.close()
+
+
+def test_a_photos_time_counts_from_its_begin(monkeypatch):
+    """Of several that are decoded at once the last would else be waited for as often as there are."""
+    blocking = decoder(timeout_s=3600)
+    try:
+        signal.pidfd_send_signal(blocking._child.pidfd, signal.SIGSTOP)
+        blocking.begin(PHOTO)
+        an_hour_later = time.monotonic() + 3600
+        with monkeypatch.context() as patched:
+            patched.setattr("serving.decode_client.time.monotonic", lambda: an_hour_later)
+            assert isinstance(blocking.end(), PhotoTimedOut)
+        blocking.begin(PHOTO)
+        np.testing.assert_array_equal(blocking.end(), prepare_photo(PHOTO, PREPROCESSING))
     finally:
         blocking.close()
 

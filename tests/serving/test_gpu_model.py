@@ -8,10 +8,11 @@ import pytest
 
 from listing_vision.calibrate_command import calibrate
 from serving.engines import TritonEngine, until_answering
-from serving.triton_repository import MODEL_NAME, RepositoryOptions
+from serving.triton_repository import _MOST_DECODERS, MODEL_NAME, RepositoryOptions
 from serving.triton_server import LocalTriton
 from tests.helpers import encoded, scene
 from vision.bundle import load_bundle
+from vision.cores import usable_cores
 from vision.engine import Logits
 from vision.errors import PhotoNotAnImage, PhotoTruncated
 from vision.images import prepare_photo
@@ -83,6 +84,20 @@ def test_bad_photos_are_named_and_the_others_answered(triton, bundle):
     assert found.errors[4] is None
     assert len(found.logits.category) == 2
     np.testing.assert_allclose(found.logits.category[0], alone.logits.category[0], atol=1e-3)
+
+
+def test_more_photos_than_decoders_are_each_answered(triton, bundle):
+    turned = [encoded(scene(200 + 8 * i, 150), "PNG") for i in range(7)]
+
+    async def question(engine):
+        assert len(turned) > min(_MOST_DECODERS, usable_cores())
+        together = await engine.infer_encoded([*turned, PHOTOS["jpeg"]])
+        return together, [await engine.infer_encoded([photo]) for photo in (*turned, PHOTOS["jpeg"])]
+
+    together, alone = asked(triton, bundle, question)
+    assert together.errors == [None] * 8
+    for row, one in zip(together.logits.category, alone, strict=True):
+        np.testing.assert_allclose(row, one.logits.category[0], atol=1e-3)
 
 
 def test_listings_of_many_callers_each_get_their_own_answer(triton, bundle):
