@@ -114,6 +114,15 @@ def test_its_figures_are_those_of_the_committed_results():
     assert f"{serving['p50_ms_c8']:.0f} ms, {serving['p99_ms_c8']:.0f} ms" in README
 
 
+def test_what_is_said_of_decoding_on_a_card_was_measured():
+    result = json.loads((ROOT / "benchmarks" / "results" / "device_agreement_cpu.json").read_text())
+    measured, page = result["metrics"], (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    assert f"{100 * measured['changed_leaf_share']:.2f} % of Grocery Store's" in page
+    assert measured["changed_fills_share"] == 0
+    broken = {100 * measured[f"violation_rate_certified_from_{how}"] for how in ("pixels", "files")}
+    assert {f"in {rate:.1f} % of {result['details']['draws']} draws" in page for rate in broken} == {True}
+
+
 def test_every_linked_page_exists():
     for path in re.findall(r"\]\(([^)#]+)\)", README):
         assert (ROOT / path).exists(), path
