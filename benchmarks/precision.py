@@ -83,6 +83,7 @@ def main() -> None:
                 "input_px": bundle.info.preprocessing.input_px,
                 "precision": bundle.info.precision,
                 "how": bundle.info.training.get("converted", {}).get("how"),
+                **{name: bundle.info.training["recipe"][name] for name in ("stages", "seed", "distillation_weight")},
                 **{f"{split}_top1": value for split, value in accuracy[name].items()},
                 "photos_per_s_one_thread": rates[name],
             }

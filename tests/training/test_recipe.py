@@ -1,11 +1,12 @@
 import pytest
 import timm
 
+from tests.conftest import ROOT
 from training.recipe import Recipe, Stage, load_recipe
 from vision.errors import RecipeError
 
 
-@pytest.mark.parametrize("name", ["clothing", "convnext_base", "grocery", "grocery_gpu", "linear_probe", "quick"])
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "training" / "recipes").glob("*.toml")))
 def test_shipped_recipes_load(name):
     recipe = load_recipe(name)
     assert recipe.num_epochs > 0
@@ -44,7 +45,7 @@ def test_wrong_values_name_field_value_and_way_out(tmp_path, text, said):
 
 
 def test_an_unknown_recipe_lists_the_shipped_ones():
-    with pytest.raises(RecipeError, match=r"shipped: .*grocery, grocery_gpu, grocery_student, linear_probe, quick;"):
+    with pytest.raises(RecipeError, match=r"shipped: .*grocery, grocery_gpu, grocery_student, .*quick;"):
         load_recipe("groceries")
 
 
