@@ -116,6 +116,8 @@ def test_its_figures_are_those_of_the_committed_results():
 
 def test_what_is_said_of_decoding_on_a_card_was_measured():
     result = json.loads((ROOT / "benchmarks" / "results" / "device_agreement_cpu.json").read_text())
+    coarse = result["metrics"]["category_depth_2_top1_from_pixels"]
+    assert f"a second seed came to {100 * coarse:.1f} % coarse" in README
     measured, page = result["metrics"], (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
     assert f"{100 * measured['changed_leaf_share']:.2f} % of Grocery Store's" in page
     assert measured["changed_fills_share"] == 0
