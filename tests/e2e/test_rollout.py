@@ -17,8 +17,9 @@ from serving.routes import CANARY, SHADOW, Share
 from serving.triton_repository import RepositoryOptions
 from tests.conftest import ROOT
 from tests.e2e.test_whole_path import health
+from tests.helpers import children
 from tests.serving.test_outcomes import table
-from tests.serving.test_supervisor import PHOTO, Callers, children, metrics, until, workers
+from tests.serving.test_supervisor import PHOTO, Callers, metrics, until, workers
 
 
 def model(served, *words: object) -> tuple[int, str]:

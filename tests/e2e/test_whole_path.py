@@ -21,6 +21,7 @@ from serving.classify import classify_with_bundle
 from serving.client import CallFailed, ListingVisionClient
 from serving.triton_server import LocalTriton
 from tests.conftest import ROOT
+from tests.helpers import children
 from vision.manifest import Manifest, photo_bytes
 
 BUF = Path(sysconfig.get_path("scripts")) / "buf"
@@ -174,7 +175,7 @@ def test_triton_does_not_outlive_a_killed_gateway(bundle, start_serving, triton_
 
 def model_processes(triton_pid: int) -> list[int]:
     """Those that have been started, whether they still run or not."""
-    return [int(c) for t in Path(f"/proc/{triton_pid}/task").iterdir() for c in (t / "children").read_text().split()]
+    return children(triton_pid)
 
 
 def state_of(pid: int) -> str:

@@ -10,7 +10,7 @@ from serving import answers
 from serving.engines import InProcessEngine, TritonEngine, check, until_answering
 from serving.triton_repository import RepositoryOptions
 from serving.triton_server import LocalTriton
-from tests.helpers import encoded, scene
+from tests.helpers import children, encoded, scene
 from tests.hostile_photos import hostile_photos
 from vision.engine import OnnxEngine
 from vision.errors import EngineBroken, EngineUnavailable, PhotoDecoderCrashed, PhotoNotAnImage, PhotoTimedOut
@@ -143,10 +143,9 @@ def decoding_children(pid: int) -> list[int]:
     """The children, not the nurseries, that decode below a Triton."""
 
     def below(parent):
-        for task in Path(f"/proc/{parent}/task").iterdir():
-            for child in map(int, (task / "children").read_text().split()):
-                yield child
-                yield from below(child)
+        for child in children(parent):
+            yield child
+            yield from below(child)
 
     decoding = {p for p in below(pid) if b"serving.decode_child" in Path(f"/proc/{p}/cmdline").read_bytes()}
     parents = {p: int(Path(f"/proc/{p}/stat").read_text().rsplit(")", 1)[1].split()[1]) for p in decoding}

@@ -18,19 +18,18 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from serving.client import CallFailed, ListingVisionClient
 from tests.conftest import ROOT
-from tests.helpers import encoded, scene
+from tests.helpers import children, encoded, scene
 
 PHOTO = encoded(scene(200, 150))
 
 
-def children(pid: int) -> list[int]:
-    with contextlib.suppress(FileNotFoundError):
-        return [int(c) for t in Path(f"/proc/{pid}/task").iterdir() for c in (t / "children").read_text().split()]
-    return []
-
-
 def workers(pid: int) -> set[int]:
-    return {c for c in children(pid) if b"serving.worker" in Path(f"/proc/{c}/cmdline").read_bytes()}
+    found = set()
+    for child in children(pid):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+            if b"serving.worker" in Path(f"/proc/{child}/cmdline").read_bytes():
+                found.add(child)
+    return found
 
 
 def tree(pid: int) -> list[int]:
