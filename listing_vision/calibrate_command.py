@@ -20,6 +20,8 @@ __all__ = ["calibrate"]
 _log = logging.getLogger(__name__)
 
 DecodeIn = Literal["triton", "gateway"]
+_InferFiles = Callable[[Sequence[bytes]], tuple[Sequence[PhotoError | None], Logits]]
+"""That of `training.predictions`, which is imported when it is needed."""
 
 
 def calibrate(
@@ -59,7 +61,7 @@ def calibrate(
     refuse_existing(output)
     loaded = load_bundle(bundle)
     tune_rows, tested_rows, split = tune_and_calibration_rows(Manifest.load(manifest), tune_split=tune_split)
-    with _engine(loaded, triton, decode_in) as engine:
+    with _engine(loaded, triton, decode_in) as (engine, infer_files):
 
         def answers(rows: Manifest) -> Predictions:
             preprocessing = loaded.info.preprocessing
@@ -69,7 +71,7 @@ def calibrate(
                 loaded.taxonomy,
                 preprocessing,
                 engine.infer,
-                infer_files=engine.infer_files if isinstance(engine, _TritonOfOneCaller) else None,
+                infer_files=infer_files,
                 batch_size=8 if triton else 64,
                 other_brands=other_brands,
             )
@@ -92,14 +94,14 @@ def calibrate(
 
 
 @contextmanager
-def _engine(bundle: Bundle, triton: str | None, decode_in: DecodeIn) -> Iterator[Engine]:
+def _engine(bundle: Bundle, triton: str | None, decode_in: DecodeIn) -> Iterator[tuple[Engine, _InferFiles | None]]:
     if triton is None:
-        yield OnnxEngine(bundle)
+        yield OnnxEngine(bundle), None
     else:
         with asyncio.Runner() as runner:
             engine = _TritonOfOneCaller(bundle, triton, runner, may_decode=decode_in == "triton")
             try:
-                yield engine
+                yield engine, engine.infer_files
             finally:
                 engine.close()
 
@@ -130,7 +132,7 @@ class _TritonOfOneCaller:
         return self._runner.run(self._engine.infer(photos_nhwc))
 
     @property
-    def infer_files(self) -> Callable[[Sequence[bytes]], tuple[Sequence[PhotoError | None], Logits]] | None:
+    def infer_files(self) -> _InferFiles | None:
         """None where the model is to be sent pixels."""
         infer_encoded = self._engine.infer_encoded
         if infer_encoded is None:
