@@ -28,8 +28,8 @@ from benchmarks.common import BUILD, ROOT, write_result
 from benchmarks.load.processes import process_tree
 from benchmarks.serving import default_bundle
 from serving.backfill import inspection
-from serving.store import Store
-from training.drawing import PRODUCTS, draw_photo
+from serving.storage import Store
+from training.data.synthetic import PRODUCTS, draw_photo
 
 FOLDER = BUILD / "backfill_kills"
 PHOTOS_PER_LISTING = 2
@@ -103,7 +103,7 @@ def victim(turn: str, pid: int) -> int | None:
     """The process to kill, once there is one."""
     if turn in ("job", "ray_job"):
         return pid
-    wanted = b"serving.decode_child" if turn == "decoder" else b"ray::_Worker"
+    wanted = b"serving.decoding.fork_server" if turn == "decoder" else b"ray::_Worker"
     found = []
     for member in process_tree([pid]):
         with contextlib.suppress(OSError):

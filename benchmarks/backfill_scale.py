@@ -21,8 +21,8 @@ from benchmarks.backfill import job
 from benchmarks.common import BUILD, ROOT, write_result
 from benchmarks.load.processes import memory_sampled
 from benchmarks.serving import default_bundle
-from serving.store import Store
-from training.drawing import PRODUCTS, draw_photo
+from serving.storage import Store
+from training.data.synthetic import PRODUCTS, draw_photo
 
 FOLDER = BUILD / "backfill_scale"
 NUM_FILES = 200

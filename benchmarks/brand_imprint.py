@@ -6,7 +6,7 @@ Three brands are taken out of the training labels; their photos stay, of brand u
 of its training photos, drawn anew `--draws` times. Beside it: the same recipe with all brands, cosine and linear head.
 The default is a linear probe (minutes); `--recipe grocery` fine-tunes at the short settings of
 `benchmarks.grocery_ablation`. How much an imprinted brand gives way was chosen on this split, with a head on the same
-features but other code (`training.brands`); the test split is not touched.
+features but other code (`training.export.add_brand`); the test split is not touched.
 """
 
 import argparse
@@ -21,11 +21,11 @@ import numpy.typing as npt
 import torch
 
 from benchmarks.common import BUILD, cli, grocery_source, write_result
-from training.brands import imprint, taxonomy_with_brand
-from training.features import photo_features
-from training.loop import Trainer
+from training.export.add_brand import imprint, taxonomy_with_brand
+from training.inference.features import photo_features
 from training.recipe import Recipe, Stage, load_recipe
 from training.run import Run
+from training.trainer.trainer import Trainer
 from vision.bundle import BrandHead
 from vision.images import Preprocessing
 from vision.manifest import Manifest

@@ -20,7 +20,7 @@ import numpy as np
 from benchmarks.common import RESULTS, write_result
 from benchmarks.load import LoadPlan, LoadReport, learn_answers, phone_photos, run_load
 from benchmarks.serving import default_bundle, gateway
-from serving.capacity.planning import estimate, plan
+from serving.capacity.planner import estimate, plan
 from serving.capacity.profile import Profile
 from serving.capacity.simulation import Load, Service
 

@@ -20,10 +20,10 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.common import BUILD, cli, grocery_source, write_result
-from training.calibration import Promises, calibrate
-from training.drawing import draw_dataset
-from training.predictions import Predictions, predict
-from training.truth import judge_paths, listing_labels, truth_by_depth
+from training.calibration.calibrate import Promises, calibrate
+from training.data.synthetic import draw_dataset
+from training.evaluation.ground_truth import judge_paths, listing_labels, truth_by_depth
+from training.inference.predictions import Predictions, predict
 from vision.bundle import Bundle, load_bundle
 from vision.decision import BRAND_FIELD, Answers, Calibration, answer, field_name, fills, fuse
 from vision.engine import OnnxEngine

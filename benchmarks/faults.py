@@ -23,7 +23,7 @@ from benchmarks.common import write_result
 from benchmarks.load import ENDINGS, Answer, LoadPlan, LoadReport, learn_answers, phone_photos, run_load
 from benchmarks.load.processes import process_tree
 from benchmarks.serving import default_bundle, gateway
-from tests.hostile_photos import hostile_photos
+from tests.support.hostile_photos import hostile_photos
 
 SHARE_OF_PEAK = 0.5
 DEADLINE_S = 5.0
@@ -83,7 +83,7 @@ async def nothing(tree: Tree) -> None:
 
 def busiest_worker(tree: Tree) -> int:
     """The gateway process that has most callers: several on one port do not share them evenly."""
-    return max(tree.running(b"serving.worker"), key=_num_sockets)
+    return max(tree.running(b"serving.supervisor.gateway_worker"), key=_num_sockets)
 
 
 def _num_sockets(pid: int) -> int:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import BUILD, cli, grocery_source, write_result
-from training.loop import Trainer
 from training.recipe import Recipe, Stage, load_recipe
 from training.run import Run
+from training.trainer.trainer import Trainer
 from vision.manifest import Manifest
 from vision.taxonomy import Taxonomy
 

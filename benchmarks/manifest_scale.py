@@ -150,7 +150,7 @@ def _measure(folder: Path) -> dict[str, Any]:
     labels = train.labels(taxonomy), val.labels(taxonomy)
     done("labels")
     from training.recipe import Recipe, Stage
-    from training.sampling import Draws
+    from training.trainer.sampler import Draws
 
     done("import of the training package")
     recipe = Recipe(stages=(Stage(photo_px=224, epochs=1),), batch_size=1024)

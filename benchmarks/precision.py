@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import BUILD, cli, grocery_source, write_result
-from training.export import onnx_forward
-from training.precision import convert_bundle, model_speeds
-from training.predictions import predict
-from training.truth import truth_by_depth
+from training.evaluation.ground_truth import truth_by_depth
+from training.export.export import onnx_forward
+from training.export.precision import convert_bundle, model_speeds
+from training.inference.predictions import predict
 from vision.bundle import Bundle, load_bundle
 from vision.manifest import Manifest
 

@@ -23,7 +23,7 @@ import numpy as np
 from benchmarks.common import BUILD, write_result
 from benchmarks.load import LoadPlan, LoadReport, learn_answers, phone_photos, run_load
 from benchmarks.serving import default_bundle, gateway
-from serving.control import ask, control_path
+from serving.processes.control import ask, control_path
 from vision.bundle import load_bundle, seal_bundle
 
 SHARE_OF_PEAK = 0.5

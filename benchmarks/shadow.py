@@ -26,7 +26,7 @@ from benchmarks.common import BUILD, write_result
 from benchmarks.load import ENDINGS, LoadPlan, learn_answers, phone_photos, run_load
 from benchmarks.rollout import other_calibration
 from benchmarks.serving import default_bundle, gateway
-from serving.control import ask, control_path
+from serving.processes.control import ask, control_path
 
 WAYS = ("alone", "canary", "shadow")
 _DEADLINE_S = 30.0

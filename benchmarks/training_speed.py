@@ -4,7 +4,7 @@
 
 Same backbone, batch, photo size, augmentation (crop, flip, erasing), channels-last, AdamW, EMA, label smoothing; every
 measurement is a process of its own, and the candidates take turns. Also printed: what loader processes and kept memory
-(training/memory.py) do, with page faults and the share of system time.
+(training/trainer/memory.py) do, with page faults and the share of system time.
 """
 
 import argparse
@@ -47,10 +47,10 @@ class Setting:
 
 def ours(setting: Setting, manifest: Manifest, taxonomy: Taxonomy, *, workers: int | None) -> dict[str, float]:
     """The project's own run; val is not judged in what is measured."""
-    from training.loop import Trainer
-    from training.machine import Machine
     from training.recipe import Recipe, Stage
     from training.run import Run
+    from training.trainer.hardware import Machine
+    from training.trainer.trainer import Trainer
 
     train = manifest.where_split("train")
     recipe = Recipe(
@@ -184,9 +184,9 @@ def one(name: str, manifest: Path) -> dict[str, float]:
     """A measurement, in this process."""
     measure, workers, keeps_memory = CANDIDATES[name]
     if not keeps_memory:
-        import training.learner
+        import training.trainer.train_step
 
-        vars(training.learner)["keep_freed_memory"] = lambda: None
+        vars(training.trainer.train_step)["keep_freed_memory"] = lambda: None
     loaded, taxonomy = Manifest.load(str(manifest)), Taxonomy.load(manifest.parent / "taxonomy.json")
     figures = measure(Setting(), loaded, taxonomy, workers=workers)
     used = resource.getrusage(resource.RUSAGE_SELF)

@@ -73,9 +73,11 @@ def training_flops_a_photo(setting: Setting) -> float:
 def ours_decoding_on_the_card(
     setting: Setting, manifest: Manifest, taxonomy: Taxonomy, *, workers: int | None
 ) -> dict[str, float]:
-    import training.machine
+    import training.trainer.hardware
 
-    vars(training.machine)["Machine"] = functools.partial(training.machine.Machine, decode_on="device")
+    vars(training.trainer.hardware)["Machine"] = functools.partial(
+        training.trainer.hardware.Machine, decode_on="device"
+    )
     return ours(setting, manifest, taxonomy, workers=workers)
 
 

@@ -4,10 +4,10 @@
     python -m fuzz.decode_photo --minutes 600          a night
     python -m fuzz.decode_photo build/fuzz/findings/*  what became of what was found
 
-It starts from every accepted format and from the drawer of hostile photos (tests/hostile_photos.py), and keeps what led
-to new code in the corpus for the next time. atheris counts the Python that is reached, in vision and in Pillow; of the
-native decoders it sees nothing, but they get what comes through. Photos are limited to a few megapixels here, so that
-many are tried; what is slow or large at that size is no matter of pixels.
+It starts from every accepted format and from the drawer of hostile photos (tests/support/hostile_photos.py), and keeps
+what led to new code in the corpus for the next time. atheris counts the Python that is reached, in vision and in
+Pillow; of the native decoders it sees nothing, but they get what comes through. Photos are limited to a few megapixels
+here, so that many are tried; what is slow or large at that size is no matter of pixels.
 
 Each finding is a file, and beside it a text that says what happened and how to see it again. Exits 1 where there is
 one.
@@ -121,8 +121,8 @@ def _pulses(corpus: Path, limits: _Limits, seconds: int) -> Iterator[tuple[int, 
 
 
 def _write_seeds(corpus: Path) -> int:
-    from tests.helpers import encoded, scene
-    from tests.hostile_photos import hostile_photos
+    from tests.support.helpers import encoded, scene
+    from tests.support.hostile_photos import hostile_photos
 
     seeds = [photo.data for photo in hostile_photos() if not photo.may_time_out]
     small = scene(24, 16)

@@ -3,21 +3,21 @@
 import typer
 
 import vision
-from listing_vision.calibrate_command import calibrate
-from listing_vision.classify_command import classify
+from listing_vision.calibrate import calibrate
+from listing_vision.classify import classify
 from listing_vision.demo import demo
-from serving import commands as serving_commands
-from serving.backfill.commands import backfill_app
-from serving.capacity.commands import plan_app
-from serving.model_commands import model_app
-from training import commands as training_commands
-from training.brand_commands import brand_app
-from training.comparison_commands import compare
-from training.convert_command import convert
-from training.data_commands import data_app
-from training.experiment_commands import experiment_app, from_outcomes
-from training.suspects_commands import suspects
-from vision.commands import new_app, run_app
+from serving.cli import serve as serving_commands
+from serving.cli.backfill import backfill_app
+from serving.cli.model import model_app
+from serving.cli.plan import plan_app
+from training.cli import train as training_commands
+from training.cli.brand import brand_app
+from training.cli.compare import compare
+from training.cli.data import data_app
+from training.cli.experiment import experiment_app, from_outcomes
+from training.cli.model import convert
+from training.cli.suspects import suspects
+from vision.runtime.cli import new_app, run_app
 
 __all__ = ["app", "main"]
 

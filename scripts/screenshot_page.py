@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.browser import browser
-from training.drawing import draw_photo
+from tests.support.browser import browser
+from training.data.synthetic import draw_photo
 
 ROOT = Path(__file__).resolve().parent.parent
 

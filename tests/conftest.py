@@ -35,7 +35,7 @@ def grocery_source() -> Path:
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory):
     """Folder of a small drawn data set: manifest.parquet and taxonomy.json."""
-    from training.drawing import draw_dataset
+    from training.data.synthetic import draw_dataset
 
     folder = tmp_path_factory.mktemp("drawn")
     manifest, taxonomy = draw_dataset(folder, listings={"train": 40, "val": 30, "test": 10}, seed=1)
@@ -59,14 +59,14 @@ def small_recipe():
 @pytest.fixture(scope="session")
 def trained_run(tmp_path_factory, drawn, small_recipe):
     """A finished run of a few steps."""
-    from tests.helpers import train_run
+    from tests.support.helpers import train_run
 
     return train_run(tmp_path_factory.mktemp("run"), drawn, small_recipe)
 
 
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory, trained_run):
-    from training.export import export_bundle
+    from training.export.export import export_bundle
 
     return export_bundle(trained_run, tmp_path_factory.mktemp("bundles") / "small", model_name="small")
 
@@ -74,8 +74,8 @@ def bundle(tmp_path_factory, trained_run):
 @pytest.fixture(scope="session")
 def other_bundle(tmp_path_factory, drawn, small_recipe):
     """Of other weights."""
-    from tests.helpers import train_run
-    from training.export import export_bundle
+    from tests.support.helpers import train_run
+    from training.export.export import export_bundle
 
     run = train_run(tmp_path_factory.mktemp("other"), drawn, replace(small_recipe, seed=7))
     return export_bundle(run, tmp_path_factory.mktemp("bundles") / "other", model_name="other")
@@ -130,7 +130,7 @@ def start_serving():
 
 @pytest.fixture(scope="session")
 def triton_installation():
-    from serving.triton_install import find_triton
+    from serving.triton.install import find_triton
     from vision.errors import TritonUnsupported
 
     try:

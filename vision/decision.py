@@ -124,7 +124,8 @@ class Calibration:
     certifies: Mapping[str, str]
     """What the promises hold for: sha256 of the model file, preprocessing fingerprint, precision, backend, splits."""
     expected: Mapping[str, Spread] = field(default_factory=dict)
-    """Of the listings that it was made from, by name (`training.experiments.EXPECTED`): what drift is measured from."""
+    """Of the listings that it was made from, by name (`training.statistics.sequential.EXPECTED`): what drift is
+    measured from."""
 
     @functools.cached_property
     def version(self) -> str:

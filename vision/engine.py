@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from vision.bundle import ONNX_ON_CPU, Bundle
-from vision.cores import usable_cores
 from vision.errors import EngineBroken, EngineUnavailable
+from vision.runtime.cpus import usable_cores
 
 __all__ = ["INPUT_NAME", "OUTPUT_NAMES", "Engine", "Logits", "OnnxEngine", "check_golden"]
 

@@ -51,8 +51,8 @@ class CosineHead(nn.Module):
     The embedding is standardised before its angle is taken. Pooled activations have a large common part: in plain
     embeddings any two photos are closer than a trained weight is to its own photos, so that three imprinted brands
     left 0-45 % of the other photos their right answer, standardised 74-82 % of 95 % before; the bias does the rest
-    (see `training.brands`; val of Grocery Store, features of tf_efficientnet_lite0, where 'no brand' gained nothing
-    from a trained bias).
+    (see `training.export.add_brand`; val of Grocery Store, features of tf_efficientnet_lite0, where 'no brand' gained
+    nothing from a trained bias).
     """
 
     running_mean: torch.Tensor

@@ -19,15 +19,15 @@ import torch
 
 from benchmarks.certificate import Judged, as_listings, drawn_anew
 from benchmarks.common import write_result
-from training.bundle_model import load_bundle_model
-from training.calibration import calibrate
-from training.predictions import Predictions, predict
+from training.calibration.calibrate import calibrate
+from training.inference.network import load_bundle_model
+from training.inference.predictions import Predictions, predict
 from vision.bundle import Bundle, load_bundle
 from vision.decision import BRAND_FIELD, field_name
-from vision.device_decode import DeviceDecoder, plain_crop
 from vision.engine import Logits
 from vision.errors import PhotoError
 from vision.images import prepare_photo
+from vision.images.gpu_decoding import DeviceDecoder, plain_crop
 from vision.manifest import Manifest
 
 __all__ = ["Decodes", "Pair", "agreement"]

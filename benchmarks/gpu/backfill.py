@@ -13,13 +13,13 @@ import numpy.typing as npt
 import torch
 
 from benchmarks.gpu.network import Network
-from serving.backfill.engines import make_decoder
-from serving.backfill.photos import Reader
+from serving.backfill.local_engine import make_decoder
+from serving.backfill.photo_reader import Reader
 from serving.backfill.pipeline import Pipeline, Waits
 from serving.backfill.plan import PhotosOfShard
 from vision.bundle import Bundle
-from vision.device_decode import DeviceDecoder, plain_crop
 from vision.engine import Logits
+from vision.images.gpu_decoding import DeviceDecoder, plain_crop
 
 __all__ = ["decoded_on_card", "decoded_on_cores", "decoding_on_card", "decoding_on_cores", "rate", "repeated"]
 

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import torch
 
-from training.bundle_model import load_bundle_model
-from training.precision import HalfClassifier
+from training.export.precision import HalfClassifier
+from training.inference.network import load_bundle_model
 from vision.bundle import Bundle
 
 __all__ = ["BATCHES", "Network", "Recorded", "networks", "photos_per_s"]

@@ -29,7 +29,7 @@ def read_photos(folder: Path) -> list[bytes]:
 
 
 def _phone_photo(number: int) -> bytes:
-    from training.drawing import PRODUCTS, draw_photo
+    from training.data.synthetic import PRODUCTS, draw_photo
 
     rng = np.random.default_rng(number)
     drawn = Image.open(io.BytesIO(draw_photo(number % len(PRODUCTS), 1, rng))).convert("RGB").resize((1440, 1080))

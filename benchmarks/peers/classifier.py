@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from serving import answers
+from serving.api import responses
 from serving.protocol import listing_vision_pb2 as pb
 from vision.bundle import load_bundle
 from vision.engine import OnnxEngine
@@ -24,7 +24,7 @@ class Classifier:
     def __call__(self, request: bytes) -> bytes:
         """Bytes of a ClassifyListingResponse to those of a ClassifyListingRequest of usable photos."""
         asked = pb.ClassifyListingRequest.FromString(request)
-        prepared = [answers.prepare(photo.content, self._bundle.info.preprocessing) for photo in asked.photos]
+        prepared = [responses.prepare(photo.content, self._bundle.info.preprocessing) for photo in asked.photos]
         logits = self._engine.infer(np.stack([photo.pixels for photo in prepared if photo.pixels is not None]))
         errors = [photo.error for photo in prepared]
-        return answers.answer(self._bundle, errors, logits, listing_id=asked.listing_id).SerializeToString()
+        return responses.answer(self._bundle, errors, logits, listing_id=asked.listing_id).SerializeToString()

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from serving.store import Store
+from serving.storage import Store
 from vision.bundle import Bundle
 from vision.errors import BackfillError
 

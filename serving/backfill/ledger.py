@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from serving.store import Store
+from serving.storage import Store
 from vision.errors import BackfillError
 
 __all__ = ["LEDGER_FOLDER", "Entry", "File", "Ledger"]

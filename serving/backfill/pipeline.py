@@ -15,9 +15,9 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from serving.backfill.photos import Reader
+from serving.backfill.output import Failure
+from serving.backfill.photo_reader import Reader
 from serving.backfill.plan import PhotosOfShard
-from serving.backfill.tables import Failure
 from vision.engine import Logits
 from vision.errors import PhotoDecoderCrashed, PhotoError, PhotoTimedOut
 from vision.images import Photo

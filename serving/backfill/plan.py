@@ -21,7 +21,7 @@ import pyarrow.compute
 import pyarrow.parquet
 from fsspec.implementations.local import LocalFileSystem
 
-from serving.store import Store
+from serving.storage import Store
 from vision.errors import ManifestError
 
 __all__ = ["PhotosOfShard", "Plan", "ShardReader", "manifest_sha256", "manifest_urls", "write_plan"]

@@ -20,14 +20,14 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet
 
-from serving.backfill.engines import Answered, BackfillEngine
 from serving.backfill.job import JOB_PATH, LOCK_PATH, SCHEMA_VERSION, Job, read_job
 from serving.backfill.ledger import LEDGER_FOLDER, Entry, File, Ledger
-from serving.backfill.photos import Reader
+from serving.backfill.local_engine import Answered, BackfillEngine
+from serving.backfill.output import Rows, encoded
+from serving.backfill.photo_reader import Reader
 from serving.backfill.plan import PhotosOfShard, ShardReader, manifest_sha256, manifest_urls, write_plan
 from serving.backfill.progress import Progress
-from serving.backfill.tables import Rows, encoded
-from serving.store import Store
+from serving.storage import Store
 from vision.errors import BackfillError
 
 __all__ = ["Asked", "Interrupted", "Stopper", "commit", "open_job", "publish", "retry", "run"]

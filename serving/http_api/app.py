@@ -20,8 +20,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as AsgiMessage
 
-from serving.answers import MAX_PHOTOS
-from serving.client import DEFAULT_TIMEOUT_S, MESSAGE_LIMIT_BYTES
+from serving.api.responses import MAX_PHOTOS
+from serving.client.client import DEFAULT_TIMEOUT_S, MESSAGE_LIMIT_BYTES
 from serving.http_api.errors import from_grpc, refusal
 from serving.http_api.taxonomies import Taxonomies
 from serving.http_api.upstream import Upstream
@@ -96,15 +96,15 @@ def make_app(upstream: Upstream, taxonomies: Taxonomies) -> Starlette:
         Route("/v1/outcomes", _refusing(outcome), methods=["POST"]),
         Route("/v1/model", _refusing(model), methods=["GET"]),
         Route("/v1/taxonomy", _refusing(names), methods=["GET"]),
-        Route("/openapi.json", _file("protocol", "openapi.json", "application/json"), methods=["GET"]),
-        *(Route(path, _file("web_page", *found), methods=["GET"]) for path, found in _PAGE.items()),
+        Route("/openapi.json", _file("openapi.json", "application/json"), methods=["GET"]),
+        *(Route(path, _file(f"page/{found[0]}", found[1]), methods=["GET"]) for path, found in _PAGE.items()),
     ]
     middleware = [Middleware(_Headers), Middleware(_BodyLimit)]
     return Starlette(routes=routes, middleware=middleware, exception_handlers={HTTPException: _told})
 
 
-def _file(package: str, name: str, media_type: str) -> Endpoint:
-    content = (resources.files("serving") / package / name).read_bytes()
+def _file(name: str, media_type: str) -> Endpoint:
+    content = (resources.files("serving.http_api") / name).read_bytes()
 
     async def send(request: Request) -> Response:
         return Response(content, media_type=media_type)

@@ -14,14 +14,14 @@ from typing import Any
 
 import uvicorn
 
-from serving.control import ControlServer
+from serving.config import ServeOptions, local_control
 from serving.http_api.app import make_app
 from serving.http_api.taxonomies import Taxonomies
 from serving.http_api.upstream import Upstream
-from serving.processes import die_with_parent
-from serving.serve_options import ServeOptions, local_control
-from vision.commands import run_command
+from serving.processes.control import ControlServer
+from serving.processes.lifetime import die_with_parent
 from vision.errors import ListingVisionError
+from vision.runtime.cli import run_command
 
 __all__ = ["make_server"]
 

@@ -4,7 +4,7 @@ import json
 import logging
 from pathlib import Path
 
-from serving.routes import Routes
+from serving.rollout.traffic_split import Routes
 from vision.errors import TaxonomyError
 from vision.taxonomy import Taxonomy
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import grpc
 
-from serving.client import MESSAGE_LIMIT_BYTES
+from serving.client.client import MESSAGE_LIMIT_BYTES
+from serving.config import local_address
 from serving.protocol import listing_vision_pb2_grpc as pb_grpc
-from serving.serve_options import local_address
 
 __all__ = ["Upstream"]
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from serving.api.status import Refusal
 from serving.protocol import listing_vision_pb2 as pb
-from serving.statuses import Refusal
 from vision.taxonomy import Taxonomy
 
 __all__ = ["SCHEMAS", "outcome_row", "shadow_row", "suggestion_row"]

@@ -13,10 +13,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from serving.metrics import RECORDS
+from serving.observability.metrics import RECORDS
 from serving.outcomes.records import SCHEMAS, outcome_row, shadow_row, suggestion_row
 from serving.protocol import listing_vision_pb2 as pb
-from serving.store import Store
+from serving.storage import Store
 from vision.taxonomy import Taxonomy
 
 __all__ = ["WRITE_EVERY_S", "Recorder"]

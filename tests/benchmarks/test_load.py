@@ -17,9 +17,9 @@ import pytest
 from benchmarks.load import CallEnded, LoadPlan, connect_grpc, connections, generator, learn_answers, run_load
 from benchmarks.load.processes import CpuMeter, process_tree, resident_mb, resident_mb_by_name
 from benchmarks.load.report import BUCKET_S
+from serving.api.status import Refusal, abort
 from serving.protocol import listing_vision_pb2 as pb
 from serving.protocol import listing_vision_pb2_grpc as pb_grpc
-from serving.statuses import Refusal, abort
 
 PHOTOS = [b"boots", b"mugs", b"bags"]
 HOSTILE = b"hostile"

@@ -12,11 +12,11 @@ import prometheus_client
 import pytest
 import yaml
 
-import serving.metrics  # noqa: F401  registers what a gateway process exports
-from serving.supervisor import ServeOptions, Supervisor
-from serving.triton_server import LocalTriton
+import serving.observability.metrics  # noqa: F401  registers what a gateway process exports
+from serving.supervisor.supervisor import ServeOptions, Supervisor
+from serving.triton.process import LocalTriton
 from tests.conftest import ROOT
-from training.experiment_report import PROMISE_METRICS
+from training.outcomes.report import PROMISE_METRICS
 
 RULES = ROOT / "deploy" / "prometheus" / "alerts.yml"
 DASHBOARD = json.loads((ROOT / "deploy" / "grafana" / "dashboards" / "listing-vision.json").read_text())
@@ -87,7 +87,8 @@ def _samples(family):
 def test_labels_that_rules_choose_by_are_those_of_the_metrics():
     rules = RULES.read_text()
     reasons = set(re.findall(r'outcome(?:=~|=|!=)"([A-Z_|]+)"', rules))
-    from serving import gateway, statuses
+    from serving.api import status
+    from serving.gateway import service
 
-    known = {*statuses._CODES, gateway.ANSWERED, gateway.GIVEN_UP}
+    known = {*status._CODES, service.ANSWERED, service.GIVEN_UP}
     assert {reason for found in reasons for reason in found.split("|")} <= known

@@ -6,8 +6,8 @@ import yaml
 
 import vision
 from scripts.check_deploy import COMPOSE, COMPOSE_DECODE, DEPLOY
-from tests.deploy.settings import known_variables, parsed
 from tests.deploy.test_images import environment_of
+from tests.support.deploy_settings import known_variables, parsed
 
 SERVICES = yaml.safe_load(COMPOSE.read_text())["services"]
 OURS = {name: service for name, service in SERVICES.items() if "listing-vision" in service["image"]}

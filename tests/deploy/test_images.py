@@ -14,9 +14,9 @@ import pytest
 import vision
 from scripts.check_deploy import ROOT
 from scripts.try_dockerfile import needed, read_stages
-from serving.triton_install import MODEL_ENVIRONMENT
-from serving.triton_repository import _DECODING_CODE_ON_GPU
-from tests.deploy.settings import known_variables, parsed
+from serving.triton.install import MODEL_ENVIRONMENT
+from serving.triton.repository import DECODING_CODE_ON_GPU
+from tests.support.deploy_settings import known_variables, parsed
 
 STAGES = read_stages()
 FINAL = ("gateway", "triton", "triton-torch", "training", "backfill")
@@ -95,9 +95,8 @@ def test_a_model_in_triton_finds_its_own_python_first_with_what_it_needs():
     tried = {line.partition("==")[0]: line for line in MODEL_ENVIRONMENT}
     assert names["numpy"] == tried["numpy"]
     # All that the models' code imports, beside the standard library and what Triton gives.
-    sources = [path for name in ("model.py", "gpu_model.py") for path in (ROOT / "serving/triton_backend").glob(name)]
-    for package, modules in _DECODING_CODE_ON_GPU.items():
-        sources += [ROOT / package / module for module in modules]
+    sources = [path for name in ("model.py", "gpu_model.py") for path in (ROOT / "serving/triton/backend").glob(name)]
+    sources += [ROOT / name for name in DECODING_CODE_ON_GPU]
     imported = {
         found.partition(".")[0]
         for source in sources

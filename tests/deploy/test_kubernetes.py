@@ -10,13 +10,14 @@ import yaml
 
 import vision
 from scripts.check_deploy import BUILT, DEPLOY, ROOT, built, check_manifest, pod_templates
-from serving import metrics, supervisor
-from serving.gateway_processes import END_PATIENCE_S
-from serving.security import ServerTls
-from serving.serve_options import ServeOptions
-from serving.supervisor import Supervisor
-from tests.deploy.settings import known_variables, parsed, parsed_line
-from training.commands import EXIT_INTERRUPTED
+from serving.auth.interceptor import ServerTls
+from serving.config import ServeOptions
+from serving.observability import metrics
+from serving.supervisor import supervisor
+from serving.supervisor.gateway_pool import END_PATIENCE_S
+from serving.supervisor.supervisor import Supervisor
+from tests.support.deploy_settings import known_variables, parsed, parsed_line
+from training.cli.train import EXIT_INTERRUPTED
 from training.recipe import load_recipe
 
 
@@ -126,7 +127,7 @@ def test_the_repository_is_written_by_a_command_that_exists_where_triton_reads_i
     assert str(options["output"]) == "/models"
     mounts = {mount["name"]: mount["mountPath"] for mount in container_of(*TRITON)["volumeMounts"]}
     assert mounts["models"] == "/models"
-    assert mounts["engines"] in inspect.getsource(__import__("serving.triton_repository", fromlist=[""]))
+    assert mounts["engines"] in inspect.getsource(__import__("serving.triton.repository", fromlist=[""]))
     # The gateways of a release decide with the bundle that its Tritons compute.
     assert options["bundle"] == parsed(["serve"], environment_of(container_of(*GATEWAY)), monkeypatch)["bundle"]
 
@@ -258,7 +259,7 @@ def test_tritons_follow_metrics_that_the_adapter_makes_of_metrics_that_exist():
     stage = metrics.STAGE_SECONDS.describe()[0].name
     query = made["listing_vision_gateway_queue_seconds"]
     assert set(re.findall(r"listing_vision_\w+", query)) == {f"{stage}_sum", f"{stage}_count"}
-    assert 'stage("queue")' in inspect.getsource(__import__("serving.engines", fromlist=[""]))
+    assert 'stage("queue")' in inspect.getsource(__import__("serving.inference.triton", fromlist=[""]))
 
 
 def test_the_training_job_is_torchrun_on_a_name_that_its_first_pod_has(monkeypatch):

@@ -15,10 +15,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from scripts.check_deploy import DEPLOY
-from serving.engines import TritonEngine, until_answering
-from serving.serve_options import CANARY_MODEL_NAME
-from serving.triton_repository import RepositoryOptions, write_repository
-from serving.triton_server import _free_ports
+from serving.config import CANARY_MODEL_NAME
+from serving.inference.triton import TritonEngine, until_answering
+from serving.triton.process import _free_ports
+from serving.triton.repository import RepositoryOptions, write_repository
 from vision.errors import EngineUnavailable
 
 KEY = "a-key-of-the-operator"

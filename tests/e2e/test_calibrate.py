@@ -8,11 +8,11 @@ import grpc
 from typer.testing import CliRunner
 
 from listing_vision.cli import app
+from serving.config import ServeOptions
+from serving.gateway.server import GatewayServer
 from serving.protocol import listing_vision_pb2 as pb
 from serving.protocol import listing_vision_pb2_grpc as pb_grpc
-from serving.serve_options import ServeOptions
-from serving.server import GatewayServer
-from serving.triton_server import LocalTriton
+from serving.triton.process import LocalTriton
 from vision.bundle import load_bundle, seal_bundle
 from vision.manifest import Manifest
 
@@ -91,7 +91,7 @@ def test_a_certificate_ends_when_another_backend_takes_over(bundle, tmp_path, mo
     async def answers_by(self):
         return backend
 
-    monkeypatch.setattr("serving.engines.InProcessEngine.backend", answers_by)
+    monkeypatch.setattr("serving.inference.triton.InProcessEngine.backend", answers_by)
 
     async def fills_while_backends_change():
         nonlocal backend

@@ -10,9 +10,9 @@ import typer.main
 
 from listing_vision.cli import app
 from tests.conftest import ROOT
-from tests.helpers import encoded, scene
-from training.judged_model import load_judged
-from training.predictions import predict
+from tests.support.helpers import encoded, scene
+from training.inference.evaluated_model import load_judged
+from training.inference.predictions import predict
 from vision.bundle import load_bundle
 from vision.manifest import Manifest
 
@@ -73,7 +73,7 @@ def test_the_verbs_of_the_work_are_all_there():
 
 def test_no_torch_is_needed_to_serve_or_to_see_the_help():
     code = (
-        "import sys, listing_vision.cli, serving.server, serving.client, serving.classify; "
+        "import sys, listing_vision.cli, serving.gateway.server, serving.client, listing_vision.classify_listing; "
         "assert not {'torch', 'timm', 'torchvision', 'pyarrow', 'scipy', 'onnxruntime'} & set(sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
@@ -143,7 +143,7 @@ def test_a_run_is_judged_like_its_bundle(tmp_path, bundle, trained_run, drawn):
 
 
 def test_the_demo_takes_the_whole_path(tmp_path):
-    from training.drawing import draw_photo
+    from training.data.synthetic import draw_photo
 
     for split, count in (("train", 12), ("val", 4), ("test", 2)):
         for product in range(3):

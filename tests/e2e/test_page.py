@@ -7,9 +7,9 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 
-from tests.browser import browser, chromium
-from tests.serving.test_http_api import http_url
-from training.drawing import draw_photo
+from tests.serving.http_api.test_app import http_url
+from tests.support.browser import browser, chromium
+from training.data.synthetic import draw_photo
 
 pytestmark = pytest.mark.skipif(chromium() is None, reason="needs a Chromium: apt-get install chromium")
 

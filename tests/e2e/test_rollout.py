@@ -13,13 +13,13 @@ import pytest
 from grpc_health.v1 import health_pb2
 
 from serving.client import ListingVisionClient
-from serving.routes import CANARY, SHADOW, Share
-from serving.triton_repository import RepositoryOptions
+from serving.rollout.traffic_split import CANARY, SHADOW, Share
+from serving.triton.repository import RepositoryOptions
 from tests.conftest import ROOT
 from tests.e2e.test_whole_path import health
-from tests.helpers import children
-from tests.serving.test_outcomes import table
-from tests.serving.test_supervisor import PHOTO, Callers, metrics, until, workers
+from tests.serving.outcomes.test_writer import table
+from tests.serving.supervisor.test_supervisor import PHOTO, Callers, metrics, until, workers
+from tests.support.helpers import children
 
 
 def model(served, *words: object) -> tuple[int, str]:

@@ -14,12 +14,12 @@ import time
 import grpc
 import pytest
 
-from serving import tracing
+from serving.observability import tracing
 from serving.protocol import listing_vision_pb2 as pb
 from serving.protocol import listing_vision_pb2_grpc as pb_grpc
 from tests.conftest import ROOT
-from tests.helpers import encoded, scene
-from tests.otlp_collector import Collector
+from tests.support.helpers import encoded, scene
+from tests.support.otlp_collector import Collector
 from vision.errors import ListingVisionError
 
 PHOTO = encoded(scene(200, 150))
@@ -151,7 +151,7 @@ def test_who_is_not_to_be_traced_is_not_and_is_found_in_the_log(traced, decoding
     collector.trace(last, CALL)
     assert {span.trace_id for span in collector.spans} & {unsampled} == set()
     assert logged(traced, unsampled)
-    calls = [line for line in map(json.loads, decoding.log.splitlines()) if line["logger"] == "serving.gateway"]
+    calls = [line for line in map(json.loads, decoding.log.splitlines()) if line["logger"] == "serving.gateway.service"]
     ids = {line["trace_id"] for line in calls}
     assert len(ids) == len(calls) >= 2
     assert len(ids & {span.trace_id for span in collector.spans}) == len(calls) - 1
@@ -224,7 +224,7 @@ def test_a_collector_that_never_answers_holds_up_no_call(bundle, start_serving, 
 
 def test_nothing_of_it_is_imported_unless_asked_for():
     code = (
-        "import sys, listing_vision.cli, serving.worker, serving.client, serving.engines; "
+        "import sys, listing_vision.cli, serving.supervisor.gateway_worker, serving.client, serving.inference.triton; "
         "assert not {'opentelemetry', 'jwt', 'cryptography'} & {name.partition('.')[0] for name in sys.modules}"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

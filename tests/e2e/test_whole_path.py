@@ -17,11 +17,11 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from serving.classify import classify_with_bundle
+from listing_vision.classify_listing import classify_with_bundle
 from serving.client import CallFailed, ListingVisionClient
-from serving.triton_server import LocalTriton
+from serving.triton.process import LocalTriton
 from tests.conftest import ROOT
-from tests.helpers import children
+from tests.support.helpers import children
 from vision.manifest import Manifest, photo_bytes
 
 BUF = Path(sysconfig.get_path("scripts")) / "buf"

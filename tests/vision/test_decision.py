@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from tests.helpers import small_taxonomy
+from tests.support.helpers import small_taxonomy
 from vision.decision import (
     BRAND_FIELD,
     Calibration,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from tests.helpers import small_taxonomy
+from tests.support.helpers import small_taxonomy
 from vision.errors import ManifestError
 from vision.manifest import COLUMNS, Manifest, photo_bytes, written_whole
 

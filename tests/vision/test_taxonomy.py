@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.helpers import small_taxonomy
+from tests.support.helpers import small_taxonomy
 from vision.errors import TaxonomyError
 from vision.taxonomy import Brand, Category, Taxonomy
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from serving.backfill.ledger import Entry, File, Ledger
-from serving.store import Store
+from serving.storage import Store
 from vision.errors import BackfillError
 
 
@@ -40,7 +40,7 @@ def store(tmp_path):
 
 @pytest.mark.parametrize("elsewhere", [False, True])
 def test_entries_come_back_as_they_were_written(store, elsewhere, monkeypatch):
-    monkeypatch.setattr("serving.store._AT_ONCE", 2)
+    monkeypatch.setattr("serving.storage._AT_ONCE", 2)
     if elsewhere:
         store = Store("memory://backfill-entries")
         store.remove_all()
@@ -135,7 +135,7 @@ def test_what_cannot_be_listed_is_no_empty_folder(store, monkeypatch):
     def broken(folder):
         raise OSError(5, "Input/output error", str(folder))
 
-    monkeypatch.setattr("serving.store.os.scandir", broken)
+    monkeypatch.setattr("serving.storage.os.scandir", broken)
     with pytest.raises(OSError, match="Input/output error"):
         ledger.mend()
     monkeypatch.undo()

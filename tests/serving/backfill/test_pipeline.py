@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from serving.backfill.photos import Reader
+from serving.backfill.photo_reader import Reader
 from serving.backfill.pipeline import Pipeline, Waits
 from serving.backfill.plan import PhotosOfShard
 from vision.engine import Logits
@@ -111,7 +111,7 @@ def test_what_may_pass_is_tried_again(tmp_path, monkeypatch):
             raise TimeoutError("slow down")
         return b"7"
 
-    monkeypatch.setattr("serving.backfill.photos.photo_bytes", flaky)
+    monkeypatch.setattr("serving.backfill.photo_reader.photo_bytes", flaky)
     [done] = pipeline_in(tmp_path).run([shard_of(0, [7])])
     assert done.failures == {}
     assert len(tries) == 2
@@ -121,7 +121,7 @@ def test_what_does_not_pass_is_given_up_after_some_tries(tmp_path, monkeypatch):
     def broken(url):
         raise ConnectionError("reset by peer")
 
-    monkeypatch.setattr("serving.backfill.photos.photo_bytes", broken)
+    monkeypatch.setattr("serving.backfill.photo_reader.photo_bytes", broken)
     [done] = pipeline_in(tmp_path).run([shard_of(0, [7])])
     assert (done.failures[0].reason, done.failures[0].message) == ("PHOTO_READ_FAILED", "reset by peer")
 

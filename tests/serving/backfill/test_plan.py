@@ -7,7 +7,7 @@ import pyarrow.parquet
 import pytest
 
 from serving.backfill.plan import ShardReader, manifest_sha256, manifest_urls, write_plan
-from serving.store import Store
+from serving.storage import Store
 from vision.errors import ManifestError
 
 ROWS = [("b", "b1.jpg"), ("a", "a1.jpg"), ("b", "b2.jpg"), ("c", "c1.jpg"), ("a", "a2.jpg"), ("d", "d1.jpg")]

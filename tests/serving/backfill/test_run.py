@@ -12,14 +12,14 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 
+from listing_vision.classify_listing import classify_with_bundle
 from serving.backfill import inspection
-from serving.backfill.engines import local_engine
 from serving.backfill.job import LOCK_PATH, read_job
 from serving.backfill.ledger import Ledger
+from serving.backfill.local_engine import local_engine
 from serving.backfill.run import Asked, Interrupted, Stopper, open_job, retry, run
-from serving.classify import classify_with_bundle
 from serving.protocol import listing_vision_pb2 as pb
-from serving.store import Store
+from serving.storage import Store
 from tests.conftest import ROOT
 from tests.serving.backfill.conftest import read_manifest, write_manifest
 from vision.errors import BackfillError, ManifestError

@@ -1,0 +1,150 @@
+"""The verb `calibrate`: promises tested anew, on other listings or with the backend that will serve."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import numpy.typing as npt
+import typer
+
+from vision.bundle import UNKNOWN_BACKEND, Bundle, load_bundle, refuse_existing
+from vision.engine import Engine, Logits, OnnxEngine
+from vision.errors import EngineBroken, PhotoError
+
+__all__ = ["calibrate"]
+
+_log = logging.getLogger(__name__)
+
+DecodeIn = Literal["triton", "gateway"]
+_InferFiles = Callable[[Sequence[bytes]], tuple[Sequence[PhotoError | None], Logits]]
+"""That of `training.inference.predictions`, which is imported when it is needed."""
+
+
+def calibrate(
+    bundle: Annotated[Path, typer.Argument(help="A model bundle.")],
+    manifest: Annotated[str, typer.Argument(help="Manifest with a val split, and a calibrate split if there is one.")],
+    output: Annotated[Path, typer.Option("--output", help="Folder of the new bundle; must not exist.")],
+    tune_split: Annotated[str, typer.Option(help="Listings that temperatures and thresholds come from.")] = "val",
+    alpha_category: Annotated[float, typer.Option(help="A filled category is wrong at most this often.")] = 0.05,
+    alpha_brand: Annotated[float, typer.Option(help="A filled brand is wrong at most this often.")] = 0.02,
+    delta: Annotated[float, typer.Option(help="Any of the promises fails with at most this probability.")] = 0.05,
+    triton: Annotated[
+        str | None, typer.Option(help="HOST:PORT of a Triton that serves the bundle, to certify its backend.")
+    ] = None,
+    decode_in: Annotated[
+        DecodeIn,
+        typer.Option(
+            help="Of --triton, as `serve` is told: triton, where its model can; or gateway, also of backfills."
+        ),
+    ] = "triton",
+    other_brands: Annotated[
+        bool, typer.Option("--other-brands", help="A brand that the taxonomy lacks counts as such, not as a mistake.")
+    ] = False,
+) -> None:
+    """Certify anew from which probability on each field is filled in; writes a new bundle with the same weights.
+
+    The promises are tested on the manifest's calibrate split; without one half of the tune split serves for it.
+
+    Example: listing-vision calibrate bundles/grocery data/grocery/manifest.parquet --output bundles/grocery-2
+    """
+    from training.calibration.calibrate import Promises
+    from training.export.model_card import promise_lines
+    from training.export.recalibrate import recalibrate, tune_and_calibration_rows
+    from training.inference.predictions import Predictions, predict
+    from vision.manifest import Manifest
+
+    promises = Promises(alpha_category=alpha_category, alpha_brand=alpha_brand, delta=delta)
+    refuse_existing(output)
+    loaded = load_bundle(bundle)
+    tune_rows, tested_rows, split = tune_and_calibration_rows(Manifest.load(manifest), tune_split=tune_split)
+    with _engine(loaded, triton, decode_in) as (engine, infer_files):
+
+        def answers(rows: Manifest) -> Predictions:
+            preprocessing = loaded.info.preprocessing
+            # Small batches: one must fit into any Triton's limits of batch and time.
+            made = predict(
+                rows,
+                loaded.taxonomy,
+                preprocessing,
+                engine.infer,
+                infer_files=infer_files,
+                batch_size=8 if triton else 64,
+                other_brands=other_brands,
+            )
+            for photo in made.unusable:
+                _log.warning("left out of calibration: %s", photo)
+            return made
+
+        written = recalibrate(
+            loaded,
+            output,
+            tune=answers(tune_rows),
+            tested=answers(tested_rows) if tested_rows else None,
+            split=split,
+            backend=engine.backend,
+            promises=promises,
+        )
+    for line in promise_lines(written.calibration):
+        typer.echo(line)
+    typer.echo(f"bundle {output}: {written.info.model_name} {written.info.model_version}, calibrated on {split}")
+
+
+@contextmanager
+def _engine(bundle: Bundle, triton: str | None, decode_in: DecodeIn) -> Iterator[tuple[Engine, _InferFiles | None]]:
+    if triton is None:
+        yield OnnxEngine(bundle), None
+    else:
+        with asyncio.Runner() as runner:
+            engine = _TritonOfOneCaller(bundle, triton, runner, may_decode=decode_in == "triton")
+            try:
+                yield engine, engine.infer_files
+            finally:
+                engine.close()
+
+
+class _TritonOfOneCaller:
+    def __init__(self, bundle: Bundle, address: str, runner: asyncio.Runner, *, may_decode: bool) -> None:
+        from serving.inference.triton import TritonEngine, check
+
+        async def connect() -> tuple[TritonEngine, str]:
+            engine = TritonEngine(address, may_decode=may_decode)
+            try:
+                await check(engine, bundle)
+                return engine, await engine.backend()
+            except BaseException:
+                await engine.close()
+                raise
+
+        self._runner = runner
+        self._engine, self.backend = runner.run(connect())
+        if self.backend == UNKNOWN_BACKEND:
+            self.close()
+            raise EngineBroken(
+                f"the model at {address} does not say what computes it, so nothing can be promised; serve a repository "
+                "that `listing-vision triton repository` wrote"
+            )
+
+    def infer(self, photos_nhwc: npt.NDArray[np.uint8]) -> Logits:
+        return self._runner.run(self._engine.infer(photos_nhwc))
+
+    @property
+    def infer_files(self) -> _InferFiles | None:
+        """None where the model is to be sent pixels."""
+        infer_encoded = self._engine.infer_encoded
+        if infer_encoded is None:
+            return None
+
+        async def each_alone(photos: Sequence[bytes]) -> tuple[list[PhotoError | None], Logits]:
+            # As listings of their own, each with the time that a listing has.
+            found = await asyncio.gather(*(infer_encoded([photo]) for photo in photos))
+            errors = [error for decoded in found for error in decoded.errors]
+            return errors, Logits(*map(np.concatenate, zip(*(decoded.logits for decoded in found), strict=True)))
+
+        return lambda photos: self._runner.run(each_alone(photos))
+
+    def close(self) -> None:
+        self._runner.run(self._engine.close())

@@ -1,0 +1,1 @@
+"""The wire contract: limits, statuses, error details, responses."""

@@ -1,0 +1,124 @@
+"""A JSON Web Key Set (RFC 7517): fetched or read within limits, and of its keys those that a signature may rest on."""
+
+import http.client
+import json
+import logging
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Mapping
+from io import BufferedIOBase
+from pathlib import Path
+from typing import Any
+
+import jwt
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+
+from serving.auth.interceptor import is_loopback
+from vision.errors import ListingVisionError
+
+__all__ = ["ALGORITHMS", "fetch", "parse", "read_file", "require_safe"]
+
+_log = logging.getLogger(__name__)
+
+ALGORITHMS = frozenset({"ES256", "EdDSA", "RS256"})
+"""All with public keys: one of a shared secret (HS256) would let whoever knows a public key sign with it."""
+LEAST_RSA_BITS = 2048
+"""NIST SP 800-131A."""
+MAX_BYTES = 256 << 10
+TIMEOUT_S = 5.0
+"""To fetch a key set, all in all."""
+
+
+def parse(raw: bytes, name: str) -> Mapping[str, jwt.PyJWK]:
+    """The usable keys by their id (`kid`); those of other kinds or uses are left out.
+
+    Raises:
+        ListingVisionError: it is no key set, or has no usable key.
+    """
+    try:
+        listed = json.loads(raw)["keys"]
+        found = {jwk["kid"]: key for jwk in reversed(listed) if (key := _usable(jwk))}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ListingVisionError(f"{name} is not a JSON Web Key Set: {type(error).__name__}") from error
+    if not found:
+        raise ListingVisionError(
+            f"{name} has no key to verify tokens with: a public key with a `kid`, for {', '.join(sorted(ALGORITHMS))}"
+        )
+    return found
+
+
+def _usable(jwk: Mapping[str, Any]) -> jwt.PyJWK | None:
+    key_id = jwk.get("kid")
+    if not isinstance(key_id, str) or jwk.get("use", "sig") != "sig" or "verify" not in jwk.get("key_ops", ["verify"]):
+        return None
+    if "d" in jwk:
+        _log.warning("JWKS: key %r is a private key and is left out; whoever can read it can sign tokens", key_id)
+        return None
+    try:
+        key = jwt.PyJWK.from_dict(dict(jwk))
+    except jwt.PyJWTError as error:
+        # Its message may hold the key.
+        _log.warning("JWKS: key %r is left out: %s", key_id, type(error).__name__)
+        return None
+    if key.algorithm_name not in ALGORITHMS:
+        return None
+    if isinstance(key.key, RSAPublicKey) and key.key.key_size < LEAST_RSA_BITS:
+        _log.warning("JWKS: key %r is left out: %d bits are too few", key_id, key.key.key_size)
+        return None
+    return key
+
+
+def read_file(path: Path) -> bytes:
+    """Raises ListingVisionError: it cannot be read, or is too large."""
+    try:
+        with path.open("rb") as file:
+            return _bounded(file, str(path), time.monotonic() + TIMEOUT_S)
+    except OSError as error:
+        raise ListingVisionError(f"JWKS {path} cannot be read: {error.strerror}") from error
+
+
+def require_safe(url: str) -> None:
+    """Raise ListingVisionError unless nobody on the way can put keys of their own into the answer."""
+    parts = urllib.parse.urlsplit(url)
+    safe = parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or ""))
+    if not safe or not parts.hostname or parts.username or parts.password:
+        raise ListingVisionError(
+            f"--jwks {parts.scheme}://{parts.hostname}: give an https URL without user and password, or a path; http "
+            "is for this machine alone"
+        )
+
+
+def fetch(url: str) -> bytes:
+    """The key set at a URL, directly: a redirect is refused.
+
+    Raises:
+        ListingVisionError: it cannot be had in time, or is too large.
+    """
+    handlers: list[urllib.request.BaseHandler] = [_NoRedirect()]
+    if urllib.parse.urlsplit(url).scheme == "http":
+        handlers.append(urllib.request.ProxyHandler({}))  # plain text leaves this machine by no detour
+    until_s = time.monotonic() + TIMEOUT_S
+    asked = urllib.request.Request(url, headers={"Accept": "application/json"})
+    try:
+        with urllib.request.build_opener(*handlers).open(asked, timeout=TIMEOUT_S) as answer:
+            return _bounded(answer, url, until_s)
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise ListingVisionError(f"JWKS {url} cannot be fetched: {error}") from error
+
+
+def _bounded(source: BufferedIOBase, name: str, until_s: float) -> bytes:
+    found = b""
+    while chunk := source.read1(16 << 10):
+        found += chunk
+        if len(found) > MAX_BYTES:
+            raise ListingVisionError(f"JWKS {name} is larger than {MAX_BYTES >> 10} KiB")
+        if time.monotonic() > until_s:
+            raise ListingVisionError(f"JWKS {name} did not come within {TIMEOUT_S:g} s")
+    return found
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_: Any) -> None:
+        """None: the redirect is an error, as any other answer but the key set."""

@@ -1,0 +1,203 @@
+"""Bearer tokens that an identity provider signs: JWTs (RFC 7519), told by the keys that it publishes (RFC 7517)."""
+
+import asyncio
+import hashlib
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import jwt
+
+from serving.auth.interceptor import Watched
+from serving.auth.jwks import fetch, parse, read_file, require_safe
+from vision.errors import ListingVisionError
+
+__all__ = ["JwtTokens", "JwtTrust"]
+
+_log = logging.getLogger(__name__)
+
+LEEWAY_S = 30.0
+"""Between the provider's clock and ours."""
+LEAST_BETWEEN_S = 30.0
+"""Between two fetches, whatever tokens come: somebody may send a thousand with keys that do not exist."""
+FRESH_S = 300.0
+"""A fetched key that the provider has withdrawn is believed for so long."""
+WAIT_S = 6.0
+"""For keys, of a call whose token names one that is not known yet."""
+REMEMBERED_S = 60.0
+"""A token that was found good is not computed again for so long, or until it expires."""
+MAX_REMEMBERED = 10_000
+MAX_TOKEN_CHARS = 8192
+"""As gRPC limits a call's headers."""
+MAX_CALLER_CHARS = 200
+_REQUIRED = ("exp", "iss", "aud", "sub")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JwtTrust:
+    """Whose tokens are believed."""
+
+    jwks: str
+    """URL (https, or http to this machine) or path of the keys, as a JSON Web Key Set."""
+    audience: str
+    """That a token must be meant for (`aud`)."""
+    issuer: str
+    """That it must come from (`iss`)."""
+    kept: Path | None = None
+    """Where fetched keys are kept for a process that starts while the provider is away; None: nowhere."""
+
+
+class _Keys(Protocol):
+    async def find(self, key_id: str) -> jwt.PyJWK | None:
+        """The key of a name; the same object as long as the key set does not change."""
+        ...
+
+
+class JwtTokens:
+    """Tells callers by the `sub` of a token that a key of the provider's has signed.
+
+    The algorithm is the key's own, one of `serving.auth.jwks.ALGORITHMS`, whatever the token says of itself. Use it in
+    one running loop.
+    """
+
+    def __init__(self, trust: JwtTrust, *, clock: Callable[[], float] = time.time) -> None:
+        """Raises ListingVisionError: the keys cannot be had."""
+        self._trust = trust
+        self._clock = clock
+        self._keys: _Keys = _FetchedKeys(trust) if "://" in trust.jwks else _FileKeys(Path(trust.jwks))
+        self._remembered: OrderedDict[bytes, _Verified] = OrderedDict()
+
+    async def caller(self, token: str) -> str | None:
+        """The caller's name; None: it is not a token to believe, whatever the reason."""
+        if len(token) > MAX_TOKEN_CHARS:
+            return None
+        # Whatever a stranger may send, such as JSON too deep to read, is as good as no token.
+        try:
+            return await self._verified(token)
+        except Exception as error:
+            _log.debug("a token is not believed: %s", type(error).__name__)
+            return None
+
+    async def _verified(self, token: str) -> str | None:
+        key_id = jwt.get_unverified_header(token).get("kid")
+        key = await self._keys.find(key_id) if key_id else None
+        if key is None:
+            return None
+        digest = hashlib.sha256(token.encode()).digest()
+        found = self._remembered.get(digest)
+        # A key that is no longer the same object has been replaced or withdrawn since.
+        if found is None or found.key is not key or self._clock() >= found.until_s:
+            found = self._verify(token, key)
+            self._remember(digest, found)
+        return found.caller
+
+    def _verify(self, token: str, key: jwt.PyJWK) -> "_Verified":
+        claims: Mapping[str, Any] = jwt.decode(
+            token,
+            key,
+            algorithms=[key.algorithm_name],
+            audience=self._trust.audience,
+            issuer=self._trust.issuer,
+            leeway=LEEWAY_S,
+            options={"require": list(_REQUIRED)},
+        )
+        caller = claims["sub"]
+        if not (0 < len(caller) <= MAX_CALLER_CHARS and caller.isprintable()):
+            raise jwt.InvalidTokenError("sub")
+        return _Verified(caller, key, min(self._clock() + REMEMBERED_S, float(claims["exp"]) + LEEWAY_S))
+
+    def _remember(self, digest: bytes, found: "_Verified") -> None:
+        self._remembered[digest] = found
+        self._remembered.move_to_end(digest)
+        while len(self._remembered) > MAX_REMEMBERED:
+            self._remembered.popitem(last=False)
+
+
+class _Verified(NamedTuple):
+    caller: str
+    key: jwt.PyJWK
+    """That signed it."""
+    until_s: float
+    """Wall clock."""
+
+
+class _FileKeys:
+    """Of a file that is read again when it changes; one that cannot be used changes nothing."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._watched = Watched(path)
+        self._watched.changed()
+        self._by_id = parse(read_file(path), str(path))
+
+    async def find(self, key_id: str) -> jwt.PyJWK | None:
+        if self._watched.changed():
+            try:
+                self._by_id = parse(read_file(self._path), str(self._path))
+            except ListingVisionError as error:
+                _log.warning("%s; the old keys stay", error)
+        return self._by_id.get(key_id)
+
+
+class _FetchedKeys:
+    """Of a URL: fetched again every few minutes, and when a token names a key that is not known.
+
+    A provider that is away changes nothing: the last keys stay.
+    """
+
+    def __init__(self, trust: JwtTrust) -> None:
+        require_safe(trust.jwks)
+        self._url, self._kept = trust.jwks, trust.kept
+        self._fetching: asyncio.Task[None] | None = None
+        self._fetched_s = time.monotonic()
+        self._raw = self._first()
+        self._by_id = parse(self._raw, self._url)
+
+    async def find(self, key_id: str) -> jwt.PyJWK | None:
+        is_known = key_id in self._by_id
+        if self._is_due(FRESH_S if is_known else LEAST_BETWEEN_S):
+            self._fetched_s = time.monotonic()
+            self._fetching = asyncio.create_task(self._fetch_again())
+        if self._fetching and not is_known:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.shield(self._fetching), WAIT_S)
+        return self._by_id.get(key_id)
+
+    def _is_due(self, age_s: float) -> bool:
+        return self._fetching is None and time.monotonic() - self._fetched_s >= age_s
+
+    async def _fetch_again(self) -> None:
+        try:
+            raw = await asyncio.to_thread(fetch, self._url)
+            if raw != self._raw:
+                self._by_id = parse(raw, self._url)
+                self._raw = raw
+                self._keep(raw)
+                _log.info("JWKS %s has changed: %d keys", self._url, len(self._by_id))
+        except (ListingVisionError, OSError) as error:
+            _log.warning("%s; the old keys stay", error)
+        finally:
+            self._fetching = None
+
+    def _first(self) -> bytes:
+        try:
+            raw = fetch(self._url)
+            parse(raw, self._url)
+        except ListingVisionError as error:
+            if self._kept is None or not self._kept.is_file():
+                raise
+            _log.warning("%s; the keys that were fetched before are used", error)
+            return self._kept.read_bytes()
+        self._keep(raw)
+        return raw
+
+    def _keep(self, raw: bytes) -> None:
+        if self._kept:
+            unfinished = self._kept.with_suffix(f".{id(self)}")
+            unfinished.write_bytes(raw)
+            unfinished.replace(self._kept)

@@ -1,0 +1,221 @@
+"""The verb `backfill`, and its questions."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from vision.runtime.cli import new_app
+
+if TYPE_CHECKING:
+    from serving.backfill.local_engine import BackfillEngine
+    from serving.backfill.run import Stopper
+
+__all__ = ["backfill_app"]
+
+_Output = Annotated[str, typer.Argument(help="A backfill's output: a folder, or any fsspec URL.", metavar="URL")]
+_Model = Annotated[Path, typer.Option("--model", help="A model bundle.")]
+_Target = Annotated[
+    str | None, typer.Option(help="HOST:PORT of a running gateway or Triton that serves the bundle; else this machine.")
+]
+_Rate = Annotated[float | None, typer.Option(min=0.1, help="Photos a second at most, with --target.")]
+_Cores = Annotated[int | None, typer.Option(min=1, help="Cores to use; all that there are by default.")]
+_Isolate = Annotated[bool, typer.Option(help="Decode in processes of their own, which a photo may crash.")]
+_ErrorShare = Annotated[
+    float, typer.Option(min=0, max=1, help="Stop when more of the last thousand photos cannot be used.")
+]
+
+
+class _BackfillGroup(TyperGroup):
+    """`backfill MANIFEST …` runs; the others ask."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        known = {*self.commands, "--help"}
+        return super().parse_args(ctx, args if args and args[0] in known else ["run", *args])
+
+
+backfill_app = new_app("Classify every stored listing: `backfill MANIFEST --model BUNDLE --output URL`.")
+backfill_app.info.cls = _BackfillGroup
+backfill_app.info.no_args_is_help = False
+
+
+@backfill_app.command("run")
+def run(
+    manifest: Annotated[
+        str, typer.Argument(help="Parquet, CSV or JSON Lines: a file, a folder or a pattern; any fsspec URL.")
+    ],
+    model: _Model,
+    output: Annotated[str, typer.Option(help="Where the answers go: a folder, or any fsspec URL.")],
+    anew: Annotated[bool, typer.Option("--anew", help="Drop what is there and begin again.")] = False,
+    target: _Target = None,
+    rate: _Rate = None,
+    ray: Annotated[bool, typer.Option("--ray", help="On a Ray cluster, or with Ray on this machine.")] = False,
+    ray_address: Annotated[str | None, typer.Option(help="Of the cluster; implies --ray.")] = None,
+    max_error_share: _ErrorShare = 0.1,
+    top_k: Annotated[int, typer.Option(min=0, max=100, help="Likeliest leaves to write beside the answer.")] = 0,
+    embedding: Annotated[bool, typer.Option("--embedding", help="Write each listing's mean embedding.")] = False,
+    listings_per_shard: Annotated[int, typer.Option(min=1, help="What a kill costs at most.")] = 200,
+    cores: _Cores = None,
+    isolate: _Isolate = True,
+    metrics_port: Annotated[int | None, typer.Option(help="Serve Prometheus metrics there.")] = None,
+    earlier: Annotated[
+        str | None, typer.Option(help="Output of an earlier backfill to compare with at the end.")
+    ] = None,
+) -> None:
+    """Classify every listing of a manifest. The same command goes on where it was stopped, however it was stopped.
+
+    Example: listing-vision backfill listings.parquet --model bundles/grocery --output backfills/2026-11
+
+    SIGTERM or Ctrl-C ends it within 20 seconds; it exits 75 then.
+    """
+    from serving.backfill import inspection
+    from serving.backfill.job import LOCK_PATH
+    from serving.backfill.progress import metrics_at
+    from serving.backfill.run import Asked, Stopper, open_job
+    from serving.backfill.run import run as run_job
+    from serving.storage import Store
+
+    if (ray or ray_address) and (target or cores):
+        raise typer.BadParameter(
+            "--ray takes its cores from the cluster and its model from the bundle; drop the others"
+        )
+    if rate and not target:
+        raise typer.BadParameter("--rate is for live traffic's sake and needs --target")
+    registry = None if metrics_port is None else metrics_at(metrics_port)
+    store, stopper = Store(output), Stopper()
+    asked = Asked(
+        manifest=manifest,
+        output=output,
+        listings_per_shard=listings_per_shard,
+        top_k=top_k,
+        embedding=embedding,
+        anew=anew,
+    )
+    with _interruptible(stopper), store.locked(LOCK_PATH):
+        if ray or ray_address:
+            from serving.backfill.ray_engine import ray_engine
+
+            engine: BackfillEngine = ray_engine(model, address=ray_address, isolate=isolate, stop=stopper.abandon)
+        else:
+            engine = _engine(model, stopper, target=target, rate=rate, cores=cores, isolate=isolate)
+        try:
+            job = open_job(store, asked, engine, typer.echo)
+            typer.echo(f"{job.num_listings} listings, {job.num_photos} photos, {job.num_shards} shards")
+            progress = run_job(
+                store, job, engine, max_error_share=max_error_share, stopper=stopper, say=typer.echo, registry=registry
+            )
+        finally:
+            engine.close()
+    typer.echo(f"{progress}\n{inspection.status(store)}\n\n{inspection.distribution(store)}")
+    if earlier:
+        typer.echo(f"\nagainst {earlier}:\n{inspection.diff(Store(earlier), store)}")
+
+
+@backfill_app.command()
+def retry(
+    output: _Output,
+    model: _Model,
+    reason: Annotated[list[str] | None, typer.Option(help="Of the dead letters to take up; all by default.")] = None,
+    target: _Target = None,
+    rate: _Rate = None,
+    max_error_share: _ErrorShare = 1.0,
+    cores: _Cores = None,
+    isolate: _Isolate = True,
+) -> None:
+    """Take up the dead letters alone: their listings are answered again, and replaced.
+
+    Example: listing-vision backfill retry backfills/2026-11 --model bundles/grocery --reason PHOTO_READ_FAILED
+    """
+    from serving.backfill.job import LOCK_PATH, read_job
+    from serving.backfill.run import Stopper
+    from serving.backfill.run import retry as retry_job
+    from serving.storage import Store
+
+    store, stopper = Store(output), Stopper()
+    job = read_job(store)
+    with _interruptible(stopper), store.locked(LOCK_PATH):
+        engine = _engine(model, stopper, target=target, rate=rate, cores=cores, isolate=isolate)
+        try:
+            job.refuse_other({"model": engine.versions})
+            found = retry_job(
+                store, job, engine, reasons=reason or (), max_error_share=max_error_share, stopper=stopper
+            )
+        finally:
+            engine.close()
+    typer.echo(
+        f"{found['listings']} listings answered again: {found['photos_mended']} photos mended, "
+        f"{found['photos_left']} still cannot be used"
+    )
+
+
+@backfill_app.command()
+def status(output: _Output) -> None:
+    """How far a backfill is.
+
+    Example: listing-vision backfill status backfills/2026-11
+    """
+    from serving.backfill import inspection
+    from serving.storage import Store
+
+    typer.echo(str(inspection.status(Store(output))))
+
+
+@backfill_app.command()
+def verify(output: _Output) -> None:
+    """Whether every listing is answered once and every file is whole; exits 1 where not.
+
+    Example: listing-vision backfill verify backfills/2026-11
+    """
+    from serving.backfill import inspection
+    from serving.storage import Store
+
+    found = inspection.verify(Store(output))
+    typer.echo(str(found))
+    if not found.is_right:
+        raise typer.Exit(1)
+
+
+@backfill_app.command()
+def diff(
+    old: Annotated[str, typer.Argument(help="Output of the earlier backfill.")],
+    new: Annotated[str, typer.Argument(help="Output of the later one.")],
+    examples: Annotated[int, typer.Option(min=0, help="Changed listings to show.")] = 10,
+) -> None:
+    """How many answers changed between two backfills, and which.
+
+    Example: listing-vision backfill diff backfills/2026-05 backfills/2026-11
+    """
+    from serving.backfill import inspection
+    from serving.storage import Store
+
+    typer.echo(str(inspection.diff(Store(old), Store(new), num_examples=examples)))
+
+
+def _engine(
+    model: Path, stopper: "Stopper", *, target: str | None, rate: float | None, cores: int | None, isolate: bool
+) -> "BackfillEngine":
+    from serving.backfill.local_engine import local_engine
+    from vision.bundle import load_bundle
+
+    bundle, stop = load_bundle(model), stopper.abandon
+    if not target:
+        return local_engine(bundle, stop=stop, num_cores=cores, isolate=isolate)
+    from serving.backfill.remote_engine import target_engine
+
+    return target_engine(target, bundle, photos_per_s=rate, stop=stop, isolate=isolate)
+
+
+@contextmanager
+def _interruptible(stopper: "Stopper") -> Iterator[None]:
+    """Exits 75 where the job was asked to stop."""
+    from serving.backfill.run import EXIT_INTERRUPTED, Interrupted
+
+    try:
+        with stopper.listening():
+            yield
+    except Interrupted as stopped:
+        typer.echo(f"stopped: {stopped}", err=True)
+        raise typer.Exit(EXIT_INTERRUPTED) from stopped

@@ -1,0 +1,130 @@
+"""The verb `model`: another model for a running service, without an outage."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vision.errors import ListingVisionError
+from vision.runtime.cli import new_app
+
+__all__ = ["model_app"]
+
+model_app = new_app("Load, try, promote, roll back and unload models of a running `listing-vision serve`.")
+
+_Port = Annotated[int, typer.Option(help="Of the running gateway on this machine.", envvar="LISTING_VISION_PORT")]
+_OptionalRelease = Annotated[str | None, typer.Argument(help="A release as `model status` names it.")]
+_Off = Annotated[bool, typer.Option("--off", help="End it; the release stays loaded.")]
+_Release = Annotated[str, typer.Argument(help="A release as `model status` names it.")]
+
+
+@model_app.command()
+def load(bundle: Annotated[Path, typer.Argument(help="A model bundle.")], port: _Port = 50051) -> None:
+    """Load a bundle beside what serves, and check its golden photos; callers notice nothing.
+
+    Example: listing-vision model load bundles/new
+    """
+    release = _ask(port, "load", bundle=str(bundle.resolve()))
+    typer.echo(f"{release} is loaded and answers its golden photos; listing-vision model promote {release}")
+
+
+@model_app.command()
+def promote(release: _Release, port: _Port = 50051) -> None:
+    """Have a loaded release answer from now on; the one before stays loaded, for `rollback`.
+
+    Example: listing-vision model promote 1f0a9c2e.5d21b7
+    """
+    _ask(port, "promote", release=release)
+    typer.echo(f"{release} answers")
+
+
+@model_app.command()
+def rollback(port: _Port = 50051) -> None:
+    """Have the release answer that did before the last `promote`.
+
+    Example: listing-vision model rollback
+    """
+    typer.echo(f"{_ask(port, 'rollback')} answers")
+
+
+@model_app.command()
+def canary(
+    release: _OptionalRelease = None,
+    share: Annotated[float, typer.Option(help="Of the listings, above 0 and at most 1, by their ids.")] = 0.05,
+    off: _Off = False,
+    port: _Port = 50051,
+) -> None:
+    """Have a loaded release answer a share of the listings; one that is not well is removed by itself.
+
+    A larger share holds all listings of a smaller one, so that nobody's answer changes back.
+
+    Example: listing-vision model canary 1f0a9c2e.5d21b7 --share 0.05
+    """
+    if _turned_on(port, "canary", release, share, off=off):
+        typer.echo(f"{release} answers {share:.4g} of the listings; listing-vision model canary --off ends it")
+    else:
+        typer.echo("no canary answers any listing")
+
+
+@model_app.command()
+def shadow(
+    release: _OptionalRelease = None,
+    share: Annotated[float, typer.Option(help="Of the listings, above 0 and at most 1, by their ids.")] = 1.0,
+    off: _Off = False,
+    port: _Port = 50051,
+) -> None:
+    """Have a loaded release answer listings too, for the record: callers never see it. Needs `serve --outcomes`.
+
+    It is asked after the caller's answer and only while there is time to spare.
+
+    Example: listing-vision model shadow 1f0a9c2e.5d21b7 --share 0.2
+    """
+    if _turned_on(port, "shadow", release, share, off=off):
+        typer.echo(f"{release} sees {share:.4g} of the listings; listing-vision model shadow --off ends it")
+    else:
+        typer.echo("no shadow sees any listing")
+
+
+@model_app.command()
+def unload(release: _Release, port: _Port = 50051) -> None:
+    """Let go of a release that does not answer.
+
+    Example: listing-vision model unload 1f0a9c2e.5d21b7
+    """
+    _ask(port, "unload", release=release)
+    typer.echo(f"{release} is unloaded")
+
+
+@model_app.command()
+def status(port: _Port = 50051) -> None:
+    """What is loaded, and what each release is for.
+
+    Example: listing-vision model status
+    """
+    for found in _ask(port, "status"):
+        typer.echo(f"{found['release']:<24} {found['state']:<16} {found['name']:<20} {found['bundle']}")
+        if found["why_removed"]:
+            typer.echo(f"  was removed as a canary: {found['why_removed']}")
+
+
+def _turned_on(port: int, part: str, release: str | None, share: float, *, off: bool) -> bool:
+    if off == (release is not None):
+        raise typer.BadParameter("give a release or --off")
+    if off:
+        _ask(port, f"{part}_off")
+    else:
+        _ask(port, f"{part}_on", release=release, share=share)
+    return not off
+
+
+def _ask(port: int, command: str, **arguments: Any) -> Any:
+    from serving.processes.control import NoAnswer, NoAnswerInTime, ask, control_path
+
+    try:
+        return ask(control_path(port), command, **arguments)
+    except NoAnswerInTime as error:
+        raise ListingVisionError(f"the supervisor of port {port} may still be at it: {error}") from error
+    except NoAnswer as error:
+        raise ListingVisionError(
+            f"no supervisor answers: {error}; give the --port that `listing-vision serve` listens on"
+        ) from error

@@ -1,0 +1,95 @@
+"""The verbs of planning: `plan capacity`, `plan measure`."""
+
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vision.errors import ListingVisionError
+from vision.runtime.cli import new_app
+
+__all__ = ["plan_app"]
+
+plan_app = new_app("How many machines a load needs.")
+
+
+@plan_app.command("capacity")
+def capacity(
+    profile: Annotated[Path, typer.Option(help="What `plan measure` wrote.")],
+    listings_per_s: Annotated[float, typer.Option(min=0.01, help="That arrive, on average.")],
+    p99_ms: Annotated[float, typer.Option(min=1, help="Slowest answer of a hundred that is acceptable.")],
+    photos_per_listing: Annotated[float, typer.Option(min=1, max=20, help="On average.")] = 4.0,
+    cores_per_gateway: Annotated[int, typer.Option(min=1, help="Of one machine or pod.")] = 8,
+    max_batch: Annotated[int, typer.Option(min=1, help="Of the model's dynamic batching.")] = 64,
+    queue_delay_ms: Annotated[float, typer.Option(min=0, help="That a batch waits for company.")] = 2.0,
+) -> None:
+    """The least gateways and model instances that keep a latency, by simulation.
+
+    Example: listing-vision plan capacity --profile profile.json --listings-per-s 1000 --p99-ms 300
+    """
+    from serving.capacity.planner import plan
+    from serving.capacity.profile import Profile
+    from serving.capacity.simulation import Load, Service
+
+    costs = Profile.load(profile)
+    service = Service(num_cores=1, num_instances=1, max_batch=max_batch, queue_delay_ms=queue_delay_ms)
+    load = Load(listings_per_s=listings_per_s, photos_per_listing=photos_per_listing)
+    found = plan(costs, load, p99_ms=p99_ms, service=service)
+    made, out = found.estimate, found.estimate.outcome
+    gateways = -(-found.service.num_cores // cores_per_gateway)
+    typer.echo(f"costs measured on {costs.machine}")
+    cores = f"{found.service.num_cores} cores, {out.core_utilisation:.0%} busy"
+    typer.echo(f"gateways   {gateways} of {cores_per_gateway} cores ({cores})")
+    batches = f"{out.instance_utilisation:.0%} busy, {out.mean_batch:.1f} photos a batch"
+    typer.echo(f"instances  {found.service.num_instances} of the model ({batches})")
+    typer.echo(
+        f"p50 {made.p50_ms:.0f} ms, p99 {made.p99_ms:.0f} ± {made.p99_error_ms:.0f} ms; most used: {found.bottleneck}"
+    )
+
+
+@plan_app.command("measure")
+def measure(
+    bundle: Annotated[Path, typer.Argument(help="A model bundle.")],
+    photos: Annotated[Path, typer.Option(help="Folder of photos like those to expect.")],
+    output: Annotated[Path, typer.Option(help="The profile, JSON.")],
+    gateway_ms: Annotated[
+        float, typer.Option(min=0, help="A photo's further cost of a gateway's core; `benchmarks.serving` measures it.")
+    ] = 2.0,
+) -> None:
+    """Measure what decoding and the model cost on one core of this machine.
+
+    Example: listing-vision plan measure bundles/grocery --photos photos --output profile.json
+    """
+    from serving.capacity.profile import Profile
+    from vision.bundle import load_bundle
+    from vision.engine import OnnxEngine
+    from vision.images import prepare_photo
+
+    files = sorted(path for path in photos.iterdir() if path.is_file())[:64]
+    if not files:
+        raise ListingVisionError(f"{photos} holds no photos; give a folder of some dozens")
+    loaded = load_bundle(bundle)
+    engine = OnnxEngine(loaded, num_threads=1)
+    contents = [path.read_bytes() for path in files]
+    began_s = time.perf_counter()
+    for content in contents:
+        prepare_photo(content, loaded.info.preprocessing)
+    decode_ms = 1000 * (time.perf_counter() - began_s) / len(contents)
+    golden = loaded.golden.photos_nhwc[:1]
+    engine.infer(golden)
+    began_s = time.perf_counter()
+    for _ in range(20):
+        engine.infer(golden)
+    model_ms = 1000 * (time.perf_counter() - began_s) / 20
+    made = Profile(
+        machine=f"{platform.node()}, {platform.machine()}, {len(os.sched_getaffinity(0))} cores",
+        decode_ms=round(decode_ms, 3),
+        model_ms={1: round(model_ms, 3)},
+        gateway_ms=gateway_ms,
+        photo=f"{len(contents)} of {photos.name}, {sum(map(len, contents)) // len(contents)} bytes on average",
+    )
+    made.save(output)
+    typer.echo(f"decode {decode_ms:.1f} ms, model {model_ms:.1f} ms a photo on one core; written: {output}")

@@ -1,0 +1,286 @@
+"""The client library: one long-lived channel, limits and retries set, errors with their reason.
+
+In a program that is traced with OpenTelemetry each call is a span, and the service goes on with its trace.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
+
+import grpc
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from serving.client.stream import ListingAnswered, StreamedListings
+from serving.observability import tracing
+from serving.protocol import listing_vision_pb2 as pb
+from serving.protocol import listing_vision_pb2_grpc as pb_grpc
+
+__all__ = ["Access", "AsyncListingVisionClient", "CallFailed", "ClientTls", "ListingToClassify", "ListingVisionClient"]
+
+MESSAGE_LIMIT_BYTES = 64 << 20
+"""Of a request, at both ends; photos as phones make them are 2 to 5 MB each."""
+DEFAULT_TIMEOUT_S = 10.0
+_CLASSIFY_METHOD = "/listing.vision.v1.ListingVisionService/ClassifyListing"
+_MODEL_METHOD = "/listing.vision.v1.ListingVisionService/GetModel"
+
+_SERVICE_CONFIG = {
+    "methodConfig": [
+        {
+            "name": [{"service": "listing.vision.v1.ListingVisionService"}],
+            "retryPolicy": {
+                "maxAttempts": 3,
+                "initialBackoff": "0.1s",
+                "maxBackoff": "1s",
+                "backoffMultiplier": 2,
+                # CANCELLED is what a gateway that stops answers to calls that have come and not begun (grpc.aio); a
+                # caller's own cancellation is never tried again.
+                "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
+            },
+        }
+    ]
+}
+_OPTIONS = [
+    ("grpc.max_send_message_length", MESSAGE_LIMIT_BYTES),
+    ("grpc.max_receive_message_length", MESSAGE_LIMIT_BYTES),
+    # Above the default of 256 KiB gRPC commits a call at once and never retries it.
+    ("grpc.per_rpc_retry_buffer_size", MESSAGE_LIMIT_BYTES),
+    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+    ("grpc.keepalive_time_ms", 30_000),
+]
+
+
+# Not frozen: Python itself writes an exception's traceback and cause.
+@dataclass(kw_only=True, eq=False)
+class CallFailed(Exception):
+    """A call that the service refused or that did not reach it."""
+
+    code: grpc.StatusCode
+    reason: str
+    """Stable, such as `NO_USABLE_PHOTO`; empty when gRPC itself failed the call."""
+    message: str
+    violations: dict[str, str]
+    """Field of the request to what is wrong with it."""
+
+    def __str__(self) -> str:
+        named = "".join(f"\n  {field}: {what}" for field, what in self.violations.items())
+        return f"{self.reason or self.code.name}: {self.message}{named}"
+
+
+class ListingToClassify(NamedTuple):
+    """One listing of a stream."""
+
+    photos: Sequence[bytes]
+    """Encoded."""
+    listing_id: str = ""
+    num_alternatives: int | None = None
+
+
+def _request(photos: Sequence[bytes], listing_id: str, num_alternatives: int | None) -> pb.ClassifyListingRequest:
+    return pb.ClassifyListingRequest(
+        listing_id=listing_id,
+        photos=[pb.Photo(content=photo) for photo in photos],
+        alternative_count=num_alternatives,
+    )
+
+
+def _failure(error: grpc.RpcError) -> CallFailed:
+    code, message = error.code(), error.details() or ""
+    reason, violations = "", {}
+    status = rpc_status.from_call(error)
+    for detail in status.details if status else ():
+        info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+        if detail.Unpack(info):
+            reason = info.reason
+        elif detail.Unpack(bad):
+            violations = {violation.field: violation.description for violation in bad.field_violations}
+    if code == grpc.StatusCode.RESOURCE_EXHAUSTED and not reason:
+        message = f"{message}; a request may hold {MESSAGE_LIMIT_BYTES >> 20} MiB: send fewer or smaller photos"
+    return CallFailed(code=code, reason=reason, message=message, violations=violations)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientTls:
+    """How a caller knows the service, and is known by it."""
+
+    ca: Path | None = None
+    """PEM of whoever signed the service's certificate; None: what gRPC trusts by default."""
+    certificate: Path | None = None
+    """PEM of the caller's own, with `key`, where the service asks for one (mTLS)."""
+    key: Path | None = None
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        """Raises OSError: a file cannot be read."""
+        read = [path.read_bytes() if path else None for path in (self.ca, self.key, self.certificate)]
+        return grpc.ssl_channel_credentials(*read)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Access:
+    """What a service asks of its callers."""
+
+    tls: ClientTls | None = None
+    """None: plain text."""
+    token: str | None = None
+    """Bearer token; in plain text whoever listens learns it."""
+
+    @classmethod
+    def from_environment(cls) -> Self:
+        """Of LISTING_VISION_TOKEN, LISTING_VISION_CA, LISTING_VISION_CLIENT_CERTIFICATE, LISTING_VISION_CLIENT_KEY;
+        LISTING_VISION_TLS=1 speaks TLS with the default trust."""
+        found = [os.environ.get(f"LISTING_VISION_{name}") for name in ("CA", "CLIENT_CERTIFICATE", "CLIENT_KEY")]
+        ca, certificate, key = (Path(value) if value else None for value in found)
+        speaks_tls = any(found) or os.environ.get("LISTING_VISION_TLS") == "1"
+        tls = ClientTls(ca=ca, certificate=certificate, key=key) if speaks_tls else None
+        return cls(tls=tls, token=os.environ.get("LISTING_VISION_TOKEN"))
+
+    @property
+    def metadata(self) -> Sequence[tuple[str, str]]:
+        """Of every call."""
+        return [("authorization", f"Bearer {self.token}")] if self.token else []
+
+
+class ListingVisionClient:
+    """For callers with threads; safe to share between them. Close it, or use it in a `with`."""
+
+    def __init__(self, address: str, access: Access | None = None) -> None:
+        """Args: access: None: plain text and no token."""
+        access = access or Access()
+        self._metadata = access.metadata
+        self._channel = (
+            grpc.secure_channel(address, access.tls.credentials(), options=_OPTIONS)
+            if access.tls
+            else grpc.insecure_channel(address, options=_OPTIONS)
+        )
+        self._stub = pb_grpc.ListingVisionServiceStub(self._channel)
+
+    def classify(
+        self,
+        photos: Sequence[bytes],
+        *,
+        listing_id: str = "",
+        num_alternatives: int | None = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+    ) -> pb.ClassifyListingResponse:
+        """The suggestion for one listing's encoded photos.
+
+        Raises:
+            CallFailed: with the service's reason.
+        """
+        request = _request(photos, listing_id, num_alternatives)
+        try:
+            with tracing.asking(_CLASSIFY_METHOD) as headers:
+                response: pb.ClassifyListingResponse = self._stub.ClassifyListing(
+                    request, timeout=timeout_s, metadata=[*self._metadata, *headers]
+                )
+            return response
+        except grpc.RpcError as error:
+            raise _failure(error) from error
+
+    def classify_stream(
+        self, listings: Iterable[ListingToClassify], *, timeout_s: float | None = None
+    ) -> Iterator[ListingAnswered[ListingToClassify]]:
+        """What became of each listing, as soon as it is known, in any order; both sides are lazy.
+
+        Listings are taken as fast as the service reads them. One that is refused for now is sent again after the delay
+        that the service names, five times at most; what is finally refused comes with its error.
+
+        Args:
+            listings: to classify.
+            timeout_s: of the whole stream; None: none.
+
+        Raises:
+            CallFailed: the stream itself failed; listings that were not answered may be sent on another one.
+        """
+        streamed = StreamedListings(listings, lambda one: _request(one.photos, one.listing_id, one.num_alternatives))
+        # No span of its own: one that is open while a caller does something else would be taken for that.
+        headers = [*self._metadata, *tracing.passed_on()]
+        responses = self._stub.ClassifyListings(streamed.requests(), timeout=timeout_s, metadata=headers)
+        try:
+            yield from streamed.answers(responses)
+        except grpc.RpcError as error:
+            raise _failure(error) from error
+        finally:
+            responses.cancel()
+
+    def model(self, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> pb.GetModelResponse:
+        """The model that answers. Raises CallFailed."""
+        try:
+            with tracing.asking(_MODEL_METHOD) as headers:
+                response: pb.GetModelResponse = self._stub.GetModel(
+                    pb.GetModelRequest(), timeout=timeout_s, metadata=[*self._metadata, *headers]
+                )
+            return response
+        except grpc.RpcError as error:
+            raise _failure(error) from error
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class AsyncListingVisionClient:
+    """For asyncio; make it inside the running loop. Close it, or use it in an `async with`."""
+
+    def __init__(self, address: str, access: Access | None = None) -> None:
+        """As `ListingVisionClient`."""
+        access = access or Access()
+        self._metadata = access.metadata
+        self._channel = (
+            grpc.aio.secure_channel(address, access.tls.credentials(), options=_OPTIONS)
+            if access.tls
+            else grpc.aio.insecure_channel(address, options=_OPTIONS)
+        )
+        self._stub = pb_grpc.ListingVisionServiceStub(self._channel)
+
+    async def classify(
+        self,
+        photos: Sequence[bytes],
+        *,
+        listing_id: str = "",
+        num_alternatives: int | None = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+    ) -> pb.ClassifyListingResponse:
+        """As `ListingVisionClient.classify`."""
+        request = _request(photos, listing_id, num_alternatives)
+        try:
+            with tracing.asking(_CLASSIFY_METHOD) as headers:
+                response: pb.ClassifyListingResponse = await self._stub.ClassifyListing(
+                    request, timeout=timeout_s, metadata=[*self._metadata, *headers]
+                )
+            return response
+        except grpc.aio.AioRpcError as error:
+            raise _failure(error) from error
+
+    async def model(self, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> pb.GetModelResponse:
+        """As `ListingVisionClient.model`."""
+        try:
+            with tracing.asking(_MODEL_METHOD) as headers:
+                response: pb.GetModelResponse = await self._stub.GetModel(
+                    pb.GetModelRequest(), timeout=timeout_s, metadata=[*self._metadata, *headers]
+                )
+            return response
+        except grpc.aio.AioRpcError as error:
+            raise _failure(error) from error
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()

@@ -1,0 +1,122 @@
+"""The processes that decode: a nursery that forks them, and a child's work. `serving.decoding.fork_client` is the other
+side.
+
+A native decoder that crashes, hangs or bloats on a hostile photo takes its child down and nothing else. The nursery
+has imported all that a child needs, so that a new child is there within milliseconds.
+
+    python -m serving.decoding.fork_server FD
+
+Over FD, a sequenced-packet socket, comes one message a child to fork: how to decode (`Settings`), and as passed file
+descriptors the child's own socket and memory. It is answered with the child's pid. A child is then asked with the
+number of encoded bytes that lie in its memory, and answers `OK` once the photo's pixels lie there instead, or with what
+was wrong. Nursery and children end when the other side of their socket closes.
+"""
+
+import json
+import mmap
+import os
+import resource
+import signal
+import socket
+import struct
+import sys
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from serving.processes.lifetime import die_with_parent
+from vision import errors
+from vision.errors import PhotoError
+from vision.images import PhotoLimits, Preprocessing, prepare_photo
+
+__all__ = ["ANSWER_BYTES", "NUM_BYTES", "OK", "PID", "Settings", "read_failure"]
+
+NUM_BYTES = struct.Struct("=Q")
+PID = struct.Struct("=i")
+OK = b"+"
+ANSWER_BYTES = 4096
+"""Longest answer: a failure's class name, a line feed, its message."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a child decodes."""
+
+    preprocessing: Preprocessing
+    limits: PhotoLimits
+    max_memory_bytes: int
+    """Of address space; what asks for more fails, or crashes where native code does not expect it."""
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Settings":
+        raw = json.loads(text)
+        return cls(
+            preprocessing=Preprocessing(**raw["preprocessing"]),
+            limits=PhotoLimits(**raw["limits"]),
+            max_memory_bytes=raw["max_memory_bytes"],
+        )
+
+    @property
+    def shared_bytes(self) -> int:
+        """Of a child's memory: room for an encoded photo, or for its pixels."""
+        return max(self.limits.max_bytes, 3 * self.preprocessing.input_px**2)
+
+
+def read_failure(answer: bytes) -> PhotoError:
+    """The error that a child wrote; whatever else it says, being perhaps no longer itself, is a crash."""
+    name, _, message = answer.decode(errors="replace").partition("\n")
+    kind = getattr(errors, name, None)
+    if isinstance(kind, type) and issubclass(kind, PhotoError):
+        return kind(message)
+    return errors.PhotoDecoderCrashed("it broke the decoder; save it again as JPEG")
+
+
+def main() -> None:
+    nursery = socket.socket(fileno=int(sys.argv[1]))
+    # A terminal's Ctrl-C goes to all; the gateway decides when its decoders end.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    # Nobody waits for ended children: their socket's end tells the gateway.
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    die_with_parent(signal.SIGKILL)
+    while True:
+        message, descriptors, _, _ = socket.recv_fds(nursery, 65536, 2)
+        if not message:
+            return
+        pid = os.fork()
+        if pid == 0:
+            # Whatever happens in a child, it never goes on as a second nursery.
+            try:
+                nursery.close()
+                die_with_parent(signal.SIGKILL)
+                _decode_until_closed(Settings.from_json(message.decode()), *descriptors)
+            finally:
+                os._exit(0)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        nursery.send(PID.pack(pid))
+
+
+def _decode_until_closed(settings: Settings, socket_fd: int, memory_fd: int) -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (settings.max_memory_bytes, settings.max_memory_bytes))
+    # A crash is expected here; its core would fill the disk.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with socket.socket(fileno=socket_fd) as sock, mmap.mmap(memory_fd, settings.shared_bytes) as shared:
+        while request := sock.recv(NUM_BYTES.size):
+            sock.send(_prepare(shared, NUM_BYTES.unpack(request)[0], settings))
+
+
+def _prepare(shared: mmap.mmap, num_bytes: int, settings: Settings) -> bytes:
+    try:
+        photo = prepare_photo(shared[:num_bytes], settings.preprocessing, settings.limits)
+    except PhotoError as error:
+        return f"{type(error).__name__}\n{error}".encode()[:ANSWER_BYTES]
+    np.frombuffer(shared, np.uint8, photo.size)[:] = photo.reshape(-1)
+    return OK
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,242 @@
+"""Photos that the service fetches itself, from below prefixes that the operator allows and from nowhere else.
+
+Whoever may name a URI would otherwise have the service ask what only it can reach. So: a list of prefixes, https alone,
+names resolved once and only to public addresses, redirects held against the list again, limits of bytes and time.
+"""
+
+import asyncio
+import ipaddress
+import re
+import socket
+import ssl
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+from urllib.parse import SplitResult, urljoin, urlsplit
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+
+from serving.api.status import Refusal
+from vision.errors import ListingVisionError, PhotoError, PhotoNotFetched, PhotoTooManyBytes
+
+__all__ = ["PhotoUris", "PublicResolver", "check_prefixes"]
+
+MAX_URI_CHARS = 2000
+MAX_REDIRECTS = 3
+FETCH_TIMEOUT_S = 5.0
+"""Of one photo, redirects included."""
+CONNECT_TIMEOUT_S = 2.0
+_AT_ONCE = 16
+"""Photos that one gateway process fetches."""
+_OBJECT_STORES = ("gs", "s3")
+_REDIRECTS = (301, 302, 303, 307, 308)
+_PLAIN_HOST = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?")
+# What servers and proxies read in different ways. (Not by IGNORECASE: under it a long s is an s.)
+_AMBIGUOUS = re.compile(r"[\x00-\x20\x7f-\U0010ffff\\]|%(2[eEfF]|5[cC]|00|25)")
+
+
+class _Place(NamedTuple):
+    scheme: str
+    host: str
+    path: str
+
+
+class PublicResolver(AbstractResolver):
+    """Addresses of a name, if all of them are public; aiohttp connects to these very ones."""
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM, family=family)
+        results = []
+        for kind, _, protocol, _, address in found:
+            if not self.is_public(str(address[0])):
+                raise OSError(f"{host} is at an address that is not public")
+            results.append(
+                ResolveResult(
+                    hostname=host,
+                    host=str(address[0]),
+                    port=port,
+                    family=kind,
+                    proto=protocol,
+                    flags=socket.AI_NUMERICHOST,
+                )
+            )
+        return results
+
+    def is_public(self, address: str) -> bool:
+        ip: Any = ipaddress.ip_address(address.partition("%")[0])
+        ip = getattr(ip, "ipv4_mapped", None) or getattr(ip, "sixtofour", None) or ip
+        return bool(ip.is_global and not ip.is_multicast)
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
+
+class PhotoUris:
+    """Make it inside the running loop, and close it."""
+
+    def __init__(
+        self,
+        prefixes: Sequence[str],
+        *,
+        max_bytes: int,
+        resolver: AbstractResolver | None = None,
+        trust: ssl.SSLContext | None = None,
+    ) -> None:
+        """Args:
+        prefixes: `https://host/path/`, `gs://bucket/path/` or `s3://bucket/path/`.
+        max_bytes: of a photo.
+        resolver: for tests; default: public addresses alone.
+        trust: for tests; default: the machine's.
+
+        Raises:
+            ListingVisionError: a prefix is none, or its package is missing.
+        """
+        self._prefixes = [_prefix(text) for text in prefixes]
+        self._max_bytes = max_bytes
+        self._turns = asyncio.Semaphore(_AT_ONCE)
+        connector = aiohttp.TCPConnector(
+            resolver=resolver or PublicResolver(), use_dns_cache=False, limit=_AT_ONCE, ssl=trust or True
+        )
+        self._session = aiohttp.ClientSession(
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=FETCH_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
+            trust_env=False,
+            auto_decompress=False,
+        )
+        self._stores: dict[str, Any] = {}
+
+    def check(self, uris: dict[int, str]) -> None:
+        """Raises Refusal: PHOTO_URI_NOT_ALLOWED, each photo named; nothing is fetched then."""
+        wrong = {f"photos[{i}].uri": said for i, uri in uris.items() if (said := self._objection(uri))}
+        if wrong:
+            raise Refusal(
+                reason="PHOTO_URI_NOT_ALLOWED",
+                message="; ".join(f"{field}: {said}" for field, said in wrong.items()),
+                violations=wrong,
+            )
+
+    async def fetch(self, uri: str) -> bytes | PhotoError:
+        """One photo that `check` has let pass; never raises a PhotoError."""
+        try:
+            async with self._turns, asyncio.timeout(FETCH_TIMEOUT_S):
+                if uri.startswith("https:"):
+                    return await self._over_https(uri)
+                return await asyncio.to_thread(self._from_store, uri)
+        except PhotoError as error:
+            return error
+        except TimeoutError:
+            return PhotoNotFetched(f"the photo did not come within {FETCH_TIMEOUT_S:g} s; send its bytes")
+        # Clients of object stores raise types of their own. What they say may hold the URI.
+        except Exception as error:
+            return PhotoNotFetched(f"the photo cannot be fetched ({type(error).__name__}); send its bytes")
+
+    async def close(self) -> None:
+        await self._session.close()
+
+    async def _over_https(self, uri: str) -> bytes:
+        for _ in range(MAX_REDIRECTS + 1):
+            async with self._session.get(uri, allow_redirects=False) as answer:
+                if answer.status not in _REDIRECTS:
+                    return await self._body(answer)
+                uri = urljoin(uri, answer.headers.get("Location", ""))
+            if self._objection(uri):
+                raise PhotoNotFetched("the photo's URI leads to another one that is not allowed")
+        raise PhotoNotFetched(f"the photo's URI leads on more than {MAX_REDIRECTS} times")
+
+    async def _body(self, answer: aiohttp.ClientResponse) -> bytes:
+        if answer.status != 200:
+            raise PhotoNotFetched(f"the photo's server answered {answer.status}")
+        if (answer.content_length or 0) > self._max_bytes:
+            raise self._too_long()
+        body = bytearray()
+        async for part in answer.content.iter_chunked(1 << 16):
+            body += part
+            if len(body) > self._max_bytes:
+                raise self._too_long()
+        return bytes(body)
+
+    def _from_store(self, uri: str) -> bytes:
+        store = self._store(uri.partition(":")[0])
+        if store.info(uri)["size"] > self._max_bytes:
+            raise self._too_long()
+        return bytes(store.cat_file(uri))
+
+    def _store(self, scheme: str) -> Any:
+        if scheme not in self._stores:
+            import fsspec
+
+            self._stores[scheme] = fsspec.filesystem(scheme)
+        return self._stores[scheme]
+
+    def _too_long(self) -> PhotoTooManyBytes:
+        return PhotoTooManyBytes(f"the photo has more than {self._max_bytes >> 20} MiB; send a smaller one")
+
+    def _objection(self, uri: str) -> str:
+        """Why a URI is not fetched; empty: it is."""
+        if len(uri) > MAX_URI_CHARS:
+            return f"{len(uri)} characters exceed the limit of {MAX_URI_CHARS}"
+        place = _placed(uri)
+        if place is None:
+            return "it is no https, gs or s3 URI in plain form"
+        if any(place[:2] == p[:2] and place.path.startswith(p.path) for p in self._prefixes):
+            return ""
+        return "it is below none of the prefixes that the operator allows"
+
+
+def check_prefixes(prefixes: Sequence[str]) -> None:
+    """Raises ListingVisionError: one is none, or its package is missing."""
+    for text in prefixes:
+        _prefix(text)
+
+
+def _placed(uri: str) -> _Place | None:
+    """None for whatever two readers might read in two ways."""
+    if _AMBIGUOUS.search(uri) or "#" in uri:
+        return None
+    try:
+        parts = urlsplit(uri)
+        port = parts.port
+    except ValueError:
+        return None
+    host = parts.netloc if parts.scheme in _OBJECT_STORES else (parts.hostname or "")
+    plain = (
+        parts.scheme in ("https", *_OBJECT_STORES)
+        and _PLAIN_HOST.fullmatch(host)
+        and "@" not in parts.netloc
+        and port in (None, 443)
+        and not _climbs(parts)
+    )
+    return _Place(parts.scheme, host, parts.path or "/") if plain else None
+
+
+def _climbs(parts: SplitResult) -> bool:
+    return any(segment in (".", "..") for segment in parts.path.split("/"))
+
+
+def _prefix(text: str) -> _Place:
+    place = _placed(text)
+    if place is None or "?" in text or not place.path.endswith("/"):
+        raise ListingVisionError(
+            f"--photo-uris {text!r}: give https://HOST/PATH/, gs://BUCKET/PATH/ or s3://BUCKET/PATH/, ending in a slash"
+        )
+    if place.scheme == "https" and _is_address(place.host):
+        raise ListingVisionError(f"--photo-uris {text!r}: give a name, not an address")
+    if place.scheme in _OBJECT_STORES:
+        import fsspec
+
+        try:
+            fsspec.get_filesystem_class(place.scheme)
+        except ImportError as error:
+            raise ListingVisionError(f"--photo-uris {text!r}: {error}") from error
+    return place
+
+
+def _is_address(host: str) -> bool:
+    try:
+        socket.inet_aton(host)  # also 127.1 and 0x7f000001, which some readers take for addresses
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""Engines that the gateway calls: Triton, or ONNX Runtime in this process."""

@@ -1,0 +1,1 @@
+"""Metrics, traces, stage times, the admin port."""

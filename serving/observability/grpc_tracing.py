@@ -1,0 +1,106 @@
+"""The gateway's end of a trace: a span for each call, below the caller's own."""
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+from opentelemetry import trace
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from serving.observability.tracing import SCOPE
+
+__all__ = ["TraceCalls"]
+
+_KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
+_OUR_FAULT = frozenset(
+    code.value[0]
+    for code in (
+        grpc.StatusCode.UNKNOWN,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.UNIMPLEMENTED,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DATA_LOSS,
+    )
+)
+"""What a server's span calls an error (OpenTelemetry's conventions for gRPC); the rest is the caller's doing."""
+
+
+class TraceCalls(grpc.aio.ServerInterceptor):
+    """Stands before all other interceptors, so that calls they refuse are seen too. Health is left out."""
+
+    def __init__(self, service: str) -> None:
+        """Args: service: full name of the one to trace."""
+        self._prefix = f"/{service}/"
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable["grpc.RpcMethodHandler[Any, Any] | None"]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> "grpc.RpcMethodHandler[Any, Any] | None":
+        handler = await continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None or not method.startswith(self._prefix):
+            return handler
+        kind = next(kind for kind in _KINDS if getattr(handler, kind))
+        make = getattr(grpc, f"{kind}_rpc_method_handler")
+        traced = _traced(getattr(handler, kind), method)
+        wrapped: grpc.RpcMethodHandler[Any, Any] = make(
+            traced, handler.request_deserializer, handler.response_serializer
+        )
+        return wrapped
+
+
+def _traced(behaviour: Callable[..., Any], method: str) -> Callable[..., Any]:
+    if inspect.isasyncgenfunction(behaviour):
+
+        async def answer_many(request: Any, context: "grpc.aio.ServicerContext[Any, Any]") -> AsyncIterator[Any]:
+            with _call_span(method, context):
+                async for response in behaviour(request, context):
+                    yield response
+
+        return answer_many
+
+    async def answer(request: Any, context: "grpc.aio.ServicerContext[Any, Any]") -> Any:
+        with _call_span(method, context):
+            return await behaviour(request, context)
+
+    return answer
+
+
+@contextmanager
+def _call_span(method: str, context: "grpc.aio.ServicerContext[Any, Any]") -> Iterator[None]:
+    service, _, name = method.strip("/").rpartition("/")
+    carrier = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+    with trace.get_tracer(SCOPE).start_as_current_span(
+        f"{service}/{name}",
+        context=TraceContextTextMapPropagator().extract(carrier),
+        kind=trace.SpanKind.SERVER,
+        attributes={"rpc.system": "grpc", "rpc.service": service, "rpc.method": name},
+        # A refusal is an exception here, and most are not our fault.
+        record_exception=False,
+        set_status_on_exception=False,
+    ) as span:
+        code = grpc.StatusCode.UNKNOWN.value[0]
+        try:
+            yield
+            code = 0
+        except asyncio.CancelledError:
+            code = grpc.StatusCode.CANCELLED.value[0]
+            raise
+        except BaseException:
+            code = _code(context) or code
+            raise
+        finally:
+            span.set_attribute("rpc.grpc.status_code", code)
+            if code in _OUR_FAULT:
+                span.set_status(trace.StatusCode.ERROR)
+
+
+def _code(context: "grpc.aio.ServicerContext[Any, Any]") -> int:
+    """What the call was aborted with; 0: it was not."""
+    code: Any = context.code()
+    return int(code.value[0]) if isinstance(code, grpc.StatusCode) else int(code or 0)

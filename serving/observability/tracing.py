@@ -1,0 +1,237 @@
+"""Traces of calls (OpenTelemetry), from the caller over the gateway into Triton, held together by `traceparent`.
+
+`opentelemetry` is imported by `start` alone, or by a caller's own program. Where nobody has imported it, all here does
+nothing and costs a look into a dictionary.
+"""
+
+import logging
+import os
+import socket
+import sys
+import threading
+import urllib.parse
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+import vision
+from vision.errors import ListingVisionError
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
+
+__all__ = [
+    "TraceOptions",
+    "Tracing",
+    "asking",
+    "asking_traced",
+    "note",
+    "passed_on",
+    "require_packages",
+    "span",
+    "standard_endpoint",
+    "start",
+    "traced_program",
+]
+
+_log = logging.getLogger(__name__)
+
+SCOPE = "listing_vision"
+EXPORT_TIMEOUT_S = 5.0
+"""Of one batch, on a thread that no call waits for."""
+FLUSH_S = 2.0
+"""For the last batch when a process ends."""
+ENDPOINT_VARIABLE = "LISTING_VISION_OTLP_ENDPOINT"
+STANDARD_VARIABLE = "OTEL_EXPORTER_OTLP_ENDPOINT"
+PROTOCOL = "http/protobuf"
+
+Headers = Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TraceOptions:
+    endpoint: str
+    """Base URL of a collector that takes OTLP over HTTP, such as http://collector:4318; `/v1/traces` is added."""
+    ratio: float = 1.0
+    """Of the calls whose caller has not decided already. Range [0, 1]."""
+
+    def __post_init__(self) -> None:
+        parts = urllib.parse.urlsplit(self.endpoint)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ListingVisionError(
+                f"--otlp-endpoint {self.endpoint!r} is no http or https URL; give one such as http://collector:4318"
+            )
+        if not 0 <= self.ratio <= 1:
+            raise ListingVisionError(f"--trace-ratio {self.ratio:g} is outside 0..1")
+
+    @property
+    def url(self) -> str:
+        """Where spans are posted to."""
+        return f"{self.endpoint.rstrip('/')}/v1/traces"
+
+    @classmethod
+    def from_environment(cls) -> Self | None:
+        """Of LISTING_VISION_OTLP_ENDPOINT, else of what is standard."""
+        endpoint = os.environ.get(ENDPOINT_VARIABLE) or standard_endpoint()
+        return cls(endpoint=endpoint) if endpoint else None
+
+
+class Tracing:
+    """Spans of this process on their way to a collector; one that is away costs spans and nothing else."""
+
+    def __init__(self, provider: "TracerProvider") -> None:
+        self._provider = provider
+
+    def stop(self) -> None:
+        """Send what is left, for `FLUSH_S` at most."""
+        thread = threading.Thread(target=self._provider.shutdown, name="traces", daemon=True)
+        thread.start()
+        thread.join(FLUSH_S)
+
+
+def require_packages() -> None:
+    """Raise ListingVisionError unless the packages for it are installed."""
+    try:
+        import opentelemetry.exporter.otlp.proto.http.trace_exporter
+        import opentelemetry.sdk.trace  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ListingVisionError(
+            f"traces need the package {error.name!r}; install listing-vision[traces], or give no --otlp-endpoint"
+        ) from error
+
+
+def standard_endpoint() -> str | None:
+    """That of OTEL_EXPORTER_OTLP_ENDPOINT; it may be there for others: what does not suit is warned of."""
+    endpoint = os.environ.get(STANDARD_VARIABLE)
+    if not endpoint:
+        return None
+    protocol = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL")
+    if protocol not in (None, "", PROTOCOL):
+        _log.warning("no traces: %s is for %s, and traces go over %s", STANDARD_VARIABLE, protocol, PROTOCOL)
+        return None
+    try:
+        require_packages()
+    except ListingVisionError as error:
+        _log.warning("no traces: %s", error)
+        return None
+    return endpoint
+
+
+def start(options: TraceOptions, service: str) -> Tracing:
+    """Have this process export its spans, and its logs carry their ids.
+
+    Args: service: its name, unless OTEL_SERVICE_NAME gives one.
+
+    Raises:
+        ListingVisionError: the packages for it are not installed.
+    """
+    require_packages()
+    from opentelemetry import trace
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio
+
+    resource = Resource.create(
+        {
+            "service.name": os.environ.get("OTEL_SERVICE_NAME") or service,
+            "service.version": vision.__version__,
+            "service.instance.id": f"{socket.gethostname()}:{os.getpid()}",
+        }
+    )
+    # It would wait for the collector when the process exits, for half a minute.
+    provider = TracerProvider(sampler=ParentBasedTraceIdRatio(options.ratio), resource=resource, shutdown_on_exit=False)
+    exporter = OTLPSpanExporter(endpoint=options.url, timeout=EXPORT_TIMEOUT_S)
+    provider.add_span_processor(BatchSpanProcessor(exporter))
+    trace.set_tracer_provider(provider)
+    _log_ids()
+    return Tracing(provider)
+
+
+@contextmanager
+def traced_program(service: str) -> Iterator[None]:
+    """Traces of a short program, where the environment asks for them."""
+    options = TraceOptions.from_environment()
+    tracing = start(options, service) if options else None
+    try:
+        yield
+    finally:
+        if tracing:
+            tracing.stop()
+
+
+@contextmanager
+def span(name: str) -> Iterator[None]:
+    """A part of the call that is being traced, if one is."""
+    api = _api()
+    if api is None or not api.get_current_span().get_span_context().is_valid:
+        yield
+        return
+    with api.get_tracer(SCOPE).start_as_current_span(name):
+        yield
+
+
+@contextmanager
+def asking(method: str) -> Iterator[Headers]:
+    """A call to another service; its headers."""
+    api = _api()
+    if api is None:
+        yield ()
+        return
+    service, _, name = method.strip("/").rpartition("/")
+    attributes = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": name}
+    with api.get_tracer(SCOPE).start_as_current_span(
+        f"{service}/{name}", kind=api.SpanKind.CLIENT, attributes=attributes
+    ):
+        yield _headers()
+
+
+def passed_on() -> Headers:
+    """Headers with which another service goes on with the trace of this moment; empty where there is none."""
+    api = _api()
+    return _headers() if api and api.get_current_span().get_span_context().is_valid else ()
+
+
+@contextmanager
+def asking_traced(method: str) -> Iterator[Headers]:
+    """As `asking`, for a service that traces whatever has a header: there is none unless the call is sampled."""
+    api = _api()
+    if api is None or not api.get_current_span().get_span_context().trace_flags.sampled:
+        yield ()
+        return
+    with asking(method) as headers:
+        yield headers
+
+
+def note(**attributes: str | int) -> None:
+    """Write something on the span of the call, or the part of it, that is being traced."""
+    if api := _api():
+        api.get_current_span().set_attributes({f"{SCOPE}.{name}": value for name, value in attributes.items()})
+
+
+def _api() -> Any:
+    return sys.modules.get("opentelemetry.trace")
+
+
+def _headers() -> Headers:
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    carrier: dict[str, str] = {}
+    TraceContextTextMapPropagator().inject(carrier)
+    return tuple(carrier.items())
+
+
+def _log_ids() -> None:
+    """Give each log record the ids of the span that it is written in (`vision.runtime.cli.LOG_FIELDS`)."""
+    api, make = _api(), logging.getLogRecordFactory()
+
+    def make_with_ids(*given: Any, **named: Any) -> logging.LogRecord:
+        record = make(*given, **named)
+        context = api.get_current_span().get_span_context()
+        if context.is_valid:
+            record.trace_id, record.span_id = f"{context.trace_id:032x}", f"{context.span_id:016x}"
+        return record
+
+    logging.setLogRecordFactory(make_with_ids)

@@ -1,0 +1,1 @@
+"""Releases, traffic split, canary, health."""

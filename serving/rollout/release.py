@@ -1,0 +1,190 @@
+"""One release as a gateway process serves it: its engine, its decoders, and whether it is well."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from serving.api import responses
+from serving.inference.triton import AsyncEngine, check, until_answering
+from serving.rollout.circuit_breaker import Breaker
+from vision.bundle import UNKNOWN_BACKEND, Bundle
+from vision.errors import EngineBusy, EngineError
+
+__all__ = ["CHECK_AGAIN_S", "GOLDEN_TIMEOUT_S", "ONE_PHOTO", "Changed", "Decoders", "ServedRelease"]
+
+_log = logging.getLogger(__name__)
+
+FAILURES_UNTIL_UNWELL = 2
+"""Golden-photo checks in a row; one alone may have met a moment of load."""
+GOLDEN_TIMEOUT_S = 5.0
+"""A model that takes longer for a photo has stopped: with every copy at the slowest listing it may still decode, and
+one more such photo each, an answer takes 4.5 s (`serving.decoding.fork_client`)."""
+ONE_PHOTO = slice(0, 1)
+"""Of the golden photos: what is asked again and again should cost little."""
+CHECK_AGAIN_S = 0.25
+"""Between checks while they fail: callers are refused until one succeeds."""
+_IDLE_AGAIN_S = 0.05
+_IDLE_TIMEOUT_S = 30.0
+"""For calls in flight, before a release is let go of all the same."""
+
+Changed = Callable[["ServedRelease"], None]
+"""Told when a release has become well or unwell, or when its breaker has opened or closed."""
+
+
+class Decoders(Protocol):
+    async def start(self) -> None: ...
+
+    async def prepare(self, data: bytes) -> responses.PreparedPhoto:
+        """Decodes one photo; never raises a PhotoError."""
+        ...
+
+
+class ServedRelease:
+    """Asked by calls, and watched by golden photos while it has a part to play."""
+
+    def __init__(
+        self,
+        label: str,
+        bundle: Bundle,
+        engine: AsyncEngine,
+        decoders: Decoders,
+        *,
+        health_interval_s: float,
+        changed: Changed,
+    ) -> None:
+        self.label = label
+        self.engine = engine
+        self.decoders = decoders
+        self.breaker = Breaker(changed=lambda: changed(self))
+        self.breaker.open()  # until its golden photos are answered
+        self.bundle = bundle.on_backend(UNKNOWN_BACKEND)
+        """As it may be used with the engine: where promises were made with another, they are void."""
+        self._bundle = bundle
+        self._health_interval_s = health_interval_s
+        self._changed = changed
+        self._backend = UNKNOWN_BACKEND
+        self._watch: asyncio.Task[None] | None = None
+        self._num_calls = 0
+        self._num_failures = 0
+        self._checked_while_open = False
+        self.is_well = False
+        self.is_closed = False
+        self.was_well = False
+        """Ever: one whose Triton still loads is not to blame yet."""
+        self.last_error: EngineError | None = None
+
+    async def until_well(self) -> None:
+        """Return once all golden photos are answered rightly.
+
+        Raises:
+            EngineError: they are not, or not in time.
+        """
+        await until_answering(self.engine, self._bundle)
+        self._decide_for(await self.engine.backend())
+        self._num_failures = 0
+        self._become(True)
+
+    async def warm_up(self) -> None:
+        """Have all at hand that a first call needs; `is_well` says whether a golden photo is answered rightly."""
+        if not self.is_well:
+            await self.check_once()
+        await asyncio.to_thread(responses.warm_up, self._bundle)
+        if self.engine.infer_encoded is None:
+            await self.decoders.start()
+
+    def watch(self) -> None:
+        """Ask for the golden photos again and again, from now on."""
+        if self._watch is None:
+            self.breaker.has_opened = False
+            self._watch = asyncio.create_task(self._watch_engine())
+
+    def rest(self) -> None:
+        """Leave off watching; it is taken for as well as it was."""
+        if self._watch:
+            self._watch.cancel()
+            self._watch = None
+
+    @contextmanager
+    def held(self) -> Iterator["ServedRelease"]:
+        """For as long as a call needs it."""
+        self._num_calls += 1
+        try:
+            yield self
+        finally:
+            self._num_calls -= 1
+
+    async def close(self, *, when_idle: bool = False) -> None:
+        """Close the engine; the decoders are their owner's."""
+        self.rest()
+        if when_idle:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_IDLE_TIMEOUT_S):
+                    while self._num_calls:
+                        await asyncio.sleep(_IDLE_AGAIN_S)
+        self.is_closed = True
+        await self.engine.close()
+
+    async def check_once(self) -> None:
+        """Ask for a golden photo; `is_well` follows."""
+        self._checked_while_open = self.breaker.is_open
+        try:
+            await check(self.engine, self._bundle, which=ONE_PHOTO, timeout_s=GOLDEN_TIMEOUT_S)
+            # A Triton that comes back, or is told to load anew, may be another one.
+            self._decide_for(await self.engine.backend())
+        except EngineBusy:
+            return  # it works, and has too much to do
+        except EngineError as error:
+            self.last_error = error
+            self._num_failures += 1
+            if self._num_failures >= FAILURES_UNTIL_UNWELL:
+                if self.is_well:
+                    _log.error("%s is not well: %s", self.label, error)
+                self._become(False)
+                self._decide_for(UNKNOWN_BACKEND)  # what answers next may be another model
+        else:
+            self._num_failures = 0
+            if not self.is_well:
+                _log.info("%s is well: golden photos are answered as the exported model answered them", self.label)
+            self._become(True)
+
+    async def _watch_engine(self) -> None:
+        while True:
+            await self._until_next_check()
+            try:
+                await self.check_once()
+            # Whatever it was, a watch that ends would leave the last health standing for ever.
+            except Exception:
+                _log.exception("the health check itself failed")
+                self._become(False)
+
+    async def _until_next_check(self) -> None:
+        # Once it has been looked at, an open breaker is no reason for haste: a model that is busy leaves it open.
+        if self._num_failures or not self.is_well or self._checked_while_open:
+            await asyncio.sleep(CHECK_AGAIN_S)
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._health_interval_s):
+                await self.breaker.opened.wait()
+
+    def _decide_for(self, backend: str) -> None:
+        """Let promises hold only where they were made."""
+        if backend == self._backend:
+            return
+        self._backend = backend
+        self.bundle = self._bundle.on_backend(backend)
+        if self.bundle is not self._bundle:
+            made_with = self._bundle.calibration.certifies.get("backend")
+            _log.warning("fields are suggested, never filled: promises were made with %s, not %s", made_with, backend)
+
+    def _become(self, well: bool) -> None:
+        self.is_well = well
+        if well:
+            self.was_well = True
+            self.breaker.close()
+            self._checked_while_open = False
+        else:
+            self.breaker.open()
+        self._changed(self)

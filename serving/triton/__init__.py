@@ -1,0 +1,1 @@
+"""The model repository and the local Triton process."""

@@ -1,0 +1,1 @@
+"""Python code that runs inside Triton; copied into the model repository."""

@@ -1,0 +1,220 @@
+"""TorchScript on a GPU inside Triton's Python backend; copied beside `model.pt` as `model.py`.
+
+A request brings photos as pixels (`photos`), or encoded (`encoded`, rows padded to the longest, with `sizes`): then
+plain JPEGs are decoded on the GPU, all those of a batch together, and whatever the GPU cannot take by the function that
+decodes everywhere, in child processes that a photo may crash. A row whose photo cannot be used is answered with NaN,
+and with what was wrong in `photo_errors`.
+
+Where the batch is computed, one CUDA graph for each size stands in for its hundreds of kernel launches.
+
+Needs numpy 1.26 with Triton 2.51, as `model.py` does.
+"""
+
+import contextlib
+import json
+import os
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+import triton_python_backend_utils as pb_utils
+
+CODE = Path(__file__).resolve().parent / "code"
+# Behind all else, so that it hides nothing of this environment.
+sys.path.append(str(CODE))
+
+from serving.decoding import fork_client, fork_server  # noqa
+from vision.images.gpu_decoding import DeviceDecoder, plain_crop  # noqa: E402
+
+OUTPUTS = ("category_logits", "brand_logits", "embedding")
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        config = json.loads(args["model_config"])
+        parameters = {name: value["string_value"] for name, value in config["parameters"].items()}
+        on_gpu = args["model_instance_kind"] == "GPU"
+        self._device = torch.device("cuda", int(args["model_instance_device_id"])) if on_gpu else torch.device("cpu")
+        # By default convolutions round fp32 to ten bits: not what was certified.
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        path = os.path.join(args["model_repository"], args["model_version"], "model.pt")
+        self._settings = fork_server.Settings.from_json(parameters["decoding"])
+        self._side = self._settings.preprocessing.input_px
+        with _current(self._device):
+            self._network = _Network(path, self._device, self._side, int(config["max_batch_size"]))
+            self._device_decoder = DeviceDecoder(self._device)
+        self._decoders = _decoders(parameters, self._settings)
+
+    def execute(self, requests):
+        with _current(self._device):
+            return self._answered(requests)
+
+    def _answered(self, requests):
+        given = [_Request(request) for request in requests]
+        encoded = [photo for request in given for photo in request.encoded]
+        pixels, errors = self._decoded(encoded) if encoded else (self._none(), [])
+        pixels = torch.cat([pixels, *(torch.from_numpy(r.photos).to(self._device) for r in given if not r.encoded)])
+        rows = self._network(pixels)
+        # As the rows lie: first the encoded of all requests, then the pixels of all requests.
+        at = {True: 0, False: len(encoded)}
+        responses = []
+        for request in given:
+            is_encoded = bool(request.encoded)
+            end = at[is_encoded] + request.num_photos
+            wrong = errors[at[is_encoded] : end] if is_encoded else None
+            responses.append(_response([row[at[is_encoded] : end] for row in rows], wrong))
+            at[is_encoded] = end
+        return responses
+
+    def finalize(self):
+        for decoder in self._decoders:
+            decoder.close()
+
+    def _none(self):
+        return torch.empty(0, self._side, self._side, 3, dtype=torch.uint8, device=self._device)
+
+    def _decoded(self, photos):
+        """(N, S, S, 3) uint8 on the device, black where a photo cannot be used, and what was wrong with each."""
+        crops = [plain_crop(photo, at_least_px=self._side, limits=self._settings.limits) for photo in photos]
+        left = [index for index, crop in enumerate(crops) if crop is None]
+        plain = [index for index, crop in enumerate(crops) if crop]
+        # While the cores decode some, the device decodes the others.
+        until_s = time.monotonic() + fork_client.LISTING_TIMEOUT_S
+        on_cores = _OnCores(self._decoders, [photos[index] for index in left], until_s)
+        pixels = torch.zeros(len(photos), self._side, self._side, 3, dtype=torch.uint8, device=self._device)
+        refused = []
+        if plain:
+            joined = torch.frombuffer(bytearray(b"".join(photos[index] for index in plain)), dtype=torch.uint8)
+            plain_crops = [crops[index] for index in plain]
+            pixels[plain], refused = self._device_decoder.photos(joined, plain_crops, self._none(), photo_px=self._side)
+            refused = [plain[index] for index in refused]
+        answers = dict(zip(left, on_cores.end(), strict=True))
+        again = _OnCores(self._decoders, [photos[index] for index in refused], until_s)
+        answers |= zip(refused, again.end(), strict=True)
+        errors = [b""] * len(photos)
+        for index, found in answers.items():
+            if isinstance(found, np.ndarray):
+                pixels[index] = torch.from_numpy(found).to(self._device)
+            else:
+                errors[index] = f"{type(found).__name__}\n{found}".encode()
+        return pixels, errors
+
+
+class _OnCores:
+    """Photos in child processes, as many at once as there are; after a time none is begun any more."""
+
+    def __init__(self, decoders, photos, until_s):
+        self._decoders, self._photos, self._until_s = decoders, photos, until_s
+        self._first_in_time = time.monotonic() < until_s
+        if self._first_in_time:
+            self._begin(0)
+
+    def end(self):
+        """Yields each photo, (S, S, 3) uint8, or what was wrong with it."""
+        size = len(self._decoders)
+        for at in range(0, len(self._photos), size):
+            in_time = time.monotonic() < self._until_s if at else self._first_in_time
+            if in_time and at:
+                self._begin(at)
+            for decoder, _ in zip(self._decoders, self._photos[at : at + size], strict=False):
+                late = fork_client.timed_out(fork_client.LISTING_TIMEOUT_S)
+                yield decoder.end() if in_time else late
+
+    def _begin(self, at):
+        for decoder, photo in zip(self._decoders, self._photos[at:], strict=False):
+            decoder.begin(photo)
+
+
+def _current(device):
+    """Graphs are recorded and replayed on the current device, whichever the tensors lie on."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+class _Request:
+    def __init__(self, request):
+        encoded = pb_utils.get_input_tensor_by_name(request, "encoded")
+        self.photos, self.encoded = None, []
+        if encoded is None:
+            self.photos = pb_utils.get_input_tensor_by_name(request, "photos").as_numpy()
+        else:
+            sizes = pb_utils.get_input_tensor_by_name(request, "sizes").as_numpy()
+            self.encoded = [row[:size].tobytes() for row, size in zip(encoded.as_numpy(), sizes[:, 0], strict=True)]
+        self.num_photos = len(self.encoded) if self.encoded else len(self.photos)
+
+
+def _response(rows, errors):
+    """Of one request; rows whose photo could not be used are NaN. Without errors it was one of pixels."""
+    rows = [np.array(row) for row in rows]
+    unusable = [index for index, error in enumerate(errors or ()) if error]
+    for row in rows:
+        row[unusable] = np.nan
+    tensors = [pb_utils.Tensor(name, row) for name, row in zip(OUTPUTS, rows, strict=True)]
+    if errors is not None:
+        tensors.append(pb_utils.Tensor("photo_errors", np.array(errors, dtype=object)[:, None]))
+    return pb_utils.InferenceResponse(tensors)
+
+
+class _Network:
+    """The exported model, for batches of any size up to the largest; on a GPU a graph for every power of two."""
+
+    def __init__(self, path, device, side, largest):
+        with warnings.catch_warnings():
+            # TorchScript is deprecated since torch 2.11, and what the bundle holds.
+            warnings.simplefilter("ignore")
+            self._module = torch.jit.load(path, map_location=device).eval()
+        self._device, self._largest = device, largest
+        self._graphs = {}
+        black = torch.zeros(largest, side, side, 3, dtype=torch.uint8, device=device)
+        self._run(black[:1])
+        if device.type == "cuda":
+            # One graph runs at a time, so that all may use the same memory; the largest first finds it.
+            pool = torch.cuda.graph_pool_handle()
+            sizes = [2**exponent for exponent in range(largest.bit_length())]
+            recorded = {size: _Graph(self._run, black[:size].clone(), pool) for size in reversed(sizes)}
+            self._graphs = dict(sorted(recorded.items()))
+
+    def __call__(self, pixels):
+        """The outputs, float32 arrays in host memory."""
+        parts = [self._part(part) for part in pixels.split(self._largest)]
+        return [torch.cat(tensors).cpu().numpy() for tensors in zip(*parts, strict=True)]
+
+    def _part(self, pixels):
+        size = next((size for size in self._graphs if size >= len(pixels)), None)
+        return self._run(pixels) if size is None else self._graphs[size](pixels)
+
+    def _run(self, pixels):
+        with torch.inference_mode(), torch.jit.optimized_execution(False):
+            return tuple(tensor.float() for tensor in self._module(pixels))
+
+
+class _Graph:
+    """One size's kernels, recorded once."""
+
+    def __init__(self, run, pixels, pool):
+        self._pixels = pixels
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                run(pixels)
+        torch.cuda.current_stream().wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, pool=pool):
+            self._outputs = run(pixels)
+
+    def __call__(self, pixels):
+        self._pixels[: len(pixels)] = pixels
+        self._graph.replay()
+        # Copies: the next batch is written over these.
+        return tuple(output[: len(pixels)].clone() for output in self._outputs)
+
+
+def _decoders(parameters, settings):
+    number = int(parameters["num_decoders"])
+    if parameters["isolate"] != "true":
+        return [fork_client.InThisProcess(settings) for _ in range(number)]
+    nursery = fork_client.Nursery(settings, [parameters["python"]], path=CODE)
+    return [fork_client.Decoder(nursery, settings) for _ in range(number)]

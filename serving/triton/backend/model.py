@@ -1,0 +1,99 @@
+"""ONNX Runtime inside Triton's Python backend; copied beside `model.onnx` and run by Triton's own Python.
+
+A request brings photos as pixels (`photos`), or encoded (`encoded`, rows padded to the longest, with `sizes`): then
+they are decoded here by the function that decodes everywhere, in a child process that a photo may crash. A row whose
+photo cannot be used is answered with NaN, and with what was wrong in `photo_errors`.
+
+Needs numpy 1.26: under numpy 2 this Triton line hands over zeros without any error.
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import triton_python_backend_utils as pb_utils
+
+CODE = Path(__file__).resolve().parent / "code"
+# Behind all else, so that it hides nothing of this environment.
+sys.path.append(str(CODE))
+
+from serving.decoding import fork_client, fork_server  # noqa
+
+OUTPUTS = ("category_logits", "brand_logits", "embedding")
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        config = json.loads(args["model_config"])
+        parameters = {name: value["string_value"] for name, value in config["parameters"].items()}
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = int(parameters["num_threads"])
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        path = os.path.join(args["model_repository"], args["model_version"], "model.onnx")
+        self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        side = self._session.get_inputs()[0].shape[1]
+        self._photos_at_once = int(parameters["photos_at_once"])
+        # All that it will ever be given to compute in one go.
+        for num_photos in range(1, self._photos_at_once + 1):
+            widths = [output.shape[1] for output in self._run(np.zeros((num_photos, side, side, 3), np.uint8))]
+        self._unusable = [np.full((1, width), np.nan, np.float32) for width in widths]
+        self._decoder = _decoder(parameters)
+
+    def execute(self, requests):
+        return [self._answer(request) for request in requests]
+
+    def finalize(self):
+        self._decoder.close()
+
+    def _answer(self, request):
+        encoded = pb_utils.get_input_tensor_by_name(request, "encoded")
+        if encoded is None:
+            photos = pb_utils.get_input_tensor_by_name(request, "photos").as_numpy()
+            step = self._photos_at_once
+            rows, errors = [self._run(photos[at : at + step]) for at in range(0, len(photos), step)], []
+        else:
+            sizes = pb_utils.get_input_tensor_by_name(request, "sizes").as_numpy()
+            rows, errors = self._decode_and_run(encoded.as_numpy(), sizes)
+        outputs = rows[0] if len(rows) == 1 else [np.concatenate(parts) for parts in zip(*rows, strict=True)]
+        tensors = [pb_utils.Tensor(name, output) for name, output in zip(OUTPUTS, outputs, strict=True)]
+        if errors:
+            tensors.append(pb_utils.Tensor("photo_errors", np.array(errors, dtype=object)[:, None]))
+        return pb_utils.InferenceResponse(tensors)
+
+    def _decode_and_run(self, encoded, sizes):
+        """Photo by photo; the next is decoded while the model computes."""
+        photos = [row[:size].data for row, size in zip(encoded, sizes[:, 0], strict=True)]
+        rows, errors = [], []
+        until_s = time.monotonic() + fork_client.LISTING_TIMEOUT_S
+        self._decoder.begin(photos[0])
+        for following in (*photos[1:], None):
+            found = self._decoder.end()
+            in_time = time.monotonic() < until_s
+            if in_time and following is not None:
+                self._decoder.begin(following)
+            self._add(found, rows, errors)
+            if not in_time:
+                break
+        for _ in photos[len(rows) :]:
+            self._add(fork_client.timed_out(fork_client.LISTING_TIMEOUT_S), rows, errors)
+        return rows, errors
+
+    def _add(self, found, rows, errors):
+        usable = isinstance(found, np.ndarray)
+        rows.append(self._run(found[None]) if usable else self._unusable)
+        errors.append(b"" if usable else f"{type(found).__name__}\n{found}".encode())
+
+    def _run(self, photos):
+        return self._session.run(list(OUTPUTS), {"photos": photos})
+
+
+def _decoder(parameters):
+    settings = fork_server.Settings.from_json(parameters["decoding"])
+    if parameters["isolate"] != "true":
+        return fork_client.InThisProcess(settings)
+    nursery = fork_client.Nursery(settings, [parameters["python"]], path=CODE)
+    return fork_client.Decoder(nursery, settings)

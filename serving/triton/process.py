@@ -1,0 +1,242 @@
+"""A Triton server process of our own: started, watched and stopped without leaving anything behind."""
+
+import contextlib
+import logging
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from serving.observability.tracing import TraceOptions
+from serving.triton.install import TritonInstallation
+from serving.triton.repository import MODEL_NAME, RepositoryOptions, write_config, write_repository
+from vision.bundle import Bundle
+from vision.errors import EngineUnavailable
+
+__all__ = ["LocalTriton"]
+
+_log = logging.getLogger(__name__)
+
+_EXIT_TIMEOUT_S = 5
+_SHM_BYTES = 16 << 20
+
+
+class LocalTriton:
+    """One `tritonserver` on loopback that serves bundles, one to begin with, until it is stopped."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        installation: TritonInstallation,
+        options: RepositoryOptions | None = None,
+        *,
+        traces: TraceOptions | None = None,
+    ) -> None:
+        """Args:
+        options: of the model repository; None: those that were found best on a CPU.
+        traces: where it posts spans of the requests that bring a trace's header.
+        """
+        self._traces = traces
+        self._installation = installation
+        self._folder = Path(tempfile.mkdtemp(prefix="listing-vision-triton-"))
+        self.repository = self._folder / "models"
+        self.options = options or RepositoryOptions(backend="python")
+        self.models: list[str] = []
+        """What it serves, whenever it is started."""
+        self.add_model(bundle, MODEL_NAME)
+        self._shm_prefix = f"listing_vision_{os.getpid()}_{self._folder.name[-8:]}_"
+        self._process: subprocess.Popen[bytes] | None = None
+        # A restart runs on a thread; a stop that overtakes it must be the last word.
+        self._lock = threading.Lock()
+        self._stopped = False
+        # Kept over restarts, so that a client's channel finds the new process.
+        self._grpc_port, self._http_port, self._metrics_port = _free_ports(3)
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self._grpc_port}"
+
+    @property
+    def metrics_url(self) -> str:
+        return f"http://127.0.0.1:{self._metrics_port}/metrics"
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    @property
+    def log_path(self) -> Path:
+        return self._folder / "triton.log"
+
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def model_processes(self, name: str) -> frozenset[int]:
+        """Pids of its own processes that compute a model (Linux): the Python backend's, none for other backends."""
+        return frozenset(_processes_of(f"{self.repository}/{name}/"))
+
+    def all_model_processes(self) -> frozenset[int]:
+        """Of all models."""
+        return frozenset(_processes_of(f"{self.repository}/"))
+
+    def add_model(self, bundle: Bundle, name: str, *, num_instances: int | None = None) -> None:
+        """Put a model into the repository; a running server serves it once it is told to load it.
+
+        Args: num_instances: copies of it; more of a model that is there may be asked for; None: all.
+        """
+        options = replace(self.options, model_environment=self._installation.model_environment, model_name=name)
+        if name not in self.models:
+            code = write_repository(bundle, self.repository, options) / str(options.version) / "model.py"
+            if code.exists():
+                # As the first model process would: a model whose folder has changed is loaded anew, not added to.
+                python = self._installation.model_environment / "bin" / "python"
+                subprocess.run([python, "-m", "py_compile", str(code)], check=False, timeout=60)
+            self.models.append(name)
+        write_config(bundle, self.repository, options, num_instances=num_instances)
+
+    def remove_model(self, name: str) -> None:
+        """Take a model out that the server does not serve."""
+        self.models.remove(name)
+        shutil.rmtree(self.repository / name)
+
+    def touch_model(self, name: str) -> None:
+        """Have the next load not take the model for unchanged, and so start new processes for it."""
+        # Of a configuration that has only a new date nothing would be loaded anew.
+        os.utime(self.repository / name / str(self.options.version))
+
+    def start(self) -> None:
+        """Start the process; it answers some seconds later (see `wait_until_listening`)."""
+        root = self._installation.server_root
+        command = [
+            # Whatever happens to the gateway, its Triton does not outlive it.
+            *([setpriv, "--pdeathsig", "TERM", "--"] if (setpriv := shutil.which("setpriv")) else []),
+            str(self._installation.binary),
+            f"--model-repository={self.repository}",
+            f"--backend-directory={root / 'backends'}",
+            f"--cache-directory={root / 'caches'}",
+            "--model-control-mode=explicit",
+            *(f"--load-model={name}" for name in self.models),
+            "--disable-auto-complete-config",
+            *(f"--{name}-address=127.0.0.1" for name in ("grpc", "http", "metrics")),
+            f"--grpc-port={self._grpc_port}",
+            f"--http-port={self._http_port}",
+            f"--metrics-port={self._metrics_port}",
+            "--allow-gpu-metrics=false",
+            "--pinned-memory-pool-byte-size=0",
+            f"--exit-timeout-secs={_EXIT_TIMEOUT_S}",
+            f"--backend-config=python,shm-default-byte-size={_SHM_BYTES}",
+            f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}",
+            *(_tracing(self._traces) if self._traces else ()),
+        ]
+        with self.log_path.open("ab") as log:
+            # A session of its own: a terminal's Ctrl-C must not reach it before calls in flight are answered.
+            self._process = subprocess.Popen(
+                command,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                env=self._installation.process_environment(),
+                start_new_session=True,
+            )
+
+    def wait_until_listening(self, timeout_s: float = 60) -> None:
+        """Return once the server accepts connections; that its model answers is for a golden photo to show.
+
+        Raises:
+            EngineUnavailable: it died or did not come up in time; the end of its log is in the message.
+        """
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            if not self.is_running():
+                code = self._process.returncode if self._process else None
+                raise EngineUnavailable(f"Triton ended with status {code} while starting:\n{self._log_tail()}")
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self._grpc_port), timeout=1):
+                return
+            time.sleep(0.1)
+        raise EngineUnavailable(f"Triton did not listen within {timeout_s:g} s:\n{self._log_tail()}")
+
+    def stop(self) -> None:
+        """Let it drain and exit, or kill it; removes its files and shared memory."""
+        with self._lock:
+            self._stopped = True
+            self._end_process(_EXIT_TIMEOUT_S + 2)
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def restart(self) -> None:
+        """Start it again, dead or alive, on the same ports; one that hangs is not waited for."""
+        with self._lock:
+            if not self._stopped:
+                self._end_process(2)
+                self.start()
+
+    def _end_process(self, patience_s: float) -> None:
+        if self._process is not None:
+            if self.is_running():
+                self._process.send_signal(signal.SIGTERM)
+            try:
+                self._process.wait(patience_s)
+            except subprocess.TimeoutExpired:
+                _log.warning("Triton did not exit within %g s and is killed", patience_s)
+                self._process.kill()
+                self._process.wait()
+            self._process = None
+        self._end_orphans()
+        self._remove_shared_memory()
+
+    def _end_orphans(self) -> None:
+        """Model processes that outlive a killed server: one may wait for ever for a lock that the server held."""
+        for pid in self.all_model_processes():
+            _log.warning("model process %d outlived its Triton and is killed", pid)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def _remove_shared_memory(self) -> None:
+        for region in Path("/dev/shm").glob(f"{self._shm_prefix}*"):
+            region.unlink(missing_ok=True)
+
+    def _log_tail(self) -> str:
+        lines = self.log_path.read_text(errors="replace").splitlines() if self.log_path.exists() else []
+        return "\n".join(lines[-40:])
+
+
+def _tracing(options: TraceOptions) -> list[str]:
+    settings = {
+        "": {"mode": "opentelemetry", "level": "TIMESTAMPS", "rate": "0"},  # 0: none but those that bring a header
+        "opentelemetry,": {"url": options.url, "resource": "service.name=listing-vision-triton"},
+    }
+    return [f"--trace-config={kind}{name}={value}" for kind, named in settings.items() for name, value in named.items()]
+
+
+def _processes_of(folder: str) -> list[int]:
+    """Pids of model processes whose model lies in a folder (Linux)."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if folder.encode() in path.read_bytes() and _is_model_process(int(path.parent.name)):
+                found.append(int(path.parent.name))
+    return found
+
+
+def _is_model_process(pid: int) -> bool:
+    """Whether it is one, and no zombie."""
+    try:
+        _, name, state = re.split(r" \(|\) ", Path(f"/proc/{pid}/stat").read_text(), maxsplit=2)
+    except OSError:  # it has ended
+        return False
+    # The kernel keeps 15 characters of a name.
+    return "triton_python_backend_stub".startswith(name) and not state.startswith("Z")
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for opened in sockets:
+            opened.bind(("127.0.0.1", 0))
+        return [opened.getsockname()[1] for opened in sockets]

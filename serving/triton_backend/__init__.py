@@ -1,1 +1,0 @@
-"""What is copied into a Triton model repository for the `python` backend."""

@@ -1,0 +1,400 @@
+"""Signed tokens against a real key server on loopback, and what must never be believed."""
+
+import asyncio
+import base64
+import contextlib
+import hashlib
+import hmac
+import json
+import logging
+import threading
+import time
+import warnings
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from typer.testing import CliRunner
+
+from listing_vision.cli import app
+from serving.auth import jwks, jwt_verifier
+from serving.auth.jwt_verifier import JwtTokens, JwtTrust
+from serving.client import Access
+from serving.config import ServeOptions
+from tests.serving.auth.test_interceptor import asked, running, token_file
+from vision.errors import ListingVisionError
+
+AUDIENCE, ISSUER = "listing-vision", "https://login.example"
+KINDS = {
+    "RS256": (rsa.generate_private_key(65537, 2048), jwt.algorithms.RSAAlgorithm),
+    "ES256": (ec.generate_private_key(ec.SECP256R1()), jwt.algorithms.ECAlgorithm),
+    "EdDSA": (ed25519.Ed25519PrivateKey.generate(), jwt.algorithms.OKPAlgorithm),
+}
+
+
+def public(kind: str, key_id: str, key=None, **more) -> dict:
+    private, algorithm = KINDS[kind]
+    described = algorithm.to_jwk((key or private).public_key(), as_dict=True)
+    return {**described, "kid": key_id, "use": "sig", **more}
+
+
+def claims(**changed) -> dict:
+    now = int(time.time())
+    whole = {"sub": "upload", "aud": AUDIENCE, "iss": ISSUER, "iat": now, "exp": now + 600, **changed}
+    return {name: value for name, value in whole.items() if value is not None}
+
+
+def token(kind: str = "ES256", key_id: str | None = "key-1", key=None, **changed) -> str:
+    headers = {} if key_id is None else {"kid": key_id}
+    return jwt.encode(claims(**changed), key or KINDS[kind][0], algorithm=kind, headers=headers)
+
+
+def encode(part: object) -> str:
+    raw = part if isinstance(part, bytes) else json.dumps(part).encode()
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+
+
+class Provider:
+    """Answers GET with the keys that it has, and counts how often."""
+
+    def __init__(self, *keys: dict, port: int = 0):
+        self.keys, self.num_asked, self.answer = list(keys), 0, None
+        provider = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                provider.num_asked += 1
+                if provider.answer:
+                    return provider.answer(self)
+                self.send_response(200)
+                self.end_headers()
+                self.wfile.write(json.dumps({"keys": provider.keys}).encode())
+
+            def log_message(self, *_):
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        self.port = self._server.server_port
+        self.url = f"http://127.0.0.1:{self.port}/keys"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
+        self._thread.start()
+
+    def stop(self):
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+@pytest.fixture
+def provider():
+    started = Provider(public("ES256", "key-1"))
+    yield started
+    with contextlib.suppress(OSError):
+        started.stop()
+
+
+def tokens(source: str, **options) -> JwtTokens:
+    kept = options.pop("kept", None)
+    return JwtTokens(JwtTrust(jwks=source, audience=AUDIENCE, issuer=ISSUER, kept=kept), **options)
+
+
+def callers(verifier: JwtTokens, *each: str) -> list[str | None]:
+    async def ask():
+        return [await verifier.caller(one) for one in each]
+
+    return asyncio.run(ask())
+
+
+def test_a_gateway_tells_callers_by_signed_tokens(bundle, provider, tmp_path):
+    provider.keys = [public(kind, kind) for kind in KINDS]
+    options = {
+        "tokens": token_file(tmp_path / "tokens", backfill="secret"),
+        "jwks": provider.url,
+        "jwt_audience": AUDIENCE,
+        "jwt_issuer": ISSUER,
+        "quota_photos_per_s": 1.0,
+    }
+
+    async def calls():
+        async with running(bundle, **options) as (server, address):
+            server._gateway._quotas._clock = lambda: 0.0
+            good = [token(kind, kind, sub=f"by-{kind}") for kind in KINDS]
+            found = [await asked(address, Access(token=each), photos=5) for each in [*good, "secret"]]
+            again = await asked(address, Access(token=token("RS256", "RS256", sub="by-RS256", jti="another")))
+            wrong = [token("ES256", "RS256"), token("RS256", "RS256", aud="else"), "nonsense"]
+            return found, again, {await asked(address, Access(token=each)) for each in wrong}
+
+    good, again, wrong = asyncio.run(calls())
+    assert good == ["answered"] * 4
+    assert again.startswith("RESOURCE_EXHAUSTED QUOTA_EXCEEDED caller 'by-RS256'")
+    assert wrong == {"UNAUTHENTICATED UNAUTHENTICATED unauthenticated"}
+    assert provider.num_asked == 1
+
+
+def signed_with(secret: bytes, header: dict) -> str:
+    """HS256, which jwt.encode refuses to make of a public key."""
+    signed = f"{encode(header)}.{encode(claims())}"
+    return f"{signed}.{encode(hmac.digest(secret, signed.encode(), hashlib.sha256))}"
+
+
+PEM = KINDS["RS256"][0].public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+NOW = int(time.time())
+STRANGER = ec.generate_private_key(ec.SECP256R1())
+SHORT = rsa.generate_private_key(65537, 1024)
+with warnings.catch_warnings(action="ignore"):  # of the library, which finds it too short as well
+    BY_SHORT = token("RS256", "short", key=SHORT)
+NOT_BELIEVED = {
+    "expired": token(exp=NOW - 100),
+    "not valid yet": token(nbf=NOW + 86400),
+    "issued tomorrow": token(iat=NOW + 86400),
+    "for somebody else": token(aud="billing"),
+    "for nobody": token(aud=None),
+    "from somebody else": token(iss="https://login.example.evil"),
+    "from nobody": token(iss=None),
+    "for ever": token(exp=None),
+    "of nobody": token(sub=None),
+    "of an empty name": token(sub=""),
+    "of a name that breaks a log line": token(sub="a\nb"),
+    "of a name without end": token(sub="a" * 201),
+    "by a stranger's key": token(key=STRANGER),
+    "by a key that is not known": token(key_id="key-9"),
+    "of no key": token(key_id=None),
+    "by another kind of key": token("RS256", "key-1"),
+    "unsigned": f"{encode({'alg': 'none', 'kid': 'key-1'})}.{encode(claims())}.",
+    "signed with a public key as a secret": signed_with(PEM, {"alg": "HS256", "kid": "rsa"}),
+    "signed with a public key, and says otherwise": signed_with(PEM, {"alg": "RS256", "kid": "rsa"}),
+    "signed with a secret that stands among the keys": signed_with(b"x" * 32, {"alg": "HS256", "kid": "secret"}),
+    "by a key for encryption": token("EdDSA", "encryption"),
+    "by a key whose private half is published": token("EdDSA", "private"),
+    "by a short key": BY_SHORT,
+    "by another algorithm than the key's": jwt.encode(claims(), KINDS["RS256"][0], "RS512", {"kid": "rsa"}),
+    "by an algorithm that is not allowed": jwt.encode(claims(), KINDS["RS256"][0], "RS512", {"kid": "stronger"}),
+    "with a condition that we do not know": jwt.encode(
+        claims(), KINDS["ES256"][0], algorithm="ES256", headers={"kid": "key-1", "crit": ["b"], "b": 1}
+    ),
+    "tampered with": ".".join([token().split(".")[0], encode(claims(sub="admin")), token().split(".")[2]]),
+    "with a name of a key that is none": f"{encode({'alg': 'ES256', 'kid': {'a': 1}})}.{encode(claims())}.AA",
+    "too deep to read": f"{encode(b'[' * 4000)}.{encode(claims())}.AA",
+    "too long": token(padding="x" * 9000),
+    "no token": "a.b",
+    "empty": "",
+}
+
+
+@pytest.fixture(scope="module")
+def many_keys(tmp_path_factory):
+    path = tmp_path_factory.mktemp("keys") / "jwks.json"
+    private = jwt.algorithms.OKPAlgorithm.to_jwk(KINDS["EdDSA"][0], as_dict=True)
+    keys = [
+        public("ES256", "key-1"),
+        public("RS256", "rsa"),
+        public("EdDSA", "encryption", use="enc"),
+        public("RS256", "short", SHORT),
+        public("RS256", "stronger", alg="RS512"),
+        {**private, "kid": "private"},
+        {"kty": "oct", "k": encode(b"x" * 32), "kid": "secret"},
+        {"kty": "quantum", "kid": "future"},
+        public("ES256", "key-1", STRANGER),  # the first of a name counts
+        {**public("EdDSA", ""), "kid": None},
+    ]
+    path.write_text(json.dumps({"keys": keys}))
+    return path
+
+
+@pytest.mark.parametrize("why", NOT_BELIEVED)
+def test_what_is_not_believed(many_keys, why):
+    verifier = tokens(str(many_keys))
+    assert callers(verifier, NOT_BELIEVED[why], token(), token("RS256", "rsa")) == [None, "upload", "upload"]
+
+
+def test_clocks_may_differ_a_little(many_keys):
+    late, early = token(exp=int(time.time()) - 10), token(nbf=int(time.time()) + 10)
+    assert callers(tokens(str(many_keys)), late, early) == ["upload", "upload"]
+
+
+def test_a_secret_among_the_keys_is_not_logged(many_keys, caplog):
+    with caplog.at_level(logging.DEBUG):
+        tokens(str(many_keys))
+    assert "key 'private' is a private key" in caplog.text
+    assert "key 'future' is left out" in caplog.text
+    assert encode(b"x" * 32) not in caplog.text
+
+
+def test_a_new_key_is_fetched_when_a_token_names_it_and_no_more_often_than_that(provider, monkeypatch):
+    verifier = tokens(provider.url)
+    new = ec.generate_private_key(ec.SECP256R1())
+    provider.keys.append(public("ES256", "key-2", new))
+    by_new = token("ES256", "key-2", key=new)
+    # Too soon after the fetch at the start.
+    assert callers(verifier, by_new, by_new) == [None, None]
+    assert provider.num_asked == 1
+    verifier._keys._fetched_s -= jwt_verifier.LEAST_BETWEEN_S
+    many = callers(verifier, *[token(key_id=f"made-up-{i}") for i in range(20)], by_new, token())
+    assert many == [None] * 20 + ["upload"] * 2
+    assert provider.num_asked == 2
+
+
+def test_many_calls_wait_for_one_fetch(provider):
+    verifier = tokens(provider.url)
+    new = ec.generate_private_key(ec.SECP256R1())
+    provider.keys.append(public("ES256", "key-2", new))
+    verifier._keys._fetched_s -= jwt_verifier.LEAST_BETWEEN_S
+
+    async def together():
+        return await asyncio.gather(*(verifier.caller(token("ES256", "key-2", key=new)) for _ in range(10)))
+
+    assert asyncio.run(together()) == ["upload"] * 10
+    assert provider.num_asked == 2
+
+
+def test_a_key_that_was_withdrawn_is_believed_until_the_keys_are_fetched_again(provider):
+    verifier = tokens(provider.url)
+    old = token()
+    assert callers(verifier, old) == ["upload"]
+    provider.keys = [public("ES256", "key-2")]
+    assert callers(verifier, old) == ["upload"]
+
+    async def later():
+        verifier._keys._fetched_s -= jwt_verifier.FRESH_S
+        # Nobody waits for what is only refreshed.
+        first = await verifier.caller(old)
+        await verifier._keys._fetching
+        return first, await verifier.caller(old)
+
+    assert asyncio.run(later()) == ("upload", None)
+
+
+def test_a_provider_that_is_away_changes_nothing(provider, tmp_path, caplog):
+    kept = tmp_path / "jwks.json"
+    verifier = tokens(provider.url, kept=kept)
+    provider.stop()
+    verifier._keys._fetched_s -= jwt_verifier.FRESH_S
+    assert callers(verifier, token(), token(key_id="unknown"), token()) == ["upload", None, "upload"]
+    assert "cannot be fetched" in caplog.text
+    assert "the old keys stay" in caplog.text
+    # A process that starts now has the keys that another one fetched.
+    assert callers(tokens(provider.url, kept=kept), token()) == ["upload"]
+    with pytest.raises(ListingVisionError, match="cannot be fetched"):
+        tokens(provider.url, kept=tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("answer", [b"", b"[]", b"{", b'{"keys": 7}', b'{"keys": []}', b'{"keys": [1]}', b"[" * 99999])
+def test_an_answer_that_is_no_key_set_changes_nothing(provider, caplog, answer):
+    verifier = tokens(provider.url)
+
+    def broken(request):
+        request.send_response(200)
+        request.end_headers()
+        request.wfile.write(answer)
+
+    provider.answer = broken
+    verifier._keys._fetched_s -= jwt_verifier.FRESH_S
+
+    async def later():
+        await verifier.caller(token())
+        await verifier._keys._fetching
+        return await verifier.caller(token())
+
+    assert asyncio.run(later()) == "upload"
+    assert "the old keys stay" in caplog.text
+
+
+def redirect(request):
+    request.send_response(302)
+    request.send_header("Location", "/elsewhere")
+    request.end_headers()
+
+
+def endless(request):
+    request.send_response(200)
+    request.end_headers()
+    with contextlib.suppress(OSError):
+        while True:
+            request.wfile.write(b" " * 65536)
+
+
+def drip(request):
+    request.send_response(200)
+    request.end_headers()
+    with contextlib.suppress(OSError):
+        while True:
+            request.wfile.write(b" ")
+            time.sleep(0.02)
+
+
+def missing(request):
+    request.send_error(404)
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (redirect, "HTTP Error 302"),
+        (missing, "HTTP Error 404"),
+        (endless, "larger than 256 KiB"),
+        (drip, "did not come within 0.2 s"),
+    ],
+)
+def test_a_fetch_has_limits(provider, monkeypatch, answer, said):
+    monkeypatch.setattr(jwks, "TIMEOUT_S", 0.2)
+    provider.answer = answer
+    with pytest.raises(ListingVisionError, match=said):
+        jwks.fetch(provider.url)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://login.example/keys", "https://user:secret@login.example/keys", "ftp://a/b", "file:///etc/keys"]
+)
+def test_keys_come_over_https_alone(url):
+    with pytest.raises(ListingVisionError, match="give an https URL") as refused:
+        tokens(url)
+    assert "secret" not in str(refused.value)
+
+
+def test_a_file_of_keys_is_read_again_and_a_broken_one_changes_nothing(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("serving.auth.interceptor._LOOK_AGAIN_S", 0.0)
+    path = tmp_path / "jwks.json"
+    with pytest.raises(ListingVisionError, match="cannot be read: No such file"):
+        tokens(str(path))
+    path.write_text(json.dumps({"keys": [public("ES256", "key-1")]}))
+    verifier = tokens(str(path))
+    assert callers(verifier, token()) == ["upload"]
+    path.write_text('{"keys"')
+    assert callers(verifier, token()) == ["upload"]
+    assert "is not a JSON Web Key Set: JSONDecodeError; the old keys stay" in caplog.text
+    path.write_text(json.dumps({"keys": [public("EdDSA", "key-22")]}))
+    assert callers(verifier, token(), token("EdDSA", "key-22")) == [None, "upload"]
+
+
+def test_a_good_token_is_computed_once_and_again_when_it_may_have_expired(many_keys, monkeypatch):
+    now = [time.time()]
+    verifier = tokens(str(many_keys), clock=lambda: now[0])
+    computed = []
+    real = jwt.decode
+    monkeypatch.setattr(jwt, "decode", lambda *given, **named: computed.append(1) or real(*given, **named))
+    short, long = token(exp=int(now[0]) + 10), token(jti="long")
+    callers(verifier, *[short, long] * 5)
+    assert len(computed) == 2
+    now[0] += 10 + jwt_verifier.LEEWAY_S + 1
+    callers(verifier, short, long)
+    assert len(computed) == 3
+    now[0] += jwt_verifier.REMEMBERED_S
+    callers(verifier, long)
+    assert len(computed) == 4
+
+
+def test_so_many_tokens_are_remembered_and_no_more(many_keys, monkeypatch):
+    monkeypatch.setattr(jwt_verifier, "MAX_REMEMBERED", 3)
+    verifier = tokens(str(many_keys))
+    assert callers(verifier, *(token(jti=str(i)) for i in range(6))) == ["upload"] * 6
+    assert len(verifier._remembered) == 3
+
+
+def test_options_of_signed_tokens_go_together(bundle, tmp_path):
+    options = ["--jwks", "https://login.example/keys", "--jwt-audience", AUDIENCE]
+    done = CliRunner().invoke(app, ["serve", str(bundle.folder), *options])
+    assert done.exit_code == 2
+    whole = ServeOptions(bundle=bundle.folder, jwks=options[1], jwt_audience=AUDIENCE, jwt_issuer=ISSUER)
+    assert ServeOptions.from_json(whole.to_json()) == whole

@@ -1,0 +1,88 @@
+"""The same job on a real Ray of this machine; starting it takes long, so it is started once."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from serving.backfill import inspection
+from serving.backfill.job import LOCK_PATH
+from serving.backfill.run import Stopper, open_job, run
+from serving.storage import Store
+from tests.serving.backfill.test_remote_engine import alike
+from tests.serving.backfill.test_run import answers_in, asked_for, backfill, photos_by_listing
+
+
+@pytest.fixture(scope="module")
+def ray_session():
+    ray = pytest.importorskip("ray", reason="Ray is an extra and not installed")
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=200 << 20)
+    yield ray
+    ray.shutdown()
+
+
+def workers(kind: str) -> list[int]:
+    """Pids of Ray's worker processes that run an actor of that class."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if path.read_bytes().startswith(f"ray::{kind}".encode()):
+                found.append(int(path.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+def backfill_on_ray(ray_session, bundle, market, output, monkeypatch, *, on_gpus, meanwhile=lambda: None):
+    from serving.backfill.ray_engine import RayEngine
+
+    # One session for all tests of this file.
+    monkeypatch.setattr(RayEngine, "close", lambda self: [ray_session.kill(actor) for actor in self._actors])
+    store, stopper = Store(str(output)), Stopper()
+    engine = RayEngine(bundle.folder, isolate=False, stop=stopper.abandon, on_gpus=on_gpus)
+    threading.Thread(target=meanwhile, daemon=True).start()
+    try:
+        with store.locked(LOCK_PATH):
+            job = open_job(store, asked_for(market, output), engine, lambda _: None)
+            run(store, job, engine, max_error_share=1.0, stopper=stopper)
+    finally:
+        engine.close()
+    return store
+
+
+@pytest.mark.parametrize("on_gpus", [False, True])
+def test_it_answers_as_this_process_does(ray_session, bundle, market, tmp_path, monkeypatch, on_gpus):
+    photos = photos_by_listing(market)
+    bad, gone = list(photos)[:2]
+    photos[bad][0].write_bytes(b"no photo")
+    for photo in photos[gone]:
+        photo.unlink()
+    here = answers_in(backfill(bundle, market, tmp_path / "here"))
+    store = backfill_on_ray(ray_session, bundle, market, tmp_path / "there", monkeypatch, on_gpus=on_gpus)
+    there = answers_in(store)
+    assert sorted(there) == sorted(here)
+    for listing_id, row in there.items():
+        alike(row, here[listing_id])
+    assert inspection.verify(store).is_right
+
+
+def test_a_killed_worker_costs_nothing(ray_session, bundle, market, tmp_path, monkeypatch):
+    killed = []
+
+    def kill_one():
+        while not killed:
+            for pid in workers("_Worker.answer")[:1]:
+                os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
+            time.sleep(0.001)
+
+    store = backfill_on_ray(
+        ray_session, bundle, market, tmp_path / "out", monkeypatch, on_gpus=False, meanwhile=kill_one
+    )
+    assert killed
+    assert inspection.verify(store).is_right
+    assert len(answers_in(store)) == len(photos_by_listing(market))

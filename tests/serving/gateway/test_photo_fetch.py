@@ -1,0 +1,311 @@
+"""Photos by URI: a real HTTPS server on loopback, which only the resolver of these tests lets anybody reach."""
+
+import asyncio
+import contextlib
+import logging
+import socket
+import ssl
+
+import grpc
+import pytest
+from aiohttp import web
+from aiohttp.abc import AbstractResolver
+
+from serving.api.status import Refusal
+from serving.gateway import photo_fetch
+from serving.gateway.photo_fetch import PhotoUris, PublicResolver, check_prefixes
+from serving.protocol import listing_vision_pb2 as pb
+from tests.serving.auth.test_interceptor import Authority
+from tests.serving.gateway.test_service import PHOTO, running
+from vision.errors import ListingVisionError, PhotoNotFetched, PhotoTooManyBytes
+
+PREFIX = "https://localhost/photos/"
+MAX_BYTES = 100_000
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory):
+    return Authority(tmp_path_factory.mktemp("authority"), "photos")
+
+
+class ToLoopback(AbstractResolver):
+    """What DNS would say, but for the address and the port; counts."""
+
+    def __init__(self, port):
+        self.port, self.asked = port, []
+
+    async def resolve(self, host, port=0, family=socket.AF_INET):
+        self.asked.append(host)
+        return [
+            {"hostname": host, "host": "127.0.0.1", "port": self.port, "family": socket.AF_INET, "proto": 0, "flags": 0}
+        ]
+
+    async def close(self):
+        pass
+
+
+async def redirected(request):
+    places = {
+        "once": PREFIX + "a.jpg",
+        "away": "https://localhost/secret/a.jpg",
+        "plain": "http://localhost/photos/a.jpg",
+        "metadata": "https://169.254.169.254/latest/meta-data/",
+        "round": PREFIX + "to/round",
+        "nowhere": "",
+    }
+    return web.Response(status=302, headers={"Location": places[request.match_info["where"]]})
+
+
+async def dripping(request):
+    response = web.StreamResponse()
+    await response.prepare(request)
+    with contextlib.suppress(ConnectionError):
+        while True:
+            await response.write(b"x")
+            await asyncio.sleep(0.05)
+
+
+async def large(request):
+    return web.Response(body=b"x" * (MAX_BYTES + 1))
+
+
+async def endless(request):
+    response = web.StreamResponse()
+    await response.prepare(request)
+    with contextlib.suppress(ConnectionError):
+        while True:
+            await response.write(b"x" * 10_000)
+
+
+class Server:
+    def __init__(self):
+        self.seen = []
+
+    async def photo(self, request):
+        self.seen.append(dict(request.headers))
+        return web.Response(body=PHOTO)
+
+
+@contextlib.asynccontextmanager
+async def serving(authority):
+    """A server, and what is needed to reach it."""
+    server = Server()
+    app = web.Application()
+    app.router.add_get("/photos/a.jpg", server.photo)
+    app.router.add_get("/secret/a.jpg", server.photo)
+    app.router.add_get("/photos/to/{where}", redirected)
+    app.router.add_get("/photos/drip", dripping)
+    app.router.add_get("/photos/endless", endless)
+    app.router.add_get("/photos/large", large)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(*authority.issue("server"))
+    site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context)
+    await site.start()
+    resolver = ToLoopback(site._server.sockets[0].getsockname()[1])
+    trust = ssl.create_default_context(cafile=str(authority.certificate))
+    uris = PhotoUris([PREFIX], max_bytes=MAX_BYTES, resolver=resolver, trust=trust)
+    try:
+        yield server, resolver, uris
+    finally:
+        await uris.close()
+        await runner.cleanup()
+
+
+def fetched(authority, path):
+    async def run():
+        async with serving(authority) as (server, resolver, uris):
+            uris.check({0: PREFIX + path})
+            return await uris.fetch(PREFIX + path), server.seen, resolver.asked
+
+    return asyncio.run(run())
+
+
+def test_a_photo_is_fetched_and_nothing_told_but_its_name(authority, monkeypatch):
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:1")
+    found, (headers,), asked = fetched(authority, "a.jpg")
+    assert found == PHOTO
+    assert not {"Authorization", "Cookie", "Referer"} & set(headers)
+    assert asked == ["localhost"]
+
+
+def test_a_redirect_below_the_prefix_is_followed(authority):
+    assert fetched(authority, "to/once")[0] == PHOTO
+
+
+@pytest.mark.parametrize("where", ["away", "plain", "metadata", "nowhere"])
+def test_a_redirect_to_anywhere_else_is_not(authority, where):
+    found, seen, asked = fetched(authority, f"to/{where}")
+    assert isinstance(found, PhotoNotFetched)
+    assert not seen
+    assert asked == ["localhost"]
+
+
+def test_a_redirect_in_a_circle_ends(authority):
+    assert "more than 3 times" in str(fetched(authority, "to/round")[0])
+
+
+@pytest.mark.parametrize("path", ["large", "endless"])
+def test_what_is_too_long_is_left_whether_it_says_so_or_not(authority, path):
+    assert isinstance(fetched(authority, path)[0], PhotoTooManyBytes)
+
+
+def test_what_drips_is_left_in_time(authority, monkeypatch):
+    monkeypatch.setattr("serving.gateway.photo_fetch.FETCH_TIMEOUT_S", 0.5)
+    assert "did not come within 0.5 s" in str(fetched(authority, "drip")[0])
+
+
+def test_what_is_not_there_is_told_without_its_place(authority):
+    found, _, _ = fetched(authority, "gone.jpg?token=secret")
+    assert str(found) == "the photo's server answered 404"
+
+
+def test_a_server_without_the_names_certificate_is_not_believed(authority):
+    async def run():
+        async with serving(authority) as (_, resolver, _):
+            uris = PhotoUris([PREFIX], max_bytes=MAX_BYTES, resolver=resolver)
+            try:
+                return await uris.fetch(PREFIX + "a.jpg")
+            finally:
+                await uris.close()
+
+    assert "ClientConnectorCertificateError" in str(asyncio.run(run()))
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["127.0.0.1", "10.1.2.3", "169.254.169.254", "0.0.0.0", "224.0.0.1", "100.64.0.1", "::1", "::", "fe80::1%eth0",
+     "fd00::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "2002:7f00:1::", "ff02::1"],
+)  # fmt: skip
+def test_addresses_that_are_not_public_are_nobodys(address):
+    assert not PublicResolver().is_public(address)
+
+
+def test_public_addresses_are_and_a_name_at_both_is_refused(monkeypatch):
+    assert PublicResolver().is_public("8.8.8.8")
+    assert PublicResolver().is_public("2001:4860:4860::8888")
+
+    async def rebinding():
+        loop = asyncio.get_running_loop()
+
+        async def both(host, port, **_):
+            addresses = ("8.8.8.8", "127.0.0.1")
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in addresses]
+
+        monkeypatch.setattr(loop, "getaddrinfo", both)
+        with pytest.raises(OSError, match="not public"):
+            await PublicResolver().resolve("photos.example", 443)
+
+    asyncio.run(rebinding())
+
+
+OUTSIDE = [
+    "http://photos.example/listings/a.jpg",
+    "https://photos.example/other/a.jpg",
+    "https://photos.example.evil.com/listings/a.jpg",
+    "https://photos.example@evil.com/listings/a.jpg",
+    "https://evil.com#photos.example/listings/a.jpg",
+    "https://evil.com\\@photos.example/listings/a.jpg",
+    "https://photos.example:8443/listings/a.jpg",
+    "https://photos.example:x/listings/a.jpg",
+    "https://photos.example./listings/a.jpg",
+    "https://photos.example/listings/../secret",
+    "https://photos.example/listings/./../secret",
+    "https://photos.example/listings/%2e%2e/secret",
+    "https://photos.example/listings/..%2fsecret",
+    "https://photos.example/listings/a%00.jpg",
+    "https://photos.example/listings/a b.jpg",
+    "https://photos.example/listings/a.jpg\r\nHost: evil",
+    "https://photos．example/listings/a.jpg",
+    "https://ｐhotos.example/listings/a.jpg",
+    "https://[::1]/listings/a.jpg",
+    "https://2130706433/listings/a.jpg",
+    "//photos.example/listings/a.jpg",
+    "file:///etc/passwd",
+    "gs://bucket/secret/a.jpg",
+    "gs://bucket2/listings/a.jpg",
+    "s3://bucket/listings/a.jpg",
+    "https://photos.example/listings/" + "a" * 2000,
+    "",
+]
+
+
+@pytest.mark.parametrize("uri", OUTSIDE)
+def test_whatever_is_not_plainly_below_a_prefix_is_refused(uri, monkeypatch):
+    # Without the packages of object stores.
+    monkeypatch.setattr(photo_fetch, "_prefix", photo_fetch._placed)
+
+    async def run():
+        uris = PhotoUris(["https://photos.example/listings/", "gs://bucket/listings/"], max_bytes=1)
+        try:
+            uris.check({0: "https://photos.example/listings/a.jpg", 1: "https://PHOTOS.example:443/listings/b.jpg?w=1"})
+            uris.check({0: "gs://bucket/listings/a/b.jpg"})
+            with pytest.raises(Refusal) as refused:
+                uris.check({0: "https://photos.example/listings/a.jpg", 3: uri})
+            return refused.value
+        finally:
+            await uris.close()
+
+    refused = asyncio.run(run())
+    assert (refused.reason, list(refused.violations)) == ("PHOTO_URI_NOT_ALLOWED", ["photos[3].uri"])
+
+
+@pytest.mark.parametrize(
+    ("prefix", "said"),
+    [
+        ("http://photos.example/", "give https://HOST/PATH/"),
+        ("https://photos.example/listings", "ending in a slash"),
+        ("https://127.0.0.1/photos/", "give a name, not an address"),
+        ("https://127.1/photos/", "give a name, not an address"),
+        ("https://photos.example/?a=/", "give https://HOST/PATH/"),
+    ],
+)
+def test_wrong_prefixes_are_told_at_the_start(prefix, said):
+    with pytest.raises(ListingVisionError, match=said):
+        check_prefixes([prefix])
+
+
+def classified(bundle, authority, caplog, *photos, allowed=True):
+    async def run():
+        async with serving(authority) as (server, _, uris), running(bundle) as (gateway_server, client):
+            gateway_server._gateway._photo_uris = uris if allowed else None
+            with caplog.at_level(logging.DEBUG):
+                try:
+                    request = pb.ClassifyListingRequest(listing_id="a", photos=photos)
+                    return await client._stub.ClassifyListing(request), server.seen
+                except grpc.aio.AioRpcError as error:
+                    return error, server.seen
+
+    return asyncio.run(run())
+
+
+def test_a_listing_is_answered_from_what_could_be_fetched(bundle, authority, caplog):
+    photos = [
+        pb.Photo(uri=PREFIX + "gone.jpg?token=secret"),
+        pb.Photo(content=PHOTO),
+        pb.Photo(uri=PREFIX + "a.jpg"),
+        pb.Photo(content=b"text"),
+    ]
+    answer, _ = classified(bundle, authority, caplog, *photos)
+    reasons = [photo.error.reason for photo in answer.photos]
+    assert reasons == [pb.PHOTO_ERROR_REASON_NOT_FETCHED, 0, 0, pb.PHOTO_ERROR_REASON_NOT_AN_IMAGE]
+    assert answer.photos[1].recognition == answer.photos[2].recognition
+    assert [one.stage for one in answer.stage_times] == ["fetch", "decode", "model", "decision"]
+    ours = [record.getMessage() for record in caplog.records if record.name.startswith("serving")]
+    assert not any("secret" in text or "gone.jpg" in text for text in ours)
+
+
+def test_where_none_can_be_fetched_each_is_named(bundle, authority, caplog):
+    error, _ = classified(bundle, authority, caplog, pb.Photo(uri=PREFIX + "gone.jpg"))
+    assert error.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert "none of the 1 photos can be used" in error.details()
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_one_uri_outside_the_list_and_nothing_is_fetched(bundle, authority, caplog, allowed):
+    photos = [pb.Photo(uri=PREFIX + "a.jpg"), pb.Photo(uri="https://localhost/secret/a.jpg")]
+    error, seen = classified(bundle, authority, caplog, *photos, allowed=allowed)
+    assert error.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert ("photos[1].uri: it is below none" if allowed else "fetches no photos; send their bytes") in error.details()
+    assert not seen

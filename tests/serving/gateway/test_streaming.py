@@ -1,0 +1,239 @@
+"""Streams of listings: over a real channel, and what they do where nothing can be caused on demand."""
+
+import asyncio
+import itertools
+
+import grpc
+import pytest
+
+from serving.api.status import Refusal
+from serving.client import CallFailed, ListingToClassify, ListingVisionClient
+from serving.client.stream import MAX_SENT, MAX_UNANSWERED, StreamedListings
+from serving.gateway.admission import Admission, DrainRate
+from serving.gateway.streaming import MAX_LISTINGS, ListingStreams
+from serving.protocol import listing_vision_pb2 as pb
+from tests.serving.gateway.test_service import PHOTO, Failing, running
+from vision.errors import EngineBusy
+
+NUM_LISTINGS = 150
+
+
+class Source:
+    """Listings that note how many were taken."""
+
+    def __init__(self, listings):
+        self.num_taken, self.listings = 0, listings
+
+    def __iter__(self):
+        for listing in self.listings:
+            self.num_taken += 1
+            yield listing
+
+
+def listing(number, photos=(PHOTO,)):
+    return ListingToClassify(photos, listing_id=f"listing-{number}")
+
+
+def streamed(bundle, listings, look=lambda answered: None):
+    """All that was answered, the listings read by a client of its own thread."""
+
+    async def run():
+        async with running(bundle) as (server, _):
+
+            def read():
+                with ListingVisionClient(f"127.0.0.1:{server.port}") as client:
+                    found = []
+                    for answered in client.classify_stream(listings):
+                        found.append(answered)
+                        look(found)
+                    return found
+
+            return await asyncio.to_thread(read)
+
+    return asyncio.run(run())
+
+
+def test_every_listing_is_answered_once_and_a_bad_one_has_an_error_of_its_own(bundle):
+    source = Source(listing(n, (b"no photo",) if n == 70 else (PHOTO, PHOTO)) for n in range(NUM_LISTINGS))
+    ahead = []
+    answered = streamed(bundle, source, lambda found: ahead.append(source.num_taken - len(found)))
+    assert sorted(one.listing.listing_id for one in answered) == sorted(f"listing-{n}" for n in range(NUM_LISTINGS))
+    bad = [one for one in answered if one.error]
+    assert [one.listing.listing_id for one in bad] == ["listing-70"]
+    assert (bad[0].error.reason, bad[0].error.code) == ("NO_USABLE_PHOTO", grpc.StatusCode.INVALID_ARGUMENT.value[0])
+    assert [v.field for v in bad[0].error.violations] == ["photos[0].content"]
+    assert all(one.response.listing_id == one.listing.listing_id for one in answered if one.response)
+    assert 0 < max(ahead) <= MAX_UNANSWERED
+
+
+def test_an_answer_says_how_long_its_stages_took(bundle):
+    (answered,) = streamed(bundle, [listing(0)])
+    assert [time.stage for time in answered.response.stage_times] == ["decode", "model", "decision"]
+    assert all(time.duration_ms > 0 for time in answered.response.stage_times)
+
+
+def test_a_gateway_that_stops_answers_what_it_has_begun_and_tells_the_caller_to_go_on_elsewhere(bundle):
+    async def run():
+        async with running(bundle) as (server, _):
+            stopping, found = [], []
+            loop = asyncio.get_running_loop()
+
+            def read():
+                with ListingVisionClient(f"127.0.0.1:{server.port}") as client:
+                    for answered in client.classify_stream(map(listing, itertools.count())):
+                        found.append(answered)
+                        if len(found) == 5:
+                            stopping.append(asyncio.run_coroutine_threadsafe(server.stop(), loop))
+
+            with pytest.raises(CallFailed, match="SHUTTING_DOWN: the service stops; send what was not answered"):
+                await asyncio.to_thread(read)
+            await asyncio.wrap_future(stopping[0])
+            return found
+
+    found = asyncio.run(run())
+    assert len(found) > 5
+    assert not any(one.error for one in found)
+
+
+def test_a_caller_that_goes_leaves_nothing_behind(bundle):
+    async def run():
+        async with running(bundle) as (server, client):
+
+            def read():
+                with ListingVisionClient(f"127.0.0.1:{server.port}") as streaming:
+                    return next(iter(streaming.classify_stream(map(listing, itertools.count()))))
+
+            await asyncio.to_thread(read)
+            await asyncio.sleep(0.5)
+            assert server._gateway._admission.num_photos == 0
+            return await client.classify([PHOTO])
+
+    assert asyncio.run(run()).category_path
+
+
+async def numbered(numbers, read):
+    for number in numbers:
+        read.append(number)
+        yield pb.ClassifyListingsRequest(sequence=number)
+
+
+def served(streams, answer, numbers=range(40)):
+    read, written = [], []
+
+    async def write(response):
+        written.append(response)
+
+    return read, written, streams.serve(numbered(numbers, read), answer, write)
+
+
+def test_no_more_are_read_than_are_answered_at_once():
+    async def run():
+        release, begun = asyncio.Event(), []
+
+        async def answer(request, deadline_s):
+            begun.append(deadline_s)
+            await release.wait()
+            return pb.ClassifyListingResponse()
+
+        read, written, serving = served(ListingStreams(has_ample_room=lambda photos: True), answer)
+        task = asyncio.create_task(serving)
+        await asyncio.sleep(0.05)
+        assert len(read) == len(begun) == MAX_LISTINGS
+        release.set()
+        await task
+        assert sorted(response.sequence for response in written) == list(range(40))
+
+    asyncio.run(run())
+
+
+def test_a_stream_is_not_read_while_there_is_no_ample_room():
+    async def run():
+        room = [False]
+
+        async def answer(request, deadline_s):
+            return pb.ClassifyListingResponse()
+
+        read, written, serving = served(ListingStreams(has_ample_room=lambda photos: room[0]), answer)
+        task = asyncio.create_task(serving)
+        await asyncio.sleep(0.05)
+        assert not read
+        room[0] = True
+        await task
+        assert len(written) == 40
+
+    asyncio.run(run())
+
+
+def test_half_of_the_room_is_left_to_calls_that_people_wait_for():
+    admission = Admission(DrainRate(busy_photos=4), max_photos=10)
+    assert admission.has_ample_room(5)
+    assert not admission.has_ample_room(6)
+    with admission.admit(5, 0, deadline_s=1):
+        assert not admission.has_ample_room(1)
+        with admission.admit(5, 0, deadline_s=1):  # a unary call's
+            pass
+
+
+def test_a_listing_that_finds_no_room_waits_instead_of_its_caller():
+    async def run():
+        refused = []
+
+        async def answer(request, deadline_s):
+            if len(refused) < 3:
+                refused.append(deadline_s)
+                raise Refusal(reason="TOO_BUSY", message="later", retry_after_s=0.01)
+            raise Refusal(reason="QUOTA_EXCEEDED", message="slower", retry_after_s=0.25)
+
+        _, written, serving = served(ListingStreams(has_ample_room=lambda photos: True), answer, range(1))
+        await serving
+        (response,) = written
+        assert (response.error.reason, response.error.retry_delay_ms) == ("QUOTA_EXCEEDED", 250)
+        assert refused == sorted(refused, reverse=True)
+
+    asyncio.run(run())
+
+
+def test_a_model_that_is_busy_for_a_moment_costs_a_stream_only_time(bundle):
+    class BusyAtFirst(Failing):
+        async def infer(self, photos_nhwc):
+            self.calls += 1
+            if self.calls <= 3:
+                raise EngineBusy("full")
+            return await engine.infer(photos_nhwc)
+
+    async def run():
+        global engine
+        async with running(bundle) as (server, _):
+            engine = server._routing.stable.engine
+            server._routing.stable.engine = BusyAtFirst()
+
+            def read():
+                with ListingVisionClient(f"127.0.0.1:{server.port}") as client:
+                    return list(client.classify_stream(map(listing, range(4))))
+
+            return await asyncio.to_thread(read)
+
+    assert [one.error for one in asyncio.run(run())] == [None] * 4
+
+
+def refused_for_now(request, delay_ms=1):
+    error = pb.ListingError(reason="QUOTA_EXCEEDED", retry_delay_ms=delay_ms)
+    return pb.ClassifyListingsResponse(sequence=request.sequence, error=error)
+
+
+def test_a_client_sends_again_what_was_refused_for_now_and_gives_up_in_the_end():
+    streamed = StreamedListings(["a", "b"], lambda name: pb.ClassifyListingRequest(listing_id=name))
+    sent = []
+
+    def service():
+        for request in streamed.requests():
+            sent.append(request.listing.listing_id)
+            if request.listing.listing_id == "b" and sent.count("b") == 2:
+                yield pb.ClassifyListingsResponse(sequence=request.sequence, listing=pb.ClassifyListingResponse())
+            else:
+                yield refused_for_now(request)
+
+    answered = {one.listing: one for one in streamed.answers(service())}
+    assert sent.count("a") == MAX_SENT
+    assert answered["a"].error.reason == "QUOTA_EXCEEDED"
+    assert (sent.count("b"), answered["b"].error) == (2, None)

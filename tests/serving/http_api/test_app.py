@@ -1,0 +1,256 @@
+"""HTTP/JSON over real sockets, in front of a real gateway with the model in its own process."""
+
+import base64
+import hashlib
+import http.client
+import json
+import os
+import re
+import shutil
+import signal
+import time
+import urllib.error
+import urllib.request
+from dataclasses import replace
+from urllib.parse import urlsplit
+
+import pytest
+from openapi_spec_validator import validate
+
+from serving.http_api.app import BODY_LIMIT_BYTES
+from serving.processes.control import ask, control_path
+from serving.protocol import listing_vision_pb2 as pb
+from tests.conftest import ROOT
+from tests.support.helpers import encoded, scene
+from vision.bundle import seal_bundle
+
+PHOTO = encoded(scene(200, 150))
+TOKEN = "a-token-of-the-tests"
+
+
+def http_url(served):
+    return re.findall(r"HTTP at (\S+)", served.log)[-1]
+
+
+@pytest.fixture(scope="module")
+def url(bundle, start_serving, tmp_path_factory):
+    log = tmp_path_factory.mktemp("http") / "serve.log"
+    return http_url(start_serving(bundle.folder, log, "--in-process", "--http-port", "0"))
+
+
+@pytest.fixture(scope="module")
+def guarded(bundle, start_serving, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("guarded")
+    (folder / "tokens").write_text(f"shop {hashlib.sha256(TOKEN.encode()).hexdigest()}\n")
+    options = ("--in-process", "--http-port", "0", "--tokens", str(folder / "tokens"), "--quota", "1")
+    return start_serving(bundle.folder, folder / "serve.log", *options)
+
+
+def asked(url, body=None, content_type="application/json", **headers):
+    """Status, headers and JSON (or text) of an answer."""
+    if isinstance(body, dict):
+        body = json.dumps(body).encode()
+    request = urllib.request.Request(url, body, {"Content-Type": content_type, **headers})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            status, found, content = answer.status, answer.headers, answer.read()
+    except urllib.error.HTTPError as error:
+        status, found, content = error.code, error.headers, error.read()
+    is_json = found["Content-Type"].startswith("application/json")
+    return status, found, json.loads(content) if is_json else content.decode()
+
+
+def form(*photos, **fields):
+    boundary = b"boundary-of-the-tests"
+    parts = [b'Content-Disposition: form-data; name="photos"; filename="p.jpg"\r\n\r\n' + photo for photo in photos]
+    parts += [f'Content-Disposition: form-data; name="{k}"\r\n\r\n{v}'.encode() for k, v in fields.items()]
+    body = b"".join(b"--" + boundary + b"\r\n" + part + b"\r\n" for part in parts) + b"--" + boundary + b"--\r\n"
+    return body, f"multipart/form-data; boundary={boundary.decode()}"
+
+
+def in_json(*photos, **more):
+    return {"photos": [{"content": base64.b64encode(photo).decode()} for photo in photos], **more}
+
+
+def test_json_and_a_form_are_answered_alike(url, bundle):
+    status, _, of_json = asked(
+        f"{url}/v1/listings:classify", in_json(PHOTO, b"text", listingId="a", alternativeCount=2)
+    )
+    assert status == 200
+    body, content_type = form(PHOTO, b"text", listing_id="a", alternative_count=2)
+    status, headers, of_form = asked(f"{url}/v1/listings:classify", body, content_type)
+    assert status == 200
+    for answer in (of_json, of_form):
+        assert {stage["stage"] for stage in answer.pop("stageTimes")} == {"decode", "model", "decision"}
+    assert of_form == of_json
+    assert of_json["listingId"] == "a"
+    assert of_json["model"]["version"] == bundle.info.model_version
+    assert of_json["categoryPath"][0]["outcome"] in {"SUGGESTION_OUTCOME_FILL", "SUGGESTION_OUTCOME_SUGGEST"}
+    assert len(of_json["alternatives"]) == 2
+    assert of_json["photos"][1]["error"]["reason"] == "PHOTO_ERROR_REASON_NOT_AN_IMAGE"
+    assert headers["Content-Security-Policy"].startswith("default-src 'none'")
+
+
+def test_the_model_and_its_names(url, bundle):
+    assert asked(f"{url}/v1/model")[2]["model"]["version"] == bundle.info.model_version
+    names = asked(f"{url}/v1/taxonomy")[2]
+    assert [c["id"] for c in names["categories"]] == [c.id for c in bundle.taxonomy.categories]
+    assert [c["names"] for c in names["categories"]] == [dict(c.names) for c in bundle.taxonomy.categories]
+    assert [b["id"] for b in names["brands"]] == [b.id for b in bundle.taxonomy.brands]
+
+
+def test_names_are_those_of_any_release_that_is_loaded(bundle, other_bundle, start_serving, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(other_bundle.folder, other)
+    renamed = replace(other_bundle.taxonomy, version="another")
+    renamed.save(other / "taxonomy.json")
+    seal_bundle(other, replace(other_bundle.info, taxonomy_version="another"))
+    served = start_serving(bundle.folder, tmp_path / "serve.log", "--in-process", "--http-port", "0")
+    url, port = http_url(served), int(served.address.rpartition(":")[2])
+    mine = bundle.taxonomy.version
+
+    def versions():
+        asked_for = [f"{url}/v1/taxonomy", *(f"{url}/v1/taxonomy?version={v}" for v in (mine, "another"))]
+        return [(status, answer.get("version")) for status, _, answer in map(asked, asked_for)]
+
+    assert versions() == [(200, mine), (200, mine), (404, None)]
+    release = ask(control_path(port), "load", bundle=str(other))
+    assert versions() == [(200, mine), (200, mine), (200, "another")]
+    ask(control_path(port), "promote", release=release)
+    assert versions() == [(200, "another"), (200, mine), (200, "another")]
+    assert served.log.count("HTTP at ") == 1  # it was not started anew
+    unknown = asked(f"{url}/v1/taxonomy?version=nowhere")[2]["error"]
+    assert unknown["reason"] == "TAXONOMY_UNKNOWN"
+    assert "'nowhere' is of no model that is loaded; the one that answers has 'another'" in unknown["message"]
+    assert served.stop() == 0
+
+
+def test_a_photo_is_explained(url):
+    status, _, answer = asked(f"{url}/v1/photos:explain", {"photo": {"content": base64.b64encode(PHOTO).decode()}})
+    assert status == 200
+    assert len(answer["importances"]) == answer["rowCount"] * answer["columnCount"] == 49
+    assert max(map(abs, answer["importances"])) > 0
+    assert base64.b64decode(answer["seen"]).startswith(b"\xff\xd8")
+    status, _, answer = asked(f"{url}/v1/photos:explain", {"photo": {"content": base64.b64encode(b"text").decode()}})
+    assert (status, answer["error"]["violations"][0]["field"]) == (400, "photo.content")
+
+
+BAD = {
+    "no JSON": (b"{", "application/json", 400, "BODY_UNREADABLE"),
+    "not UTF-8": (b"\xff\xfe{}", "application/json", 400, "BODY_UNREADABLE"),
+    "an unknown field": (b'{"photo": 1}', "application/json", 400, "BODY_UNREADABLE"),
+    "too deep": (b'{"a":' * 5000, "application/json", 400, "BODY_UNREADABLE"),
+    "no photo": (b"{}", "application/json", 400, "NO_PHOTOS"),
+    "a form without a boundary": (b"x", "multipart/form-data", 400, "BODY_UNREADABLE"),
+    "a form field that is not known": (*form(PHOTO, colour="red"), 400, "FIELD_UNKNOWN"),
+    "a number that is none": (*form(PHOTO, alternative_count="two"), 400, "ALTERNATIVE_COUNT_OUT_OF_RANGE"),
+    "too many photos": (*form(*[b"x"] * 21), 400, "TOO_MANY_PHOTOS"),
+    "far too many photos": (*form(*[b"x"] * 40), 400, "BODY_UNREADABLE"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_requests_are_named(url, name):
+    body, content_type, status, reason = BAD[name]
+    found = asked(f"{url}/v1/listings:classify", body, content_type)
+    assert (found[0], found[2]["error"]["reason"]) == (status, reason), found[2]
+    assert found[2]["error"]["message"]
+
+
+@pytest.mark.parametrize("timeout_ms", ["0", "-5", "nan", "soon", "60001"])
+def test_a_timeout_that_is_none_is_refused(url, timeout_ms):
+    status, _, answer = asked(f"{url}/v1/model", **{"x-timeout-ms": timeout_ms})
+    assert (status, answer["error"]["reason"]) == (400, "TIMEOUT_OUT_OF_RANGE")
+
+
+def test_too_little_time_is_504_and_what_is_not_served_501(url):
+    status, _, answer = asked(f"{url}/v1/listings:classify", in_json(PHOTO), **{"x-timeout-ms": "1"})
+    assert (status, answer["error"]["status"]) == (504, "DEADLINE_EXCEEDED")
+    status, _, answer = asked(f"{url}/v1/outcomes", {"listingId": "a"})
+    assert (status, answer["error"]["status"]) == (501, "UNIMPLEMENTED")
+    assert asked(f"{url}/v1/nothing")[0] == 404
+    assert asked(f"{url}/v1/listings:classify")[0] == 405
+
+
+def test_a_body_over_the_limit_is_refused_by_its_header(url):
+    place = urlsplit(url)
+    connection = http.client.HTTPConnection(place.hostname, place.port, timeout=30)
+    connection.putrequest("POST", "/v1/listings:classify")
+    connection.putheader("Content-Length", str(BODY_LIMIT_BYTES + 1))
+    connection.endheaders()
+    answer = connection.getresponse()
+    assert answer.status == 413
+    assert "send fewer or smaller photos" in json.loads(answer.read())["error"]["message"]
+    connection.close()
+
+
+def test_tokens_and_quotas_are_those_of_the_service(guarded):
+    url = http_url(guarded)
+    for path in ("/v1/model", "/v1/taxonomy"):
+        status, headers, answer = asked(f"{url}{path}")
+        assert (status, headers["WWW-Authenticate"], answer["error"]["message"]) == (401, "Bearer", "unauthenticated")
+    access = {"Authorization": f"Bearer {TOKEN}"}
+    assert asked(f"{url}/v1/model", **access)[0] == 200
+    many = [asked(f"{url}/v1/listings:classify", in_json(*[PHOTO] * 20), **access) for _ in range(6)]
+    refused = next(answer for answer in many if answer[0] == 429)
+    assert refused[2]["error"]["reason"] == "QUOTA_EXCEEDED"
+    assert int(refused[1]["Retry-After"]) >= 1
+    assert refused[2]["error"]["retryDelayMs"] > 0
+    # The page and its document are for all to read; they show nothing.
+    assert asked(f"{url}/")[0] == asked(f"{url}/openapi.json")[0] == 200
+    assert TOKEN not in guarded.log
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_an_http_process_that_dies_or_stands_still_is_started_again_on_its_port(guarded, number):
+    url = http_url(guarded)
+    (pid,) = {
+        int(pid)
+        for pid in filter(str.isdigit, os.listdir("/proc"))
+        if b"serving.http_api.process" in _command(pid) and _parent(pid) == guarded.process.pid
+    }
+    num_started = guarded.log.count("another is started")
+    os.kill(pid, number)
+    for _ in range(150):
+        try:
+            if guarded.log.count("another is started") > num_started and asked(f"{url}/openapi.json")[0] == 200:
+                return
+        except OSError:
+            pass
+        time.sleep(0.2)
+    raise AssertionError(guarded.log)
+
+
+def _command(pid):
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
+
+
+def _parent(pid):
+    with open(f"/proc/{pid}/stat") as file:
+        return int(file.read().rpartition(")")[2].split()[1])
+
+
+def test_the_document_is_openapi_and_names_what_is_served(url):
+    document = asked(f"{url}/openapi.json")[2]
+    validate(document)
+    assert document == json.loads((ROOT / "serving" / "http_api" / "openapi.json").read_text())
+    for path, verbs in document["paths"].items():
+        for verb in verbs:
+            body = b"" if verb == "post" else None
+            assert asked(f"{url}{path}", body)[0] not in (404, 405), path
+    answer = document["components"]["schemas"]["ClassifyListingResponse"]["properties"]
+    assert set(answer) == {field.json_name for field in pb.ClassifyListingResponse.DESCRIPTOR.fields}
+    assert all(one["description"] for one in answer.values())
+
+
+def test_the_verb_says_what_is_missing(monkeypatch, bundle):
+    from serving.supervisor import supervisor
+    from vision.errors import ListingVisionError
+
+    monkeypatch.setattr(supervisor.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ListingVisionError, match=r"--http-port needs starlette, uvicorn.*listing-vision\[http\]"):
+        supervisor.Supervisor(supervisor.ServeOptions(bundle=bundle.folder, http_port=0))

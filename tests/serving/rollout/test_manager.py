@@ -1,0 +1,87 @@
+"""An operator's commands, one after another, with gateways that may refuse what they are told."""
+
+import asyncio
+
+import pytest
+
+from serving.rollout.manager import Releases
+from serving.rollout.traffic_split import ReleaseAt, Routes
+from vision.errors import ListingVisionError
+
+
+class Gateways:
+    """What they were told, and what they refuse next."""
+
+    def __init__(self):
+        self.told, self.refuses = [], None
+
+    async def route(self, routes):
+        await asyncio.sleep(0)
+        if self.refuses:
+            raise ListingVisionError(self.refuses)
+        self.told.append(routes)
+
+
+def releases_of(bundle, gateways, *, is_loadable=True):
+    first = ReleaseAt(label=bundle.release, bundle=bundle.folder, model_name="listing_vision")
+    routes = Routes(releases=(first,), stable=bundle.release)
+    return Releases(routes, gateways.route, triton=None, is_loadable=is_loadable, records=False)
+
+
+def states(releases):
+    return {one["release"]: one["state"] for one in asyncio.run(releases.status())}
+
+
+def test_what_gateways_refuse_has_not_happened(bundle, other_bundle):
+    gateways = Gateways()
+    releases, other = releases_of(bundle, gateways), other_bundle.release
+    gateways.refuses = "it does not answer its golden photos"
+    with pytest.raises(ListingVisionError, match="golden photos"):
+        asyncio.run(releases.load(str(other_bundle.folder)))
+    assert states(releases) == {bundle.release: "answers"}
+    gateways.refuses = None
+    assert asyncio.run(releases.load(str(other_bundle.folder))) == other
+    for command in (releases.promote, lambda label: releases.canary_on(label, 0.5)):
+        gateways.refuses = "a gateway process does not answer"
+        with pytest.raises(ListingVisionError):
+            asyncio.run(command(other))
+        assert states(releases) == {bundle.release: "answers", other: "loaded"}
+    with pytest.raises(ListingVisionError, match="no release to go back to"):
+        asyncio.run(releases.rollback())
+
+
+def test_a_canary_is_removed_only_while_it_is_the_canary(bundle, other_bundle):
+    releases, other = releases_of(bundle, Gateways()), other_bundle.release
+
+    async def run():
+        await releases.load(str(other_bundle.folder))
+        await releases.canary_on(other, 0.5)
+        found = [await releases.remove_canary("another", "unwell"), await releases.remove_canary(other, "unwell")]
+        return found, await releases.status(), await releases.remove_canary(other, "unwell again")
+
+    found, status, again = asyncio.run(run())
+    assert (found, again) == ([False, True], False)
+    assert [one["why_removed"] for one in status] == [None, "unwell"]
+
+
+def test_a_promoted_canary_is_no_canary_any_more(bundle, other_bundle):
+    gateways = Gateways()
+    releases, other = releases_of(bundle, gateways), other_bundle.release
+
+    async def run():
+        await releases.load(str(other_bundle.folder))
+        await releases.canary_on(other, 0.5)
+        await releases.promote(other)
+        promoted = await releases.status()
+        assert await releases.rollback() == bundle.release
+        return promoted
+
+    assert [one["state"] for one in asyncio.run(run())] == ["answered before", "answers"]
+    assert gateways.told[-2].canary is None
+    assert states(releases) == {bundle.release: "answers", other: "answered before"}
+
+
+def test_the_triton_of_somebody_else_is_theirs_to_load(bundle, other_bundle):
+    releases = releases_of(bundle, Gateways(), is_loadable=False)
+    with pytest.raises(ListingVisionError, match="is not this service's own; load the model there"):
+        asyncio.run(releases.load(str(other_bundle.folder)))

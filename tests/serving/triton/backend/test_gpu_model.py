@@ -1,0 +1,137 @@
+"""The model that decodes on a device, in a real Triton; the device here is a CPU, which goes the same way."""
+
+import asyncio
+import re
+
+import numpy as np
+import pytest
+
+from listing_vision.calibrate import calibrate
+from serving.inference.triton import TritonEngine, until_answering
+from serving.triton.process import LocalTriton
+from serving.triton.repository import MODEL_NAME, RepositoryOptions
+from tests.support.helpers import encoded, scene
+from vision.bundle import load_bundle
+from vision.engine import Logits
+from vision.errors import PhotoNotAnImage, PhotoTruncated
+from vision.images import prepare_photo
+
+PHOTOS = {
+    "jpeg": encoded(scene(640, 480), quality=90),
+    "other jpeg": encoded(scene(300, 500), quality=80, progressive=True),
+    "png": encoded(scene(90, 70), "PNG"),
+    "turned": encoded(scene(200, 150), exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"),
+}
+NOT_A_PHOTO = b"hello"
+CUT_SHORT = encoded(scene(640, 480))[:-500]
+NO_TABLES = encoded(scene()).replace(b"\xff\xdb", b"\xff\xfe")
+
+
+@pytest.fixture(scope="module")
+def triton(bundle, triton_installation):
+    packages = triton_installation.model_environment / "lib"
+    if not list(packages.glob("python*/site-packages/packages_of_torch.pth")):
+        pytest.skip("Triton was installed before its models could use this environment's PyTorch; install it again")
+    server = LocalTriton(bundle, triton_installation, RepositoryOptions(backend="python-gpu", max_batch_size=8))
+    config = server.repository / MODEL_NAME / "config.pbtxt"
+    # Fewer than photos of one listing, on any machine.
+    two = r'\1"2"'
+    written, number = re.subn(r'(key: "num_decoders"\s+value \{\s+string_value: )"\d+"', two, config.read_text())
+    assert number == 1
+    config.write_text(re.sub("KIND_GPU", "KIND_CPU", written))
+    server.start()
+    try:
+        server.wait_until_listening()
+        yield server
+    finally:
+        server.stop()
+
+
+def asked(triton, bundle, question):
+    async def ask():
+        engine = TritonEngine(triton.address)
+        try:
+            await until_answering(engine, bundle)
+            assert await engine.backend() == "torch-cuda-nvjpeg"
+            return await question(engine)
+        finally:
+            await engine.close()
+
+    return asyncio.run(ask())
+
+
+def test_it_answers_pixels_and_files_alike(triton, bundle):
+    files = list(PHOTOS.values())
+    pixels = np.stack([prepare_photo(data, bundle.info.preprocessing) for data in files])
+
+    async def both(engine):
+        return await engine.infer(pixels), await engine.infer_encoded(files)
+
+    of_pixels, of_files = asked(triton, bundle, both)
+    assert of_files.errors == [None] * len(files)
+    # The device's resizing differs by a few grey values; PNG and turned photos are decoded as everywhere.
+    np.testing.assert_allclose(of_files.logits.category[:2], of_pixels.category[:2], atol=0.3)
+    np.testing.assert_allclose(of_files.logits.category[2:], of_pixels.category[2:], atol=1e-3)
+
+
+def test_bad_photos_are_named_and_the_others_answered(triton, bundle):
+    photos = [NOT_A_PHOTO, PHOTOS["jpeg"], CUT_SHORT, NO_TABLES, PHOTOS["png"]]
+
+    async def question(engine):
+        return await engine.infer_encoded(photos), await engine.infer_encoded([PHOTOS["jpeg"]])
+
+    found, alone = asked(triton, bundle, question)
+    assert [type(error) for error in found.errors[:3]] == [PhotoNotAnImage, type(None), PhotoTruncated]
+    # The device refuses what has no tables, and what is wrong with it comes from the decoder of everywhere.
+    assert found.errors[3] is not None
+    assert found.errors[4] is None
+    assert len(found.logits.category) == 2
+    np.testing.assert_allclose(found.logits.category[0], alone.logits.category[0], atol=1e-3)
+
+
+def test_more_photos_than_decoders_are_each_answered(triton, bundle):
+    pngs = [encoded(scene(200 + 8 * i, 150), "PNG") for i in range(7)]
+
+    async def question(engine):
+        together = await engine.infer_encoded([*pngs, PHOTOS["jpeg"]])
+        return together, [await engine.infer_encoded([photo]) for photo in (*pngs, PHOTOS["jpeg"])]
+
+    together, alone = asked(triton, bundle, question)
+    assert together.errors == [None] * 8
+    for row, one in zip(together.logits.category, alone, strict=True):
+        np.testing.assert_allclose(row, one.logits.category[0], atol=1e-3)
+
+
+def test_listings_of_many_callers_each_get_their_own_answer(triton, bundle):
+    listings = [[PHOTOS["jpeg"]], [PHOTOS["png"], PHOTOS["other jpeg"]], [PHOTOS["turned"]] * 3, [PHOTOS["other jpeg"]]]
+
+    async def question(engine):
+        alone = [await engine.infer_encoded(photos) for photos in listings]
+        together = await asyncio.gather(*(engine.infer_encoded(photos) for photos in listings * 8))
+        pixels = [engine.infer(bundle.golden.photos_nhwc) for _ in range(8)]
+        mixed = await asyncio.gather(*pixels, *(engine.infer_encoded(photos) for photos in listings))
+        return alone, together, mixed
+
+    alone, together, mixed = asked(triton, bundle, question)
+    for number, answered in enumerate(together):
+        np.testing.assert_allclose(answered.logits.category, alone[number % 4].logits.category, atol=1e-3)
+    for answered in mixed[:8]:
+        assert isinstance(answered, Logits)
+        np.testing.assert_allclose(answered.category, bundle.golden.category_logits, atol=0.01)
+    for answered, expected in zip(mixed[8:], alone, strict=True):
+        np.testing.assert_allclose(answered.logits.category, expected.logits.category, atol=1e-3)
+
+
+def test_promises_are_tested_on_what_the_device_decoded(triton, bundle, drawn, tmp_path):
+    manifest = str(drawn / "manifest.parquet")
+    certified = {}
+    for decode_in in ("triton", "gateway"):
+        calibrate(bundle.folder, manifest, tmp_path / decode_in, triton=triton.address, decode_in=decode_in)
+        certified[decode_in] = load_bundle(tmp_path / decode_in).calibration
+    backends = {decode_in: calibration.certifies["backend"] for decode_in, calibration in certified.items()}
+    assert backends == {"triton": "torch-cuda-nvjpeg", "gateway": "torch-cuda"}
+    # The same listings, and answers that differ as the photos do.
+    first, second = certified.values()
+    assert first.expected.keys() == second.expected.keys()
+    assert first.category_temperature != second.category_temperature
+    assert first.category_temperature == pytest.approx(second.category_temperature, rel=0.1)

@@ -1,0 +1,438 @@
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+from tests.support.helpers import small_taxonomy
+from training.calibration.calibrate import (
+    Promises,
+    calibrate,
+    certify,
+    clopper_pearson_bound,
+    fit_depth_temperatures,
+    fit_temperature,
+)
+from training.evaluation.ground_truth import truth_by_depth
+from training.inference.predictions import Predictions
+from vision.decision import (
+    BRAND_FIELD,
+    Answers,
+    Calibration,
+    answer,
+    answer_paths,
+    category_probabilities,
+    decide,
+    fills,
+    softmax,
+)
+from vision.errors import ListingVisionError
+from vision.manifest import Labels
+from vision.taxonomy import OTHER_BRAND, Brand, Category, Taxonomy
+
+ALPHA_CATEGORY, DELTA = Promises().alpha_category, Promises().delta
+
+
+def draw(rng, count):
+    """Scores of an over-confident model, and whether each answer is right."""
+    truth = rng.beta(8, 0.7, count)
+    return truth**0.3, rng.random(count) < truth
+
+
+def field(rng, num_listings, alpha=0.05, delta=0.05):
+    tune_scores, _ = draw(rng, num_listings)
+    scores, right = draw(rng, num_listings)
+    return certify(name="x", alpha=alpha, delta=delta, tune_scores=tune_scores, scores=scores, right=right)
+
+
+@pytest.mark.parametrize("num_listings", [500, 2500])
+def test_the_promise_is_broken_at_most_delta_of_the_time(num_listings):
+    rng = np.random.default_rng(0)
+    scores, right = draw(rng, 1_000_000)
+    broken = filled = 0
+    for _ in range(1000):
+        threshold = field(rng, num_listings).threshold
+        if threshold is not None:
+            filled += 1
+            broken += (~right[scores >= threshold]).mean() > 0.05
+    assert filled > 500  # it is not kept by never filling
+    # Three standard errors above delta.
+    assert broken / 1000 <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 1000)
+
+
+def test_the_threshold_where_calibration_precision_reaches_the_promise_breaks_it_half_the_time():
+    """Why the exact test is there: what everyone does instead."""
+    rng = np.random.default_rng(0)
+    scores, right = draw(rng, 1_000_000)
+    by_score = np.argsort(-scores)
+    errors_beyond = np.cumsum(~right[by_score]) / np.arange(1, len(scores) + 1)
+    broken = 0
+    for _ in range(300):
+        drawn, drawn_right = draw(rng, 1000)
+        order = np.argsort(-drawn)
+        shares = np.cumsum(~drawn_right[order]) / np.arange(1, 1001)
+        threshold = drawn[order][np.flatnonzero(shares <= 0.05)[-1]]
+        num_filled = np.searchsorted(-scores[by_score], -threshold, side="right")
+        broken += errors_beyond[num_filled - 1] > 0.05
+    assert 0.3 < broken / 300 < 0.7
+
+
+def test_the_bound_is_the_share_at_which_so_few_errors_become_unlikely():
+    from scipy.stats import binom
+
+    bound = clopper_pearson_bound(3, 200, 0.05)
+    assert binom.cdf(3, 200, bound) == pytest.approx(0.05)
+    assert clopper_pearson_bound(0, 59, 0.05) == pytest.approx(1 - 0.05 ** (1 / 59))
+    assert clopper_pearson_bound(5, 5, 0.05) == 1.0
+
+
+def test_a_filled_field_carries_the_evidence_for_its_promise():
+    certified = field(np.random.default_rng(8), 2500)
+    assert certified.threshold in certified.grid
+    assert list(certified.grid) == sorted(certified.grid, reverse=True)
+    assert certified.bound <= certified.alpha
+    assert certified.bound == clopper_pearson_bound(certified.num_errors, certified.num_filled, 0.05)
+    assert certified.coverage == certified.num_filled / 2500
+
+
+def test_no_tune_listing_says_that_there_was_nothing_to_test():
+    scores = np.linspace(0.5, 1, 500)
+    never = certify(name="x", alpha=0.05, delta=0.05, tune_scores=np.empty(0), scores=scores, right=np.ones(500, bool))
+    assert "there is no threshold to test" in never.why_not
+    shifted = certify(name="x", alpha=0.05, delta=0.05, tune_scores=scores + 1, scores=scores, right=np.ones(500, bool))
+    assert "the strictest threshold tried, 1.851, fills none of 500 calibration listings" in shifted.why_not
+
+
+def test_one_category_and_no_brand_promise_nothing():
+    tree = Taxonomy(version="x", categories=(Category(id="all", names={"en": "All"}),), brands=())
+    made = predictions_of(np.zeros((50, 4)), np.zeros(50, int))
+    alone = dataclasses.replace(
+        made, category_logits=np.zeros((50, 1)), brand_logits=np.zeros((50, 1)),
+        labels=Labels(category_nodes=np.zeros(50, int), brands=np.zeros(50, int)),
+    )  # fmt: skip
+    fields = calibrate(alone, tree, certifies={}).fields
+    assert [(field.threshold, field.delta) for field in fields] == [(None, 0), (None, 0)]
+
+
+def test_promises_are_probabilities():
+    with pytest.raises(ListingVisionError, match=r"alpha_brand is 2; give a probability"):
+        Promises(alpha_brand=2)
+
+
+def test_too_few_listings_say_how_many_are_needed():
+    never = field(np.random.default_rng(1), 40)
+    assert never.threshold is None
+    assert "40 calibration listings are too few: with no error at all, 59 filled ones" in never.why_not
+
+
+def test_a_model_that_is_wrong_too_often_is_never_filled():
+    rng = np.random.default_rng(2)
+    scores = rng.random(1000)
+    never = certify(name="x", alpha=0.05, delta=0.05, tune_scores=scores, scores=scores, right=rng.random(1000) < 0.5)
+    assert never.threshold is None
+    assert "of them wrongly, which does not prove 95%; at this share of errors no number" in never.why_not
+
+
+def test_where_more_listings_would_do_it_says_how_many():
+    # 3 % of all are wrong whatever the score: 200 cannot prove 95 %, some more can.
+    scores, right = np.linspace(0.5, 1, 200), np.arange(200) % 33 != 0
+    never = certify(name="x", alpha=0.05, delta=0.05, tune_scores=scores, scores=scores, right=right)
+    assert never.threshold is None
+    wanted = int(never.why_not.split("about ")[1].split(" ")[0])
+    scores, right = np.linspace(0.5, 1, 2 * wanted), np.arange(2 * wanted) % 33 != 0
+    assert (
+        certify(name="x", alpha=0.05, delta=0.05, tune_scores=scores, scores=scores, right=right).threshold is not None
+    )
+
+
+def test_what_cannot_be_filled_has_no_part_in_the_test():
+    scores = np.concatenate([np.linspace(0.5, 1, 300), np.full(100, -np.inf)])
+    right = np.isfinite(scores)
+    certified = certify(name="x", alpha=0.05, delta=0.05, tune_scores=scores, scores=scores, right=right)
+    assert certified.num_filled == 300
+    assert certified.num_listings == 400
+    assert certified.threshold == 0.5
+
+
+def test_a_perfect_model_is_filled_everywhere():
+    scores = np.random.default_rng(3).random(300)
+    always = certify(name="x", alpha=0.05, delta=0.05, tune_scores=scores, scores=scores, right=np.ones(300, bool))
+    assert always.num_filled == 300
+    assert always.num_errors == 0
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])
+def test_the_temperature_that_made_the_labels_is_found(temperature):
+    rng = np.random.default_rng(4)
+    logits = rng.normal(0, 3, (20_000, 5))
+    probabilities = softmax(logits / temperature)
+    labels = (probabilities.cumsum(axis=1) > rng.random((20_000, 1))).argmax(axis=1)
+    assert fit_temperature(logits, labels) == pytest.approx(temperature, rel=0.05)
+
+
+def test_the_temperatures_by_depth_that_made_the_labels_are_found():
+    taxonomy, rng = small_taxonomy(), np.random.default_rng(16)
+    logits = rng.normal(0, 2, (20_000, 4))
+    wanted = (0.5, 1.0, 2.0)
+    made = Calibration(category_depth_temperatures=wanted, certifies={})
+    probabilities = category_probabilities(logits, np.arange(20_000), made, taxonomy)
+    leaves = (probabilities.cumsum(axis=1) > rng.random((20_000, 1))).argmax(axis=1)
+    truth = truth_by_depth(predictions_of(logits, leaves).labels, taxonomy)
+    assert fit_depth_temperatures(softmax(logits), truth, taxonomy) == pytest.approx(wanted, rel=0.1)
+
+
+def test_without_labels_the_temperatures_by_depth_change_nothing():
+    taxonomy = small_taxonomy()
+    made = predictions_of(np.zeros((5, 4)), np.zeros(5, int))
+    unlabelled = Labels(category_nodes=np.full(5, -1), brands=made.labels.brands)
+    assert fit_depth_temperatures(softmax(np.eye(4)), truth_by_depth(unlabelled, taxonomy), taxonomy) == (1, 1, 1)
+
+
+def predictions_of(logits, leaves) -> Predictions:
+    """One photo a listing on the small tree, brands not known."""
+    taxonomy, count = small_taxonomy(), len(logits)
+    return Predictions(
+        category_logits=logits.astype(np.float32),
+        brand_logits=np.zeros((count, 3), np.float32),
+        labels=Labels(
+            category_nodes=np.array([taxonomy.node_index[leaf] for leaf in taxonomy.leaf_ids])[leaves],
+            brands=np.full(count, -1),
+        ),
+        groups=np.arange(count),
+        listing_ids=tuple(map(str, range(count))),
+        photo_urls=tuple(f"{i}.jpg" for i in range(count)),
+        unusable=(),
+    )
+
+
+def tree_predictions(rng, count):
+    """An over-confident model on a tree with leaves of unequal depth, its mistakes all over the tree."""
+    logits = rng.normal(0, 1, (count, 4)) * 2
+    shown = softmax(logits)
+    truth = softmax(logits * 0.8)
+    leaves = (truth.cumsum(axis=1) > rng.random((count, 1))).argmax(axis=1)
+    return small_taxonomy(), predictions_of(np.log(shown) * 2.5, leaves)
+
+
+def test_the_promise_holds_for_filled_paths_on_a_tree():
+    """Whoever receives a filled field sees it wrong at most alpha of the time, shallow truths included."""
+    rng = np.random.default_rng(7)
+    taxonomy, judged = tree_predictions(rng, 200_000)
+    true_nodes = truth_by_depth(judged.labels, taxonomy).nodes
+    broken = np.zeros(3)
+    filled_runs = np.zeros(3)
+    for _ in range(60):
+        calibration = calibrate(tree_predictions(rng, 3000)[1], taxonomy, certifies={})
+        leaves = category_probabilities(judged.category_logits, judged.groups, calibration, taxonomy)
+        paths = answer_paths(leaves, taxonomy)
+        for depth, field_ in enumerate(calibration.fields[:3]):
+            if field_.threshold is None:
+                continue
+            # By hand and without the module under test: filled means answered at this depth and sure enough.
+            filled = (paths.nodes[:, depth] >= 0) & (paths.scores[:, depth] >= field_.threshold)
+            wrong = paths.nodes[filled, depth] != true_nodes[filled, depth]
+            filled_runs[depth] += 1
+            broken[depth] += wrong.mean() > ALPHA_CATEGORY
+    assert filled_runs[0] > 30
+    # delta is shared by four fields; three standard errors above it.
+    limit = DELTA / 4 + 3 * math.sqrt(DELTA / 4 * (1 - DELTA / 4) / 60)
+    assert (broken / 60 <= limit).all(), (broken, filled_runs)
+
+
+def test_a_saturated_model_is_filled_at_every_level():
+    # Every answer is right and parents are surer than children: the parent's threshold must serve the child too.
+    taxonomy, rng = small_taxonomy(), np.random.default_rng(6)
+    count = 420
+    leaves = rng.integers(0, 2, count)
+    logits = rng.normal(0, 1, (count, 4))
+    logits[np.arange(count), leaves] += 14
+    for _ in range(20):  # whichever half of the listings is drawn
+        ids = tuple(str(i) for i in rng.integers(0, 1 << 40, count))
+        drawn = dataclasses.replace(predictions_of(logits, leaves), listing_ids=ids)
+        fields = calibrate(drawn, taxonomy, certifies={}).fields
+        assert None not in [f.threshold for f in fields[:3]]
+    assert None not in [f.threshold for f in fields[:3]]
+    assert fields[3].threshold is None  # no brand label at all
+
+
+def test_calibration_of_a_whole_model_keeps_thresholds_growing_with_depth():
+    taxonomy, rng = small_taxonomy(), np.random.default_rng(5)
+    count = 3000
+    leaves = rng.integers(0, 4, count)
+    logits = rng.normal(0, 1, (count, 4))
+    logits[np.arange(count), leaves] += 4
+    brands = rng.integers(0, 3, count)
+    brand_logits = rng.normal(0, 1, (count, 3))
+    brand_logits[np.arange(count), brands] += 6
+    nodes = np.array([taxonomy.node_index[leaf] for leaf in taxonomy.leaf_ids])[leaves]
+    predictions = Predictions(
+        category_logits=logits.astype(np.float32),
+        brand_logits=brand_logits.astype(np.float32),
+        labels=Labels(category_nodes=nodes, brands=brands),
+        groups=np.arange(count),
+        listing_ids=tuple(map(str, range(count))),
+        photo_urls=tuple(f"{i}.jpg" for i in range(count)),
+        unusable=(),
+    )
+    calibration = calibrate(predictions, taxonomy, certifies={"precision": "fp32"})
+    categories = [f for f in calibration.fields if f.name.startswith("category")]
+    assert [f.name for f in calibration.fields] == ["category_depth_1", "category_depth_2", "category_depth_3", "brand"]
+    thresholds = [f.threshold for f in categories]
+    assert None not in thresholds
+    assert thresholds == sorted(thresholds)
+    assert all(f.alpha == ALPHA_CATEGORY for f in categories)
+    assert sum(f.delta for f in calibration.fields) == pytest.approx(DELTA)
+    # Half of the listings at each depth; 'tools' is a root and a leaf, so fewer answers reach the third.
+    assert 1300 < categories[0].num_listings < 1700
+    assert categories[2].num_listings < categories[0].num_listings
+    assert calibration.certifies["precision"] == "fp32"
+
+
+def brand_predictions(rng, count, *, other_share):
+    """Listings of two brands, of none, and of brands not listed, whose logits are all low."""
+    brands = rng.integers(0, 3, count)
+    logits = rng.normal(0, 1, (count, 3))
+    logits[np.arange(count), brands] += 8
+    is_other = rng.random(count) < other_share
+    logits[is_other] = rng.normal(0, 1, (int(is_other.sum()), 3))
+    made = predictions_of(rng.normal(0, 1, (count, 4)), rng.integers(0, 4, count))
+    labels = Labels(
+        category_nodes=made.labels.category_nodes, brands=np.where(is_other, OTHER_BRAND, brands).astype(np.int64)
+    )
+    return dataclasses.replace(made, brand_logits=logits.astype(np.float32), labels=labels)
+
+
+def answered(predictions, calibration) -> Answers:
+    return answer(
+        predictions.category_logits,
+        predictions.brand_logits,
+        predictions.groups,
+        taxonomy=small_taxonomy(),
+        calibration=calibration,
+    )
+
+
+def test_brands_not_listed_are_answered_as_such_and_count_as_errors_when_filled():
+    rng = np.random.default_rng(9)
+    calibration = calibrate(brand_predictions(rng, 4000, other_share=0.2), small_taxonomy(), certifies={})
+    judged = brand_predictions(rng, 4000, other_share=0.2)
+    brands = answered(judged, calibration).brands
+    is_other = judged.labels.brands == OTHER_BRAND
+    named = brands.labels != 0
+    # Among what looks like a brand, the strange are told from the known.
+    assert (brands.labels[is_other & named] == OTHER_BRAND).mean() > 0.95
+    assert (brands.labels[judged.labels.brands > 0] == OTHER_BRAND).mean() < 0.05
+    field_ = calibration.field(BRAND_FIELD)
+    filled = fills(answered(judged, calibration), taxonomy=small_taxonomy(), calibration=calibration)[:, -1]
+    assert field_.threshold is not None
+    assert (brands.labels[filled] != judged.labels.brands[filled]).mean() <= 0.02
+    one = decide(
+        np.zeros((1, 4)), np.array([[-9.0, -8.0, -9.0]]), taxonomy=small_taxonomy(), calibration=calibration
+    ).brand
+    assert (one.brand_index, one.probability, one.filled) == (OTHER_BRAND, 0.0, False)
+    assert "no brand of the taxonomy is likely enough" in one.why_suggested
+
+
+def test_without_strange_brands_one_in_a_hundred_right_answers_is_given_up():
+    rng = np.random.default_rng(10)
+    calibration = calibrate(brand_predictions(rng, 8000, other_share=0), small_taxonomy(), certifies={})
+    judged = brand_predictions(rng, 8000, other_share=0)
+    given_up = (answered(judged, calibration).brands.labels == OTHER_BRAND)[judged.labels.brands > 0]
+    assert 0.002 < given_up.mean() < 0.025
+
+
+def test_a_catch_all_is_answered_and_never_filled():
+    small = small_taxonomy()
+    catch_all = Taxonomy(
+        version="x",
+        categories=tuple(dataclasses.replace(c, catch_all=c.id == "apple") for c in small.categories),
+        brands=small.brands,
+    )
+    rng = np.random.default_rng(11)
+    leaves = rng.integers(0, 4, 2000)
+    logits = rng.normal(0, 1, (2000, 4))
+    logits[np.arange(2000), leaves] += 14
+    predictions = predictions_of(logits, leaves)
+    calibration = calibrate(predictions, catch_all, certifies={})
+    answers = answer(
+        predictions.category_logits, predictions.brand_logits, predictions.groups,
+        taxonomy=catch_all, calibration=calibration,
+    )  # fmt: skip
+    filled = fills(answers, taxonomy=catch_all, calibration=calibration)
+    in_apple = answers.paths.nodes[:, 1] == catch_all.node_index["apple"]
+    assert in_apple.any()
+    assert not filled[in_apple, 1:3].any()
+    assert filled[in_apple, 0].all()  # its parent is no catch-all
+    # Elsewhere the field is filled as ever.
+    assert filled[~in_apple & (answers.paths.nodes[:, 1] >= 0), 1].mean() > 0.98
+    step = decide(logits[in_apple][:1], np.zeros((1, 3)), taxonomy=catch_all, calibration=calibration).path[1]
+    assert "fits nowhere else" in step.why_suggested
+
+
+def test_a_sole_root_promises_nothing_of_its_own():
+    tree = Taxonomy(
+        version="x",
+        categories=(
+            Category(id="all", names={"en": "All"}),
+            *(Category(id=i, names={"en": i.title()}, parent_id="all") for i in ("a", "b")),
+        ),
+        brands=(Brand(id="ondra", names={"en": "Ondra"}),),
+    )
+    rng = np.random.default_rng(12)
+    leaves = rng.integers(0, 2, 1000)
+    logits = rng.normal(0, 1, (1000, 2))
+    logits[np.arange(1000), leaves] += 3
+    made = Predictions(
+        category_logits=logits.astype(np.float32),
+        brand_logits=np.zeros((1000, 2), np.float32),
+        labels=Labels(category_nodes=1 + leaves, brands=np.full(1000, -1)),
+        groups=np.arange(1000),
+        listing_ids=tuple(map(str, range(1000))),
+        photo_urls=("",) * 1000,
+        unusable=(),
+    )
+    calibration = calibrate(made, tree, certifies={})
+    root, leaf, _ = calibration.fields
+    assert root.threshold is None
+    assert "the only category at this depth" in root.why_not
+    assert leaf.delta == pytest.approx(DELTA / 2)  # the root takes no share
+    answers = answer(made.category_logits, made.brand_logits, made.groups, taxonomy=tree, calibration=calibration)
+    filled = fills(answers, taxonomy=tree, calibration=calibration)
+    assert 0.2 < filled[:, 1].mean() < 1
+    assert (filled[:, 0] == filled[:, 1]).all()
+
+
+def test_a_split_kept_for_calibration_is_used_for_the_tests_alone():
+    rng = np.random.default_rng(13)
+    taxonomy, tune = tree_predictions(rng, 1000)
+    _, tested = tree_predictions(rng, 3000)
+    apart = calibrate(tune, taxonomy, certifies={"split": "calibrate"}, calibration_predictions=tested)
+    assert apart.fields[0].num_listings == 3000
+    assert apart.certifies["split"] == "calibrate"
+    other = calibrate(
+        tune, taxonomy, certifies={}, calibration_predictions=tree_predictions(np.random.default_rng(14), 3000)[1]
+    )
+    # Temperatures and grids know nothing of the labels that the tests are made on.
+    assert apart.category_temperature == other.category_temperature
+    assert apart.fields[0].grid == other.fields[0].grid
+
+
+def test_a_handful_of_listings_gives_temperatures_and_no_promise():
+    made = predictions_of(np.eye(4)[[0]] * 5, np.array([0]))
+    calibration = calibrate(made, small_taxonomy(), certifies={})
+    assert all(f.threshold is None and "too few" in f.why_not for f in calibration.fields)
+
+
+def test_balanced_scores_get_the_classes_frequencies_back():
+    """A model trained with logit adjustment answers as if all leaves were alike frequent."""
+    rng = np.random.default_rng(15)
+    prior = np.array([0.7, 0.2, 0.08, 0.02])
+    leaves = rng.choice(4, 6000, p=prior)
+    balanced = rng.normal(0, 1, (6000, 4))
+    balanced[np.arange(6000), leaves] += 1  # log-likelihood ratios of unit Gaussians, up to a constant
+    made = predictions_of(balanced, leaves)
+    natural = calibrate(made, small_taxonomy(), certifies={}, category_log_prior=np.log(prior))
+    assert natural.category_temperature == pytest.approx(1, rel=0.1)
+    probabilities = category_probabilities(made.category_logits, made.groups, natural, small_taxonomy())
+    assert probabilities.mean(axis=0) == pytest.approx(prior, abs=0.02)
+    assert Calibration.from_json(natural.to_json()) == natural

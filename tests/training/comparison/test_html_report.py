@@ -1,0 +1,91 @@
+import dataclasses
+from html.parser import HTMLParser
+
+from tests.support.helpers import encoded, scene, small_taxonomy
+from tests.support.two_models import listings_of, model
+from training.comparison.compare import compare
+from training.comparison.gate import Gate
+from training.comparison.html_report import comparison_page
+from training.comparison.text_report import ComparedModels, GateVerdict
+from vision.taxonomy import Brand
+
+HOSTILE = "<script>alert('x')</script>\"&"
+
+
+class _Page(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.tags = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+
+def hostile_taxonomy():
+    plain = small_taxonomy()
+    return dataclasses.replace(
+        plain,
+        version=HOSTILE,
+        categories=tuple(dataclasses.replace(c, names={"en": f"{HOSTILE} {c.id}"}) for c in plain.categories),
+        brands=tuple(Brand(id=b.id, names={"en": f"{HOSTILE} {b.id}"}) for b in plain.brands),
+    )
+
+
+def page_of(folder, *, max_shown=10, gate=None):
+    (folder / f"{HOSTILE.replace('/', '')}0.jpg").write_bytes(encoded(scene(90, 60)))  # the others are missing
+    taxonomy = hostile_taxonomy()
+    a, b = model(taxonomy), model(taxonomy)
+    rows = [("gala", "acme", ("gala", 1), ("fuji", 2))] * 3 + [("lemon", f"{HOSTILE}unknown", "fuji", "lemon")]
+    rows.append((f"{HOSTILE}nowhere", "", "gala", "gala"))
+    listings = listings_of(rows, a, b, photo=f"{folder}/{HOSTILE.replace('/', '')}{{}}.jpg")
+    listings = dataclasses.replace(listings, listing_ids=tuple(f"{HOSTILE}{i}" for i in listings.listing_ids))
+    compared = ComparedModels(
+        name_a=HOSTILE, name_b=HOSTILE, taxonomy_a=HOSTILE, taxonomy_b=HOSTILE, manifest=HOSTILE, split=HOSTILE
+    )
+    comparison = compare(a, b, listings)
+    verdict = GateVerdict(gate=gate, rules=gate.check(comparison)) if gate else None
+    return comparison_page(compared, comparison, listings, verdict, max_shown=max_shown)
+
+
+def test_hostile_names_are_shown_and_not_run(tmp_path):
+    text = page_of(tmp_path, gate=Gate(min_category_listings=1))
+    page = _Page(text)
+    assert not {"script", "link", "iframe"} & {tag for tag, _ in page.tags}
+    assert "<script" not in text
+    for shown in ("gala", "nowhere", "l0"):
+        assert (
+            f"&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt;&quot;&amp;{' ' if shown == 'gala' else ''}{shown}"
+            in text
+        )
+    sources = [attrs["src"] for _, attrs in page.tags if "src" in attrs]
+    assert sources
+    assert all(source.startswith("data:image/jpeg;base64,") for source in sources)
+    assert all(attrs["alt"] for tag, attrs in page.tags if tag == "img")
+    assert all(attrs["href"].startswith("#") for _, attrs in page.tags if "href" in attrs)
+
+
+def test_lost_and_won_are_apart_and_every_link_has_its_place(tmp_path):
+    text = page_of(tmp_path)
+    page = _Page(text)
+    ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
+    assert ids == ["category-lost", "category-won", "brand-lost", "brand-won"]
+    assert [attrs["href"][1:] for _, attrs in page.tags if "href" in attrs] == ids
+    lost, won = text.index('id="category-lost"'), text.index('id="category-won"')
+    assert text[lost:won].count("<li") == 3
+    assert text[won : text.index('id="brand-lost"')].count("<li") == 1
+    assert text[lost:won].count("cannot be shown") == 2  # two of the three photos are gone
+    assert "Labels that are not compared" in text
+    assert "2 categories were compared" in text
+
+
+def test_what_does_not_fit_is_said(tmp_path):
+    text = page_of(tmp_path, max_shown=1)
+    assert sum(tag == "li" for tag, _ in _Page(text).tags) == 3
+    assert "3 listings, the surest mistakes first; the first 1 are shown, compare.json has all." in text
+
+
+def test_the_verdict_stands_first(tmp_path):
+    text = page_of(tmp_path, gate=Gate())
+    assert text.index("Gate not passed: max_overall_drop, max_brand_drop") < text.index("Accuracy per listing")
+    assert '<h2 id="gate">' not in page_of(tmp_path)

@@ -1,0 +1,32 @@
+import numpy as np
+
+from training.data.synthetic import BRANDS, PRODUCTS, draw_dataset, draw_photo
+from vision.images import decode_photo
+from vision.manifest import Manifest
+
+
+def test_the_same_seed_draws_the_same_photo_and_another_another():
+    one, same, other = (draw_photo(0, 1, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    assert one == same != other
+
+
+def test_the_brand_shows_only_in_its_mark():
+    with_mark, without = (
+        decode_photo(draw_photo(4, 3, np.random.default_rng(5), with_mark=mark), at_least_px=400).astype(int)
+        for mark in (True, False)
+    )
+    changed = np.abs(with_mark - without).max(axis=2) > 60
+    assert 0.002 < changed.mean() < 0.05
+
+
+def test_a_drawn_data_set_has_what_real_listings_have(drawn, tmp_path):
+    rows = Manifest.load(str(drawn / "manifest.parquet")).table.to_pylist()
+    photos_of: dict[str, int] = {}
+    for row in rows:
+        photos_of[row["listing_id"]] = photos_of.get(row["listing_id"], 0) + 1
+    assert set(photos_of.values()) == {1, 2, 3}
+    assert {row["category"] for row in rows} == {" > ".join(product.path) for product in PRODUCTS}
+    manifest, taxonomy = draw_dataset(tmp_path, listings={"train": 120}, seed=3)
+    brands = set(manifest.column("brand").to_pylist())
+    assert brands == {"", "no brand", *BRANDS}
+    manifest.labels(taxonomy)

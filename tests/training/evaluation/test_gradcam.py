@@ -1,0 +1,106 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.support.helpers import encoded, scene
+from training.evaluation.gradcam import heat_maps, overlay, write_overlays
+from vision.errors import ListingVisionError
+from vision.model import ListingClassifier, ModelSpec
+
+
+def classifier(backbone="test_efficientnet", **spec):
+    torch.manual_seed(0)
+    made = ModelSpec(backbone=backbone, num_categories=3, num_brands=3, mean=(0.5,) * 3, std=(0.25,) * 3, **spec)
+    return ListingClassifier(made).eval()
+
+
+def noise(num_photos, side=64):
+    return np.random.default_rng(0).integers(0, 256, (num_photos, side, side, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    "backbone", ["test_efficientnet", "test_convnext", "test_vit", "mobilenetv3_small_050", "vit_tiny_patch16_224"]
+)
+@pytest.mark.parametrize("field", ["category", "brand"])
+def test_every_kind_of_backbone_gives_a_map_as_large_as_the_photo(backbone, field):
+    heat = heat_maps(classifier(backbone, brand_head="cosine"), noise(2), [1, 2], field=field)
+    assert heat.shape == (2, 64, 64)
+    assert heat.dtype == np.float32
+    assert heat.min() >= 0
+    assert heat.max() == 1
+    assert heat.std() > 0.05
+
+
+@pytest.mark.parametrize("corner", [(0, 0), (0, 1), (1, 0), (1, 1)])
+def test_the_heat_is_where_the_evidence_is(corner):
+    # All features count for the answer alike, so what speaks for it is wherever the photo is not black.
+    model = classifier("resnet10t", brand_head="linear")
+    with torch.no_grad():
+        model.category_head.weight[1] = 1.0
+        for module in model.backbone.modules():
+            if isinstance(module, torch.nn.Conv2d):
+                module.weight.abs_()
+    photo = np.full((1, 128, 128, 3), 127, np.uint8)
+    top, left = (64 * part for part in corner)
+    photo[:, top + 16 : top + 48, left + 16 : left + 48] = 255
+    heat = heat_maps(model, photo, [1])[0]
+    row, column = np.unravel_index(heat.argmax(), heat.shape)
+    assert (row // 64, column // 64) == corner
+
+
+def test_a_map_is_that_of_its_own_photo_and_target():
+    model, photos = classifier(), noise(11)
+    together = heat_maps(model, photos, [i % 3 for i in range(11)])
+    alone = heat_maps(model, photos[10:], [1])
+    np.testing.assert_allclose(together[10], alone[0], atol=1e-4)
+    assert not np.allclose(heat_maps(model, photos[:1], [0]), heat_maps(model, photos[:1], [1]), atol=0.05)
+
+
+def test_looking_leaves_the_model_as_it_was():
+    model = classifier(brand_head="cosine")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    heat_maps(model, noise(1), [0], field="brand")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_an_overlay_colours_what_is_hot_and_leaves_the_rest():
+    photo = np.full((40, 60, 3), 100, np.uint8)
+    heat = np.zeros((8, 8), np.float32)
+    heat[:, 6:] = 1
+    shown = overlay(photo, heat)
+    assert shown.shape == photo.shape
+    assert shown.dtype == np.uint8
+    assert (shown[:, :20] == 100).all()
+    red, _, blue = shown[20, 58].astype(int)
+    assert red > blue + 50
+
+
+def test_overlays_are_written_for_category_and_brand(bundle, tmp_path):
+    photos = [("front.jpg", encoded(scene(200, 120))), ("front.jpg", encoded(scene(90, 150), "PNG"))]
+    leaf_id, brand = bundle.taxonomy.leaf_ids[2], bundle.taxonomy.brands[0]
+    written = write_overlays(bundle, photos, tmp_path / "seen", category_id=leaf_id, brand_id=brand.id)
+    assert [path.name for path in written] == [
+        *("00-front-brand.jpg", "00-front-category.jpg", "01-front-brand.jpg", "01-front-category.jpg")
+    ]
+    with Image.open(written[2]) as shown:
+        assert shown.size == (90, 150)
+    without = write_overlays(bundle, photos[:1], tmp_path / "other", category_id=leaf_id)
+    assert [path.name for path in without] == ["00-front-category.jpg"]
+
+
+def test_without_captum_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "captum", None)
+    with pytest.raises(ListingVisionError, match=r"install listing-vision\[explain\]"):
+        heat_maps(classifier(), noise(1), [0])
+
+
+def test_a_server_is_not_asked_where_it_looked(tmp_path):
+    command = [sys.executable, "-m", "listing_vision", "classify", "x.jpg", "--server", "localhost:1"]
+    done = subprocess.run([*command, "--explain", str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "--explain needs --bundle" in done.stderr

@@ -1,0 +1,70 @@
+import numpy as np
+import pytest
+
+from tests.support.helpers import small_taxonomy
+from training.evaluation.ground_truth import Truth, judge_paths, listing_labels, truth_by_depth
+from vision.decision import Paths
+from vision.manifest import Labels
+
+TAXONOMY = small_taxonomy()
+
+
+def nodes(*ids: str) -> np.ndarray:
+    return np.array([TAXONOMY.node_index[i] if i else -1 for i in ids])
+
+
+def paths_of(*leaves: str) -> Paths:
+    columns = [TAXONOMY.leaf_ids.index(leaf) for leaf in leaves]
+    nodes_ = TAXONOMY.leaf_paths[columns]
+    return Paths(nodes_, np.where(nodes_ >= 0, 0.9, 0.0))
+
+
+@pytest.mark.parametrize(
+    ("answer", "label", "known", "right"),
+    [
+        ("gala", "gala", [1, 1, 1], [1, 1, 1]),
+        ("fuji", "gala", [1, 1, 1], [1, 1, 0]),
+        ("gala", "lemon", [1, 1, 1], [1, 0, 0]),  # deeper than the true leaf is wrong, not unknown
+        ("gala", "tools", [1, 1, 1], [0, 0, 0]),
+        ("tools", "gala", [1, 0, 0], [0, 0, 0]),  # what is not answered is not judged
+        ("lemon", "gala", [1, 1, 0], [1, 0, 0]),
+        ("gala", "apple", [1, 1, 0], [1, 1, 0]),  # an inner label says nothing of what stands below it …
+        ("lemon", "apple", [1, 1, 0], [1, 0, 0]),
+        ("tools", "apple", [1, 0, 0], [0, 0, 0]),
+        ("gala", "fruit", [1, 0, 0], [1, 0, 0]),
+        ("gala", "", [0, 0, 0], [0, 0, 0]),
+    ],
+)
+def test_verdicts_on_each_step(answer, label, known, right):
+    truth = truth_by_depth(Labels(category_nodes=nodes(label), brands=np.array([-1])), TAXONOMY)
+    verdicts = judge_paths(paths_of(answer), truth)
+    assert verdicts.known[0].tolist() == [bool(k) for k in known]
+    assert verdicts.right[0].tolist() == [bool(r) for r in right]
+
+
+def test_an_inner_label_that_the_answer_leaves_makes_all_below_wrong():
+    truth = truth_by_depth(Labels(category_nodes=nodes("tools"), brands=np.array([-1])), TAXONOMY)
+    inner = Truth(truth.nodes, np.array([-1]), truth.brands)  # as if 'tools' had children
+    verdicts = judge_paths(paths_of("gala"), inner)
+    assert verdicts.known[0].tolist() == [True, True, True]
+    assert not verdicts.right.any()
+
+
+def test_a_listing_takes_its_first_known_label():
+    labels = Labels(category_nodes=nodes("", "gala", "lemon"), brands=np.array([-1, -1, 2]))
+    joined = listing_labels(labels, np.array([0, 0, 1]))
+    assert joined.category_nodes.tolist() == nodes("gala", "lemon").tolist()
+    assert joined.brands.tolist() == [-1, 2]
+
+
+def test_truth_has_an_ancestor_at_each_known_depth():
+    truth = truth_by_depth(
+        Labels(category_nodes=nodes("fuji", "apple", "tools", ""), brands=np.zeros(4, int)), TAXONOMY
+    )
+    assert truth.nodes.tolist() == [
+        nodes("fruit", "apple", "fuji").tolist(),
+        [*nodes("fruit", "apple"), -1],
+        [*nodes("tools"), -1, -1],
+        [-1, -1, -1],
+    ]
+    assert truth.leaves.tolist() == [1, -1, 3, -1]

@@ -1,0 +1,135 @@
+import dataclasses
+import shutil
+
+import numpy as np
+import pytest
+
+from training.export.export import BATCH_SIZES, _log_priors, compare, export_bundle, onnx_forward, torch_forward
+from training.export.torchscript import load_torchscript
+from training.run import Run
+from vision.engine import Logits
+from vision.errors import BundleError, ExportMismatch
+from vision.manifest import Manifest, photo_bytes
+from vision.taxonomy import Taxonomy
+
+
+@pytest.fixture(scope="module")
+def photos():
+    return np.random.default_rng(0).integers(0, 256, (max(BATCH_SIZES), 64, 64, 3), np.uint8)
+
+
+def test_both_exports_answer_like_the_trained_model_at_every_batch(bundle, trained_run, photos):
+    trained = torch_forward(trained_run.load_model())
+    for name, forward in (
+        ("ONNX", onnx_forward(bundle.onnx_path)),
+        ("TorchScript", torch_forward(load_torchscript(bundle.torchscript_path))),
+    ):
+        report = compare(trained, forward, photos, name=name)
+        assert report["answers_agreeing"] == 1
+        assert max(report["max_abs_difference"].values()) < 1e-3
+
+
+def test_the_comparison_is_stored_in_the_bundle(bundle):
+    assert bundle.info.parity["batch_sizes"] == [1, 2, 7, 64]
+    assert bundle.info.parity["onnx"]["answers_agreeing"] == 1
+    num_photos = int(bundle.info.parity["photos"].removesuffix(" photos of the val split"))
+    assert 30 < num_photos <= 64
+
+
+def test_the_bundle_knows_what_its_listings_were_like(bundle, drawn):
+    from training.statistics.sequential import EXPECTED
+
+    expected = bundle.calibration.expected
+    assert set(expected) == set(EXPECTED)
+    val = Manifest.load(str(drawn / "manifest.parquet")).where_split("val")
+    sizes = [len(photo_bytes(val.photo_url(row))) for row in range(len(val))]
+    assert min(sizes) <= expected["bytes_per_photo"].edges[0] <= max(sizes)
+    for spread in expected.values():
+        assert sum(spread.shares) == pytest.approx(1)
+        assert spread.num_values == len(np.unique(val.listing_groups()))
+    assert all(0 < edge <= 1 for edge in expected["leaf_probability"].edges)
+
+
+def test_a_difference_is_refused(bundle, trained_run, photos):
+    trained = torch_forward(trained_run.load_model())
+
+    def shifted(batch):
+        answer = trained(batch)
+        return Logits(answer.category, answer.brand + 0.01, answer.embedding)
+
+    with pytest.raises(ExportMismatch, match=r"brand_logits by 0\.01, more than 0\.001"):
+        compare(trained, shifted, photos, name="X")
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_nan_and_infinity_are_refused(trained_run, photos, bad):
+    trained = torch_forward(trained_run.load_model())
+
+    def poisoned(batch):
+        answer = trained(batch)
+        return Logits(answer.category, answer.brand, np.full_like(answer.embedding, bad))
+
+    with pytest.raises(ExportMismatch, match="embedding holds NaN or infinity at batch 1"):
+        compare(trained, poisoned, photos, name="X")
+
+
+def test_one_row_for_seven_is_refused(trained_run, photos):
+    trained = torch_forward(trained_run.load_model())
+    same = np.repeat(photos[:1], len(photos), axis=0)
+    with pytest.raises(ExportMismatch, match=r"category_logits with shape \(1, 10\), not \(2, 10\)"):
+        compare(trained, lambda batch: trained(batch[:1]), same, name="X")
+
+
+def test_an_export_with_a_frozen_batch_is_refused(trained_run, photos):
+    trained = torch_forward(trained_run.load_model())
+
+    def frozen(batch):
+        if len(batch) != 1:
+            raise RuntimeError("Got invalid dimensions")
+        return trained(batch)
+
+    with pytest.raises(ExportMismatch, match="does not run at batch 2: Got invalid dimensions"):
+        compare(trained, frozen, photos, name="X")
+
+
+def test_a_bundle_is_never_overwritten(bundle, trained_run):
+    with pytest.raises(BundleError, match="bundles are never overwritten"):
+        export_bundle(trained_run, bundle.folder, model_name="x")
+
+
+def test_answers_have_the_natural_frequencies_in_however_the_model_was_trained(drawn, small_recipe):
+    rows = Manifest.load(str(drawn / "manifest.parquet")).where_split("train").table.to_pylist()
+    taxonomy = Taxonomy.load(drawn / "taxonomy.json")
+    first = rows[0]["category"]
+    # The first row's category is made common.
+    train = Manifest.from_rows(rows + [row for row in rows if row["category"] == first] * 5, "")
+    assert _log_priors(small_recipe, train, taxonomy) == ([], [])
+
+    def changed(**how):
+        recipe = dataclasses.replace(small_recipe, **how)
+        category, brand = _log_priors(recipe, train, taxonomy)
+        assert len(category) == len(taxonomy.leaf_ids)
+        assert len(brand) == len(taxonomy.brand_labels)
+        return np.array(category)
+
+    adjusted = changed(long_tail="logit_adjustment")
+    assert np.exp(adjusted).sum() == pytest.approx(1)
+    assert taxonomy.leaf_ids[int(adjusted.argmax())] == taxonomy.find_category(first)
+    # The adjusted loss takes out whatever frequencies were drawn; what comes back are the natural ones.
+    np.testing.assert_array_equal(changed(long_tail="logit_adjustment", balanced_sampling=1.0), adjusted)
+    # Drawn alike often, each class has lost its own frequency: what comes back is that, up to a constant.
+    balanced = changed(balanced_sampling=1.0)
+    np.testing.assert_allclose(balanced - balanced.mean(), adjusted - adjusted.mean(), atol=0.05)
+
+
+def test_a_manifest_that_changed_since_training_is_said(trained_run, tmp_path, monkeypatch, caplog):
+    changed = shutil.copytree(trained_run.folder, tmp_path / "run")
+    rows = Manifest.load(trained_run.asked()["manifest"])
+    elsewhere = str(tmp_path / "manifest.parquet")
+    table = rows.moved_to(str(tmp_path)).table.to_pylist()
+    Manifest.from_rows([*table, {**table[0], "listing_id": "one more"}], str(tmp_path)).save(elsewhere)
+    asked = {**trained_run.asked(), "manifest": elsewhere}
+    monkeypatch.setattr(Run, "asked", lambda self: asked)
+    monkeypatch.setattr("training.export.export.build_bundle", lambda *args, **kwargs: None)
+    export_bundle(Run(changed), tmp_path / "bundle", model_name="x")
+    assert "the manifest has changed since training" in caplog.text

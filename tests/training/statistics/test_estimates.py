@@ -1,0 +1,61 @@
+import numpy as np
+import pytest
+
+from training.statistics.estimates import calibration_error, hierarchical, macro, reliability, share
+from vision.metrics import expected_calibration_error, macro_accuracy
+
+RNG = np.random.default_rng(0)
+
+
+def test_the_values_are_those_of_the_plain_metrics():
+    confidences, right = RNG.random(200), RNG.random(200) < 0.5
+    answers, labels = RNG.integers(0, 5, 200), RNG.integers(-1, 5, 200)
+    error = calibration_error("ece", confidences, right, None)
+    assert error["ece"] == pytest.approx(expected_calibration_error(confidences, right))
+    assert macro("macro", answers, labels, None)["macro"] == pytest.approx(macro_accuracy(answers, labels))
+
+
+def test_no_rows_say_nothing():
+    nothing = np.zeros(0)
+    for figures in (
+        share("x", nothing.astype(bool), None),
+        macro("x", nothing.astype(int), nothing.astype(int), None),
+        macro("x", np.zeros(3, int), np.full(3, -1), np.zeros(3, int)),
+        calibration_error("x", nothing, nothing.astype(bool), None),
+    ):
+        assert np.isnan(figures["x"])
+        assert figures["x_interval"] == (0.0, 1.0)
+    tree = hierarchical(
+        given=np.zeros((2, 3), bool), answered=np.zeros((2, 3), bool), right=np.zeros((2, 3), bool), clusters=None
+    )
+    assert (tree["num"], tree["f1_interval"]) == (0, (0.0, 1.0))
+
+
+@pytest.mark.parametrize("figure", ["macro", "f1", "ece"])
+def test_intervals_hold_the_true_value_nineteen_times_in_twenty(figure):
+    rng = np.random.default_rng(1)
+    held = 0
+    for _ in range(150):
+        kinds = rng.choice(3, 300, p=[0.5, 0.3, 0.2])
+        right = rng.random(300) < np.array([0.9, 0.7, 0.6])[kinds]
+        if figure == "macro":
+            truth, found = 2.2 / 3, macro("x", np.where(right, kinds, -5), kinds, None)
+        elif figure == "ece":
+            confidences = np.array([0.99, 0.75, 0.4])[kinds]
+            truth, found = 0.5 * 0.09 + 0.3 * 0.05 + 0.2 * 0.2, calibration_error("x", confidences, right, None)
+        else:
+            # Right or wrong in the second of two steps, of two answered and two true.
+            steps = np.stack([np.ones(300, bool), right], axis=1)
+            all_known = np.ones((300, 2), bool)
+            found = hierarchical(given=all_known, answered=all_known, right=steps, clusters=None)
+            truth, found = (1 + 0.78) / 2, {"x_interval": found["f1_interval"]}
+        low, high = found["x_interval"]
+        held += low <= truth <= high
+    # Three standard errors about 95 %; narrower intervals would hold it less often, wide ones always.
+    assert 0.95 - 3 * 0.018 <= held / 150 < 1
+
+
+def test_reliability_by_hand():
+    confidences = np.array([0.91, 0.93, 0.30, 0.0])
+    bins = reliability(confidences, np.array([True, False, True, False]), None)
+    assert [(b["num"], b["confidence"], b["accuracy"]) for b in bins] == [(1, 0.30, 1.0), (2, pytest.approx(0.92), 0.5)]

@@ -1,0 +1,256 @@
+import dataclasses
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from tests.conftest import ROOT
+from tests.support.helpers import train_run, trainer_of
+from training.recipe import Recipe, Stage
+from training.run import Run
+from training.trainer.trainer import Trainer
+from vision.errors import LossNotFinite, ManifestError, RunError
+from vision.manifest import Manifest
+from vision.taxonomy import Taxonomy
+
+
+def test_a_run_holds_what_it_was_made_of(trained_run, small_recipe):
+    assert trained_run.recipe == small_recipe
+    records = trained_run.metrics()
+    assert [record["epoch"] for record in records] == [1, 2, 3]
+    assert [record["photo_px"] for record in records] == [48, 64, 64]
+    assert 0 <= records[-1]["val_leaf_top1"] <= 1
+    assert records[-1]["loss"] < records[0]["loss"]
+    assert trained_run.asked()["versions"]["torch"] == torch.__version__
+
+
+def weights(run):
+    return safetensors.torch.load_file(run.weights_path)
+
+
+RECIPE_TOML = """
+input_px = 64
+batch_size = 16
+checkpoint_every_steps = 3
+[[stages]]
+photo_px = 48
+epochs = 1
+[[stages]]
+photo_px = 64
+epochs = 2
+"""
+
+
+def test_a_run_killed_and_one_terminated_end_bit_equal_to_an_unbroken_one(trained_run, drawn, tmp_path):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(RECIPE_TOML)
+    folder = tmp_path / "run"
+    command = [
+        *(sys.executable, "-m", "listing_vision", "train", str(drawn / "manifest.parquet")),
+        *("--recipe", str(recipe), "--run", str(folder), "--workers", "0"),
+    ]
+
+    def until_checkpoint(process, step):
+        for _ in range(1200):
+            if (folder / "checkpoints" / f"step-{step:08d}").exists() or process.poll() is not None:
+                return
+            time.sleep(0.05)
+        raise AssertionError(f"no checkpoint at step {step}")
+
+    killed = subprocess.Popen(command, cwd=ROOT)
+    until_checkpoint(killed, 3)
+    killed.kill()
+    assert killed.wait() == -signal.SIGKILL
+    assert not (folder / "weights.safetensors").exists()
+
+    terminated = subprocess.Popen(command, cwd=ROOT)
+    until_checkpoint(terminated, 6)
+    terminated.send_signal(signal.SIGTERM)
+    assert terminated.wait(120) == 75
+    assert not (folder / "weights.safetensors").exists()
+
+    assert subprocess.run(command, cwd=ROOT).returncode == 0
+    resumed, unbroken = weights(Run(folder)), weights(trained_run)
+    assert resumed.keys() == unbroken.keys()
+    assert all(torch.equal(resumed[name], unbroken[name]) for name in unbroken)
+
+    def without_times(run):
+        return [
+            {k: v for k, v in r.items() if k not in ("seconds", "photos_per_s", "data_wait_share")}
+            for r in run.metrics()
+        ]
+
+    assert without_times(Run(folder)) == without_times(trained_run)
+
+
+def test_a_finished_run_repeated_changes_nothing(trained_run, drawn, small_recipe):
+    before = trained_run.weights_path.read_bytes()
+    train_run(trained_run.folder, drawn, small_recipe)
+    assert trained_run.weights_path.read_bytes() == before
+
+
+def test_another_recipe_in_the_same_folder_is_refused(trained_run, drawn, small_recipe):
+    other = dataclasses.replace(small_recipe, seed=7)
+    with pytest.raises(RunError, match="holds a run with another recipe"):
+        train_run(trained_run.folder, drawn, other)
+
+
+def test_other_data_under_the_same_name_is_refused(drawn, small_recipe, tmp_path):
+    folder = shutil.copytree(drawn, tmp_path / "data")
+    train_run(tmp_path / "run", folder, small_recipe)
+    manifest = Manifest.load(str(folder / "manifest.parquet"))
+    manifest.take(np.arange(len(manifest))[::-1].copy()).save(str(folder / "manifest.parquet"))
+    with pytest.raises(RunError, match="holds a run with another manifest"):
+        train_run(tmp_path / "run", folder, small_recipe)
+
+
+def test_a_loss_that_is_not_finite_changes_no_weight(drawn, small_recipe, tmp_path):
+    trainer = trainer_of(tmp_path, drawn, small_recipe)
+    model = trainer.learner.model
+    with torch.no_grad():
+        model.category_head.weight.fill_(float("nan"))
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    with pytest.raises(LossNotFinite, match=r"loss nan, gradient norm nan at step 0 on rows \[.*train split \(.*\.jpg"):
+        trainer.run()
+    assert all(torch.equal(p.nan_to_num(7), before[name].nan_to_num(7)) for name, p in model.named_parameters())
+
+
+def test_a_run_of_another_version_is_refused_with_what_differs(drawn, small_recipe, tmp_path, monkeypatch):
+    trainer = trainer_of(tmp_path, drawn, small_recipe)
+    trainer.stop()
+    trainer.run()
+    assert trainer.interrupted
+    monkeypatch.setattr("vision.__version__", "9.9")
+    with pytest.raises(RunError, match=r'made by something else \(listing_vision: ".*" there, "9\.9" asked\)'):
+        train_run(tmp_path, drawn, small_recipe)
+
+
+def test_micro_batches_learn_what_whole_batches_learn_but_for_batch_norm(drawn, tmp_path):
+    """A transformer has no batch norm, so cutting the batch must change nothing but rounding."""
+    recipe = Recipe(
+        stages=(Stage(photo_px=32, epochs=1),),
+        backbone="test_vit",
+        weights="none",
+        input_px=32,
+        batch_size=16,
+        dropout=0.0,
+        ema_decay=0.0,
+    )
+    whole = train_run(tmp_path / "whole", drawn, recipe).metrics()[-1]["loss"]
+    cut = train_run(tmp_path / "cut", drawn, recipe, micro_batch=5).metrics()[-1]["loss"]
+    assert cut == pytest.approx(whole, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mixup_alpha": 0.2, "cutmix_alpha": 1.0},
+        {"long_tail": "logit_adjustment", "balanced_sampling": 0.5},
+        {"activation_checkpointing": True, "layer_decay": 0.7, "drop_path": 0.1},
+        {"schedule": "poly"},
+    ],
+)
+def test_every_ingredient_trains(drawn, small_recipe, tmp_path, changes):
+    recipe = dataclasses.replace(small_recipe, stages=(Stage(photo_px=48, epochs=2),), **changes)
+    records = train_run(tmp_path, drawn, recipe).metrics()
+    assert np.isfinite(records[-1]["loss"])
+    assert records[-1]["loss"] < records[0]["loss"] + 0.5
+
+
+def test_augmentation_on_the_device_trains(drawn, small_recipe, tmp_path):
+    recipe = dataclasses.replace(small_recipe, stages=(Stage(photo_px=48, epochs=1),))
+    assert np.isfinite(train_run(tmp_path, drawn, recipe, augment_on="device").metrics()[-1]["loss"])
+
+
+def test_decoding_on_the_device_trains_and_goes_on_as_if_unbroken(drawn, small_recipe, tmp_path):
+    whole = train_run(tmp_path / "whole", drawn, small_recipe, decode_on="device")
+    records = whole.metrics()
+    assert records[-1]["loss"] < records[0]["loss"]
+    broken = trainer_of(tmp_path / "broken", drawn, small_recipe, decode_on="device")
+    step = broken.learner.step
+    broken.learner.step = lambda number, *more: (number == 3 and broken.stop(), step(number, *more))[1]
+    broken.run()
+    assert broken.interrupted
+    resumed = weights(train_run(tmp_path / "broken", drawn, small_recipe, decode_on="device"))
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in weights(whole).items())
+
+
+def test_a_linear_probe_needs_no_decoding_on_the_device(drawn, tmp_path):
+    stages = (Stage(photo_px=48, epochs=1, trains="heads_on_features"), Stage(photo_px=48, epochs=1))
+    recipe = Recipe(stages=stages, input_px=64, batch_size=16)
+    assert np.isfinite(train_run(tmp_path, drawn, recipe, decode_on="device").metrics()[-1]["loss"])
+
+
+def test_bf16_trains(drawn, small_recipe, tmp_path):
+    recipe = dataclasses.replace(small_recipe, stages=(Stage(photo_px=48, epochs=1),))
+    assert np.isfinite(train_run(tmp_path, drawn, recipe, precision="bf16").metrics()[-1]["loss"])
+
+
+def test_a_linear_probe_decodes_each_photo_once(drawn, tmp_path, monkeypatch):
+    recipe = Recipe(
+        stages=(Stage(photo_px=64, epochs=20, trains="heads_on_features"),),
+        input_px=64,
+        batch_size=16,
+        head_learning_rate=1e-2,
+    )
+    records = train_run(tmp_path / "run", drawn, recipe).metrics()
+    assert records[-1]["loss"] < 0.5 * records[0]["loss"]
+    assert len(list((tmp_path / "run" / "features").glob("*"))) == 1
+    before = Run(tmp_path / "run").load_model().backbone.state_dict()
+    fresh = trainer_of(tmp_path / "other", drawn, recipe).learner.model.backbone.state_dict()
+    assert all(torch.equal(before[name], fresh[name]) for name in fresh)
+
+
+def test_val_labels_that_train_lacks_are_refused_by_name(drawn, small_recipe, tmp_path):
+    manifest = Manifest.load(str(drawn / "manifest.parquet"))
+    rows = manifest.table.to_pylist()
+    missing = next(row["category"] for row in rows if row["split"] == "val")
+    kept = [row for row in rows if row["split"] != "train" or row["category"] != missing]
+    Manifest.from_rows([{**r, "photo": str(drawn / r["photo"])} for r in kept], "").save(str(tmp_path / "m.parquet"))
+    leaf = missing.split(" > ")[-1].lower()
+    with pytest.raises(ManifestError, match=rf"category '.*{leaf}': \d+ val photos, none in train"):
+        Trainer(
+            small_recipe,
+            manifest_url=str(tmp_path / "m.parquet"),
+            manifest=Manifest.load(str(tmp_path / "m.parquet")),
+            taxonomy=Taxonomy.load(drawn / "taxonomy.json"),
+            run=Run(tmp_path / "run"),
+        )
+
+
+@pytest.mark.parametrize(("share", "survives"), [(0.5, True), (0.01, False)])
+def test_bad_photos_are_counted_and_stop_the_run_above_the_share(drawn, small_recipe, tmp_path, share, survives):
+    folder = shutil.copytree(drawn, tmp_path / "data")
+    manifest = Manifest.load(str(folder / "manifest.parquet")).where_split("train")
+    for row in (2, 5, 9):
+        Path(manifest.photo_url(row)).write_bytes(b"not a photo")
+    trainer = trainer_of(tmp_path / "run", folder, small_recipe, bad_photo_share=share)
+    if survives:
+        trainer.run()
+        assert trainer._run.metrics()[-1]["bad_photos"] == 3
+    else:
+        with pytest.raises(RunError, match=r"of \d+ training photos cannot be used, more than the share of 0\.01"):
+            trainer.run()
+    named = [json.loads(line)["row"] for line in (tmp_path / "run" / "bad_photos.jsonl").read_text().splitlines()]
+    assert set(named) <= {3, 6, 10}
+    assert len(named) == len(set(named)) >= (3 if survives else 1)
+
+
+def test_a_run_is_shown_in_tensorboard(trained_run):
+    assert list((trained_run.folder / "tensorboard").glob("events.out.*"))
+
+
+def test_no_run_and_an_unfinished_run_say_so(tmp_path, drawn, small_recipe):
+    with pytest.raises(RunError, match="is not a training run"):
+        Run(tmp_path).load_model()
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(RunError, match="has not finished"):
+        Run(tmp_path).load_model()

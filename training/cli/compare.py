@@ -1,0 +1,79 @@
+"""The verb that holds two models side by side: `compare`."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["EXIT_GATE_NOT_PASSED", "compare"]
+
+_log = logging.getLogger(__name__)
+
+EXIT_GATE_NOT_PASSED = 3
+"""1 is a failure and 2 a usage error: a release job can tell a worse model from a comparison that did not happen."""
+_MAX_SHOWN = 60
+
+
+def compare(
+    a: Annotated[Path, typer.Argument(metavar="A", help="The model in use: a bundle, or a finished run's folder.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="The model that may replace it.")],
+    manifest: Annotated[str, typer.Argument(help="Manifest with the listings to judge both on.")],
+    split: Annotated[str, typer.Option(help="Which rows of the manifest.")] = "test",
+    gate: Annotated[
+        Path | None, typer.Option(help="Rules that B must keep, .toml or .yaml; exits 3 when one is broken.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for compare.json and compare.html.")] = None,
+) -> None:
+    """Compare two models on the same listings: what B gains and loses against A, whether it is chance, and where.
+
+    Exits 0, or 3 when a gate is given and not passed; 1 and 2 are failures and usage errors. training/gates/ has a
+    gate to start from.
+
+    Example: listing-vision compare bundles/old bundles/new data/grocery/manifest.parquet --gate gate.toml
+    """
+    from training.comparison.common_listings import answer_both
+    from training.comparison.compare import compare as compare_answers
+    from training.comparison.gate import load_gate
+    from training.comparison.html_report import comparison_page
+    from training.comparison.text_report import (
+        ComparedModels,
+        GateVerdict,
+        comparison_json,
+        comparison_table,
+        verdict_lines,
+    )
+    from training.evaluation.evaluate import without_nan
+    from training.inference.evaluated_model import load_judged
+    from vision.manifest import Manifest
+
+    rules = load_gate(gate) if gate else None
+    rows = Manifest.load(manifest).where_split(split)
+    model_a, model_b = load_judged(a), load_judged(b)
+    listings = answer_both(rows, model_a, model_b)
+    for photo in listings.unusable:
+        _log.warning("not used: %s", photo)
+    comparison = compare_answers(model_a, model_b, listings)
+    verdict = GateVerdict(gate=rules, rules=rules.check(comparison)) if rules else None
+    compared = ComparedModels(
+        name_a=f"{a}: {model_a.name}",
+        name_b=f"{b}: {model_b.name}",
+        taxonomy_a=model_a.taxonomy.version,
+        taxonomy_b=model_b.taxonomy.version,
+        manifest=manifest,
+        split=split,
+    )
+    typer.echo(comparison_table(compared, comparison, listings))
+    if output:
+        output.mkdir(parents=True, exist_ok=True)
+        figures = without_nan(comparison_json(compared, comparison, listings, verdict))
+        text = json.dumps(figures, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        (output / "compare.json").write_text(text, encoding="utf-8")
+        page = comparison_page(compared, comparison, listings, verdict, max_shown=_MAX_SHOWN)
+        (output / "compare.html").write_text(page, encoding="utf-8")
+        typer.echo(f"written: {output / 'compare.json'}, {output / 'compare.html'} (with photos)")
+    if verdict:
+        typer.echo("\n".join(verdict_lines(verdict)))
+        if not verdict.passed:
+            raise typer.Exit(EXIT_GATE_NOT_PASSED)

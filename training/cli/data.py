@@ -1,0 +1,196 @@
+"""The verbs of `listing-vision data`: make, check, split and look through listing manifests."""
+
+import os
+import posixpath
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from vision.errors import ListingVisionError
+from vision.runtime.cli import new_app
+
+if TYPE_CHECKING:
+    from vision.manifest import Manifest
+    from vision.taxonomy import Taxonomy
+
+__all__ = ["data_app", "taxonomy_beside"]
+
+data_app = new_app("Make and check listing manifests.")
+import_app = new_app("Turn a published data set or a folder into a manifest and a taxonomy.")
+data_app.add_typer(import_app, name="import")
+
+ManifestUrl = Annotated[str, typer.Argument(help="Manifest: Parquet, CSV or JSON Lines, a path or fsspec URL.")]
+TaxonomyPath = Annotated[Path | None, typer.Option(help="Default: taxonomy.json beside the manifest.")]
+Output = Annotated[Path, typer.Option("--output", help="Folder for manifest.parquet and taxonomy.json.")]
+
+
+@import_app.command("grocery-store")
+def import_grocery_store(
+    source: Annotated[Path, typer.Argument(help="The published repository's folder, or its dataset folder.")],
+    output: Output,
+) -> None:
+    """The Grocery Store data set (Klasson et al., WACV 2019).
+
+    Example: listing-vision data import grocery-store ~/GroceryStoreDataset --output data/grocery
+    """
+    from training.data.importers import import_grocery_store as run
+
+    _save(*run(source), output)
+
+
+@import_app.command("folder")
+def import_folder(
+    source: Annotated[Path, typer.Argument(help="A folder with split/class/name.jpg, split one of train, val, test.")],
+    output: Output,
+) -> None:
+    """Plain folders, a category each.
+
+    Example: listing-vision data import folder photos --output data/mine
+    """
+    from training.data.importers import import_folder as run
+
+    _save(*run(source), output)
+
+
+@data_app.command("draw")
+def draw(
+    output: Output,
+    train_listings: Annotated[int, typer.Option(min=1)] = 300,
+    val_listings: Annotated[int, typer.Option(min=1)] = 420,
+    test_listings: Annotated[int, typer.Option(min=1)] = 200,
+    seed: int = 0,
+) -> None:
+    """Draw listing photos of invented products and brands, where no data set is at hand.
+
+    Example: listing-vision data draw --output data/drawn
+    """
+    from training.data.synthetic import draw_dataset
+
+    listings = {"train": train_listings, "val": val_listings, "test": test_listings}
+    _save(*draw_dataset(output, listings=listings, seed=seed), output)
+
+
+@data_app.command("check")
+def check(
+    manifest: ManifestUrl,
+    taxonomy: TaxonomyPath = None,
+) -> None:
+    """Decode every photo and name what is wrong. Near duplicates are only listed; anything else exits 1.
+
+    Example: listing-vision data check data/grocery/manifest.parquet
+    """
+    from training.data.checks import KINDS, check_manifest
+    from vision.manifest import Manifest
+
+    loaded = Manifest.load(manifest)
+    findings = check_manifest(loaded, taxonomy_beside(manifest, taxonomy))
+    for finding in findings:
+        typer.echo(f"{finding.kind}: {finding.message}")
+    for kind, meaning in KINDS.items():
+        typer.echo(f"{sum(finding.kind == kind for finding in findings):6d}  {kind} ({meaning})")
+    typer.echo(f"{len(loaded):6d}  photos looked at")
+    if any(finding.kind != "near_duplicate" for finding in findings):
+        raise typer.Exit(1)
+
+
+@data_app.command("split")
+def split(
+    manifest: ManifestUrl,
+    output: Annotated[str, typer.Option("--output", help="The new manifest, a path or fsspec URL.")],
+    by: Annotated[
+        Literal["listing", "seller", "time"],
+        typer.Option(help="What stays together; by time, the newest listings are the test split."),
+    ] = "listing",
+    val: Annotated[float, typer.Option(min=0, max=1, help="Share of the listings.")] = 0.1,
+    calibrate: Annotated[
+        float, typer.Option(min=0, max=1, help="Share kept for certifying thresholds; 0: half of val serves for it.")
+    ] = 0.0,
+    test: Annotated[float, typer.Option(min=0, max=1, help="Share of the listings.")] = 0.1,
+    seed: int = 0,
+    taxonomy: TaxonomyPath = None,
+) -> None:
+    """Decide anew which listings train, validate and test. By listing or seller, later listings move no earlier one.
+
+    Example: listing-vision data split data/mine/manifest.parquet --output data/mine/split.parquet --by seller
+    """
+    from training.data.splits import count_splits, leaves_not_trained, split_manifest
+    from vision.manifest import Manifest
+
+    if _absolute(manifest) == _absolute(output):
+        raise ListingVisionError(f"--output {output} is the manifest that is read; give another file")
+    tree = taxonomy_beside(manifest, taxonomy)
+    chosen = split_manifest(Manifest.load(manifest), by=by, val=val, calibrate=calibrate, test=test, seed=seed)
+    chosen.moved_to(posixpath.dirname(output)).save(output)
+    for name, (num_photos, num_listings) in count_splits(chosen).items():
+        typer.echo(f"{name:<9} {num_photos:10d} photos {num_listings:10d} listings")
+    missing = leaves_not_trained(chosen, tree)
+    if missing:
+        named = ", ".join(missing[:20]) + (f" and {len(missing) - 20} more" if len(missing) > 20 else "")
+        typer.echo(f"warning: val or test has leaf categories that train lacks: {named}", err=True)
+    typer.echo(f"written: {output}")
+
+
+@data_app.command("shard")
+def shard(
+    manifest: ManifestUrl,
+    output: Annotated[str, typer.Option("--output", help="Folder or fsspec URL for the shards; without shards yet.")],
+    shard_mb: Annotated[int, typer.Option(min=1, help="Size at which a shard is full, in MiB.")] = 256,
+    seed: Annotated[int, typer.Option(help="Draws the order of the listings.")] = 0,
+    skip_unreadable: Annotated[
+        bool, typer.Option("--skip-unreadable", help="Leave out photos that cannot be read.")
+    ] = False,
+    taxonomy: TaxonomyPath = None,
+) -> None:
+    """Pack photos into tar shards in a random order, with a manifest that every other verb reads.
+
+    Example: listing-vision data shard data/mine/manifest.parquet --output data/mine-shards
+    """
+    from training.data.shards import write_shards
+    from vision.manifest import Manifest
+
+    tree = taxonomy_beside(manifest, taxonomy)
+    done = write_shards(
+        Manifest.load(manifest),
+        tree,
+        output,
+        shard_bytes=shard_mb << 20,
+        seed=seed,
+        skip_unreadable=skip_unreadable,
+    )
+    for line in done.unreadable:
+        typer.echo(f"left out: {line}", err=True)
+    target = posixpath.join(output, "manifest.parquet")
+    typer.echo(f"{target}: {len(done.manifest)} photos in {done.num_shards} shards, {len(done.unreadable)} left out")
+
+
+def _save(manifest: "Manifest", taxonomy: "Taxonomy", output: Path) -> None:
+    output.mkdir(parents=True, exist_ok=True)
+    manifest.save(str(output / "manifest.parquet"))
+    taxonomy.save(output / "taxonomy.json")
+    splits = manifest.column("split").value_counts().to_pylist()
+    counts = ", ".join(f"{entry['counts']} {entry['values']}" for entry in splits)
+    typer.echo(
+        f"{output / 'manifest.parquet'}: {len(manifest)} photos ({counts}), {len(taxonomy.leaf_ids)} leaf categories, "
+        f"{len(taxonomy.brands)} brands"
+    )
+    typer.echo(f"next: listing-vision data check {output / 'manifest.parquet'}")
+
+
+def taxonomy_beside(manifest: str, taxonomy: Path | None) -> "Taxonomy":
+    from vision.taxonomy import Taxonomy
+
+    if taxonomy is None and "://" in manifest:
+        from vision.manifest import photo_bytes
+
+        url = posixpath.join(posixpath.dirname(manifest), "taxonomy.json")
+        try:
+            text = photo_bytes(url).decode()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ListingVisionError(f"taxonomy {url} cannot be read ({error}); give --taxonomy") from error
+        return Taxonomy.from_json(text, source=url)
+    return Taxonomy.load(taxonomy or Path(manifest).parent / "taxonomy.json")
+
+
+def _absolute(url: str) -> str:
+    return url if "://" in url else os.path.realpath(url)

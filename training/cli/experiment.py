@@ -1,0 +1,101 @@
+"""The verbs of outcomes: `experiment report`, `data from-outcomes`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vision.runtime.cli import new_app
+
+__all__ = ["experiment_app", "from_outcomes"]
+
+experiment_app = new_app("What sellers chose, and what it says of the models that answered.")
+
+OutcomesUrl = Annotated[str, typer.Argument(help="What `serve --outcomes` was given: a folder or an fsspec URL.")]
+
+
+@experiment_app.command("report")
+def report(
+    outcomes: OutcomesUrl,
+    bundle: Annotated[list[Path], typer.Option(help="A model that answered; several may be given.")],
+    control: Annotated[
+        str | None, typer.Option(help="Release that others are held against, as `model status` names it.")
+    ] = None,
+    share: Annotated[
+        list[str] | None, typer.Option(help="RELEASE=SHARE of listings as it was assigned; for the sample-ratio check.")
+    ] = None,
+    days: Annotated[int, typer.Option(min=1, help="Of the windows for promises and drift.")] = 7,
+    output: Annotated[Path | None, typer.Option(help="Write the report as JSON too.")] = None,
+    metrics: Annotated[
+        Path | None, typer.Option(help="Write promises for Prometheus, to a .prom file of the node exporter.")
+    ] = None,
+) -> None:
+    """Acceptance by field and release, comparisons that may be looked at every day, promises, drift.
+
+    Exits 3 where a filled field no longer keeps its promise.
+
+    Example: listing-vision experiment report outcomes --bundle a --bundle b --share 1f0a9c2e.5d21b7=0.95
+    """
+    from training.outcomes.report import format_metrics, format_report, make_report
+    from training.outcomes.tables import opened_tables
+    from vision.bundle import load_bundle
+
+    shares = dict(_share(text) for text in share or ())
+    bundles = [load_bundle(folder) for folder in bundle]
+    promises = {loaded.release: loaded.calibration for loaded in bundles}
+    with opened_tables(outcomes, {loaded.release: loaded.taxonomy for loaded in bundles}) as tables:
+        made = make_report(tables, promises=promises, control=control, shares=shares, days=days)
+    typer.echo(format_report(made))
+    if output:
+        output.write_text(json.dumps(made.to_dict(), indent=1) + "\n")
+        typer.echo(f"written: {output}")
+    if metrics:
+        # Whole or not at all: it is read at any time.
+        building = metrics.with_name(f".{metrics.name}.building")
+        building.write_text(format_metrics(made))
+        building.replace(metrics)
+    if made.switch_off:
+        raise typer.Exit(3)
+
+
+def from_outcomes(
+    outcomes: OutcomesUrl,
+    photos: Annotated[str, typer.Option(help="Table with listing_id and photo, of all listings.")],
+    taxonomy: Annotated[Path, typer.Option(help="taxonomy.json of the models that answered.")],
+    output: Annotated[Path, typer.Option(help="Folder of the new manifests.")],
+) -> None:
+    """Manifests of what sellers chose: one to train on, one of listings whose sellers saw no answer, to judge by.
+
+    Sellers keep wrong answers that were filled in: only the second one tells what a model is worth.
+
+    Example: listing-vision data from-outcomes outcomes --photos all.parquet --taxonomy taxonomy.json --output data/2
+    """
+    from training.outcomes.manifest import manifest_of_outcomes
+    from training.outcomes.tables import opened_tables
+    from vision.manifest import Manifest
+    from vision.taxonomy import Taxonomy
+
+    tree = Taxonomy.load(taxonomy)
+    with opened_tables(outcomes, {"": tree}) as tables:
+        made = manifest_of_outcomes(tables, Manifest.load(photos), tree)
+    output.mkdir(parents=True, exist_ok=True)
+    tree.save(output / "taxonomy.json")
+    for name, manifest in (("manifest", made.shown), ("unseen", made.unseen)):
+        manifest.save(str(output / f"{name}.parquet"))
+        typer.echo(f"{output / f'{name}.parquet'}: {len(manifest)} photos")
+    if made.num_without_photos:
+        typer.echo(f"{made.num_without_photos} listings with an outcome have no photo in {photos}")
+    for name, count in list(made.new_brands.items())[:10]:
+        typer.echo(f"not in the taxonomy: {name!r}, written {count} times; `listing-vision brand add` can add it")
+
+
+def _share(text: str) -> tuple[str, float]:
+    release, _, share = text.partition("=")
+    try:
+        value = float(share)
+    except ValueError:
+        value = -1.0
+    if not release or not 0 <= value <= 1:
+        raise typer.BadParameter(f"--share {text!r}: give RELEASE=SHARE with a share in 0..1")
+    return release, value

@@ -1,0 +1,1 @@
+"""Two models on the same listings, and the release gate."""

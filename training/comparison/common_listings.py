@@ -1,0 +1,305 @@
+"""The same listings before two models: labels that both understand, photos that both could use, answers of both.
+
+Shapes: P photos of N listings.
+"""
+
+import functools
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from training.evaluation.ground_truth import listing_labels
+from training.inference.evaluated_model import JudgedModel
+from training.inference.predictions import usable_photos
+from vision.errors import ManifestError
+from vision.images import Preprocessing
+from vision.manifest import UNLABELLED, Labels, Manifest
+from vision.taxonomy import OTHER_BRAND, Taxonomy
+
+__all__ = ["LeftOut", "PhotoLogits", "SharedLabels", "SharedListings", "answer_both", "shared_labels"]
+
+Ints = npt.NDArray[np.int64]
+_Find = Callable[[str], str | None]
+Reason = Literal[
+    "unknown to A", "unknown to B", "unknown to both", "not the same id in both", "a leaf of A only", "a leaf of B only"
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeftOut:
+    """A label whose listings the models cannot be compared on."""
+
+    field: Literal["category", "brand"]
+    label: str
+    """As the manifest has it."""
+    reason: Reason
+    num_listings: int
+
+
+class _Known(NamedTuple):
+    """What the two taxonomies make of the K different labels of one column."""
+
+    texts: tuple[str, ...]
+    in_a: Ints
+    """(K,) node or brand index in A's own taxonomy."""
+    in_b: Ints
+    reasons: tuple[Reason | None, ...]
+    """(K,) why it is left out; None where both know it by one id."""
+    codes: Ints
+    """(rows of the manifest,) which of the K; -1 where empty."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedLabels:
+    """The labels of N listings, in each model's own indices."""
+
+    in_a: Labels
+    """A category that A does not know is not labelled; a brand that it does not know is `OTHER_BRAND`."""
+    in_b: Labels
+    categories_shared: npt.NDArray[np.bool_]
+    """(N,) labelled with a category that both know by one id."""
+    brands_shared: npt.NDArray[np.bool_]
+    """(N,) labelled with a brand that both know by one id, or that neither knows: `OTHER_BRAND` for both."""
+    left_out: tuple[LeftOut, ...]
+
+
+class PhotoLogits(NamedTuple):
+    category: npt.NDArray[np.float32]
+    """(P, C)."""
+    brand: npt.NDArray[np.float32]
+    """(P, B)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedListings:
+    """Answers of both models for the photos that both could use, in the manifest's order."""
+
+    a: PhotoLogits
+    b: PhotoLogits
+    labels: SharedLabels
+    groups: Ints
+    """(P,) listing number 0…N-1."""
+    listing_ids: tuple[str, ...]
+    """N ids."""
+    photo_urls: tuple[str, ...]
+    """Of the P photos."""
+    unusable: tuple[str, ...]
+    """What was wrong with each photo that is not among the P."""
+
+    def photos_of(self, listing: int) -> tuple[str, ...]:
+        order, starts = self._rows_by_listing
+        return tuple(self.photo_urls[row] for row in order[starts[listing] : starts[listing + 1]])
+
+    @functools.cached_property
+    def _rows_by_listing(self) -> tuple[Ints, Ints]:
+        """Rows ordered by listing, and where each listing's rows begin."""
+        order = np.argsort(self.groups, kind="stable")
+        return order, np.searchsorted(self.groups[order], np.arange(len(self.listing_ids) + 1))
+
+
+def answer_both(manifest: Manifest, a: JudgedModel, b: JudgedModel, *, batch_size: int = 64) -> SharedListings:
+    """Decode and classify every photo; once for both models where they have the same preprocessing.
+
+    Raises:
+        ManifestError: no label that both models know, before anything is decoded; or no photo can be used.
+    """
+    categories = _known_categories(manifest, a.taxonomy, b.taxonomy)
+    brands = _known_brands(manifest, a.taxonomy, b.taxonomy)
+    _require_common(categories, brands, a, b)
+    unusable: list[str] = []
+    if a.preprocessing == b.preprocessing:
+        rows_a, (of_a, of_b) = _logits(manifest, a.preprocessing, [a, b], unusable, batch_size=batch_size)
+        rows_b = rows_a
+    else:
+        rows_a, (of_a,) = _logits(manifest, a.preprocessing, [a], unusable, batch_size=batch_size)
+        rows_b, (of_b,) = _logits(manifest, b.preprocessing, [b], unusable, batch_size=batch_size)
+    kept, from_a, from_b = np.intersect1d(rows_a, rows_b, assume_unique=True, return_indices=True)
+    if len(kept) == 0:
+        raise ManifestError("no photo of the manifest can be used by both models:", unusable)
+    used = manifest.take(kept)
+    groups = used.listing_groups()
+    firsts = np.unique(groups, return_index=True)[1]
+    ids = used.column("listing_id").to_pylist()
+    return SharedListings(
+        a=PhotoLogits(of_a.category[from_a], of_a.brand[from_a]),
+        b=PhotoLogits(of_b.category[from_b], of_b.brand[from_b]),
+        labels=_of_listings(categories, brands, kept, groups),
+        groups=groups,
+        listing_ids=tuple(ids[first] for first in firsts),
+        photo_urls=tuple(used.photo_url(row) for row in range(len(used))),
+        unusable=tuple(dict.fromkeys(unusable)),
+    )
+
+
+def shared_labels(manifest: Manifest, a: Taxonomy, b: Taxonomy) -> SharedLabels:
+    """The labels of the manifest's listings as two taxonomies see them."""
+    every = np.arange(len(manifest))
+    return _of_listings(
+        _known_categories(manifest, a, b), _known_brands(manifest, a, b), every, manifest.listing_groups()
+    )
+
+
+def _logits(
+    manifest: Manifest,
+    preprocessing: Preprocessing,
+    models: list[JudgedModel],
+    unusable: list[str],
+    *,
+    batch_size: int,
+) -> tuple[Ints, list[PhotoLogits]]:
+    """Rows of the usable photos, and each model's logits of them."""
+    kept: list[int] = []
+    answers: list[list[PhotoLogits]] = [[] for _ in models]
+    for rows, photos in usable_photos(manifest, preprocessing, unusable=unusable, batch_size=batch_size):
+        kept += rows
+        for model, batches in zip(models, answers, strict=True):
+            logits = model.infer(photos)
+            batches.append(PhotoLogits(logits.category, logits.brand))
+    joined = [PhotoLogits(*(np.concatenate(part) for part in zip(*batches, strict=True))) for batches in answers]
+    return np.array(kept), joined
+
+
+def _known_categories(manifest: Manifest, a: Taxonomy, b: Taxonomy) -> _Known:
+    def finder(taxonomy: Taxonomy) -> _Find:
+        return _or_none(taxonomy.find_category)
+
+    return _known(manifest, "category", (finder(a), finder(b)), (a.node_index, b.node_index), missing=UNLABELLED)
+
+
+def _known_brands(manifest: Manifest, a: Taxonomy, b: Taxonomy) -> _Known:
+    ids_a, ids_b = _brand_ids(a), _brand_ids(b)
+
+    def finder(taxonomy: Taxonomy, ids: dict[int, str]) -> _Find:
+        return _or_none(lambda text: ids[taxonomy.find_brand(text)])
+
+    return _known(
+        manifest,
+        "brand",
+        (finder(a, ids_a), finder(b, ids_b)),
+        ({id_: index for index, id_ in ids_a.items()}, {id_: index for index, id_ in ids_b.items()}),
+        missing=OTHER_BRAND,
+    )
+
+
+def _brand_ids(taxonomy: Taxonomy) -> dict[int, str]:
+    """Brand index to id; 'no brand' and 'other brand' have one that no taxonomy file can hold by accident."""
+    listed = {index: brand.id for index, brand in enumerate(taxonomy.brands, start=1)}
+    return {0: "\0no brand", OTHER_BRAND: "\0other brand", **listed}
+
+
+def _known(
+    manifest: Manifest,
+    column: str,
+    finds: tuple[_Find, _Find],
+    places: tuple[Mapping[str, int], Mapping[str, int]],
+    *,
+    missing: int,
+) -> _Known:
+    """Every label of a column by the ids that two taxonomies find for it; `places` say where an id stands in each.
+
+    A manifest written for one version may name a category by a path that the other has moved: an id that only one of
+    them finds is looked up in the other.
+    """
+    written = [str(text).strip() for text in manifest.column(column).to_pylist()]
+    texts = tuple(dict.fromkeys(text for text in written if text))
+    code_of = {text: code for code, text in enumerate(texts)} | {"": UNLABELLED}
+    indices: tuple[list[int], list[int]] = ([], [])
+    reasons: list[Reason | None] = []
+    for text in texts:
+        found_a, found_b = (find(text) for find in finds)
+        at_a, at_b = (
+            place.get(found if found is not None else other or "")
+            for place, found, other in zip(places, (found_a, found_b), (found_b, found_a), strict=True)
+        )
+        reason = _reason(at_a, at_b, same_id=found_a is None or found_b is None or found_a == found_b)
+        reasons.append(None if reason == "unknown to both" and missing == OTHER_BRAND else reason)
+        indices[0].append(missing if at_a is None else at_a)
+        indices[1].append(missing if at_b is None else at_b)
+    return _Known(
+        texts,
+        np.array(indices[0], dtype=np.int64),
+        np.array(indices[1], dtype=np.int64),
+        tuple(reasons),
+        np.array([code_of[text] for text in written], dtype=np.int64),
+    )
+
+
+def _reason(at_a: int | None, at_b: int | None, *, same_id: bool) -> Reason | None:
+    if at_a is None:
+        return "unknown to both" if at_b is None else "unknown to A"
+    if at_b is None:
+        return "unknown to B"
+    return None if same_id else "not the same id in both"
+
+
+def _or_none(find: Callable[[str], str]) -> _Find:
+    def found(text: str) -> str | None:
+        try:
+            return find(text)
+        except KeyError:
+            return None
+
+    return found
+
+
+def _require_common(categories: _Known, brands: _Known, a: JudgedModel, b: JudgedModel) -> None:
+    # 'no brand' and 'other brand' mean the same everywhere; alone they are no common ground.
+    listed = (brands.in_a > 0) & (brands.in_b > 0)
+    if None in categories.reasons or any(
+        reason is None and at for reason, at in zip(brands.reasons, listed, strict=True)
+    ):
+        return
+    problems = [
+        f"{field} {text!r}: {reason}"
+        for field, known in (("category", categories), ("brand", brands))
+        for text, reason in zip(known.texts, known.reasons, strict=True)
+        if reason
+    ]
+    raise ManifestError(
+        "nothing to compare: no category or brand label of these listings is known to both models "
+        f"(A: taxonomy {a.taxonomy.version!r}, B: taxonomy {b.taxonomy.version!r}); "
+        + ("give models whose taxonomies share ids:" if problems else "give a manifest with labels"),
+        problems,
+    )
+
+
+def _of_listings(categories: _Known, brands: _Known, rows: Ints, groups: Ints) -> SharedLabels:
+    codes = listing_labels(Labels(category_nodes=categories.codes[rows], brands=brands.codes[rows]), groups)
+    left_out: list[LeftOut] = []
+    shared = []
+    for field, known, of_listing in (
+        ("category", categories, codes.category_nodes),
+        ("brand", brands, codes.brands),
+    ):
+        is_shared = np.array([reason is None for reason in known.reasons] + [False])
+        shared.append(is_shared[of_listing])
+        for code, num in sorted(Counter(of_listing[of_listing >= 0].tolist()).items()):
+            reason = known.reasons[code]
+            if reason:
+                left_out.append(
+                    LeftOut(
+                        field="brand" if field == "brand" else "category",
+                        label=known.texts[code],
+                        reason=reason,
+                        num_listings=num,
+                    )
+                )
+    return SharedLabels(
+        in_a=_indices(categories.in_a, brands.in_a, codes),
+        in_b=_indices(categories.in_b, brands.in_b, codes),
+        categories_shared=shared[0],
+        brands_shared=shared[1],
+        left_out=tuple(left_out),
+    )
+
+
+def _indices(categories: Ints, brands: Ints, codes: Labels) -> Labels:
+    # Code -1, 'not labelled', finds the last value.
+    return Labels(
+        category_nodes=np.append(categories, UNLABELLED)[codes.category_nodes],
+        brands=np.append(brands, UNLABELLED)[codes.brands],
+    )

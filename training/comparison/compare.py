@@ -1,0 +1,357 @@
+"""How model B differs from model A on the same listings, through the decisions that serving makes.
+
+Shapes: P photos, N listings, D depth of a taxonomy. Nodes and brands of B are translated into A's by their ids.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from training.comparison.common_listings import LeftOut, PhotoLogits, SharedListings
+from training.evaluation.ground_truth import Truth, judge_paths, truth_by_depth
+from training.inference.evaluated_model import JudgedModel
+from training.statistics.paired import Difference, difference, holm, resampled_interval, small_sample_interval
+from vision.decision import BRAND_FIELD, Answers, Calibration, answer, field_name, fills
+from vision.manifest import Labels
+from vision.taxonomy import OTHER_BRAND, Taxonomy
+
+__all__ = [
+    "LEAF",
+    "CategoryChange",
+    "Comparison",
+    "Coverage",
+    "CoverageChange",
+    "FieldChange",
+    "Flip",
+    "Judged",
+    "compare",
+    "judge",
+]
+
+LEAF = "leaf"
+_NO_NODE = -1
+_NOT_IN_A = -2
+
+Bools = npt.NDArray[np.bool_]
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """One model's answers for N listings beside the truth, in its own indices."""
+
+    taxonomy: Taxonomy
+    calibration: Calibration
+    answers: Answers
+    filled: Bools
+    """(N, D + 1); the brand in the last column."""
+    truth: Truth
+
+    @property
+    def leaf_nodes(self) -> Ints:
+        """(N,) the deepest node of each answered path."""
+        nodes = self.answers.paths.nodes
+        return np.asarray(np.take_along_axis(nodes, self.leaf_depths[:, None], axis=1)[:, 0], dtype=np.int64)
+
+    @property
+    def leaf_depths(self) -> Ints:
+        """(N,) column of the deepest node."""
+        return np.asarray((self.answers.paths.nodes >= 0).sum(axis=1) - 1, dtype=np.int64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldChange:
+    name: str
+    """`leaf`, `category_depth_1` …, or `brand`."""
+    counts: Difference
+    interval: tuple[float, float]
+    """95 % bootstrap interval of B's accuracy minus A's; NaN for no listings."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CategoryChange:
+    """Of the listings that truly belong to one leaf category."""
+
+    category_id: str
+    name: str
+    counts: Difference
+    interval: tuple[float, float]
+    """95 %, for a handful of listings too."""
+    p_holm: float
+    """McNemar's p-value, adjusted for the number of categories compared."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coverage:
+    """What one model fills in for a field."""
+
+    alpha: float | None
+    """Share of errors that is allowed; None where the model carries no promise for this field."""
+    threshold: float | None
+    num_listings: int
+    """All that were judged, whatever is known of their truth."""
+    num_filled: int
+    num_known: int
+    """Of the filled, how many have a truth that decides."""
+    num_right: int
+    """Of the known."""
+
+    @property
+    def coverage(self) -> float:
+        return self.num_filled / self.num_listings
+
+    @property
+    def precision(self) -> float:
+        """NaN where nothing known is filled."""
+        return self.num_right / self.num_known if self.num_known else float("nan")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoverageChange:
+    name: str
+    a: Coverage
+    b: Coverage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flip:
+    """A listing that one of the models gets right and the other does not."""
+
+    field: Literal["category", "brand"]
+    listing: int
+    """Its number in `SharedListings`."""
+    won: bool
+    """B is right; otherwise A is."""
+    truth: str
+    answer_a: str
+    answer_b: str
+    probability_a: float
+    probability_b: float
+    filled_a: bool
+    """The field was filled in, not only suggested."""
+    filled_b: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    num_listings: int
+    fields: tuple[FieldChange, ...]
+    categories: tuple[CategoryChange, ...]
+    """Largest drop first."""
+    coverage: tuple[CoverageChange, ...]
+    flips: tuple[Flip, ...]
+    """Lost ones before won ones, the surest mistakes first."""
+    left_out: tuple[LeftOut, ...]
+
+    def field(self, name: str) -> FieldChange:
+        return next(field for field in self.fields if field.name == name)
+
+
+def judge(model: JudgedModel, logits: PhotoLogits, groups: Ints, labels: Labels) -> Judged:
+    """What serving would answer and fill in, beside the truth.
+
+    Args:
+        groups: (P,) listing numbers 0…N-1.
+        labels: of the N listings, in the model's own indices.
+    """
+    taxonomy, calibration = model.taxonomy, model.calibration
+    answers = answer(logits.category, logits.brand, groups, taxonomy=taxonomy, calibration=calibration)
+    return Judged(
+        taxonomy=taxonomy,
+        calibration=calibration,
+        answers=answers,
+        filled=fills(answers, taxonomy=taxonomy, calibration=calibration),
+        truth=truth_by_depth(labels, taxonomy),
+    )
+
+
+def compare(a: JudgedModel, b: JudgedModel, listings: SharedListings, *, seed: int = 0) -> Comparison:
+    """All figures of B against A.
+
+    A leaf is compared where the true category is a leaf of both taxonomies; a depth, where both have the same true
+    node there; a brand, where both know it, or neither does.
+    """
+    labels = listings.labels
+    of_a = judge(a, listings.a, listings.groups, labels.in_a)
+    of_b = judge(b, listings.b, listings.groups, labels.in_b)
+    leaf = labels.categories_shared & (of_a.truth.leaves >= 0) & (of_b.truth.leaves >= 0)
+    leaf_right = [_leaf_right(judged) & leaf for judged in (of_a, of_b)]
+    brand_right = [(j.answers.brands.labels == j.truth.brands) & labels.brands_shared for j in (of_a, of_b)]
+    fields = [_field(LEAF, leaf, *leaf_right, seed=seed)]
+    for name, compared, right_a, right_b in _depths(of_a, of_b, labels.categories_shared):
+        fields.append(_field(name, compared, right_a, right_b, seed=seed))
+    fields.append(_field(BRAND_FIELD, labels.brands_shared, *brand_right, seed=seed))
+    return Comparison(
+        num_listings=len(listings.listing_ids),
+        fields=tuple(fields),
+        categories=_categories(of_a, leaf, *leaf_right),
+        coverage=_coverage(of_a, of_b),
+        flips=(*_category_flips(of_a, of_b, *leaf_right), *_brand_flips(of_a, of_b, *brand_right)),
+        left_out=(*labels.left_out, *_leaves_of_one(of_a, of_b, labels.categories_shared)),
+    )
+
+
+def _leaf_right(judged: Judged) -> Bools:
+    true_nodes = np.append(_leaf_node_of(judged.taxonomy), _NO_NODE)[judged.truth.leaves]
+    return np.asarray(judged.leaf_nodes == true_nodes, dtype=np.bool_)
+
+
+def _leaf_node_of(taxonomy: Taxonomy) -> Ints:
+    return np.array([taxonomy.node_index[leaf] for leaf in taxonomy.leaf_ids], dtype=np.int64)
+
+
+def _field(name: str, compared: Bools, right_a: Bools, right_b: Bools, *, seed: int) -> FieldChange:
+    counts = difference(right_a[compared], right_b[compared])
+    return FieldChange(name=name, counts=counts, interval=resampled_interval(counts, seed=seed))
+
+
+def _depths(a: Judged, b: Judged, shared: Bools) -> Iterator[tuple[str, Bools, Bools, Bools]]:
+    """Name of each depth that both have, which listings it is compared on, and who is right."""
+    in_a = [a.taxonomy.node_index.get(category.id, _NOT_IN_A) for category in b.taxonomy.categories]
+    to_a = np.array([*in_a, _NO_NODE])
+    for depth in range(min(a.taxonomy.max_depth, b.taxonomy.max_depth)):
+        true_a, true_b = a.truth.nodes[:, depth], b.truth.nodes[:, depth]
+        compared = shared & (true_a >= 0) & (true_a == to_a[true_b])
+        right_a, right_b = (judged.answers.paths.nodes[:, depth] == judged.truth.nodes[:, depth] for judged in (a, b))
+        yield field_name(depth + 1), compared, right_a & compared, right_b & compared
+
+
+def _categories(a: Judged, compared: Bools, right_a: Bools, right_b: Bools) -> tuple[CategoryChange, ...]:
+    truth = a.truth.leaves
+    counted = []
+    for leaf in np.unique(truth[compared]).tolist():
+        rows = compared & (truth == leaf)
+        counted.append((a.taxonomy.leaf_ids[leaf], difference(right_a[rows], right_b[rows])))
+    adjusted = holm([counts.p_value for _, counts in counted])
+    changes = [
+        CategoryChange(
+            category_id=category_id,
+            name=a.taxonomy.path_name(category_id),
+            counts=counts,
+            interval=small_sample_interval(counts),
+            p_holm=p_holm,
+        )
+        for (category_id, counts), p_holm in zip(counted, adjusted, strict=True)
+    ]
+    return tuple(sorted(changes, key=lambda change: (change.counts.change, -change.counts.num_listings)))
+
+
+def _coverage(a: Judged, b: Judged) -> tuple[CoverageChange, ...]:
+    depths = range(max(a.taxonomy.max_depth, b.taxonomy.max_depth))
+    names = [*(field_name(depth + 1) for depth in depths), BRAND_FIELD]
+    by_name = [_coverage_of(judged) for judged in (a, b)]
+    num = len(a.filled)
+    never = Coverage(alpha=None, threshold=None, num_listings=num, num_filled=0, num_known=0, num_right=0)
+    return tuple(
+        CoverageChange(name=name, a=by_name[0].get(name, never), b=by_name[1].get(name, never)) for name in names
+    )
+
+
+def _coverage_of(judged: Judged) -> dict[str, Coverage]:
+    verdicts = judge_paths(judged.answers.paths, judged.truth)
+    labels = judged.answers.brands.labels
+    # A brand of which nothing is known decides nothing; one that the taxonomy lacks makes whatever is filled in wrong.
+    brand_known = (judged.truth.brands >= 0) | (judged.truth.brands == OTHER_BRAND)
+    known = np.column_stack([verdicts.known, brand_known])
+    right = np.column_stack([verdicts.right, labels == judged.truth.brands])
+    found = {}
+    for column, name in enumerate([*(field_name(d + 1) for d in range(judged.taxonomy.max_depth)), BRAND_FIELD]):
+        filled = judged.filled[:, column]
+        promise = judged.calibration.field(name)
+        found[name] = Coverage(
+            alpha=promise.alpha if promise else None,
+            threshold=promise.threshold if promise else None,
+            num_listings=len(filled),
+            num_filled=int(filled.sum()),
+            num_known=int((filled & known[:, column]).sum()),
+            num_right=int((filled & known[:, column] & right[:, column]).sum()),
+        )
+    return found
+
+
+def _category_flips(a: Judged, b: Judged, right_a: Bools, right_b: Bools) -> list[Flip]:
+    nodes = [judged.leaf_nodes for judged in (a, b)]
+    depths = [judged.leaf_depths for judged in (a, b)]
+    true_nodes = _leaf_node_of(a.taxonomy)
+    flips = []
+    for listing in np.flatnonzero(right_a != right_b).tolist():
+        answered, probabilities, filled = [], [], []
+        for judged, node, depth in zip((a, b), nodes, depths, strict=True):
+            answered.append(_path_name(judged.taxonomy, int(node[listing])))
+            probabilities.append(float(judged.answers.paths.scores[listing, depth[listing]]))
+            filled.append(bool(judged.filled[listing, depth[listing]]))
+        flips.append(
+            Flip(
+                field="category",
+                listing=listing,
+                won=bool(right_b[listing]),
+                truth=_path_name(a.taxonomy, int(true_nodes[a.truth.leaves[listing]])),
+                answer_a=answered[0],
+                answer_b=answered[1],
+                probability_a=probabilities[0],
+                probability_b=probabilities[1],
+                filled_a=filled[0],
+                filled_b=filled[1],
+            )
+        )
+    return sorted(flips, key=_surest_mistake_first)
+
+
+def _brand_flips(a: Judged, b: Judged, right_a: Bools, right_b: Bools) -> list[Flip]:
+    flips = []
+    for listing in np.flatnonzero(right_a != right_b).tolist():
+        (answer_a, p_a), (answer_b, p_b) = (
+            (_brand_name(j.taxonomy, int(j.answers.brands.labels[listing])), float(j.answers.brands.scores[listing]))
+            for j in (a, b)
+        )
+        flips.append(
+            Flip(
+                field="brand",
+                listing=listing,
+                won=bool(right_b[listing]),
+                truth=_brand_name(a.taxonomy, int(a.truth.brands[listing])),
+                answer_a=answer_a,
+                answer_b=answer_b,
+                probability_a=p_a,
+                probability_b=p_b,
+                filled_a=bool(a.filled[listing, -1]),
+                filled_b=bool(b.filled[listing, -1]),
+            )
+        )
+    return sorted(flips, key=_surest_mistake_first)
+
+
+def _surest_mistake_first(flip: Flip) -> tuple[bool, float, int]:
+    return flip.won, -(flip.probability_a if flip.won else flip.probability_b), flip.listing
+
+
+def _path_name(taxonomy: Taxonomy, node: int) -> str:
+    return taxonomy.path_name(taxonomy.categories[node].id)
+
+
+def _brand_name(taxonomy: Taxonomy, index: int) -> str:
+    return taxonomy.other_brand if index == OTHER_BRAND else taxonomy.brand_labels[index]
+
+
+def _leaves_of_one(a: Judged, b: Judged, shared: Bools) -> list[LeftOut]:
+    """Labels that are a leaf of one taxonomy and an inner node of the other, which no leaf answer can be right on."""
+    found = []
+    for has, lacks, node_of, reason in (
+        (a, b, a.truth.leaves, "a leaf of A only"),
+        (b, a, b.truth.leaves, "a leaf of B only"),
+    ):
+        only = shared & (node_of >= 0) & (lacks.truth.leaves < 0)
+        leaves, counts = np.unique(node_of[only], return_counts=True)
+        found += [
+            LeftOut(
+                field="category",
+                label=has.taxonomy.path_name(has.taxonomy.leaf_ids[leaf]),
+                reason="a leaf of A only" if reason == "a leaf of A only" else "a leaf of B only",
+                num_listings=num,
+            )
+            for leaf, num in zip(leaves.tolist(), counts.tolist(), strict=True)
+        ]
+    return found

@@ -1,0 +1,179 @@
+"""What a new model must not lose against the old one: a small TOML or YAML file, checked before anything is judged."""
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from training.comparison.compare import LEAF, CategoryChange, Comparison, CoverageChange
+from training.statistics.paired import Difference
+from vision.decision import BRAND_FIELD
+from vision.errors import GateError
+
+__all__ = ["Gate", "RuleOutcome", "load_gate"]
+
+_ROUNDING = 1e-9
+"""A drop of exactly the limit passes, however its share is rounded."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuleOutcome:
+    name: str
+    """The field of `Gate`."""
+    holds: bool
+    num_checked: int
+    """Fields or categories that the rule was measured on; none: it holds for want of anything to break it."""
+    details: tuple[str, ...]
+    """What broke it, each with its numbers; or, where it holds, what was measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """Drops are from A to B, as shares: 0.01 is one percentage point. A drop of exactly the limit passes."""
+
+    max_overall_drop: float = 0.0
+    """Of the leaf accuracy over all listings. Without a listing to measure it on this rule is broken."""
+    max_category_drop: float = 0.1
+    """Of the leaf accuracy of any one category; 1 switches it off."""
+    min_category_listings: int = 20
+    """Categories with fewer listings are not held to `max_category_drop`: one listing of five is a drop of 0.2."""
+    max_brand_drop: float = 0.0
+    """Of the brand accuracy."""
+    max_coverage_drop: float = 0.0
+    """Of the share of listings that are filled in, for every depth and the brand."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_overall_drop", "max_category_drop", "max_brand_drop", "max_coverage_drop"):
+            value = getattr(self, name)
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not (is_number and 0 <= value <= 1):
+                raise GateError(f"{name} = {value!r}: use a share in 0..1")
+        value = self.min_category_listings
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise GateError(f"min_category_listings = {value!r}: use a whole number, at least 1")
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any], *, source: str) -> "Gate":
+        """Build from plain values.
+
+        Raises:
+            GateError: an unknown rule, with the nearest known one, or a wrong value.
+        """
+        known = [field.name for field in fields(cls)]
+        for name in raw:
+            if name not in known:
+                nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)[0]
+                raise GateError(
+                    f"{source}: unknown rule {name!r}; nearest known: {nearest!r}; all: {', '.join(sorted(known))}"
+                )
+        try:
+            return cls(**raw)
+        except GateError as error:
+            raise GateError(f"{source}: {error}") from None
+
+    def check(self, comparison: Comparison) -> tuple[RuleOutcome, ...]:
+        """The outcome of each rule; the gate is passed when all hold."""
+        overall, brand = comparison.field(LEAF).counts, comparison.field(BRAND_FIELD).counts
+        return (
+            self._overall(overall),
+            self._categories(comparison.categories),
+            _accuracy_rule("max_brand_drop", "brand accuracy", brand, self.max_brand_drop),
+            self._coverage(comparison.coverage),
+        )
+
+    def _overall(self, counts: Difference) -> RuleOutcome:
+        if counts.num_listings == 0:
+            why = "leaf accuracy: no listing with a leaf category that both models know, so nothing shows that it holds"
+            return RuleOutcome(name="max_overall_drop", holds=False, num_checked=0, details=(why,))
+        return _accuracy_rule("max_overall_drop", "leaf accuracy", counts, self.max_overall_drop)
+
+    def _categories(self, changes: Iterable[CategoryChange]) -> RuleOutcome:
+        enough = [change for change in changes if change.counts.num_listings >= self.min_category_listings]
+        broken = [change for change in enough if _too_much(-change.counts.change, self.max_category_drop)]
+        measured = f"{len(enough)} categories have at least {self.min_category_listings} listings"
+        return RuleOutcome(
+            name="max_category_drop",
+            holds=not broken,
+            num_checked=len(enough),
+            details=tuple(_drop_text(c.name, c.counts, self.max_category_drop) for c in broken) or (measured,),
+        )
+
+    def _coverage(self, changes: Iterable[CoverageChange]) -> RuleOutcome:
+        filled = [change for change in changes if change.a.num_filled]
+        broken = [c for c in filled if _too_much(c.a.coverage - c.b.coverage, self.max_coverage_drop)]
+        texts = tuple(
+            f"{c.name}: filled in for {c.a.coverage:.2%} of the listings by A ({c.a.num_filled} of "
+            f"{c.a.num_listings}), {c.b.coverage:.2%} by B ({c.b.num_filled}): "
+            f"{_points(c.b.coverage - c.a.coverage, self.max_coverage_drop)}"
+            for c in broken
+        )
+        measured = f"coverage: A fills in {len(filled)} fields"
+        return RuleOutcome(
+            name="max_coverage_drop", holds=not broken, num_checked=len(filled), details=texts or (measured,)
+        )
+
+
+def load_gate(path: Path) -> Gate:
+    """A gate from TOML or YAML, by the ending.
+
+    Raises:
+        GateError: not found, another ending, not readable, an unknown rule or a wrong value.
+    """
+    readers = {".toml": _read_toml, ".yaml": _read_yaml, ".yml": _read_yaml}
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise GateError(f"gate {path}: ending {path.suffix!r} is not one of {', '.join(readers)}")
+    if not path.is_file():
+        raise GateError(f"no gate at {path}")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except ValueError as error:
+        raise GateError(f"gate {path} is not UTF-8: {error}") from error
+    return Gate.from_dict(reader(text, path), source=f"gate {path}")
+
+
+def _read_toml(text: str, path: Path) -> Mapping[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise GateError(f"gate {path} is not TOML: {error}") from error
+
+
+def _read_yaml(text: str, path: Path) -> Mapping[str, Any]:
+    import yaml
+
+    try:
+        raw = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:
+        raise GateError(f"gate {path} is not YAML: {error}") from error
+    if raw is None:
+        return {}
+    if not isinstance(raw, dict):
+        raise GateError(f"gate {path}: a {type(raw).__name__} stands where rules should, each as `name: value`")
+    return raw
+
+
+def _accuracy_rule(name: str, what: str, counts: Difference, limit: float) -> RuleOutcome:
+    if counts.num_listings == 0:
+        measured = f"{what}: no listing to measure it on"
+        return RuleOutcome(name=name, holds=True, num_checked=0, details=(measured,))
+    holds = not _too_much(-counts.change, limit)
+    return RuleOutcome(name=name, holds=holds, num_checked=1, details=(_drop_text(what, counts, limit),))
+
+
+def _too_much(drop: float, limit: float) -> bool:
+    return drop > limit + _ROUNDING
+
+
+def _drop_text(what: str, counts: Difference, limit: float) -> str:
+    return (
+        f"{what}: {counts.accuracy_a:.2%} by A, {counts.accuracy_b:.2%} by B: {_points(counts.change, limit)} "
+        f"({counts.num_listings} listings, {counts.num_lost} lost, "
+        f"{counts.num_won} won, p = {counts.p_value:.3g})"
+    )
+
+
+def _points(change: float, limit: float) -> str:
+    return f"{100 * change:+.2f} points, a drop of {100 * limit:.2f} allowed"

@@ -1,0 +1,170 @@
+"""A comparison of two models as JSON for machines and as a table for a terminal."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from training.comparison.common_listings import SharedListings
+from training.comparison.compare import CategoryChange, Comparison, Coverage
+from training.comparison.gate import Gate, RuleOutcome
+from training.statistics.paired import NUM_RESAMPLES, Difference
+
+__all__ = ["ComparedModels", "GateVerdict", "comparison_json", "comparison_table", "testing_note", "verdict_lines"]
+
+_SHOWN_CATEGORIES = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparedModels:
+    """What was compared on what."""
+
+    name_a: str
+    name_b: str
+    taxonomy_a: str
+    taxonomy_b: str
+    manifest: str
+    split: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateVerdict:
+    gate: Gate
+    rules: tuple[RuleOutcome, ...]
+
+    @property
+    def passed(self) -> bool:
+        return all(rule.holds for rule in self.rules)
+
+
+def comparison_json(
+    compared: ComparedModels, comparison: Comparison, listings: SharedListings, verdict: GateVerdict | None
+) -> dict[str, Any]:
+    """All of it in plain values; NaN where there was nothing to measure."""
+    return {
+        **asdict(compared),
+        "num_listings": comparison.num_listings,
+        "num_photos": len(listings.photo_urls),
+        "unusable_photos": list(listings.unusable),
+        "num_resamples": NUM_RESAMPLES,
+        "fields": {field.name: _counts(field.counts, field.interval) for field in comparison.fields},
+        "categories": [
+            {
+                "category_id": change.category_id,
+                "name": change.name,
+                **_counts(change.counts, change.interval),
+                "p_holm": change.p_holm,
+            }
+            for change in comparison.categories
+        ],
+        "coverage": {
+            change.name: {"a": _coverage(change.a), "b": _coverage(change.b)} for change in comparison.coverage
+        },
+        "left_out": [asdict(label) for label in comparison.left_out],
+        "flips": [
+            {
+                **asdict(flip),
+                "listing": listings.listing_ids[flip.listing],
+                "photos": list(listings.photos_of(flip.listing)),
+            }
+            for flip in comparison.flips
+        ],
+        "gate": None
+        if verdict is None
+        else {"passed": verdict.passed, **asdict(verdict.gate), "rules": [asdict(rule) for rule in verdict.rules]},
+    }
+
+
+def _counts(counts: Difference, interval: tuple[float, float]) -> dict[str, Any]:
+    return {
+        **asdict(counts),
+        "accuracy_a": counts.accuracy_a,
+        "accuracy_b": counts.accuracy_b,
+        "change": counts.change,
+        "interval": interval,
+        "p_value": counts.p_value,
+    }
+
+
+def _coverage(coverage: Coverage) -> dict[str, Any]:
+    return {**asdict(coverage), "coverage": coverage.coverage, "precision": coverage.precision}
+
+
+def comparison_table(compared: ComparedModels, comparison: Comparison, listings: SharedListings) -> str:
+    """The figures for people, shares in percent."""
+    lines = [
+        f"A  {compared.name_a} (taxonomy {compared.taxonomy_a})",
+        f"B  {compared.name_b} (taxonomy {compared.taxonomy_b})",
+        f"{comparison.num_listings} listings with {len(listings.photo_urls)} usable photos of split {compared.split}",
+        "",
+        "right in % of listings  listings      A      B   B - A   95 % interval   lost    won   p (McNemar)",
+    ]
+    for field in comparison.fields:
+        c, (low, high) = field.counts, field.interval
+        lines.append(
+            f"  {field.name:<20}  {c.num_listings:8d}  {_percent(c.accuracy_a)}  {_percent(c.accuracy_b)}  "
+            f"{_signed(c.change)}  {_signed(low)} – {_signed(high)}  {c.num_lost:5d}  {c.num_won:5d}   {c.p_value:.3g}"
+        )
+    lines += ["", "filled in, % of listings       A  (right)       B  (right)"]
+    for change in comparison.coverage:
+        shown = "  ".join(f"{_percent(c.coverage)}  ({_percent(c.precision)})" for c in (change.a, change.b))
+        lines.append(f"  {change.name:<22}  {shown}")
+    lines += _category_lines(comparison.categories)
+    lines += _left_out_lines(comparison)
+    if listings.unusable:
+        lines.append(f"{len(listings.unusable)} photos could not be used")
+    return "\n".join(lines)
+
+
+def testing_note(categories: Sequence[CategoryChange]) -> str:
+    """What so many tests at once are worth."""
+    by_chance = sum(change.counts.p_value < 0.05 for change in categories)
+    proven = sum(change.p_holm < 0.05 for change in categories)
+    return (
+        f"{len(categories)} categories were compared: {by_chance} differ at p < 0.05 taken alone, of which chance may "
+        f"account for up to {0.05 * len(categories):.1f}; {proven} do after Holm's correction for their number"
+    )
+
+
+def verdict_lines(verdict: GateVerdict) -> list[str]:
+    """The verdict, and every rule with its numbers."""
+    broken = [rule.name for rule in verdict.rules if not rule.holds]
+    lines = [f"gate not passed: {', '.join(broken)}" if broken else "gate passed"]
+    for rule in verdict.rules:
+        state = "broken" if not rule.holds else "holds" if rule.num_checked else "holds, nothing to measure it on"
+        lines += [f"  {rule.name} {state}: {detail}" for detail in rule.details]
+    return lines
+
+
+def _category_lines(categories: Sequence[CategoryChange]) -> list[str]:
+    worse = [change for change in categories if change.counts.change < 0]
+    better = [change for change in reversed(categories) if change.counts.change > 0]
+    lines = []
+    for name, changes in (("worse", worse), ("better", better)):
+        lines += ["", f"{len(changes)} categories are {name}" + (":" if changes else "")]
+        for change in changes[:_SHOWN_CATEGORIES]:
+            c, (low, high) = change.counts, change.interval
+            lines.append(
+                f"  {_signed(c.change)} ({_signed(low)} – {_signed(high)})  {c.num_lost} lost, {c.num_won} won of "
+                f"{c.num_listings}, p = {c.p_value:.2g}, Holm {change.p_holm:.2g}  {change.name}"
+            )
+        if len(changes) > _SHOWN_CATEGORIES:
+            lines.append(f"  … and {len(changes) - _SHOWN_CATEGORIES} more; --output writes all")
+    return [*lines, testing_note(categories)]
+
+
+def _left_out_lines(comparison: Comparison) -> list[str]:
+    lines = []
+    for field, reason in dict.fromkeys((label.field, label.reason) for label in comparison.left_out):
+        labels = [label for label in comparison.left_out if (label.field, label.reason) == (field, reason)]
+        num_listings = sum(label.num_listings for label in labels)
+        named = ", ".join(repr(label.label) for label in labels[:5]) + (", …" if len(labels) > 5 else "")
+        lines.append(f"not compared: {num_listings} listings whose {field} is {reason} ({named})")
+    return lines
+
+
+def _percent(share: float) -> str:
+    return "    -" if share != share else f"{100 * share:5.1f}"
+
+
+def _signed(share: float) -> str:
+    return "    -" if share != share else f"{100 * share + 0.0:+5.1f}"

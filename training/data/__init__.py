@@ -1,0 +1,1 @@
+"""Listing manifests: import, check, split, shard, synthetic data, label errors."""

@@ -1,0 +1,298 @@
+"""How good a model is, per photo and per listing, through the decisions that serving makes."""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from training.evaluation.confusions import most_confused
+from training.evaluation.long_tail import LeafCounts, by_frequency, count_leaves
+from training.evaluation.risk_coverage import operating_point, selective
+from training.evaluation.scored_rows import View, view_of
+from training.evaluation.slices import figures_of_slices, slices
+from training.inference.predictions import Predictions
+from training.statistics.estimates import calibration_error, hierarchical, macro, reliability, share, where
+from vision.decision import (
+    BRAND_FIELD,
+    Calibration,
+    Field,
+    brand_fill_scores,
+    field_name,
+    node_probabilities,
+    path_fill_scores,
+)
+from vision.manifest import UNLABELLED, Labels
+from vision.metrics import top_k_hits
+from vision.taxonomy import OTHER_BRAND, Taxonomy
+
+__all__ = ["evaluate", "format_table", "pseudo_listings", "without_nan"]
+
+Bools = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.floating]
+Ints = npt.NDArray[np.int64]
+
+
+def evaluate(
+    predictions: Predictions,
+    *,
+    taxonomy: Taxonomy,
+    calibration: Calibration,
+    groups: Ints | None = None,
+    training_counts: LeafCounts | None = None,
+) -> dict[str, Any]:
+    """Figures per photo and per listing, each with its 95 % interval beside it (`top1`, `top1_interval`).
+
+    Args:
+        groups: (P,) listing number of each photo, instead of the manifest's own listings.
+        training_counts: by which a category is frequent or rare; without, by the photos that are judged.
+
+    Returns:
+        `photo` and `listing`, each with `num`, `leaf` and `depth_1`… (top1, top5, macro, ece, reliability), `brand`
+        (of all, of branded, unbranded and unseen), `fields` (what would be filled), `selective` (precision against
+        coverage), `hierarchy`, `frequency`, `confusions` and `slices`.
+    """
+    counts = training_counts or count_leaves(predictions.labels, taxonomy, counted_on="the photos judged here")
+    each_alone = np.arange(len(predictions.groups))
+    by_view = {}
+    for name, rows_of, clusters in (
+        ("photo", each_alone, predictions.groups),
+        ("listing", predictions.groups if groups is None else groups, None),
+    ):
+        view = view_of(predictions, rows_of, taxonomy=taxonomy, calibration=calibration, clusters=clusters)
+        by_view[name] = {
+            **_figures(view, taxonomy, calibration),
+            "frequency": by_frequency(view.leaves.argmax(axis=1), view.truth.leaves, counts, clusters=clusters),
+            "confusions": most_confused(view, taxonomy),
+            "slices": figures_of_slices(slices(predictions, view, taxonomy), view),
+        }
+    return {**by_view, "num_unusable_photos": len(predictions.unusable)}
+
+
+def pseudo_listings(labels: Labels, *, num_photos: int, seed: int) -> Ints:
+    """(P,) groups of `num_photos` photos drawn at random from one category and brand, for data without listings.
+
+    The last group of a kind is smaller where its photos do not divide.
+    """
+    rng = np.random.default_rng(seed)
+    groups = np.empty(len(labels.category_nodes), dtype=np.int64)
+    next_group = 0
+    kinds, kind_of = np.unique(np.column_stack([labels.category_nodes, labels.brands]), axis=0, return_inverse=True)
+    for kind in range(len(kinds)):
+        rows = rng.permutation(np.flatnonzero(kind_of == kind))
+        groups[rows] = next_group + np.arange(len(rows)) // num_photos
+        next_group = int(groups[rows].max()) + 1
+    return groups
+
+
+def _figures(view: View, taxonomy: Taxonomy, calibration: Calibration) -> dict[str, Any]:
+    judged = _judged(view, taxonomy)
+    return {
+        "num": len(view.leaves),
+        **_levels(view, taxonomy),
+        "brand": _brand(view),
+        "fields": {field.name: _field(judged[field.name], field, view.clusters) for field in calibration.fields},
+        "selective": {
+            name: selective(
+                field.scores[field.known],
+                field.right[field.known],
+                filled=field.filled[field.known],
+                promise=calibration.field(name),
+                clusters=where(view.clusters, field.known),
+            )
+            for name, field in judged.items()
+        },
+        "hierarchy": {
+            **hierarchical(
+                given=view.truth.nodes >= 0,
+                answered=view.verdicts.known,
+                right=view.verdicts.right,
+                clusters=view.clusters,
+            ),
+            "mistakes": _mistakes(view),
+        },
+    }
+
+
+def _levels(view: View, taxonomy: Taxonomy) -> dict[str, Any]:
+    truth, paths = view.truth, view.paths
+    levels = {
+        "leaf": _level(
+            view.leaves,
+            truth.leaves,
+            answers=view.leaves.argmax(axis=1),
+            confidences=view.leaves.max(axis=1),
+            uncalibrated=view.uncalibrated_leaf_scores,
+            clusters=view.clusters,
+        )
+    }
+    nodes = node_probabilities(view.leaves, taxonomy)
+    depth_of = np.array([len(taxonomy.ancestry(category.id)) for category in taxonomy.categories])
+    for depth in range(1, taxonomy.max_depth + 1):
+        columns = np.flatnonzero(depth_of == depth)
+        column_of = np.full(len(depth_of) + 1, UNLABELLED)
+        column_of[columns] = np.arange(len(columns))
+        levels[f"depth_{depth}"] = _level(
+            nodes[:, columns],
+            column_of[truth.nodes[:, depth - 1]],
+            answers=column_of[paths.nodes[:, depth - 1]],
+            confidences=paths.scores[:, depth - 1],
+            uncalibrated=view.uncalibrated_path_scores[:, depth - 1],
+            clusters=view.clusters,
+        )
+    return levels
+
+
+def _level(
+    scores: Floats, labels: Ints, *, answers: Ints, confidences: Floats, uncalibrated: Floats, clusters: Ints | None
+) -> dict[str, Any]:
+    """Figures of one level; `answers` are those of the decision, `scores` rank all nodes of the level for top-5."""
+    labelled = labels >= 0
+    right, kept = answers[labelled] == labels[labelled], where(clusters, labelled)
+    return {
+        "num": int(labelled.sum()),
+        **share("top1", right, kept),
+        **share("top5", top_k_hits(scores, labels, k=5), kept),
+        **macro("macro", answers, labels, clusters),
+        **_calibration(confidences[labelled], uncalibrated[labelled], right, kept),
+    }
+
+
+def _calibration(confidences: Floats, uncalibrated: Floats, right: Bools, clusters: Ints | None) -> dict[str, Any]:
+    return {
+        **calibration_error("ece", confidences, right, clusters),
+        **calibration_error("ece_uncalibrated", uncalibrated, right, clusters),
+        "reliability": reliability(confidences, right, clusters),
+        "reliability_uncalibrated": reliability(uncalibrated, right, clusters),
+    }
+
+
+def _brand(view: View) -> dict[str, Any]:
+    """A listing of a brand that the taxonomy lacks is answered right by 'none that I know' alone."""
+    truth, answers = view.truth.brands, view.brands.labels
+    known, right = truth != UNLABELLED, answers == truth
+    # 'None that I know' has no probability that could be right or wrong.
+    scored = known & (answers != OTHER_BRAND)
+    parts: dict[str, Any] = {}
+    for name, rows in (("branded", truth > 0), ("unbranded", truth == 0), ("unseen", truth == OTHER_BRAND)):
+        kept = where(view.clusters, rows)
+        parts |= {
+            f"num_{name}": int(rows.sum()),
+            **share(f"top1_{name}", right[rows], kept),
+            **share(f"none_known_{name}", answers[rows] == OTHER_BRAND, kept),
+            **share(f"filled_{name}", view.filled[rows, -1], kept),
+            **share(f"filled_wrong_{name}", view.filled[rows, -1] & ~right[rows], kept),
+        }
+    return {
+        "num": int(known.sum()),
+        **share("top1", right[known], where(view.clusters, known)),
+        **parts,
+        **_calibration(
+            view.brands.scores[scored],
+            view.uncalibrated_brand_scores[scored],
+            right[scored],
+            where(view.clusters, scored),
+        ),
+    }
+
+
+class _Judged(NamedTuple):
+    """One field of the seller's form, (N,) each."""
+
+    scores: Floats
+    """What a threshold is held against; -inf where nothing is ever filled in."""
+    known: Bools
+    right: Bools
+    filled: Bools
+
+
+def _judged(view: View, taxonomy: Taxonomy) -> dict[str, _Judged]:
+    """Each field; a depth with one category for all is none, and has no promise."""
+    scores = path_fill_scores(view.paths, taxonomy)
+    fields = {
+        field_name(depth + 1): _Judged(
+            scores[:, depth], view.verdicts.known[:, depth], view.verdicts.right[:, depth], view.filled[:, depth]
+        )
+        for depth in range(taxonomy.max_depth)
+    }
+    fields[BRAND_FIELD] = _Judged(
+        brand_fill_scores(view.brands),
+        view.truth.brands != UNLABELLED,
+        view.brands.labels == view.truth.brands,
+        view.filled[:, -1],
+    )
+    return fields
+
+
+def _field(judged: _Judged, promise: Field, clusters: Ints | None) -> dict[str, Any]:
+    known = judged.known
+    point = operating_point(
+        judged.filled[known], judged.right[known], threshold=promise.threshold, clusters=where(clusters, known)
+    )
+    return {"alpha": promise.alpha, **point, "num": int(known.sum())}
+
+
+def _mistakes(view: View) -> list[dict[str, Any]]:
+    """How many answered paths first leave the truth at each depth, those that never do first (`depth` null)."""
+    known, right = view.verdicts
+    judged = np.logical_or.reduce(known, axis=1)
+    wrong = known & ~right
+    first = np.where(wrong.any(axis=1), wrong.argmax(axis=1), -1)[judged]
+    return [
+        {
+            "depth": None if depth < 0 else depth + 1,
+            "num": int((first == depth).sum()),
+            **share("share", first == depth, where(view.clusters, judged)),
+        }
+        for depth in range(-1, known.shape[1])
+    ]
+
+
+def without_nan(figures: Any) -> Any:
+    """The same with None for every NaN, which JSON does not have."""
+    if isinstance(figures, dict):
+        return {name: without_nan(value) for name, value in figures.items()}
+    if isinstance(figures, list | tuple):
+        return [without_nan(value) for value in figures]
+    return None if isinstance(figures, float) and math.isnan(figures) else figures
+
+
+def format_table(figures: dict[str, Any]) -> str:
+    """The figures of `evaluate` as a table for people, shares in percent."""
+
+    def percent(value: float) -> str:
+        return "    -" if value != value else f"{100 * value:5.1f}"
+
+    lines = []
+    for view in ("photo", "listing"):
+        part = figures[view]
+        lines.append(f"per {view} ({part['num']})      num   top-1  top-5  macro    ECE   95 % interval of top-1")
+        for level in ("leaf", *sorted(key for key in part if key.startswith("depth_"))):
+            f = part[level]
+            low, high = f["top1_interval"]
+            lines.append(
+                f"  {level:<16} {f['num']:8d}   {percent(f['top1'])}  {percent(f['top5'])}  {percent(f['macro'])}  "
+                f"{percent(f['ece'])}   {percent(low)} – {percent(high).strip()}"
+            )
+        b = part["brand"]
+        lines.append(
+            f"  brand            {b['num']:8d}   {percent(b['top1'])}   branded "
+            f"{percent(b['top1_branded'])} of {b['num_branded']}, unbranded {percent(b['top1_unbranded'])} of "
+            f"{b['num_unbranded']}, unseen {percent(b['top1_unseen'])} of {b['num_unseen']}"
+        )
+        h = part["hierarchy"]
+        lines.append(
+            f"  hierarchical     {h['num']:8d}   precision {percent(h['precision'])}, recall {percent(h['recall'])}, "
+            f"F1 {percent(h['f1'])}"
+        )
+    for name, f in figures["listing"]["fields"].items():
+        if f["threshold"] is None:
+            lines.append(f"  {name}: never filled, only suggested")
+        else:
+            lines.append(
+                f"  {name}: filled for {percent(f['coverage'])} % of listings, right in {percent(f['precision'])} % "
+                f"(promised {100 * (1 - f['alpha']):g} %)"
+            )
+    if figures["num_unusable_photos"]:
+        lines.append(f"  {figures['num_unusable_photos']} photos could not be used")
+    return "\n".join(lines)

@@ -1,0 +1,169 @@
+"""Where in a photo the model found its answer: heat maps (Selvaraju et al., ICCV 2017), and photos with them on top."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from vision.bundle import Bundle
+from vision.errors import ListingVisionError
+from vision.images import decode_photo, prepare_photo
+
+if TYPE_CHECKING:
+    import torch
+
+    from vision.model import ListingClassifier
+
+__all__ = ["heat_maps", "overlay", "write_overlays"]
+
+_BATCH_SIZE = 8
+_STRENGTH = 0.65
+"""Of the colour where the heat is greatest; the photo stays visible below it."""
+
+
+def heat_maps(
+    model: "ListingClassifier",
+    photos_nhwc: npt.NDArray[np.uint8],
+    targets: Sequence[int],
+    *,
+    field: Literal["category", "brand"] = "category",
+) -> npt.NDArray[np.float32]:
+    """(N, H, W) float32 in [0, 1]: how much each place of a photo spoke for one of its logits, 1 at its strongest.
+
+    Grad-CAM at the backbone's last feature map. Where the backbone gives one vector a place (vision transformers, Swin)
+    gradients are not averaged over the places first (HiResCAM, Draelos & Carin 2020): captum averages over the last
+    axes, which hold the features there. A map is all 0 where nothing spoke for the answer.
+
+    Args:
+        model: in evaluation mode.
+        photos_nhwc: (N, H, W, 3), as the model is served them.
+        targets: N columns of the field's logits.
+        field: whose logits.
+
+    Raises:
+        ListingVisionError: captum is not installed, or the backbone has no feature map to look at.
+    """
+    import torch
+
+    assert not model.training
+    assert len(targets) == len(photos_nhwc)
+    maps = [
+        _heat(
+            model,
+            torch.from_numpy(photos_nhwc[at : at + _BATCH_SIZE]),
+            torch.tensor(targets[at : at + _BATCH_SIZE]),
+            output=f"{field}_logits",
+        )
+        for at in range(0, len(photos_nhwc), _BATCH_SIZE)
+    ]
+    return np.concatenate(maps)
+
+
+def overlay(photo: npt.NDArray[np.uint8], heat: npt.NDArray[np.floating]) -> npt.NDArray[np.uint8]:
+    """(H, W, 3) uint8: the photo with its heat in colour, blue to red, transparent where there is none.
+
+    Args:
+        photo: (H, W, 3).
+        heat: (h, w) in [0, 1] of the same photo at any size.
+    """
+    import matplotlib
+
+    height, width = photo.shape[:2]
+    resized = Image.fromarray(heat.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR)
+    amount = np.asarray(resized).clip(0, 1)
+    colours = matplotlib.colormaps["turbo"](amount)[..., :3] * 255
+    share = _STRENGTH * amount[..., None]
+    return np.asarray((1 - share) * photo + share * colours).round().astype(np.uint8)
+
+
+def write_overlays(
+    bundle: Bundle, photos: Sequence[tuple[str, bytes]], folder: Path, *, category_id: str, brand_id: str = ""
+) -> list[Path]:
+    """The JPEGs written: `NN-NAME-category.jpg` for each photo, and `NN-NAME-brand.jpg` where a brand is given.
+
+    Args:
+        bundle: whose model looks.
+        photos: file names and bytes of photos that can be used.
+        folder: made where it is missing.
+        category_id: a leaf.
+        brand_id: empty for none.
+    """
+    from training.inference.network import load_bundle_model
+
+    model, info = load_bundle_model(bundle), bundle.info
+    taxonomy = bundle.taxonomy
+    targets: dict[Literal["category", "brand"], int] = {"category": taxonomy.leaf_ids.index(category_id)}
+    if brand_id:
+        targets["brand"] = 1 + [brand.id for brand in taxonomy.brands].index(brand_id)
+    prepared = np.stack([prepare_photo(data, info.preprocessing) for _, data in photos])
+    shown = [decode_photo(data, at_least_px=info.preprocessing.input_px) for _, data in photos]
+    names = [name for name, _ in photos]
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for field, target in targets.items():
+        heats = heat_maps(model, prepared, [target] * len(prepared), field=field)
+        for number, (name, photo, heat) in enumerate(zip(names, shown, heats, strict=True)):
+            path = folder / f"{number:02d}-{Path(name).stem}-{field}.jpg"
+            Image.fromarray(overlay(photo, heat)).save(path, quality=90)
+            written.append(path)
+    return sorted(written)
+
+
+def _heat(
+    model: "ListingClassifier", photos_nhwc: "torch.Tensor", targets: "torch.Tensor", *, output: str
+) -> npt.NDArray[np.float32]:
+    import torch
+
+    attr = _captum()
+    layer = _last_feature_map(model.backbone)
+
+    def logits(photos: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = getattr(model(photos), output)
+        return found
+
+    with torch.enable_grad():
+        num_features = int(cast(Any, model.backbone).feature_info[-1]["num_chs"])
+        shape = attr.LayerActivation(logits, layer).attribute(photos_nhwc[:1]).shape
+        if len(shape) == 4 and shape[1] == num_features:
+            heat = attr.LayerGradCam(logits, layer).attribute(photos_nhwc, targets)
+        else:
+            spoken = attr.LayerGradientXActivation(logits, layer).attribute(photos_nhwc, targets)
+            heat = _as_grid(spoken.sum(dim=-1), model.backbone)[:, None]
+    heat = attr.LayerAttribution.interpolate(heat.detach().relu(), tuple(photos_nhwc.shape[1:3]), "bilinear")[:, 0]
+    strongest = heat.amax(dim=(1, 2), keepdim=True)
+    scaled: npt.NDArray[np.float32] = torch.where(strongest > 0, heat / strongest, 0.0).numpy()
+    return scaled
+
+
+def _captum() -> Any:
+    try:
+        import captum.attr
+    except ModuleNotFoundError:
+        raise ListingVisionError(
+            "the package 'captum' is not installed, which shows where the model looked; install listing-vision[explain]"
+        ) from None
+    return captum.attr
+
+
+def _last_feature_map(backbone: "torch.nn.Module") -> "torch.nn.Module":
+    feature_info = getattr(backbone, "feature_info", None)
+    if not feature_info:
+        raise ListingVisionError(f"backbone {type(backbone).__name__} names no feature map to look at (feature_info)")
+    layer = backbone.get_submodule(feature_info[-1]["module"])
+    # A class token reads the others in the last block's attention; behind it no other token counts any more.
+    return layer.get_submodule("norm1") if hasattr(layer, "norm1") else layer
+
+
+def _as_grid(places: "torch.Tensor", backbone: "torch.nn.Module") -> "torch.Tensor":
+    """(N, h, w) from (N, h, w), or from (N, T) tokens of a square photo, of which the first may be class tokens."""
+    import torch
+
+    if places.ndim == 3:
+        return places
+    places = places[:, int(getattr(backbone, "num_prefix_tokens", 0)) :]
+    side = round(places.shape[1] ** 0.5)
+    grid: torch.Tensor = places.unflatten(1, (side, side))
+    return grid

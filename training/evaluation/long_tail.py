@@ -1,0 +1,66 @@
+"""How well the frequent and the rare categories are known."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from training.statistics.estimates import macro, share, where
+from vision.errors import ManifestError
+from vision.manifest import Labels, Manifest
+from vision.taxonomy import Taxonomy
+
+__all__ = ["LeafCounts", "by_frequency", "count_leaves", "count_training_leaves"]
+
+Ints = npt.NDArray[np.int64]
+
+
+class LeafCounts(NamedTuple):
+    num_photos: Ints
+    """(C,) of each leaf."""
+    counted_on: str
+    """Which photos, for people."""
+
+
+def count_leaves(labels: Labels, taxonomy: Taxonomy, *, counted_on: str) -> LeafCounts:
+    """Photos that are labelled with each leaf; those labelled with an inner node do not count."""
+    known = labels.category_nodes[labels.category_nodes >= 0]
+    by_node = np.bincount(known, minlength=len(taxonomy.categories))
+    return LeafCounts(by_node[[taxonomy.node_index[leaf] for leaf in taxonomy.leaf_ids]], counted_on)
+
+
+def count_training_leaves(manifest: Manifest, taxonomy: Taxonomy) -> LeafCounts | None:
+    """Of the manifest's train split; None where it has none that the taxonomy understands, or no leaf is labelled."""
+    try:
+        labels = manifest.where_split("train").labels(taxonomy, other_brands=True)
+    # A label that is wrong there is no reason not to judge another split.
+    except ManifestError:
+        return None
+    counts = count_leaves(labels, taxonomy, counted_on="the manifest's train split")
+    return counts if counts.num_photos.any() else None
+
+
+def by_frequency(answers: Ints, labels: Ints, counts: LeafCounts, *, clusters: Ints | None) -> dict[str, Any]:
+    """Figures of three equal parts of the labels that occur: the most frequent third is the head, the rarest the tail.
+
+    Fixed bounds (more than 100, less than 20 photos; Liu et al. 2019, ImageNet-LT) would leave most data sets without
+    a head or without a tail.
+    """
+    classes = np.unique(labels[labels >= 0])
+    ordered = classes[np.argsort(-counts.num_photos[classes], kind="stable")]
+    parts: list[dict[str, Any]] = []
+    for name, part in zip(("head", "middle", "tail"), np.array_split(ordered, 3), strict=True):
+        rows = np.isin(labels, part)
+        num_photos = counts.num_photos[part]
+        parts.append(
+            {
+                "name": name,
+                "num_categories": len(part),
+                "least_photos": int(num_photos.min()) if len(part) else 0,
+                "most_photos": int(num_photos.max()) if len(part) else 0,
+                "num": int(rows.sum()),
+                **share("top1", answers[rows] == labels[rows], where(clusters, rows)),
+                **macro("macro", answers[rows], labels[rows], where(clusters, rows)),
+            }
+        )
+    return {"counted_on": counts.counted_on, "parts": parts}

@@ -1,0 +1,69 @@
+"""How precise answers are as fewer of them are filled in: precision against coverage, field by field."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from training.statistics.estimates import share, where
+from vision.decision import Field
+
+__all__ = ["NUM_POINTS", "operating_point", "selective"]
+
+NUM_POINTS = 50
+"""Of a curve, at about equal steps of coverage."""
+
+Bools = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.floating]
+Ints = npt.NDArray[np.int64]
+
+
+def selective(
+    scores: Floats, right: Bools, *, filled: Bools, promise: Field | None, clusters: Ints | None
+) -> dict[str, Any]:
+    """The curve over all thresholds (Geifman & El-Yaniv 2017), and what the certified one does here.
+
+    Args:
+        scores: (N,) what a threshold is held against, -inf where nothing is ever filled in; rows of unknown truth
+            left out.
+        right: (N,) whether the answer is right.
+        filled: (N,) what the certified threshold fills in.
+
+    Returns:
+        `num`, `points` (by falling threshold, at most `NUM_POINTS`), `certified` (a point with `alpha`, or None) and
+        `why_not`.
+    """
+    certified = None
+    if promise is not None and promise.threshold is not None:
+        point = operating_point(filled, right, threshold=promise.threshold, clusters=clusters)
+        certified = {"alpha": promise.alpha, **point}
+    return {
+        "num": len(scores),
+        "points": [
+            operating_point(scores >= threshold, right, threshold=float(threshold), clusters=clusters)
+            for threshold in _thresholds(scores)
+        ],
+        "certified": certified,
+        "why_not": "this model carries no promise for this field" if promise is None else promise.why_not,
+    }
+
+
+def operating_point(filled: Bools, right: Bools, *, threshold: float | None, clusters: Ints | None) -> dict[str, Any]:
+    """How many of all rows are filled in, and how many of these are right."""
+    return {
+        "threshold": threshold,
+        "num_filled": int(filled.sum()),
+        **share("coverage", filled, clusters),
+        **share("precision", right[filled], where(clusters, filled)),
+    }
+
+
+def _thresholds(scores: Floats) -> Floats:
+    """Scores that occur, falling: each the first that covers the next fiftieth of the rows."""
+    values, counts = np.unique(-scores[np.isfinite(scores)], return_counts=True)
+    if not len(values):
+        return np.zeros(0)
+    wanted = np.arange(1, NUM_POINTS + 1) * len(scores) / NUM_POINTS
+    chosen = np.minimum(np.searchsorted(np.cumsum(counts), wanted), len(values) - 1)
+    thresholds: Floats = -values[np.unique(chosen)]
+    return thresholds

@@ -1,0 +1,89 @@
+"""One way to look at predictions: each photo alone, or the photos of a listing fused."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from training.evaluation.ground_truth import Truth, Verdicts, judge_paths, listing_labels, truth_by_depth
+from training.inference.predictions import Predictions
+from vision.decision import (
+    Answers,
+    Brands,
+    Calibration,
+    Paths,
+    answer_brands,
+    answer_paths,
+    brand_logits_of_listings,
+    category_probabilities,
+    fills,
+    node_probabilities,
+)
+from vision.taxonomy import Taxonomy
+
+__all__ = ["View", "view_of"]
+
+Bools = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.floating]
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """What was answered for N rows, and what is true of them; C leaves, D depths."""
+
+    leaves: Floats
+    """(N, C) probabilities."""
+    paths: Paths
+    brands: Brands
+    filled: Bools
+    """(N, D + 1) what is filled in: each depth, then the brand."""
+    uncalibrated_leaf_scores: Floats
+    """(N,) probability of the answered leaf at temperature 1."""
+    uncalibrated_path_scores: Floats
+    """(N, D) the same for each step of the path."""
+    uncalibrated_brand_scores: Floats
+    """(N,)."""
+    truth: Truth
+    verdicts: Verdicts
+    rows_of: Ints
+    """(P,) row of each photo."""
+    clusters: Ints | None
+    """(N,) what is right or wrong together: the listings of photos. None where rows are independent."""
+    num_photos: Ints
+    """(N,) of the listing that a row is, or is part of."""
+    photos: tuple[str, ...]
+    """N URLs, the first photo of each row."""
+
+
+def view_of(
+    predictions: Predictions, rows_of: Ints, *, taxonomy: Taxonomy, calibration: Calibration, clusters: Ints | None
+) -> View:
+    """The answers for the rows 0…N-1 that photos are put into by `rows_of`, as serving makes them."""
+    truth = truth_by_depth(listing_labels(predictions.labels, rows_of), taxonomy)
+    leaves = category_probabilities(predictions.category_logits, rows_of, calibration, taxonomy)
+    paths = answer_paths(leaves, taxonomy)
+    brand_logits = brand_logits_of_listings(predictions.brand_logits, rows_of, calibration)
+    brands = answer_brands(brand_logits, calibration)
+    as_trained = replace(calibration, category_temperature=1.0, category_depth_temperatures=(), brand_temperature=1.0)
+    raw_leaves = category_probabilities(predictions.category_logits, rows_of, as_trained, taxonomy)
+    firsts = np.unique(rows_of, return_index=True)[1]
+    num_photos = np.bincount(rows_of if clusters is None else clusters)
+    return View(
+        leaves=leaves,
+        paths=paths,
+        brands=brands,
+        filled=fills(Answers(paths, brands), taxonomy=taxonomy, calibration=calibration),
+        # Of the same answers: temperatures by depth may prefer another leaf.
+        uncalibrated_leaf_scores=raw_leaves[np.arange(len(leaves)), leaves.argmax(axis=1)],
+        uncalibrated_path_scores=np.where(
+            paths.nodes >= 0, np.take_along_axis(node_probabilities(raw_leaves, taxonomy), paths.nodes, axis=1), 0.0
+        ),
+        uncalibrated_brand_scores=answer_brands(brand_logits, as_trained).scores,
+        truth=truth,
+        verdicts=judge_paths(paths, truth),
+        rows_of=rows_of,
+        clusters=clusters,
+        num_photos=num_photos if clusters is None else num_photos[clusters],
+        photos=tuple(predictions.photo_urls[first] for first in firsts),
+    )

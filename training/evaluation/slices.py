@@ -1,0 +1,82 @@
+"""Where a model does better or worse: the rows cut by what is known of them."""
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from training.evaluation.scored_rows import View
+from training.inference.predictions import Predictions
+from training.statistics.estimates import hierarchical, share, where
+from vision.manifest import UNLABELLED
+from vision.taxonomy import Taxonomy
+
+__all__ = ["Slices", "figures_of_slices", "slices"]
+
+Bools = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.floating]
+Ints = npt.NDArray[np.int64]
+Slices = Mapping[str, Mapping[str, Bools]]
+"""What the rows are cut by, to the name of each slice, to (N,) whether a row belongs to it."""
+
+_NUM_PHOTOS = (1, 2, 4, 7, 13)
+_SHORT_SIDES_PX = (0, 240, 480, 960, 1920)
+_BRIGHTNESS = (0, 64, 128, 192)
+
+
+def slices(predictions: Predictions, view: View, taxonomy: Taxonomy) -> Slices:
+    """By number of photos, by true top-level category, and by the mean size and brightness of a row's photos."""
+    cut = {"photos of the listing": _ranges(view.num_photos, _NUM_PHOTOS)}
+    roots = view.truth.nodes[:, 0]
+    cut["top-level category"] = {
+        taxonomy.categories[int(root)].name: roots == root for root in np.unique(roots[roots != UNLABELLED])
+    }
+    for name, facts, starts in (
+        ("short side of the photo, px", predictions.short_sides_px, _SHORT_SIDES_PX),
+        ("brightness of the photo, of 255", predictions.brightness, _BRIGHTNESS),
+    ):
+        if facts is not None:
+            cut[name] = _ranges(np.bincount(view.rows_of, weights=facts) / np.bincount(view.rows_of), starts)
+    return cut
+
+
+def figures_of_slices(cut: Slices, view: View) -> list[dict[str, Any]]:
+    """Accuracy of each slice, those without rows left out."""
+    truth, verdicts, clusters = view.truth, view.verdicts, view.clusters
+    leaf_right, brand_right = view.leaves.argmax(axis=1) == truth.leaves, view.brands.labels == truth.brands
+    found = []
+    for by, parts in cut.items():
+        for name, rows in parts.items():
+            if not rows.any():
+                continue
+            labelled, branded = rows & (truth.leaves >= 0), rows & (truth.brands != UNLABELLED)
+            tree = hierarchical(
+                given=truth.nodes[rows] >= 0,
+                answered=verdicts.known[rows],
+                right=verdicts.right[rows],
+                clusters=where(clusters, rows),
+            )
+            found.append(
+                {
+                    "by": by,
+                    "name": name,
+                    "num": int(rows.sum()),
+                    **share("leaf_top1", leaf_right[labelled], where(clusters, labelled)),
+                    "hierarchical_f1": tree["f1"],
+                    "hierarchical_f1_interval": tree["f1_interval"],
+                    **share("brand_top1", brand_right[branded], where(clusters, branded)),
+                }
+            )
+    return found
+
+
+def _ranges(values: Floats | Ints, starts: tuple[int, ...]) -> dict[str, Bools]:
+    """Cut at each start; names are of whole numbers."""
+    found = {f"{starts[-1]} or more": values >= starts[-1]}
+    parts = {}
+    for start, end in itertools.pairwise(starts):
+        name = str(start) if end == start + 1 else f"{start} to {end - 1}"
+        parts[name] = (values >= start) & (values < end)
+    return parts | found

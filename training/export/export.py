@@ -1,0 +1,318 @@
+"""From a finished run to a bundle whose exports are proven to answer like the trained model."""
+
+import logging
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+import safetensors.torch
+import torch
+
+from training.calibration.calibrate import calibrate
+from training.export.model_card import model_card
+from training.export.recalibrate import tune_and_calibration_rows
+from training.export.torchscript import export_torchscript, load_torchscript
+from training.inference.predictions import Infer, predict
+from training.recipe import Recipe
+from training.run import Run
+from training.trainer.losses import log_class_shares
+from training.trainer.sampler import sampling_weights
+from vision.bundle import (
+    Bundle,
+    BundleInfo,
+    Golden,
+    certified_facts,
+    load_bundle,
+    new_bundle,
+    refuse_existing,
+    seal_bundle,
+    sha256_of,
+)
+from vision.decision import Calibration
+from vision.engine import INPUT_NAME, OUTPUT_NAMES, Logits
+from vision.errors import ExportMismatch, PhotoError, RunError
+from vision.images import Preprocessing, prepare_photo
+from vision.manifest import Manifest, photo_bytes
+from vision.model import ListingClassifier
+from vision.taxonomy import Taxonomy
+
+__all__ = [
+    "BATCH_SIZES",
+    "TOLERANCE",
+    "Exported",
+    "build_bundle",
+    "compare",
+    "export_bundle",
+    "export_onnx",
+    "onnx_forward",
+    "torch_forward",
+]
+
+_log = logging.getLogger(__name__)
+
+BATCH_SIZES = (1, 2, 7, 64)
+"""Each is run through each export: an export whose batch is frozen passes at one size only."""
+TOLERANCE = 1e-3
+"""Largest allowed difference of a logit in fp32; measured differences are near 1e-5."""
+OPSET = 20
+_NUM_GOLDEN = 2
+
+
+def export_bundle(run: Run, folder: Path, *, model_name: str) -> Bundle:
+    """Export, compare, calibrate on the val split, seal, and load back what was written.
+
+    Raises:
+        RunError: the run has not finished.
+        BundleError: `folder` exists.
+        ExportMismatch: an export answers differently from the trained model on the same photos.
+    """
+    refuse_existing(folder)
+    model, recipe, taxonomy = run.load_model(), run.recipe, run.taxonomy
+    manifest = Manifest.load(run.asked()["manifest"])
+    if manifest.digest() != run.asked()["manifest_sha256"]:
+        _log.warning(
+            "the manifest has changed since training; a promise holds only if no calibration listing was trained on"
+        )
+    val, tested, split = tune_and_calibration_rows(manifest)
+    preprocessing = Preprocessing(input_px=recipe.input_px)
+    category_log_prior, brand_log_prior = _log_priors(recipe, manifest.where_split("train"), taxonomy)
+
+    def calibrated(exported: Exported) -> Calibration:
+        tune_answers, answers = (
+            predict(rows, taxonomy, preprocessing, exported.infer) if rows else None for rows in (val, tested)
+        )
+        assert tune_answers is not None
+        for photo in (*tune_answers.unusable, *(answers.unusable if answers else ())):
+            _log.warning("left out of calibration: %s", photo)
+        return calibrate(
+            tune_answers,
+            taxonomy,
+            certifies={**certified_facts(exported.info, exported.sha256), "split": split},
+            calibration_predictions=answers,
+            category_log_prior=category_log_prior,
+            brand_log_prior=brand_log_prior,
+        )
+
+    return build_bundle(
+        model,
+        folder,
+        model_name=model_name,
+        taxonomy=taxonomy,
+        preprocessing=preprocessing,
+        photos_nhwc=_real_photos(val, preprocessing, num_photos=max(BATCH_SIZES)),
+        photos_from="the val split",
+        training={**run.asked(), "last_metrics": run.metrics()[-1]},
+        calibrated=calibrated,
+    )
+
+
+def _log_priors(recipe: Recipe, train: Manifest, taxonomy: Taxonomy) -> tuple[list[float], list[float]]:
+    """What to add to the logits so that answers have the classes' natural frequencies in; nothing where they do.
+
+    Training with adjusted logits leaves frequencies out altogether, balanced sampling puts its own in.
+    """
+    if recipe.long_tail == "none" and recipe.balanced_sampling == 0:
+        return [], []
+    labels = train.labels(taxonomy)
+    weights = sampling_weights(labels.category_nodes, recipe.balanced_sampling)
+
+    def log_prior(nodes: npt.NDArray[np.int64], leaves_below: npt.NDArray[np.bool_]) -> list[float]:
+        natural = log_class_shares(nodes, leaves_below)
+        learned = log_class_shares(nodes, leaves_below, weights) if recipe.long_tail == "none" else np.zeros(1)
+        return (natural - learned).tolist()  # type: ignore[no-any-return]
+
+    each_brand = np.eye(len(taxonomy.brand_labels), dtype=bool)
+    return log_prior(labels.category_nodes, taxonomy.leaves_below), log_prior(labels.brands, each_brand)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """A bundle that lacks its calibration."""
+
+    info: BundleInfo
+    sha256: Mapping[str, str]
+    """Of the files that a promise is tied to, by name."""
+    infer: Infer
+    """The ONNX export."""
+
+
+def build_bundle(
+    model: ListingClassifier,
+    folder: Path,
+    *,
+    model_name: str,
+    taxonomy: Taxonomy,
+    preprocessing: Preprocessing,
+    photos_nhwc: npt.NDArray[np.uint8],
+    photos_from: str,
+    training: Mapping[str, Any],
+    calibrated: Callable[[Exported], Calibration],
+) -> Bundle:
+    """Export, compare, calibrate, seal, and load back what was written: the bundle appears only when it is whole.
+
+    Args:
+        model: in evaluation mode, on the CPU.
+        folder: of the new bundle.
+        model_name: for people; the version follows from the weights.
+        taxonomy: in the order of the model's labels.
+        preprocessing: of the photos.
+        photos_nhwc: (N, S, S, 3) that the exports are compared on; the first become the golden ones.
+        photos_from: where they come from, for the record.
+        training: how the model was made, for the record.
+        calibrated: what the finished export may promise.
+
+    Raises:
+        BundleError: `folder` exists.
+        ExportMismatch: an export answers differently from the model on the same photos.
+    """
+    with new_bundle(folder) as building:
+        parity = _exported(model, building, photos_nhwc, photos_from=photos_from)
+        safetensors.torch.save_file(
+            {k: v.contiguous() for k, v in model.state_dict().items()}, building / "weights.safetensors"
+        )
+        infer = onnx_forward(building / "model.onnx")
+        golden = photos_nhwc[:_NUM_GOLDEN]
+        answers = infer(golden)
+        Golden(golden, answers.category, answers.brand).save(building / "golden.safetensors")
+        taxonomy.save(building / "taxonomy.json")
+        sha256 = {name: sha256_of(building / name) for name in ("weights.safetensors", "model.onnx", "taxonomy.json")}
+        info = BundleInfo(
+            model_name=model_name,
+            model_version=sha256["weights.safetensors"][:12],
+            backbone=model.spec.backbone,
+            mean=model.spec.mean,
+            std=model.spec.std,
+            num_categories=model.spec.num_categories,
+            num_brands=model.spec.num_brands,
+            embedding_size=answers.embedding.shape[1],
+            precision="fp32",
+            taxonomy_version=taxonomy.version,
+            preprocessing=preprocessing,
+            inputs=(INPUT_NAME,),
+            outputs=OUTPUT_NAMES,
+            training=training,
+            parity=parity,
+            brand_head=model.spec.brand_head,
+        )
+        calibration = calibrated(Exported(info=info, sha256=sha256, infer=infer))
+        (building / "calibration.json").write_text(calibration.to_json() + "\n", encoding="utf-8")
+        (building / "model_card.md").write_text(model_card(info, taxonomy, calibration), encoding="utf-8")
+        seal_bundle(building, info)
+    return load_bundle(folder)
+
+
+def _exported(
+    model: ListingClassifier, folder: Path, photos_nhwc: npt.NDArray[np.uint8], *, photos_from: str
+) -> dict[str, Any]:
+    """Write both exports; how far their answers are from the model's."""
+    num_distinct = len(np.unique(photos_nhwc.reshape(len(photos_nhwc), -1), axis=0))
+    repeats = -(-max(BATCH_SIZES) // len(photos_nhwc))
+    photos = np.concatenate([photos_nhwc] * repeats)[: max(BATCH_SIZES)]
+    export_onnx(model, photos, folder / "model.onnx")
+    export_torchscript(model, torch.from_numpy(photos[:2]), folder / "model.torchscript.pt")
+    trained = torch_forward(model)
+    torchscript = torch_forward(load_torchscript(folder / "model.torchscript.pt"))
+    return {
+        "photos": f"{num_distinct} photos of {photos_from}",
+        "batch_sizes": list(BATCH_SIZES),
+        "tolerance": TOLERANCE,
+        "onnx": compare(trained, onnx_forward(folder / "model.onnx"), photos, name="ONNX"),
+        "torchscript": compare(trained, torchscript, photos, name="TorchScript"),
+    }
+
+
+def export_onnx(model: torch.nn.Module, photos_nhwc: npt.NDArray[np.uint8], path: Path) -> None:
+    """Write the model as ONNX with a dynamic batch."""
+    # An example of one photo freezes the batch in the exported graph (pytorch#157621).
+    example = torch.from_numpy(photos_nhwc[:2])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            model.eval(),
+            (example,),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[INPUT_NAME],
+            output_names=list(OUTPUT_NAMES),
+            dynamic_shapes={"photos_nhwc": {0: torch.export.Dim("batch", min=1, max=1024)}},
+            verbose=False,
+        )
+    assert program is not None
+    program.save(str(path), external_data=False)
+
+
+def torch_forward(module: torch.nn.Module) -> Infer:
+    def forward(photos_nhwc: npt.NDArray[np.uint8]) -> Logits:
+        with torch.inference_mode():
+            outputs = module(torch.from_numpy(photos_nhwc))
+        return Logits(*(tensor.numpy() for tensor in outputs))
+
+    return forward
+
+
+def onnx_forward(path: Path, *, num_threads: int | None = None) -> Infer:
+    """Args: num_threads: default: ONNX Runtime's own."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = num_threads or 0
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return lambda photos_nhwc: Logits(*session.run(list(OUTPUT_NAMES), {INPUT_NAME: photos_nhwc}))
+
+
+def compare(
+    trained: Infer, exported: Infer, photos: npt.NDArray[np.uint8], *, name: str, tolerance: float = TOLERANCE
+) -> dict[str, Any]:
+    """Largest difference over all outputs, batch sizes and photos, and the share of equal answers.
+
+    Raises:
+        ExportMismatch: a batch size does not run, a difference exceeds `tolerance`, or an answer changed.
+    """
+    largest = dict.fromkeys(OUTPUT_NAMES, 0.0)
+    agreed = total = 0
+    for batch_size in BATCH_SIZES:
+        batch = photos[:batch_size]
+        wanted = trained(batch)
+        try:
+            got = exported(batch)
+        except Exception as error:  # each runtime raises its own types
+            raise ExportMismatch(f"the {name} export does not run at batch {batch_size}: {error}") from error
+        for output, a, b in zip(OUTPUT_NAMES, wanted, got, strict=True):
+            if a.shape != b.shape:
+                raise ExportMismatch(f"the {name} export answers {output} with shape {b.shape}, not {a.shape}")
+            if not (np.isfinite(a).all() and np.isfinite(b).all()):
+                raise ExportMismatch(f"{output} holds NaN or infinity at batch {batch_size} ({name} or trained model)")
+            largest[output] = max(largest[output], float(np.abs(a - b).max()))
+        same = (wanted.category.argmax(1) == got.category.argmax(1)) & (wanted.brand.argmax(1) == got.brand.argmax(1))
+        agreed, total = agreed + int(same.sum()), total + batch_size
+    worst = max(largest, key=lambda output: largest[output])
+    if not largest[worst] <= tolerance:
+        raise ExportMismatch(
+            f"the {name} export differs from the trained model: {worst} by {largest[worst]:.3g}, more than {tolerance}"
+        )
+    if agreed != total:
+        raise ExportMismatch(f"the {name} export answers {total - agreed} of {total} photos differently")
+    return {"max_abs_difference": largest, "answers_agreeing": agreed / total}
+
+
+def _real_photos(manifest: Manifest, preprocessing: Preprocessing, *, num_photos: int) -> npt.NDArray[np.uint8]:
+    """(num_photos, S, S, 3) from all over the manifest, or as many as can be read."""
+    photos: list[npt.NDArray[np.uint8]] = []
+    # A stride of the golden ratio visits the rows evenly however soon enough photos are found.
+    stride = next(
+        s for s in range(max(1, round(len(manifest) * 0.618)), len(manifest) + 2) if math.gcd(s, len(manifest)) == 1
+    )
+    for row in (np.arange(len(manifest)) * stride % len(manifest)).tolist():
+        if len(photos) == num_photos:
+            break
+        try:
+            photos.append(prepare_photo(photo_bytes(manifest.photo_url(row)), preprocessing))
+        except (OSError, PhotoError) as error:
+            _log.warning("photo %s left out of the comparison: %s", manifest.photo_url(row), error)
+    if not photos:
+        raise RunError("no photo of the val split can be read; run `listing-vision data check`")
+    return np.stack(photos)

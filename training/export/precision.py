@@ -1,0 +1,244 @@
+"""The same weights computed in another precision: fp16 for GPUs, INT8 for CPUs. Each is a bundle of its own, for its
+answers differ, and with them what may be promised.
+"""
+
+import logging
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from training.calibration.calibrate import calibrate
+from training.evaluation.ground_truth import truth_by_depth
+from training.export.export import compare, export_onnx, onnx_forward, torch_forward
+from training.export.model_card import model_card
+from training.export.quantization import METHODS, quantized_onnx
+from training.export.recalibrate import tune_and_calibration_rows
+from training.export.torchscript import export_torchscript, load_torchscript
+from training.inference.network import load_bundle_model
+from training.inference.predictions import Infer, Predictions, predict
+from vision.bundle import (
+    Bundle,
+    Golden,
+    certified_facts,
+    load_bundle,
+    new_bundle,
+    refuse_existing,
+    seal_bundle,
+    sha256_of,
+)
+from vision.errors import BundleError, ListingVisionError, PhotoError, PrecisionRefused
+from vision.images import prepare_photo
+from vision.manifest import Manifest, photo_bytes
+from vision.model import ListingClassifier, Outputs
+
+__all__ = ["MAX_TOP1_LOSS", "HalfClassifier", "Precision", "convert_bundle", "model_speeds"]
+
+_log = logging.getLogger(__name__)
+
+Precision = Literal["fp16", "int8"]
+MAX_TOP1_LOSS = 0.005
+"""Of the tune photos with a known leaf."""
+NUM_RANGE_PHOTOS = 128
+"""Training photos that the ranges of activations are taken from."""
+_HALF_TOLERANCE = 0.25
+"""Largest difference of a logit between the fp16 network and its exports; sums are rounded elsewhere in each."""
+
+
+class HalfClassifier(nn.Module):
+    """The classifier with its backbone in fp16; normalisation and heads, which cost nothing, stay in fp32."""
+
+    def __init__(self, model: ListingClassifier) -> None:
+        super().__init__()
+        self.model = model
+        self.model.backbone.half()
+
+    def forward(self, photos_nhwc: torch.Tensor) -> Outputs:
+        model = self.model
+        photos_nchw = (photos_nhwc.permute(0, 3, 1, 2).float() - model.mean) / model.std
+        photos_nchw = photos_nchw.half().contiguous(memory_format=torch.channels_last)
+        return model.heads(model.backbone(photos_nchw).float())
+
+
+class _Choice(NamedTuple):
+    """One way to compute the model, judged on the tune split."""
+
+    how: str
+    onnx: Path
+    tune: Predictions
+    top1_loss: float
+    """In shares of the tune photos with a known leaf; below 0 where it answers better."""
+
+
+def convert_bundle(
+    bundle: Bundle,
+    manifest: Manifest,
+    folder: Path,
+    *,
+    precision: Precision,
+    max_top1_loss: float = MAX_TOP1_LOSS,
+) -> Bundle:
+    """Write the same model in another precision, with promises tested anew.
+
+    Args:
+        bundle: in fp32.
+        manifest: with the splits train (ranges of activations), val (choice and gate) and, if there is one, calibrate.
+        folder: of the new bundle.
+        precision: of its exports.
+        max_top1_loss: more lost on the tune split, in shares of its photos, is refused.
+
+    Raises:
+        BundleError: `folder` exists, or `bundle` is not in fp32.
+        PrecisionRefused: it loses more.
+        ExportMismatch: an export answers differently from the network on the same photos.
+    """
+    refuse_existing(folder)
+    if precision not in get_args(Precision):
+        raise ListingVisionError(f"precision {precision!r} is not one of {', '.join(get_args(Precision))}")
+    if bundle.info.precision != "fp32":
+        raise BundleError(f"bundle {bundle.folder} is in {bundle.info.precision}; convert the fp32 one it came from")
+    with new_bundle(folder) as building:
+        tune_rows, tested_rows, split = tune_and_calibration_rows(manifest)
+        reference = _answers(bundle, tune_rows, onnx_forward(bundle.onnx_path))
+        candidates = _half(bundle, building) if precision == "fp16" else _quantized(bundle, manifest, building)
+        chosen = _chosen(bundle, tune_rows, reference, candidates)
+        if chosen.top1_loss > max_top1_loss:
+            raise PrecisionRefused(
+                f"{precision} ({chosen.how}) answers {100 * chosen.top1_loss:.2f} points fewer of the tune split's "
+                f"leaves rightly than fp32, more than {100 * max_top1_loss:.2f}; allow more with --max-top1-loss, or "
+                "keep fp32"
+            )
+        chosen.onnx.replace(building / "model.onnx")
+        for path in building.glob("candidate-*.onnx"):
+            path.unlink()
+        _seal(bundle, building, chosen, precision, tested_rows, split)
+    return load_bundle(folder)
+
+
+def _answers(bundle: Bundle, rows: Manifest, infer: Infer) -> Predictions:
+    made = predict(rows, bundle.taxonomy, bundle.info.preprocessing, infer)
+    for photo in made.unusable:
+        _log.warning("left out: %s", photo)
+    return made
+
+
+def _half(bundle: Bundle, building: Path) -> dict[str, Path]:
+    """The network's backbone in fp16, as ONNX and TorchScript that answer like it."""
+    model = HalfClassifier(load_bundle_model(bundle)).eval()
+    photos = np.concatenate([bundle.golden.photos_nhwc] * 32)[:64]
+    path = building / "candidate-fp16.onnx"
+    export_onnx(model, photos, path)
+    export_torchscript(model, torch.from_numpy(photos[:2]), building / "model.torchscript.pt")
+    network = torch_forward(model)
+    for name, exported in (
+        ("fp16 ONNX", onnx_forward(path)),
+        ("fp16 TorchScript", torch_forward(load_torchscript(building / "model.torchscript.pt"))),
+    ):
+        compare(network, exported, photos, name=name, tolerance=_HALF_TOLERANCE)
+    return {"backbone in fp16": path}
+
+
+def _quantized(bundle: Bundle, manifest: Manifest, building: Path) -> dict[str, Path]:
+    """One for each way to find the range of an activation."""
+    shutil.copy2(bundle.torchscript_path, building / "model.torchscript.pt")
+    photos = _training_photos(bundle, manifest.where_split("train"))
+    found = {}
+    for method in METHODS:
+        path = building / f"candidate-{method}.onnx"
+        quantized_onnx(bundle.onnx_path, photos, path, method=method)
+        found[f"static QDQ, ranges by {method} over {len(photos)} training photos"] = path
+    return found
+
+
+def _training_photos(bundle: Bundle, train: Manifest) -> npt.NDArray[np.uint8]:
+    """(NUM_RANGE_PHOTOS, S, S, 3), drawn at random, or as many as there are and can be read."""
+    photos: list[npt.NDArray[np.uint8]] = []
+    for row in np.random.default_rng(0).permutation(len(train)):
+        if len(photos) == NUM_RANGE_PHOTOS:
+            break
+        try:
+            photos.append(prepare_photo(photo_bytes(train.photo_url(int(row))), bundle.info.preprocessing))
+        except (OSError, PhotoError) as error:
+            _log.warning("photo %s left out of the ranges: %s", train.photo_url(int(row)), error)
+    if not photos:
+        raise ListingVisionError("no photo of the train split can be read; run `listing-vision data check`")
+    return np.stack(photos)
+
+
+def _chosen(bundle: Bundle, rows: Manifest, reference: Predictions, candidates: Mapping[str, Path]) -> _Choice:
+    """What loses least; among equals, what answers most like the reference."""
+    leaves = truth_by_depth(reference.labels, bundle.taxonomy).leaves
+    known = leaves >= 0
+
+    def top1(answers: Predictions) -> float:
+        return float((answers.category_logits.argmax(axis=1) == leaves)[known].mean()) if known.any() else 0.0
+
+    choices, differences = [], []
+    for how, path in candidates.items():
+        answers = _answers(bundle, rows, onnx_forward(path))
+        choices.append(_Choice(how, path, answers, top1(reference) - top1(answers)))
+        differences.append(float(np.square(answers.category_logits - reference.category_logits).mean()))
+        _log.info("%s: %.2f points of top-1 lost on the tune split", how, 100 * choices[-1].top1_loss)
+    order = sorted(range(len(choices)), key=lambda i: (choices[i].top1_loss, differences[i]))
+    return choices[order[0]]
+
+
+def _seal(
+    bundle: Bundle, building: Path, chosen: _Choice, precision: Precision, tested_rows: Manifest | None, split: str
+) -> None:
+    for name in ("weights.safetensors", "taxonomy.json"):
+        shutil.copy2(bundle.folder / name, building / name)
+    infer = onnx_forward(building / "model.onnx")
+    golden = bundle.golden.photos_nhwc
+    answers = infer(golden)
+    Golden(golden, answers.category, answers.brand).save(building / "golden.safetensors")
+    speeds = model_speeds({"fp32": bundle.onnx_path, precision: building / "model.onnx"}, golden)
+    converted = {
+        "how": chosen.how,
+        "top1_loss": chosen.top1_loss,
+        "num_photos": len(chosen.tune.category_logits),
+        "photos_per_s_one_thread": {name: round(speed, 2) for name, speed in speeds.items()},
+    }
+    info = replace(
+        bundle.info,
+        # The weights' own digits and what became of them: no two models of one version answer differently.
+        model_version=f"{bundle.info.model_version}-{precision}",
+        precision=precision,
+        training={**bundle.info.training, "converted": converted},
+    )
+    sha256 = {name: sha256_of(building / name) for name in ("weights.safetensors", "model.onnx", "taxonomy.json")}
+    calibration = calibrate(
+        chosen.tune,
+        bundle.taxonomy,
+        certifies={**certified_facts(info, sha256), "split": split},
+        calibration_predictions=_answers(bundle, tested_rows, infer) if tested_rows else None,
+        category_log_prior=bundle.calibration.category_log_prior,
+        brand_log_prior=bundle.calibration.brand_log_prior,
+    )
+    (building / "calibration.json").write_text(calibration.to_json() + "\n", encoding="utf-8")
+    (building / "model_card.md").write_text(model_card(info, bundle.taxonomy, calibration), encoding="utf-8")
+    seal_bundle(building, info)
+
+
+def model_speeds(
+    models: Mapping[str, Path], photos_nhwc: npt.NDArray[np.uint8], *, rounds: int = 3, seconds: float = 1.0
+) -> dict[str, float]:
+    """Photos/s of ONNX models on one thread of this machine, one photo at a time; medians of alternating rounds."""
+    runs = {name: onnx_forward(path, num_threads=1) for name, path in models.items()}
+    rates: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, infer in runs.items():
+            infer(photos_nhwc[:1])
+            number, began_s = 0, time.monotonic()
+            while time.monotonic() - began_s < seconds:
+                infer(photos_nhwc[:1])
+                number += 1
+            rates[name].append(number / (time.monotonic() - began_s))
+    return {name: float(np.median(found)) for name, found in rates.items()}

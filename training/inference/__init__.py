@@ -1,0 +1,1 @@
+"""A trained model run over photos: weights, predictions, features."""

@@ -1,0 +1,70 @@
+"""A model as those who judge it need it, whether it is a bundle or a finished run."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from training.inference.predictions import Infer
+from vision.decision import Calibration
+from vision.images import Preprocessing
+from vision.taxonomy import Taxonomy
+
+if TYPE_CHECKING:
+    from vision.model import ListingClassifier
+
+__all__ = ["JudgedModel", "load_judged"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgedModel:
+    name: str
+    """For people: `bundle grocery 1f3a…` or `run runs/grocery`."""
+    taxonomy: Taxonomy
+    calibration: Calibration
+    """Without fields for a run: only an export is certified."""
+    preprocessing: Preprocessing
+    infer: Infer
+    trained: "Callable[[], ListingClassifier]"
+    """The network itself, in evaluation mode, for those who must see inside."""
+
+
+def load_judged(folder: Path) -> JudgedModel:
+    """A bundle, judged by its ONNX export, or a finished run, judged by its trained weights.
+
+    Raises:
+        BundleError: the folder is neither, or the bundle is incomplete or altered.
+        RunError: the run has not finished.
+    """
+    if (folder / "run.json").is_file():
+        from training.export.export import torch_forward
+        from training.run import Run
+
+        run = Run(folder)
+        model = run.load_model()
+        return JudgedModel(
+            name=f"run {folder}",
+            taxonomy=run.taxonomy,
+            calibration=Calibration(certifies={}),
+            preprocessing=Preprocessing(input_px=run.recipe.input_px),
+            infer=torch_forward(model),
+            trained=lambda: model,
+        )
+    from vision.bundle import load_bundle
+    from vision.engine import OnnxEngine
+
+    def trained() -> "ListingClassifier":
+        from training.inference.network import load_bundle_model
+
+        return load_bundle_model(bundle)
+
+    bundle = load_bundle(folder)
+    engine = OnnxEngine(bundle)
+    return JudgedModel(
+        name=f"bundle {bundle.info.model_name} {bundle.info.model_version}",
+        taxonomy=bundle.taxonomy,
+        calibration=bundle.on_backend(engine.backend).calibration,
+        preprocessing=bundle.info.preprocessing,
+        infer=engine.infer,
+        trained=trained,
+    )

@@ -1,0 +1,298 @@
+"""What a frozen backbone sees in each photo of a manifest, and softmax regression on it. Torch loads on use."""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from training.inference.predictions import usable_photos
+from vision.errors import ListingVisionError
+from vision.images import Preprocessing
+from vision.manifest import Manifest
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from vision.model import ListingClassifier
+
+__all__ = [
+    "DEFAULT_BACKBONE",
+    "Features",
+    "fit_softmax",
+    "load_embedder",
+    "photo_features",
+    "softmax_probabilities",
+]
+
+DEFAULT_BACKBONE = "tf_efficientnet_lite0"
+DEFAULT_INPUT_PX = 224
+
+_ROWS_AT_ONCE = 16_384
+"""Bounds the float64 copies of features: 160 MiB at 1,280 features."""
+
+Floats = npt.NDArray[np.floating]
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """Of the P usable photos of a manifest, in its order."""
+
+    values: npt.NDArray[np.float32]
+    """(P, D); read-only and memory-mapped where they come from a cache."""
+    rows: Ints
+    """(P,) rows of the manifest, counted from 0."""
+    unusable: tuple[str, ...]
+    """What was wrong with each photo that is not among the P."""
+
+
+def photo_features(
+    model: "nn.Module",
+    manifest: Manifest,
+    preprocessing: Preprocessing,
+    *,
+    batch_size: int = 64,
+    device: str = "cpu",
+    cache: Path | None = None,
+) -> Features:
+    """The embeddings of all usable photos.
+
+    Args:
+        model: a `ListingClassifier`, or a backbone with timm's `pretrained_cfg`; it is left on `device` and in
+            evaluation mode.
+        cache: a folder that keeps the features. They are taken from it where the photo paths, the preprocessing and
+            the backbone's weights are the same, whatever the labels are now; a photo replaced under its old path is
+            not noticed, nor one that has become readable since.
+
+    Raises:
+        ManifestError: no photo can be used.
+    """
+    embedder = _embedder(model)
+    if cache is None:
+        values = np.empty((len(manifest), embedder.category_head.in_features), np.float32)
+        return _embed(embedder, manifest, preprocessing, into=values, batch_size=batch_size, device=device)
+    folder = cache / _cache_key(embedder, manifest, preprocessing)
+    if not folder.is_dir():
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache, prefix="building-", ignore_cleanup_errors=True) as temporary:
+            building = Path(temporary) / "features"
+            building.mkdir()
+            _build_cache(building, embedder, manifest, preprocessing, batch_size=batch_size, device=device)
+            try:
+                building.rename(folder)
+            except OSError:  # another process made the same features meanwhile
+                if not folder.is_dir():
+                    raise
+    rows = np.load(folder / "rows.npy")
+    return Features(
+        values=np.load(folder / "values.npy", mmap_mode="r")[: len(rows)],
+        rows=rows,
+        unusable=tuple(json.loads((folder / "unusable.json").read_text(encoding="utf-8"))),
+    )
+
+
+def load_embedder(model: Path | None, *, input_px: int | None = None) -> "tuple[ListingClassifier, Preprocessing]":
+    """A network to take features from, and how it wants its photos.
+
+    Args:
+        model: the folder of a finished run or a bundle; None for `DEFAULT_BACKBONE` with ImageNet weights. Features
+            of a model that was trained on the labels in question hide the mistakes that it memorised.
+        input_px: instead of the model's own, or of 224.
+
+    Raises:
+        RunError, BundleError, RecipeError: weights that cannot be had.
+        ListingVisionError: an `input_px` out of range.
+    """
+    from training.inference.network import load_bundle_model
+    from training.inference.pretrained import create_backbone
+    from training.run import Run
+    from vision.bundle import load_bundle
+
+    own_px = DEFAULT_INPUT_PX
+    if model is None:
+        embedder = _embedder(create_backbone(DEFAULT_BACKBONE, "imagenet"))
+    elif (model / "run.json").is_file():
+        run = Run(model)
+        embedder, own_px = run.load_model(), run.recipe.input_px
+    else:
+        bundle = load_bundle(model)
+        embedder, own_px = load_bundle_model(bundle), bundle.info.preprocessing.input_px
+    try:
+        return embedder.eval(), Preprocessing(input_px=own_px if input_px is None else input_px)
+    except ValueError as error:
+        raise ListingVisionError(f"{error}; give another input_px") from error
+
+
+def fit_softmax(
+    features: Floats, labels: Ints, num_classes: int, *, l2: float, weights: Floats | None = None
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Weight (C, D) and bias (C,) of multinomial logistic regression, to be applied to the features as they are.
+
+    Minimises the mean cross-entropy plus l2 / 2 times the squared weights of standardised features by L-BFGS: products
+    in float32, sums and steps in float64, the same answer for the same input. A class without rows gets bias -inf: its
+    probability is 0.
+
+    Args:
+        features: (N, D); may be memory-mapped.
+        labels: (N,) 0…C-1.
+        weights: (N,) how much each row counts, 0 or more.
+
+    Raises:
+        ListingVisionError: no row, sizes that differ, a label out of range, an `l2` that is not positive.
+    """
+    import torch
+
+    shares = _shares(features, labels, num_classes, l2=l2, weights=weights)
+    mean, scale = _standardisation(features, shares)
+    present = np.unique(labels[shares > 0])
+    # Rows that count for nothing may carry a label that no other row has.
+    targets = torch.from_numpy(np.searchsorted(present, labels).clip(max=len(present) - 1))
+    standardised = torch.empty(features.shape, dtype=torch.float32)
+    for at in _slices(len(labels)):
+        standardised[at] = torch.from_numpy((features[at].astype(np.float64) - mean) / scale)
+    weight = torch.zeros((len(present), features.shape[1]), dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros(len(present), dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=500, tolerance_grad=1e-5, line_search_fn="strong_wolfe")
+
+    def loss_with_gradients() -> float:
+        optimizer.zero_grad()
+        loss = l2 / 2 * weight.square().sum()
+        loss.backward()
+        total = loss.item()
+        for at in _slices(len(labels)):
+            logits = (standardised[at] @ weight.T.float()).double() + bias
+            each = torch.nn.functional.cross_entropy(logits, targets[at], reduction="none")
+            part = (torch.from_numpy(shares[at]) * each).sum()
+            part.backward()
+            total += part.item()
+        return total
+
+    with torch.enable_grad():
+        optimizer.step(loss_with_gradients)
+    weight_all = np.zeros((num_classes, features.shape[1]))
+    bias_all = np.full(num_classes, -np.inf)
+    weight_all[present] = weight.detach().numpy() / scale
+    bias_all[present] = bias.detach().numpy() - weight_all[present] @ mean
+    return weight_all, bias_all
+
+
+def softmax_probabilities(
+    features: Floats, weight: npt.NDArray[np.float64], bias: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float32]:
+    """(N, C), rows that sum to one."""
+    probabilities = np.empty((len(features), len(bias)), np.float32)
+    for at in _slices(len(features)):
+        logits = features[at].astype(np.float64) @ weight.T + bias
+        exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+        probabilities[at] = exponentials / exponentials.sum(axis=1, keepdims=True)
+    return probabilities
+
+
+def _embedder(model: "nn.Module") -> "ListingClassifier":
+    from vision.model import ListingClassifier, ModelSpec
+
+    if isinstance(model, ListingClassifier):
+        return model
+    cfg: dict[str, Any] = getattr(model, "pretrained_cfg", {})
+    spec = ModelSpec(
+        backbone=str(cfg.get("architecture", type(model).__name__)),
+        num_categories=1,
+        num_brands=1,
+        mean=tuple(cfg.get("mean", (0.5, 0.5, 0.5))),
+        std=tuple(cfg.get("std", (0.5, 0.5, 0.5))),
+    )
+    return ListingClassifier(spec, model)
+
+
+def _embed(
+    embedder: "ListingClassifier",
+    manifest: Manifest,
+    preprocessing: Preprocessing,
+    *,
+    into: npt.NDArray[np.float32],
+    batch_size: int,
+    device: str,
+) -> Features:
+    import torch
+
+    embedder = embedder.to(device).eval()
+    kept: list[int] = []
+    unusable: list[str] = []
+    for rows, photos_nhwc in usable_photos(manifest, preprocessing, unusable=unusable, batch_size=batch_size):
+        with torch.inference_mode():
+            embedding = embedder(torch.from_numpy(photos_nhwc).to(device)).embedding
+        into[len(kept) : len(kept) + len(rows)] = embedding.cpu().numpy()
+        kept.extend(rows)
+    return Features(values=into[: len(kept)], rows=np.array(kept, dtype=np.int64), unusable=tuple(unusable))
+
+
+def _build_cache(
+    folder: Path,
+    embedder: "ListingClassifier",
+    manifest: Manifest,
+    preprocessing: Preprocessing,
+    *,
+    batch_size: int,
+    device: str,
+) -> None:
+    # As long as the manifest; the features of usable photos stand at its head, the rest is a hole in the file.
+    values = np.lib.format.open_memmap(
+        folder / "values.npy", mode="w+", dtype=np.float32, shape=(len(manifest), embedder.category_head.in_features)
+    )
+    made = _embed(embedder, manifest, preprocessing, into=values, batch_size=batch_size, device=device)
+    values.flush()
+    np.save(folder / "rows.npy", made.rows)
+    (folder / "unusable.json").write_text(json.dumps(made.unusable), encoding="utf-8")
+
+
+def _cache_key(embedder: "ListingClassifier", manifest: Manifest, preprocessing: Preprocessing) -> str:
+    hashed = hashlib.sha256(preprocessing.fingerprint().encode())
+    hashed.update(repr((embedder.spec.mean, embedder.spec.std, manifest.base_url)).encode())
+    for photos in manifest.column("photo").chunks:
+        for photo in photos.to_pylist():
+            hashed.update(repr(photo).encode())
+    for name, tensor in embedder.backbone.state_dict().items():
+        hashed.update(name.encode())
+        hashed.update(tensor.cpu().contiguous().numpy().tobytes())
+    return hashed.hexdigest()[:32]
+
+
+def _shares(
+    features: Floats, labels: Ints, num_classes: int, *, l2: float, weights: Floats | None
+) -> npt.NDArray[np.float64]:
+    if not l2 > 0:
+        raise ListingVisionError(f"l2 is {l2}; give a positive number, without one there may be no best answer")
+    if len(labels) == 0 or len(features) != len(labels):
+        raise ListingVisionError(f"{len(features)} rows of features and {len(labels)} labels; give as many, at least 1")
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise ListingVisionError(
+            f"labels {labels.min()}…{labels.max()} are outside 0…{num_classes - 1}; leave out rows without a label"
+        )
+    counts = np.ones(len(labels)) if weights is None else np.asarray(weights, dtype=np.float64)
+    if counts.shape != labels.shape or not (counts >= 0).all() or not counts.sum() > 0:
+        raise ListingVisionError(f"weights of shape {counts.shape}: give {len(labels)} of 0 or more, not all of them 0")
+    return np.asarray(counts / counts.sum(), dtype=np.float64)
+
+
+def _standardisation(features: Floats, shares: npt.NDArray[np.float64]) -> tuple[Floats, Floats]:
+    mean = np.zeros(features.shape[1])
+    for at in _slices(len(features)):
+        mean += shares[at] @ features[at].astype(np.float64)
+    variance = np.zeros(features.shape[1])
+    for at in _slices(len(features)):
+        variance += shares[at] @ (features[at].astype(np.float64) - mean) ** 2
+    deviation = np.sqrt(variance)
+    # A constant column varies by rounding alone; dividing by that would make noise a feature.
+    varies = deviation > 1e-6 * np.abs(mean) + np.finfo(np.float32).tiny
+    return mean, np.where(varies, deviation, 1.0)
+
+
+def _slices(num_rows: int) -> Iterator[slice]:
+    for start in range(0, num_rows, _ROWS_AT_ONCE):
+        yield slice(start, min(start + _ROWS_AT_ONCE, num_rows))

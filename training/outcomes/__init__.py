@@ -1,0 +1,1 @@
+"""What sellers chose: tables, the next manifest, the experiment report."""

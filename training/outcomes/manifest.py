@@ -1,0 +1,76 @@
+"""The next training manifest, from what sellers chose."""
+
+from collections import Counter
+from typing import Any, NamedTuple
+
+from training.outcomes.tables import OutcomeTables
+from vision.errors import ManifestError
+from vision.manifest import Manifest
+from vision.taxonomy import Taxonomy
+
+__all__ = ["OutcomeManifest", "manifest_of_outcomes"]
+
+
+class OutcomeManifest(NamedTuple):
+    shown: Manifest
+    """Of listings whose sellers saw an answer, and may have kept a wrong one: to train on."""
+    unseen: Manifest
+    """Of those who saw none: to judge by."""
+    new_brands: dict[str, int]
+    """Names that the taxonomy does not list, and how many sellers wrote each."""
+    num_without_photos: int
+
+
+def manifest_of_outcomes(tables: OutcomeTables, photos: Manifest, taxonomy: Taxonomy) -> OutcomeManifest:
+    """A row a photo, labelled with the last outcome of its listing.
+
+    Args:
+        tables: of suggestions and outcomes.
+        photos: a table with `listing_id` and `photo`.
+        taxonomy: of the outcomes.
+
+    Raises:
+        ManifestError: no listing with an outcome has a photo.
+    """
+    names: Counter[str] = Counter()
+    labels = {row["listing_id"]: _labels(row, taxonomy, names) for row in tables.chosen()}
+    hidden = {row["listing_id"] for row in tables.chosen() if row["hidden"]}
+    columns = {name: photos.column(name).to_pylist() for name in ("listing_id", "photo")}
+    rows: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
+    seen = set()
+    for number, listing_id in enumerate(columns["listing_id"]):
+        if listing_id in labels:
+            seen.add(listing_id)
+            row = {"listing_id": listing_id, "photo": photos.photo_url(number), **labels[listing_id]}
+            rows[listing_id in hidden].append(row)
+    if not seen:
+        raise ManifestError("no listing with an outcome is in the table of photos; are its listing_id the same ones?")
+    return OutcomeManifest(
+        shown=Manifest.from_rows(rows[False], ""),
+        unseen=Manifest.from_rows(rows[True], ""),
+        new_brands=dict(names.most_common()),
+        num_without_photos=len(labels) - len(seen),
+    )
+
+
+def _labels(row: dict[str, Any], taxonomy: Taxonomy, names: "Counter[str]") -> dict[str, str]:
+    brand = ""
+    if row["brand_kind"] == "NO_BRAND":
+        brand = taxonomy.brand_labels[0]
+    elif row["brand_kind"] == "BRAND":
+        brand = row["brand_id"]
+    elif row["brand_kind"] == "OTHER":
+        known = _listed(row["brand_name"], taxonomy)
+        brand = known or ""
+        if known is None:
+            names[row["brand_name"].strip()] += 1
+    return {"category": row["category_id"] or "", "brand": brand}
+
+
+def _listed(name: str, taxonomy: Taxonomy) -> str | None:
+    """The brand that a seller wrote by a name or alias of it."""
+    wanted = name.strip().casefold()
+    for brand in taxonomy.brands:
+        if wanted in {text.casefold() for text in (brand.id, *brand.names.values(), *brand.aliases)}:
+            return brand.id
+    return None

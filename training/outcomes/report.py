@@ -1,0 +1,325 @@
+"""What outcomes say of the models that answered: one report, for people and as JSON."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from training.outcomes.tables import FieldOutcomes, OutcomeTables, ShadowOutcomes
+from training.statistics.sequential import (
+    BRAND_PROBABILITY,
+    BYTES_PER_PHOTO,
+    LEAF_PROBABILITY,
+    PHOTOS_PER_LISTING,
+    PSI_LARGE,
+    PSI_MODERATE,
+    SAMPLE_RATIO_ALPHA,
+    Interval,
+    difference_sequence,
+    paired_sequence,
+    population_stability,
+    promise_kept,
+    sample_ratio_p_value,
+    spread_of,
+    wilson,
+)
+from vision.decision import Calibration
+from vision.errors import ListingVisionError
+
+__all__ = ["PROMISE_METRICS", "ExperimentReport", "format_metrics", "format_report", "make_report"]
+
+DRIFT = {
+    LEAF_PROBABILITY: "category_probabilities[-1]",
+    BRAND_PROBABILITY: "brand_probability",
+    PHOTOS_PER_LISTING: "num_photos",
+    BYTES_PER_PHOTO: "photo_bytes / greatest(num_photos, 1)",
+    "unusable_share": "num_unusable / greatest(num_photos, 1)",
+}
+"""Name to SQL of a suggestion's columns."""
+PROMISE_METRICS = {
+    "listing_vision_promise_kept": "Whether filled fields of the last days may still be as precise as promised.",
+    "listing_vision_promise_precision_lately": "Share of the filled fields of the last days that sellers kept.",
+    "listing_vision_promise_listings_lately": "Filled fields of the last days with an outcome.",
+}
+_DAY_US = 86_400_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldReport:
+    field: str
+    release: str
+    num_outcomes: int
+    accepted: float
+    """Share of all outcomes; where the answer was shown, sellers accept wrong ones too."""
+    accepted_interval: Interval
+    num_hidden: int
+    accepted_hidden: float | None
+    """Share where nothing was shown: what the answer itself is worth."""
+    num_filled_lately: int
+    right_lately: float | None
+    promised: float | None
+    """None: the bundle does not fill this field, or is another release."""
+    keeps_promise: bool | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    field: str
+    control: str
+    treatment: str
+    difference: float
+    """Of the shares accepted, treatment minus control."""
+    interval: Interval
+    """Holds whenever it is looked at."""
+
+    @property
+    def verdict(self) -> str:
+        if self.interval.low > 0:
+            return "better"
+        return "worse" if self.interval.high < 0 else "not yet told apart"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShadowReport:
+    field: str
+    release: str
+    """Of the shadow."""
+    num_outcomes: int
+    accepted: float
+    """Share of the shadow's answers that sellers chose."""
+    given_accepted: float
+    """The same of the answers that were given, for the same listings."""
+    interval: Interval
+    """For the difference of the two; holds whenever it is looked at."""
+    unseen: bool
+    """Only listings whose sellers saw no answer: elsewhere what they saw has an advantage."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentReport:
+    fields: list[FieldReport]
+    comparisons: list[Comparison]
+    shadow_agreement: Mapping[str, tuple[int, float]]
+    """By release of the shadow: answers, and the share that were the caller's."""
+    shadows: list[ShadowReport]
+    listings_by_release: Mapping[str, int]
+    sample_ratio_p_value: float | None
+    num_unjoined: int
+    drift: Mapping[str, float]
+    """Population stability index of the last days against the first."""
+    drift_days: int | None
+    """None: too short a time to tell."""
+    drift_from_bundle: Mapping[str, Mapping[str, float]]
+    """By release: the same, of what it answered in the last days against the listings that its bundle was made from."""
+
+    @property
+    def switch_off(self) -> list[str]:
+        """Fields that no longer keep their promise."""
+        return [f"{one.field} of {one.release}" for one in self.fields if one.keeps_promise is False]
+
+    def to_dict(self) -> dict[str, Any]:
+        comparisons = [asdict(one) | {"verdict": one.verdict} for one in self.comparisons]
+        return asdict(self) | {"comparisons": comparisons, "switch_off": self.switch_off}
+
+
+def make_report(
+    tables: OutcomeTables,
+    *,
+    promises: Mapping[str, Calibration],
+    control: str | None = None,
+    shares: Mapping[str, float] | None = None,
+    days: int = 7,
+) -> ExperimentReport:
+    """All that the tables say.
+
+    Args:
+        tables: of suggestions and outcomes.
+        promises: by release.
+        control: release that the others are held against; default: the one with most listings.
+        shares: of listings by release, as they were to be assigned.
+        days: of the windows for promises and drift.
+
+    Raises:
+        ListingVisionError: a release of `control` or `shares` has answered nothing.
+    """
+    counts = tables.listings_by_release()
+    for option, names in (("--control", [control] if control else []), ("--share", shares or {})):
+        for name in names:
+            if name not in counts:
+                raise ListingVisionError(f"{option} {name}: no such release answered; there are {', '.join(counts)}")
+    base = control or max(counts, key=lambda release: counts[release])
+    fields, comparisons, shadows = [], [], []
+    for name in tables.fields():
+        outcomes = tables.outcomes_of(name)
+        fields += [
+            _field(outcomes, release, promises.get(release), days) for release in np.unique(outcomes.releases).tolist()
+        ]
+        comparisons += _comparisons(outcomes, base)
+        shadows += _shadows(name, tables.shadows_of(name))
+    drift_days = days if tables.span_days() >= 2 * days else None
+    drift = {
+        name: population_stability(
+            spread_of(tables.statistic(sql, days=days, from_end=False)),
+            tables.statistic(sql, days=days, from_end=True),
+        )
+        for name, sql in (DRIFT.items() if drift_days else ())
+    }
+    return ExperimentReport(
+        fields=fields,
+        comparisons=comparisons,
+        shadow_agreement=tables.shadow_agreement(),
+        shadows=shadows,
+        listings_by_release=counts,
+        sample_ratio_p_value=sample_ratio_p_value(counts, shares) if shares else None,
+        num_unjoined=tables.num_unjoined(),
+        drift=drift,
+        drift_days=drift_days,
+        drift_from_bundle={
+            release: {
+                name: population_stability(
+                    spread, tables.statistic(DRIFT[name], days=days, from_end=True, release=release)
+                )
+                for name, spread in promises[release].expected.items()
+                if name in DRIFT
+            }
+            for release in counts
+            if release in promises
+        },
+    )
+
+
+def _field(outcomes: FieldOutcomes, release: str, calibration: Calibration | None, days: int) -> FieldReport:
+    mine = outcomes.releases == release
+    accepted, hidden = outcomes.accepted[mine], outcomes.hidden[mine]
+    since_us = outcomes.time_us.max() - days * _DAY_US
+    lately = accepted[(outcomes.filled & ~outcomes.hidden & (outcomes.time_us > since_us))[mine]]
+    promised = (
+        next((1 - f.alpha for f in calibration.fields if f.name == outcomes.field and f.threshold is not None), None)
+        if calibration
+        else None
+    )
+    return FieldReport(
+        field=outcomes.field,
+        release=release,
+        num_outcomes=len(accepted),
+        accepted=float(accepted.mean()),
+        accepted_interval=wilson(int(accepted.sum()), len(accepted)),
+        num_hidden=int(hidden.sum()),
+        accepted_hidden=float(accepted[hidden].mean()) if hidden.any() else None,
+        num_filled_lately=len(lately),
+        right_lately=float(lately.mean()) if len(lately) else None,
+        promised=promised,
+        keeps_promise=promise_kept(int(lately.sum()), len(lately), precision=promised) if promised else None,
+    )
+
+
+def _comparisons(outcomes: FieldOutcomes, base: str) -> list[Comparison]:
+    found = []
+    control = outcomes.accepted[outcomes.releases == base]
+    for release in np.unique(outcomes.releases).tolist():
+        treatment = outcomes.accepted[outcomes.releases == release]
+        if release != base and len(control):
+            found.append(
+                Comparison(
+                    field=outcomes.field,
+                    control=base,
+                    treatment=release,
+                    difference=float(treatment.mean() - control.mean()),
+                    interval=difference_sequence(control, treatment),
+                )
+            )
+    return found
+
+
+def _shadows(field: str, outcomes: ShadowOutcomes) -> list[ShadowReport]:
+    found = []
+    for release in np.unique(outcomes.releases).tolist():
+        for unseen in (False, True):
+            mine = (outcomes.releases == release) & (outcomes.hidden | (not unseen))
+            if not mine.any():
+                continue
+            accepted, given = outcomes.accepted[mine], outcomes.given_accepted[mine]
+            found.append(
+                ShadowReport(
+                    field=field,
+                    release=release,
+                    num_outcomes=len(accepted),
+                    accepted=float(accepted.mean()),
+                    given_accepted=float(given.mean()),
+                    interval=paired_sequence(given, accepted),
+                    unseen=unseen,
+                )
+            )
+    return found
+
+
+def format_report(report: ExperimentReport) -> str:
+    """For people."""
+    lines = [f"{'field':<18} {'release':<20} {'outcomes':>9} {'accepted':>9} {'95 %':>15}  {'unseen':>7}  promise"]
+    for one in report.fields:
+        low, high = one.accepted_interval
+        unseen = "-" if one.accepted_hidden is None else f"{one.accepted_hidden:.1%}"
+        lines.append(
+            f"{one.field:<18} {one.release:<20} {one.num_outcomes:>9} {one.accepted:>9.1%} {low:>7.1%}…{high:<7.1%} "
+            f"{unseen:>7}  {_promise(one)}"
+        )
+    for other in report.comparisons:
+        low, high = other.interval
+        lines.append(
+            f"{other.field}: {other.treatment} against {other.control} {other.difference:+.1%} "
+            f"({low:+.1%}…{high:+.1%}, whenever looked at): {other.verdict}"
+        )
+    for release, (count, same) in report.shadow_agreement.items():
+        lines.append(f"shadow {release}: {same:.1%} of {count} answers were the caller's")
+    for shadow in report.shadows:
+        low, high = shadow.interval
+        kind = "unseen" if shadow.unseen else "outcomes"
+        lines.append(
+            f"{shadow.field}: shadow {shadow.release} {shadow.accepted:.1%} against {shadow.given_accepted:.1%} given, "
+            f"{shadow.num_outcomes} {kind} ({low:+.1%}…{high:+.1%}, whenever looked at)"
+        )
+    if report.sample_ratio_p_value is not None:
+        broken = report.sample_ratio_p_value < SAMPLE_RATIO_ALPHA
+        said = "not as assigned: trust no comparison until it is known why" if broken else "as assigned"
+        lines.append(f"sample ratio: {said} (p = {report.sample_ratio_p_value:.2g})")
+    for name, index in report.drift.items():
+        lines.append(
+            f"drift of {name}, last {report.drift_days} days against the first: {index:.3f} ({_marked(index)})"
+        )
+    for release, found in report.drift_from_bundle.items():
+        for name, index in found.items():
+            lines.append(f"drift of {name}, {release} lately against its bundle: {index:.3f} ({_marked(index)})")
+    if report.num_unjoined:
+        lines.append(f"{report.num_unjoined} listings with an outcome were never suggested anything; they are left out")
+    lines += [f"switch off: {name} no longer keeps its promise" for name in report.switch_off]
+    return "\n".join(lines)
+
+
+def _marked(index: float) -> str:
+    return "large" if index >= PSI_LARGE else "moderate" if index >= PSI_MODERATE else "none"
+
+
+def format_metrics(report: ExperimentReport) -> str:
+    """Promises in Prometheus' text format, for a file that a node exporter reads."""
+    promised = [one for one in report.fields if one.promised is not None and one.right_lately is not None]
+    lines = []
+    for name, told in PROMISE_METRICS.items():
+        lines += [f"# HELP {name} {told}", f"# TYPE {name} gauge"]
+        for one in promised:
+            value = {
+                "listing_vision_promise_kept": int(one.keeps_promise is not False),
+                "listing_vision_promise_precision_lately": one.right_lately,
+                "listing_vision_promise_listings_lately": one.num_filled_lately,
+            }[name]
+            lines.append(f'{name}{{field="{one.field}",model_release="{one.release}"}} {value}')
+    return "\n".join(lines) + "\n"
+
+
+def _promise(one: FieldReport) -> str:
+    if one.promised is None:
+        return "-"
+    if one.right_lately is None:
+        return f"{one.promised:.0%}, not filled lately"
+    verdict = "kept" if one.keeps_promise else "BROKEN"
+    return f"{one.promised:.0%}, {one.right_lately:.1%} of {one.num_filled_lately} lately: {verdict}"

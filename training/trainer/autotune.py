@@ -1,0 +1,273 @@
+"""What suits a machine and a data set, found by trying: learning rates, batch sizes, loader against model."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from training.recipe import Recipe, Stage
+from training.trainer.dataloader import Batch, training_batches
+from training.trainer.distributed import Ranks
+from training.trainer.hardware import Machine
+from training.trainer.losses import NumLabelled
+from training.trainer.sampler import Draws
+from training.trainer.train_step import Learner
+from vision.errors import ListingVisionError, RunError
+from vision.manifest import Labels, Manifest
+from vision.taxonomy import Brand, Category, Taxonomy
+
+__all__ = [
+    "RangePoints",
+    "RatePoint",
+    "SizePoint",
+    "Speed",
+    "batch_size_test",
+    "loader_test",
+    "range_test",
+    "telling_of_memory",
+]
+
+_GROWTH = 1000.0
+_SMOOTHING = 0.9
+"""Of the running mean that the suggestion is read from."""
+
+
+@contextmanager
+def telling_of_memory(micro_batch: int) -> Iterator[None]:
+    """Turn running out of GPU memory into an answer: which batch size to try."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        smaller = max(2, micro_batch // 2)
+        raise RunError(
+            f"the GPU's memory does not hold {micro_batch} photos at once; try --micro-batch {smaller} (the step "
+            "keeps its size), or activation_checkpointing = true; `listing-vision tune batch-size` finds the best one "
+            f"({str(error).splitlines()[0]})"
+        ) from error
+
+
+@dataclass(frozen=True)
+class RatePoint:
+    factor: float
+    """Of the recipe's learning rates."""
+    loss: float
+    """Running mean, corrected for its start."""
+
+
+@dataclass(frozen=True)
+class RangePoints:
+    points: Sequence[RatePoint]
+
+    def shown(self) -> Sequence[RatePoint]:
+        return self.points[:: max(1, len(self.points) // 12)]
+
+    def suggestion(self) -> float:
+        """Where the loss falls most steeply against the log of the rate: well below where it begins to rise."""
+        losses = np.array([point.loss for point in self.points])
+        if len(losses) < 3:
+            raise ListingVisionError("the loss was not finite from the start; lower the recipe's learning rates")
+        slopes = np.gradient(losses[: int(losses.argmin()) + 1]) if losses.argmin() >= 2 else np.gradient(losses)
+        return self.points[int(slopes.argmin())].factor
+
+
+def range_test(recipe: Recipe, manifest: Manifest, taxonomy: Taxonomy, *, num_steps: int = 100) -> RangePoints:
+    """Losses while the rates grow from a thirtieth of the recipe's to thirty times; ended where the loss explodes.
+
+    Source: Smith, WACV 2017, section 3.3.
+    """
+    ranks = _alone()
+    train = manifest.where_split("train")
+    labels = train.labels(taxonomy)
+    machine = Machine()
+    stage = _last_on_photos(recipe)
+    epochs = -(-num_steps // max(1, len(train) // recipe.batch_size))
+    recipe = dataclasses.replace(recipe, stages=(dataclasses.replace(stage, epochs=epochs),))
+    learner = Learner(recipe, taxonomy=taxonomy, train_labels=labels, machine=machine, ranks=ranks)
+    loader = training_batches(
+        train,
+        labels,
+        recipe,
+        Draws(train, labels, recipe),
+        num_workers=machine.workers_of_rank(ranks.device),
+        only_crop=machine.augments_on_device(ranks.device),
+    )
+    mean, best, points = 0.0, math.inf, []
+    for step, batch in enumerate(loader):
+        if step == num_steps:
+            break
+        factor = _GROWTH ** (step / (num_steps - 1) - 0.5)
+        for group in learner.optimizer.param_groups:
+            group["lr"] = recipe.backbone_learning_rate * group["lr_scale"] * factor
+        loss, _ = learner.step(step, recipe.stages[0], [batch], _counted(batch)).read()
+        if not math.isfinite(loss):
+            break
+        mean = _SMOOTHING * mean + (1 - _SMOOTHING) * loss
+        corrected = mean / (1 - _SMOOTHING ** (step + 1))
+        best = min(best, corrected)
+        points.append(RatePoint(factor, corrected))
+        if step > 10 and corrected > 4 * best:
+            break
+    return RangePoints(points)
+
+
+@dataclass(frozen=True)
+class SizePoint:
+    micro_batch: int
+    photos_per_s: float | None
+    """None: it does not fit."""
+    memory_gib: float | None
+    """Most that was allocated; None on a CPU."""
+
+    def outcome(self) -> str:
+        if self.photos_per_s is None:
+            return "does not fit into memory"
+        used = f", {self.memory_gib:.1f} GiB" if self.memory_gib is not None else ""
+        return f"{self.photos_per_s:.0f} photos/s{used}"
+
+
+def batch_size_test(recipe: Recipe, *, largest: int = 1024, num_steps: int = 4) -> list[SizePoint]:
+    """Speed at 2, 4, 8, … photos at once, until memory ends, `largest` is reached or speed has fallen by a tenth.
+
+    On a CPU, where too large a batch brings the machine down instead of an error, the free memory is not tested: keep
+    `largest` modest there.
+    """
+    points: list[SizePoint] = []
+    size = 2
+    while size <= largest:
+        point = _try_size(recipe, size, num_steps)
+        points.append(point)
+        best = max((p.photos_per_s or 0.0) for p in points)
+        if point.photos_per_s is None or (size >= 16 and point.photos_per_s < 0.9 * best):
+            break
+        size *= 2
+    if points[0].photos_per_s is None:
+        raise RunError(f"not even 2 photos of {recipe.backbone} fit into memory; use a smaller backbone or photo_px")
+    return points
+
+
+def _try_size(recipe: Recipe, size: int, num_steps: int) -> SizePoint:
+    ranks = _alone()
+    on_gpu = ranks.device.type == "cuda"
+    recipe = dataclasses.replace(recipe, batch_size=size, weights="none")
+    _last_on_photos(recipe)
+    stage = max(recipe.stages, key=lambda s: (s.trains == "all", s.photo_px))
+    batch = _invented(size, stage.photo_px)
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        learner = Learner(
+            recipe,
+            taxonomy=_invented_taxonomy(),
+            train_labels=Labels(category_nodes=np.zeros(size, np.int64), brands=np.zeros(size, np.int64)),
+            machine=Machine(augment_on="loader"),
+            ranks=ranks,
+        )
+        speed = _photos_per_s(learner, stage, batch, num_steps)
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return SizePoint(size, None, None)
+    return SizePoint(size, speed, torch.cuda.max_memory_allocated() / 2**30 if on_gpu else None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    photo_px: int
+    num_workers: int
+    loader_photos_per_s: float
+    model_photos_per_s: float
+
+    def verdict(self) -> str:
+        if self.num_workers == 0:
+            both = 1 / (1 / self.loader_photos_per_s + 1 / self.model_photos_per_s)
+            share = both / self.loader_photos_per_s
+            return f"one after the other {both:.0f} photos/s, {share:.0%} of the time is loading"
+        if self.loader_photos_per_s < self.model_photos_per_s:
+            return "the loader holds the model up; give more --workers or smaller files"
+        return "the model is the limit"
+
+
+def loader_test(recipe: Recipe, manifest: Manifest, taxonomy: Taxonomy, *, num_photos: int) -> list[Speed]:
+    """Loader and model, each alone, at every photo size of the recipe."""
+    ranks = _alone()
+    train = manifest.where_split("train")
+    labels = train.labels(taxonomy)
+    machine = Machine()
+    num_workers = machine.workers_of_rank(ranks.device)
+    speeds = []
+    for photo_px in dict.fromkeys(stage.photo_px for stage in recipe.stages):
+        stage = next(s for s in reversed(recipe.stages) if s.photo_px == photo_px)
+        if stage.trains == "heads_on_features":
+            continue
+        epochs = 1 + num_photos // len(train)
+        one = dataclasses.replace(recipe, stages=(dataclasses.replace(stage, epochs=epochs),))
+        loader = training_batches(
+            train,
+            labels,
+            one,
+            Draws(train, labels, one),
+            num_workers=num_workers,
+            only_crop=machine.augments_on_device(ranks.device),
+        )
+        batches = iter(loader)
+        first = next(batches)
+        begun_s, loaded = time.perf_counter(), 0
+        for batch in batches:
+            loaded += len(batch.rows)
+            if loaded >= num_photos:
+                break
+        loader_speed = loaded / max(1e-9, time.perf_counter() - begun_s)
+        learner = Learner(one, taxonomy=taxonomy, train_labels=labels, machine=machine, ranks=ranks)
+        num_steps = max(2, num_photos // recipe.batch_size // 4)
+        speeds.append(
+            Speed(
+                photo_px=photo_px,
+                num_workers=num_workers,
+                loader_photos_per_s=loader_speed,
+                model_photos_per_s=_photos_per_s(learner, stage, first, num_steps),
+            )
+        )
+    return speeds
+
+
+def _photos_per_s(learner: Learner, stage: Stage, batch: Batch, num_steps: int) -> float:
+    seconds = []
+    for step in range(num_steps + 1):
+        begun_s = time.perf_counter()
+        # Reading the loss waits until the device is done.
+        learner.step(step, stage, [batch], _counted(batch)).read()
+        seconds.append(time.perf_counter() - begun_s)
+    # The first step allocates and, on a GPU, compiles.
+    return len(batch.rows) / float(np.median(seconds[1:]))
+
+
+def _last_on_photos(recipe: Recipe) -> Stage:
+    stages = [stage for stage in recipe.stages if stage.trains != "heads_on_features"]
+    if not stages:
+        raise ListingVisionError("this recipe only trains heads_on_features: no photo goes through the model in a step")
+    return stages[-1]
+
+
+def _counted(batch: Batch) -> NumLabelled:
+    return NumLabelled(int((batch.category_nodes >= 0).sum()), int((batch.brands >= 0).sum()), len(batch.brands))
+
+
+def _alone() -> Ranks:
+    return Ranks(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def _invented(size: int, photo_px: int) -> Batch:
+    photos = torch.randint(0, 256, (size, photo_px, photo_px, 3), dtype=torch.uint8)
+    return Batch(photos, torch.ones(size, dtype=torch.int64), torch.zeros(size, dtype=torch.int64),
+                 torch.arange(size), torch.arange(size), [""] * size)  # fmt: skip
+
+
+def _invented_taxonomy() -> Taxonomy:
+    tree = [Category(id="all", names={"en": "All"}, parent_id=None)]
+    tree += [Category(id=f"c{i}", names={"en": f"C{i}"}, parent_id="all") for i in range(100)]
+    brands = tuple(Brand(id=f"b{i}", names={"en": f"B{i}"}) for i in range(10))
+    return Taxonomy(version="invented", categories=tuple(tree), brands=brands)

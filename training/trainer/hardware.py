@@ -1,0 +1,84 @@
+"""What of a training run hangs on the machine and not on the recipe: it changes the speed, not what is learnt."""
+
+import os
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+
+from vision.errors import RunError
+from vision.runtime.cpus import usable_cores
+
+__all__ = ["Machine"]
+
+ENOUGH_WORKERS = 12
+"""Loader processes that distort photos faster than a GPU does one by one: 1,300 photos/s against 750 with 15 beside an
+H100, `tf_efficientnet_lite2` at 224 px, batch 64, not compiled (benchmarks/results/gpu.json, training)."""
+
+Precision = Literal["auto", "bf16", "fp16", "fp32"]
+AugmentOn = Literal["auto", "loader", "device"]
+DecodeOn = Literal["loader", "device"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """How one rank works. The defaults follow the machine."""
+
+    micro_batch: int | None = None
+    """Most photos that go through the model at once; a step's share of the rank is cut into equal parts no larger."""
+    num_workers: int | None = None
+    """Loader processes. Default: as many as cores on a CPU, two at most (`benchmarks.training_speed` prints what they
+    give); all cores of the rank but one beside a GPU, 16 at most."""
+    precision: Precision = "auto"
+    """Of the forward pass. auto: bf16 on a GPU that has it, fp16 with loss scaling on an older one, fp32 on a CPU."""
+    augment_on: AugmentOn = "auto"
+    """Where flips, colours and erasing happen. auto: in the loader, unless a GPU has fewer than `ENOUGH_WORKERS` loader
+    processes beside it, or decodes."""
+    decode_on: DecodeOn = "loader"
+    """Where plain JPEGs are decoded and cropped. device: for GPU nodes whose CPUs are too few; other photos stay with
+    the loader, and flips, colours and erasing happen on the device too."""
+    compile: bool | None = None
+    """torch.compile. Default: on a GPU."""
+    keep_checkpoints: int = 2
+    bad_photo_share: float = 0.01
+    """Of the training photos; above it the run stops."""
+
+    def __post_init__(self) -> None:
+        for name, choices in (("precision", Precision), ("augment_on", AugmentOn), ("decode_on", DecodeOn)):
+            if getattr(self, name) not in get_args(choices):
+                raise RunError(f"{name} = {getattr(self, name)!r}: use one of {', '.join(get_args(choices))}")
+        if self.decode_on == "device" and self.augment_on == "loader":
+            raise RunError(
+                "augment_on = 'loader': the loader has no pixels with decode_on = 'device'; leave augment_on at 'auto'"
+            )
+        if self.micro_batch is not None and self.micro_batch < 2:
+            raise RunError(f"micro_batch = {self.micro_batch}: batch norm needs at least 2")
+        if self.keep_checkpoints < 1:
+            raise RunError(f"keep_checkpoints = {self.keep_checkpoints}: use at least 1")
+        if not 0 <= self.bad_photo_share <= 1:
+            raise RunError(f"bad_photo_share = {self.bad_photo_share}: use a share in 0..1")
+
+    def workers_of_rank(self, device: torch.device) -> int:
+        if self.num_workers is not None:
+            return self.num_workers
+        cores = usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        if device.type != "cuda":
+            return min(2, cores)
+        return min(16, max(1, cores - 1))
+
+    def amp_dtype(self, device: torch.device) -> torch.dtype | None:
+        """None: no autocast."""
+        if self.precision == "auto":
+            if device.type != "cuda":
+                return None
+            return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+        return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}[self.precision]
+
+    def augments_on_device(self, device: torch.device) -> bool:
+        if self.augment_on == "auto":
+            few_workers = device.type == "cuda" and self.workers_of_rank(device) < ENOUGH_WORKERS
+            return few_workers or self.decode_on == "device"
+        return self.augment_on == "device"
+
+    def compiles(self, device: torch.device) -> bool:
+        return device.type == "cuda" if self.compile is None else self.compile

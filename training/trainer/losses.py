@@ -1,0 +1,186 @@
+"""Losses for the labels that sellers give: any of them may be missing, a category may be an inner node."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from training.trainer.distillation import distillation_losses
+from training.trainer.mixup import Mix
+from vision.manifest import Labels
+from vision.model import Outputs
+from vision.taxonomy import Taxonomy
+
+__all__ = ["ListingLoss", "NumLabelled", "log_class_shares", "node_losses"]
+
+
+class NumLabelled(NamedTuple):
+    """How many photos carry each label; what a sum of losses is divided by."""
+
+    categories: int
+    brands: int
+    photos: int
+    """All of them: what a teacher says needs no label."""
+
+
+def node_losses(
+    logits: torch.Tensor,
+    nodes: torch.Tensor,
+    leaves_below: torch.Tensor,
+    *,
+    label_smoothing: float,
+    log_shares: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Negative log-probability of each row's labelled node, its probability being the sum of the leaves below it.
+
+    For a leaf this is cross-entropy with label smoothing as in Szegedy et al. 2016 (CVPR), section 7.
+
+    Args:
+        logits: (N, L) float, one column a leaf.
+        nodes: (N,) int64 row of `leaves_below`; negative where the label is missing.
+        leaves_below: (num_nodes, L) bool.
+        label_smoothing: share of the target spread evenly over all leaves, in [0, 1].
+        log_shares: (L,) added to the logits first: logit adjustment (Menon et al., ICLR 2021, eq. 10). The logits
+            themselves then answer as if all leaves were equally frequent.
+
+    Returns:
+        (N,) float; 0, with a gradient of 0, where the label is missing.
+    """
+    if log_shares is not None:
+        logits = logits + log_shares
+    labelled = nodes >= 0
+    allowed = leaves_below[nodes.clamp(min=0)]
+    log_total = logits.logsumexp(dim=1)
+    log_node = logits.masked_fill(~allowed, float("-inf")).logsumexp(dim=1)
+    loss = log_total - log_node
+    if label_smoothing:
+        loss = (1 - label_smoothing) * loss + label_smoothing * (log_total - logits.mean(dim=1))
+    return torch.where(labelled, loss, torch.zeros_like(loss))
+
+
+def log_class_shares(
+    nodes: npt.NDArray[np.int64],
+    leaves_below: npt.NDArray[np.bool_],
+    weights: npt.NDArray[np.float64] | None = None,
+) -> npt.NDArray[np.float32]:
+    """(L,) log of each leaf's share of the labels, as often as these are drawn.
+
+    A label on an inner node counts in equal parts for the leaves below it; each leaf is given one photo more than it
+    has, so that a leaf without any keeps a finite share. `weights` are the (N,) probabilities of being drawn, where
+    they differ.
+    """
+    labelled = nodes >= 0
+    drawn = np.ones(len(nodes)) if weights is None else weights * len(nodes)
+    per_node = np.bincount(nodes[labelled], weights=drawn[labelled], minlength=len(leaves_below))
+    counts = 1 + (per_node / leaves_below.sum(axis=1)) @ leaves_below
+    return np.asarray(np.log(counts / counts.sum()), dtype=np.float32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListingLoss:
+    """Category loss plus weighted brand loss, each the mean over the photos that carry that label."""
+
+    leaves_below: torch.Tensor
+    brand_weight: float
+    label_smoothing: float
+    category_log_shares: torch.Tensor | None = None
+    brand_log_shares: torch.Tensor | None = None
+
+    @classmethod
+    def build(
+        cls,
+        taxonomy: Taxonomy,
+        labels: Labels,
+        device: torch.device,
+        *,
+        adjust_logits: bool,
+        weights: npt.NDArray[np.float64] | None = None,
+        **settings: float,
+    ) -> "ListingLoss":
+        """`labels` are those of training; their class shares adjust the logits where that is asked for.
+
+        `weights` are the photos' probabilities of being drawn, where they differ.
+        """
+        shares: dict[str, torch.Tensor] = {}
+        if adjust_logits:
+            each_brand = np.eye(len(taxonomy.brand_labels), dtype=bool)
+            shares = {
+                "category_log_shares": torch.from_numpy(
+                    log_class_shares(labels.category_nodes, taxonomy.leaves_below, weights)
+                ).to(device),
+                "brand_log_shares": torch.from_numpy(log_class_shares(labels.brands, each_brand, weights)).to(device),
+            }
+        leaves_below = torch.from_numpy(taxonomy.leaves_below).to(device)
+        return cls(leaves_below=leaves_below, **shares, **settings)  # type: ignore[arg-type]  # two kinds of keyword
+
+    def __call__(
+        self,
+        outputs: Outputs,
+        category_nodes: torch.Tensor,
+        brands: torch.Tensor,
+        *,
+        num_labelled: NumLabelled | None = None,
+        mix: Mix | None = None,
+    ) -> torch.Tensor:
+        """A scalar.
+
+        Args:
+            outputs: of N photos.
+            category_nodes: (N,) int64, negative where missing.
+            brands: (N,) int64, negative where missing.
+            num_labelled: in the whole step, where this is a part of one; the parts then add up to the step's loss.
+            mix: how the photos were mixed; each then answers for both of its photos, by their shares, and only for
+                the labels that these have.
+        """
+        each_brand = torch.eye(outputs.brand_logits.shape[1], dtype=torch.bool, device=outputs.brand_logits.device)
+        category = self._mean(
+            outputs.category_logits, category_nodes, self.leaves_below, self.category_log_shares, mix,
+            num_labelled and num_labelled.categories,
+        )  # fmt: skip
+        brand = self._mean(
+            outputs.brand_logits, brands, each_brand, self.brand_log_shares, mix,
+            num_labelled and num_labelled.brands,
+        )  # fmt: skip
+        return category + self.brand_weight * brand
+
+    def distilled(
+        self, outputs: Outputs, taught: Outputs, *, temperature: float, num_labelled: NumLabelled
+    ) -> torch.Tensor:
+        """A scalar: how far the answers are from a teacher's, the brand's weighted as in the loss of labels.
+
+        Args:
+            outputs: of N photos; where logits are adjusted, they are compared with the class shares in.
+            taught: the teacher's, with natural frequencies in.
+            temperature: softens both.
+            num_labelled: in the whole step, of which this may be a part.
+        """
+        total = torch.zeros((), device=outputs.category_logits.device)
+        for logits, wanted, log_shares, weight in (
+            (outputs.category_logits, taught.category_logits, self.category_log_shares, 1.0),
+            (outputs.brand_logits, taught.brand_logits, self.brand_log_shares, self.brand_weight),
+        ):
+            answered = logits if log_shares is None else logits + log_shares
+            total = total + weight * distillation_losses(answered, wanted, temperature=temperature).sum()
+        return total / max(1, num_labelled.photos)
+
+    def _mean(
+        self,
+        logits: torch.Tensor,
+        nodes: torch.Tensor,
+        leaves_below: torch.Tensor,
+        log_shares: torch.Tensor | None,
+        mix: Mix | None,
+        num_labelled: int | None,
+    ) -> torch.Tensor:
+        def losses(of: torch.Tensor) -> torch.Tensor:
+            return node_losses(logits, of, leaves_below, label_smoothing=self.label_smoothing, log_shares=log_shares)
+
+        total = losses(nodes).sum()
+        if mix is not None:
+            total = mix.share * total + (1 - mix.share) * losses(nodes[mix.partners]).sum()
+        # Partners are a permutation, so the shares of the labelled photos add up to their number, mixed or not.
+        if num_labelled is None:
+            return total / (nodes >= 0).sum().clamp(min=1)
+        return total / max(1, num_labelled)

@@ -1,0 +1,1 @@
+"""What every process of the project needs: command line, CPU count, files."""
