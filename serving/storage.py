@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import posixpath
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,7 +15,8 @@ from typing import IO, Any, cast
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from vision.errors import BackfillError
+from serving.errors import StorageError
+from vision.runtime.files import replace_file, write_atomically
 
 __all__ = ["Store"]
 
@@ -75,7 +77,7 @@ class Store:
         return cast(bytes, self._fs.cat_file(self._at(path)))
 
     def read_json(self, path: str) -> Any:
-        """Raises FileNotFoundError, or BackfillError where it is not JSON."""
+        """Raises FileNotFoundError, or StorageError where it is not JSON."""
         return self._parsed(path, self.read(path))
 
     def read_jsons(self, paths: Sequence[str]) -> Iterator[Any]:
@@ -92,7 +94,7 @@ class Store:
         try:
             return json.loads(data)
         except ValueError as error:
-            raise BackfillError(f"{self.full(path)} is not readable: {error}; was it written by hand?") from error
+            raise StorageError(f"{self.full(path)} is not readable: {error}; was it written by hand?") from error
 
     @contextlib.contextmanager
     def opened(self, path: str) -> Iterator[IO[bytes]]:
@@ -106,13 +108,7 @@ class Store:
         if not self.is_local:
             self._fs.pipe_file(at, data)
             return
-        temporary = f"{at}.{os.getpid()}.tmp"
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, at)
-        _sync_folder(posixpath.dirname(at))
+        write_atomically(Path(at), data)
 
     def write_json(self, path: str, value: Any) -> None:
         self.write(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
@@ -122,12 +118,8 @@ class Store:
         at = self._at(path)
         self._fs.makedirs(posixpath.dirname(at), exist_ok=True)
         if self.is_local:
-            temporary = f"{at}.{os.getpid()}.tmp"
-            self._fs.put_file(str(local), temporary)
-            with open(temporary, "rb") as file:
-                os.fsync(file.fileno())
-            os.replace(temporary, at)
-            _sync_folder(posixpath.dirname(at))
+            with replace_file(Path(at)) as temporary:
+                shutil.copyfile(local, temporary)
         else:
             self._fs.put_file(str(local), at)
 
@@ -152,14 +144,14 @@ class Store:
         """Keep other processes of this machine from writing here; of other machines nobody is kept.
 
         Raises:
-            BackfillError: another process has it.
+            StorageError: another process has it.
         """
         with open(self._lock_file(path), "a+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 file.seek(0)
-                raise BackfillError(
+                raise StorageError(
                     f"another backfill (pid {file.read().strip()}) writes to {self.url}; wait for it, or stop it"
                 ) from None
             file.truncate(0)
@@ -191,11 +183,3 @@ class Store:
 
     def _relative(self, found: str) -> str:
         return found[len(self._root) :].lstrip("/")
-
-
-def _sync_folder(folder: str) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -130,8 +130,8 @@ def start_serving():
 
 @pytest.fixture(scope="session")
 def triton_installation():
+    from serving.errors import TritonUnsupported
     from serving.triton.install import find_triton
-    from vision.errors import TritonUnsupported
 
     try:
         return find_triton()

@@ -14,7 +14,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous.api import RendezvousError
 from torch.distributed.run import main as torchrun
 
-from training.cli.train import EXIT_INTERRUPTED
+from vision.runtime.cli import EXIT_INTERRUPTED
 
 __all__ = ["launch"]
 

@@ -6,8 +6,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from training.errors import RecipeError
 from vision.bundle import BrandHead
-from vision.errors import RecipeError
 
 __all__ = ["Recipe", "Stage", "load_recipe"]
 

@@ -3,17 +3,17 @@
 import hashlib
 import json
 import math
-import os
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from training.errors import RunError
 from training.recipe import Recipe
-from vision.errors import RunError
 from vision.manifest import Manifest
 from vision.model import ListingClassifier, ModelSpec
+from vision.runtime.files import replace_file, write_atomically
 from vision.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
@@ -85,7 +85,9 @@ class Run:
             return
         taxonomy.save(self.folder / "taxonomy.json")
         (self.folder / "model.json").write_text(json.dumps(asdict(spec), indent=1) + "\n")
-        _write_whole(path, json.dumps({**asked, "manifest": manifest_url, "versions": _versions()}, indent=1) + "\n")
+        write_atomically(
+            path, json.dumps({**asked, "manifest": manifest_url, "versions": _versions()}, indent=1) + "\n"
+        )
 
     def append_metrics(self, record: Mapping[str, float | None]) -> None:
         with self.metrics_path.open("a") as file:
@@ -106,14 +108,10 @@ class Run:
         import safetensors.torch
         from safetensors import SafetensorError
 
-        temporary = self.weights_path.with_suffix(".tmp")
         try:
-            safetensors.torch.save_file({name: t.contiguous() for name, t in tensors.items()}, temporary)
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-            temporary.replace(self.weights_path)
+            with replace_file(self.weights_path) as temporary:
+                safetensors.torch.save_file({name: t.contiguous() for name, t in tensors.items()}, temporary)
         except (OSError, SafetensorError) as error:
-            temporary.unlink(missing_ok=True)
             raise RunError(
                 f"{self.weights_path} cannot be written: {error}; make room and repeat the command, the last "
                 "checkpoint holds the finished run"
@@ -124,9 +122,7 @@ class Run:
         if not self.metrics_path.exists():
             return
         kept = [line for line in self.metrics_path.read_text().splitlines() if _step_of(line) <= step]
-        temporary = self.metrics_path.with_suffix(".tmp")
-        temporary.write_text("".join(line + "\n" for line in kept))
-        temporary.replace(self.metrics_path)
+        write_atomically(self.metrics_path, "".join(line + "\n" for line in kept))
 
     def asked(self) -> dict[str, Any]:
         """What `begin` recorded.
@@ -197,15 +193,6 @@ def differences(known: Mapping[str, Any], asked: Mapping[str, Any], prefix: str 
         elif there != here:
             found.append(f"{prefix}{key}: {_short(there)} there, {_short(here)} asked")
     return found
-
-
-def _write_whole(path: Path, text: str) -> None:
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def _named(differing: list[str]) -> str:

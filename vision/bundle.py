@@ -19,6 +19,7 @@ import safetensors.numpy
 from vision.decision import Calibration
 from vision.errors import BundleError, TaxonomyError
 from vision.images import Preprocessing
+from vision.runtime.files import sha256_of
 from vision.taxonomy import Taxonomy
 
 __all__ = [
@@ -151,11 +152,6 @@ class Bundle:
     @functools.cached_property
     def golden(self) -> Golden:
         return Golden.load(self.folder / "golden.safetensors")
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def refuse_existing(folder: Path) -> None:

@@ -1,23 +1,16 @@
-"""Every error of the project that a user or an operator can act on.
+"""Errors that a user or an operator can act on: the root, and those of what a model is.
+
+`training.errors` and `serving.errors` add their own.
 
 ListingVisionError
 ├── TaxonomyError                 a taxonomy file that contradicts itself
 ├── ManifestError                 rows of a listing manifest that cannot be used
-├── RecipeError                   a training recipe with a wrong value
-├── GateError                     a release gate with a wrong value
-├── RunError                      a training run that cannot start, go on or be read
-│   └── LossNotFinite             a step whose loss is NaN or infinite
 ├── BundleError                   a model bundle that is incomplete or altered
 ├── DeviceCannotDecode            a device that has no JPEG decoder
-├── ExportMismatch                an export that does not answer like the trained model
-├── PrecisionRefused              another precision that answers too many photos less rightly
 ├── EngineError
 │   ├── EngineUnavailable         the model cannot be reached now; try again later
 │   ├── EngineBusy                the model's queue is full; try again later
 │   └── EngineBroken              the model answers, but wrongly
-├── BackfillError                 a backfill that cannot begin or go on
-├── TritonNotInstalled            no Triton binary on this machine
-│   └── TritonUnsupported         this machine cannot have one
 └── PhotoError                    one photo that cannot be used; carries a stable `reason`
     ├── PhotoEmpty                PHOTO_EMPTY
     ├── PhotoTooManyBytes         PHOTO_TOO_MANY_BYTES
@@ -34,17 +27,13 @@ ListingVisionError
 from collections.abc import Sequence
 
 __all__ = [
-    "BackfillError",
     "BundleError",
     "DeviceCannotDecode",
     "EngineBroken",
     "EngineBusy",
     "EngineError",
     "EngineUnavailable",
-    "ExportMismatch",
-    "GateError",
     "ListingVisionError",
-    "LossNotFinite",
     "ManifestError",
     "PhotoDecoderCrashed",
     "PhotoEmpty",
@@ -57,12 +46,7 @@ __all__ = [
     "PhotoTooSmall",
     "PhotoTruncated",
     "PhotoUnreadable",
-    "PrecisionRefused",
-    "RecipeError",
-    "RunError",
     "TaxonomyError",
-    "TritonNotInstalled",
-    "TritonUnsupported",
 ]
 
 
@@ -88,31 +72,7 @@ class ManifestError(ListingVisionError):
         super().__init__("\n".join([headline, *shown]))
 
 
-class RecipeError(ListingVisionError):
-    pass
-
-
-class GateError(ListingVisionError):
-    pass
-
-
-class RunError(ListingVisionError):
-    pass
-
-
-class LossNotFinite(RunError):
-    pass
-
-
 class BundleError(ListingVisionError):
-    pass
-
-
-class ExportMismatch(ListingVisionError):
-    pass
-
-
-class PrecisionRefused(ListingVisionError):
     pass
 
 
@@ -133,18 +93,6 @@ class EngineBusy(EngineError):
 
 
 class EngineBroken(EngineError):
-    pass
-
-
-class BackfillError(ListingVisionError):
-    pass
-
-
-class TritonNotInstalled(ListingVisionError):
-    pass
-
-
-class TritonUnsupported(TritonNotInstalled):
     pass
 
 

@@ -16,6 +16,7 @@ import jwt
 from serving.auth.interceptor import Watched
 from serving.auth.jwks import fetch, parse, read_file, require_safe
 from vision.errors import ListingVisionError
+from vision.runtime.files import write_atomically
 
 __all__ = ["JwtTokens", "JwtTrust"]
 
@@ -198,6 +199,4 @@ class _FetchedKeys:
 
     def _keep(self, raw: bytes) -> None:
         if self._kept:
-            unfinished = self._kept.with_suffix(f".{id(self)}")
-            unfinished.write_bytes(raw)
-            unfinished.replace(self._kept)
+            write_atomically(self._kept, raw)

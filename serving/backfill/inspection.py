@@ -12,8 +12,8 @@ from serving.backfill.job import LOCK_PATH, Job, read_job
 from serving.backfill.ledger import Ledger, Totals
 from serving.backfill.output import ANSWERED
 from serving.backfill.plan import MEMORY_LIMIT, ROWS_PATH
+from serving.errors import BackfillError
 from serving.storage import Store
-from vision.errors import BackfillError
 
 __all__ = ["Changes", "Status", "Verified", "diff", "distribution", "status", "verify"]
 

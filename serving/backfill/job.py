@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from serving.errors import BackfillError
 from serving.storage import Store
 from vision.bundle import Bundle
-from vision.errors import BackfillError
 
 __all__ = ["JOB_PATH", "LOCK_PATH", "SCHEMA_VERSION", "Job", "ModelVersions", "read_job"]
 

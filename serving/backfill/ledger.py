@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from serving.errors import BackfillError
 from serving.storage import Store
-from vision.errors import BackfillError
 
 __all__ = ["LEDGER_FOLDER", "Entry", "File", "Ledger"]
 

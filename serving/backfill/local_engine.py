@@ -16,9 +16,10 @@ from serving.backfill.pipeline import PhotoDecoder, Pipeline, Waits
 from serving.backfill.plan import PhotosOfShard
 from serving.decoding.fork_client import MAX_MEMORY_BYTES, Decoder, InThisProcess, Nursery
 from serving.decoding.fork_server import Settings
+from serving.errors import BackfillError
 from vision.bundle import ONNX_ON_CPU, Bundle
 from vision.engine import Logits, OnnxEngine
-from vision.errors import BackfillError, EngineError
+from vision.errors import EngineError
 from vision.images import PhotoLimits
 from vision.runtime.cpus import usable_cores
 

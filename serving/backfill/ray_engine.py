@@ -23,9 +23,9 @@ from serving.backfill.output import Failure, Rows, decided
 from serving.backfill.photo_reader import Reader
 from serving.backfill.pipeline import NO_LOGITS, READERS_PER_DECODER, Waits, decoded_by
 from serving.backfill.plan import PhotosOfShard
+from serving.errors import BackfillError
 from vision.bundle import ONNX_ON_CPU, load_bundle
 from vision.engine import Logits, OnnxEngine
-from vision.errors import BackfillError
 from vision.images import Photo
 
 __all__ = ["RayEngine", "ray_engine"]

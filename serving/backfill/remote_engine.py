@@ -23,12 +23,13 @@ from serving.backfill.photo_reader import Reader
 from serving.backfill.pipeline import Waits
 from serving.backfill.plan import PhotosOfShard
 from serving.client.client import MESSAGE_LIMIT_BYTES, Access, CallFailed, ListingVisionClient
+from serving.errors import BackfillError
 from serving.gateway.service import MAX_ALTERNATIVES, MAX_LISTING_ID_CHARS
 from serving.inference.triton import TritonEngine, check, until_answering
 from serving.protocol import listing_vision_pb2 as pb
 from vision.bundle import UNKNOWN_BACKEND, Bundle
 from vision.engine import Logits
-from vision.errors import BackfillError, EngineBusy, EngineUnavailable
+from vision.errors import EngineBusy, EngineUnavailable
 
 __all__ = ["RateLimit", "target_engine"]
 

@@ -27,8 +27,9 @@ from serving.backfill.output import Rows, encoded
 from serving.backfill.photo_reader import Reader
 from serving.backfill.plan import PhotosOfShard, ShardReader, manifest_sha256, manifest_urls, write_plan
 from serving.backfill.progress import Progress
+from serving.errors import BackfillError
 from serving.storage import Store
-from vision.errors import BackfillError
+from vision.runtime.cli import EXIT_INTERRUPTED
 
 __all__ = ["Asked", "Interrupted", "Stopper", "commit", "open_job", "publish", "retry", "run"]
 
@@ -38,7 +39,6 @@ FINISH_S = 8.0
 """After SIGTERM: how long shards that have been begun may take to end; then they are abandoned …"""
 EXIT_S = 18.0
 """… and then the process ends, whatever hangs: at no moment is anything half written."""
-EXIT_INTERRUPTED = 75
 SUCCESS_PATH = "_SUCCESS.json"
 WINDOW_PHOTOS = 1000
 """The error share is that of the last so many photos, so that a store that goes away is noticed soon in a long job."""

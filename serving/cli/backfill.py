@@ -211,7 +211,8 @@ def _engine(
 @contextmanager
 def _interruptible(stopper: "Stopper") -> Iterator[None]:
     """Exits 75 where the job was asked to stop."""
-    from serving.backfill.run import EXIT_INTERRUPTED, Interrupted
+    from serving.backfill.run import Interrupted
+    from vision.runtime.cli import EXIT_INTERRUPTED
 
     try:
         with stopper.listening():

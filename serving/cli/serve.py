@@ -6,7 +6,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from vision.errors import ListingVisionError, TritonUnsupported
+from serving.errors import TritonUnsupported
+from vision.errors import ListingVisionError
 from vision.runtime.cli import new_app
 
 __all__ = ["serve_app", "triton_app"]

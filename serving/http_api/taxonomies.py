@@ -6,6 +6,7 @@ from pathlib import Path
 
 from serving.rollout.traffic_split import Routes
 from vision.errors import TaxonomyError
+from vision.runtime.files import write_atomically
 from vision.taxonomy import Taxonomy
 
 __all__ = ["Taxonomies", "note_routes"]
@@ -15,10 +16,7 @@ _log = logging.getLogger(__name__)
 
 def note_routes(folder: Path, routes: Routes) -> None:
     """Write down what is loaded, for a `Taxonomies` of the same folder; whole or not at all."""
-    path = _path(folder)
-    building = path.with_suffix(".building")
-    building.write_text(json.dumps(routes.to_dict()))
-    building.replace(path)
+    write_atomically(_path(folder), json.dumps(routes.to_dict()))
 
 
 class Taxonomies:

@@ -19,6 +19,7 @@ from serving.config import (
     ServeOptions,
     local_address,
 )
+from serving.errors import TritonNotInstalled
 from serving.http_api.taxonomies import note_routes
 from serving.observability.admin_http import Answer, StatusServer
 from serving.observability.metrics import MetricsFolder
@@ -33,7 +34,7 @@ from serving.triton.install import find_triton
 from serving.triton.process import LocalTriton
 from serving.triton.watchdog import WatchedTriton
 from vision.bundle import load_bundle
-from vision.errors import EngineUnavailable, ListingVisionError, TritonNotInstalled
+from vision.errors import EngineUnavailable, ListingVisionError
 
 __all__ = ["Supervisor", "serve"]
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from vision.errors import TritonNotInstalled, TritonUnsupported
+from serving.errors import TritonNotInstalled, TritonUnsupported
 
 __all__ = ["TritonInstallation", "find_triton", "install_triton"]
 

@@ -17,8 +17,8 @@ from serving.supervisor import supervisor
 from serving.supervisor.gateway_pool import END_PATIENCE_S
 from serving.supervisor.supervisor import Supervisor
 from tests.support.deploy_settings import known_variables, parsed, parsed_line
-from training.cli.train import EXIT_INTERRUPTED
 from training.recipe import load_recipe
+from vision.runtime.cli import EXIT_INTERRUPTED
 
 
 @cache

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from tests.conftest import ROOT
-from training.cli.train import EXIT_INTERRUPTED
+from vision.runtime.cli import EXIT_INTERRUPTED
 
 RANKS = """
 import os, signal, sys, time

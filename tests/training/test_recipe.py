@@ -2,8 +2,8 @@ import pytest
 import timm
 
 from tests.conftest import ROOT
+from training.errors import RecipeError
 from training.recipe import Recipe, Stage, load_recipe
-from vision.errors import RecipeError
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "training" / "recipes").glob("*.toml")))

@@ -1,7 +1,7 @@
 import pytest
 
+from training.errors import RunError
 from training.run import differences, find_runs
-from vision.errors import RunError
 
 
 def test_what_differs_is_named_with_both_values():

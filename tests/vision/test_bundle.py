@@ -4,8 +4,9 @@ import shutil
 
 import pytest
 
-from vision.bundle import FILES, _digest, load_bundle, sha256_of
+from vision.bundle import FILES, _digest, load_bundle
 from vision.errors import BundleError
+from vision.runtime.files import sha256_of
 
 
 @pytest.fixture

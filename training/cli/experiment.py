@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from vision.runtime.cli import new_app
+from vision.runtime.files import write_atomically
 
 __all__ = ["experiment_app", "from_outcomes"]
 
@@ -51,10 +52,8 @@ def report(
         output.write_text(json.dumps(made.to_dict(), indent=1) + "\n")
         typer.echo(f"written: {output}")
     if metrics:
-        # Whole or not at all: it is read at any time.
-        building = metrics.with_name(f".{metrics.name}.building")
-        building.write_text(format_metrics(made))
-        building.replace(metrics)
+        # Prometheus' node exporter may read it at any time.
+        write_atomically(metrics, format_metrics(made))
     if made.switch_off:
         raise typer.Exit(3)
 

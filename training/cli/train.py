@@ -8,7 +8,7 @@ import typer
 
 from training.cli.data import taxonomy_beside
 from vision.errors import ListingVisionError
-from vision.runtime.cli import new_app
+from vision.runtime.cli import EXIT_INTERRUPTED, new_app
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,9 +25,6 @@ tune_app = new_app("Find what suits this machine and these photos before a long 
 SplitManifest = Annotated[str, typer.Argument(help="Manifest with train and val splits.")]
 RecipeName = Annotated[str, typer.Option(help="A shipped recipe's name, or a path that ends in .toml.")]
 TaxonomyFile = Annotated[Path | None, typer.Option(help="Default: taxonomy.json beside the manifest.")]
-
-EXIT_INTERRUPTED = 75
-"""EX_TEMPFAIL of sysexits.h: the same command goes on from the checkpoint."""
 
 
 # torchrun takes --run for a short form of its own --run-path.

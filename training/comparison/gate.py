@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from training.comparison.compare import LEAF, CategoryChange, Comparison, CoverageChange
+from training.errors import GateError
 from training.statistics.paired import Difference
 from vision.decision import BRAND_FIELD
-from vision.errors import GateError
 
 __all__ = ["Gate", "RuleOutcome", "load_gate"]
 

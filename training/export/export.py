@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 
 from training.calibration.calibrate import calibrate
+from training.errors import ExportMismatch, RunError
 from training.export.model_card import model_card
 from training.export.recalibrate import tune_and_calibration_rows
 from training.export.torchscript import export_torchscript, load_torchscript
@@ -32,14 +33,14 @@ from vision.bundle import (
     new_bundle,
     refuse_existing,
     seal_bundle,
-    sha256_of,
 )
 from vision.decision import Calibration
 from vision.engine import INPUT_NAME, OUTPUT_NAMES, Logits
-from vision.errors import ExportMismatch, PhotoError, RunError
+from vision.errors import PhotoError
 from vision.images import Preprocessing, prepare_photo
 from vision.manifest import Manifest, photo_bytes
 from vision.model import ListingClassifier
+from vision.runtime.files import sha256_of
 from vision.taxonomy import Taxonomy
 
 __all__ = [

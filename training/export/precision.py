@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from training.calibration.calibrate import calibrate
+from training.errors import PrecisionRefused
 from training.evaluation.ground_truth import truth_by_depth
 from training.export.export import compare, export_onnx, onnx_forward, torch_forward
 from training.export.model_card import model_card
@@ -32,12 +33,12 @@ from vision.bundle import (
     new_bundle,
     refuse_existing,
     seal_bundle,
-    sha256_of,
 )
-from vision.errors import BundleError, ListingVisionError, PhotoError, PrecisionRefused
+from vision.errors import BundleError, ListingVisionError, PhotoError
 from vision.images import prepare_photo
 from vision.manifest import Manifest, photo_bytes
 from vision.model import ListingClassifier, Outputs
+from vision.runtime.files import sha256_of
 
 __all__ = ["MAX_TOP1_LOSS", "HalfClassifier", "Precision", "convert_bundle", "model_speeds"]
 

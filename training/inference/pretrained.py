@@ -10,7 +10,7 @@ import timm
 import torch
 from torch import nn
 
-from vision.errors import RecipeError
+from training.errors import RecipeError
 from vision.model import new_backbone
 
 __all__ = ["create_backbone"]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from training.errors import RunError
 from training.recipe import Recipe, Stage
 from training.trainer.dataloader import Batch, training_batches
 from training.trainer.distributed import Ranks
@@ -17,7 +18,7 @@ from training.trainer.hardware import Machine
 from training.trainer.losses import NumLabelled
 from training.trainer.sampler import Draws
 from training.trainer.train_step import Learner
-from vision.errors import ListingVisionError, RunError
+from vision.errors import ListingVisionError
 from vision.manifest import Labels, Manifest
 from vision.taxonomy import Brand, Category, Taxonomy
 

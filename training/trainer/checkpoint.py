@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +13,8 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from vision.errors import RunError
+from training.errors import RunError
+from vision.runtime.files import sha256_of, sync_to_disk
 
 __all__ = ["Checkpoint", "latest_checkpoint", "load_checkpoint", "save_checkpoint"]
 
@@ -60,17 +60,17 @@ def _save_checkpoint(folder: Path, temporary: Path, checkpoint: Checkpoint, keep
     temporary.mkdir(parents=True)
     tensors = {name: t.detach().cpu().contiguous() for name, t in checkpoint.tensors.items()}
     safetensors.torch.save_file(tensors, temporary / "tensors.safetensors")
-    digest = _sha256(temporary / "tensors.safetensors")
+    digest = sha256_of(temporary / "tensors.safetensors")
     state = {"step": checkpoint.step, "tensors_sha256": digest, "state": checkpoint.state}
     text = json.dumps(state)
     (temporary / "state.json").write_text(text)
     (temporary / "state.sha256").write_text(hashlib.sha256(text.encode()).hexdigest())
     for path in (*temporary.iterdir(), temporary):
-        _fsync(path)
+        sync_to_disk(path)
     if final.exists():
         shutil.rmtree(final)
     temporary.rename(final)
-    _fsync(folder)
+    sync_to_disk(folder)
     for old in _checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
     return final
@@ -112,7 +112,7 @@ def _checked_state(path: Path) -> dict[str, Any]:
         text = (path / "state.json").read_text()
         whole = (path / "state.sha256").read_text() == hashlib.sha256(text.encode()).hexdigest()
         state: dict[str, Any] = json.loads(text)
-        whole = whole and state["tensors_sha256"] == _sha256(path / "tensors.safetensors")
+        whole = whole and state["tensors_sha256"] == sha256_of(path / "tensors.safetensors")
     except (OSError, ValueError, KeyError) as error:
         raise RunError(f"checkpoint {path} is damaged: {error}") from error
     if not whole:
@@ -122,16 +122,3 @@ def _checked_state(path: Path) -> dict[str, Any]:
 
 def _checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*"))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from training.errors import RunError
 from training.recipe import Recipe
 from training.trainer.augmentation import crop_of, distortion_of
 from training.trainer.sampler import Draw, Draws
-from vision.errors import DeviceCannotDecode, PhotoError, RunError
+from vision.errors import DeviceCannotDecode, PhotoError
 from vision.images import Preprocessing, decode_photo, prepare_photo
 from vision.images.gpu_decoding import Box, DeviceCrop, DeviceDecoder, plain_crop
 from vision.manifest import Labels, Manifest, photo_bytes

@@ -9,14 +9,16 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
+from training.errors import RunError
 from training.inference.evaluated_model import JudgedModel, load_judged
 from training.run import Run
-from vision.bundle import sha256_of
-from vision.errors import RunError
 from vision.model import Outputs
 from vision.taxonomy import Taxonomy
 
 __all__ = ["Teacher", "distillation_losses"]
+
+
+from vision.runtime.files import sha256_of
 
 
 def distillation_losses(logits: torch.Tensor, taught: torch.Tensor, *, temperature: float) -> torch.Tensor:

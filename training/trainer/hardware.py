@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 import torch
 
-from vision.errors import RunError
+from training.errors import RunError
 from vision.runtime.cpus import usable_cores
 
 __all__ = ["Machine"]

@@ -6,7 +6,7 @@ from typing import Any, cast
 from timm.models import group_parameters
 from torch import nn
 
-from vision.errors import RecipeError
+from training.errors import RecipeError
 from vision.model import ListingClassifier
 
 __all__ = ["freeze_groups", "frozen_modules", "layer_groups", "parameter_groups"]

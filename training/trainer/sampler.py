@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.compute
 from torch.utils.data import Sampler
 
+from training.errors import RunError
 from training.recipe import Recipe
-from vision.errors import RunError
 from vision.manifest import Labels, Manifest
 
 __all__ = ["Draw", "Draws", "sampling_weights"]

@@ -11,6 +11,7 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from training.errors import RecipeError, RunError
 from training.inference.pretrained import create_backbone
 from training.recipe import Recipe, Stage
 from training.trainer.augmentation import distort_batch
@@ -23,7 +24,6 @@ from training.trainer.memory import keep_freed_memory
 from training.trainer.mixup import mix_photos
 from training.trainer.optimizer import freeze_groups, frozen_modules, parameter_groups
 from training.trainer.sampler import sampling_weights
-from vision.errors import RecipeError, RunError
 from vision.manifest import Labels
 from vision.model import ListingClassifier, ModelSpec, Outputs
 from vision.taxonomy import Taxonomy

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 
 import vision
+from training.errors import LossNotFinite, RunError
 from training.evaluation.ground_truth import truth_by_depth
 from training.inference.features import photo_features
 from training.recipe import Recipe
@@ -31,7 +32,7 @@ from training.trainer.losses import NumLabelled
 from training.trainer.progress import Progress, StepTimes
 from training.trainer.sampler import Draws
 from training.trainer.train_step import Learner, StepResult
-from vision.errors import LossNotFinite, ManifestError, RunError
+from vision.errors import ManifestError
 from vision.images import Preprocessing
 from vision.manifest import Labels, Manifest
 from vision.taxonomy import Taxonomy

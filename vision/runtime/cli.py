@@ -13,8 +13,10 @@ import typer
 
 from vision.errors import ListingVisionError
 
-__all__ = ["LOG_FIELDS", "new_app", "run_app", "run_command"]
+__all__ = ["EXIT_INTERRUPTED", "LOG_FIELDS", "new_app", "run_app", "run_command"]
 
+EXIT_INTERRUPTED = 75
+"""Exit status of a command that a signal stopped and that resumes when it is repeated (EX_TEMPFAIL of sysexits.h)."""
 LOG_FIELDS = ("request_id", "caller", "trace_id", "span_id")
 """What a log record may carry beside its message (`extra`), and a line of JSON then has as a field."""
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 
 from serving.backfill.ledger import Entry, File, Ledger
+from serving.errors import BackfillError, StorageError
 from serving.storage import Store
-from vision.errors import BackfillError
 
 
 def file_of(path: str, data: bytes) -> File:
@@ -115,7 +115,7 @@ def test_an_entry_that_is_none_is_named(store):
     with pytest.raises(BackfillError, match=r"shard-0000000\.json is not an entry"):
         list(Ledger(store).entries())
     store.write("_job/ledger/0000/shard-0000000.json", b"{")
-    with pytest.raises(BackfillError, match="is not readable"):
+    with pytest.raises(StorageError, match="is not readable"):
         list(Ledger(store).entries())
 
 
@@ -123,7 +123,7 @@ def test_one_process_of_a_machine_writes(store):
     other = Store(store.url)
     with store.locked("_job/lock"):
         assert other.is_locked("_job/lock")
-        with pytest.raises(BackfillError, match=r"another backfill \(pid \d+\) writes to"), other.locked("_job/lock"):
+        with pytest.raises(StorageError, match=r"another backfill \(pid \d+\) writes to"), other.locked("_job/lock"):
             pass
     assert not other.is_locked("_job/lock")
 
@@ -156,5 +156,5 @@ def test_what_lies_elsewhere_is_locked_on_this_machine_and_no_file_of_it_removed
     store.write("answers/0.parquet", b"another machine may be about to vouch for it")
     assert Ledger(store).mend() == 0
     assert store.paths("answers") == ["answers/0.parquet"]
-    with store.locked("_job/lock"), pytest.raises(BackfillError, match="another backfill"), store.locked("_job/lock"):
+    with store.locked("_job/lock"), pytest.raises(StorageError, match="another backfill"), store.locked("_job/lock"):
         pass

@@ -12,10 +12,10 @@ from serving.backfill.local_engine import local_engine
 from serving.backfill.remote_engine import GatewayEngine, RateLimit, target_engine
 from serving.backfill.run import Stopper, open_job, run
 from serving.client import CallFailed
+from serving.errors import BackfillError
 from serving.storage import Store
 from tests.serving.backfill.test_run import answers_in, asked_for, backfill, letters_in, photos_by_listing
 from vision.bundle import load_bundle
-from vision.errors import BackfillError
 
 
 def backfill_at(address, bundle, market, output, **changed):

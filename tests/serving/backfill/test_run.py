@@ -18,11 +18,12 @@ from serving.backfill.job import LOCK_PATH, read_job
 from serving.backfill.ledger import Ledger
 from serving.backfill.local_engine import local_engine
 from serving.backfill.run import Asked, Interrupted, Stopper, open_job, retry, run
+from serving.errors import BackfillError
 from serving.protocol import listing_vision_pb2 as pb
 from serving.storage import Store
 from tests.conftest import ROOT
 from tests.serving.backfill.conftest import read_manifest, write_manifest
-from vision.errors import BackfillError, ManifestError
+from vision.errors import ManifestError
 
 
 def asked_for(market: Path, output: Path, **changed) -> Asked:

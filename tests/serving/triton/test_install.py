@@ -2,8 +2,8 @@ import json
 
 import pytest
 
+from serving.errors import TritonNotInstalled
 from serving.triton import install
-from vision.errors import TritonNotInstalled
 
 
 def test_another_platform_is_told_what_to_do(monkeypatch, tmp_path):

@@ -5,7 +5,7 @@ import pytest
 from tests.support.helpers import small_taxonomy
 from tests.support.two_models import compared, model
 from training.comparison.gate import Gate, load_gate
-from vision.errors import GateError
+from training.errors import GateError
 
 TAXONOMY = small_taxonomy()
 DEPTH_1 = {"category_depth_1": 0.5}

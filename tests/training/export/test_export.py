@@ -4,11 +4,12 @@ import shutil
 import numpy as np
 import pytest
 
+from training.errors import ExportMismatch
 from training.export.export import BATCH_SIZES, _log_priors, compare, export_bundle, onnx_forward, torch_forward
 from training.export.torchscript import load_torchscript
 from training.run import Run
 from vision.engine import Logits
-from vision.errors import BundleError, ExportMismatch
+from vision.errors import BundleError
 from vision.manifest import Manifest, photo_bytes
 from vision.taxonomy import Taxonomy
 

@@ -8,11 +8,12 @@ import torch
 
 from serving.triton.repository import RepositoryOptions, write_repository
 from tests.conftest import ROOT
+from training.errors import PrecisionRefused
 from training.export.precision import HalfClassifier, convert_bundle, model_speeds
 from training.inference.network import load_bundle_model
 from vision.bundle import load_bundle
 from vision.engine import OnnxEngine, check_golden
-from vision.errors import BundleError, ListingVisionError, PrecisionRefused
+from vision.errors import BundleError, ListingVisionError
 from vision.manifest import Manifest
 
 

@@ -4,8 +4,8 @@ import timm
 import torch
 
 from training.data.importers import import_grocery_store
+from training.errors import RecipeError
 from training.inference.pretrained import create_backbone
-from vision.errors import RecipeError
 from vision.images import Preprocessing, prepare_photo
 from vision.manifest import photo_bytes
 

@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 import torch
 
+from training.errors import RunError
 from training.recipe import Recipe, Stage
 from training.trainer import autotune
 from training.trainer.autotune import (
@@ -14,7 +15,7 @@ from training.trainer.autotune import (
     range_test,
     telling_of_memory,
 )
-from vision.errors import ListingVisionError, RunError
+from vision.errors import ListingVisionError
 from vision.manifest import Manifest
 from vision.taxonomy import Taxonomy
 

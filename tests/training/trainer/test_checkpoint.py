@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from tests.conftest import ROOT
+from training.errors import RunError
 from training.trainer.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint, save_checkpoint
-from vision.errors import RunError
 
 
 def checkpoint(step: int) -> Checkpoint:

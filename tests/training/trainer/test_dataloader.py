@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 
 from tests.support.helpers import encoded
+from training.errors import RunError
 from training.trainer.dataloader import evaluation_batches, training_batches
 from training.trainer.sampler import Draws
-from vision.errors import RunError
 from vision.images import Preprocessing, prepare_photo
 from vision.images.gpu_decoding import DeviceDecoder
 from vision.manifest import Manifest, photo_bytes

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from tests.support.helpers import small_taxonomy, trainer_of
+from training.errors import RecipeError, RunError
 from training.inference.evaluated_model import load_judged
 from training.recipe import load_recipe
 from training.run import Run
 from training.trainer.distillation import Teacher, distillation_losses
 from training.trainer.losses import ListingLoss, NumLabelled
-from vision.errors import RecipeError, RunError
 from vision.manifest import Labels
 from vision.model import Outputs
 

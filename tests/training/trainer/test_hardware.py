@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from training.errors import RunError
 from training.trainer.hardware import Machine
-from vision.errors import RunError
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,10 @@ import timm
 import torch
 
 from tests.support.helpers import train_run, trainer_of
+from training.errors import RecipeError
 from training.recipe import Recipe, Stage
 from training.run import Run
 from training.trainer.optimizer import freeze_groups, frozen_modules, layer_groups, parameter_groups
-from vision.errors import RecipeError
 from vision.model import ListingClassifier, ModelSpec
 
 

@@ -3,9 +3,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from training.errors import RunError
 from training.recipe import Recipe, Stage
 from training.trainer.sampler import Draws
-from vision.errors import RunError
 from vision.manifest import Labels, Manifest
 
 

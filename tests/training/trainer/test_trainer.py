@@ -14,10 +14,11 @@ import torch
 
 from tests.conftest import ROOT
 from tests.support.helpers import train_run, trainer_of
+from training.errors import LossNotFinite, RunError
 from training.recipe import Recipe, Stage
 from training.run import Run
 from training.trainer.trainer import Trainer
-from vision.errors import LossNotFinite, ManifestError, RunError
+from vision.errors import ManifestError
 from vision.manifest import Manifest
 from vision.taxonomy import Taxonomy
 
