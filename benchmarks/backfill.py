@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import BUILD, ROOT, write_result
-from benchmarks.load import phone_photos
-from benchmarks.load.processes import memory_sampled
-from benchmarks.serving import default_bundle
+from benchmarks.load import create_phone_photos
+from benchmarks.load.processes import sample_memory
+from benchmarks.serving import create_default_bundle
 from vision.bundle import load_bundle
 from vision.engine import OnnxEngine
 from vision.images import prepare_photo
@@ -35,12 +35,12 @@ NUM_FILES = 256
 PHOTOS_PER_LISTING = 2
 
 
-def photo_files(folder: Path) -> list[Path]:
+def create_photos(folder: Path) -> list[Path]:
     """Photos as they lie in storage; drawn once."""
     paths = [folder / f"{number}.jpg" for number in range(NUM_FILES)]
     if not paths[-1].exists():
         folder.mkdir(parents=True, exist_ok=True)
-        drawn = phone_photos()
+        drawn = create_phone_photos()
         for path, photo in zip(paths, itertools.cycle(drawn), strict=False):
             path.write_bytes(photo)
     return paths
@@ -53,7 +53,7 @@ def write_manifest(path: Path, photos: list[Path], *, per_listing: int) -> None:
         writer.writerows((f"listing-{number // per_listing}", photo) for number, photo in enumerate(photos))
 
 
-def ceiling(folder: Path, photos: list[Path]) -> float:
+def measure_ceiling(folder: Path, photos: list[Path]) -> float:
     """Photos/s of read, decode and model on a thread a core."""
     bundle = load_bundle(folder)
     engines = [OnnxEngine(bundle, num_threads=1) for _ in os.sched_getaffinity(0)]
@@ -70,14 +70,14 @@ def ceiling(folder: Path, photos: list[Path]) -> float:
     return len(photos) / (time.monotonic() - began_s)
 
 
-def job(folder: Path, manifest: Path, output: Path, num_photos: int, *options: str) -> dict[str, Any]:
+def run_job(folder: Path, manifest: Path, output: Path, num_photos: int, *options: str) -> dict[str, Any]:
     """What the command says and costs."""
     shutil.rmtree(output, ignore_errors=True)
     command = [sys.executable, "-m", "listing_vision", "backfill", str(manifest)]
     command += ["--model", str(folder), "--output", str(output), *options]
     began_s = time.monotonic()
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    with memory_sampled([process.pid], every_s=1) as samples:
+    with sample_memory([process.pid], every_s=1) as samples:
         said, failed = process.communicate()
     seconds = time.monotonic() - began_s
     if process.returncode:
@@ -92,7 +92,7 @@ def job(folder: Path, manifest: Path, output: Path, num_photos: int, *options: s
     }
 
 
-def ray_data(folder: Path, photos: list[Path], output: Path) -> float:
+def run_ray_data(folder: Path, photos: list[Path], output: Path) -> float:
     shutil.rmtree(output, ignore_errors=True)
     listed = FOLDER / "photos.txt"
     listed.write_text("\n".join(map(str, photos)))
@@ -111,19 +111,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--ray", action=argparse.BooleanOptionalAction, default=True)
     options = parser.parse_args()
-    folder: Path = options.bundle or default_bundle()
-    files = photo_files(FOLDER / "photos")
+    folder: Path = options.bundle or create_default_bundle()
+    files = create_photos(FOLDER / "photos")
     photos = list(itertools.islice(itertools.cycle(files), options.photos))
     manifest = FOLDER / "manifest.csv"
     write_manifest(manifest, photos, per_listing=PHOTOS_PER_LISTING)
     some = photos[: len(photos) // 4]
     rounds = []
     for number in range(options.rounds):
-        before = ceiling(folder, some)
-        ours = job(folder, manifest, FOLDER / "output", len(photos))
-        top = statistics.mean([before, ceiling(folder, some)])
+        before = measure_ceiling(folder, some)
+        ours = run_job(folder, manifest, FOLDER / "output", len(photos))
+        top = statistics.mean([before, measure_ceiling(folder, some)])
         print(f"  in process {top:.1f} photos/s; the job: {ours}", flush=True)
-        plain = ray_data(folder, photos, FOLDER / "ray") if options.ray else None
+        plain = run_ray_data(folder, photos, FOLDER / "ray") if options.ray else None
         rounds.append({"ceiling_photos_per_s": top, "ray_data_photos_per_s": plain, **ours})
         print(f"round {number + 1}: {rounds[-1]}", flush=True)
     metrics = {

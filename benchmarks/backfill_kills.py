@@ -25,8 +25,8 @@ import numpy as np
 
 from benchmarks.backfill import write_manifest
 from benchmarks.common import BUILD, ROOT, write_result
-from benchmarks.load.processes import process_tree
-from benchmarks.serving import default_bundle
+from benchmarks.load.processes import list_process_tree
+from benchmarks.serving import create_default_bundle
 from serving.backfill import inspection
 from serving.storage import Store
 from training.data.synthetic import PRODUCTS, draw_photo
@@ -35,24 +35,24 @@ FOLDER = BUILD / "backfill_kills"
 PHOTOS_PER_LISTING = 2
 LISTINGS_PER_SHARD = 200
 TURNS = ("job", "decoder", "ray_worker", "ray_job")
-SECONDS = (1.0, 6.0)
+KILL_AFTER_S = (1.0, 6.0)
 """Work of the job's, least and most, until it is killed."""
-NUM_DRAWN = 64
+NUM_SYNTHETIC = 64
 
 
 @contextlib.contextmanager
-def photo_server() -> Iterator[tuple[str, list[int]]]:
+def serve_photos() -> Iterator[tuple[str, list[int]]]:
     """Its address, and how many photos it was asked for, in a list of one."""
-    photos = [draw_photo(n % len(PRODUCTS), 1, np.random.default_rng(n)) for n in range(NUM_DRAWN)]
-    asked, lock = [0], threading.Lock()
+    photos = [draw_photo(n % len(PRODUCTS), 1, np.random.default_rng(n)) for n in range(NUM_SYNTHETIC)]
+    num_requests, lock = [0], threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
             with lock:
-                asked[0] += 1
-            photo = photos[int(Path(self.path).stem) % NUM_DRAWN]
+                num_requests[0] += 1
+            photo = photos[int(Path(self.path).stem) % NUM_SYNTHETIC]
             self.send_response(200)
             self.send_header("Content-Length", str(len(photo)))
             self.end_headers()
@@ -71,7 +71,7 @@ def photo_server() -> Iterator[tuple[str, list[int]]]:
     server = Server(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", asked
+    yield f"http://127.0.0.1:{server.server_port}", num_requests
     server.shutdown()
 
 
@@ -85,7 +85,7 @@ class Job:
         self._process: subprocess.Popen[bytes] | None = None
         self._on_ray = False
 
-    def on(self, *, ray: bool) -> "subprocess.Popen[bytes]":
+    def ensure_running(self, *, ray: bool) -> "subprocess.Popen[bytes]":
         """The running job; started where it does not run, or runs on the other engine."""
         if self._process and self._process.poll() is None and self._on_ray != ray:
             self._process.send_signal(signal.SIGTERM)
@@ -99,20 +99,20 @@ class Job:
         return self._process
 
 
-def victim(turn: str, pid: int) -> int | None:
+def find_victim(turn: str, pid: int) -> int | None:
     """The process to kill, once there is one."""
     if turn in ("job", "ray_job"):
         return pid
     wanted = b"serving.decoding.fork_server" if turn == "decoder" else b"ray::_Worker"
     found = []
-    for member in process_tree([pid]):
+    for member in list_process_tree([pid]):
         with contextlib.suppress(OSError):
             if wanted in Path(f"/proc/{member}/cmdline").read_bytes():
                 found.append(member)
     return random.choice(found) if found else None
 
 
-def kill_ray_of(pid: int) -> None:
+def kill_ray_group(pid: int) -> None:
     """What a killed job's own Ray leaves behind."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
@@ -126,11 +126,11 @@ def main() -> None:
     options = parser.parse_args()
     random.seed(options.seed)
     FOLDER.mkdir(parents=True, exist_ok=True)
-    folder, output = default_bundle(), FOLDER / "output"
+    folder, output = create_default_bundle(), FOLDER / "output"
     Store(str(output)).remove_all()
     num_photos = options.listings * PHOTOS_PER_LISTING
     kills = dict.fromkeys(TURNS, 0)
-    with photo_server() as (address, asked):
+    with serve_photos() as (address, num_requests):
         photos = [Path(f"{number}.jpg") for number in range(num_photos)]
         manifest = FOLDER / "manifest.csv"
         write_manifest(manifest, photos, per_listing=PHOTOS_PER_LISTING)
@@ -143,27 +143,27 @@ def main() -> None:
         job = Job(folder, manifest, output)
         for number in range(options.kills):
             turn = TURNS[number % len(TURNS)]
-            process = job.on(ray=turn.startswith("ray"))
+            process = job.ensure_running(ray=turn.startswith("ray"))
             # From when it works, not from when it starts: a job that does nothing cannot be interrupted.
-            before = asked[0]
-            while asked[0] == before and process.poll() is None:
+            before = num_requests[0]
+            while num_requests[0] == before and process.poll() is None:
                 time.sleep(0.05)
-            time.sleep(random.uniform(*SECONDS))
-            pid = victim(turn, process.pid)
+            time.sleep(random.uniform(*KILL_AFTER_S))
+            pid = find_victim(turn, process.pid)
             if process.poll() is not None or pid is None:
                 raise SystemExit(f"the job ended before kill {number + 1} ({turn}); give it more --listings")
             os.kill(pid, signal.SIGKILL)
             kills[turn] += 1
-            print(f"kill {number + 1}: {turn}, {asked[0]} photos asked for", flush=True)
+            print(f"kill {number + 1}: {turn}, {num_requests[0]} photos requested", flush=True)
             if turn in ("job", "ray_job"):
                 process.wait()
-                kill_ray_of(process.pid)
-        while job.on(ray=False).wait() != 0:
+                kill_ray_group(process.pid)
+        while job.ensure_running(ray=False).wait() != 0:
             print("the job stopped; started again", flush=True)
     verified = inspection.verify(Store(str(output)))
     print(verified)
-    redone = asked[0] - num_photos
-    wrong = verified.num_missing + verified.num_doubled + verified.num_foreign + len(verified.problems)
+    redone = num_requests[0] - num_photos
+    wrong = verified.num_missing + verified.num_duplicated + verified.num_unexpected + len(verified.problems)
     metrics = {
         "kills": float(sum(kills.values())),
         "missing_or_doubled": float(wrong),
@@ -174,7 +174,7 @@ def main() -> None:
     details = {
         "kills": kills,
         "photos_per_shard": LISTINGS_PER_SHARD * PHOTOS_PER_LISTING,
-        "outcomes": verified.outcomes,
+        "outcomes": verified.results,
     }
     write_result("backfill_kills", metrics, details)
 

@@ -17,10 +17,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
-from benchmarks.backfill import job
+from benchmarks.backfill import run_job
 from benchmarks.common import BUILD, ROOT, write_result
-from benchmarks.load.processes import memory_sampled
-from benchmarks.serving import default_bundle
+from benchmarks.load.processes import sample_memory
+from benchmarks.serving import create_default_bundle
 from serving.storage import Store
 from training.data.synthetic import PRODUCTS, draw_photo
 
@@ -29,7 +29,7 @@ NUM_FILES = 200
 TIMEOUT_S = 300.0
 
 
-def small_photos() -> list[str]:
+def create_small_photos() -> list[str]:
     FOLDER.mkdir(parents=True, exist_ok=True)
     paths = [FOLDER / f"{number}.jpg" for number in range(NUM_FILES)]
     for number, path in enumerate(paths):
@@ -37,7 +37,7 @@ def small_photos() -> list[str]:
     return list(map(str, paths))
 
 
-def manifest_of(path: Path, photos: list[str], *, num_rows: int, per_listing: int) -> Path:
+def write_shuffled_manifest(path: Path, photos: list[str], *, num_rows: int, per_listing: int) -> Path:
     """Rows in an order that keeps no listing together."""
     numbers = np.arange(num_rows)
     listings = numbers % max(1, num_rows // per_listing)
@@ -47,13 +47,13 @@ def manifest_of(path: Path, photos: list[str], *, num_rows: int, per_listing: in
     return path
 
 
-def first_shard_s(folder: Path, manifest: Path, output: Path) -> tuple[float, float]:
+def measure_first_shard_s(folder: Path, manifest: Path, output: Path) -> tuple[float, float]:
     """Seconds from the command to the first shard that is done, and the largest memory until then in MB."""
     command = [sys.executable, "-m", "listing_vision", "backfill", str(manifest)]
-    command += ["--model", str(folder), "--output", str(output), "--anew"]
+    command += ["--model", str(folder), "--output", str(output), "--overwrite"]
     store, began_s = Store(str(output)), time.monotonic()
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
-    with memory_sampled([process.pid], every_s=0.5) as samples:
+    with sample_memory([process.pid], every_s=0.5) as samples:
         try:
             while not store.paths("_job/ledger"):
                 if process.poll() is not None or time.monotonic() - began_s > TIMEOUT_S:
@@ -71,18 +71,18 @@ def main() -> None:
     parser.add_argument("--listings", type=int, nargs="+", default=[1_000, 10_000, 100_000])
     parser.add_argument("--rows", type=int, default=10_000_000)
     options = parser.parse_args()
-    folder, photos = default_bundle(), small_photos()
+    folder, photos = create_default_bundle(), create_small_photos()
     metrics = {}
     for num_listings in options.listings:
-        manifest = manifest_of(FOLDER / "manifest.parquet", photos, num_rows=num_listings, per_listing=1)
-        found = job(folder, manifest, FOLDER / "output", num_listings)
+        manifest = write_shuffled_manifest(FOLDER / "manifest.parquet", photos, num_rows=num_listings, per_listing=1)
+        found = run_job(folder, manifest, FOLDER / "output", num_listings)
         metrics[f"rss_mb_{num_listings}"] = found["rss_mb"]
         metrics[f"photos_per_s_{num_listings}"] = found["photos_per_s"]
         print(f"{num_listings} listings: {found}", flush=True)
     few, many = (metrics[f"rss_mb_{number}"] for number in (options.listings[0], options.listings[-1]))
     metrics["rss_ratio"] = many / few
-    manifest = manifest_of(FOLDER / "long.parquet", photos, num_rows=options.rows, per_listing=3)
-    metrics["first_shard_s"], metrics["first_shard_rss_mb"] = first_shard_s(folder, manifest, FOLDER / "long")
+    manifest = write_shuffled_manifest(FOLDER / "long.parquet", photos, num_rows=options.rows, per_listing=3)
+    metrics["first_shard_s"], metrics["first_shard_rss_mb"] = measure_first_shard_s(folder, manifest, FOLDER / "long")
     write_result("backfill_scale", metrics, {"rows": options.rows, "listings": options.listings})
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from benchmarks.common import BUILD, cli, grocery_source, write_result
+from benchmarks.common import BUILD, find_grocery_source, run_cli, write_result
 from training.export.add_brand import imprint, taxonomy_with_brand
 from training.inference.features import photo_features
 from training.recipe import Recipe, Stage, load_recipe
@@ -32,7 +32,7 @@ from vision.manifest import Manifest
 from vision.model import ListingClassifier
 from vision.taxonomy import Taxonomy
 
-HERE = BUILD / "brand_imprint"
+FOLDER = BUILD / "brand_imprint"
 HELD_OUT = ("God Morgon", "Oatly", "Yoggi")
 """At least ten photos each on val."""
 NUM_PHOTOS = 5
@@ -40,7 +40,7 @@ NUM_PHOTOS = 5
 Ints = npt.NDArray[np.int64]
 
 
-def recipe_of(name: str, brand_head: BrandHead, *, epochs: int, photo_px: int) -> Recipe:
+def create_recipe(name: str, brand_head: BrandHead, *, epochs: int, photo_px: int) -> Recipe:
     recipe = replace(load_recipe(name), brand_head=brand_head)
     if name == "linear_probe":
         return recipe
@@ -48,30 +48,30 @@ def recipe_of(name: str, brand_head: BrandHead, *, epochs: int, photo_px: int) -
     return replace(recipe, stages=stages, input_px=round(photo_px * 1.14 / 16) * 16)
 
 
-def without_brands(manifest: Manifest, taxonomy: Taxonomy) -> tuple[Manifest, Taxonomy]:
+def exclude_brands(manifest: Manifest, taxonomy: Taxonomy) -> tuple[Manifest, Taxonomy]:
     rows = manifest.table.to_pylist()
     kept = [{**row, "brand": "" if row["brand"] in HELD_OUT else row["brand"]} for row in rows]
     brands = tuple(brand for brand in taxonomy.brands if brand.name not in HELD_OUT)
     return Manifest.from_rows(kept, manifest.base_url), replace(taxonomy, version="held-out", brands=brands)
 
 
-def trained(recipe: Recipe, manifest: Manifest, taxonomy: Taxonomy, name: str) -> ListingClassifier:
-    folder = HERE / name
+def train_model(recipe: Recipe, manifest: Manifest, taxonomy: Taxonomy, name: str) -> ListingClassifier:
+    folder = FOLDER / name
     shutil.rmtree(folder, ignore_errors=True)
     Trainer(
-        recipe, manifest_url=str(HERE / "data" / "manifest.parquet"), manifest=manifest, taxonomy=taxonomy,
+        recipe, manifest_url=str(FOLDER / "data" / "manifest.parquet"), manifest=manifest, taxonomy=taxonomy,
         run=Run(folder),
     ).run()  # fmt: skip
     return Run(folder).load_model()
 
 
 @torch.inference_mode()
-def answered(model: ListingClassifier, embeddings: torch.Tensor, taxonomy: Taxonomy) -> list[str]:
+def predict_brands(model: ListingClassifier, embeddings: torch.Tensor, taxonomy: Taxonomy) -> list[str]:
     labels = model.heads(embeddings).brand_logits.argmax(dim=1)
     return [taxonomy.brand_labels[label] for label in labels.tolist()]
 
 
-def shares(answers: list[str], truth: list[str], no_brand: str) -> dict[str, float]:
+def compute_accuracy(answers: list[str], truth: list[str], no_brand: str) -> dict[str, float]:
     """Of right answers: of the held-out brands, the other brands, and products without one."""
 
     def right(wanted: list[bool]) -> float:
@@ -86,7 +86,7 @@ def shares(answers: list[str], truth: list[str], no_brand: str) -> dict[str, flo
     }
 
 
-def imprinted(
+def imprint_brands(
     model: ListingClassifier, taxonomy: Taxonomy, embeddings: torch.Tensor, brands: list[str], *, draw: int
 ) -> tuple[ListingClassifier, Taxonomy]:
     rng = np.random.default_rng(draw)
@@ -96,8 +96,8 @@ def imprinted(
     return model, taxonomy
 
 
-def embeddings_of(model: ListingClassifier, rows: Manifest, recipe: Recipe) -> tuple[torch.Tensor, list[str]]:
-    found = photo_features(model, rows, Preprocessing(input_px=recipe.input_px), cache=HERE / "features")
+def compute_embeddings(model: ListingClassifier, rows: Manifest, recipe: Recipe) -> tuple[torch.Tensor, list[str]]:
+    found = photo_features(model, rows, Preprocessing(input_px=recipe.input_px), cache=FOLDER / "features")
     brands = rows.column("brand").to_pylist()
     return torch.from_numpy(found.values.copy()), [brands[row] for row in found.rows]
 
@@ -109,25 +109,25 @@ def main() -> None:
     parser.add_argument("--photo-px", type=int, default=112)
     parser.add_argument("--draws", type=int, default=5)
     asked = parser.parse_args()
-    cli("data", "import", "grocery-store", grocery_source(), "--output", HERE / "data")
-    whole = Manifest.load(str(HERE / "data" / "manifest.parquet"))
-    taxonomy = Taxonomy.load(Path(HERE / "data" / "taxonomy.json"))
+    run_cli("data", "import", "grocery-store", find_grocery_source(), "--output", FOLDER / "data")
+    whole = Manifest.load(str(FOLDER / "data" / "manifest.parquet"))
+    taxonomy = Taxonomy.load(Path(FOLDER / "data" / "taxonomy.json"))
     figures: dict[str, dict[str, float]] = {}
     heads: tuple[BrandHead, ...] = ("linear", "cosine")
     for head in heads:
-        recipe = recipe_of(asked.recipe, head, epochs=asked.epochs, photo_px=asked.photo_px)
-        model = trained(recipe, whole, taxonomy, f"{asked.recipe}-{head}-all")
-        values, truth = embeddings_of(model, whole.where_split("val"), recipe)
-        figures[f"trained_{head}"] = shares(answered(model, values, taxonomy), truth, taxonomy.no_brand)
-    fewer, smaller = without_brands(whole, taxonomy)
-    model = trained(recipe, fewer, smaller, f"{asked.recipe}-cosine-held-out")
-    values, truth = embeddings_of(model, whole.where_split("val"), recipe)
-    figures["before_imprint"] = shares(answered(model, values, smaller), truth, taxonomy.no_brand)
-    from_values, from_brands = embeddings_of(model, whole.where_split("train"), recipe)
+        recipe = create_recipe(asked.recipe, head, epochs=asked.epochs, photo_px=asked.photo_px)
+        model = train_model(recipe, whole, taxonomy, f"{asked.recipe}-{head}-all")
+        values, truth = compute_embeddings(model, whole.where_split("val"), recipe)
+        figures[f"trained_{head}"] = compute_accuracy(predict_brands(model, values, taxonomy), truth, taxonomy.no_brand)
+    fewer, smaller = exclude_brands(whole, taxonomy)
+    model = train_model(recipe, fewer, smaller, f"{asked.recipe}-cosine-held-out")
+    values, truth = compute_embeddings(model, whole.where_split("val"), recipe)
+    figures["before_imprint"] = compute_accuracy(predict_brands(model, values, smaller), truth, taxonomy.no_brand)
+    from_values, from_brands = compute_embeddings(model, whole.where_split("train"), recipe)
     draws = []
     for draw in range(asked.draws):
-        larger, known = imprinted(model, smaller, from_values, from_brands, draw=draw)
-        draws.append(shares(answered(larger, values, known), truth, taxonomy.no_brand))
+        larger, known = imprint_brands(model, smaller, from_values, from_brands, draw=draw)
+        draws.append(compute_accuracy(predict_brands(larger, values, known), truth, taxonomy.no_brand))
     figures["imprinted"] = {key: statistics.mean(d[key] for d in draws) for key in draws[0]}
     metrics = {f"{name}_{key}": value for name, part in figures.items() for key, value in part.items()}
     write_result(

@@ -18,36 +18,36 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import RESULTS, write_result
-from benchmarks.load import LoadPlan, LoadReport, learn_answers, phone_photos, run_load
-from benchmarks.serving import default_bundle, gateway
+from benchmarks.load import LoadPlan, LoadReport, create_phone_photos, record_expected_responses, run_load
+from benchmarks.serving import create_default_bundle, serve_gateway
 from serving.capacity.planner import estimate, plan
 from serving.capacity.profile import Profile
 from serving.capacity.simulation import Load, Service
 
-SHARES = (0.3, 0.5, 0.7, 0.85)
+LOAD_SHARES = (0.3, 0.5, 0.7, 0.85)
 GPU_CORES = 16
 
 
 Reports = dict[float, LoadReport]
 
 
-async def measured(address: str, photos: list[bytes], seconds: float) -> tuple[LoadReport, LoadReport, Reports]:
+async def measure_service(address: str, photos: list[bytes], seconds: float) -> tuple[LoadReport, LoadReport, Reports]:
     """One caller alone, 32 callers, and the open loops."""
-    answers = await learn_answers(address, photos)
+    expected = await record_expected_responses(address, photos)
 
     async def loop(plan: LoadPlan) -> LoadReport:
-        return await run_load(address, plan, photos, answers=answers)
+        return await run_load(address, plan, photos, expected=expected)
 
     alone = await loop(LoadPlan(seconds=5, num_callers=1, deadline_s=30))
     peak = await loop(LoadPlan(seconds=seconds / 2, num_callers=32, deadline_s=30))
     reports = {}
-    for share in SHARES:
+    for share in LOAD_SHARES:
         plan = LoadPlan(seconds=seconds, rate_per_s=share * peak.photos_per_s, deadline_s=10, warmup_s=2)
         reports[share] = await loop(plan)
     return alone, peak, reports
 
 
-def compared(peak: LoadReport, alone: LoadReport, reports: Reports) -> dict[str, Any]:
+def compare_latencies(peak: LoadReport, alone: LoadReport, reports: Reports) -> dict[str, Any]:
     """Simulated and measured latencies of each share."""
     cores = len(os.sched_getaffinity(0))
     cost_ms = 1000 * cores / peak.photos_per_s
@@ -61,7 +61,7 @@ def compared(peak: LoadReport, alone: LoadReport, reports: Reports) -> dict[str,
         p50_ms, p99_ms = (float(value) for value in np.percentile(report.latency_ms(), (50, 99)))
         rows[f"{share:g}"] = {
             "calls_per_s": round(share * peak.photos_per_s, 1),
-            "answered_share": report.count("ok") / len(report.endings),
+            "answered_share": report.count("ok") / len(report.results),
             "measured_p50_ms": p50_ms,
             "measured_p99_ms": p99_ms,
             "simulated_p50_ms": made.p50_ms + extra_ms,
@@ -70,7 +70,7 @@ def compared(peak: LoadReport, alone: LoadReport, reports: Reports) -> dict[str,
     return {"cost_ms_per_photo": cost_ms, "cores": cores, "extra_ms": extra_ms, "by_share": rows}
 
 
-def gpu_profile() -> Profile:
+def create_gpu_profile() -> Profile:
     result = json.loads((RESULTS / "gpu.json").read_text())
     rates = result["details"]["model_photos_per_s"]["fp16"]
     decoded = result["metrics"]["decode_on_cores_photos_per_s"]
@@ -83,7 +83,7 @@ def gpu_profile() -> Profile:
     )
 
 
-def planned(profile: Profile, load: Load, *, p99_ms: float) -> dict[str, Any]:
+def plan_machines(profile: Profile, load: Load, *, p99_ms: float) -> dict[str, Any]:
     made = plan(profile, load, p99_ms=p99_ms, service=Service(num_cores=1, num_instances=1))
     return {
         "cores": made.service.num_cores,
@@ -91,13 +91,13 @@ def planned(profile: Profile, load: Load, *, p99_ms: float) -> dict[str, Any]:
         "instances": made.service.num_instances,
         "p50_ms": round(made.estimate.p50_ms, 1),
         "p99_ms": round(made.estimate.p99_ms, 1),
-        "mean_batch": round(made.estimate.outcome.mean_batch, 1),
-        "core_utilisation": round(made.estimate.outcome.core_utilisation, 3),
+        "mean_batch": round(made.estimate.simulation.mean_batch, 1),
+        "core_utilisation": round(made.estimate.simulation.core_utilisation, 3),
         "bottleneck": made.bottleneck,
     }
 
 
-def night(profile: Profile, *, num_photos: float, hours: float) -> dict[str, float]:
+def plan_backfill(profile: Profile, *, num_photos: float, hours: float) -> dict[str, float]:
     """Machines for a backfill, where nobody waits and everything may be full."""
     per_s = num_photos / (hours * 3600)
     best = max(size / ms for size, ms in profile.model_ms.items()) * 1000
@@ -110,18 +110,18 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path)
     parser.add_argument("--seconds", type=float, default=20.0)
     options = parser.parse_args()
-    folder: Path = options.bundle or default_bundle()
-    with gateway(folder, "--workers", str(len(os.sched_getaffinity(0)))) as (address, _):
-        alone, peak, reports = asyncio.run(measured(address, phone_photos(), options.seconds))
-    found = compared(peak, alone, reports)
+    folder: Path = options.bundle or create_default_bundle()
+    with serve_gateway(folder, "--workers", str(len(os.sched_getaffinity(0)))) as (address, _):
+        alone, peak, reports = asyncio.run(measure_service(address, create_phone_photos(), options.seconds))
+    found = compare_latencies(peak, alone, reports)
     for share, row in found["by_share"].items():
         print(
             f"{share} of the peak: p50 {row['measured_p50_ms']:.0f} ms (simulated {row['simulated_p50_ms']:.0f}), "
             f"p99 {row['measured_p99_ms']:.0f} ms (simulated {row['simulated_p99_ms']:.0f})"
         )
-    profile = gpu_profile()
-    upload = planned(profile, Load(listings_per_s=1000, photos_per_listing=4), p99_ms=300)
-    backfill = night(profile, num_photos=1e8, hours=8)
+    profile = create_gpu_profile()
+    upload = plan_machines(profile, Load(listings_per_s=1000, photos_per_listing=4), p99_ms=300)
+    backfill = plan_backfill(profile, num_photos=1e8, hours=8)
     ratios = [row["simulated_p99_ms"] / row["measured_p99_ms"] for row in found["by_share"].values()]
     metrics = {
         "peak_photos_per_s": peak.photos_per_s,

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.common import BUILD, cli, grocery_source, write_result
+from benchmarks.common import BUILD, find_grocery_source, run_cli, write_result
 from training.calibration.calibrate import Promises, calibrate
 from training.data.synthetic import draw_dataset
 from training.evaluation.ground_truth import judge_paths, listing_labels, truth_by_depth
@@ -30,10 +30,10 @@ from vision.engine import OnnxEngine
 from vision.manifest import Labels, Manifest
 from vision.metrics import expected_calibration_error, wilson_interval
 
-HERE = BUILD / "certificate"
-NUM_DRAWS = 1000
+FOLDER = BUILD / "certificate"
+NUM_RESAMPLES = 1000
 STRICT_ALPHA = 0.01
-NUM_DRAWN = {"train": 4000, "val": 2000, "calibrate": 4000, "test": 10_000}
+NUM_SYNTHETIC = {"train": 4000, "val": 2000, "calibrate": 4000, "test": 10_000}
 RECIPES = {
     "drawn": """backbone = "tf_efficientnet_lite0"
 input_px = 64
@@ -59,43 +59,45 @@ epochs = 8
 }
 
 
-def draw_split(split: str) -> Manifest:
-    folder = HERE / "drawn" / split
-    seed = list(NUM_DRAWN).index(split)
-    manifest, taxonomy = draw_dataset(folder, listings={split: NUM_DRAWN[split]}, seed=seed, photos_per_listing=(1, 2))
-    taxonomy.save(HERE / "drawn" / "taxonomy.json")
+def create_synthetic_split(split: str) -> Manifest:
+    folder = FOLDER / "drawn" / split
+    seed = list(NUM_SYNTHETIC).index(split)
+    manifest, taxonomy = draw_dataset(
+        folder, listings={split: NUM_SYNTHETIC[split]}, seed=seed, photos_per_listing=(1, 2)
+    )
+    taxonomy.save(FOLDER / "drawn" / "taxonomy.json")
     return manifest
 
 
-def draw() -> Path:
-    path = HERE / "drawn" / "manifest.parquet"
+def create_synthetic_manifest() -> Path:
+    path = FOLDER / "drawn" / "manifest.parquet"
     if not path.is_file():
         with ProcessPoolExecutor() as pool:
-            parts = list(pool.map(draw_split, NUM_DRAWN))
+            parts = list(pool.map(create_synthetic_split, NUM_SYNTHETIC))
         rows = [{**row, "photo": part.photo_url(i)} for part in parts for i, row in enumerate(part.table.to_pylist())]
         Manifest.from_rows(rows, str(path.parent)).save(str(path))
     return path
 
 
 def import_grocery() -> Path:
-    cli("data", "import", "grocery-store", grocery_source(), "--output", HERE / "grocery")
-    return HERE / "grocery" / "manifest.parquet"
+    run_cli("data", "import", "grocery-store", find_grocery_source(), "--output", FOLDER / "grocery")
+    return FOLDER / "grocery" / "manifest.parquet"
 
 
-def trained(name: str, manifest: Path, run: Path | None) -> Bundle:
+def train_model(name: str, manifest: Path, run: Path | None) -> Bundle:
     """The exported model: of this benchmark, or of a finished run."""
-    recipe, exported = HERE / f"{name}.toml", HERE / f"{name}-bundle"
+    recipe, exported = FOLDER / f"{name}.toml", FOLDER / f"{name}-bundle"
     if run is None:
-        run = HERE / f"{name}-run"
+        run = FOLDER / f"{name}-run"
         recipe.write_text(RECIPES[name])
-        cli("train", manifest, "--recipe", recipe, "--run", run)
+        run_cli("train", manifest, "--recipe", recipe, "--run", run)
     # Made anew, so that today's code certifies.
     shutil.rmtree(exported, ignore_errors=True)
-    cli("export", run, "--output", exported, "--name", name)
+    run_cli("export", run, "--output", exported, "--name", name)
     return load_bundle(exported)
 
 
-def as_listings(predictions: Predictions, calibration: Calibration) -> Predictions:
+def fuse_listings(predictions: Predictions, calibration: Calibration) -> Predictions:
     """One row a listing, fused as the calibration says: what is drawn from."""
     groups, labels = predictions.groups, listing_labels(predictions.labels, predictions.groups)
     return dataclasses.replace(
@@ -111,7 +113,7 @@ def as_listings(predictions: Predictions, calibration: Calibration) -> Predictio
     )
 
 
-def drawn_anew(listings: Predictions, rows: npt.NDArray[np.int64]) -> Predictions:
+def resample(listings: Predictions, rows: npt.NDArray[np.int64]) -> Predictions:
     labels = Labels(category_nodes=listings.labels.category_nodes[rows], brands=listings.labels.brands[rows])
     return dataclasses.replace(
         listings,
@@ -123,30 +125,30 @@ def drawn_anew(listings: Predictions, rows: npt.NDArray[np.int64]) -> Prediction
     )
 
 
-class Judged:
+class EvaluatedListings:
     """Answers for listings, and which of them are right."""
 
     def __init__(self, listings: Predictions, bundle: Bundle, calibration: Calibration) -> None:
         self.taxonomy = bundle.taxonomy
-        self.answers: Answers = answer(
+        self.predictions: Answers = answer(
             listings.category_logits, listings.brand_logits, listings.groups,
             taxonomy=self.taxonomy, calibration=calibration,
         )  # fmt: skip
         truth = truth_by_depth(listing_labels(listings.labels, listings.groups), self.taxonomy)
-        verdicts = judge_paths(self.answers.paths, truth)
+        verdicts = judge_paths(self.predictions.paths, truth)
         brand_known = truth.brands != -1
-        brand_right = brand_known & (self.answers.brands.labels == truth.brands)
+        brand_right = brand_known & (self.predictions.brands.labels == truth.brands)
         # (N, D + 1), the brand last, as `fills` has it.
         self.known = np.column_stack([verdicts.known, brand_known])
         self.right = np.column_stack([verdicts.right, brand_right])
-        self.scores = np.column_stack([self.answers.paths.scores, self.answers.brands.scores])
+        self.scores = np.column_stack([self.predictions.paths.scores, self.predictions.brands.scores])
 
-    def filled(self, calibration: Calibration) -> npt.NDArray[np.bool_]:
-        filled: npt.NDArray[np.bool_] = fills(self.answers, taxonomy=self.taxonomy, calibration=calibration)
-        judged: npt.NDArray[np.bool_] = filled & self.known
-        return judged
+    def find_filled(self, calibration: Calibration) -> npt.NDArray[np.bool_]:
+        filled: npt.NDArray[np.bool_] = fills(self.predictions, taxonomy=self.taxonomy, calibration=calibration)
+        evaluated: npt.NDArray[np.bool_] = filled & self.known
+        return evaluated
 
-    def best_coverage(self, column: int, alpha: float) -> float:
+    def compute_best_coverage(self, column: int, alpha: float) -> float:
         """The largest coverage of any threshold at the promised precision, by one who knows the labels."""
         known = self.known[:, column]
         order = np.argsort(-self.scores[known, column], kind="stable")
@@ -155,30 +157,30 @@ class Judged:
         return (int(kept[-1]) + 1) / int(known.sum()) if len(kept) else 0.0
 
 
-def fields_on(judged: Judged, calibration: Calibration, names: Sequence[str]) -> dict[str, Any]:
+def evaluate_fields(evaluated: EvaluatedListings, calibration: Calibration, names: Sequence[str]) -> dict[str, Any]:
     fields: dict[str, Any] = {}
-    filled = judged.filled(calibration)
+    filled = evaluated.find_filled(calibration)
     for column, name in enumerate(names):
         field = calibration.field(name)
         assert field is not None
-        known = judged.known[:, column]
+        known = evaluated.known[:, column]
         num_filled = int(filled[:, column].sum())
-        num_right = int((filled & judged.right)[:, column].sum())
+        num_right = int((filled & evaluated.right)[:, column].sum())
         fields[name] = {
             **{k: v for k, v in dataclasses.asdict(field).items() if k != "grid"},
             "test_listings": int(known.sum()),
             "test_coverage": num_filled / int(known.sum()),
             "test_precision": num_right / num_filled if num_filled else None,
             "test_precision_interval": wilson_interval(num_right, num_filled) if num_filled else None,
-            "best_possible_coverage": judged.best_coverage(column, field.alpha),
-            "ece": expected_calibration_error(judged.scores[known, column], judged.right[known, column]),
-            "top1": float(judged.right[known, column].mean()),
+            "best_possible_coverage": evaluated.compute_best_coverage(column, field.alpha),
+            "ece": expected_calibration_error(evaluated.scores[known, column], evaluated.right[known, column]),
+            "top1": float(evaluated.right[known, column].mean()),
         }
     return fields
 
 
-def figures(name: str, manifest_path: Path, run: Path | None) -> dict[str, Any]:
-    bundle = trained(name, manifest_path, run)
+def measure_dataset(name: str, manifest_path: Path, run: Path | None) -> dict[str, Any]:
+    bundle = train_model(name, manifest_path, run)
     calibration = bundle.calibration
     manifest = Manifest.load(str(manifest_path))
     engine = OnnxEngine(bundle)
@@ -186,11 +188,11 @@ def figures(name: str, manifest_path: Path, run: Path | None) -> dict[str, Any]:
 
     def answered(split: str) -> Predictions:
         rows = manifest.where_split(split)
-        return as_listings(predict(rows, bundle.taxonomy, bundle.info.preprocessing, engine.infer), calibration)
+        return fuse_listings(predict(rows, bundle.taxonomy, bundle.info.preprocessing, engine.infer), calibration)
 
     test, tune = answered("test"), answered("val")
     names = [*(field_name(depth + 1) for depth in range(bundle.taxonomy.max_depth)), BRAND_FIELD]
-    found = {"fields": fields_on(Judged(test, bundle, calibration), calibration, names)}
+    found = {"fields": evaluate_fields(EvaluatedListings(test, bundle, calibration), calibration, names)}
     if name == "drawn":
         # Where nearly all answers are right the usual promise says little: a stricter one leaves something to choose.
         strict = calibrate(
@@ -200,22 +202,22 @@ def figures(name: str, manifest_path: Path, run: Path | None) -> dict[str, Any]:
             calibration_predictions=answered("calibrate"),
             promises=Promises(alpha_category=STRICT_ALPHA, alpha_brand=STRICT_ALPHA),
         )
-        found["fields_at_1_percent"] = fields_on(Judged(test, bundle, strict), strict, names)
+        found["fields_at_1_percent"] = evaluate_fields(EvaluatedListings(test, bundle, strict), strict, names)
     pool = test
     num_calibration = max(field.num_listings for field in calibration.fields)
     # As many as the certificate itself had for temperatures and grids: without a calibrate split half of val.
     tuned_on = tune
     if name == "grocery":
-        tuned_on = drawn_anew(tune, np.arange(0, len(tune.listing_ids), 2))
+        tuned_on = resample(tune, np.arange(0, len(tune.listing_ids), 2))
     broken = np.zeros(len(names), dtype=int)
     never = np.zeros(len(names), dtype=int)
     any_broken = 0
-    population: Judged | None = None
-    for _ in range(NUM_DRAWS):
-        tested = drawn_anew(pool, rng.integers(0, len(pool.listing_ids), num_calibration))
+    population: EvaluatedListings | None = None
+    for _ in range(NUM_RESAMPLES):
+        tested = resample(pool, rng.integers(0, len(pool.listing_ids), num_calibration))
         certified = calibrate(tuned_on, bundle.taxonomy, certifies={}, calibration_predictions=tested)
-        population = population or Judged(pool, bundle, certified)
-        filled = population.filled(certified)
+        population = population or EvaluatedListings(pool, bundle, certified)
+        filled = population.find_filled(certified)
         alphas = np.array([field.alpha for field in certified.fields])
         shares = (filled & ~population.right).sum(axis=0) / np.maximum(filled.sum(axis=0), 1)
         broken += shares > alphas
@@ -223,16 +225,16 @@ def figures(name: str, manifest_path: Path, run: Path | None) -> dict[str, Any]:
         never += filled.sum(axis=0) == 0
     return {
         **found,
-        "draws": NUM_DRAWS,
+        "draws": NUM_RESAMPLES,
         "listings_a_draw": num_calibration,
         "tuned_on": len(tuned_on.listing_ids),
-        "violation_rate": any_broken / NUM_DRAWS,
-        "violation_rate_by_field": dict(zip(names, (broken / NUM_DRAWS).tolist(), strict=True)),
-        "never_filled_by_field": dict(zip(names, (never / NUM_DRAWS).tolist(), strict=True)),
+        "violation_rate": any_broken / NUM_RESAMPLES,
+        "violation_rate_by_field": dict(zip(names, (broken / NUM_RESAMPLES).tolist(), strict=True)),
+        "never_filled_by_field": dict(zip(names, (never / NUM_RESAMPLES).tolist(), strict=True)),
     }
 
 
-def headline(found: dict[str, Any], prefix: str = "") -> dict[str, float]:
+def select_metrics(found: dict[str, Any], prefix: str = "") -> dict[str, float]:
     categories = [f for name, f in found["fields"].items() if name != BRAND_FIELD]
     brand = found["fields"][BRAND_FIELD]
     deepest = categories[-1]
@@ -259,14 +261,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=("drawn", "grocery"))
     parser.add_argument("--grocery-run", type=Path, help="a finished run, such as that of grocery_accuracy")
-    asked = parser.parse_args()
-    only = asked.only
+    options = parser.parse_args()
+    only = options.only
     metrics: dict[str, float] = {}
     details: dict[str, Any] = {}
-    for name, manifest in (("drawn", draw), ("grocery", import_grocery)):
+    for name, manifest in (("drawn", create_synthetic_manifest), ("grocery", import_grocery)):
         if only in (None, name):
-            details[name] = figures(name, manifest(), asked.grocery_run if name == "grocery" else None)
-            metrics |= headline(details[name], "" if name == "drawn" else "grocery_")
+            details[name] = measure_dataset(name, manifest(), options.grocery_run if name == "grocery" else None)
+            metrics |= select_metrics(details[name], "" if name == "drawn" else "grocery_")
             for promised in ("fields", "fields_at_1_percent"):
                 for field, f in details[name].get(promised, {}).items():
                     print(f"{name} {field}: " + ", ".join(f"{k} {v}" for k, v in f.items() if k != "name"))

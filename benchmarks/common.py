@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-__all__ = ["BUILD", "cli", "grocery_source", "machine", "write_result"]
+__all__ = ["BUILD", "describe_machine", "find_grocery_source", "run_cli", "write_result"]
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -18,7 +18,7 @@ BUILD = ROOT / "build" / "benchmarks"
 """Where benchmarks keep what they make; not committed."""
 
 
-def grocery_source() -> Path:
+def find_grocery_source() -> Path:
     """The Grocery Store data set: `LISTING_VISION_DATA`/grocery-store, else ../shared/data/grocery-store."""
     data = Path(os.environ.get("LISTING_VISION_DATA") or ROOT.parent / "shared" / "data")
     source = data / "grocery-store"
@@ -29,7 +29,7 @@ def grocery_source() -> Path:
     return source
 
 
-def cli(*words: object) -> None:
+def run_cli(*words: object) -> None:
     """Run a verb of the console script; its output is shown, a failure ends the benchmark."""
     subprocess.run([sys.executable, "-m", "listing_vision", *map(str, words)], check=True, cwd=ROOT)
 
@@ -41,7 +41,7 @@ def write_result(name: str, metrics: dict[str, float], details: dict[str, Any]) 
     result = {
         "name": name,
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "machine": machine(),
+        "machine": describe_machine(),
         "commit": _commit(),
         "metrics": metrics,
         "details": details,
@@ -49,10 +49,10 @@ def write_result(name: str, metrics: dict[str, float], details: dict[str, Any]) 
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"written: {path.relative_to(ROOT)}; machine: {result['machine']}")
+    print(f"written: {path.relative_to(ROOT)}; machine: {result['describe_machine']}")
 
 
-def machine() -> dict[str, Any]:
+def describe_machine() -> dict[str, Any]:
     """Cores, processor, GPU or None, Python: what a figure was measured on."""
     return {
         "cores": len(os.sched_getaffinity(0)),

@@ -21,7 +21,7 @@ BRANCHES = (10, 10, 50)
 NUM_BRANDS = 10_000
 
 
-def large_taxonomy() -> Taxonomy:
+def create_large_taxonomy() -> Taxonomy:
     categories: list[Category] = []
     level: list[str | None] = [None]
     for depth, num_children in enumerate(BRANCHES):
@@ -32,7 +32,7 @@ def large_taxonomy() -> Taxonomy:
     return Taxonomy(version="large", categories=tuple(categories), brands=brands)
 
 
-def certified() -> Calibration:
+def create_calibration() -> Calibration:
     names = (*(field_name(depth + 1) for depth in range(len(BRANCHES))), BRAND_FIELD)
     fields = tuple(
         Field(name=name, alpha=0.05, delta=0.0125, threshold=0.5, num_listings=2000, num_filled=1000, num_errors=20)
@@ -46,32 +46,32 @@ def certified() -> Calibration:
 def main() -> None:
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(cores)})
-    taxonomy, calibration = large_taxonomy(), certified()
+    taxonomy, calibration = create_large_taxonomy(), create_calibration()
     rng = np.random.default_rng(0)
     category_logits = rng.normal(0, 3, (NUM_LISTINGS * NUM_PHOTOS, len(taxonomy.leaf_ids))).astype(np.float32)
     brand_logits = rng.normal(0, 3, (NUM_LISTINGS * NUM_PHOTOS, len(taxonomy.brand_labels))).astype(np.float32)
     groups = np.repeat(np.arange(NUM_LISTINGS), NUM_PHOTOS)
 
-    def one(listing: int) -> float:
+    def decide_one(listing: int) -> float:
         photos = slice(listing * NUM_PHOTOS, (listing + 1) * NUM_PHOTOS)
         begun_s = time.perf_counter()
         decide(category_logits[photos], brand_logits[photos], taxonomy=taxonomy, calibration=calibration)
         return (time.perf_counter() - begun_s) * 1000
 
-    def many() -> float:
+    def decide_batch() -> float:
         begun_s = time.perf_counter()
         answers = answer(category_logits, brand_logits, groups, taxonomy=taxonomy, calibration=calibration)
         fills(answers, taxonomy=taxonomy, calibration=calibration)
         return (time.perf_counter() - begun_s) * 1000 / NUM_LISTINGS
 
     begun_s = time.perf_counter()
-    one(0)
-    many()
+    decide_one(0)
+    decide_batch()
     first_s = time.perf_counter() - begun_s
-    alone_ms = [one(listing) for listing in range(NUM_LISTINGS)]
-    together_ms = [many() for _ in range(3)]
+    alone_ms = [decide_one(listing) for listing in range(NUM_LISTINGS)]
+    together_ms = [decide_batch() for _ in range(3)]
     tracemalloc.start()
-    many()
+    decide_batch()
     peak_mib = tracemalloc.get_traced_memory()[1] / 2**20
     tracemalloc.stop()
     os.sched_setaffinity(0, cores)

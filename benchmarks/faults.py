@@ -20,14 +20,22 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import write_result
-from benchmarks.load import ENDINGS, Answer, LoadPlan, LoadReport, learn_answers, phone_photos, run_load
-from benchmarks.load.processes import process_tree
-from benchmarks.serving import default_bundle, gateway
+from benchmarks.load import (
+    CALL_RESULTS,
+    ExpectedResponse,
+    LoadPlan,
+    LoadReport,
+    create_phone_photos,
+    record_expected_responses,
+    run_load,
+)
+from benchmarks.load.processes import list_process_tree
+from benchmarks.serving import create_default_bundle, serve_gateway
 from tests.support.hostile_photos import hostile_photos
 
 SHARE_OF_PEAK = 0.5
 DEADLINE_S = 5.0
-DAMAGE_AFTER_S = 5.0
+INJECT_AFTER_S = 5.0
 FREEZE_S = 10.0
 NUM_HOSTILE = 1000
 
@@ -38,10 +46,10 @@ class Tree:
 
     supervisor: int
 
-    def running(self, what: bytes) -> list[int]:
+    def find_pids(self, what: bytes) -> list[int]:
         """Pids whose command line names it."""
         found = []
-        for pid in process_tree([self.supervisor]):
+        for pid in list_process_tree([self.supervisor]):
             with contextlib.suppress(OSError):
                 if what in Path(f"/proc/{pid}/cmdline").read_bytes():
                     found.append(pid)
@@ -49,24 +57,24 @@ class Tree:
 
 
 async def kill_triton(tree: Tree) -> None:
-    os.kill(tree.running(b"bin/tritonserver")[0], signal.SIGKILL)
+    os.kill(tree.find_pids(b"bin/tritonserver")[0], signal.SIGKILL)
 
 
 async def kill_stub(tree: Tree) -> None:
-    os.kill(tree.running(b"triton_python_backend_stub")[0], signal.SIGKILL)
+    os.kill(tree.find_pids(b"triton_python_backend_stub")[0], signal.SIGKILL)
 
 
 async def kill_worker(tree: Tree) -> None:
-    os.kill(busiest_worker(tree), signal.SIGKILL)
+    os.kill(find_busiest_worker(tree), signal.SIGKILL)
 
 
 async def freeze_worker(tree: Tree) -> None:
     """For good."""
-    os.kill(busiest_worker(tree), signal.SIGSTOP)
+    os.kill(find_busiest_worker(tree), signal.SIGSTOP)
 
 
 async def freeze_triton(tree: Tree) -> None:
-    frozen = tree.running(b"bin/tritonserver")[0]
+    frozen = tree.find_pids(b"bin/tritonserver")[0]
     os.kill(frozen, signal.SIGSTOP)
     await asyncio.sleep(FREEZE_S)
     with contextlib.suppress(ProcessLookupError):  # it may have been replaced
@@ -77,49 +85,49 @@ async def rolling_restart(tree: Tree) -> None:
     os.kill(tree.supervisor, signal.SIGHUP)
 
 
-async def nothing(tree: Tree) -> None:
+async def inject_nothing(tree: Tree) -> None:
     """The load itself is the damage."""
 
 
-def busiest_worker(tree: Tree) -> int:
+def find_busiest_worker(tree: Tree) -> int:
     """The gateway process that has most callers: several on one port do not share them evenly."""
-    return max(tree.running(b"serving.supervisor.gateway_worker"), key=_num_sockets)
+    return max(tree.find_pids(b"serving.supervisor.gateway_worker"), key=_count_sockets)
 
 
-def _num_sockets(pid: int) -> int:
+def _count_sockets(pid: int) -> int:
     return sum(link.readlink().name.startswith("socket:") for link in Path(f"/proc/{pid}/fd").iterdir())
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drill:
-    damage: Callable[[Tree], Awaitable[None]]
+class Fault:
+    inject: Callable[[Tree], Awaitable[None]]
     short_deadlines: bool = False
     hostile: bool = False
-    longer_s: float = 0.0
+    extra_s: float = 0.0
     """Of load, for what takes its time to be found."""
 
 
-DRILLS = {
-    "kill_triton": Drill(damage=kill_triton),
-    "kill_stub": Drill(damage=kill_stub),
-    "kill_worker": Drill(damage=kill_worker),
-    "freeze_triton": Drill(damage=freeze_triton),
-    "freeze_worker": Drill(damage=freeze_worker, longer_s=15),
-    "rolling_restart": Drill(damage=rolling_restart),
-    "deadline_storm": Drill(damage=nothing, short_deadlines=True),
-    "hostile_photos": Drill(damage=nothing, hostile=True),
+FAULTS = {
+    "kill_triton": Fault(inject=kill_triton),
+    "kill_stub": Fault(inject=kill_stub),
+    "kill_worker": Fault(inject=kill_worker),
+    "freeze_triton": Fault(inject=freeze_triton),
+    "freeze_worker": Fault(inject=freeze_worker, extra_s=15),
+    "rolling_restart": Fault(inject=rolling_restart),
+    "deadline_storm": Fault(inject=inject_nothing, short_deadlines=True),
+    "hostile_photos": Fault(inject=inject_nothing, hostile=True),
 }
 
 
-async def run_drill(
-    drill: Drill, tree: Tree, address: str, photos: list[bytes], hostile: list[bytes], seconds: float
+async def run_fault(
+    fault: Fault, tree: Tree, address: str, photos: list[bytes], hostile: list[bytes], seconds: float
 ) -> tuple[LoadReport, float]:
     """What became of the calls, and when the damage was done, in seconds since the load began."""
-    answers: list[Answer] = await learn_answers(address, photos, hostile=hostile)
-    clean = answers[: len(photos)]
-    peak = await run_load(address, LoadPlan(seconds=3, num_callers=16, deadline_s=30), photos, answers=clean)
+    expected: list[ExpectedResponse] = await record_expected_responses(address, photos, hostile=hostile)
+    clean = expected[: len(photos)]
+    peak = await run_load(address, LoadPlan(seconds=3, num_callers=16, deadline_s=30), photos, expected=clean)
     rate_per_s = SHARE_OF_PEAK * peak.photos_per_s
-    if drill.hostile:
+    if fault.hostile:
         seconds = 1.1 * NUM_HOSTILE / rate_per_s
     plan = LoadPlan(
         seconds=seconds,
@@ -127,57 +135,59 @@ async def run_drill(
         deadline_s=DEADLINE_S,
         warmup_s=0,
         ramp_s=1,
-        hostile_share=1.0 if drill.hostile else 0.0,
-        short_deadline_share=0.9 if drill.short_deadlines else 0.0,
+        hostile_share=1.0 if fault.hostile else 0.0,
+        short_deadline_share=0.9 if fault.short_deadlines else 0.0,
         short_deadline_s=(0.001, 0.020),
         max_in_flight=4096,
     )
     started_s = time.monotonic()
-    load = asyncio.create_task(run_load(address, plan, photos, hostile=hostile, answers=answers))
-    await asyncio.sleep(min(DAMAGE_AFTER_S, seconds / 2))
-    damaged_s = time.monotonic() - started_s
-    await drill.damage(tree)
-    return await load, damaged_s
+    load = asyncio.create_task(run_load(address, plan, photos, hostile=hostile, expected=expected))
+    await asyncio.sleep(min(INJECT_AFTER_S, seconds / 2))
+    injected_s = time.monotonic() - started_s
+    await fault.inject(tree)
+    return await load, injected_s
 
 
-def hostile_files() -> list[bytes]:
+def create_hostile_files() -> list[bytes]:
     """What is refused of the tests' drawer; not what is over a megabyte, which would only load the generator."""
     return [photo.data for photo in hostile_photos() if photo.expected and len(photo.data) < 1 << 20]
 
 
-def recovery_s(report: LoadReport, damaged_s: float) -> float:
+def compute_recovery_s(report: LoadReport, injected_s: float) -> float:
     """From the damage until the last call that was sent and not answered rightly; 0 where there was none.
 
     Calls whose deadline was too short on purpose do not count.
     """
     lost = report.due_s[
-        (report.endings != ENDINGS.index("ok")) & ~report.cut_off & (report.due_s >= damaged_s - DEADLINE_S)
+        (report.results != CALL_RESULTS.index("ok"))
+        & ~report.has_short_deadline
+        & (report.due_s >= injected_s - DEADLINE_S)
     ]
-    return max(0.0, float(lost.max(initial=damaged_s) - damaged_s))
+    return max(0.0, float(lost.max(initial=injected_s) - injected_s))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path)
-    parser.add_argument("--only", choices=tuple(DRILLS), nargs="+", default=list(DRILLS))
+    parser.add_argument("--only", choices=tuple(FAULTS), nargs="+", default=list(FAULTS))
     parser.add_argument("--seconds", type=float, default=25.0)
     options = parser.parse_args()
-    folder: Path = options.bundle or default_bundle()
-    photos = phone_photos()
+    folder: Path = options.bundle or create_default_bundle()
+    photos = create_phone_photos()
     details: dict[str, Any] = {}
     metrics: dict[str, float] = {}
     for name in options.only:
-        drill = DRILLS[name]
-        hostile = hostile_files() if drill.hostile else []
-        with gateway(folder, "--workers", "2") as (address, pids):
+        fault = FAULTS[name]
+        hostile = create_hostile_files() if fault.hostile else []
+        with serve_gateway(folder, "--workers", "2") as (address, pids):
             tree = Tree(pids[0])
-            report, damaged_s = asyncio.run(
-                run_drill(drill, tree, address, photos, hostile, options.seconds + drill.longer_s)
+            report, injected_s = asyncio.run(
+                run_fault(fault, tree, address, photos, hostile, options.seconds + fault.extra_s)
             )
-        took_s = recovery_s(report, damaged_s)
-        counts = {ending: report.count(ending) for ending in ENDINGS if report.count(ending)}
-        print(f"{name:<16} recovered after {took_s:5.2f} s; {counts}; {dict(report.outcomes)}", flush=True)
-        details[name] = {"recovery_s": took_s, "counts": counts, "outcomes": dict(report.outcomes)}
+        took_s = compute_recovery_s(report, injected_s)
+        counts = {ending: report.count(ending) for ending in CALL_RESULTS if report.count(ending)}
+        print(f"{name:<16} recovered after {took_s:5.2f} s; {counts}; {dict(report.status_counts)}", flush=True)
+        details[name] = {"recovery_s": took_s, "counts": counts, "outcomes": dict(report.status_counts)}
         metrics[f"{name}_recovery_s"] = took_s
     metrics["wrong_or_hung_calls"] = sum(d["counts"].get(e, 0) for d in details.values() for e in ("wrong", "hung"))
     metrics["drills"] = len(details)

@@ -12,14 +12,14 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import BUILD, cli, grocery_source, write_result
+from benchmarks.common import BUILD, find_grocery_source, run_cli, write_result
 from training.recipe import Recipe, Stage, load_recipe
 from training.run import Run
 from training.trainer.trainer import Trainer
 from vision.manifest import Manifest
 from vision.taxonomy import Taxonomy
 
-HERE = BUILD / "grocery_ablation"
+FOLDER = BUILD / "grocery_ablation"
 
 
 def base(photo_px: int, epochs: int) -> Recipe:
@@ -30,7 +30,7 @@ def base(photo_px: int, epochs: int) -> Recipe:
     return dataclasses.replace(load_recipe("grocery"), stages=stages, input_px=round(photo_px * 1.14 / 16) * 16)
 
 
-def variants(made: Recipe) -> dict[str, Recipe]:
+def create_variants(made: Recipe) -> dict[str, Recipe]:
     whole, epochs = made.stages[-1], made.num_epochs
     changes: dict[str, dict[str, Any]] = {
         "recipe": {},
@@ -47,13 +47,13 @@ def variants(made: Recipe) -> dict[str, Recipe]:
     return {name: dataclasses.replace(made, **change) for name, change in changes.items()}
 
 
-def trained(recipe: Recipe, folder: Path) -> dict[str, float]:
-    manifest = HERE / "data" / "manifest.parquet"
+def train_model(recipe: Recipe, folder: Path) -> dict[str, float]:
+    manifest = FOLDER / "data" / "manifest.parquet"
     trainer = Trainer(
         recipe,
         manifest_url=str(manifest),
         manifest=Manifest.load(str(manifest)),
-        taxonomy=Taxonomy.load(HERE / "data" / "taxonomy.json"),
+        taxonomy=Taxonomy.load(FOLDER / "data" / "taxonomy.json"),
         run=Run(folder),
     )
     trainer.run()
@@ -71,12 +71,12 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--photo-px", type=int, default=112)
     asked = parser.parse_args()
-    cli("data", "import", "grocery-store", grocery_source(), "--output", HERE / "data")
+    run_cli("data", "import", "grocery-store", find_grocery_source(), "--output", FOLDER / "data")
     results: dict[str, list[dict[str, float]]] = {}
     for seed in asked.seeds:
-        for name, recipe in variants(base(asked.photo_px, asked.epochs)).items():
-            folder = HERE / f"{name.replace(' ', '-')}-{asked.photo_px}px-{asked.epochs}-seed{seed}"
-            figures = trained(dataclasses.replace(recipe, seed=seed), folder)
+        for name, recipe in create_variants(base(asked.photo_px, asked.epochs)).items():
+            folder = FOLDER / f"{name.replace(' ', '-')}-{asked.photo_px}px-{asked.epochs}-seed{seed}"
+            figures = train_model(dataclasses.replace(recipe, seed=seed), folder)
             results.setdefault(name, []).append(figures)
             print(f"{name:26} seed {seed}: {figures['val_leaf_top1']:.1%}, {figures['minutes']:.1f} min", flush=True)
     means = {name: statistics.mean(f["val_leaf_top1"] for f in runs) for name, runs in results.items()}

@@ -12,22 +12,22 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import BUILD, cli, grocery_source, write_result
+from benchmarks.common import BUILD, find_grocery_source, run_cli, write_result
 from training.run import Run
 
-HERE = BUILD / "grocery_accuracy"
+FOLDER = BUILD / "grocery_accuracy"
 
 
-def one_seed(seed: int, manifest: Path) -> dict[str, Any]:
+def measure_seed(seed: int, manifest: Path) -> dict[str, Any]:
     """Figures of one trained, exported and judged model."""
-    run, bundle = HERE / f"seed{seed}", HERE / f"seed{seed}-bundle"
-    cli("train", manifest, "--recipe", "grocery", "--run", run, "--seed", seed)
+    run, bundle = FOLDER / f"seed{seed}", FOLDER / f"seed{seed}-bundle"
+    run_cli("train", manifest, "--recipe", "grocery", "--run", run, "--seed", seed)
     if not bundle.exists():
-        cli("export", run, "--output", bundle, "--name", "grocery")
+        run_cli("export", run, "--output", bundle, "--name", "grocery")
     figures = {}
     for name, options in (("alone", ()), ("three", ("--photos-per-listing", 3))):
-        path = HERE / f"seed{seed}-{name}.json"
-        cli("evaluate", bundle, manifest, "--split", "test", "--output", path, *options)
+        path = FOLDER / f"seed{seed}-{name}.json"
+        run_cli("evaluate", bundle, manifest, "--split", "test", "--output", path, *options)
         figures[name] = json.loads(path.read_text())
     alone = figures["alone"]["photo"]
     records = Run(run).metrics()
@@ -51,8 +51,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     seeds: list[int] = parser.parse_args().seeds
-    cli("data", "import", "grocery-store", grocery_source(), "--output", HERE / "data")
-    by_seed = [one_seed(seed, HERE / "data" / "manifest.parquet") for seed in seeds]
+    run_cli("data", "import", "grocery-store", find_grocery_source(), "--output", FOLDER / "data")
+    by_seed = [measure_seed(seed, FOLDER / "data" / "manifest.parquet") for seed in seeds]
     means = {
         key: statistics.mean(figures[key] for figures in by_seed)
         for key in (

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.common import write_result
-from benchmarks.load import LoadPlan, learn_answers, phone_photos, run_load
-from benchmarks.serving import default_bundle, gateway
+from benchmarks.load import LoadPlan, create_phone_photos, record_expected_responses, run_load
+from benchmarks.serving import create_default_bundle, serve_gateway
 
 LAYOUTS = {
     "triton_isolated": (),
@@ -25,28 +25,28 @@ LAYOUTS = {
     "gateway_plain": ("--decode-in", "gateway", "--no-isolate"),
 }
 CALLERS = (8, 32)
-Found = dict[int, tuple[float, float]]
+RoundResult = dict[int, tuple[float, float]]
 """Photos/s and p99 in ms, by number of callers."""
 
 
-async def measure(address: str, photos: list[bytes], seconds: float) -> Found:
-    answers = await learn_answers(address, photos)
+async def measure(address: str, photos: list[bytes], seconds: float) -> RoundResult:
+    expected = await record_expected_responses(address, photos)
     found = {}
     for callers in CALLERS:
         plan = LoadPlan(seconds=seconds, num_callers=callers, deadline_s=30, warmup_s=2)
-        report = await run_load(address, plan, photos, answers=answers)
-        if set(report.outcomes) != {"OK"}:
+        report = await run_load(address, plan, photos, expected=expected)
+        if set(report.status_counts) != {"OK"}:
             raise SystemExit(f"not every call was answered rightly:\n{report.table()}")
         found[callers] = report.photos_per_s, float(np.percentile(report.latency_ms(), 99))
     return found
 
 
-def one_round(number: int, folder: Path, photos: list[bytes], seconds: float) -> dict[str, Found]:
+def measure_round(number: int, folder: Path, photos: list[bytes], seconds: float) -> dict[str, RoundResult]:
     names = list(LAYOUTS)
     first = number % len(names)
     measured = {}
     for name in names[first:] + names[:first]:
-        with gateway(folder, *LAYOUTS[name]) as (address, _):
+        with serve_gateway(folder, *LAYOUTS[name]) as (address, _):
             measured[name] = found = asyncio.run(measure(address, photos, seconds))
         shown = ", ".join(f"{c} callers {rate:.1f} photos/s, p99 {p99:.0f} ms" for c, (rate, p99) in found.items())
         print(f"round {number + 1}: {name:<17} {shown}", flush=True)
@@ -59,9 +59,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=8.0)
     options = parser.parse_args()
-    folder: Path = options.bundle or default_bundle()
-    photos = phone_photos()
-    rounds = [one_round(number, folder, photos, options.seconds) for number in range(options.rounds)]
+    folder: Path = options.bundle or create_default_bundle()
+    photos = create_phone_photos()
+    rounds = [measure_round(number, folder, photos, options.seconds) for number in range(options.rounds)]
     metrics = {}
     for callers in CALLERS:
         for name in LAYOUTS:

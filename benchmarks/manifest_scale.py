@@ -31,8 +31,8 @@ def main() -> None:
     folder = FOLDER / str(rows)
     path = folder / "manifest.parquet"
     if not path.exists():
-        _in_fresh_process(_generate, folder, rows)
-    measured = _in_fresh_process(_measure, folder)
+        _run_in_subprocess(_generate, folder, rows)
+    measured = _run_in_subprocess(_measure, folder)
     for step, seconds in measured["seconds"].items():
         print(f"{step:<28} {seconds:8.2f} s   {measured['rss_gib'][step]:6.2f} GiB at most so far")
     metrics = {
@@ -43,12 +43,12 @@ def main() -> None:
     write_result("manifest_scale", metrics, {**measured, "file_bytes": path.stat().st_size, "ranks": RANKS})
 
 
-def _in_fresh_process(function: Callable[..., Any], *arguments: object) -> Any:
+def _run_in_subprocess(function: Callable[..., Any], *arguments: object) -> Any:
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 
 
-def _taxonomy() -> Any:
+def _create_taxonomy() -> Any:
     from vision.taxonomy import Brand, Category, Taxonomy
 
     categories = []
@@ -75,7 +75,7 @@ def _generate(folder: Path, num_rows: int) -> None:
         return pa.compute.binary_join_element_wise(before, pa.array(numbers).cast(pa.string()), after, "")
 
     folder.mkdir(parents=True, exist_ok=True)
-    taxonomy = _taxonomy()
+    taxonomy = _create_taxonomy()
     taxonomy.save(folder / "taxonomy.json")
     paths = [taxonomy.path_name(category.id) for category in taxonomy.categories]
     leaves = np.array([taxonomy.node_index[leaf] for leaf in taxonomy.leaf_ids])

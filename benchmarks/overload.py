@@ -4,7 +4,8 @@
 
 Each round first finds the peak, 32 callers in a closed loop, then sends calls by an open loop at multiples of it, each
 with a deadline of two seconds, counted from when it should have been sent. Goodput is what was answered rightly and in
-time. Generator, gateway and Triton share the machine, so that each refused call costs the answered ones something.
+time. Generator, serve_gateway and Triton share the machine, so that each refused call costs the answered ones
+something.
 """
 
 import argparse
@@ -17,9 +18,16 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import write_result
-from benchmarks.load import Answer, LoadPlan, LoadReport, learn_answers, phone_photos, run_load
-from benchmarks.load.processes import memory_sampled
-from benchmarks.serving import default_bundle, gateway
+from benchmarks.load import (
+    ExpectedResponse,
+    LoadPlan,
+    LoadReport,
+    create_phone_photos,
+    record_expected_responses,
+    run_load,
+)
+from benchmarks.load.processes import sample_memory
+from benchmarks.serving import create_default_bundle, serve_gateway
 
 DEADLINE_S = 2.0
 MULTIPLES = (0.7, 1.5, 3.0)
@@ -27,29 +35,33 @@ WARMUP_S = 5.0
 """The gateway learns how fast it is, and queues fill, before anything counts."""
 
 
-async def peak(address: str, photos: list[bytes], answers: Sequence[Answer], seconds: float) -> float:
+async def measure_peak(
+    address: str, photos: list[bytes], expected: Sequence[ExpectedResponse], seconds: float
+) -> float:
     plan = LoadPlan(seconds=seconds, num_callers=32, deadline_s=30, warmup_s=2)
-    return (await run_load(address, plan, photos, answers=answers)).photos_per_s
+    return (await run_load(address, plan, photos, expected=expected)).photos_per_s
 
 
-async def overload(
-    address: str, photos: list[bytes], answers: Sequence[Answer], *, rate_per_s: float, seconds: float
+async def run_overload(
+    address: str, photos: list[bytes], expected: Sequence[ExpectedResponse], *, rate_per_s: float, seconds: float
 ) -> LoadReport:
     plan = LoadPlan(
         seconds=seconds, rate_per_s=rate_per_s, deadline_s=DEADLINE_S, warmup_s=WARMUP_S, max_in_flight=4096
     )
-    return await run_load(address, plan, photos, answers=answers)
+    return await run_load(address, plan, photos, expected=expected)
 
 
-def one_round(folder: Path, photos: list[bytes], seconds: float) -> dict[str, Any]:
+def measure_round(folder: Path, photos: list[bytes], seconds: float) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    with gateway(folder) as (address, pids):
-        answers = asyncio.run(learn_answers(address, photos))
-        found["peak_photos_per_s"] = top = asyncio.run(peak(address, photos, answers, seconds))
+    with serve_gateway(folder) as (address, pids):
+        expected = asyncio.run(record_expected_responses(address, photos))
+        found["peak_photos_per_s"] = top = asyncio.run(measure_peak(address, photos, expected, seconds))
         print(f"  peak {top:.1f} photos/s", flush=True)
         for multiple in MULTIPLES:
-            with memory_sampled(pids, every_s=1) as samples:
-                report = asyncio.run(overload(address, photos, answers, rate_per_s=multiple * top, seconds=seconds))
+            with sample_memory(pids, every_s=1) as samples:
+                report = asyncio.run(
+                    run_overload(address, photos, expected, rate_per_s=multiple * top, seconds=seconds)
+                )
             resident_mb = [sum(by_name.values()) for _, by_name in samples]
             settled = resident_mb[int(WARMUP_S) :]
             half = len(settled) // 2
@@ -62,7 +74,7 @@ def one_round(folder: Path, photos: list[bytes], seconds: float) -> dict[str, An
                 "refused_p99_ms": float(np.percentile(refused, 99)) if len(refused) else 0.0,
                 "rss_growth_percent": 100 * (statistics.mean(settled[half:]) / statistics.mean(settled[:half]) - 1),
                 "rss_max_mb": max(resident_mb),
-                "outcomes": dict(report.outcomes),
+                "outcomes": dict(report.status_counts),
                 "wrong_or_hung": report.count("wrong") + report.count("hung"),
                 "not_sent": report.count("not_sent"),
             }
@@ -77,12 +89,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=20.0)
     options = parser.parse_args()
-    folder: Path = options.bundle or default_bundle()
-    photos = phone_photos()
+    folder: Path = options.bundle or create_default_bundle()
+    photos = create_phone_photos()
     rounds = []
     for number in range(options.rounds):
         print(f"round {number + 1}", flush=True)
-        rounds.append(one_round(folder, photos, options.seconds))
+        rounds.append(measure_round(folder, photos, options.seconds))
     metrics = {"peak_photos_per_s": statistics.median(r["peak_photos_per_s"] for r in rounds)}
     for multiple in MULTIPLES:
         name = f"{multiple:g}x"

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import BUILD, cli, grocery_source, write_result
+from benchmarks.common import BUILD, find_grocery_source, run_cli, write_result
 from training.evaluation.ground_truth import truth_by_depth
 from training.export.export import onnx_forward
 from training.export.precision import convert_bundle, model_speeds
@@ -21,17 +21,17 @@ from training.inference.predictions import predict
 from vision.bundle import Bundle, load_bundle
 from vision.manifest import Manifest
 
-HERE = BUILD / "precision"
+FOLDER = BUILD / "precision"
 
 
-def top1(bundle: Bundle, manifest: Manifest, split: str) -> float:
+def measure_top1(bundle: Bundle, manifest: Manifest, split: str) -> float:
     rows = manifest.where_split(split)
     answers = predict(rows, bundle.taxonomy, bundle.info.preprocessing, onnx_forward(bundle.onnx_path))
     leaves = truth_by_depth(answers.labels, bundle.taxonomy).leaves
     return float((answers.category_logits.argmax(axis=1) == leaves)[leaves >= 0].mean())
 
 
-def speeds(bundles: dict[str, Bundle]) -> dict[str, float]:
+def measure_speeds(bundles: dict[str, Bundle]) -> dict[str, float]:
     """Photos/s by name; each model gets photos of its own size."""
     rates: dict[str, list[float]] = {name: [] for name in bundles}
     for _ in range(5):
@@ -41,8 +41,8 @@ def speeds(bundles: dict[str, Bundle]) -> dict[str, float]:
     return {name: float(np.median(found)) for name, found in rates.items()}
 
 
-def converted(bundle: Bundle, manifest: Manifest, name: str) -> Bundle:
-    folder = HERE / name
+def convert_model(bundle: Bundle, manifest: Manifest, name: str) -> Bundle:
+    folder = FOLDER / name
     shutil.rmtree(folder, ignore_errors=True)
     # The gate is reported, not enforced: a loss above it is a result too.
     return convert_bundle(bundle, manifest, folder, precision="int8", max_top1_loss=1.0)
@@ -53,14 +53,16 @@ def main() -> None:
     parser.add_argument("--teacher", type=Path, required=True)
     parser.add_argument("--student", type=Path)
     options = parser.parse_args()
-    cli("data", "import", "grocery-store", grocery_source(), "--output", HERE / "data")
-    manifest = Manifest.load(str(HERE / "data" / "manifest.parquet"))
+    run_cli("data", "import", "grocery-store", find_grocery_source(), "--output", FOLDER / "data")
+    manifest = Manifest.load(str(FOLDER / "data" / "manifest.parquet"))
     bundles = {"teacher": load_bundle(options.teacher)}
     if options.student:
         bundles["student"] = load_bundle(options.student)
-    bundles |= {f"{name}_int8": converted(bundle, manifest, f"{name}-int8") for name, bundle in bundles.items()}
-    rates = speeds(bundles)
-    accuracy = {name: {split: top1(b, manifest, split) for split in ("val", "test")} for name, b in bundles.items()}
+    bundles |= {f"{name}_int8": convert_model(bundle, manifest, f"{name}-int8") for name, bundle in bundles.items()}
+    rates = measure_speeds(bundles)
+    accuracy = {
+        name: {split: measure_top1(b, manifest, split) for split in ("val", "test")} for name, b in bundles.items()
+    }
     metrics = {
         "int8_speedup_cpu": rates["teacher_int8"] / rates["teacher"],
         "int8_top1_loss": accuracy["teacher"]["test"] - accuracy["teacher_int8"]["test"],

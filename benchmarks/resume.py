@@ -19,10 +19,10 @@ from shutil import rmtree
 import safetensors.torch
 import torch
 
-from benchmarks.common import BUILD, ROOT, cli, write_result
+from benchmarks.common import BUILD, ROOT, run_cli, write_result
 from training.run import Run
 
-HERE = BUILD / "resume"
+FOLDER = BUILD / "resume"
 RECIPE = """
 backbone = "tf_efficientnet_lite0"
 input_px = 64
@@ -41,7 +41,7 @@ epochs = 3
 def start(run: Path, ranks: int) -> "subprocess.Popen[bytes]":
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--rdzv-backend", "c10d"]
     launcher += ["--rdzv-endpoint", "127.0.0.1:0"]
-    words = [str(HERE / "data" / "manifest.parquet"), "--recipe", str(HERE / "recipe.toml")]
+    words = [str(FOLDER / "data" / "manifest.parquet"), "--recipe", str(FOLDER / "recipe.toml")]
     with (run.parent / f"{run.name}.log").open("ab") as log:
         return subprocess.Popen(
             [
@@ -56,7 +56,7 @@ def start(run: Path, ranks: int) -> "subprocess.Popen[bytes]":
         )
 
 
-def broken(run: Path, ranks: int, kills: int, longest_s: float) -> int:
+def run_with_kills(run: Path, ranks: int, kills: int, max_s: float) -> int:
     """Kill the run that often, each time after it has come further, then let it finish; how often it was killed."""
     done = 0
     while done < kills:
@@ -64,7 +64,7 @@ def broken(run: Path, ranks: int, kills: int, longest_s: float) -> int:
         before = progress(run)
         while process.poll() is None and progress(run) == before:
             time.sleep(0.02)
-        time.sleep(random.random() * longest_s)
+        time.sleep(random.random() * max_s)
         if process.poll() is not None:
             break
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
@@ -89,18 +89,20 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     random.seed(asked.seed)
-    rmtree(HERE, ignore_errors=True)
-    cli("data", "draw", "--output", HERE / "data", "--train-listings", 40, "--val-listings", 30, "--test-listings", 1)
-    (HERE / "recipe.toml").write_text(RECIPE)
+    rmtree(FOLDER, ignore_errors=True)
+    run_cli(
+        "data", "draw", "--output", FOLDER / "data", "--train-listings", 40, "--val-listings", 30, "--test-listings", 1
+    )
+    (FOLDER / "recipe.toml").write_text(RECIPE)
     kills, equal, compared = 0, 0, 0
     details = {}
     for ranks in (1, 2):
-        unbroken = HERE / f"unbroken-{ranks}"
+        unbroken = FOLDER / f"unbroken-{ranks}"
         if start(unbroken, ranks).wait() != 0:
             raise SystemExit(f"the run did not finish; see {unbroken}.log")
-        of_run = broken(HERE / f"broken-{ranks}", ranks, asked.kills, longest_s=1.0)
+        of_run = run_with_kills(FOLDER / f"broken-{ranks}", ranks, asked.kills, max_s=1.0)
         one, other = (
-            safetensors.torch.load_file(Run(folder).weights_path) for folder in (unbroken, HERE / f"broken-{ranks}")
+            safetensors.torch.load_file(Run(folder).weights_path) for folder in (unbroken, FOLDER / f"broken-{ranks}")
         )
         same = sum(torch.equal(one[name], other[name]) for name in one)
         print(f"{ranks} rank(s): killed {of_run} times, {same} of {len(one)} tensors bit-equal")

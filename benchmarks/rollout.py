@@ -21,17 +21,17 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import BUILD, write_result
-from benchmarks.load import LoadPlan, LoadReport, learn_answers, phone_photos, run_load
-from benchmarks.serving import default_bundle, gateway
+from benchmarks.load import LoadPlan, LoadReport, create_phone_photos, record_expected_responses, run_load
+from benchmarks.serving import create_default_bundle, serve_gateway
 from serving.processes.control import ask, control_path
 from vision.bundle import load_bundle, seal_bundle
 
 SHARE_OF_PEAK = 0.5
-QUIET_S = 10.0
+BASELINE_S = 10.0
 DEADLINE_S = 10.0
 
 
-def other_calibration(folder: Path) -> Path:
+def copy_with_other_calibration(folder: Path) -> Path:
     """A copy of a bundle that answers alike under another version."""
     copy = BUILD / "rollout" / "bundle"
     shutil.rmtree(copy, ignore_errors=True)
@@ -44,14 +44,16 @@ def other_calibration(folder: Path) -> Path:
     return copy
 
 
-async def one_round(address: str, other: Path, photos: list[bytes], rate_per_s: float, answers: Any) -> dict[str, Any]:
+async def measure_round(
+    address: str, other: Path, photos: list[bytes], rate_per_s: float, expected: Any
+) -> dict[str, Any]:
     port = int(address.rpartition(":")[2])
     stop, took = asyncio.Event(), {}
     plan = LoadPlan(seconds=600, rate_per_s=rate_per_s, deadline_s=DEADLINE_S, warmup_s=0, ramp_s=1)
     began_s = time.monotonic()
-    load = asyncio.create_task(run_load(address, plan, photos, answers=answers, stop=stop))
-    await asyncio.sleep(QUIET_S)
-    quiet_until_s = time.monotonic() - began_s
+    load = asyncio.create_task(run_load(address, plan, photos, expected=expected, stop=stop))
+    await asyncio.sleep(BASELINE_S)
+    baseline_end_s = time.monotonic() - began_s
 
     async def do(command: str, **arguments: Any) -> Any:
         at_s = time.monotonic()
@@ -63,20 +65,20 @@ async def one_round(address: str, other: Path, photos: list[bytes], rate_per_s: 
     await do("promote", release=release)
     await do("rollback")
     await do("unload", release=release)
-    busy_until_s = time.monotonic() - began_s
+    rollout_end_s = time.monotonic() - began_s
     stop.set()
-    return {"took_s": took, **judged(await load, quiet_until_s, busy_until_s)}
+    return {"took_s": took, **summarize_round(await load, baseline_end_s, rollout_end_s)}
 
 
-def judged(report: LoadReport, quiet_until_s: float, busy_until_s: float) -> dict[str, Any]:
+def summarize_round(report: LoadReport, baseline_end_s: float, rollout_end_s: float) -> dict[str, Any]:
     latency_ms = (report.ended_s - report.due_s) * 1000
-    quiet = latency_ms[(report.due_s > 2) & (report.due_s < quiet_until_s)]
-    busy = latency_ms[(report.due_s >= quiet_until_s) & (report.due_s < busy_until_s)]
+    quiet = latency_ms[(report.due_s > 2) & (report.due_s < baseline_end_s)]
+    busy = latency_ms[(report.due_s >= baseline_end_s) & (report.due_s < rollout_end_s)]
     quiet_p99_ms, busy_p99_ms = float(np.percentile(quiet, 99)), float(np.percentile(busy, 99))
     return {
-        "calls": len(report.endings),
-        "failed_calls": len(report.endings) - report.count("ok"),
-        "outcomes": dict(report.outcomes),
+        "calls": len(report.results),
+        "failed_calls": len(report.results) - report.count("ok"),
+        "outcomes": dict(report.status_counts),
         "quiet_p99_ms": quiet_p99_ms,
         "busy_p99_ms": busy_p99_ms,
         "p99_ratio": busy_p99_ms / quiet_p99_ms,
@@ -84,11 +86,11 @@ def judged(report: LoadReport, quiet_until_s: float, busy_until_s: float) -> dic
 
 
 async def measure(address: str, other: Path, photos: list[bytes], num_rounds: int) -> list[dict[str, Any]]:
-    answers = await learn_answers(address, photos)
-    peak = await run_load(address, LoadPlan(seconds=5, num_callers=16, deadline_s=30), photos, answers=answers)
+    expected = await record_expected_responses(address, photos)
+    peak = await run_load(address, LoadPlan(seconds=5, num_callers=16, deadline_s=30), photos, expected=expected)
     rounds = []
     for number in range(num_rounds):
-        found = await one_round(address, other, photos, SHARE_OF_PEAK * peak.photos_per_s, answers)
+        found = await measure_round(address, other, photos, SHARE_OF_PEAK * peak.photos_per_s, expected)
         print(f"round {number + 1}: {json.dumps(found)}", flush=True)
         rounds.append(found)
     return rounds
@@ -99,9 +101,9 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    folder: Path = options.bundle or default_bundle()
-    other, photos = other_calibration(folder), phone_photos()
-    with gateway(folder, "--workers", "2") as (address, _):
+    folder: Path = options.bundle or create_default_bundle()
+    other, photos = copy_with_other_calibration(folder), create_phone_photos()
+    with serve_gateway(folder, "--workers", "2") as (address, _):
         rounds = asyncio.run(measure(address, other, photos, options.rounds))
     metrics = {
         "failed_calls": float(sum(found["failed_calls"] for found in rounds)),

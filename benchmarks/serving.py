@@ -28,16 +28,16 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import BUILD, ROOT, cli, write_result
-from benchmarks.load import Connect, LoadPlan, connect_grpc, learn_answers, phone_photos, run_load
-from benchmarks.load.processes import CpuMeter, resident_mb
-from benchmarks.peers.environment import FRAMEWORKS, peer_python
+from benchmarks.common import BUILD, ROOT, run_cli, write_result
+from benchmarks.load import Connect, LoadPlan, connect_grpc, create_phone_photos, record_expected_responses, run_load
+from benchmarks.load.processes import CpuMeter, measure_resident_mb
+from benchmarks.peers.environment import FRAMEWORKS, prepare_peer_python
 from benchmarks.peers.servers import PEERS, serve_peer
 from vision.bundle import Bundle, load_bundle
 from vision.engine import OnnxEngine
 from vision.images import prepare_photo
 
-__all__ = ["ceiling", "default_bundle", "gateway", "phone_photos", "resident_mb"]
+__all__ = ["create_default_bundle", "create_phone_photos", "measure_ceiling", "measure_resident_mb", "serve_gateway"]
 
 GATEWAY = "gateway"
 _WARMUP_S = 2.0
@@ -70,20 +70,20 @@ class _Measured:
         return float(np.percentile(self.latency_ms, percent))
 
 
-def default_bundle() -> Path:
+def create_default_bundle() -> Path:
     """A model of the served size; what it has learned does not change its speed."""
     here = BUILD / "serving"
     if not (here / "bundle").exists():
         recipe = here / "recipe.toml"
         here.mkdir(parents=True, exist_ok=True)
         recipe.write_text("input_px = 224\n[[stages]]\nphoto_px = 64\nepochs = 1\n")
-        cli("data", "draw", "--output", here / "data", "--train-listings", 60, "--val-listings", 60)
-        cli("train", here / "data" / "manifest.parquet", "--recipe", recipe, "--run", here / "run")
-        cli("export", here / "run", "--output", here / "bundle")
+        run_cli("data", "draw", "--output", here / "data", "--train-listings", 60, "--val-listings", 60)
+        run_cli("train", here / "data" / "manifest.parquet", "--recipe", recipe, "--run", here / "run")
+        run_cli("export", here / "run", "--output", here / "bundle")
     return here / "bundle"
 
 
-def ceiling(bundle: Bundle, engines: list[OnnxEngine], photos: list[bytes], seconds: float) -> float:
+def measure_ceiling(bundle: Bundle, engines: list[OnnxEngine], photos: list[bytes], seconds: float) -> float:
     """Photos/s of decode and model on a thread a core, with nothing between them."""
 
     def work(engine: OnnxEngine, first: int) -> int:
@@ -102,7 +102,7 @@ def ceiling(bundle: Bundle, engines: list[OnnxEngine], photos: list[bytes], seco
 
 
 @contextmanager
-def gateway(bundle: Path, *options: str) -> Iterator[tuple[str, list[int]]]:
+def serve_gateway(bundle: Path, *options: str) -> Iterator[tuple[str, list[int]]]:
     """Address of a served bundle, and the pids of the gateway and its Triton.
 
     Args:
@@ -130,7 +130,7 @@ def gateway(bundle: Path, *options: str) -> Iterator[tuple[str, list[int]]]:
 def _measure(server: str, bundle: Path, photos: list[bytes], seconds: float) -> dict[str, _Measured]:
     """A server's loads by name, from its start to its stop."""
     measured = {}
-    with gateway(bundle) if server == GATEWAY else serve_peer(server, bundle) as (address, pids):
+    with serve_gateway(bundle) if server == GATEWAY else serve_peer(server, bundle) as (address, pids):
         for load in _GATEWAY_LOADS if server == GATEWAY else _PEER_LOADS:
             measured[load.name] = found = asyncio.run(_measure_load(server, address, pids, load, photos, seconds))
             print(
@@ -153,18 +153,20 @@ async def _measure_load(
         ramp_s=_RAMP_S,
         deadline_s=_DEADLINE_S,
     )
-    answers = await learn_answers(address, photos, num_photos_per_listing=load.num_photos_per_listing, connect=connect)
+    expected = await record_expected_responses(
+        address, photos, num_photos_per_listing=load.num_photos_per_listing, connect=connect
+    )
     meter = CpuMeter(pids)
-    report = await run_load(address, plan, photos, answers=answers, connect=connect)
-    spent_ms = meter.ms_by_name() | {"the load generator": report.generator_cpu_s * 1000}
-    if set(report.outcomes) != {"OK"}:
+    report = await run_load(address, plan, photos, expected=expected, connect=connect)
+    spent_ms = meter.read_ms_by_name() | {"the load generator": report.generator_cpu_s * 1000}
+    if set(report.status_counts) != {"OK"}:
         raise SystemExit(f"{server} did not answer every call rightly:\n{report.table()}")
     num_photos = int(report.num_photos.sum())
     return _Measured(
         photos_per_s=report.photos_per_s,
         latency_ms=report.latency_ms(),
         cpu_ms_per_photo={name: round(ms / num_photos, 2) for name, ms in spent_ms.items()},
-        rss_mb=resident_mb(pids),
+        rss_mb=measure_resident_mb(pids),
     )
 
 
@@ -184,7 +186,7 @@ def _rounds(folder: Path, photos: list[bytes], *, servers: list[str], num_rounds
     rounds = []
     for number in range(num_rounds):
         cpu_s = time.process_time()
-        top = ceiling(bundle, engines, photos, seconds)
+        top = measure_ceiling(bundle, engines, photos, seconds)
         cpu_ms = (time.process_time() - cpu_s) * 1000 / (top * seconds)
         print(f"round {number + 1}: in process {top:.1f} photos/s; processor ms/photo {cpu_ms:.2f}", flush=True)
         first = number % len(servers)
@@ -226,7 +228,7 @@ def _metric(server: str, load: str, name: str) -> str:
     return f"{name}_{load}" if load.startswith("c") else f"{load}_{name}"
 
 
-def _by_round(rounds: Sequence[_Round]) -> dict[str, Any]:
+def _list_by_round(rounds: Sequence[_Round]) -> dict[str, Any]:
     return {
         f"{server} {load}": [
             {
@@ -250,11 +252,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True)
     options = parser.parse_args()
-    folder: Path = options.bundle or default_bundle()
+    folder: Path = options.bundle or create_default_bundle()
     servers = [GATEWAY, *(PEERS if options.peers else ())]
     if options.peers:
-        peer_python()
-    photos, load_average = phone_photos(), os.getloadavg()[0]
+        prepare_peer_python()
+    photos, load_average = create_phone_photos(), os.getloadavg()[0]
     rounds = _rounds(folder, photos, servers=servers, num_rounds=options.rounds, seconds=options.seconds)
     info = load_bundle(folder).info
     details = {
@@ -266,7 +268,7 @@ def main() -> None:
         "load_average_before": load_average,
         "ceiling_photos_per_s": [done.ceiling_photos_per_s for done in rounds],
         "ceiling_cpu_ms_per_photo": [round(done.ceiling_cpu_ms_per_photo, 2) for done in rounds],
-        "by_round": _by_round(rounds),
+        "by_round": _list_by_round(rounds),
     }
     write_result("serving", _metrics(rounds), details)
 

@@ -23,16 +23,16 @@ import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.common import BUILD, write_result
-from benchmarks.load import ENDINGS, LoadPlan, learn_answers, phone_photos, run_load
-from benchmarks.rollout import other_calibration
-from benchmarks.serving import default_bundle, gateway
+from benchmarks.load import CALL_RESULTS, LoadPlan, create_phone_photos, record_expected_responses, run_load
+from benchmarks.rollout import copy_with_other_calibration
+from benchmarks.serving import create_default_bundle, serve_gateway
 from serving.processes.control import ask, control_path
 
-WAYS = ("alone", "canary", "shadow")
+SCENARIOS = ("alone", "canary", "shadow")
 _DEADLINE_S = 30.0
 
 
-def loads(peak_photos_per_s: float, seconds: float) -> dict[str, LoadPlan]:
+def create_load_plans(peak_photos_per_s: float, seconds: float) -> dict[str, LoadPlan]:
     by_rate = {"quarter": 0.25, "half": 0.5}
     open_loops = {
         name: LoadPlan(seconds=seconds, rate_per_s=share * peak_photos_per_s, deadline_s=_DEADLINE_S, ramp_s=1)
@@ -41,7 +41,7 @@ def loads(peak_photos_per_s: float, seconds: float) -> dict[str, LoadPlan]:
     return {**open_loops, "c32": LoadPlan(seconds=seconds, num_callers=32, deadline_s=_DEADLINE_S, ramp_s=1)}
 
 
-def shadow_counts(url: str) -> dict[str, float]:
+def read_shadow_counts(url: str) -> dict[str, float]:
     """Listings for the shadow, by what became of them."""
     with urllib.request.urlopen(f"{url}/metrics", timeout=10) as answer:
         families = text_string_to_metric_families(answer.read().decode())
@@ -59,23 +59,25 @@ async def measure(address: str, url: str, other: Path, photos: list[bytes], roun
     async def do(command: str, **arguments: Any) -> Any:
         return await asyncio.to_thread(ask, control_path(port), command, **arguments)
 
-    answers = await learn_answers(address, photos)
-    peak = await run_load(address, LoadPlan(seconds=5, num_callers=16, deadline_s=_DEADLINE_S), photos, answers=answers)
+    expected = await record_expected_responses(address, photos)
+    peak = await run_load(
+        address, LoadPlan(seconds=5, num_callers=16, deadline_s=_DEADLINE_S), photos, expected=expected
+    )
     release = await do("load", bundle=str(other.resolve()))
-    plans = loads(peak.photos_per_s, seconds)
+    plans = create_load_plans(peak.photos_per_s, seconds)
     found: list[dict[str, dict[str, dict[str, float]]]] = []
     for number in range(rounds):
         of_round: dict[str, dict[str, dict[str, float]]] = {}
-        for way in (*WAYS[number % len(WAYS) :], *WAYS[: number % len(WAYS)]):
+        for way in (*SCENARIOS[number % len(SCENARIOS) :], *SCENARIOS[: number % len(SCENARIOS)]):
             if way == "canary":
                 await do("canary_on", release=release, share=0.5)
             elif way == "shadow":
                 await do("shadow_on", release=release, share=1.0)
             of_round[way] = {}
             for name, plan in plans.items():
-                before = shadow_counts(url)
-                report = await run_load(address, plan, photos, answers=answers)
-                after = shadow_counts(url)
+                before = read_shadow_counts(url)
+                report = await run_load(address, plan, photos, expected=expected)
+                after = read_shadow_counts(url)
                 latency_ms = report.latency_ms()
                 offered = {result: after[result] - before[result] for result in after}
                 seen = offered.get("same", 0) + offered.get("other", 0)
@@ -83,7 +85,7 @@ async def measure(address: str, url: str, other: Path, photos: list[bytes], roun
                     "photos_per_s": report.photos_per_s,
                     "p50_ms": float(np.percentile(latency_ms, 50)),
                     "p99_ms": float(np.percentile(latency_ms, 99)),
-                    "failed": float(sum(report.count(ending) for ending in ENDINGS if ending != "ok")),
+                    "failed": float(sum(report.count(ending) for ending in CALL_RESULTS if ending != "ok")),
                 }
                 if way == "shadow":
                     of_round[way][name]["seen"] = seen / sum(offered.values())
@@ -94,9 +96,9 @@ async def measure(address: str, url: str, other: Path, photos: list[bytes], roun
     return found
 
 
-def metrics_of(rounds: list[dict[str, dict[str, dict[str, float]]]]) -> dict[str, float]:
+def compute_metrics(rounds: list[dict[str, dict[str, dict[str, float]]]]) -> dict[str, float]:
     metrics: dict[str, float] = {}
-    for way in WAYS[1:]:
+    for way in SCENARIOS[1:]:
         for name in rounds[0][way]:
             for figure in ("p50_ms", "p99_ms", "photos_per_s"):
                 ratios = [of_round[way][name][figure] / of_round["alone"][name][figure] for of_round in rounds]
@@ -115,14 +117,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=8)
     options = parser.parse_args()
-    folder: Path = options.bundle or default_bundle()
-    other, photos = other_calibration(folder), phone_photos()
+    folder: Path = options.bundle or create_default_bundle()
+    other, photos = copy_with_other_calibration(folder), create_phone_photos()
     outcomes = BUILD / "shadow" / "outcomes"
-    with gateway(folder, "--status-port", "0", "--outcomes", str(outcomes)) as (address, _):
+    with serve_gateway(folder, "--status-port", "0", "--outcomes", str(outcomes)) as (address, _):
         log = (BUILD / "serving" / "serve.log").read_text()
         url = re.findall(r"metrics and health at (\S+)", log)[-1]
         rounds = asyncio.run(measure(address, url, other, photos, options.rounds, options.seconds))
-    write_result("shadow", metrics_of(rounds), {"rounds": rounds})
+    write_result("shadow", compute_metrics(rounds), {"rounds": rounds})
 
 
 if __name__ == "__main__":

@@ -21,11 +21,11 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import BUILD, ROOT, cli, grocery_source, write_result
+from benchmarks.common import BUILD, ROOT, find_grocery_source, run_cli, write_result
 from vision.manifest import Manifest
 from vision.taxonomy import Taxonomy
 
-HERE = BUILD / "training_speed"
+FOLDER = BUILD / "training_speed"
 NUM_STEPS = 12
 
 
@@ -45,7 +45,7 @@ class Setting:
     """Not measured: caches, compilation, loader processes starting."""
 
 
-def ours(setting: Setting, manifest: Manifest, taxonomy: Taxonomy, *, workers: int | None) -> dict[str, float]:
+def run_ours(setting: Setting, manifest: Manifest, taxonomy: Taxonomy, *, workers: int | None) -> dict[str, float]:
     """The project's own run; val is not judged in what is measured."""
     from training.recipe import Recipe, Stage
     from training.run import Run
@@ -81,7 +81,7 @@ def ours(setting: Setting, manifest: Manifest, taxonomy: Taxonomy, *, workers: i
     }
 
 
-def timms(setting: Setting, manifest: Manifest, taxonomy: Taxonomy, *, workers: int | None) -> dict[str, float]:
+def run_timm(setting: Setting, manifest: Manifest, taxonomy: Taxonomy, *, workers: int | None) -> dict[str, float]:
     """timm's dataset reading, transforms, loader, optimizer, loss and EMA in the order of its training script."""
     import timm
     from PIL import Image
@@ -151,36 +151,36 @@ def timms(setting: Setting, manifest: Manifest, taxonomy: Taxonomy, *, workers: 
 
 
 CANDIDATES = {
-    "ours": (ours, None, True),
-    "ours, no loader process": (ours, 0, True),
-    "ours, 1 loader process": (ours, 1, True),
-    "ours, memory mapped anew": (ours, None, False),
-    "timm, no loader process": (timms, 0, False),
-    "timm, 1 loader process": (timms, 1, False),
-    "timm, 2 loader processes": (timms, 2, False),
+    "ours": (run_ours, None, True),
+    "ours, no loader process": (run_ours, 0, True),
+    "ours, 1 loader process": (run_ours, 1, True),
+    "ours, memory mapped anew": (run_ours, None, False),
+    "timm, no loader process": (run_timm, 0, False),
+    "timm, 1 loader process": (run_timm, 1, False),
+    "timm, 2 loader processes": (run_timm, 2, False),
 }
 
 
-def prepared(num_train: int, num_val: int) -> Path:
+def prepare_manifest(num_train: int, num_val: int) -> Path:
     """A manifest of so many photos of Grocery Store, or of drawn ones where it is not at hand."""
     import numpy as np
 
     try:
-        cli("data", "import", "grocery-store", grocery_source(), "--output", HERE / "all")
+        run_cli("data", "import", "grocery-store", find_grocery_source(), "--output", FOLDER / "all")
     except SystemExit:
-        cli("data", "draw", "--output", HERE / "all", "--train-listings", num_train, "--val-listings", 50)
-    whole = Manifest.load(str(HERE / "all" / "manifest.parquet"))
+        run_cli("data", "draw", "--output", FOLDER / "all", "--train-listings", num_train, "--val-listings", 50)
+    whole = Manifest.load(str(FOLDER / "all" / "manifest.parquet"))
     splits = np.array(whole.column("split").to_pylist())
     labels = np.array(whole.column("category").to_pylist())
     random = np.random.default_rng(0)
     train = random.permutation(np.flatnonzero(splits == "train"))[:num_train]
     val = random.permutation(np.flatnonzero((splits == "val") & np.isin(labels, labels[train])))[:num_val]
-    path = HERE / "all" / "few.parquet"
+    path = FOLDER / "all" / "few.parquet"
     whole.take(np.concatenate([train, val])).save(str(path))
     return path
 
 
-def one(name: str, manifest: Path) -> dict[str, float]:
+def measure_one(name: str, manifest: Path) -> dict[str, float]:
     """A measurement, in this process."""
     measure, workers, keeps_memory = CANDIDATES[name]
     if not keeps_memory:
@@ -202,10 +202,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--one", nargs=2, metavar=("CANDIDATE", "MANIFEST"), help="measure in this process, print JSON")
     asked = parser.parse_args()
-    if asked.one:
-        print(json.dumps(one(asked.one[0], Path(asked.one[1]))))
+    if asked.measure_one:
+        print(json.dumps(measure_one(asked.measure_one[0], Path(asked.measure_one[1]))))
         return
-    manifest = prepared(NUM_STEPS * Setting().batch_size, 16)
+    manifest = prepare_manifest(NUM_STEPS * Setting().batch_size, 16)
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in CANDIDATES}
     for _ in range(asked.rounds):
         for name, results in rounds.items():

@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import BUILD, ROOT, cli, write_result
-from benchmarks.training_speed import Setting, ours, timms
+from benchmarks.common import BUILD, ROOT, run_cli, write_result
+from benchmarks.training_speed import Setting, run_ours, run_timm
 from vision.manifest import Manifest
 from vision.taxonomy import Taxonomy
 
-HERE = BUILD / "training_speed_gpu"
+FOLDER = BUILD / "training_speed_gpu"
 SETTINGS = {
     "tf_efficientnet_lite0": Setting(
         photo_px=224,
@@ -58,7 +58,7 @@ PEAK_BF16_TFLOPS = {
 """Dense, from the cards' data sheets."""
 
 
-def training_flops_a_photo(setting: Setting) -> float:
+def count_training_flops_per_photo(setting: Setting) -> float:
     """Of forward and backward, counted by PyTorch."""
     import timm
     from torch.utils.flop_counter import FlopCounterMode
@@ -70,7 +70,7 @@ def training_flops_a_photo(setting: Setting) -> float:
     return float(counter.get_total_flops() / 2)
 
 
-def ours_decoding_on_the_card(
+def run_ours_with_gpu_decoding(
     setting: Setting, manifest: Manifest, taxonomy: Taxonomy, *, workers: int | None
 ) -> dict[str, float]:
     import training.trainer.hardware
@@ -78,24 +78,26 @@ def ours_decoding_on_the_card(
     vars(training.trainer.hardware)["Machine"] = functools.partial(
         training.trainer.hardware.Machine, decode_on="device"
     )
-    return ours(setting, manifest, taxonomy, workers=workers)
+    return run_ours(setting, manifest, taxonomy, workers=workers)
 
 
 FEW_WORKERS = 2
 SIDES = {
-    "ours": (ours, None),
-    "timm": (timms, None),
-    "ours_few_workers": (ours, FEW_WORKERS),
-    "ours_few_workers_decoding_on_the_card": (ours_decoding_on_the_card, FEW_WORKERS),
+    "ours": (run_ours, None),
+    "timm": (run_timm, None),
+    "ours_few_workers": (run_ours, FEW_WORKERS),
+    "ours_few_workers_decoding_on_the_card": (run_ours_with_gpu_decoding, FEW_WORKERS),
 }
 """How each is measured, and with how many loader processes; None: as many as the machine has cores for."""
 
 
-def measured_once(name: str, side: str) -> dict[str, float]:
+def measure_in_subprocess(name: str, side: str) -> dict[str, float]:
     """In a process of its own, on photos that are drawn where they are not there."""
-    manifest = HERE / "manifest.parquet"
+    manifest = FOLDER / "manifest.parquet"
     if not manifest.exists():
-        cli("data", "draw", "--output", HERE, "--train-listings", 1700, "--val-listings", 100, "--test-listings", 1)
+        run_cli(
+            "data", "draw", "--output", FOLDER, "--train-listings", 1700, "--val-listings", 100, "--test-listings", 1
+        )
     command = [sys.executable, "-m", "benchmarks.training_speed_gpu", side, name, str(manifest)]
     done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
     figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
@@ -119,8 +121,8 @@ def main() -> None:
         # The larger model waits for no loader.
         few = [side for side in SIDES if "few" in side] if name == "tf_efficientnet_lite0" else []
         for side in ("ours", "timm", "ours", "timm", *few):
-            results[name].setdefault(side, []).append(measured_once(name, side))
-        flops = training_flops_a_photo(setting)
+            results[name].setdefault(side, []).append(measure_in_subprocess(name, side))
+        flops = count_training_flops_per_photo(setting)
         card = torch.cuda.get_device_name()
         peak = next((tflops for key, tflops in PEAK_BF16_TFLOPS.items() if key in card), None)
         best = max(f["photos_per_s"] for f in results[name]["ours"])

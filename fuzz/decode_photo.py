@@ -121,18 +121,18 @@ def _pulses(corpus: Path, limits: _Limits, seconds: int) -> Iterator[tuple[int, 
 
 
 def _write_seeds(corpus: Path) -> int:
-    from tests.support.helpers import encoded, scene
+    from tests.support.helpers import create_scene, encode_image
     from tests.support.hostile_photos import hostile_photos
 
     seeds = [photo.data for photo in hostile_photos() if not photo.may_time_out]
-    small = scene(24, 16)
+    small = create_scene(24, 16)
     for format_ in ("JPEG", "PNG", "WEBP", "GIF", "AVIF"):
         for mode in ("RGB", "RGBA", "L", "P", "CMYK"):
             try:
-                seeds.append(encoded(small.convert(mode), format_))
+                seeds.append(encode_image(small.convert(mode), format_))
             except (OSError, ValueError):  # the format lacks the mode
                 continue
-    seeds += [encoded(small, "WEBP", lossless=True), encoded(small, progressive=True)]
+    seeds += [encode_image(small, "WEBP", lossless=True), encode_image(small, progressive=True)]
     seeds = [seed for seed in seeds if 0 < len(seed) <= _MAX_LEN]
     for seed in seeds:
         (corpus / "corpus" / hashlib.sha1(seed).hexdigest()).write_bytes(seed)

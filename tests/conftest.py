@@ -33,7 +33,7 @@ def grocery_source() -> Path:
 
 
 @pytest.fixture(scope="session")
-def drawn(tmp_path_factory):
+def synthetic_dataset(tmp_path_factory):
     """Folder of a small drawn data set: manifest.parquet and taxonomy.json."""
     from training.data.synthetic import draw_dataset
 
@@ -57,11 +57,11 @@ def small_recipe():
 
 
 @pytest.fixture(scope="session")
-def trained_run(tmp_path_factory, drawn, small_recipe):
+def trained_run(tmp_path_factory, synthetic_dataset, small_recipe):
     """A finished run of a few steps."""
     from tests.support.helpers import train_run
 
-    return train_run(tmp_path_factory.mktemp("run"), drawn, small_recipe)
+    return train_run(tmp_path_factory.mktemp("run"), synthetic_dataset, small_recipe)
 
 
 @pytest.fixture(scope="session")
@@ -72,17 +72,17 @@ def bundle(tmp_path_factory, trained_run):
 
 
 @pytest.fixture(scope="session")
-def other_bundle(tmp_path_factory, drawn, small_recipe):
+def other_bundle(tmp_path_factory, synthetic_dataset, small_recipe):
     """Of other weights."""
     from tests.support.helpers import train_run
     from training.export.export import export_bundle
 
-    run = train_run(tmp_path_factory.mktemp("other"), drawn, replace(small_recipe, seed=7))
+    run = train_run(tmp_path_factory.mktemp("other"), synthetic_dataset, replace(small_recipe, seed=7))
     return export_bundle(run, tmp_path_factory.mktemp("bundles") / "other", model_name="other")
 
 
 @dataclass
-class Served:
+class ServeProcess:
     """A `listing-vision serve` process."""
 
     process: "subprocess.Popen[bytes]"
@@ -104,16 +104,16 @@ class Served:
 @pytest.fixture(scope="session")
 def start_serving():
     """Starts the real console script on a free port; whatever a test leaves running is stopped."""
-    started: list[Served] = []
+    started: list[ServeProcess] = []
 
-    def start(bundle_folder: Path, log_path: Path, *options: str) -> Served:
+    def start(bundle_folder: Path, log_path: Path, *options: str) -> ServeProcess:
         command = [sys.executable, "-m", "listing_vision", "serve", str(bundle_folder), "--port", "0", *options]
         with log_path.open("wb") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT)
         for _ in range(600):
             found = re.search(r"listening on (\S+:\d+)", log_path.read_text())
             if found:
-                served = Served(process, found.group(1), log_path)
+                served = ServeProcess(process, found.group(1), log_path)
                 started.append(served)
                 return served
             if process.poll() is not None:
@@ -140,6 +140,6 @@ def triton_installation():
 
 
 @pytest.fixture(scope="session")
-def served(bundle, start_serving, triton_installation, tmp_path_factory) -> Iterator[Served]:
+def served(bundle, start_serving, triton_installation, tmp_path_factory) -> Iterator[ServeProcess]:
     """The small bundle behind a real Triton and a real gateway."""
     return start_serving(bundle.folder, tmp_path_factory.mktemp("served") / "serve.log")

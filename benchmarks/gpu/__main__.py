@@ -18,37 +18,37 @@ from typing import Any
 
 import torch
 
-from benchmarks.backfill import FOLDER, photo_files
+from benchmarks.backfill import FOLDER, create_photos
 from benchmarks.common import BUILD, write_result
 from benchmarks.gpu import agreement, backfill, service
-from benchmarks.gpu.network import BATCHES, Network, Recorded, networks, photos_per_s
-from benchmarks.serving import default_bundle
+from benchmarks.gpu.network import BATCHES, CudaGraph, Network, create_networks, photos_per_s
+from benchmarks.serving import create_default_bundle
 from vision.bundle import Bundle, load_bundle
 from vision.manifest import Manifest
 
 PARTS = ("model", "decode", "backfill", "service", "training")
-CARD_BATCH = 64
+GPU_BATCH = 64
 BACKFILL_BATCH = 128
 
 
-class _Measured:
+class _MetricsRecorder:
     """Figures as they come, kept in the result even where a later part fails."""
 
     def __init__(self) -> None:
         self.metrics: dict[str, float] = {}
         self.details: dict[str, Any] = {}
 
-    def say(self, name: str, value: float) -> None:
+    def record(self, name: str, value: float) -> None:
         self.metrics[name] = value
         print(f"{name:<44} {value:.4g}", flush=True)
 
 
-def measure_model(found: _Measured, bundle: Bundle, device: torch.device, batches: tuple[int, ...]) -> Network:
+def measure_model(found: _MetricsRecorder, bundle: Bundle, device: torch.device, batches: tuple[int, ...]) -> Network:
     """The fastest network; its rate is `model_photos_per_s`."""
     side = bundle.info.preprocessing.input_px
     rates: dict[str, dict[str, float]] = {}
     best: tuple[float, Network] = (0.0, lambda photos: (photos,))
-    for name, network, sizes in networks(bundle, device, batches=batches):
+    for name, network, sizes in create_networks(bundle, device, batches=batches):
         rates[name] = {}
         for size in sizes:
             photos = torch.randint(0, 256, (size, side, side, 3), dtype=torch.uint8, device=device)
@@ -56,53 +56,53 @@ def measure_model(found: _Measured, bundle: Bundle, device: torch.device, batche
             print(f"model {name}, batch {size}: {rate:.0f} photos/s", flush=True)
             best = max(best, (rate, network), key=lambda pair: pair[0])
     found.details["model_photos_per_s"] = rates
-    found.say("model_photos_per_s", best[0])
+    found.record("model_photos_per_s", best[0])
     if device.type != "cuda":
         return best[1]
-    return Recorded(best[1], torch.zeros(BACKFILL_BATCH, side, side, 3, dtype=torch.uint8, device=device))
+    return CudaGraph(best[1], torch.zeros(BACKFILL_BATCH, side, side, 3, dtype=torch.uint8, device=device))
 
 
-def measure_decode(found: _Measured, bundle: Bundle, device: torch.device, paths: list[Path]) -> None:
-    warm_up = 4 * CARD_BATCH
-    on_cores = backfill.rate(lambda some: backfill.decoding_on_cores(bundle, some), paths, warm_up=warm_up)
-    found.say("decode_on_cores_photos_per_s", on_cores)
-    on_card = backfill.rate(
-        lambda some: backfill.decoding_on_card(bundle, device, some, CARD_BATCH), paths, warm_up=warm_up
+def measure_decode(found: _MetricsRecorder, bundle: Bundle, device: torch.device, paths: list[Path]) -> None:
+    warm_up = 4 * GPU_BATCH
+    on_cores = backfill.measure_rate(lambda some: backfill.decode_on_cpu(bundle, some), paths, warm_up=warm_up)
+    found.record("decode_on_cores_photos_per_s", on_cores)
+    on_card = backfill.measure_rate(
+        lambda some: backfill.decode_on_gpu(bundle, device, some, GPU_BATCH), paths, warm_up=warm_up
     )
-    found.say("decode_on_card_photos_per_s", on_card)
-    found.say("decode_photos_per_s", max(on_cores, on_card))
+    found.record("decode_on_card_photos_per_s", on_card)
+    found.record("decode_photos_per_s", max(on_cores, on_card))
 
 
 def measure_backfill(
-    found: _Measured, bundle: Bundle, network: Network, device: torch.device, paths: list[Path]
+    found: _MetricsRecorder, bundle: Bundle, network: Network, device: torch.device, paths: list[Path]
 ) -> None:
     leaves = {}
     ceilings = {
         "on_cores": min(found.metrics["model_photos_per_s"], found.metrics["decode_on_cores_photos_per_s"]),
         "on_card": min(found.metrics["model_photos_per_s"], found.metrics["decode_on_card_photos_per_s"]),
     }
-    for name, work in (("on_cores", backfill.decoded_on_cores), ("on_card", backfill.decoded_on_card)):
-        batch = BACKFILL_BATCH if name == "on_cores" else CARD_BATCH
+    for name, work in (("on_cores", backfill.classify_on_cpu), ("on_card", backfill.classify_on_gpu)):
+        batch = BACKFILL_BATCH if name == "on_cores" else GPU_BATCH
 
         def run(some: list[Path], work: Any = work, name: str = name, batch: int = batch) -> None:
             leaves[name] = work(bundle, network, device, some, batch)
 
-        rate = backfill.rate(run, paths, warm_up=4 * CARD_BATCH)
-        found.say(f"backfill_{name}_photos_per_s", rate)
-        found.say(f"backfill_{name}_share_of_ceiling", rate / ceilings[name])
-        found.say(f"backfill_{name}_share_of_model", rate / found.metrics["model_photos_per_s"])
-    found.say("backfill_changed_answers_share", float((leaves["on_cores"] != leaves["on_card"]).mean()))
+        rate = backfill.measure_rate(run, paths, warm_up=4 * GPU_BATCH)
+        found.record(f"backfill_{name}_photos_per_s", rate)
+        found.record(f"backfill_{name}_share_of_ceiling", rate / ceilings[name])
+        found.record(f"backfill_{name}_share_of_model", rate / found.metrics["model_photos_per_s"])
+    found.record("backfill_changed_answers_share", float((leaves["on_cores"] != leaves["on_card"]).mean()))
     faster = max(("on_cores", "on_card"), key=lambda name: found.metrics[f"backfill_{name}_photos_per_s"])
-    found.say("end_to_end_share_of_ceiling", found.metrics[f"backfill_{faster}_share_of_ceiling"])
+    found.record("end_to_end_share_of_ceiling", found.metrics[f"backfill_{faster}_share_of_ceiling"])
 
 
-def measure_agreement(found: _Measured, bundle: Path, manifest: str, device: torch.device) -> None:
+def measure_agreement(found: _MetricsRecorder, bundle: Path, manifest: str, device: torch.device) -> None:
     metrics, found.details["agreement"] = agreement.measure(load_bundle(bundle), Manifest.load(manifest), device)
     for name, value in metrics.items():
-        found.say(f"agreement_{name}", value)
+        found.record(f"agreement_{name}", value)
 
 
-def measure_service(found: _Measured, folder: Path, photos: list[Path], *, on_gpu: bool) -> None:
+def measure_service(found: _MetricsRecorder, folder: Path, photos: list[Path], *, on_gpu: bool) -> None:
     cores = len(os.sched_getaffinity(0))
     measured = service.measure(
         folder,
@@ -116,31 +116,33 @@ def measure_service(found: _Measured, folder: Path, photos: list[Path], *, on_gp
     )
     for callers, figures in measured.items():
         found.details[f"service_c{callers}"] = figures._asdict()
-        found.say(f"service_c{callers}_photos_per_s", figures.photos_per_s)
-        found.say(f"service_c{callers}_p50_ms", figures.p50_ms)
-        found.say(f"service_c{callers}_p99_ms", figures.p99_ms)
-        found.say(f"service_c{callers}_wrong", float(sum(figures.outcomes.values()) - figures.outcomes.get("OK", 0)))
+        found.record(f"service_c{callers}_photos_per_s", figures.photos_per_s)
+        found.record(f"service_c{callers}_p50_ms", figures.p50_ms)
+        found.record(f"service_c{callers}_p99_ms", figures.p99_ms)
+        found.record(
+            f"service_c{callers}_wrong", float(sum(figures.status_counts.values()) - figures.status_counts.get("OK", 0))
+        )
 
 
-def measure_training(found: _Measured) -> None:
-    from benchmarks.training_speed_gpu import measured_once
+def measure_training(found: _MetricsRecorder) -> None:
+    from benchmarks.training_speed_gpu import measure_in_subprocess
 
     for side in ("ours", "timm"):
-        figures = measured_once("tf_efficientnet_lite0", side)
-        found.say(f"training_{side}_photos_per_s", figures["photos_per_s"])
-    found.say(
+        figures = measure_in_subprocess("tf_efficientnet_lite0", side)
+        found.record(f"training_{side}_photos_per_s", figures["photos_per_s"])
+    found.record(
         "training_ratio_to_timm",
         found.metrics["training_ours_photos_per_s"] / found.metrics["training_timm_photos_per_s"],
     )
 
 
-def measure(found: _Measured, options: argparse.Namespace) -> None:
-    folder: Path = options.bundle or default_bundle()
+def measure(found: _MetricsRecorder, options: argparse.Namespace) -> None:
+    folder: Path = options.bundle or create_default_bundle()
     device, bundle = torch.device(options.device), load_bundle(folder)
     on_gpu = device.type == "cuda"
     found.details |= {"bundle_precision": bundle.info.precision, "side_px": bundle.info.preprocessing.input_px}
     network: Network | None = None
-    paths = backfill.repeated(photo_files(FOLDER / "photos"), options.photos)
+    paths = backfill.repeat_paths(create_photos(FOLDER / "photos"), options.photos)
     if "model" in options.parts:
         network = measure_model(found, bundle, device, BATCHES if on_gpu else BATCHES[:2])
     if "decode" in options.parts:
@@ -165,7 +167,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("this machine has no NVIDIA GPU; nothing is measured without one (--device cpu: it runs)")
-    found = _Measured()
+    found = _MetricsRecorder()
     try:
         measure(found, options)
     finally:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from benchmarks.certificate import Judged, as_listings, drawn_anew
+from benchmarks.certificate import EvaluatedListings, fuse_listings, resample
 from benchmarks.common import write_result
 from training.calibration.calibrate import calibrate
 from training.inference.network import load_bundle_model
@@ -30,15 +30,15 @@ from vision.images import prepare_photo
 from vision.images.gpu_decoding import DeviceDecoder, plain_crop
 from vision.manifest import Manifest
 
-__all__ = ["Decodes", "Pair", "agreement"]
+__all__ = ["DeviceModel", "Pair", "compare_decoding"]
 
-NUM_DRAWS = 300
+NUM_RESAMPLES = 300
 BATCH = 64
 _T = TypeVar("_T")
 _U = TypeVar("_U")
 
 
-class Decodes:
+class DeviceModel:
     """A network on a device, asked for pixels or for files that the device decodes."""
 
     def __init__(self, bundle: Bundle, device: torch.device) -> None:
@@ -91,80 +91,84 @@ class Pair(NamedTuple, Generic[_T]):
     pixels: _T
     files: _T
 
-    def each(self, of: Callable[[_T], _U]) -> "Pair[_U]":
+    def map(self, of: Callable[[_T], _U]) -> "Pair[_U]":
         return Pair(of(self.pixels), of(self.files))
 
 
-def answered(bundle: Bundle, rows: Manifest, decodes: Decodes) -> Pair[Predictions]:
-    def by(infer_files: Any) -> Predictions:
+def predict_both(bundle: Bundle, rows: Manifest, model: DeviceModel) -> Pair[Predictions]:
+    def predict_with(infer_files: Any) -> Predictions:
         return predict(
-            rows, bundle.taxonomy, bundle.info.preprocessing, decodes.infer, infer_files=infer_files, batch_size=BATCH
+            rows, bundle.taxonomy, bundle.info.preprocessing, model.infer, infer_files=infer_files, batch_size=BATCH
         )
 
-    return Pair(by(None), by(decodes.infer_files))
+    return Pair(predict_with(None), predict_with(model.infer_files))
 
 
-def agreement(
-    bundle: Bundle, tune: Pair[Predictions], test: Pair[Predictions], *, num_draws: int = NUM_DRAWS
+def compare_decoding(
+    bundle: Bundle, tune: Pair[Predictions], test: Pair[Predictions], *, num_resamples: int = NUM_RESAMPLES
 ) -> dict[str, float]:
     """Shares of answers that change, and of promises that break, by certificate: from pixels and from files."""
     calibration = bundle.calibration
     names = [*(field_name(depth + 1) for depth in range(bundle.taxonomy.max_depth)), BRAND_FIELD]
-    judged = test.each(lambda part: Judged(part, bundle, calibration))
+    evaluated = test.map(lambda part: EvaluatedListings(part, bundle, calibration))
     # (N, D + 1), the brand last.
-    answers = judged.each(lambda part: np.column_stack([part.answers.paths.nodes, part.answers.brands.labels]))
+    answers = evaluated.map(
+        lambda part: np.column_stack([part.predictions.paths.nodes, part.predictions.brands.labels])
+    )
     found = {
-        "changed_leaf_share": _differ(test.each(lambda part: part.category_logits.argmax(axis=1))),
+        "changed_leaf_share": _compute_changed_share(test.map(lambda part: part.category_logits.argmax(axis=1))),
         "mean_logit_difference": float(np.abs(test.pixels.category_logits - test.files.category_logits).mean()),
-        "changed_fills_share": _differ(judged.each(lambda part: part.filled(calibration))),
+        "changed_fills_share": _compute_changed_share(evaluated.map(lambda part: part.find_filled(calibration))),
     }
     for column, name in enumerate(names):
-        known = judged.pixels.known[:, column]
-        found[f"changed_{name}_share"] = _differ(Pair(answers.pixels[:, column], answers.files[:, column]))
-        found[f"{name}_top1_from_pixels"] = float(judged.pixels.right[known, column].mean())
-        found[f"{name}_top1_from_files"] = float(judged.files.right[known, column].mean())
-    tunes, tests = (pair.each(lambda part: as_listings(part, calibration)) for pair in (tune, test))
+        known = evaluated.pixels.known[:, column]
+        found[f"changed_{name}_share"] = _compute_changed_share(
+            Pair(answers.pixels[:, column], answers.files[:, column])
+        )
+        found[f"{name}_top1_from_pixels"] = float(evaluated.pixels.right[known, column].mean())
+        found[f"{name}_top1_from_files"] = float(evaluated.files.right[known, column].mean())
+    tunes, tests = (pair.map(lambda part: fuse_listings(part, calibration)) for pair in (tune, test))
     for how, tuned, pool in (("pixels", tunes.pixels, tests.pixels), ("files", tunes.files, tests.files)):
-        broken, filled_shares = _promises(bundle, tuned, pool, tests.files, num_draws)
+        broken, filled_shares = _measure_violations(bundle, tuned, pool, tests.files, num_resamples)
         found[f"violation_rate_certified_from_{how}"] = broken
         for name, share in zip(names, filled_shares, strict=True):
             found[f"{name}_filled_certified_from_{how}"] = share
     return found
 
 
-def _differ(pair: Pair[npt.NDArray[Any]]) -> float:
+def _compute_changed_share(pair: Pair[npt.NDArray[Any]]) -> float:
     """The share of listings whose rows differ."""
     return float((pair.pixels != pair.files).reshape(len(pair.pixels), -1).any(axis=1).mean())
 
 
-def _promises(
-    bundle: Bundle, tune: Predictions, pool: Predictions, served: Predictions, num_draws: int
+def _measure_violations(
+    bundle: Bundle, tune: Predictions, pool: Predictions, served: Predictions, num_resamples: int
 ) -> tuple[float, list[float]]:
     """How often a promise breaks that was certified on listings drawn from a pool; by field, the mean share filled."""
     rng = np.random.default_rng(0)
     broken, filled_shares = 0, []
-    for _ in range(num_draws):
-        tested = drawn_anew(pool, rng.integers(0, len(pool.groups), len(pool.groups)))
+    for _ in range(num_resamples):
+        tested = resample(pool, rng.integers(0, len(pool.groups), len(pool.groups)))
         certified = calibrate(tune, bundle.taxonomy, certifies={}, calibration_predictions=tested)
-        judged = Judged(served, bundle, certified)
-        filled = judged.filled(certified)
+        evaluated = EvaluatedListings(served, bundle, certified)
+        filled = evaluated.find_filled(certified)
         alphas = np.array([field.alpha for field in certified.fields])
-        wrong = (filled & ~judged.right).sum(axis=0) / np.maximum(filled.sum(axis=0), 1)
+        wrong = (filled & ~evaluated.right).sum(axis=0) / np.maximum(filled.sum(axis=0), 1)
         broken += bool((wrong > alphas).any())
-        filled_shares.append(filled.sum(axis=0) / judged.known.sum(axis=0))
-    return broken / num_draws, np.mean(filled_shares, axis=0).tolist()
+        filled_shares.append(filled.sum(axis=0) / evaluated.known.sum(axis=0))
+    return broken / num_resamples, np.mean(filled_shares, axis=0).tolist()
 
 
 def measure(bundle: Bundle, manifest: Manifest, device: torch.device) -> tuple[dict[str, float], dict[str, Any]]:
     """Metrics and details."""
-    decodes = Decodes(bundle, device)
-    tune, test = (answered(bundle, manifest.where_split(split), decodes) for split in ("val", "test"))
-    greys = decodes.grey_differences
+    model = DeviceModel(bundle, device)
+    tune, test = (predict_both(bundle, manifest.where_split(split), model) for split in ("val", "test"))
+    greys = model.grey_differences
     metrics = {
-        "decoded_on_device_share": decodes.num_on_device / decodes.num_photos,
+        "decoded_on_device_share": model.num_on_device / model.num_photos,
         "grey_difference_mean": float(greys.mean()),
         "grey_difference_p99": float(np.percentile(greys, 99)),
-        **agreement(bundle, tune, test),
+        **compare_decoding(bundle, tune, test),
     }
     details = {
         "device": str(device),
@@ -172,7 +176,7 @@ def measure(bundle: Bundle, manifest: Manifest, device: torch.device) -> tuple[d
         "torch": torch.__version__,
         "model": f"{bundle.info.backbone}, {bundle.info.preprocessing.input_px} px, {bundle.info.model_version}",
         "test_photos": len(test.files.groups),
-        "draws": NUM_DRAWS,
+        "draws": NUM_RESAMPLES,
         "promises": "temperatures from val, tests on listings drawn from test, held against all of test",
     }
     return metrics, details

@@ -13,27 +13,27 @@ import numpy.typing as npt
 import torch
 
 from benchmarks.gpu.network import Network
-from serving.backfill.local_engine import make_decoder
-from serving.backfill.photo_reader import Reader
-from serving.backfill.pipeline import Pipeline, Waits
-from serving.backfill.plan import PhotosOfShard
+from serving.backfill.local_engine import create_decoder
+from serving.backfill.photo_reader import PhotoReader
+from serving.backfill.pipeline import Pipeline, WaitTimes
+from serving.backfill.plan import ShardPhotos
 from vision.bundle import Bundle
 from vision.engine import Logits
 from vision.images.gpu_decoding import DeviceDecoder, plain_crop
 
-__all__ = ["decoded_on_card", "decoded_on_cores", "decoding_on_card", "decoding_on_cores", "rate", "repeated"]
+__all__ = ["classify_on_cpu", "classify_on_gpu", "decode_on_cpu", "decode_on_gpu", "measure_rate", "repeat_paths"]
 
 PHOTOS_PER_SHARD = 500
-CARD_THREADS = 3
+GPU_THREADS = 3
 """One reads files and headers while another's photos are decoded or computed."""
 _NONE = torch.empty(0, 0, 0, 3, dtype=torch.uint8)
 
 
-def repeated(paths: Iterable[Path], number: int) -> list[Path]:
+def repeat_paths(paths: Iterable[Path], number: int) -> list[Path]:
     return list(itertools.islice(itertools.cycle(paths), number))
 
 
-def rate(work: Callable[[list[Path]], object], paths: list[Path], *, warm_up: int) -> float:
+def measure_rate(work: Callable[[list[Path]], object], paths: list[Path], *, warm_up: int) -> float:
     """Photos/s of all of them, after some."""
     work(paths[:warm_up])
     began_s = time.monotonic()
@@ -41,12 +41,12 @@ def rate(work: Callable[[list[Path]], object], paths: list[Path], *, warm_up: in
     return len(paths) / (time.monotonic() - began_s)
 
 
-def decoding_on_cores(bundle: Bundle, paths: list[Path]) -> None:
+def decode_on_cpu(bundle: Bundle, paths: list[Path]) -> None:
     """Files decoded as a backfill decodes them, one child process a core, and thrown away."""
-    decoded_on_cores(bundle, None, torch.device("cpu"), paths, batch=64)
+    classify_on_cpu(bundle, None, torch.device("cpu"), paths, batch=64)
 
 
-def decoded_on_cores(
+def classify_on_cpu(
     bundle: Bundle, run: Network | None, device: torch.device, paths: list[Path], batch: int
 ) -> npt.NDArray[np.int64]:
     """Likeliest leaf of each photo, through the pipeline of a backfill; zeros where nothing computes."""
@@ -58,13 +58,19 @@ def decoded_on_cores(
             return Logits(*(nothing[: len(photos_nhwc)],) * 3)
         return Logits(*(part.float().cpu().numpy() for part in run(torch.tensor(photos_nhwc, device=device))))
 
-    decoders = [make_decoder(bundle, isolate=True) for _ in os.sched_getaffinity(0)]
+    decoders = [create_decoder(bundle, isolate=True) for _ in os.sched_getaffinity(0)]
     pipeline = Pipeline(
-        Reader("", stop=stop), decoders, infer, num_infer_threads=2, photos_at_once=batch, stop=stop, waits=Waits()
+        PhotoReader("", stop=stop),
+        decoders,
+        infer,
+        num_infer_threads=2,
+        max_batch_size=batch,
+        stop=stop,
+        wait_times=WaitTimes(),
     )
     names = [str(path) for path in paths]
     shards = (
-        PhotosOfShard(number=at, listing_ids=["x"], photos=some, groups=np.zeros(len(some), np.int64))
+        ShardPhotos(number=at, listing_ids=["x"], photos=some, groups=np.zeros(len(some), np.int64))
         for at in range(0, len(names), PHOTOS_PER_SHARD)
         if (some := names[at : at + PHOTOS_PER_SHARD])
     )
@@ -74,12 +80,12 @@ def decoded_on_cores(
     return np.concatenate([leaves[number] for number in sorted(leaves)])
 
 
-def decoding_on_card(bundle: Bundle, device: torch.device, paths: list[Path], batch: int) -> None:
+def decode_on_gpu(bundle: Bundle, device: torch.device, paths: list[Path], batch: int) -> None:
     """Files decoded and scaled on the card, and thrown away."""
-    decoded_on_card(bundle, lambda photos: (photos[:, 0, 0],), device, paths, batch)
+    classify_on_gpu(bundle, lambda photos: (photos[:, 0, 0],), device, paths, batch)
 
 
-def decoded_on_card(
+def classify_on_gpu(
     bundle: Bundle, run: Network, device: torch.device, paths: list[Path], batch: int
 ) -> npt.NDArray[np.int64]:
     """Likeliest leaf of each photo, decoded as Triton's model for a GPU decodes it.
@@ -104,5 +110,5 @@ def decoded_on_card(
             leaves: npt.NDArray[np.int64] = run(pixels)[0].argmax(dim=1).cpu().numpy()
         return leaves
 
-    with ThreadPoolExecutor(CARD_THREADS) as pool:
+    with ThreadPoolExecutor(GPU_THREADS) as pool:
         return np.concatenate(list(pool.map(answered, [paths[at : at + batch] for at in range(0, len(paths), batch)])))

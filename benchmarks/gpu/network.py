@@ -11,7 +11,7 @@ from training.export.precision import HalfClassifier
 from training.inference.network import load_bundle_model
 from vision.bundle import Bundle
 
-__all__ = ["BATCHES", "Network", "Recorded", "networks", "photos_per_s"]
+__all__ = ["BATCHES", "CudaGraph", "Network", "create_networks", "photos_per_s"]
 
 BATCHES = (1, 8, 32, 128, 256)
 SECONDS = 1.5
@@ -24,19 +24,19 @@ class Variant(NamedTuple):
     batches: tuple[int, ...]
 
 
-def networks(bundle: Bundle, device: torch.device, *, batches: tuple[int, ...] = BATCHES) -> Iterator[Variant]:
+def create_networks(bundle: Bundle, device: torch.device, *, batches: tuple[int, ...] = BATCHES) -> Iterator[Variant]:
     """One after another, the fastest last: fp32, TF32, fp16, each recorded as a CUDA graph, and fp16 compiled."""
     for name, half, tf32 in (("fp32", False, False), ("tf32", False, True), ("fp16", True, True)):
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
         trained = load_bundle_model(bundle)
         model = (HalfClassifier(trained) if half else trained).to(device).eval()
-        yield Variant(name, _without_gradients(model), batches)
+        yield Variant(name, _wrap_inference_mode(model), batches)
         if half and device.type == "cuda":
             model.compile(dynamic=False)
-            yield Variant("fp16 compiled", _without_gradients(model), batches[-2:-1])
+            yield Variant("fp16 compiled", _wrap_inference_mode(model), batches[-2:-1])
 
 
-def _without_gradients(model: torch.nn.Module) -> Network:
+def _wrap_inference_mode(model: torch.nn.Module) -> Network:
     def run(photos_nhwc: torch.Tensor) -> tuple[torch.Tensor, ...]:
         with torch.inference_mode():
             return tuple(model(photos_nhwc))
@@ -44,7 +44,7 @@ def _without_gradients(model: torch.nn.Module) -> Network:
     return run
 
 
-class Recorded:
+class CudaGraph:
     """A network's kernels for one batch size, recorded as a CUDA graph; smaller batches are filled up.
 
     For threads: one at a time has the buffers.
@@ -79,20 +79,20 @@ class Recorded:
 def photos_per_s(run: Network, photos: torch.Tensor, *, seconds: float = SECONDS) -> float:
     """Photos/s of a batch again and again; on a GPU its kernels are recorded once and replayed."""
     on_gpu = photos.device.type == "cuda"
-    once: Callable[[], object] = Recorded(run, photos).replay if on_gpu else lambda: run(photos)
+    once: Callable[[], object] = CudaGraph(run, photos).replay if on_gpu else lambda: run(photos)
     for _ in range(5):
         once()
-    _wait(photos.device)
+    _synchronize(photos.device)
     number, began_s = 0, time.monotonic()
     while time.monotonic() - began_s < seconds:
         for _ in range(10):
             once()
         # The host is not ahead by more than ten batches.
-        _wait(photos.device)
+        _synchronize(photos.device)
         number += 10 * len(photos)
     return number / (time.monotonic() - began_s)
 
 
-def _wait(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()

@@ -13,23 +13,23 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.load import LoadPlan, learn_answers, run_load
-from benchmarks.serving import gateway
+from benchmarks.load import LoadPlan, record_expected_responses, run_load
+from benchmarks.serving import serve_gateway
 
-__all__ = ["Service", "measure"]
+__all__ = ["ServiceResult", "measure"]
 
 
-class Service(NamedTuple):
+class ServiceResult(NamedTuple):
     photos_per_s: float
     p50_ms: float
     p99_ms: float
-    outcomes: dict[str, int]
+    status_counts: dict[str, int]
 
 
-class _Part(NamedTuple):
+class _CallerResult(NamedTuple):
     photos_per_s: float
     latency_ms: npt.NDArray[np.float64]
-    outcomes: dict[str, int]
+    status_counts: dict[str, int]
 
 
 def measure(
@@ -42,7 +42,7 @@ def measure(
     workers: int,
     processes: int,
     seconds: float,
-) -> dict[int, Service]:
+) -> dict[int, ServiceResult]:
     """Closed loops of single photos, by the number of callers; answers are checked against a quiet server's.
 
     Args:
@@ -60,32 +60,32 @@ def measure(
     tuning.write_text(json.dumps({"best": {"backend": backend}}))
     measured = {}
     with (
-        gateway(bundle, "--workers", str(workers), "--tuning", str(tuning)) as (address, _),
+        serve_gateway(bundle, "--workers", str(workers), "--tuning", str(tuning)) as (address, _),
         # A fork would take this process's CUDA with it.
         ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool,
     ):
-        answers = asyncio.run(learn_answers(address, photos))
+        expected = asyncio.run(record_expected_responses(address, photos))
         for number in callers:
             shares = [share for i in range(processes) if (share := (number + i) // processes)]
-            parts = pool.map(partial(_load, address, photos, answers, seconds), shares)
-            measured[number] = _together(list(parts))
+            parts = pool.map(partial(_run_load, address, photos, expected, seconds), shares)
+            measured[number] = _merge_results(list(parts))
     return measured
 
 
-def _together(parts: Sequence[_Part]) -> Service:
+def _merge_results(parts: Sequence[_CallerResult]) -> ServiceResult:
     latency_ms = np.concatenate([part.latency_ms for part in parts])
-    outcomes: Counter[str] = Counter()
+    status_counts: Counter[str] = Counter()
     for part in parts:
-        outcomes.update(part.outcomes)
-    return Service(
+        status_counts.update(part.status_counts)
+    return ServiceResult(
         photos_per_s=sum(part.photos_per_s for part in parts),
         p50_ms=float(np.percentile(latency_ms, 50)),
         p99_ms=float(np.percentile(latency_ms, 99)),
-        outcomes=dict(outcomes),
+        status_counts=dict(status_counts),
     )
 
 
-def _load(address: str, photos: Sequence[bytes], answers: Any, seconds: float, callers: int) -> _Part:
+def _run_load(address: str, photos: Sequence[bytes], expected: Any, seconds: float, callers: int) -> _CallerResult:
     plan = LoadPlan(seconds=seconds, num_callers=callers, warmup_s=3.0, ramp_s=1.0, deadline_s=30.0, num_connections=16)
-    report = asyncio.run(run_load(address, plan, photos, answers=answers))
-    return _Part(report.photos_per_s, report.latency_ms(), dict(report.outcomes))
+    report = asyncio.run(run_load(address, plan, photos, expected=expected))
+    return _CallerResult(report.photos_per_s, report.latency_ms(), dict(report.status_counts))

@@ -4,27 +4,27 @@ Closed loop: callers who each wait for their answer. Open loop: calls that come 
 their latency counted from when they should have been sent. Answers are checked against those to a quiet server.
 """
 
-from benchmarks.load.connections import CallEnded, Connect, Connection, connect_grpc
-from benchmarks.load.generator import learn_answers, run_load
-from benchmarks.load.listings import Answer, Listing, make_listings
-from benchmarks.load.photos import phone_photos, read_photos
+from benchmarks.load.connections import CallError, Connect, Connection, connect_grpc
+from benchmarks.load.generator import record_expected_responses, run_load
+from benchmarks.load.listings import ExpectedResponse, Listing, make_listings
+from benchmarks.load.photos import create_phone_photos, read_photos
 from benchmarks.load.plan import LoadPlan
-from benchmarks.load.report import ENDINGS, Ending, LoadReport
+from benchmarks.load.report import CALL_RESULTS, CallResult, LoadReport
 
 __all__ = [
-    "ENDINGS",
-    "Answer",
-    "CallEnded",
+    "CALL_RESULTS",
+    "CallError",
+    "CallResult",
     "Connect",
     "Connection",
-    "Ending",
+    "ExpectedResponse",
     "Listing",
     "LoadPlan",
     "LoadReport",
     "connect_grpc",
-    "learn_answers",
+    "create_phone_photos",
     "make_listings",
-    "phone_photos",
     "read_photos",
+    "record_expected_responses",
     "run_load",
 ]

@@ -1,6 +1,6 @@
 """Load on a running gateway, and what became of each call.
 
-    python -m benchmarks.load 127.0.0.1:50051 --photos drawn --closed 32 --seconds 10
+    python -m benchmarks.load 127.0.0.1:50051 --photos synthetic --closed 32 --seconds 10
     python -m benchmarks.load 127.0.0.1:50051 --photos ~/photos --open 120 --deadline-s 2
 
 Closed loop: each caller sends its next call when its last is answered, so that a slow server is asked less. Open loop:
@@ -11,8 +11,8 @@ import argparse
 import asyncio
 from pathlib import Path
 
-from benchmarks.common import machine
-from benchmarks.load import CallEnded, LoadPlan, phone_photos, read_photos, run_load
+from benchmarks.common import describe_machine
+from benchmarks.load import CallError, LoadPlan, create_phone_photos, read_photos, run_load
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -22,7 +22,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("address", metavar="HOST:PORT")
-    add("--photos", default="drawn", metavar="FOLDER|drawn", help="drawn: 64 photos of 1440x1080, about 300 KB each")
+    add(
+        "--photos",
+        default="synthetic",
+        metavar="FOLDER|synthetic",
+        help="synthetic: 64 photos of 1440x1080, about 300 KB each",
+    )
     add("--photos-per-listing", type=int, default=default["num_photos_per_listing"])
     loop = parser.add_mutually_exclusive_group(required=True)
     loop.add_argument("--closed", type=int, metavar="CALLERS")
@@ -66,15 +71,15 @@ def main() -> None:
     options = _parser().parse_args()
     try:
         plan = _plan(options)
-        photos = phone_photos() if options.photos == "drawn" else read_photos(Path(options.photos))
+        photos = create_phone_photos() if options.photos == "synthetic" else read_photos(Path(options.photos))
         hostile = read_photos(options.hostile) if options.hostile else []
         report = asyncio.run(run_load(options.address, plan, photos, hostile=hostile))
-    except CallEnded as error:
+    except CallError as error:
         raise SystemExit(f"{options.address} answered {error} before there was any load") from error
     except (OSError, ValueError) as error:
         raise SystemExit(str(error)) from error
     print(report.table())
-    print(f"machine: {machine()}")
+    print(f"machine: {describe_machine()}")
 
 
 if __name__ == "__main__":

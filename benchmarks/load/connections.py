@@ -11,7 +11,7 @@ from grpc_status import rpc_status
 
 from serving.protocol import listing_vision_pb2 as pb
 
-__all__ = ["CLASSIFY_METHOD", "CallEnded", "Connect", "Connection", "connect_grpc"]
+__all__ = ["CLASSIFY_METHOD", "CallError", "Connect", "Connection", "connect_grpc"]
 
 CLASSIFY_METHOD = f"/{pb.DESCRIPTOR.services_by_name['ListingVisionService'].full_name}/ClassifyListing"
 CONNECT_TIMEOUT_S = 10.0
@@ -31,7 +31,7 @@ _OPTIONS = [
 
 # Not frozen: Python itself writes an exception's traceback and cause.
 @dataclass(kw_only=True, eq=False)
-class CallEnded(Exception):
+class CallError(Exception):
     """A call that was not answered."""
 
     code: str
@@ -48,7 +48,7 @@ class Connection(Protocol):
         """The serialised response to a serialised request.
 
         Raises:
-            CallEnded: with `DEADLINE_EXCEEDED` after `timeout_s`.
+            CallError: with `DEADLINE_EXCEEDED` after `timeout_s`.
         """
         ...
 
@@ -80,7 +80,7 @@ class _GrpcConnection:
         try:
             return await self._classify(request, timeout=timeout_s)
         except grpc.aio.AioRpcError as error:
-            raise CallEnded(code=error.code().name, reason=_reason(error)) from error
+            raise CallError(code=error.code().name, reason=_reason(error)) from error
 
     async def close(self) -> None:
         await self._channel.close()

@@ -9,7 +9,7 @@ from google.protobuf.message import DecodeError
 
 from serving.protocol import listing_vision_pb2 as pb
 
-__all__ = ["Answer", "Listing", "make_listings"]
+__all__ = ["ExpectedResponse", "Listing", "make_listings"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,48 +22,48 @@ class Listing:
     """Which of the request's photos must be answered with an error."""
 
 
-class _Said(NamedTuple):
+class _ResponseSummary(NamedTuple):
     """What callers act on; probabilities differ in the last digits with a batch's make-up, ids do not."""
 
     category_id: str
-    outcomes: tuple[int, ...]
+    actions: tuple[int, ...]
     brand: tuple[int, str, int]
     photos: tuple[tuple[str, str, int], ...]
 
 
 @dataclass(frozen=True)
-class Answer:
+class ExpectedResponse:
     """What a quiet server answered to a listing."""
 
     response: bytes
-    said: _Said
+    summary: _ResponseSummary
 
     @classmethod
-    def to(cls, listing: Listing, response: bytes) -> "Answer":
+    def from_response(cls, listing: Listing, response: bytes) -> "ExpectedResponse":
         """Raises ValueError for what can be no right answer to the listing."""
         try:
-            said = _said(response)
+            summary = _summarize(response)
         except (DecodeError, IndexError) as error:
             raise ValueError(f"no answer to a listing: {response[:80]!r}") from error
-        at_error = [index for index, (_, _, error) in enumerate(said.photos) if error]
+        at_error = [index for index, (_, _, error) in enumerate(summary.photos) if error]
         expected = [] if listing.hostile_index is None else [listing.hostile_index]
-        if at_error != expected or len(said.photos) != listing.num_photos + len(expected):
+        if at_error != expected or len(summary.photos) != listing.num_photos + len(expected):
             raise ValueError(
-                f"{len(said.photos)} photos were answered, those at {at_error} with an error; the request has "
+                f"{len(summary.photos)} photos were answered, those at {at_error} with an error; the request has "
                 f"{listing.num_photos} good photos and hostile ones at {expected}"
             )
-        return cls(response, said)
+        return cls(response, summary)
 
-    def difference(self, response: bytes) -> str:
+    def find_difference(self, response: bytes) -> str:
         """Empty, or what another answer to the same listing says differently."""
         if response == self.response:
             return ""
         try:
-            said = _said(response)
+            summary = _summarize(response)
         except (DecodeError, IndexError):
             return "not an answer"
         different = [
-            name for name, mine, other in zip(self.said._fields, self.said, said, strict=True) if mine != other
+            name for name, mine, other in zip(self.summary._fields, self.summary, summary, strict=True) if mine != other
         ]
         return different[0] if different else ""
 
@@ -98,11 +98,11 @@ def _request(listing_id: str, contents: Sequence[bytes]) -> bytes:
     return pb.ClassifyListingRequest(listing_id=listing_id, photos=photos).SerializeToString()
 
 
-def _said(response: bytes) -> _Said:
+def _summarize(response: bytes) -> _ResponseSummary:
     answer = pb.ClassifyListingResponse.FromString(response)
-    return _Said(
+    return _ResponseSummary(
         category_id=answer.category_path[-1].category_id,
-        outcomes=tuple(step.outcome for step in answer.category_path),
+        actions=tuple(step.outcome for step in answer.category_path),
         brand=(answer.brand.kind, answer.brand.brand_id, answer.brand.outcome),
         photos=tuple(
             (photo.recognition.category_id, photo.recognition.brand_id, photo.error.reason) for photo in answer.photos

@@ -7,17 +7,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-__all__ = ["phone_photos", "read_photos"]
+__all__ = ["create_phone_photos", "read_photos"]
 
-NUM_DRAWN = 64
-_GRAIN = 7.65
+NUM_SYNTHETIC = 64
+_NOISE_STD = 7.65
 """Standard deviation of the noise in levels of 255; with the quality it sets the bytes, which decoding time follows."""
 _JPEG_QUALITY = 80
 
 
-def phone_photos(numbers: Iterable[int] = range(NUM_DRAWN)) -> list[bytes]:
+def create_phone_photos(numbers: Iterable[int] = range(NUM_SYNTHETIC)) -> list[bytes]:
     """Drawn photos at the size that phones upload after the app has scaled them: 1440x1080 JPEG of about 300 KB."""
-    return [_phone_photo(number) for number in numbers]
+    return [_create_phone_photo(number) for number in numbers]
 
 
 def read_photos(folder: Path) -> list[bytes]:
@@ -28,12 +28,12 @@ def read_photos(folder: Path) -> list[bytes]:
     return [path.read_bytes() for path in paths]
 
 
-def _phone_photo(number: int) -> bytes:
+def _create_phone_photo(number: int) -> bytes:
     from training.data.synthetic import PRODUCTS, draw_photo
 
     rng = np.random.default_rng(number)
     drawn = Image.open(io.BytesIO(draw_photo(number % len(PRODUCTS), 1, rng))).convert("RGB").resize((1440, 1080))
-    grain = rng.normal(0, _GRAIN, (1080, 1440, 1))
+    grain = rng.normal(0, _NOISE_STD, (1080, 1440, 1))
     out = io.BytesIO()
     Image.fromarray((np.asarray(drawn) + grain).clip(0, 255).astype(np.uint8)).save(out, "JPEG", quality=_JPEG_QUALITY)
     return out.getvalue()

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["CpuMeter", "memory_sampled", "process_tree", "resident_mb", "resident_mb_by_name"]
+__all__ = ["CpuMeter", "list_process_tree", "measure_resident_mb", "measure_resident_mb_by_name", "sample_memory"]
 
 _PROC = Path("/proc")
 _MS_PER_TICK = 1000 / os.sysconf("SC_CLK_TCK")
@@ -23,11 +23,11 @@ class _Stat(NamedTuple):
     cpu_ms: float
 
 
-def process_tree(roots: Sequence[int]) -> list[int]:
+def list_process_tree(roots: Sequence[int]) -> list[int]:
     """The processes and all that descend from them and still run."""
     parents = {}
     for path in _PROC.iterdir():
-        if path.name.isdigit() and (stat := _stat(int(path.name))):
+        if path.name.isdigit() and (stat := _read_stat(int(path.name))):
             parents[int(path.name)] = stat.parent
     found = [root for root in dict.fromkeys(roots) if root in parents]
     for pid in found:  # grows while it is walked
@@ -35,30 +35,30 @@ def process_tree(roots: Sequence[int]) -> list[int]:
     return found
 
 
-def resident_mb(roots: Sequence[int]) -> float:
+def measure_resident_mb(roots: Sequence[int]) -> float:
     """Resident memory of the processes and all that descend from them; pages they share count in each."""
-    return sum(resident_mb_by_name(roots).values())
+    return sum(measure_resident_mb_by_name(roots).values())
 
 
-def resident_mb_by_name(roots: Sequence[int]) -> dict[str, float]:
+def measure_resident_mb_by_name(roots: Sequence[int]) -> dict[str, float]:
     """The same by what each process runs."""
     resident: defaultdict[str, float] = defaultdict(float)
-    for pid in process_tree(roots):
+    for pid in list_process_tree(roots):
         for line in _read(pid, "status").splitlines():
             if line.startswith("VmRSS:"):
-                resident[_name(pid)] += int(line.split()[1]) / 1024
+                resident[_process_name(pid)] += int(line.split()[1]) / 1024
     return dict(resident)
 
 
 @contextmanager
-def memory_sampled(roots: Sequence[int], *, every_s: float) -> Iterator[list[tuple[float, dict[str, float]]]]:
+def sample_memory(roots: Sequence[int], *, every_s: float) -> Iterator[list[tuple[float, dict[str, float]]]]:
     """Seconds since the beginning, and resident MB by what the processes run, as they are while the block runs."""
     samples: list[tuple[float, dict[str, float]]] = []
     started_s, stop = time.monotonic(), threading.Event()
 
     def sample() -> None:
         while not stop.wait(every_s):
-            samples.append((time.monotonic() - started_s, resident_mb_by_name(roots)))
+            samples.append((time.monotonic() - started_s, measure_resident_mb_by_name(roots)))
 
     thread = threading.Thread(target=sample)
     thread.start()
@@ -76,25 +76,25 @@ class CpuMeter:
         self._roots = roots
         self._before_ms = self._sample()
 
-    def ms_by_name(self) -> dict[str, float]:
+    def read_ms_by_name(self) -> dict[str, float]:
         """Milliseconds, user and system together, by what each process runs; those that ended meanwhile are missing."""
         spent_ms: defaultdict[str, float] = defaultdict(float)
         for pid, cpu_ms in self._sample().items():
-            spent_ms[_name(pid)] += cpu_ms - self._before_ms.get(pid, 0.0)
+            spent_ms[_process_name(pid)] += cpu_ms - self._before_ms.get(pid, 0.0)
         return dict(spent_ms)
 
     def _sample(self) -> dict[int, float]:
-        stats = {pid: _stat(pid) for pid in process_tree(self._roots)}
+        stats = {pid: _read_stat(pid) for pid in list_process_tree(self._roots)}
         return {pid: stat.cpu_ms for pid, stat in stats.items() if stat}
 
 
-def _stat(pid: int) -> _Stat | None:
+def _read_stat(pid: int) -> _Stat | None:
     # The command, in parentheses, may itself hold spaces and parentheses.
     fields = _read(pid, "stat").rpartition(")")[2].split()
     return _Stat(int(fields[1]), (int(fields[11]) + int(fields[12])) * _MS_PER_TICK) if fields else None
 
 
-def _name(pid: int) -> str:
+def _process_name(pid: int) -> str:
     """The program, and of Python what it runs: `python -m listing_vision`."""
     words = _read(pid, "cmdline").split("\0")
     program = Path(words[0]).name

@@ -13,16 +13,16 @@ import numpy.typing as npt
 
 from benchmarks.load.plan import LoadPlan
 
-__all__ = ["BUCKET_S", "ENDINGS", "Ending", "LoadReport", "Recorder"]
+__all__ = ["BUCKET_S", "CALL_RESULTS", "CallRecorder", "CallResult", "LoadReport"]
 
-Ending = Literal["ok", "wrong", "refused", "expired", "given_up", "failed", "hung", "not_sent"]
+CallResult = Literal["ok", "wrong", "refused", "expired", "given_up", "failed", "hung", "not_sent"]
 """How a call ended.
 
 ok: answered as a quiet server answers. wrong: answered otherwise. refused: RESOURCE_EXHAUSTED, the server has enough to
 do. expired: DEADLINE_EXCEEDED. given_up: the same, of a deadline that was too short on purpose. failed: any other code.
 hung: not ended a second after its deadline. not_sent: too many were unanswered already.
 """
-ENDINGS: tuple[Ending, ...] = get_args(Ending)
+CALL_RESULTS: tuple[CallResult, ...] = get_args(CallResult)
 BUCKET_S = 0.1
 """Of the timeline."""
 _PERCENTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p999": 99.9, "max": 100.0}
@@ -30,48 +30,48 @@ _PERCENTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p999": 99.9, "max": 100.
 Floats = npt.NDArray[np.float64]
 
 
-class Recorder:
+class CallRecorder:
     """Collects calls: 34 bytes each, 300 MB for a day of 100 calls a second, so that no histogram need round them."""
 
     def __init__(self, warmup_s: float) -> None:
         self._warmup_s = warmup_s
-        self._due_s, self._late_s, self._ended_s = array("d"), array("d"), array("d")
-        self._endings, self._num_photos, self._cut_off = array("b"), array("q"), array("b")
-        self._outcomes: Counter[str] = Counter()
+        self._due_s, self._send_delay_s, self._ended_s = array("d"), array("d"), array("d")
+        self._results, self._num_photos, self._has_short_deadline = array("b"), array("q"), array("b")
+        self._status_counts: Counter[str] = Counter()
 
     def add(
         self,
-        ending: Ending,
-        outcome: str,
+        result: CallResult,
+        status: str,
         *,
         due_s: float,
         sent_s: float,
         ended_s: float,
         num_photos: int,
-        cut_off: bool,
+        has_short_deadline: bool,
     ) -> None:
         """Note a call; times are seconds since the beginning, `due_s` when it should have been sent."""
         self._due_s.append(due_s)
-        self._late_s.append(sent_s - due_s)
+        self._send_delay_s.append(sent_s - due_s)
         self._ended_s.append(ended_s)
-        self._endings.append(ENDINGS.index(ending))
+        self._results.append(CALL_RESULTS.index(result))
         self._num_photos.append(num_photos)
-        self._cut_off.append(cut_off)
+        self._has_short_deadline.append(has_short_deadline)
         if due_s >= self._warmup_s:
-            self._outcomes[outcome] += 1
+            self._status_counts[status] += 1
 
     def report(self, plan: LoadPlan, *, end_s: float, generator_cpu_s: float) -> "LoadReport":
         return LoadReport(
             plan=plan,
             end_s=end_s,
             generator_cpu_s=generator_cpu_s,
-            outcomes=self._outcomes,
+            status_counts=self._status_counts,
             due_s=np.array(self._due_s),
-            late_s=np.array(self._late_s),
+            send_delay_s=np.array(self._send_delay_s),
             ended_s=np.array(self._ended_s),
-            endings=np.array(self._endings),
+            results=np.array(self._results),
             num_photos=np.array(self._num_photos),
-            cut_off=np.array(self._cut_off, dtype=bool),
+            has_short_deadline=np.array(self._has_short_deadline, dtype=bool),
         )
 
 
@@ -84,26 +84,26 @@ class LoadReport:
     """When sending ended: the plan's end, or when it was told to stop."""
     generator_cpu_s: float
     """Processor time of this process meanwhile."""
-    outcomes: Mapping[str, int]
+    status_counts: Mapping[str, int]
     """Measured calls by gRPC code and reason, such as `RESOURCE_EXHAUSTED/TOO_BUSY`; wrong ones by what differed."""
     due_s: Floats
     """When each call should have been sent."""
-    late_s: Floats
+    send_delay_s: Floats
     """How much later it was: the generator's own fault, included in its latency."""
     ended_s: Floats
-    endings: npt.NDArray[np.int8]
-    """Indices into `ENDINGS`."""
+    results: npt.NDArray[np.int8]
+    """Indices into `CALL_RESULTS`."""
     num_photos: npt.NDArray[np.int64]
-    cut_off: npt.NDArray[np.bool_]
+    has_short_deadline: npt.NDArray[np.bool_]
     """Whether its deadline was too short on purpose."""
 
-    def count(self, ending: Ending) -> int:
+    def count(self, result: CallResult) -> int:
         """Measured calls that ended so."""
-        return int(self._measured(ending).sum())
+        return int(self._select_measured(result).sum())
 
-    def latency_ms(self, ending: Ending = "ok") -> Floats:
+    def latency_ms(self, result: CallResult = "ok") -> Floats:
         """Of measured calls that ended so, those with deadlines too short on purpose left out."""
-        chosen = self._measured(ending) & ~self.cut_off
+        chosen = self._select_measured(result) & ~self.has_short_deadline
         latency_ms: Floats = (self.ended_s[chosen] - self.due_s[chosen]) * 1000
         return latency_ms
 
@@ -111,51 +111,53 @@ class LoadReport:
     def photos_per_s(self) -> float:
         """Photos answered rightly within the measured time, also of calls from before it."""
         warmup_s = self.plan.warmup_s
-        within = (self.endings == ENDINGS.index("ok")) & (self.ended_s >= warmup_s) & (self.ended_s < self.end_s)
+        within = (self.results == CALL_RESULTS.index("ok")) & (self.ended_s >= warmup_s) & (self.ended_s < self.end_s)
         return float(self.num_photos[within].sum()) / max(self.end_s - warmup_s, math.ulp(1.0))
 
     @functools.cached_property
-    def timeline(self) -> dict[Ending, npt.NDArray[np.int64]]:
+    def timeline(self) -> dict[CallResult, npt.NDArray[np.int64]]:
         """Calls by when and how they ended, in buckets of `BUCKET_S` from the beginning of the warm-up on."""
         last_s = float(self.ended_s.max(initial=0))
         num_buckets = int(last_s / BUCKET_S) + 1
         buckets = (self.ended_s / BUCKET_S).astype(np.int64)
         return {
-            ending: np.bincount(buckets[self.endings == index], minlength=num_buckets)
-            for index, ending in enumerate(ENDINGS)
+            result: np.bincount(buckets[self.results == index], minlength=num_buckets)
+            for index, result in enumerate(CALL_RESULTS)
         }
 
     def metrics(self) -> dict[str, float]:
         """Flat; percentiles of no calls at all are left out."""
-        counts = {ending: float(self.count(ending)) for ending in ENDINGS}
-        num_sent = max(1, len(self.endings) - int((self.endings == ENDINGS.index("not_sent")).sum()))
+        counts = {result: float(self.count(result)) for result in CALL_RESULTS}
+        num_sent = max(1, len(self.results) - int((self.results == CALL_RESULTS.index("not_sent")).sum()))
         return {
             "photos_per_s": self.photos_per_s,
             **counts,
             **_percentiles(self.latency_ms("ok"), ""),
             **_percentiles(self.latency_ms("refused"), "refused_"),
-            "sent_late_p99_ms": float(np.percentile(self.late_s, 99)) * 1000 if len(self.late_s) else 0.0,
+            "sent_late_p99_ms": float(np.percentile(self.send_delay_s, 99)) * 1000 if len(self.send_delay_s) else 0.0,
             "generator_cpu_ms_per_call": self.generator_cpu_s * 1000 / num_sent,
         }
 
     def table(self) -> str:
         """For people."""
         metrics = self.metrics()
-        lines = [str(self.plan), f"{'ending':<10}{'calls':>9}" + "".join(f"{name:>10}" for name in _PERCENTILES)]
-        for ending in ENDINGS:
-            found = _percentiles(self.latency_ms(ending), "")
-            if self.count(ending) or ending == "ok":
+        lines = [str(self.plan), f"{'result':<10}{'calls':>9}" + "".join(f"{name:>10}" for name in _PERCENTILES)]
+        for result in CALL_RESULTS:
+            found = _percentiles(self.latency_ms(result), "")
+            if self.count(result) or result == "ok":
                 milliseconds = "".join(f"{value:>7.0f} ms" for value in found.values())
-                lines.append(f"{ending:<10}{self.count(ending):>9}{milliseconds}")
-        lines += [f"  {number:>8}  {outcome}" for outcome, number in sorted(self.outcomes.items())]
+                lines.append(f"{result:<10}{self.count(result):>9}{milliseconds}")
+        lines += [f"  {number:>8}  {status}" for status, number in sorted(self.status_counts.items())]
         lines.append(
             f"{self.photos_per_s:.1f} photos/s; the generator: {metrics['generator_cpu_ms_per_call']:.2f} ms of "
             f"processor a call, p99 of sending late {metrics['sent_late_p99_ms']:.1f} ms"
         )
         return "\n".join(lines)
 
-    def _measured(self, ending: Ending) -> npt.NDArray[np.bool_]:
-        measured: npt.NDArray[np.bool_] = (self.endings == ENDINGS.index(ending)) & (self.due_s >= self.plan.warmup_s)
+    def _select_measured(self, result: CallResult) -> npt.NDArray[np.bool_]:
+        measured: npt.NDArray[np.bool_] = (self.results == CALL_RESULTS.index(result)) & (
+            self.due_s >= self.plan.warmup_s
+        )
         return measured
 
 

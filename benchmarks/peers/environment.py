@@ -7,19 +7,19 @@ from pathlib import Path
 
 from benchmarks.common import BUILD
 
-__all__ = ["FRAMEWORKS", "peer_python"]
+__all__ = ["FRAMEWORKS", "prepare_peer_python"]
 
 _FOLDER = BUILD / "peers" / "venv"
 FRAMEWORKS = ("bentoml==1.4.40", "litserve==0.2.19")
-_SAME = ("numpy", "onnxruntime", "pi-heif", "pillow", "protobuf", "safetensors")
+_SHARED_PACKAGES = ("numpy", "onnxruntime", "pi-heif", "pillow", "protobuf", "safetensors")
 """What decode, model and answer are made of: in the versions installed here, or the peers would differ in more."""
 
 
-def peer_python() -> Path:
+def prepare_peer_python() -> Path:
     """The environment's interpreter; made when it is not there, minutes the first time."""
     python = _FOLDER / "bin" / "python"
     marker = _FOLDER / "requirements.txt"
-    requirements = "\n".join((*FRAMEWORKS, *_installed_here(), ""))
+    requirements = "\n".join((*FRAMEWORKS, *_list_installed(), ""))
     if marker.is_file() and marker.read_text() == requirements:
         return python
     print(f"installing the peers into {_FOLDER} …", flush=True)
@@ -30,9 +30,9 @@ def peer_python() -> Path:
     return python
 
 
-def _installed_here() -> list[str]:
+def _list_installed() -> list[str]:
     pinned = []
-    for name in _SAME:
+    for name in _SHARED_PACKAGES:
         try:
             pinned.append(f"{name}=={importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:

@@ -3,7 +3,7 @@
 import asyncio
 import re
 
-from benchmarks.load import CallEnded
+from benchmarks.load import CallError
 
 __all__ = ["HttpConnection"]
 
@@ -30,11 +30,11 @@ class HttpConnection:
             async with asyncio.timeout(timeout_s):
                 status, body = await self._exchange(request)
         except TimeoutError as error:
-            raise CallEnded(code="DEADLINE_EXCEEDED") from error
+            raise CallError(code="DEADLINE_EXCEEDED") from error
         except (OSError, EOFError) as error:
-            raise CallEnded(code="UNAVAILABLE") from error
+            raise CallError(code="UNAVAILABLE") from error
         if status != 200:
-            raise CallEnded(code=_CODES.get(status, f"HTTP_{status}"))
+            raise CallError(code=_CODES.get(status, f"HTTP_{status}"))
         return body
 
     async def close(self) -> None:

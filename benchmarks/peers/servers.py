@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks.common import BUILD, ROOT
 from benchmarks.load import Connect, Connection, connect_grpc
-from benchmarks.peers.environment import peer_python
+from benchmarks.peers.environment import prepare_peer_python
 from benchmarks.peers.http import HttpConnection
 
 __all__ = ["PEERS", "Peer", "serve_peer"]
@@ -30,11 +30,11 @@ class Peer:
     ready_path: str | None = None
     """Answers 200 once all workers are up; None waits for the port."""
     own_environment: bool = True
-    """Whether it runs in `peer_python`, not in this one."""
+    """Whether it runs in `prepare_peer_python`, not in this one."""
     variables: dict[str, str] = field(default_factory=dict)
 
 
-def _over_http(path: str) -> Connect:
+def _connect_http(path: str) -> Connect:
     async def connect(address: str) -> Connection:
         return HttpConnection(address, path)
 
@@ -44,7 +44,7 @@ def _over_http(path: str) -> Connect:
 PEERS = {
     "litserve": Peer(
         arguments=("-m", "benchmarks.peers.litserve_server", "{bundle}", "{port}"),
-        connect=_over_http("/predict"),
+        connect=_connect_http("/predict"),
         ready_path="/health",
     ),
     "bentoml": Peer(
@@ -52,7 +52,7 @@ PEERS = {
             *("-m", "bentoml", "serve", "benchmarks.peers.bentoml_server:ListingVision"),
             *("--host", "127.0.0.1", "--port", "{port}", "--working-dir", str(ROOT)),
         ),
-        connect=_over_http("/classify"),
+        connect=_connect_http("/classify"),
         ready_path="/readyz",
         variables={
             "PEER_BUNDLE": "{bundle}",
@@ -75,7 +75,7 @@ def serve_peer(name: str, bundle: Path) -> Iterator[tuple[str, list[int]]]:
     log_path = BUILD / "peers" / f"{name}.log"
     log_path.parent.mkdir(parents=True, exist_ok=True)
     filled = {"bundle": str(bundle.resolve()), "port": str(port)}
-    python = str(peer_python()) if peer.own_environment else sys.executable
+    python = str(prepare_peer_python()) if peer.own_environment else sys.executable
     variables = {key: value.format(**filled) for key, value in peer.variables.items()}
     with log_path.open("wb") as log:
         process = subprocess.Popen(

@@ -1,6 +1,6 @@
 """Questions to a backfill's output: how far it is, whether it is right, what it says, what differs from another.
 
-The output is as large as the marketplace; DuckDB answers them in bounded memory.
+The output is as large as the marketplace; DuckDB queries it in bounded memory.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,12 +10,12 @@ from typing import Any
 
 from serving.backfill.job import LOCK_PATH, Job, read_job
 from serving.backfill.ledger import Ledger, Totals
-from serving.backfill.output import ANSWERED
-from serving.backfill.plan import MEMORY_LIMIT, ROWS_PATH
+from serving.backfill.output import CLASSIFIED
+from serving.backfill.plan import DUCKDB_MEMORY_LIMIT, ROWS_PATH
 from serving.errors import BackfillError
 from serving.storage import Store
 
-__all__ = ["Changes", "Status", "Verified", "diff", "distribution", "status", "verify"]
+__all__ = ["BackfillDiff", "Status", "Verification", "describe_distribution", "diff", "status", "verify"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class Status:
                 f"{'shards':<28}{totals.num_shards:>12} of {job.num_shards}",
                 f"{'listings':<28}{totals.num_listings:>12} of {job.num_listings}",
                 f"{'photos':<28}{totals.num_photos:>12} of {job.num_photos}",
-                *(f"  {outcome:<26}{number:>12}" for outcome, number in sorted(totals.outcomes.items())),
+                *(f"  {result:<26}{number:>12}" for result, number in sorted(totals.results.items())),
                 *(f"  {reason:<26}{number:>12} photos" for reason, number in sorted(totals.errors.items())),
             ]
         )
@@ -49,35 +49,35 @@ def status(store: Store) -> Status:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verified:
+class Verification:
     num_listings: int
     """Of the manifest."""
-    num_answers: int
+    num_suggestions: int
     num_missing: int
-    num_doubled: int
-    num_foreign: int
+    num_duplicated: int
+    num_unexpected: int
     """Answers to listings that the manifest lacks."""
-    outcomes: Mapping[str, int]
+    results: Mapping[str, int]
     problems: Sequence[str]
 
     @property
-    def is_right(self) -> bool:
-        return not (self.problems or self.num_missing or self.num_doubled or self.num_foreign)
+    def is_valid(self) -> bool:
+        return not (self.problems or self.num_missing or self.num_duplicated or self.num_unexpected)
 
     def __str__(self) -> str:
         lines = [
             f"{'listings of the manifest':<28}{self.num_listings:>12}",
-            f"{'answers':<28}{self.num_answers:>12}",
+            f"{'suggestions':<28}{self.num_suggestions:>12}",
             f"{'  missing':<28}{self.num_missing:>12}",
-            f"{'  doubled':<28}{self.num_doubled:>12}",
-            f"{'  to listings not asked for':<28}{self.num_foreign:>12}",
-            *(f"  {outcome:<26}{number:>12}" for outcome, number in sorted(self.outcomes.items())),
+            f"{'  doubled':<28}{self.num_duplicated:>12}",
+            f"{'  to listings not asked for':<28}{self.num_unexpected:>12}",
+            *(f"  {result:<26}{number:>12}" for result, number in sorted(self.results.items())),
             *(f"wrong: {problem}" for problem in self.problems[:20]),
         ]
-        return "\n".join([*lines, "right" if self.is_right else "NOT right"])
+        return "\n".join([*lines, "right" if self.is_valid else "NOT right"])
 
 
-def verify(store: Store) -> Verified:
+def verify(store: Store) -> Verification:
     """Whether every listing is answered once and every file is what the ledger says.
 
     Raises:
@@ -87,63 +87,63 @@ def verify(store: Store) -> Verified:
     problems = []
     files = []
     for entry in Ledger(store).entries():
-        if entry.becoming:
+        if entry.pending_replacement:
             problems.append(f"shard {entry.shard} is being replaced; start the same command again")
-        for file in (entry.answers, entry.dead_letters):
+        for file in (entry.suggestions, entry.dead_letters):
             if file is None:
                 continue
             if not store.exists(file.path):
                 problems.append(f"{file.path} is missing")
             elif store.sha256(file.path) != file.sha256:
                 problems.append(f"{file.path} is not what was written: its checksum differs")
-            elif file is entry.answers:
+            elif file is entry.suggestions:
                 files.append(file.path)
-    known = {path for entry in Ledger(store).entries() for path in _paths(entry.answers, entry.dead_letters)}
-    found = [path for folder in ("answers", "dead_letters") for path in store.paths(folder)]
+    known = {path for entry in Ledger(store).entries() for path in _list_paths(entry.suggestions, entry.dead_letters)}
+    found = [path for folder in ("suggestions", "dead_letters") for path in store.paths(folder)]
     problems += [f"{path} is in no ledger; start the same command again" for path in found if path not in known]
-    with _connected(store) as connection:
-        connection.execute("CREATE TABLE answers (listing_id VARCHAR, outcome VARCHAR)")
-        for some in _batches(files):
-            connection.execute(f"INSERT INTO answers SELECT listing_id, outcome FROM {_parquet(store, some)}")
-        listings = f"(SELECT DISTINCT listing_id FROM {_parquet(store, [ROWS_PATH])})"
-        row = _one(
+    with _connect(store) as connection:
+        connection.execute("CREATE TABLE suggestions (listing_id VARCHAR, result VARCHAR)")
+        for some in _split_batches(files):
+            connection.execute(f"INSERT INTO suggestions SELECT listing_id, result FROM {_parquet_sql(store, some)}")
+        listings = f"(SELECT DISTINCT listing_id FROM {_parquet_sql(store, [ROWS_PATH])})"
+        row = _fetch_row(
             connection,
             f"""
             SELECT
                 (SELECT count(*) FROM {listings}),
-                (SELECT count(*) FROM answers),
-                (SELECT count(*) FROM {listings} WHERE listing_id NOT IN (SELECT listing_id FROM answers)),
-                (SELECT count(*) FROM (SELECT 1 FROM answers GROUP BY listing_id HAVING count(*) > 1)),
-                (SELECT count(*) FROM answers WHERE listing_id NOT IN (SELECT listing_id FROM {listings}))
+                (SELECT count(*) FROM suggestions),
+                (SELECT count(*) FROM {listings} WHERE listing_id NOT IN (SELECT listing_id FROM suggestions)),
+                (SELECT count(*) FROM (SELECT 1 FROM suggestions GROUP BY listing_id HAVING count(*) > 1)),
+                (SELECT count(*) FROM suggestions WHERE listing_id NOT IN (SELECT listing_id FROM {listings}))
             """,
         )
-        outcomes = dict(connection.execute("SELECT outcome, count(*) FROM answers GROUP BY outcome").fetchall())
-    return Verified(
+        results = dict(connection.execute("SELECT result, count(*) FROM suggestions GROUP BY result").fetchall())
+    return Verification(
         num_listings=row[0],
-        num_answers=row[1],
+        num_suggestions=row[1],
         num_missing=row[2],
-        num_doubled=row[3],
-        num_foreign=row[4],
-        outcomes=outcomes,
+        num_duplicated=row[3],
+        num_unexpected=row[4],
+        results=results,
         problems=problems,
     )
 
 
-def distribution(store: Store) -> str:
-    """What the answers are, for people: how deep is filled, which top categories, which brands."""
-    with _connected(store) as connection:
-        source = _answers(store)
+def describe_distribution(store: Store) -> str:
+    """What the suggestions are, for people: how deep is filled, which top categories, which brands."""
+    with _connect(store) as connection:
+        source = _suggestions_sql(store)
         rows = connection.execute(
             f"""
             SELECT category_path[1].name AS name, count(*) AS number,
                 avg(CAST(filled_category_id IS NOT NULL AS INT)), avg(CAST(brand.filled AS INT)),
                 avg(category_path[-1].probability)
-            FROM {source} WHERE outcome = '{ANSWERED}' GROUP BY name ORDER BY number DESC, name LIMIT 20
+            FROM {source} WHERE result = '{CLASSIFIED}' GROUP BY name ORDER BY number DESC, name LIMIT 20
             """
         ).fetchall()
         brands = connection.execute(
             f"""
-            SELECT brand.kind, count(*), avg(CAST(brand.filled AS INT)) FROM {source} WHERE outcome = '{ANSWERED}'
+            SELECT brand.kind, count(*), avg(CAST(brand.filled AS INT)) FROM {source} WHERE result = '{CLASSIFIED}'
             GROUP BY 1 ORDER BY 2 DESC
             """
         ).fetchall()
@@ -154,17 +154,17 @@ def distribution(store: Store) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Changes:
+class BackfillDiff:
     """Of the listings that both backfills answered."""
 
-    num_both: int
+    num_in_both: int
     num_only_old: int
     num_only_new: int
-    num_category: int
+    num_category_changed: int
     """Another likeliest leaf."""
-    num_top_category: int
-    num_brand: int
-    num_filled: int
+    num_top_category_changed: int
+    num_brand_changed: int
+    num_filled_changed: int
     """Another category filled in, or one where there was none, or none where there was one."""
     pairs: Sequence[tuple[str, str, int]]
     """Leaf before, leaf after, how many: the most frequent changes."""
@@ -172,16 +172,16 @@ class Changes:
     """Listing, leaf before and its score, leaf after and its score: the surest of the new ones first."""
 
     def __str__(self) -> str:
-        def share(number: int) -> str:
-            return f"{number:>12}  {number / max(self.num_both, 1):7.2%}"
+        def format_share(number: int) -> str:
+            return f"{number:>12}  {number / max(self.num_in_both, 1):7.2%}"
 
         return "\n".join(
             [
-                f"{'listings in both':<36}{self.num_both:>12}",
-                f"{'  another category':<36}{share(self.num_category)}",
-                f"{'  another top category':<36}{share(self.num_top_category)}",
-                f"{'  another brand':<36}{share(self.num_brand)}",
-                f"{'  another category filled in':<36}{share(self.num_filled)}",
+                f"{'listings in both':<36}{self.num_in_both:>12}",
+                f"{'  another category':<36}{format_share(self.num_category_changed)}",
+                f"{'  another top category':<36}{format_share(self.num_top_category_changed)}",
+                f"{'  another brand':<36}{format_share(self.num_brand_changed)}",
+                f"{'  another category filled in':<36}{format_share(self.num_filled_changed)}",
                 f"{'only in the old':<36}{self.num_only_old:>12}",
                 f"{'only in the new':<36}{self.num_only_new:>12}",
                 *(f"{number:>8}  {before} → {after}" for before, after, number in self.pairs),
@@ -193,8 +193,8 @@ class Changes:
         )
 
 
-def diff(old: Store, new: Store, *, num_examples: int = 10) -> Changes:
-    """What another model answers otherwise.
+def diff(old: Store, new: Store, *, num_examples: int = 10) -> BackfillDiff:
+    """Which suggestions of another model differ.
 
     Raises:
         BackfillError: one of them holds no backfill.
@@ -205,13 +205,13 @@ def diff(old: Store, new: Store, *, num_examples: int = 10) -> Changes:
         "listing_id, category_id, category_path[1].id AS top, category_path[-1].probability AS score, "
         "coalesce(filled_category_id, '') AS filled, coalesce(brand.id, brand.kind) AS brand"
     )
-    with _connected(old, new) as connection:
+    with _connect(old, new) as connection:
         for name, store in (("old", old), ("new", new)):
             connection.execute(
-                f"CREATE TABLE {name} AS SELECT {columns} FROM {_answers(store)} WHERE outcome = '{ANSWERED}'"
+                f"CREATE TABLE {name} AS SELECT {columns} FROM {_suggestions_sql(store)} WHERE result = '{CLASSIFIED}'"
             )
         both = "old JOIN new USING (listing_id)"
-        row = _one(
+        row = _fetch_row(
             connection,
             f"""
             SELECT count(*),
@@ -220,7 +220,7 @@ def diff(old: Store, new: Store, *, num_examples: int = 10) -> Changes:
             FROM {both}
             """,
         )
-        alone = _one(
+        alone = _fetch_row(
             connection,
             """
             SELECT (SELECT count(*) FROM old ANTI JOIN new USING (listing_id)),
@@ -237,12 +237,12 @@ def diff(old: Store, new: Store, *, num_examples: int = 10) -> Changes:
             ORDER BY new.score DESC, listing_id LIMIT {int(num_examples)}
             """
         ).fetchall()
-    return Changes(
-        num_both=row[0],
-        num_category=row[1],
-        num_top_category=row[2],
-        num_brand=row[3],
-        num_filled=row[4],
+    return BackfillDiff(
+        num_in_both=row[0],
+        num_category_changed=row[1],
+        num_top_category_changed=row[2],
+        num_brand_changed=row[3],
+        num_filled_changed=row[4],
         num_only_old=alone[0],
         num_only_new=alone[1],
         pairs=pairs,
@@ -251,41 +251,41 @@ def diff(old: Store, new: Store, *, num_examples: int = 10) -> Changes:
 
 
 @contextmanager
-def _connected(*stores: Store) -> Iterator[Any]:
+def _connect(*stores: Store) -> Iterator[Any]:
     import tempfile
 
     import duckdb
 
     with tempfile.TemporaryDirectory(prefix="listing-vision-duckdb-") as folder:
-        config: dict[str, Any] = {"memory_limit": MEMORY_LIMIT, "temp_directory": folder}
+        config: dict[str, Any] = {"memory_limit": DUCKDB_MEMORY_LIMIT, "temp_directory": folder}
         with duckdb.connect(f"{folder}/questions.duckdb", config=config) as connection:
             for fs in {store.fs.protocol: store.fs for store in stores if not store.is_local}.values():
                 connection.register_filesystem(fs)
             yield connection
 
 
-def _answers(store: Store) -> str:
+def _suggestions_sql(store: Store) -> str:
     """Raises BackfillError: nothing is answered yet."""
-    files = [entry.answers.path for entry in Ledger(store).entries()]
+    files = [entry.suggestions.path for entry in Ledger(store).entries()]
     if not files:
         raise BackfillError(f"{store.url}: no shard is done yet")
-    return _parquet(store, files)
+    return _parquet_sql(store, files)
 
 
-def _parquet(store: Store, paths: Sequence[str]) -> str:
+def _parquet_sql(store: Store, paths: Sequence[str]) -> str:
     quoted = ", ".join("'" + store.full(path).replace("'", "''") + "'" for path in paths)
     return f"read_parquet([{quoted}], hive_partitioning = false)"
 
 
-def _batches(paths: Sequence[str], size: int = 1000) -> Iterator[Sequence[str]]:
+def _split_batches(paths: Sequence[str], size: int = 1000) -> Iterator[Sequence[str]]:
     for begin in range(0, len(paths), size):
         yield paths[begin : begin + size]
 
 
-def _paths(*files: Any) -> Iterator[str]:
+def _list_paths(*files: Any) -> Iterator[str]:
     return (file.path for file in files if file)
 
 
-def _one(connection: Any, query: str) -> tuple[Any, ...]:
+def _fetch_row(connection: Any, query: str) -> tuple[Any, ...]:
     found: tuple[Any, ...] = connection.execute(query).fetchone()
     return found

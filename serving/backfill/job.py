@@ -28,7 +28,7 @@ class ModelVersions:
     """What computes the logits; promises made with another do not hold and nothing is filled."""
 
     @classmethod
-    def of(cls, bundle: Bundle, backend: str) -> "ModelVersions":
+    def from_bundle(cls, bundle: Bundle, backend: str) -> "ModelVersions":
         return cls(
             name=bundle.info.model_name,
             version=bundle.info.model_version,
@@ -57,19 +57,19 @@ class Job:
     def save(self, store: Store) -> None:
         store.write_json(JOB_PATH, {"schema_version": SCHEMA_VERSION, **asdict(self)})
 
-    def refuse_other(self, found: Mapping[str, Any]) -> None:
+    def require_match(self, found: Mapping[str, Any]) -> None:
         """Raise BackfillError where what is asked for now differs from this job, which has been begun.
 
         Args: found: of this class' fields those that are asked for.
         """
         differing = [
-            f"{name}: {_shown(getattr(self, name))} then, {_shown(value)} now"
+            f"{name}: {_format_value(getattr(self, name))} then, {_format_value(value)} now"
             for name, value in found.items()
             if getattr(self, name) != value
         ]
         if differing:
             raise BackfillError(
-                "this output holds another backfill; give another --output, or --anew to drop what is there:\n"
+                "this output holds another backfill; give another --output, or --overwrite to drop what is there:\n"
                 + "\n".join(f"  {line}" for line in differing)
             )
 
@@ -92,7 +92,7 @@ def read_job(store: Store) -> Job:
         raise BackfillError(f"{store.full(JOB_PATH)} is not readable: {error}") from error
 
 
-def _shown(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if isinstance(value, ModelVersions):
         return " ".join(f"{field.name} {getattr(value, field.name)}" for field in fields(value))
     return repr(value)

@@ -1,4 +1,4 @@
-"""Which shards are done: one small file each, written after the shard's answers, which it vouches for by checksum.
+"""Which shards are done: one small file each, written after the shard's suggestions, which it vouches for by checksum.
 
 A shard that has an entry is done; whatever else lies there is not. A shard that is answered again, for its dead
 letters, first says so in its entry: until the new files are in place both checksums are right, and a run that was
@@ -34,10 +34,10 @@ class Entry:
     shard: int
     num_listings: int
     num_photos: int
-    answers: File
+    suggestions: File
     dead_letters: File | None
     """None: every photo could be used."""
-    outcomes: Mapping[str, int]
+    results: Mapping[str, int]
     """Listings by what became of them."""
     errors: Mapping[str, int]
     """Photos that could not be used, by reason."""
@@ -45,7 +45,7 @@ class Entry:
     """From its first photo's begin to its end; shards overlap."""
     finished_at: str
     """UTC, ISO 8601."""
-    becoming: "Entry | None" = None
+    pending_replacement: "Entry | None" = None
     """What is being written in its place."""
 
     @property
@@ -61,9 +61,11 @@ class Entry:
         return cls(
             **{
                 **raw,
-                "answers": File(**raw["answers"]),
+                "suggestions": File(**raw["suggestions"]),
                 "dead_letters": File(**raw["dead_letters"]) if raw["dead_letters"] else None,
-                "becoming": cls.from_json(raw["becoming"]) if raw["becoming"] else None,
+                "pending_replacement": cls.from_json(raw["pending_replacement"])
+                if raw["pending_replacement"]
+                else None,
             }
         )
 
@@ -88,15 +90,15 @@ class Ledger:
         self._write(entry)
 
     def replace(self, old: Entry, new: Entry, files: Mapping[str, bytes]) -> None:
-        """Put new answers of a shard in the place of old ones, at no moment with both or neither."""
-        self._write(replace(old, becoming=new))
+        """Put new suggestions of a shard in the place of old ones, at no moment with both or neither."""
+        self._write(replace(old, pending_replacement=new))
         for path, data in files.items():
             self._store.write(path, data)
         if old.dead_letters and not new.dead_letters:
             self._store.remove(old.dead_letters.path)
         self._write(new)
 
-    def mend(self) -> int:
+    def recover(self) -> int:
         """End what a killed run had begun to replace, and remove what it left; the number of files removed.
 
         Raises:
@@ -104,54 +106,56 @@ class Ledger:
         """
         known = set()
         for entry in self.entries():
-            ended = self._end_replacing(entry) if entry.becoming else entry
-            known |= {file.path for file in (ended.answers, ended.dead_letters) if file}
+            finished = self._finish_replacement(entry) if entry.pending_replacement else entry
+            known |= {file.path for file in (finished.suggestions, finished.dead_letters) if file}
         orphans: list[str] = []
         # On storage elsewhere another machine may be about to vouch for them; a shard's next run overwrites them.
         if self._store.is_local:
-            left = [path for folder in ("answers", "dead_letters") for path in self._store.paths(folder)]
+            left = [path for folder in ("suggestions", "dead_letters") for path in self._store.paths(folder)]
             orphans = [path for path in left if path not in known]
         orphans += [path for path in self._store.paths("_job") if path.endswith(".tmp")]
         for path in orphans:
             self._store.remove(path)
         return len(orphans)
 
-    def _end_replacing(self, entry: Entry) -> Entry:
-        """The files were written in the order answers, dead letters; whatever is not all new is made old again.
+    def _finish_replacement(self, entry: Entry) -> Entry:
+        """The files were written in the order suggestions, dead letters; whatever is not all new is made old again.
 
-        Old answers with new dead letters do not occur; new answers with old dead letters are those of a run that was
-        killed between the two, whose listings are answered anew by the next `retry`.
+        Old suggestions with new dead letters do not occur; new suggestions with old dead letters are those of a run
+        that was killed between the two, whose listings are answered anew by the next `retry`.
         """
-        new = entry.becoming
+        new = entry.pending_replacement
         assert new is not None
-        found = self._store.sha256(entry.answers.path)
-        old = replace(entry, becoming=None)
-        if found == entry.answers.sha256:
+        found = self._store.sha256(entry.suggestions.path)
+        old = replace(entry, pending_replacement=None)
+        if found == entry.suggestions.sha256:
             self._write(old)
             return old
-        if found != new.answers.sha256:
-            raise BackfillError(f"{self._store.full(entry.answers.path)} is neither what it was nor what replaces it")
+        if found != new.suggestions.sha256:
+            raise BackfillError(
+                f"{self._store.full(entry.suggestions.path)} is neither what it was nor what replaces it"
+            )
         letters = new.dead_letters or entry.dead_letters
         there = letters is not None and self._store.exists(letters.path)
         if letters and there and self._store.sha256(letters.path) != (new.dead_letters or letters).sha256:
             # The old dead letters: kept, so that the next retry takes them up once more.
-            ended = replace(new, dead_letters=entry.dead_letters, errors=entry.errors)
+            finished = replace(new, dead_letters=entry.dead_letters, errors=entry.errors)
         else:
-            ended = new
+            finished = new
             if letters and there and new.dead_letters is None:
                 self._store.remove(letters.path)
-        self._write(ended)
-        return ended
+        self._write(finished)
+        return finished
 
-    def whole(self) -> Iterator[Entry]:
+    def complete_entries(self) -> Iterator[Entry]:
         """Entries whose files are there; the others' shards have to be done again."""
-        there = {path for folder in ("answers", "dead_letters") for path in self._store.paths(folder)}
+        there = {path for folder in ("suggestions", "dead_letters") for path in self._store.paths(folder)}
         for entry in self.entries():
-            if all(file.path in there for file in (entry.answers, entry.dead_letters) if file):
+            if all(file.path in there for file in (entry.suggestions, entry.dead_letters) if file):
                 yield entry
 
     def totals(self) -> "Totals":
-        return Totals.of(self.entries())
+        return Totals.from_entries(self.entries())
 
     def _write(self, entry: Entry) -> None:
         self._store.write_json(
@@ -166,13 +170,13 @@ class Totals:
     num_shards: int
     num_listings: int
     num_photos: int
-    outcomes: Mapping[str, int]
+    results: Mapping[str, int]
     errors: Mapping[str, int]
     last_finished_at: str
 
     @classmethod
-    def of(cls, entries: Iterator[Entry]) -> "Totals":
-        outcomes: Counter[str] = Counter()
+    def from_entries(cls, entries: Iterator[Entry]) -> "Totals":
+        results: Counter[str] = Counter()
         errors: Counter[str] = Counter()
         num_shards = num_listings = num_photos = 0
         last = ""
@@ -180,14 +184,14 @@ class Totals:
             num_shards += 1
             num_listings += entry.num_listings
             num_photos += entry.num_photos
-            outcomes.update(entry.outcomes)
+            results.update(entry.results)
             errors.update(entry.errors)
             last = max(last, entry.finished_at)
         return cls(
             num_shards=num_shards,
             num_listings=num_listings,
             num_photos=num_photos,
-            outcomes=outcomes,
+            results=results,
             errors=errors,
             last_finished_at=last,
         )

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.backfill.job import Job, ModelVersions
-from serving.backfill.output import Rows, decided
-from serving.backfill.photo_reader import Reader
-from serving.backfill.pipeline import PhotoDecoder, Pipeline, Waits
-from serving.backfill.plan import PhotosOfShard
+from serving.backfill.output import ShardTables, decide_shard
+from serving.backfill.photo_reader import PhotoReader
+from serving.backfill.pipeline import PhotoDecoder, Pipeline, WaitTimes
+from serving.backfill.plan import ShardPhotos
 from serving.decoding.fork_client import MAX_MEMORY_BYTES, Decoder, InThisProcess, Nursery
 from serving.decoding.fork_server import Settings
 from serving.errors import BackfillError
@@ -23,24 +23,24 @@ from vision.errors import EngineError
 from vision.images import PhotoLimits
 from vision.runtime.cpus import usable_cores
 
-__all__ = ["Answered", "BackfillEngine", "LogitsEngine", "local_engine", "make_decoder"]
+__all__ = ["BackfillEngine", "LogitsEngine", "ShardResult", "create_decoder", "create_local_engine"]
 
-GPU_BATCH = 128
+GPU_BATCH_SIZE = 128
 DECODE_TIMEOUT_S = 15.0
 """Of one photo: nobody waits for it, and a machine that is paused for a second must not cost it."""
 
 
-class Answered(NamedTuple):
-    shard: PhotosOfShard
-    rows: Rows
+class ShardResult(NamedTuple):
+    shard: ShardPhotos
+    rows: ShardTables
     seconds: float
 
 
 class BackfillEngine(Protocol):
     versions: ModelVersions
-    waits: Waits
+    wait_times: WaitTimes
 
-    def answer(self, job: Job, shards: Iterable[PhotosOfShard], reader: Reader) -> Iterator[Answered]:
+    def classify(self, job: Job, shards: Iterable[ShardPhotos], reader: PhotoReader) -> Iterator[ShardResult]:
         """Each shard once it is answered, in whatever order that is.
 
         Raises:
@@ -51,7 +51,7 @@ class BackfillEngine(Protocol):
     def close(self) -> None: ...
 
 
-def make_decoder(bundle: Bundle, *, isolate: bool) -> PhotoDecoder:
+def create_decoder(bundle: Bundle, *, isolate: bool) -> PhotoDecoder:
     """A child process that a photo may crash or hang; else this process does it, at the photos' mercy."""
     settings = Settings(
         preprocessing=bundle.info.preprocessing, limits=PhotoLimits(), max_memory_bytes=MAX_MEMORY_BYTES
@@ -76,41 +76,41 @@ class LogitsEngine:
         backend: str,
         num_decoders: int,
         num_infer_threads: int,
-        photos_at_once: int,
+        max_batch_size: int,
         stop: threading.Event,
         isolate: bool = True,
-        check: Callable[[], None] = lambda: None,
+        verify_model: Callable[[], None] = lambda: None,
         close: Callable[[], None] = lambda: None,
     ) -> None:
         """Args:
         check: raises an EngineError where the model is another by now; called before a shard's answers are given out.
         """
-        self.versions = ModelVersions.of(bundle, backend)
-        self.waits = Waits()
+        self.versions = ModelVersions.from_bundle(bundle, backend)
+        self.wait_times = WaitTimes()
         self._bundle = bundle.on_backend(backend)
         self._infer = infer
         self._num_infer_threads = num_infer_threads
-        self._photos_at_once = photos_at_once
+        self._max_batch_size = max_batch_size
         self._stop = stop
-        self._check = check
+        self._verify_model = verify_model
         self._close = close
-        self._decoders = [make_decoder(bundle, isolate=isolate) for _ in range(num_decoders)]
+        self._decoders = [create_decoder(bundle, isolate=isolate) for _ in range(num_decoders)]
 
-    def answer(self, job: Job, shards: Iterable[PhotosOfShard], reader: Reader) -> Iterator[Answered]:
+    def classify(self, job: Job, shards: Iterable[ShardPhotos], reader: PhotoReader) -> Iterator[ShardResult]:
         pipeline = Pipeline(
             reader,
             self._decoders,
             self._infer,
             num_infer_threads=self._num_infer_threads,
-            photos_at_once=self._photos_at_once,
+            max_batch_size=self._max_batch_size,
             stop=self._stop,
-            waits=self.waits,
+            wait_times=self.wait_times,
         )
         try:
             for done in pipeline.run(shards):
-                self._check()
-                rows = decided(job, self._bundle, done.shard, done.logits, done.failures)
-                yield Answered(done.shard, rows, done.seconds)
+                self._verify_model()
+                rows = decide_shard(job, self._bundle, done.shard, done.logits, done.failures)
+                yield ShardResult(done.shard, rows, done.seconds)
         except EngineError as error:
             raise BackfillError(f"the model does not answer: {error}; start the same command again to go on") from error
 
@@ -120,7 +120,7 @@ class LogitsEngine:
         self._close()
 
 
-def local_engine(
+def create_local_engine(
     bundle: Bundle, *, stop: threading.Event, num_cores: int | None = None, isolate: bool = True
 ) -> LogitsEngine:
     """ONNX Runtime in this process: on a GPU in batches; else on the CPU, a photo and a thread a core.
@@ -136,7 +136,7 @@ def local_engine(
         backend=engine.backend,
         num_decoders=cores,
         num_infer_threads=cores if on_cpu else 2,
-        photos_at_once=1 if on_cpu else GPU_BATCH,
+        max_batch_size=1 if on_cpu else GPU_BATCH_SIZE,
         stop=stop,
         isolate=isolate,
     )

@@ -10,25 +10,25 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from serving.backfill.job import SCHEMA_VERSION, Job
-from serving.backfill.plan import PhotosOfShard
+from serving.backfill.plan import ShardPhotos
 from vision.bundle import Bundle
 from vision.decision import answer, category_probabilities, fills
 from vision.engine import Logits
 from vision.taxonomy import OTHER_BRAND
 
 __all__ = [
-    "ANSWERED",
+    "CLASSIFIED",
     "NO_USABLE_PHOTO",
     "Failure",
-    "Rows",
-    "answers_schema",
-    "assembled",
+    "ShardTables",
+    "build_tables",
     "dead_letter_schema",
-    "decided",
-    "encoded",
+    "decide_shard",
+    "suggestions_schema",
+    "to_parquet",
 ]
 
-ANSWERED = "answered"
+CLASSIFIED = "classified"
 NO_USABLE_PHOTO = "no_usable_photo"
 
 _STEP = pa.struct([("id", pa.string()), ("name", pa.string()), ("probability", pa.float32()), ("filled", pa.bool_())])
@@ -55,26 +55,26 @@ class Failure:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rows:
+class ShardTables:
     """What one shard comes to."""
 
-    answers: pa.Table
+    suggestions: pa.Table
     dead_letters: pa.Table
 
     @property
-    def outcomes(self) -> Mapping[str, int]:
-        return dict(Counter(self.answers["outcome"].to_pylist()))
+    def results(self) -> Mapping[str, int]:
+        return dict(Counter(self.suggestions["result"].to_pylist()))
 
     @property
     def errors(self) -> Mapping[str, int]:
         return dict(Counter(self.dead_letters["reason"].to_pylist()))
 
 
-def answers_schema(job: Job, embedding_size: int) -> pa.Schema:
+def suggestions_schema(job: Job, embedding_size: int) -> pa.Schema:
     fields: list[tuple[str, pa.DataType]] = [
         ("listing_id", pa.string()),
-        # `answered`, or `no_usable_photo`: then all that would be an answer is null.
-        ("outcome", pa.string()),
+        # `classified`, or `no_usable_photo`: then all that would be an answer is null.
+        ("result", pa.string()),
         # The likeliest leaf.
         ("category_id", pa.string()),
         # From the root to that leaf.
@@ -102,14 +102,16 @@ def dead_letter_schema(job: Job) -> pa.Schema:
     return pa.schema([(name, pa.string()) for name in names], metadata=_metadata(job))
 
 
-def encoded(table: pa.Table) -> bytes:
+def to_parquet(table: pa.Table) -> bytes:
     """As Parquet; the same table gives the same bytes."""
     sink = pa.BufferOutputStream()
     pyarrow.parquet.write_table(table, sink, compression="zstd")
     return bytes(sink.getvalue())
 
 
-def decided(job: Job, bundle: Bundle, shard: PhotosOfShard, logits: Logits, failures: Mapping[int, Failure]) -> Rows:
+def decide_shard(
+    job: Job, bundle: Bundle, shard: ShardPhotos, logits: Logits, failures: Mapping[int, Failure]
+) -> ShardTables:
     """Fuse the photos of each listing and decide, as the gateway does.
 
     Args:
@@ -119,23 +121,23 @@ def decided(job: Job, bundle: Bundle, shard: PhotosOfShard, logits: Logits, fail
     """
     usable = np.setdiff1d(np.arange(len(shard.photos)), list(failures))
     answered, groups = np.unique(shard.groups[usable], return_inverse=True)
-    found = _answers(job, bundle, logits, groups) if len(usable) else []
-    by_listing = dict(zip(answered.tolist(), found, strict=True))
-    return assembled(job, shard, by_listing, failures, embedding_size=bundle.info.embedding_size)
+    predictions = _build_suggestions(job, bundle, logits, groups) if len(usable) else []
+    by_listing = dict(zip(answered.tolist(), predictions, strict=True))
+    return build_tables(job, shard, by_listing, failures, embedding_size=bundle.info.embedding_size)
 
 
-def assembled(
+def build_tables(
     job: Job,
-    shard: PhotosOfShard,
-    answers: Mapping[int, dict[str, Any]],
+    shard: ShardPhotos,
+    suggestions: Mapping[int, dict[str, Any]],
     failures: Mapping[int, Failure],
     *,
     embedding_size: int = 0,
-) -> Rows:
+) -> ShardTables:
     """The tables of a shard.
 
     Args:
-        answers: the columns that are the answer, by listing; a listing without has no usable photo.
+        suggestions: the columns of the suggestion, by listing; a listing without has no usable photo.
         failures: by photo.
     """
     errors: list[list[dict[str, str]]] = [[] for _ in shard.listing_ids]
@@ -155,32 +157,32 @@ def assembled(
     rows = [
         {
             "listing_id": listing_id,
-            "outcome": ANSWERED if number in answers else NO_USABLE_PHOTO,
+            "result": CLASSIFIED if number in suggestions else NO_USABLE_PHOTO,
             "num_photos": num_photos[number],
             "photo_errors": errors[number],
             **versions,
-            **answers.get(number, {}),
+            **suggestions.get(number, {}),
         }
         for number, listing_id in enumerate(shard.listing_ids)
     ]
-    return Rows(
-        answers=pa.Table.from_pylist(rows, schema=answers_schema(job, embedding_size)),
+    return ShardTables(
+        suggestions=pa.Table.from_pylist(rows, schema=suggestions_schema(job, embedding_size)),
         dead_letters=pa.Table.from_pylist(letters, schema=dead_letter_schema(job)),
     )
 
 
-def _answers(job: Job, bundle: Bundle, logits: Logits, groups: np.ndarray[Any, Any]) -> list[dict[str, Any]]:
+def _build_suggestions(job: Job, bundle: Bundle, logits: Logits, groups: np.ndarray[Any, Any]) -> list[dict[str, Any]]:
     taxonomy, calibration = bundle.taxonomy, bundle.calibration
-    found = answer(logits.category, logits.brand, groups, taxonomy=taxonomy, calibration=calibration)
-    filled = fills(found, taxonomy=taxonomy, calibration=calibration)
+    predictions = answer(logits.category, logits.brand, groups, taxonomy=taxonomy, calibration=calibration)
+    filled = fills(predictions, taxonomy=taxonomy, calibration=calibration)
     categories = taxonomy.categories
     rows: list[dict[str, Any]] = []
     for nodes, scores, fill, label, score in zip(
-        found.paths.nodes.tolist(),
-        found.paths.scores.tolist(),
+        predictions.paths.nodes.tolist(),
+        predictions.paths.scores.tolist(),
         filled.tolist(),
-        found.brands.labels.tolist(),
-        found.brands.scores.tolist(),
+        predictions.brands.labels.tolist(),
+        predictions.brands.scores.tolist(),
         strict=True,
     ):
         path = [

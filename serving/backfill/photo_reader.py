@@ -7,18 +7,18 @@ import tenacity
 from serving.backfill.output import Failure
 from vision.manifest import photo_bytes, photo_url
 
-__all__ = ["Reader"]
+__all__ = ["PhotoReader"]
 
 NOT_FOUND = "PHOTO_NOT_FOUND"
 READ_FAILED = "PHOTO_READ_FAILED"
-ATTEMPTS = 5
-FIRST_PAUSE_S = 0.5
-LONGEST_PAUSE_S = 10.0
+MAX_ATTEMPTS = 5
+INITIAL_BACKOFF_S = 0.5
+MAX_BACKOFF_S = 10.0
 
-_MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+_NOT_FOUND_ERRORS = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 
-class Reader:
+class PhotoReader:
     """Safe to use from many threads."""
 
     def __init__(
@@ -26,19 +26,19 @@ class Reader:
         base_url: str,
         *,
         stop: threading.Event,
-        attempts: int = ATTEMPTS,
-        first_pause_s: float = FIRST_PAUSE_S,
+        max_attempts: int = MAX_ATTEMPTS,
+        initial_backoff_s: float = INITIAL_BACKOFF_S,
     ) -> None:
         """Args:
         base_url: where relative photo paths start.
         stop: when set, nothing is tried again.
         """
         self._base_url = base_url
-        self._retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(lambda error: isinstance(error, OSError) and not _for_good(error)),
-            stop=tenacity.stop_any(tenacity.stop_after_attempt(attempts), tenacity.stop_when_event_set(stop)),
+        self._retry_policy = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(lambda error: isinstance(error, OSError) and not _is_permanent(error)),
+            stop=tenacity.stop_any(tenacity.stop_after_attempt(max_attempts), tenacity.stop_when_event_set(stop)),
             # Doubling, each pause drawn from its range: photos of one store that fails do not all come back together.
-            wait=tenacity.wait_random_exponential(multiplier=first_pause_s, max=LONGEST_PAUSE_S),
+            wait=tenacity.wait_random_exponential(multiplier=initial_backoff_s, max=MAX_BACKOFF_S),
             sleep=tenacity.sleep_using_event(stop),
             reraise=True,
         )
@@ -49,15 +49,17 @@ class Reader:
         try:
             return photo_bytes(url)
         except OSError as error:
-            if isinstance(error, _MISSING):
+            if isinstance(error, _NOT_FOUND_ERRORS):
                 return Failure(reason=NOT_FOUND, message=str(error))
         # Only now, for what tries again costs more than a photo's reading.
         try:
-            return self._retrying.copy()(photo_bytes, url)
+            return self._retry_policy.copy()(photo_bytes, url)
         except OSError as error:
-            return Failure(reason=NOT_FOUND if isinstance(error, _MISSING) else READ_FAILED, message=str(error))
+            return Failure(
+                reason=NOT_FOUND if isinstance(error, _NOT_FOUND_ERRORS) else READ_FAILED, message=str(error)
+            )
 
 
-def _for_good(error: BaseException) -> bool:
+def _is_permanent(error: BaseException) -> bool:
     """Whether it would be the same the next time."""
-    return isinstance(error, (*_MISSING, PermissionError))
+    return isinstance(error, (*_NOT_FOUND_ERRORS, PermissionError))

@@ -16,19 +16,27 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.backfill.output import Failure
-from serving.backfill.photo_reader import Reader
-from serving.backfill.plan import PhotosOfShard
+from serving.backfill.photo_reader import PhotoReader
+from serving.backfill.plan import ShardPhotos
 from vision.engine import Logits
 from vision.errors import PhotoDecoderCrashed, PhotoError, PhotoTimedOut
 from vision.images import Photo
 
-__all__ = ["NO_LOGITS", "READERS_PER_DECODER", "Done", "PhotoDecoder", "Pipeline", "Waits", "decoded_by"]
+__all__ = [
+    "NO_LOGITS",
+    "READERS_PER_DECODER",
+    "PhotoDecoder",
+    "Pipeline",
+    "ShardLogits",
+    "WaitTimes",
+    "decode_with_retry",
+]
 
 READERS_PER_DECODER = 8
 """Photos fetched at once: a core decodes a hundred a second, and object storage takes a tenth of one for each."""
-OPEN_SHARDS = 8
+MAX_OPEN_SHARDS = 8
 """Begun and not yet taken: small ones end out of turn, and a slow store must not have them pile up."""
-_LOOK_S = 0.5
+_POLL_INTERVAL_S = 0.5
 """Between two looks, while waiting, whether it is to stop."""
 
 _T = TypeVar("_T")
@@ -44,7 +52,7 @@ class PhotoDecoder(Protocol):
     def close(self) -> None: ...
 
 
-class Waits:
+class WaitTimes:
     """Seconds that threads spent waiting, by what for; safe to add to from any thread."""
 
     def __init__(self) -> None:
@@ -61,10 +69,10 @@ class Waits:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Done:
+class ShardLogits:
     """A shard whose photos have all been seen."""
 
-    shard: PhotosOfShard
+    shard: ShardPhotos
     logits: Logits
     """Of the photos without failure, in their order."""
     failures: dict[int, Failure]
@@ -74,34 +82,34 @@ class Done:
 
 
 @dataclass(eq=False)
-class _Work:
-    shard: PhotosOfShard
+class _OpenShard:
+    shard: ShardPhotos
     began_s: float = field(default_factory=time.monotonic)
     rows: dict[int, tuple[npt.NDArray[np.float32], ...]] = field(default_factory=dict)
     failures: dict[int, Failure] = field(default_factory=dict)
 
     @property
-    def is_done(self) -> bool:
+    def is_complete(self) -> bool:
         return len(self.rows) + len(self.failures) == len(self.shard.photos)
 
-    def done(self) -> Done:
+    def to_shard_logits(self) -> ShardLogits:
         ordered = [self.rows[photo] for photo in sorted(self.rows)]
         logits = Logits(*(np.stack(part) for part in zip(*ordered, strict=True))) if ordered else NO_LOGITS
         seconds = time.monotonic() - self.began_s
-        return Done(shard=self.shard, logits=logits, failures=self.failures, seconds=seconds)
+        return ShardLogits(shard=self.shard, logits=logits, failures=self.failures, seconds=seconds)
 
 
 NO_LOGITS = Logits(*(np.zeros((0, 0), np.float32) for _ in Logits._fields))
 
 
-class _Encoded(NamedTuple):
-    work: _Work
+class _EncodedPhoto(NamedTuple):
+    work: _OpenShard
     photo: int
     data: bytes
 
 
-class _Decoded(NamedTuple):
-    work: _Work
+class _DecodedPhoto(NamedTuple):
+    work: _OpenShard
     photo: int
     pixels: Photo
 
@@ -110,7 +118,7 @@ class _Stopped(Exception):
     pass
 
 
-def decoded_by(decoder: PhotoDecoder, data: bytes) -> Photo | Failure:
+def decode_with_retry(decoder: PhotoDecoder, data: bytes) -> Photo | Failure:
     """The photo, or why it cannot be used.
 
     A child that died or was slow may have been the machine's doing; only a photo that does it twice is to blame.
@@ -128,56 +136,56 @@ class Pipeline:
 
     def __init__(
         self,
-        reader: Reader,
+        reader: PhotoReader,
         decoders: Sequence[PhotoDecoder],
         infer: Callable[[npt.NDArray[np.uint8]], Logits],
         *,
         num_infer_threads: int,
-        photos_at_once: int,
+        max_batch_size: int,
         stop: threading.Event,
-        waits: Waits,
+        wait_times: WaitTimes,
     ) -> None:
         """Args:
         decoders: each is used by one thread.
         infer: logits of (P, S, S, 3) uint8 photos; called from `num_infer_threads` threads.
-        photos_at_once: P at most.
+        max_batch_size: P at most.
         stop: when set, the pipeline ends as soon as it can; what was not done is lost.
         """
         self._reader = reader
         self._decoders = decoders
         self._infer = infer
         self._num_infer_threads = num_infer_threads
-        self._photos_at_once = photos_at_once
+        self._max_batch_size = max_batch_size
         self._stop = stop
-        self._waits = waits
-        in_model = num_infer_threads * photos_at_once
+        self._wait_times = wait_times
+        in_model = num_infer_threads * max_batch_size
         self._num_readers = READERS_PER_DECODER * len(decoders)
-        self._encoded: queue.Queue[_Encoded] = queue.Queue(2 * len(decoders))
-        self._decoded: queue.Queue[_Decoded] = queue.Queue(2 * in_model)
-        self._done: queue.Queue[_Work | BaseException | None] = queue.Queue()
+        self._encoded_photos: queue.Queue[_EncodedPhoto] = queue.Queue(2 * len(decoders))
+        self._decoded_photos: queue.Queue[_DecodedPhoto] = queue.Queue(2 * in_model)
+        self._results: queue.Queue[_OpenShard | BaseException | None] = queue.Queue()
         # Photos that have been begun and not ended: bounds memory, and what a kill costs.
-        self._room = threading.Semaphore(self._num_readers + self._encoded.maxsize + 3 * in_model)
+        self._photo_slots = threading.Semaphore(self._num_readers + self._encoded_photos.maxsize + 3 * in_model)
         # And of shards: answers that nobody has taken yet wait in memory.
-        self._open_shards = threading.Semaphore(OPEN_SHARDS)
+        self._shard_slots = threading.Semaphore(MAX_OPEN_SHARDS)
         self._lock = threading.Lock()
-        self._num_open = 0
-        self._all_fed = False
-        self._is_over = threading.Event()
+        self._num_open_shards = 0
+        self._all_submitted = False
+        self._closed = threading.Event()
 
-    def run(self, shards: Iterable[PhotosOfShard]) -> Iterator[Done]:
+    def run(self, shards: Iterable[ShardPhotos]) -> Iterator[ShardLogits]:
         """Each shard once all its photos have been seen, in whatever order that is.
 
         Raises:
             Exception: what reading shards or the model raised. Photos are not among it: they fail one by one.
         """
         readers = ThreadPoolExecutor(self._num_readers, thread_name_prefix="read")
-        threads = [threading.Thread(target=self._guarded, args=(self._feed, shards, readers), name="feed")]
+        threads = [threading.Thread(target=self._run_guarded, args=(self._submit_photos, shards, readers), name="feed")]
         threads += [
-            threading.Thread(target=self._guarded, args=(self._decode, decoder), name="decode")
+            threading.Thread(target=self._run_guarded, args=(self._decode, decoder), name="decode")
             for decoder in self._decoders
         ]
         threads += [
-            threading.Thread(target=self._guarded, args=(self._compute,), name="model")
+            threading.Thread(target=self._run_guarded, args=(self._infer_batches,), name="model")
             for _ in range(self._num_infer_threads)
         ]
         for thread in threads:
@@ -186,105 +194,105 @@ class Pipeline:
         try:
             while True:
                 with contextlib.suppress(_Stopped):
-                    found = self._next(self._done)
+                    found = self._get(self._results)
                     if found is None:
                         return
                     if isinstance(found, BaseException):
                         raise found
-                    yield found.done()
-                    self._open_shards.release()
+                    yield found.to_shard_logits()
+                    self._shard_slots.release()
                     continue
                 return
         finally:
-            self._is_over.set()
+            self._closed.set()
             readers.shutdown(wait=True, cancel_futures=True)
             for thread in threads:
                 thread.join()
 
-    def _guarded(self, work: Callable[..., None], *arguments: Any) -> None:
+    def _run_guarded(self, work: Callable[..., None], *arguments: Any) -> None:
         try:
             work(*arguments)
         except _Stopped:
             pass
         except BaseException as error:
-            self._done.put(error)
+            self._results.put(error)
 
-    def _feed(self, shards: Iterable[PhotosOfShard], readers: ThreadPoolExecutor) -> None:
+    def _submit_photos(self, shards: Iterable[ShardPhotos], readers: ThreadPoolExecutor) -> None:
         for shard in shards:
-            while not self._open_shards.acquire(timeout=_LOOK_S):
+            while not self._shard_slots.acquire(timeout=_POLL_INTERVAL_S):
                 self._raise_if_stopped()
-            work = _Work(shard)
+            work = _OpenShard(shard)
             with self._lock:
-                self._num_open += 1
+                self._num_open_shards += 1
             for photo, where in enumerate(shard.photos):
-                while not self._room.acquire(timeout=_LOOK_S):
+                while not self._photo_slots.acquire(timeout=_POLL_INTERVAL_S):
                     self._raise_if_stopped()
                 self._raise_if_stopped()
-                readers.submit(self._guarded, self._read, work, photo, where)
+                readers.submit(self._run_guarded, self._read, work, photo, where)
         with self._lock:
-            self._all_fed = True
-            if not self._num_open:
-                self._done.put(None)
+            self._all_submitted = True
+            if not self._num_open_shards:
+                self._results.put(None)
 
-    def _read(self, work: _Work, photo: int, where: str) -> None:
+    def _read(self, work: _OpenShard, photo: int, where: str) -> None:
         found = self._reader.read(where)
         if isinstance(found, Failure):
             self._raise_if_stopped()  # it may have failed because it was not tried again
-            self._ended(work, {photo: found}, {})
+            self._record_photo(work, {photo: found}, {})
         else:
-            self._put(self._encoded, _Encoded(work, photo, found))
+            self._put(self._encoded_photos, _EncodedPhoto(work, photo, found))
 
     def _decode(self, decoder: PhotoDecoder) -> None:
         while True:
             began_s = time.monotonic()
-            work, photo, data = self._next(self._encoded)
-            self._waits.add("read", time.monotonic() - began_s)
-            found = decoded_by(decoder, data)
+            work, photo, data = self._get(self._encoded_photos)
+            self._wait_times.add("read", time.monotonic() - began_s)
+            found = decode_with_retry(decoder, data)
             if isinstance(found, Failure):
-                self._ended(work, {photo: found}, {})
+                self._record_photo(work, {photo: found}, {})
                 continue
             began_s = time.monotonic()
-            self._put(self._decoded, _Decoded(work, photo, found))
-            self._waits.add("model", time.monotonic() - began_s)
+            self._put(self._decoded_photos, _DecodedPhoto(work, photo, found))
+            self._wait_times.add("model", time.monotonic() - began_s)
 
-    def _compute(self) -> None:
+    def _infer_batches(self) -> None:
         while True:
             began_s = time.monotonic()
-            batch = [self._next(self._decoded)]
-            self._waits.add("decode", time.monotonic() - began_s)
+            batch = [self._get(self._decoded_photos)]
+            self._wait_times.add("decode", time.monotonic() - began_s)
             with contextlib.suppress(queue.Empty):
-                while len(batch) < self._photos_at_once:
-                    batch.append(self._decoded.get_nowait())
+                while len(batch) < self._max_batch_size:
+                    batch.append(self._decoded_photos.get_nowait())
             pixels = batch[0].pixels[None] if len(batch) == 1 else np.stack([item.pixels for item in batch])
             logits = self._infer(pixels)
             for item, *rows in zip(batch, *logits, strict=True):
-                self._ended(item.work, {}, {item.photo: tuple(rows)})
+                self._record_photo(item.work, {}, {item.photo: tuple(rows)})
 
-    def _ended(
-        self, work: _Work, failures: dict[int, Failure], rows: dict[int, tuple[npt.NDArray[np.float32], ...]]
+    def _record_photo(
+        self, work: _OpenShard, failures: dict[int, Failure], rows: dict[int, tuple[npt.NDArray[np.float32], ...]]
     ) -> None:
-        self._room.release()
+        self._photo_slots.release()
         with self._lock:
             work.failures |= failures
             work.rows.update(rows)
-            if work.is_done:
-                self._num_open -= 1
-                self._done.put(work)
-                if self._all_fed and not self._num_open:
-                    self._done.put(None)
+            if work.is_complete:
+                self._num_open_shards -= 1
+                self._results.put(work)
+                if self._all_submitted and not self._num_open_shards:
+                    self._results.put(None)
 
-    def _next(self, source: "queue.Queue[_T]") -> _T:
+    def _get(self, source: "queue.Queue[_T]") -> _T:
         while True:
             self._raise_if_stopped()
             with contextlib.suppress(queue.Empty):
-                return source.get(timeout=_LOOK_S)
+                return source.get(timeout=_POLL_INTERVAL_S)
 
     def _put(self, target: "queue.Queue[_T]", item: _T) -> None:
         while True:
             self._raise_if_stopped()
             with contextlib.suppress(queue.Full):
-                return target.put(item, timeout=_LOOK_S)
+                return target.put(item, timeout=_POLL_INTERVAL_S)
 
     def _raise_if_stopped(self) -> None:
-        if self._stop.is_set() or self._is_over.is_set():
+        if self._stop.is_set() or self._closed.is_set():
             raise _Stopped

@@ -24,18 +24,18 @@ from fsspec.implementations.local import LocalFileSystem
 from serving.storage import Store
 from vision.errors import ManifestError
 
-__all__ = ["PhotosOfShard", "Plan", "ShardReader", "manifest_sha256", "manifest_urls", "write_plan"]
+__all__ = ["Plan", "ShardPhotos", "ShardReader", "hash_manifest", "list_manifest_files", "write_plan"]
 
 ROWS_PATH = "_job/rows.parquet"
 SHARDS_PATH = "_job/shards.parquet"
-ENDINGS = (".parquet", ".csv", ".jsonl")
-MEMORY_LIMIT = "1500MB"
+MANIFEST_EXTENSIONS = (".parquet", ".csv", ".jsonl")
+DUCKDB_MEMORY_LIMIT = "1500MB"
 _ROW_GROUP_ROWS = 16_384
-_PIECE_BYTES = 1 << 20
+_CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class PhotosOfShard:
+class ShardPhotos:
     """The photos of some whole listings, those of one listing together."""
 
     number: int
@@ -46,11 +46,11 @@ class PhotosOfShard:
     groups: npt.NDArray[np.int64]
     """(P,) index into `listing_ids`, ascending."""
 
-    def only(self, listing_ids: set[str]) -> "PhotosOfShard":
+    def select_listings(self, listing_ids: set[str]) -> "ShardPhotos":
         """The same, of some of its listings."""
         kept = [number for number, listing_id in enumerate(self.listing_ids) if listing_id in listing_ids]
         rows = np.flatnonzero(np.isin(self.groups, kept))
-        return PhotosOfShard(
+        return ShardPhotos(
             number=self.number,
             listing_ids=[self.listing_ids[number] for number in kept],
             photos=[self.photos[row] for row in rows.tolist()],
@@ -65,7 +65,7 @@ class Plan:
     num_shards: int
 
 
-def manifest_urls(url: str) -> list[str]:
+def list_manifest_files(url: str) -> list[str]:
     """The files of a manifest: the file itself, or those of a folder, or that match a pattern, in order.
 
     Raises:
@@ -75,26 +75,28 @@ def manifest_urls(url: str) -> list[str]:
     if "*" in path:
         found = sorted(fs.glob(path))
     elif fs.isdir(path):
-        found = sorted(name for name in fs.find(path) if name.endswith(ENDINGS))
+        found = sorted(name for name in fs.find(path) if name.endswith(MANIFEST_EXTENSIONS))
     else:
         found = [path] if fs.exists(path) else []
     if not found:
-        raise ManifestError(f"manifest {url}: there is no such file, nor any ending in {', '.join(ENDINGS)}")
-    endings = {posixpath.splitext(name)[1].lower() for name in found}
-    if len(endings) > 1 or not endings <= set(ENDINGS):
         raise ManifestError(
-            f"manifest {url}: files end in {', '.join(sorted(endings))}; give one kind, of {', '.join(ENDINGS)}"
+            f"manifest {url}: there is no such file, nor any ending in {', '.join(MANIFEST_EXTENSIONS)}"
+        )
+    endings = {posixpath.splitext(name)[1].lower() for name in found}
+    if len(endings) > 1 or not endings <= set(MANIFEST_EXTENSIONS):
+        raise ManifestError(
+            f"manifest {url}: files end in {', '.join(sorted(endings))}; use one of {', '.join(MANIFEST_EXTENSIONS)}"
         )
     return found if isinstance(fs, LocalFileSystem) else [fs.unstrip_protocol(name) for name in found]
 
 
-def manifest_sha256(urls: Sequence[str]) -> str:
+def hash_manifest(urls: Sequence[str]) -> str:
     """Of the contents of all files, in their order."""
     hashed = hashlib.sha256()
     for url in urls:
         with fsspec.open(url, "rb") as opened:
             file = cast(IO[bytes], opened)
-            while piece := file.read(_PIECE_BYTES):
+            while piece := file.read(_CHUNK_BYTES):
                 hashed.update(piece)
         hashed.update(b"\0")
     return hashed.hexdigest()
@@ -105,8 +107,8 @@ def write_plan(
     store: Store,
     *,
     listings_per_shard: int,
-    say: Callable[[str], None] = lambda _: None,
-    before: Callable[[], None] = lambda: None,
+    notify: Callable[[str], None] = lambda _: None,
+    before_write: Callable[[], None] = lambda: None,
 ) -> Plan:
     """Cut a manifest into shards and keep them in the store.
 
@@ -118,10 +120,10 @@ def write_plan(
     """
     with tempfile.TemporaryDirectory(prefix="listing-vision-backfill-") as folder:
         rows = Path(folder) / "rows.parquet"
-        say(f"reading {len(urls)} manifest files" if len(urls) > 1 else f"reading {urls[0]}")
-        _bring_together(urls, rows, folder)
-        plan, shards = _cut(rows, listings_per_shard)
-        before()
+        notify(f"reading {len(urls)} manifest files" if len(urls) > 1 else f"reading {urls[0]}")
+        _group_rows_by_listing(urls, rows, folder)
+        plan, shards = _split_into_shards(rows, listings_per_shard)
+        before_write()
         store.upload(ROWS_PATH, rows)
         cut = Path(folder) / "shards.parquet"
         pyarrow.parquet.write_table(shards, cut)
@@ -141,7 +143,7 @@ class ShardReader:
         self._num_rows: npt.NDArray[np.int64] = shards["num_photos"].to_numpy()
         self._file: pyarrow.parquet.ParquetFile | None = None
         self._group_starts: npt.NDArray[np.int64] = np.zeros(1, np.int64)
-        self._kept: tuple[int, pa.Table] | None = None
+        self._cached_row_group: tuple[int, pa.Table] | None = None
 
     def __len__(self) -> int:
         return len(self._first_rows)
@@ -149,22 +151,22 @@ class ShardReader:
     def num_photos(self, numbers: Sequence[int]) -> int:
         return int(self._num_rows[list(numbers)].sum())
 
-    def read(self, number: int) -> PhotosOfShard:
+    def read(self, number: int) -> ShardPhotos:
         first, num_rows = int(self._first_rows[number]), int(self._num_rows[number])
-        pieces = list(self._rows(first, first + num_rows))
+        pieces = list(self._read_rows(first, first + num_rows))
         table = pa.concat_tables(pieces).combine_chunks()
         ids = table["listing_id"].combine_chunks()
-        changes = np.flatnonzero(_differs_from_last(ids))
+        changes = np.flatnonzero(_differs_from_previous(ids))
         groups = np.zeros(num_rows, np.int64)
         groups[changes] = 1
-        return PhotosOfShard(
+        return ShardPhotos(
             number=number,
             listing_ids=ids.take(pa.array(changes)).to_pylist(),
             photos=table["photo"].to_pylist(),
             groups=np.cumsum(groups) - 1,
         )
 
-    def _rows(self, begin: int, end: int) -> Iterator[pa.Table]:
+    def _read_rows(self, begin: int, end: int) -> Iterator[pa.Table]:
         if self._file is None:
             opened = fsspec.open(self._store.full(ROWS_PATH), "rb").open()
             self._file = pyarrow.parquet.ParquetFile(opened)
@@ -174,20 +176,22 @@ class ShardReader:
         while begin < end:
             start, stop = int(self._group_starts[group]), int(self._group_starts[group + 1])
             # The next shard mostly begins in the same group.
-            if self._kept is None or self._kept[0] != group:
-                self._kept = group, self._file.read_row_group(group)
-            yield self._kept[1].slice(begin - start, min(end, stop) - begin)
+            if self._cached_row_group is None or self._cached_row_group[0] != group:
+                self._cached_row_group = group, self._file.read_row_group(group)
+            yield self._cached_row_group[1].slice(begin - start, min(end, stop) - begin)
             begin, group = min(end, stop), group + 1
 
 
-def _bring_together(urls: Sequence[str], output: Path, temporary: str) -> None:
+def _group_rows_by_listing(urls: Sequence[str], output: Path, temporary: str) -> None:
     import duckdb
 
-    with duckdb.connect(config={"memory_limit": MEMORY_LIMIT, "temp_directory": f"{temporary}/spilled"}) as connection:
+    with duckdb.connect(
+        config={"memory_limit": DUCKDB_MEMORY_LIMIT, "temp_directory": f"{temporary}/spilled"}
+    ) as connection:
         fs = fsspec.core.url_to_fs(urls[0])[0]
         if not isinstance(fs, LocalFileSystem):
             connection.register_filesystem(fs)
-        source = _source(urls)
+        source = _source_sql(urls)
         try:
             found = [row[0] for row in connection.execute(f"DESCRIBE SELECT * FROM {source}").fetchall()]
             for name in ("listing_id", "photo"):
@@ -219,7 +223,7 @@ def _bring_together(urls: Sequence[str], output: Path, temporary: str) -> None:
         raise ManifestError(f"manifest {urls[0]}: {empty[0][2]} rows cannot be used:", problems)
 
 
-def _source(urls: Sequence[str]) -> str:
+def _source_sql(urls: Sequence[str]) -> str:
     """The table function that reads the files; every column of text files as text, for an id may look like a date."""
     listed = "[" + ", ".join("'" + url.replace("'", "''") + "'" for url in urls) + "]"
     ending = posixpath.splitext(urls[0])[1].lower()
@@ -232,14 +236,14 @@ def _source(urls: Sequence[str]) -> str:
     return f"read_json({listed}, format = 'newline_delimited', columns = {{listing_id: 'VARCHAR', photo: 'VARCHAR'}})"
 
 
-def _cut(rows: Path, listings_per_shard: int) -> tuple[Plan, pa.Table]:
+def _split_into_shards(rows: Path, listings_per_shard: int) -> tuple[Plan, pa.Table]:
     """Shards of so many whole listings, the last of fewer."""
     firsts: list[npt.NDArray[np.int64]] = []
     num_rows = num_listings = 0
     last: Any = None
     for batch in pyarrow.parquet.ParquetFile(rows).iter_batches(65_536, columns=["listing_id"]):
         ids = batch.column(0)
-        begins = np.flatnonzero(_differs_from_last(ids, last))
+        begins = np.flatnonzero(_differs_from_previous(ids, last))
         numbers = num_listings + np.arange(len(begins))
         firsts.append(num_rows + begins[numbers % listings_per_shard == 0])
         num_rows += len(ids)
@@ -253,7 +257,7 @@ def _cut(rows: Path, listings_per_shard: int) -> tuple[Plan, pa.Table]:
     return Plan(num_listings=num_listings, num_photos=num_rows, num_shards=len(first_rows)), table
 
 
-def _differs_from_last(ids: pa.Array, last: Any = None) -> npt.NDArray[np.bool_]:
+def _differs_from_previous(ids: pa.Array, last: Any = None) -> npt.NDArray[np.bool_]:
     """(N,) whether each id is another than the one before it, which for the first is `last`."""
     changed = np.ones(len(ids), dtype=bool)
     changed[1:] = pa.compute.not_equal(ids.slice(1), ids.slice(0, len(ids) - 1)).to_numpy(zero_copy_only=False)

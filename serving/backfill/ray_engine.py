@@ -18,30 +18,30 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from serving.backfill.job import Job, ModelVersions
-from serving.backfill.local_engine import GPU_BATCH, Answered, local_engine, make_decoder
-from serving.backfill.output import Failure, Rows, decided
-from serving.backfill.photo_reader import Reader
-from serving.backfill.pipeline import NO_LOGITS, READERS_PER_DECODER, Waits, decoded_by
-from serving.backfill.plan import PhotosOfShard
+from serving.backfill.local_engine import GPU_BATCH_SIZE, ShardResult, create_decoder, create_local_engine
+from serving.backfill.output import Failure, ShardTables, decide_shard
+from serving.backfill.photo_reader import PhotoReader
+from serving.backfill.pipeline import NO_LOGITS, READERS_PER_DECODER, WaitTimes, decode_with_retry
+from serving.backfill.plan import ShardPhotos
 from serving.errors import BackfillError
 from vision.bundle import ONNX_ON_CPU, load_bundle
 from vision.engine import Logits, OnnxEngine
 from vision.images import Photo
 
-__all__ = ["RayEngine", "ray_engine"]
+__all__ = ["RayEngine", "create_ray_engine"]
 
 _log = logging.getLogger(__name__)
 
 SHARDS_PER_WORKER = 2
 """One that it works on and one that it begins next."""
-RETRIES = 3
+MAX_TASK_RETRIES = 3
 """Of one shard; without an end, one that kills its worker would be tried for ever (Ray's own default)."""
-_LOOK_S = 1.0
+_POLL_INTERVAL_S = 1.0
 _OBJECT_STORE_BYTES = 512 << 20
 """Of a Ray that is started here for the job alone."""
 
 
-class _Decoded(NamedTuple):
+class _DecodedShard(NamedTuple):
     photos_nhwc: np.ndarray[Any, np.dtype[np.uint8]]
     """(P, S, S, 3), those without failure."""
     failures: dict[int, Failure]
@@ -53,38 +53,38 @@ class _Worker:
 
     def __init__(self, bundle: str, isolate: bool) -> None:
         self._stop = threading.Event()
-        self._engine = local_engine(load_bundle(bundle), stop=self._stop, num_cores=1, isolate=isolate)
+        self._engine = create_local_engine(load_bundle(bundle), stop=self._stop, num_cores=1, isolate=isolate)
 
-    def answer(self, job: Job, shard: PhotosOfShard) -> tuple[Rows, float]:
-        _refuse_other(job, self._engine.versions)
-        reader = Reader(job.base_url, stop=self._stop)
-        [answered] = self._engine.answer(job, [shard], reader)
-        return answered.rows, answered.seconds
+    def classify(self, job: Job, shard: ShardPhotos) -> tuple[ShardTables, float]:
+        _require_same_model(job, self._engine.versions)
+        reader = PhotoReader(job.base_url, stop=self._stop)
+        [result] = self._engine.classify(job, [shard], reader)
+        return result.rows, result.seconds
 
 
-class _DecodingWorker:
+class _DecodeWorker:
     """Reads and decodes whole shards on one core, for a worker with a GPU."""
 
     def __init__(self, bundle: str, isolate: bool) -> None:
         loaded = load_bundle(bundle)
         self._side_px = loaded.info.preprocessing.input_px
-        self._decoder = make_decoder(loaded, isolate=isolate)
+        self._decoder = create_decoder(loaded, isolate=isolate)
         self._readers = ThreadPoolExecutor(READERS_PER_DECODER)
 
-    def decode(self, job: Job, shard: PhotosOfShard) -> _Decoded:
-        reader = Reader(job.base_url, stop=threading.Event())
+    def decode(self, job: Job, shard: ShardPhotos) -> _DecodedShard:
+        reader = PhotoReader(job.base_url, stop=threading.Event())
         photos: list[Photo] = []
         failures: dict[int, Failure] = {}
         for begin in range(0, len(shard.photos), 2 * READERS_PER_DECODER):
             some = shard.photos[begin : begin + 2 * READERS_PER_DECODER]
             for photo, data in enumerate(self._readers.map(reader.read, some), begin):
-                found = data if isinstance(data, Failure) else decoded_by(self._decoder, data)
+                found = data if isinstance(data, Failure) else decode_with_retry(self._decoder, data)
                 if isinstance(found, Failure):
                     failures[photo] = found
                 else:
                     photos.append(found)
         side_px = self._side_px
-        return _Decoded(np.stack(photos) if photos else np.zeros((0, side_px, side_px, 3), np.uint8), failures)
+        return _DecodedShard(np.stack(photos) if photos else np.zeros((0, side_px, side_px, 3), np.uint8), failures)
 
 
 class _ModelWorker:
@@ -94,21 +94,21 @@ class _ModelWorker:
         loaded = load_bundle(bundle)
         self._engine = OnnxEngine(loaded)
         self._bundle = loaded.on_backend(self._engine.backend)
-        self._versions = ModelVersions.of(loaded, self._engine.backend)
+        self._versions = ModelVersions.from_bundle(loaded, self._engine.backend)
 
     def backend(self) -> str:
         return self._engine.backend
 
-    def answer(self, job: Job, shard: PhotosOfShard, decoded: _Decoded) -> tuple[Rows, float]:
-        _refuse_other(job, self._versions)
+    def classify(self, job: Job, shard: ShardPhotos, decoded: _DecodedShard) -> tuple[ShardTables, float]:
+        _require_same_model(job, self._versions)
         began_s = time.monotonic()
         photos = decoded.photos_nhwc
-        batches = [self._engine.infer(photos[at : at + GPU_BATCH]) for at in range(0, len(photos), GPU_BATCH)]
+        batches = [self._engine.infer(photos[at : at + GPU_BATCH_SIZE]) for at in range(0, len(photos), GPU_BATCH_SIZE)]
         logits = Logits(*map(np.concatenate, zip(*batches, strict=True))) if batches else NO_LOGITS
-        return decided(job, self._bundle, shard, logits, decoded.failures), time.monotonic() - began_s
+        return decide_shard(job, self._bundle, shard, logits, decoded.failures), time.monotonic() - began_s
 
 
-def _refuse_other(job: Job, versions: ModelVersions) -> None:
+def _require_same_model(job: Job, versions: ModelVersions) -> None:
     """A node may have another bundle under the path, or have it replaced before its worker is started again."""
     if versions != job.model:
         raise BackfillError(f"a worker has another model than the job: {versions} instead of {job.model}")
@@ -117,52 +117,54 @@ def _refuse_other(job: Job, versions: ModelVersions) -> None:
 class RayEngine:
     """Workers of a cluster, as many as it has cores or, with GPUs, one a GPU and the cores for decoding."""
 
-    def __init__(self, bundle: Path, *, isolate: bool, stop: threading.Event, on_gpus: bool | None = None) -> None:
+    def __init__(
+        self, bundle: Path, *, isolate: bool, stop: threading.Event, separate_decoding: bool | None = None
+    ) -> None:
         """Args:
         bundle: found under this path on every node.
-        on_gpus: whether decoding and the model are apart; None: where the cluster has GPUs.
+        separate_decoding: whether decoding and the model are apart; None: where the cluster has GPUs.
         """
         import ray
 
-        self.waits = Waits()
+        self.wait_times = WaitTimes()
         self._ray = ray
         self._stop = stop
         resources = ray.cluster_resources()
         num_cores, num_gpus = int(resources.get("CPU", 1)), int(resources.get("GPU", 0))
         folder = str(bundle.resolve())
         backend = ONNX_ON_CPU
-        if on_gpus if on_gpus is not None else num_gpus > 0:
+        if separate_decoding if separate_decoding is not None else num_gpus > 0:
             model_resources: dict[str, Any] = {"num_gpus": 1} if num_gpus else {"num_cpus": 1}
             num_models = num_gpus or 1
             num_decoders = max(1, num_cores - (0 if num_gpus else num_models))
-            models = [self._actor(_ModelWorker, model_resources).remote(folder) for _ in range(num_models)]
-            decoders = [self._actor(_DecodingWorker).remote(folder, isolate) for _ in range(num_decoders)]
+            models = [self._create_actor(_ModelWorker, model_resources).remote(folder) for _ in range(num_models)]
+            decoders = [self._create_actor(_DecodeWorker).remote(folder, isolate) for _ in range(num_decoders)]
             backend = ray.get(models[0].backend.remote())
-            self._slots = [
-                _decode_and_compute(decoders[number % num_decoders], models[number % num_models])
+            self._submit_slots = [
+                _chain_decode_and_model(decoders[number % num_decoders], models[number % num_models])
                 for number in range(max(num_decoders, num_models))
             ]
             self._actors = [*decoders, *models]
         else:
-            self._actors = [self._actor(_Worker).remote(folder, isolate) for _ in range(num_cores)]
-            self._slots = [actor.answer.remote for actor in self._actors]
+            self._actors = [self._create_actor(_Worker).remote(folder, isolate) for _ in range(num_cores)]
+            self._submit_slots = [actor.classify.remote for actor in self._actors]
         _log.info("Ray: %d cores, %d GPUs, %d workers", num_cores, num_gpus, len(self._actors))
-        self.versions = ModelVersions.of(load_bundle(bundle), backend)
+        self.versions = ModelVersions.from_bundle(load_bundle(bundle), backend)
 
-    def answer(self, job: Job, shards: Iterable[PhotosOfShard], reader: Reader) -> Iterator[Answered]:
+    def classify(self, job: Job, shards: Iterable[ShardPhotos], reader: PhotoReader) -> Iterator[ShardResult]:
         """As any engine; photos are read where they are decoded, not by `reader`."""
         ray = self._ray
         job_ref = ray.put(job)
         source = iter(shards)
-        free = self._slots * SHARDS_PER_WORKER
-        running: dict[Any, tuple[PhotosOfShard, Callable[..., Any]]] = {}
+        free = self._submit_slots * SHARDS_PER_WORKER
+        running: dict[Any, tuple[ShardPhotos, Callable[..., Any]]] = {}
         while not self._stop.is_set():
             while free and (shard := next(source, None)) is not None:
                 submit = free.pop()
                 running[submit(job_ref, shard)] = shard, submit
             if not running:
                 return
-            ready, _ = ray.wait(list(running), timeout=_LOOK_S)
+            ready, _ = ray.wait(list(running), timeout=_POLL_INTERVAL_S)
             for reference in ready:
                 shard, submit = running.pop(reference)
                 free.append(submit)
@@ -172,24 +174,26 @@ class RayEngine:
                     raise BackfillError(
                         f"shard {shard.number} cannot be answered: {error}; start the same command again to go on"
                     ) from error
-                yield Answered(shard, rows, seconds)
+                yield ShardResult(shard, rows, seconds)
 
     def close(self) -> None:
         self._ray.shutdown()
 
-    def _actor(self, kind: type, resources: dict[str, Any] | None = None) -> Any:
-        return self._ray.remote(max_restarts=-1, max_task_retries=RETRIES, **(resources or {"num_cpus": 1}))(kind)
+    def _create_actor(self, kind: type, resources: dict[str, Any] | None = None) -> Any:
+        return self._ray.remote(max_restarts=-1, max_task_retries=MAX_TASK_RETRIES, **(resources or {"num_cpus": 1}))(
+            kind
+        )
 
 
-def _decode_and_compute(decoder: Any, model: Any) -> Callable[..., Any]:
-    def submit(job: Any, shard: PhotosOfShard) -> Any:
+def _chain_decode_and_model(decoder: Any, model: Any) -> Callable[..., Any]:
+    def submit(job: Any, shard: ShardPhotos) -> Any:
         # What is decoded goes from worker to worker, not through here.
-        return model.answer.remote(job, shard, decoder.decode.remote(job, shard))
+        return model.classify.remote(job, shard, decoder.decode.remote(job, shard))
 
     return submit
 
 
-def ray_engine(bundle: Path, *, address: str | None, isolate: bool, stop: threading.Event) -> RayEngine:
+def create_ray_engine(bundle: Path, *, address: str | None, isolate: bool, stop: threading.Event) -> RayEngine:
     """An engine on the cluster at `address`, or on a Ray started on this machine for it alone.
 
     Raises:

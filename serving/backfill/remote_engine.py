@@ -17,11 +17,11 @@ import numpy.typing as npt
 
 from serving.api.responses import MAX_PHOTOS
 from serving.backfill.job import Job, ModelVersions
-from serving.backfill.local_engine import Answered, BackfillEngine, LogitsEngine
-from serving.backfill.output import Failure, assembled
-from serving.backfill.photo_reader import Reader
-from serving.backfill.pipeline import Waits
-from serving.backfill.plan import PhotosOfShard
+from serving.backfill.local_engine import BackfillEngine, LogitsEngine, ShardResult
+from serving.backfill.output import Failure, build_tables
+from serving.backfill.photo_reader import PhotoReader
+from serving.backfill.pipeline import WaitTimes
+from serving.backfill.plan import ShardPhotos
 from serving.client.client import MESSAGE_LIMIT_BYTES, Access, CallFailed, ListingVisionClient
 from serving.errors import BackfillError
 from serving.gateway.service import MAX_ALTERNATIVES, MAX_LISTING_ID_CHARS
@@ -31,26 +31,26 @@ from vision.bundle import UNKNOWN_BACKEND, Bundle
 from vision.engine import Logits
 from vision.errors import EngineBusy, EngineUnavailable
 
-__all__ = ["RateLimit", "target_engine"]
+__all__ = ["RateLimiter", "create_remote_engine"]
 
 _T = TypeVar("_T")
 
-PATIENCE_S = 120.0
+UNAVAILABLE_TIMEOUT_S = 120.0
 """How long a server may be away, or busy with others, before the job stops."""
 CALL_TIMEOUT_S = 10.0
-FIRST_PAUSE_S = 0.2
-LONGEST_PAUSE_S = 10.0
-LISTINGS_AT_ONCE = 8
-MOST_BYTES = MESSAGE_LIMIT_BYTES - (1 << 20)
+INITIAL_BACKOFF_S = 0.2
+MAX_BACKOFF_S = 10.0
+MAX_CONCURRENT_LISTINGS = 8
+MAX_LISTING_BYTES = MESSAGE_LIMIT_BYTES - (1 << 20)
 """Of a listing's photos together: what a request may hold beside its other fields."""
-DECODERS = 2
+NUM_DECODERS = 2
 
 
-class RateLimit:
+class RateLimiter:
     """Lets so many photos a second through, evenly; safe to use from many threads."""
 
     def __init__(self, photos_per_s: float | None) -> None:
-        self._seconds_each = 1 / photos_per_s if photos_per_s else 0.0
+        self._seconds_per_photo = 1 / photos_per_s if photos_per_s else 0.0
         self._lock = threading.Lock()
         self._next_s = 0.0
 
@@ -59,12 +59,12 @@ class RateLimit:
             now_s = time.monotonic()
             # What was not used is not saved up: live traffic would meet it as a burst.
             begin_s = max(self._next_s, now_s)
-            self._next_s = begin_s + num_photos * self._seconds_each
+            self._next_s = begin_s + num_photos * self._seconds_per_photo
         if begin_s > now_s:
             stop.wait(begin_s - now_s)
 
 
-def target_engine(
+def create_remote_engine(
     address: str, bundle: Bundle, *, photos_per_s: float | None, stop: threading.Event, isolate: bool = True
 ) -> BackfillEngine:
     """An engine that asks the gateway or the Triton at HOST:PORT, whichever it is.
@@ -77,53 +77,53 @@ def target_engine(
             described = client.model()
         except CallFailed as failed:
             if failed.code == grpc.StatusCode.UNIMPLEMENTED:
-                return _triton_engine(address, bundle, RateLimit(photos_per_s), stop=stop, isolate=isolate)
+                return _create_triton_engine(address, bundle, RateLimiter(photos_per_s), stop=stop, isolate=isolate)
             raise BackfillError(f"--target {address}: {failed}") from failed
-    return GatewayEngine(address, bundle, described.model, RateLimit(photos_per_s), stop=stop)
+    return GatewayEngine(address, bundle, described.model, RateLimiter(photos_per_s), stop=stop)
 
 
 class GatewayEngine:
     """Sends whole listings; decoding, model and decision are the gateway's."""
 
     def __init__(
-        self, address: str, bundle: Bundle, model: "pb.ModelVersion", limit: RateLimit, *, stop: threading.Event
+        self, address: str, bundle: Bundle, model: "pb.ModelVersion", limit: RateLimiter, *, stop: threading.Event
     ) -> None:
-        self.versions = _versions(model)
-        self.waits = Waits()
+        self.versions = _to_model_versions(model)
+        self.wait_times = WaitTimes()
         self._address = address
         self._limit = limit
         self._stop = stop
-        self._given_up = threading.Event()
+        self._timed_out = threading.Event()
         """One listing's patience is at its end, and so is every other's."""
-        wanted = ModelVersions.of(bundle, self.versions.backend)
+        wanted = ModelVersions.from_bundle(bundle, self.versions.backend)
         for name in ("name", "version", "taxonomy"):
             here, there = getattr(wanted, name), getattr(self.versions, name)
             if here != there:
                 raise BackfillError(f"the gateway at {address} serves another model: {name} {there}, --model {here}")
         self._client = ListingVisionClient(address, Access.from_environment())
 
-    def answer(self, job: Job, shards: Iterable[PhotosOfShard], reader: Reader) -> Iterator[Answered]:
+    def classify(self, job: Job, shards: Iterable[ShardPhotos], reader: PhotoReader) -> Iterator[ShardResult]:
         if job.top_k > MAX_ALTERNATIVES:
             raise BackfillError(f"--top-k {job.top_k}: a gateway answers {MAX_ALTERNATIVES} at most")
         if job.embedding:
             raise BackfillError("--embedding: a gateway answers none; leave it out, or classify without --target")
-        with ThreadPoolExecutor(LISTINGS_AT_ONCE, thread_name_prefix="listing") as pool:
-            pending: list[tuple[PhotosOfShard, float, list[Future[_ListingAnswer]]]] = []
-            begun: list[Future[_ListingAnswer]] = []
+        with ThreadPoolExecutor(MAX_CONCURRENT_LISTINGS, thread_name_prefix="listing") as pool:
+            pending: list[tuple[ShardPhotos, float, list[Future[_ListingResult]]]] = []
+            begun: list[Future[_ListingResult]] = []
             try:
                 for shard in shards:
                     began_s = time.monotonic()
                     bounds = np.searchsorted(shard.groups, np.arange(len(shard.listing_ids) + 1)).tolist()
                     calls = [
-                        pool.submit(self._listing, job, shard, begin, end, reader)
+                        pool.submit(self._classify_listing, job, shard, begin, end, reader)
                         for begin, end in itertools.pairwise(bounds)
                     ]
                     pending.append((shard, began_s, calls))
                     begun = [*(call for _, _, some in pending for call in some)]
                     if len(pending) > 1:
-                        yield self._finish(job, *pending.pop(0))
+                        yield self._collect_shard(job, *pending.pop(0))
                 while pending:
-                    yield self._finish(job, *pending.pop(0))
+                    yield self._collect_shard(job, *pending.pop(0))
             finally:
                 for call in begun:
                     call.cancel()
@@ -131,9 +131,9 @@ class GatewayEngine:
     def close(self) -> None:
         self._client.close()
 
-    def _finish(
-        self, job: Job, shard: PhotosOfShard, began_s: float, calls: "Sequence[Future[_ListingAnswer]]"
-    ) -> Answered:
+    def _collect_shard(
+        self, job: Job, shard: ShardPhotos, began_s: float, calls: "Sequence[Future[_ListingResult]]"
+    ) -> ShardResult:
         answers: dict[int, dict[str, Any]] = {}
         failures: dict[int, Failure] = {}
         for number, call in enumerate(calls):
@@ -141,12 +141,14 @@ class GatewayEngine:
             failures |= failed
             if answer is not None:
                 answers[number] = answer
-        return Answered(shard, assembled(job, shard, answers, failures), time.monotonic() - began_s)
+        return ShardResult(shard, build_tables(job, shard, answers, failures), time.monotonic() - began_s)
 
-    def _listing(self, job: Job, shard: PhotosOfShard, begin: int, end: int, reader: Reader) -> "_ListingAnswer":
+    def _classify_listing(
+        self, job: Job, shard: ShardPhotos, begin: int, end: int, reader: PhotoReader
+    ) -> "_ListingResult":
         began_s = time.monotonic()
         found = [reader.read(shard.photos[photo]) for photo in range(begin, end)]
-        self.waits.add("read", time.monotonic() - began_s)
+        self.wait_times.add("read", time.monotonic() - began_s)
         if self._stop.is_set():  # a photo may have failed because it was not tried again
             raise BackfillError("stopped")
         failures = {begin + place: one for place, one in enumerate(found) if isinstance(one, Failure)}
@@ -155,32 +157,34 @@ class GatewayEngine:
         for place, one in enumerate(found):
             if not isinstance(one, bytes):
                 continue
-            if len(contents) == MAX_PHOTOS or sum(map(len, contents)) + len(one) > MOST_BYTES:
-                failures[begin + place] = _NOT_SENT
+            if len(contents) == MAX_PHOTOS or sum(map(len, contents)) + len(one) > MAX_LISTING_BYTES:
+                failures[begin + place] = _PHOTO_NOT_SENT
             else:
                 sent.append(begin + place)
                 contents.append(one)
         if not contents:
             return None, failures
         try:
-            response = self._ask(contents, shard.listing_ids[shard.groups[begin]][:MAX_LISTING_ID_CHARS], job)
+            response = self._call_with_retries(
+                contents, shard.listing_ids[shard.groups[begin]][:MAX_LISTING_ID_CHARS], job
+            )
         except CallFailed as failed:
             if failed.reason != "NO_USABLE_PHOTO":
                 raise BackfillError(f"the gateway at {self._address} refuses a listing: {failed}") from failed
-            return None, failures | _violations(failed, sent)
-        if _versions(response.model) != self.versions:
+            return None, failures | _to_failures(failed, sent)
+        if _to_model_versions(response.model) != self.versions:
             raise BackfillError(
                 f"the gateway at {self._address} has begun to serve another model, {response.model.version}; "
                 "the shards that are done stand, and belong to the old one"
             )
         for photo, result in zip(sent, response.photos, strict=True):
             if result.HasField("error"):
-                failures[photo] = _failure(result.error)
-        return _row(response, job), failures
+                failures[photo] = _to_failure(result.error)
+        return _to_row(response, job), failures
 
-    def _ask(self, contents: list[bytes], listing_id: str, job: Job) -> "pb.ClassifyListingResponse":
+    def _call_with_retries(self, contents: list[bytes], listing_id: str, job: Job) -> "pb.ClassifyListingResponse":
         """Raises CallFailed where trying again is of no use; BackfillError: the patience is at its end."""
-        until_s, pause_s = math.inf, FIRST_PAUSE_S
+        give_up_at_s, backoff_s = math.inf, INITIAL_BACKOFF_S
         while True:
             self._limit.wait(len(contents), self._stop)
             began_s = time.monotonic()
@@ -191,30 +195,30 @@ class GatewayEngine:
             except CallFailed as failed:
                 # Without a reason of the service's it is gRPC that finds the message too large.
                 too_large = failed.code == grpc.StatusCode.RESOURCE_EXHAUSTED and not failed.reason
-                if failed.code not in _MAY_PASS or too_large:
+                if failed.code not in _RETRYABLE_CODES or too_large:
                     raise
-                until_s = min(until_s, time.monotonic() + PATIENCE_S)
-                if self._given_up.is_set() or self._stop.is_set() or time.monotonic() > until_s:
-                    self._given_up.set()
+                give_up_at_s = min(give_up_at_s, time.monotonic() + UNAVAILABLE_TIMEOUT_S)
+                if self._timed_out.is_set() or self._stop.is_set() or time.monotonic() > give_up_at_s:
+                    self._timed_out.set()
                     raise BackfillError(
-                        f"the gateway at {self._address} does not answer for {PATIENCE_S:g} s: {failed}; "
+                        f"the gateway at {self._address} does not answer for {UNAVAILABLE_TIMEOUT_S:g} s: {failed}; "
                         "start the same command again to go on"
                     ) from failed
             finally:
-                self.waits.add("model", time.monotonic() - began_s)
+                self.wait_times.add("model", time.monotonic() - began_s)
             # Drawn, so that listings that were refused together do not come back together.
-            self._stop.wait(random.uniform(0.5, 1.5) * pause_s)
-            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+            self._stop.wait(random.uniform(0.5, 1.5) * backoff_s)
+            backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
 
 
-_NOT_SENT = Failure(
+_PHOTO_NOT_SENT = Failure(
     reason="PHOTO_NOT_SENT",
-    message=f"a call takes {MAX_PHOTOS} photos and {MOST_BYTES >> 20} MiB; its listing is answered from the others",
+    message=f"a call takes {MAX_PHOTOS} photos and {MAX_LISTING_BYTES >> 20} MiB; the other photos are used",
 )
-_ListingAnswer = tuple[dict[str, Any] | None, dict[int, Failure]]
+_ListingResult = tuple[dict[str, Any] | None, dict[int, Failure]]
 """The answer's columns, None where no photo can be used; and what was wrong with photos, by their number."""
 
-_MAY_PASS = (
+_RETRYABLE_CODES = (
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.RESOURCE_EXHAUSTED,
     grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -222,7 +226,7 @@ _MAY_PASS = (
 )
 
 
-def _versions(model: "pb.ModelVersion") -> ModelVersions:
+def _to_model_versions(model: "pb.ModelVersion") -> ModelVersions:
     return ModelVersions(
         name=model.name,
         version=model.version,
@@ -232,12 +236,12 @@ def _versions(model: "pb.ModelVersion") -> ModelVersions:
     )
 
 
-def _failure(error: "pb.PhotoError") -> Failure:
+def _to_failure(error: "pb.PhotoError") -> Failure:
     reason = pb.PhotoErrorReason.Name(error.reason).replace("PHOTO_ERROR_REASON_", "PHOTO_", 1)
     return Failure(reason=reason, message=error.message)
 
 
-def _violations(failed: CallFailed, sent: Sequence[int]) -> dict[int, Failure]:
+def _to_failures(failed: CallFailed, sent: Sequence[int]) -> dict[int, Failure]:
     """Of a call none of whose photos could be used: `photos[2].content` → `PHOTO_TRUNCATED: …`."""
     failures = {}
     for place, photo in enumerate(sent):
@@ -246,7 +250,7 @@ def _violations(failed: CallFailed, sent: Sequence[int]) -> dict[int, Failure]:
     return failures
 
 
-def _row(response: "pb.ClassifyListingResponse", job: Job) -> dict[str, Any]:
+def _to_row(response: "pb.ClassifyListingResponse", job: Job) -> dict[str, Any]:
     path = [
         {
             "id": step.category_id,
@@ -275,7 +279,7 @@ def _row(response: "pb.ClassifyListingResponse", job: Job) -> dict[str, Any]:
     return row
 
 
-class _Loop:
+class _EventLoopThread:
     """An event loop on a thread, for the one engine that is asynchronous."""
 
     def __init__(self) -> None:
@@ -292,19 +296,19 @@ class _Loop:
         self._loop.close()
 
 
-def _triton_engine(
-    address: str, bundle: Bundle, limit: RateLimit, *, stop: threading.Event, isolate: bool
+def _create_triton_engine(
+    address: str, bundle: Bundle, limit: RateLimiter, *, stop: threading.Event, isolate: bool
 ) -> LogitsEngine:
-    loop = _Loop()
+    loop = _EventLoopThread()
 
-    async def begin() -> tuple[TritonEngine, str]:
+    async def connect() -> tuple[TritonEngine, str]:
         # The pipeline decodes: answers are those of pixels, and so are the promises.
         engine = TritonEngine(address, may_decode=False)
         await until_answering(engine, bundle)
         return engine, await engine.backend()
 
     try:
-        engine, backend = loop.run(begin())
+        engine, backend = loop.run(connect())
     except BaseException as error:
         loop.close()
         if isinstance(error, EngineUnavailable):
@@ -312,19 +316,19 @@ def _triton_engine(
         raise
 
     def infer(photos_nhwc: npt.NDArray[np.uint8]) -> Logits:
-        until_s, pause_s = math.inf, FIRST_PAUSE_S
+        give_up_at_s, backoff_s = math.inf, INITIAL_BACKOFF_S
         while True:
             limit.wait(len(photos_nhwc), stop)
             try:
                 return loop.run(engine.infer(photos_nhwc))
             except (EngineUnavailable, EngineBusy):
-                until_s = min(until_s, time.monotonic() + PATIENCE_S)
-                if stop.is_set() or time.monotonic() > until_s:
+                give_up_at_s = min(give_up_at_s, time.monotonic() + UNAVAILABLE_TIMEOUT_S)
+                if stop.is_set() or time.monotonic() > give_up_at_s:
                     raise
-            stop.wait(random.uniform(0.5, 1.5) * pause_s)
-            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+            stop.wait(random.uniform(0.5, 1.5) * backoff_s)
+            backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
 
-    def check_model() -> None:
+    def verify_model() -> None:
         # Busy or away it says nothing; what was answered was answered by the model that was there.
         with contextlib.suppress(EngineUnavailable, EngineBusy):
             loop.run(check(engine, bundle, which=slice(0, 1)))
@@ -337,11 +341,11 @@ def _triton_engine(
         bundle,
         infer,
         backend=backend or UNKNOWN_BACKEND,
-        num_decoders=DECODERS,
-        num_infer_threads=LISTINGS_AT_ONCE,
-        photos_at_once=1,
+        num_decoders=NUM_DECODERS,
+        num_infer_threads=MAX_CONCURRENT_LISTINGS,
+        max_batch_size=1,
         stop=stop,
         isolate=isolate,
-        check=check_model,
+        verify_model=verify_model,
         close=close,
     )

@@ -22,25 +22,34 @@ import pyarrow.parquet
 
 from serving.backfill.job import JOB_PATH, LOCK_PATH, SCHEMA_VERSION, Job, read_job
 from serving.backfill.ledger import LEDGER_FOLDER, Entry, File, Ledger
-from serving.backfill.local_engine import Answered, BackfillEngine
-from serving.backfill.output import Rows, encoded
-from serving.backfill.photo_reader import Reader
-from serving.backfill.plan import PhotosOfShard, ShardReader, manifest_sha256, manifest_urls, write_plan
+from serving.backfill.local_engine import BackfillEngine, ShardResult
+from serving.backfill.output import ShardTables, to_parquet
+from serving.backfill.photo_reader import PhotoReader
+from serving.backfill.plan import ShardPhotos, ShardReader, hash_manifest, list_manifest_files, write_plan
 from serving.backfill.progress import Progress
 from serving.errors import BackfillError
 from serving.storage import Store
 from vision.runtime.cli import EXIT_INTERRUPTED
 
-__all__ = ["Asked", "Interrupted", "Stopper", "commit", "open_job", "publish", "retry", "run"]
+__all__ = [
+    "BackfillRequest",
+    "GracefulShutdown",
+    "Interrupted",
+    "commit_shard",
+    "open_or_create_job",
+    "retry",
+    "run",
+    "write_success_file",
+]
 
 _log = logging.getLogger(__name__)
 
-FINISH_S = 8.0
+GRACE_PERIOD_S = 8.0
 """After SIGTERM: how long shards that have been begun may take to end; then they are abandoned …"""
-EXIT_S = 18.0
+EXIT_DEADLINE_S = 18.0
 """… and then the process ends, whatever hangs: at no moment is anything half written."""
 SUCCESS_PATH = "_SUCCESS.json"
-WINDOW_PHOTOS = 1000
+ERROR_WINDOW_PHOTOS = 1000
 """The error share is that of the last so many photos, so that a store that goes away is noticed soon in a long job."""
 
 
@@ -49,7 +58,7 @@ class Interrupted(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class BackfillRequest:
     """What a person asks for; with a model's versions it makes a job."""
 
     manifest: str
@@ -57,19 +66,19 @@ class Asked:
     listings_per_shard: int
     top_k: int
     embedding: bool
-    anew: bool
+    overwrite: bool
 
 
-class Stopper:
+class GracefulShutdown:
     """SIGTERM and Ctrl-C: first no new shards are begun, soon after what was begun is abandoned."""
 
-    def __init__(self, *, finish_s: float = FINISH_S, exit_s: float = EXIT_S) -> None:
-        self.asked = threading.Event()
-        self.abandon = threading.Event()
-        self._finish_s, self._exit_s = finish_s, exit_s
+    def __init__(self, *, grace_period_s: float = GRACE_PERIOD_S, exit_deadline_s: float = EXIT_DEADLINE_S) -> None:
+        self.stop_requested = threading.Event()
+        self.abort = threading.Event()
+        self._grace_period_s, self._exit_deadline_s = grace_period_s, exit_deadline_s
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
+    def handle_signals(self) -> Iterator[None]:
         """Listen to the signals while the block runs; main thread only."""
         numbers = (signal.SIGTERM, signal.SIGINT)
         before = [signal.signal(number, lambda *_: self.stop()) for number in numbers]
@@ -80,51 +89,53 @@ class Stopper:
                 signal.signal(number, handler)
 
     def stop(self) -> None:
-        if not self.asked.is_set():
-            self.asked.set()
-            _log.info("stopping: shards that are begun may end within %g s", self._finish_s)
-            threading.Thread(target=self._end, daemon=True).start()
+        if not self.stop_requested.is_set():
+            self.stop_requested.set()
+            _log.info("stopping: shards that are begun may end within %g s", self._grace_period_s)
+            threading.Thread(target=self._abort_and_exit, daemon=True).start()
 
-    def until_asked(self, shards: Iterable[PhotosOfShard]) -> Iterator[PhotosOfShard]:
+    def take_until_stopped(self, shards: Iterable[ShardPhotos]) -> Iterator[ShardPhotos]:
         for shard in shards:
-            if self.asked.is_set():
+            if self.stop_requested.is_set():
                 return
             yield shard
 
-    def _end(self) -> None:
-        time.sleep(self._finish_s)
-        self.abandon.set()
-        time.sleep(self._exit_s - self._finish_s)
+    def _abort_and_exit(self) -> None:
+        time.sleep(self._grace_period_s)
+        self.abort.set()
+        time.sleep(self._exit_deadline_s - self._grace_period_s)
         _log.error("something hangs; it is left, and so are the shards that were begun")
         os._exit(EXIT_INTERRUPTED)
 
 
-def open_job(store: Store, asked: Asked, engine: BackfillEngine, say: Callable[[str], None]) -> Job:
+def open_or_create_job(
+    store: Store, request: BackfillRequest, engine: BackfillEngine, notify: Callable[[str], None]
+) -> Job:
     """The job to go on with, or a new one with its plan. Hold the store's lock.
 
     Raises:
         BackfillError: another job's output lies there.
         ManifestError: the manifest cannot be used.
     """
-    urls = manifest_urls(asked.manifest)
+    urls = list_manifest_files(request.manifest)
     found: dict[str, Any] = {
-        "manifest_sha256": manifest_sha256(urls),
-        "base_url": _only_folder(urls),
+        "manifest_sha256": hash_manifest(urls),
+        "base_url": _find_base_url(urls),
         "model": engine.versions,
-        "listings_per_shard": asked.listings_per_shard,
-        "top_k": asked.top_k,
-        "embedding": asked.embedding,
+        "listings_per_shard": request.listings_per_shard,
+        "top_k": request.top_k,
+        "embedding": request.embedding,
     }
     if store.exists(JOB_PATH):
-        if not asked.anew:
+        if not request.overwrite:
             job = read_job(store)
-            job.refuse_other(found)
+            job.require_match(found)
             return job
-    elif not asked.anew and store.paths(LEDGER_FOLDER):
-        raise BackfillError(f"{store.url} has a ledger and no {JOB_PATH}; --anew drops what is there")
-    _refuse_foreign(store)
+    elif not request.overwrite and store.paths(LEDGER_FOLDER):
+        raise BackfillError(f"{store.url} has a ledger and no {JOB_PATH}; --overwrite drops what is there")
+    _require_no_foreign_files(store)
 
-    def drop() -> None:
+    def delete_previous_output() -> None:
         # Only once the new plan is made: a manifest that cannot be used costs nothing. The job goes first, for without
         # it what is left is nobody's.
         store.remove(JOB_PATH)
@@ -132,9 +143,11 @@ def open_job(store: Store, asked: Asked, engine: BackfillEngine, say: Callable[[
             if path != LOCK_PATH:
                 store.remove(path)
 
-    plan = write_plan(urls, store, listings_per_shard=asked.listings_per_shard, say=say, before=drop)
+    plan = write_plan(
+        urls, store, listings_per_shard=request.listings_per_shard, notify=notify, before_write=delete_previous_output
+    )
     job = Job(
-        manifest=asked.manifest,
+        manifest=request.manifest,
         num_listings=plan.num_listings,
         num_photos=plan.num_photos,
         num_shards=plan.num_shards,
@@ -144,7 +157,7 @@ def open_job(store: Store, asked: Asked, engine: BackfillEngine, say: Callable[[
     return job
 
 
-def _only_folder(urls: Sequence[str]) -> str:
+def _find_base_url(urls: Sequence[str]) -> str:
     folders = sorted({posixpath.dirname(url) for url in urls})
     if len(folders) > 1:
         raise BackfillError(
@@ -160,8 +173,8 @@ def run(
     engine: BackfillEngine,
     *,
     max_error_share: float,
-    stopper: Stopper,
-    say: Callable[[str], None] = lambda _: None,
+    shutdown: GracefulShutdown,
+    notify: Callable[[str], None] = lambda _: None,
     registry: prometheus_client.CollectorRegistry | None = None,
 ) -> Progress:
     """Do the shards that are not done, and publish.
@@ -174,33 +187,33 @@ def run(
         Interrupted: it was asked to stop.
     """
     ledger = Ledger(store)
-    if removed := ledger.mend():
-        say(f"{removed} files that a killed run had left were removed")
-    done = {entry.shard for entry in ledger.whole()}
+    if removed := ledger.recover():
+        notify(f"{removed} files that a killed run had left were removed")
+    done = {entry.shard for entry in ledger.complete_entries()}
     shards = ShardReader(store)
     left = [number for number in range(job.num_shards) if number not in done]
     if done and left:
-        say(f"going on: {len(done)} of {job.num_shards} shards are done")
+        notify(f"going on: {len(done)} of {job.num_shards} shards are done")
     progress = Progress(
         num_photos=job.num_photos,
-        num_done_before=job.num_photos - shards.num_photos(left),
-        waits=engine.waits.seconds,
+        num_photos_done_before=job.num_photos - shards.num_photos(left),
+        wait_times=engine.wait_times.seconds,
         registry=registry,
     )
-    watch = _ErrorShare(max_error_share, job.num_photos)
-    reader = Reader(job.base_url, stop=stopper.abandon)
-    wanted = stopper.until_asked(map(shards.read, left))
+    error_budget = ErrorBudget(max_error_share, job.num_photos)
+    reader = PhotoReader(job.base_url, stop=shutdown.abort)
+    wanted = shutdown.take_until_stopped(map(shards.read, left))
     try:
-        for answered in _or_interrupted(engine.answer(job, wanted, reader), stopper):
-            watch.check(answered.rows, len(answered.shard.photos))
+        for result in _convert_to_interrupted(engine.classify(job, wanted, reader), shutdown):
+            error_budget.check(result.rows, len(result.shard.photos))
             began_s = time.monotonic()
-            entry = commit(store, ledger, answered)
-            progress.done(entry, write_s=time.monotonic() - began_s)
+            entry = commit_shard(store, ledger, result)
+            progress.record_shard(entry, write_s=time.monotonic() - began_s)
     finally:
         progress.close()
-    if stopper.asked.is_set():
-        raise Interrupted(f"{progress}; the same command, without --anew, goes on from here")
-    publish(store, job)
+    if shutdown.stop_requested.is_set():
+        raise Interrupted(f"{progress}; the same command, without --overwrite, goes on from here")
+    write_success_file(store, job)
     return progress
 
 
@@ -211,7 +224,7 @@ def retry(
     *,
     reasons: Sequence[str],
     max_error_share: float,
-    stopper: Stopper,
+    shutdown: GracefulShutdown,
 ) -> Mapping[str, int]:
     """Answer the listings again that have photos among the dead letters; what became of them, counted.
 
@@ -222,62 +235,64 @@ def retry(
         BackfillError, Interrupted: as `run`.
     """
     ledger = Ledger(store)
-    ledger.mend()
-    entries = {entry.shard: entry for entry in ledger.entries() if _chosen(entry.errors, reasons)}
+    ledger.recover()
+    entries = {entry.shard: entry for entry in ledger.entries() if _has_any_reason(entry.errors, reasons)}
     shards = ShardReader(store)
-    reader = Reader(job.base_url, stop=stopper.abandon)
+    reader = PhotoReader(job.base_url, stop=shutdown.abort)
     counted: Counter[str] = Counter()
 
-    def again() -> Iterator[PhotosOfShard]:
+    def read_failed_listings() -> Iterator[ShardPhotos]:
         for number, entry in entries.items():
             assert entry.dead_letters
             letters = _read_table(store, entry.dead_letters.path)
             if reasons:
                 letters = letters.filter(pa.compute.is_in(letters["reason"], pa.array(list(reasons))))
-            yield shards.read(number).only(set(letters["listing_id"].to_pylist()))
+            yield shards.read(number).select_listings(set(letters["listing_id"].to_pylist()))
 
-    watch = _ErrorShare(max_error_share, job.num_photos)
+    error_budget = ErrorBudget(max_error_share, job.num_photos)
     # It speaks of files that are about to be replaced.
     store.remove(SUCCESS_PATH)
-    for answered in _or_interrupted(engine.answer(job, stopper.until_asked(again()), reader), stopper):
-        watch.check(answered.rows, len(answered.shard.photos))
-        old = entries[answered.shard.number]
-        counted["listings"] += len(answered.shard.listing_ids)
-        rows = _merged(store, old, answered.rows, shards.read(answered.shard.number))
-        counted["photos_mended"] += old.num_failed_photos - sum(rows.errors.values())
-        entry, files = _entry(answered, rows, num_photos=old.num_photos)
+    for result in _convert_to_interrupted(
+        engine.classify(job, shutdown.take_until_stopped(read_failed_listings()), reader), shutdown
+    ):
+        error_budget.check(result.rows, len(result.shard.photos))
+        old = entries[result.shard.number]
+        counted["listings"] += len(result.shard.listing_ids)
+        rows = _merge_rows(store, old, result.rows, shards.read(result.shard.number))
+        counted["photos_recovered"] += old.num_failed_photos - sum(rows.errors.values())
+        entry, files = _build_entry(result, rows, num_photos=old.num_photos)
         ledger.replace(old, entry, files)
-    if stopper.asked.is_set():
-        raise Interrupted("the same command, without --anew, goes on from here")
+    if shutdown.stop_requested.is_set():
+        raise Interrupted("the same command, without --overwrite, goes on from here")
     if len(list(ledger.entries())) == job.num_shards:
-        publish(store, job)
-    counted["photos_left"] = sum(entry.num_failed_photos for entry in ledger.entries())
+        write_success_file(store, job)
+    counted["photos_unusable"] = sum(entry.num_failed_photos for entry in ledger.entries())
     return counted
 
 
-def _or_interrupted(answered: Iterator[Answered], stopper: Stopper) -> Iterator[Answered]:
+def _convert_to_interrupted(result: Iterator[ShardResult], shutdown: GracefulShutdown) -> Iterator[ShardResult]:
     """The same, where a failure that comes of being asked to stop is told as that."""
     try:
-        yield from answered
+        yield from result
     except BackfillError as error:
-        if stopper.abandon.is_set():
-            raise Interrupted("the same command, without --anew, goes on from here") from error
+        if shutdown.abort.is_set():
+            raise Interrupted("the same command, without --overwrite, goes on from here") from error
         raise
 
 
-def commit(store: Store, ledger: Ledger, answered: Answered) -> Entry:
+def commit_shard(store: Store, ledger: Ledger, result: ShardResult) -> Entry:
     """Make a shard done."""
-    entry, files = _entry(answered, answered.rows, num_photos=len(answered.shard.photos))
+    entry, files = _build_entry(result, result.rows, num_photos=len(result.shard.photos))
     ledger.commit(entry, files)
     return entry
 
 
-def publish(store: Store, job: Job) -> None:
+def write_success_file(store: Store, job: Job) -> None:
     """Say that all is there, and which files it is."""
     files = [
         {"path": file.path, "sha256": file.sha256, "num_rows": file.num_rows}
         for entry in Ledger(store).entries()
-        for file in (entry.answers, entry.dead_letters)
+        for file in (entry.suggestions, entry.dead_letters)
         if file
     ]
     model = {"model_version": job.model.version, "calibration_version": job.model.calibration}
@@ -286,45 +301,48 @@ def publish(store: Store, job: Job) -> None:
     )
 
 
-class _ErrorShare:
+class ErrorBudget:
     """Stops a job that fails more than its owner wants to look away from."""
 
-    def __init__(self, most: float, num_photos: int) -> None:
+    def __init__(self, max_share: float, num_photos: int) -> None:
         """Args: num_photos: of the whole job; a handful of photos is no share of anything."""
-        self._most = most
-        self._least_photos = min(WINDOW_PHOTOS, num_photos)
-        self._lately: deque[tuple[int, Mapping[str, int]]] = deque()
+        self._max_share = max_share
+        self._min_photos = min(ERROR_WINDOW_PHOTOS, num_photos)
+        self._recent: deque[tuple[int, Mapping[str, int]]] = deque()
 
-    def check(self, rows: Rows, num_photos: int) -> None:
+    def check(self, rows: ShardTables, num_photos: int) -> None:
         """Raise BackfillError where the last photos fail too often, these included."""
-        self._lately.append((num_photos, rows.errors))
-        while len(self._lately) > 1 and sum(number for number, _ in self._lately) - self._lately[0][0] >= WINDOW_PHOTOS:
-            self._lately.popleft()
-        num_lately = sum(number for number, _ in self._lately)
+        self._recent.append((num_photos, rows.errors))
+        while (
+            len(self._recent) > 1
+            and sum(number for number, _ in self._recent) - self._recent[0][0] >= ERROR_WINDOW_PHOTOS
+        ):
+            self._recent.popleft()
+        num_recent = sum(number for number, _ in self._recent)
         errors: Counter[str] = Counter()
-        for _, found in self._lately:
+        for _, found in self._recent:
             errors.update(found)
-        share = errors.total() / max(num_lately, self._least_photos)
-        if share <= self._most:
+        share = errors.total() / max(num_recent, self._min_photos)
+        if share <= self._max_share:
             return
         shown = ", ".join(f"{reason} {number}" for reason, number in errors.most_common())
         example = rows.dead_letters.slice(0, 1).to_pylist()
         raise BackfillError(
-            f"{errors.total()} of the last {num_lately} photos cannot be used ({share:.1%}, --max-error-share "
-            f"{self._most:g}): {shown}"
+            f"{errors.total()} of the last {num_recent} photos cannot be used ({share:.1%}, --max-error-share "
+            f"{self._max_share:g}): {shown}"
             + "".join(f"\n  such as {row['photo']}: {row['message']}" for row in example)
             + "\nmend the cause, or allow more, and start the same command again: what is done stands, and these "
             "photos are read again"
         )
 
 
-def _entry(answered: Answered, rows: Rows, *, num_photos: int) -> tuple[Entry, dict[str, bytes]]:
+def _build_entry(result: ShardResult, rows: ShardTables, *, num_photos: int) -> tuple[Entry, dict[str, bytes]]:
     files: dict[str, bytes] = {}
-    number = answered.shard.number
+    number = result.shard.number
     place = f"shard_group={number // 1000:04d}/shard-{number:07d}.parquet"
 
     def file(folder: str, table: pa.Table) -> File:
-        data = encoded(table)
+        data = to_parquet(table)
         files[f"{folder}/{place}"] = data
         return File(
             path=f"{folder}/{place}",
@@ -335,33 +353,33 @@ def _entry(answered: Answered, rows: Rows, *, num_photos: int) -> tuple[Entry, d
 
     entry = Entry(
         shard=number,
-        num_listings=rows.answers.num_rows,
+        num_listings=rows.suggestions.num_rows,
         num_photos=num_photos,
-        answers=file("answers", rows.answers),
+        suggestions=file("suggestions", rows.suggestions),
         dead_letters=file("dead_letters", rows.dead_letters) if rows.dead_letters.num_rows else None,
-        outcomes=rows.outcomes,
+        results=rows.results,
         errors=rows.errors,
-        seconds=answered.seconds,
+        seconds=result.seconds,
         finished_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
     return entry, files
 
 
-def _merged(store: Store, old: Entry, new: Rows, shard: PhotosOfShard) -> Rows:
+def _merge_rows(store: Store, old: Entry, new: ShardTables, shard: ShardPhotos) -> ShardTables:
     """A shard's rows with those of some listings replaced, in the same order.
 
     A listing of which more photos fail than before, in the middle of an outage, keeps its old answer.
     """
-    answers = _read_table(store, old.answers.path)
-    failed_before = dict(zip(answers["listing_id"].to_pylist(), _num_errors(answers), strict=True))
+    answers = _read_table(store, old.suggestions.path)
+    failed_before = dict(zip(answers["listing_id"].to_pylist(), _count_photo_errors(answers), strict=True))
     row_of = {
         listing_id: row
         for row, (listing_id, failed) in enumerate(
-            zip(new.answers["listing_id"].to_pylist(), _num_errors(new.answers), strict=True)
+            zip(new.suggestions["listing_id"].to_pylist(), _count_photo_errors(new.suggestions), strict=True)
         )
         if failed <= failed_before[listing_id]
     }
-    both = pa.concat_tables([answers, new.answers])
+    both = pa.concat_tables([answers, new.suggestions])
     taken = [
         row if listing_id not in row_of else answers.num_rows + row_of[listing_id]
         for row, listing_id in enumerate(answers["listing_id"].to_pylist())
@@ -374,13 +392,13 @@ def _merged(store: Store, old: Entry, new: Rows, shard: PhotosOfShard) -> Rows:
     rows = zip(shard.groups.tolist(), shard.photos, strict=True)
     place = {(shard.listing_ids[group], photo): at for at, (group, photo) in enumerate(rows)}
     found.sort(key=lambda letter: place[letter["listing_id"], letter["photo"]])
-    return Rows(
-        answers=both.take(pa.array(np.array(taken, dtype=np.int64))),
+    return ShardTables(
+        suggestions=both.take(pa.array(np.array(taken, dtype=np.int64))),
         dead_letters=pa.Table.from_pylist(found, schema=new.dead_letters.schema),
     )
 
 
-def _num_errors(answers: pa.Table) -> list[int]:
+def _count_photo_errors(answers: pa.Table) -> list[int]:
     return [len(errors) for errors in answers["photo_errors"].to_pylist()]
 
 
@@ -389,13 +407,13 @@ def _read_table(store: Store, path: str) -> pa.Table:
         return pyarrow.parquet.read_table(file)
 
 
-def _chosen(errors: Mapping[str, int], reasons: Sequence[str]) -> bool:
+def _has_any_reason(errors: Mapping[str, int], reasons: Sequence[str]) -> bool:
     return any(number and (not reasons or reason in reasons) for reason, number in errors.items())
 
 
-def _refuse_foreign(store: Store) -> None:
+def _require_no_foreign_files(store: Store) -> None:
     """Whoever gives a folder of something else by mistake must not lose it."""
-    ours = ("_job/", "answers/", "dead_letters/", SUCCESS_PATH)
+    ours = ("_job/", "suggestions/", "dead_letters/", SUCCESS_PATH)
     foreign = next((path for path in store.paths("") if not path.startswith(ours)), None)
     if foreign:
         raise BackfillError(f"--output {store.url} holds other files, such as {foreign}; give an empty folder")

@@ -6,17 +6,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from serving.capacity.profile import Profile
-from serving.capacity.simulation import Load, Outcome, Service, simulate
+from serving.capacity.simulation import Load, Service, SimulationResult, simulate
 from vision.errors import ListingVisionError
 
 __all__ = ["Estimate", "Plan", "estimate", "plan"]
 
 NUM_RUNS = 5
 NUM_LISTINGS = 20_000
-_MOST = 100_000
-_FULL = 0.97
+_MAX_SERVERS = 100_000
+_MAX_UTILISATION = 0.97
 """Of a station's time: beyond, waiting has no bound that a run could show."""
-_MAX_AT_ONCE = 64
+_IDLE_EXTRA_SERVERS = 64
 """More servers than a few listings can use at once."""
 _T_95 = 2.776
 """Student's t, 4 degrees of freedom, both sides."""
@@ -28,7 +28,7 @@ class Estimate:
     p99_ms: float
     p99_error_ms: float
     """Half of the 95 % interval over the runs."""
-    outcome: Outcome
+    simulation: SimulationResult
     """Of the last run."""
 
 
@@ -44,14 +44,14 @@ def estimate(
     profile: Profile, load: Load, service: Service, *, num_runs: int = NUM_RUNS, num_listings: int = NUM_LISTINGS
 ) -> Estimate:
     """Over runs of different seeds."""
-    outcomes = [simulate(profile, load, service, num_listings=num_listings, seed=seed) for seed in range(num_runs)]
-    p99_ms = [float(np.percentile(outcome.latency_ms, 99)) for outcome in outcomes]
+    runs = [simulate(profile, load, service, num_listings=num_listings, seed=seed) for seed in range(num_runs)]
+    p99_ms = [float(np.percentile(run.latency_ms, 99)) for run in runs]
     error_ms = _T_95 * float(np.std(p99_ms, ddof=1)) / math.sqrt(num_runs) if num_runs > 1 else 0.0
     return Estimate(
-        p50_ms=float(np.mean([np.percentile(outcome.latency_ms, 50) for outcome in outcomes])),
+        p50_ms=float(np.mean([np.percentile(run.latency_ms, 50) for run in runs])),
         p99_ms=float(np.mean(p99_ms)),
         p99_error_ms=error_ms,
-        outcome=outcomes[-1],
+        simulation=runs[-1],
     )
 
 
@@ -62,46 +62,51 @@ def plan(profile: Profile, load: Load, *, p99_ms: float, service: Service) -> Pl
         ListingVisionError: no number of them is fast enough, since an idle service is not.
     """
     photos_per_s = load.listings_per_s * load.photos_per_listing
-    cores = _least(photos_per_s * (profile.decode_ms + profile.gateway_ms) / 1000)
+    cores = _count_min_servers(photos_per_s * (profile.decode_ms + profile.gateway_ms) / 1000)
     best_ms = min(profile.batch_ms(size) / size for size in (1, *profile.model_ms, service.max_batch) if size > 0)
-    instances = _least(photos_per_s * best_ms / 1000)
-    ample = replace(service, num_cores=_ample(cores), num_instances=_ample(instances))
-    idle = estimate(profile, load, ample, num_runs=1)
+    instances = _count_min_servers(photos_per_s * best_ms / 1000)
+    overprovisioned = replace(service, num_cores=_overprovision(cores), num_instances=_overprovision(instances))
+    idle = estimate(profile, load, overprovisioned, num_runs=1)
     if idle.p99_ms > p99_ms:
         raise ListingVisionError(
             f"p99 is {idle.p99_ms:.0f} ms even where nothing waits, more than {p99_ms:g} ms: a faster model or cores, "
             "fewer photos a listing, or more time is needed"
         )
-    found = replace(service, num_cores=cores, num_instances=instances)
+    candidate = replace(service, num_cores=cores, num_instances=instances)
     while True:
-        made = estimate(profile, load, found)
-        out = made.outcome
+        estimated = estimate(profile, load, candidate)
+        out = estimated.simulation
         # Of what full batches would carry: small ones keep an instance busy long before it is full.
-        carried = photos_per_s * best_ms / 1000 / found.num_instances
-        if made.p99_ms + made.p99_error_ms <= p99_ms and max(out.core_utilisation, carried) < _FULL:
-            bottleneck = "cores" if out.core_utilisation >= carried else "instances"
-            return Plan(service=found, estimate=made, bottleneck=bottleneck)
-        if _worse(out.decode_wait_ms, out.core_utilisation) >= _worse(out.model_wait_ms, carried):
-            found = replace(found, num_cores=_more(found.num_cores))
+        instance_load = photos_per_s * best_ms / 1000 / candidate.num_instances
+        if (
+            estimated.p99_ms + estimated.p99_error_ms <= p99_ms
+            and max(out.core_utilisation, instance_load) < _MAX_UTILISATION
+        ):
+            bottleneck = "cores" if out.core_utilisation >= instance_load else "instances"
+            return Plan(service=candidate, estimate=estimated, bottleneck=bottleneck)
+        if _rank_wait(out.decode_wait_ms, out.core_utilisation) >= _rank_wait(out.model_wait_ms, instance_load):
+            candidate = replace(candidate, num_cores=_increase_count(candidate.num_cores))
         else:
-            found = replace(found, num_instances=_more(found.num_instances))
+            candidate = replace(candidate, num_instances=_increase_count(candidate.num_instances))
 
 
-def _least(load: float) -> int:
+def _count_min_servers(load: float) -> int:
     """Servers that are not busy all the time."""
-    needed = max(1, math.ceil(load / _FULL))
-    if needed > _MOST:
-        raise ListingVisionError(f"{needed} cores or instances are needed, more than {_MOST}: is the rate right?")
+    needed = max(1, math.ceil(load / _MAX_UTILISATION))
+    if needed > _MAX_SERVERS:
+        raise ListingVisionError(
+            f"{needed} cores or instances are needed, more than {_MAX_SERVERS}: is the rate right?"
+        )
     return needed
 
 
-def _ample(count: int) -> int:
-    return 4 * count + _MAX_AT_ONCE
+def _overprovision(count: int) -> int:
+    return 4 * count + _IDLE_EXTRA_SERVERS
 
 
-def _more(count: int) -> int:
+def _increase_count(count: int) -> int:
     return count + max(1, count // 50)
 
 
-def _worse(wait_ms: float, utilisation: float) -> float:
-    return math.inf if utilisation >= _FULL else wait_ms
+def _rank_wait(wait_ms: float, utilisation: float) -> float:
+    return math.inf if utilisation >= _MAX_UTILISATION else wait_ms

@@ -17,11 +17,11 @@ from numpy.random import Generator
 
 from serving.capacity.profile import Profile
 
-__all__ = ["Load", "Outcome", "Service", "simulate"]
+__all__ = ["Load", "Service", "SimulationResult", "simulate"]
 
 Floats = npt.NDArray[np.float64]
 MAX_PHOTOS = 20
-WARM_UP_SHARE = 0.1
+WARMUP_SHARE = 0.1
 """Of the listings: those that find it empty."""
 
 
@@ -41,11 +41,11 @@ class Service:
     """Of the model."""
     max_batch: int = 64
     queue_delay_ms: float = 2.0
-    decode_spread: Literal["fixed", "exponential"] = "fixed"
+    decode_distribution: Literal["fixed", "exponential"] = "fixed"
     """Of decoding times about their mean; photos of one app are alike."""
 
 
-class Outcome(NamedTuple):
+class SimulationResult(NamedTuple):
     latency_ms: Floats
     """Of each listing, in the order of their arrival, the first ones left out."""
     decode_wait_ms: float
@@ -57,20 +57,20 @@ class Outcome(NamedTuple):
     mean_batch: float
 
 
-def simulate(profile: Profile, load: Load, service: Service, *, num_listings: int, seed: int) -> Outcome:
+def simulate(profile: Profile, load: Load, service: Service, *, num_listings: int, seed: int) -> SimulationResult:
     """One run of so many listings."""
     random = np.random.default_rng(seed)
     arrivals_ms = np.cumsum(random.exponential(1000 / load.listings_per_s, num_listings))
-    num_photos = _num_photos(random, load.photos_per_listing, num_listings)
-    decoded_ms, busy_ms, begun_ms = _decoded(profile, service, arrivals_ms, num_photos, random)
+    num_photos = _sample_num_photos(random, load.photos_per_listing, num_listings)
+    decoded_ms, busy_ms, begun_ms = _simulate_decoding(profile, service, arrivals_ms, num_photos, random)
     order = np.argsort(decoded_ms, kind="stable")
     done_ms = np.empty(num_listings)
     starts_ms = np.empty(num_listings)
-    batches = _batched(profile, service, decoded_ms[order], num_photos[order])
+    batches = _simulate_batching(profile, service, decoded_ms[order], num_photos[order])
     done_ms[order], starts_ms[order] = batches.done_ms, batches.start_ms
-    kept = slice(int(WARM_UP_SHARE * num_listings), None)
+    kept = slice(int(WARMUP_SHARE * num_listings), None)
     span_ms = float(done_ms.max() - arrivals_ms[0])
-    return Outcome(
+    return SimulationResult(
         latency_ms=(done_ms - arrivals_ms)[kept],
         decode_wait_ms=float((begun_ms - arrivals_ms)[kept].mean()),
         model_wait_ms=float((starts_ms - decoded_ms)[kept].mean()),
@@ -80,18 +80,18 @@ def simulate(profile: Profile, load: Load, service: Service, *, num_listings: in
     )
 
 
-def _num_photos(random: Generator, mean: float, size: int) -> npt.NDArray[np.int64]:
+def _sample_num_photos(random: Generator, mean: float, size: int) -> npt.NDArray[np.int64]:
     if mean == 1:
         return np.ones(size, np.int64)
     return np.minimum(random.geometric(1 / mean, size), MAX_PHOTOS)
 
 
-def _decoded(
+def _simulate_decoding(
     profile: Profile, service: Service, arrivals_ms: Floats, num_photos: npt.NDArray[np.int64], random: Generator
 ) -> tuple[Floats, float, Floats]:
     """When each listing's last photo is decoded, the cores' time, and when its first was begun."""
     cost_ms = profile.decode_ms + profile.gateway_ms
-    fixed = service.decode_spread == "fixed"
+    fixed = service.decode_distribution == "fixed"
     free_ms = [0.0] * service.num_cores
     decoded_ms, begun_ms, busy_ms = np.empty(len(arrivals_ms)), np.empty(len(arrivals_ms)), 0.0
     for i, (arrival_ms, number) in enumerate(zip(arrivals_ms.tolist(), num_photos.tolist(), strict=True)):
@@ -106,14 +106,16 @@ def _decoded(
     return decoded_ms, busy_ms, begun_ms
 
 
-class _Batched(NamedTuple):
+class _BatchingResult(NamedTuple):
     done_ms: Floats
     start_ms: Floats
     busy_ms: float
     num_batches: int
 
 
-def _batched(profile: Profile, service: Service, ready_ms: Floats, num_photos: npt.NDArray[np.int64]) -> _Batched:
+def _simulate_batching(
+    profile: Profile, service: Service, ready_ms: Floats, num_photos: npt.NDArray[np.int64]
+) -> _BatchingResult:
     """Of requests in the order in which they are ready."""
     ready, sizes = ready_ms.tolist(), num_photos.tolist()
     free_ms = [0.0] * service.num_instances
@@ -135,4 +137,4 @@ def _batched(profile: Profile, service: Service, ready_ms: Floats, num_photos: n
         heapq.heapreplace(free_ms, start_ms + cost_ms)
         done_ms[first:last], starts_ms[first:last] = start_ms + cost_ms, start_ms
         busy_ms, num_batches, first = busy_ms + cost_ms, num_batches + 1, last
-    return _Batched(done_ms, starts_ms, busy_ms, num_batches)
+    return _BatchingResult(done_ms, starts_ms, busy_ms, num_batches)

@@ -12,7 +12,7 @@ from vision.runtime.cli import new_app
 
 if TYPE_CHECKING:
     from serving.backfill.local_engine import BackfillEngine
-    from serving.backfill.run import Stopper
+    from serving.backfill.run import GracefulShutdown
 
 __all__ = ["backfill_app"]
 
@@ -24,7 +24,7 @@ _Target = Annotated[
 _Rate = Annotated[float | None, typer.Option(min=0.1, help="Photos a second at most, with --target.")]
 _Cores = Annotated[int | None, typer.Option(min=1, help="Cores to use; all that there are by default.")]
 _Isolate = Annotated[bool, typer.Option(help="Decode in processes of their own, which a photo may crash.")]
-_ErrorShare = Annotated[
+_MaxErrorShare = Annotated[
     float, typer.Option(min=0, max=1, help="Stop when more of the last thousand photos cannot be used.")
 ]
 
@@ -49,19 +49,19 @@ def run(
     ],
     model: _Model,
     output: Annotated[str, typer.Option(help="Where the answers go: a folder, or any fsspec URL.")],
-    anew: Annotated[bool, typer.Option("--anew", help="Drop what is there and begin again.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Drop what is there and begin again.")] = False,
     target: _Target = None,
     rate: _Rate = None,
     ray: Annotated[bool, typer.Option("--ray", help="On a Ray cluster, or with Ray on this machine.")] = False,
     ray_address: Annotated[str | None, typer.Option(help="Of the cluster; implies --ray.")] = None,
-    max_error_share: _ErrorShare = 0.1,
+    max_error_share: _MaxErrorShare = 0.1,
     top_k: Annotated[int, typer.Option(min=0, max=100, help="Likeliest leaves to write beside the answer.")] = 0,
     embedding: Annotated[bool, typer.Option("--embedding", help="Write each listing's mean embedding.")] = False,
     listings_per_shard: Annotated[int, typer.Option(min=1, help="What a kill costs at most.")] = 200,
     cores: _Cores = None,
     isolate: _Isolate = True,
     metrics_port: Annotated[int | None, typer.Option(help="Serve Prometheus metrics there.")] = None,
-    earlier: Annotated[
+    compare_with: Annotated[
         str | None, typer.Option(help="Output of an earlier backfill to compare with at the end.")
     ] = None,
 ) -> None:
@@ -73,8 +73,8 @@ def run(
     """
     from serving.backfill import inspection
     from serving.backfill.job import LOCK_PATH
-    from serving.backfill.progress import metrics_at
-    from serving.backfill.run import Asked, Stopper, open_job
+    from serving.backfill.progress import serve_metrics
+    from serving.backfill.run import BackfillRequest, GracefulShutdown, open_or_create_job
     from serving.backfill.run import run as run_job
     from serving.storage import Store
 
@@ -84,34 +84,40 @@ def run(
         )
     if rate and not target:
         raise typer.BadParameter("--rate is for live traffic's sake and needs --target")
-    registry = None if metrics_port is None else metrics_at(metrics_port)
-    store, stopper = Store(output), Stopper()
-    asked = Asked(
+    registry = None if metrics_port is None else serve_metrics(metrics_port)
+    store, shutdown = Store(output), GracefulShutdown()
+    request = BackfillRequest(
         manifest=manifest,
         output=output,
         listings_per_shard=listings_per_shard,
         top_k=top_k,
         embedding=embedding,
-        anew=anew,
+        overwrite=overwrite,
     )
-    with _interruptible(stopper), store.locked(LOCK_PATH):
+    with _exit_when_interrupted(shutdown), store.locked(LOCK_PATH):
         if ray or ray_address:
-            from serving.backfill.ray_engine import ray_engine
+            from serving.backfill.ray_engine import create_ray_engine
 
-            engine: BackfillEngine = ray_engine(model, address=ray_address, isolate=isolate, stop=stopper.abandon)
+            engine: BackfillEngine = create_ray_engine(model, address=ray_address, isolate=isolate, stop=shutdown.abort)
         else:
-            engine = _engine(model, stopper, target=target, rate=rate, cores=cores, isolate=isolate)
+            engine = _create_engine(model, shutdown, target=target, rate=rate, cores=cores, isolate=isolate)
         try:
-            job = open_job(store, asked, engine, typer.echo)
+            job = open_or_create_job(store, request, engine, typer.echo)
             typer.echo(f"{job.num_listings} listings, {job.num_photos} photos, {job.num_shards} shards")
             progress = run_job(
-                store, job, engine, max_error_share=max_error_share, stopper=stopper, say=typer.echo, registry=registry
+                store,
+                job,
+                engine,
+                max_error_share=max_error_share,
+                shutdown=shutdown,
+                notify=typer.echo,
+                registry=registry,
             )
         finally:
             engine.close()
-    typer.echo(f"{progress}\n{inspection.status(store)}\n\n{inspection.distribution(store)}")
-    if earlier:
-        typer.echo(f"\nagainst {earlier}:\n{inspection.diff(Store(earlier), store)}")
+    typer.echo(f"{progress}\n{inspection.status(store)}\n\n{inspection.describe_distribution(store)}")
+    if compare_with:
+        typer.echo(f"\nagainst {compare_with}:\n{inspection.diff(Store(compare_with), store)}")
 
 
 @backfill_app.command()
@@ -121,7 +127,7 @@ def retry(
     reason: Annotated[list[str] | None, typer.Option(help="Of the dead letters to take up; all by default.")] = None,
     target: _Target = None,
     rate: _Rate = None,
-    max_error_share: _ErrorShare = 1.0,
+    max_error_share: _MaxErrorShare = 1.0,
     cores: _Cores = None,
     isolate: _Isolate = True,
 ) -> None:
@@ -130,24 +136,24 @@ def retry(
     Example: listing-vision backfill retry backfills/2026-11 --model bundles/grocery --reason PHOTO_READ_FAILED
     """
     from serving.backfill.job import LOCK_PATH, read_job
-    from serving.backfill.run import Stopper
+    from serving.backfill.run import GracefulShutdown
     from serving.backfill.run import retry as retry_job
     from serving.storage import Store
 
-    store, stopper = Store(output), Stopper()
+    store, shutdown = Store(output), GracefulShutdown()
     job = read_job(store)
-    with _interruptible(stopper), store.locked(LOCK_PATH):
-        engine = _engine(model, stopper, target=target, rate=rate, cores=cores, isolate=isolate)
+    with _exit_when_interrupted(shutdown), store.locked(LOCK_PATH):
+        engine = _create_engine(model, shutdown, target=target, rate=rate, cores=cores, isolate=isolate)
         try:
-            job.refuse_other({"model": engine.versions})
+            job.require_match({"model": engine.versions})
             found = retry_job(
-                store, job, engine, reasons=reason or (), max_error_share=max_error_share, stopper=stopper
+                store, job, engine, reasons=reason or (), max_error_share=max_error_share, shutdown=shutdown
             )
         finally:
             engine.close()
     typer.echo(
-        f"{found['listings']} listings answered again: {found['photos_mended']} photos mended, "
-        f"{found['photos_left']} still cannot be used"
+        f"{found['listings']} listings answered again: {found['photos_recovered']} photos recovered, "
+        f"{found['photos_unusable']} still cannot be used"
     )
 
 
@@ -174,7 +180,7 @@ def verify(output: _Output) -> None:
 
     found = inspection.verify(Store(output))
     typer.echo(str(found))
-    if not found.is_right:
+    if not found.is_valid:
         raise typer.Exit(1)
 
 
@@ -194,28 +200,34 @@ def diff(
     typer.echo(str(inspection.diff(Store(old), Store(new), num_examples=examples)))
 
 
-def _engine(
-    model: Path, stopper: "Stopper", *, target: str | None, rate: float | None, cores: int | None, isolate: bool
+def _create_engine(
+    model: Path,
+    shutdown: "GracefulShutdown",
+    *,
+    target: str | None,
+    rate: float | None,
+    cores: int | None,
+    isolate: bool,
 ) -> "BackfillEngine":
-    from serving.backfill.local_engine import local_engine
+    from serving.backfill.local_engine import create_local_engine
     from vision.bundle import load_bundle
 
-    bundle, stop = load_bundle(model), stopper.abandon
+    bundle, stop = load_bundle(model), shutdown.abort
     if not target:
-        return local_engine(bundle, stop=stop, num_cores=cores, isolate=isolate)
-    from serving.backfill.remote_engine import target_engine
+        return create_local_engine(bundle, stop=stop, num_cores=cores, isolate=isolate)
+    from serving.backfill.remote_engine import create_remote_engine
 
-    return target_engine(target, bundle, photos_per_s=rate, stop=stop, isolate=isolate)
+    return create_remote_engine(target, bundle, photos_per_s=rate, stop=stop, isolate=isolate)
 
 
 @contextmanager
-def _interruptible(stopper: "Stopper") -> Iterator[None]:
+def _exit_when_interrupted(shutdown: "GracefulShutdown") -> Iterator[None]:
     """Exits 75 where the job was asked to stop."""
     from serving.backfill.run import Interrupted
     from vision.runtime.cli import EXIT_INTERRUPTED
 
     try:
-        with stopper.listening():
+        with shutdown.handle_signals():
             yield
     except Interrupted as stopped:
         typer.echo(f"stopped: {stopped}", err=True)

@@ -38,7 +38,7 @@ def capacity(
     service = Service(num_cores=1, num_instances=1, max_batch=max_batch, queue_delay_ms=queue_delay_ms)
     load = Load(listings_per_s=listings_per_s, photos_per_listing=photos_per_listing)
     found = plan(costs, load, p99_ms=p99_ms, service=service)
-    made, out = found.estimate, found.estimate.outcome
+    made, out = found.estimate, found.estimate.simulation
     gateways = -(-found.service.num_cores // cores_per_gateway)
     typer.echo(f"costs measured on {costs.machine}")
     cores = f"{found.service.num_cores} cores, {out.core_utilisation:.0%} busy"

@@ -59,8 +59,8 @@ RETRY_AFTER_S = 0.5
 """Where nothing better is known."""
 
 # How a call ended, where it was no refusal.
-ANSWERED = "ANSWERED"
-GIVEN_UP = "GIVEN_UP"
+OK = "OK"
+CANCELLED = "CANCELLED"
 
 _OF_A_RELEASE = ("TOO_BUSY", "MODEL_UNAVAILABLE", "MODEL_BROKEN", "DEADLINE_TOO_SHORT")
 """Refusals that another release may be without."""
@@ -132,32 +132,32 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
             Refusal: there is none.
         """
         started_s = time.monotonic()
-        outcome = ANSWERED
+        result = OK
         call = _Call(self.routing.stable)
         try:
             return await self._classify(request, deadline_s, call)
         except Refusal as refusal:
-            outcome = refusal.reason
+            result = refusal.reason
             raise
         except asyncio.CancelledError:
-            outcome = GIVEN_UP
+            result = CANCELLED
             raise
         except Exception as error:
             # Whatever it was, the caller learns that it is our fault and nothing of our insides.
-            outcome = "INTERNAL"
+            result = "INTERNAL"
             _log.exception("listing %r failed", request.listing_id[:MAX_LISTING_ID_CHARS])
             raise Refusal(reason="INTERNAL", message="the service failed; this is our fault") from error
         finally:
             seconds = time.monotonic() - started_s
-            metrics.CALLS.labels(outcome, call.asked.label).inc()
-            metrics.CALL_SECONDS.labels(outcome, call.asked.label).observe(seconds)
+            metrics.CALLS.labels(result, call.asked.label).inc()
+            metrics.CALL_SECONDS.labels(result, call.asked.label).observe(seconds)
             metrics.PHOTOS_PER_LISTING.observe(len(request.photos))
-            tracing.note(outcome=outcome, photos=len(request.photos), release=call.asked.label)
+            tracing.note(result=result, photos=len(request.photos), release=call.asked.label)
             _log.info(
                 "listing %r: %d photos, %s in %.1f ms",
                 request.listing_id[:MAX_LISTING_ID_CHARS],
                 len(request.photos),
-                outcome,
+                result,
                 seconds * 1000,
                 extra={"request_id": request_id, "caller": CALLER.get()},
             )
@@ -185,7 +185,7 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
             if self._recorder is None:
                 raise Refusal(reason="OUTCOMES_NOT_RECORDED", message="this service records no outcomes (--outcomes)")
             taxonomies = self.routing.taxonomies
-            if not self._recorder.chosen(request, taxonomies, max_listing_id_chars=MAX_LISTING_ID_CHARS):
+            if not self._recorder.record_outcome(request, taxonomies, max_listing_id_chars=MAX_LISTING_ID_CHARS):
                 raise Refusal(
                     reason="TOO_BUSY", message="more outcomes wait than can be held; try later", retry_after_s=10.0
                 )
@@ -243,7 +243,7 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
         responses.insert_errors(answer, [error if isinstance(error, PhotoError) else None for error in found])
         if self._recorder and request.listing_id:
             # Without room it is dropped and counted: nobody waits for a record.
-            self._recorder.suggested(request, answer)
+            self._recorder.record_suggestion(request, answer)
         answer.stage_times.extend(pb.StageTime(stage=name, duration_ms=1000 * s) for name, s in seconds.items())
         return answer
 

@@ -120,7 +120,7 @@ class Shadows:
                 return
         _count(release, "same" if _said(found) == _said(waiting.answered) else "other")
         if self._recorder:
-            self._recorder.shadowed(found, waiting.answered)
+            self._recorder.record_shadow(found, waiting.answered)
 
 
 def _count(release: ServedRelease, result: str) -> None:

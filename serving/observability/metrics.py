@@ -35,12 +35,12 @@ _FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 CALLS = prometheus_client.Counter(
     f"{_PREFIX}_calls",
     "Listings by how their call ended, and the release that was asked last.",
-    ["outcome", "model_release"],
+    ["result", "model_release"],
 )
 CALL_SECONDS = prometheus_client.Histogram(
     f"{_PREFIX}_call_seconds",
     "From the whole request's arrival to the answer.",
-    ["outcome", "model_release"],
+    ["result", "model_release"],
     buckets=_SECONDS,
 )
 STAGE_SECONDS = prometheus_client.Histogram(

@@ -10,12 +10,12 @@ from serving.api.status import Refusal
 from serving.protocol import listing_vision_pb2 as pb
 from vision.taxonomy import Taxonomy
 
-__all__ = ["SCHEMAS", "outcome_row", "shadow_row", "suggestion_row"]
+__all__ = ["SCHEMAS", "build_outcome_row", "build_shadow_row", "build_suggestion_row"]
 
 MAX_NAME_CHARS = 200
 _TIME = ("time", pa.timestamp("us", tz="UTC"))
 
-_ANSWER = [
+_SUGGESTION_COLUMNS = [
     _TIME,
     ("listing_id", pa.string()),
     ("model_name", pa.string()),
@@ -33,9 +33,9 @@ _ANSWER = [
 
 SCHEMAS = {
     "suggestions": pa.schema(
-        [*_ANSWER, ("num_photos", pa.int32()), ("num_unusable", pa.int32()), ("photo_bytes", pa.int64())]
+        [*_SUGGESTION_COLUMNS, ("num_photos", pa.int32()), ("num_unusable", pa.int32()), ("photo_bytes", pa.int64())]
     ),
-    "shadows": pa.schema([*_ANSWER, ("answered_model_version", pa.string())]),
+    "shadows": pa.schema([*_SUGGESTION_COLUMNS, ("answered_model_version", pa.string())]),
     "outcomes": pa.schema(
         [
             _TIME,
@@ -52,51 +52,51 @@ SCHEMAS = {
 """By folder; docs/contracts.md says what each column holds."""
 
 
-def suggestion_row(request: pb.ClassifyListingRequest, answer: pb.ClassifyListingResponse) -> dict[str, Any]:
+def build_suggestion_row(request: pb.ClassifyListingRequest, response: pb.ClassifyListingResponse) -> dict[str, Any]:
     return {
-        **_answer(answer),
-        "num_photos": len(answer.photos),
-        "num_unusable": sum(photo.HasField("error") for photo in answer.photos),
+        **_suggestion_columns(response),
+        "num_photos": len(response.photos),
+        "num_unusable": sum(photo.HasField("error") for photo in response.photos),
         "photo_bytes": sum(len(photo.content) for photo in request.photos),
     }
 
 
-def shadow_row(answer: pb.ClassifyListingResponse, given: pb.ClassifyListingResponse) -> dict[str, Any]:
-    """Args: answer: the shadow's; given: what the caller got."""
-    return {**_answer(answer), "answered_model_version": given.model.version}
+def build_shadow_row(response: pb.ClassifyListingResponse, visible: pb.ClassifyListingResponse) -> dict[str, Any]:
+    """Args: response: the shadow's; visible: what the caller got."""
+    return {**_suggestion_columns(response), "answered_model_version": visible.model.version}
 
 
-def _answer(answer: pb.ClassifyListingResponse) -> dict[str, Any]:
+def _suggestion_columns(response: pb.ClassifyListingResponse) -> dict[str, Any]:
     fill = pb.SUGGESTION_OUTCOME_FILL
     return {
         "time": _now_us(),
-        "listing_id": answer.listing_id,
-        "model_name": answer.model.name,
-        "model_version": answer.model.version,
-        "calibration_version": answer.model.calibration_version,
-        "taxonomy_version": answer.model.taxonomy_version,
-        "category_ids": [step.category_id for step in answer.category_path],
-        "category_probabilities": [step.probability for step in answer.category_path],
-        "num_filled": sum(step.outcome == fill for step in answer.category_path),
-        "brand_kind": pb.BrandKind.Name(answer.brand.kind).removeprefix("BRAND_KIND_"),
-        "brand_id": answer.brand.brand_id or None,
-        "brand_probability": answer.brand.probability,
-        "brand_filled": answer.brand.outcome == fill,
+        "listing_id": response.listing_id,
+        "model_name": response.model.name,
+        "model_version": response.model.version,
+        "calibration_version": response.model.calibration_version,
+        "taxonomy_version": response.model.taxonomy_version,
+        "category_ids": [step.category_id for step in response.category_path],
+        "category_probabilities": [step.probability for step in response.category_path],
+        "num_filled": sum(step.outcome == fill for step in response.category_path),
+        "brand_kind": pb.BrandKind.Name(response.brand.kind).removeprefix("BRAND_KIND_"),
+        "brand_id": response.brand.brand_id or None,
+        "brand_probability": response.brand.probability,
+        "brand_filled": response.brand.outcome == fill,
     }
 
 
-def outcome_row(
+def build_outcome_row(
     request: pb.ReportOutcomeRequest, taxonomies: Sequence[Taxonomy], *, max_listing_id_chars: int
 ) -> dict[str, Any]:
     """Args: taxonomies: that answers may have been in; ids must be of one of them.
 
     Raises Refusal: OUTCOME_INVALID, each wrong field named.
     """
-    violations = [_violations(request, taxonomy, max_listing_id_chars) for taxonomy in taxonomies]
+    violations = [_find_violations(request, taxonomy, max_listing_id_chars) for taxonomy in taxonomies]
     wrong = min(violations, key=len)
     if wrong:
-        said = "; ".join(f"{field}: {what}" for field, what in wrong.items())
-        raise Refusal(reason="OUTCOME_INVALID", message=said, violations=wrong)
+        message = "; ".join(f"{field}: {what}" for field, what in wrong.items())
+        raise Refusal(reason="OUTCOME_INVALID", message=message, violations=wrong)
     choice = request.brand.WhichOneof("choice") if request.HasField("brand") else None
     kinds = {"brand_id": "BRAND", "no_brand": "NO_BRAND", "other_name": "OTHER", None: None}
     return {
@@ -106,12 +106,12 @@ def outcome_row(
         "brand_kind": kinds[choice],
         "brand_id": request.brand.brand_id if choice == "brand_id" else None,
         "brand_name": request.brand.other_name if choice == "other_name" else None,
-        "category_treatment": _treatment(request.category_treatment),
-        "brand_treatment": _treatment(request.brand_treatment),
+        "category_treatment": _treatment_name(request.category_treatment),
+        "brand_treatment": _treatment_name(request.brand_treatment),
     }
 
 
-def _violations(request: pb.ReportOutcomeRequest, taxonomy: Taxonomy, max_listing_id_chars: int) -> dict[str, str]:
+def _find_violations(request: pb.ReportOutcomeRequest, taxonomy: Taxonomy, max_listing_id_chars: int) -> dict[str, str]:
     wrong = {}
     if not request.listing_id:
         wrong["listing_id"] = "it is empty; give the one of the ClassifyListing call"
@@ -132,7 +132,7 @@ def _violations(request: pb.ReportOutcomeRequest, taxonomy: Taxonomy, max_listin
     return wrong
 
 
-def _treatment(value: int) -> str:
+def _treatment_name(value: int) -> str:
     known = value if value in pb.FormTreatment.values() else 0
     return pb.FormTreatment.Name(known).removeprefix("FORM_TREATMENT_")
 

@@ -14,18 +14,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from serving.observability.metrics import RECORDS
-from serving.outcomes.records import SCHEMAS, outcome_row, shadow_row, suggestion_row
+from serving.outcomes.records import SCHEMAS, build_outcome_row, build_shadow_row, build_suggestion_row
 from serving.protocol import listing_vision_pb2 as pb
 from serving.storage import Store
 from vision.taxonomy import Taxonomy
 
-__all__ = ["WRITE_EVERY_S", "Recorder"]
+__all__ = ["FLUSH_INTERVAL_S", "Recorder"]
 
 _log = logging.getLogger(__name__)
 
-WRITE_EVERY_S = 10.0
+FLUSH_INTERVAL_S = 10.0
 """What a killed process can lose at most."""
-ROWS_A_FILE = 20_000
+MAX_ROWS_PER_FILE = 20_000
 MAX_ROWS = 100_000
 """Of each table in memory, some 60 MB, while the storage does not take them."""
 _CLOSE_TIMEOUT_S = 10.0
@@ -34,45 +34,45 @@ _CLOSE_TIMEOUT_S = 10.0
 class Recorder:
     """Never waits: what cannot be held is refused at once. Files are `TABLE/DATE/TIME-PID-RANDOM.parquet`."""
 
-    def __init__(self, url: str, *, write_every_s: float = WRITE_EVERY_S, max_rows: int = MAX_ROWS) -> None:
+    def __init__(self, url: str, *, flush_interval_s: float = FLUSH_INTERVAL_S, max_rows: int = MAX_ROWS) -> None:
         """Raises ListingVisionError, OSError: the URL cannot be used."""
         self._store = Store(url)
         probe = f"probe-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._store.write(probe, b"")  # now is the time to learn that it fails
         self._store.remove(probe)
-        self._write_every_s = write_every_s
+        self._flush_interval_s = flush_interval_s
         self._max_rows = max_rows
         self._rows: dict[str, list[dict[str, Any]]] = {table: [] for table in SCHEMAS}
         self._changed = threading.Condition()
         self._closing = False
-        self._thread = threading.Thread(target=self._write_until_closed, name="outcomes", daemon=True)
+        self._thread = threading.Thread(target=self._flush_until_closed, name="outcomes", daemon=True)
         self._thread.start()
 
     def add(self, table: str, row: dict[str, Any]) -> bool:
         """Whether it is held; False: there is no room for it, and it is counted."""
         with self._changed:
             rows = self._rows[table]
-            taken = len(rows) < self._max_rows and not self._closing
-            if taken:
+            accepted = len(rows) < self._max_rows and not self._closing
+            if accepted:
                 rows.append(row)
-                if len(rows) == ROWS_A_FILE:
+                if len(rows) == MAX_ROWS_PER_FILE:
                     self._changed.notify()
-        RECORDS.labels(table, "taken" if taken else "dropped").inc()
-        return taken
+        RECORDS.labels(table, "accepted" if accepted else "dropped").inc()
+        return accepted
 
-    def suggested(self, request: pb.ClassifyListingRequest, answer: pb.ClassifyListingResponse) -> bool:
+    def record_suggestion(self, request: pb.ClassifyListingRequest, response: pb.ClassifyListingResponse) -> bool:
         """As `add`, of an answer that was given."""
-        return self.add("suggestions", suggestion_row(request, answer))
+        return self.add("suggestions", build_suggestion_row(request, response))
 
-    def shadowed(self, answer: pb.ClassifyListingResponse, given: pb.ClassifyListingResponse) -> bool:
+    def record_shadow(self, response: pb.ClassifyListingResponse, visible: pb.ClassifyListingResponse) -> bool:
         """As `add`, of a shadow's answer beside the one that was given."""
-        return self.add("shadows", shadow_row(answer, given))
+        return self.add("shadows", build_shadow_row(response, visible))
 
-    def chosen(
+    def record_outcome(
         self, request: pb.ReportOutcomeRequest, taxonomies: Sequence[Taxonomy], *, max_listing_id_chars: int
     ) -> bool:
         """As `add`, of an outcome. Raises Refusal: OUTCOME_INVALID."""
-        return self.add("outcomes", outcome_row(request, taxonomies, max_listing_id_chars=max_listing_id_chars))
+        return self.add("outcomes", build_outcome_row(request, taxonomies, max_listing_id_chars=max_listing_id_chars))
 
     def close(self) -> None:
         """Write what is held; some seconds at most are spent on it."""
@@ -83,20 +83,20 @@ class Recorder:
         if self._thread.is_alive():
             _log.error("outcomes: %d rows are lost: the storage does not take them", sum(map(len, self._rows.values())))
 
-    def _write_until_closed(self) -> None:
+    def _flush_until_closed(self) -> None:
         closing = False
         while not closing:
             with self._changed:
                 if not self._closing:
-                    self._changed.wait(self._write_every_s)
+                    self._changed.wait(self._flush_interval_s)
                 closing = self._closing
             for table in SCHEMAS:
-                self._write_out(table)
+                self._flush(table)
 
-    def _write_out(self, table: str) -> None:
-        while rows := self._rows[table][:ROWS_A_FILE]:
+    def _flush(self, table: str) -> None:
+        while rows := self._rows[table][:MAX_ROWS_PER_FILE]:
             try:
-                self._store.write(_path(table), _encoded(rows, table))
+                self._store.write(_new_path(table), _to_parquet(rows, table))
             # Storage libraries raise types of their own; whatever it was, the rows stay and are tried again.
             except Exception as error:
                 _log.warning(
@@ -108,12 +108,12 @@ class Recorder:
                 del self._rows[table][: len(rows)]
 
 
-def _path(table: str) -> str:
+def _new_path(table: str) -> str:
     now = datetime.now(UTC)
     return f"{table}/{now:%Y-%m-%d}/{time.time_ns()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.parquet"
 
 
-def _encoded(rows: list[dict[str, Any]], table: str) -> bytes:
+def _to_parquet(rows: list[dict[str, Any]], table: str) -> bytes:
     out = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMAS[table]), out, compression="zstd")
     return out.getvalue()

@@ -14,8 +14,16 @@ import grpc
 import numpy as np
 import pytest
 
-from benchmarks.load import CallEnded, LoadPlan, connect_grpc, connections, generator, learn_answers, run_load
-from benchmarks.load.processes import CpuMeter, process_tree, resident_mb, resident_mb_by_name
+from benchmarks.load import (
+    CallError,
+    LoadPlan,
+    connect_grpc,
+    connections,
+    generator,
+    record_expected_responses,
+    run_load,
+)
+from benchmarks.load.processes import CpuMeter, list_process_tree, measure_resident_mb, measure_resident_mb_by_name
 from benchmarks.load.report import BUCKET_S
 from serving.api.status import Refusal, abort
 from serving.protocol import listing_vision_pb2 as pb
@@ -32,13 +40,13 @@ class _Server(pb_grpc.ListingVisionServiceServicer):
         self.address = ""
         self.peers: Counter[str] = Counter()
         self.num_calls = 0
-        self.num_in_flight = self.most_in_flight = 0
+        self.num_in_flight = self.max_in_flight_seen = 0
         self.misbehave: Callable[[int, pb.ClassifyListingResponse, object], Awaitable[None]] | None = None
 
     async def ClassifyListing(self, request, context):
         self.peers[context.peer()] += 1
         self.num_in_flight += 1
-        self.most_in_flight = max(self.most_in_flight, self.num_in_flight)
+        self.max_in_flight_seen = max(self.max_in_flight_seen, self.num_in_flight)
         try:
             answer = _answer([photo.content for photo in request.photos])
             if self.misbehave:
@@ -67,7 +75,7 @@ def _answer(photos):
 
 
 @asynccontextmanager
-async def _serving():
+async def _serve():
     servicer, server = _Server(), grpc.aio.server()
     pb_grpc.add_ListingVisionServiceServicer_to_server(servicer, server)
     servicer.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
@@ -78,12 +86,12 @@ async def _serving():
         await server.stop(None)
 
 
-def _load(plan, *, misbehave=None, hostile=(), stop_after_s=None):
+def _run_load(plan, *, misbehave=None, hostile=(), stop_after_s=None):
     """The report, and the server that was loaded; it misbehaves once its answers are learned."""
 
     async def go():
-        async with _serving() as server:
-            answers = await learn_answers(
+        async with _serve() as server:
+            expected = await record_expected_responses(
                 server.address, PHOTOS, num_photos_per_listing=plan.num_photos_per_listing, hostile=hostile
             )
             server.peers.clear()
@@ -91,7 +99,7 @@ def _load(plan, *, misbehave=None, hostile=(), stop_after_s=None):
             stop = asyncio.Event()
             if stop_after_s is not None:
                 asyncio.get_running_loop().call_later(stop_after_s, stop.set)
-            report = await run_load(server.address, plan, PHOTOS, hostile=hostile, answers=answers, stop=stop)
+            report = await run_load(server.address, plan, PHOTOS, hostile=hostile, expected=expected, stop=stop)
             return report, server
 
     return asyncio.run(go())
@@ -102,21 +110,21 @@ def _plan(**fields):
 
 
 def test_a_closed_loop_has_as_many_calls_in_flight_as_callers_over_as_many_connections_as_asked_for():
-    report, server = _load(_plan(num_callers=6, num_connections=3))
-    assert server.most_in_flight <= 6
+    report, server = _run_load(_plan(num_callers=6, num_connections=3))
+    assert server.max_in_flight_seen <= 6
     assert len(server.peers) == 3
-    assert report.outcomes == {"OK": report.count("ok")}
+    assert report.status_counts == {"OK": report.count("ok")}
     assert report.count("ok") == server.peers.total() > 6
     assert report.photos_per_s == pytest.approx(report.count("ok") / 0.5, rel=0.2)
 
 
 def test_photos_are_counted_not_listings():
-    report, _ = _load(_plan(num_callers=2, num_photos_per_listing=2))
+    report, _ = _run_load(_plan(num_callers=2, num_photos_per_listing=2))
     one_each = int((report.ended_s < report.end_s).sum()) / report.end_s
     assert report.photos_per_s == pytest.approx(2 * one_each)
 
 
-async def _everything(number, answer, context):
+async def _misbehave_in_turn(number, answer, context):
     what = number % 6
     if what == 1:
         await abort(context, Refusal(reason="TOO_BUSY", message="later", retry_after_s=0.5))
@@ -131,14 +139,14 @@ async def _everything(number, answer, context):
 
 
 def test_each_way_to_end_is_counted_by_code_and_reason():
-    report, server = _load(_plan(num_callers=1, backoff_s=0.0), misbehave=_everything)
+    report, server = _run_load(_plan(num_callers=1, backoff_s=0.0), misbehave=_misbehave_in_turn)
     full, rest = divmod(server.num_calls, 6)
     assert full > 0
 
     def expected(*kinds):
         return sum(full + (kind < rest) for kind in kinds)
 
-    assert report.outcomes == {
+    assert report.status_counts == {
         "OK": expected(0, 5),
         "RESOURCE_EXHAUSTED/TOO_BUSY": expected(1),
         "INTERNAL/INTERNAL": expected(2),
@@ -152,9 +160,9 @@ def test_each_way_to_end_is_counted_by_code_and_reason():
 
 
 def test_the_timeline_holds_every_call_in_the_bucket_of_its_end():
-    report, _ = _load(_plan(num_callers=2), misbehave=_everything)
-    for ending, counts in report.timeline.items():
-        assert counts.sum() == report.count(ending)
+    report, _ = _run_load(_plan(num_callers=2), misbehave=_misbehave_in_turn)
+    for result, counts in report.timeline.items():
+        assert counts.sum() == report.count(result)
     whole = sum(report.timeline.values())
     early = int((report.ended_s < 2 * BUCKET_S).sum())
     assert whole[:2].sum() == early
@@ -162,10 +170,10 @@ def test_the_timeline_holds_every_call_in_the_bucket_of_its_end():
 
 
 def test_warm_up_is_left_out_of_everything_but_the_timeline():
-    report, server = _load(_plan(num_callers=2, warmup_s=0.3, seconds=0.3))
+    report, server = _run_load(_plan(num_callers=2, warmup_s=0.3, seconds=0.3))
     measured = int((report.due_s >= 0.3).sum())
     assert 0 < measured < len(report.due_s) == server.peers.total()
-    assert report.outcomes == {"OK": measured}
+    assert report.status_counts == {"OK": measured}
     assert report.timeline["ok"].sum() == len(report.due_s)
 
 
@@ -174,10 +182,10 @@ async def _hang(number, answer, context):
 
 
 def test_a_call_without_answer_expires_at_its_deadline():
-    report, _ = _load(_plan(num_callers=2, deadline_s=0.2), misbehave=_hang)
+    report, _ = _run_load(_plan(num_callers=2, deadline_s=0.2), misbehave=_hang)
     assert report.count("expired") == len(report.due_s) > 0
     assert report.latency_ms("expired").min() >= 199
-    assert report.outcomes == {"DEADLINE_EXCEEDED": report.count("expired")}
+    assert report.status_counts == {"DEADLINE_EXCEEDED": report.count("expired")}
 
 
 def test_a_call_that_outlives_its_deadline_is_hung(monkeypatch):
@@ -193,29 +201,29 @@ def test_a_call_that_outlives_its_deadline_is_hung(monkeypatch):
         return Stuck()
 
     async def go():
-        async with _serving() as server:
-            answers = await learn_answers(server.address, PHOTOS)
-        return await run_load("", _plan(num_callers=2, deadline_s=0.1), PHOTOS, answers=answers, connect=stuck)
+        async with _serve() as server:
+            expected = await record_expected_responses(server.address, PHOTOS)
+        return await run_load("", _plan(num_callers=2, deadline_s=0.1), PHOTOS, expected=expected, connect=stuck)
 
-    monkeypatch.setattr(generator, "HUNG_AFTER_S", 0.2)
+    monkeypatch.setattr(generator, "HUNG_TIMEOUT_S", 0.2)
     report = asyncio.run(go())
-    assert report.outcomes == {"HUNG": len(report.due_s)}
+    assert report.status_counts == {"HUNG": len(report.due_s)}
     assert report.count("hung") > 0
     assert report.latency_ms("hung").min() >= 299
 
 
-STALL_S = 0.6
+STALL_TIME_S = 0.6
 LATE_MS = 200.0
 
 
-def _stalling_once():
+def _create_stall():
     """A server that serves nobody for a while, once."""
     until_s = math.inf
 
     async def stall(number, answer, context):
         nonlocal until_s
         if number == 20:
-            until_s = time.monotonic() + STALL_S
+            until_s = time.monotonic() + STALL_TIME_S
         while number >= 20 and time.monotonic() < until_s:
             await asyncio.sleep(0.01)
 
@@ -225,7 +233,7 @@ def _stalling_once():
 def test_an_open_loop_counts_from_when_a_call_should_have_been_sent():
     num_late = {}
     for name, how in {"closed": {"num_callers": 1}, "open": {"rate_per_s": 100.0}}.items():
-        report, _ = _load(_plan(seconds=1.5, **how), misbehave=_stalling_once())
+        report, _ = _run_load(_plan(seconds=1.5, **how), misbehave=_create_stall())
         assert report.count("ok") == len(report.due_s)
         num_late[name] = int((report.latency_ms() > LATE_MS).sum())
     # The lone caller meets the stall once. At 100 calls a second 40 should have been sent in its first 0.4 s.
@@ -236,28 +244,28 @@ def test_an_open_loop_counts_from_when_a_call_should_have_been_sent():
 def test_latency_includes_what_the_generator_itself_is_late():
     async def block(number, answer, context):
         if number == 20:
-            time.sleep(STALL_S)  # server and generator share this loop: neither can send now
+            time.sleep(STALL_TIME_S)  # server and generator share this loop: neither can send now
 
-    report, _ = _load(_plan(seconds=1.5, rate_per_s=100.0), misbehave=block)
-    late_ms = report.late_s * 1000
+    report, _ = _run_load(_plan(seconds=1.5, rate_per_s=100.0), misbehave=block)
+    late_ms = report.send_delay_s * 1000
     assert (late_ms > LATE_MS).sum() > 20
     assert (report.latency_ms() > LATE_MS).sum() >= (late_ms > LATE_MS).sum()
     assert report.metrics()["sent_late_p99_ms"] > LATE_MS
 
 
 def test_an_open_loop_keeps_its_rate():
-    report, _ = _load(_plan(seconds=1.0, rate_per_s=200.0))
+    report, _ = _run_load(_plan(seconds=1.0, rate_per_s=200.0))
     assert len(report.due_s) == pytest.approx(200, abs=60)  # Poisson: four standard deviations
     gaps_s = np.diff(report.due_s[np.argsort(report.due_s)])
     assert gaps_s.std() == pytest.approx(gaps_s.mean(), rel=0.3)
 
 
 def test_beyond_its_bound_an_open_loop_sends_nothing():
-    report, server = _load(_plan(rate_per_s=100.0, max_in_flight=3, deadline_s=1.0), misbehave=_hang)
-    assert server.most_in_flight == 3
+    report, server = _run_load(_plan(rate_per_s=100.0, max_in_flight=3, deadline_s=1.0), misbehave=_hang)
+    assert server.max_in_flight_seen == 3
     assert report.count("expired") == 3
     assert report.count("not_sent") == len(report.due_s) - 3 > 10
-    assert report.outcomes == {"DEADLINE_EXCEEDED": 3, "NOT_SENT": len(report.due_s) - 3}
+    assert report.status_counts == {"DEADLINE_EXCEEDED": 3, "NOT_SENT": len(report.due_s) - 3}
 
 
 def test_a_hostile_photo_must_be_answered_with_an_error():
@@ -267,32 +275,34 @@ def test_a_hostile_photo_must_be_answered_with_an_error():
                 photo.recognition.category_id = "boots"
 
     plan = _plan(num_callers=2, hostile_share=0.5)
-    report, _ = _load(plan, hostile=[HOSTILE])
-    assert report.outcomes == {"OK": len(report.due_s)}
-    report, _ = _load(plan, hostile=[HOSTILE], misbehave=accept)
-    assert set(report.outcomes) == {"OK", "WRONG/photos"}
-    assert report.outcomes["WRONG/photos"] == pytest.approx(len(report.due_s) / 2, rel=0.5)
+    report, _ = _run_load(plan, hostile=[HOSTILE])
+    assert report.status_counts == {"OK": len(report.due_s)}
+    report, _ = _run_load(plan, hostile=[HOSTILE], misbehave=accept)
+    assert set(report.status_counts) == {"OK", "WRONG/photos"}
+    assert report.status_counts["WRONG/photos"] == pytest.approx(len(report.due_s) / 2, rel=0.5)
 
 
 def test_a_server_that_takes_a_hostile_photo_for_a_good_one_teaches_nothing():
     with pytest.raises(ValueError, match=r"2 photos were answered, those at \[\] with an error.*hostile ones at \[0\]"):
-        _load(_plan(num_callers=1, hostile_share=0.5), hostile=[b"a good one"])
+        _run_load(_plan(num_callers=1, hostile_share=0.5), hostile=[b"a good one"])
 
 
 def test_deadlines_too_short_on_purpose_are_no_failures_and_leave_latencies_alone():
     async def slowly(number, answer, context):
         await asyncio.sleep(0.1)
 
-    report, _ = _load(_plan(num_callers=8, short_deadline_share=0.5, short_deadline_s=(0.01, 0.02)), misbehave=slowly)
-    assert report.count("given_up") == report.cut_off.sum() > 0
-    assert report.outcomes == {"OK": report.count("ok"), "DEADLINE_EXCEEDED": report.count("given_up")}
+    report, _ = _run_load(
+        _plan(num_callers=8, short_deadline_share=0.5, short_deadline_s=(0.01, 0.02)), misbehave=slowly
+    )
+    assert report.count("given_up") == report.has_short_deadline.sum() > 0
+    assert report.status_counts == {"OK": report.count("ok"), "DEADLINE_EXCEEDED": report.count("given_up")}
     assert len(report.latency_ms("given_up")) == 0
     assert report.latency_ms("ok").min() >= 99
 
 
 @pytest.mark.parametrize("how", [{"num_callers": 2}, {"rate_per_s": 50.0}], ids=["closed", "open"])
 def test_told_to_stop_it_ends_its_calls_and_reports(how):
-    report, server = _load(_plan(seconds=math.inf, **how), stop_after_s=0.4)
+    report, server = _run_load(_plan(seconds=math.inf, **how), stop_after_s=0.4)
     assert 0.3 < report.end_s < 5
     assert report.due_s.max() <= report.end_s
     assert report.count("ok") == len(report.due_s) == server.peers.total() > 0
@@ -307,10 +317,10 @@ def test_connections_are_opened_one_after_another():
         return await connect_grpc(address)
 
     async def go():
-        async with _serving() as server:
+        async with _serve() as server:
             plan = _plan(num_callers=4, num_connections=3, ramp_s=0.6, seconds=0.8)
-            answers = await learn_answers(server.address, PHOTOS)
-            return await run_load(server.address, plan, PHOTOS, answers=answers, connect=noting)
+            expected = await record_expected_responses(server.address, PHOTOS)
+            return await run_load(server.address, plan, PHOTOS, expected=expected, connect=noting)
 
     report = asyncio.run(go())
     assert len(opened_s) == 3
@@ -326,14 +336,14 @@ def test_without_a_server_it_says_so(monkeypatch):
 
 def test_a_server_that_refuses_from_the_beginning_teaches_nothing():
     async def go():
-        async with _serving() as server:
+        async with _serve() as server:
             server.misbehave = refuse
-            await learn_answers(server.address, PHOTOS)
+            await record_expected_responses(server.address, PHOTOS)
 
     async def refuse(number, answer, context):
         await abort(context, Refusal(reason="MODEL_UNAVAILABLE", message="not yet"))
 
-    with pytest.raises(CallEnded) as ended:
+    with pytest.raises(CallError) as ended:
         asyncio.run(go())
     assert str(ended.value) == "UNAVAILABLE/MODEL_UNAVAILABLE"
 
@@ -356,7 +366,7 @@ def test_a_plan_that_makes_no_sense_is_refused_before_any_load(fields, said):
 
 
 def test_metrics_and_table_agree_with_the_calls():
-    report, _ = _load(_plan(num_callers=1, backoff_s=0.0), misbehave=_everything)
+    report, _ = _run_load(_plan(num_callers=1, backoff_s=0.0), misbehave=_misbehave_in_turn)
     metrics = report.metrics()
     assert metrics["ok"] == report.count("ok")
     assert metrics["p99_ms"] == np.percentile(report.latency_ms(), 99)
@@ -372,7 +382,7 @@ def test_the_command_line_loads_a_server_and_names_its_machine(tmp_path):
         (tmp_path / photo.decode()).write_bytes(photo)
 
     async def go():
-        async with _serving() as server:
+        async with _serve() as server:
             words = f"-m benchmarks.load {server.address} --photos {tmp_path} --open 50 --seconds 0.5 --warmup-s 0"
             process = await asyncio.create_subprocess_exec(
                 sys.executable, *words.split(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -391,18 +401,18 @@ def test_processes_are_counted_with_all_that_descend_from_them():
     burn = "import time\nwhile time.process_time() < 60: pass"
     shell = subprocess.Popen(["bash", "-c", f'{sys.executable} -c "{burn}" & wait'])
     try:
-        while len(tree := process_tree([shell.pid])) < 2:
+        while len(tree := list_process_tree([shell.pid])) < 2:
             time.sleep(0.01)
         meter = CpuMeter([shell.pid])
-        while sum(meter.ms_by_name().values()) < 50:
+        while sum(meter.read_ms_by_name().values()) < 50:
             time.sleep(0.01)
-        spent = meter.ms_by_name()
+        spent = meter.read_ms_by_name()
         assert "bash" in spent
         assert max(spent, key=spent.get).startswith("python -c")
-        assert set(resident_mb_by_name([shell.pid])) == set(spent)
-        assert resident_mb([shell.pid]) > resident_mb([tree[-1]]) > 1
+        assert set(measure_resident_mb_by_name([shell.pid])) == set(spent)
+        assert measure_resident_mb([shell.pid]) > measure_resident_mb([tree[-1]]) > 1
     finally:
         for pid in tree[1:]:
             subprocess.run(["kill", str(pid)], check=True)
         shell.wait(10)
-    assert process_tree([shell.pid]) == []
+    assert list_process_tree([shell.pid]) == []

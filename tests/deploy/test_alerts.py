@@ -24,13 +24,13 @@ ONLY_WITH_A_GPU = {"nv_gpu_utilization"}
 """Triton's own, which a machine without one does not export."""
 
 
-def expressions():
+def read_alert_expressions():
     groups = yaml.safe_load(RULES.read_text())["groups"]
     rules = [rule["expr"] for group in groups for rule in group["rules"]]
     return rules + [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
 
 
-def recorded():
+def read_recorded_metrics():
     groups = yaml.safe_load(RULES.read_text())["groups"]
     return {rule["record"] for group in groups for rule in group["rules"] if "record" in rule}
 
@@ -50,7 +50,7 @@ def test_every_alert_is_tested():
 
 
 def test_rules_and_dashboard_name_only_metrics_that_are_exported(bundle, triton_installation):
-    named = {name for e in expressions() for name in re.findall(r"\b(?:listing_vision|nv)_\w+", e)}
+    named = {name for e in read_alert_expressions() for name in re.findall(r"\b(?:listing_vision|nv)_\w+", e)}
     ours = {sample for family in prometheus_client.REGISTRY.collect() for sample in _samples(family)}
     supervisor = Supervisor(ServeOptions(bundle=bundle.folder))
     ours |= {sample for family in supervisor._metrics.registry.collect() for sample in _samples(family)}
@@ -65,7 +65,9 @@ def test_rules_and_dashboard_name_only_metrics_that_are_exported(bundle, triton_
         triton.stop()
     assert {name for name in named if name.startswith("listing_vision")} <= ours
     assert {name for name in named if name.startswith("nv_")} - ONLY_WITH_A_GPU <= tritons
-    assert {name for e in expressions() for name in re.findall(r"listing_vision:[\w:]+", e)} <= recorded()
+    assert {
+        name for e in read_alert_expressions() for name in re.findall(r"listing_vision:[\w:]+", e)
+    } <= read_recorded_metrics()
 
 
 def _text(url):
@@ -86,9 +88,9 @@ def _samples(family):
 
 def test_labels_that_rules_choose_by_are_those_of_the_metrics():
     rules = RULES.read_text()
-    reasons = set(re.findall(r'outcome(?:=~|=|!=)"([A-Z_|]+)"', rules))
+    reasons = set(re.findall(r'result(?:=~|=|!=)"([A-Z_|]+)"', rules))
     from serving.api import status
     from serving.gateway import service
 
-    known = {*status._CODES, service.ANSWERED, service.GIVEN_UP}
+    known = {*status._CODES, service.OK, service.CANCELLED}
     assert {reason for found in reasons for reason in found.split("|")} <= known

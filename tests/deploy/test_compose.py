@@ -6,20 +6,20 @@ import yaml
 
 import vision
 from scripts.check_deploy import COMPOSE, COMPOSE_DECODE, DEPLOY
-from tests.deploy.test_images import environment_of
-from tests.support.deploy_settings import known_variables, parsed
+from tests.deploy.test_images import read_environment
+from tests.support.deploy_settings import find_known_variables, parse_options
 
 SERVICES = yaml.safe_load(COMPOSE.read_text())["services"]
 OURS = {name: service for name, service in SERVICES.items() if "listing-vision" in service["image"]}
 
 
 def test_variables_are_read_by_some_code():
-    assert set(re.findall(r"LISTING_VISION_[A-Z_]+", COMPOSE.read_text())) <= known_variables()
+    assert set(re.findall(r"LISTING_VISION_[A-Z_]+", COMPOSE.read_text())) <= find_known_variables()
 
 
 def test_the_gateway_speaks_tls_and_asks_the_triton_beside_it(monkeypatch):
     gateway = SERVICES["gateway"]
-    options = parsed(["serve"], environment_of("gateway") | gateway["environment"], monkeypatch)
+    options = parse_options(["serve"], read_environment("gateway") | gateway["environment"], monkeypatch)
     host, port = options["triton"].split(":")
     assert (host in SERVICES, port) == (True, "8001")
     assert not options["insecure"]
@@ -32,7 +32,7 @@ def test_the_gateway_speaks_tls_and_asks_the_triton_beside_it(monkeypatch):
 
 
 def test_the_repository_is_written_before_triton_starts(monkeypatch):
-    options = parsed(SERVICES["repository"]["command"], {}, monkeypatch)
+    options = parse_options(SERVICES["repository"]["command"], {}, monkeypatch)
     assert options["replace"]
     assert f"models:{options['output']}" in SERVICES["repository"]["volumes"]
     assert f"models:{options['output']}:ro" in SERVICES["triton"]["volumes"]
@@ -71,6 +71,6 @@ def test_files_that_are_mounted_exist_and_prometheus_asks_services_that_answer()
 def test_a_triton_that_decodes_has_pytorch_and_its_repository(monkeypatch):
     changed = yaml.safe_load(COMPOSE_DECODE.read_text())["services"]
     assert set(changed) <= set(SERVICES)
-    options = parsed(changed["repository"]["command"], {}, monkeypatch)
-    assert options == parsed(SERVICES["repository"]["command"], {}, monkeypatch) | {"backend": "python-gpu"}
+    options = parse_options(changed["repository"]["command"], {}, monkeypatch)
+    assert options == parse_options(SERVICES["repository"]["command"], {}, monkeypatch) | {"backend": "python-gpu"}
     assert changed["triton"]["image"] == SERVICES["triton"]["image"].replace("-triton:", "-triton-torch:")

@@ -16,14 +16,14 @@ from scripts.check_deploy import ROOT
 from scripts.try_dockerfile import needed, read_stages
 from serving.triton.install import MODEL_ENVIRONMENT
 from serving.triton.repository import DECODING_CODE_ON_GPU
-from tests.support.deploy_settings import known_variables, parsed
+from tests.support.deploy_settings import find_known_variables, parse_options
 
 STAGES = read_stages()
 FINAL = ("gateway", "triton", "triton-torch", "training", "backfill")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
-def last(stage, instruction):
+def find_last_value(stage, instruction):
     """The value that holds in the end, the base stages' included."""
     for made in reversed(needed(STAGES, stage)):
         if made.name == stage or made.name == STAGES[stage].base:
@@ -33,7 +33,7 @@ def last(stage, instruction):
     return None
 
 
-def environment_of(stage):
+def read_environment(stage):
     found = {}
     for made in needed(STAGES, stage):
         if made.name in (stage, STAGES[stage].base):
@@ -49,10 +49,10 @@ def requirements(*extras):
 
 @pytest.mark.parametrize("stage", FINAL)
 def test_every_image_has_a_user_of_its_own_and_says_whether_it_is_well(stage):
-    assert re.fullmatch(r"[1-9]\d+:[1-9]\d+", last(stage, "USER"))
-    health = last(stage, "HEALTHCHECK")
+    assert re.fullmatch(r"[1-9]\d+:[1-9]\d+", find_last_value(stage, "USER"))
+    health = find_last_value(stage, "HEALTHCHECK")
     assert health == "NONE" if stage in ("training", "backfill") else "CMD" in health
-    assert json.loads(last(stage, "ENTRYPOINT"))
+    assert json.loads(find_last_value(stage, "ENTRYPOINT"))
 
 
 def test_bases_are_exact_tags():
@@ -63,33 +63,36 @@ def test_bases_are_exact_tags():
 
 def test_entry_points_exist(monkeypatch):
     assert "listing-vision" in PROJECT["scripts"]
-    init, separator, program, *_ = json.loads(last("gateway", "ENTRYPOINT"))
+    init, separator, program, *_ = json.loads(find_last_value("gateway", "ENTRYPOINT"))
     assert (init, separator, program) == ("tini", "--", "listing-vision")
-    assert parsed(json.loads(last("gateway", "CMD")), environment_of("gateway"), monkeypatch)["host"] == "0.0.0.0"
-    assert json.loads(last("backfill", "CMD"))[0] == "listing-vision"
-    module = json.loads(last("training", "ENTRYPOINT"))[-1]
+    assert (
+        parse_options(json.loads(find_last_value("gateway", "CMD")), read_environment("gateway"), monkeypatch)["host"]
+        == "0.0.0.0"
+    )
+    assert json.loads(find_last_value("backfill", "CMD"))[0] == "listing-vision"
+    module = json.loads(find_last_value("training", "ENTRYPOINT"))[-1]
     assert importlib.util.find_spec(module)
-    copied = shlex.split(last("triton", "COPY"))[-2:]
+    copied = shlex.split(find_last_value("triton", "COPY"))[-2:]
     assert (ROOT / copied[0]).stat().st_mode & 0o111
-    assert copied[1] == f"/usr/local/bin/{json.loads(last('triton', 'ENTRYPOINT'))[0]}"
+    assert copied[1] == f"/usr/local/bin/{json.loads(find_last_value('triton', 'ENTRYPOINT'))[0]}"
 
 
 def test_variables_are_read_by_some_code():
-    assert set(re.findall(r"LISTING_VISION_[A-Z_]+", (ROOT / "Dockerfile.gpu").read_text())) <= known_variables()
+    assert set(re.findall(r"LISTING_VISION_[A-Z_]+", (ROOT / "Dockerfile.gpu").read_text())) <= find_known_variables()
 
 
 def test_the_gateways_health_is_asked_where_it_is_answered():
-    environment = environment_of("gateway")
+    environment = read_environment("gateway")
     port = environment["LISTING_VISION_STATUS_PORT"]
-    assert f"http://127.0.0.1:{port}/readyz" in last("gateway", "HEALTHCHECK")
-    assert last("gateway", "EXPOSE").split() == [environment["LISTING_VISION_PORT"], port]
+    assert f"http://127.0.0.1:{port}/readyz" in find_last_value("gateway", "HEALTHCHECK")
+    assert find_last_value("gateway", "EXPOSE").split() == [environment["LISTING_VISION_PORT"], port]
 
 
 def test_a_model_in_triton_finds_its_own_python_first_with_what_it_needs():
-    path = environment_of("triton-torch")["PATH"].split(":")
+    path = read_environment("triton-torch")["PATH"].split(":")
     made = next(value for name, value in STAGES["triton-packages"].lines if name == "RUN")
     assert f"-m venv --without-pip {path[0].removesuffix('/bin')} " in made
-    assert shlex.split(last("triton-torch", "COPY"))[-1] == path[0].removesuffix("/bin")
+    assert shlex.split(find_last_value("triton-torch", "COPY"))[-1] == path[0].removesuffix("/bin")
     listed = (ROOT / "deploy" / "triton" / "requirements.txt").read_text().splitlines()
     names = {line.partition("==")[0]: line for line in listed if not line.startswith("#")}
     tried = {line.partition("==")[0]: line for line in MODEL_ENVIRONMENT}

@@ -16,7 +16,7 @@ from serving.observability import metrics
 from serving.supervisor import supervisor
 from serving.supervisor.gateway_pool import END_PATIENCE_S
 from serving.supervisor.supervisor import Supervisor
-from tests.support.deploy_settings import known_variables, parsed, parsed_line
+from tests.support.deploy_settings import find_known_variables, parse_command_line, parse_options
 from training.recipe import load_recipe
 from vision.runtime.cli import EXIT_INTERRUPTED
 
@@ -26,25 +26,25 @@ def manifests(folder):
     return built(folder)
 
 
-def one(folder, kind, name):
+def find_manifest(folder, kind, name):
     [found] = [m for m in manifests(folder) if m["kind"] == kind and m["metadata"]["name"] == name]
     return found
 
 
-def every(kind, folder="overlays/gpu"):
+def find_manifests(kind, folder="overlays/gpu"):
     return [manifest for manifest in manifests(folder) if manifest["kind"] == kind]
 
 
-def container_of(folder, kind, name, container):
-    spec = one(folder, kind, name)["spec"]["template"]["spec"]
+def find_container(folder, kind, name, container):
+    spec = find_manifest(folder, kind, name)["spec"]["template"]["spec"]
     [found] = [c for c in spec["containers"] + spec.get("initContainers", []) if c["name"] == container]
     return found
 
 
-def environment_of(container, folder="overlays/gpu"):
+def read_environment(container, folder="overlays/gpu"):
     found = {}
     for source in container.get("envFrom", []):
-        found |= one(folder, "ConfigMap", source["configMapRef"]["name"])["data"]
+        found |= find_manifest(folder, "ConfigMap", source["configMapRef"]["name"])["data"]
     return found | {variable["name"]: variable["value"] for variable in container.get("env", [])}
 
 
@@ -59,7 +59,7 @@ ALL_TEMPLATES = [
 ]
 
 
-def selected(selector, template):
+def matches_selector(selector, template):
     labels = template["metadata"]["labels"]
     return all(labels.get(name) == value for name, value in selector.items())
 
@@ -72,7 +72,7 @@ def test_kubernetes_takes_what_kustomize_builds(folder):
 
 
 def test_a_typing_mistake_is_found():
-    rayjob = one("jobs/backfill", "RayJob", "listing-vision-backfill")
+    rayjob = find_manifest("jobs/backfill", "RayJob", "listing-vision-backfill")
     for path in (
         ["spec", "rayclusterSpec"],
         ["spec", "rayClusterSpec", "workerGroupSpec"],
@@ -90,12 +90,12 @@ def test_a_typing_mistake_is_found():
 @pytest.mark.parametrize("folder", BUILT)
 def test_every_variable_of_ours_is_read_by_some_code(folder):
     named = set(re.findall(r"LISTING_VISION_[A-Z_]+", yaml.safe_dump_all(manifests(folder))))
-    assert named <= known_variables()
+    assert named <= find_known_variables()
 
 
 def test_the_gateway_is_started_with_options_that_it_has(monkeypatch):
-    container = container_of(*GATEWAY)
-    options = parsed(container["args"], environment_of(container), monkeypatch)
+    container = find_container(*GATEWAY)
+    options = parse_options(container["args"], read_environment(container), monkeypatch)
     mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
     assert {str(options["tls_certificate"].parent), str(options["tokens"].parent)} <= mounts
     assert str(options["bundle"].parent) in mounts
@@ -112,35 +112,37 @@ def test_the_gateway_is_started_with_options_that_it_has(monkeypatch):
     assert isinstance(serve.tls, ServerTls)
     assert not options["insecure"]
     host, port = options["triton"].split(":")
-    service = one("overlays/gpu", "Service", host)
+    service = find_manifest("overlays/gpu", "Service", host)
     assert int(port) in [found["port"] for found in service["spec"]["ports"]]
-    assert selected(service["spec"]["selector"], one(*TRITON[:3])["spec"]["template"])
+    assert matches_selector(service["spec"]["selector"], find_manifest(*TRITON[:3])["spec"]["template"])
 
 
 def test_the_repository_is_written_by_a_command_that_exists_where_triton_reads_it(monkeypatch):
-    init = container_of("overlays/gpu", "Deployment", "listing-vision-triton-a", "repository")
-    environment = environment_of(init)
+    init = find_container("overlays/gpu", "Deployment", "listing-vision-triton-a", "repository")
+    environment = read_environment(init)
     words = [re.sub(r"\$\((\w+)\)", lambda found: environment[found.group(1)], word) for word in init["args"]]
-    options = parsed(words, environment, monkeypatch)
+    options = parse_options(words, environment, monkeypatch)
     assert options["replace"]
     assert options["backend"] == "onnxruntime"
     assert str(options["output"]) == "/models"
-    mounts = {mount["name"]: mount["mountPath"] for mount in container_of(*TRITON)["volumeMounts"]}
+    mounts = {mount["name"]: mount["mountPath"] for mount in find_container(*TRITON)["volumeMounts"]}
     assert mounts["models"] == "/models"
     assert mounts["engines"] in inspect.getsource(__import__("serving.triton.repository", fromlist=[""]))
     # The gateways of a release decide with the bundle that its Tritons compute.
-    assert options["bundle"] == parsed(["serve"], environment_of(container_of(*GATEWAY)), monkeypatch)["bundle"]
+    assert (
+        options["bundle"] == parse_options(["serve"], read_environment(find_container(*GATEWAY)), monkeypatch)["bundle"]
+    )
 
 
 def test_a_triton_that_decodes_has_pytorch_and_its_repository(monkeypatch):
     folder = "overlays/gpu-decode"
-    init = container_of(folder, "Deployment", "listing-vision-triton-a", "repository")
-    plain = container_of("overlays/gpu", "Deployment", "listing-vision-triton-a", "repository")
-    options = parsed(init["args"], {}, monkeypatch)
-    assert options == parsed(plain["args"], {}, monkeypatch) | {"backend": "python-gpu"}
+    init = find_container(folder, "Deployment", "listing-vision-triton-a", "repository")
+    plain = find_container("overlays/gpu", "Deployment", "listing-vision-triton-a", "repository")
+    options = parse_options(init["args"], {}, monkeypatch)
+    assert options == parse_options(plain["args"], {}, monkeypatch) | {"backend": "python-gpu"}
     images = {
         container["image"].partition(":")[0]
-        for deployment in every("Deployment", folder)
+        for deployment in find_manifests("Deployment", folder)
         for container in deployment["spec"]["template"]["spec"]["containers"]
     }
     assert images == {"listing-vision-gateway", "listing-vision-triton-torch"}
@@ -151,7 +153,7 @@ def test_a_triton_that_decodes_has_pytorch_and_its_repository(monkeypatch):
 
 
 def test_probes_ask_for_paths_and_ports_that_are_answered():
-    gateway, triton = container_of(*GATEWAY), container_of(*TRITON)
+    gateway, triton = find_container(*GATEWAY), find_container(*TRITON)
     answered = inspect.getsource(Supervisor._start_status)
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
         # The native gRPC probe speaks no TLS.
@@ -165,21 +167,21 @@ def test_probes_ask_for_paths_and_ports_that_are_answered():
 
 
 def test_pods_are_given_the_time_to_end_that_they_take():
-    pod = one(*GATEWAY[:3])["spec"]["template"]["spec"]
-    container = container_of(*GATEWAY)
-    drain_s = float(environment_of(container)["LISTING_VISION_DRAIN_S"])
+    pod = find_manifest(*GATEWAY[:3])["spec"]["template"]["spec"]
+    container = find_container(*GATEWAY)
+    drain_s = float(read_environment(container)["LISTING_VISION_DRAIN_S"])
     pause_s = container["lifecycle"]["preStop"]["sleep"]["seconds"]
     grace_s = ServeOptions(bundle=ROOT).grace_s
     assert pod["terminationGracePeriodSeconds"] >= pause_s + drain_s + grace_s + END_PATIENCE_S
-    triton = one(*TRITON[:3])["spec"]["template"]["spec"]
+    triton = find_manifest(*TRITON[:3])["spec"]["template"]["spec"]
     exit_s = int(re.search(r"--exit-timeout-secs=(\d+)", (DEPLOY / "triton" / "start.sh").read_text())[1])
-    pause_s = container_of(*TRITON)["lifecycle"]["preStop"]["sleep"]["seconds"]
+    pause_s = find_container(*TRITON)["lifecycle"]["preStop"]["sleep"]["seconds"]
     assert triton["terminationGracePeriodSeconds"] >= pause_s + exit_s
 
 
 @pytest.mark.parametrize(("folder", "kind", "number"), ALL_TEMPLATES)
 def test_every_pod_is_locked_down(folder, kind, number):
-    templates = [template for manifest in every(kind, folder) for template in pod_templates(manifest)]
+    templates = [template for manifest in find_manifests(kind, folder) for template in pod_templates(manifest)]
     pod = templates[number]["spec"]
     assert pod["securityContext"]["runAsNonRoot"]
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -201,49 +203,49 @@ def test_every_pod_is_locked_down(folder, kind, number):
 
 def test_kubernetes_sets_no_variable_that_would_be_taken_for_an_option():
     """A Service `listing-vision` would set LISTING_VISION_PORT=tcp://…"""
-    for deployment in every("Deployment"):
+    for deployment in find_manifests("Deployment"):
         assert deployment["spec"]["template"]["spec"]["enableServiceLinks"] is False
 
 
 def test_services_budgets_and_scalers_find_their_pods():
-    templates = {m["metadata"]["name"]: m["spec"]["template"] for m in every("Deployment")}
+    templates = {m["metadata"]["name"]: m["spec"]["template"] for m in find_manifests("Deployment")}
     assert set(templates) == {"listing-vision-gateway-a", "listing-vision-triton-a"}
     for name in ("listing-vision", "listing-vision-pods"):
-        service = one("overlays/gpu", "Service", name)["spec"]
-        assert selected(service["selector"], templates["listing-vision-gateway-a"])
+        service = find_manifest("overlays/gpu", "Service", name)["spec"]
+        assert matches_selector(service["selector"], templates["listing-vision-gateway-a"])
         assert service["selector"]["app.kubernetes.io/instance"] == "a"
     for kind in ("PodDisruptionBudget", "HorizontalPodAutoscaler"):
-        for found in every(kind):
+        for found in find_manifests(kind):
             template = templates[found["metadata"]["name"]]
             if kind == "PodDisruptionBudget":
-                assert selected(found["spec"]["selector"]["matchLabels"], template)
+                assert matches_selector(found["spec"]["selector"]["matchLabels"], template)
                 assert found["spec"]["selector"]["matchLabels"]["app.kubernetes.io/instance"] == "a"
             else:
                 assert found["spec"]["scaleTargetRef"]["name"] == found["metadata"]["name"]
-        assert len(every(kind)) == 2
+        assert len(find_manifests(kind)) == 2
     for template in templates.values():
         for constraint in template["spec"]["topologySpreadConstraints"]:
-            assert selected(constraint["labelSelector"]["matchLabels"], template)
+            assert matches_selector(constraint["labelSelector"]["matchLabels"], template)
 
 
 def test_only_gateways_reach_triton_and_reach_nothing_else():
-    policies = {policy["metadata"]["name"]: policy["spec"] for policy in every("NetworkPolicy")}
-    gateway, triton = (one(*which[:3])["spec"]["template"] for which in (GATEWAY, TRITON))
+    policies = {policy["metadata"]["name"]: policy["spec"] for policy in find_manifests("NetworkPolicy")}
+    gateway, triton = (find_manifest(*which[:3])["spec"]["template"] for which in (GATEWAY, TRITON))
     closed = policies.pop("nothing-by-default")
     assert set(closed["policyTypes"]) == {"Ingress", "Egress"}
     assert closed.keys() == {"podSelector", "policyTypes"}
     for template in (gateway, triton):
-        assert selected(closed["podSelector"]["matchLabels"], template)
+        assert matches_selector(closed["podSelector"]["matchLabels"], template)
     assert set(policies) == {"gateway", "triton"}
-    assert not selected(policies["gateway"]["podSelector"]["matchLabels"], triton)
+    assert not matches_selector(policies["gateway"]["podSelector"]["matchLabels"], triton)
     to_triton, to_dns = policies["gateway"]["egress"]
-    assert selected(to_triton["to"][0]["podSelector"]["matchLabels"], triton)
+    assert matches_selector(to_triton["to"][0]["podSelector"]["matchLabels"], triton)
     assert to_triton["ports"] == [{"port": 8001}]
     assert {port["port"] for port in to_dns["ports"]} == {53}
     assert "egress" not in policies["triton"]
     from_gateway, from_prometheus = policies["triton"]["ingress"]
-    assert selected(from_gateway["from"][0]["podSelector"]["matchLabels"], gateway)
-    named = {port["name"] for which in (GATEWAY, TRITON) for port in container_of(*which)["ports"]}
+    assert matches_selector(from_gateway["from"][0]["podSelector"]["matchLabels"], gateway)
+    named = {port["name"] for which in (GATEWAY, TRITON) for port in find_container(*which)["ports"]}
     assert {rule["ports"][0]["port"] for policy in policies.values() for rule in policy["ingress"]} <= named
     assert from_gateway["ports"] == [{"port": "grpc"}]
     assert from_prometheus["ports"] == [{"port": "metrics"}]
@@ -252,7 +254,7 @@ def test_only_gateways_reach_triton_and_reach_nothing_else():
 def test_tritons_follow_metrics_that_the_adapter_makes_of_metrics_that_exist():
     rules = yaml.safe_load((DEPLOY / "kubernetes" / "prometheus-adapter.yaml").read_text())["externalRules"]
     made = {rule["name"]["as"]: rule["metricsQuery"] for rule in rules}
-    scaler = one("overlays/gpu", "HorizontalPodAutoscaler", "listing-vision-triton-a")
+    scaler = find_manifest("overlays/gpu", "HorizontalPodAutoscaler", "listing-vision-triton-a")
     asked = [metric["external"]["metric"] for metric in scaler["spec"]["metrics"]]
     assert {metric["name"] for metric in asked} == set(made)
     assert all(metric["selector"] == {"matchLabels": {"release": "a"}} for metric in asked)
@@ -265,27 +267,27 @@ def test_tritons_follow_metrics_that_the_adapter_makes_of_metrics_that_exist():
 def test_the_training_job_is_torchrun_on_a_name_that_its_first_pod_has(monkeypatch):
     from torch.distributed.run import parse_args
 
-    job, container = one(*TRAINING[:3])["spec"], container_of(*TRAINING)
+    job, container = find_manifest(*TRAINING[:3])["spec"], find_container(*TRAINING)
     launcher = parse_args(container["args"])
     assert launcher.training_script == "training"
     assert launcher.module
     assert launcher.nnodes == f"1:{job['completions']}"
     assert job["parallelism"] == job["completions"]
     host, port = launcher.rdzv_endpoint.split(":")
-    service = one("jobs/training", "Service", job["template"]["spec"]["subdomain"])
+    service = find_manifest("jobs/training", "Service", job["template"]["spec"]["subdomain"])
     assert host == f"listing-vision-training-0.{service['metadata']['name']}"
     assert port.isdigit()
-    assert selected(service["spec"]["selector"], job["template"])
+    assert matches_selector(service["spec"]["selector"], job["template"])
     pod = job["template"]["spec"]
     assert pod["terminationGracePeriodSeconds"] >= launcher.shutdown_timeout + 15
-    options = parsed(["train", *launcher.training_script_args], {}, monkeypatch)
+    options = parse_options(["train", *launcher.training_script_args], {}, monkeypatch)
     assert load_recipe(options["recipe"])
     mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
     assert {str(options["run"].parent), options["manifest"].rpartition("/")[0]} <= mounts
 
 
 def test_an_interrupted_pod_does_not_use_up_the_jobs_patience():
-    job = one(*TRAINING[:3])["spec"]
+    job = find_manifest(*TRAINING[:3])["spec"]
     rules = job["podFailurePolicy"]["rules"]
     assert {rule["action"] for rule in rules} == {"Ignore"}
     assert rules[0]["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
@@ -295,8 +297,8 @@ def test_an_interrupted_pod_does_not_use_up_the_jobs_patience():
 
 
 def test_the_backfill_runs_a_command_that_exists_on_the_ray_that_is_installed(monkeypatch):
-    spec = one("jobs/backfill", "RayJob", "listing-vision-backfill")["spec"]
-    options = parsed_line(spec["entrypoint"], monkeypatch)
+    spec = find_manifest("jobs/backfill", "RayJob", "listing-vision-backfill")["spec"]
+    options = parse_command_line(spec["entrypoint"], monkeypatch)
     assert options["ray_address"] == "auto"
     head = spec["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
     assert options["metrics_port"] in [port["containerPort"] for port in head["ports"]]

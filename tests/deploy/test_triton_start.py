@@ -61,7 +61,7 @@ def ports(bundle, other_bundle, triton_installation, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def answering(ports, bundle):
+def ready_ports(ports, bundle):
     """The ports, once the model answers its golden photos: what a gateway asks for is open."""
 
     async def ask():
@@ -76,9 +76,9 @@ def answering(ports, bundle):
     return ports
 
 
-def test_what_lies_in_the_repository_is_served(answering, other_bundle):
+def test_what_lies_in_the_repository_is_served(ready_ports, other_bundle):
     async def ask():
-        engine = TritonEngine(f"127.0.0.1:{answering.grpc_port}", model_name=CANARY_MODEL_NAME)
+        engine = TritonEngine(f"127.0.0.1:{ready_ports.grpc_port}", model_name=CANARY_MODEL_NAME)
         try:
             await until_answering(engine, other_bundle)
             return await engine.backend()
@@ -88,14 +88,14 @@ def test_what_lies_in_the_repository_is_served(answering, other_bundle):
     assert asyncio.run(ask()) == "onnxruntime-cpu"
 
 
-def test_fp32_stays_fp32_on_a_card(answering):
-    variables = Path(f"/proc/{answering.pid}/environ").read_bytes().split(b"\0")
+def test_fp32_stays_fp32_on_a_card(ready_ports):
+    variables = Path(f"/proc/{ready_ports.pid}/environ").read_bytes().split(b"\0")
     assert b"NVIDIA_TF32_OVERRIDE=0" in variables
 
 
-def test_nobody_without_the_key_loads_or_unloads_a_model(answering):
+def test_nobody_without_the_key_loads_or_unloads_a_model(ready_ports):
     async def control(what):
-        engine = TritonEngine(f"127.0.0.1:{answering.grpc_port}")
+        engine = TritonEngine(f"127.0.0.1:{ready_ports.grpc_port}")
         try:
             await getattr(engine, what)(timeout_s=5)
         finally:
@@ -104,7 +104,7 @@ def test_nobody_without_the_key_loads_or_unloads_a_model(answering):
     for what in ("load", "unload"):
         with pytest.raises(EngineUnavailable):
             asyncio.run(control(what))
-    with grpc.insecure_channel(f"127.0.0.1:{answering.grpc_port}") as channel:
+    with grpc.insecure_channel(f"127.0.0.1:{ready_ports.grpc_port}") as channel:
         triton = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         for call, request in (
             (triton.RepositoryIndex, service_pb2.RepositoryIndexRequest()),
@@ -120,17 +120,17 @@ def test_nobody_without_the_key_loads_or_unloads_a_model(answering):
     assert states == {"listing_vision": "READY", CANARY_MODEL_NAME: "READY"}
 
 
-def test_probes_are_answered_and_http_has_nothing_but_these(answering):
-    with grpc.insecure_channel(f"127.0.0.1:{answering.grpc_port}") as channel:
+def test_probes_are_answered_and_http_has_nothing_but_these(ready_ports):
+    with grpc.insecure_channel(f"127.0.0.1:{ready_ports.grpc_port}") as channel:
         health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
     assert health.status == health_pb2.HealthCheckResponse.SERVING
     for path in ("/v2/health/live", "/v2/health/ready"):
-        with urllib.request.urlopen(f"http://127.0.0.1:{answering.http_port}{path}", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{ready_ports.http_port}{path}", timeout=5) as answer:
             assert answer.status == 200
     model = "/v2/models/listing_vision"
     closed = {"/v2": None, f"{model}/config": None, f"{model}/infer": b"{}", "/v2/repository/index": b"{}"}
     for path, body in closed.items():
         with pytest.raises(urllib.error.HTTPError) as refused:
-            urllib.request.urlopen(f"http://127.0.0.1:{answering.http_port}{path}", data=body, timeout=5)
+            urllib.request.urlopen(f"http://127.0.0.1:{ready_ports.http_port}{path}", data=body, timeout=5)
         assert refused.value.code == 403
         refused.value.close()

@@ -21,8 +21,8 @@ def calibrate(*arguments):
     return CliRunner().invoke(app, ["calibrate", *map(str, arguments)])
 
 
-def test_a_bundle_is_certified_by_the_triton_that_serves_it(bundle, drawn, tmp_path, triton_installation):
-    rows = Manifest.load(str(drawn / "manifest.parquet"))
+def test_a_bundle_is_certified_by_the_triton_that_serves_it(bundle, synthetic_dataset, tmp_path, triton_installation):
+    rows = Manifest.load(str(synthetic_dataset / "manifest.parquet"))
     # The test listings serve for calibration here; nothing is judged.
     table = rows.table.to_pylist()
     for row in table:
@@ -58,8 +58,8 @@ def test_a_bundle_is_certified_by_the_triton_that_serves_it(bundle, drawn, tmp_p
     assert "never overwritten" in str(again.exception)
 
 
-def test_brands_that_the_taxonomy_lacks_are_refused_unless_they_may_be_others(bundle, drawn, tmp_path):
-    rows = Manifest.load(str(drawn / "manifest.parquet"))
+def test_brands_that_the_taxonomy_lacks_are_refused_unless_they_may_be_others(bundle, synthetic_dataset, tmp_path):
+    rows = Manifest.load(str(synthetic_dataset / "manifest.parquet"))
     table = rows.table.to_pylist()
     table[next(i for i, row in enumerate(table) if row["split"] == "val")]["brand"] = "Brand Nobody Knows"
     manifest = str(tmp_path / "manifest.parquet")
@@ -70,7 +70,7 @@ def test_brands_that_the_taxonomy_lacks_are_refused_unless_they_may_be_others(bu
     assert taken.exit_code == 0, taken.output
 
 
-def certified_as(bundle, folder, backend):
+def copy_certified_for(bundle, folder, backend):
     """A copy of the bundle whose fields are filled from 0.5 on, by that backend."""
     shutil.copytree(bundle.folder, folder)
     path = folder / "calibration.json"
@@ -85,7 +85,7 @@ def certified_as(bundle, folder, backend):
 
 
 def test_a_certificate_ends_when_another_backend_takes_over(bundle, tmp_path, monkeypatch):
-    folder = certified_as(bundle, tmp_path / "copy", "onnxruntime-cpu")
+    folder = copy_certified_for(bundle, tmp_path / "copy", "onnxruntime-cpu")
     backend = "onnxruntime-cpu"
 
     async def answers_by(self):
@@ -119,7 +119,7 @@ def test_a_certificate_ends_when_another_backend_takes_over(bundle, tmp_path, mo
 
 
 def test_a_gateway_fills_nothing_on_a_backend_that_was_not_certified(bundle, tmp_path):
-    folder = certified_as(bundle, tmp_path / "other", "onnxruntime-tensorrt")
+    folder = copy_certified_for(bundle, tmp_path / "other", "onnxruntime-tensorrt")
 
     async def promises():
         server = GatewayServer(ServeOptions(bundle=folder, port=0, in_process=True, drain_s=0))

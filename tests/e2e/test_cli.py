@@ -10,7 +10,7 @@ import typer.main
 
 from listing_vision.cli import app
 from tests.conftest import ROOT
-from tests.support.helpers import encoded, scene
+from tests.support.helpers import create_scene, encode_image
 from training.inference.evaluated_model import load_judged
 from training.inference.predictions import predict
 from vision.bundle import load_bundle
@@ -95,11 +95,11 @@ def test_failures_exit_1_with_one_line_and_no_traceback(tmp_path):
     assert "Traceback" in run("serve", tmp_path, "--debug").stderr
 
 
-def test_import_check_evaluate_and_classify(tmp_path, bundle, drawn):
+def test_import_check_evaluate_and_classify(tmp_path, bundle, synthetic_dataset):
     for split in ("train", "val", "test"):
         photo = tmp_path / "photos" / split / "Cups" / f"{split}.jpg"
         photo.parent.mkdir(parents=True)
-        photo.write_bytes(encoded(scene(200 + len(split) * 40, 160)))
+        photo.write_bytes(encode_image(create_scene(200 + len(split) * 40, 160)))
     done = run("data", "import", "folder", tmp_path / "photos", "--output", tmp_path / "data")
     assert done.returncode == 0, done.stderr
     assert "3 photos" in done.stdout
@@ -110,7 +110,9 @@ def test_import_check_evaluate_and_classify(tmp_path, bundle, drawn):
     assert "PHOTO_EMPTY" in done.stdout
 
     report = tmp_path / "report"
-    done = run("evaluate", bundle.folder, drawn / "manifest.parquet", "--output", report, "--photos-per-listing", 3)
+    done = run(
+        "evaluate", bundle.folder, synthetic_dataset / "manifest.parquet", "--output", report, "--photos-per-listing", 3
+    )
     assert done.returncode == 0, done.stderr
     assert f"written: {report / 'report.html'}" in done.stdout
     figures = json.loads((report / "metrics.json").read_text())
@@ -120,20 +122,20 @@ def test_import_check_evaluate_and_classify(tmp_path, bundle, drawn):
     assert figures["photo"]["num"] > figures["listing"]["num"]
     assert "per listing" in done.stdout
 
-    done = run("classify", drawn / "photos" / "test-00000-0.jpg", "--bundle", bundle.folder, "--json")
+    done = run("classify", synthetic_dataset / "photos" / "test-00000-0.jpg", "--bundle", bundle.folder, "--json")
     assert json.loads(done.stdout)["model"]["version"] == bundle.info.model_version
 
 
-def test_a_run_is_judged_like_its_bundle(tmp_path, bundle, trained_run, drawn):
+def test_a_run_is_judged_like_its_bundle(tmp_path, bundle, trained_run, synthetic_dataset):
     figures = {}
     for name, model in (("run", trained_run.folder), ("bundle", bundle.folder)):
-        done = run("evaluate", model, drawn / "manifest.parquet", "--output", tmp_path / f"{name}.json")
+        done = run("evaluate", model, synthetic_dataset / "manifest.parquet", "--output", tmp_path / f"{name}.json")
         assert done.returncode == 0, done.stderr
         figures[name] = json.loads((tmp_path / f"{name}.json").read_text())
         assert not list(tmp_path.glob("*.html"))
     # A run has no temperatures; before them its export answers alike.
     assert figures["run"]["photo"]["num"] == figures["bundle"]["photo"]["num"]
-    rows = Manifest.load(str(drawn / "manifest.parquet")).where_split("test")
+    rows = Manifest.load(str(synthetic_dataset / "manifest.parquet")).where_split("test")
     by_run, by_bundle = (
         predict(rows, judged.taxonomy, judged.preprocessing, judged.infer)
         for judged in map(load_judged, (trained_run.folder, bundle.folder))

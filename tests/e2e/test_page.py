@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from tests.serving.http_api.test_app import http_url
-from tests.support.browser import browser, chromium
+from tests.support.browser import find_chromium, open_browser
 from training.data.synthetic import draw_photo
 
-pytestmark = pytest.mark.skipif(chromium() is None, reason="needs a Chromium: apt-get install chromium")
+pytestmark = pytest.mark.skipif(find_chromium() is None, reason="needs a Chromium: apt-get install chromium")
 
 TOKEN = "a-token-of-the-page"
 
@@ -19,7 +19,7 @@ TOKEN = "a-token-of-the-page"
 @pytest.fixture(scope="module")
 def open_page():
     """Opens a page that may neither complain nor ask any other host."""
-    with browser() as running:
+    with open_browser() as running:
         opened = []
 
         def open_one(url, **options):
@@ -57,7 +57,7 @@ def files(tmp_path_factory):
     return [*map(str, paths), str(folder / "bad.jpg")]
 
 
-def answered(page):
+def wait_for_suggestion(page):
     page.wait_for_selector("#found:not([hidden])")
     return page.locator("#state").inner_text()
 
@@ -66,7 +66,7 @@ def test_photos_of_a_listing_are_answered_and_explained(open_page, url, files, b
     page = open_page(url)
     assert page.locator("#state").inner_text() == "Add photos to see a category and a brand."
     page.set_input_files("#files", files)
-    assert answered(page) == "Answered from 3 of 4 photos."
+    assert wait_for_suggestion(page) == "Answered from 3 of 4 photos."
     names = page.locator("#path .name").all_inner_texts()
     paths = {tuple(c.name for c in bundle.taxonomy.ancestry(leaf)) for leaf in bundle.taxonomy.leaf_ids}
     assert tuple(names) in paths
@@ -92,7 +92,7 @@ def test_it_speaks_japanese_to_those_who_do(open_page, url, files):
     page = open_page(url, locale="ja-JP")
     assert page.locator("html").get_attribute("lang") == "ja"
     page.set_input_files("#files", files[:1])
-    assert answered(page) == "1枚中1枚の写真から判定しました。"
+    assert wait_for_suggestion(page) == "1枚中1枚の写真から判定しました。"
     page.get_by_role("button", name="English").click()
     assert page.locator("#state").inner_text() == "Answered from 1 of 1 photos."
     assert page.locator("html").get_attribute("lang") == "en"
@@ -106,7 +106,7 @@ def test_the_keyboard_is_enough(open_page, url, files):
         reached.append(page.evaluate("document.activeElement.dataset.language || document.activeElement.id"))
     assert reached[:3] == ["en", "ja", "files"]
     page.set_input_files("#files", files[:1])
-    answered(page)
+    wait_for_suggestion(page)
     page.locator("#files").focus()
     page.keyboard.press("Tab")  # the photo's remove button
     page.keyboard.press("Enter")
@@ -117,7 +117,7 @@ def test_the_keyboard_is_enough(open_page, url, files):
 def test_a_phone_shows_it_whole(open_page, url, files):
     page = open_page(url, viewport={"width": 320, "height": 640}, has_touch=True)
     page.set_input_files("#files", files[:3])
-    answered(page)
+    wait_for_suggestion(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= 320
     for target in page.locator("button:visible, .button:visible").all():
         assert min(target.bounding_box()["height"], target.bounding_box()["width"]) >= 36
@@ -139,5 +139,5 @@ def test_a_token_is_asked_for_and_forgotten(open_page, bundle, start_serving, fi
     page.wait_for_selector("#access:not([hidden])")
     page.fill("#token", TOKEN)
     page.keyboard.press("Enter")
-    assert answered(page) == "Answered from 1 of 1 photos."
+    assert wait_for_suggestion(page) == "Answered from 1 of 1 photos."
     assert page.evaluate("localStorage.length + sessionStorage.length") == 0

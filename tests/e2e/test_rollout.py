@@ -18,8 +18,8 @@ from serving.triton.repository import RepositoryOptions
 from tests.conftest import ROOT
 from tests.e2e.test_whole_path import health
 from tests.serving.outcomes.test_writer import table
-from tests.serving.supervisor.test_supervisor import PHOTO, Callers, metrics, until, workers
-from tests.support.helpers import children
+from tests.serving.supervisor.test_supervisor import PHOTO, Callers, list_workers, metrics, wait_until
+from tests.support.helpers import list_children
 
 
 def model(served, *words: object) -> tuple[int, str]:
@@ -29,12 +29,12 @@ def model(served, *words: object) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
-def answering(served, listing_id: str = "") -> str:
+def wait_for_release(served, listing_id: str = "") -> str:
     with ListingVisionClient(served.address) as client:
         return client.classify([PHOTO], listing_id=listing_id).model.version
 
 
-def loaded(served) -> dict[str, str]:
+def read_release_states(served) -> dict[str, str]:
     """State by release."""
     code, said = model(served, "status")
     assert code == 0, said
@@ -49,24 +49,24 @@ def test_models_are_switched_without_a_failed_call(
     assert old != new
     served = start_serving(bundle.folder, tmp_path / "serve.log", *options)
     with Callers(served.address) as callers:
-        assert loaded(served) == {bundle.release: "answers"}
+        assert read_release_states(served) == {bundle.release: "answers"}
         code, said = model(served, "load", other_bundle.folder)
         assert (code, other_bundle.release in said) == (0, True), said
-        assert answering(served) == old
+        assert wait_for_release(served) == old
         code, said = model(served, "load", other_bundle.folder)
         assert (code, "is loaded already" in said) == (1, True)
         assert model(served, "promote", other_bundle.release)[0] == 0
-        assert answering(served) == new
-        assert loaded(served) == {bundle.release: "answered before", other_bundle.release: "answers"}
+        assert wait_for_release(served) == new
+        assert read_release_states(served) == {bundle.release: "answered before", other_bundle.release: "answers"}
         code, said = model(served, "unload", other_bundle.release)
         assert (code, "promote another one first" in said) == (1, True)
         code, said = model(served, "rollback")
         assert (code, said.strip()) == (0, f"{bundle.release} answers")
-        assert answering(served) == old
+        assert wait_for_release(served) == old
         assert model(served, "unload", other_bundle.release)[0] == 0
-        assert loaded(served) == {bundle.release: "answers"}
+        assert read_release_states(served) == {bundle.release: "answers"}
         asked = callers.num_answered
-        until(lambda: callers.num_answered >= asked + 5, "answers after it all")
+        wait_until(lambda: callers.num_answered >= asked + 5, "answers after it all")
     assert callers.failures == []
     assert "has died" not in served.log
     assert served.stop() == 0
@@ -83,8 +83,8 @@ def test_a_broken_bundle_is_refused_and_the_old_one_goes_on(bundle, other_bundle
     assert (code, f"loaded: {bundle.release}" in said) == (1, True)
     code, said = model(served, "rollback")
     assert (code, "no release to go back to" in said) == (1, True)
-    assert answering(served) == bundle.info.model_version
-    assert loaded(served) == {bundle.release: "answers"}
+    assert wait_for_release(served) == bundle.info.model_version
+    assert read_release_states(served) == {bundle.release: "answers"}
     assert served.stop() == 0
     code, said = model(served, "status")
     assert (code, "no supervisor answers" in said) == (1, True)
@@ -98,25 +98,25 @@ def test_what_was_promoted_answers_after_triton_has_died(
     assert model(served, "promote", other_bundle.release)[0] == 0
     killed = served.triton_pid()
     os.kill(killed, signal.SIGKILL)
-    until(lambda: served.triton_pid() != killed, "Triton answers again")
+    wait_until(lambda: served.triton_pid() != killed, "Triton answers again")
     serving = health_pb2.HealthCheckResponse.SERVING
-    until(lambda: health(served.address) == serving, "health SERVING")
-    assert answering(served) == other_bundle.info.model_version
+    wait_until(lambda: health(served.address) == serving, "health SERVING")
+    assert wait_for_release(served) == other_bundle.info.model_version
     assert model(served, "rollback")[0] == 0
-    assert answering(served) == bundle.info.model_version
-    assert len(children(served.triton_pid())) >= 2  # the processes of two models
+    assert wait_for_release(served) == bundle.info.model_version
+    assert len(list_children(served.triton_pid())) >= 2  # the processes of two models
     assert served.stop() == 0
 
 
 def test_a_stopped_gateway_process_does_not_keep_routes_from_changing(bundle, other_bundle, start_serving, tmp_path):
     served = start_serving(bundle.folder, tmp_path / "serve.log", "--in-process", "--workers", "2")
-    victim = min(workers(served.process.pid))
+    victim = min(list_workers(served.process.pid))
     os.kill(victim, signal.SIGSTOP)
     code, said = model(served, "load", other_bundle.folder)
     assert code == 0, said
     assert model(served, "promote", other_bundle.release)[0] == 0
-    until(lambda: served.log.count(" serves on ") == 3, "another process in its place")
-    assert {answering(served) for _ in range(6)} == {other_bundle.info.model_version}
+    wait_until(lambda: served.log.count(" serves on ") == 3, "another process in its place")
+    assert {wait_for_release(served) for _ in range(6)} == {other_bundle.info.model_version}
     assert served.stop() == 0
 
 
@@ -126,22 +126,22 @@ def test_a_release_whose_bundle_has_gone_is_left_out_and_told_of(bundle, other_b
     served = start_serving(bundle.folder, tmp_path / "serve.log", "--in-process", "--workers", "2")
     assert model(served, "load", copied)[0] == 0
     assert model(served, "canary", other_bundle.release, "--share", "1")[0] == 0
-    assert answering(served, "a") == other_bundle.info.model_version
+    assert wait_for_release(served, "a") == other_bundle.info.model_version
     shutil.rmtree(copied)
-    os.kill(min(workers(served.process.pid)), signal.SIGKILL)
-    until(lambda: served.log.count(" serves on ") == 3, "another process")
+    os.kill(min(list_workers(served.process.pid)), signal.SIGKILL)
+    wait_until(lambda: served.log.count(" serves on ") == 3, "another process")
     assert f"release {other_bundle.release} is left out: {copied} is not a model bundle" in served.log
     # Of two processes one has it no longer: it answers nobody.
-    until(lambda: loaded(served)[other_bundle.release] == "loaded", "the canary is removed")
-    assert {answering(served, "a") for _ in range(6)} == {bundle.info.model_version}
+    wait_until(lambda: read_release_states(served)[other_bundle.release] == "loaded", "the canary is removed")
+    assert {wait_for_release(served, "a") for _ in range(6)} == {bundle.info.model_version}
     code, said = model(served, "promote", other_bundle.release)
     assert (code, "is not a model bundle" in said) == (1, True), said
-    assert {answering(served, "a") for _ in range(6)} == {bundle.info.model_version}
+    assert {wait_for_release(served, "a") for _ in range(6)} == {bundle.info.model_version}
     assert model(served, "unload", other_bundle.release)[0] == 0
     assert served.stop() == 0
 
 
-def in_share(bundle, share: float, purpose: str = CANARY) -> tuple[str, str]:
+def find_ids_by_share(bundle, share: float, purpose: str = CANARY) -> tuple[str, str]:
     """A listing's id that is in a release's share, and one that is not."""
     taken = Share(label=bundle.release, share=share)
     ids = [f"m{number}" for number in range(1000)]
@@ -156,7 +156,7 @@ def test_a_canary_answers_its_share_and_what_makes_no_sense_changes_nothing(
     served = start_serving(bundle.folder, tmp_path / "serve.log", *options)
     canary = other_bundle.release
     assert model(served, "load", other_bundle.folder)[0] == 0
-    mine, others = in_share(other_bundle, 0.3)
+    mine, others = find_ids_by_share(other_bundle, 0.3)
     for words, said in (
         (("canary", canary, "--share", "1.2"), "canary share 1.2 is outside (0, 1]"),
         (("canary", "unknown"), f"unknown is not loaded; loaded: {bundle.release}, {canary}"),
@@ -165,32 +165,32 @@ def test_a_canary_answers_its_share_and_what_makes_no_sense_changes_nothing(
     ):
         code, told = model(served, *words)
         assert (code, said in told) == (1, True), told
-        assert loaded(served) == {bundle.release: "answers", canary: "loaded"}
+        assert read_release_states(served) == {bundle.release: "answers", canary: "loaded"}
     assert model(served, "canary")[0] == 2  # neither a release nor --off
     with Callers(served.address) as callers:
         assert model(served, "canary", canary, "--share", "0.3")[0] == 0
-        assert loaded(served) == {bundle.release: "answers", canary: "canary 0.3"}
-        assert [answering(served, mine) for _ in range(6)] == [new] * 6  # whichever process is asked
-        assert [answering(served, others) for _ in range(6)] == [old] * 6
+        assert read_release_states(served) == {bundle.release: "answers", canary: "canary 0.3"}
+        assert [wait_for_release(served, mine) for _ in range(6)] == [new] * 6  # whichever process is asked
+        assert [wait_for_release(served, others) for _ in range(6)] == [old] * 6
         code, told = model(served, "unload", canary)
         assert (code, "is the canary" in told) == (1, True)
         # A process that comes later knows it too.
-        victim = min(workers(served.process.pid))
+        victim = min(list_workers(served.process.pid))
         os.kill(victim, signal.SIGKILL)
-        until(lambda: served.log.count(" serves on ") == 3, "another process")
-        assert [answering(served, mine) for _ in range(6)] == [new] * 6
+        wait_until(lambda: served.log.count(" serves on ") == 3, "another process")
+        assert [wait_for_release(served, mine) for _ in range(6)] == [new] * 6
         assert model(served, "canary", "--off")[0] == 0
-        assert [answering(served, mine) for _ in range(6)] == [old] * 6
+        assert [wait_for_release(served, mine) for _ in range(6)] == [old] * 6
         assert model(served, "promote", canary)[0] == 0
-        assert answering(served, others) == new
+        assert wait_for_release(served, others) == new
     assert [failure for failure in callers.failures if "UNAVAILABLE" not in failure] == []
     assert served.stop() == 0
 
 
-def canary_processes(served) -> list[int]:
+def list_canary_processes(served) -> list[int]:
     """That compute the model that was loaded beside the first."""
     found = []
-    for pid in children(served.triton_pid()):
+    for pid in list_children(served.triton_pid()):
         with contextlib.suppress(FileNotFoundError):  # it has ended
             if b"/listing_vision_2/" in Path(f"/proc/{pid}/cmdline").read_bytes():
                 found.append(pid)
@@ -204,24 +204,24 @@ def test_a_canary_that_stands_still_is_removed_and_nobody_is_refused(
     assert model(served, "load", other_bundle.folder)[0] == 0
     canary = other_bundle.release
     assert model(served, "canary", canary, "--share", "1")[0] == 0
-    assert answering(served, "a") == other_bundle.info.model_version
+    assert wait_for_release(served, "a") == other_bundle.info.model_version
     wanted = RepositoryOptions(backend="python").num_instances
-    until(lambda: len(canary_processes(served)) == wanted, "an instance's process each, and no other")
+    wait_until(lambda: len(list_canary_processes(served)) == wanted, "an instance's process each, and no other")
     stopped = set()
     versions = []
     try:
         with ListingVisionClient(served.address) as client:
             for number in range(1000):
                 # Triton kills one that stands still, and new ones may come before the canary is removed.
-                for pid in set(canary_processes(served)) - stopped:
+                for pid in set(list_canary_processes(served)) - stopped:
                     os.kill(pid, signal.SIGSTOP)
                     stopped.add(pid)
                 versions.append(client.classify([PHOTO], listing_id=str(number), timeout_s=5).model.version)
                 if "is removed" in served.log:
                     break
-        until(lambda: loaded(served)[canary] == "loaded", "the canary is removed")
+        wait_until(lambda: read_release_states(served)[canary] == "loaded", "the canary is removed")
         assert bundle.info.model_version in versions
-        assert answering(served, "b") == bundle.info.model_version
+        assert wait_for_release(served, "b") == bundle.info.model_version
     finally:
         for pid in stopped:
             with contextlib.suppress(ProcessLookupError):
@@ -232,7 +232,7 @@ def test_a_canary_that_stands_still_is_removed_and_nobody_is_refused(
     executed = {label for name, *labels in found if name.startswith("nv_inference_exec") for label in labels}
     assert {"listing_vision", "listing_vision_2"} <= executed  # Triton's own metrics stand beside ours
     assert model(served, "canary", canary, "--share", "1")[0] == 0  # it is well again
-    assert answering(served, "a") == other_bundle.info.model_version
+    assert wait_for_release(served, "a") == other_bundle.info.model_version
     assert served.stop() == 0
 
 
@@ -243,12 +243,12 @@ def test_a_shadow_is_recorded_beside_what_was_answered(
     served = start_serving(bundle.folder, tmp_path / "serve.log", "--outcomes", str(folder))
     assert model(served, "load", other_bundle.folder)[0] == 0
     assert model(served, "shadow", other_bundle.release, "--share", "0.5")[0] == 0
-    assert loaded(served)[other_bundle.release] == "shadow 0.5"
-    mine, others = in_share(other_bundle, 0.5, SHADOW)
-    assert {answering(served, mine), answering(served, others)} == {bundle.info.model_version}
-    until(lambda: (folder / "shadows").exists(), "it is written out")
+    assert read_release_states(served)[other_bundle.release] == "shadow 0.5"
+    mine, others = find_ids_by_share(other_bundle, 0.5, SHADOW)
+    assert {wait_for_release(served, mine), wait_for_release(served, others)} == {bundle.info.model_version}
+    wait_until(lambda: (folder / "shadows").exists(), "it is written out")
     assert model(served, "shadow", "--off")[0] == 0
-    assert loaded(served)[other_bundle.release] == "loaded"
+    assert read_release_states(served)[other_bundle.release] == "loaded"
     assert served.stop() == 0
     (row,) = table(folder, "shadows")
     assert (row["listing_id"], row["model_version"]) == (mine, other_bundle.info.model_version)
@@ -260,25 +260,25 @@ def test_a_canary_and_a_shadow_may_be_given_at_the_start(
 ):
     options = ("--canary", str(other_bundle.folder), "--canary-share", "0.3")
     served = start_serving(bundle.folder, tmp_path / "serve.log", *options)
-    mine, others = in_share(other_bundle, 0.3)
+    mine, others = find_ids_by_share(other_bundle, 0.3)
     old, new = bundle.info.model_version, other_bundle.info.model_version
-    assert loaded(served) == {bundle.release: "answers", other_bundle.release: "canary 0.3"}
-    assert (answering(served, mine), answering(served, others)) == (new, old)
+    assert read_release_states(served) == {bundle.release: "answers", other_bundle.release: "canary 0.3"}
+    assert (wait_for_release(served, mine), wait_for_release(served, others)) == (new, old)
     # Gateways before somebody else's Triton, which serves the canary until it does no longer.
     triton = re.search(r"Triton \(pid \d+\) answers at ([0-9.:]+)", served.log).group(1)
     second = start_serving(bundle.folder, tmp_path / "second.log", "--triton", triton, *options)
-    assert answering(second, mine) == new
+    assert wait_for_release(second, mine) == new
     shadow = ("--shadow", str(other_bundle.folder), "--outcomes", str(tmp_path / "outcomes"))
     third = start_serving(bundle.folder, tmp_path / "third.log", "--triton", triton, *shadow)
-    assert answering(third, mine) == old
-    assert loaded(third)[other_bundle.release] == "shadow 1"
+    assert wait_for_release(third, mine) == old
+    assert read_release_states(third)[other_bundle.release] == "shadow 1"
     assert model(served, "canary", "--off")[0] == 0
     assert model(served, "unload", other_bundle.release)[0] == 0
     for _ in range(1000):
-        assert answering(second, mine) == old
+        assert wait_for_release(second, mine) == old
         if "is removed" in second.log:
             break
-    assert loaded(second)[other_bundle.release] == "loaded"
+    assert read_release_states(second)[other_bundle.release] == "loaded"
     assert [each.stop() for each in (third, second, served)] == [0, 0, 0]
 
 

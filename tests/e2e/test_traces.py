@@ -18,11 +18,11 @@ from serving.observability import tracing
 from serving.protocol import listing_vision_pb2 as pb
 from serving.protocol import listing_vision_pb2_grpc as pb_grpc
 from tests.conftest import ROOT
-from tests.support.helpers import encoded, scene
+from tests.support.helpers import create_scene, encode_image
 from tests.support.otlp_collector import Collector
 from vision.errors import ListingVisionError
 
-PHOTO = encoded(scene(200, 150))
+PHOTO = encode_image(create_scene(200, 150))
 CALL = "listing.vision.v1.ListingVisionService/ClassifyListing"
 TO_TRITON = "inference.GRPCInferenceService/ModelInfer"
 TRITON = ("InferRequest", "listing_vision", "compute")
@@ -44,22 +44,22 @@ def environment():
 
 
 @pytest.fixture(scope="module")
-def traced(bundle, start_serving, triton_installation, collector, environment, tmp_path_factory):
+def traced_gateway(bundle, start_serving, triton_installation, collector, environment, tmp_path_factory):
     """The default: photos are decoded in Triton."""
     log = tmp_path_factory.mktemp("traced") / "serve.log"
     return start_serving(bundle.folder, log, "--otlp-endpoint", collector.endpoint)
 
 
 @pytest.fixture(scope="module")
-def decoding(bundle, start_serving, traced, collector, environment, tmp_path_factory):
+def decoding_gateway(bundle, start_serving, traced_gateway, collector, environment, tmp_path_factory):
     """Another gateway before the same Triton, which decodes itself and traces nobody of its own accord."""
-    triton = re.search(r"Triton \(pid \d+\) answers at ([0-9.:]+)", traced.log).group(1)
+    triton = re.search(r"Triton \(pid \d+\) answers at ([0-9.:]+)", traced_gateway.log).group(1)
     options = ("--triton", triton, "--decode-in", "gateway", "--trace-ratio", "0")
     log = tmp_path_factory.mktemp("decoding") / "serve.log"
     return start_serving(bundle.folder, log, *options, "--otlp-endpoint", collector.endpoint)
 
 
-def ask(served, photos=(PHOTO,), parent: str | None = None) -> grpc.StatusCode:
+def classify_traced(served, photos=(PHOTO,), parent: str | None = None) -> grpc.StatusCode:
     headers = [("traceparent", parent)] if parent else []
     request = pb.ClassifyListingRequest(photos=[pb.Photo(content=photo) for photo in photos])
     with grpc.insecure_channel(served.address) as channel:
@@ -70,18 +70,18 @@ def ask(served, photos=(PHOTO,), parent: str | None = None) -> grpc.StatusCode:
     return grpc.StatusCode.OK
 
 
-def a_parent(sampled: bool) -> tuple[str, str, str]:
+def create_parent(sampled: bool) -> tuple[str, str, str]:
     """A trace id, a span id, and the header of both."""
     trace_id, span_id = secrets.token_hex(16), secrets.token_hex(8)
     return trace_id, span_id, f"00-{trace_id}-{span_id}-{int(sampled):02}"
 
 
-def by_name(spans):
+def group_by_name(spans):
     assert len({span.name for span in spans}) == len(spans)
     return {span.name: span for span in spans}
 
 
-def logged(served, trace_id: str) -> list[dict]:
+def read_log_lines(served, trace_id: str) -> list[dict]:
     for _ in range(100):
         lines = [json.loads(line) for line in served.log.splitlines()]
         if found := [line for line in lines if line.get("trace_id") == trace_id]:
@@ -90,30 +90,32 @@ def logged(served, trace_id: str) -> list[dict]:
     raise AssertionError(f"no line of {trace_id}")
 
 
-def of_clients(spans):
+def select_client_spans(spans):
     return [span for span in spans if span.service == "listing-vision-classify"]
 
 
-def test_one_trace_from_the_client_library_over_the_gateway_into_triton(traced, collector, tmp_path):
+def test_one_trace_from_the_client_library_over_the_gateway_into_triton(traced_gateway, collector, tmp_path):
     photo = tmp_path / "photo.jpg"
     photo.write_bytes(PHOTO)
-    command = [sys.executable, "-m", "listing_vision", "classify", str(photo), "--server", traced.address]
+    command = [sys.executable, "-m", "listing_vision", "classify", str(photo), "--server", traced_gateway.address]
     asked = {**os.environ, "OTEL_EXPORTER_OTLP_ENDPOINT": collector.endpoint}
     for attempt in range(1, 4):  # on a busy machine Triton's exporter may lose a batch of its spans
         done = subprocess.run(command, cwd=ROOT, env=asked, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
-        clients = of_clients(collector.until(lambda spans, n=attempt: len(of_clients(spans)) == n, "client"))
+        clients = select_client_spans(
+            collector.wait_until(lambda spans, n=attempt: len(select_client_spans(spans)) == n, "client")
+        )
         with contextlib.suppress(AssertionError):
-            collector.trace(clients[-1].trace_id, CALL, CALL, "decision", TO_TRITON, *TRITON, seconds=10)
+            collector.wait_for_trace(clients[-1].trace_id, CALL, CALL, "decision", TO_TRITON, *TRITON, seconds=10)
             break
     client = clients[-1]
     assert (client.name, client.kind, client.parent_id) == (CALL, "SPAN_KIND_CLIENT", "")
-    spans = collector.trace(client.trace_id, CALL, CALL, "decision", TO_TRITON, *TRITON, seconds=1)
+    spans = collector.wait_for_trace(client.trace_id, CALL, CALL, "decision", TO_TRITON, *TRITON, seconds=1)
     [call] = [span for span in spans if span.parent_id == client.span_id]
     assert (call.name, call.kind, call.service) == (CALL, "SPAN_KIND_SERVER", "listing-vision-gateway")
-    assert call.attributes["listing_vision.outcome"] == "ANSWERED"
+    assert call.attributes["listing_vision.result"] == "OK"
     assert int(call.attributes["listing_vision.photos"]) == 1
-    stages = by_name([span for span in spans if span.parent_id == call.span_id])
+    stages = group_by_name([span for span in spans if span.parent_id == call.span_id])
     assert set(stages) == {"queue", "model", "decision"}
     [to_triton] = [span for span in spans if span.parent_id == stages["model"].span_id]
     assert (to_triton.name, to_triton.kind) == (TO_TRITON, "SPAN_KIND_CLIENT")
@@ -121,20 +123,20 @@ def test_one_trace_from_the_client_library_over_the_gateway_into_triton(traced, 
     assert (triton.name, triton.service, triton.format) == ("InferRequest", "listing-vision-triton", "json")
     assert call.format == client.format == "protobuf"
     assert len(spans) == 2 + 3 + 1 + len(TRITON)
-    [line] = logged(traced, client.trace_id)
-    assert "ANSWERED" in line["message"]
+    [line] = read_log_lines(traced_gateway, client.trace_id)
+    assert "OK" in line["message"]
     assert line["span_id"] == call.span_id
 
 
-def test_a_gateway_that_decodes_shows_it_and_follows_its_caller(decoding, collector):
+def test_a_gateway_that_decodes_shows_it_and_follows_its_caller(decoding_gateway, collector):
     # On a busy machine Triton's exporter may lose a batch of its spans.
     for _ in range(3):
-        trace_id, span_id, header = a_parent(sampled=True)
-        assert ask(decoding, parent=header) == grpc.StatusCode.OK
+        trace_id, span_id, header = create_parent(sampled=True)
+        assert classify_traced(decoding_gateway, parent=header) == grpc.StatusCode.OK
         with contextlib.suppress(AssertionError):
-            collector.trace(trace_id, CALL, TO_TRITON, *TRITON, seconds=10)
+            collector.wait_for_trace(trace_id, CALL, TO_TRITON, *TRITON, seconds=10)
             break
-    spans = by_name(collector.trace(trace_id, CALL, TO_TRITON, *TRITON, seconds=1))
+    spans = group_by_name(collector.wait_for_trace(trace_id, CALL, TO_TRITON, *TRITON, seconds=1))
     assert spans[CALL].parent_id == span_id
     stages = {span.name for span in spans.values() if span.parent_id == spans[CALL].span_id}
     assert stages == {"queue", "decode", "model", "decision"}
@@ -142,69 +144,73 @@ def test_a_gateway_that_decodes_shows_it_and_follows_its_caller(decoding, collec
     assert set(spans) == {CALL, TO_TRITON, *stages, *TRITON}
 
 
-def test_who_is_not_to_be_traced_is_not_and_is_found_in_the_log(traced, decoding, collector):
-    unsampled, _, header = a_parent(sampled=False)
-    assert ask(traced, parent=header) == grpc.StatusCode.OK
-    assert ask(decoding) == grpc.StatusCode.OK  # its ratio is 0
-    last, _, header = a_parent(sampled=True)
-    assert ask(traced, parent=header) == grpc.StatusCode.OK
-    collector.trace(last, CALL)
+def test_who_is_not_to_be_traced_is_not_and_is_found_in_the_log(traced_gateway, decoding_gateway, collector):
+    unsampled, _, header = create_parent(sampled=False)
+    assert classify_traced(traced_gateway, parent=header) == grpc.StatusCode.OK
+    assert classify_traced(decoding_gateway) == grpc.StatusCode.OK  # its ratio is 0
+    last, _, header = create_parent(sampled=True)
+    assert classify_traced(traced_gateway, parent=header) == grpc.StatusCode.OK
+    collector.wait_for_trace(last, CALL)
     assert {span.trace_id for span in collector.spans} & {unsampled} == set()
-    assert logged(traced, unsampled)
-    calls = [line for line in map(json.loads, decoding.log.splitlines()) if line["logger"] == "serving.gateway.service"]
+    assert read_log_lines(traced_gateway, unsampled)
+    calls = [
+        line
+        for line in map(json.loads, decoding_gateway.log.splitlines())
+        if line["logger"] == "serving.gateway.service"
+    ]
     ids = {line["trace_id"] for line in calls}
     assert len(ids) == len(calls) >= 2
     assert len(ids & {span.trace_id for span in collector.spans}) == len(calls) - 1
 
 
-def test_a_refusal_is_the_callers_doing_and_names_its_reason(traced, collector):
-    trace_id, _, header = a_parent(sampled=True)
-    assert ask(traced, [], header) == grpc.StatusCode.INVALID_ARGUMENT
-    [span] = collector.trace(trace_id, CALL)
+def test_a_refusal_is_the_callers_doing_and_names_its_reason(traced_gateway, collector):
+    trace_id, _, header = create_parent(sampled=True)
+    assert classify_traced(traced_gateway, [], header) == grpc.StatusCode.INVALID_ARGUMENT
+    [span] = collector.wait_for_trace(trace_id, CALL)
     assert int(span.attributes["rpc.grpc.status_code"]) == grpc.StatusCode.INVALID_ARGUMENT.value[0]
-    assert span.attributes["listing_vision.outcome"] == "NO_PHOTOS"
+    assert span.attributes["listing_vision.result"] == "NO_PHOTOS"
     assert not span.is_error
 
 
-def test_a_stream_is_one_span_and_each_of_its_listings_one_below(traced, collector):
-    trace_id, _, header = a_parent(sampled=True)
+def test_a_stream_is_one_span_and_each_of_its_listings_one_below(traced_gateway, collector):
+    trace_id, _, header = create_parent(sampled=True)
     requests = [
         pb.ClassifyListingsRequest(sequence=n, listing=pb.ClassifyListingRequest(photos=[pb.Photo(content=PHOTO)]))
         for n in range(2)
     ]
-    with grpc.insecure_channel(traced.address) as channel:
+    with grpc.insecure_channel(traced_gateway.address) as channel:
         stub = pb_grpc.ListingVisionServiceStub(channel)
         answers = list(stub.ClassifyListings(iter(requests), timeout=20, metadata=[("traceparent", header)]))
     assert len(answers) == 2
     stream = f"{CALL}s"
-    spans = collector.trace(trace_id, stream, "listing", "listing", "decision", "decision")
+    spans = collector.wait_for_trace(trace_id, stream, "listing", "listing", "decision", "decision")
     [call] = [span for span in spans if span.name == stream]
     listings = [span for span in spans if span.name == "listing"]
     assert {span.parent_id for span in listings} == {call.span_id}
-    assert {span.attributes["listing_vision.outcome"] for span in listings} == {"ANSWERED"}
+    assert {span.attributes["listing_vision.result"] for span in listings} == {"OK"}
     assert {span.parent_id for span in spans if span.name == "decision"} == {span.span_id for span in listings}
 
 
 def test_the_client_passes_on_the_trace_that_it_is_called_in():
     from opentelemetry import trace
 
-    trace_id, span_id, header = a_parent(sampled=True)
+    trace_id, span_id, header = create_parent(sampled=True)
     context = trace.SpanContext(int(trace_id, 16), int(span_id, 16), is_remote=False, trace_flags=trace.TraceFlags(1))
     with trace.use_span(trace.NonRecordingSpan(context)):
         assert tracing.passed_on() == (("traceparent", header),)
     assert tracing.passed_on() == ()
 
 
-def test_a_headers_nonsense_is_no_parent(traced, collector):
+def test_a_headers_nonsense_is_no_parent(traced_gateway, collector):
     trace_id = secrets.token_hex(16)
-    assert ask(traced, parent=f"00-{trace_id}-nonsense-01") == grpc.StatusCode.OK
+    assert classify_traced(traced_gateway, parent=f"00-{trace_id}-nonsense-01") == grpc.StatusCode.OK
     assert trace_id not in {span.trace_id for span in collector.spans}
 
 
 def test_a_triton_that_is_traced_ends_cleanly(bundle, start_serving, triton_installation, environment, tmp_path):
     # Nobody listens there.
     served = start_serving(bundle.folder, tmp_path / "serve.log", "--otlp-endpoint", "http://127.0.0.1:1")
-    assert {ask(served) for _ in range(5)} == {grpc.StatusCode.OK}
+    assert {classify_traced(served) for _ in range(5)} == {grpc.StatusCode.OK}
     assert served.stop() == 0
 
 
@@ -215,7 +221,7 @@ def test_a_collector_that_never_answers_holds_up_no_call(bundle, start_serving, 
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
         served = start_serving(bundle.folder, tmp_path / "serve.log", "--in-process", "--otlp-endpoint", endpoint)
         # Far more spans than there is room for.
-        assert {ask(served) for _ in range(20)} == {grpc.StatusCode.OK}
+        assert {classify_traced(served) for _ in range(20)} == {grpc.StatusCode.OK}
         connection, _ = silent.accept()  # somebody did try
         with connection:
             assert served.stop() == 0

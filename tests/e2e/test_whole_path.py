@@ -21,16 +21,16 @@ from listing_vision.classify_listing import classify_with_bundle
 from serving.client import CallFailed, ListingVisionClient
 from serving.triton.process import LocalTriton
 from tests.conftest import ROOT
-from tests.support.helpers import children
+from tests.support.helpers import list_children
 from vision.manifest import Manifest, photo_bytes
 
 BUF = Path(sysconfig.get_path("scripts")) / "buf"
 
 
 @pytest.fixture(scope="module")
-def listings(drawn):
+def listings(synthetic_dataset):
     """Listing id to the bytes of its photos."""
-    test = Manifest.load(str(drawn / "manifest.parquet")).where_split("test")
+    test = Manifest.load(str(synthetic_dataset / "manifest.parquet")).where_split("test")
     photos: dict[str, list[bytes]] = {}
     for row, listing in enumerate(test.column("listing_id").to_pylist()):
         photos.setdefault(listing, []).append(photo_bytes(test.photo_url(row)))
@@ -43,7 +43,7 @@ def health(address: str, service: str = "") -> int:
         return health_pb2_grpc.HealthStub(channel).Check(request, timeout=5).status
 
 
-def until(condition, what: str, tries: int = 300) -> None:
+def wait_until(condition, what: str, tries: int = 300) -> None:
     for _ in range(tries):
         if condition():
             return
@@ -106,34 +106,42 @@ def test_a_killed_triton_is_started_again_without_a_restart_of_the_gateway(
         model_pids = model_processes(killed)
         os.kill(model_pids[0], signal.SIGSTOP)  # as one that waits for ever for what the server held
         os.kill(killed, signal.SIGKILL)
-        until(lambda: "Triton is started again" in served.log, "Triton started again")
-        until(lambda: served.triton_pid() != killed, "Triton answers again")
-        until(lambda: health(served.address, "listing.vision.v1.ListingVisionService") == serving, "health SERVING")
+        wait_until(lambda: "Triton is started again" in served.log, "Triton started again")
+        wait_until(lambda: served.triton_pid() != killed, "Triton answers again")
+        wait_until(
+            lambda: health(served.address, "listing.vision.v1.ListingVisionService") == serving, "health SERVING"
+        )
         after = client.classify(photos)
     assert after.category_path == before.category_path
     assert served.log.count(" serves on ") == 1
-    until(lambda: all(state_of(pid) == "Z" for pid in model_pids), "nothing of the killed Triton is left")
+    wait_until(
+        lambda: all(read_process_state(pid) == "Z" for pid in model_pids), "nothing of the killed Triton is left"
+    )
     assert served.stop() == 0
 
 
-def replaced_processes(served, old: list[int], how_many: int | None, *, num_loads: int) -> list[int]:
+def wait_for_replacements(served, old: list[int], how_many: int | None, *, num_loads: int) -> list[int]:
     """Those that came for a model's processes, once some or all of these were killed and none is left."""
     known = set(model_processes(served.triton_pid()))
     for pid in old[:how_many]:
         os.kill(pid, signal.SIGKILL)
     # Not that it is begun: processes that are killed while they load are another load.
-    until(lambda: served.log.count("Triton has loaded listing_vision anew") == num_loads, "loaded anew", tries=600)
-    until(lambda: all(state_of(pid) == "Z" for pid in old), "nothing of the old model is left", tries=600)
+    wait_until(lambda: served.log.count("Triton has loaded listing_vision anew") == num_loads, "loaded anew", tries=600)
+    wait_until(
+        lambda: all(read_process_state(pid) == "Z" for pid in old), "nothing of the old model is left", tries=600
+    )
 
     def came() -> list[int]:
-        return sorted(p for p in model_processes(served.triton_pid()) if p not in known and state_of(p) != "Z")
+        return sorted(
+            p for p in model_processes(served.triton_pid()) if p not in known and read_process_state(p) != "Z"
+        )
 
     # More where a load took too long and was asked for twice.
-    until(lambda: len(came()) == len(old), "as many processes as before", tries=600)
+    wait_until(lambda: len(came()) == len(old), "as many processes as before", tries=600)
     return came()
 
 
-def answered(client: ListingVisionClient, photos: list[bytes]):
+def wait_for_response(client: ListingVisionClient, photos: list[bytes]):
     """The answer, once the gateway has seen that the model is there again."""
     found = []
 
@@ -142,7 +150,7 @@ def answered(client: ListingVisionClient, photos: list[bytes]):
             found.append(client.classify(photos))
         return bool(found)
 
-    until(asked, "answered")
+    wait_until(asked, "answered")
     return found[0]
 
 
@@ -155,11 +163,11 @@ def test_killed_model_processes_are_replaced(bundle, start_serving, triton_insta
         before = client.classify(photos)
         triton_pid = served.triton_pid()
         first = model_processes(triton_pid)
-        second = replaced_processes(served, first, how_many, num_loads=1)
-        assert answered(client, photos).category_path == before.category_path
+        second = wait_for_replacements(served, first, how_many, num_loads=1)
+        assert wait_for_response(client, photos).category_path == before.category_path
         # What was healed once is healed again.
-        replaced_processes(served, second, how_many, num_loads=2)
-        assert answered(client, photos).category_path == before.category_path
+        wait_for_replacements(served, second, how_many, num_loads=2)
+        assert wait_for_response(client, photos).category_path == before.category_path
     assert served.triton_pid() == triton_pid
     assert Path(f"/proc/{triton_pid}").exists()
     assert served.stop() == 0
@@ -170,15 +178,15 @@ def test_triton_does_not_outlive_a_killed_gateway(bundle, start_serving, triton_
     pid = served.triton_pid()
     served.process.kill()
     served.process.wait()
-    until(lambda: state_of(pid) == "Z", "Triton gone")
+    wait_until(lambda: read_process_state(pid) == "Z", "Triton gone")
 
 
 def model_processes(triton_pid: int) -> list[int]:
     """Those that have been started, whether they still run or not."""
-    return children(triton_pid)
+    return list_children(triton_pid)
 
 
-def state_of(pid: int) -> str:
+def read_process_state(pid: int) -> str:
     """`Z` of what has ended."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
@@ -192,7 +200,7 @@ def test_calls_in_flight_at_sigterm_are_answered(bundle, start_serving, triton_i
     with ListingVisionClient(served.address) as client, ThreadPoolExecutor(8) as pool:
         client.classify(photos)
         calls = [pool.submit(client.classify, photos * 6, listing_id=f"call-{i}") for i in range(8)]
-        until(lambda: "call-" in served.log, "a call answered while others wait")
+        wait_until(lambda: "call-" in served.log, "a call answered while others wait")
         served.process.send_signal(signal.SIGTERM)
         assert [len(call.result().photos) for call in calls] == [6 * len(photos)] * 8
     assert served.process.wait(60) == 0
@@ -241,14 +249,14 @@ def test_an_external_triton_that_comes_up_later_is_found(
     assert health(served.address) == health_pb2.HealthCheckResponse.NOT_SERVING
     triton.start()
     try:
-        until(lambda: health(served.address) == health_pb2.HealthCheckResponse.SERVING, "health SERVING")
+        wait_until(lambda: health(served.address) == health_pb2.HealthCheckResponse.SERVING, "health SERVING")
         with ListingVisionClient(served.address) as client:
             assert client.classify(next(iter(listings.values()))).category_path
         triton.restart()
         os.kill(triton.pid, signal.SIGSTOP)
-        until(lambda: health(served.address) == health_pb2.HealthCheckResponse.NOT_SERVING, "health NOT_SERVING")
+        wait_until(lambda: health(served.address) == health_pb2.HealthCheckResponse.NOT_SERVING, "health NOT_SERVING")
         os.kill(triton.pid, signal.SIGCONT)
-        until(lambda: health(served.address) == health_pb2.HealthCheckResponse.SERVING, "health SERVING again")
+        wait_until(lambda: health(served.address) == health_pb2.HealthCheckResponse.SERVING, "health SERVING again")
         assert served.stop() == 0
         assert triton.is_running()  # it is not the gateway's to stop
     finally:

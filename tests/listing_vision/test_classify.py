@@ -3,10 +3,10 @@ import json
 import pytest
 
 from listing_vision.classify_listing import classify_with_bundle, format_answer, read_photos, to_json
-from tests.support.helpers import encoded, scene
+from tests.support.helpers import create_scene, encode_image
 from vision.errors import ListingVisionError, PhotoError
 
-PHOTO = encoded(scene(200, 150))
+PHOTO = encode_image(create_scene(200, 150))
 
 
 def test_a_table_shows_path_brand_and_each_photo(bundle):

@@ -5,21 +5,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["browser", "chromium"]
+__all__ = ["find_chromium", "open_browser"]
 
 
-def chromium() -> str | None:
+def find_chromium() -> str | None:
     """Path of a Chromium on this machine."""
     return shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 @contextmanager
-def browser() -> Iterator[Any]:
+def open_browser() -> Iterator[Any]:
     """A running browser, of which pages can be opened."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
+        running = playwright.find_chromium.launch(executable_path=find_chromium(), args=["--no-sandbox"])
         try:
             yield running
         finally:

@@ -12,7 +12,7 @@ from listing_vision.cli import app
 from tests.conftest import ROOT
 
 
-def known_variables() -> set[str]:
+def find_known_variables() -> set[str]:
     """Every LISTING_VISION_* that some code of the project reads."""
     sources = [path for package in ("listing_vision", "serving", "training", "vision") for path in _modules(package)]
     return set(re.findall(r'"(LISTING_VISION_[A-Z_]+)"', "\n".join(path.read_text("utf-8") for path in sources)))
@@ -22,7 +22,7 @@ def _modules(package: str) -> Iterator[Any]:
     return (ROOT / package).rglob("*.py")
 
 
-def parsed(words: Sequence[str], environment: Mapping[str, str], monkeypatch) -> dict[str, Any]:
+def parse_options(words: Sequence[str], environment: Mapping[str, str], monkeypatch) -> dict[str, Any]:
     """The options of `listing-vision WORDS` as its own parser understands them in that environment."""
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -35,7 +35,7 @@ def parsed(words: Sequence[str], environment: Mapping[str, str], monkeypatch) ->
         return context.params
 
 
-def parsed_line(line: str, monkeypatch) -> dict[str, Any]:
+def parse_command_line(line: str, monkeypatch) -> dict[str, Any]:
     program, *words = shlex.split(line)
     assert program == "listing-vision"
-    return parsed(words, {}, monkeypatch)
+    return parse_options(words, {}, monkeypatch)

@@ -14,7 +14,7 @@ from vision.manifest import Manifest
 from vision.taxonomy import Brand, Category, Taxonomy
 
 
-def children(pid: int) -> list[int]:
+def list_children(pid: int) -> list[int]:
     """Pids of the processes that one has started, ended ones included until it has waited for them (Linux).
 
     By everybody's parent: the lists that the kernel keeps by thread lack children while threads come and go.
@@ -27,36 +27,36 @@ def children(pid: int) -> list[int]:
     return found
 
 
-def scene(width: int = 96, height: int = 64) -> Image.Image:
+def create_scene(width: int = 96, height: int = 64) -> Image.Image:
     """A smooth picture whose four corners differ, so that any turn or mirroring shows."""
     x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
     return Image.fromarray(np.stack([x, y, 255 - (x + y) / 2], axis=-1).astype(np.uint8))
 
 
-def encoded(image: Image.Image, format: str = "JPEG", **options: object) -> bytes:
+def encode_image(image: Image.Image, format: str = "JPEG", **options: object) -> bytes:
     out = io.BytesIO()
     image.save(out, format, **options)
     return out.getvalue()
 
 
-def trainer_of(folder, drawn, recipe, *, teacher=None, **machine) -> Trainer:
+def create_trainer(folder, synthetic_dataset, recipe, *, teacher=None, **machine) -> Trainer:
     return Trainer(
         recipe,
-        manifest_url=str(drawn / "manifest.parquet"),
-        manifest=Manifest.load(str(drawn / "manifest.parquet")),
-        taxonomy=Taxonomy.load(drawn / "taxonomy.json"),
+        manifest_url=str(synthetic_dataset / "manifest.parquet"),
+        manifest=Manifest.load(str(synthetic_dataset / "manifest.parquet")),
+        taxonomy=Taxonomy.load(synthetic_dataset / "taxonomy.json"),
         run=Run(folder),
         machine=Machine(num_workers=0, **machine),
         teacher=teacher,
     )
 
 
-def train_run(folder, drawn, recipe, **machine) -> Run:
-    trainer_of(folder, drawn, recipe, **machine).run()
+def train_run(folder, synthetic_dataset, recipe, **machine) -> Run:
+    create_trainer(folder, synthetic_dataset, recipe, **machine).run()
     return Run(folder)
 
 
-def small_taxonomy() -> Taxonomy:
+def create_small_taxonomy() -> Taxonomy:
     """Leaves of unequal depth: Fruit > Apple > (Gala, Fuji), Fruit > Lemon, Tools."""
     tree = [
         ("fruit", None),
@@ -73,7 +73,7 @@ def small_taxonomy() -> Taxonomy:
     )
 
 
-def pids(decoders) -> list[int]:
+def list_decoder_pids(decoders) -> list[int]:
     """Of a decoder pool's children, from the kernel's own account of each pidfd."""
     found = []
     for pidfd in decoders.pidfds:

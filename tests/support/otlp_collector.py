@@ -36,7 +36,7 @@ class Collector:
                 if self.headers.get("Content-Encoding") == "gzip":
                     body = gzip.decompress(body)
                 assert self.path == "/v1/traces"
-                collector.spans += list(_read(self.headers["Content-Type"], body))
+                collector.spans += list(_parse_spans(self.headers["Content-Type"], body))
                 self.send_response(200)
                 self.send_header("Content-Length", "0")
                 self.end_headers()
@@ -52,7 +52,7 @@ class Collector:
         self._server.shutdown()
         self._server.server_close()
 
-    def until(self, condition, what: str, *, seconds: float = 30) -> list[Span]:
+    def wait_until(self, condition, what: str, *, seconds: float = 30) -> list[Span]:
         for _ in range(int(20 * seconds)):
             found = list(self.spans)
             if condition(found):
@@ -60,19 +60,19 @@ class Collector:
             time.sleep(0.05)
         raise AssertionError(f"not within {seconds:g} s: {what}; there is {self.spans}")
 
-    def trace(self, trace_id: str, *names: str, seconds: float = 30) -> list[Span]:
+    def wait_for_trace(self, trace_id: str, *names: str, seconds: float = 30) -> list[Span]:
         """The spans of a trace, once those of some names are among them, as many as the name is given times."""
 
-        def of_trace(spans):
+        def select_trace(spans):
             return [span for span in spans if span.trace_id == trace_id]
 
-        def whole(spans):
-            return Counter(names) <= Counter(span.name for span in of_trace(spans))
+        def has_all_names(spans):
+            return Counter(names) <= Counter(span.name for span in select_trace(spans))
 
-        return of_trace(self.until(whole, f"{names} of {trace_id}", seconds=seconds))
+        return select_trace(self.wait_until(has_all_names, f"{names} of {trace_id}", seconds=seconds))
 
 
-def _read(content_type: str, body: bytes):
+def _parse_spans(content_type: str, body: bytes):
     if content_type.startswith("application/json"):
         # OTLP's JSON writes ids in hex, where protobuf's own mapping has base64.
         yield from _spans(json.loads(body), "json", lambda written: written)
@@ -93,13 +93,13 @@ _CAMEL = {"trace_id": "traceId", "span_id": "spanId", "parent_span_id": "parentS
 _KINDS = {1: "SPAN_KIND_INTERNAL", 2: "SPAN_KIND_SERVER", 3: "SPAN_KIND_CLIENT"}
 
 
-def _values(attributes) -> dict:
+def _to_dict(attributes) -> dict:
     return {each["key"]: next(iter(each["value"].values())) for each in attributes}
 
 
 def _spans(request: dict, format: str, id_of):
     for resource in request["resourceSpans"]:
-        service = _values(resource["resource"]["attributes"])["service.name"]
+        service = _to_dict(resource["resource"]["attributes"])["service.name"]
         for scope in resource["scopeSpans"]:
             for span in scope["spans"]:
                 parent = span.get("parentSpanId", "")
@@ -112,6 +112,6 @@ def _spans(request: dict, format: str, id_of):
                     span_id=id_of(span["spanId"]),
                     parent_id=id_of(parent) if parent else "",
                     is_error=span.get("status", {}).get("code") in (2, "STATUS_CODE_ERROR"),
-                    attributes=_values(span.get("attributes", [])),
+                    attributes=_to_dict(span.get("attributes", [])),
                     format=format,
                 )

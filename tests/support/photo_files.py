@@ -212,7 +212,7 @@ def size_property(width: int, height: int) -> bytes:
     return full_box(b"ispe", struct.pack(">II", width, height))
 
 
-def turn_property(quarters: int) -> bytes:
+def rotation_property(quarters: int) -> bytes:
     """Counter-clockwise."""
     return box(b"irot", bytes([quarters]))
 

@@ -2,15 +2,15 @@
 
 import numpy as np
 
-from tests.support.helpers import small_taxonomy
+from tests.support.helpers import create_small_taxonomy
 from training.inference.predictions import Predictions
 from vision.decision import BRAND_FIELD, Calibration, Field, field_name
 from vision.manifest import Labels
 
 
-def synthetic_predictions(*, num_listings: int, photos: tuple[str, ...] = ("x.jpg",)) -> Predictions:
+def create_synthetic_predictions(*, num_listings: int, photos: tuple[str, ...] = ("x.jpg",)) -> Predictions:
     """Listings of one to five photos, on the small tree, some without labels or with an inner one."""
-    taxonomy, rng = small_taxonomy(), np.random.default_rng(0)
+    taxonomy, rng = create_small_taxonomy(), np.random.default_rng(0)
     groups = np.repeat(np.arange(num_listings), rng.integers(1, 6, num_listings))
     leaves, brands = rng.integers(0, 4, num_listings), rng.integers(-2, 3, num_listings)
     nodes = taxonomy.leaf_paths.max(axis=1)[leaves]
@@ -33,7 +33,7 @@ def synthetic_predictions(*, num_listings: int, photos: tuple[str, ...] = ("x.jp
     )
 
 
-def synthetic_calibration(*, why_not: str = "too few listings") -> Calibration:
+def create_synthetic_calibration(*, why_not: str = "too few listings") -> Calibration:
     """Fills the two upper depths, never the third and the brand."""
     thresholds = {field_name(1): 0.6, field_name(2): 0.8, field_name(3): None, BRAND_FIELD: None}
     fields = (

@@ -36,7 +36,7 @@ def model(taxonomy, *, thresholds=None, infer=None, input_px=32) -> JudgedModel:
     )
 
 
-def listings_of(rows, a, b, *, photo="{}.jpg") -> SharedListings:
+def create_listings(rows, a, b, *, photo="{}.jpg") -> SharedListings:
     """A listing of one photo a row.
 
     Args:
@@ -61,8 +61,8 @@ def listings_of(rows, a, b, *, photo="{}.jpg") -> SharedListings:
     )
 
 
-def compared(rows, a, b):
-    return compare(a, b, listings_of(rows, a, b))
+def compare_rows(rows, a, b):
+    return compare(a, b, create_listings(rows, a, b))
 
 
 def _logits(answers, taxonomy) -> PhotoLogits:

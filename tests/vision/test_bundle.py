@@ -10,24 +10,24 @@ from vision.runtime.files import sha256_of
 
 
 @pytest.fixture
-def copied(bundle, tmp_path):
+def copy_bundle(bundle, tmp_path):
     return shutil.copytree(bundle.folder, tmp_path / "copied")
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_changed_byte_is_refused_by_name_of_the_file(copied, name):
-    path = copied / name
+def test_a_changed_byte_is_refused_by_name_of_the_file(copy_bundle, name):
+    path = copy_bundle / name
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
     with pytest.raises(BundleError, match=f"{name} was altered"):
-        load_bundle(copied)
+        load_bundle(copy_bundle)
 
 
-def test_a_missing_file_is_named(copied):
-    (copied / "model.onnx").unlink()
+def test_a_missing_file_is_named(copy_bundle):
+    (copy_bundle / "model.onnx").unlink()
     with pytest.raises(BundleError, match=r"model\.onnx is missing"):
-        load_bundle(copied)
+        load_bundle(copy_bundle)
 
 
 def test_whoever_may_read_a_file_of_it_may_read_them_all(bundle):
@@ -48,39 +48,39 @@ def change_manifest(folder, **changes):
     path.write_text(json.dumps(raw | {"manifest_sha256": _digest(raw)}))
 
 
-def test_a_changed_value_in_the_manifest_itself_is_refused(copied):
-    path = copied / "manifest.json"
+def test_a_changed_value_in_the_manifest_itself_is_refused(copy_bundle):
+    path = copy_bundle / "manifest.json"
     path.write_text(path.read_text().replace('"model_name": "small"', '"model_name": "smell"'))
     with pytest.raises(BundleError, match=r"manifest\.json was altered"):
-        load_bundle(copied)
+        load_bundle(copy_bundle)
 
 
-def test_a_certificate_does_not_outlive_its_taxonomy(copied, bundle):
-    path = copied / "taxonomy.json"
+def test_a_certificate_does_not_outlive_its_taxonomy(copy_bundle, bundle):
+    path = copy_bundle / "taxonomy.json"
     raw = json.loads(path.read_text())
     raw["version"] = "moved-2"
     path.write_text(json.dumps(raw))
-    change_manifest(copied, sha256={**bundle.sha256, "taxonomy.json": sha256_of(path)})
-    fields = load_bundle(copied).calibration.fields
+    change_manifest(copy_bundle, sha256={**bundle.sha256, "taxonomy.json": sha256_of(path)})
+    fields = load_bundle(copy_bundle).calibration.fields
     assert all(field.threshold is None and "taxonomy changed" in field.why_not for field in fields)
 
 
-def test_another_schema_version_is_refused(copied):
-    change_manifest(copied, schema_version=99)
+def test_another_schema_version_is_refused(copy_bundle):
+    change_manifest(copy_bundle, schema_version=99)
     with pytest.raises(BundleError, match="schema_version 99 is not 1"):
-        load_bundle(copied)
+        load_bundle(copy_bundle)
 
 
-def test_a_model_that_does_not_fit_its_taxonomy_is_refused(copied):
-    change_manifest(copied, num_brands=3)
+def test_a_model_that_does_not_fit_its_taxonomy_is_refused(copy_bundle):
+    change_manifest(copy_bundle, num_brands=3)
     with pytest.raises(BundleError, match="3 brand labels"):
-        load_bundle(copied)
+        load_bundle(copy_bundle)
 
 
-def test_a_certificate_of_another_precision_is_void(copied, bundle):
+def test_a_certificate_of_another_precision_is_void(copy_bundle, bundle):
     assert bundle.calibration.certifies["precision"] == "fp32"
-    change_manifest(copied, precision="int8")
-    fields = load_bundle(copied).calibration.fields
+    change_manifest(copy_bundle, precision="int8")
+    fields = load_bundle(copy_bundle).calibration.fields
     assert fields
     assert all(field.threshold is None and "precision changed" in field.why_not for field in fields)
 

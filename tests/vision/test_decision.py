@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from tests.support.helpers import small_taxonomy
+from tests.support.helpers import create_small_taxonomy
 from vision.decision import (
     BRAND_FIELD,
     Calibration,
@@ -23,7 +23,7 @@ from vision.decision import (
 )
 from vision.errors import BundleError
 
-TAXONOMY = small_taxonomy()
+TAXONOMY = create_small_taxonomy()
 NUM_LEAVES, NUM_BRANDS = len(TAXONOMY.leaf_ids), len(TAXONOMY.brand_labels)
 
 some_photos = st.integers(1, 6).flatmap(
@@ -34,7 +34,7 @@ some_photos = st.integers(1, 6).flatmap(
 )
 
 
-def promise(name: str, threshold: float | None, why_not: str = "") -> Field:
+def create_guarantee(name: str, threshold: float | None, why_not: str = "") -> Field:
     return Field(
         name=name,
         alpha=0.05,
@@ -48,8 +48,8 @@ def promise(name: str, threshold: float | None, why_not: str = "") -> Field:
 
 
 def calibration(*thresholds: float, brand: float = 0.5, **others: object) -> Calibration:
-    fields = [promise(field_name(d), t) for d, t in enumerate(thresholds, start=1)]
-    return Calibration(fields=(*fields, promise(BRAND_FIELD, brand)), certifies={}, **others)
+    fields = [create_guarantee(field_name(d), t) for d, t in enumerate(thresholds, start=1)]
+    return Calibration(fields=(*fields, create_guarantee(BRAND_FIELD, brand)), certifies={}, **others)
 
 
 @given(some_photos)
@@ -212,7 +212,11 @@ def test_paths_end_where_the_leaf_ends():
 
 def test_each_field_says_why_it_is_only_suggested():
     certified = Calibration(
-        fields=(promise("category_depth_1", 0.5), promise("category_depth_2", None, "too few listings")), certifies={}
+        fields=(
+            create_guarantee("category_depth_1", 0.5),
+            create_guarantee("category_depth_2", None, "too few listings"),
+        ),
+        certifies={},
     )
     logits = np.array([[4.0, 0, 0, 0]]), np.array([[0.0, 9, 0]])
     answer = decide(*logits, taxonomy=TAXONOMY, calibration=certified)

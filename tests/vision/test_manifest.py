@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from tests.support.helpers import small_taxonomy
+from tests.support.helpers import create_small_taxonomy
 from vision.errors import ManifestError
 from vision.manifest import COLUMNS, Manifest, photo_bytes, written_whole
 
@@ -37,7 +37,7 @@ def test_labels_become_indices_and_missing_ones_minus_one(tmp_path):
         tmp_path,
         "listing_id,photo,category,brand\n1,a.jpg,Fruit > Apple > Gala,no brand\n2,b.jpg,fruit,\n3,c.jpg,,ACME Corp\n",
     )
-    taxonomy = small_taxonomy()
+    taxonomy = create_small_taxonomy()
     labels = Manifest.load(path).labels(taxonomy)
     assert labels.category_nodes.tolist() == [taxonomy.node_index["gala"], taxonomy.node_index["fruit"], -1]
     assert labels.brands.tolist() == [0, -1, 1]
@@ -46,7 +46,7 @@ def test_labels_become_indices_and_missing_ones_minus_one(tmp_path):
 def test_unknown_labels_name_row_value_and_nearest(tmp_path):
     path = _write(tmp_path, "listing_id,photo,category,brand\n1,a,Fruit > Lemmon,\n2,b,Fruit > Lemmon,Acne\n")
     with pytest.raises(ManifestError) as caught:
-        Manifest.load(path).labels(small_taxonomy())
+        Manifest.load(path).labels(create_small_taxonomy())
     assert caught.value.problems == (
         "row 1 (2 in all): unknown category 'Fruit > Lemmon'; nearest known: 'Fruit > Lemon'",
         "row 2 (1 in all): unknown brand 'Acne'; nearest known: 'Acme'",
@@ -131,7 +131,7 @@ def test_row_groups_with_dictionaries_of_their_own_are_one_column(tmp_path):
     listings = ["b", "a", "b", "c", "a", "d"]
     table = pa.table({"listing_id": listings, "photo": list("123456"), "category": categories})
     pyarrow.parquet.write_table(table, path, row_group_size=2)
-    manifest, taxonomy = Manifest.load(path), small_taxonomy()
+    manifest, taxonomy = Manifest.load(path), create_small_taxonomy()
     ids = ["lemon", "tools", "tools", "fuji", None, "lemon"]
     assert manifest.labels(taxonomy).category_nodes.tolist() == [taxonomy.node_index[i] if i else -1 for i in ids]
     assert manifest.listing_groups().tolist() == [0, 1, 0, 2, 1, 3]
@@ -146,7 +146,7 @@ def test_no_column_overflows_32_bit_offsets_when_chunks_are_joined():
 
 def test_labels_of_other_splits_are_not_judged(tmp_path):
     path = _write(tmp_path, "listing_id,photo,category,split\n1,a,nonsense,val\n2,b,Tools,train\n")
-    manifest, taxonomy = Manifest.load(path), small_taxonomy()
+    manifest, taxonomy = Manifest.load(path), create_small_taxonomy()
     assert manifest.where_split("train").labels(taxonomy).category_nodes.tolist() == [taxonomy.node_index["tools"]]
     with pytest.raises(ManifestError, match=r"row 1 \(1 in all\): unknown category 'nonsense'"):
         manifest.where_split("val").labels(taxonomy)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.helpers import small_taxonomy
+from tests.support.helpers import create_small_taxonomy
 from vision.errors import TaxonomyError
 from vision.taxonomy import Brand, Category, Taxonomy
 
@@ -37,30 +37,30 @@ def test_each_node_has_a_leaf_below_and_each_leaf_only_its_ancestors_above(taxon
 
 
 def test_leaves_keep_file_order():
-    assert small_taxonomy().leaf_ids == ("gala", "fuji", "lemon", "tools")
-    assert small_taxonomy().max_depth == 3
+    assert create_small_taxonomy().leaf_ids == ("gala", "fuji", "lemon", "tools")
+    assert create_small_taxonomy().max_depth == 3
 
 
 @pytest.mark.parametrize("text", ["gala", "Fruit > Apple > Gala", "fruit>apple>gala", " Fruit >  Apple > GALA"])
 def test_categories_are_found_by_id_and_by_path(text):
-    assert small_taxonomy().find_category(text) == "gala"
+    assert create_small_taxonomy().find_category(text) == "gala"
 
 
 def test_unknown_names_are_answered_with_the_nearest():
     with pytest.raises(KeyError, match=r"'Fruit > Apple > Galla'; nearest known: 'Fruit > Apple > Gala'"):
-        small_taxonomy().find_category("Fruit > Apple > Galla")
+        create_small_taxonomy().find_category("Fruit > Apple > Galla")
     with pytest.raises(KeyError, match=r"'Zetta'; nearest known: 'Zeta'"):
-        small_taxonomy().find_brand("Zetta")
+        create_small_taxonomy().find_brand("Zetta")
 
 
 @pytest.mark.parametrize(("text", "index"), [("no brand", 0), ("Acme", 1), ("acme corp", 1), ("zeta", 2)])
 def test_brands_are_found_by_id_name_and_alias(text, index):
-    assert small_taxonomy().find_brand(text) == index
+    assert create_small_taxonomy().find_brand(text) == index
 
 
 def test_paths_are_localised_and_fall_back_to_english():
-    assert small_taxonomy().path_name("lemon", "ja") == "fruit-ja > lemon-ja"
-    assert small_taxonomy().path_name("lemon", "fr") == "Fruit > Lemon"
+    assert create_small_taxonomy().path_name("lemon", "ja") == "fruit-ja > lemon-ja"
+    assert create_small_taxonomy().path_name("lemon", "fr") == "Fruit > Lemon"
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_a_brand_name_that_stands_for_two_is_refused():
 
 
 def test_another_schema_version_is_refused():
-    raw = json.loads(small_taxonomy().to_json()) | {"schema_version": 2}
+    raw = json.loads(create_small_taxonomy().to_json()) | {"schema_version": 2}
     with pytest.raises(TaxonomyError, match="schema_version 2 is not 1"):
         Taxonomy.from_json(json.dumps(raw))
 

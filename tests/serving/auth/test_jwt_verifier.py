@@ -23,7 +23,7 @@ from serving.auth import jwks, jwt_verifier
 from serving.auth.jwt_verifier import JwtTokens, JwtTrust
 from serving.client import Access
 from serving.config import ServeOptions
-from tests.serving.auth.test_interceptor import asked, running, token_file
+from tests.serving.auth.test_interceptor import classify_status, run_gateway, token_file
 from vision.errors import ListingVisionError
 
 AUDIENCE, ISSUER = "listing-vision", "https://login.example"
@@ -95,7 +95,7 @@ def provider():
         started.stop()
 
 
-def tokens(source: str, **options) -> JwtTokens:
+def create_verifier(source: str, **options) -> JwtTokens:
     kept = options.pop("kept", None)
     return JwtTokens(JwtTrust(jwks=source, audience=AUDIENCE, issuer=ISSUER, kept=kept), **options)
 
@@ -118,13 +118,13 @@ def test_a_gateway_tells_callers_by_signed_tokens(bundle, provider, tmp_path):
     }
 
     async def calls():
-        async with running(bundle, **options) as (server, address):
+        async with run_gateway(bundle, **options) as (server, address):
             server._gateway._quotas._clock = lambda: 0.0
             good = [token(kind, kind, sub=f"by-{kind}") for kind in KINDS]
-            found = [await asked(address, Access(token=each), photos=5) for each in [*good, "secret"]]
-            again = await asked(address, Access(token=token("RS256", "RS256", sub="by-RS256", jti="another")))
+            found = [await classify_status(address, Access(token=each), photos=5) for each in [*good, "secret"]]
+            again = await classify_status(address, Access(token=token("RS256", "RS256", sub="by-RS256", jti="another")))
             wrong = [token("ES256", "RS256"), token("RS256", "RS256", aud="else"), "nonsense"]
-            return found, again, {await asked(address, Access(token=each)) for each in wrong}
+            return found, again, {await classify_status(address, Access(token=each)) for each in wrong}
 
     good, again, wrong = asyncio.run(calls())
     assert good == ["answered"] * 4
@@ -133,7 +133,7 @@ def test_a_gateway_tells_callers_by_signed_tokens(bundle, provider, tmp_path):
     assert provider.num_asked == 1
 
 
-def signed_with(secret: bytes, header: dict) -> str:
+def sign_hs256(secret: bytes, header: dict) -> str:
     """HS256, which jwt.encode refuses to make of a public key."""
     signed = f"{encode(header)}.{encode(claims())}"
     return f"{signed}.{encode(hmac.digest(secret, signed.encode(), hashlib.sha256))}"
@@ -141,11 +141,11 @@ def signed_with(secret: bytes, header: dict) -> str:
 
 PEM = KINDS["RS256"][0].public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 NOW = int(time.time())
-STRANGER = ec.generate_private_key(ec.SECP256R1())
+UNKNOWN_KEY = ec.generate_private_key(ec.SECP256R1())
 SHORT = rsa.generate_private_key(65537, 1024)
 with warnings.catch_warnings(action="ignore"):  # of the library, which finds it too short as well
     BY_SHORT = token("RS256", "short", key=SHORT)
-NOT_BELIEVED = {
+REJECTED_TOKENS = {
     "expired": token(exp=NOW - 100),
     "not valid yet": token(nbf=NOW + 86400),
     "issued tomorrow": token(iat=NOW + 86400),
@@ -158,14 +158,14 @@ NOT_BELIEVED = {
     "of an empty name": token(sub=""),
     "of a name that breaks a log line": token(sub="a\nb"),
     "of a name without end": token(sub="a" * 201),
-    "by a stranger's key": token(key=STRANGER),
+    "by a stranger's key": token(key=UNKNOWN_KEY),
     "by a key that is not known": token(key_id="key-9"),
     "of no key": token(key_id=None),
     "by another kind of key": token("RS256", "key-1"),
     "unsigned": f"{encode({'alg': 'none', 'kid': 'key-1'})}.{encode(claims())}.",
-    "signed with a public key as a secret": signed_with(PEM, {"alg": "HS256", "kid": "rsa"}),
-    "signed with a public key, and says otherwise": signed_with(PEM, {"alg": "RS256", "kid": "rsa"}),
-    "signed with a secret that stands among the keys": signed_with(b"x" * 32, {"alg": "HS256", "kid": "secret"}),
+    "signed with a public key as a secret": sign_hs256(PEM, {"alg": "HS256", "kid": "rsa"}),
+    "signed with a public key, and says otherwise": sign_hs256(PEM, {"alg": "RS256", "kid": "rsa"}),
+    "signed with a secret that stands among the keys": sign_hs256(b"x" * 32, {"alg": "HS256", "kid": "secret"}),
     "by a key for encryption": token("EdDSA", "encryption"),
     "by a key whose private half is published": token("EdDSA", "private"),
     "by a short key": BY_SHORT,
@@ -196,34 +196,34 @@ def many_keys(tmp_path_factory):
         {**private, "kid": "private"},
         {"kty": "oct", "k": encode(b"x" * 32), "kid": "secret"},
         {"kty": "quantum", "kid": "future"},
-        public("ES256", "key-1", STRANGER),  # the first of a name counts
+        public("ES256", "key-1", UNKNOWN_KEY),  # the first of a name counts
         {**public("EdDSA", ""), "kid": None},
     ]
     path.write_text(json.dumps({"keys": keys}))
     return path
 
 
-@pytest.mark.parametrize("why", NOT_BELIEVED)
+@pytest.mark.parametrize("why", REJECTED_TOKENS)
 def test_what_is_not_believed(many_keys, why):
-    verifier = tokens(str(many_keys))
-    assert callers(verifier, NOT_BELIEVED[why], token(), token("RS256", "rsa")) == [None, "upload", "upload"]
+    verifier = create_verifier(str(many_keys))
+    assert callers(verifier, REJECTED_TOKENS[why], token(), token("RS256", "rsa")) == [None, "upload", "upload"]
 
 
 def test_clocks_may_differ_a_little(many_keys):
     late, early = token(exp=int(time.time()) - 10), token(nbf=int(time.time()) + 10)
-    assert callers(tokens(str(many_keys)), late, early) == ["upload", "upload"]
+    assert callers(create_verifier(str(many_keys)), late, early) == ["upload", "upload"]
 
 
 def test_a_secret_among_the_keys_is_not_logged(many_keys, caplog):
     with caplog.at_level(logging.DEBUG):
-        tokens(str(many_keys))
+        create_verifier(str(many_keys))
     assert "key 'private' is a private key" in caplog.text
     assert "key 'future' is left out" in caplog.text
     assert encode(b"x" * 32) not in caplog.text
 
 
 def test_a_new_key_is_fetched_when_a_token_names_it_and_no_more_often_than_that(provider, monkeypatch):
-    verifier = tokens(provider.url)
+    verifier = create_verifier(provider.url)
     new = ec.generate_private_key(ec.SECP256R1())
     provider.keys.append(public("ES256", "key-2", new))
     by_new = token("ES256", "key-2", key=new)
@@ -237,7 +237,7 @@ def test_a_new_key_is_fetched_when_a_token_names_it_and_no_more_often_than_that(
 
 
 def test_many_calls_wait_for_one_fetch(provider):
-    verifier = tokens(provider.url)
+    verifier = create_verifier(provider.url)
     new = ec.generate_private_key(ec.SECP256R1())
     provider.keys.append(public("ES256", "key-2", new))
     verifier._keys._fetched_s -= jwt_verifier.LEAST_BETWEEN_S
@@ -250,7 +250,7 @@ def test_many_calls_wait_for_one_fetch(provider):
 
 
 def test_a_key_that_was_withdrawn_is_believed_until_the_keys_are_fetched_again(provider):
-    verifier = tokens(provider.url)
+    verifier = create_verifier(provider.url)
     old = token()
     assert callers(verifier, old) == ["upload"]
     provider.keys = [public("ES256", "key-2")]
@@ -268,28 +268,28 @@ def test_a_key_that_was_withdrawn_is_believed_until_the_keys_are_fetched_again(p
 
 def test_a_provider_that_is_away_changes_nothing(provider, tmp_path, caplog):
     kept = tmp_path / "jwks.json"
-    verifier = tokens(provider.url, kept=kept)
+    verifier = create_verifier(provider.url, kept=kept)
     provider.stop()
     verifier._keys._fetched_s -= jwt_verifier.FRESH_S
     assert callers(verifier, token(), token(key_id="unknown"), token()) == ["upload", None, "upload"]
     assert "cannot be fetched" in caplog.text
     assert "the old keys stay" in caplog.text
     # A process that starts now has the keys that another one fetched.
-    assert callers(tokens(provider.url, kept=kept), token()) == ["upload"]
+    assert callers(create_verifier(provider.url, kept=kept), token()) == ["upload"]
     with pytest.raises(ListingVisionError, match="cannot be fetched"):
-        tokens(provider.url, kept=tmp_path / "nothing")
+        create_verifier(provider.url, kept=tmp_path / "nothing")
 
 
 @pytest.mark.parametrize("answer", [b"", b"[]", b"{", b'{"keys": 7}', b'{"keys": []}', b'{"keys": [1]}', b"[" * 99999])
 def test_an_answer_that_is_no_key_set_changes_nothing(provider, caplog, answer):
-    verifier = tokens(provider.url)
+    verifier = create_verifier(provider.url)
 
-    def broken(request):
+    def send_broken_keys(request):
         request.send_response(200)
         request.end_headers()
         request.wfile.write(answer)
 
-    provider.answer = broken
+    provider.answer = send_broken_keys
     verifier._keys._fetched_s -= jwt_verifier.FRESH_S
 
     async def later():
@@ -307,7 +307,7 @@ def redirect(request):
     request.end_headers()
 
 
-def endless(request):
+def send_endless(request):
     request.send_response(200)
     request.end_headers()
     with contextlib.suppress(OSError):
@@ -315,7 +315,7 @@ def endless(request):
             request.wfile.write(b" " * 65536)
 
 
-def drip(request):
+def send_slowly(request):
     request.send_response(200)
     request.end_headers()
     with contextlib.suppress(OSError):
@@ -324,7 +324,7 @@ def drip(request):
             time.sleep(0.02)
 
 
-def missing(request):
+def send_not_found(request):
     request.send_error(404)
 
 
@@ -332,9 +332,9 @@ def missing(request):
     ("answer", "said"),
     [
         (redirect, "HTTP Error 302"),
-        (missing, "HTTP Error 404"),
-        (endless, "larger than 256 KiB"),
-        (drip, "did not come within 0.2 s"),
+        (send_not_found, "HTTP Error 404"),
+        (send_endless, "larger than 256 KiB"),
+        (send_slowly, "did not come within 0.2 s"),
     ],
 )
 def test_a_fetch_has_limits(provider, monkeypatch, answer, said):
@@ -349,7 +349,7 @@ def test_a_fetch_has_limits(provider, monkeypatch, answer, said):
 )
 def test_keys_come_over_https_alone(url):
     with pytest.raises(ListingVisionError, match="give an https URL") as refused:
-        tokens(url)
+        create_verifier(url)
     assert "secret" not in str(refused.value)
 
 
@@ -357,9 +357,9 @@ def test_a_file_of_keys_is_read_again_and_a_broken_one_changes_nothing(tmp_path,
     monkeypatch.setattr("serving.auth.interceptor._LOOK_AGAIN_S", 0.0)
     path = tmp_path / "jwks.json"
     with pytest.raises(ListingVisionError, match="cannot be read: No such file"):
-        tokens(str(path))
+        create_verifier(str(path))
     path.write_text(json.dumps({"keys": [public("ES256", "key-1")]}))
-    verifier = tokens(str(path))
+    verifier = create_verifier(str(path))
     assert callers(verifier, token()) == ["upload"]
     path.write_text('{"keys"')
     assert callers(verifier, token()) == ["upload"]
@@ -370,7 +370,7 @@ def test_a_file_of_keys_is_read_again_and_a_broken_one_changes_nothing(tmp_path,
 
 def test_a_good_token_is_computed_once_and_again_when_it_may_have_expired(many_keys, monkeypatch):
     now = [time.time()]
-    verifier = tokens(str(many_keys), clock=lambda: now[0])
+    verifier = create_verifier(str(many_keys), clock=lambda: now[0])
     computed = []
     real = jwt.decode
     monkeypatch.setattr(jwt, "decode", lambda *given, **named: computed.append(1) or real(*given, **named))
@@ -387,7 +387,7 @@ def test_a_good_token_is_computed_once_and_again_when_it_may_have_expired(many_k
 
 def test_so_many_tokens_are_remembered_and_no_more(many_keys, monkeypatch):
     monkeypatch.setattr(jwt_verifier, "MAX_REMEMBERED", 3)
-    verifier = tokens(str(many_keys))
+    verifier = create_verifier(str(many_keys))
     assert callers(verifier, *(token(jti=str(i)) for i in range(6))) == ["upload"] * 6
     assert len(verifier._remembered) == 3
 

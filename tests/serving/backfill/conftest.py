@@ -10,9 +10,9 @@ from vision.manifest import Manifest
 
 
 @pytest.fixture
-def market(tmp_path, drawn):
+def market(tmp_path, synthetic_dataset):
     """Folder with manifest.csv, whose rows are not in the order of the listings, and the photos."""
-    manifest = Manifest.load(str(drawn / "manifest.parquet"))
+    manifest = Manifest.load(str(synthetic_dataset / "manifest.parquet"))
     folder = tmp_path / "market"
     rows = [
         {"listing_id": str(listing_id), "photo": str(photo)}
@@ -23,7 +23,7 @@ def market(tmp_path, drawn):
     for row in rows:
         target = folder / row["photo"]
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(drawn / row["photo"], target)
+        shutil.copy(synthetic_dataset / row["photo"], target)
     # Every other row first: the photos of a listing lie apart.
     write_manifest(folder / "manifest.csv", rows[::2] + rows[1::2])
     return folder

@@ -10,22 +10,22 @@ from serving.errors import BackfillError, StorageError
 from serving.storage import Store
 
 
-def file_of(path: str, data: bytes) -> File:
+def create_file(path: str, data: bytes) -> File:
     return File(path=path, sha256=hashlib.sha256(data).hexdigest(), num_rows=1, num_bytes=len(data))
 
 
-def entry_of(shard: int, answers: bytes, letters: bytes | None = None) -> tuple[Entry, dict[str, bytes]]:
-    files = {f"answers/{shard}.parquet": answers}
+def create_entry(shard: int, answers: bytes, letters: bytes | None = None) -> tuple[Entry, dict[str, bytes]]:
+    files = {f"suggestions/{shard}.parquet": answers}
     if letters is not None:
         files[f"dead_letters/{shard}.parquet"] = letters
-    found = [file_of(path, data) for path, data in files.items()]
+    found = [create_file(path, data) for path, data in files.items()]
     entry = Entry(
         shard=shard,
         num_listings=2,
         num_photos=5,
-        answers=found[0],
+        suggestions=found[0],
         dead_letters=found[1] if letters is not None else None,
-        outcomes={"answered": 2},
+        results={"classified": 2},
         errors={"PHOTO_NOT_FOUND": 1} if letters is not None else {},
         seconds=1.5,
         finished_at="2026-01-01T00:00:00+00:00",
@@ -45,7 +45,7 @@ def test_entries_come_back_as_they_were_written(store, elsewhere, monkeypatch):
         store = Store("memory://backfill-entries")
         store.remove_all()
     ledger = Ledger(store)
-    entries = [entry_of(number, b"x", b"y" if number % 2 else None) for number in (3, 0, 1001)]
+    entries = [create_entry(number, b"x", b"y" if number % 2 else None) for number in (3, 0, 1001)]
     for entry, files in entries:
         ledger.commit(entry, files)
     assert list(ledger.entries()) == sorted((entry for entry, _ in entries), key=lambda entry: entry.shard)
@@ -56,12 +56,12 @@ def test_entries_come_back_as_they_were_written(store, elsewhere, monkeypatch):
 
 def test_what_has_no_entry_is_removed(store):
     ledger = Ledger(store)
-    ledger.commit(*entry_of(0, b"x"))
-    store.write("answers/1.parquet", b"of a run that was killed before its entry")
+    ledger.commit(*create_entry(0, b"x"))
+    store.write("suggestions/1.parquet", b"of a run that was killed before its entry")
     store.write("dead_letters/1.parquet", b"the same")
     store.write("_job/ledger/0000/shard-0000001.json.77.tmp", b"{")
-    assert ledger.mend() == 3
-    assert store.paths("answers") == ["answers/0.parquet"]
+    assert ledger.recover() == 3
+    assert store.paths("suggestions") == ["suggestions/0.parquet"]
     assert len(list(ledger.entries())) == 1
 
 
@@ -70,44 +70,44 @@ def test_what_has_no_entry_is_removed(store):
 @pytest.mark.parametrize("letters_after", [b"new letters", None])
 def test_a_replacement_that_was_killed_ends_whole(store, num_written, letters_after):
     ledger = Ledger(store)
-    old, files = entry_of(0, b"old", b"old letters")
+    old, files = create_entry(0, b"old", b"old letters")
     ledger.commit(old, files)
-    new, files = entry_of(0, b"new", letters_after)
-    ledger._write(replace(old, becoming=new))
+    new, files = create_entry(0, b"new", letters_after)
+    ledger._write(replace(old, pending_replacement=new))
     for path, data in list(files.items())[:num_written]:
         store.write(path, data)
-    ledger.mend()
+    ledger.recover()
     [entry] = ledger.entries()
-    assert entry.becoming is None
-    assert store.sha256(entry.answers.path) == entry.answers.sha256
-    assert entry.answers == (new.answers if num_written else old.answers)
+    assert entry.pending_replacement is None
+    assert store.sha256(entry.suggestions.path) == entry.suggestions.sha256
+    assert entry.suggestions == (new.suggestions if num_written else old.suggestions)
     if entry.dead_letters:
         assert store.sha256(entry.dead_letters.path) == entry.dead_letters.sha256
     else:
         assert store.paths("dead_letters") == []
     assert bool(entry.errors) == bool(entry.dead_letters)
-    assert ledger.mend() == 0
+    assert ledger.recover() == 0
 
 
 def test_a_replacement_takes_the_place(store):
     ledger = Ledger(store)
-    old, files = entry_of(0, b"old", b"old letters")
+    old, files = create_entry(0, b"old", b"old letters")
     ledger.commit(old, files)
-    new, files = entry_of(0, b"new")
+    new, files = create_entry(0, b"new")
     ledger.replace(old, new, files)
     assert list(ledger.entries()) == [new]
-    assert store.read("answers/0.parquet") == b"new"
+    assert store.read("suggestions/0.parquet") == b"new"
     assert store.paths("dead_letters") == []
 
 
 def test_a_file_that_is_neither_old_nor_new_is_named(store):
     ledger = Ledger(store)
-    old, files = entry_of(0, b"old")
+    old, files = create_entry(0, b"old")
     ledger.commit(old, files)
-    ledger._write(replace(old, becoming=entry_of(0, b"new")[0]))
-    store.write("answers/0.parquet", b"somebody else's")
-    with pytest.raises(BackfillError, match=r"answers/0\.parquet is neither"):
-        ledger.mend()
+    ledger._write(replace(old, pending_replacement=create_entry(0, b"new")[0]))
+    store.write("suggestions/0.parquet", b"somebody else's")
+    with pytest.raises(BackfillError, match=r"suggestions/0\.parquet is neither"):
+        ledger.recover()
 
 
 def test_an_entry_that_is_none_is_named(store):
@@ -130,31 +130,31 @@ def test_one_process_of_a_machine_writes(store):
 
 def test_what_cannot_be_listed_is_no_empty_folder(store, monkeypatch):
     ledger = Ledger(store)
-    ledger.commit(*entry_of(0, b"x"))
+    ledger.commit(*create_entry(0, b"x"))
 
     def broken(folder):
         raise OSError(5, "Input/output error", str(folder))
 
     monkeypatch.setattr("serving.storage.os.scandir", broken)
     with pytest.raises(OSError, match="Input/output error"):
-        ledger.mend()
+        ledger.recover()
     monkeypatch.undo()
-    assert store.read("answers/0.parquet") == b"x"
+    assert store.read("suggestions/0.parquet") == b"x"
 
 
 def test_a_shard_whose_file_is_gone_is_not_whole(store):
     ledger = Ledger(store)
     for number in range(2):
-        ledger.commit(*entry_of(number, b"x", b"y"))
+        ledger.commit(*create_entry(number, b"x", b"y"))
     store.remove("dead_letters/1.parquet")
-    assert [entry.shard for entry in ledger.whole()] == [0]
+    assert [entry.shard for entry in ledger.complete_entries()] == [0]
 
 
 def test_what_lies_elsewhere_is_locked_on_this_machine_and_no_file_of_it_removed():
     store = Store("memory://backfill-ledger")
     store.remove_all()
-    store.write("answers/0.parquet", b"another machine may be about to vouch for it")
-    assert Ledger(store).mend() == 0
-    assert store.paths("answers") == ["answers/0.parquet"]
+    store.write("suggestions/0.parquet", b"another machine may be about to vouch for it")
+    assert Ledger(store).recover() == 0
+    assert store.paths("suggestions") == ["suggestions/0.parquet"]
     with store.locked("_job/lock"), pytest.raises(StorageError, match="another backfill"), store.locked("_job/lock"):
         pass

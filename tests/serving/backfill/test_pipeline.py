@@ -6,14 +6,14 @@ import time
 import numpy as np
 import pytest
 
-from serving.backfill.photo_reader import Reader
-from serving.backfill.pipeline import Pipeline, Waits
-from serving.backfill.plan import PhotosOfShard
+from serving.backfill.photo_reader import PhotoReader
+from serving.backfill.pipeline import Pipeline, WaitTimes
+from serving.backfill.plan import ShardPhotos
 from vision.engine import Logits
 from vision.errors import EngineBroken, PhotoDecoderCrashed, PhotoTruncated
 
 
-class Doubling:
+class NumberDecoder:
     """Decodes the number in a photo's bytes to a picture of it; refuses odd ones over 100."""
 
     def begin(self, data):
@@ -29,7 +29,7 @@ class Doubling:
         pass
 
 
-class Counting(Reader):
+class RecordingReader(PhotoReader):
     """Notes what it is asked for."""
 
     def __init__(self, base_url, photos, stop):
@@ -46,13 +46,13 @@ def infer(photos_nhwc):
     return Logits(values, 2 * values, 3 * values)
 
 
-def photos_in(tmp_path, numbers):
+def write_photos(tmp_path, numbers):
     for number in numbers:
         (tmp_path / str(number)).write_text(str(number))
 
 
-def shard_of(number: int, photos: list[int]) -> PhotosOfShard:
-    return PhotosOfShard(
+def create_shard(number: int, photos: list[int]) -> ShardPhotos:
+    return ShardPhotos(
         number=number,
         listing_ids=["x"],
         photos=[str(photo) for photo in photos],
@@ -60,25 +60,25 @@ def shard_of(number: int, photos: list[int]) -> PhotosOfShard:
     )
 
 
-def pipeline_in(tmp_path, *, stop=None, infer=infer, photos_at_once=3) -> Pipeline:
+def create_pipeline(tmp_path, *, stop=None, infer=infer, max_batch_size=3) -> Pipeline:
     stop = stop or threading.Event()
-    reader = Reader(str(tmp_path), stop=stop, attempts=2, first_pause_s=0.01)
+    reader = PhotoReader(str(tmp_path), stop=stop, max_attempts=2, initial_backoff_s=0.01)
     return Pipeline(
         reader,
-        [Doubling(), Doubling()],
+        [NumberDecoder(), NumberDecoder()],
         infer,
         num_infer_threads=2,
-        photos_at_once=photos_at_once,
+        max_batch_size=max_batch_size,
         stop=stop,
-        waits=Waits(),
+        wait_times=WaitTimes(),
     )
 
 
-@pytest.mark.parametrize("photos_at_once", [1, 7])
-def test_each_shard_gets_the_logits_of_its_photos_in_their_order(tmp_path, photos_at_once):
-    photos_in(tmp_path, range(200))
-    shards = [shard_of(n, list(range(n, 100, 7))) for n in range(7)]
-    found = {d.shard.number: d for d in pipeline_in(tmp_path, photos_at_once=photos_at_once).run(iter(shards))}
+@pytest.mark.parametrize("max_batch_size", [1, 7])
+def test_each_shard_gets_the_logits_of_its_photos_in_their_order(tmp_path, max_batch_size):
+    write_photos(tmp_path, range(200))
+    shards = [create_shard(n, list(range(n, 100, 7))) for n in range(7)]
+    found = {d.shard.number: d for d in create_pipeline(tmp_path, max_batch_size=max_batch_size).run(iter(shards))}
     assert sorted(found) == list(range(7))
     for number, done in found.items():
         assert done.failures == {}
@@ -87,8 +87,8 @@ def test_each_shard_gets_the_logits_of_its_photos_in_their_order(tmp_path, photo
 
 
 def test_photos_fail_one_by_one(tmp_path):
-    photos_in(tmp_path, [1, 2, 101, 102])
-    [done] = pipeline_in(tmp_path).run([shard_of(0, [1, 999, 101, 2, 102])])
+    write_photos(tmp_path, [1, 2, 101, 102])
+    [done] = create_pipeline(tmp_path).run([create_shard(0, [1, 999, 101, 2, 102])])
     assert {photo: failure.reason for photo, failure in done.failures.items()} == {
         1: "PHOTO_NOT_FOUND",
         2: "PHOTO_TRUNCATED",
@@ -97,7 +97,7 @@ def test_photos_fail_one_by_one(tmp_path):
 
 
 def test_a_shard_without_a_usable_photo_is_done_too(tmp_path):
-    [done] = pipeline_in(tmp_path).run([shard_of(0, [998, 999])])
+    [done] = create_pipeline(tmp_path).run([create_shard(0, [998, 999])])
     assert len(done.failures) == 2
     assert len(done.logits.category) == 0
 
@@ -112,7 +112,7 @@ def test_what_may_pass_is_tried_again(tmp_path, monkeypatch):
         return b"7"
 
     monkeypatch.setattr("serving.backfill.photo_reader.photo_bytes", flaky)
-    [done] = pipeline_in(tmp_path).run([shard_of(0, [7])])
+    [done] = create_pipeline(tmp_path).run([create_shard(0, [7])])
     assert done.failures == {}
     assert len(tries) == 2
 
@@ -122,32 +122,32 @@ def test_what_does_not_pass_is_given_up_after_some_tries(tmp_path, monkeypatch):
         raise ConnectionError("reset by peer")
 
     monkeypatch.setattr("serving.backfill.photo_reader.photo_bytes", broken)
-    [done] = pipeline_in(tmp_path).run([shard_of(0, [7])])
+    [done] = create_pipeline(tmp_path).run([create_shard(0, [7])])
     assert (done.failures[0].reason, done.failures[0].message) == ("PHOTO_READ_FAILED", "reset by peer")
 
 
 def test_a_model_that_fails_ends_it(tmp_path):
-    photos_in(tmp_path, range(50))
+    write_photos(tmp_path, range(50))
 
     def broken(photos_nhwc):
         raise EngineBroken("no model")
 
     with pytest.raises(EngineBroken, match="no model"):
-        list(pipeline_in(tmp_path, infer=broken).run([shard_of(0, list(range(50)))]))
+        list(create_pipeline(tmp_path, infer=broken).run([create_shard(0, list(range(50)))]))
     assert not [thread for thread in threading.enumerate() if thread.name in ("feed", "decode", "model")]
 
 
 def test_shards_that_cannot_be_read_end_it(tmp_path):
     def shards():
-        yield shard_of(0, [998])
+        yield create_shard(0, [998])
         raise OSError("the plan is gone")
 
     with pytest.raises(OSError, match="the plan is gone"):
-        list(pipeline_in(tmp_path).run(shards()))
+        list(create_pipeline(tmp_path).run(shards()))
 
 
 def test_it_ends_soon_when_it_is_stopped(tmp_path):
-    photos_in(tmp_path, range(100))
+    write_photos(tmp_path, range(100))
     stop, seen = threading.Event(), threading.Event()
 
     def slow(photos_nhwc):
@@ -155,16 +155,16 @@ def test_it_ends_soon_when_it_is_stopped(tmp_path):
         time.sleep(0.05)
         return infer(photos_nhwc)
 
-    pipeline = pipeline_in(tmp_path, stop=stop, infer=slow, photos_at_once=1)
+    pipeline = create_pipeline(tmp_path, stop=stop, infer=slow, max_batch_size=1)
     threading.Thread(target=lambda: (seen.wait(), stop.set())).start()
-    assert list(pipeline.run([shard_of(0, list(range(100)) * 50)])) == []
+    assert list(pipeline.run([create_shard(0, list(range(100)) * 50)])) == []
 
 
 def test_a_decoder_that_died_once_is_not_the_photos_fault(tmp_path):
-    photos_in(tmp_path, [2, 4, 6])
+    write_photos(tmp_path, [2, 4, 6])
     times = {4: 1, 6: 2}
 
-    class Dying(Doubling):
+    class CrashingDecoder(NumberDecoder):
         def end(self):
             number = int(self._data)
             if times.get(number, 0):
@@ -172,25 +172,33 @@ def test_a_decoder_that_died_once_is_not_the_photos_fault(tmp_path):
                 return PhotoDecoderCrashed("killed")
             return super().end()
 
-    for photos_at_once in (1, 3):
+    for max_batch_size in (1, 3):
         times.update({4: 1, 6: 2})
         stop = threading.Event()
-        reader = Reader(str(tmp_path), stop=stop)
+        reader = PhotoReader(str(tmp_path), stop=stop)
         pipeline = Pipeline(
-            reader, [Dying()], infer, num_infer_threads=1, photos_at_once=photos_at_once, stop=stop, waits=Waits()
+            reader,
+            [CrashingDecoder()],
+            infer,
+            num_infer_threads=1,
+            max_batch_size=max_batch_size,
+            stop=stop,
+            wait_times=WaitTimes(),
         )
-        [done] = pipeline.run([shard_of(0, [2, 4, 6])])
+        [done] = pipeline.run([create_shard(0, [2, 4, 6])])
         assert {photo: failure.reason for photo, failure in done.failures.items()} == {2: "PHOTO_DECODER_CRASHED"}
         assert done.logits.category[:, 0].tolist() == [2, 4]
 
 
 def test_shards_that_nobody_takes_do_not_pile_up(tmp_path):
-    photos_in(tmp_path, [2])
+    write_photos(tmp_path, [2])
     read = []
     stop = threading.Event()
-    reader = Counting(str(tmp_path), read, stop)
-    pipeline = Pipeline(reader, [Doubling()], infer, num_infer_threads=1, photos_at_once=1, stop=stop, waits=Waits())
-    found = pipeline.run(shard_of(number, [2]) for number in range(100))
+    reader = RecordingReader(str(tmp_path), read, stop)
+    pipeline = Pipeline(
+        reader, [NumberDecoder()], infer, num_infer_threads=1, max_batch_size=1, stop=stop, wait_times=WaitTimes()
+    )
+    found = pipeline.run(create_shard(number, [2]) for number in range(100))
     next(found)
     before = -1
     while len(read) != before:
@@ -202,17 +210,19 @@ def test_shards_that_nobody_takes_do_not_pile_up(tmp_path):
 
 def test_no_more_is_begun_than_memory_allows(tmp_path):
     """The model stands still: whatever is read ahead is bounded."""
-    photos_in(tmp_path, range(1000))
+    write_photos(tmp_path, range(1000))
     go, read = threading.Event(), []
     stop = threading.Event()
-    reader = Counting(str(tmp_path), read, stop)
+    reader = RecordingReader(str(tmp_path), read, stop)
 
     def waiting(photos_nhwc):
         go.wait()
         return infer(photos_nhwc)
 
-    pipeline = Pipeline(reader, [Doubling()], waiting, num_infer_threads=1, photos_at_once=1, stop=stop, waits=Waits())
-    found = pipeline.run([shard_of(0, [0, 2, 4, 6, 8] * 200)])
+    pipeline = Pipeline(
+        reader, [NumberDecoder()], waiting, num_infer_threads=1, max_batch_size=1, stop=stop, wait_times=WaitTimes()
+    )
+    found = pipeline.run([create_shard(0, [0, 2, 4, 6, 8] * 200)])
     taker = threading.Thread(target=lambda: list(found))
     taker.start()
     before = -1

@@ -6,14 +6,14 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from serving.backfill.plan import ShardReader, manifest_sha256, manifest_urls, write_plan
+from serving.backfill.plan import ShardReader, hash_manifest, list_manifest_files, write_plan
 from serving.storage import Store
 from vision.errors import ManifestError
 
 ROWS = [("b", "b1.jpg"), ("a", "a1.jpg"), ("b", "b2.jpg"), ("c", "c1.jpg"), ("a", "a2.jpg"), ("d", "d1.jpg")]
 
 
-def written(folder, name: str, rows=ROWS) -> str:
+def write_manifest_file(folder, name: str, rows=ROWS) -> str:
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
     ids, photos = zip(*rows, strict=True)
@@ -27,7 +27,7 @@ def written(folder, name: str, rows=ROWS) -> str:
     return str(path)
 
 
-def all_shards(store) -> list[tuple[list[str], list[str], list[int]]]:
+def read_all_shards(store) -> list[tuple[list[str], list[str], list[int]]]:
     reader = ShardReader(store)
     shards = [reader.read(number) for number in range(len(reader))]
     return [(list(s.listing_ids), list(s.photos), s.groups.tolist()) for s in shards]
@@ -36,9 +36,9 @@ def all_shards(store) -> list[tuple[list[str], list[str], list[int]]]:
 @pytest.mark.parametrize("name", ["m.parquet", "m.csv", "m.jsonl"])
 def test_listings_are_brought_together_in_the_order_of_their_first_rows(tmp_path, name):
     store = Store(str(tmp_path / "out"))
-    plan = write_plan(manifest_urls(written(tmp_path, name)), store, listings_per_shard=2)
+    plan = write_plan(list_manifest_files(write_manifest_file(tmp_path, name)), store, listings_per_shard=2)
     assert (plan.num_listings, plan.num_photos, plan.num_shards) == (4, 6, 2)
-    assert all_shards(store) == [
+    assert read_all_shards(store) == [
         (["b", "a"], ["b1.jpg", "b2.jpg", "a1.jpg", "a2.jpg"], [0, 0, 1, 1]),
         (["c", "d"], ["c1.jpg", "d1.jpg"], [0, 1]),
     ]
@@ -47,28 +47,32 @@ def test_listings_are_brought_together_in_the_order_of_their_first_rows(tmp_path
 def test_ids_that_look_like_numbers_or_dates_stay_as_they_are(tmp_path):
     store = Store(str(tmp_path / "out"))
     rows = [("007", "1.jpg"), ("2024-01-02", "2.jpg"), ("#9", "s.tar#5+7"), ("'q'", "a b.jpg")]
-    write_plan([written(tmp_path, "m.csv", rows)], store, listings_per_shard=5)
-    assert all_shards(store)[0][:2] == ([i for i, _ in rows], [p for _, p in rows])
+    write_plan([write_manifest_file(tmp_path, "m.csv", rows)], store, listings_per_shard=5)
+    assert read_all_shards(store)[0][:2] == ([i for i, _ in rows], [p for _, p in rows])
 
 
 def test_a_folder_of_files_and_a_pattern_are_one_manifest(tmp_path):
-    first = written(tmp_path, "m/part-0.parquet", ROWS[:3])
-    second = written(tmp_path, "m/part-1.parquet", ROWS[3:])
-    assert manifest_urls(str(tmp_path / "m")) == manifest_urls(str(tmp_path / "m/part-*.parquet")) == [first, second]
+    first = write_manifest_file(tmp_path, "m/part-0.parquet", ROWS[:3])
+    second = write_manifest_file(tmp_path, "m/part-1.parquet", ROWS[3:])
+    assert (
+        list_manifest_files(str(tmp_path / "m"))
+        == list_manifest_files(str(tmp_path / "m/part-*.parquet"))
+        == [first, second]
+    )
     store = Store(str(tmp_path / "out"))
     assert write_plan([first, second], store, listings_per_shard=9).num_listings == 4
-    assert all_shards(store)[0][0] == ["b", "a", "c", "d"]
+    assert read_all_shards(store)[0][0] == ["b", "a", "c", "d"]
 
 
 def test_many_rows_in_any_order_over_many_row_groups(tmp_path):
     rows = [(f"listing-{i % 7001}", f"{i}.jpg") for i in range(50_000)]
     random.Random(0).shuffle(rows)
     store = Store(str(tmp_path / "out"))
-    plan = write_plan([written(tmp_path, "m.parquet", rows)], store, listings_per_shard=500)
+    plan = write_plan([write_manifest_file(tmp_path, "m.parquet", rows)], store, listings_per_shard=500)
     assert (plan.num_listings, plan.num_photos, plan.num_shards) == (7001, 50_000, 15)
     found = [
         (ids[group], photo)
-        for ids, photos, groups in all_shards(store)
+        for ids, photos, groups in read_all_shards(store)
         for photo, group in zip(photos, groups, strict=True)
     ]
     assert sorted(found) == sorted(rows)
@@ -80,14 +84,14 @@ def test_many_rows_in_any_order_over_many_row_groups(tmp_path):
 
 def test_some_listings_of_a_shard(tmp_path):
     store = Store(str(tmp_path / "out"))
-    write_plan([written(tmp_path, "m.csv")], store, listings_per_shard=4)
-    some = ShardReader(store).read(0).only({"c", "b"})
+    write_plan([write_manifest_file(tmp_path, "m.csv")], store, listings_per_shard=4)
+    some = ShardReader(store).read(0).select_listings({"c", "b"})
     assert (list(some.listing_ids), list(some.photos)) == (["b", "c"], ["b1.jpg", "b2.jpg", "c1.jpg"])
     assert some.groups.tolist() == [0, 0, 1]
 
 
 def test_rows_that_cannot_be_used_are_named(tmp_path):
-    url = written(tmp_path, "m.csv", [("a", "1.jpg"), ("", "2.jpg"), ("c", "")])
+    url = write_manifest_file(tmp_path, "m.csv", [("a", "1.jpg"), ("", "2.jpg"), ("c", "")])
     with pytest.raises(ManifestError, match="2 rows cannot be used") as caught:
         write_plan([url], Store(str(tmp_path / "out")), listings_per_shard=4)
     assert caught.value.problems == ("row 2: listing_id is empty", "row 3: photo is empty")
@@ -109,22 +113,22 @@ def test_a_manifest_that_cannot_be_used_says_why(tmp_path, name, text, said):
 
 def test_what_is_no_manifest_is_refused(tmp_path):
     with pytest.raises(ManifestError, match="no such file"):
-        manifest_urls(str(tmp_path / "missing.csv"))
-    written(tmp_path, "m/a.csv")
-    written(tmp_path, "m/b.jsonl")
-    with pytest.raises(ManifestError, match=r"\.csv, \.jsonl; give one kind"):
-        manifest_urls(str(tmp_path / "m"))
+        list_manifest_files(str(tmp_path / "missing.csv"))
+    write_manifest_file(tmp_path, "m/a.csv")
+    write_manifest_file(tmp_path, "m/b.jsonl")
+    with pytest.raises(ManifestError, match=r"\.csv, \.jsonl; use one of"):
+        list_manifest_files(str(tmp_path / "m"))
 
 
 def test_the_digest_is_of_contents_and_their_order(tmp_path):
-    first, second = written(tmp_path, "a.csv", ROWS[:2]), written(tmp_path, "b.csv", ROWS[2:])
-    assert manifest_sha256([first, second]) == manifest_sha256([first, second])
-    assert manifest_sha256([first, second]) != manifest_sha256([second, first])
-    assert manifest_sha256([first]) != manifest_sha256([second])
+    first, second = write_manifest_file(tmp_path, "a.csv", ROWS[:2]), write_manifest_file(tmp_path, "b.csv", ROWS[2:])
+    assert hash_manifest([first, second]) == hash_manifest([first, second])
+    assert hash_manifest([first, second]) != hash_manifest([second, first])
+    assert hash_manifest([first]) != hash_manifest([second])
 
 
 def test_storage_elsewhere(tmp_path):
     store = Store("memory://backfill-plan")
     store.remove_all()
-    write_plan([written(tmp_path, "m.csv")], store, listings_per_shard=3)
-    assert [ids for ids, _, _ in all_shards(store)] == [["b", "a", "c"], ["d"]]
+    write_plan([write_manifest_file(tmp_path, "m.csv")], store, listings_per_shard=3)
+    assert [ids for ids, _, _ in read_all_shards(store)] == [["b", "a", "c"], ["d"]]

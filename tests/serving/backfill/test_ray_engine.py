@@ -10,10 +10,10 @@ import pytest
 
 from serving.backfill import inspection
 from serving.backfill.job import LOCK_PATH
-from serving.backfill.run import Stopper, open_job, run
+from serving.backfill.run import GracefulShutdown, open_or_create_job, run
 from serving.storage import Store
 from tests.serving.backfill.test_remote_engine import alike
-from tests.serving.backfill.test_run import answers_in, asked_for, backfill, photos_by_listing
+from tests.serving.backfill.test_run import photos_by_listing, read_suggestions, request_for, run_backfill
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def ray_session():
     ray.shutdown()
 
 
-def workers(kind: str) -> list[int]:
+def list_actor_pids(kind: str) -> list[int]:
     """Pids of Ray's worker processes that run an actor of that class."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
@@ -37,37 +37,39 @@ def workers(kind: str) -> list[int]:
     return found
 
 
-def backfill_on_ray(ray_session, bundle, market, output, monkeypatch, *, on_gpus, meanwhile=lambda: None):
+def backfill_on_ray(ray_session, bundle, market, output, monkeypatch, *, separate_decoding, meanwhile=lambda: None):
     from serving.backfill.ray_engine import RayEngine
 
     # One session for all tests of this file.
     monkeypatch.setattr(RayEngine, "close", lambda self: [ray_session.kill(actor) for actor in self._actors])
-    store, stopper = Store(str(output)), Stopper()
-    engine = RayEngine(bundle.folder, isolate=False, stop=stopper.abandon, on_gpus=on_gpus)
+    store, shutdown = Store(str(output)), GracefulShutdown()
+    engine = RayEngine(bundle.folder, isolate=False, stop=shutdown.abort, separate_decoding=separate_decoding)
     threading.Thread(target=meanwhile, daemon=True).start()
     try:
         with store.locked(LOCK_PATH):
-            job = open_job(store, asked_for(market, output), engine, lambda _: None)
-            run(store, job, engine, max_error_share=1.0, stopper=stopper)
+            job = open_or_create_job(store, request_for(market, output), engine, lambda _: None)
+            run(store, job, engine, max_error_share=1.0, shutdown=shutdown)
     finally:
         engine.close()
     return store
 
 
-@pytest.mark.parametrize("on_gpus", [False, True])
-def test_it_answers_as_this_process_does(ray_session, bundle, market, tmp_path, monkeypatch, on_gpus):
+@pytest.mark.parametrize("separate_decoding", [False, True])
+def test_it_answers_as_this_process_does(ray_session, bundle, market, tmp_path, monkeypatch, separate_decoding):
     photos = photos_by_listing(market)
     bad, gone = list(photos)[:2]
     photos[bad][0].write_bytes(b"no photo")
     for photo in photos[gone]:
         photo.unlink()
-    here = answers_in(backfill(bundle, market, tmp_path / "here"))
-    store = backfill_on_ray(ray_session, bundle, market, tmp_path / "there", monkeypatch, on_gpus=on_gpus)
-    there = answers_in(store)
+    here = read_suggestions(run_backfill(bundle, market, tmp_path / "here"))
+    store = backfill_on_ray(
+        ray_session, bundle, market, tmp_path / "there", monkeypatch, separate_decoding=separate_decoding
+    )
+    there = read_suggestions(store)
     assert sorted(there) == sorted(here)
     for listing_id, row in there.items():
         alike(row, here[listing_id])
-    assert inspection.verify(store).is_right
+    assert inspection.verify(store).is_valid
 
 
 def test_a_killed_worker_costs_nothing(ray_session, bundle, market, tmp_path, monkeypatch):
@@ -75,14 +77,14 @@ def test_a_killed_worker_costs_nothing(ray_session, bundle, market, tmp_path, mo
 
     def kill_one():
         while not killed:
-            for pid in workers("_Worker.answer")[:1]:
+            for pid in list_actor_pids("_Worker.classify")[:1]:
                 os.kill(pid, signal.SIGKILL)
                 killed.append(pid)
             time.sleep(0.001)
 
     store = backfill_on_ray(
-        ray_session, bundle, market, tmp_path / "out", monkeypatch, on_gpus=False, meanwhile=kill_one
+        ray_session, bundle, market, tmp_path / "out", monkeypatch, separate_decoding=False, meanwhile=kill_one
     )
     assert killed
-    assert inspection.verify(store).is_right
-    assert len(answers_in(store)) == len(photos_by_listing(market))
+    assert inspection.verify(store).is_valid
+    assert len(read_suggestions(store)) == len(photos_by_listing(market))

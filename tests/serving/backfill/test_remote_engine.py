@@ -8,31 +8,37 @@ import pytest
 
 from serving.backfill import inspection
 from serving.backfill.job import LOCK_PATH
-from serving.backfill.local_engine import local_engine
-from serving.backfill.remote_engine import GatewayEngine, RateLimit, target_engine
-from serving.backfill.run import Stopper, open_job, run
+from serving.backfill.local_engine import create_local_engine
+from serving.backfill.remote_engine import GatewayEngine, RateLimiter, create_remote_engine
+from serving.backfill.run import GracefulShutdown, open_or_create_job, run
 from serving.client import CallFailed
 from serving.errors import BackfillError
 from serving.storage import Store
-from tests.serving.backfill.test_run import answers_in, asked_for, backfill, letters_in, photos_by_listing
+from tests.serving.backfill.test_run import (
+    photos_by_listing,
+    read_dead_letters,
+    read_suggestions,
+    request_for,
+    run_backfill,
+)
 from vision.bundle import load_bundle
 
 
-def backfill_at(address, bundle, market, output, **changed):
-    store, stopper = Store(str(output)), Stopper()
-    engine = target_engine(address, bundle, photos_per_s=None, stop=stopper.abandon, isolate=False)
+def backfill_remote(address, bundle, market, output, **changed):
+    store, shutdown = Store(str(output)), GracefulShutdown()
+    engine = create_remote_engine(address, bundle, photos_per_s=None, stop=shutdown.abort, isolate=False)
     try:
         with store.locked(LOCK_PATH):
-            job = open_job(store, asked_for(market, output, **changed), engine, lambda _: None)
-            run(store, job, engine, max_error_share=1.0, stopper=stopper)
+            job = open_or_create_job(store, request_for(market, output, **changed), engine, lambda _: None)
+            run(store, job, engine, max_error_share=1.0, shutdown=shutdown)
     finally:
         engine.close()
     return store
 
 
-def alike(row: dict, other: dict) -> None:
+def assert_same_suggestion(row: dict, other: dict) -> None:
     # Gateway and process round their numbers in another order.
-    assert row["outcome"] == other["outcome"]
+    assert row["result"] == other["result"]
     assert row["category_id"] == other["category_id"]
     assert (row["brand"] or {}).get("id") == (other["brand"] or {}).get("id")
     assert row["num_photos"] == other["num_photos"]
@@ -51,63 +57,63 @@ def test_a_gateway_answers_as_this_process_does(bundle, market, tmp_path, served
         photo.write_bytes(b"")
     for photo in photos[gone]:
         photo.unlink()
-    here = answers_in(backfill(bundle, market, tmp_path / "here", top_k=2))
-    store = backfill_at(served.address, bundle, market, tmp_path / "there", top_k=2)
-    there = answers_in(store)
+    here = read_suggestions(run_backfill(bundle, market, tmp_path / "here", top_k=2))
+    store = backfill_remote(served.address, bundle, market, tmp_path / "there", top_k=2)
+    there = read_suggestions(store)
     assert list(there) == list(here)
     for listing_id, row in there.items():
-        alike(row, here[listing_id])
+        assert_same_suggestion(row, here[listing_id])
     ok = there[list(photos)[5]]
     assert len(ok["alternatives"]) == 2
-    assert {letter["reason"] for letter in letters_in(store)} == {
+    assert {letter["reason"] for letter in read_dead_letters(store)} == {
         "PHOTO_NOT_AN_IMAGE",
         "PHOTO_EMPTY",
         "PHOTO_NOT_FOUND",
     }
-    assert inspection.verify(store).is_right
+    assert inspection.verify(store).is_valid
 
 
 def test_a_triton_answers_as_this_process_does(bundle, market, tmp_path, served):
     address = re.findall(r"Triton \(pid \d+\) answers at (\S+)", served.log)[-1]
-    here = answers_in(backfill(bundle, market, tmp_path / "here"))
-    there = answers_in(backfill_at(address, bundle, market, tmp_path / "there"))
+    here = read_suggestions(run_backfill(bundle, market, tmp_path / "here"))
+    there = read_suggestions(backfill_remote(address, bundle, market, tmp_path / "there"))
     assert list(there) == list(here)
     for listing_id, row in there.items():
-        alike(row, here[listing_id])
+        assert_same_suggestion(row, here[listing_id])
 
 
 def test_a_triton_whose_model_is_another_by_now_ends_the_job(bundle, market, tmp_path, served):
     address = re.findall(r"Triton \(pid \d+\) answers at (\S+)", served.log)[-1]
     ours = load_bundle(bundle.folder)
-    store, stopper = Store(str(tmp_path / "out")), Stopper()
-    engine = target_engine(address, ours, photos_per_s=None, stop=stopper.abandon, isolate=False)
+    store, shutdown = Store(str(tmp_path / "out")), GracefulShutdown()
+    engine = create_remote_engine(address, ours, photos_per_s=None, stop=shutdown.abort, isolate=False)
     try:
-        job = open_job(store, asked_for(market, tmp_path / "out"), engine, lambda _: None)
+        job = open_or_create_job(store, request_for(market, tmp_path / "out"), engine, lambda _: None)
         # As if the one that answers had been replaced since.
         ours.golden.category_logits[:] += 1.0
         with pytest.raises(BackfillError, match="does not answer: golden photos: category_logits differs"):
-            run(store, job, engine, max_error_share=1.0, stopper=stopper)
+            run(store, job, engine, max_error_share=1.0, shutdown=shutdown)
     finally:
         engine.close()
-    assert store.paths("answers") == []
+    assert store.paths("suggestions") == []
 
 
 def test_a_gateway_with_another_model_is_refused(bundle, served):
     other = load_bundle(bundle.folder)
     object.__setattr__(other.info, "model_version", "another")
     with pytest.raises(BackfillError, match="serves another model: version"):
-        target_engine(served.address, other, photos_per_s=None, stop=threading.Event())
+        create_remote_engine(served.address, other, photos_per_s=None, stop=threading.Event())
 
 
 def test_a_gateway_answers_no_embeddings(bundle, market, tmp_path, served):
     with pytest.raises(BackfillError, match="--embedding: a gateway answers none"):
-        backfill_at(served.address, bundle, market, tmp_path / "out", embedding=True)
+        backfill_remote(served.address, bundle, market, tmp_path / "out", embedding=True)
 
 
 def test_a_gateway_that_is_busy_or_away_is_asked_again(bundle, market, tmp_path, served, monkeypatch):
-    monkeypatch.setattr("serving.backfill.remote_engine.FIRST_PAUSE_S", 0.01)
-    store, stopper = Store(str(tmp_path / "out")), Stopper()
-    engine = target_engine(served.address, bundle, photos_per_s=None, stop=stopper.abandon)
+    monkeypatch.setattr("serving.backfill.remote_engine.INITIAL_BACKOFF_S", 0.01)
+    store, shutdown = Store(str(tmp_path / "out")), GracefulShutdown()
+    engine = create_remote_engine(served.address, bundle, photos_per_s=None, stop=shutdown.abort)
     assert isinstance(engine, GatewayEngine)
     real, lock, codes = engine._client.classify, threading.Lock(), ["RESOURCE_EXHAUSTED", "UNAVAILABLE"] * 3
 
@@ -121,11 +127,11 @@ def test_a_gateway_that_is_busy_or_away_is_asked_again(bundle, market, tmp_path,
         return real(*arguments, **options)
 
     monkeypatch.setattr(engine._client, "classify", busy)
-    job = open_job(store, asked_for(market, tmp_path / "out"), engine, lambda _: None)
-    run(store, job, engine, max_error_share=0.0, stopper=stopper)
+    job = open_or_create_job(store, request_for(market, tmp_path / "out"), engine, lambda _: None)
+    run(store, job, engine, max_error_share=0.0, shutdown=shutdown)
     engine.close()
     assert codes == []
-    assert inspection.verify(store).is_right
+    assert inspection.verify(store).is_valid
 
 
 def test_a_rate_limit_spreads_photos_and_saves_nothing_up():
@@ -136,7 +142,7 @@ def test_a_rate_limit_spreads_photos_and_saves_nothing_up():
             waited.append(timeout)
             return False
 
-    limit = RateLimit(10.0)
+    limit = RateLimiter(10.0)
     for _ in range(4):
         limit.wait(2, Recording())
     assert waited == pytest.approx([0.2, 0.4, 0.6], abs=0.05)
@@ -146,14 +152,14 @@ def test_a_rate_limit_spreads_photos_and_saves_nothing_up():
     limit.wait(1, Recording())
     assert waited == pytest.approx([0.1], abs=0.05)
     waited.clear()
-    RateLimit(None).wait(1000, Recording())
+    RateLimiter(None).wait(1000, Recording())
     assert waited == []
 
 
 def test_local_and_target_name_what_they_answer_with(bundle, served):
     stop = threading.Event()
-    here = local_engine(bundle, stop=stop, isolate=False)
-    there = target_engine(served.address, bundle, photos_per_s=None, stop=stop)
+    here = create_local_engine(bundle, stop=stop, isolate=False)
+    there = create_remote_engine(served.address, bundle, photos_per_s=None, stop=stop)
     assert here.versions.backend == "onnxruntime-cpu"
     assert there.versions.backend == "gateway"
     assert here.versions.version == there.versions.version == bundle.info.model_version

@@ -13,19 +13,19 @@ from serving.capacity.planner import estimate, plan
 from serving.capacity.profile import Profile
 from serving.capacity.simulation import Load, Service, simulate
 from tests.conftest import ROOT
-from tests.support.helpers import encoded, scene
+from tests.support.helpers import create_scene, encode_image
 from vision.errors import ListingVisionError
 
 FREE = {1: 0.0, 64: 0.0}
-"""A model that costs nothing, so that the cores are one queue alone."""
+"""A model that create_profile nothing, so that the cores are one queue alone."""
 
 
-def costs(decode_ms=0.0, model_ms=None, gateway_ms=0.0):
+def create_profile(decode_ms=0.0, model_ms=None, gateway_ms=0.0):
     return Profile(machine="a test", decode_ms=decode_ms, model_ms=model_ms or FREE, gateway_ms=gateway_ms)
 
 
-def waits(outcomes):
-    return float(np.mean(outcomes)), 4 * float(np.std(outcomes, ddof=1)) / math.sqrt(len(outcomes))
+def mean_waits_ms(runs):
+    return float(np.mean(runs)), 4 * float(np.std(runs, ddof=1)) / math.sqrt(len(runs))
 
 
 def erlang_c(servers, load):
@@ -39,9 +39,9 @@ def erlang_c(servers, load):
 def test_waiting_for_cores_is_that_of_mmc_and_md1(servers, spread):
     decode_ms, load_erlang = 10.0, 0.7 * servers
     load = Load(listings_per_s=100 * load_erlang)
-    service = Service(num_cores=servers, num_instances=1, queue_delay_ms=0, decode_spread=spread)
-    runs = [simulate(costs(decode_ms), load, service, num_listings=40_000, seed=seed) for seed in range(6)]
-    mean, error = waits([run.decode_wait_ms for run in runs])
+    service = Service(num_cores=servers, num_instances=1, queue_delay_ms=0, decode_distribution=spread)
+    runs = [simulate(create_profile(decode_ms), load, service, num_listings=40_000, seed=seed) for seed in range(6)]
+    mean, error = mean_waits_ms([run.decode_wait_ms for run in runs])
     mmc = erlang_c(servers, load_erlang) * decode_ms / (servers - load_erlang)
     if spread == "exponential":
         assert abs(mean - mmc) < error + 0.03 * mmc
@@ -55,14 +55,16 @@ def test_waiting_for_cores_is_that_of_mmc_and_md1(servers, spread):
 def test_waiting_for_an_instance_without_batches_is_that_of_md1():
     service = Service(num_cores=50, num_instances=1, max_batch=1, queue_delay_ms=0)
     load = Load(listings_per_s=60)
-    runs = [simulate(costs(model_ms={1: 10.0}), load, service, num_listings=40_000, seed=seed) for seed in range(6)]
-    mean, error = waits([run.model_wait_ms for run in runs])
+    runs = [
+        simulate(create_profile(model_ms={1: 10.0}), load, service, num_listings=40_000, seed=seed) for seed in range(6)
+    ]
+    mean, error = mean_waits_ms([run.model_wait_ms for run in runs])
     assert abs(mean - 0.6 * 10 / (2 * 0.4)) < error + 0.2
     assert {run.mean_batch for run in runs} == {1.0}
 
 
 def test_batches_carry_a_load_that_single_photos_could_not_and_no_more_than_their_largest():
-    profile = costs(model_ms={1: 10.0, 8: 12.0, 32: 20.0})
+    profile = create_profile(model_ms={1: 10.0, 8: 12.0, 32: 20.0})
     service = Service(num_cores=200, num_instances=1, max_batch=32)
     carried = simulate(profile, Load(listings_per_s=800), service, num_listings=20_000, seed=0)
     # Eight times what photos one by one would allow; it is busy all the time, and nobody waits for long.
@@ -75,15 +77,15 @@ def test_batches_carry_a_load_that_single_photos_could_not_and_no_more_than_thei
 
 def test_a_lone_request_waits_for_company_as_long_as_it_is_told():
     service = Service(num_cores=10, num_instances=1, queue_delay_ms=30)
-    run = simulate(costs(5.0, {1: 7.0}), Load(listings_per_s=0.1), service, num_listings=200, seed=0)
+    run = simulate(create_profile(5.0, {1: 7.0}), Load(listings_per_s=0.1), service, num_listings=200, seed=0)
     assert np.allclose(run.latency_ms, 5 + 30 + 7)
     full = replace(service, max_batch=1)
-    run = simulate(costs(5.0, {1: 7.0}), Load(listings_per_s=0.1), full, num_listings=200, seed=0)
+    run = simulate(create_profile(5.0, {1: 7.0}), Load(listings_per_s=0.1), full, num_listings=200, seed=0)
     assert np.allclose(run.latency_ms, 5 + 7)
 
 
 def test_littles_law_holds_and_a_seed_repeats():
-    profile, load = costs(8.0, {1: 5.0, 64: 60.0}, 1.0), Load(listings_per_s=100, photos_per_listing=4)
+    profile, load = create_profile(8.0, {1: 5.0, 64: 60.0}, 1.0), Load(listings_per_s=100, photos_per_listing=4)
     service = Service(num_cores=5, num_instances=2)
     run = simulate(profile, load, service, num_listings=30_000, seed=1)
     again = simulate(profile, load, service, num_listings=30_000, seed=1)
@@ -93,7 +95,7 @@ def test_littles_law_holds_and_a_seed_repeats():
 
 
 def test_more_servers_are_never_slower():
-    profile, load = costs(8.0, {1: 5.0, 64: 60.0}), Load(listings_per_s=100, photos_per_listing=4)
+    profile, load = create_profile(8.0, {1: 5.0, 64: 60.0}), Load(listings_per_s=100, photos_per_listing=4)
     p99 = [
         estimate(profile, load, Service(num_cores=cores, num_instances=2), num_runs=2, num_listings=5000).p99_ms
         for cores in (4, 5, 8, 16)
@@ -102,7 +104,7 @@ def test_more_servers_are_never_slower():
 
 
 def test_the_plan_is_the_least_and_names_what_is_used_most():
-    profile = costs(7.0, {1: 3.0, 32: 12.0}, 1.0)
+    profile = create_profile(7.0, {1: 3.0, 32: 12.0}, 1.0)
     load = Load(listings_per_s=200, photos_per_listing=4)
     found = plan(profile, load, p99_ms=150, service=Service(num_cores=1, num_instances=1))
     assert found.estimate.p99_ms <= 150
@@ -110,27 +112,32 @@ def test_the_plan_is_the_least_and_names_what_is_used_most():
     assert found.bottleneck == "cores"
     fewer = replace(found.service, num_cores=found.service.num_cores - 1)
     worse = estimate(profile, load, fewer)
-    assert worse.p99_ms + worse.p99_error_ms > 150 or worse.outcome.core_utilisation >= 0.97
+    assert worse.p99_ms + worse.p99_error_ms > 150 or worse.simulation.core_utilisation >= 0.97
 
 
 def test_what_cannot_be_is_told():
     with pytest.raises(ListingVisionError, match=r"p99 is \d+ ms even where nothing waits, more than 20 ms"):
-        plan(costs(7.0, {1: 30.0}), Load(listings_per_s=1), p99_ms=20, service=Service(num_cores=1, num_instances=1))
+        plan(
+            create_profile(7.0, {1: 30.0}),
+            Load(listings_per_s=1),
+            p99_ms=20,
+            service=Service(num_cores=1, num_instances=1),
+        )
     with pytest.raises(ListingVisionError, match="are needed, more than 100000"):
-        plan(costs(7.0), Load(listings_per_s=1e9), p99_ms=20, service=Service(num_cores=1, num_instances=1))
+        plan(create_profile(7.0), Load(listings_per_s=1e9), p99_ms=20, service=Service(num_cores=1, num_instances=1))
     for wrong in ({"decode_ms": -1.0}, {"decode_ms": math.nan}, {"model_ms": {0: 1.0}}):
         with pytest.raises(ListingVisionError, match="profile: "):
-            costs(**wrong)
+            create_profile(**wrong)
 
 
 def test_costs_between_measured_batches_lie_on_a_line_and_beyond_them_grow_by_the_photo():
-    profile = costs(model_ms={1: 10.0, 9: 18.0})
+    profile = create_profile(model_ms={1: 10.0, 9: 18.0})
     assert [profile.batch_ms(n) for n in (1, 5, 9, 18)] == [10.0, 14.0, 18.0, 36.0]
 
 
 def test_the_verbs_measure_and_plan(bundle, tmp_path):
     (tmp_path / "photos").mkdir()
-    (tmp_path / "photos" / "a.jpg").write_bytes(encoded(scene(640, 480)))
+    (tmp_path / "photos" / "a.jpg").write_bytes(encode_image(create_scene(640, 480)))
     path = tmp_path / "profile.json"
 
     def run(*words):

@@ -15,7 +15,7 @@ from vision.errors import ListingVisionError
 BUDGET = Budget(p99_ms=100, callers=2, seconds=1)
 
 
-def machine(**of):
+def fake_machine(**of):
     """A machine whose figures follow from its settings: photos/s and p99 by instances, batch and delay."""
 
     async def measure(bundle, installation, options, budget, photos):
@@ -25,8 +25,8 @@ def machine(**of):
     return measure
 
 
-def tuned(bundle, monkeypatch, says):
-    monkeypatch.setattr(triton_sweep, "_measure", machine(says=says))
+def run_tuning(bundle, monkeypatch, says):
+    monkeypatch.setattr(triton_sweep, "_measure", fake_machine(says=says))
     said = []
     best, measured = triton_sweep.tune(bundle, None, BUDGET, say=said.append)
     assert said == measured
@@ -35,23 +35,23 @@ def tuned(bundle, monkeypatch, says):
 
 
 def test_the_fastest_that_keeps_the_budget_is_taken(bundle, monkeypatch):
-    best = tuned(bundle, monkeypatch, lambda instances, batch, delay: (10 * batch, 30 * batch))
+    best = run_tuning(bundle, monkeypatch, lambda instances, batch, delay: (10 * batch, 30 * batch))
     assert best.photos_at_once == 2  # 4 would be faster, in 120 ms
 
 
 def test_chance_changes_nothing(bundle, monkeypatch):
-    best = tuned(bundle, monkeypatch, lambda instances, batch, delay: (100 + batch / 10, 50))
+    best = run_tuning(bundle, monkeypatch, lambda instances, batch, delay: (100 + batch / 10, 50))
     assert best.photos_at_once == 1
 
 
 def test_delays_are_tried_only_where_a_batch_can_wait(bundle, monkeypatch):
-    best = tuned(bundle, monkeypatch, lambda instances, batch, delay: (batch * (1 + (delay or 0)), 50))
+    best = run_tuning(bundle, monkeypatch, lambda instances, batch, delay: (batch * (1 + (delay or 0)), 50))
     assert (best.photos_at_once, best.max_queue_delay_us) == (8, 4000)
 
 
 def test_a_budget_that_nothing_keeps_is_refused_with_the_fastest(bundle, monkeypatch):
     with pytest.raises(ListingVisionError, match=r"within 100 ms at 2 callers; the fastest needs 110 ms: allow more"):
-        tuned(bundle, monkeypatch, lambda instances, batch, delay: (10, 100 + 10 * batch))
+        run_tuning(bundle, monkeypatch, lambda instances, batch, delay: (10, 100 + 10 * batch))
 
 
 def test_what_is_written_is_read_again(bundle, tmp_path):

@@ -14,22 +14,22 @@ import pytest
 from PIL import Image
 
 from serving.api import responses
-from serving.decoding import pool as decoding
+from serving.decoding import create_pool as decoding
 from serving.decoding.fork_client import MAX_MEMORY_BYTES, Decoder, Nursery
 from serving.decoding.fork_server import Settings, read_failure
 from serving.decoding.pool import DecoderPool, DecoderThreads
 from tests.conftest import ROOT
-from tests.support.helpers import encoded, pids, scene
+from tests.support.helpers import create_scene, encode_image, list_decoder_pids
 from tests.support.hostile_photos import hostile_photos
 from vision.errors import PhotoDecoderCrashed, PhotoEmpty, PhotoNotAnImage, PhotoTimedOut, PhotoTooManyBytes
 from vision.images import PhotoLimits, Preprocessing, prepare_photo
 
 PREPROCESSING = Preprocessing(input_px=64)
-PHOTO = encoded(scene(800, 600))
+PHOTO = encode_image(create_scene(800, 600))
 
 
 @contextlib.asynccontextmanager
-async def pool(num_children=1, **options):
+async def create_pool(num_children=1, **options):
     decoders = DecoderPool(PREPROCESSING, num_children, **options)
     await decoders.start()
     try:
@@ -38,15 +38,15 @@ async def pool(num_children=1, **options):
         await decoders.close()
 
 
-def with_pool(work, **options):
+def run_with_pool(work, **options):
     async def run():
-        async with pool(**options) as decoders:
+        async with create_pool(**options) as decoders:
             return await work(decoders)
 
     return asyncio.run(run())
 
 
-async def until(condition) -> None:
+async def wait_until(condition) -> None:
     async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.01)
@@ -54,7 +54,7 @@ async def until(condition) -> None:
 
 @pytest.mark.parametrize("decoders", [DecoderPool, DecoderThreads])
 def test_photos_come_out_as_prepare_photo_makes_them(decoders):
-    photos = [PHOTO, encoded(scene(90, 300), "PNG"), encoded(scene(64, 64), "WEBP")]
+    photos = [PHOTO, encode_image(create_scene(90, 300), "PNG"), encode_image(create_scene(64, 64), "WEBP")]
 
     async def run():
         made = decoders(PREPROCESSING, 2)
@@ -73,7 +73,7 @@ def test_a_photos_own_error_comes_out_as_it_is():
     async def work(decoders):
         return [await decoders.prepare(data) for data in (b"", b"text " * 20, PHOTO)]
 
-    empty, text, good = with_pool(work)
+    empty, text, good = run_with_pool(work)
     assert isinstance(empty.error, PhotoEmpty)
     assert isinstance(text.error, PhotoNotAnImage)
     assert str(text.error) == str(responses.prepare(b"text " * 20, PREPROCESSING).error)
@@ -81,8 +81,8 @@ def test_a_photos_own_error_comes_out_as_it_is():
 
 
 @pytest.mark.parametrize("photo", hostile_photos(), ids=lambda photo: photo.name)
-def test_every_hostile_photo_is_answered_and_costs_no_child(photo, patient_pool):
-    prepared = patient_pool(photo.data)
+def test_every_hostile_photo_is_answered_and_costs_no_child(photo, single_worker_pool):
+    prepared = single_worker_pool(photo.data)
     if photo.expected:
         assert type(prepared.error) is photo.expected
     else:
@@ -90,7 +90,7 @@ def test_every_hostile_photo_is_answered_and_costs_no_child(photo, patient_pool)
 
 
 @pytest.fixture(scope="module")
-def patient_pool():
+def single_worker_pool():
     """Decodes one photo after another in one child, with all the time that a slow machine may need."""
     with asyncio.Runner() as runner:
         decoders = DecoderPool(PREPROCESSING, 1, timeout_s=60)
@@ -107,22 +107,22 @@ def test_the_byte_limit_is_exact(monkeypatch):
     async def work(decoders):
         return [await decoders.prepare(data) for data in (PHOTO + b"\0", PHOTO)]
 
-    over, at = with_pool(work)
+    over, at = run_with_pool(work)
     assert isinstance(over.error, PhotoTooManyBytes)
     assert at.pixels is not None
 
 
 def test_a_child_that_dies_over_a_photo_costs_that_photo_alone():
     async def work(decoders):
-        (victim,) = pids(decoders)
+        (victim,) = list_decoder_pids(decoders)
         os.kill(victim, signal.SIGSTOP)  # so that it has the photo, for certain, when it dies
         first = asyncio.create_task(decoders.prepare(PHOTO))
         others = [asyncio.create_task(decoders.prepare(PHOTO)) for _ in range(3)]
         await asyncio.sleep(0)
         os.kill(victim, signal.SIGKILL)
-        return await first, await asyncio.gather(*others), decoders.num_lost, victim, pids(decoders)
+        return await first, await asyncio.gather(*others), decoders.num_lost, victim, list_decoder_pids(decoders)
 
-    first, others, num_lost, victim, now = with_pool(work, timeout_s=60)
+    first, others, num_lost, victim, now = run_with_pool(work, timeout_s=60)
     assert isinstance(first.error, PhotoDecoderCrashed)
     assert all(other.pixels is not None for other in others)
     assert num_lost == 1
@@ -132,12 +132,12 @@ def test_a_child_that_dies_over_a_photo_costs_that_photo_alone():
 
 def test_a_child_that_hangs_is_killed_and_replaced():
     async def work(decoders):
-        (victim,) = pids(decoders)
+        (victim,) = list_decoder_pids(decoders)
         os.kill(victim, signal.SIGSTOP)
         hung = await decoders.prepare(PHOTO)
         return hung, await decoders.prepare(PHOTO)
 
-    hung, after = with_pool(work, timeout_s=0.5)
+    hung, after = run_with_pool(work, timeout_s=0.5)
     assert isinstance(hung.error, PhotoTimedOut)
     assert "longer than 0.5 s" in str(hung.error)
     assert after.pixels is not None
@@ -150,22 +150,22 @@ def test_a_photo_that_needs_too_much_memory_costs_one_error():
     async def work(decoders):
         return await decoders.prepare(out.getvalue()), await decoders.prepare(PHOTO)
 
-    huge, after = with_pool(work, max_memory_bytes=400 << 20, timeout_s=60)
+    huge, after = run_with_pool(work, max_memory_bytes=400 << 20, timeout_s=60)
     assert huge.error is not None
     assert huge.error.reason in ("PHOTO_UNREADABLE", "PHOTO_DECODER_CRASHED")
     assert after.pixels is not None
-    enough = with_pool(lambda decoders: decoders.prepare(out.getvalue()), timeout_s=60)
+    enough = run_with_pool(lambda decoders: decoders.prepare(out.getvalue()), timeout_s=60)
     assert enough.pixels is not None
 
 
 def test_an_idle_child_that_dies_costs_no_photo():
     async def work(decoders):
-        for victim in pids(decoders):
+        for victim in list_decoder_pids(decoders):
             os.kill(victim, signal.SIGKILL)
         return await asyncio.gather(*(decoders.prepare(PHOTO) for _ in range(4))), decoders.num_lost
 
     for _ in range(3):
-        prepared, num_lost = with_pool(work, num_children=2)
+        prepared, num_lost = run_with_pool(work, num_children=2)
         # It may have been handed a photo in the moment between its death and the news of it.
         assert sum(photo.pixels is None for photo in prepared) == num_lost <= 2
 
@@ -174,19 +174,19 @@ def test_the_process_that_starts_children_is_replaced_too():
     async def work(decoders):
         nursery = decoders._nursery.process
         nursery.kill()
-        await until(lambda: nursery.poll() is not None)
-        for victim in pids(decoders):
+        await wait_until(lambda: nursery.poll() is not None)
+        for victim in list_decoder_pids(decoders):
             with contextlib.suppress(ProcessLookupError):  # they die with it
                 os.kill(victim, signal.SIGKILL)
-        await until(lambda: decoders._nursery is not None and decoders._nursery.process is not nursery)
+        await wait_until(lambda: decoders._nursery is not None and decoders._nursery.process is not nursery)
         return await decoders.prepare(PHOTO)
 
-    assert with_pool(work).pixels is not None
+    assert run_with_pool(work).pixels is not None
 
 
 def test_a_photo_that_is_given_up_while_it_waits_is_never_decoded():
     async def work(decoders):
-        (child,) = pids(decoders)
+        (child,) = list_decoder_pids(decoders)
         os.kill(child, signal.SIGSTOP)
         first = asyncio.create_task(decoders.prepare(PHOTO))
         waiting = [asyncio.create_task(decoders.prepare(PHOTO)) for _ in range(5)]
@@ -199,17 +199,17 @@ def test_a_photo_that_is_given_up_while_it_waits_is_never_decoded():
         # The child, stopped again, would have one of them now if they were not skipped.
         return result, decoders.num_waiting, [worker.job for worker in decoders._workers]
 
-    first, num_waiting, jobs = with_pool(work, timeout_s=60)
+    first, num_waiting, jobs = run_with_pool(work, timeout_s=60)
     assert first.pixels is not None
     assert num_waiting == 0
     assert jobs == [None]
 
 
 def test_a_photo_that_is_given_up_in_a_child_does_not_mix_up_the_next():
-    other = encoded(scene(700, 500).rotate(180))
+    other = encode_image(create_scene(700, 500).rotate(180))
 
     async def work(decoders):
-        (child,) = pids(decoders)
+        (child,) = list_decoder_pids(decoders)
         os.kill(child, signal.SIGSTOP)
         given_up = asyncio.create_task(decoders.prepare(PHOTO))
         await asyncio.sleep(0)
@@ -218,18 +218,18 @@ def test_a_photo_that_is_given_up_in_a_child_does_not_mix_up_the_next():
         os.kill(child, signal.SIGCONT)
         return await following
 
-    np.testing.assert_array_equal(with_pool(work, timeout_s=60).pixels, prepare_photo(other, PREPROCESSING))
+    np.testing.assert_array_equal(run_with_pool(work, timeout_s=60).pixels, prepare_photo(other, PREPROCESSING))
 
 
 def test_closing_ends_every_process():
     async def run():
-        async with pool(2) as decoders:
-            children = [*pids(decoders), decoders._nursery.process.pid]
+        async with create_pool(2) as decoders:
+            children = [*list_decoder_pids(decoders), decoders._nursery.process.pid]
             waiting = asyncio.create_task(decoders.prepare(PHOTO))
             await asyncio.sleep(0)
         with contextlib.suppress(asyncio.CancelledError):
             await waiting
-        await until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children))
+        await wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children))
         return len(children), waiting.cancelled()
 
     assert asyncio.run(run()) == (3, True)
@@ -241,7 +241,7 @@ def decoder(**options) -> Decoder:
 
 
 def test_a_photo_that_was_begun_and_never_ended_does_not_come_out_as_the_next():
-    blocking, other = decoder(timeout_s=60), encoded(scene(700, 500).rotate(180))
+    blocking, other = decoder(timeout_s=60), encode_image(create_scene(700, 500).rotate(180))
     try:
         blocking.begin(PHOTO)
         blocking.begin(other)

@@ -13,7 +13,7 @@ class Clock:
         return self.now_s
 
 
-def busy_rate(clock, *, photos_per_s: float, seconds: float = 4.0) -> DrainRate:
+def create_busy_estimator(clock, *, photos_per_s: float, seconds: float = 4.0) -> DrainRate:
     """A rate learned from so many seconds of a full service."""
     rate = DrainRate(busy_photos=4, clock=clock)
     for _ in range(int(seconds * photos_per_s)):
@@ -23,12 +23,12 @@ def busy_rate(clock, *, photos_per_s: float, seconds: float = 4.0) -> DrainRate:
 
 
 def test_the_rate_is_that_of_photos_that_leave_while_it_is_busy():
-    assert busy_rate(Clock(), photos_per_s=50).photos_per_s == pytest.approx(50, rel=0.02)
+    assert create_busy_estimator(Clock(), photos_per_s=50).photos_per_s == pytest.approx(50, rel=0.02)
 
 
 def test_idle_time_says_nothing_about_the_rate():
     clock = Clock()
-    rate = busy_rate(clock, photos_per_s=50)
+    rate = create_busy_estimator(clock, photos_per_s=50)
     rate.left(1, 0)
     clock.now_s += FORGOTTEN_AFTER_S - 1
     rate.left(1, 1)
@@ -38,7 +38,7 @@ def test_idle_time_says_nothing_about_the_rate():
 def test_a_rate_of_long_ago_is_forgotten_and_measured_anew():
     # After a stall: it would let in three photos of 5 s, where a machine is busy with four.
     clock = Clock()
-    rate = busy_rate(clock, photos_per_s=1)
+    rate = create_busy_estimator(clock, photos_per_s=1)
     rate.left(1, 0)
     assert rate.photos_per_s == pytest.approx(1, rel=0.05)
     clock.now_s += FORGOTTEN_AFTER_S + 1
@@ -51,7 +51,7 @@ def test_a_rate_of_long_ago_is_forgotten_and_measured_anew():
 
 def test_a_rate_is_remembered_while_nothing_leaves_a_busy_machine():
     clock = Clock()
-    rate = busy_rate(clock, photos_per_s=50)
+    rate = create_busy_estimator(clock, photos_per_s=50)
     clock.now_s += 10 * FORGOTTEN_AFTER_S
     assert rate.photos_per_s == pytest.approx(50, rel=0.05)
 
@@ -64,7 +64,7 @@ def test_no_rate_is_said_before_it_was_busy():
 
 def test_the_rate_follows_a_service_that_becomes_slower():
     clock = Clock()
-    rate = busy_rate(clock, photos_per_s=100)
+    rate = create_busy_estimator(clock, photos_per_s=100)
     for _ in range(100):
         rate.left(1, 10)
         clock.now_s += 0.1
@@ -109,7 +109,7 @@ def test_a_failed_call_leaves_too():
 
 
 def test_a_call_that_would_be_answered_too_late_is_refused_at_once():
-    door = Admission(busy_rate(Clock(), photos_per_s=10))
+    door = Admission(create_busy_estimator(Clock(), photos_per_s=10))
     with door.admit(10, 10, deadline_s=60):
         with (
             pytest.raises(Refusal, match=r"expected in 1\.1\d s, too close to 1\.00 s"),
@@ -121,14 +121,14 @@ def test_a_call_that_would_be_answered_too_late_is_refused_at_once():
 
 
 def test_nobody_waits_longer_than_a_person_would():
-    door = Admission(busy_rate(Clock(), photos_per_s=10))
+    door = Admission(create_busy_estimator(Clock(), photos_per_s=10))
     enough = int(10 * MAX_WAIT_S * SHARE_OF_DEADLINE) + 1
     with door.admit(enough, 10, deadline_s=600), pytest.raises(Refusal), door.admit(1, 1, deadline_s=600):
         pass
 
 
 def test_an_empty_service_takes_whatever_comes():
-    door = Admission(busy_rate(Clock(), photos_per_s=1))
+    door = Admission(create_busy_estimator(Clock(), photos_per_s=1))
     with door.admit(20, 10, deadline_s=0.1):
         assert door.num_photos == 20
 

@@ -12,23 +12,23 @@ from serving.observability.metrics import CALLS, CANARY_FALLBACKS, SHADOWS, STAG
 from serving.protocol import listing_vision_pb2 as pb
 from serving.rollout.circuit_breaker import FAILURES_UNTIL_OPEN
 from serving.rollout.traffic_split import CANARY, SHADOW, ReleaseAt, Routes, Share
-from tests.serving.gateway.test_service import PHOTO, Failing, running_with, until
+from tests.serving.gateway.test_service import PHOTO, FailingEngine, run_gateway_with, wait_until
 from tests.serving.outcomes.test_writer import table
 from vision.errors import EngineBroken, EngineBusy, EngineUnavailable, ListingVisionError
 
 
-def routes_of(*bundles, **parts):
+def create_routes(*bundles, **parts):
     releases = tuple(ReleaseAt(label=b.release, bundle=b.folder, model_name="unused") for b in bundles)
     return Routes(releases=releases, stable=bundles[0].release, **parts)
 
 
-def running(routes, **options):
+def run_gateway(routes, **options):
     bundle = routes.releases[0].bundle
     fixed = {"routes": routes, "port": 0, "in_process": True, "isolate": False, "drain_s": 0}
-    return running_with(ServeOptions(bundle=bundle, **fixed, **options))
+    return run_gateway_with(ServeOptions(bundle=bundle, **fixed, **options))
 
 
-def canary_of(bundle, share=1.0):
+def load_canary(bundle, share=1.0):
     return Share(label=bundle.release, share=share)
 
 
@@ -41,16 +41,16 @@ def value(metric, *labels):
 
 
 def test_listings_are_answered_by_their_share_and_every_answer_names_its_model(bundle, other_bundle):
-    share = canary_of(other_bundle, 0.5)
+    share = load_canary(other_bundle, 0.5)
 
     async def run():
-        async with running(routes_of(bundle, other_bundle, canary=share)) as (_, client):
+        async with run_gateway(create_routes(bundle, other_bundle, canary=share)) as (_, client):
             ids = [f"m{number}" for number in range(30)]
             answers = [await client.classify([PHOTO], listing_id=name) for name in ids]
             again = [await client.classify([PHOTO], listing_id=name) for name in ids[:10]]
             return ids, answers, again, await client.classify([PHOTO]), await client.model()
 
-    before = value(CALLS, "ANSWERED", other_bundle.release)
+    before = value(CALLS, "OK", other_bundle.release)
     ids, answers, again, nameless, model = asyncio.run(run())
     for name, answer in zip(ids, answers, strict=True):
         expected = other_bundle if share.takes(name, CANARY) else bundle
@@ -60,24 +60,24 @@ def test_listings_are_answered_by_their_share_and_every_answer_names_its_model(b
     assert [answer.model.version for answer in again] == versions[:10]
     assert nameless.model.version == model.model.version == bundle.info.model_version
     num_taken = sum(share.takes(name, CANARY) for name in [*ids, *ids[:10]])
-    assert value(CALLS, "ANSWERED", other_bundle.release) == before + num_taken
+    assert value(CALLS, "OK", other_bundle.release) == before + num_taken
 
 
 @pytest.mark.parametrize(
     ("engine", "reason"),
     [
-        (Failing(EngineUnavailable("away")), "MODEL_UNAVAILABLE"),
-        (Failing(EngineBroken("zeros")), "MODEL_BROKEN"),
-        (Failing(EngineBusy("full")), "TOO_BUSY"),
-        (Failing(EngineUnavailable("never"), seconds=60), "DEADLINE_TOO_SHORT"),
-        (Failing(ZeroDivisionError("bug")), "INTERNAL"),
+        (FailingEngine(EngineUnavailable("away")), "MODEL_UNAVAILABLE"),
+        (FailingEngine(EngineBroken("zeros")), "MODEL_BROKEN"),
+        (FailingEngine(EngineBusy("full")), "TOO_BUSY"),
+        (FailingEngine(EngineUnavailable("never"), seconds=60), "DEADLINE_TOO_SHORT"),
+        (FailingEngine(ZeroDivisionError("bug")), "INTERNAL"),
     ],
     ids=["away", "broken", "busy", "stuck", "bug"],
 )
 def test_a_canary_that_fails_costs_its_listings_nothing(bundle, other_bundle, engine, reason):
     async def run():
-        routes = routes_of(bundle, other_bundle, canary=canary_of(other_bundle))
-        async with running(routes, health_interval_s=60) as (server, client):
+        routes = create_routes(bundle, other_bundle, canary=load_canary(other_bundle))
+        async with run_gateway(routes, health_interval_s=60) as (server, client):
             canary = served(server, other_bundle)
             real, canary.engine = canary.engine, engine
             answer = await client.classify([PHOTO], listing_id="a", timeout_s=2)
@@ -93,10 +93,10 @@ def test_a_canary_that_fails_costs_its_listings_nothing(bundle, other_bundle, en
 
 def test_a_canary_that_fails_again_and_again_is_not_asked_any_more_and_told_of(bundle, other_bundle):
     async def run():
-        routes = routes_of(bundle, other_bundle, canary=canary_of(other_bundle))
-        async with running(routes, health_interval_s=60) as (server, client):
+        routes = create_routes(bundle, other_bundle, canary=load_canary(other_bundle))
+        async with run_gateway(routes, health_interval_s=60) as (server, client):
             canary = served(server, other_bundle)
-            real, canary.engine = canary.engine, Failing(EngineUnavailable("away"))
+            real, canary.engine = canary.engine, FailingEngine(EngineUnavailable("away"))
             canary.rest()  # nobody asks its golden photos
             for number in range(FAILURES_UNTIL_OPEN + 3):
                 answer = await client.classify([PHOTO], listing_id=str(number))
@@ -112,10 +112,10 @@ def test_a_canary_that_fails_again_and_again_is_not_asked_any_more_and_told_of(b
 
 def test_callers_in_a_hurry_are_no_proof_against_a_canary(bundle, other_bundle):
     async def run():
-        routes = routes_of(bundle, other_bundle, canary=canary_of(other_bundle))
-        async with running(routes, health_interval_s=60) as (server, client):
+        routes = create_routes(bundle, other_bundle, canary=load_canary(other_bundle))
+        async with run_gateway(routes, health_interval_s=60) as (server, client):
             canary = served(server, other_bundle)
-            real, canary.engine = canary.engine, Failing(EngineUnavailable("never"), seconds=60)
+            real, canary.engine = canary.engine, FailingEngine(EngineUnavailable("never"), seconds=60)
             for number in range(FAILURES_UNTIL_OPEN + 1):
                 answer = await client.classify([PHOTO], listing_id=str(number), timeout_s=1.2)
                 assert answer.model.version == bundle.info.model_version
@@ -130,13 +130,13 @@ def test_callers_in_a_hurry_are_no_proof_against_a_canary(bundle, other_bundle):
 )
 def test_a_busy_machine_is_no_fault_of_the_canary(bundle, other_bundle, expected_s, num_asked, to_blame):
     async def run():
-        routes = routes_of(bundle, other_bundle, canary=canary_of(other_bundle))
-        async with running(routes, health_interval_s=60) as (server, client):
+        routes = create_routes(bundle, other_bundle, canary=load_canary(other_bundle))
+        async with run_gateway(routes, health_interval_s=60) as (server, client):
             server._gateway._admission.expected_s = lambda num_photos: expected_s
             server._gateway._admission.has_time_to_spare = lambda: False
             canary = served(server, other_bundle)
             canary.rest()
-            real, canary.engine = canary.engine, (stuck := Failing(EngineUnavailable("never"), seconds=60))
+            real, canary.engine = canary.engine, (stuck := FailingEngine(EngineUnavailable("never"), seconds=60))
             for number in range(6):
                 # Of 2 s it has 0.8.
                 answer = await client.classify([PHOTO], listing_id=str(number), timeout_s=2)
@@ -149,12 +149,12 @@ def test_a_busy_machine_is_no_fault_of_the_canary(bundle, other_bundle, expected
 
 def test_a_call_counts_for_who_was_asked_last(bundle, other_bundle):
     async def run():
-        routes = routes_of(bundle, other_bundle, canary=canary_of(other_bundle))
-        async with running(routes, health_interval_s=60) as (server, client):
+        routes = create_routes(bundle, other_bundle, canary=load_canary(other_bundle))
+        async with run_gateway(routes, health_interval_s=60) as (server, client):
             releases = [served(server, one) for one in (bundle, other_bundle)]
             real = [release.engine for release in releases]
             for release in releases:
-                release.engine = Failing(EngineBusy("full"))
+                release.engine = FailingEngine(EngineBusy("full"))
             with pytest.raises(CallFailed):
                 await client.classify([PHOTO], listing_id="a", timeout_s=1)
             with pytest.raises(CallFailed):  # nobody is asked
@@ -174,7 +174,7 @@ def test_a_call_counts_for_who_was_asked_last(bundle, other_bundle):
 
 def test_photos_that_nobody_can_use_are_no_fault_of_the_canary(bundle, other_bundle):
     async def run():
-        async with running(routes_of(bundle, other_bundle, canary=canary_of(other_bundle))) as (_, client):
+        async with run_gateway(create_routes(bundle, other_bundle, canary=load_canary(other_bundle))) as (_, client):
             with pytest.raises(CallFailed) as caught:
                 await client.classify([b"text"], listing_id="a")
             mixed = await client.classify([b"text", PHOTO], listing_id="a")
@@ -188,7 +188,7 @@ def test_photos_that_nobody_can_use_are_no_fault_of_the_canary(bundle, other_bun
 
 def test_routes_change_while_calls_go_on_and_what_is_not_well_changes_nothing(bundle, other_bundle, tmp_path):
     async def run():
-        async with running(routes_of(bundle)) as (server, client):
+        async with run_gateway(create_routes(bundle)) as (server, client):
             versions, stop = ([], [], []), asyncio.Event()
 
             async def ask(mine):
@@ -196,7 +196,7 @@ def test_routes_change_while_calls_go_on_and_what_is_not_well_changes_nothing(bu
                     mine.append((await client.classify([PHOTO], listing_id="a")).model.version)
 
             asking = [asyncio.create_task(ask(mine)) for mine in versions]
-            both = routes_of(bundle, other_bundle)
+            both = create_routes(bundle, other_bundle)
             await server.route(both)
             await server.route(replace(both, stable=other_bundle.release))
             after = (await client.classify([PHOTO])).model.version
@@ -204,7 +204,7 @@ def test_routes_change_while_calls_go_on_and_what_is_not_well_changes_nothing(bu
             with pytest.raises(ListingVisionError):
                 await server.route(replace(both, releases=(*both.releases, gone)))
             unchanged = (await client.classify([PHOTO])).model.version
-            await server.route(routes_of(other_bundle))  # the first one is let go of
+            await server.route(create_routes(other_bundle))  # the first one is let go of
             stop.set()
             await asyncio.gather(*asking)
             num_left = len(server._routing._releases)
@@ -219,11 +219,11 @@ def test_routes_change_while_calls_go_on_and_what_is_not_well_changes_nothing(bu
 
 def test_a_release_whose_bundle_has_gone_keeps_no_process_from_starting(bundle, other_bundle, tmp_path):
     gone = ReleaseAt(label="gone", bundle=tmp_path / "gone", model_name="unused")
-    both = routes_of(bundle, other_bundle)
+    both = create_routes(bundle, other_bundle)
     routes = replace(both, releases=(*both.releases, gone), canary=Share(label="gone", share=1))
 
     async def run():
-        async with running(routes) as (server, client):
+        async with run_gateway(routes) as (server, client):
             answer = await client.classify([PHOTO], listing_id="a")
             unwell = server.unwell()
             off = replace(routes, canary=None)
@@ -241,20 +241,20 @@ def test_a_release_whose_bundle_has_gone_keeps_no_process_from_starting(bundle, 
 
 
 def test_a_release_is_let_go_of_after_its_last_call(bundle, other_bundle):
-    class Slow(Failing):
+    class Slow(FailingEngine):
         async def infer(self, photos_nhwc):
             self.calls += 1
             await asyncio.sleep(0.5)
             return await self.error.infer(photos_nhwc)
 
     async def run():
-        async with running(routes_of(bundle, other_bundle)) as (server, client):
+        async with run_gateway(create_routes(bundle, other_bundle)) as (server, client):
             old = served(server, bundle)
             real, old.engine = old.engine, (slow := Slow(old.engine))
             asked = asyncio.create_task(client.classify([PHOTO]))
-            await until(lambda: slow.calls)
+            await wait_until(lambda: slow.calls)
             old.engine, slow.error = real, real
-            await server.route(routes_of(other_bundle))
+            await server.route(create_routes(other_bundle))
             was_answered = asked.done() or old._num_calls == 0
             return was_answered, old.is_closed, (await asked).model.version
 
@@ -263,8 +263,8 @@ def test_a_release_is_let_go_of_after_its_last_call(bundle, other_bundle):
 
 def test_a_chosen_category_may_be_of_any_taxonomy_that_is_loaded(bundle, other_bundle, tmp_path):
     async def run():
-        routes = routes_of(bundle, other_bundle, canary=canary_of(other_bundle))
-        async with running(routes, outcomes=str(tmp_path)) as (server, client):
+        routes = create_routes(bundle, other_bundle, canary=load_canary(other_bundle))
+        async with run_gateway(routes, outcomes=str(tmp_path)) as (server, client):
             release = served(server, other_bundle)
             tree = release.bundle.taxonomy
             first, *others = tree.categories
@@ -279,14 +279,14 @@ def test_a_chosen_category_may_be_of_any_taxonomy_that_is_loaded(bundle, other_b
     assert len(table(tmp_path, "outcomes")) == 2
 
 
-def shadowed(bundle, other_bundle, folder, work, *, share=1.0, **options):
+def run_with_shadow(bundle, other_bundle, folder, work, *, share=1.0, **options):
     """Runs work(server, client) with the other bundle as a shadow, until none of its listings waits."""
 
     async def run():
-        routes = routes_of(bundle, other_bundle, shadow=canary_of(other_bundle, share))
-        async with running(routes, outcomes=str(folder), **options) as (server, client):
+        routes = create_routes(bundle, other_bundle, shadow=load_canary(other_bundle, share))
+        async with run_gateway(routes, outcomes=str(folder), **options) as (server, client):
             found = await work(server, client)
-            await until(lambda: not (worker := server._gateway.shadows._working) or worker.done())
+            await wait_until(lambda: not (worker := server._gateway.shadows._working) or worker.done())
             return found
 
     return asyncio.run(run())
@@ -295,30 +295,30 @@ def shadowed(bundle, other_bundle, folder, work, *, share=1.0, **options):
 RESULTS = ("same", "other", "failed", "dropped")
 
 
-def counts(bundle):
+def read_shadow_counts(bundle):
     return {result: value(SHADOWS, result, bundle.release) for result in RESULTS}
 
 
-def added(bundle, before):
-    return {result: num - before[result] for result, num in counts(bundle).items() if num != before[result]}
+def count_added(bundle, before):
+    return {result: num - before[result] for result, num in read_shadow_counts(bundle).items() if num != before[result]}
 
 
 def test_a_shadow_answers_for_the_record_only(bundle, other_bundle, tmp_path):
     async def ask(server, client):
         return [await client.classify([PHOTO], listing_id=f"m{n}") for n in range(6)] + [await client.classify([PHOTO])]
 
-    before, stages = counts(other_bundle), STAGE_SECONDS.labels("decision")._sum.get()
-    answers = shadowed(bundle, other_bundle, tmp_path, ask, share=0.5)
+    before, stages = read_shadow_counts(other_bundle), STAGE_SECONDS.labels("decision")._sum.get()
+    answers = run_with_shadow(bundle, other_bundle, tmp_path, ask, share=0.5)
     assert {answer.model.version for answer in answers} == {bundle.info.model_version}
-    share = canary_of(other_bundle, 0.5)
+    share = load_canary(other_bundle, 0.5)
     expected = {f"m{n}" for n in range(6) if share.takes(f"m{n}", SHADOW)}
     rows = table(tmp_path, "shadows")
     assert {row["listing_id"] for row in rows} == expected != set()
     assert {row["model_version"] for row in rows} == {other_bundle.info.model_version}
     assert {row["answered_model_version"] for row in rows} == {bundle.info.model_version}
     # One photo, so one verdict for all.
-    assert sum(added(other_bundle, before).values()) == len(expected)
-    assert set(added(other_bundle, before)) <= {"same", "other"}
+    assert sum(count_added(other_bundle, before).values()) == len(expected)
+    assert set(count_added(other_bundle, before)) <= {"same", "other"}
     observed = sum(1000 * answer.stage_times[-1].duration_ms for answer in answers) / 1e6
     assert STAGE_SECONDS.labels("decision")._sum.get() - stages == pytest.approx(observed, rel=1e-6)
 
@@ -329,21 +329,21 @@ def test_a_shadow_agrees_with_itself(bundle, other_bundle, tmp_path):
         served(server, other_bundle).bundle = server._routing.stable.bundle
         return await client.classify([PHOTO], listing_id="a")
 
-    before = counts(other_bundle)
-    shadowed(bundle, other_bundle, tmp_path, ask)
-    assert added(other_bundle, before) == {"same": 1}
+    before = read_shadow_counts(other_bundle)
+    run_with_shadow(bundle, other_bundle, tmp_path, ask)
+    assert count_added(other_bundle, before) == {"same": 1}
 
 
 @pytest.mark.parametrize("error", [EngineUnavailable("away"), EngineBusy("full"), ZeroDivisionError("bug")])
 def test_a_shadow_that_fails_is_counted_and_nobody_notices(bundle, other_bundle, tmp_path, error):
     async def ask(server, client):
-        served(server, other_bundle).engine = Failing(error)
+        served(server, other_bundle).engine = FailingEngine(error)
         return [await client.classify([PHOTO], listing_id=f"m{n}") for n in range(3)]
 
-    before = counts(other_bundle)
-    answers = shadowed(bundle, other_bundle, tmp_path, ask, health_interval_s=60)
+    before = read_shadow_counts(other_bundle)
+    answers = run_with_shadow(bundle, other_bundle, tmp_path, ask, health_interval_s=60)
     assert {answer.model.version for answer in answers} == {bundle.info.model_version}
-    assert added(other_bundle, before) == {"failed": 3}
+    assert count_added(other_bundle, before) == {"failed": 3}
     assert not (tmp_path / "shadows").exists()
 
 
@@ -352,13 +352,13 @@ def test_under_load_shadows_are_dropped_first(bundle, other_bundle, tmp_path):
         admission = server._gateway._admission
         with admission.admit(4 * server._options.num_decoders, 0, deadline_s=30):  # callers use the whole machine
             answers = [await client.classify([PHOTO], listing_id=f"m{n}") for n in range(shadows.MAX_WAITING + 3)]
-            assert added(other_bundle, before) == {"dropped": 3}
+            assert count_added(other_bundle, before) == {"dropped": 3}
         return answers
 
-    before = counts(other_bundle)
-    answers = shadowed(bundle, other_bundle, tmp_path, ask)
+    before = read_shadow_counts(other_bundle)
+    answers = run_with_shadow(bundle, other_bundle, tmp_path, ask)
     assert len(answers) == shadows.MAX_WAITING + 3
-    found = added(other_bundle, before)
+    found = count_added(other_bundle, before)
     assert found.pop("dropped") == 3
     assert sum(found.values()) == shadows.MAX_WAITING
 
@@ -368,26 +368,26 @@ def test_what_waits_for_a_shadow_that_is_unloaded_is_dropped_and_counted(bundle,
         has_time = server._gateway.shadows._has_time
         server._gateway.shadows._has_time = lambda: False
         await client.classify([PHOTO], listing_id="a")
-        await server.route(routes_of(bundle))
+        await server.route(create_routes(bundle))
         server._gateway.shadows._has_time = has_time
 
-    before = counts(other_bundle)
-    shadowed(bundle, other_bundle, tmp_path, ask)
-    assert added(other_bundle, before) == {"dropped": 1}
+    before = read_shadow_counts(other_bundle)
+    run_with_shadow(bundle, other_bundle, tmp_path, ask)
+    assert count_added(other_bundle, before) == {"dropped": 1}
 
 
 def test_what_a_shadow_has_not_answered_when_the_gateway_stops_is_dropped_and_counted(bundle, other_bundle, tmp_path):
     async def run():
-        routes = routes_of(bundle, other_bundle, shadow=canary_of(other_bundle))
-        async with running(routes, outcomes=str(tmp_path)) as (server, client):
+        routes = create_routes(bundle, other_bundle, shadow=load_canary(other_bundle))
+        async with run_gateway(routes, outcomes=str(tmp_path)) as (server, client):
             shadow = served(server, other_bundle)
-            real, shadow.engine = shadow.engine, Failing(EngineUnavailable("never"), seconds=60)
+            real, shadow.engine = shadow.engine, FailingEngine(EngineUnavailable("never"), seconds=60)
             for listing_id in "ab":  # one is in work, one waits
                 await client.classify([PHOTO], listing_id=listing_id)
-            await until(lambda: shadow.engine.calls)
+            await wait_until(lambda: shadow.engine.calls)
             await server._gateway.shadows.close()
             shadow.engine = real
 
-    before = counts(other_bundle)
+    before = read_shadow_counts(other_bundle)
     asyncio.run(run())
-    assert added(other_bundle, before) == {"dropped": 2}
+    assert count_added(other_bundle, before) == {"dropped": 2}

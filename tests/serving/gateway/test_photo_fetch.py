@@ -16,7 +16,7 @@ from serving.gateway import photo_fetch
 from serving.gateway.photo_fetch import PhotoUris, PublicResolver, check_prefixes
 from serving.protocol import listing_vision_pb2 as pb
 from tests.serving.auth.test_interceptor import Authority
-from tests.serving.gateway.test_service import PHOTO, running
+from tests.serving.gateway.test_service import PHOTO, run_gateway
 from vision.errors import ListingVisionError, PhotoNotFetched, PhotoTooManyBytes
 
 PREFIX = "https://localhost/photos/"
@@ -28,7 +28,7 @@ def authority(tmp_path_factory):
     return Authority(tmp_path_factory.mktemp("authority"), "photos")
 
 
-class ToLoopback(AbstractResolver):
+class LoopbackResolver(AbstractResolver):
     """What DNS would say, but for the address and the port; counts."""
 
     def __init__(self, port):
@@ -44,7 +44,7 @@ class ToLoopback(AbstractResolver):
         pass
 
 
-async def redirected(request):
+async def send_redirect(request):
     places = {
         "once": PREFIX + "a.jpg",
         "away": "https://localhost/secret/a.jpg",
@@ -56,7 +56,7 @@ async def redirected(request):
     return web.Response(status=302, headers={"Location": places[request.match_info["where"]]})
 
 
-async def dripping(request):
+async def send_slowly(request):
     response = web.StreamResponse()
     await response.prepare(request)
     with contextlib.suppress(ConnectionError):
@@ -69,7 +69,7 @@ async def large(request):
     return web.Response(body=b"x" * (MAX_BYTES + 1))
 
 
-async def endless(request):
+async def send_endless(request):
     response = web.StreamResponse()
     await response.prepare(request)
     with contextlib.suppress(ConnectionError):
@@ -93,9 +93,9 @@ async def serving(authority):
     app = web.Application()
     app.router.add_get("/photos/a.jpg", server.photo)
     app.router.add_get("/secret/a.jpg", server.photo)
-    app.router.add_get("/photos/to/{where}", redirected)
-    app.router.add_get("/photos/drip", dripping)
-    app.router.add_get("/photos/endless", endless)
+    app.router.add_get("/photos/to/{where}", send_redirect)
+    app.router.add_get("/photos/drip", send_slowly)
+    app.router.add_get("/photos/endless", send_endless)
     app.router.add_get("/photos/large", large)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
@@ -103,7 +103,7 @@ async def serving(authority):
     context.load_cert_chain(*authority.issue("server"))
     site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context)
     await site.start()
-    resolver = ToLoopback(site._server.sockets[0].getsockname()[1])
+    resolver = LoopbackResolver(site._server.sockets[0].getsockname()[1])
     trust = ssl.create_default_context(cafile=str(authority.certificate))
     uris = PhotoUris([PREFIX], max_bytes=MAX_BYTES, resolver=resolver, trust=trust)
     try:
@@ -113,7 +113,7 @@ async def serving(authority):
         await runner.cleanup()
 
 
-def fetched(authority, path):
+def fetch_photo(authority, path):
     async def run():
         async with serving(authority) as (server, resolver, uris):
             uris.check({0: PREFIX + path})
@@ -124,40 +124,40 @@ def fetched(authority, path):
 
 def test_a_photo_is_fetched_and_nothing_told_but_its_name(authority, monkeypatch):
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:1")
-    found, (headers,), asked = fetched(authority, "a.jpg")
+    found, (headers,), asked = fetch_photo(authority, "a.jpg")
     assert found == PHOTO
     assert not {"Authorization", "Cookie", "Referer"} & set(headers)
     assert asked == ["localhost"]
 
 
 def test_a_redirect_below_the_prefix_is_followed(authority):
-    assert fetched(authority, "to/once")[0] == PHOTO
+    assert fetch_photo(authority, "to/once")[0] == PHOTO
 
 
 @pytest.mark.parametrize("where", ["away", "plain", "metadata", "nowhere"])
 def test_a_redirect_to_anywhere_else_is_not(authority, where):
-    found, seen, asked = fetched(authority, f"to/{where}")
+    found, seen, asked = fetch_photo(authority, f"to/{where}")
     assert isinstance(found, PhotoNotFetched)
     assert not seen
     assert asked == ["localhost"]
 
 
 def test_a_redirect_in_a_circle_ends(authority):
-    assert "more than 3 times" in str(fetched(authority, "to/round")[0])
+    assert "more than 3 times" in str(fetch_photo(authority, "to/round")[0])
 
 
 @pytest.mark.parametrize("path", ["large", "endless"])
 def test_what_is_too_long_is_left_whether_it_says_so_or_not(authority, path):
-    assert isinstance(fetched(authority, path)[0], PhotoTooManyBytes)
+    assert isinstance(fetch_photo(authority, path)[0], PhotoTooManyBytes)
 
 
 def test_what_drips_is_left_in_time(authority, monkeypatch):
     monkeypatch.setattr("serving.gateway.photo_fetch.FETCH_TIMEOUT_S", 0.5)
-    assert "did not come within 0.5 s" in str(fetched(authority, "drip")[0])
+    assert "did not come within 0.5 s" in str(fetch_photo(authority, "drip")[0])
 
 
 def test_what_is_not_there_is_told_without_its_place(authority):
-    found, _, _ = fetched(authority, "gone.jpg?token=secret")
+    found, _, _ = fetch_photo(authority, "gone.jpg?token=secret")
     assert str(found) == "the photo's server answered 404"
 
 
@@ -266,9 +266,9 @@ def test_wrong_prefixes_are_told_at_the_start(prefix, said):
         check_prefixes([prefix])
 
 
-def classified(bundle, authority, caplog, *photos, allowed=True):
+def classify_uris(bundle, authority, caplog, *photos, allowed=True):
     async def run():
-        async with serving(authority) as (server, _, uris), running(bundle) as (gateway_server, client):
+        async with serving(authority) as (server, _, uris), run_gateway(bundle) as (gateway_server, client):
             gateway_server._gateway._photo_uris = uris if allowed else None
             with caplog.at_level(logging.DEBUG):
                 try:
@@ -287,7 +287,7 @@ def test_a_listing_is_answered_from_what_could_be_fetched(bundle, authority, cap
         pb.Photo(uri=PREFIX + "a.jpg"),
         pb.Photo(content=b"text"),
     ]
-    answer, _ = classified(bundle, authority, caplog, *photos)
+    answer, _ = classify_uris(bundle, authority, caplog, *photos)
     reasons = [photo.error.reason for photo in answer.photos]
     assert reasons == [pb.PHOTO_ERROR_REASON_NOT_FETCHED, 0, 0, pb.PHOTO_ERROR_REASON_NOT_AN_IMAGE]
     assert answer.photos[1].recognition == answer.photos[2].recognition
@@ -297,7 +297,7 @@ def test_a_listing_is_answered_from_what_could_be_fetched(bundle, authority, cap
 
 
 def test_where_none_can_be_fetched_each_is_named(bundle, authority, caplog):
-    error, _ = classified(bundle, authority, caplog, pb.Photo(uri=PREFIX + "gone.jpg"))
+    error, _ = classify_uris(bundle, authority, caplog, pb.Photo(uri=PREFIX + "gone.jpg"))
     assert error.code() == grpc.StatusCode.INVALID_ARGUMENT
     assert "none of the 1 photos can be used" in error.details()
 
@@ -305,7 +305,7 @@ def test_where_none_can_be_fetched_each_is_named(bundle, authority, caplog):
 @pytest.mark.parametrize("allowed", [True, False])
 def test_one_uri_outside_the_list_and_nothing_is_fetched(bundle, authority, caplog, allowed):
     photos = [pb.Photo(uri=PREFIX + "a.jpg"), pb.Photo(uri="https://localhost/secret/a.jpg")]
-    error, seen = classified(bundle, authority, caplog, *photos, allowed=allowed)
+    error, seen = classify_uris(bundle, authority, caplog, *photos, allowed=allowed)
     assert error.code() == grpc.StatusCode.INVALID_ARGUMENT
     assert ("photos[1].uri: it is below none" if allowed else "fetches no photos; send their bytes") in error.details()
     assert not seen

@@ -21,15 +21,15 @@ from serving.gateway.service import CLASSIFY_METHOD
 from serving.protocol import listing_vision_pb2 as pb
 from serving.protocol import listing_vision_pb2_grpc as pb_grpc
 from serving.rollout.circuit_breaker import FAILURES_UNTIL_OPEN
-from tests.support.helpers import encoded, pids, scene
+from tests.support.helpers import create_scene, encode_image, list_decoder_pids
 from training.data.synthetic import draw_photo
 from vision.errors import EngineBroken, EngineBusy, EngineUnavailable
 
-PHOTO = encoded(scene(200, 150))
+PHOTO = encode_image(create_scene(200, 150))
 
 
 @contextlib.asynccontextmanager
-async def running_with(options):
+async def run_gateway_with(options):
     gateway_server = GatewayServer(options)
     await gateway_server.start()
     try:
@@ -39,13 +39,13 @@ async def running_with(options):
         await gateway_server.stop()
 
 
-def running(bundle, **options):
-    return running_with(ServeOptions(bundle=bundle.folder, port=0, in_process=True, **options))
+def run_gateway(bundle, **options):
+    return run_gateway_with(ServeOptions(bundle=bundle.folder, port=0, in_process=True, **options))
 
 
-def ask(bundle, photos, **options):
+def call_gateway(bundle, photos, **options):
     async def call():
-        async with running(bundle) as (_, client):
+        async with run_gateway(bundle) as (_, client):
             return await client.classify(photos, **options)
 
     return asyncio.run(call())
@@ -53,7 +53,7 @@ def ask(bundle, photos, **options):
 
 def test_a_listing_is_answered(bundle):
     photos = [draw_photo(product, 1, np.random.default_rng(product)) for product in (0, 0, 6)]
-    response = ask(bundle, photos, listing_id="listing-7", num_alternatives=3)
+    response = call_gateway(bundle, photos, listing_id="listing-7", num_alternatives=3)
     assert response.listing_id == "listing-7"
     ids = [step.category_id for step in response.category_path]
     assert ids == [category.id for category in bundle.taxonomy.ancestry(ids[-1])]
@@ -71,17 +71,17 @@ def test_a_listing_is_answered(bundle):
 
 
 def test_one_photo_is_answered_like_a_listing_of_that_photo(bundle):
-    one, three = ask(bundle, [PHOTO]), ask(bundle, [PHOTO] * 3)
+    one, three = call_gateway(bundle, [PHOTO]), call_gateway(bundle, [PHOTO] * 3)
     assert [s.category_id for s in one.category_path] == [s.category_id for s in three.category_path]
     np.testing.assert_allclose(one.category_path[0].probability, three.category_path[0].probability, rtol=1e-5)
 
 
 def test_a_bad_photo_is_reported_and_the_rest_answered(bundle):
-    response = ask(bundle, [b"", PHOTO, PHOTO[:-500], b"text"])
+    response = call_gateway(bundle, [b"", PHOTO, PHOTO[:-500], b"text"])
     reasons = [result.error.reason for result in response.photos if result.HasField("error")]
     assert reasons == [pb.PHOTO_ERROR_REASON_EMPTY, pb.PHOTO_ERROR_REASON_TRUNCATED, pb.PHOTO_ERROR_REASON_NOT_AN_IMAGE]
     assert response.photos[1].HasField("recognition")
-    alone = ask(bundle, [PHOTO])
+    alone = call_gateway(bundle, [PHOTO])
     assert response.category_path == alone.category_path
 
 
@@ -112,18 +112,18 @@ def test_a_bad_photo_is_reported_and_the_rest_answered(bundle):
 )
 def test_bad_requests_name_the_field(bundle, photos, options, reason, violations):
     with pytest.raises(CallFailed) as caught:
-        ask(bundle, photos, **options)
+        call_gateway(bundle, photos, **options)
     assert caught.value.code == grpc.StatusCode.INVALID_ARGUMENT
     assert (caught.value.reason, caught.value.violations) == (reason, violations)
 
 
 def test_twenty_photos_are_taken(bundle):
-    assert len(ask(bundle, [PHOTO] * 20).photos) == 20
+    assert len(call_gateway(bundle, [PHOTO] * 20).photos) == 20
 
 
 def test_no_usable_photo_names_each(bundle):
     with pytest.raises(CallFailed) as caught:
-        ask(bundle, [b"", b"text"])
+        call_gateway(bundle, [b"", b"text"])
     assert caught.value.code == grpc.StatusCode.INVALID_ARGUMENT
     assert caught.value.reason == "NO_USABLE_PHOTO"
     assert caught.value.violations.keys() == {"photos[0].content", "photos[1].content"}
@@ -132,11 +132,11 @@ def test_no_usable_photo_names_each(bundle):
 
 def test_a_message_over_the_limit_is_refused_at_both_ends(bundle):
     with pytest.raises(CallFailed, match="64 MiB: send fewer or smaller photos") as caught:
-        ask(bundle, [b"x" * MESSAGE_LIMIT_BYTES])
+        call_gateway(bundle, [b"x" * MESSAGE_LIMIT_BYTES])
     assert caught.value.code == grpc.StatusCode.RESOURCE_EXHAUSTED
 
     async def unlimited_sender():
-        async with running(bundle) as (gateway_server, _):
+        async with run_gateway(bundle) as (gateway_server, _):
             address = f"127.0.0.1:{gateway_server.port}"
             async with grpc.aio.insecure_channel(address, options=[("grpc.max_send_message_length", -1)]) as channel:
                 stub = pb_grpc.ListingVisionServiceStub(channel)
@@ -157,7 +157,7 @@ def test_every_photo_error_has_a_name_on_the_wire():
     assert names == on_the_wire
 
 
-class Failing:
+class FailingEngine:
     """An engine at our own border, for what no real one does on demand."""
 
     infer_encoded = None
@@ -177,9 +177,9 @@ class Failing:
         pass
 
 
-def ask_with_engine(bundle, engine, photos=(PHOTO,), **options):
+def classify_with_engine(bundle, engine, photos=(PHOTO,), **options):
     async def call():
-        async with running(bundle, health_interval_s=60) as (gateway_server, client):
+        async with run_gateway(bundle, health_interval_s=60) as (gateway_server, client):
             release = gateway_server._routing.stable
             real, release.engine = release.engine, engine
             try:
@@ -192,34 +192,34 @@ def ask_with_engine(bundle, engine, photos=(PHOTO,), **options):
 
 def test_a_model_that_is_away_is_unavailable_and_nothing_internal_is_told(bundle):
     with pytest.raises(CallFailed, match="try again") as caught:
-        ask_with_engine(bundle, Failing(EngineUnavailable("secret host:8001")))
+        classify_with_engine(bundle, FailingEngine(EngineUnavailable("secret host:8001")))
     assert (caught.value.code, caught.value.reason) == (grpc.StatusCode.UNAVAILABLE, "MODEL_UNAVAILABLE")
     assert "secret" not in str(caught.value)
 
 
 def test_a_model_that_answers_nonsense_is_internal(bundle):
     with pytest.raises(CallFailed) as caught:
-        ask_with_engine(bundle, Failing(EngineBroken("x")))
+        classify_with_engine(bundle, FailingEngine(EngineBroken("x")))
     assert (caught.value.code, caught.value.reason) == (grpc.StatusCode.INTERNAL, "MODEL_BROKEN")
 
 
 def test_a_full_queue_is_busy_not_away(bundle):
     with pytest.raises(CallFailed) as caught:
-        ask_with_engine(bundle, Failing(EngineBusy("Exceeds maximum queue size")))
+        classify_with_engine(bundle, FailingEngine(EngineBusy("Exceeds maximum queue size")))
     assert (caught.value.code, caught.value.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_BUSY")
 
 
 def test_what_no_one_foresaw_is_internal_and_tells_nothing(bundle):
     with pytest.raises(CallFailed) as caught:
-        ask_with_engine(bundle, Failing(ZeroDivisionError("secret")))
+        classify_with_engine(bundle, FailingEngine(ZeroDivisionError("secret")))
     assert (caught.value.code, caught.value.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
     assert "secret" not in str(caught.value)
 
 
 @contextlib.asynccontextmanager
-async def decoders_stopped(gateway_server):
+async def stop_decoders(gateway_server):
     """All decoding children stand still, so that whatever is to be decoded waits."""
-    children = pids(gateway_server._routing.stable.decoders)
+    children = list_decoder_pids(gateway_server._routing.stable.decoders)
     for child in children:
         os.kill(child, signal.SIGSTOP)
     try:
@@ -230,23 +230,23 @@ async def decoders_stopped(gateway_server):
                 os.kill(child, signal.SIGCONT)
 
 
-async def until(condition) -> None:
+async def wait_until(condition) -> None:
     async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.01)
 
 
-def give_up_before(bundle, stop_early):
+def cancel_before_decode(bundle, stop_early):
     """What the engine was asked for by a call that ended while its photo was still to be decoded."""
 
     async def call():
-        async with running(bundle, health_interval_s=60) as (gateway_server, client):
+        async with run_gateway(bundle, health_interval_s=60) as (gateway_server, client):
             inner, release = gateway_server._gateway, gateway_server._routing.stable
-            real, release.engine = release.engine, Failing(EngineUnavailable("never asked"))
-            async with decoders_stopped(gateway_server):
+            real, release.engine = release.engine, FailingEngine(EngineUnavailable("never asked"))
+            async with stop_decoders(gateway_server):
                 with pytest.raises((CallFailed, asyncio.CancelledError)):
                     await stop_early(client, inner)
-                await until(lambda: inner._admission.num_photos == 0)
+                await wait_until(lambda: inner._admission.num_photos == 0)
                 waiting = gateway_server._routing.stable.decoders.num_waiting
             release.engine, failing = real, release.engine
             answered = await client.classify([PHOTO])
@@ -256,29 +256,29 @@ def give_up_before(bundle, stop_early):
 
 
 def test_work_whose_deadline_has_passed_is_dropped_before_the_model(bundle):
-    async def too_short(client, inner):
+    async def use_short_deadline(client, inner):
         await client.classify([PHOTO] * 6, timeout_s=0.3)
 
-    calls, _, answered = give_up_before(bundle, too_short)
+    calls, _, answered = cancel_before_decode(bundle, use_short_deadline)
     assert (calls, answered) == (0, 1)
 
 
 def test_work_whose_caller_has_gone_is_dropped_before_the_model(bundle):
-    async def go_away(client, inner):
+    async def cancel_call(client, inner):
         call = asyncio.create_task(client.classify([PHOTO] * 6))
-        await until(lambda: inner._admission.num_photos == 6)
+        await wait_until(lambda: inner._admission.num_photos == 6)
         call.cancel()
         await call
 
-    calls, _, answered = give_up_before(bundle, go_away)
+    calls, _, answered = cancel_before_decode(bundle, cancel_call)
     assert (calls, answered) == (0, 1)
 
 
 def test_a_model_that_fails_call_after_call_is_not_asked_any_more_until_its_golden_photos_are_right(bundle):
     async def call():
-        async with running(bundle, health_interval_s=60) as (gateway_server, client):
+        async with run_gateway(bundle, health_interval_s=60) as (gateway_server, client):
             release = gateway_server._routing.stable
-            failing = Failing(EngineUnavailable("away"))
+            failing = FailingEngine(EngineUnavailable("away"))
             real, release.engine = release.engine, failing
             reasons = []
             for _ in range(FAILURES_UNTIL_OPEN + 3):
@@ -288,9 +288,9 @@ def test_a_model_that_fails_call_after_call_is_not_asked_any_more_until_its_gold
             asked = failing.calls
             with pytest.raises(CallFailed):
                 await client.classify([PHOTO])
-            await until(lambda: not release.is_well)
+            await wait_until(lambda: not release.is_well)
             release.engine = real
-            await until(lambda: release.is_well)
+            await wait_until(lambda: release.is_well)
             return reasons, asked, len((await client.classify([PHOTO])).photos)
 
     reasons, asked, answered = asyncio.run(call())
@@ -302,11 +302,11 @@ def test_a_model_that_fails_call_after_call_is_not_asked_any_more_until_its_gold
 
 def test_photos_that_crash_a_decoder_cost_an_error_each(bundle):
     async def call():
-        async with running(bundle) as (gateway_server, client):
-            victims = pids(gateway_server._routing.stable.decoders)
-            async with decoders_stopped(gateway_server):
+        async with run_gateway(bundle) as (gateway_server, client):
+            victims = list_decoder_pids(gateway_server._routing.stable.decoders)
+            async with stop_decoders(gateway_server):
                 asked = asyncio.create_task(client.classify([PHOTO] * (1 + len(victims))))
-                await until(lambda: gateway_server._routing.stable.decoders.num_waiting == 1)
+                await wait_until(lambda: gateway_server._routing.stable.decoders.num_waiting == 1)
                 for victim in victims:
                     os.kill(victim, signal.SIGKILL)
                 return await asked, len(victims)
@@ -319,17 +319,17 @@ def test_photos_that_crash_a_decoder_cost_an_error_each(bundle):
 
 def test_decoding_on_threads_answers_alike(bundle):
     async def call():
-        async with running(bundle, isolate=False) as (_, client):
+        async with run_gateway(bundle, isolate=False) as (_, client):
             return await client.classify([PHOTO, b"text"])
 
-    answered, expected = asyncio.run(call()), ask(bundle, [PHOTO, b"text"])
+    answered, expected = asyncio.run(call()), call_gateway(bundle, [PHOTO, b"text"])
     for response in (answered, expected):
         response.ClearField("stage_times")
     assert answered == expected
 
 
 def test_a_call_of_several_megabytes_is_retried(bundle):
-    class OnceAway(Failing):
+    class UnavailableOnce(FailingEngine):
         async def infer(self, photos_nhwc):
             self.calls += 1
             if self.calls == 1:
@@ -337,10 +337,10 @@ def test_a_call_of_several_megabytes_is_retried(bundle):
             return await self.error.infer(photos_nhwc)
 
     async def call():
-        async with running(bundle, health_interval_s=60) as (gateway_server, client):
+        async with run_gateway(bundle, health_interval_s=60) as (gateway_server, client):
             release = gateway_server._routing.stable
             real = release.engine
-            release.engine = engine = OnceAway(real)
+            release.engine = engine = UnavailableOnce(real)
             padded = PHOTO + b"\0" * (3 << 20)
             answer = await client.classify([padded])
             release.engine = real
@@ -351,13 +351,13 @@ def test_a_call_of_several_megabytes_is_retried(bundle):
 
 def test_a_deadline_ends_the_call(bundle):
     with pytest.raises(CallFailed) as caught:
-        ask_with_engine(bundle, Failing(EngineUnavailable("late"), seconds=5), timeout_s=0.3)
+        classify_with_engine(bundle, FailingEngine(EngineUnavailable("late"), seconds=5), timeout_s=0.3)
     assert caught.value.code == grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 def test_a_full_gateway_refuses_at_once_with_a_delay(bundle):
     async def call():
-        async with running(bundle) as (gateway_server, client):
+        async with run_gateway(bundle) as (gateway_server, client):
             gateway_server._gateway._admission._max_photos = 3
             with pytest.raises(CallFailed) as caught:
                 await client.classify([PHOTO] * 4)
@@ -385,7 +385,7 @@ async def call_without_a_message(address: str) -> tuple[grpc.StatusCode, str]:
 
 def test_a_full_gateway_refuses_by_the_headers_without_reading_photos(bundle):
     async def call():
-        async with running(bundle) as (gateway_server, client):
+        async with run_gateway(bundle) as (gateway_server, client):
             admission = gateway_server._gateway._admission
             admission.num_photos = admission._max_photos
             refused = await call_without_a_message(f"127.0.0.1:{gateway_server.port}")
@@ -403,7 +403,7 @@ def test_a_full_gateway_refuses_by_the_headers_without_reading_photos(bundle):
 
 def test_health_and_model_description(bundle):
     async def call():
-        async with running(bundle) as (gateway_server, client):
+        async with run_gateway(bundle) as (gateway_server, client):
             async with grpc.aio.insecure_channel(f"127.0.0.1:{gateway_server.port}") as channel:
                 stub = health_pb2_grpc.HealthStub(channel)
                 states = [
@@ -439,7 +439,7 @@ def test_calls_in_flight_are_finished_when_it_stops(bundle):
 
 def test_a_taken_port_is_named(bundle):
     async def call():
-        async with running(bundle) as (gateway_server, _):
+        async with run_gateway(bundle) as (gateway_server, _):
             second = GatewayServer(ServeOptions(bundle=bundle.folder, port=gateway_server.port, in_process=True))
             with pytest.raises(
                 OSError, match=f"cannot listen on 127.0.0.1:{gateway_server.port}.*choose another --port"

@@ -12,7 +12,7 @@ from serving.client.stream import MAX_SENT, MAX_UNANSWERED, StreamedListings
 from serving.gateway.admission import Admission, DrainRate
 from serving.gateway.streaming import MAX_LISTINGS, ListingStreams
 from serving.protocol import listing_vision_pb2 as pb
-from tests.serving.gateway.test_service import PHOTO, Failing, running
+from tests.serving.gateway.test_service import PHOTO, FailingEngine, run_gateway
 from vision.errors import EngineBusy
 
 NUM_LISTINGS = 150
@@ -34,11 +34,11 @@ def listing(number, photos=(PHOTO,)):
     return ListingToClassify(photos, listing_id=f"listing-{number}")
 
 
-def streamed(bundle, listings, look=lambda answered: None):
+def stream_listings(bundle, listings, look=lambda answered: None):
     """All that was answered, the listings read by a client of its own thread."""
 
     async def run():
-        async with running(bundle) as (server, _):
+        async with run_gateway(bundle) as (server, _):
 
             def read():
                 with ListingVisionClient(f"127.0.0.1:{server.port}") as client:
@@ -56,7 +56,7 @@ def streamed(bundle, listings, look=lambda answered: None):
 def test_every_listing_is_answered_once_and_a_bad_one_has_an_error_of_its_own(bundle):
     source = Source(listing(n, (b"no photo",) if n == 70 else (PHOTO, PHOTO)) for n in range(NUM_LISTINGS))
     ahead = []
-    answered = streamed(bundle, source, lambda found: ahead.append(source.num_taken - len(found)))
+    answered = stream_listings(bundle, source, lambda found: ahead.append(source.num_taken - len(found)))
     assert sorted(one.listing.listing_id for one in answered) == sorted(f"listing-{n}" for n in range(NUM_LISTINGS))
     bad = [one for one in answered if one.error]
     assert [one.listing.listing_id for one in bad] == ["listing-70"]
@@ -67,14 +67,14 @@ def test_every_listing_is_answered_once_and_a_bad_one_has_an_error_of_its_own(bu
 
 
 def test_an_answer_says_how_long_its_stages_took(bundle):
-    (answered,) = streamed(bundle, [listing(0)])
+    (answered,) = stream_listings(bundle, [listing(0)])
     assert [time.stage for time in answered.response.stage_times] == ["decode", "model", "decision"]
     assert all(time.duration_ms > 0 for time in answered.response.stage_times)
 
 
 def test_a_gateway_that_stops_answers_what_it_has_begun_and_tells_the_caller_to_go_on_elsewhere(bundle):
     async def run():
-        async with running(bundle) as (server, _):
+        async with run_gateway(bundle) as (server, _):
             stopping, found = [], []
             loop = asyncio.get_running_loop()
 
@@ -97,7 +97,7 @@ def test_a_gateway_that_stops_answers_what_it_has_begun_and_tells_the_caller_to_
 
 def test_a_caller_that_goes_leaves_nothing_behind(bundle):
     async def run():
-        async with running(bundle) as (server, client):
+        async with run_gateway(bundle) as (server, client):
 
             def read():
                 with ListingVisionClient(f"127.0.0.1:{server.port}") as streaming:
@@ -111,7 +111,7 @@ def test_a_caller_that_goes_leaves_nothing_behind(bundle):
     assert asyncio.run(run()).category_path
 
 
-async def numbered(numbers, read):
+async def create_requests(numbers, read):
     for number in numbers:
         read.append(number)
         yield pb.ClassifyListingsRequest(sequence=number)
@@ -123,7 +123,7 @@ def served(streams, answer, numbers=range(40)):
     async def write(response):
         written.append(response)
 
-    return read, written, streams.serve(numbered(numbers, read), answer, write)
+    return read, written, streams.serve(create_requests(numbers, read), answer, write)
 
 
 def test_no_more_are_read_than_are_answered_at_once():
@@ -194,7 +194,7 @@ def test_a_listing_that_finds_no_room_waits_instead_of_its_caller():
 
 
 def test_a_model_that_is_busy_for_a_moment_costs_a_stream_only_time(bundle):
-    class BusyAtFirst(Failing):
+    class BusyOnceEngine(FailingEngine):
         async def infer(self, photos_nhwc):
             self.calls += 1
             if self.calls <= 3:
@@ -203,9 +203,9 @@ def test_a_model_that_is_busy_for_a_moment_costs_a_stream_only_time(bundle):
 
     async def run():
         global engine
-        async with running(bundle) as (server, _):
+        async with run_gateway(bundle) as (server, _):
             engine = server._routing.stable.engine
-            server._routing.stable.engine = BusyAtFirst()
+            server._routing.stable.engine = BusyOnceEngine()
 
             def read():
                 with ListingVisionClient(f"127.0.0.1:{server.port}") as client:
@@ -216,24 +216,24 @@ def test_a_model_that_is_busy_for_a_moment_costs_a_stream_only_time(bundle):
     assert [one.error for one in asyncio.run(run())] == [None] * 4
 
 
-def refused_for_now(request, delay_ms=1):
+def refuse_with_retry(request, delay_ms=1):
     error = pb.ListingError(reason="QUOTA_EXCEEDED", retry_delay_ms=delay_ms)
     return pb.ClassifyListingsResponse(sequence=request.sequence, error=error)
 
 
 def test_a_client_sends_again_what_was_refused_for_now_and_gives_up_in_the_end():
-    streamed = StreamedListings(["a", "b"], lambda name: pb.ClassifyListingRequest(listing_id=name))
+    stream_listings = StreamedListings(["a", "b"], lambda name: pb.ClassifyListingRequest(listing_id=name))
     sent = []
 
     def service():
-        for request in streamed.requests():
+        for request in stream_listings.requests():
             sent.append(request.listing.listing_id)
             if request.listing.listing_id == "b" and sent.count("b") == 2:
                 yield pb.ClassifyListingsResponse(sequence=request.sequence, listing=pb.ClassifyListingResponse())
             else:
-                yield refused_for_now(request)
+                yield refuse_with_retry(request)
 
-    answered = {one.listing: one for one in streamed.answers(service())}
+    answered = {one.listing: one for one in stream_listings.answers(service())}
     assert sent.count("a") == MAX_SENT
     assert answered["a"].error.reason == "QUOTA_EXCEEDED"
     assert (sent.count("b"), answered["b"].error) == (2, None)

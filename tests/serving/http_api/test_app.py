@@ -21,10 +21,10 @@ from serving.http_api.app import BODY_LIMIT_BYTES
 from serving.processes.control import ask, control_path
 from serving.protocol import listing_vision_pb2 as pb
 from tests.conftest import ROOT
-from tests.support.helpers import encoded, scene
+from tests.support.helpers import create_scene, encode_image
 from vision.bundle import seal_bundle
 
-PHOTO = encoded(scene(200, 150))
+PHOTO = encode_image(create_scene(200, 150))
 TOKEN = "a-token-of-the-tests"
 
 
@@ -46,7 +46,7 @@ def guarded(bundle, start_serving, tmp_path_factory):
     return start_serving(bundle.folder, folder / "serve.log", *options)
 
 
-def asked(url, body=None, content_type="application/json", **headers):
+def request_status(url, body=None, content_type="application/json", **headers):
     """Status, headers and JSON (or text) of an answer."""
     if isinstance(body, dict):
         body = json.dumps(body).encode()
@@ -73,12 +73,12 @@ def in_json(*photos, **more):
 
 
 def test_json_and_a_form_are_answered_alike(url, bundle):
-    status, _, of_json = asked(
+    status, _, of_json = request_status(
         f"{url}/v1/listings:classify", in_json(PHOTO, b"text", listingId="a", alternativeCount=2)
     )
     assert status == 200
     body, content_type = form(PHOTO, b"text", listing_id="a", alternative_count=2)
-    status, headers, of_form = asked(f"{url}/v1/listings:classify", body, content_type)
+    status, headers, of_form = request_status(f"{url}/v1/listings:classify", body, content_type)
     assert status == 200
     for answer in (of_json, of_form):
         assert {stage["stage"] for stage in answer.pop("stageTimes")} == {"decode", "model", "decision"}
@@ -92,8 +92,8 @@ def test_json_and_a_form_are_answered_alike(url, bundle):
 
 
 def test_the_model_and_its_names(url, bundle):
-    assert asked(f"{url}/v1/model")[2]["model"]["version"] == bundle.info.model_version
-    names = asked(f"{url}/v1/taxonomy")[2]
+    assert request_status(f"{url}/v1/model")[2]["model"]["version"] == bundle.info.model_version
+    names = request_status(f"{url}/v1/taxonomy")[2]
     assert [c["id"] for c in names["categories"]] == [c.id for c in bundle.taxonomy.categories]
     assert [c["names"] for c in names["categories"]] == [dict(c.names) for c in bundle.taxonomy.categories]
     assert [b["id"] for b in names["brands"]] == [b.id for b in bundle.taxonomy.brands]
@@ -111,7 +111,7 @@ def test_names_are_those_of_any_release_that_is_loaded(bundle, other_bundle, sta
 
     def versions():
         asked_for = [f"{url}/v1/taxonomy", *(f"{url}/v1/taxonomy?version={v}" for v in (mine, "another"))]
-        return [(status, answer.get("version")) for status, _, answer in map(asked, asked_for)]
+        return [(status, answer.get("version")) for status, _, answer in map(request_status, asked_for)]
 
     assert versions() == [(200, mine), (200, mine), (404, None)]
     release = ask(control_path(port), "load", bundle=str(other))
@@ -119,19 +119,23 @@ def test_names_are_those_of_any_release_that_is_loaded(bundle, other_bundle, sta
     ask(control_path(port), "promote", release=release)
     assert versions() == [(200, "another"), (200, mine), (200, "another")]
     assert served.log.count("HTTP at ") == 1  # it was not started anew
-    unknown = asked(f"{url}/v1/taxonomy?version=nowhere")[2]["error"]
+    unknown = request_status(f"{url}/v1/taxonomy?version=nowhere")[2]["error"]
     assert unknown["reason"] == "TAXONOMY_UNKNOWN"
     assert "'nowhere' is of no model that is loaded; the one that answers has 'another'" in unknown["message"]
     assert served.stop() == 0
 
 
 def test_a_photo_is_explained(url):
-    status, _, answer = asked(f"{url}/v1/photos:explain", {"photo": {"content": base64.b64encode(PHOTO).decode()}})
+    status, _, answer = request_status(
+        f"{url}/v1/photos:explain", {"photo": {"content": base64.b64encode(PHOTO).decode()}}
+    )
     assert status == 200
     assert len(answer["importances"]) == answer["rowCount"] * answer["columnCount"] == 49
     assert max(map(abs, answer["importances"])) > 0
     assert base64.b64decode(answer["seen"]).startswith(b"\xff\xd8")
-    status, _, answer = asked(f"{url}/v1/photos:explain", {"photo": {"content": base64.b64encode(b"text").decode()}})
+    status, _, answer = request_status(
+        f"{url}/v1/photos:explain", {"photo": {"content": base64.b64encode(b"text").decode()}}
+    )
     assert (status, answer["error"]["violations"][0]["field"]) == (400, "photo.content")
 
 
@@ -152,24 +156,24 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_bad_requests_are_named(url, name):
     body, content_type, status, reason = BAD[name]
-    found = asked(f"{url}/v1/listings:classify", body, content_type)
+    found = request_status(f"{url}/v1/listings:classify", body, content_type)
     assert (found[0], found[2]["error"]["reason"]) == (status, reason), found[2]
     assert found[2]["error"]["message"]
 
 
 @pytest.mark.parametrize("timeout_ms", ["0", "-5", "nan", "soon", "60001"])
 def test_a_timeout_that_is_none_is_refused(url, timeout_ms):
-    status, _, answer = asked(f"{url}/v1/model", **{"x-timeout-ms": timeout_ms})
+    status, _, answer = request_status(f"{url}/v1/model", **{"x-timeout-ms": timeout_ms})
     assert (status, answer["error"]["reason"]) == (400, "TIMEOUT_OUT_OF_RANGE")
 
 
 def test_too_little_time_is_504_and_what_is_not_served_501(url):
-    status, _, answer = asked(f"{url}/v1/listings:classify", in_json(PHOTO), **{"x-timeout-ms": "1"})
+    status, _, answer = request_status(f"{url}/v1/listings:classify", in_json(PHOTO), **{"x-timeout-ms": "1"})
     assert (status, answer["error"]["status"]) == (504, "DEADLINE_EXCEEDED")
-    status, _, answer = asked(f"{url}/v1/outcomes", {"listingId": "a"})
+    status, _, answer = request_status(f"{url}/v1/outcomes", {"listingId": "a"})
     assert (status, answer["error"]["status"]) == (501, "UNIMPLEMENTED")
-    assert asked(f"{url}/v1/nothing")[0] == 404
-    assert asked(f"{url}/v1/listings:classify")[0] == 405
+    assert request_status(f"{url}/v1/nothing")[0] == 404
+    assert request_status(f"{url}/v1/listings:classify")[0] == 405
 
 
 def test_a_body_over_the_limit_is_refused_by_its_header(url):
@@ -187,17 +191,17 @@ def test_a_body_over_the_limit_is_refused_by_its_header(url):
 def test_tokens_and_quotas_are_those_of_the_service(guarded):
     url = http_url(guarded)
     for path in ("/v1/model", "/v1/taxonomy"):
-        status, headers, answer = asked(f"{url}{path}")
+        status, headers, answer = request_status(f"{url}{path}")
         assert (status, headers["WWW-Authenticate"], answer["error"]["message"]) == (401, "Bearer", "unauthenticated")
     access = {"Authorization": f"Bearer {TOKEN}"}
-    assert asked(f"{url}/v1/model", **access)[0] == 200
-    many = [asked(f"{url}/v1/listings:classify", in_json(*[PHOTO] * 20), **access) for _ in range(6)]
+    assert request_status(f"{url}/v1/model", **access)[0] == 200
+    many = [request_status(f"{url}/v1/listings:classify", in_json(*[PHOTO] * 20), **access) for _ in range(6)]
     refused = next(answer for answer in many if answer[0] == 429)
     assert refused[2]["error"]["reason"] == "QUOTA_EXCEEDED"
     assert int(refused[1]["Retry-After"]) >= 1
     assert refused[2]["error"]["retryDelayMs"] > 0
     # The page and its document are for all to read; they show nothing.
-    assert asked(f"{url}/")[0] == asked(f"{url}/openapi.json")[0] == 200
+    assert request_status(f"{url}/")[0] == request_status(f"{url}/openapi.json")[0] == 200
     assert TOKEN not in guarded.log
 
 
@@ -213,7 +217,10 @@ def test_an_http_process_that_dies_or_stands_still_is_started_again_on_its_port(
     os.kill(pid, number)
     for _ in range(150):
         try:
-            if guarded.log.count("another is started") > num_started and asked(f"{url}/openapi.json")[0] == 200:
+            if (
+                guarded.log.count("another is started") > num_started
+                and request_status(f"{url}/openapi.json")[0] == 200
+            ):
                 return
         except OSError:
             pass
@@ -235,13 +242,13 @@ def _parent(pid):
 
 
 def test_the_document_is_openapi_and_names_what_is_served(url):
-    document = asked(f"{url}/openapi.json")[2]
+    document = request_status(f"{url}/openapi.json")[2]
     validate(document)
     assert document == json.loads((ROOT / "serving" / "http_api" / "openapi.json").read_text())
     for path, verbs in document["paths"].items():
         for verb in verbs:
             body = b"" if verb == "post" else None
-            assert asked(f"{url}{path}", body)[0] not in (404, 405), path
+            assert request_status(f"{url}{path}", body)[0] not in (404, 405), path
     answer = document["components"]["schemas"]["ClassifyListingResponse"]["properties"]
     assert set(answer) == {field.json_name for field in pb.ClassifyListingResponse.DESCRIPTOR.fields}
     assert all(one["description"] for one in answer.values())

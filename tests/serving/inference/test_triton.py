@@ -10,7 +10,7 @@ from serving.api import responses
 from serving.inference.triton import InProcessEngine, TritonEngine, check, until_answering
 from serving.triton.process import LocalTriton
 from serving.triton.repository import RepositoryOptions
-from tests.support.helpers import children, encoded, scene
+from tests.support.helpers import create_scene, encode_image, list_children
 from tests.support.hostile_photos import hostile_photos
 from vision.engine import OnnxEngine
 from vision.errors import EngineBroken, EngineUnavailable, PhotoDecoderCrashed, PhotoNotAnImage, PhotoTimedOut
@@ -66,7 +66,7 @@ async def loaded(triton, bundle):
         await engine.close()
 
 
-def asked_encoded(triton, *listings, meanwhile=None):
+def infer_encoded_files(triton, *listings, meanwhile=None):
     async def ask():
         engine = TritonEngine(triton.address)
         try:
@@ -83,10 +83,14 @@ def asked_encoded(triton, *listings, meanwhile=None):
 
 
 def test_encoded_photos_are_answered_as_pixels_are(triton, bundle):
-    photos = [encoded(scene(300, 200)), encoded(scene(90, 64), "PNG"), encoded(scene(800, 600), "WEBP")]
+    photos = [
+        encode_image(create_scene(300, 200)),
+        encode_image(create_scene(90, 64), "PNG"),
+        encode_image(create_scene(800, 600), "WEBP"),
+    ]
     preprocessing = bundle.info.preprocessing
     wanted = OnnxEngine(bundle).infer(np.stack([prepare_photo(photo, preprocessing) for photo in photos]))
-    together, alone, broken = asked_encoded(triton, photos, photos[1:2], [photos[0], b"text", photos[2]])
+    together, alone, broken = infer_encoded_files(triton, photos, photos[1:2], [photos[0], b"text", photos[2]])
     assert together.errors == [None] * 3
     for got, reference in zip(together.logits, wanted, strict=True):
         np.testing.assert_allclose(got, reference, atol=1e-4)
@@ -100,7 +104,7 @@ def test_every_hostile_photo_gets_its_own_error_from_triton(triton):
     drawer = [
         photo for photo in hostile_photos() if len(photo.data) <= responses.PREPARE_LIMITS.max_bytes and photo.data
     ]
-    found = asked_encoded(triton, *([photo.data] for photo in drawer))
+    found = infer_encoded_files(triton, *([photo.data] for photo in drawer))
     for photo, decoded in zip(drawer, found, strict=True):
         (error,) = decoded.errors
         if photo.may_time_out and isinstance(error, PhotoTimedOut):
@@ -112,40 +116,40 @@ def test_every_hostile_photo_gets_its_own_error_from_triton(triton):
 def test_slow_photos_hold_a_model_for_a_bounded_time(triton):
     (bomb,) = (photo.data for photo in hostile_photos() if photo.name == "webp_zip_bomb")
     # Longer together than the gateway waits for Triton, were they all decoded.
-    (decoded,) = asked_encoded(triton, [bomb] * 60)
+    (decoded,) = infer_encoded_files(triton, [bomb] * 60)
     assert {type(error) for error in decoded.errors} <= {type(None), PhotoTimedOut}
     assert isinstance(decoded.errors[-1], PhotoTimedOut)
     assert len(decoded.logits.category) == decoded.errors.count(None)
-    photo = encoded(scene(300, 200))
-    (after,) = asked_encoded(triton, [photo])
+    photo = encode_image(create_scene(300, 200))
+    (after,) = infer_encoded_files(triton, [photo])
     assert after.errors == [None]
 
 
 @pytest.mark.parametrize("triton", [True], indirect=True)
 def test_a_photo_that_crashes_a_decoder_in_triton_costs_an_error_of_its_own(triton):
-    photo = encoded(scene(300, 200))
+    photo = encode_image(create_scene(300, 200))
 
     async def kill_decoders():
         await asyncio.sleep(0.2)
-        for child in children:
+        for child in list_children:
             os.kill(child, signal.SIGKILL)
 
-    children = decoding_children(triton.pid)
-    assert children
-    for child in children:
+    list_children = list_decode_workers(triton.pid)
+    assert list_children
+    for child in list_children:
         os.kill(child, signal.SIGSTOP)  # so that each has a photo, for certain, when it dies
-    found = asked_encoded(triton, *[[photo]] * 6, meanwhile=kill_decoders)
+    found = infer_encoded_files(triton, *[[photo]] * 6, meanwhile=kill_decoders)
     reasons = [type(decoded.errors[0]) for decoded in found]
-    assert reasons.count(PhotoDecoderCrashed) == len(children)
-    assert reasons.count(type(None)) == 6 - len(children)
-    assert set(decoding_children(triton.pid)).isdisjoint(children)
+    assert reasons.count(PhotoDecoderCrashed) == len(list_children)
+    assert reasons.count(type(None)) == 6 - len(list_children)
+    assert set(list_decode_workers(triton.pid)).isdisjoint(list_children)
 
 
-def decoding_children(pid: int) -> list[int]:
+def list_decode_workers(pid: int) -> list[int]:
     """The children, not the nurseries, that decode below a Triton."""
 
     def below(parent):
-        for child in children(parent):
+        for child in list_children(parent):
             yield child
             yield from below(child)
 

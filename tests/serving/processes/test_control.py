@@ -15,7 +15,7 @@ from serving.processes.control import ControlServer, NoAnswer, NoAnswerInTime, a
 from vision.errors import ListingVisionError
 
 
-def answers(path, *asked, commands):
+def send_commands(path, *asked, commands):
     """What each question is answered with, the answer or the error; and the modes of socket and folder."""
 
     async def run():
@@ -40,7 +40,7 @@ async def double(number: int) -> int:
     return 2 * number
 
 
-async def breaks() -> None:
+async def raise_error() -> None:
     raise ZeroDivisionError("a bug")
 
 
@@ -52,7 +52,7 @@ def test_commands_are_answered_and_errors_told(tmp_path):
         ("triple", {}),
         ("breaks", {}),
     ]
-    found, _ = answers(tmp_path / "own" / "1.sock", *asked, commands={"double": double, "breaks": breaks})
+    found, _ = send_commands(tmp_path / "own" / "1.sock", *asked, commands={"double": double, "breaks": raise_error})
     assert found[:2] == [8, "number -1 is below 0; give another"]
     assert found[2].startswith("TypeError")
     assert found[3] == "not a command of double, breaks"
@@ -60,21 +60,21 @@ def test_commands_are_answered_and_errors_told(tmp_path):
 
 
 def test_only_the_owner_reaches_it(tmp_path):
-    _, modes = answers(tmp_path / "own" / "1.sock", commands={})
+    _, modes = send_commands(tmp_path / "own" / "1.sock", commands={})
     assert modes == [0o600, 0o700]
 
 
 def test_a_folder_of_somebody_else_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("os.getuid", lambda: 4711)
     with pytest.raises(OSError, match="belongs to somebody else"):
-        answers(tmp_path / "own" / "1.sock", commands={})
+        send_commands(tmp_path / "own" / "1.sock", commands={})
 
 
 def test_what_a_killed_process_left_is_taken_over_and_nobody_listening_is_told(tmp_path):
     path = tmp_path / "own" / "1.sock"
     path.parent.mkdir(mode=0o700)
     path.write_text("left")
-    assert answers(path, ("double", {"number": 1}), commands={"double": double})[0] == [2]
+    assert send_commands(path, ("double", {"number": 1}), commands={"double": double})[0] == [2]
     with pytest.raises(NoAnswer, match="nobody answers at") as raised:
         ask(path, "double", number=1)
     assert not isinstance(raised.value, NoAnswerInTime)
@@ -99,7 +99,7 @@ def test_an_answer_that_does_not_come_is_not_waited_for(tmp_path):
 
     path = tmp_path / "own" / "1.sock"
     asked = ("sleeps", {"answer_timeout_s": 0.1})
-    found, _ = answers(path, asked, commands={"sleeps": sleeps})
+    found, _ = send_commands(path, asked, commands={"sleeps": sleeps})
     assert found == [f"no answer within 0.1 s at {path}"]
 
 
@@ -126,7 +126,7 @@ def process(tmp_path):
         started.kill()
 
 
-def listened(path, *, while_, patience_s=100.0, heard=None):
+def monitor_process(path, *, while_, patience_s=100.0, heard=None):
     return asyncio.run(
         asyncio.wait_for(listen(path, "alive", every_s=0.05, while_=while_, patience_s=patience_s, heard=heard), 60)
     )
@@ -134,17 +134,17 @@ def listened(path, *, while_, patience_s=100.0, heard=None):
 
 def test_a_process_that_stands_still_is_silent_and_one_that_answers_in_between_is_not(process):
     started, path = process
-    answers = []
+    send_commands = []
 
     def heard(answer):
-        answers.append(answer)
-        if len(answers) == 3:
+        send_commands.append(answer)
+        if len(send_commands) == 3:
             os.kill(started.pid, signal.SIGSTOP)
-        if len(answers) == 2:
+        if len(send_commands) == 2:
             raise ZeroDivisionError("whoever is told fails")
 
-    assert listened(path, while_=lambda: True, heard=heard)
-    assert answers == ["alive"] * 3
+    assert monitor_process(path, while_=lambda: True, heard=heard)
+    assert send_commands == ["alive"] * 3
 
 
 def test_one_that_ends_is_not_silent_unless_it_takes_too_long_for_it(process):
@@ -152,5 +152,5 @@ def test_one_that_ends_is_not_silent_unless_it_takes_too_long_for_it(process):
     started.kill()
     started.wait()
     asked = iter([True] * 5 + [False])
-    assert not listened(path, while_=lambda: next(asked))
-    assert listened(path, while_=lambda: True, patience_s=0.3)
+    assert not monitor_process(path, while_=lambda: next(asked))
+    assert monitor_process(path, while_=lambda: True, patience_s=0.3)

@@ -22,36 +22,36 @@ class Gateways:
         self.told.append(routes)
 
 
-def releases_of(bundle, gateways, *, is_loadable=True):
+def create_releases(bundle, gateways, *, is_loadable=True):
     first = ReleaseAt(label=bundle.release, bundle=bundle.folder, model_name="listing_vision")
     routes = Routes(releases=(first,), stable=bundle.release)
     return Releases(routes, gateways.route, triton=None, is_loadable=is_loadable, records=False)
 
 
-def states(releases):
+def list_states(releases):
     return {one["release"]: one["state"] for one in asyncio.run(releases.status())}
 
 
 def test_what_gateways_refuse_has_not_happened(bundle, other_bundle):
     gateways = Gateways()
-    releases, other = releases_of(bundle, gateways), other_bundle.release
+    releases, other = create_releases(bundle, gateways), other_bundle.release
     gateways.refuses = "it does not answer its golden photos"
     with pytest.raises(ListingVisionError, match="golden photos"):
         asyncio.run(releases.load(str(other_bundle.folder)))
-    assert states(releases) == {bundle.release: "answers"}
+    assert list_states(releases) == {bundle.release: "answers"}
     gateways.refuses = None
     assert asyncio.run(releases.load(str(other_bundle.folder))) == other
     for command in (releases.promote, lambda label: releases.canary_on(label, 0.5)):
         gateways.refuses = "a gateway process does not answer"
         with pytest.raises(ListingVisionError):
             asyncio.run(command(other))
-        assert states(releases) == {bundle.release: "answers", other: "loaded"}
+        assert list_states(releases) == {bundle.release: "answers", other: "loaded"}
     with pytest.raises(ListingVisionError, match="no release to go back to"):
         asyncio.run(releases.rollback())
 
 
 def test_a_canary_is_removed_only_while_it_is_the_canary(bundle, other_bundle):
-    releases, other = releases_of(bundle, Gateways()), other_bundle.release
+    releases, other = create_releases(bundle, Gateways()), other_bundle.release
 
     async def run():
         await releases.load(str(other_bundle.folder))
@@ -66,7 +66,7 @@ def test_a_canary_is_removed_only_while_it_is_the_canary(bundle, other_bundle):
 
 def test_a_promoted_canary_is_no_canary_any_more(bundle, other_bundle):
     gateways = Gateways()
-    releases, other = releases_of(bundle, gateways), other_bundle.release
+    releases, other = create_releases(bundle, gateways), other_bundle.release
 
     async def run():
         await releases.load(str(other_bundle.folder))
@@ -78,10 +78,10 @@ def test_a_promoted_canary_is_no_canary_any_more(bundle, other_bundle):
 
     assert [one["state"] for one in asyncio.run(run())] == ["answered before", "answers"]
     assert gateways.told[-2].canary is None
-    assert states(releases) == {bundle.release: "answers", other: "answered before"}
+    assert list_states(releases) == {bundle.release: "answers", other: "answered before"}
 
 
 def test_the_triton_of_somebody_else_is_theirs_to_load(bundle, other_bundle):
-    releases = releases_of(bundle, Gateways(), is_loadable=False)
+    releases = create_releases(bundle, Gateways(), is_loadable=False)
     with pytest.raises(ListingVisionError, match="is not this service's own; load the model there"):
         asyncio.run(releases.load(str(other_bundle.folder)))

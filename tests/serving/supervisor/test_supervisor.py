@@ -18,31 +18,31 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from serving.client import CallFailed, ListingVisionClient
 from tests.conftest import ROOT
-from tests.support.helpers import children, encoded, scene
+from tests.support.helpers import create_scene, encode_image, list_children
 
-PHOTO = encoded(scene(200, 150))
+PHOTO = encode_image(create_scene(200, 150))
 
 
-def workers(pid: int) -> set[int]:
+def list_workers(pid: int) -> set[int]:
     found = set()
-    for child in children(pid):
+    for child in list_children(pid):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
             if b"serving.supervisor.gateway_worker" in Path(f"/proc/{child}/cmdline").read_bytes():
                 found.add(child)
     return found
 
 
-def tree(pid: int) -> list[int]:
-    return [pid, *(p for child in children(pid) for p in tree(child))]
+def list_process_tree(pid: int) -> list[int]:
+    return [pid, *(p for child in list_children(pid) for p in list_process_tree(child))]
 
 
-def alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
     with contextlib.suppress(FileNotFoundError):
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     return False
 
 
-def until(condition, what: str, tries: int = 600) -> None:
+def wait_until(condition, what: str, tries: int = 600) -> None:
     for _ in range(tries):
         if condition():
             return
@@ -99,83 +99,83 @@ class Callers:
 
 
 def test_two_processes_answer_on_one_port(served):
-    assert len(workers(served.process.pid)) == 2
+    assert len(list_workers(served.process.pid)) == 2
     with Callers(served.address) as callers:
-        until(lambda: callers.num_answered >= 10, "ten answers")
+        wait_until(lambda: callers.num_answered >= 10, "ten answers")
     assert callers.failures == []
 
 
 def test_a_killed_process_is_replaced_and_the_other_goes_on(served):
-    before = workers(served.process.pid)
+    before = list_workers(served.process.pid)
     victim = min(before)
     os.kill(victim, signal.SIGKILL)
-    until(lambda: len(workers(served.process.pid) - {victim}) == 2, "two processes again")
-    until(lambda: served.log.count(" serves on ") == 3, "the new one serves")
+    wait_until(lambda: len(list_workers(served.process.pid) - {victim}) == 2, "two processes again")
+    wait_until(lambda: served.log.count(" serves on ") == 3, "the new one serves")
     with Callers(served.address) as callers:
-        until(lambda: callers.num_answered >= 10, "ten answers")
+        wait_until(lambda: callers.num_answered >= 10, "ten answers")
     assert callers.failures == []
     assert served.stop() == 0
 
 
 def test_a_silent_process_is_replaced_before_its_connections_wait_for_ever(served):
-    before = workers(served.process.pid)
+    before = list_workers(served.process.pid)
     victim = min(before)
     os.kill(victim, signal.SIGSTOP)
-    until(lambda: f"gateway process {victim} is silent" in served.log, "it is found silent")
-    until(lambda: served.log.count(" serves on ") == 3, "the new one serves")
-    assert victim not in workers(served.process.pid)
+    wait_until(lambda: f"gateway process {victim} is silent" in served.log, "it is found silent")
+    wait_until(lambda: served.log.count(" serves on ") == 3, "the new one serves")
+    assert victim not in list_workers(served.process.pid)
     with Callers(served.address) as callers:
-        until(lambda: callers.num_answered >= 10, "ten answers")
+        wait_until(lambda: callers.num_answered >= 10, "ten answers")
     assert callers.failures == []
     assert served.stop() == 0
 
 
 def test_processes_are_replaced_one_by_one_without_a_failed_call(served):
-    before = workers(served.process.pid)
+    before = list_workers(served.process.pid)
     with Callers(served.address) as callers:
-        until(lambda: callers.num_answered >= 5, "answers before")
+        wait_until(lambda: callers.num_answered >= 5, "answers before")
         served.process.send_signal(signal.SIGHUP)
-        until(lambda: "all 2 gateway processes were replaced" in served.log, "replaced")
+        wait_until(lambda: "all 2 gateway processes were replaced" in served.log, "replaced")
         asked = callers.num_answered
-        until(lambda: callers.num_answered >= asked + 5, "answers after")
+        wait_until(lambda: callers.num_answered >= asked + 5, "answers after")
     assert callers.failures == []
-    assert workers(served.process.pid).isdisjoint(before)
+    assert list_workers(served.process.pid).isdisjoint(before)
 
 
 def test_as_many_as_are_wanted_are_left_where_one_dies_while_all_are_replaced(served):
-    before = workers(served.process.pid)
+    before = list_workers(served.process.pid)
     served.process.send_signal(signal.SIGHUP)
-    until(lambda: len(workers(served.process.pid)) == 3, "a new one comes")
+    wait_until(lambda: len(list_workers(served.process.pid)) == 3, "a new one comes")
     os.kill(min(before), signal.SIGKILL)
-    until(lambda: "all 2 gateway processes were replaced" in served.log, "replaced")
-    until(lambda: len(workers(served.process.pid)) == 2, "two of them")
-    assert workers(served.process.pid).isdisjoint(before)
+    wait_until(lambda: "all 2 gateway processes were replaced" in served.log, "replaced")
+    wait_until(lambda: len(list_workers(served.process.pid)) == 2, "two of them")
+    assert list_workers(served.process.pid).isdisjoint(before)
     started = served.log.count(" serves on ")
     # Another death is replaced by one, so that nobody else was on the way.
-    os.kill(min(workers(served.process.pid)), signal.SIGKILL)
-    until(lambda: served.log.count(" serves on ") == started + 1, "one more")
-    assert len(workers(served.process.pid)) == 2
+    os.kill(min(list_workers(served.process.pid)), signal.SIGKILL)
+    wait_until(lambda: served.log.count(" serves on ") == started + 1, "one more")
+    assert len(list_workers(served.process.pid)) == 2
 
 
 def test_metrics_add_up_over_all_processes_and_outlive_them(served, bundle):
-    answered = ("listing_vision_gateway_calls_total", bundle.release, "ANSWERED")
+    answered = ("listing_vision_gateway_calls_total", bundle.release, "OK")
     with Callers(served.address) as callers:
-        until(lambda: callers.num_answered >= 12, "twelve answers")
+        wait_until(lambda: callers.num_answered >= 12, "twelve answers")
     with ListingVisionClient(served.address) as client, pytest.raises(CallFailed):
         client.classify([])
     found = {(name, *sorted(labels)): value for (name, *labels), value in metrics(served).items()}
     version = bundle.release
     assert found[(answered[0], *sorted(answered[1:]))] == callers.num_answered
-    assert found["listing_vision_gateway_call_seconds_count", *sorted(["ANSWERED", version])] == callers.num_answered
+    assert found["listing_vision_gateway_call_seconds_count", *sorted(["OK", version])] == callers.num_answered
     assert found["listing_vision_gateway_call_seconds_count", *sorted(["NO_PHOTOS", version])] == 1
     assert found["listing_vision_gateway_photos_total", "used"] == callers.num_answered
     assert found["listing_vision_gateway_stage_seconds_count", "decode"] == callers.num_answered
     assert found["listing_vision_gateway_stage_seconds_count", "decision"] == callers.num_answered
     assert found["listing_vision_gateway_photos_in_flight",] == 0
     assert found["listing_vision_gateway_serving",] == 2
-    victim = min(workers(served.process.pid))
+    victim = min(list_workers(served.process.pid))
     os.kill(victim, signal.SIGKILL)
-    until(lambda: served.log.count(" serves on ") == 3, "the new one serves")
+    wait_until(lambda: served.log.count(" serves on ") == 3, "the new one serves")
     after = {(name, *sorted(labels)): value for (name, *labels), value in metrics(served).items()}
     assert after[(answered[0], *sorted(answered[1:]))] == callers.num_answered
     assert after["listing_vision_restarts_total", "gateway"] == 1
@@ -186,30 +186,30 @@ def test_health_over_http_follows_the_service(served):
     assert status(served, "/healthz") == (200, "alive\n")
     assert status(served, "/readyz") == (200, "ready\n")
     assert status(served, "/else")[0] == 404
-    for worker in workers(served.process.pid):
+    for worker in list_workers(served.process.pid):
         os.kill(worker, signal.SIGSTOP)
     try:
         code, said = status(served, "/readyz")
         assert (code, said.startswith("not ready: DEADLINE_EXCEEDED")) == (503, True)
         assert status(served, "/healthz")[0] == 200
     finally:
-        for worker in workers(served.process.pid):
+        for worker in list_workers(served.process.pid):
             os.kill(worker, signal.SIGCONT)
-    until(lambda: status(served, "/readyz")[0] == 200, "ready again")
+    wait_until(lambda: status(served, "/readyz")[0] == 200, "ready again")
 
 
 def test_nothing_outlives_a_killed_supervisor(served):
-    members = tree(served.process.pid)
+    members = list_process_tree(served.process.pid)
     assert len(members) > 4  # supervisor, two gateways, the processes that decode
     served.process.kill()
     served.process.wait()
-    until(lambda: not any(map(alive, members)), "all gone")
+    wait_until(lambda: not any(map(is_alive, members)), "all gone")
 
 
 def test_sigterm_ends_the_whole_tree(served):
-    members = tree(served.process.pid)
+    members = list_process_tree(served.process.pid)
     assert served.stop() == 0
-    assert not any(map(alive, members))
+    assert not any(map(is_alive, members))
     assert "stopped" in served.log.splitlines()[-1]
 
 

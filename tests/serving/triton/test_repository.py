@@ -7,7 +7,7 @@ from vision.errors import BundleError
 from vision.runtime.cpus import usable_cores
 
 
-def options_of(backend, folder, **more):
+def create_options(backend, folder, **more):
     """With what stands for a plan: no GPU built it."""
     plan = folder / "made.plan" if backend == "tensorrt" else None
     if plan:
@@ -17,7 +17,7 @@ def options_of(backend, folder, **more):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_what_is_written_is_a_model_configuration_of_triton(bundle, tmp_path, backend):
-    model = write_repository(bundle, tmp_path / "models", options_of(backend, tmp_path))
+    model = write_repository(bundle, tmp_path / "models", create_options(backend, tmp_path))
     config = text_format.Parse((model / "config.pbtxt").read_text(), mc.ModelConfig())
     assert (config.name, config.backend) == ("listing_vision", backend.removesuffix("-gpu"))
     assert list(config.input[0].dims) == [64, 64, 3]
@@ -41,7 +41,7 @@ def test_what_is_written_is_a_model_configuration_of_triton(bundle, tmp_path, ba
 def test_each_backend_gets_its_files_and_tensor_names(bundle, tmp_path):
     files, names = {}, {}
     for backend in BACKENDS:
-        model = write_repository(bundle, tmp_path / backend, options_of(backend, tmp_path, version=3))
+        model = write_repository(bundle, tmp_path / backend, create_options(backend, tmp_path, version=3))
         files[backend] = sorted(path.name for path in (model / "3").iterdir())
         config = text_format.Parse((model / "config.pbtxt").read_text(), mc.ModelConfig())
         names[backend] = [config.input[0].name, config.output[0].name]

@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 
-from tests.support.helpers import small_taxonomy
+from tests.support.helpers import create_small_taxonomy
 from training.calibration.calibrate import (
     Promises,
     calibrate,
@@ -33,22 +33,22 @@ from vision.taxonomy import OTHER_BRAND, Brand, Category, Taxonomy
 ALPHA_CATEGORY, DELTA = Promises().alpha_category, Promises().delta
 
 
-def draw(rng, count):
+def sample_scores(rng, count):
     """Scores of an over-confident model, and whether each answer is right."""
     truth = rng.beta(8, 0.7, count)
     return truth**0.3, rng.random(count) < truth
 
 
 def field(rng, num_listings, alpha=0.05, delta=0.05):
-    tune_scores, _ = draw(rng, num_listings)
-    scores, right = draw(rng, num_listings)
+    tune_scores, _ = sample_scores(rng, num_listings)
+    scores, right = sample_scores(rng, num_listings)
     return certify(name="x", alpha=alpha, delta=delta, tune_scores=tune_scores, scores=scores, right=right)
 
 
 @pytest.mark.parametrize("num_listings", [500, 2500])
 def test_the_promise_is_broken_at_most_delta_of_the_time(num_listings):
     rng = np.random.default_rng(0)
-    scores, right = draw(rng, 1_000_000)
+    scores, right = sample_scores(rng, 1_000_000)
     broken = filled = 0
     for _ in range(1000):
         threshold = field(rng, num_listings).threshold
@@ -63,12 +63,12 @@ def test_the_promise_is_broken_at_most_delta_of_the_time(num_listings):
 def test_the_threshold_where_calibration_precision_reaches_the_promise_breaks_it_half_the_time():
     """Why the exact test is there: what everyone does instead."""
     rng = np.random.default_rng(0)
-    scores, right = draw(rng, 1_000_000)
+    scores, right = sample_scores(rng, 1_000_000)
     by_score = np.argsort(-scores)
     errors_beyond = np.cumsum(~right[by_score]) / np.arange(1, len(scores) + 1)
     broken = 0
     for _ in range(300):
-        drawn, drawn_right = draw(rng, 1000)
+        drawn, drawn_right = sample_scores(rng, 1000)
         order = np.argsort(-drawn)
         shares = np.cumsum(~drawn_right[order]) / np.arange(1, 1001)
         threshold = drawn[order][np.flatnonzero(shares <= 0.05)[-1]]
@@ -105,7 +105,7 @@ def test_no_tune_listing_says_that_there_was_nothing_to_test():
 
 def test_one_category_and_no_brand_promise_nothing():
     tree = Taxonomy(version="x", categories=(Category(id="all", names={"en": "All"}),), brands=())
-    made = predictions_of(np.zeros((50, 4)), np.zeros(50, int))
+    made = create_predictions(np.zeros((50, 4)), np.zeros(50, int))
     alone = dataclasses.replace(
         made, category_logits=np.zeros((50, 1)), brand_logits=np.zeros((50, 1)),
         labels=Labels(category_nodes=np.zeros(50, int), brands=np.zeros(50, int)),
@@ -171,26 +171,26 @@ def test_the_temperature_that_made_the_labels_is_found(temperature):
 
 
 def test_the_temperatures_by_depth_that_made_the_labels_are_found():
-    taxonomy, rng = small_taxonomy(), np.random.default_rng(16)
+    taxonomy, rng = create_small_taxonomy(), np.random.default_rng(16)
     logits = rng.normal(0, 2, (20_000, 4))
     wanted = (0.5, 1.0, 2.0)
     made = Calibration(category_depth_temperatures=wanted, certifies={})
     probabilities = category_probabilities(logits, np.arange(20_000), made, taxonomy)
     leaves = (probabilities.cumsum(axis=1) > rng.random((20_000, 1))).argmax(axis=1)
-    truth = truth_by_depth(predictions_of(logits, leaves).labels, taxonomy)
+    truth = truth_by_depth(create_predictions(logits, leaves).labels, taxonomy)
     assert fit_depth_temperatures(softmax(logits), truth, taxonomy) == pytest.approx(wanted, rel=0.1)
 
 
 def test_without_labels_the_temperatures_by_depth_change_nothing():
-    taxonomy = small_taxonomy()
-    made = predictions_of(np.zeros((5, 4)), np.zeros(5, int))
+    taxonomy = create_small_taxonomy()
+    made = create_predictions(np.zeros((5, 4)), np.zeros(5, int))
     unlabelled = Labels(category_nodes=np.full(5, -1), brands=made.labels.brands)
     assert fit_depth_temperatures(softmax(np.eye(4)), truth_by_depth(unlabelled, taxonomy), taxonomy) == (1, 1, 1)
 
 
-def predictions_of(logits, leaves) -> Predictions:
+def create_predictions(logits, leaves) -> Predictions:
     """One photo a listing on the small tree, brands not known."""
-    taxonomy, count = small_taxonomy(), len(logits)
+    taxonomy, count = create_small_taxonomy(), len(logits)
     return Predictions(
         category_logits=logits.astype(np.float32),
         brand_logits=np.zeros((count, 3), np.float32),
@@ -211,7 +211,7 @@ def tree_predictions(rng, count):
     shown = softmax(logits)
     truth = softmax(logits * 0.8)
     leaves = (truth.cumsum(axis=1) > rng.random((count, 1))).argmax(axis=1)
-    return small_taxonomy(), predictions_of(np.log(shown) * 2.5, leaves)
+    return create_small_taxonomy(), create_predictions(np.log(shown) * 2.5, leaves)
 
 
 def test_the_promise_holds_for_filled_paths_on_a_tree():
@@ -241,14 +241,14 @@ def test_the_promise_holds_for_filled_paths_on_a_tree():
 
 def test_a_saturated_model_is_filled_at_every_level():
     # Every answer is right and parents are surer than children: the parent's threshold must serve the child too.
-    taxonomy, rng = small_taxonomy(), np.random.default_rng(6)
+    taxonomy, rng = create_small_taxonomy(), np.random.default_rng(6)
     count = 420
     leaves = rng.integers(0, 2, count)
     logits = rng.normal(0, 1, (count, 4))
     logits[np.arange(count), leaves] += 14
     for _ in range(20):  # whichever half of the listings is drawn
         ids = tuple(str(i) for i in rng.integers(0, 1 << 40, count))
-        drawn = dataclasses.replace(predictions_of(logits, leaves), listing_ids=ids)
+        drawn = dataclasses.replace(create_predictions(logits, leaves), listing_ids=ids)
         fields = calibrate(drawn, taxonomy, certifies={}).fields
         assert None not in [f.threshold for f in fields[:3]]
     assert None not in [f.threshold for f in fields[:3]]
@@ -256,7 +256,7 @@ def test_a_saturated_model_is_filled_at_every_level():
 
 
 def test_calibration_of_a_whole_model_keeps_thresholds_growing_with_depth():
-    taxonomy, rng = small_taxonomy(), np.random.default_rng(5)
+    taxonomy, rng = create_small_taxonomy(), np.random.default_rng(5)
     count = 3000
     leaves = rng.integers(0, 4, count)
     logits = rng.normal(0, 1, (count, 4))
@@ -295,39 +295,39 @@ def brand_predictions(rng, count, *, other_share):
     logits[np.arange(count), brands] += 8
     is_other = rng.random(count) < other_share
     logits[is_other] = rng.normal(0, 1, (int(is_other.sum()), 3))
-    made = predictions_of(rng.normal(0, 1, (count, 4)), rng.integers(0, 4, count))
+    made = create_predictions(rng.normal(0, 1, (count, 4)), rng.integers(0, 4, count))
     labels = Labels(
         category_nodes=made.labels.category_nodes, brands=np.where(is_other, OTHER_BRAND, brands).astype(np.int64)
     )
     return dataclasses.replace(made, brand_logits=logits.astype(np.float32), labels=labels)
 
 
-def answered(predictions, calibration) -> Answers:
+def decide_fields(predictions, calibration) -> Answers:
     return answer(
         predictions.category_logits,
         predictions.brand_logits,
         predictions.groups,
-        taxonomy=small_taxonomy(),
+        taxonomy=create_small_taxonomy(),
         calibration=calibration,
     )
 
 
 def test_brands_not_listed_are_answered_as_such_and_count_as_errors_when_filled():
     rng = np.random.default_rng(9)
-    calibration = calibrate(brand_predictions(rng, 4000, other_share=0.2), small_taxonomy(), certifies={})
+    calibration = calibrate(brand_predictions(rng, 4000, other_share=0.2), create_small_taxonomy(), certifies={})
     judged = brand_predictions(rng, 4000, other_share=0.2)
-    brands = answered(judged, calibration).brands
+    brands = decide_fields(judged, calibration).brands
     is_other = judged.labels.brands == OTHER_BRAND
     named = brands.labels != 0
     # Among what looks like a brand, the strange are told from the known.
     assert (brands.labels[is_other & named] == OTHER_BRAND).mean() > 0.95
     assert (brands.labels[judged.labels.brands > 0] == OTHER_BRAND).mean() < 0.05
     field_ = calibration.field(BRAND_FIELD)
-    filled = fills(answered(judged, calibration), taxonomy=small_taxonomy(), calibration=calibration)[:, -1]
+    filled = fills(decide_fields(judged, calibration), taxonomy=create_small_taxonomy(), calibration=calibration)[:, -1]
     assert field_.threshold is not None
     assert (brands.labels[filled] != judged.labels.brands[filled]).mean() <= 0.02
     one = decide(
-        np.zeros((1, 4)), np.array([[-9.0, -8.0, -9.0]]), taxonomy=small_taxonomy(), calibration=calibration
+        np.zeros((1, 4)), np.array([[-9.0, -8.0, -9.0]]), taxonomy=create_small_taxonomy(), calibration=calibration
     ).brand
     assert (one.brand_index, one.probability, one.filled) == (OTHER_BRAND, 0.0, False)
     assert "no brand of the taxonomy is likely enough" in one.why_suggested
@@ -335,14 +335,14 @@ def test_brands_not_listed_are_answered_as_such_and_count_as_errors_when_filled(
 
 def test_without_strange_brands_one_in_a_hundred_right_answers_is_given_up():
     rng = np.random.default_rng(10)
-    calibration = calibrate(brand_predictions(rng, 8000, other_share=0), small_taxonomy(), certifies={})
+    calibration = calibrate(brand_predictions(rng, 8000, other_share=0), create_small_taxonomy(), certifies={})
     judged = brand_predictions(rng, 8000, other_share=0)
-    given_up = (answered(judged, calibration).brands.labels == OTHER_BRAND)[judged.labels.brands > 0]
+    given_up = (decide_fields(judged, calibration).brands.labels == OTHER_BRAND)[judged.labels.brands > 0]
     assert 0.002 < given_up.mean() < 0.025
 
 
 def test_a_catch_all_is_answered_and_never_filled():
-    small = small_taxonomy()
+    small = create_small_taxonomy()
     catch_all = Taxonomy(
         version="x",
         categories=tuple(dataclasses.replace(c, catch_all=c.id == "apple") for c in small.categories),
@@ -352,7 +352,7 @@ def test_a_catch_all_is_answered_and_never_filled():
     leaves = rng.integers(0, 4, 2000)
     logits = rng.normal(0, 1, (2000, 4))
     logits[np.arange(2000), leaves] += 14
-    predictions = predictions_of(logits, leaves)
+    predictions = create_predictions(logits, leaves)
     calibration = calibrate(predictions, catch_all, certifies={})
     answers = answer(
         predictions.category_logits, predictions.brand_logits, predictions.groups,
@@ -418,8 +418,8 @@ def test_a_split_kept_for_calibration_is_used_for_the_tests_alone():
 
 
 def test_a_handful_of_listings_gives_temperatures_and_no_promise():
-    made = predictions_of(np.eye(4)[[0]] * 5, np.array([0]))
-    calibration = calibrate(made, small_taxonomy(), certifies={})
+    made = create_predictions(np.eye(4)[[0]] * 5, np.array([0]))
+    calibration = calibrate(made, create_small_taxonomy(), certifies={})
     assert all(f.threshold is None and "too few" in f.why_not for f in calibration.fields)
 
 
@@ -430,9 +430,9 @@ def test_balanced_scores_get_the_classes_frequencies_back():
     leaves = rng.choice(4, 6000, p=prior)
     balanced = rng.normal(0, 1, (6000, 4))
     balanced[np.arange(6000), leaves] += 1  # log-likelihood ratios of unit Gaussians, up to a constant
-    made = predictions_of(balanced, leaves)
-    natural = calibrate(made, small_taxonomy(), certifies={}, category_log_prior=np.log(prior))
+    made = create_predictions(balanced, leaves)
+    natural = calibrate(made, create_small_taxonomy(), certifies={}, category_log_prior=np.log(prior))
     assert natural.category_temperature == pytest.approx(1, rel=0.1)
-    probabilities = category_probabilities(made.category_logits, made.groups, natural, small_taxonomy())
+    probabilities = category_probabilities(made.category_logits, made.groups, natural, create_small_taxonomy())
     assert probabilities.mean(axis=0) == pytest.approx(prior, abs=0.02)
     assert Calibration.from_json(natural.to_json()) == natural

@@ -20,7 +20,7 @@ def compare(*words):
 
 
 @pytest.fixture(scope="module")
-def confused_run(trained_run, tmp_path_factory):
+def shifted_run(trained_run, tmp_path_factory):
     """The trained run with a category head that answers with its neighbour's category."""
     folder = tmp_path_factory.mktemp("confused") / "run"
     shutil.copytree(trained_run.folder, folder)
@@ -33,14 +33,14 @@ def confused_run(trained_run, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def labelled_by(trained_run, drawn, tmp_path_factory):
+def relabelled_manifest(trained_run, synthetic_dataset, tmp_path_factory):
     """A manifest of the test split labelled with what the trained run answers, so that it is never wrong."""
     from training.inference.evaluated_model import load_judged
     from training.inference.predictions import predict
     from vision.decision import answer
 
     model = load_judged(trained_run.folder)
-    rows = Manifest.load(str(drawn / "manifest.parquet")).where_split("test")
+    rows = Manifest.load(str(synthetic_dataset / "manifest.parquet")).where_split("test")
     predictions = predict(rows, model.taxonomy, model.preprocessing, model.infer)
     answers = answer(
         predictions.category_logits,
@@ -53,7 +53,7 @@ def labelled_by(trained_run, drawn, tmp_path_factory):
     table = [
         row
         | {
-            "photo": f"{drawn}/{row['photo']}",
+            "photo": f"{synthetic_dataset}/{row['photo']}",
             "category": model.taxonomy.categories[int(nodes[group][nodes[group] >= 0][-1])].id,
         }
         for row, group in zip(rows.table.to_pylist(), predictions.groups, strict=True)
@@ -63,8 +63,8 @@ def labelled_by(trained_run, drawn, tmp_path_factory):
     return path
 
 
-def test_a_model_passes_against_itself(bundle, trained_run, drawn):
-    manifest = drawn / "manifest.parquet"
+def test_a_model_passes_against_itself(bundle, trained_run, synthetic_dataset):
+    manifest = synthetic_dataset / "manifest.parquet"
     done = compare(bundle.folder, bundle.folder, manifest, "--gate", ROOT / "training" / "gates" / "release.toml")
     assert done.returncode == 0, done.stderr
     assert "gate passed" in done.stdout
@@ -73,10 +73,10 @@ def test_a_model_passes_against_itself(bundle, trained_run, drawn):
     assert lost_and_won == [["0", "0"]]
 
 
-def test_a_worse_model_is_named_and_exits_3_only_with_a_gate(trained_run, confused_run, labelled_by, tmp_path):
+def test_a_worse_model_is_named_and_exits_3_only_with_a_gate(trained_run, shifted_run, relabelled_manifest, tmp_path):
     gate = tmp_path / "gate.yaml"
     gate.write_text("max_category_drop: 0.5\nmin_category_listings: 1\n")
-    words = (trained_run.folder, confused_run.folder, labelled_by, "--output", tmp_path / "report")
+    words = (trained_run.folder, shifted_run.folder, relabelled_manifest, "--output", tmp_path / "report")
     done = compare(*words, "--gate", gate)
     assert done.returncode == 3, done.stderr
     assert "gate not passed: max_overall_drop, max_category_drop" in done.stdout
@@ -96,12 +96,12 @@ def test_a_worse_model_is_named_and_exits_3_only_with_a_gate(trained_run, confus
     assert "http" not in page.replace("http-equiv", "")
 
     assert compare(*words).returncode == 0
-    better = compare(confused_run.folder, trained_run.folder, labelled_by, "--gate", gate)
+    better = compare(shifted_run.folder, trained_run.folder, relabelled_manifest, "--gate", gate)
     assert better.returncode == 0, better.stdout + better.stderr
 
 
-def test_failures_are_not_verdicts(bundle, confused_run, drawn, tmp_path):
-    manifest = drawn / "manifest.parquet"
+def test_failures_are_not_verdicts(bundle, shifted_run, synthetic_dataset, tmp_path):
+    manifest = synthetic_dataset / "manifest.parquet"
     gate = tmp_path / "gate.toml"
     gate.write_text("max_overal_drop = 0\n")
     done = compare(bundle.folder, bundle.folder, manifest, "--gate", gate)
@@ -112,7 +112,7 @@ def test_failures_are_not_verdicts(bundle, confused_run, drawn, tmp_path):
     assert "nearest known: 'max_overall_drop'" in done.stderr
 
     stranger = Run(tmp_path / "stranger")
-    shutil.copytree(confused_run.folder, stranger.folder)
+    shutil.copytree(shifted_run.folder, stranger.folder)
     taxonomy = stranger.taxonomy
     renamed = dataclasses.replace(
         taxonomy,

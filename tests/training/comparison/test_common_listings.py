@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tests.support.helpers import encoded, scene, small_taxonomy
+from tests.support.helpers import create_scene, create_small_taxonomy, encode_image
 from tests.support.two_models import model
 from training.comparison.common_listings import answer_both, shared_labels
 from vision.engine import Logits
@@ -9,7 +9,7 @@ from vision.errors import ManifestError
 from vision.manifest import Manifest
 from vision.taxonomy import OTHER_BRAND, Brand, Category, Taxonomy
 
-TAXONOMY = small_taxonomy()
+TAXONOMY = create_small_taxonomy()
 # The same lemon under another path, the path of a Fuji with another id, a brand and two categories fewer.
 OTHER = Taxonomy(
     version="other-1",
@@ -25,12 +25,12 @@ OTHER = Taxonomy(
 )
 
 
-def manifest_of(rows, base=""):
+def create_manifest(rows, base=""):
     columns = ("listing_id", "photo", "category", "brand")
     return Manifest.from_rows([dict(zip(columns, row, strict=True)) for row in rows], base)
 
 
-def recorder(taxonomy, seen, *, input_px=32, answer=0.0):
+def create_recording_model(taxonomy, seen, *, input_px=32, answer=0.0):
     """A model that keeps the photos it is shown and answers with one of their values."""
 
     def infer(photos):
@@ -46,7 +46,7 @@ def recorder(taxonomy, seen, *, input_px=32, answer=0.0):
 @pytest.fixture
 def photos(tmp_path):
     for i in range(5):
-        (tmp_path / f"{i}.jpg").write_bytes(encoded(scene(60 + i, 40).rotate(90 * i, expand=True)))
+        (tmp_path / f"{i}.jpg").write_bytes(encode_image(create_scene(60 + i, 40).rotate(90 * i, expand=True)))
     (tmp_path / "cut.jpg").write_bytes(b"\xff\xd8\xff")
     return tmp_path
 
@@ -61,7 +61,7 @@ def test_labels_are_found_by_what_either_knows_and_held_together_by_id():
         ("f", "0", "", "Nobody"),
         ("g", "0", "fruit", ""),
     ]
-    labels = shared_labels(manifest_of(rows), TAXONOMY, OTHER)
+    labels = shared_labels(create_manifest(rows), TAXONOMY, OTHER)
     lemon_a, lemon_b = TAXONOMY.node_index["lemon"], OTHER.node_index["lemon"]
     assert labels.categories_shared.tolist() == [True, True, False, False, False, False, True]
     assert labels.in_a.category_nodes[:2].tolist() == [lemon_a, lemon_a]
@@ -80,14 +80,16 @@ def test_labels_are_found_by_what_either_knows_and_held_together_by_id():
 
 def test_a_listing_counts_once_however_many_photos_it_has():
     rows = [("a", str(i), "tools" if i else "", "Acme") for i in range(4)]
-    left_out = shared_labels(manifest_of(rows), TAXONOMY, OTHER).left_out
+    left_out = shared_labels(create_manifest(rows), TAXONOMY, OTHER).left_out
     assert [(label.field, label.num_listings) for label in left_out] == [("category", 1), ("brand", 1)]
 
 
 def test_photos_are_decoded_once_for_one_preprocessing(photos):
-    manifest = manifest_of([(f"l{i // 2}", f"{i}.jpg", "gala", "") for i in range(5)], str(photos))
+    manifest = create_manifest([(f"l{i // 2}", f"{i}.jpg", "gala", "") for i in range(5)], str(photos))
     seen_a, seen_b = [], []
-    both = answer_both(manifest, recorder(TAXONOMY, seen_a), recorder(TAXONOMY, seen_b), batch_size=2)
+    both = answer_both(
+        manifest, create_recording_model(TAXONOMY, seen_a), create_recording_model(TAXONOMY, seen_b), batch_size=2
+    )
     assert len(seen_a) == 3
     assert all(a is b for a, b in zip(seen_a, seen_b, strict=True))  # the very same arrays
     assert both.listing_ids == ("l0", "l1", "l2")
@@ -99,8 +101,8 @@ def test_two_sizes_are_decoded_twice_and_stay_in_step(photos):
     rows = [(f"l{i}", f"{i}.jpg", "gala", "") for i in range(5)]
     rows.insert(1, ("cut", "cut.jpg", "gala", ""))
     seen_a, seen_b = [], []
-    a, b = recorder(TAXONOMY, seen_a), recorder(TAXONOMY, seen_b, input_px=48)
-    both = answer_both(manifest_of(rows, str(photos)), a, b, batch_size=4)
+    a, b = create_recording_model(TAXONOMY, seen_a), create_recording_model(TAXONOMY, seen_b, input_px=48)
+    both = answer_both(create_manifest(rows, str(photos)), a, b, batch_size=4)
     assert {array.shape[1] for array in seen_a} == {32}
     assert {array.shape[1] for array in seen_b} == {48}
     assert both.listing_ids == ("l0", "l1", "l2", "l3", "l4")
@@ -112,8 +114,8 @@ def test_two_sizes_are_decoded_twice_and_stay_in_step(photos):
 def test_nothing_in_common_is_said_before_a_photo_is_read():
     rows = [("a", "gone.jpg", "tools", "Acme"), ("b", "gone.jpg", "gala", "no brand")]
     with pytest.raises(ManifestError, match="nothing to compare") as error:
-        answer_both(manifest_of(rows), model(TAXONOMY), model(OTHER))
+        answer_both(create_manifest(rows), model(TAXONOMY), model(OTHER))
     assert "taxonomy 'small-1', B: taxonomy 'other-1'" in str(error.value)
     assert "category 'tools': unknown to B" in str(error.value)
     with pytest.raises(ManifestError, match="give a manifest with labels"):
-        answer_both(manifest_of([("a", "gone.jpg", "", "")]), model(TAXONOMY), model(TAXONOMY))
+        answer_both(create_manifest([("a", "gone.jpg", "", "")]), model(TAXONOMY), model(TAXONOMY))

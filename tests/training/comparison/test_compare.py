@@ -3,14 +3,14 @@ import dataclasses
 import numpy as np
 import pytest
 
-from tests.support.helpers import small_taxonomy
-from tests.support.two_models import compared, listings_of, model
+from tests.support.helpers import create_small_taxonomy
+from tests.support.two_models import compare_rows, create_listings, model
 from training.comparison.common_listings import LeftOut
 from training.comparison.compare import LEAF, compare
 from vision.decision import decide
 from vision.taxonomy import Brand, Category, Taxonomy
 
-TAXONOMY = small_taxonomy()
+TAXONOMY = create_small_taxonomy()
 A = B = model(TAXONOMY)
 
 
@@ -20,7 +20,7 @@ def figures(comparison, name):
 
 
 def test_every_field_by_hand():
-    comparison = compared(
+    comparison = compare_rows(
         [
             ("gala", "Acme", ("gala", 1), ("fuji", 1)),  # lost at the leaf, right above it
             ("lemon", "Acme", ("gala", 2), ("lemon", 1)),  # won, category and brand
@@ -43,7 +43,7 @@ def test_every_field_by_hand():
 def test_categories_have_counts_intervals_and_adjusted_p_values():
     rows = [("gala", "", "gala", "fuji")] * 8 + [("gala", "", "gala", "gala")] * 2
     rows += [("lemon", "", "gala", "lemon")] * 5 + [("tools", "", "tools", "tools")] * 4
-    gala, tools, lemon = compared(rows, A, B).categories
+    gala, tools, lemon = compare_rows(rows, A, B).categories
     assert (gala.name, gala.category_id, lemon.category_id) == ("Fruit > Apple > Gala", "gala", "lemon")
     assert (gala.counts.num_lost, gala.counts.num_listings, lemon.counts.num_won) == (8, 10, 5)
     assert gala.counts.p_value == pytest.approx(2 / 256)
@@ -62,7 +62,7 @@ def test_flips_are_listed_the_surest_mistake_first():
         ("lemon", "Acme", ("fuji", 1, 5.0), ("fuji", 1, 8.0)),  # both wrong: no flip
     ]
     sure = model(TAXONOMY, thresholds={"category_depth_1": 0.1, "category_depth_2": 0.99, "brand": 0.99})
-    flips = compared(rows, A, sure).flips
+    flips = compare_rows(rows, A, sure).flips
     assert [(f.field, f.listing, f.won) for f in flips] == [
         ("category", 1, False),
         ("category", 0, False),
@@ -83,7 +83,7 @@ def test_flips_are_listed_the_surest_mistake_first():
 def test_coverage_and_precision_of_what_is_filled():
     thresholds = {"category_depth_1": 0.9, "brand": 0.9}
     a, b = model(TAXONOMY, thresholds=thresholds), model(TAXONOMY, thresholds={"category_depth_1": 0.9, "brand": None})
-    comparison = compared(
+    comparison = compare_rows(
         [
             ("gala", "Acme", ("gala", 1), ("lemon", 1)),
             ("tools", "Acme", ("gala", 2), ("gala", 1, 0.1)),  # A fills wrongly, B asks
@@ -107,14 +107,14 @@ def test_answers_are_those_of_serving():
     thresholds = {"category_depth_1": 0.6, "category_depth_2": 0.6, "category_depth_3": 0.6, "brand": 0.6}
     a, b = model(TAXONOMY, thresholds=thresholds), model(TAXONOMY)
     rng = np.random.default_rng(0)
-    listings = listings_of([("gala", "Acme", "gala", "gala")] * 40, a, b)
+    listings = create_listings([("gala", "Acme", "gala", "gala")] * 40, a, b)
     listings = dataclasses.replace(
         listings,
         a=listings.a._replace(
             category=rng.normal(size=(40, 4)).astype(np.float32) * 3, brand=rng.normal(size=(40, 3)).astype(np.float32)
         ),
         groups=np.arange(40) // 2,
-        labels=listings_of([("gala", "Acme", "gala", "gala")] * 20, a, b).labels,
+        labels=create_listings([("gala", "Acme", "gala", "gala")] * 20, a, b).labels,
         listing_ids=tuple(f"l{i}" for i in range(20)),
     )
     comparison = compare(a, b, listings)
@@ -157,7 +157,7 @@ NEWER = Taxonomy(
 
 def test_taxonomies_are_compared_by_id_on_what_both_know():
     newer = model(NEWER)
-    comparison = compared(
+    comparison = compare_rows(
         [
             ("fuji", "Zeta", ("fuji", 2), ("royal-gala", 1)),
             ("lemon", "Zeta", ("gala", 1), ("lemon", 1)),
@@ -187,8 +187,8 @@ def test_taxonomies_are_compared_by_id_on_what_both_know():
 def test_swapping_the_models_mirrors_the_figures():
     newer = model(NEWER)
     rows = [("fuji", "Zeta", ("fuji", 2), ("royal-gala", 1)), ("lemon", "Zeta", ("gala", 1), ("lemon", 1))] * 3
-    there = compared(rows, A, newer)
-    back = compared([(c, b, of_b, of_a) for c, b, of_a, of_b in rows], newer, A)
+    there = compare_rows(rows, A, newer)
+    back = compare_rows([(c, b, of_b, of_a) for c, b, of_a, of_b in rows], newer, A)
     for field in there.fields:
         mirrored = back.field(field.name).counts
         assert (field.counts.num_lost, field.counts.num_won) == (mirrored.num_won, mirrored.num_lost)

@@ -2,21 +2,21 @@ from importlib import resources
 
 import pytest
 
-from tests.support.helpers import small_taxonomy
-from tests.support.two_models import compared, model
+from tests.support.helpers import create_small_taxonomy
+from tests.support.two_models import compare_rows, model
 from training.comparison.gate import Gate, load_gate
 from training.errors import GateError
 
-TAXONOMY = small_taxonomy()
+TAXONOMY = create_small_taxonomy()
 DEPTH_1 = {"category_depth_1": 0.5}
 
 
 def outcomes(gate, rows, *, a=None, b=None):
-    comparison = compared(rows, a or model(TAXONOMY), b or model(TAXONOMY))
+    comparison = compare_rows(rows, a or model(TAXONOMY), b or model(TAXONOMY))
     return {rule.name: rule for rule in gate.check(comparison)}
 
 
-def broken(gate, rows, **models):
+def list_broken_rules(gate, rows, **models):
     return {name for name, rule in outcomes(gate, rows, **models).items() if not rule.holds}
 
 
@@ -26,7 +26,7 @@ WON = [("lemon", "Acme", ("gala", 1), ("lemon", 1))]
 
 
 def test_a_model_passes_against_itself():
-    assert not broken(Gate(), SAME)
+    assert not list_broken_rules(Gate(), SAME)
 
 
 def test_the_overall_drop_is_named_with_its_numbers():
@@ -36,9 +36,9 @@ def test_the_overall_drop_is_named_with_its_numbers():
         "leaf accuracy: 100.00% by A, 90.00% by B: -10.00 points, a drop of 0.00 allowed "
         "(10 listings, 1 lost, 0 won, p = 1)",
     )
-    assert not broken(Gate(max_overall_drop=0.1), SAME + LOST)  # exactly the limit passes
-    assert broken(Gate(max_overall_drop=0.09), SAME + LOST) == {"max_overall_drop"}
-    assert not broken(Gate(), SAME + LOST + WON)
+    assert not list_broken_rules(Gate(max_overall_drop=0.1), SAME + LOST)  # exactly the limit passes
+    assert list_broken_rules(Gate(max_overall_drop=0.09), SAME + LOST) == {"max_overall_drop"}
+    assert not list_broken_rules(Gate(), SAME + LOST + WON)
 
 
 def test_one_category_may_break_what_the_whole_does_not_show():
@@ -47,7 +47,7 @@ def test_one_category_may_break_what_the_whole_does_not_show():
     rule = outcomes(gate, rows)["max_category_drop"]
     assert not rule.holds
     assert rule.details[0].startswith("Fruit > Apple > Gala: 100.00% by A, 90.00% by B: -10.00 points")
-    assert broken(gate, rows) == {"max_category_drop"}
+    assert list_broken_rules(gate, rows) == {"max_category_drop"}
     # With a listing fewer in the category than the rule asks for it says nothing.
     spared = outcomes(Gate(max_category_drop=0.05, min_category_listings=11), rows)["max_category_drop"]
     assert (spared.holds, spared.num_checked) == (True, 0)
@@ -55,8 +55,8 @@ def test_one_category_may_break_what_the_whole_does_not_show():
 
 def test_brand_and_coverage():
     worse_brand = [("gala", "Acme", ("gala", 1), ("gala", 2))]
-    assert broken(Gate(), SAME + worse_brand) == {"max_brand_drop"}
-    assert not broken(Gate(max_brand_drop=0.1), SAME + worse_brand)
+    assert list_broken_rules(Gate(), SAME + worse_brand) == {"max_brand_drop"}
+    assert not list_broken_rules(Gate(max_brand_drop=0.1), SAME + worse_brand)
     unsure = [("gala", "Acme", ("gala", 1, 9.0), ("gala", 1, 0.1))]
     models = {
         "a": model(TAXONOMY, thresholds={"category_depth_1": 0.8}),
@@ -67,16 +67,16 @@ def test_brand_and_coverage():
         "category_depth_1: filled in for 100.00% of the listings by A (10 of 10), 90.00% by B (9): -10.00 points, "
         "a drop of 0.00 allowed",
     )
-    assert broken(Gate(), SAME + unsure, **models) == {"max_coverage_drop"}
-    assert not broken(Gate(max_coverage_drop=0.1), SAME + unsure, **models)
+    assert list_broken_rules(Gate(), SAME + unsure, **models) == {"max_coverage_drop"}
+    assert not list_broken_rules(Gate(max_coverage_drop=0.1), SAME + unsure, **models)
     # A model without any promise fills nothing in.
-    assert broken(Gate(), SAME, a=model(TAXONOMY, thresholds=DEPTH_1)) == {"max_coverage_drop"}
-    assert not broken(Gate(), SAME, b=model(TAXONOMY, thresholds=DEPTH_1))
+    assert list_broken_rules(Gate(), SAME, a=model(TAXONOMY, thresholds=DEPTH_1)) == {"max_coverage_drop"}
+    assert not list_broken_rules(Gate(), SAME, b=model(TAXONOMY, thresholds=DEPTH_1))
 
 
 def test_a_gate_without_a_leaf_to_judge_is_not_passed():
     rows = [("apple", "Acme", ("gala", 1), ("gala", 1))]
-    assert broken(Gate(), rows) == {"max_overall_drop"}
+    assert list_broken_rules(Gate(), rows) == {"max_overall_drop"}
 
 
 @pytest.mark.parametrize(

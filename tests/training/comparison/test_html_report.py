@@ -1,8 +1,8 @@
 import dataclasses
 from html.parser import HTMLParser
 
-from tests.support.helpers import encoded, scene, small_taxonomy
-from tests.support.two_models import listings_of, model
+from tests.support.helpers import create_scene, create_small_taxonomy, encode_image
+from tests.support.two_models import create_listings, model
 from training.comparison.compare import compare
 from training.comparison.gate import Gate
 from training.comparison.html_report import comparison_page
@@ -23,7 +23,7 @@ class _Page(HTMLParser):
 
 
 def hostile_taxonomy():
-    plain = small_taxonomy()
+    plain = create_small_taxonomy()
     return dataclasses.replace(
         plain,
         version=HOSTILE,
@@ -32,13 +32,15 @@ def hostile_taxonomy():
     )
 
 
-def page_of(folder, *, max_shown=10, gate=None):
-    (folder / f"{HOSTILE.replace('/', '')}0.jpg").write_bytes(encoded(scene(90, 60)))  # the others are missing
+def render_page(folder, *, max_shown=10, gate=None):
+    (folder / f"{HOSTILE.replace('/', '')}0.jpg").write_bytes(
+        encode_image(create_scene(90, 60))
+    )  # the others are missing
     taxonomy = hostile_taxonomy()
     a, b = model(taxonomy), model(taxonomy)
     rows = [("gala", "acme", ("gala", 1), ("fuji", 2))] * 3 + [("lemon", f"{HOSTILE}unknown", "fuji", "lemon")]
     rows.append((f"{HOSTILE}nowhere", "", "gala", "gala"))
-    listings = listings_of(rows, a, b, photo=f"{folder}/{HOSTILE.replace('/', '')}{{}}.jpg")
+    listings = create_listings(rows, a, b, photo=f"{folder}/{HOSTILE.replace('/', '')}{{}}.jpg")
     listings = dataclasses.replace(listings, listing_ids=tuple(f"{HOSTILE}{i}" for i in listings.listing_ids))
     compared = ComparedModels(
         name_a=HOSTILE, name_b=HOSTILE, taxonomy_a=HOSTILE, taxonomy_b=HOSTILE, manifest=HOSTILE, split=HOSTILE
@@ -49,7 +51,7 @@ def page_of(folder, *, max_shown=10, gate=None):
 
 
 def test_hostile_names_are_shown_and_not_run(tmp_path):
-    text = page_of(tmp_path, gate=Gate(min_category_listings=1))
+    text = render_page(tmp_path, gate=Gate(min_category_listings=1))
     page = _Page(text)
     assert not {"script", "link", "iframe"} & {tag for tag, _ in page.tags}
     assert "<script" not in text
@@ -66,7 +68,7 @@ def test_hostile_names_are_shown_and_not_run(tmp_path):
 
 
 def test_lost_and_won_are_apart_and_every_link_has_its_place(tmp_path):
-    text = page_of(tmp_path)
+    text = render_page(tmp_path)
     page = _Page(text)
     ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
     assert ids == ["category-lost", "category-won", "brand-lost", "brand-won"]
@@ -80,12 +82,12 @@ def test_lost_and_won_are_apart_and_every_link_has_its_place(tmp_path):
 
 
 def test_what_does_not_fit_is_said(tmp_path):
-    text = page_of(tmp_path, max_shown=1)
+    text = render_page(tmp_path, max_shown=1)
     assert sum(tag == "li" for tag, _ in _Page(text).tags) == 3
     assert "3 listings, the surest mistakes first; the first 1 are shown, compare.json has all." in text
 
 
 def test_the_verdict_stands_first(tmp_path):
-    text = page_of(tmp_path, gate=Gate())
+    text = render_page(tmp_path, gate=Gate())
     assert text.index("Gate not passed: max_overall_drop, max_brand_drop") < text.index("Accuracy per listing")
-    assert '<h2 id="gate">' not in page_of(tmp_path)
+    assert '<h2 id="gate">' not in render_page(tmp_path)

@@ -1,7 +1,7 @@
 import json
 
-from tests.support.helpers import small_taxonomy
-from tests.support.two_models import listings_of, model
+from tests.support.helpers import create_small_taxonomy
+from tests.support.two_models import create_listings, model
 from training.comparison.compare import compare
 from training.comparison.gate import Gate
 from training.comparison.text_report import (
@@ -14,9 +14,9 @@ from training.comparison.text_report import (
 from training.evaluation.evaluate import without_nan
 
 MODELS = ComparedModels(name_a="old", name_b="new", taxonomy_a="1", taxonomy_b="2", manifest="m.csv", split="test")
-A = model(small_taxonomy(), thresholds={"category_depth_1": 0.9})
+A = model(create_small_taxonomy(), thresholds={"category_depth_1": 0.9})
 ROWS = [("gala", "", "gala", "fuji")] * 8 + [("lemon", "", "lemon", "lemon")] * 4 + [("nowhere", "", "gala", "gala")]
-LISTINGS = listings_of(ROWS, A, A)
+LISTINGS = create_listings(ROWS, A, A)
 COMPARISON = compare(A, A, LISTINGS)
 
 

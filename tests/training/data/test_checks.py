@@ -4,20 +4,20 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from tests.support.helpers import encoded, scene, small_taxonomy
+from tests.support.helpers import create_scene, create_small_taxonomy, encode_image
 from training.data.checks import KINDS, check_manifest
 from training.data.synthetic import draw_photo
 from vision.manifest import Manifest
 
 
 @pytest.fixture
-def findings_of(tmp_path):
+def run_checks(tmp_path):
     def run(photos: dict[str, bytes], rows: list[dict[str, str]]):
         for name, data in photos.items():
             (tmp_path / name).write_bytes(data)
         defaults = {"category": "gala", "brand": "", "split": "train"}
         complete = [{"listing_id": row["photo"], **defaults, **row} for row in rows]
-        return check_manifest(Manifest.from_rows(complete, str(tmp_path)), small_taxonomy())
+        return check_manifest(Manifest.from_rows(complete, str(tmp_path)), create_small_taxonomy())
 
     return run
 
@@ -26,19 +26,19 @@ def photo(seed: int) -> bytes:
     return draw_photo(seed % 10, 1, np.random.default_rng(seed))
 
 
-def test_a_clean_manifest_has_no_findings(findings_of):
-    assert findings_of({"a": photo(1), "b": photo(2)}, [{"photo": "a"}, {"photo": "b", "split": "val"}]) == []
+def test_a_clean_manifest_has_no_findings(run_checks):
+    assert run_checks({"a": photo(1), "b": photo(2)}, [{"photo": "a"}, {"photo": "b", "split": "val"}]) == []
 
 
-def test_everything_wrong_is_named(findings_of):
+def test_everything_wrong_is_named(run_checks):
     upright = ImageOps.exif_transpose(Image.open(io.BytesIO(photo(3))))
     brighter = upright.point(lambda v: min(255, int(v * 1.05)))
-    findings = findings_of(
+    findings = run_checks(
         {
             "good": photo(1),
             "copy": photo(1),
             "third": photo(3),
-            "alike": encoded(brighter, quality=80),
+            "alike": encode_image(brighter, quality=80),
             "cut": photo(4)[:900],
             "text": b"no photo at all",
             "own": photo(5),
@@ -74,11 +74,11 @@ def test_everything_wrong_is_named(findings_of):
     assert any("row 3 (train)" in m and "row 4 (val)" in m for m in said["near_duplicate"])
 
 
-def test_duplicates_within_a_split_are_no_leak(findings_of):
-    assert findings_of({"a": photo(1), "b": photo(1)}, [{"photo": "a"}, {"photo": "b"}]) == []
+def test_duplicates_within_a_split_are_no_leak(run_checks):
+    assert run_checks({"a": photo(1), "b": photo(1)}, [{"photo": "a"}, {"photo": "b"}]) == []
 
 
-def test_scenes_are_told_apart(findings_of):
-    photos = {str(i): photo(i) for i in range(12)} | {"scene": encoded(scene())}
+def test_scenes_are_told_apart(run_checks):
+    photos = {str(i): photo(i) for i in range(12)} | {"scene": encode_image(create_scene())}
     rows = [{"photo": name, "split": "val" if i % 2 else "train"} for i, name in enumerate(photos)]
-    assert [f for f in findings_of(photos, rows) if f.kind == "near_duplicate"] == []
+    assert [f for f in run_checks(photos, rows) if f.kind == "near_duplicate"] == []

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.helpers import encoded, scene
+from tests.support.helpers import create_scene, encode_image
 from training.data.importers import GROCERY_BRANDS, import_folder, import_grocery_store
 from vision.errors import ManifestError
 
@@ -45,14 +45,14 @@ def test_a_folder_that_is_not_the_data_set_is_refused(tmp_path):
         import_grocery_store(tmp_path)
 
 
-def photo_at(path: Path) -> None:
+def write_photo(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(encoded(scene()))
+    path.write_bytes(encode_image(create_scene()))
 
 
 def test_folders_become_categories(tmp_path):
     for name in ("train/Cups/a.jpg", "train/Shoes/b.jpg", "val/Cups/c.jpg", "test/Shoes/d.png"):
-        photo_at(tmp_path / name)
+        write_photo(tmp_path / name)
     manifest, taxonomy = import_folder(tmp_path)
     assert [category.name for category in taxonomy.categories] == ["Cups", "Shoes"]
     assert sorted((r["split"], r["category"], r["brand"]) for r in manifest.table.to_pylist()) == [
@@ -66,14 +66,14 @@ def test_folders_become_categories(tmp_path):
 
 def test_a_class_missing_from_val_shifts_no_index(tmp_path):
     for name in ("train/A/a.jpg", "train/B/a.jpg", "train/C/a.jpg", "val/C/c.jpg"):
-        photo_at(tmp_path / name)
+        write_photo(tmp_path / name)
     manifest, taxonomy = import_folder(tmp_path)
     assert manifest.where_split("val").labels(taxonomy).category_nodes.tolist() == [2]
 
 
 def test_endings_in_capitals_count_and_other_files_are_named(tmp_path, caplog):
     for name in ("train/Cups/IMG_1.JPG", "train/Cups/IMG_1.png", "val/Cups/a.jpeg"):
-        photo_at(tmp_path / name)
+        write_photo(tmp_path / name)
     (tmp_path / "train" / "Cups" / "notes.txt").write_text("x")
     manifest, _ = import_folder(tmp_path)
     ids = manifest.column("listing_id").to_pylist()
@@ -83,7 +83,7 @@ def test_endings_in_capitals_count_and_other_files_are_named(tmp_path, caplog):
 
 def test_names_in_any_script_are_kept_apart(tmp_path):
     for name in ("train/靴/a.jpg", "train/かばん/b.jpg"):
-        photo_at(tmp_path / name)
+        write_photo(tmp_path / name)
     _, taxonomy = import_folder(tmp_path)
     assert sorted(taxonomy.leaf_ids) == sorted(["靴", "かばん"])
 
@@ -91,7 +91,7 @@ def test_names_in_any_script_are_kept_apart(tmp_path):
 @pytest.mark.parametrize("names", [("T-Shirts", "T Shirts"), ("!", "Cups")])
 def test_names_that_would_share_an_id_are_refused(tmp_path, names):
     for name in names:
-        photo_at(tmp_path / "train" / name / "a.jpg")
+        write_photo(tmp_path / "train" / name / "a.jpg")
     with pytest.raises(ManifestError, match="rename one"):
         import_folder(tmp_path)
 

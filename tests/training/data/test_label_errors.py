@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.helpers import encoded, scene, small_taxonomy
+from tests.support.helpers import create_scene, create_small_taxonomy, encode_image
 from training.cli.suspects import suspects as suspects_verb
 from training.data.label_errors import (
     confident_suspects,
@@ -24,7 +24,7 @@ from vision.manifest import Manifest
 from vision.taxonomy import Taxonomy
 
 
-def clusters(*, num_classes=6, num_each=40, num_features=16, seed=0):
+def sample_clusters(*, num_classes=6, num_each=40, num_features=16, seed=0):
     """Features around a centre for each class, and the class; listings of two photos."""
     rng = np.random.default_rng(seed)
     labels = np.repeat(np.arange(num_classes), num_each)
@@ -33,7 +33,7 @@ def clusters(*, num_classes=6, num_each=40, num_features=16, seed=0):
     return features.astype(np.float32), labels, [f"listing-{i // 2}" for i in range(len(labels))]
 
 
-def flipped(labels, num_classes, *, num_listings, photos_each=2, seed=1):
+def flip_labels(labels, num_classes, *, num_listings, photos_each=2, seed=1):
     """Labels of whole listings moved to another class, and which."""
     rng = np.random.default_rng(seed)
     chosen = rng.choice(len(labels) // photos_each, num_listings, replace=False)
@@ -42,7 +42,7 @@ def flipped(labels, num_classes, *, num_listings, photos_each=2, seed=1):
     return np.where(is_flipped, moved, labels), is_flipped
 
 
-def suspected(features, labels, listing_ids, num_classes):
+def find_label_errors(features, labels, listing_ids, num_classes):
     folds = folds_of(listing_ids, labels, num_folds=5)
     return confident_suspects(out_of_fold_probabilities(features, labels, folds, num_classes), labels)
 
@@ -91,7 +91,7 @@ def test_the_rule_is_the_papers(seed, num_classes, num_rows):
 
 
 def test_folds_keep_listings_whole_and_every_label_known_to_its_judges():
-    _, labels, listing_ids = clusters(num_each=11 * 2)
+    _, labels, listing_ids = sample_clusters(num_each=11 * 2)
     folds = folds_of(listing_ids, labels, num_folds=5)
     assert all(len(set(folds[np.array(listing_ids) == one])) == 1 for one in set(listing_ids))
     for label in range(6):
@@ -108,9 +108,9 @@ def test_a_listing_whose_photos_disagree_stays_in_one_fold():
 
 
 def test_flipped_labels_fill_the_top_and_their_true_class_is_suggested():
-    features, truth, listing_ids = clusters()
-    labels, is_flipped = flipped(truth, 6, num_listings=12)
-    rows, suggested = suspected(features, labels, listing_ids, 6)
+    features, truth, listing_ids = sample_clusters()
+    labels, is_flipped = flip_labels(truth, 6, num_listings=12)
+    rows, suggested = find_label_errors(features, labels, listing_ids, 6)
     assert is_flipped[rows].mean() >= 0.95
     # The threshold is a mean: of right labels, and so of mistakes, a part is below it.
     assert is_flipped[rows].sum() >= 0.65 * is_flipped.sum()
@@ -118,30 +118,30 @@ def test_flipped_labels_fill_the_top_and_their_true_class_is_suggested():
 
 
 def test_right_labels_give_few_suspects():
-    features, labels, listing_ids = clusters()
-    assert len(suspected(features, labels, listing_ids, 6)[0]) <= 0.02 * len(labels)
+    features, labels, listing_ids = sample_clusters()
+    assert len(find_label_errors(features, labels, listing_ids, 6)[0]) <= 0.02 * len(labels)
 
 
 @pytest.fixture(scope="module")
-def mislabelled(drawn, tmp_path_factory):
+def mislabelled_dataset(synthetic_dataset, tmp_path_factory):
     """Folder of the drawn photos with six categories that were changed, and the rows (from 1) that were."""
     folder = tmp_path_factory.mktemp("mislabelled")
-    manifest = Manifest.load(str(drawn / "manifest.parquet"))
+    manifest = Manifest.load(str(synthetic_dataset / "manifest.parquet"))
     rows = manifest.table.to_pylist()
     listings = sorted({row["listing_id"] for row in rows}, key=lambda id_: hashlib.sha256(id_.encode()).digest())
     names = sorted({row["category"] for row in rows})
     wrong = set(listings[:6])
     for row in rows:
-        row["photo"] = f"{drawn}/{row['photo']}"
+        row["photo"] = f"{synthetic_dataset}/{row['photo']}"
         if row["listing_id"] in wrong:
             row["category"] = names[(names.index(row["category"]) + 5) % len(names)]
     Manifest.from_rows(rows, str(folder)).save(str(folder / "manifest.parquet"))
-    Taxonomy.load(drawn / "taxonomy.json").save(folder / "taxonomy.json")
+    Taxonomy.load(synthetic_dataset / "taxonomy.json").save(folder / "taxonomy.json")
     return folder, {i for i, row in enumerate(rows, start=1) if row["listing_id"] in wrong}
 
 
-def test_wrong_categories_of_real_photos_come_first(mislabelled, drawn):
-    folder, wrong = mislabelled
+def test_wrong_categories_of_real_photos_come_first(mislabelled_dataset, synthetic_dataset):
+    folder, wrong = mislabelled_dataset
     embedder, preprocessing = load_embedder(None)
     taxonomy = Taxonomy.load(folder / "taxonomy.json")
     manifest = Manifest.load(str(folder / "manifest.parquet"))
@@ -152,10 +152,10 @@ def test_wrong_categories_of_real_photos_come_first(mislabelled, drawn):
     # 0.79 and 0.73 to 0.86. By chance the first would be 0.09.
     assert len(top & wrong) >= 0.6 * len(wrong)
     assert len({suspect.row for suspect in found.suspects} & wrong) >= 0.65 * len(wrong)
-    true_categories = Manifest.load(str(drawn / "manifest.parquet")).column("category").to_pylist()
+    true_categories = Manifest.load(str(synthetic_dataset / "manifest.parquet")).column("category").to_pylist()
     hits = [suspect for suspect in found.suspects if suspect.row in wrong]
     assert sum(suspect.suggested == true_categories[suspect.row - 1] for suspect in hits) >= 0.7 * len(hits)
-    clean, _ = find_suspects(Manifest.load(str(drawn / "manifest.parquet")), taxonomy, features)
+    clean, _ = find_suspects(Manifest.load(str(synthetic_dataset / "manifest.parquet")), taxonomy, features)
     assert len(clean.suspects) <= 0.03 * len(manifest)
 
 
@@ -168,7 +168,7 @@ def test_what_cannot_be_judged_is_counted_and_named():
     manifest = Manifest.from_rows(rows, "base")
     everything = np.arange(len(rows))
     category, brand = find_suspects(
-        manifest, small_taxonomy(), Features(values=values, rows=everything, unusable=()), num_folds=5
+        manifest, create_small_taxonomy(), Features(values=values, rows=everything, unusable=()), num_folds=5
     )
     assert (category.num_judged, category.num_inner, category.num_unlabelled) == (24, 3, 2)
     assert (category.rare_classes, category.num_rare) == (("Fruit > Lemon",), 4)
@@ -176,15 +176,15 @@ def test_what_cannot_be_judged_is_counted_and_named():
 
 
 def test_rows_count_in_the_manifest_where_photos_were_unusable():
-    features, truth, listing_ids = clusters(num_classes=2)
-    labels, is_flipped = flipped(truth, 2, num_listings=2)
+    features, truth, listing_ids = sample_clusters(num_classes=2)
+    labels, is_flipped = flip_labels(truth, 2, num_listings=2)
     kept = np.setdiff1d(np.arange(len(labels)), [0, 5, 41])
     rows = [
         {"listing_id": listing, "photo": f"{i}.jpg", "category": ("gala", "lemon")[label], "brand": ""}
         for i, (listing, label) in enumerate(zip(listing_ids, labels, strict=True))
     ]
     usable = Features(values=features[kept], rows=kept, unusable=("a", "b", "c"))
-    found, _ = find_suspects(Manifest.from_rows(rows, "base"), small_taxonomy(), usable)
+    found, _ = find_suspects(Manifest.from_rows(rows, "base"), create_small_taxonomy(), usable)
     for suspect in found.suspects:
         row = rows[suspect.row - 1]
         assert (suspect.photo, suspect.listing_id) == (f"base/{row['photo']}", row["listing_id"])
@@ -199,9 +199,9 @@ def test_too_little_to_compare_is_an_error():
     manifest = Manifest.from_rows([{"listing_id": "a", "photo": "a", "category": "gala", "brand": ""}], "")
     features = Features(values=np.zeros((1, 4), np.float32), rows=np.array([0]), unusable=())
     with pytest.raises(ManifestError, match="have 5 listings each"):
-        find_suspects(manifest, small_taxonomy(), features)
+        find_suspects(manifest, create_small_taxonomy(), features)
     with pytest.raises(ListingVisionError, match="1 folds leave nothing"):
-        find_suspects(manifest, small_taxonomy(), features, num_folds=1)
+        find_suspects(manifest, create_small_taxonomy(), features, num_folds=1)
 
 
 class _Page(HTMLParser):
@@ -214,8 +214,8 @@ class _Page(HTMLParser):
         self.tags.append((tag, dict(attrs)))
 
 
-def test_the_verb_writes_a_table_and_a_page_of_its_own(mislabelled, tmp_path, capsys):
-    folder, wrong = mislabelled
+def test_the_verb_writes_a_table_and_a_page_of_its_own(mislabelled_dataset, tmp_path, capsys):
+    folder, wrong = mislabelled_dataset
     shutil.copy(folder / "taxonomy.json", tmp_path)
     rows = Manifest.load(str(folder / "manifest.parquet")).table.to_pylist()
     manifest = Manifest.from_rows([row | {"listing_id": f"<script>{row['listing_id']}"} for row in rows], "")
@@ -258,7 +258,7 @@ def test_the_verb_writes_a_table_and_a_page_of_its_own(mislabelled, tmp_path, ca
 
 
 def test_a_photo_that_cannot_be_read_has_no_thumbnail(tmp_path):
-    (tmp_path / "good.jpg").write_bytes(encoded(scene(400, 300)))
+    (tmp_path / "good.jpg").write_bytes(encode_image(create_scene(400, 300)))
     (tmp_path / "bad.jpg").write_bytes(b"no photo")
     assert thumbnail_uri(str(tmp_path / "good.jpg"), max_px=64).startswith("data:image/jpeg;base64,")
     assert thumbnail_uri(str(tmp_path / "bad.jpg"), max_px=64) is None

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from tests.support.helpers import encoded, scene, small_taxonomy
+from tests.support.helpers import create_scene, create_small_taxonomy, encode_image
 from training.cli.data import data_app, taxonomy_beside
 from training.data.shards import write_shards
 from vision.errors import ListingVisionError, ManifestError
@@ -28,12 +28,12 @@ def source(tmp_path):
     rows = []
     for i in range(30):
         format_ = list(FORMATS)[i % 3]
-        data = encoded(scene(40 + i, 30), format_)
+        data = encode_image(create_scene(40 + i, 30), format_)
         (folder / "photos" / f"{i}.JPEG").write_bytes(data if i else b"not a photo")
         category = ("gala", "Fruit > Lemon", "")[i % 3]
         rows.append({"listing_id": f"m{i % 12}", "photo": f"photos/{i}.JPEG", "category": category, "brand": "Ácme"})
     Manifest.from_rows(rows, "").save(str(folder / "manifest.parquet"))
-    small_taxonomy().save(folder / "taxonomy.json")
+    create_small_taxonomy().save(folder / "taxonomy.json")
     return folder
 
 
@@ -46,7 +46,7 @@ def load(folder):
     return Manifest.load(f"{folder}/manifest.parquet")
 
 
-def members_of(output):
+def list_members(output):
     """Every member of every shard, as tarfile alone reads them."""
     fs, folder = fsspec.core.url_to_fs(output)
     for path in sorted(fs.glob(f"{folder}/shard-*.tar")):
@@ -55,7 +55,7 @@ def members_of(output):
                 yield Path(path).name, member.name, tar.extractfile(member).read()
 
 
-def names_in(output):
+def list_names(output):
     fs, folder = fsspec.core.url_to_fs(output)
     return sorted(Path(path).name for path in fs.ls(folder, detail=False))
 
@@ -67,7 +67,7 @@ def values(manifest, *, but_photo=False):
 
 def test_every_photo_is_in_the_shards_once_and_reads_back_equal(source, output):
     manifest = load(source)
-    done = write_shards(manifest, small_taxonomy(), output, shard_bytes=8 << 10, seed=4)
+    done = write_shards(manifest, create_small_taxonomy(), output, shard_bytes=8 << 10, seed=4)
     sharded = load(output)
     assert done.num_shards > 2
     assert values(done.manifest) == values(sharded)
@@ -77,18 +77,18 @@ def test_every_photo_is_in_the_shards_once_and_reads_back_equal(source, output):
         return Counter((photo, *row.values()) for photo, row in zip(photos, values(of, but_photo=True), strict=True))
 
     assert samples(sharded) == samples(manifest)
-    assert names_in(output) == sorted(
+    assert list_names(output) == sorted(
         ["manifest.parquet", "taxonomy.json", *(f"shard-{i:06d}.tar" for i in range(done.num_shards))]
     )
     taxonomy = taxonomy_beside(f"{output}/manifest.parquet", None)
-    assert taxonomy == small_taxonomy()
+    assert taxonomy == create_small_taxonomy()
 
 
 def test_shards_are_what_webdataset_reads(source, output):
-    write_shards(load(source), small_taxonomy(), output, shard_bytes=8 << 10)
+    write_shards(load(source), create_small_taxonomy(), output, shard_bytes=8 << 10)
     sharded = load(output)
     rows = values(sharded, but_photo=True)
-    members = list(members_of(output))
+    members = list(list_members(output))
     keys = [name.partition(".")[0] for _, name, _ in members]
     assert keys == sorted(keys)
     assert keys[::2] == keys[1::2] == [f"{row:09d}" for row in range(30)]
@@ -105,7 +105,7 @@ def test_shards_are_what_webdataset_reads(source, output):
 
 def test_shards_keep_to_their_size_and_listings_to_each_other(source, tmp_path):
     out = tmp_path / "out"
-    write_shards(load(source), small_taxonomy(), str(out), shard_bytes=8 << 10)
+    write_shards(load(source), create_small_taxonomy(), str(out), shard_bytes=8 << 10)
     for path in out.glob("shard-*.tar"):
         # Plus what ends a tar file, filled up to a record.
         assert path.stat().st_size <= (8 << 10) + 2 * tarfile.RECORDSIZE
@@ -117,15 +117,15 @@ def test_shards_keep_to_their_size_and_listings_to_each_other(source, tmp_path):
 
 def test_the_same_seed_writes_the_same_bytes(source, tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        write_shards(load(source), small_taxonomy(), str(tmp_path / name), seed=seed)
+        write_shards(load(source), create_small_taxonomy(), str(tmp_path / name), seed=seed)
     a, b, c = ((tmp_path / name / "shard-000000.tar").read_bytes() for name in "abc")
     assert a == b != c
 
 
 def test_shards_can_be_sharded_again(source, tmp_path):
-    write_shards(load(source), small_taxonomy(), str(tmp_path / "a"))
-    write_shards(load(tmp_path / "a"), small_taxonomy(), str(tmp_path / "b"), seed=9)
-    photos = [Counter(data for _, name, data in members_of(str(tmp_path / f)) if "json" not in name) for f in "ab"]
+    write_shards(load(source), create_small_taxonomy(), str(tmp_path / "a"))
+    write_shards(load(tmp_path / "a"), create_small_taxonomy(), str(tmp_path / "b"), seed=9)
+    photos = [Counter(data for _, name, data in list_members(str(tmp_path / f)) if "json" not in name) for f in "ab"]
     assert photos[0] == photos[1]
 
 
@@ -133,14 +133,14 @@ def test_photos_that_cannot_be_read_are_all_named_and_nothing_is_left(source, ou
     for i in (3, 17):
         (source / "photos" / f"{i}.JPEG").unlink()
     with pytest.raises(ManifestError, match="2 photos cannot be read; mend them or leave them out") as caught:
-        write_shards(load(source), small_taxonomy(), output, shard_bytes=4 << 10)
+        write_shards(load(source), create_small_taxonomy(), output, shard_bytes=4 << 10)
     assert {problem.split(":")[0] for problem in caught.value.problems} == {"row 4", "row 18"}
-    assert names_in(output) == []
+    assert list_names(output) == []
 
-    done = write_shards(load(source), small_taxonomy(), output, skip_unreadable=True)
+    done = write_shards(load(source), create_small_taxonomy(), output, skip_unreadable=True)
     assert len(done.unreadable) == 2
     assert len(load(output)) == 28
-    assert sum(name.endswith(".json") for _, name, _ in members_of(output)) == 28
+    assert sum(name.endswith(".json") for _, name, _ in list_members(output)) == 28
 
 
 def test_a_crash_leaves_nothing_under_a_final_name(source, tmp_path, monkeypatch):
@@ -149,20 +149,20 @@ def test_a_crash_leaves_nothing_under_a_final_name(source, tmp_path, monkeypatch
 
     monkeypatch.setattr(Manifest, "save", crash)
     with pytest.raises(KeyboardInterrupt):
-        write_shards(load(source), small_taxonomy(), str(tmp_path / "out"), shard_bytes=8 << 10)
-    assert names_in(str(tmp_path / "out")) == ["taxonomy.json"]
+        write_shards(load(source), create_small_taxonomy(), str(tmp_path / "out"), shard_bytes=8 << 10)
+    assert list_names(str(tmp_path / "out")) == ["taxonomy.json"]
 
 
 def test_no_readable_photo_at_all_is_refused(tmp_path):
     manifest = Manifest.from_rows([{"listing_id": "1", "photo": "none.jpg"}], str(tmp_path))
     with pytest.raises(ManifestError, match="no photo can be read"):
-        write_shards(manifest, small_taxonomy(), str(tmp_path / "out"), skip_unreadable=True)
+        write_shards(manifest, create_small_taxonomy(), str(tmp_path / "out"), skip_unreadable=True)
 
 
 def test_shards_of_two_runs_never_share_a_folder(source, output):
-    write_shards(load(source), small_taxonomy(), output)
+    write_shards(load(source), create_small_taxonomy(), output)
     with pytest.raises(ManifestError, match=r"already holds manifest\.parquet; give another folder"):
-        write_shards(load(source), small_taxonomy(), output)
+        write_shards(load(source), create_small_taxonomy(), output)
 
 
 def test_the_verb_shards_and_says_what_it_left_out(source, tmp_path):
@@ -174,7 +174,7 @@ def test_the_verb_shards_and_says_what_it_left_out(source, tmp_path):
     assert done.exit_code == 0
     assert "29 photos in 1 shards, 1 left out" in done.stdout
     assert "left out: row 6: " in done.stderr
-    assert Taxonomy.load(tmp_path / "out" / "taxonomy.json") == small_taxonomy()
+    assert Taxonomy.load(tmp_path / "out" / "taxonomy.json") == create_small_taxonomy()
 
 
 def test_the_verb_splits_into_another_folder(source, tmp_path):

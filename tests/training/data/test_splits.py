@@ -5,13 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.helpers import small_taxonomy
+from tests.support.helpers import create_small_taxonomy
 from training.data.splits import count_splits, leaves_not_trained, split_manifest
 from vision.errors import ManifestError
 from vision.manifest import SPLITS, Manifest
 
 
-def manifest_of(rows):
+def create_manifest(rows):
     return Manifest.from_rows([{"photo": f"{i}.jpg", **row} for i, row in enumerate(rows)], "")
 
 
@@ -33,7 +33,7 @@ def listings(draw):
 
 @given(listings(), st.sampled_from(["listing", "seller"]), st.integers(0, 5))
 def test_what_belongs_together_stays_together(rows, by, seed):
-    given_splits = splits(split_manifest(manifest_of(rows), by=by, val=0.3, test=0.3, seed=seed))
+    given_splits = splits(split_manifest(create_manifest(rows), by=by, val=0.3, test=0.3, seed=seed))
     seen: dict[tuple[str, str], str] = {}
     for row, split in zip(rows, given_splits, strict=True):
         assert split in SPLITS
@@ -48,15 +48,15 @@ def test_what_belongs_together_stays_together(rows, by, seed):
 def test_rows_that_come_later_move_no_earlier_one(rows, more, by):
     known = {row["listing_id"] for row in rows}
     added = [row for row in more if row["listing_id"] not in known]
-    before = splits(split_manifest(manifest_of(rows), by=by, val=0.3, test=0.3))
-    both = splits(split_manifest(manifest_of([*added, *rows]), by=by, val=0.3, test=0.3))
+    before = splits(split_manifest(create_manifest(rows), by=by, val=0.3, test=0.3))
+    both = splits(split_manifest(create_manifest([*added, *rows]), by=by, val=0.3, test=0.3))
     assert both[len(added) :] == before
 
 
 def test_a_split_is_the_same_for_ever():
     rows = [{"listing_id": f"m{i}", "split": "val"} for i in range(12)]
     assert (
-        "".join(s[:2] for s in splits(split_manifest(manifest_of(rows), val=0.2, test=0.3)))
+        "".join(s[:2] for s in splits(split_manifest(create_manifest(rows), val=0.2, test=0.3)))
         == "vatrtetrtetrvatevatetrtr"
     )
 
@@ -64,13 +64,13 @@ def test_a_split_is_the_same_for_ever():
 @pytest.mark.parametrize("by", ["listing", "seller"])
 def test_shares_come_out_as_asked(by):
     rows = [{"listing_id": f"m{i}", "seller_id": f"u{i}"} for i in range(20_000)]
-    counts = count_splits(split_manifest(manifest_of(rows), by=by, val=0.05, calibrate=0.15, test=0.2, seed=3))
+    counts = count_splits(split_manifest(create_manifest(rows), by=by, val=0.05, calibrate=0.15, test=0.2, seed=3))
     shares = {split: listings / 20_000 for split, (_, listings) in counts.items()}
     assert shares == pytest.approx({"train": 0.6, "val": 0.05, "calibrate": 0.15, "test": 0.2}, abs=0.01)
 
 
 def test_more_validation_changes_no_test_split_and_another_seed_changes_all():
-    manifest = manifest_of([{"listing_id": str(i)} for i in range(500)])
+    manifest = create_manifest([{"listing_id": str(i)} for i in range(500)])
     few, many = (np.array(splits(split_manifest(manifest, val=val, test=0.2))) for val in (0.1, 0.4))
     assert ((few == "test") == (many == "test")).all()
     other = np.array(splits(split_manifest(manifest, val=0.1, test=0.2, seed=1)))
@@ -83,14 +83,14 @@ def test_more_validation_changes_no_test_split_and_another_seed_changes_all():
     st.floats(0, 0.3),
     st.floats(0, 0.3),
 )
-def test_by_time_the_newest_listings_are_judged_on(drawn, val, calibrate, test):
-    rows = [{"listing_id": i, "listed_at": f"2026-02-{day:02d}"} for i, day in drawn]
-    result = split_manifest(manifest_of(rows), by="time", val=val, calibrate=calibrate, test=test)
+def test_by_time_the_newest_listings_are_judged_on(synthetic_dataset, val, calibrate, test):
+    rows = [{"listing_id": i, "listed_at": f"2026-02-{day:02d}"} for i, day in synthetic_dataset]
+    result = split_manifest(create_manifest(rows), by="time", val=val, calibrate=calibrate, test=test)
     newest: dict[str, int] = {}
-    for i, day in drawn:
+    for i, day in synthetic_dataset:
         newest[i] = max(day, newest.get(i, 0))
     days: dict[str, list[int]] = {split: [] for split in SPLITS}
-    split_of = dict(zip((i for i, _ in drawn), splits(result), strict=True))
+    split_of = dict(zip((i for i, _ in synthetic_dataset), splits(result), strict=True))
     for i, split in split_of.items():
         days[split].append(newest[i])
     assert len(days["test"]) == round(test * len(newest))
@@ -99,13 +99,13 @@ def test_by_time_the_newest_listings_are_judged_on(drawn, val, calibrate, test):
     for older, newer in itertools.pairwise(SPLITS):
         if days[older] and days[newer]:
             assert max(days[older]) <= min(days[newer])
-    assert [split_of[i] for i, _ in drawn] == splits(result)
+    assert [split_of[i] for i, _ in synthetic_dataset] == splits(result)
 
 
 def test_times_with_zones_are_compared_as_instants():
     times = ["2026-01-01T09:00:00+09:00", "2026-01-01T00:00:01.5Z", "2025-12-31 23:00:00-02:00", "2026-01-01T00:00:02Z"]
     rows = [{"listing_id": str(i), "listed_at": time} for i, time in enumerate(times)]
-    result = split_manifest(manifest_of(rows), by="time", val=0.25, test=0.25)
+    result = split_manifest(create_manifest(rows), by="time", val=0.25, test=0.25)
     assert splits(result) == ["train", "train", "test", "val"]
 
 
@@ -122,7 +122,7 @@ def test_times_with_zones_are_compared_as_instants():
 def test_times_that_cannot_be_compared_are_refused(times, said):
     rows = [{"listing_id": str(i), "listed_at": time} for i, time in enumerate(times)]
     with pytest.raises(ManifestError, match=said):
-        split_manifest(manifest_of(rows), by="time")
+        split_manifest(create_manifest(rows), by="time")
 
 
 def test_a_listing_of_two_sellers_is_refused():
@@ -130,14 +130,14 @@ def test_a_listing_of_two_sellers_is_refused():
     with pytest.raises(
         ManifestError, match=r"listing 1 has the sellers .*\(1 such rows in all\); give each listing one"
     ):
-        split_manifest(manifest_of(rows), by="seller")
-    split_manifest(manifest_of(rows), by="listing")
+        split_manifest(create_manifest(rows), by="seller")
+    split_manifest(create_manifest(rows), by="listing")
 
 
 @pytest.mark.parametrize(("val", "test"), [(0.5, 0.5), (-0.1, 0.1), (float("nan"), 0.1), (0, 1)])
 def test_shares_that_leave_nothing_to_train_on_are_refused(val, test):
     with pytest.raises(ManifestError, match="leave a share to train on"):
-        split_manifest(manifest_of([{"listing_id": "1"}]), val=val, test=test)
+        split_manifest(create_manifest([{"listing_id": "1"}]), val=val, test=test)
 
 
 def test_leaves_that_are_judged_but_not_trained_are_named():
@@ -145,11 +145,11 @@ def test_leaves_that_are_judged_but_not_trained_are_named():
     rows = [
         {"category": category, "split": split} for category, split in [*held, ("fuji", "train"), ("tools", "train")]
     ]
-    manifest = manifest_of([{"listing_id": str(i), **row} for i, row in enumerate(rows)])
-    assert leaves_not_trained(manifest, small_taxonomy()) == ["Fruit > Apple > Gala"]
+    manifest = create_manifest([{"listing_id": str(i), **row} for i, row in enumerate(rows)])
+    assert leaves_not_trained(manifest, create_small_taxonomy()) == ["Fruit > Apple > Gala"]
 
 
 def test_counts_are_of_photos_and_listings():
     rows = [("a", "train"), ("a", "train"), ("b", "train"), ("c", "test")]
-    manifest = manifest_of([{"listing_id": i, "split": split} for i, split in rows])
+    manifest = create_manifest([{"listing_id": i, "split": split} for i, split in rows])
     assert count_splits(manifest) == {"train": (3, 2), "val": (0, 0), "calibrate": (0, 0), "test": (1, 1)}

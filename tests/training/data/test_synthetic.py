@@ -19,8 +19,8 @@ def test_the_brand_shows_only_in_its_mark():
     assert 0.002 < changed.mean() < 0.05
 
 
-def test_a_drawn_data_set_has_what_real_listings_have(drawn, tmp_path):
-    rows = Manifest.load(str(drawn / "manifest.parquet")).table.to_pylist()
+def test_a_drawn_data_set_has_what_real_listings_have(synthetic_dataset, tmp_path):
+    rows = Manifest.load(str(synthetic_dataset / "manifest.parquet")).table.to_pylist()
     photos_of: dict[str, int] = {}
     for row in rows:
         photos_of[row["listing_id"]] = photos_of.get(row["listing_id"], 0) + 1

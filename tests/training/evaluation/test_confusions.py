@@ -1,13 +1,13 @@
 import numpy as np
 
-from tests.support.helpers import small_taxonomy
+from tests.support.helpers import create_small_taxonomy
 from training.evaluation.confusions import NUM_EXAMPLES, most_confused
 from training.evaluation.scored_rows import view_of
 from training.inference.predictions import Predictions
 from vision.decision import Calibration
 from vision.manifest import Labels
 
-TAXONOMY = small_taxonomy()
+TAXONOMY = create_small_taxonomy()
 
 
 def view(answers, labels, sureness):

@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pytest
 
-from tests.support.helpers import small_taxonomy
+from tests.support.helpers import create_small_taxonomy
 from training.evaluation.evaluate import evaluate, format_table, pseudo_listings, without_nan
 from training.evaluation.long_tail import LeafCounts
 from training.inference.predictions import Predictions
@@ -12,7 +12,7 @@ from vision.decision import BRAND_FIELD, Calibration, Field, field_name
 from vision.manifest import Labels
 from vision.taxonomy import OTHER_BRAND
 
-TAXONOMY = small_taxonomy()
+TAXONOMY = create_small_taxonomy()
 
 
 def nodes(*ids: str) -> np.ndarray:
@@ -35,12 +35,14 @@ PREDICTIONS = Predictions(
 )
 
 
-def promise(name, threshold):
+def create_guarantee(name, threshold):
     return Field(name=name, alpha=0.05, delta=0.01, threshold=threshold, num_listings=9, num_filled=9, num_errors=0)
 
 
 def test_figures_by_hand():
-    calibration = Calibration(fields=(promise(field_name(1), 0.5), promise(BRAND_FIELD, None)), certifies={})
+    calibration = Calibration(
+        fields=(create_guarantee(field_name(1), 0.5), create_guarantee(BRAND_FIELD, None)), certifies={}
+    )
     figures = evaluate(PREDICTIONS, taxonomy=TAXONOMY, calibration=calibration)
     photo, listing = figures["photo"], figures["listing"]
     assert (photo["num"], listing["num"]) == (4, 3)
@@ -62,10 +64,10 @@ def test_figures_by_hand():
     assert "1 photos could not be used" in table
 
 
-NOTHING_PROMISED = Calibration(certifies={})
+NO_GUARANTEES = Calibration(certifies={})
 
 
-def figures_in(part, path=""):
+def find_figures(part, path=""):
     """Every figure of a tree that is a share or an error, with what stands beside it."""
     not_estimates = {"alpha", "threshold", "confidence"}
     if isinstance(part, dict):
@@ -73,16 +75,18 @@ def figures_in(part, path=""):
             if isinstance(value, float) and name not in not_estimates:
                 yield f"{path}/{name}", value, part.get(f"{name}_interval")
             elif not name.endswith("_interval"):
-                yield from figures_in(value, f"{path}/{name}")
+                yield from find_figures(value, f"{path}/{name}")
     elif isinstance(part, list):
         for number, value in enumerate(part):
-            yield from figures_in(value, f"{path}/{number}")
+            yield from find_figures(value, f"{path}/{number}")
 
 
 def test_every_figure_has_an_interval_that_holds_it():
-    calibration = Calibration(fields=(promise(field_name(1), 0.5), promise(BRAND_FIELD, None)), certifies={})
+    calibration = Calibration(
+        fields=(create_guarantee(field_name(1), 0.5), create_guarantee(BRAND_FIELD, None)), certifies={}
+    )
     figures = evaluate(PREDICTIONS, taxonomy=TAXONOMY, calibration=calibration)
-    found = list(figures_in(figures))
+    found = list(find_figures(figures))
     assert len(found) > 150
     for path, value, interval in found:
         assert interval is not None, path
@@ -97,7 +101,7 @@ def test_every_figure_has_an_interval_that_holds_it():
 
 
 def test_mistakes_in_the_tree_by_hand():
-    tree = evaluate(PREDICTIONS, taxonomy=TAXONOMY, calibration=NOTHING_PROMISED)["photo"]["hierarchy"]
+    tree = evaluate(PREDICTIONS, taxonomy=TAXONOMY, calibration=NO_GUARANTEES)["photo"]["hierarchy"]
     # Gala: 3 of 3 nodes. Fuji for Gala: 2 shared, 3 answered, 3 true. Lemon: 2 of 2. 'apple': 2 of 2, the Fuji below
     # it not being known to be wrong.
     assert tree["num"] == 4
@@ -112,7 +116,7 @@ def test_recall_and_precision_differ_where_depths_do():
         category_logits=one_hot([3, 3, 2, 0], 4),
         labels=Labels(category_nodes=nodes("gala", "gala", "lemon", ""), brands=np.array([1, 1, 0, -1])),
     )
-    tree = evaluate(answers, taxonomy=TAXONOMY, calibration=NOTHING_PROMISED)["photo"]["hierarchy"]
+    tree = evaluate(answers, taxonomy=TAXONOMY, calibration=NO_GUARANTEES)["photo"]["hierarchy"]
     assert tree["num"] == 3
     assert tree["precision"] == pytest.approx(2 / 4)  # tools, tools, fruit > lemon
     assert tree["recall"] == pytest.approx(2 / 8)
@@ -125,7 +129,7 @@ def test_an_unseen_brand_is_right_only_as_none_that_i_know():
         brand_logits=np.array([[0, 9, 0], [0, 9, 0], [0, 1, 0], [0, 9, 0]], np.float32),
         labels=Labels(category_nodes=PREDICTIONS.labels.category_nodes, brands=np.array([1, 1, -2, -2])),
     )
-    calibration = Calibration(unknown_brand_below=5.0, fields=(promise(BRAND_FIELD, 0.5),), certifies={})
+    calibration = Calibration(unknown_brand_below=5.0, fields=(create_guarantee(BRAND_FIELD, 0.5),), certifies={})
     brand = evaluate(predictions, taxonomy=TAXONOMY, calibration=calibration)["listing"]["brand"]
     assert (brand["num"], brand["num_branded"], brand["num_unbranded"], brand["num_unseen"]) == (3, 1, 0, 2)
     assert brand["top1"] == pytest.approx(2 / 3)
@@ -154,7 +158,7 @@ def test_a_temperature_changes_the_calibration_error_alone():
     )
     calibration = Calibration(category_temperature=4.0, certifies={})
     level = evaluate(predictions, taxonomy=TAXONOMY, calibration=calibration)["listing"]["leaf"]
-    as_trained = evaluate(predictions, taxonomy=TAXONOMY, calibration=NOTHING_PROMISED)["listing"]["leaf"]
+    as_trained = evaluate(predictions, taxonomy=TAXONOMY, calibration=NO_GUARANTEES)["listing"]["leaf"]
     assert level["ece_uncalibrated"] == as_trained["ece"] > 0.2
     assert level["ece"] < 0.08
     assert level["ece_uncalibrated_interval"][0] > level["ece_interval"][1]
@@ -176,7 +180,7 @@ def test_photos_of_one_listing_make_the_interval_wider():
         )
 
     def width(groups):
-        leaf = evaluate(predictions(groups), taxonomy=TAXONOMY, calibration=NOTHING_PROMISED)["photo"]["leaf"]
+        leaf = evaluate(predictions(groups), taxonomy=TAXONOMY, calibration=NO_GUARANTEES)["photo"]["leaf"]
         assert leaf["top1"] == 0.75
         return leaf["top1_interval"][1] - leaf["top1_interval"][0]
 
@@ -193,7 +197,7 @@ def test_a_catch_all_is_never_filled():
         category_logits=one_hot([0, 0, 3, 3], 4),
         labels=Labels(category_nodes=nodes("gala", "gala", "tools", "tools"), brands=PREDICTIONS.labels.brands),
     )
-    calibration = Calibration(fields=(promise(field_name(1), 0.5),), certifies={})
+    calibration = Calibration(fields=(create_guarantee(field_name(1), 0.5),), certifies={})
     listing = evaluate(predictions, taxonomy=tree, calibration=calibration)["listing"]
     assert listing["fields"]["category_depth_1"]["coverage"] == pytest.approx(1 / 3)
     curve = listing["selective"]["category_depth_1"]
@@ -203,10 +207,10 @@ def test_a_catch_all_is_never_filled():
 
 def test_frequency_is_that_of_training_where_it_is_known():
     counts = LeafCounts(np.array([5, 50, 500, 1]), "the train split")
-    given = evaluate(PREDICTIONS, taxonomy=TAXONOMY, calibration=NOTHING_PROMISED, training_counts=counts)
+    given = evaluate(PREDICTIONS, taxonomy=TAXONOMY, calibration=NO_GUARANTEES, training_counts=counts)
     assert given["listing"]["frequency"]["counted_on"] == "the train split"
     assert given["listing"]["frequency"]["parts"][0]["most_photos"] == 500
-    own = evaluate(PREDICTIONS, taxonomy=TAXONOMY, calibration=NOTHING_PROMISED)["listing"]["frequency"]
+    own = evaluate(PREDICTIONS, taxonomy=TAXONOMY, calibration=NO_GUARANTEES)["listing"]["frequency"]
     assert own["counted_on"] == "the photos judged here"
     assert own["parts"][0]["most_photos"] == 2  # two photos of a Gala
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.support.helpers import encoded, scene
+from tests.support.helpers import create_scene, encode_image
 from training.evaluation.gradcam import heat_maps, overlay, write_overlays
 from vision.errors import ListingVisionError
 from vision.model import ListingClassifier, ModelSpec
@@ -18,7 +18,7 @@ def classifier(backbone="test_efficientnet", **spec):
     return ListingClassifier(made).eval()
 
 
-def noise(num_photos, side=64):
+def create_noise_photos(num_photos, side=64):
     return np.random.default_rng(0).integers(0, 256, (num_photos, side, side, 3), np.uint8)
 
 
@@ -27,7 +27,7 @@ def noise(num_photos, side=64):
 )
 @pytest.mark.parametrize("field", ["category", "brand"])
 def test_every_kind_of_backbone_gives_a_map_as_large_as_the_photo(backbone, field):
-    heat = heat_maps(classifier(backbone, brand_head="cosine"), noise(2), [1, 2], field=field)
+    heat = heat_maps(classifier(backbone, brand_head="cosine"), create_noise_photos(2), [1, 2], field=field)
     assert heat.shape == (2, 64, 64)
     assert heat.dtype == np.float32
     assert heat.min() >= 0
@@ -53,7 +53,7 @@ def test_the_heat_is_where_the_evidence_is(corner):
 
 
 def test_a_map_is_that_of_its_own_photo_and_target():
-    model, photos = classifier(), noise(11)
+    model, photos = classifier(), create_noise_photos(11)
     together = heat_maps(model, photos, [i % 3 for i in range(11)])
     alone = heat_maps(model, photos[10:], [1])
     np.testing.assert_allclose(together[10], alone[0], atol=1e-4)
@@ -63,7 +63,7 @@ def test_a_map_is_that_of_its_own_photo_and_target():
 def test_looking_leaves_the_model_as_it_was():
     model = classifier(brand_head="cosine")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    heat_maps(model, noise(1), [0], field="brand")
+    heat_maps(model, create_noise_photos(1), [0], field="brand")
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
 
@@ -81,7 +81,10 @@ def test_an_overlay_colours_what_is_hot_and_leaves_the_rest():
 
 
 def test_overlays_are_written_for_category_and_brand(bundle, tmp_path):
-    photos = [("front.jpg", encoded(scene(200, 120))), ("front.jpg", encoded(scene(90, 150), "PNG"))]
+    photos = [
+        ("front.jpg", encode_image(create_scene(200, 120))),
+        ("front.jpg", encode_image(create_scene(90, 150), "PNG")),
+    ]
     leaf_id, brand = bundle.taxonomy.leaf_ids[2], bundle.taxonomy.brands[0]
     written = write_overlays(bundle, photos, tmp_path / "seen", category_id=leaf_id, brand_id=brand.id)
     assert [path.name for path in written] == [
@@ -96,7 +99,7 @@ def test_overlays_are_written_for_category_and_brand(bundle, tmp_path):
 def test_without_captum_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "captum", None)
     with pytest.raises(ListingVisionError, match=r"install listing-vision\[explain\]"):
-        heat_maps(classifier(), noise(1), [0])
+        heat_maps(classifier(), create_noise_photos(1), [0])
 
 
 def test_a_server_is_not_asked_where_it_looked(tmp_path):

@@ -1,19 +1,19 @@
 import numpy as np
 import pytest
 
-from tests.support.helpers import small_taxonomy
+from tests.support.helpers import create_small_taxonomy
 from training.evaluation.ground_truth import Truth, judge_paths, listing_labels, truth_by_depth
 from vision.decision import Paths
 from vision.manifest import Labels
 
-TAXONOMY = small_taxonomy()
+TAXONOMY = create_small_taxonomy()
 
 
 def nodes(*ids: str) -> np.ndarray:
     return np.array([TAXONOMY.node_index[i] if i else -1 for i in ids])
 
 
-def paths_of(*leaves: str) -> Paths:
+def create_paths(*leaves: str) -> Paths:
     columns = [TAXONOMY.leaf_ids.index(leaf) for leaf in leaves]
     nodes_ = TAXONOMY.leaf_paths[columns]
     return Paths(nodes_, np.where(nodes_ >= 0, 0.9, 0.0))
@@ -37,7 +37,7 @@ def paths_of(*leaves: str) -> Paths:
 )
 def test_verdicts_on_each_step(answer, label, known, right):
     truth = truth_by_depth(Labels(category_nodes=nodes(label), brands=np.array([-1])), TAXONOMY)
-    verdicts = judge_paths(paths_of(answer), truth)
+    verdicts = judge_paths(create_paths(answer), truth)
     assert verdicts.known[0].tolist() == [bool(k) for k in known]
     assert verdicts.right[0].tolist() == [bool(r) for r in right]
 
@@ -45,7 +45,7 @@ def test_verdicts_on_each_step(answer, label, known, right):
 def test_an_inner_label_that_the_answer_leaves_makes_all_below_wrong():
     truth = truth_by_depth(Labels(category_nodes=nodes("tools"), brands=np.array([-1])), TAXONOMY)
     inner = Truth(truth.nodes, np.array([-1]), truth.brands)  # as if 'tools' had children
-    verdicts = judge_paths(paths_of("gala"), inner)
+    verdicts = judge_paths(create_paths("gala"), inner)
     assert verdicts.known[0].tolist() == [True, True, True]
     assert not verdicts.right.any()
 

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
-from tests.support.helpers import small_taxonomy
+from tests.support.helpers import create_small_taxonomy
 from training.evaluation.long_tail import LeafCounts, by_frequency, count_leaves, count_training_leaves
 from vision.manifest import Labels, Manifest
 
-TAXONOMY = small_taxonomy()  # leaves gala, fuji, lemon, tools
+TAXONOMY = create_small_taxonomy()  # leaves gala, fuji, lemon, tools
 
 
 def test_thirds_by_hand():

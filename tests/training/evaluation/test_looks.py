@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from tests.training.evaluation.test_report import Parsed
+from tests.training.evaluation.test_report import ParsedPage
 from training.evaluation.ground_truth import truth_by_depth
 from training.evaluation.looks import looks
 from training.evaluation.report import write_report
@@ -15,9 +15,9 @@ from vision.manifest import Labels, Manifest
 
 
 @pytest.fixture(scope="module")
-def answered(bundle, drawn):
+def answered(bundle, synthetic_dataset):
     judged = load_judged(bundle.folder)
-    rows = Manifest.load(str(drawn / "manifest.parquet")).where_split("val")
+    rows = Manifest.load(str(synthetic_dataset / "manifest.parquet")).where_split("val")
     return judged, predict(rows, judged.taxonomy, judged.preprocessing, judged.infer)
 
 
@@ -55,7 +55,7 @@ def test_the_page_shows_them_and_figures_alone_ask_for_none(answered, tmp_path):
     shown = looks(predictions, judged, num_each=2)
     hostile = dataclasses.replace(shown[0], photo="<script>alert(1)</script>")
     page = write_report(named, tmp_path, lambda: [hostile, *shown[1:]])[1].read_text()
-    parsed = Parsed(page)
+    parsed = ParsedPage(page)
     assert "Where the model looked" in parsed.text
     assert "<script>" in parsed.text  # as text
     assert "script" not in {tag for tag, _ in parsed.tags}
@@ -66,7 +66,7 @@ def test_the_page_shows_them_and_figures_alone_ask_for_none(answered, tmp_path):
         raise AssertionError("figures alone need no heat")
 
     write_report(named, tmp_path / "figures.json", asked)
-    assert "Where the model looked" not in Parsed(write_report(named, tmp_path / "plain")[1].read_text()).text
+    assert "Where the model looked" not in ParsedPage(write_report(named, tmp_path / "plain")[1].read_text()).text
 
 
 def test_without_captum_it_says_which_extra_brings_it(answered, monkeypatch):

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.support.helpers import encoded, scene, small_taxonomy
-from tests.support.synthetic import synthetic_calibration, synthetic_predictions
+from tests.support.helpers import create_scene, create_small_taxonomy, encode_image
+from tests.support.synthetic import create_synthetic_calibration, create_synthetic_predictions
 from training.evaluation.evaluate import evaluate, without_nan
 from training.evaluation.report import report_page, write_report
 
@@ -18,7 +18,7 @@ SECTIONS = ("accuracy", "selective", "hierarchy", "frequency", "calibration", "b
 VOID = {"meta", "img", "br", "path", "use"}
 
 
-class Parsed(HTMLParser):
+class ParsedPage(HTMLParser):
     """Tags, attributes and text of a page, its elements all closed in order."""
 
     def __init__(self, text):
@@ -52,20 +52,20 @@ class Parsed(HTMLParser):
 def photos(tmp_path_factory):
     folder = tmp_path_factory.mktemp("photos")
     for number in range(4):
-        (folder / f"{number}.jpg").write_bytes(encoded(scene(320 + 40 * number, 300)))
+        (folder / f"{number}.jpg").write_bytes(encode_image(create_scene(320 + 40 * number, 300)))
     return tuple(str(folder / f"{number}.jpg") for number in range(4))
 
 
-def judged(photos, *, taxonomy=None, why_not="too few listings", **changes):
-    predictions = dataclasses.replace(synthetic_predictions(num_listings=150, photos=photos), **changes)
-    calibration = synthetic_calibration(why_not=why_not)
-    figures = evaluate(predictions, taxonomy=taxonomy or small_taxonomy(), calibration=calibration)
+def evaluate_photos(photos, *, taxonomy=None, why_not="too few listings", **changes):
+    predictions = dataclasses.replace(create_synthetic_predictions(num_listings=150, photos=photos), **changes)
+    calibration = create_synthetic_calibration(why_not=why_not)
+    figures = evaluate(predictions, taxonomy=taxonomy or create_small_taxonomy(), calibration=calibration)
     return {"model": "bundle x 1", "split": "test", **figures}
 
 
 @pytest.fixture(scope="module")
 def figures(photos):
-    return judged(photos)
+    return evaluate_photos(photos)
 
 
 @pytest.fixture(scope="module")
@@ -74,22 +74,22 @@ def text(figures):
 
 
 @pytest.fixture(scope="module")
-def parsed(text):
-    return Parsed(text)
+def parse_page(text):
+    return ParsedPage(text)
 
 
-def test_each_section_is_there_for_both_views_and_linked(parsed):
-    ids = [attributes["id"] for _, attributes in parsed.tags if "id" in attributes]
+def test_each_section_is_there_for_both_views_and_linked(parse_page):
+    ids = [attributes["id"] for _, attributes in parse_page.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
     wanted = {f"{view}-{section}" for view in ("listing", "photo") for section in SECTIONS}
     assert wanted <= set(ids)
-    assert {link["href"].removeprefix("#") for link in parsed.all("a")} == wanted
-    for section in parsed.all("section"):
+    assert {link["href"].removeprefix("#") for link in parse_page.all("a")} == wanted
+    for section in parse_page.all("section"):
         assert section["aria-labelledby"] in ids
 
 
-def test_every_plot_is_there_and_says_what_it_shows(parsed):
-    labels = [svg["aria-label"] for svg in parsed.all("svg")]
+def test_every_plot_is_there_and_says_what_it_shows(parse_page):
+    labels = [svg["aria-label"] for svg in parse_page.all("svg")]
     for view in ("listing", "photo"):
         for field in ("Category, depth 1", "Category, depth 2", "Category, depth 3", "Brand"):
             assert sum(label.startswith(f"{field} per {view}: precision against coverage") for label in labels) == 1
@@ -112,8 +112,8 @@ def test_figures_stand_on_the_page_with_their_intervals(figures, text):
         assert f"{100 * unseen['none_known_unseen']:.1f} <span" in text
 
 
-def test_confused_pairs_have_their_photos_side_by_side(figures, parsed):
-    images = parsed.all("img")
+def test_confused_pairs_have_their_photos_side_by_side(figures, parse_page):
+    images = parse_page.all("img")
     for pair in figures["listing"]["confusions"]:
         taken = f"{pair['truth_path']}, taken for {pair['answer_path']}"
         assert sum(image["alt"] == taken for image in images) == len(pair["photos"]) > 0
@@ -125,39 +125,39 @@ def test_confused_pairs_have_their_photos_side_by_side(figures, parsed):
         assert max(Image.open(io.BytesIO(base64.b64decode(data))).size) == 200
 
 
-def test_nothing_runs_and_nothing_is_requested(text, parsed):
-    assert not parsed.all("script")
-    assert not parsed.handlers
+def test_nothing_runs_and_nothing_is_requested(text, parse_page):
+    assert not parse_page.all("script")
+    assert not parse_page.handlers
     assert "http:" not in text
     assert "https:" not in text
-    for _, attributes in parsed.tags:
+    for _, attributes in parse_page.tags:
         for name in ("src", "href"):
             assert attributes.get(name, "#").startswith(("#", "data:image/jpeg"))
     assert not re.search(r"url\((?!#)|@import", text)
 
 
-def test_it_needs_no_eyes_and_no_mouse(parsed):
-    assert all(image["alt"] for image in parsed.all("img"))
-    assert all(svg["role"] == "img" for svg in parsed.all("svg"))
-    assert len(parsed.all("caption")) == len(parsed.all("table")) > 20
-    assert all(cell.get("scope") in ("row", "col") for cell in parsed.all("th"))
-    assert ("html", {"lang": "en"}) in parsed.tags
+def test_it_needs_no_eyes_and_no_mouse(parse_page):
+    assert all(image["alt"] for image in parse_page.all("img"))
+    assert all(svg["role"] == "img" for svg in parse_page.all("svg"))
+    assert len(parse_page.all("caption")) == len(parse_page.all("table")) > 20
+    assert all(cell.get("scope") in ("row", "col") for cell in parse_page.all("th"))
+    assert ("html", {"lang": "en"}) in parse_page.tags
 
 
 def test_hostile_names_are_shown_as_they_are(photos):
     hostile = "<script>alert(1)</script>\"'&"
-    tree = small_taxonomy()
+    tree = create_small_taxonomy()
     named = dataclasses.replace(
         tree, categories=tuple(dataclasses.replace(c, names={"en": f"{c.id}{hostile}"}) for c in tree.categories)
     )
-    figures = {**judged(photos, taxonomy=named, why_not=hostile), "model": hostile, "split": hostile}
+    figures = {**evaluate_photos(photos, taxonomy=named, why_not=hostile), "model": hostile, "split": hostile}
     text = report_page(figures)
-    parsed = Parsed(text)
-    assert not parsed.all("script")
-    assert not parsed.handlers
-    assert f"gala{hostile}" in parsed.text
-    assert f"Evaluation of {hostile} on {hostile}" in parsed.text
-    assert f"never filled: {hostile}" in parsed.text
+    parse_page = ParsedPage(text)
+    assert not parse_page.all("script")
+    assert not parse_page.handlers
+    assert f"gala{hostile}" in parse_page.text
+    assert f"Evaluation of {hostile} on {hostile}" in parse_page.text
+    assert f"never filled: {hostile}" in parse_page.text
 
 
 def test_the_page_of_figures_read_back_is_the_same(figures, text):
@@ -165,30 +165,30 @@ def test_the_page_of_figures_read_back_is_the_same(figures, text):
 
 
 def test_listings_of_one_photo_are_shown_once(photos):
-    predictions = synthetic_predictions(num_listings=150, photos=photos)
-    alone = judged(
+    predictions = create_synthetic_predictions(num_listings=150, photos=photos)
+    alone = evaluate_photos(
         photos,
         groups=np.arange(len(predictions.groups)),
         listing_ids=tuple(map(str, range(len(predictions.groups)))),
     )
-    parsed = Parsed(report_page(alone))
-    assert "Each listing has one photo" in parsed.text
-    assert not [attributes for _, attributes in parsed.tags if attributes.get("id", "").startswith("photo")]
+    parse_page = ParsedPage(report_page(alone))
+    assert "Each listing has one photo" in parse_page.text
+    assert not [attributes for _, attributes in parse_page.tags if attributes.get("id", "").startswith("photo")]
 
 
 def test_a_model_without_promises_and_data_without_labels_have_a_page_too(photos):
-    predictions = synthetic_predictions(num_listings=5, photos=("gone.jpg",))
+    predictions = create_synthetic_predictions(num_listings=5, photos=("gone.jpg",))
     nothing = dataclasses.replace(
         predictions.labels,
         category_nodes=np.full_like(predictions.labels.category_nodes, -1),
         brands=np.full_like(predictions.labels.brands, -1),
     )
-    calibration = dataclasses.replace(synthetic_calibration(), fields=())
+    calibration = dataclasses.replace(create_synthetic_calibration(), fields=())
     for labels in (predictions.labels, nothing):
         changed = dataclasses.replace(predictions, labels=labels)
-        figures = evaluate(changed, taxonomy=small_taxonomy(), calibration=calibration)
-        parsed = Parsed(report_page({"model": "run x", "split": "test", **figures}))
-        assert "nan" not in parsed.text.lower().replace("banana", "")
+        figures = evaluate(changed, taxonomy=create_small_taxonomy(), calibration=calibration)
+        parse_page = ParsedPage(report_page({"model": "run x", "split": "test", **figures}))
+        assert "nan" not in parse_page.text.lower().replace("banana", "")
 
 
 def test_a_folder_takes_both_and_a_json_name_the_figures_alone(figures, tmp_path):

@@ -5,7 +5,7 @@ from training.evaluation.risk_coverage import NUM_POINTS, selective
 from vision.decision import Field
 
 
-def promise(threshold, why_not=""):
+def create_guarantee(threshold, why_not=""):
     return Field(
         name="x",
         alpha=0.1,
@@ -18,14 +18,14 @@ def promise(threshold, why_not=""):
     )
 
 
-def curve(scores, right, *, field=None):
+def compute_curve(scores, right, *, field=None):
     scores = np.array(scores)
     filled = scores >= (np.inf if field is None or field.threshold is None else field.threshold)
-    return selective(scores, np.array(right, bool), filled=filled, promise=field, clusters=None)
+    return selective(scores, np.array(right, bool), filled=filled, create_guarantee=field, clusters=None)
 
 
 def test_the_curve_by_hand():
-    found = curve([0.9, 0.2, 0.9, 0.5], [1, 0, 1, 0], field=promise(0.4))
+    found = compute_curve([0.9, 0.2, 0.9, 0.5], [1, 0, 1, 0], field=create_guarantee(0.4))
     points = [(p["threshold"], p["num_filled"], p["coverage"], p["precision"]) for p in found["points"]]
     assert points == [(0.9, 2, 0.5, 1.0), (0.5, 3, 0.75, pytest.approx(2 / 3)), (0.2, 4, 1.0, 0.5)]
     certified = found["certified"]
@@ -34,22 +34,22 @@ def test_the_curve_by_hand():
 
 
 def test_what_is_never_filled_is_left_of_the_end_of_the_curve():
-    found = curve([0.9, -np.inf, -np.inf, 0.8], [1, 1, 0, 1])
+    found = compute_curve([0.9, -np.inf, -np.inf, 0.8], [1, 1, 0, 1])
     assert [point["coverage"] for point in found["points"]] == [0.25, 0.5]
-    assert curve([-np.inf], [1])["points"] == []
-    assert curve([], [])["points"] == []
+    assert compute_curve([-np.inf], [1])["points"] == []
+    assert compute_curve([], [])["points"] == []
 
 
 def test_no_promise_says_why():
-    assert curve([0.5], [1])["why_not"] == "this model carries no promise for this field"
-    never = curve([0.5], [1], field=promise(None, "too few listings"))
+    assert compute_curve([0.5], [1])["why_not"] == "this model carries no promise for this field"
+    never = compute_curve([0.5], [1], field=create_guarantee(None, "too few listings"))
     assert (never["certified"], never["why_not"]) == (None, "too few listings")
 
 
 def test_a_long_curve_is_thinned_and_keeps_its_end():
     rng = np.random.default_rng(0)
     scores = rng.random(10_000)
-    points = curve(scores, rng.random(10_000) < scores)["points"]
+    points = compute_curve(scores, rng.random(10_000) < scores)["points"]
     assert len(points) == NUM_POINTS
     assert points[-1]["coverage"] == 1
     coverages = np.array([point["coverage"] for point in points])

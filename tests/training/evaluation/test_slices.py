@@ -3,14 +3,14 @@ import dataclasses
 import numpy as np
 import pytest
 
-from tests.support.helpers import small_taxonomy
+from tests.support.helpers import create_small_taxonomy
 from training.evaluation.scored_rows import view_of
 from training.evaluation.slices import figures_of_slices, slices
 from training.inference.predictions import Predictions
 from vision.decision import Calibration
 from vision.manifest import Labels
 
-TAXONOMY = small_taxonomy()
+TAXONOMY = create_small_taxonomy()
 
 # Listings: two photos of a Gala answered right, one lemon answered as Gala, one tool answered right.
 PREDICTIONS = Predictions(
@@ -29,7 +29,7 @@ PREDICTIONS = Predictions(
 )
 
 
-def sliced(predictions, *, per_photo=False):
+def compute_slices(predictions, *, per_photo=False):
     rows = np.arange(4) if per_photo else predictions.groups
     clusters = predictions.groups if per_photo else None
     view = view_of(predictions, rows, taxonomy=TAXONOMY, calibration=Calibration(certifies={}), clusters=clusters)
@@ -37,7 +37,7 @@ def sliced(predictions, *, per_photo=False):
 
 
 def test_each_cut_by_hand():
-    by = {(row["by"], row["name"]): row for row in sliced(PREDICTIONS)}
+    by = {(row["by"], row["name"]): row for row in compute_slices(PREDICTIONS)}
     assert {key: row["num"] for key, row in by.items()} == {
         ("photos of the listing", "1"): 2,
         ("photos of the listing", "2 to 3"): 1,
@@ -57,11 +57,11 @@ def test_each_cut_by_hand():
 
 
 def test_a_photo_belongs_to_the_slice_of_its_listing():
-    by = {(row["by"], row["name"]): row["num"] for row in sliced(PREDICTIONS, per_photo=True)}
+    by = {(row["by"], row["name"]): row["num"] for row in compute_slices(PREDICTIONS, per_photo=True)}
     assert by["photos of the listing", "2 to 3"] == 2
     assert by["short side of the photo, px", "0 to 239"] == 2
 
 
 def test_what_is_not_known_of_photos_is_not_cut_by():
     bare = dataclasses.replace(PREDICTIONS, short_sides_px=None, brightness=None)
-    assert {row["by"] for row in sliced(bare)} == {"photos of the listing", "top-level category"}
+    assert {row["by"] for row in compute_slices(bare)} == {"photos of the listing", "top-level category"}

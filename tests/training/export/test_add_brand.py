@@ -8,7 +8,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from listing_vision.cli import app
-from tests.support.helpers import encoded, small_taxonomy, train_run
+from tests.support.helpers import create_small_taxonomy, encode_image, train_run
 from training.export.add_brand import add_brand, brand_shifts, imprint, taxonomy_with_brand
 from training.export.export import export_bundle, onnx_forward
 from training.recipe import Recipe, Stage
@@ -39,22 +39,22 @@ SPEC = ModelSpec(
 )
 
 
-def photo_of_new_brand(number):
+def create_new_brand_photo(number):
     """Pink stripes on green, which no drawn product looks like."""
     rng = np.random.default_rng(number)
     pixels = rng.integers(0, 40, (80, 80, 3)) + np.array([0, 120, 30])
     pixels[rng.integers(4) :: 4] = (230, 20, 160)
-    return encoded(Image.fromarray(pixels.astype(np.uint8)), "PNG")
+    return encode_image(Image.fromarray(pixels.astype(np.uint8)), "PNG")
 
 
-PHOTOS = {f"{number}.png": photo_of_new_brand(number) for number in range(6)}
+PHOTOS = {f"{number}.png": create_new_brand_photo(number) for number in range(6)}
 
 
 @pytest.fixture(scope="module")
-def cosine_bundle(drawn, tmp_path_factory):
+def cosine_bundle(synthetic_dataset, tmp_path_factory):
     """With a promise for every field, as a model of more listings would have."""
     folder = tmp_path_factory.mktemp("cosine")
-    made = export_bundle(train_run(folder / "run", drawn, RECIPE), folder / "bundle", model_name="small")
+    made = export_bundle(train_run(folder / "run", synthetic_dataset, RECIPE), folder / "bundle", model_name="small")
     promised = tuple(
         dataclasses.replace(field, threshold=0.5, num_filled=20, why_not="") for field in made.calibration.fields
     )
@@ -63,7 +63,7 @@ def cosine_bundle(drawn, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def added(cosine_bundle, tmp_path_factory):
+def bundle_with_brand(cosine_bundle, tmp_path_factory):
     return add_brand(cosine_bundle, PHOTOS, name="Öko Pink", output=tmp_path_factory.mktemp("added") / "bundle")
 
 
@@ -71,7 +71,7 @@ def logits(bundle, photos):
     return onnx_forward(bundle.onnx_path)(np.stack([prepare_photo(data, bundle.info.preprocessing) for data in photos]))
 
 
-def clusters(num_each, *, seed, num_clusters=5, num_features=256):
+def sample_clusters(num_each, *, seed, num_clusters=5, num_features=256):
     """Embeddings as pooled activations are: positive, with a large part that all have in common."""
     places = np.random.default_rng(0).normal(0, 0.35, (num_clusters, num_features))
     places[1:] = -places[:1] + 0.4 * places[1:]  # brands in like packages, and what has none
@@ -82,11 +82,11 @@ def clusters(num_each, *, seed, num_clusters=5, num_features=256):
 
 
 @pytest.fixture(scope="module")
-def trained_head():
+def train_brand_head():
     """A model whose brand head knows the first four clusters of embeddings."""
     torch.manual_seed(0)
     model = ListingClassifier(SPEC).train()
-    embeddings, labels = clusters(40, seed=1)
+    embeddings, labels = sample_clusters(40, seed=1)
     embeddings, labels = embeddings[labels < 4], labels[labels < 4]
     optimizer = torch.optim.AdamW(model.brand_head.parameters(), lr=1e-2)
     for _ in range(150):
@@ -96,12 +96,12 @@ def trained_head():
     return model.eval()
 
 
-def test_an_imprinted_brand_is_known_and_leaves_the_others_theirs(trained_head):
-    shots, labels = clusters(5, seed=2)
-    larger = imprint(trained_head, shots[labels == 4])
-    seen, truth = clusters(100, seed=3)
+def test_an_imprinted_brand_is_known_and_leaves_the_others_theirs(train_brand_head):
+    shots, labels = sample_clusters(5, seed=2)
+    larger = imprint(train_brand_head, shots[labels == 4])
+    seen, truth = sample_clusters(100, seed=3)
     with torch.inference_mode():
-        before = trained_head.brand_head(seen).argmax(dim=1)
+        before = train_brand_head.brand_head(seen).argmax(dim=1)
         after = larger.brand_head(seen).argmax(dim=1)
     known = truth < 4
     assert (before == truth)[known].float().mean() > 0.95
@@ -110,19 +110,19 @@ def test_an_imprinted_brand_is_known_and_leaves_the_others_theirs(trained_head):
     assert (after == before)[known].float().mean() > 0.97
 
 
-def test_what_is_answered_as_unknown_has_not_won(trained_head):
-    shots, labels = clusters(8, seed=2)
+def test_what_is_answered_as_unknown_has_not_won(train_brand_head):
+    shots, labels = sample_clusters(8, seed=2)
     shots = shots[labels == 4]
-    free = imprint(trained_head, shots).brand_head(shots)[:, 4]
+    free = imprint(train_brand_head, shots).brand_head(shots)[:, 4]
     limit = free.max().item() + 0.5
-    held = imprint(trained_head, shots, known_from=limit).brand_head(shots)[:, 4]
+    held = imprint(train_brand_head, shots, known_from=limit).brand_head(shots)[:, 4]
     assert (held >= limit).float().mean() >= 0.75
     assert (free >= limit).sum() == 0
 
 
-def test_listings_keep_their_answers_or_get_the_new_one(added, cosine_bundle, drawn):
-    val = Manifest.load(str(drawn / "manifest.parquet")).where_split("val")
-    shifts = brand_shifts(cosine_bundle, added.bundle, val)
+def test_listings_keep_their_answers_or_get_the_new_one(bundle_with_brand, cosine_bundle, synthetic_dataset):
+    val = Manifest.load(str(synthetic_dataset / "manifest.parquet")).where_split("val")
+    shifts = brand_shifts(cosine_bundle, bundle_with_brand.bundle, val)
     assert sum(shift.num_listings for shift in shifts) == 30
     assert {shift.label for shift in shifts} >= {"not known", cosine_bundle.taxonomy.no_brand}
     for shift in shifts:
@@ -131,46 +131,49 @@ def test_listings_keep_their_answers_or_get_the_new_one(added, cosine_bundle, dr
             assert shift.num_right_before - num_lost <= shift.num_right_after <= shift.num_right_before
 
 
-def test_a_listing_of_the_new_brand_shows_as_one_that_is_right_now(added, cosine_bundle, tmp_path):
+def test_a_listing_of_the_new_brand_shows_as_one_that_is_right_now(bundle_with_brand, cosine_bundle, tmp_path):
     rows = []
     for number, (name, data) in enumerate(PHOTOS.items()):
         (tmp_path / name).write_bytes(data)
         rows.append({"listing_id": str(number), "photo": name, "brand": "öko pink" if number else ""})
-    new, unknown = brand_shifts(cosine_bundle, added.bundle, Manifest.from_rows(rows, str(tmp_path)))
+    new, unknown = brand_shifts(cosine_bundle, bundle_with_brand.bundle, Manifest.from_rows(rows, str(tmp_path)))
     assert (new.label, new.num_listings, new.num_right_before) == ("Öko Pink", 5, 0)
     assert new.num_right_after == new.num_to_new >= 3
     assert (unknown.label, unknown.num_listings) == ("not known", 1)
 
 
-def test_all_but_the_new_brand_is_bit_equal(added, cosine_bundle):
-    photos = [photo_of_new_brand(number) for number in range(3)]
-    before, after = logits(cosine_bundle, photos), logits(added.bundle, photos)
+def test_all_but_the_new_brand_is_bit_equal(bundle_with_brand, cosine_bundle):
+    photos = [create_new_brand_photo(number) for number in range(3)]
+    before, after = logits(cosine_bundle, photos), logits(bundle_with_brand.bundle, photos)
     np.testing.assert_array_equal(before.category, after.category)
     np.testing.assert_array_equal(before.embedding, after.embedding)
     np.testing.assert_allclose(before.brand, after.brand[:, :-1], atol=1e-5)
-    assert added.categories_equal
+    assert bundle_with_brand.categories_equal
 
 
-def test_the_new_bundle_is_another_model_of_another_taxonomy(added, cosine_bundle):
-    info, source = added.bundle.info, cosine_bundle.info
+def test_the_new_bundle_is_another_model_of_another_taxonomy(bundle_with_brand, cosine_bundle):
+    info, source = bundle_with_brand.bundle.info, cosine_bundle.info
     assert info.model_version != source.model_version
     assert info.num_brands == source.num_brands + 1
     assert info.taxonomy_version == f"{source.taxonomy_version}+öko-pink"
-    assert added.bundle.taxonomy.brands[:-1] == cosine_bundle.taxonomy.brands
+    assert bundle_with_brand.bundle.taxonomy.brands[:-1] == cosine_bundle.taxonomy.brands
     assert info.parity["onnx"]["answers_agreeing"] == info.parity["torchscript"]["answers_agreeing"] == 1
     assert info.training["brands_added"] == [
         {"id": "öko-pink", "name": "Öko Pink", "num_photos": 6, "to_version": source.model_version}
     ]
-    np.testing.assert_array_equal(added.bundle.golden.photos_nhwc, cosine_bundle.golden.photos_nhwc)
+    np.testing.assert_array_equal(bundle_with_brand.bundle.golden.photos_nhwc, cosine_bundle.golden.photos_nhwc)
 
 
-def test_promises_for_categories_go_over_and_that_for_the_brand_is_void(added, cosine_bundle):
-    calibration = load_bundle(added.bundle.folder).calibration
+def test_promises_for_categories_go_over_and_that_for_the_brand_is_void(bundle_with_brand, cosine_bundle):
+    calibration = load_bundle(bundle_with_brand.bundle.folder).calibration
     *categories, brand = calibration.fields
     assert tuple(categories) == cosine_bundle.calibration.fields[:-1]
     assert brand.threshold is None
     assert brand.why_not == "brand Öko Pink was added since calibration; run `listing-vision calibrate`"
-    assert calibration.certifies.items() >= certified_facts(added.bundle.info, added.bundle.sha256).items()
+    assert (
+        calibration.certifies.items()
+        >= certified_facts(bundle_with_brand.bundle.info, bundle_with_brand.bundle.sha256).items()
+    )
     assert calibration.certifies["split"] == cosine_bundle.calibration.certifies["split"]
 
 
@@ -183,9 +186,9 @@ def test_every_promise_is_void_where_category_logits_moved(cosine_bundle, bundle
     assert all("brand Pink was added" in field.why_not for field in moved.bundle.calibration.fields)
 
 
-def test_a_second_brand_can_follow(added, tmp_path):
-    others = {name: encoded(Image.effect_noise((70, 70), 20 + i)) for i, name in enumerate("abc")}
-    again = add_brand(added.bundle, others, name="Noise", output=tmp_path / "again")
+def test_a_second_brand_can_follow(bundle_with_brand, tmp_path):
+    others = {name: encode_image(Image.effect_noise((70, 70), 20 + i)) for i, name in enumerate("abc")}
+    again = add_brand(bundle_with_brand.bundle, others, name="Noise", output=tmp_path / "again")
     assert [brand.id for brand in again.bundle.taxonomy.brands[-2:]] == ["öko-pink", "noise"]
     assert len(again.bundle.info.training["brands_added"]) == 2
 
@@ -217,14 +220,14 @@ def test_a_linear_head_is_refused_with_the_way_out(bundle, tmp_path):
 @pytest.mark.parametrize("name", ["Acme", "acme corp", "ZETA", "no brand", "other brand"])
 def test_a_known_name_is_refused(name):
     with pytest.raises(TaxonomyError, match="is known already"):
-        taxonomy_with_brand(small_taxonomy(), name)
+        taxonomy_with_brand(create_small_taxonomy(), name)
 
 
 def test_names_that_cannot_stand_are_refused():
     with pytest.raises(TaxonomyError, match="no letter or digit"):
-        taxonomy_with_brand(small_taxonomy(), "!?")
+        taxonomy_with_brand(create_small_taxonomy(), "!?")
     with pytest.raises(TaxonomyError, match="'Acme' is known already"):
-        taxonomy_with_brand(small_taxonomy(), "New", aliases=("Acme",))
+        taxonomy_with_brand(create_small_taxonomy(), "New", aliases=("Acme",))
 
 
 def test_photos_that_cannot_be_used_are_all_named(cosine_bundle, tmp_path):
@@ -239,11 +242,11 @@ def test_photos_that_cannot_be_used_are_all_named(cosine_bundle, tmp_path):
     refused(PHOTOS, BundleError, "bundles are never overwritten")
 
 
-def test_the_verb_says_what_it_did(cosine_bundle, drawn, tmp_path):
+def test_the_verb_says_what_it_did(cosine_bundle, synthetic_dataset, tmp_path):
     for name, data in PHOTOS.items():
         (tmp_path / name).write_bytes(data)
     words = ["brand", "add", "--bundle", cosine_bundle.folder, "--name", "Pink", "--output", tmp_path / "new"]
-    words += ["--manifest", drawn / "manifest.parquet", *[tmp_path / name for name in PHOTOS]]
+    words += ["--manifest", synthetic_dataset / "manifest.parquet", *[tmp_path / name for name in PHOTOS]]
     done = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
     assert done.exit_code == 0
     assert "brand Pink (pink) imprinted from 6 photos" in done.stdout

@@ -37,12 +37,12 @@ def test_the_comparison_is_stored_in_the_bundle(bundle):
     assert 30 < num_photos <= 64
 
 
-def test_the_bundle_knows_what_its_listings_were_like(bundle, drawn):
+def test_the_bundle_knows_what_its_listings_were_like(bundle, synthetic_dataset):
     from training.statistics.sequential import EXPECTED
 
     expected = bundle.calibration.expected
     assert set(expected) == set(EXPECTED)
-    val = Manifest.load(str(drawn / "manifest.parquet")).where_split("val")
+    val = Manifest.load(str(synthetic_dataset / "manifest.parquet")).where_split("val")
     sizes = [len(photo_bytes(val.photo_url(row))) for row in range(len(val))]
     assert min(sizes) <= expected["bytes_per_photo"].edges[0] <= max(sizes)
     for spread in expected.values():
@@ -98,9 +98,9 @@ def test_a_bundle_is_never_overwritten(bundle, trained_run):
         export_bundle(trained_run, bundle.folder, model_name="x")
 
 
-def test_answers_have_the_natural_frequencies_in_however_the_model_was_trained(drawn, small_recipe):
-    rows = Manifest.load(str(drawn / "manifest.parquet")).where_split("train").table.to_pylist()
-    taxonomy = Taxonomy.load(drawn / "taxonomy.json")
+def test_answers_have_the_natural_frequencies_in_however_the_model_was_trained(synthetic_dataset, small_recipe):
+    rows = Manifest.load(str(synthetic_dataset / "manifest.parquet")).where_split("train").table.to_pylist()
+    taxonomy = Taxonomy.load(synthetic_dataset / "taxonomy.json")
     first = rows[0]["category"]
     # The first row's category is made common.
     train = Manifest.from_rows(rows + [row for row in rows if row["category"] == first] * 5, "")

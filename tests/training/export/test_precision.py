@@ -18,8 +18,8 @@ from vision.manifest import Manifest
 
 
 @pytest.fixture(scope="module")
-def manifest(drawn):
-    return Manifest.load(str(drawn / "manifest.parquet"))
+def manifest(synthetic_dataset):
+    return Manifest.load(str(synthetic_dataset / "manifest.parquet"))
 
 
 @pytest.fixture(scope="module")
@@ -106,8 +106,15 @@ def test_speeds_are_of_each_model(bundle, int8):
     assert min(found.values()) > 0
 
 
-def test_the_verb_says_what_it_cost(bundle, drawn, tmp_path):
-    command = [sys.executable, "-m", "listing_vision", "convert", str(bundle.folder), str(drawn / "manifest.parquet")]
+def test_the_verb_says_what_it_cost(bundle, synthetic_dataset, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "listing_vision",
+        "convert",
+        str(bundle.folder),
+        str(synthetic_dataset / "manifest.parquet"),
+    ]
     command += ["--precision", "fp16", "--output", str(tmp_path / "bundle"), "--max-top1-loss", "1"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr

@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pytest
 
-from tests.training.calibration.test_calibrate import predictions_of
+from tests.training.calibration.test_calibrate import create_predictions
 from training.calibration.calibrate import Promises
 from training.export.recalibrate import recalibrate, tune_and_calibration_rows
 from vision.bundle import load_bundle
@@ -12,9 +12,9 @@ from vision.errors import BundleError, ManifestError
 from vision.manifest import Labels, Manifest
 
 
-def certain(bundle, count, rng):
+def create_exact_predictions(bundle, count, rng):
     """Answers of an errorless model for listings of the bundle's taxonomy."""
-    made = predictions_of(np.zeros((count, 4)), np.zeros(count, int))
+    made = create_predictions(np.zeros((count, 4)), np.zeros(count, int))
     taxonomy = bundle.taxonomy
     leaves = rng.integers(0, len(taxonomy.leaf_ids), count)
     logits = rng.normal(0, 1, (count, len(taxonomy.leaf_ids))).astype(np.float32)
@@ -28,14 +28,20 @@ def certain(bundle, count, rng):
     )
 
 
-def recalibrated(bundle, folder, **changes):
+def recalibrate_bundle(bundle, folder, **changes):
     rng = np.random.default_rng(0)
     settings = {"split": "calibrate", "backend": "onnxruntime-cpu", "promises": Promises()} | changes
-    return recalibrate(bundle, folder, tune=certain(bundle, 500, rng), tested=certain(bundle, 700, rng), **settings)
+    return recalibrate(
+        bundle,
+        folder,
+        tune=create_exact_predictions(bundle, 500, rng),
+        tested=create_exact_predictions(bundle, 700, rng),
+        **settings,
+    )
 
 
 def test_new_promises_come_with_the_same_model(bundle, tmp_path):
-    new = recalibrated(bundle, tmp_path / "new", promises=Promises(alpha_brand=0.04))
+    new = recalibrate_bundle(bundle, tmp_path / "new", promises=Promises(alpha_brand=0.04))
     assert new.sha256["weights.safetensors"] == bundle.sha256["weights.safetensors"]
     assert new.sha256["model.onnx"] == bundle.sha256["model.onnx"]
     assert new.info.model_version == bundle.info.model_version
@@ -51,17 +57,17 @@ def test_new_promises_come_with_the_same_model(bundle, tmp_path):
 def test_bundles_are_never_overwritten(bundle, tmp_path):
     (tmp_path / "there").mkdir()
     with pytest.raises(BundleError, match="bundles are never overwritten"):
-        recalibrated(bundle, tmp_path / "there")
+        recalibrate_bundle(bundle, tmp_path / "there")
 
 
 def test_promises_hold_only_for_the_backend_that_they_were_made_with(bundle, tmp_path):
-    new = recalibrated(bundle, tmp_path / "new", backend="onnxruntime-tensorrt")
+    new = recalibrate_bundle(bundle, tmp_path / "new", backend="onnxruntime-tensorrt")
     assert new.on_backend("onnxruntime-tensorrt").calibration.field("brand").threshold is not None
     here = new.on_backend("onnxruntime-cpu").calibration
     assert all(field.threshold is None for field in here.fields)
     assert "made with backend onnxruntime-tensorrt, answered by onnxruntime-cpu" in here.field("brand").why_not
     # Two that say nothing of themselves may be two kinds.
-    unknown = recalibrated(bundle, tmp_path / "unknown", backend="unknown")
+    unknown = recalibrate_bundle(bundle, tmp_path / "unknown", backend="unknown")
     assert unknown.on_backend("unknown").calibration.field("brand").threshold is None
     # What is not promised is left as it was.
     assert here.category_temperature == new.calibration.category_temperature

@@ -21,9 +21,9 @@ def embedder():
 
 
 @pytest.fixture
-def copied(drawn, tmp_path):
+def copy_dataset(synthetic_dataset, tmp_path):
     """A manifest of its own photos, two of which cannot be used."""
-    shutil.copytree(drawn, tmp_path / "data")
+    shutil.copytree(synthetic_dataset, tmp_path / "data")
     manifest = Manifest.load(str(tmp_path / "data" / "manifest.parquet")).take(np.arange(12))
     with open(manifest.photo_url(3), "r+b") as file:
         file.truncate(700)
@@ -38,25 +38,28 @@ def table(seed: int = 0, *, num: int = 60, num_features: int = 5, num_classes: i
     return (centres[labels] + rng.normal(size=(num, num_features))).astype(np.float32), labels
 
 
-def test_features_are_the_models_embeddings_of_the_usable_photos(copied, embedder):
-    features = photo_features(embedder, copied, PX, batch_size=5)
+def test_features_are_the_models_embeddings_of_the_usable_photos(copy_dataset, embedder):
+    features = photo_features(embedder, copy_dataset, PX, batch_size=5)
     assert features.rows.tolist() == [0, 1, 2, 4, 5, 6, 8, 9, 10, 11]
-    assert [copied.photo_url(row) in said for row, said in zip((3, 7), features.unusable, strict=True)] == [True, True]
-    photos = np.stack([prepare_photo(photo_bytes(copied.photo_url(row)), PX) for row in features.rows])
+    assert [copy_dataset.photo_url(row) in said for row, said in zip((3, 7), features.unusable, strict=True)] == [
+        True,
+        True,
+    ]
+    photos = np.stack([prepare_photo(photo_bytes(copy_dataset.photo_url(row)), PX) for row in features.rows])
     with torch.inference_mode():
         wanted = embedder(torch.from_numpy(photos)).embedding.numpy()
     assert features.values.dtype == np.float32
     np.testing.assert_allclose(features.values, wanted, atol=1e-4)
 
 
-def test_a_backbone_alone_is_normalised_as_it_was_trained(copied, embedder):
+def test_a_backbone_alone_is_normalised_as_it_was_trained(copy_dataset, embedder):
     backbone = create_backbone("tf_efficientnet_lite0", "imagenet")
-    alone = photo_features(backbone, copied, PX).values
-    np.testing.assert_array_equal(alone, photo_features(embedder, copied, PX).values)
+    alone = photo_features(backbone, copy_dataset, PX).values
+    np.testing.assert_array_equal(alone, photo_features(embedder, copy_dataset, PX).values)
 
 
-def test_runs_and_bundles_bring_their_own_size(trained_run, bundle, drawn, tmp_path):
-    manifest = Manifest.load(str(drawn / "manifest.parquet")).take(np.arange(3))
+def test_runs_and_bundles_bring_their_own_size(trained_run, bundle, synthetic_dataset, tmp_path):
+    manifest = Manifest.load(str(synthetic_dataset / "manifest.parquet")).take(np.arange(3))
     by_run, preprocessing = load_embedder(trained_run.folder)
     by_bundle, same = load_embedder(bundle.folder)
     assert preprocessing == same == Preprocessing(input_px=64)
@@ -68,28 +71,28 @@ def test_runs_and_bundles_bring_their_own_size(trained_run, bundle, drawn, tmp_p
         load_embedder(None, input_px=8)
 
 
-def test_no_usable_photo_is_an_error_that_leaves_no_cache(drawn, embedder, tmp_path):
+def test_no_usable_photo_is_an_error_that_leaves_no_cache(synthetic_dataset, embedder, tmp_path):
     manifest = Manifest.from_rows([{"listing_id": "a", "photo": "missing.jpg"}], str(tmp_path))
     with pytest.raises(ManifestError, match=r"missing\.jpg"):
         photo_features(embedder, manifest, PX, cache=tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_the_cache_answers_without_photos_whatever_the_labels(copied, embedder, tmp_path):
+def test_the_cache_answers_without_photos_whatever_the_labels(copy_dataset, embedder, tmp_path):
     cache = tmp_path / "cache"
-    first = photo_features(embedder, copied, PX, cache=cache)
-    np.testing.assert_array_equal(first.values, photo_features(embedder, copied, PX).values)
-    shutil.rmtree(copied.photo_url(0).rsplit("/", 1)[0])
-    relabelled = copied.table.set_column(2, "category", [["Home > Mugs"] * len(copied)])
-    again = photo_features(embedder, Manifest(relabelled, copied.base_url), PX, cache=cache)
+    first = photo_features(embedder, copy_dataset, PX, cache=cache)
+    np.testing.assert_array_equal(first.values, photo_features(embedder, copy_dataset, PX).values)
+    shutil.rmtree(copy_dataset.photo_url(0).rsplit("/", 1)[0])
+    relabelled = copy_dataset.table.set_column(2, "category", [["Home > Mugs"] * len(copy_dataset)])
+    again = photo_features(embedder, Manifest(relabelled, copy_dataset.base_url), PX, cache=cache)
     assert isinstance(again.values, np.memmap)
     np.testing.assert_array_equal(again.values, first.values)
     assert (again.rows.tolist(), again.unusable) == (first.rows.tolist(), first.unusable)
     assert len(list(cache.iterdir())) == 1
 
 
-def test_other_photos_sizes_and_weights_are_other_caches(drawn, embedder, tmp_path):
-    manifest = Manifest.load(str(drawn / "manifest.parquet")).take(np.arange(2))
+def test_other_photos_sizes_and_weights_are_other_caches(synthetic_dataset, embedder, tmp_path):
+    manifest = Manifest.load(str(synthetic_dataset / "manifest.parquet")).take(np.arange(2))
     other = create_backbone("tf_efficientnet_lite0", "none")
     for model, rows, side in ((embedder, [0, 1], 48), (embedder, [1, 0], 48), (embedder, [0, 1], 64), (other, [0], 48)):
         photo_features(model, manifest.take(np.array(rows)), Preprocessing(input_px=side), cache=tmp_path)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.support.helpers import encoded
+from tests.support.helpers import encode_image
 from training.inference.predictions import predict
 from vision.engine import Logits, OnnxEngine
 from vision.errors import ManifestError, PhotoTruncated
@@ -10,10 +10,10 @@ from vision.images import prepare_photo
 from vision.manifest import Manifest, photo_bytes
 
 
-def test_unusable_photos_are_counted_and_the_rest_judged(bundle, drawn, tmp_path):
+def test_unusable_photos_are_counted_and_the_rest_judged(bundle, synthetic_dataset, tmp_path):
     (tmp_path / "cut.jpg").write_bytes(b"\xff\xd8\xff")
-    rows = Manifest.load(str(drawn / "manifest.parquet")).where_split("test").table.to_pylist()
-    rows = [{**row, "photo": f"{drawn}/{row['photo']}"} for row in rows]
+    rows = Manifest.load(str(synthetic_dataset / "manifest.parquet")).where_split("test").table.to_pylist()
+    rows = [{**row, "photo": f"{synthetic_dataset}/{row['photo']}"} for row in rows]
     rows.insert(2, {**rows[0], "photo": str(tmp_path / "cut.jpg")})
     infer = OnnxEngine(bundle).infer
     predictions = predict(Manifest.from_rows(rows, ""), bundle.taxonomy, bundle.info.preprocessing, infer, batch_size=5)
@@ -24,8 +24,8 @@ def test_unusable_photos_are_counted_and_the_rest_judged(bundle, drawn, tmp_path
         predict(Manifest.from_rows(rows[2:3], ""), bundle.taxonomy, bundle.info.preprocessing, infer)
 
 
-def test_a_model_that_decodes_is_asked_for_files_and_what_it_refuses_left_out(bundle, drawn):
-    rows = Manifest.load(str(drawn / "manifest.parquet")).where_split("test")
+def test_a_model_that_decodes_is_asked_for_files_and_what_it_refuses_left_out(bundle, synthetic_dataset):
+    rows = Manifest.load(str(synthetic_dataset / "manifest.parquet")).where_split("test")
     engine, files = OnnxEngine(bundle), []
 
     def infer_files(photos):
@@ -52,7 +52,7 @@ def test_a_model_that_decodes_is_asked_for_files_and_what_it_refuses_left_out(bu
 def test_size_and_brightness_of_each_photo_are_kept(bundle, tmp_path):
     rows = []
     for name, size_px, grey in (("tall", (300, 700), 200), ("small", (90, 70), 10)):
-        (tmp_path / f"{name}.png").write_bytes(encoded(Image.new("RGB", size_px, (grey,) * 3), "PNG"))
+        (tmp_path / f"{name}.png").write_bytes(encode_image(Image.new("RGB", size_px, (grey,) * 3), "PNG"))
         rows.append({"listing_id": name, "photo": f"{name}.png"})
     (tmp_path / "cut.jpg").write_bytes(b"\xff\xd8\xff")
     rows.insert(1, {"listing_id": "cut", "photo": "cut.jpg"})

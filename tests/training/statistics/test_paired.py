@@ -48,25 +48,25 @@ def test_no_listings_have_no_figures():
     assert counts.p_value == 1
 
 
-def pairs(rng, *, num, lost, won):
+def sample_pairs(rng, *, num, lost, won):
     """Verdicts of two models on listings that are lost and won with these probabilities."""
     drawn = rng.choice(3, size=num, p=[lost, won, 1 - lost - won])
     agreed = rng.random(num) < 0.8
     return np.where(drawn == 2, agreed, drawn == 0), np.where(drawn == 2, agreed, drawn == 1)
 
 
-def share_that_covers(interval, *, num, lost, won, simulations):
+def measure_interval_coverage(interval, *, num, lost, won, simulations):
     rng = np.random.default_rng(7)
     covered = 0
     for _ in range(simulations):
-        low, high = interval(difference(*pairs(rng, num=num, lost=lost, won=won)))
+        low, high = interval(difference(*sample_pairs(rng, num=num, lost=lost, won=won)))
         covered += low <= won - lost <= high
     return covered / simulations
 
 
 @pytest.mark.parametrize(("lost", "won"), [(0.05, 0.05), (0.03, 0.10), (0.2, 0.1)])
 def test_the_bootstrap_interval_covers_the_true_difference(lost, won):
-    covered = share_that_covers(
+    covered = measure_interval_coverage(
         lambda counts: resampled_interval(counts, seed=0), num=400, lost=lost, won=won, simulations=600
     )
     assert 0.92 <= covered <= 0.98  # three standard errors about 95 %
@@ -74,7 +74,7 @@ def test_the_bootstrap_interval_covers_the_true_difference(lost, won):
 
 @pytest.mark.parametrize(("num", "lost", "won"), [(5, 0.1, 0.1), (10, 0.05, 0.2), (30, 0.0, 0.02)])
 def test_the_interval_for_few_listings_covers_the_true_difference(num, lost, won):
-    assert share_that_covers(small_sample_interval, num=num, lost=lost, won=won, simulations=2000) >= 0.935
+    assert measure_interval_coverage(small_sample_interval, num=num, lost=lost, won=won, simulations=2000) >= 0.935
 
 
 def test_an_interval_of_few_listings_by_hand():
@@ -85,7 +85,7 @@ def test_an_interval_of_few_listings_by_hand():
 
 
 def test_drawing_counts_is_drawing_listings():
-    right_a, right_b = pairs(np.random.default_rng(3), num=200, lost=0.1, won=0.2)
+    right_a, right_b = sample_pairs(np.random.default_rng(3), num=200, lost=0.1, won=0.2)
     rows = np.random.default_rng(0).integers(200, size=(10_000, 200))
     changes = (right_b[rows].astype(int) - right_a[rows]).mean(axis=1)
     expected = np.quantile(changes, [0.025, 0.975])
@@ -93,7 +93,7 @@ def test_drawing_counts_is_drawing_listings():
 
 
 def test_the_seed_decides_the_interval():
-    counts = difference(*pairs(np.random.default_rng(3), num=997, lost=0.1, won=0.2))
+    counts = difference(*sample_pairs(np.random.default_rng(3), num=997, lost=0.1, won=0.2))
     assert resampled_interval(counts, seed=1) == resampled_interval(counts, seed=1)
 
 

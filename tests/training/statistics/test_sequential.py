@@ -14,7 +14,7 @@ from scipy import stats
 
 from serving.outcomes.records import SCHEMAS
 from tests.conftest import ROOT
-from tests.support.helpers import small_taxonomy
+from tests.support.helpers import create_small_taxonomy
 from training.outcomes.manifest import manifest_of_outcomes
 from training.outcomes.report import PROMISE_METRICS, format_metrics, format_report, make_report
 from training.outcomes.tables import opened_tables
@@ -148,7 +148,7 @@ def outcome(listing_id, day, category="gala", *, treatment="UNSPECIFIED", **more
     return row | {"time": int(day * DAY_US), "listing_id": listing_id, "category_id": category} | said | more
 
 
-def written(folder, suggestions, outcomes, shadows=()):
+def write_tables(folder, suggestions, outcomes, shadows=()):
     for table, rows in (("suggestions", suggestions), ("outcomes", outcomes), ("shadows", shadows)):
         if not rows:
             continue
@@ -168,7 +168,7 @@ def calibration(**thresholds):
 
 
 def test_each_outcome_meets_the_last_suggestion_before_it_and_the_last_outcome_counts(tmp_path):
-    url = written(
+    url = write_tables(
         tmp_path,
         [
             suggestion("twice", 1, path=("tools",)),
@@ -187,7 +187,7 @@ def test_each_outcome_meets_the_last_suggestion_before_it_and_the_last_outcome_c
             outcome("never suggested", 2),
         ],
     )
-    with opened_tables(url, {"": small_taxonomy()}) as tables:
+    with opened_tables(url, {"": create_small_taxonomy()}) as tables:
         root, second, leaf, brand = map(tables.outcomes_of, tables.fields())
         assert root.accepted.tolist() == second.accepted.tolist() == [True, True, True]
         # Whether apple was gala is not known; fuji was not.
@@ -209,12 +209,12 @@ def two_versions(tmp_path):
         suggestions.append(suggestion(str(number), day, version=version, p=0.7 + 0.2 * random.random(), **more))
         hidden = "HIDDEN" if number % 10 == 0 else "UNSPECIFIED"
         outcomes.append(outcome(str(number), day + 0.1, "gala" if right else "lemon", treatment=hidden))
-    return written(tmp_path / "outcomes", suggestions, outcomes)
+    return write_tables(tmp_path / "outcomes", suggestions, outcomes)
 
 
 def test_the_report_names_what_is_better_broken_and_drifting(two_versions):
     promises = {version: calibration(category_depth_3=0.8) for version in ("old", "new")}
-    with opened_tables(two_versions, {"": small_taxonomy()}) as tables:
+    with opened_tables(two_versions, {"": create_small_taxonomy()}) as tables:
         report = make_report(tables, promises=promises, control="old", shares={"old": 0.5, "new": 0.5})
     by_name = {(one.field, one.release): one for one in report.fields}
     leaf = by_name["category_depth_3", "old"]
@@ -245,14 +245,14 @@ def test_a_shadow_is_held_against_what_was_answered_for_the_same_listings(tmp_pa
     listings = [str(number) for number in range(200)]
     chosen = ["gala" if int(name) % 4 else "fuji" for name in listings]  # gala was answered each time
     treatments = ["HIDDEN" if int(name) % 2 else "UNSPECIFIED" for name in listings]
-    url = written(
+    url = write_tables(
         tmp_path,
         [suggestion(name, 1) for name in listings],
         [outcome(name, 2, c, treatment=t) for name, c, t in zip(listings, chosen, treatments, strict=True)],
         # It would have been right each time but for the last twenty listings, which it never saw.
         [shadow(name, 1.5, path=("fruit", "apple", c)) for name, c in zip(listings[:-20], chosen, strict=False)],
     )
-    with opened_tables(url, {"": small_taxonomy()}) as tables:
+    with opened_tables(url, {"": create_small_taxonomy()}) as tables:
         report = make_report(tables, promises={})
     (same,) = report.shadow_agreement.items()
     assert same == ("shadow", (180, pytest.approx(0.75)))
@@ -269,7 +269,7 @@ def test_a_shadow_is_held_against_what_was_answered_for_the_same_listings(tmp_pa
 
 def test_promises_are_told_to_prometheus(two_versions):
     promises = {version: calibration(category_depth_3=0.8) for version in ("old", "new")}
-    with opened_tables(two_versions, {"": small_taxonomy()}) as tables:
+    with opened_tables(two_versions, {"": create_small_taxonomy()}) as tables:
         text = format_metrics(make_report(tables, promises=promises))
     families = {family.name: family.samples for family in text_string_to_metric_families(text)}
     assert set(families) == set(PROMISE_METRICS)
@@ -283,7 +283,7 @@ def test_drift_is_measured_from_what_the_bundle_was_made_from(two_versions):
         "leaf_probability": spread_of(np.linspace(0.7, 0.9, 200)),
     }
     promises = {"old": replace(calibration(category_depth_3=0.8), expected=expected)}
-    with opened_tables(two_versions, {"": small_taxonomy()}) as tables:
+    with opened_tables(two_versions, {"": create_small_taxonomy()}) as tables:
         report = make_report(tables, promises=promises)
     found = report.drift_from_bundle
     assert found.keys() == {"old"}  # of the other release no bundle is given
@@ -292,12 +292,12 @@ def test_drift_is_measured_from_what_the_bundle_was_made_from(two_versions):
 
 
 def test_two_calibrations_of_the_same_weights_are_two_releases(tmp_path):
-    url = written(
+    url = write_tables(
         tmp_path,
         [suggestion(str(n), 1, version="w", calibration_version="aaaaaabb" if n % 2 else "cccccc") for n in range(10)],
         [outcome(str(n), 2) for n in range(10)],
     )
-    with opened_tables(url, {"": small_taxonomy()}) as tables:
+    with opened_tables(url, {"": create_small_taxonomy()}) as tables:
         report = make_report(tables, promises={"w.aaaaaa": calibration(category_depth_3=0.8)})
     assert report.listings_by_release == {"w.aaaaaa": 5, "w.cccccc": 5}
     promised = {one.release: one.promised for one in report.fields if one.field == "category_depth_3"}
@@ -305,12 +305,12 @@ def test_two_calibrations_of_the_same_weights_are_two_releases(tmp_path):
 
 
 def test_each_release_is_judged_by_its_own_tree(tmp_path):
-    old = small_taxonomy()
+    old = create_small_taxonomy()
     # In the new one a leaf has moved, and there is one that the old one lacks.
     moved = [replace(c, parent_id="pome") if c.id == "gala" else c for c in old.categories]
     more = [Category(id=i, names={"en": i}, parent_id=p) for i, p in (("pome", "fruit"), ("pear", "pome"))]
     new = replace(old, categories=(*moved, *more))
-    url = written(
+    url = write_tables(
         tmp_path,
         [suggestion(i, 1) for i in "ab"]
         + [suggestion(i, 1, version="new", path=("fruit", "pome", "gala")) for i in "cd"],
@@ -329,14 +329,14 @@ def test_each_release_is_judged_by_its_own_tree(tmp_path):
 @pytest.mark.parametrize("wrong", [{"control": "odl"}, {"shares": {"odl": 0.5}}])
 def test_a_release_that_has_answered_nothing_is_named(two_versions, wrong):
     with (
-        opened_tables(two_versions, {"": small_taxonomy()}) as tables,
+        opened_tables(two_versions, {"": create_small_taxonomy()}) as tables,
         pytest.raises(ListingVisionError, match=r"--\w+ odl: no such release answered; there are new, old"),
     ):
         make_report(tables, promises={}, **wrong)
 
 
 def test_the_next_manifest_keeps_what_was_seen_apart(tmp_path):
-    url = written(
+    url = write_tables(
         tmp_path / "outcomes",
         [suggestion(name, 1) for name in "abcd"],
         [
@@ -347,7 +347,7 @@ def test_the_next_manifest_keeps_what_was_seen_apart(tmp_path):
         ],
     )
     photos = Manifest.from_rows([{"listing_id": n, "photo": f"/p/{n}{i}.jpg"} for n in "abce" for i in (0, 1)], "")
-    tree = small_taxonomy()
+    tree = create_small_taxonomy()
     with opened_tables(url, {"": tree}) as tables:
         made = manifest_of_outcomes(tables, photos, tree)
         with pytest.raises(ManifestError, match="are its listing_id the same ones"):
@@ -365,7 +365,7 @@ def test_the_next_manifest_keeps_what_was_seen_apart(tmp_path):
 def test_nothing_to_read_is_told_with_what_records_it(tmp_path):
     with (
         pytest.raises(ListingVisionError, match=r"holds no suggestions; `serve --outcomes"),
-        opened_tables(str(tmp_path), {"": small_taxonomy()}),
+        opened_tables(str(tmp_path), {"": create_small_taxonomy()}),
     ):
         pass
 
@@ -376,7 +376,7 @@ def test_the_verb_reports_and_exits_three_where_a_promise_is_broken(bundle, tmp_
     version, calibrated = bundle.info.model_version, bundle.calibration.version
     broken = next((f for f in bundle.calibration.fields if f.threshold is not None), None)
     other = next(one for one in bundle.taxonomy.leaf_ids if bundle.taxonomy.ancestry(one)[0].id != path[0])
-    url = written(
+    url = write_tables(
         tmp_path / "outcomes",
         [
             suggestion(

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.support.helpers import scene
+from tests.support.helpers import create_scene
 from training.recipe import Recipe, Stage
 from training.trainer.augmentation import _CHANGES, _change, distort_batch
 
@@ -13,7 +13,7 @@ def recipe(**changes):
 
 @pytest.fixture
 def photos():
-    photo = torch.from_numpy(np.asarray(scene(48, 48)).copy()).permute(2, 0, 1)
+    photo = torch.from_numpy(np.asarray(create_scene(48, 48)).copy()).permute(2, 0, 1)
     return photo.repeat(24, 1, 1, 1)
 
 

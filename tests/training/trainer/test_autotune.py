@@ -23,8 +23,10 @@ RECIPE = Recipe(stages=(Stage(photo_px=32, epochs=1),), backbone="test_efficient
 
 
 @pytest.fixture
-def data(drawn):
-    return Manifest.load(str(drawn / "manifest.parquet")), Taxonomy.load(drawn / "taxonomy.json")
+def data(synthetic_dataset):
+    return Manifest.load(str(synthetic_dataset / "manifest.parquet")), Taxonomy.load(
+        synthetic_dataset / "taxonomy.json"
+    )
 
 
 def test_the_rate_is_suggested_where_the_loss_falls_fastest():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.support.helpers import encoded
+from tests.support.helpers import encode_image
 from training.errors import RunError
 from training.trainer.dataloader import evaluation_batches, training_batches
 from training.trainer.sampler import Draws
@@ -17,22 +17,22 @@ from vision.taxonomy import Taxonomy
 
 
 @pytest.fixture
-def data(drawn):
-    manifest = Manifest.load(str(drawn / "manifest.parquet")).where_split("train")
-    return manifest, manifest.labels(Taxonomy.load(drawn / "taxonomy.json"))
+def data(synthetic_dataset):
+    manifest = Manifest.load(str(synthetic_dataset / "manifest.parquet")).where_split("train")
+    return manifest, manifest.labels(Taxonomy.load(synthetic_dataset / "taxonomy.json"))
 
 
 CPU = torch.device("cpu")
 
 
-def batches_of(data, recipe, *, num_workers=0, only_crop=False, decode_on=None, **draws):
-    drawn = Draws(*data, recipe, **draws)
-    loader = training_batches(*data, recipe, drawn, num_workers=num_workers, only_crop=only_crop, decode_on=decode_on)
-    return loader, drawn.steps_per_epoch
+def load_batches(data, recipe, *, num_workers=0, only_crop=False, decode_on=None, **draws):
+    sampler = Draws(*data, recipe, **draws)
+    loader = training_batches(*data, recipe, sampler, num_workers=num_workers, only_crop=only_crop, decode_on=decode_on)
+    return loader, sampler.steps_per_epoch
 
 
 def test_every_photo_comes_once_an_epoch_at_the_stage_size(data, small_recipe):
-    loader, steps_per_epoch = batches_of(data, small_recipe)
+    loader, steps_per_epoch = load_batches(data, small_recipe)
     batches = list(loader)
     assert len(batches) == steps_per_epoch * 3
     sizes = [batch.photos_nhwc.shape for batch in batches]
@@ -45,14 +45,14 @@ def test_every_photo_comes_once_an_epoch_at_the_stage_size(data, small_recipe):
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_loader_begun_in_the_middle_gives_the_same_pixels(data, small_recipe, num_workers):
-    whole, _ = batches_of(data, small_recipe)
-    rest, _ = batches_of(data, small_recipe, first_step=3, num_workers=num_workers)
+    whole, _ = load_batches(data, small_recipe)
+    rest, _ = load_batches(data, small_recipe, first_step=3, num_workers=num_workers)
     for one, other in zip(list(whole)[3:], rest, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one[:5], other[:5], strict=True))
 
 
 def test_epochs_differ(data, small_recipe):
-    loader, steps_per_epoch = batches_of(data, small_recipe)
+    loader, steps_per_epoch = load_batches(data, small_recipe)
     batches = list(loader)
     assert not torch.equal(batches[steps_per_epoch].rows, batches[2 * steps_per_epoch].rows)
 
@@ -66,7 +66,7 @@ def test_evaluation_photos_are_those_of_serving_in_order(data):
 
 
 @pytest.fixture
-def with_a_bad_photo(data, tmp_path):
+def replace_with_bad_photo(data, tmp_path):
     """The training rows with row 6 broken and row 9 gone."""
     rows = data[0].table.to_pylist()
     rows = [{**row, "photo": data[0].photo_url(i)} for i, row in enumerate(rows)]
@@ -76,21 +76,21 @@ def with_a_bad_photo(data, tmp_path):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_bad_photos_are_replaced_and_named(with_a_bad_photo, small_recipe, num_workers):
-    loader, _ = batches_of(with_a_bad_photo, small_recipe, num_workers=num_workers)
+def test_bad_photos_are_replaced_and_named(replace_with_bad_photo, small_recipe, num_workers):
+    loader, _ = load_batches(replace_with_bad_photo, small_recipe, num_workers=num_workers)
     problems = [json.loads(p) for batch in loader for p in batch.problems if p]
     assert {(p["row"], p["reason"]) for p in problems} == {(6, "PHOTO_TRUNCATED"), (9, "PHOTO_MISSING")}
     assert all(p["photo"].endswith(("broken.jpg", "gone.jpg")) and p["replaced_by_row"] not in (6, 9) for p in problems)
 
 
-def test_a_replacement_brings_its_own_labels(with_a_bad_photo, small_recipe):
-    labels = with_a_bad_photo[1]
-    for batch in batches_of(with_a_bad_photo, small_recipe)[0]:
+def test_a_replacement_brings_its_own_labels(replace_with_bad_photo, small_recipe):
+    labels = replace_with_bad_photo[1]
+    for batch in load_batches(replace_with_bad_photo, small_recipe)[0]:
         assert batch.category_nodes.tolist() == labels.category_nodes[batch.rows].tolist()
         assert not {5, 8} & set(batch.rows.tolist())
 
 
-def changed(data, folder, change):
+def change_photos(data, folder, change):
     """The training rows, their photos as `change` makes them of row and bytes."""
     rows = data[0].table.to_pylist()
     for index, row in enumerate(rows):
@@ -108,8 +108,8 @@ def assert_same(one, other, *, by_at_most):
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_decoding_on_the_device_gives_what_the_loader_gives(data, small_recipe, num_workers):
-    device, _ = batches_of(data, small_recipe, num_workers=num_workers, only_crop=True, decode_on=CPU)
-    loader, _ = batches_of(data, small_recipe, only_crop=True)
+    device, _ = load_batches(data, small_recipe, num_workers=num_workers, only_crop=True, decode_on=CPU)
+    loader, _ = load_batches(data, small_recipe, only_crop=True)
     for one, other in zip(device, loader, strict=True):
         assert (one.photos_nhwc.shape, one.photos_nhwc.dtype) == (other.photos_nhwc.shape, torch.uint8)
         assert one.photos_nhwc.is_contiguous()
@@ -117,8 +117,8 @@ def test_decoding_on_the_device_gives_what_the_loader_gives(data, small_recipe, 
 
 
 def test_decoding_on_the_device_begun_in_the_middle_gives_the_same_pixels(data, small_recipe):
-    whole, _ = batches_of(data, small_recipe, only_crop=True, decode_on=CPU)
-    rest, _ = batches_of(data, small_recipe, first_step=3, num_workers=2, only_crop=True, decode_on=CPU)
+    whole, _ = load_batches(data, small_recipe, only_crop=True, decode_on=CPU)
+    rest, _ = load_batches(data, small_recipe, first_step=3, num_workers=2, only_crop=True, decode_on=CPU)
     for one, other in zip(list(whole)[3:], rest, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one[:5], other[:5], strict=True))
 
@@ -131,20 +131,20 @@ def test_photos_that_are_no_plain_jpegs_are_decoded_by_the_loader(data, small_re
     def change(index, bytes_):
         photo = Image.open(io.BytesIO(bytes_))
         kinds = [{"format": "JPEG", "exif": turned}, {"format": "PNG"}, {"format": "JPEG"}]
-        return encoded(photo, **kinds[index % 3])
+        return encode_image(photo, **kinds[index % 3])
 
-    mixed = changed(data, tmp_path, change)
-    device, _ = batches_of(mixed, small_recipe, only_crop=True, decode_on=CPU)
-    loader, _ = batches_of(mixed, small_recipe, only_crop=True)
+    mixed = change_photos(data, tmp_path, change)
+    device, _ = load_batches(mixed, small_recipe, only_crop=True, decode_on=CPU)
+    loader, _ = load_batches(mixed, small_recipe, only_crop=True)
     for one, other in zip(device, loader, strict=True):
         by_loader = one.rows % 3 != 2
         assert torch.equal(one.photos_nhwc[by_loader], other.photos_nhwc[by_loader])
         assert_same(one, other, by_at_most=1.0)
 
     monkeypatch.setattr("training.trainer.dataloader._PHOTOS_JUDGED", 40)
-    all_turned = changed(data, tmp_path, lambda _, data: encoded(Image.open(io.BytesIO(data)), exif=turned))
-    device, _ = batches_of(all_turned, small_recipe, only_crop=True, decode_on=CPU)
-    loader, _ = batches_of(all_turned, small_recipe, only_crop=True)
+    all_turned = change_photos(data, tmp_path, lambda _, data: encode_image(Image.open(io.BytesIO(data)), exif=turned))
+    device, _ = load_batches(all_turned, small_recipe, only_crop=True, decode_on=CPU)
+    loader, _ = load_batches(all_turned, small_recipe, only_crop=True)
     for one, other in zip(device, loader, strict=True):
         assert_same(one, other, by_at_most=0)
     assert caplog.text.count("only 0 of the first ") == 1
@@ -158,9 +158,9 @@ def test_photos_that_the_device_refuses_are_replaced_and_named_as_the_loader_doe
         # Without its quantization tables a JPEG has a good header and pixels that no decoder makes out.
         return {5: bytes_.replace(b"\xff\xdb", b"\xff\xfe"), 8: bytes_[:-100]}.get(index, bytes_)
 
-    broken = changed(data, tmp_path, change)
-    device, _ = batches_of(broken, small_recipe, num_workers=num_workers, only_crop=True, decode_on=CPU)
-    loader, _ = batches_of(broken, small_recipe, only_crop=True)
+    broken = change_photos(data, tmp_path, change)
+    device, _ = load_batches(broken, small_recipe, num_workers=num_workers, only_crop=True, decode_on=CPU)
+    loader, _ = load_batches(broken, small_recipe, only_crop=True)
     problems = set()
     for one, other in zip(device, loader, strict=True):
         assert_same(one, other, by_at_most=1.0)
@@ -179,8 +179,8 @@ def test_a_photo_that_only_the_device_refuses_is_decoded_by_pillow(data, small_r
         return decoded(self, files)
 
     monkeypatch.setattr(DeviceDecoder, "_decode", refuse_the_first)
-    device, _ = batches_of(data, small_recipe, only_crop=True, decode_on=CPU)
-    loader, _ = batches_of(data, small_recipe, only_crop=True)
+    device, _ = load_batches(data, small_recipe, only_crop=True, decode_on=CPU)
+    loader, _ = load_batches(data, small_recipe, only_crop=True)
     for one, other in zip(device, loader, strict=True):
         assert not any(one.problems)
         assert_same(one, other, by_at_most=1.0)
@@ -193,11 +193,11 @@ def test_a_device_that_cannot_decode_is_told_with_the_option_that_can(data, smal
 
     monkeypatch.setattr("torchvision.io.decode_jpeg", refuse)
     with pytest.raises(RunError, match=r"cannot decode a JPEG on cpu \(.*nvJPEG support\); use --decode-on loader"):
-        batches_of(data, small_recipe, only_crop=True, decode_on=CPU)
+        load_batches(data, small_recipe, only_crop=True, decode_on=CPU)
 
 
 def test_a_device_that_fails_names_the_photos_and_the_way_on(data, small_recipe, monkeypatch):
-    loader, _ = batches_of(data, small_recipe, only_crop=True, decode_on=CPU)
+    loader, _ = load_batches(data, small_recipe, only_crop=True, decode_on=CPU)
 
     def fail(*_):
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nmore")
@@ -209,7 +209,7 @@ def test_a_device_that_fails_names_the_photos_and_the_way_on(data, small_recipe,
 
 def test_when_nothing_can_be_read_the_photo_is_named(data, small_recipe, tmp_path):
     rows = [{**row, "photo": f"{tmp_path}/gone.jpg"} for row in data[0].table.to_pylist()]
-    loader, _ = batches_of((Manifest.from_rows(rows, ""), data[1]), small_recipe)
+    loader, _ = load_batches((Manifest.from_rows(rows, ""), data[1]), small_recipe)
     with pytest.raises(RunError, match=r"gone\.jpg cannot be used .*nor can 10 others.*data check"):
         next(iter(loader))
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.support.helpers import small_taxonomy, trainer_of
+from tests.support.helpers import create_small_taxonomy, create_trainer
 from training.errors import RecipeError, RunError
 from training.inference.evaluated_model import load_judged
 from training.recipe import load_recipe
@@ -19,7 +19,7 @@ from vision.model import Outputs
 CPU = torch.device("cpu")
 
 
-def teacher_of(judged):
+def create_teacher(judged):
     return Teacher(judged, judged.taxonomy, CPU, version="1")
 
 
@@ -39,7 +39,7 @@ def test_the_loss_is_the_divergence_of_softened_answers_times_the_temperature_sq
 
 
 def test_micro_batches_add_up_to_the_step_and_the_brand_is_weighted():
-    taxonomy = small_taxonomy()
+    taxonomy = create_small_taxonomy()
     labels = Labels(category_nodes=np.array([-1]), brands=np.array([-1]))
     loss = ListingLoss.build(taxonomy, labels, CPU, adjust_logits=False, brand_weight=0.5, label_smoothing=0.0)
     leaves, brands = len(taxonomy.leaf_ids), len(taxonomy.brand_labels)
@@ -63,21 +63,21 @@ def test_micro_batches_add_up_to_the_step_and_the_brand_is_weighted():
 def test_a_teacher_takes_photos_of_any_size_and_has_natural_frequencies_in(bundle):
     photos = torch.from_numpy(bundle.golden.photos_nhwc)
     judged = load_judged(bundle.folder)
-    plain = teacher_of(judged).answer(photos)
+    plain = create_teacher(judged).answer(photos)
     np.testing.assert_allclose(plain.category_logits, bundle.golden.category_logits, atol=1e-3)
     smaller = torch.nn.functional.interpolate(photos.permute(0, 3, 1, 2).float(), 48, mode="bilinear")
-    answered = teacher_of(judged).answer(smaller.permute(0, 2, 3, 1))
+    answered = create_teacher(judged).answer(smaller.permute(0, 2, 3, 1))
     assert answered.category_logits.shape == plain.category_logits.shape
 
     prior = tuple(np.linspace(-1, 1, plain.category_logits.shape[1]))
     calibration = dataclasses.replace(judged.calibration, category_log_prior=prior)
-    shifted = teacher_of(dataclasses.replace(judged, calibration=calibration)).answer(photos)
+    shifted = create_teacher(dataclasses.replace(judged, calibration=calibration)).answer(photos)
     np.testing.assert_allclose(shifted.category_logits - plain.category_logits, np.tile(prior, (2, 1)), atol=1e-5)
 
 
 def test_a_teacher_of_another_taxonomy_is_refused(bundle):
     with pytest.raises(RunError, match="leaves or brands are not those of small-1"):
-        Teacher.load(bundle.folder, small_taxonomy(), CPU)
+        Teacher.load(bundle.folder, create_small_taxonomy(), CPU)
 
 
 def test_a_run_teaches_like_its_export_unless_its_frequencies_are_not_the_natural_ones(trained_run, bundle, tmp_path):
@@ -95,10 +95,10 @@ def test_a_run_teaches_like_its_export_unless_its_frequencies_are_not_the_natura
 
 
 @pytest.fixture(scope="module")
-def distilled_run(tmp_path_factory, drawn, small_recipe, bundle):
+def distilled_run(tmp_path_factory, synthetic_dataset, small_recipe, bundle):
     recipe = dataclasses.replace(small_recipe, distillation_weight=1.0, label_smoothing=0.0)
     folder = tmp_path_factory.mktemp("distilled") / "run"
-    trainer = trainer_of(folder, drawn, recipe, teacher=bundle.folder)
+    trainer = create_trainer(folder, synthetic_dataset, recipe, teacher=bundle.folder)
     trainer.run()
     return Run(folder)
 
@@ -115,19 +115,21 @@ def test_a_student_without_labels_of_its_own_learns_to_answer_like_its_teacher(d
     assert records[-1]["loss"] < records[0]["loss"]
 
 
-def test_a_run_says_who_taught_it_and_goes_on_with_nobody_else(distilled_run, drawn, bundle):
+def test_a_run_says_who_taught_it_and_goes_on_with_nobody_else(distilled_run, synthetic_dataset, bundle):
     assert distilled_run.asked()["teacher"] == bundle.info.model_version
-    trainer = trainer_of(distilled_run.folder, drawn, distilled_run.recipe, teacher=distilled_run.folder)
+    trainer = create_trainer(
+        distilled_run.folder, synthetic_dataset, distilled_run.recipe, teacher=distilled_run.folder
+    )
     with pytest.raises(RunError, match=f'teacher: "{bundle.info.model_version}" there, "[0-9a-f]+" asked'):
         trainer.run()
 
 
-def test_a_teacher_and_a_weight_for_it_go_together(tmp_path, drawn, small_recipe, bundle):
+def test_a_teacher_and_a_weight_for_it_go_together(tmp_path, synthetic_dataset, small_recipe, bundle):
     with pytest.raises(RecipeError, match="distillation_weight = 0, and a teacher"):
-        trainer_of(tmp_path / "a", drawn, small_recipe, teacher=bundle.folder)
+        create_trainer(tmp_path / "a", synthetic_dataset, small_recipe, teacher=bundle.folder)
     weighted = dataclasses.replace(small_recipe, distillation_weight=0.5)
     with pytest.raises(RecipeError, match=r"distillation_weight = 0.5, and no teacher"):
-        trainer_of(tmp_path / "b", drawn, weighted)
+        create_trainer(tmp_path / "b", synthetic_dataset, weighted)
 
 
 @pytest.mark.parametrize(

@@ -33,12 +33,12 @@ epochs = 2
 class Job:
     """A training command that can be started again and again, alone or on ranks."""
 
-    def __init__(self, folder: Path, drawn: Path, recipe: str = RECIPE) -> None:
+    def __init__(self, folder: Path, synthetic_dataset: Path, recipe: str = RECIPE) -> None:
         folder.mkdir(exist_ok=True)
         self.run = Run(folder / "run")
         self._log = folder / "log.txt"
         (folder / "recipe.toml").write_text(recipe)
-        self._words = [str(drawn / "manifest.parquet"), "--recipe", str(folder / "recipe.toml")]
+        self._words = [str(synthetic_dataset / "manifest.parquet"), "--recipe", str(folder / "recipe.toml")]
         self._words += ["--run-folder", str(self.run.folder), "--workers", "0"]
 
     def start(self, ranks: int) -> "subprocess.Popen[bytes]":
@@ -64,13 +64,13 @@ class Job:
 
     def wait_for_checkpoint(self, process: "subprocess.Popen[bytes]", step: int) -> None:
         for _ in range(2400):
-            if self.steps_saved() and self.steps_saved()[-1] >= step:
+            if self.list_saved_steps() and self.list_saved_steps()[-1] >= step:
                 return
             assert process.poll() is None, self.output()
             time.sleep(0.05)
         raise AssertionError(f"no checkpoint of step {step}")
 
-    def steps_saved(self) -> list[int]:
+    def list_saved_steps(self) -> list[int]:
         return sorted(int(path.name.removeprefix("step-")) for path in self.run.checkpoints.glob("step-*"))
 
     def weights(self) -> dict[str, torch.Tensor]:
@@ -91,8 +91,8 @@ def kill_all(process: "subprocess.Popen[bytes]") -> None:
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory, drawn):
-    job = Job(tmp_path_factory.mktemp("unbroken"), drawn)
+def uninterrupted_run(tmp_path_factory, synthetic_dataset):
+    job = Job(tmp_path_factory.mktemp("unbroken"), synthetic_dataset)
     job.finish(2)
     return job
 
@@ -103,8 +103,8 @@ def assert_equal(one: Job, other: Job) -> None:
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
 
 
-def test_two_ranks_killed_at_random_end_bit_equal_to_an_unbroken_run(unbroken, drawn, tmp_path):
-    job = Job(tmp_path, drawn)
+def test_two_ranks_killed_at_random_end_bit_equal_to_an_unbroken_run(uninterrupted_run, synthetic_dataset, tmp_path):
+    job = Job(tmp_path, synthetic_dataset)
     pause = random.Random(3)
     for step in (2, 6):
         process = job.start(2)
@@ -113,14 +113,16 @@ def test_two_ranks_killed_at_random_end_bit_equal_to_an_unbroken_run(unbroken, d
         kill_all(process)
         assert not job.run.finished
     job.finish(2)
-    assert_equal(job, unbroken)
-    losses = [[record["loss"] for record in run.metrics()] for run in (job.run, unbroken.run)]
+    assert_equal(job, uninterrupted_run)
+    losses = [[record["loss"] for record in run.metrics()] for run in (job.run, uninterrupted_run.run)]
     assert losses[0] == losses[1]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_to_the_launcher_saves_on_all_ranks_and_is_no_success(unbroken, drawn, tmp_path, number):
-    job = Job(tmp_path, drawn)
+def test_a_signal_to_the_launcher_saves_on_all_ranks_and_is_no_success(
+    uninterrupted_run, synthetic_dataset, tmp_path, number
+):
+    job = Job(tmp_path, synthetic_dataset)
     process = job.start(2)
     job.wait_for_checkpoint(process, 2)
     process.send_signal(number)
@@ -128,19 +130,21 @@ def test_a_signal_to_the_launcher_saves_on_all_ranks_and_is_no_success(unbroken,
     assert "the same command goes on from there" in job.output()
     assert not job.run.finished
     job.finish(2)
-    assert_equal(job, unbroken)
+    assert_equal(job, uninterrupted_run)
 
 
-def test_another_number_of_ranks_goes_on_from_the_same_step(unbroken, drawn, tmp_path):
-    job = Job(tmp_path, drawn)
+def test_another_number_of_ranks_goes_on_from_the_same_step(uninterrupted_run, synthetic_dataset, tmp_path):
+    job = Job(tmp_path, synthetic_dataset)
     process = job.start(1)
     job.wait_for_checkpoint(process, 4)
     process.send_signal(signal.SIGUSR1)
     assert process.wait() == 75
-    stopped_at = job.steps_saved()[-1]
+    stopped_at = job.list_saved_steps()[-1]
     job.finish(2)
     assert f"step-{stopped_at:08d}" in job.output()
-    assert [record["step"] for record in job.run.metrics()] == [record["step"] for record in unbroken.run.metrics()]
+    assert [record["step"] for record in job.run.metrics()] == [
+        record["step"] for record in uninterrupted_run.run.metrics()
+    ]
     assert all(torch.isfinite(tensor).all() for tensor in job.weights().values())
 
 
@@ -156,9 +160,9 @@ epochs = 1
 """
 
 
-def test_two_ranks_learn_what_one_learns(drawn, tmp_path):
+def test_two_ranks_learn_what_one_learns(synthetic_dataset, tmp_path):
     """No batch norm and no dropout: the ranks' gradients must add up to those of the whole batch."""
-    alone, together = (Job(tmp_path / name, drawn, WITHOUT_BATCH_NORM) for name in ("alone", "together"))
+    alone, together = (Job(tmp_path / name, synthetic_dataset, WITHOUT_BATCH_NORM) for name in ("alone", "together"))
     alone.finish(1)
     together.finish(2)
     assert together.run.metrics()[-1]["loss"] == pytest.approx(alone.run.metrics()[-1]["loss"], rel=1e-5)
@@ -167,7 +171,7 @@ def test_two_ranks_learn_what_one_learns(drawn, tmp_path):
         torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-5)
 
 
-def test_one_rank_alone_writes_metrics_and_all_ranks_judge_val(unbroken):
-    records = [json.loads(line) for line in unbroken.run.metrics_path.read_text().splitlines()]
+def test_one_rank_alone_writes_metrics_and_all_ranks_judge_val(uninterrupted_run):
+    records = [json.loads(line) for line in uninterrupted_run.run.metrics_path.read_text().splitlines()]
     assert [record["epoch"] for record in records] == [1, 2, 3]
     assert 0 <= records[-1]["val_leaf_top1"] <= 1

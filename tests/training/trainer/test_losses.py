@@ -3,12 +3,12 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from tests.support.helpers import small_taxonomy
+from tests.support.helpers import create_small_taxonomy
 from training.trainer.losses import ListingLoss, NumLabelled, log_class_shares, node_losses
 from training.trainer.mixup import Mix
 from vision.model import Outputs
 
-TAXONOMY = small_taxonomy()
+TAXONOMY = create_small_taxonomy()
 BELOW = torch.from_numpy(TAXONOMY.leaves_below)
 LEAF_NODES = [TAXONOMY.node_index[leaf] for leaf in TAXONOMY.leaf_ids]
 

@@ -63,9 +63,9 @@ print(np.polyfit(range(30), resident_pages[20:], 1)[0])
 
 
 @pytest.mark.skipif(platform.system() != "Linux", reason="reads /proc")
-def test_fifty_epochs_do_not_grow(drawn, tmp_path):
+def test_fifty_epochs_do_not_grow(synthetic_dataset, tmp_path):
     """A leak of a batch or a graph an epoch would be megabytes; the slope over the later epochs is looked at."""
-    command = [sys.executable, "-c", RUN, str(tmp_path / "run"), str(drawn)]
+    command = [sys.executable, "-c", RUN, str(tmp_path / "run"), str(synthetic_dataset)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     pages_per_epoch = float(done.stdout.splitlines()[-1])

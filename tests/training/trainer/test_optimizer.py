@@ -2,7 +2,7 @@ import pytest
 import timm
 import torch
 
-from tests.support.helpers import train_run, trainer_of
+from tests.support.helpers import create_trainer, train_run
 from training.errors import RecipeError
 from training.recipe import Recipe, Stage
 from training.run import Run
@@ -27,10 +27,10 @@ def test_every_parameter_is_in_one_group_from_photo_to_features(backbone, num_gr
     assert next(iter(dict(model.named_parameters()))) in groups[0]
 
 
-def test_frozen_groups_keep_their_weights_and_their_statistics(drawn, tmp_path):
+def test_frozen_groups_keep_their_weights_and_their_statistics(synthetic_dataset, tmp_path):
     recipe = Recipe(stages=(Stage(photo_px=48, epochs=1),), input_px=64, batch_size=16, frozen_groups=3)
     before = timm_state(recipe)
-    run = train_run(tmp_path / "run", drawn, recipe)
+    run = train_run(tmp_path / "run", synthetic_dataset, recipe)
     after = run.load_model().backbone.state_dict()
     frozen = [name for name in after if name.startswith(("conv_stem", "bn1", "blocks.0", "blocks.1"))]
     assert len(frozen) > 10
@@ -46,14 +46,14 @@ def timm_state(recipe):
     return create_backbone(recipe.backbone, recipe.weights).state_dict()
 
 
-def test_a_stage_of_heads_leaves_the_backbone_alone_and_the_next_one_does_not(drawn, tmp_path):
+def test_a_stage_of_heads_leaves_the_backbone_alone_and_the_next_one_does_not(synthetic_dataset, tmp_path):
     heads = Stage(photo_px=48, epochs=1, trains="heads")
     only_heads = Recipe(stages=(heads,), input_px=64, batch_size=16, ema_decay=0)
     before = timm_state(only_heads)
-    after = train_run(tmp_path / "heads", drawn, only_heads).load_model()
+    after = train_run(tmp_path / "heads", synthetic_dataset, only_heads).load_model()
     assert all(torch.equal(tensor, before[name]) for name, tensor in after.backbone.state_dict().items())
     both = Recipe(stages=(heads, Stage(photo_px=48, epochs=1)), input_px=64, batch_size=16, ema_decay=0)
-    after = train_run(tmp_path / "both", drawn, both).load_model()
+    after = train_run(tmp_path / "both", synthetic_dataset, both).load_model()
     assert not torch.equal(after.backbone.get_parameter("conv_stem.weight"), before["conv_stem.weight"])
 
 
@@ -108,7 +108,7 @@ def test_scale_and_bias_of_a_cosine_head_learn_as_heads_and_are_not_decayed():
     assert found[id(head.weight)] == (pytest.approx(1.0), 0.05)
 
 
-def test_a_run_of_frozen_layers_resumes(drawn, tmp_path):
+def test_a_run_of_frozen_layers_resumes(synthetic_dataset, tmp_path):
     recipe = Recipe(
         stages=(Stage(photo_px=48, epochs=1, trains="heads"), Stage(photo_px=48, epochs=1)),
         input_px=64,
@@ -116,11 +116,11 @@ def test_a_run_of_frozen_layers_resumes(drawn, tmp_path):
         frozen_groups=3,
         checkpoint_every_steps=3,
     )
-    whole = train_run(tmp_path / "whole", drawn, recipe)
-    trainer = trainer_of(tmp_path / "broken", drawn, recipe)
+    whole = train_run(tmp_path / "whole", synthetic_dataset, recipe)
+    trainer = create_trainer(tmp_path / "broken", synthetic_dataset, recipe)
     trainer.stop()
     trainer.run()
     assert not Run(tmp_path / "broken").finished
-    broken = train_run(tmp_path / "broken", drawn, recipe)
+    broken = train_run(tmp_path / "broken", synthetic_dataset, recipe)
     one, other = whole.load_model().state_dict(), broken.load_model().state_dict()
     assert all(torch.equal(one[name], other[name]) for name in one)

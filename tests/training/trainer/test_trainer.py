@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 
 from tests.conftest import ROOT
-from tests.support.helpers import train_run, trainer_of
+from tests.support.helpers import create_trainer, train_run
 from training.errors import LossNotFinite, RunError
 from training.recipe import Recipe, Stage
 from training.run import Run
@@ -50,12 +50,12 @@ epochs = 2
 """
 
 
-def test_a_run_killed_and_one_terminated_end_bit_equal_to_an_unbroken_one(trained_run, drawn, tmp_path):
+def test_a_run_killed_and_one_terminated_end_bit_equal_to_an_unbroken_one(trained_run, synthetic_dataset, tmp_path):
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(RECIPE_TOML)
     folder = tmp_path / "run"
     command = [
-        *(sys.executable, "-m", "listing_vision", "train", str(drawn / "manifest.parquet")),
+        *(sys.executable, "-m", "listing_vision", "train", str(synthetic_dataset / "manifest.parquet")),
         *("--recipe", str(recipe), "--run", str(folder), "--workers", "0"),
     ]
 
@@ -92,20 +92,20 @@ def test_a_run_killed_and_one_terminated_end_bit_equal_to_an_unbroken_one(traine
     assert without_times(Run(folder)) == without_times(trained_run)
 
 
-def test_a_finished_run_repeated_changes_nothing(trained_run, drawn, small_recipe):
+def test_a_finished_run_repeated_changes_nothing(trained_run, synthetic_dataset, small_recipe):
     before = trained_run.weights_path.read_bytes()
-    train_run(trained_run.folder, drawn, small_recipe)
+    train_run(trained_run.folder, synthetic_dataset, small_recipe)
     assert trained_run.weights_path.read_bytes() == before
 
 
-def test_another_recipe_in_the_same_folder_is_refused(trained_run, drawn, small_recipe):
+def test_another_recipe_in_the_same_folder_is_refused(trained_run, synthetic_dataset, small_recipe):
     other = dataclasses.replace(small_recipe, seed=7)
     with pytest.raises(RunError, match="holds a run with another recipe"):
-        train_run(trained_run.folder, drawn, other)
+        train_run(trained_run.folder, synthetic_dataset, other)
 
 
-def test_other_data_under_the_same_name_is_refused(drawn, small_recipe, tmp_path):
-    folder = shutil.copytree(drawn, tmp_path / "data")
+def test_other_data_under_the_same_name_is_refused(synthetic_dataset, small_recipe, tmp_path):
+    folder = shutil.copytree(synthetic_dataset, tmp_path / "data")
     train_run(tmp_path / "run", folder, small_recipe)
     manifest = Manifest.load(str(folder / "manifest.parquet"))
     manifest.take(np.arange(len(manifest))[::-1].copy()).save(str(folder / "manifest.parquet"))
@@ -113,8 +113,8 @@ def test_other_data_under_the_same_name_is_refused(drawn, small_recipe, tmp_path
         train_run(tmp_path / "run", folder, small_recipe)
 
 
-def test_a_loss_that_is_not_finite_changes_no_weight(drawn, small_recipe, tmp_path):
-    trainer = trainer_of(tmp_path, drawn, small_recipe)
+def test_a_loss_that_is_not_finite_changes_no_weight(synthetic_dataset, small_recipe, tmp_path):
+    trainer = create_trainer(tmp_path, synthetic_dataset, small_recipe)
     model = trainer.learner.model
     with torch.no_grad():
         model.category_head.weight.fill_(float("nan"))
@@ -124,17 +124,17 @@ def test_a_loss_that_is_not_finite_changes_no_weight(drawn, small_recipe, tmp_pa
     assert all(torch.equal(p.nan_to_num(7), before[name].nan_to_num(7)) for name, p in model.named_parameters())
 
 
-def test_a_run_of_another_version_is_refused_with_what_differs(drawn, small_recipe, tmp_path, monkeypatch):
-    trainer = trainer_of(tmp_path, drawn, small_recipe)
+def test_a_run_of_another_version_is_refused_with_what_differs(synthetic_dataset, small_recipe, tmp_path, monkeypatch):
+    trainer = create_trainer(tmp_path, synthetic_dataset, small_recipe)
     trainer.stop()
     trainer.run()
     assert trainer.interrupted
     monkeypatch.setattr("vision.__version__", "9.9")
     with pytest.raises(RunError, match=r'made by something else \(listing_vision: ".*" there, "9\.9" asked\)'):
-        train_run(tmp_path, drawn, small_recipe)
+        train_run(tmp_path, synthetic_dataset, small_recipe)
 
 
-def test_micro_batches_learn_what_whole_batches_learn_but_for_batch_norm(drawn, tmp_path):
+def test_micro_batches_learn_what_whole_batches_learn_but_for_batch_norm(synthetic_dataset, tmp_path):
     """A transformer has no batch norm, so cutting the batch must change nothing but rounding."""
     recipe = Recipe(
         stages=(Stage(photo_px=32, epochs=1),),
@@ -145,8 +145,8 @@ def test_micro_batches_learn_what_whole_batches_learn_but_for_batch_norm(drawn, 
         dropout=0.0,
         ema_decay=0.0,
     )
-    whole = train_run(tmp_path / "whole", drawn, recipe).metrics()[-1]["loss"]
-    cut = train_run(tmp_path / "cut", drawn, recipe, micro_batch=5).metrics()[-1]["loss"]
+    whole = train_run(tmp_path / "whole", synthetic_dataset, recipe).metrics()[-1]["loss"]
+    cut = train_run(tmp_path / "cut", synthetic_dataset, recipe, micro_batch=5).metrics()[-1]["loss"]
     assert cut == pytest.approx(whole, rel=1e-4)
 
 
@@ -159,81 +159,85 @@ def test_micro_batches_learn_what_whole_batches_learn_but_for_batch_norm(drawn, 
         {"schedule": "poly"},
     ],
 )
-def test_every_ingredient_trains(drawn, small_recipe, tmp_path, changes):
+def test_every_ingredient_trains(synthetic_dataset, small_recipe, tmp_path, changes):
     recipe = dataclasses.replace(small_recipe, stages=(Stage(photo_px=48, epochs=2),), **changes)
-    records = train_run(tmp_path, drawn, recipe).metrics()
+    records = train_run(tmp_path, synthetic_dataset, recipe).metrics()
     assert np.isfinite(records[-1]["loss"])
     assert records[-1]["loss"] < records[0]["loss"] + 0.5
 
 
-def test_augmentation_on_the_device_trains(drawn, small_recipe, tmp_path):
+def test_augmentation_on_the_device_trains(synthetic_dataset, small_recipe, tmp_path):
     recipe = dataclasses.replace(small_recipe, stages=(Stage(photo_px=48, epochs=1),))
-    assert np.isfinite(train_run(tmp_path, drawn, recipe, augment_on="device").metrics()[-1]["loss"])
+    assert np.isfinite(train_run(tmp_path, synthetic_dataset, recipe, augment_on="device").metrics()[-1]["loss"])
 
 
-def test_decoding_on_the_device_trains_and_goes_on_as_if_unbroken(drawn, small_recipe, tmp_path):
-    whole = train_run(tmp_path / "whole", drawn, small_recipe, decode_on="device")
+def test_decoding_on_the_device_trains_and_goes_on_as_if_unbroken(synthetic_dataset, small_recipe, tmp_path):
+    whole = train_run(tmp_path / "whole", synthetic_dataset, small_recipe, decode_on="device")
     records = whole.metrics()
     assert records[-1]["loss"] < records[0]["loss"]
-    broken = trainer_of(tmp_path / "broken", drawn, small_recipe, decode_on="device")
+    broken = create_trainer(tmp_path / "broken", synthetic_dataset, small_recipe, decode_on="device")
     step = broken.learner.step
     broken.learner.step = lambda number, *more: (number == 3 and broken.stop(), step(number, *more))[1]
     broken.run()
     assert broken.interrupted
-    resumed = weights(train_run(tmp_path / "broken", drawn, small_recipe, decode_on="device"))
+    resumed = weights(train_run(tmp_path / "broken", synthetic_dataset, small_recipe, decode_on="device"))
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in weights(whole).items())
 
 
-def test_a_linear_probe_needs_no_decoding_on_the_device(drawn, tmp_path):
+def test_a_linear_probe_needs_no_decoding_on_the_device(synthetic_dataset, tmp_path):
     stages = (Stage(photo_px=48, epochs=1, trains="heads_on_features"), Stage(photo_px=48, epochs=1))
     recipe = Recipe(stages=stages, input_px=64, batch_size=16)
-    assert np.isfinite(train_run(tmp_path, drawn, recipe, decode_on="device").metrics()[-1]["loss"])
+    assert np.isfinite(train_run(tmp_path, synthetic_dataset, recipe, decode_on="device").metrics()[-1]["loss"])
 
 
-def test_bf16_trains(drawn, small_recipe, tmp_path):
+def test_bf16_trains(synthetic_dataset, small_recipe, tmp_path):
     recipe = dataclasses.replace(small_recipe, stages=(Stage(photo_px=48, epochs=1),))
-    assert np.isfinite(train_run(tmp_path, drawn, recipe, precision="bf16").metrics()[-1]["loss"])
+    assert np.isfinite(train_run(tmp_path, synthetic_dataset, recipe, precision="bf16").metrics()[-1]["loss"])
 
 
-def test_a_linear_probe_decodes_each_photo_once(drawn, tmp_path, monkeypatch):
+def test_a_linear_probe_decodes_each_photo_once(synthetic_dataset, tmp_path, monkeypatch):
     recipe = Recipe(
         stages=(Stage(photo_px=64, epochs=20, trains="heads_on_features"),),
         input_px=64,
         batch_size=16,
         head_learning_rate=1e-2,
     )
-    records = train_run(tmp_path / "run", drawn, recipe).metrics()
+    records = train_run(tmp_path / "run", synthetic_dataset, recipe).metrics()
     assert records[-1]["loss"] < 0.5 * records[0]["loss"]
     assert len(list((tmp_path / "run" / "features").glob("*"))) == 1
     before = Run(tmp_path / "run").load_model().backbone.state_dict()
-    fresh = trainer_of(tmp_path / "other", drawn, recipe).learner.model.backbone.state_dict()
+    fresh = create_trainer(tmp_path / "other", synthetic_dataset, recipe).learner.model.backbone.state_dict()
     assert all(torch.equal(before[name], fresh[name]) for name in fresh)
 
 
-def test_val_labels_that_train_lacks_are_refused_by_name(drawn, small_recipe, tmp_path):
-    manifest = Manifest.load(str(drawn / "manifest.parquet"))
+def test_val_labels_that_train_lacks_are_refused_by_name(synthetic_dataset, small_recipe, tmp_path):
+    manifest = Manifest.load(str(synthetic_dataset / "manifest.parquet"))
     rows = manifest.table.to_pylist()
     missing = next(row["category"] for row in rows if row["split"] == "val")
     kept = [row for row in rows if row["split"] != "train" or row["category"] != missing]
-    Manifest.from_rows([{**r, "photo": str(drawn / r["photo"])} for r in kept], "").save(str(tmp_path / "m.parquet"))
+    Manifest.from_rows([{**r, "photo": str(synthetic_dataset / r["photo"])} for r in kept], "").save(
+        str(tmp_path / "m.parquet")
+    )
     leaf = missing.split(" > ")[-1].lower()
     with pytest.raises(ManifestError, match=rf"category '.*{leaf}': \d+ val photos, none in train"):
         Trainer(
             small_recipe,
             manifest_url=str(tmp_path / "m.parquet"),
             manifest=Manifest.load(str(tmp_path / "m.parquet")),
-            taxonomy=Taxonomy.load(drawn / "taxonomy.json"),
+            taxonomy=Taxonomy.load(synthetic_dataset / "taxonomy.json"),
             run=Run(tmp_path / "run"),
         )
 
 
 @pytest.mark.parametrize(("share", "survives"), [(0.5, True), (0.01, False)])
-def test_bad_photos_are_counted_and_stop_the_run_above_the_share(drawn, small_recipe, tmp_path, share, survives):
-    folder = shutil.copytree(drawn, tmp_path / "data")
+def test_bad_photos_are_counted_and_stop_the_run_above_the_share(
+    synthetic_dataset, small_recipe, tmp_path, share, survives
+):
+    folder = shutil.copytree(synthetic_dataset, tmp_path / "data")
     manifest = Manifest.load(str(folder / "manifest.parquet")).where_split("train")
     for row in (2, 5, 9):
         Path(manifest.photo_url(row)).write_bytes(b"not a photo")
-    trainer = trainer_of(tmp_path / "run", folder, small_recipe, bad_photo_share=share)
+    trainer = create_trainer(tmp_path / "run", folder, small_recipe, bad_photo_share=share)
     if survives:
         trainer.run()
         assert trainer._run.metrics()[-1]["bad_photos"] == 3
@@ -249,7 +253,7 @@ def test_a_run_is_shown_in_tensorboard(trained_run):
     assert list((trained_run.folder / "tensorboard").glob("events.out.*"))
 
 
-def test_no_run_and_an_unfinished_run_say_so(tmp_path, drawn, small_recipe):
+def test_no_run_and_an_unfinished_run_say_so(tmp_path, synthetic_dataset, small_recipe):
     with pytest.raises(RunError, match="is not a training run"):
         Run(tmp_path).load_model()
     (tmp_path / "run.json").write_text("{}")

@@ -6,7 +6,7 @@ import torch
 from PIL import Image, ImageCms
 
 import vision.images.gpu_decoding
-from tests.support.helpers import encoded, scene
+from tests.support.helpers import create_scene, encode_image
 from training.recipe import Recipe, Stage
 from training.trainer.augmentation import crop_of
 from vision.errors import DeviceCannotDecode
@@ -19,20 +19,20 @@ AT_LEAST_PX = int(48 / RECIPE.smallest_crop**0.5)
 NONE = torch.empty(0, 0, 0, 3, dtype=torch.uint8)
 
 
-def crop_at(data, seed=0):
+def find_crop(data, seed=0):
     torch.manual_seed(seed)
     crop = crop_of(RECIPE, 48)
     return plain_crop(data, at_least_px=AT_LEAST_PX, box_of=lambda photo: Box(**crop.make_params([photo])))
 
 
-def by_pillow(data, seed=0):
+def decode_with_pillow(data, seed=0):
     torch.manual_seed(seed)
     photo = crop_of(RECIPE, 48)(Image.fromarray(decode_photo(data, at_least_px=AT_LEAST_PX)))
     return torch.from_numpy(np.array(photo))
 
 
-def decoded(*files, others=NONE):
-    crops = [crop_at(data) for data in files]
+def decode_on_device(*files, others=NONE):
+    crops = [find_crop(data) for data in files]
     joined = torch.frombuffer(bytearray(b"".join(files)), dtype=torch.uint8)
     return DeviceDecoder(CPU).photos(joined, crops, others, photo_px=48)
 
@@ -42,19 +42,19 @@ def decoded(*files, others=NONE):
 @pytest.mark.parametrize("size", [(8, 9), (50, 301), (97, 83), (333, 401), (1301, 1007)])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_crop_is_pillows_but_for_a_few_grey_values(size, options, mode, seed):
-    data = encoded(scene(*size).convert(mode), quality=90, **options)
-    crop = crop_at(data, seed)
+    data = encode_image(create_scene(*size).convert(mode), quality=90, **options)
+    crop = find_crop(data, seed)
     joined = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     photos, refused = DeviceDecoder(CPU).photos(joined, [crop], NONE, photo_px=48)
     assert (photos.shape, photos.dtype, refused) == ((1, 48, 48, 3), torch.uint8, [])
-    differences = (photos[0].int() - by_pillow(data, seed).int()).abs()
+    differences = (photos[0].int() - decode_with_pillow(data, seed).int()).abs()
     assert differences.float().mean() < 1.5
     assert differences.max() <= 12
 
 
 @pytest.mark.parametrize("size", [(64, 48), (1301, 1007), (4000, 3000)])
 def test_a_whole_photo_is_what_the_model_is_served_but_for_a_few_grey_values(size):
-    data = encoded(scene(*size), quality=90)
+    data = encode_image(create_scene(*size), quality=90)
     joined = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     photos, _ = DeviceDecoder(CPU).photos(joined, [plain_crop(data, at_least_px=64)], NONE, photo_px=64)
     differences = np.abs(photos[0].numpy().astype(int) - prepare_photo(data, Preprocessing(input_px=64)))
@@ -76,81 +76,81 @@ def adobe(transform):
     return b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + bytes([transform])
 
 
-def as_rgb_jpeg():
+def create_rgb_jpeg():
     """Three components that are red, green and blue; only the Adobe mark says so."""
-    data = encoded(scene(), subsampling=0)
+    data = encode_image(create_scene(), subsampling=0)
     at = data.index(b"\xff\xe0")
     (length,) = struct.unpack(">H", data[at + 2 : at + 4])
     return data[:at] + adobe(0) + data[at + 2 + length :]
 
 
 PLAIN = {
-    "as Pillow writes it": encoded(scene()),
-    "smallest side": encoded(scene(8, 64)),
-    "tagged upright": encoded(scene(), exif=exif(1)),
-    "sRGB profile": encoded(scene(), icc_profile=profile("sRGB")),
-    "grey": encoded(scene().convert("L")),
+    "as Pillow writes it": encode_image(create_scene()),
+    "smallest side": encode_image(create_scene(8, 64)),
+    "tagged upright": encode_image(create_scene(), exif=exif(1)),
+    "sRGB profile": encode_image(create_scene(), icc_profile=profile("sRGB")),
+    "grey": encode_image(create_scene().convert("L")),
 }
 NOT_PLAIN = {
     "empty": b"",
     "no photo": b"hello",
-    "turned": encoded(scene(), exif=exif(6)),
-    "mirrored": encoded(scene(), exif=exif(2)),
-    "other profile": encoded(scene(), icc_profile=profile("LAB")),
-    "broken profile": encoded(scene(), icc_profile=b"not a profile" * 20),
-    "CMYK": encoded(scene().convert("CMYK")),
-    "RGB components": as_rgb_jpeg(),
-    "PNG": encoded(scene(), "PNG"),
-    "WebP": encoded(scene(), "WEBP"),
-    "two photos": encoded(scene(), "MPO", save_all=True, append_images=[scene()]),
-    "too small": encoded(scene(7, 64)),
-    "too many pixels": encoded(Image.new("L", (7072, 7072))),
-    "header only": encoded(scene())[:30],
-    "cut short": encoded(scene())[:-50],
+    "turned": encode_image(create_scene(), exif=exif(6)),
+    "mirrored": encode_image(create_scene(), exif=exif(2)),
+    "other profile": encode_image(create_scene(), icc_profile=profile("LAB")),
+    "broken profile": encode_image(create_scene(), icc_profile=b"not a profile" * 20),
+    "CMYK": encode_image(create_scene().convert("CMYK")),
+    "RGB components": create_rgb_jpeg(),
+    "PNG": encode_image(create_scene(), "PNG"),
+    "WebP": encode_image(create_scene(), "WEBP"),
+    "two photos": encode_image(create_scene(), "MPO", save_all=True, append_images=[create_scene()]),
+    "too small": encode_image(create_scene(7, 64)),
+    "too many pixels": encode_image(Image.new("L", (7072, 7072))),
+    "header only": encode_image(create_scene())[:30],
+    "cut short": encode_image(create_scene())[:-50],
 }
 
 
 @pytest.mark.parametrize("name", PLAIN)
 def test_plain_photos_are_left_to_the_device(name):
-    assert crop_at(PLAIN[name])
+    assert find_crop(PLAIN[name])
 
 
 @pytest.mark.parametrize("name", NOT_PLAIN)
 def test_other_photos_are_left_to_pillow(name):
-    assert crop_at(NOT_PLAIN[name]) is None
+    assert find_crop(NOT_PLAIN[name]) is None
 
 
-def without_its_quantization_tables(data):
+def remove_quantization_tables(data):
     """A header that reads well, before pixels that no decoder can make out."""
     return data.replace(b"\xff\xdb", b"\xff\xfe")
 
 
 def test_a_refused_photo_leaves_the_others_as_they_are():
-    good, bad = encoded(scene(200, 150)), without_its_quantization_tables(encoded(scene()))
-    photos, refused = decoded(good, bad, good, good, bad)
+    good, bad = encode_image(create_scene(200, 150)), remove_quantization_tables(encode_image(create_scene()))
+    photos, refused = decode_on_device(good, bad, good, good, bad)
     assert refused == [1, 4]
-    alone, _ = decoded(good)
+    alone, _ = decode_on_device(good)
     assert all(torch.equal(photos[index], alone[0]) for index in (0, 2, 3))
     assert not photos[[1, 4]].any()
 
 
 def test_photos_keep_their_places_among_others():
-    good = encoded(scene(200, 150))
+    good = encode_image(create_scene(200, 150))
     others = torch.arange(2, dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 48, 48, 3) + 7
-    photos, refused = decoded(b"", good, b"", others=others)
+    photos, refused = decode_on_device(b"", good, b"", others=others)
     assert not refused
     assert torch.equal(photos[[0, 2]], others)
-    assert torch.equal(photos[1], decoded(good)[0][0])
+    assert torch.equal(photos[1], decode_on_device(good)[0][0])
 
 
 def test_photos_too_large_to_be_held_together_are_decoded_in_turns(monkeypatch):
-    files = [encoded(scene(60 + index, 60)) for index in range(5)]
-    together, _ = decoded(*files)
+    files = [encode_image(create_scene(60 + index, 60)) for index in range(5)]
+    together, _ = decode_on_device(*files)
     groups = []
     decode = DeviceDecoder._decode
     monkeypatch.setattr(DeviceDecoder, "_decode", lambda self, some: groups.append(len(some)) or decode(self, some))
     monkeypatch.setattr(vision.images.gpu_decoding, "_PIXELS_AT_ONCE", 2 * 62 * 60)
-    in_turns, _ = decoded(*files)
+    in_turns, _ = decode_on_device(*files)
     assert groups == [1, 2, 1, 1, 1]  # the first is the one that tries the device
     assert torch.equal(in_turns, together)
 
@@ -166,9 +166,9 @@ def test_a_device_that_cannot_decode_is_told_at_the_start(monkeypatch):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that PyTorch can use")
 def test_a_gpu_decodes_what_the_cpu_decodes_while_it_is_busy():
-    files = [encoded(scene(400 + index, 300), progressive=bool(index % 2)) for index in range(32)]
-    files[5] = without_its_quantization_tables(files[5])
-    crops = [crop_at(data) for data in files]
+    files = [encode_image(create_scene(400 + index, 300), progressive=bool(index % 2)) for index in range(32)]
+    files[5] = remove_quantization_tables(files[5])
+    crops = [find_crop(data) for data in files]
     joined = torch.frombuffer(bytearray(b"".join(files)), dtype=torch.uint8)
     expected, refused = DeviceDecoder(CPU).photos(joined, crops, NONE, photo_px=48)
     decoder = DeviceDecoder(torch.device("cuda"))

@@ -58,7 +58,7 @@ def test_each_photo_has_its_story():
     assert len({photo.data for photo in hostile_photos()}) == len(hostile_photos())
 
 
-def check_photo_or_photo_error(data):
+def assert_photo_or_photo_error(data):
     with contextlib.suppress(PhotoError):
         photo = prepare_photo(data, Preprocessing(input_px=32), LIMITS)
         assert (photo.shape, photo.dtype) == ((32, 32, 3), np.uint8)
@@ -66,12 +66,12 @@ def check_photo_or_photo_error(data):
 
 @given(st.binary(max_size=2000))
 def test_any_bytes_give_a_photo_or_a_photo_error(data):
-    check_photo_or_photo_error(data)
+    assert_photo_or_photo_error(data)
 
 
 @given(st.sampled_from(HEADS), st.lists(st.binary(max_size=300) | st.sampled_from(SMALL), max_size=3))
 def test_any_bytes_behind_a_photos_first_ones_do_too(head, rest):
-    check_photo_or_photo_error(head + b"".join(rest))
+    assert_photo_or_photo_error(head + b"".join(rest))
 
 
 @settings(max_examples=300)
@@ -83,11 +83,11 @@ def test_a_damaged_photo_does_too(whole, data):
         length = data.draw(st.sampled_from([0, 1, 2, 4, 40, 400]))
         piece = st.binary(max_size=8) | st.just(bytes(damaged[place : place + length]) * 2)
         damaged[place : place + length] = data.draw(piece)
-    check_photo_or_photo_error(bytes(damaged))
+    assert_photo_or_photo_error(bytes(damaged))
 
 
 @given(st.sampled_from(SMALL), st.sampled_from(SMALL), st.data())
 def test_the_head_of_one_photo_on_another_does_too(one, other, data):
-    check_photo_or_photo_error(
+    assert_photo_or_photo_error(
         one[: data.draw(st.integers(0, len(one)))] + other[data.draw(st.integers(0, len(other))) :]
     )

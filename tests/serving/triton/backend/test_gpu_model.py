@@ -10,21 +10,23 @@ from listing_vision.calibrate import calibrate
 from serving.inference.triton import TritonEngine, until_answering
 from serving.triton.process import LocalTriton
 from serving.triton.repository import MODEL_NAME, RepositoryOptions
-from tests.support.helpers import encoded, scene
+from tests.support.helpers import create_scene, encode_image
 from vision.bundle import load_bundle
 from vision.engine import Logits
 from vision.errors import PhotoNotAnImage, PhotoTruncated
 from vision.images import prepare_photo
 
 PHOTOS = {
-    "jpeg": encoded(scene(640, 480), quality=90),
-    "other jpeg": encoded(scene(300, 500), quality=80, progressive=True),
-    "png": encoded(scene(90, 70), "PNG"),
-    "turned": encoded(scene(200, 150), exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"),
+    "jpeg": encode_image(create_scene(640, 480), quality=90),
+    "other jpeg": encode_image(create_scene(300, 500), quality=80, progressive=True),
+    "png": encode_image(create_scene(90, 70), "PNG"),
+    "turned": encode_image(
+        create_scene(200, 150), exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
+    ),
 }
 NOT_A_PHOTO = b"hello"
-CUT_SHORT = encoded(scene(640, 480))[:-500]
-NO_TABLES = encoded(scene()).replace(b"\xff\xdb", b"\xff\xfe")
+CUT_SHORT = encode_image(create_scene(640, 480))[:-500]
+NO_TABLES = encode_image(create_scene()).replace(b"\xff\xdb", b"\xff\xfe")
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +49,7 @@ def triton(bundle, triton_installation):
         server.stop()
 
 
-def asked(triton, bundle, question):
+def run_query(triton, bundle, question):
     async def ask():
         engine = TritonEngine(triton.address)
         try:
@@ -67,7 +69,7 @@ def test_it_answers_pixels_and_files_alike(triton, bundle):
     async def both(engine):
         return await engine.infer(pixels), await engine.infer_encoded(files)
 
-    of_pixels, of_files = asked(triton, bundle, both)
+    of_pixels, of_files = run_query(triton, bundle, both)
     assert of_files.errors == [None] * len(files)
     # The device's resizing differs by a few grey values; PNG and turned photos are decoded as everywhere.
     np.testing.assert_allclose(of_files.logits.category[:2], of_pixels.category[:2], atol=0.3)
@@ -80,7 +82,7 @@ def test_bad_photos_are_named_and_the_others_answered(triton, bundle):
     async def question(engine):
         return await engine.infer_encoded(photos), await engine.infer_encoded([PHOTOS["jpeg"]])
 
-    found, alone = asked(triton, bundle, question)
+    found, alone = run_query(triton, bundle, question)
     assert [type(error) for error in found.errors[:3]] == [PhotoNotAnImage, type(None), PhotoTruncated]
     # The device refuses what has no tables, and what is wrong with it comes from the decoder of everywhere.
     assert found.errors[3] is not None
@@ -90,13 +92,13 @@ def test_bad_photos_are_named_and_the_others_answered(triton, bundle):
 
 
 def test_more_photos_than_decoders_are_each_answered(triton, bundle):
-    pngs = [encoded(scene(200 + 8 * i, 150), "PNG") for i in range(7)]
+    pngs = [encode_image(create_scene(200 + 8 * i, 150), "PNG") for i in range(7)]
 
     async def question(engine):
         together = await engine.infer_encoded([*pngs, PHOTOS["jpeg"]])
         return together, [await engine.infer_encoded([photo]) for photo in (*pngs, PHOTOS["jpeg"])]
 
-    together, alone = asked(triton, bundle, question)
+    together, alone = run_query(triton, bundle, question)
     assert together.errors == [None] * 8
     for row, one in zip(together.logits.category, alone, strict=True):
         np.testing.assert_allclose(row, one.logits.category[0], atol=1e-3)
@@ -112,7 +114,7 @@ def test_listings_of_many_callers_each_get_their_own_answer(triton, bundle):
         mixed = await asyncio.gather(*pixels, *(engine.infer_encoded(photos) for photos in listings))
         return alone, together, mixed
 
-    alone, together, mixed = asked(triton, bundle, question)
+    alone, together, mixed = run_query(triton, bundle, question)
     for number, answered in enumerate(together):
         np.testing.assert_allclose(answered.logits.category, alone[number % 4].logits.category, atol=1e-3)
     for answered in mixed[:8]:
@@ -122,8 +124,8 @@ def test_listings_of_many_callers_each_get_their_own_answer(triton, bundle):
         np.testing.assert_allclose(answered.logits.category, expected.logits.category, atol=1e-3)
 
 
-def test_promises_are_tested_on_what_the_device_decoded(triton, bundle, drawn, tmp_path):
-    manifest = str(drawn / "manifest.parquet")
+def test_promises_are_tested_on_what_the_device_decoded(triton, bundle, synthetic_dataset, tmp_path):
+    manifest = str(synthetic_dataset / "manifest.parquet")
     certified = {}
     for decode_in in ("triton", "gateway"):
         calibrate(bundle.folder, manifest, tmp_path / decode_in, triton=triton.address, decode_in=decode_in)
