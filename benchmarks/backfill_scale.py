@@ -55,7 +55,7 @@ def measure_first_shard_s(folder: Path, manifest: Path, output: Path) -> tuple[f
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
     with sample_memory([process.pid], every_s=0.5) as samples:
         try:
-            while not store.paths("_job/ledger"):
+            while not store.list_files("_job/ledger"):
                 if process.poll() is not None or time.monotonic() - began_s > TIMEOUT_S:
                     raise SystemExit(f"no shard was done within {TIMEOUT_S:g} s")
                 time.sleep(0.1)

@@ -24,8 +24,8 @@ NUM_BRANDS = 10_000
 def create_large_taxonomy() -> Taxonomy:
     categories: list[Category] = []
     level: list[str | None] = [None]
-    for depth, num_children in enumerate(BRANCHES):
-        children = [(f"{parent or 'c'}-{i}", parent) for parent in level for i in range(num_children)]
+    for depth, num_workers in enumerate(BRANCHES):
+        children = [(f"{parent or 'c'}-{i}", parent) for parent in level for i in range(num_workers)]
         categories += [Category(id=id_, names={"en": f"{depth} {id_}"}, parent_id=parent) for id_, parent in children]
         level = [id_ for id_, _ in children]
     brands = tuple(Brand(id=f"b{i}", names={"en": f"Brand {i}"}) for i in range(NUM_BRANDS))

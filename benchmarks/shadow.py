@@ -26,7 +26,7 @@ from benchmarks.common import BUILD, write_result
 from benchmarks.load import CALL_RESULTS, LoadPlan, create_phone_photos, record_expected_responses, run_load
 from benchmarks.rollout import copy_with_other_calibration
 from benchmarks.serving import create_default_bundle, serve_gateway
-from serving.processes.control import ask, control_path
+from serving.processes.control import control_path, send_command
 
 SCENARIOS = ("alone", "canary", "shadow")
 _DEADLINE_S = 30.0
@@ -57,7 +57,7 @@ async def measure(address: str, url: str, other: Path, photos: list[bytes], roun
     port = int(address.rpartition(":")[2])
 
     async def do(command: str, **arguments: Any) -> Any:
-        return await asyncio.to_thread(ask, control_path(port), command, **arguments)
+        return await asyncio.to_thread(send_command, control_path(port), command, **arguments)
 
     expected = await record_expected_responses(address, photos)
     peak = await run_load(
@@ -70,9 +70,9 @@ async def measure(address: str, url: str, other: Path, photos: list[bytes], roun
         of_round: dict[str, dict[str, dict[str, float]]] = {}
         for way in (*SCENARIOS[number % len(SCENARIOS) :], *SCENARIOS[: number % len(SCENARIOS)]):
             if way == "canary":
-                await do("canary_on", release=release, share=0.5)
+                await do("set_canary", release=release, share=0.5)
             elif way == "shadow":
-                await do("shadow_on", release=release, share=1.0)
+                await do("set_shadow", release=release, share=1.0)
             of_round[way] = {}
             for name, plan in plans.items():
                 before = read_shadow_counts(url)
@@ -80,7 +80,7 @@ async def measure(address: str, url: str, other: Path, photos: list[bytes], roun
                 after = read_shadow_counts(url)
                 latency_ms = report.latency_ms()
                 offered = {result: after[result] - before[result] for result in after}
-                seen = offered.get("same", 0) + offered.get("other", 0)
+                seen = offered.get("same", 0) + offered.get("different", 0)
                 of_round[way][name] = {
                     "photos_per_s": report.photos_per_s,
                     "p50_ms": float(np.percentile(latency_ms, 50)),

@@ -61,12 +61,12 @@ def calibrate(
     refuse_existing(output)
     loaded = load_bundle(bundle)
     tune_rows, tested_rows, split = tune_and_calibration_rows(Manifest.load(manifest), tune_split=tune_split)
-    with _engine(loaded, triton, decode_in) as (engine, infer_files):
+    with _open_engine(loaded, triton, decode_in) as (engine, infer_files):
 
-        def answers(rows: Manifest) -> Predictions:
+        def run_predictions(rows: Manifest) -> Predictions:
             preprocessing = loaded.info.preprocessing
             # Small batches: one must fit into any Triton's limits of batch and time.
-            made = predict(
+            predictions = predict(
                 rows,
                 loaded.taxonomy,
                 preprocessing,
@@ -75,15 +75,15 @@ def calibrate(
                 batch_size=8 if triton else 64,
                 other_brands=other_brands,
             )
-            for photo in made.unusable:
+            for photo in predictions.unusable:
                 _log.warning("left out of calibration: %s", photo)
-            return made
+            return predictions
 
         written = recalibrate(
             loaded,
             output,
-            tune=answers(tune_rows),
-            tested=answers(tested_rows) if tested_rows else None,
+            tune=run_predictions(tune_rows),
+            tested=run_predictions(tested_rows) if tested_rows else None,
             split=split,
             backend=engine.backend,
             promises=promises,
@@ -94,27 +94,29 @@ def calibrate(
 
 
 @contextmanager
-def _engine(bundle: Bundle, triton: str | None, decode_in: DecodeIn) -> Iterator[tuple[Engine, _InferFiles | None]]:
+def _open_engine(
+    bundle: Bundle, triton: str | None, decode_in: DecodeIn
+) -> Iterator[tuple[Engine, _InferFiles | None]]:
     if triton is None:
         yield OnnxEngine(bundle), None
     else:
         with asyncio.Runner() as runner:
-            engine = _TritonOfOneCaller(bundle, triton, runner, may_decode=decode_in == "triton")
+            engine = _BlockingTritonEngine(bundle, triton, runner, allow_decoding=decode_in == "triton")
             try:
                 yield engine, engine.infer_files
             finally:
                 engine.close()
 
 
-class _TritonOfOneCaller:
-    def __init__(self, bundle: Bundle, address: str, runner: asyncio.Runner, *, may_decode: bool) -> None:
-        from serving.inference.triton import TritonEngine, check
+class _BlockingTritonEngine:
+    def __init__(self, bundle: Bundle, address: str, runner: asyncio.Runner, *, allow_decoding: bool) -> None:
+        from serving.inference.triton import TritonEngine, check_golden_photos
 
         async def connect() -> tuple[TritonEngine, str]:
-            engine = TritonEngine(address, may_decode=may_decode)
+            engine = TritonEngine(address, allow_decoding=allow_decoding)
             try:
-                await check(engine, bundle)
-                return engine, await engine.backend()
+                await check_golden_photos(engine, bundle)
+                return engine, await engine.fetch_backend()
             except BaseException:
                 await engine.close()
                 raise
@@ -138,13 +140,13 @@ class _TritonOfOneCaller:
         if infer_encoded is None:
             return None
 
-        async def each_alone(photos: Sequence[bytes]) -> tuple[list[PhotoError | None], Logits]:
+        async def infer_each(photos: Sequence[bytes]) -> tuple[list[PhotoError | None], Logits]:
             # As listings of their own, each with the time that a listing has.
-            found = await asyncio.gather(*(infer_encoded([photo]) for photo in photos))
-            errors = [error for decoded in found for error in decoded.errors]
-            return errors, Logits(*map(np.concatenate, zip(*(decoded.logits for decoded in found), strict=True)))
+            results = await asyncio.gather(*(infer_encoded([photo]) for photo in photos))
+            errors = [error for decoded in results for error in decoded.errors]
+            return errors, Logits(*map(np.concatenate, zip(*(decoded.logits for decoded in results), strict=True)))
 
-        return lambda photos: self._runner.run(each_alone(photos))
+        return lambda photos: self._runner.run(infer_each(photos))
 
     def close(self) -> None:
         self._runner.run(self._engine.close())

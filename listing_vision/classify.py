@@ -33,7 +33,7 @@ def classify(
         raise typer.BadParameter("--explain needs --bundle FOLDER: a server does not say where it looked")
     read = c.read_photos(photos)
     response = c.classify_with_bundle(bundle, read) if bundle else c.classify_at_server(str(server), read)
-    typer.echo(c.to_json(response) if as_json else c.format_answer(response, [path.name for path in photos]))
+    typer.echo(c.to_json(response) if as_json else c.format_response(response, [path.name for path in photos]))
     if explain and bundle:
         usable = [not photo.HasField("error") for photo in response.photos]
         named = [(path.name, data) for path, data, used in zip(photos, read, usable, strict=True) if used]

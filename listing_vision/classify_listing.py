@@ -9,13 +9,13 @@ from google.protobuf import json_format
 
 from serving.api import responses
 from serving.client import Access, CallFailed, ListingVisionClient
-from serving.observability.tracing import traced_program
+from serving.observability.tracing import trace_program
 from serving.protocol import listing_vision_pb2 as pb
 from vision.bundle import load_bundle
 from vision.engine import OnnxEngine
 from vision.errors import ListingVisionError, PhotoError
 
-__all__ = ["classify_at_server", "classify_with_bundle", "format_answer", "read_photos", "to_json"]
+__all__ = ["classify_at_server", "classify_with_bundle", "format_response", "read_photos", "to_json"]
 
 
 def classify_at_server(address: str, photos: Sequence[bytes], *, listing_id: str = "") -> pb.ClassifyListingResponse:
@@ -24,7 +24,7 @@ def classify_at_server(address: str, photos: Sequence[bytes], *, listing_id: str
     Raises:
         ListingVisionError: the call failed; the service's reason is in the message.
     """
-    with traced_program("listing-vision-classify"), ListingVisionClient(address, Access.from_environment()) as client:
+    with trace_program("listing-vision-classify"), ListingVisionClient(address, Access.from_environment()) as client:
         try:
             return client.classify(photos, listing_id=listing_id)
         except CallFailed as error:
@@ -47,7 +47,7 @@ def classify_with_bundle(folder: Path, photos: Sequence[bytes]) -> pb.ClassifyLi
         )
     engine = OnnxEngine(bundle)
     errors = [photo.error for photo in prepared]
-    return responses.answer(bundle.on_backend(engine.backend), errors, engine.infer(np.stack(usable)))
+    return responses.build_response(bundle.on_backend(engine.backend), errors, engine.infer(np.stack(usable)))
 
 
 def read_photos(paths: Sequence[Path]) -> list[bytes]:
@@ -63,19 +63,19 @@ def to_json(response: pb.ClassifyListingResponse) -> str:
     )
 
 
-def format_answer(response: pb.ClassifyListingResponse, names: Sequence[str]) -> str:
+def format_response(response: pb.ClassifyListingResponse, names: Sequence[str]) -> str:
     """A table for people; `names` are those of the photos."""
 
-    def marked(outcome: pb.SuggestionOutcome, explanation: str) -> str:
+    def format_action(outcome: pb.SuggestionOutcome, explanation: str) -> str:
         return "fill" if outcome == pb.SUGGESTION_OUTCOME_FILL else f"suggest: {explanation}"
 
     lines = [f"{'category':<44} {'sure':>6}  what the form does"]
     for depth, step in enumerate(response.category_path):
         name = "  " * depth + step.name
-        lines.append(f"{name:<44} {step.probability:>6.1%}  {marked(step.outcome, step.explanation)}")
+        lines.append(f"{name:<44} {step.probability:>6.1%}  {format_action(step.outcome, step.explanation)}")
     brand = response.brand
     name = {pb.BRAND_KIND_BRAND: brand.name, pb.BRAND_KIND_UNKNOWN: "none that I know"}.get(brand.kind, "no brand")
-    lines.append(f"{'brand: ' + name:<44} {brand.probability:>6.1%}  {marked(brand.outcome, brand.explanation)}")
+    lines.append(f"{'brand: ' + name:<44} {brand.probability:>6.1%}  {format_action(brand.outcome, brand.explanation)}")
     others = ", ".join(f"{a.path.rsplit(' > ', 1)[-1]} {a.probability:.1%}" for a in response.alternatives[1:4])
     if others:
         lines.append(f"or: {others}")
@@ -84,7 +84,7 @@ def format_answer(response: pb.ClassifyListingResponse, names: Sequence[str]) ->
             reason = pb.PhotoErrorReason.Name(photo.error.reason)
             lines.append(f"{name}: not used, {reason}: {photo.error.message}")
         elif len(names) > 1:
-            seen = photo.recognition
-            lines.append(f"{name}: {seen.category_id} {seen.category_probability:.1%}")
+            recognition = photo.recognition
+            lines.append(f"{name}: {recognition.category_id} {recognition.category_probability:.1%}")
     lines.append(f"model {response.model.name} {response.model.version}, taxonomy {response.model.taxonomy_version}")
     return "\n".join(lines)

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = ["demo"]
 
-PHOTOS_TO_TRAIN_ON = 7_000
+TRAINING_PHOTO_BUDGET = 7_000
 """Photos times epochs: two to three minutes on two cores at 128 px (53 photos/s)."""
-LISTINGS_SHOWN = 5
+NUM_LISTINGS_SHOWN = 5
 
 
 def demo(
@@ -48,54 +48,54 @@ def demo(
     started_s = time.monotonic()
     _prepare(data, folder / "data")
     manifest = folder / "data" / "manifest.parquet"
-    _say("2/6 fine-tune a small backbone with ImageNet weights")
+    _print_step("2/6 fine-tune a small backbone with ImageNet weights")
     recipe = folder / "recipe.toml"
-    recipe.write_text(_recipe(Manifest.load(str(manifest))), encoding="utf-8")
+    recipe.write_text(_format_recipe(Manifest.load(str(manifest))), encoding="utf-8")
     _run("train", manifest, "--recipe", recipe, "--run", folder / "run")
-    _say("3/6 export to ONNX and TorchScript, compare with the trained model, certify on the val split")
+    _print_step("3/6 export to ONNX and TorchScript, compare with the trained model, certify on the val split")
     _run("export", folder / "run", "--output", folder / "bundle", "--name", "demo")
-    _say("4/6 evaluate the export on the test split")
+    _print_step("4/6 evaluate the export on the test split")
     _run("evaluate", folder / "bundle", manifest, "--split", "test", "--output", folder / "evaluation")
-    _say("5/6 start Triton and the gateway, send listings over gRPC")
-    with _served(folder) as address:
-        for title, photos in _listings(Manifest.load(str(manifest)).where_split("test")):
+    _print_step("5/6 start Triton and the gateway, send listings over gRPC")
+    with _start_serve(folder) as address:
+        for title, photos in _select_listings(Manifest.load(str(manifest)).where_split("test")):
             print(f"\n{title}", flush=True)
             _run("classify", *photos, "--server", address)
-    _say("6/6 Triton and the gateway are shut down")
+    _print_step("6/6 Triton and the gateway are shut down")
     print(f"\nThe demo took {time.monotonic() - started_s:.0f} s. Written: {folder}/ (bundle, run, evaluation).")
     print("To serve this model for good: make serve\n")
-    print(f"Then ask it: .venv/bin/listing-vision classify PHOTO… --server {ADDRESS_OF_SERVE}")
+    print(f"Then ask it: .venv/bin/listing-vision classify PHOTO… --server {SERVE_ADDRESS}")
 
 
-ADDRESS_OF_SERVE = "127.0.0.1:50051"
+SERVE_ADDRESS = "127.0.0.1:50051"
 
 
 def _prepare(data: Path | None, output: Path) -> None:
     if data is None:
-        _say("1/6 draw listing photos (give DATA=… for real ones)")
+        _print_step("1/6 draw listing photos (give DATA=… for real ones)")
         _run("data", "draw", "--output", output)
     elif (data / "classes.csv").is_file() or (data / "dataset" / "classes.csv").is_file():
-        _say(f"1/6 import the Grocery Store photos of {data}")
+        _print_step(f"1/6 import the Grocery Store photos of {data}")
         _run("data", "import", "grocery-store", data, "--output", output)
     else:
-        _say(f"1/6 import the folder {data}")
+        _print_step(f"1/6 import the folder {data}")
         _run("data", "import", "folder", data, "--output", output)
 
 
-def _recipe(manifest: "Manifest") -> str:
+def _format_recipe(manifest: "Manifest") -> str:
     """The quick recipe with as many epochs as fit the demo's time."""
-    epochs = max(2, min(16, round(PHOTOS_TO_TRAIN_ON / len(manifest.where_split("train")))))
+    epochs = max(2, min(16, round(TRAINING_PHOTO_BUDGET / len(manifest.where_split("train")))))
     return f"input_px = 160\n\n[[stages]]\nphoto_px = 128\nepochs = {epochs}\n"
 
 
 @contextlib.contextmanager
-def _served(folder: Path) -> Iterator[str]:
+def _start_serve(folder: Path) -> Iterator[str]:
     log_path = folder / "serve.log"
     print(f"$ listing-vision serve {folder / 'bundle'} --port 0   (log: {log_path})", flush=True)
     with log_path.open("wb") as log:
         process = subprocess.Popen([*_CLI, "serve", str(folder / "bundle"), "--port", "0"], stdout=log, stderr=log)
     try:
-        yield f"127.0.0.1:{_port(process, log_path)}"
+        yield f"127.0.0.1:{_wait_for_port(process, log_path)}"
     finally:
         process.send_signal(signal.SIGTERM)
         try:
@@ -110,7 +110,7 @@ def _served(folder: Path) -> Iterator[str]:
         raise ListingVisionError(f"the gateway ended with status {code}; see {log_path}")
 
 
-def _port(process: "subprocess.Popen[bytes]", log_path: Path) -> str:
+def _wait_for_port(process: "subprocess.Popen[bytes]", log_path: Path) -> str:
     for _ in range(600):
         found = re.search(r"listening on \S+:(\d+)", log_path.read_text())
         if found:
@@ -121,9 +121,9 @@ def _port(process: "subprocess.Popen[bytes]", log_path: Path) -> str:
     raise ListingVisionError(f"the gateway did not come up:\n{log_path.read_text()[-2000:]}")
 
 
-def _listings(test: "Manifest") -> Iterator[tuple[str, list[str]]]:
+def _select_listings(test: "Manifest") -> Iterator[tuple[str, list[str]]]:
     groups = test.listing_groups()
-    step = max(1, (int(groups.max()) + 1) // LISTINGS_SHOWN)
+    step = max(1, (int(groups.max()) + 1) // NUM_LISTINGS_SHOWN)
     # An odd stride, so that the categories of a cyclic manifest differ.
     for group in range(0, int(groups.max()) + 1, step + 1):
         rows = [int(row) for row in (groups == group).nonzero()[0]]
@@ -132,7 +132,7 @@ def _listings(test: "Manifest") -> Iterator[tuple[str, list[str]]]:
         yield f"listing {first['listing_id']}, truly {first['category']}, {brand}:", [test.photo_url(r) for r in rows]
 
 
-def _say(text: str) -> None:
+def _print_step(text: str) -> None:
     print(f"\n== {text}", flush=True)
 
 

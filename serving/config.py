@@ -5,14 +5,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from serving.auth.interceptor import ServerTls, StaticTokens, TokenVerifier, is_loopback
+from serving.auth.interceptor import ServerTls, StaticTokenVerifier, TokenVerifier, is_loopback
 from serving.observability.tracing import TraceOptions
-from serving.rollout.traffic_split import Routes
+from serving.rollout.traffic_split import TrafficSplit
 from serving.triton.repository import MODEL_NAME, RepositoryOptions, read_tuning
 from vision.errors import ListingVisionError
 from vision.runtime.cpus import usable_cores
 
-__all__ = ["CANARY_MODEL_NAME", "SHADOW_MODEL_NAME", "ServeOptions", "local_address", "local_control"]
+__all__ = ["CANARY_MODEL_NAME", "SHADOW_MODEL_NAME", "ServeOptions", "gateway_socket_address", "process_control_path"]
 
 CANARY_MODEL_NAME = f"{MODEL_NAME}_canary"
 SHADOW_MODEL_NAME = f"{MODEL_NAME}_shadow"
@@ -22,7 +22,7 @@ _PATHS = (
     "canary",
     "shadow",
     "tuning",
-    "local_folder",
+    "runtime_folder",
     "tls_certificate",
     "tls_key",
     "tls_client_ca",
@@ -47,13 +47,13 @@ class ServeOptions:
     shadow: Path | None = None
     """Another bundle, which answers `shadow_share` of the listings for the record; served as `SHADOW_MODEL_NAME`."""
     shadow_share: float = 1.0
-    routes: Routes | None = None
+    traffic_split: TrafficSplit | None = None
     """All releases that are loaded and what each is for; None: the bundle alone."""
     in_process: bool = False
     """ONNX Runtime in this process instead of Triton."""
     workers: int = 1
     """Gateway processes on the port, each with its share of the decoders."""
-    share_port: bool = False
+    reuse_port: bool = False
     """Other processes of the same tree listen on the port too."""
     isolate: bool = True
     """Decode in processes that a photo may crash; else on threads of the gateway, or in the model's own process."""
@@ -61,7 +61,7 @@ class ServeOptions:
     """Where photos are decoded if Triton's model can do it; one that cannot, as on a GPU, is sent pixels."""
     tuning: Path | None = None
     """What `serve tune` found best, for a Triton that is started here; None: what is best on most CPUs."""
-    grace_s: float = 15.0
+    grace_period_s: float = 15.0
     """How long calls in flight may take to finish after SIGTERM."""
     drain_s: float = 0.5
     """How long to go on serving after health says NOT_SERVING, for load balancers to notice.
@@ -80,7 +80,7 @@ class ServeOptions:
     """Prefixes below which photos may be fetched; empty: none are."""
     outcomes: str | None = None
     """Folder or fsspec URL for what was suggested and chosen; None: it is not recorded."""
-    local_folder: Path | None = None
+    runtime_folder: Path | None = None
     """Where each gateway process also listens for its supervisor, on a socket named by its pid; None: nowhere."""
     tls_certificate: Path | None = None
     """PEM, with `tls_key`; None: plain text."""
@@ -88,7 +88,8 @@ class ServeOptions:
     tls_client_ca: Path | None = None
     """Whose certificates callers must show; None: none."""
     tokens: Path | None = None
-    """Callers and hashes of their bearer tokens (`serving.auth.interceptor.StaticTokens`); with no `jwks` and None:
+    """Callers and hashes of their bearer tokens (`serving.auth.interceptor.StaticTokenVerifier`); with no `jwks` and
+    None:
     anybody may call."""
     jwks: str | None = None
     """URL or path of the keys of signed bearer tokens (`serving.auth.jwt_verifier`), with `jwt_audience` and
@@ -116,22 +117,24 @@ class ServeOptions:
         """Raises ListingVisionError: a value is wrong."""
         return TraceOptions(endpoint=self.otlp_endpoint, ratio=self.trace_ratio) if self.otlp_endpoint else None
 
-    def token_verifiers(self) -> list[TokenVerifier]:
+    def create_token_verifiers(self) -> list[TokenVerifier]:
         """Who tell callers by their tokens; none: anybody may call.
 
         Raises:
             ListingVisionError: tokens or keys cannot be used.
         """
-        verifiers: list[TokenVerifier] = [StaticTokens(self.tokens)] if self.tokens else []
+        verifiers: list[TokenVerifier] = [StaticTokenVerifier(self.tokens)] if self.tokens else []
         if self.jwks and self.jwt_audience and self.jwt_issuer:
-            from serving.auth.jwt_verifier import JwtTokens, JwtTrust  # cryptography, only where it is asked for
+            from serving.auth.jwt_verifier import JwtOptions, JwtVerifier  # cryptography, only where it is asked for
 
-            kept = self.local_folder / "jwks.json" if self.local_folder else None
-            trust = JwtTrust(jwks=self.jwks, audience=self.jwt_audience, issuer=self.jwt_issuer, kept=kept)
-            verifiers.append(JwtTokens(trust))
+            cache_path = self.runtime_folder / "jwks.json" if self.runtime_folder else None
+            jwt_options = JwtOptions(
+                jwks=self.jwks, audience=self.jwt_audience, issuer=self.jwt_issuer, cache_path=cache_path
+            )
+            verifiers.append(JwtVerifier(jwt_options))
         return verifiers
 
-    def refuse_plain_text_beyond_loopback(self) -> None:
+    def require_tls_beyond_loopback(self) -> None:
         """Raise ListingVisionError where photos and tokens would go over a network for all to read."""
         if not (self.tls or self.insecure or is_loopback(self.host)):
             raise ListingVisionError(
@@ -140,7 +143,7 @@ class ServeOptions:
             )
 
     @property
-    def connection_age(self) -> list[tuple[str, int]]:
+    def connection_age_options(self) -> list[tuple[str, int]]:
         """Of the gRPC server: a load balancer in front can give a connection another place only when it is made."""
         return (
             [] if self.connection_age_s is None else [("grpc.max_connection_age_ms", int(1e3 * self.connection_age_s))]
@@ -164,15 +167,15 @@ class ServeOptions:
     def from_json(cls, text: str) -> "ServeOptions":
         raw = json.loads(text)
         paths = {name: Path(raw[name]) for name in _PATHS if raw[name] is not None}
-        routes = Routes.from_dict(raw["routes"]) if raw["routes"] else None
-        return cls(**{**raw, **paths, "routes": routes, "photo_uris": tuple(raw["photo_uris"])})
+        traffic_split = TrafficSplit.from_dict(raw["traffic_split"]) if raw["traffic_split"] else None
+        return cls(**{**raw, **paths, "traffic_split": traffic_split, "photo_uris": tuple(raw["photo_uris"])})
 
 
-def local_address(folder: Path, pid: int) -> str:
+def gateway_socket_address(folder: Path, pid: int) -> str:
     """Where a gateway process listens for its supervisor."""
     return f"unix:{folder}/{pid}.sock"
 
 
-def local_control(folder: Path, pid: int) -> Path:
+def process_control_path(folder: Path, pid: int) -> Path:
     """Where a gateway process takes its supervisor's commands."""
     return folder / f"{pid}.control"

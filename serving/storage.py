@@ -20,8 +20,8 @@ from vision.runtime.files import replace_file, write_atomically
 
 __all__ = ["Store"]
 
-_PIECE_BYTES = 1 << 20
-_AT_ONCE = 500
+_CHUNK_BYTES = 1 << 20
+_READ_BATCH_SIZE = 500
 """Small files that are read together."""
 
 
@@ -38,29 +38,29 @@ class Store:
     def fs(self) -> fsspec.AbstractFileSystem:
         return self._fs
 
-    def full(self, path: str) -> str:
+    def full_path(self, path: str) -> str:
         """What other programs find the file by: a path, or a URL."""
         return posixpath.join(self._root, path) if self.is_local else posixpath.join(self.url, path)
 
     def exists(self, path: str) -> bool:
         """Raises OSError where it cannot be told: fsspec's own `exists` says no then."""
         try:
-            self._fs.info(self._at(path))
+            self._fs.info(self._resolve(path))
         except FileNotFoundError:
             return False
         return True
 
-    def paths(self, folder: str) -> list[str]:
+    def list_files(self, folder: str) -> list[str]:
         """All files below a folder, in order; none where it does not exist. Raises OSError: it cannot be listed."""
         if self.is_local:
-            return sorted(self._listed(self._at(folder)))
+            return sorted(self._walk(self._resolve(folder)))
         with contextlib.suppress(FileNotFoundError):
             # What another process has written meanwhile is not in fsspec's list of what was there.
             self._fs.invalidate_cache()
-            return sorted(self._relative(found) for found in self._fs.find(self._at(folder)))
+            return sorted(self._to_relative(found) for found in self._fs.find(self._resolve(folder)))
         return []
 
-    def _listed(self, folder: str) -> Iterator[str]:
+    def _walk(self, folder: str) -> Iterator[str]:
         """fsspec leaves out what it cannot list, without a word; then finished work would look like none."""
         try:
             entries = list(os.scandir(folder))
@@ -68,42 +68,42 @@ class Store:
             return
         for entry in entries:
             if entry.is_dir():
-                yield from self._listed(entry.path)
+                yield from self._walk(entry.path)
             else:
-                yield self._relative(entry.path)
+                yield self._to_relative(entry.path)
 
     def read(self, path: str) -> bytes:
         """Raises FileNotFoundError."""
-        return cast(bytes, self._fs.cat_file(self._at(path)))
+        return cast(bytes, self._fs.cat_file(self._resolve(path)))
 
     def read_json(self, path: str) -> Any:
         """Raises FileNotFoundError, or StorageError where it is not JSON."""
-        return self._parsed(path, self.read(path))
+        return self._parse_json(path, self.read(path))
 
-    def read_jsons(self, paths: Sequence[str]) -> Iterator[Any]:
+    def read_json_files(self, paths: Sequence[str]) -> Iterator[Any]:
         """As `read_json` of each, many at once where each takes a round trip."""
         if self.is_local:
             yield from map(self.read_json, paths)
             return
-        for begin in range(0, len(paths), _AT_ONCE):
-            some = paths[begin : begin + _AT_ONCE]
-            found = self._fs.cat([self._at(path) for path in some])
-            yield from (self._parsed(path, found[self._at(path)]) for path in some)
+        for begin in range(0, len(paths), _READ_BATCH_SIZE):
+            some = paths[begin : begin + _READ_BATCH_SIZE]
+            found = self._fs.cat([self._resolve(path) for path in some])
+            yield from (self._parse_json(path, found[self._resolve(path)]) for path in some)
 
-    def _parsed(self, path: str, data: bytes) -> Any:
+    def _parse_json(self, path: str, data: bytes) -> Any:
         try:
             return json.loads(data)
         except ValueError as error:
-            raise StorageError(f"{self.full(path)} is not readable: {error}; was it written by hand?") from error
+            raise StorageError(f"{self.full_path(path)} is not readable: {error}; was it written by hand?") from error
 
     @contextlib.contextmanager
-    def opened(self, path: str) -> Iterator[IO[bytes]]:
-        with self._fs.open(self._at(path), "rb") as file:
+    def open(self, path: str) -> Iterator[IO[bytes]]:
+        with self._fs.open(self._resolve(path), "rb") as file:
             yield cast(IO[bytes], file)
 
     def write(self, path: str, data: bytes) -> None:
         """Stand under its name whole, replacing what was there; a local file also when the power fails."""
-        at = self._at(path)
+        at = self._resolve(path)
         self._fs.makedirs(posixpath.dirname(at), exist_ok=True)
         if not self.is_local:
             self._fs.pipe_file(at, data)
@@ -115,7 +115,7 @@ class Store:
 
     def upload(self, path: str, local: Path) -> None:
         """Copy a local file here, whole."""
-        at = self._at(path)
+        at = self._resolve(path)
         self._fs.makedirs(posixpath.dirname(at), exist_ok=True)
         if self.is_local:
             with replace_file(Path(at)) as temporary:
@@ -125,7 +125,7 @@ class Store:
 
     def remove(self, path: str) -> None:
         with contextlib.suppress(FileNotFoundError):
-            self._fs.rm_file(self._at(path))
+            self._fs.rm_file(self._resolve(path))
 
     def remove_all(self) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -133,14 +133,14 @@ class Store:
 
     def sha256(self, path: str) -> str:
         """Raises FileNotFoundError."""
-        hashed = hashlib.sha256()
-        with self.opened(path) as file:
-            while piece := file.read(_PIECE_BYTES):
-                hashed.update(piece)
-        return hashed.hexdigest()
+        digest = hashlib.sha256()
+        with self.open(path) as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                digest.update(chunk)
+        return digest.hexdigest()
 
     @contextlib.contextmanager
-    def locked(self, path: str) -> Iterator[None]:
+    def lock(self, path: str) -> Iterator[None]:
         """Keep other processes of this machine from writing here; of other machines nobody is kept.
 
         Raises:
@@ -170,7 +170,7 @@ class Store:
     def _lock_file(self, path: str) -> str:
         """Beside the files, or where they lie elsewhere in this machine's temporary folder."""
         if self.is_local:
-            at = self._at(path)
+            at = self._resolve(path)
         else:
             at = posixpath.join(
                 tempfile.gettempdir(), f"listing-vision-{hashlib.sha256(self.url.encode()).hexdigest()}"
@@ -178,8 +178,8 @@ class Store:
         os.makedirs(posixpath.dirname(at), exist_ok=True)
         return at
 
-    def _at(self, path: str) -> str:
+    def _resolve(self, path: str) -> str:
         return posixpath.join(self._root, path)
 
-    def _relative(self, found: str) -> str:
+    def _to_relative(self, found: str) -> str:
         return found[len(self._root) :].lstrip("/")

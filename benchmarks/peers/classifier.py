@@ -24,7 +24,7 @@ class Classifier:
     def __call__(self, request: bytes) -> bytes:
         """Bytes of a ClassifyListingResponse to those of a ClassifyListingRequest of usable photos."""
         asked = pb.ClassifyListingRequest.FromString(request)
-        prepare_manifest = [responses.prepare(photo.content, self._bundle.info.preprocessing) for photo in asked.photos]
-        logits = self._engine.infer(np.stack([photo.pixels for photo in prepare_manifest if photo.pixels is not None]))
-        errors = [photo.error for photo in prepare_manifest]
-        return responses.answer(self._bundle, errors, logits, listing_id=asked.listing_id).SerializeToString()
+        prepared = [responses.prepare(photo.content, self._bundle.info.preprocessing) for photo in asked.photos]
+        logits = self._engine.infer(np.stack([photo.pixels for photo in prepared if photo.pixels is not None]))
+        errors = [photo.error for photo in prepared]
+        return responses.build_response(self._bundle, errors, logits, listing_id=asked.listing_id).SerializeToString()

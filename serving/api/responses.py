@@ -23,20 +23,20 @@ from vision.taxonomy import OTHER_BRAND
 
 __all__ = [
     "MAX_PHOTOS",
-    "PREPARE_LIMITS",
+    "PHOTO_LIMITS",
     "PreparedPhoto",
-    "answer",
-    "describe",
-    "error_name",
-    "error_reason",
+    "build_model_response",
+    "build_response",
+    "find_size_error",
+    "from_wire_error_reason",
     "insert_errors",
     "prepare",
-    "refused_unread",
+    "to_wire_error_reason",
     "warm_up",
 ]
 
 MAX_PHOTOS = 20
-PREPARE_LIMITS = PhotoLimits()
+PHOTO_LIMITS = PhotoLimits()
 
 
 @dataclass(frozen=True)
@@ -50,21 +50,21 @@ class PreparedPhoto:
 
 def prepare(data: bytes, preprocessing: Preprocessing) -> PreparedPhoto:
     try:
-        return PreparedPhoto(prepare_photo(data, preprocessing, PREPARE_LIMITS), None)
+        return PreparedPhoto(prepare_photo(data, preprocessing, PHOTO_LIMITS), None)
     except PhotoError as error:
         return PreparedPhoto(None, error)
 
 
-def refused_unread(data: bytes) -> PhotoError | None:
+def find_size_error(data: bytes) -> PhotoError | None:
     """What is wrong with encoded bytes that need not be looked at: none, or too many."""
     try:
-        check_bytes(data, PREPARE_LIMITS)
+        check_bytes(data, PHOTO_LIMITS)
     except PhotoError as error:
         return error
     return None
 
 
-def answer(
+def build_response(
     bundle: Bundle,
     errors: Sequence[PhotoError | None],
     logits: Logits,
@@ -78,12 +78,16 @@ def answer(
         errors: what was wrong with each photo of the request; None: nothing.
         logits: of the photos without error, in their order, at least one.
     """
-    suggestion = _decide(bundle, logits, num_alternatives)
-    recognitions = iter([_sole(suggestion, bundle)] if len(logits.category) == 1 else _recognitions(bundle, logits))
+    suggestion = _decide_suggestion(bundle, logits, num_alternatives)
+    recognitions = iter(
+        [_build_single_recognition(suggestion, bundle)]
+        if len(logits.category) == 1
+        else _build_recognitions(bundle, logits)
+    )
     return pb.ClassifyListingResponse(
         listing_id=listing_id,
-        category_path=_category_path(bundle, suggestion),
-        brand=_brand(bundle, suggestion.brand),
+        category_path=_build_category_path(bundle, suggestion),
+        brand=_build_brand(bundle, suggestion.brand),
         alternatives=[
             pb.CategoryAlternative(
                 category_id=alternative.category_id,
@@ -93,10 +97,10 @@ def answer(
             for alternative in suggestion.alternatives
         ],
         photos=[
-            pb.PhotoResult(error=_photo_error(error)) if error else pb.PhotoResult(recognition=next(recognitions))
+            pb.PhotoResult(error=_to_photo_error(error)) if error else pb.PhotoResult(recognition=next(recognitions))
             for error in errors
         ],
-        model=model_version(bundle),
+        model=build_model_version(bundle),
     )
 
 
@@ -105,7 +109,7 @@ def insert_errors(response: pb.ClassifyListingResponse, errors: Sequence[PhotoEr
     if not any(errors):
         return
     known = iter(list(response.photos))
-    merged = [pb.PhotoResult(error=_photo_error(error)) if error else next(known) for error in errors]
+    merged = [pb.PhotoResult(error=_to_photo_error(error)) if error else next(known) for error in errors]
     del response.photos[:]
     response.photos.extend(merged)
 
@@ -114,17 +118,17 @@ def warm_up(bundle: Bundle) -> None:
     """Build what a first answer builds: with thousands of categories a caller would wait for it."""
     golden = bundle.golden
     logits = Logits(golden.category_logits, golden.brand_logits, golden.category_logits)
-    answer(bundle, [None] * len(golden.photos_nhwc), logits)
+    build_response(bundle, [None] * len(golden.photos_nhwc), logits)
 
 
-def describe(bundle: Bundle) -> pb.GetModelResponse:
+def build_model_response(bundle: Bundle) -> pb.GetModelResponse:
     return pb.GetModelResponse(
-        model=model_version(bundle),
+        model=build_model_version(bundle),
         category_count=bundle.info.num_categories,
         brand_count=len(bundle.taxonomy.brands),
         photo_count_limit=MAX_PHOTOS,
-        photo_bytes_limit=PREPARE_LIMITS.max_bytes,
-        photo_pixels_limit=PREPARE_LIMITS.max_pixels,
+        photo_bytes_limit=PHOTO_LIMITS.max_bytes,
+        photo_pixels_limit=PHOTO_LIMITS.max_pixels,
         promises=[
             pb.FieldPromise(
                 field=field.name,
@@ -140,7 +144,7 @@ def describe(bundle: Bundle) -> pb.GetModelResponse:
     )
 
 
-def model_version(bundle: Bundle) -> pb.ModelVersion:
+def build_model_version(bundle: Bundle) -> pb.ModelVersion:
     return pb.ModelVersion(
         name=bundle.info.model_name,
         version=bundle.info.model_version,
@@ -149,17 +153,17 @@ def model_version(bundle: Bundle) -> pb.ModelVersion:
     )
 
 
-def error_reason(error: PhotoError) -> str:
+def to_wire_error_reason(error: PhotoError) -> str:
     """The wire's name of a photo error: `PhotoError.reason` with the enum's prefix."""
     return error.reason.replace("PHOTO_", "PHOTO_ERROR_REASON_", 1)
 
 
-def error_name(error: pb.PhotoError) -> str:
+def from_wire_error_reason(error: pb.PhotoError) -> str:
     """`PhotoError.reason` of one on the wire."""
     return pb.PhotoErrorReason.Name(error.reason).replace("PHOTO_ERROR_REASON_", "PHOTO_", 1)
 
 
-def _decide(bundle: Bundle, logits: Logits, num_alternatives: int) -> Suggestion:
+def _decide_suggestion(bundle: Bundle, logits: Logits, num_alternatives: int) -> Suggestion:
     return decide(
         logits.category,
         logits.brand,
@@ -169,50 +173,52 @@ def _decide(bundle: Bundle, logits: Logits, num_alternatives: int) -> Suggestion
     )
 
 
-def _category_path(bundle: Bundle, suggestion: Suggestion) -> list[pb.CategorySuggestion]:
+def _build_category_path(bundle: Bundle, suggestion: Suggestion) -> list[pb.CategorySuggestion]:
     return [
         pb.CategorySuggestion(
             category_id=step.category_id,
             name=bundle.taxonomy.by_id[step.category_id].name,
             probability=step.probability,
-            outcome=_outcome(step.filled),
+            outcome=_to_action(step.filled),
             explanation=step.why_suggested,
         )
         for step in suggestion.path
     ]
 
 
-def _brand(bundle: Bundle, brand: BrandAnswer) -> pb.BrandSuggestion:
+def _build_brand(bundle: Bundle, brand: BrandAnswer) -> pb.BrandSuggestion:
     known = bundle.taxonomy.brands[brand.brand_index - 1] if brand.brand_index > 0 else None
     return pb.BrandSuggestion(
-        kind=_brand_kind(brand.brand_index),
+        kind=_to_brand_kind(brand.brand_index),
         brand_id=known.id if known else "",
         name=known.name if known else "",
         probability=brand.probability,
-        outcome=_outcome(brand.filled),
+        outcome=_to_action(brand.filled),
         explanation=brand.why_suggested,
     )
 
 
-def _sole(suggestion: Suggestion, bundle: Bundle) -> pb.PhotoRecognition:
+def _build_single_recognition(suggestion: Suggestion, bundle: Bundle) -> pb.PhotoRecognition:
     """What the only photo shows: the listing's answer."""
     leaf, brand = suggestion.path[-1], suggestion.brand
-    return _recognition(bundle, leaf.category_id, leaf.probability, brand.brand_index, brand.probability)
+    return _build_recognition(bundle, leaf.category_id, leaf.probability, brand.brand_index, brand.probability)
 
 
-def _recognitions(bundle: Bundle, logits: Logits) -> list[pb.PhotoRecognition]:
+def _build_recognitions(bundle: Bundle, logits: Logits) -> list[pb.PhotoRecognition]:
     """What each photo alone shows, all in one batch."""
-    each_alone = np.arange(len(logits.category))
-    leaves = category_probabilities(logits.category, each_alone, bundle.calibration, bundle.taxonomy)
+    one_listing_per_photo = np.arange(len(logits.category))
+    leaves = category_probabilities(logits.category, one_listing_per_photo, bundle.calibration, bundle.taxonomy)
     best_leaves = leaves.argmax(axis=1)
-    brands = answer_brands(brand_logits_of_listings(logits.brand, each_alone, bundle.calibration), bundle.calibration)
+    brands = answer_brands(
+        brand_logits_of_listings(logits.brand, one_listing_per_photo, bundle.calibration), bundle.calibration
+    )
     return [
-        _recognition(bundle, bundle.taxonomy.leaf_ids[leaf], leaves[row, leaf], brand, brands.scores[row])
+        _build_recognition(bundle, bundle.taxonomy.leaf_ids[leaf], leaves[row, leaf], brand, brands.scores[row])
         for row, (leaf, brand) in enumerate(zip(best_leaves.tolist(), brands.labels.tolist(), strict=True))
     ]
 
 
-def _recognition(
+def _build_recognition(
     bundle: Bundle, category_id: str, category_probability: float, brand_index: int, brand_probability: float
 ) -> pb.PhotoRecognition:
     return pb.PhotoRecognition(
@@ -220,19 +226,19 @@ def _recognition(
         category_probability=category_probability,
         brand_id=bundle.taxonomy.brands[brand_index - 1].id if brand_index > 0 else "",
         brand_probability=brand_probability,
-        brand_kind=_brand_kind(brand_index),
+        brand_kind=_to_brand_kind(brand_index),
     )
 
 
-def _brand_kind(brand_index: int) -> pb.BrandKind:
+def _to_brand_kind(brand_index: int) -> pb.BrandKind:
     if brand_index == OTHER_BRAND:
         return pb.BRAND_KIND_UNKNOWN
     return pb.BRAND_KIND_BRAND if brand_index > 0 else pb.BRAND_KIND_NO_BRAND
 
 
-def _photo_error(error: PhotoError) -> pb.PhotoError:
-    return pb.PhotoError(reason=error_reason(error), message=str(error))
+def _to_photo_error(error: PhotoError) -> pb.PhotoError:
+    return pb.PhotoError(reason=to_wire_error_reason(error), message=str(error))
 
 
-def _outcome(filled: bool) -> pb.SuggestionOutcome:
+def _to_action(filled: bool) -> pb.SuggestionOutcome:
     return pb.SUGGESTION_OUTCOME_FILL if filled else pb.SUGGESTION_OUTCOME_SUGGEST

@@ -20,12 +20,12 @@ from vision.errors import ListingVisionError
 
 __all__ = [
     "CALLER",
-    "Authenticate",
-    "Quotas",
+    "AuthInterceptor",
+    "FileWatcher",
+    "PhotoQuota",
     "ServerTls",
-    "StaticTokens",
+    "StaticTokenVerifier",
     "TokenVerifier",
-    "Watched",
     "is_loopback",
 ]
 
@@ -34,8 +34,8 @@ _log = logging.getLogger(__name__)
 CALLER: ContextVar[str] = ContextVar("caller", default="")
 """Name of the caller of the call that is being answered; empty where nobody needs one."""
 
-_LOOK_AGAIN_S = 1.0
-_OPEN_TO_ALL = "/grpc.health.v1.Health/"
+_CHECK_INTERVAL_S = 1.0
+_PUBLIC_METHOD_PREFIX = "/grpc.health.v1.Health/"
 """Load balancers have no token."""
 _BEARER = "bearer "
 
@@ -47,20 +47,20 @@ def is_loopback(host: str) -> bool:
     return host == "localhost"
 
 
-class Watched:
+class FileWatcher:
     """Contents of files that are replaced while they are used; looked at once a second at most."""
 
     def __init__(self, *paths: Path) -> None:
         self._paths = paths
-        self._looked_s = 0.0
+        self._last_check_s = 0.0
         self._stamp: tuple[tuple[int, int], ...] | None = None
 
-    def changed(self) -> bool:
+    def has_changed(self) -> bool:
         """Whether they differ from when this was last asked."""
         now_s = time.monotonic()
-        if self._stamp is not None and now_s - self._looked_s < _LOOK_AGAIN_S:
+        if self._stamp is not None and now_s - self._last_check_s < _CHECK_INTERVAL_S:
             return False
-        self._looked_s = now_s
+        self._last_check_s = now_s
         try:
             stamp = tuple((found.st_mtime_ns, found.st_size) for found in (path.stat() for path in self._paths))
         except OSError as error:
@@ -78,7 +78,7 @@ class ServerTls:
     key: Path
     client_ca: Path | None = None
 
-    def credentials(self) -> grpc.ServerCredentials:
+    def create_credentials(self) -> grpc.ServerCredentials:
         """Credentials that follow the files: a new certificate holds from the next connection on.
 
         What cannot be used, half written or not fitting its key, is warned of, and the old one stays.
@@ -87,20 +87,20 @@ class ServerTls:
             ListingVisionError: they cannot be used to begin with.
         """
         paths = [path for path in (self.certificate, self.key, self.client_ca) if path]
-        watched = Watched(*paths)
-        watched.changed()
+        watcher = FileWatcher(*paths)
+        watcher.has_changed()
         try:
-            first = self._configuration()
+            first = self._load_configuration()
         except (OSError, ssl.SSLError) as error:
             raise ListingVisionError(
                 f"TLS certificate {self.certificate} with key {self.key} cannot be used: {error}"
             ) from error
 
         def fetch() -> grpc.ServerCertificateConfiguration | None:
-            if not watched.changed():
+            if not watcher.has_changed():
                 return None
             try:
-                found = self._configuration()
+                found = self._load_configuration()
             except (OSError, ssl.SSLError) as error:
                 _log.warning("TLS certificate %s cannot be used, the old one stays: %s", self.certificate, error)
                 return None
@@ -112,7 +112,7 @@ class ServerTls:
             first, cast(Any, fetch), require_client_authentication=bool(self.client_ca)
         )
 
-    def _configuration(self) -> grpc.ServerCertificateConfiguration:
+    def _load_configuration(self) -> grpc.ServerCertificateConfiguration:
         # Raises where they are no certificate and key, or not each other's.
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(self.certificate, self.key)
@@ -127,12 +127,12 @@ class ServerTls:
 class TokenVerifier(Protocol):
     """Tells callers by their bearer tokens."""
 
-    async def caller(self, token: str) -> str | None:
+    async def identify_caller(self, token: str) -> str | None:
         """The caller's name; None: nobody's token."""
         ...
 
 
-class StaticTokens:
+class StaticTokenVerifier:
     """Tokens of a file: a line a caller, its name and the SHA-256 of its token in hex; read again when it changes.
 
     `printf %s "$TOKEN" | sha256sum` makes the second word. Who reads the file learns no token.
@@ -141,20 +141,20 @@ class StaticTokens:
     def __init__(self, path: Path) -> None:
         """Raises ListingVisionError: it cannot be used."""
         self._path = path
-        self._watched = Watched(path)
-        self._watched.changed()
-        self._callers = self._read()
+        self._watcher = FileWatcher(path)
+        self._watcher.has_changed()
+        self._callers = self._load_tokens()
 
-    async def caller(self, token: str) -> str | None:
-        if self._watched.changed():
+    async def identify_caller(self, token: str) -> str | None:
+        if self._watcher.has_changed():
             try:
-                self._callers = self._read()
+                self._callers = self._load_tokens()
             except ListingVisionError as error:
                 _log.warning("%s; the old tokens stay", error)
         # What is looked up is a hash: how long that takes tells nothing of any token.
         return self._callers.get(hashlib.sha256(token.encode()).hexdigest())
 
-    def _read(self) -> Mapping[str, str]:
+    def _load_tokens(self) -> Mapping[str, str]:
         try:
             lines = self._path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
@@ -172,43 +172,45 @@ class StaticTokens:
         return callers
 
 
-class Quotas:
+class PhotoQuota:
     """So many photos a second for each caller, with a burst of a few seconds' worth."""
 
     BURST_S = 5.0
-    MOST_KEPT = 10_000
+    MAX_TRACKED_CALLERS = 10_000
     """Callers; beyond it those are forgotten whose quota is whole again anyway. Whoever signs tokens names them."""
 
     def __init__(self, photos_per_s: float, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._rate = photos_per_s
         self._clock = clock
-        self._left: dict[str, tuple[float, float]] = {}
+        self._remaining: dict[str, tuple[float, float]] = {}
         """By caller: photos left, and when that was."""
 
-    def take(self, caller: str, num_photos: int) -> None:
+    def consume(self, caller: str, num_photos: int) -> None:
         """Raises Refusal: QUOTA_EXCEEDED, with the time after which to try again."""
-        now_s, most = self._clock(), self._rate * self.BURST_S
-        left, then_s = self._left.get(caller, (most, now_s))
-        left = min(most, left + (now_s - then_s) * self._rate)
+        now_s, burst = self._clock(), self._rate * self.BURST_S
+        remaining, last_s = self._remaining.get(caller, (burst, now_s))
+        remaining = min(burst, remaining + (now_s - last_s) * self._rate)
         # A listing larger than the burst is let in when the burst is whole, or it would never be.
-        if left < min(num_photos, most):
-            self._left[caller] = left, now_s
+        if remaining < min(num_photos, burst):
+            self._remaining[caller] = remaining, now_s
             raise Refusal(
                 reason="QUOTA_EXCEEDED",
                 message=f"caller {caller!r} may send {self._rate:g} photos a second; try later",
-                retry_after_s=(min(num_photos, most) - left) / self._rate,
+                retry_after_s=(min(num_photos, burst) - remaining) / self._rate,
             )
-        self._left[caller] = left - num_photos, now_s
-        if len(self._left) > self.MOST_KEPT:
-            self._left = {
-                name: kept for name, kept in self._left.items() if now_s - kept[1] < self._whole_after_s(kept[0])
+        self._remaining[caller] = remaining - num_photos, now_s
+        if len(self._remaining) > self.MAX_TRACKED_CALLERS:
+            self._remaining = {
+                name: bucket
+                for name, bucket in self._remaining.items()
+                if now_s - bucket[1] < self._compute_refill_s(bucket[0])
             }
 
-    def _whole_after_s(self, left: float) -> float:
-        return self.BURST_S - left / self._rate
+    def _compute_refill_s(self, remaining: float) -> float:
+        return self.BURST_S - remaining / self._rate
 
 
-class Authenticate(grpc.aio.ServerInterceptor):
+class AuthInterceptor(grpc.aio.ServerInterceptor):
     """Answers UNAUTHENTICATED, without a detail and before any photo is read, to whoever has no valid token."""
 
     def __init__(self, *verifiers: TokenVerifier) -> None:
@@ -220,28 +222,28 @@ class Authenticate(grpc.aio.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable["grpc.RpcMethodHandler[Any, Any] | None"]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> "grpc.RpcMethodHandler[Any, Any] | None":
-        if handler_call_details.method.startswith(_OPEN_TO_ALL):
+        if handler_call_details.method.startswith(_PUBLIC_METHOD_PREFIX):
             return await continuation(handler_call_details)
-        caller = await self._caller(handler_call_details)
+        caller = await self._identify_caller(handler_call_details)
         if caller is None:
             CALLS.labels("UNAUTHENTICATED", "").inc()
-            return _REFUSED
+            return _UNAUTHENTICATED_HANDLER
         CALLER.set(caller)
         return await continuation(handler_call_details)
 
-    async def _caller(self, details: grpc.HandlerCallDetails) -> str | None:
+    async def _identify_caller(self, details: grpc.HandlerCallDetails) -> str | None:
         for name, value in details.invocation_metadata or ():
             if name == "authorization" and isinstance(value, str) and value.lower().startswith(_BEARER):
                 token = value[len(_BEARER) :].strip()
                 for verifier in self._verifiers:
-                    if caller := await verifier.caller(token):
+                    if caller := await verifier.identify_caller(token):
                         return caller
                 return None
         return None
 
 
-async def _refuse(requests: Any, context: "grpc.aio.ServicerContext[Any, Any]") -> None:
+async def _reject(requests: Any, context: "grpc.aio.ServicerContext[Any, Any]") -> None:
     await abort(context, Refusal(reason="UNAUTHENTICATED", message="unauthenticated"))
 
 
-_REFUSED: "grpc.RpcMethodHandler[Any, Any]" = grpc.stream_stream_rpc_method_handler(_refuse)
+_UNAUTHENTICATED_HANDLER: "grpc.RpcMethodHandler[Any, Any]" = grpc.stream_stream_rpc_method_handler(_reject)

@@ -18,13 +18,13 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from serving.auth.interceptor import is_loopback
 from vision.errors import ListingVisionError
 
-__all__ = ["ALGORITHMS", "fetch", "parse", "read_file", "require_safe"]
+__all__ = ["ALGORITHMS", "fetch", "parse", "read_file", "require_safe_url"]
 
 _log = logging.getLogger(__name__)
 
 ALGORITHMS = frozenset({"ES256", "EdDSA", "RS256"})
 """All with public keys: one of a shared secret (HS256) would let whoever knows a public key sign with it."""
-LEAST_RSA_BITS = 2048
+MIN_RSA_BITS = 2048
 """NIST SP 800-131A."""
 MAX_BYTES = 256 << 10
 TIMEOUT_S = 5.0
@@ -38,8 +38,8 @@ def parse(raw: bytes, name: str) -> Mapping[str, jwt.PyJWK]:
         ListingVisionError: it is no key set, or has no usable key.
     """
     try:
-        listed = json.loads(raw)["keys"]
-        found = {jwk["kid"]: key for jwk in reversed(listed) if (key := _usable(jwk))}
+        entries = json.loads(raw)["keys"]
+        found = {jwk["kid"]: key for jwk in reversed(entries) if (key := _parse_usable_key(jwk))}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ListingVisionError(f"{name} is not a JSON Web Key Set: {type(error).__name__}") from error
     if not found:
@@ -49,7 +49,7 @@ def parse(raw: bytes, name: str) -> Mapping[str, jwt.PyJWK]:
     return found
 
 
-def _usable(jwk: Mapping[str, Any]) -> jwt.PyJWK | None:
+def _parse_usable_key(jwk: Mapping[str, Any]) -> jwt.PyJWK | None:
     key_id = jwk.get("kid")
     if not isinstance(key_id, str) or jwk.get("use", "sig") != "sig" or "verify" not in jwk.get("key_ops", ["verify"]):
         return None
@@ -64,7 +64,7 @@ def _usable(jwk: Mapping[str, Any]) -> jwt.PyJWK | None:
         return None
     if key.algorithm_name not in ALGORITHMS:
         return None
-    if isinstance(key.key, RSAPublicKey) and key.key.key_size < LEAST_RSA_BITS:
+    if isinstance(key.key, RSAPublicKey) and key.key.key_size < MIN_RSA_BITS:
         _log.warning("JWKS: key %r is left out: %d bits are too few", key_id, key.key.key_size)
         return None
     return key
@@ -74,12 +74,12 @@ def read_file(path: Path) -> bytes:
     """Raises ListingVisionError: it cannot be read, or is too large."""
     try:
         with path.open("rb") as file:
-            return _bounded(file, str(path), time.monotonic() + TIMEOUT_S)
+            return _read_bounded(file, str(path), time.monotonic() + TIMEOUT_S)
     except OSError as error:
         raise ListingVisionError(f"JWKS {path} cannot be read: {error.strerror}") from error
 
 
-def require_safe(url: str) -> None:
+def require_safe_url(url: str) -> None:
     """Raise ListingVisionError unless nobody on the way can put keys of their own into the answer."""
     parts = urllib.parse.urlsplit(url)
     safe = parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or ""))
@@ -99,22 +99,22 @@ def fetch(url: str) -> bytes:
     handlers: list[urllib.request.BaseHandler] = [_NoRedirect()]
     if urllib.parse.urlsplit(url).scheme == "http":
         handlers.append(urllib.request.ProxyHandler({}))  # plain text leaves this machine by no detour
-    until_s = time.monotonic() + TIMEOUT_S
-    asked = urllib.request.Request(url, headers={"Accept": "application/json"})
+    deadline_s = time.monotonic() + TIMEOUT_S
+    request = urllib.request.Request(url, headers={"Accept": "application/json"})
     try:
-        with urllib.request.build_opener(*handlers).open(asked, timeout=TIMEOUT_S) as answer:
-            return _bounded(answer, url, until_s)
+        with urllib.request.build_opener(*handlers).open(request, timeout=TIMEOUT_S) as response:
+            return _read_bounded(response, url, deadline_s)
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise ListingVisionError(f"JWKS {url} cannot be fetched: {error}") from error
 
 
-def _bounded(source: BufferedIOBase, name: str, until_s: float) -> bytes:
+def _read_bounded(source: BufferedIOBase, name: str, deadline_s: float) -> bytes:
     found = b""
     while chunk := source.read1(16 << 10):
         found += chunk
         if len(found) > MAX_BYTES:
             raise ListingVisionError(f"JWKS {name} is larger than {MAX_BYTES >> 10} KiB")
-        if time.monotonic() > until_s:
+        if time.monotonic() > deadline_s:
             raise ListingVisionError(f"JWKS {name} did not come within {TIMEOUT_S:g} s")
     return found
 

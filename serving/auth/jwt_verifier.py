@@ -13,34 +13,34 @@ from typing import Any, NamedTuple, Protocol
 
 import jwt
 
-from serving.auth.interceptor import Watched
-from serving.auth.jwks import fetch, parse, read_file, require_safe
+from serving.auth.interceptor import FileWatcher
+from serving.auth.jwks import fetch, parse, read_file, require_safe_url
 from vision.errors import ListingVisionError
 from vision.runtime.files import write_atomically
 
-__all__ = ["JwtTokens", "JwtTrust"]
+__all__ = ["JwtOptions", "JwtVerifier"]
 
 _log = logging.getLogger(__name__)
 
 LEEWAY_S = 30.0
 """Between the provider's clock and ours."""
-LEAST_BETWEEN_S = 30.0
+MIN_FETCH_INTERVAL_S = 30.0
 """Between two fetches, whatever tokens come: somebody may send a thousand with keys that do not exist."""
-FRESH_S = 300.0
+KEY_SET_TTL_S = 300.0
 """A fetched key that the provider has withdrawn is believed for so long."""
-WAIT_S = 6.0
+KEY_WAIT_TIMEOUT_S = 6.0
 """For keys, of a call whose token names one that is not known yet."""
-REMEMBERED_S = 60.0
+TOKEN_CACHE_TTL_S = 60.0
 """A token that was found good is not computed again for so long, or until it expires."""
-MAX_REMEMBERED = 10_000
+MAX_CACHED_TOKENS = 10_000
 MAX_TOKEN_CHARS = 8192
 """As gRPC limits a call's headers."""
 MAX_CALLER_CHARS = 200
-_REQUIRED = ("exp", "iss", "aud", "sub")
+_REQUIRED_CLAIMS = ("exp", "iss", "aud", "sub")
 
 
 @dataclass(frozen=True, kw_only=True)
-class JwtTrust:
+class JwtOptions:
     """Whose tokens are believed."""
 
     jwks: str
@@ -49,7 +49,7 @@ class JwtTrust:
     """That a token must be meant for (`aud`)."""
     issuer: str
     """That it must come from (`iss`)."""
-    kept: Path | None = None
+    cache_path: Path | None = None
     """Where fetched keys are kept for a process that starts while the provider is away; None: nowhere."""
 
 
@@ -59,71 +59,71 @@ class _Keys(Protocol):
         ...
 
 
-class JwtTokens:
+class JwtVerifier:
     """Tells callers by the `sub` of a token that a key of the provider's has signed.
 
     The algorithm is the key's own, one of `serving.auth.jwks.ALGORITHMS`, whatever the token says of itself. Use it in
     one running loop.
     """
 
-    def __init__(self, trust: JwtTrust, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, options: JwtOptions, *, clock: Callable[[], float] = time.time) -> None:
         """Raises ListingVisionError: the keys cannot be had."""
-        self._trust = trust
+        self._options = options
         self._clock = clock
-        self._keys: _Keys = _FetchedKeys(trust) if "://" in trust.jwks else _FileKeys(Path(trust.jwks))
-        self._remembered: OrderedDict[bytes, _Verified] = OrderedDict()
+        self._keys: _Keys = _FetchedKeys(options) if "://" in options.jwks else _FileKeys(Path(options.jwks))
+        self._token_cache: OrderedDict[bytes, _VerifiedToken] = OrderedDict()
 
-    async def caller(self, token: str) -> str | None:
+    async def identify_caller(self, token: str) -> str | None:
         """The caller's name; None: it is not a token to believe, whatever the reason."""
         if len(token) > MAX_TOKEN_CHARS:
             return None
         # Whatever a stranger may send, such as JSON too deep to read, is as good as no token.
         try:
-            return await self._verified(token)
+            return await self._verify_cached(token)
         except Exception as error:
             _log.debug("a token is not believed: %s", type(error).__name__)
             return None
 
-    async def _verified(self, token: str) -> str | None:
+    async def _verify_cached(self, token: str) -> str | None:
         key_id = jwt.get_unverified_header(token).get("kid")
         key = await self._keys.find(key_id) if key_id else None
         if key is None:
             return None
         digest = hashlib.sha256(token.encode()).digest()
-        found = self._remembered.get(digest)
+        found = self._token_cache.get(digest)
         # A key that is no longer the same object has been replaced or withdrawn since.
-        if found is None or found.key is not key or self._clock() >= found.until_s:
+        if found is None or found.key is not key or self._clock() >= found.expires_s:
             found = self._verify(token, key)
-            self._remember(digest, found)
+            self._cache_token(digest, found)
         return found.caller
 
-    def _verify(self, token: str, key: jwt.PyJWK) -> "_Verified":
+    def _verify(self, token: str, key: jwt.PyJWK) -> "_VerifiedToken":
         claims: Mapping[str, Any] = jwt.decode(
             token,
             key,
             algorithms=[key.algorithm_name],
-            audience=self._trust.audience,
-            issuer=self._trust.issuer,
+            audience=self._options.audience,
+            issuer=self._options.issuer,
             leeway=LEEWAY_S,
-            options={"require": list(_REQUIRED)},
+            options={"require": list(_REQUIRED_CLAIMS)},
         )
         caller = claims["sub"]
         if not (0 < len(caller) <= MAX_CALLER_CHARS and caller.isprintable()):
             raise jwt.InvalidTokenError("sub")
-        return _Verified(caller, key, min(self._clock() + REMEMBERED_S, float(claims["exp"]) + LEEWAY_S))
+        return _VerifiedToken(caller, key, min(self._clock() + TOKEN_CACHE_TTL_S, float(claims["exp"]) + LEEWAY_S))
 
-    def _remember(self, digest: bytes, found: "_Verified") -> None:
-        self._remembered[digest] = found
-        self._remembered.move_to_end(digest)
-        while len(self._remembered) > MAX_REMEMBERED:
-            self._remembered.popitem(last=False)
+    def _cache_token(self, digest: bytes, found: "_VerifiedToken") -> None:
+        self._token_cache[digest] = found
+        self._token_cache.move_to_end(digest)
+        while len(self._token_cache) > MAX_CACHED_TOKENS:
+            self._token_cache.popitem(last=False)
 
 
-class _Verified(NamedTuple):
+class _VerifiedToken(NamedTuple):
     caller: str
     key: jwt.PyJWK
     """That signed it."""
-    until_s: float
+    expires_s: float
     """Wall clock."""
 
 
@@ -132,17 +132,17 @@ class _FileKeys:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._watched = Watched(path)
-        self._watched.changed()
-        self._by_id = parse(read_file(path), str(path))
+        self._watcher = FileWatcher(path)
+        self._watcher.has_changed()
+        self._keys_by_id = parse(read_file(path), str(path))
 
     async def find(self, key_id: str) -> jwt.PyJWK | None:
-        if self._watched.changed():
+        if self._watcher.has_changed():
             try:
-                self._by_id = parse(read_file(self._path), str(self._path))
+                self._keys_by_id = parse(read_file(self._path), str(self._path))
             except ListingVisionError as error:
                 _log.warning("%s; the old keys stay", error)
-        return self._by_id.get(key_id)
+        return self._keys_by_id.get(key_id)
 
 
 class _FetchedKeys:
@@ -151,52 +151,52 @@ class _FetchedKeys:
     A provider that is away changes nothing: the last keys stay.
     """
 
-    def __init__(self, trust: JwtTrust) -> None:
-        require_safe(trust.jwks)
-        self._url, self._kept = trust.jwks, trust.kept
-        self._fetching: asyncio.Task[None] | None = None
-        self._fetched_s = time.monotonic()
-        self._raw = self._first()
-        self._by_id = parse(self._raw, self._url)
+    def __init__(self, options: JwtOptions) -> None:
+        require_safe_url(options.jwks)
+        self._url, self._cache_path = options.jwks, options.cache_path
+        self._fetch_task: asyncio.Task[None] | None = None
+        self._last_fetch_s = time.monotonic()
+        self._raw = self._load_initial()
+        self._keys_by_id = parse(self._raw, self._url)
 
     async def find(self, key_id: str) -> jwt.PyJWK | None:
-        is_known = key_id in self._by_id
-        if self._is_due(FRESH_S if is_known else LEAST_BETWEEN_S):
-            self._fetched_s = time.monotonic()
-            self._fetching = asyncio.create_task(self._fetch_again())
-        if self._fetching and not is_known:
+        is_known = key_id in self._keys_by_id
+        if self._is_due(KEY_SET_TTL_S if is_known else MIN_FETCH_INTERVAL_S):
+            self._last_fetch_s = time.monotonic()
+            self._fetch_task = asyncio.create_task(self._refresh())
+        if self._fetch_task and not is_known:
             with suppress(TimeoutError):
-                await asyncio.wait_for(asyncio.shield(self._fetching), WAIT_S)
-        return self._by_id.get(key_id)
+                await asyncio.wait_for(asyncio.shield(self._fetch_task), KEY_WAIT_TIMEOUT_S)
+        return self._keys_by_id.get(key_id)
 
     def _is_due(self, age_s: float) -> bool:
-        return self._fetching is None and time.monotonic() - self._fetched_s >= age_s
+        return self._fetch_task is None and time.monotonic() - self._last_fetch_s >= age_s
 
-    async def _fetch_again(self) -> None:
+    async def _refresh(self) -> None:
         try:
             raw = await asyncio.to_thread(fetch, self._url)
             if raw != self._raw:
-                self._by_id = parse(raw, self._url)
+                self._keys_by_id = parse(raw, self._url)
                 self._raw = raw
-                self._keep(raw)
-                _log.info("JWKS %s has changed: %d keys", self._url, len(self._by_id))
+                self._write_cache(raw)
+                _log.info("JWKS %s has changed: %d keys", self._url, len(self._keys_by_id))
         except (ListingVisionError, OSError) as error:
             _log.warning("%s; the old keys stay", error)
         finally:
-            self._fetching = None
+            self._fetch_task = None
 
-    def _first(self) -> bytes:
+    def _load_initial(self) -> bytes:
         try:
             raw = fetch(self._url)
             parse(raw, self._url)
         except ListingVisionError as error:
-            if self._kept is None or not self._kept.is_file():
+            if self._cache_path is None or not self._cache_path.is_file():
                 raise
             _log.warning("%s; the keys that were fetched before are used", error)
-            return self._kept.read_bytes()
-        self._keep(raw)
+            return self._cache_path.read_bytes()
+        self._write_cache(raw)
         return raw
 
-    def _keep(self, raw: bytes) -> None:
-        if self._kept:
-            write_atomically(self._kept, raw)
+    def _write_cache(self, raw: bytes) -> None:
+        if self._cache_path:
+            write_atomically(self._cache_path, raw)

@@ -99,7 +99,7 @@ def verify(store: Store) -> Verification:
             elif file is entry.suggestions:
                 files.append(file.path)
     known = {path for entry in Ledger(store).entries() for path in _list_paths(entry.suggestions, entry.dead_letters)}
-    found = [path for folder in ("suggestions", "dead_letters") for path in store.paths(folder)]
+    found = [path for folder in ("suggestions", "dead_letters") for path in store.list_files(folder)]
     problems += [f"{path} is in no ledger; start the same command again" for path in found if path not in known]
     with _connect(store) as connection:
         connection.execute("CREATE TABLE suggestions (listing_id VARCHAR, result VARCHAR)")
@@ -273,7 +273,7 @@ def _suggestions_sql(store: Store) -> str:
 
 
 def _parquet_sql(store: Store, paths: Sequence[str]) -> str:
-    quoted = ", ".join("'" + store.full(path).replace("'", "''") + "'" for path in paths)
+    quoted = ", ".join("'" + store.full_path(path).replace("'", "''") + "'" for path in paths)
     return f"read_parquet([{quoted}], hive_partitioning = false)"
 
 

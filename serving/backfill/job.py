@@ -89,7 +89,7 @@ def read_job(store: Store) -> Job:
     try:
         return Job(**{**raw, "model": ModelVersions(**raw["model"])})
     except (TypeError, KeyError) as error:
-        raise BackfillError(f"{store.full(JOB_PATH)} is not readable: {error}") from error
+        raise BackfillError(f"{store.full_path(JOB_PATH)} is not readable: {error}") from error
 
 
 def _format_value(value: Any) -> str:

@@ -76,12 +76,12 @@ class Ledger:
 
     def entries(self) -> Iterator[Entry]:
         """Of all shards that are done, in order."""
-        paths = [path for path in self._store.paths(LEDGER_FOLDER) if path.endswith(".json")]
-        for path, raw in zip(paths, self._store.read_jsons(paths), strict=True):
+        paths = [path for path in self._store.list_files(LEDGER_FOLDER) if path.endswith(".json")]
+        for path, raw in zip(paths, self._store.read_json_files(paths), strict=True):
             try:
                 yield Entry.from_json(raw)
             except (TypeError, KeyError) as error:
-                raise BackfillError(f"{self._store.full(path)} is not an entry of a ledger: {error!r}") from error
+                raise BackfillError(f"{self._store.full_path(path)} is not an entry of a ledger: {error!r}") from error
 
     def commit(self, entry: Entry, files: Mapping[str, bytes]) -> None:
         """Write a shard's files and then its entry; nothing else makes it done."""
@@ -111,9 +111,9 @@ class Ledger:
         orphans: list[str] = []
         # On storage elsewhere another machine may be about to vouch for them; a shard's next run overwrites them.
         if self._store.is_local:
-            left = [path for folder in ("suggestions", "dead_letters") for path in self._store.paths(folder)]
+            left = [path for folder in ("suggestions", "dead_letters") for path in self._store.list_files(folder)]
             orphans = [path for path in left if path not in known]
-        orphans += [path for path in self._store.paths("_job") if path.endswith(".tmp")]
+        orphans += [path for path in self._store.list_files("_job") if path.endswith(".tmp")]
         for path in orphans:
             self._store.remove(path)
         return len(orphans)
@@ -133,7 +133,7 @@ class Ledger:
             return old
         if found != new.suggestions.sha256:
             raise BackfillError(
-                f"{self._store.full(entry.suggestions.path)} is neither what it was nor what replaces it"
+                f"{self._store.full_path(entry.suggestions.path)} is neither what it was nor what replaces it"
             )
         letters = new.dead_letters or entry.dead_letters
         there = letters is not None and self._store.exists(letters.path)
@@ -149,7 +149,7 @@ class Ledger:
 
     def complete_entries(self) -> Iterator[Entry]:
         """Entries whose files are there; the others' shards have to be done again."""
-        there = {path for folder in ("suggestions", "dead_letters") for path in self._store.paths(folder)}
+        there = {path for folder in ("suggestions", "dead_letters") for path in self._store.list_files(folder)}
         for entry in self.entries():
             if all(file.path in there for file in (entry.suggestions, entry.dead_letters) if file):
                 yield entry

@@ -14,8 +14,8 @@ from serving.backfill.output import ShardTables, decide_shard
 from serving.backfill.photo_reader import PhotoReader
 from serving.backfill.pipeline import PhotoDecoder, Pipeline, WaitTimes
 from serving.backfill.plan import ShardPhotos
-from serving.decoding.fork_client import MAX_MEMORY_BYTES, Decoder, InThisProcess, Nursery
-from serving.decoding.fork_server import Settings
+from serving.decoding.fork_client import MAX_MEMORY_BYTES, Decoder, ForkServer, InlineDecoder
+from serving.decoding.fork_server import DecodeSettings
 from serving.errors import BackfillError
 from vision.bundle import ONNX_ON_CPU, Bundle
 from vision.engine import Logits, OnnxEngine
@@ -53,13 +53,13 @@ class BackfillEngine(Protocol):
 
 def create_decoder(bundle: Bundle, *, isolate: bool) -> PhotoDecoder:
     """A child process that a photo may crash or hang; else this process does it, at the photos' mercy."""
-    settings = Settings(
+    settings = DecodeSettings(
         preprocessing=bundle.info.preprocessing, limits=PhotoLimits(), max_memory_bytes=MAX_MEMORY_BYTES
     )
     if not isolate:
-        return InThisProcess(settings)
+        return InlineDecoder(settings)
     return Decoder(
-        Nursery(settings, [sys.executable], path=Path(__file__).resolve().parents[2]),
+        ForkServer(settings, [sys.executable], path=Path(__file__).resolve().parents[2]),
         settings,
         timeout_s=DECODE_TIMEOUT_S,
     )

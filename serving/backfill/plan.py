@@ -137,7 +137,7 @@ class ShardReader:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        with store.opened(SHARDS_PATH) as file:
+        with store.open(SHARDS_PATH) as file:
             shards = pyarrow.parquet.read_table(file)
         self._first_rows: npt.NDArray[np.int64] = shards["first_row"].to_numpy()
         self._num_rows: npt.NDArray[np.int64] = shards["num_photos"].to_numpy()
@@ -168,7 +168,7 @@ class ShardReader:
 
     def _read_rows(self, begin: int, end: int) -> Iterator[pa.Table]:
         if self._file is None:
-            opened = fsspec.open(self._store.full(ROWS_PATH), "rb").open()
+            opened = fsspec.open(self._store.full_path(ROWS_PATH), "rb").open()
             self._file = pyarrow.parquet.ParquetFile(opened)
             sizes = [self._file.metadata.row_group(i).num_rows for i in range(self._file.num_row_groups)]
             self._group_starts = np.concatenate([[0], np.cumsum(sizes)])

@@ -25,7 +25,7 @@ from serving.backfill.plan import ShardPhotos
 from serving.client.client import MESSAGE_LIMIT_BYTES, Access, CallFailed, ListingVisionClient
 from serving.errors import BackfillError
 from serving.gateway.service import MAX_ALTERNATIVES, MAX_LISTING_ID_CHARS
-from serving.inference.triton import TritonEngine, check, until_answering
+from serving.inference.triton import TritonEngine, check_golden_photos, wait_for_golden_photos
 from serving.protocol import listing_vision_pb2 as pb
 from vision.bundle import UNKNOWN_BACKEND, Bundle
 from vision.engine import Logits
@@ -74,7 +74,7 @@ def create_remote_engine(
     """
     with ListingVisionClient(address, Access.from_environment()) as client:
         try:
-            described = client.model()
+            described = client.get_model()
         except CallFailed as failed:
             if failed.code == grpc.StatusCode.UNIMPLEMENTED:
                 return _create_triton_engine(address, bundle, RateLimiter(photos_per_s), stop=stop, isolate=isolate)
@@ -303,9 +303,9 @@ def _create_triton_engine(
 
     async def connect() -> tuple[TritonEngine, str]:
         # The pipeline decodes: answers are those of pixels, and so are the promises.
-        engine = TritonEngine(address, may_decode=False)
-        await until_answering(engine, bundle)
-        return engine, await engine.backend()
+        engine = TritonEngine(address, allow_decoding=False)
+        await wait_for_golden_photos(engine, bundle)
+        return engine, await engine.fetch_backend()
 
     try:
         engine, backend = loop.run(connect())
@@ -331,7 +331,7 @@ def _create_triton_engine(
     def verify_model() -> None:
         # Busy or away it says nothing; what was answered was answered by the model that was there.
         with contextlib.suppress(EngineUnavailable, EngineBusy):
-            loop.run(check(engine, bundle, which=slice(0, 1)))
+            loop.run(check_golden_photos(engine, bundle, which=slice(0, 1)))
 
     def close() -> None:
         loop.run(engine.close())

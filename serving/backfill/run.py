@@ -131,7 +131,7 @@ def open_or_create_job(
             job = read_job(store)
             job.require_match(found)
             return job
-    elif not request.overwrite and store.paths(LEDGER_FOLDER):
+    elif not request.overwrite and store.list_files(LEDGER_FOLDER):
         raise BackfillError(f"{store.url} has a ledger and no {JOB_PATH}; --overwrite drops what is there")
     _require_no_foreign_files(store)
 
@@ -139,7 +139,7 @@ def open_or_create_job(
         # Only once the new plan is made: a manifest that cannot be used costs nothing. The job goes first, for without
         # it what is left is nobody's.
         store.remove(JOB_PATH)
-        for path in store.paths(""):
+        for path in store.list_files(""):
             if path != LOCK_PATH:
                 store.remove(path)
 
@@ -403,7 +403,7 @@ def _count_photo_errors(answers: pa.Table) -> list[int]:
 
 
 def _read_table(store: Store, path: str) -> pa.Table:
-    with store.opened(path) as file:
+    with store.open(path) as file:
         return pyarrow.parquet.read_table(file)
 
 
@@ -414,6 +414,6 @@ def _has_any_reason(errors: Mapping[str, int], reasons: Sequence[str]) -> bool:
 def _require_no_foreign_files(store: Store) -> None:
     """Whoever gives a folder of something else by mistake must not lose it."""
     ours = ("_job/", "suggestions/", "dead_letters/", SUCCESS_PATH)
-    foreign = next((path for path in store.paths("") if not path.startswith(ours)), None)
+    foreign = next((path for path in store.list_files("") if not path.startswith(ours)), None)
     if foreign:
         raise BackfillError(f"--output {store.url} holds other files, such as {foreign}; give an empty folder")

@@ -16,19 +16,19 @@ from PIL import Image
 from serving.client import AsyncListingVisionClient
 from serving.config import ServeOptions
 from serving.gateway.server import GatewayServer
-from serving.inference.triton import TritonEngine, until_answering
+from serving.inference.triton import TritonEngine, wait_for_golden_photos
 from serving.triton.install import TritonInstallation
 from serving.triton.process import LocalTriton
 from serving.triton.repository import RepositoryOptions
 from vision.bundle import Bundle
 from vision.errors import ListingVisionError
 
-__all__ = ["Budget", "Measured", "table", "tune", "write_tuning"]
+__all__ = ["Budget", "Measurement", "format_table", "tune", "write_tuning"]
 
 WARM_UP_S = 1.0
 PHOTO_PX = (1440, 1080)
 """What phones upload after an app has scaled it: decoding competes with the model for a CPU, so it must be there."""
-CLEARLY_BETTER = 1.03
+MIN_IMPROVEMENT = 1.03
 """Another setting is taken when it answers so many times as much; less is chance."""
 
 
@@ -43,7 +43,7 @@ class Budget:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class Measurement:
     options: RepositoryOptions
     photos_per_s: float
     p50_ms: float
@@ -54,26 +54,26 @@ class Measured:
 
 
 def tune(
-    bundle: Bundle, installation: TritonInstallation, budget: Budget, *, say: Callable[[Measured], None]
-) -> tuple[Measured, list[Measured]]:
+    bundle: Bundle, installation: TritonInstallation, budget: Budget, *, on_measurement: Callable[[Measurement], None]
+) -> tuple[Measurement, list[Measurement]]:
     """The best setting, and all that were measured; one kind of setting after another, each from the best so far.
 
     Raises:
         ListingVisionError: none keeps the budget; the fastest is named.
     """
-    photos = _photos(bundle)
-    tried: dict[RepositoryOptions, Measured] = {}
+    photos = _create_photos(bundle)
+    tried: dict[RepositoryOptions, Measurement] = {}
 
-    def measured(options: RepositoryOptions) -> Measured:
+    def measure(options: RepositoryOptions) -> Measurement:
         if options not in tried:
             tried[options] = asyncio.run(_measure(bundle, installation, options, budget, photos))
-            say(tried[options])
+            on_measurement(tried[options])
         return tried[options]
 
-    best = measured(RepositoryOptions(backend="python", instances=_instances()[-1]))
-    for vary in (_by_instances, _by_batch, _by_delay):
+    best = measure(RepositoryOptions(backend="python", instances=_list_instance_counts()[-1]))
+    for vary in (_vary_instances, _vary_batch, _vary_delay):
         for options in vary(best.options):
-            best = _better(best, measured(options), budget)
+            best = _choose_better(best, measure(options), budget)
     if not best.fits(budget):
         fastest = min(tried.values(), key=lambda m: m.p99_ms)
         raise ListingVisionError(
@@ -83,64 +83,64 @@ def tune(
     return best, list(tried.values())
 
 
-def table(measured: Sequence[Measured], budget: Budget) -> str:
+def format_table(measured: Sequence[Measurement], budget: Budget) -> str:
     """Lines for people."""
     head = f"{'instances':>9} {'batch':>5} {'delay':>8} {'photos/s':>8} {'p50':>8} {'p99':>8}"
     rows = [
-        f"{m.options.num_instances:>9} {m.options.photos_at_once:>5} {m.options.max_queue_delay_us or 0:>5} us "
+        f"{m.options.num_instances:>9} {m.options.preferred_batch_size:>5} {m.options.max_queue_delay_us or 0:>5} us "
         f"{m.photos_per_s:>8.1f} {m.p50_ms:>5.0f} ms {m.p99_ms:>5.0f} ms{'' if m.fits(budget) else '  over budget'}"
         for m in measured
     ]
     return "\n".join([head, *rows])
 
 
-def write_tuning(path: Path, best: Measured, measured: Iterable[Measured], budget: Budget) -> None:
+def write_tuning(path: Path, best: Measurement, measured: Iterable[Measurement], budget: Budget) -> None:
     """What `triton_repository.read_tuning` reads, with all that was measured."""
     written = {
-        "best": _chosen(best.options),
+        "best": _get_tuned_options(best.options),
         "budget": asdict(budget),
         "cores": len(os.sched_getaffinity(0)),
         "measured": [
-            {**_chosen(m.options), "photos_per_s": m.photos_per_s, "p50_ms": m.p50_ms, "p99_ms": m.p99_ms}
+            {**_get_tuned_options(m.options), "photos_per_s": m.photos_per_s, "p50_ms": m.p50_ms, "p99_ms": m.p99_ms}
             for m in measured
         ],
     }
     path.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
 
 
-def _chosen(options: RepositoryOptions) -> dict[str, object]:
-    names = ("backend", "instances", "photos_at_once", "max_queue_delay_us")
+def _get_tuned_options(options: RepositoryOptions) -> dict[str, object]:
+    names = ("backend", "instances", "preferred_batch_size", "max_queue_delay_us")
     return {name: getattr(options, name) for name in names}
 
 
-def _instances() -> list[int]:
+def _list_instance_counts() -> list[int]:
     cores = len(os.sched_getaffinity(0))
     return sorted({max(1, cores // 2), cores, 2 * cores})
 
 
-def _by_instances(best: RepositoryOptions) -> list[RepositoryOptions]:
-    return [replace(best, instances=instances) for instances in _instances()]
+def _vary_instances(best: RepositoryOptions) -> list[RepositoryOptions]:
+    return [replace(best, instances=instances) for instances in _list_instance_counts()]
 
 
-def _by_batch(best: RepositoryOptions) -> list[RepositoryOptions]:
-    return [replace(best, photos_at_once=photos) for photos in (1, 2, 4, 8)]
+def _vary_batch(best: RepositoryOptions) -> list[RepositoryOptions]:
+    return [replace(best, preferred_batch_size=photos) for photos in (1, 2, 4, 8)]
 
 
-def _by_delay(best: RepositoryOptions) -> list[RepositoryOptions]:
-    if best.photos_at_once == 1:  # there is nothing to wait for
+def _vary_delay(best: RepositoryOptions) -> list[RepositoryOptions]:
+    if best.preferred_batch_size == 1:  # there is nothing to wait for
         return []
     return [replace(best, max_queue_delay_us=delay_us) for delay_us in (1000, 4000)]
 
 
-def _better(one: Measured, other: Measured, budget: Budget) -> Measured:
+def _choose_better(one: Measurement, other: Measurement, budget: Budget) -> Measurement:
     if one.fits(budget) != other.fits(budget):
         return one if one.fits(budget) else other
     if not one.fits(budget):
         return min(one, other, key=lambda m: m.p99_ms)
-    return other if other.photos_per_s > CLEARLY_BETTER * one.photos_per_s else one
+    return other if other.photos_per_s > MIN_IMPROVEMENT * one.photos_per_s else one
 
 
-def _photos(bundle: Bundle) -> list[bytes]:
+def _create_photos(bundle: Bundle) -> list[bytes]:
     photos = []
     for pixels in bundle.golden.photos_nhwc:
         out = io.BytesIO()
@@ -151,7 +151,7 @@ def _photos(bundle: Bundle) -> list[bytes]:
 
 async def _measure(
     bundle: Bundle, installation: TritonInstallation, options: RepositoryOptions, budget: Budget, photos: list[bytes]
-) -> Measured:
+) -> Measurement:
     """One setting, with a gateway of this process before it."""
     triton = LocalTriton(bundle, installation, options)
     triton.start()
@@ -160,21 +160,21 @@ async def _measure(
         await asyncio.to_thread(triton.wait_until_listening)
         engine = TritonEngine(triton.address)
         try:
-            await until_answering(engine, bundle)
+            await wait_for_golden_photos(engine, bundle)
         finally:
             await engine.close()
         server = GatewayServer(ServeOptions(bundle=bundle.folder, port=0, triton=triton.address, drain_s=0))
         await server.start()
         async with AsyncListingVisionClient(f"127.0.0.1:{server.port}") as client:
-            await _load(client, photos, budget.callers, WARM_UP_S)
+            await _generate_load(client, photos, budget.callers, WARM_UP_S)
             started_s = time.monotonic()
-            latencies_ms = await _load(client, photos, budget.callers, budget.seconds)
+            latencies_ms = await _generate_load(client, photos, budget.callers, budget.seconds)
             seconds = time.monotonic() - started_s
     finally:
         if server:
             await server.stop()
         await asyncio.to_thread(triton.stop)
-    return Measured(
+    return Measurement(
         options=options,
         photos_per_s=len(latencies_ms) / seconds,
         p50_ms=statistics.median(latencies_ms),
@@ -182,7 +182,9 @@ async def _measure(
     )
 
 
-async def _load(client: AsyncListingVisionClient, photos: list[bytes], callers: int, seconds: float) -> list[float]:
+async def _generate_load(
+    client: AsyncListingVisionClient, photos: list[bytes], callers: int, seconds: float
+) -> list[float]:
     latencies_ms: list[float] = []
     until_s = time.monotonic() + seconds
 

@@ -94,7 +94,7 @@ def run(
         embedding=embedding,
         overwrite=overwrite,
     )
-    with _exit_when_interrupted(shutdown), store.locked(LOCK_PATH):
+    with _exit_when_interrupted(shutdown), store.lock(LOCK_PATH):
         if ray or ray_address:
             from serving.backfill.ray_engine import create_ray_engine
 
@@ -142,7 +142,7 @@ def retry(
 
     store, shutdown = Store(output), GracefulShutdown()
     job = read_job(store)
-    with _exit_when_interrupted(shutdown), store.locked(LOCK_PATH):
+    with _exit_when_interrupted(shutdown), store.lock(LOCK_PATH):
         engine = _create_engine(model, shutdown, target=target, rate=rate, cores=cores, isolate=isolate)
         try:
             job.require_match({"model": engine.versions})

@@ -24,7 +24,7 @@ def load(bundle: Annotated[Path, typer.Argument(help="A model bundle.")], port: 
 
     Example: listing-vision model load bundles/new
     """
-    release = _ask(port, "load", bundle=str(bundle.resolve()))
+    release = _send_command(port, "load", bundle=str(bundle.resolve()))
     typer.echo(f"{release} is loaded and answers its golden photos; listing-vision model promote {release}")
 
 
@@ -34,7 +34,7 @@ def promote(release: _Release, port: _Port = 50051) -> None:
 
     Example: listing-vision model promote 1f0a9c2e.5d21b7
     """
-    _ask(port, "promote", release=release)
+    _send_command(port, "promote", release=release)
     typer.echo(f"{release} answers")
 
 
@@ -44,7 +44,7 @@ def rollback(port: _Port = 50051) -> None:
 
     Example: listing-vision model rollback
     """
-    typer.echo(f"{_ask(port, 'rollback')} answers")
+    typer.echo(f"{_send_command(port, 'rollback')} answers")
 
 
 @model_app.command()
@@ -60,7 +60,7 @@ def canary(
 
     Example: listing-vision model canary 1f0a9c2e.5d21b7 --share 0.05
     """
-    if _turned_on(port, "canary", release, share, off=off):
+    if _set_or_clear(port, "canary", release, share, off=off):
         typer.echo(f"{release} answers {share:.4g} of the listings; listing-vision model canary --off ends it")
     else:
         typer.echo("no canary answers any listing")
@@ -79,7 +79,7 @@ def shadow(
 
     Example: listing-vision model shadow 1f0a9c2e.5d21b7 --share 0.2
     """
-    if _turned_on(port, "shadow", release, share, off=off):
+    if _set_or_clear(port, "shadow", release, share, off=off):
         typer.echo(f"{release} sees {share:.4g} of the listings; listing-vision model shadow --off ends it")
     else:
         typer.echo("no shadow sees any listing")
@@ -91,7 +91,7 @@ def unload(release: _Release, port: _Port = 50051) -> None:
 
     Example: listing-vision model unload 1f0a9c2e.5d21b7
     """
-    _ask(port, "unload", release=release)
+    _send_command(port, "unload", release=release)
     typer.echo(f"{release} is unloaded")
 
 
@@ -101,30 +101,30 @@ def status(port: _Port = 50051) -> None:
 
     Example: listing-vision model status
     """
-    for found in _ask(port, "status"):
+    for found in _send_command(port, "status"):
         typer.echo(f"{found['release']:<24} {found['state']:<16} {found['name']:<20} {found['bundle']}")
-        if found["why_removed"]:
-            typer.echo(f"  was removed as a canary: {found['why_removed']}")
+        if found["removal_reason"]:
+            typer.echo(f"  was removed as a canary: {found['removal_reason']}")
 
 
-def _turned_on(port: int, part: str, release: str | None, share: float, *, off: bool) -> bool:
+def _set_or_clear(port: int, purpose: str, release: str | None, share: float, *, off: bool) -> bool:
     if off == (release is not None):
         raise typer.BadParameter("give a release or --off")
     if off:
-        _ask(port, f"{part}_off")
+        _send_command(port, f"clear_{purpose}")
     else:
-        _ask(port, f"{part}_on", release=release, share=share)
+        _send_command(port, f"set_{purpose}", release=release, share=share)
     return not off
 
 
-def _ask(port: int, command: str, **arguments: Any) -> Any:
-    from serving.processes.control import NoAnswer, NoAnswerInTime, ask, control_path
+def _send_command(port: int, command: str, **arguments: Any) -> Any:
+    from serving.processes.control import ControlTimeout, ControlUnavailable, control_path, send_command
 
     try:
-        return ask(control_path(port), command, **arguments)
-    except NoAnswerInTime as error:
+        return send_command(control_path(port), command, **arguments)
+    except ControlTimeout as error:
         raise ListingVisionError(f"the supervisor of port {port} may still be at it: {error}") from error
-    except NoAnswer as error:
+    except ControlUnavailable as error:
         raise ListingVisionError(
             f"no supervisor answers: {error}; give the --port that `listing-vision serve` listens on"
         ) from error

@@ -194,7 +194,7 @@ def serve(
     import asyncio
 
     from serving.config import ServeOptions
-    from serving.observability.tracing import standard_endpoint
+    from serving.observability.tracing import read_standard_endpoint
     from serving.supervisor.supervisor import serve as run
 
     if triton and in_process:
@@ -242,7 +242,7 @@ def serve(
         jwt_issuer=jwt_issuer,
         quota_photos_per_s=quota,
         insecure=insecure,
-        otlp_endpoint=otlp_endpoint or standard_endpoint(),
+        otlp_endpoint=otlp_endpoint or read_standard_endpoint(),
         trace_ratio=trace_ratio,
     )
     asyncio.run(run(options))
@@ -271,12 +271,15 @@ def tune(
     loaded, installation = load_bundle(bundle), find_triton()
     budget = tuning.Budget(p99_ms=p99_ms, callers=callers, seconds=seconds)
     best, measured = tuning.tune(
-        loaded, installation, budget, say=lambda m: typer.echo(tuning.table([m], budget).splitlines()[1])
+        loaded,
+        installation,
+        budget,
+        on_measurement=lambda m: typer.echo(tuning.format_table([m], budget).splitlines()[1]),
     )
     write_repository(loaded, output, best.options)
     path = output / "tuning.json"
     tuning.write_tuning(path, best, measured, budget)
-    typer.echo("\nbest:\n" + tuning.table([best], budget))
+    typer.echo("\nbest:\n" + tuning.format_table([best], budget))
     typer.echo(f"written: {output}; serve with it: listing-vision serve {bundle} --tuning {path}")
 
 

@@ -15,7 +15,7 @@ import grpc
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from serving.client.stream import ListingAnswered, StreamedListings
+from serving.client.stream import ListingResult, StreamedListings
 from serving.observability import tracing
 from serving.protocol import listing_vision_pb2 as pb
 from serving.protocol import listing_vision_pb2_grpc as pb_grpc
@@ -80,7 +80,7 @@ class ListingToClassify(NamedTuple):
     num_alternatives: int | None = None
 
 
-def _request(photos: Sequence[bytes], listing_id: str, num_alternatives: int | None) -> pb.ClassifyListingRequest:
+def _build_request(photos: Sequence[bytes], listing_id: str, num_alternatives: int | None) -> pb.ClassifyListingRequest:
     return pb.ClassifyListingRequest(
         listing_id=listing_id,
         photos=[pb.Photo(content=photo) for photo in photos],
@@ -88,7 +88,7 @@ def _request(photos: Sequence[bytes], listing_id: str, num_alternatives: int | N
     )
 
 
-def _failure(error: grpc.RpcError) -> CallFailed:
+def _to_call_failed(error: grpc.RpcError) -> CallFailed:
     code, message = error.code(), error.details() or ""
     reason, violations = "", {}
     status = rpc_status.from_call(error)
@@ -113,7 +113,7 @@ class ClientTls:
     """PEM of the caller's own, with `key`, where the service asks for one (mTLS)."""
     key: Path | None = None
 
-    def credentials(self) -> grpc.ChannelCredentials:
+    def create_credentials(self) -> grpc.ChannelCredentials:
         """Raises OSError: a file cannot be read."""
         read = [path.read_bytes() if path else None for path in (self.ca, self.key, self.certificate)]
         return grpc.ssl_channel_credentials(*read)
@@ -134,8 +134,8 @@ class Access:
         LISTING_VISION_TLS=1 speaks TLS with the default trust."""
         found = [os.environ.get(f"LISTING_VISION_{name}") for name in ("CA", "CLIENT_CERTIFICATE", "CLIENT_KEY")]
         ca, certificate, key = (Path(value) if value else None for value in found)
-        speaks_tls = any(found) or os.environ.get("LISTING_VISION_TLS") == "1"
-        tls = ClientTls(ca=ca, certificate=certificate, key=key) if speaks_tls else None
+        use_tls = any(found) or os.environ.get("LISTING_VISION_TLS") == "1"
+        tls = ClientTls(ca=ca, certificate=certificate, key=key) if use_tls else None
         return cls(tls=tls, token=os.environ.get("LISTING_VISION_TOKEN"))
 
     @property
@@ -152,7 +152,7 @@ class ListingVisionClient:
         access = access or Access()
         self._metadata = access.metadata
         self._channel = (
-            grpc.secure_channel(address, access.tls.credentials(), options=_OPTIONS)
+            grpc.secure_channel(address, access.tls.create_credentials(), options=_OPTIONS)
             if access.tls
             else grpc.insecure_channel(address, options=_OPTIONS)
         )
@@ -171,19 +171,19 @@ class ListingVisionClient:
         Raises:
             CallFailed: with the service's reason.
         """
-        request = _request(photos, listing_id, num_alternatives)
+        request = _build_request(photos, listing_id, num_alternatives)
         try:
-            with tracing.asking(_CLASSIFY_METHOD) as headers:
+            with tracing.client_span(_CLASSIFY_METHOD) as headers:
                 response: pb.ClassifyListingResponse = self._stub.ClassifyListing(
                     request, timeout=timeout_s, metadata=[*self._metadata, *headers]
                 )
             return response
         except grpc.RpcError as error:
-            raise _failure(error) from error
+            raise _to_call_failed(error) from error
 
     def classify_stream(
         self, listings: Iterable[ListingToClassify], *, timeout_s: float | None = None
-    ) -> Iterator[ListingAnswered[ListingToClassify]]:
+    ) -> Iterator[ListingResult[ListingToClassify]]:
         """What became of each listing, as soon as it is known, in any order; both sides are lazy.
 
         Listings are taken as fast as the service reads them. One that is refused for now is sent again after the delay
@@ -196,27 +196,29 @@ class ListingVisionClient:
         Raises:
             CallFailed: the stream itself failed; listings that were not answered may be sent on another one.
         """
-        streamed = StreamedListings(listings, lambda one: _request(one.photos, one.listing_id, one.num_alternatives))
+        streamed = StreamedListings(
+            listings, lambda one: _build_request(one.photos, one.listing_id, one.num_alternatives)
+        )
         # No span of its own: one that is open while a caller does something else would be taken for that.
-        headers = [*self._metadata, *tracing.passed_on()]
-        responses = self._stub.ClassifyListings(streamed.requests(), timeout=timeout_s, metadata=headers)
+        headers = [*self._metadata, *tracing.trace_headers()]
+        responses = self._stub.ClassifyListings(streamed.iter_requests(), timeout=timeout_s, metadata=headers)
         try:
-            yield from streamed.answers(responses)
+            yield from streamed.iter_results(responses)
         except grpc.RpcError as error:
-            raise _failure(error) from error
+            raise _to_call_failed(error) from error
         finally:
             responses.cancel()
 
-    def model(self, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> pb.GetModelResponse:
+    def get_model(self, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> pb.GetModelResponse:
         """The model that answers. Raises CallFailed."""
         try:
-            with tracing.asking(_MODEL_METHOD) as headers:
+            with tracing.client_span(_MODEL_METHOD) as headers:
                 response: pb.GetModelResponse = self._stub.GetModel(
                     pb.GetModelRequest(), timeout=timeout_s, metadata=[*self._metadata, *headers]
                 )
             return response
         except grpc.RpcError as error:
-            raise _failure(error) from error
+            raise _to_call_failed(error) from error
 
     def close(self) -> None:
         self._channel.close()
@@ -238,7 +240,7 @@ class AsyncListingVisionClient:
         access = access or Access()
         self._metadata = access.metadata
         self._channel = (
-            grpc.aio.secure_channel(address, access.tls.credentials(), options=_OPTIONS)
+            grpc.aio.secure_channel(address, access.tls.create_credentials(), options=_OPTIONS)
             if access.tls
             else grpc.aio.insecure_channel(address, options=_OPTIONS)
         )
@@ -253,26 +255,26 @@ class AsyncListingVisionClient:
         timeout_s: float = DEFAULT_TIMEOUT_S,
     ) -> pb.ClassifyListingResponse:
         """As `ListingVisionClient.classify`."""
-        request = _request(photos, listing_id, num_alternatives)
+        request = _build_request(photos, listing_id, num_alternatives)
         try:
-            with tracing.asking(_CLASSIFY_METHOD) as headers:
+            with tracing.client_span(_CLASSIFY_METHOD) as headers:
                 response: pb.ClassifyListingResponse = await self._stub.ClassifyListing(
                     request, timeout=timeout_s, metadata=[*self._metadata, *headers]
                 )
             return response
         except grpc.aio.AioRpcError as error:
-            raise _failure(error) from error
+            raise _to_call_failed(error) from error
 
-    async def model(self, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> pb.GetModelResponse:
-        """As `ListingVisionClient.model`."""
+    async def get_model(self, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> pb.GetModelResponse:
+        """As `ListingVisionClient.get_model`."""
         try:
-            with tracing.asking(_MODEL_METHOD) as headers:
+            with tracing.client_span(_MODEL_METHOD) as headers:
                 response: pb.GetModelResponse = await self._stub.GetModel(
                     pb.GetModelRequest(), timeout=timeout_s, metadata=[*self._metadata, *headers]
                 )
             return response
         except grpc.aio.AioRpcError as error:
-            raise _failure(error) from error
+            raise _to_call_failed(error) from error
 
     async def close(self) -> None:
         await self._channel.close()

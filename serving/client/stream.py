@@ -9,17 +9,17 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from serving.protocol import listing_vision_pb2 as pb
 
-__all__ = ["MAX_UNANSWERED", "ListingAnswered", "StreamedListings"]
+__all__ = ["MAX_PENDING", "ListingResult", "StreamedListings"]
 
-MAX_UNANSWERED = 64
+MAX_PENDING = 64
 """Listings that are kept, in case they must be sent again; until some are answered no more are taken."""
-MAX_SENT = 5
+MAX_ATTEMPTS = 5
 """Times that a listing is sent."""
 
 _T = TypeVar("_T")
 
 
-class ListingAnswered(NamedTuple, Generic[_T]):
+class ListingResult(NamedTuple, Generic[_T]):
     """What became of one listing."""
 
     listing: _T
@@ -30,10 +30,10 @@ class ListingAnswered(NamedTuple, Generic[_T]):
 
 
 @dataclass
-class _Unanswered(Generic[_T]):
+class _PendingListing(Generic[_T]):
     listing: _T
     request: pb.ClassifyListingRequest
-    num_sent: int = 0
+    num_attempts: int = 0
 
 
 @dataclass
@@ -41,18 +41,18 @@ class StreamedListings(Generic[_T]):
     """Give `requests` to the stub's stream, and its responses to `answers`."""
 
     listings: Iterable[_T]
-    request_of: Callable[[_T], pb.ClassifyListingRequest]
-    _unanswered: dict[int, _Unanswered[_T]] = field(default_factory=dict)
-    _again: list[tuple[float, int]] = field(default_factory=list)
+    build_request: Callable[[_T], pb.ClassifyListingRequest]
+    _pending: dict[int, _PendingListing[_T]] = field(default_factory=dict)
+    _retries: list[tuple[float, int]] = field(default_factory=list)
     """When each of them is to be sent again; a heap."""
-    _changed: threading.Condition = field(default_factory=threading.Condition)
-    _ended: bool = False
+    _condition: threading.Condition = field(default_factory=threading.Condition)
+    _closed: bool = False
 
-    def requests(self) -> Iterator[pb.ClassifyListingsRequest]:
+    def iter_requests(self) -> Iterator[pb.ClassifyListingsRequest]:
         """Runs on gRPC's thread, as fast as the service reads."""
         source, num_taken, has_more = iter(self.listings), 0, True
         while True:
-            sequence = self._due(has_more=has_more)
+            sequence = self._next_to_send(has_more=has_more)
             if sequence is None:
                 return
             if sequence < 0:
@@ -62,48 +62,48 @@ class StreamedListings(Generic[_T]):
                     has_more = False
                     continue
                 sequence, num_taken = num_taken, num_taken + 1
-                with self._changed:
-                    self._unanswered[sequence] = _Unanswered(listing, self.request_of(listing))
-            with self._changed:
-                waiting = self._unanswered[sequence]
-                waiting.num_sent += 1
-            yield pb.ClassifyListingsRequest(sequence=sequence, listing=waiting.request)
+                with self._condition:
+                    self._pending[sequence] = _PendingListing(listing, self.build_request(listing))
+            with self._condition:
+                pending = self._pending[sequence]
+                pending.num_attempts += 1
+            yield pb.ClassifyListingsRequest(sequence=sequence, listing=pending.request)
 
-    def answers(self, responses: Iterable[Any]) -> Iterator[ListingAnswered[_T]]:
+    def iter_results(self, responses: Iterable[Any]) -> Iterator[ListingResult[_T]]:
         """Each listing once, as soon as it is answered or finally refused."""
         try:
             for response in responses:
-                answered = self._answered(response)
-                if answered is not None:
-                    yield answered
+                result = self._handle_response(response)
+                if result is not None:
+                    yield result
         finally:
-            with self._changed:
-                self._ended = True
-                self._changed.notify_all()
+            with self._condition:
+                self._closed = True
+                self._condition.notify_all()
 
-    def _due(self, *, has_more: bool) -> int | None:
+    def _next_to_send(self, *, has_more: bool) -> int | None:
         """The listing to send again, -1 for the next new one, None when all is answered."""
-        with self._changed:
-            while not self._ended:
-                if self._again and self._again[0][0] <= time.monotonic():
-                    return heapq.heappop(self._again)[1]
-                if has_more and len(self._unanswered) < MAX_UNANSWERED:
+        with self._condition:
+            while not self._closed:
+                if self._retries and self._retries[0][0] <= time.monotonic():
+                    return heapq.heappop(self._retries)[1]
+                if has_more and len(self._pending) < MAX_PENDING:
                     return -1
-                if not has_more and not self._unanswered:
+                if not has_more and not self._pending:
                     return None
-                wait_s = self._again[0][0] - time.monotonic() if self._again else None
-                self._changed.wait(wait_s)
+                wait_s = self._retries[0][0] - time.monotonic() if self._retries else None
+                self._condition.wait(wait_s)
         return None
 
-    def _answered(self, response: pb.ClassifyListingsResponse) -> ListingAnswered[_T] | None:
-        with self._changed:
-            waiting = self._unanswered[response.sequence]
+    def _handle_response(self, response: pb.ClassifyListingsResponse) -> ListingResult[_T] | None:
+        with self._condition:
+            pending = self._pending[response.sequence]
             error = response.error if response.HasField("error") else None
-            if error and error.HasField("retry_delay_ms") and waiting.num_sent < MAX_SENT:
+            if error and error.HasField("retry_delay_ms") and pending.num_attempts < MAX_ATTEMPTS:
                 at_s = time.monotonic() + error.retry_delay_ms / 1000
-                heapq.heappush(self._again, (at_s, response.sequence))
-                self._changed.notify_all()
+                heapq.heappush(self._retries, (at_s, response.sequence))
+                self._condition.notify_all()
                 return None
-            del self._unanswered[response.sequence]
-            self._changed.notify_all()
-        return ListingAnswered(waiting.listing, None if error else response.listing, error)
+            del self._pending[response.sequence]
+            self._condition.notify_all()
+        return ListingResult(pending.listing, None if error else response.listing, error)

@@ -19,23 +19,30 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from serving.decoding.fork_server import ANSWER_BYTES, NUM_BYTES, OK, PID, Settings, read_failure
+from serving.decoding.fork_server import (
+    MAX_RESPONSE_BYTES,
+    NUM_BYTES_STRUCT,
+    OK,
+    PID_STRUCT,
+    DecodeSettings,
+    parse_photo_error,
+)
 from vision.errors import PhotoDecoderCrashed, PhotoError, PhotoTimedOut
 from vision.images import Photo, check_bytes, prepare_photo
 
 __all__ = [
     "LISTING_TIMEOUT_S",
     "MAX_MEMORY_BYTES",
-    "TIMEOUT_S",
-    "Child",
+    "PHOTO_TIMEOUT_S",
+    "DecodeWorker",
     "Decoder",
-    "InThisProcess",
-    "Nursery",
-    "crashed",
-    "timed_out",
+    "ForkServer",
+    "InlineDecoder",
+    "create_crash_error",
+    "create_timeout_error",
 ]
 
-TIMEOUT_S = 1.5
+PHOTO_TIMEOUT_S = 1.5
 """Of one photo in a child: so that any bytes at all are answered for within two seconds.
 
 Photos as phones make them take a hundredth of it; a noisy 48-megapixel HEIC may take longer and is refused.
@@ -48,20 +55,20 @@ Twenty photos that each take their whole time would hold the copy for half a min
 MAX_MEMORY_BYTES = 2 << 30
 """Of a child's address space; the largest photos within the limits take 0.8 GiB."""
 _START_TIMEOUT_S = 60.0
-_LEAST_WAIT_S = 0.001
+_MIN_WAIT_S = 0.001
 """A socket takes 0 for something else."""
 
 
-def timed_out(timeout_s: float) -> PhotoTimedOut:
+def create_timeout_error(timeout_s: float) -> PhotoTimedOut:
     return PhotoTimedOut(f"decoding took longer than {timeout_s:g} s; save it again as JPEG")
 
 
-def crashed() -> PhotoDecoderCrashed:
+def create_crash_error() -> PhotoDecoderCrashed:
     return PhotoDecoderCrashed("it crashed the decoder; save it again as JPEG")
 
 
 @dataclass(eq=False)
-class Child:
+class DecodeWorker:
     """One decoding process: write, wait until `sock` can be read, read."""
 
     sock: socket.socket
@@ -72,18 +79,18 @@ class Child:
     def write(self, data: bytes | memoryview) -> None:
         """Hand it a photo of at most the limit of bytes. Raises OSError: it has died."""
         self.memory[: len(data)] = data
-        self.sock.send(NUM_BYTES.pack(len(data)))
+        self.sock.send(NUM_BYTES_STRUCT.pack(len(data)))
 
     def read(self) -> Photo | PhotoError | None:
         """The photo or what was wrong with it, as its answer says; None: it has died, or not answered in time."""
         try:
-            answer = self.sock.recv(ANSWER_BYTES)
+            response = self.sock.recv(MAX_RESPONSE_BYTES)
         except (ConnectionError, TimeoutError):  # for a socket with a time limit: or it has not answered in time
             return None
-        if not answer:
+        if not response:
             return None
-        if answer != OK:
-            return read_failure(answer)
+        if response != OK:
+            return parse_photo_error(response)
         pixels: npt.NDArray[np.uint8] = np.frombuffer(self.memory[: 3 * self.side_px**2], np.uint8)
         return pixels.reshape(self.side_px, self.side_px, 3)
 
@@ -98,10 +105,10 @@ class Child:
         self.memory.close()
 
 
-class Nursery:
+class ForkServer:
     """The process that forks children; started by the first."""
 
-    def __init__(self, settings: Settings, python: Sequence[str], *, path: Path) -> None:
+    def __init__(self, settings: DecodeSettings, python: Sequence[str], *, path: Path) -> None:
         """Args: python: that runs the nursery; path: where `serving` and `vision` lie."""
         self._settings = settings
         self._python = python
@@ -110,16 +117,16 @@ class Nursery:
         self._sock: socket.socket | None = None
         self.process: subprocess.Popen[bytes] | None = None
 
-    def fork(self) -> Child:
+    def fork(self) -> DecodeWorker:
         """A new child. Raises OSError: it could not be had; the nursery is started anew by the next call."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         memory_fd = os.memfd_create("listing-vision-photo")
         try:
-            os.ftruncate(memory_fd, self._settings.shared_bytes)
-            memory = mmap.mmap(memory_fd, self._settings.shared_bytes)
+            os.ftruncate(memory_fd, self._settings.shared_memory_bytes)
+            memory = mmap.mmap(memory_fd, self._settings.shared_memory_bytes)
             with self._lock:
-                pid = self._ask([theirs.fileno(), memory_fd])
-            return Child(ours, memory, os.pidfd_open(pid), self._settings.preprocessing.input_px)
+                pid = self._request_fork([theirs.fileno(), memory_fd])
+            return DecodeWorker(ours, memory, os.pidfd_open(pid), self._settings.preprocessing.input_px)
         except BaseException:
             ours.close()
             raise
@@ -129,20 +136,20 @@ class Nursery:
 
     def close(self) -> None:
         with self._lock:
-            self._end()
+            self._terminate()
 
-    def _ask(self, descriptors: list[int]) -> int:
+    def _request_fork(self, descriptors: list[int]) -> int:
         if self._sock is None:
             self._sock = self._start()
         try:
             socket.send_fds(self._sock, [self._settings.to_json().encode()], descriptors)
-            answer = self._sock.recv(PID.size)
+            response = self._sock.recv(PID_STRUCT.size)
         except OSError:
-            answer = b""
-        if not answer:
-            self._end()
+            response = b""
+        if not response:
+            self._terminate()
             raise ConnectionResetError("the process that starts decoders has died")
-        pid: int = PID.unpack(answer)[0]
+        pid: int = PID_STRUCT.unpack(response)[0]
         return pid
 
     def _start(self) -> socket.socket:
@@ -159,7 +166,7 @@ class Nursery:
             )
         return ours
 
-    def _end(self) -> None:
+    def _terminate(self) -> None:
         if self._sock:
             self._sock.close()
             self._sock = None
@@ -170,14 +177,16 @@ class Nursery:
 class Decoder:
     """One child for one caller, who blocks; a child that dies over a photo is replaced."""
 
-    def __init__(self, nursery: Nursery, settings: Settings, *, timeout_s: float = TIMEOUT_S) -> None:
-        self._nursery = nursery
+    def __init__(
+        self, fork_server: ForkServer, settings: DecodeSettings, *, timeout_s: float = PHOTO_TIMEOUT_S
+    ) -> None:
+        self._fork_server = fork_server
         self._limits = settings.limits
         self._timeout_s = timeout_s
-        self._refused: PhotoError | None = None
-        self._begun = False
-        self._until_s = 0.0
-        self._child = self._fork()
+        self._rejection: PhotoError | None = None
+        self._in_progress = False
+        self._deadline_s = 0.0
+        self._worker = self._fork_worker()
 
     def begin(self, data: bytes | memoryview) -> None:
         """Have a photo decoded, while the caller does something else until `end`.
@@ -185,71 +194,71 @@ class Decoder:
         One that was begun and never ended, because its caller failed in between, is forgotten with its child: its
         pixels must not come out as the next photo's.
         """
-        if self._begun:
-            self._replace()
-            self._begun = False
-        self._refused = None
+        if self._in_progress:
+            self._replace_worker()
+            self._in_progress = False
+        self._rejection = None
         try:
             check_bytes(data, self._limits)
         except PhotoError as error:
-            self._refused = error
+            self._rejection = error
         else:
             self._write(data)
-            self._begun, self._until_s = True, time.monotonic() + self._timeout_s
+            self._in_progress, self._deadline_s = True, time.monotonic() + self._timeout_s
 
     def end(self) -> Photo | PhotoError:
         """The photo that was begun, or what was wrong with it."""
-        if self._refused:
-            return self._refused
+        if self._rejection:
+            return self._rejection
         # From its begin on: of several that are decoded at once each would else have its time after the others'.
-        self._child.sock.settimeout(max(self._until_s - time.monotonic(), _LEAST_WAIT_S))
-        found = self._child.read()
-        if found is None:
-            found = crashed() if self._died() else timed_out(self._timeout_s)
-        self._begun = False
-        return found
+        self._worker.sock.settimeout(max(self._deadline_s - time.monotonic(), _MIN_WAIT_S))
+        result = self._worker.read()
+        if result is None:
+            result = create_crash_error() if self._replace_and_check_exited() else create_timeout_error(self._timeout_s)
+        self._in_progress = False
+        return result
 
     def close(self) -> None:
-        self._child.close()
-        self._nursery.close()
+        self._worker.close()
+        self._fork_server.close()
 
     def _write(self, data: bytes | memoryview) -> None:
         try:
-            self._child.write(data)
+            self._worker.write(data)
         except OSError:  # it died idle, so it was not this photo's doing
-            self._replace()
-            self._child.write(data)
+            self._replace_worker()
+            self._worker.write(data)
 
-    def _died(self) -> bool:
+    def _replace_and_check_exited(self) -> bool:
         """Replace the child; whether it had ended by itself."""
-        self._child.sock.setblocking(False)
+        self._worker.sock.setblocking(False)
         try:
-            ended = self._child.sock.recv(1) == b""
+            ended = self._worker.sock.recv(1) == b""
         except BlockingIOError:
             ended = False
         except OSError:
             ended = True
-        self._replace()
+        self._replace_worker()
         return ended
 
-    def _replace(self) -> None:
-        successor = self._fork()
-        self._child.close()
-        self._child = successor
+    def _replace_worker(self) -> None:
+        successor = self._fork_worker()
+        self._worker.close()
+        self._worker = successor
 
-    def _fork(self) -> Child:
+    def _fork_worker(self) -> DecodeWorker:
         try:
-            child = self._nursery.fork()
+            worker = self._fork_server.fork()
         except ConnectionResetError:  # the nursery had died; the next one is its successor's
-            child = self._nursery.fork()
-        child.sock.settimeout(self._timeout_s)
-        return child
+            worker = self._fork_server.fork()
+        worker.sock.settimeout(self._timeout_s)
+        return worker
 
 
-class InThisProcess:
+class InlineDecoder:
     """As `Decoder`, with nothing isolated: a photo may take the caller with it."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: DecodeSettings) -> None:
         self._settings = settings
         self._data: bytes | memoryview = b""
 

@@ -6,10 +6,10 @@ has imported all that a child needs, so that a new child is there within millise
 
     python -m serving.decoding.fork_server FD
 
-Over FD, a sequenced-packet socket, comes one message a child to fork: how to decode (`Settings`), and as passed file
-descriptors the child's own socket and memory. It is answered with the child's pid. A child is then asked with the
+Over FD, a sequenced-packet socket, comes one message a child to fork: how to decode (`DecodeSettings`), and as passed
+file descriptors the child's own socket and memory. It is answered with the child's pid. A child is then asked with the
 number of encoded bytes that lie in its memory, and answers `OK` once the photo's pixels lie there instead, or with what
-was wrong. Nursery and children end when the other side of their socket closes.
+was wrong. ForkServer and children end when the other side of their socket closes.
 """
 
 import json
@@ -29,17 +29,17 @@ from vision import errors
 from vision.errors import PhotoError
 from vision.images import PhotoLimits, Preprocessing, prepare_photo
 
-__all__ = ["ANSWER_BYTES", "NUM_BYTES", "OK", "PID", "Settings", "read_failure"]
+__all__ = ["MAX_RESPONSE_BYTES", "NUM_BYTES_STRUCT", "OK", "PID_STRUCT", "DecodeSettings", "parse_photo_error"]
 
-NUM_BYTES = struct.Struct("=Q")
-PID = struct.Struct("=i")
+NUM_BYTES_STRUCT = struct.Struct("=Q")
+PID_STRUCT = struct.Struct("=i")
 OK = b"+"
-ANSWER_BYTES = 4096
+MAX_RESPONSE_BYTES = 4096
 """Longest answer: a failure's class name, a line feed, its message."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class DecodeSettings:
     """How a child decodes."""
 
     preprocessing: Preprocessing
@@ -51,7 +51,7 @@ class Settings:
         return json.dumps(asdict(self))
 
     @classmethod
-    def from_json(cls, text: str) -> "Settings":
+    def from_json(cls, text: str) -> "DecodeSettings":
         raw = json.loads(text)
         return cls(
             preprocessing=Preprocessing(**raw["preprocessing"]),
@@ -60,14 +60,14 @@ class Settings:
         )
 
     @property
-    def shared_bytes(self) -> int:
+    def shared_memory_bytes(self) -> int:
         """Of a child's memory: room for an encoded photo, or for its pixels."""
         return max(self.limits.max_bytes, 3 * self.preprocessing.input_px**2)
 
 
-def read_failure(answer: bytes) -> PhotoError:
+def parse_photo_error(response: bytes) -> PhotoError:
     """The error that a child wrote; whatever else it says, being perhaps no longer itself, is a crash."""
-    name, _, message = answer.decode(errors="replace").partition("\n")
+    name, _, message = response.decode(errors="replace").partition("\n")
     kind = getattr(errors, name, None)
     if isinstance(kind, type) and issubclass(kind, PhotoError):
         return kind(message)
@@ -75,7 +75,7 @@ def read_failure(answer: bytes) -> PhotoError:
 
 
 def main() -> None:
-    nursery = socket.socket(fileno=int(sys.argv[1]))
+    fork_server = socket.socket(fileno=int(sys.argv[1]))
     # A terminal's Ctrl-C goes to all; the gateway decides when its decoders end.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
@@ -83,37 +83,37 @@ def main() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     die_with_parent(signal.SIGKILL)
     while True:
-        message, descriptors, _, _ = socket.recv_fds(nursery, 65536, 2)
+        message, descriptors, _, _ = socket.recv_fds(fork_server, 65536, 2)
         if not message:
             return
         pid = os.fork()
         if pid == 0:
             # Whatever happens in a child, it never goes on as a second nursery.
             try:
-                nursery.close()
+                fork_server.close()
                 die_with_parent(signal.SIGKILL)
-                _decode_until_closed(Settings.from_json(message.decode()), *descriptors)
+                _run_worker(DecodeSettings.from_json(message.decode()), *descriptors)
             finally:
                 os._exit(0)
         for descriptor in descriptors:
             os.close(descriptor)
-        nursery.send(PID.pack(pid))
+        fork_server.send(PID_STRUCT.pack(pid))
 
 
-def _decode_until_closed(settings: Settings, socket_fd: int, memory_fd: int) -> None:
+def _run_worker(settings: DecodeSettings, socket_fd: int, memory_fd: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (settings.max_memory_bytes, settings.max_memory_bytes))
     # A crash is expected here; its core would fill the disk.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with socket.socket(fileno=socket_fd) as sock, mmap.mmap(memory_fd, settings.shared_bytes) as shared:
-        while request := sock.recv(NUM_BYTES.size):
-            sock.send(_prepare(shared, NUM_BYTES.unpack(request)[0], settings))
+    with socket.socket(fileno=socket_fd) as sock, mmap.mmap(memory_fd, settings.shared_memory_bytes) as shared:
+        while request := sock.recv(NUM_BYTES_STRUCT.size):
+            sock.send(_decode_photo(shared, NUM_BYTES_STRUCT.unpack(request)[0], settings))
 
 
-def _prepare(shared: mmap.mmap, num_bytes: int, settings: Settings) -> bytes:
+def _decode_photo(shared: mmap.mmap, num_bytes: int, settings: DecodeSettings) -> bytes:
     try:
         photo = prepare_photo(shared[:num_bytes], settings.preprocessing, settings.limits)
     except PhotoError as error:
-        return f"{type(error).__name__}\n{error}".encode()[:ANSWER_BYTES]
+        return f"{type(error).__name__}\n{error}".encode()[:MAX_RESPONSE_BYTES]
     np.frombuffer(shared, np.uint8, photo.size)[:] = photo.reshape(-1)
     return OK
 

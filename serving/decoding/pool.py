@@ -8,9 +8,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from serving.api.responses import PREPARE_LIMITS, PreparedPhoto, prepare, refused_unread
-from serving.decoding.fork_client import MAX_MEMORY_BYTES, TIMEOUT_S, Child, Nursery, crashed, timed_out
-from serving.decoding.fork_server import Settings
+from serving.api.responses import PHOTO_LIMITS, PreparedPhoto, find_size_error, prepare
+from serving.decoding.fork_client import (
+    MAX_MEMORY_BYTES,
+    PHOTO_TIMEOUT_S,
+    DecodeWorker,
+    ForkServer,
+    create_crash_error,
+    create_timeout_error,
+)
+from serving.decoding.fork_server import DecodeSettings
 from vision.errors import PhotoError
 from vision.images import Preprocessing
 
@@ -18,18 +25,18 @@ __all__ = ["DecoderPool", "DecoderThreads"]
 
 _log = logging.getLogger(__name__)
 
-_RESTART_PAUSE_S = 0.5
+_RESTART_DELAY_S = 0.5
 
 
 @dataclass(eq=False)
 class _Job:
     data: bytes
-    done: "asyncio.Future[PreparedPhoto]"
+    future: "asyncio.Future[PreparedPhoto]"
 
 
 @dataclass(eq=False)
-class _Worker:
-    child: Child
+class _WorkerSlot:
+    worker: DecodeWorker
     job: _Job | None = None
     timer: asyncio.TimerHandle | None = None
     timed_out: bool = False
@@ -37,38 +44,38 @@ class _Worker:
     def close(self) -> None:
         if self.timer:
             self.timer.cancel()
-        self.child.close()
+        self.worker.close()
 
 
 @dataclass(eq=False)
 class DecoderPool:
-    """`num_children` processes that decode a photo each at a time; those beyond wait here, where they can be dropped.
+    """`num_workers` processes that decode a photo each at a time; those beyond wait here, where they can be dropped.
 
     Processes are started by the first photo, or by `start`. Use it in one running loop, and close it.
     """
 
     preprocessing: Preprocessing
-    num_children: int
-    timeout_s: float = TIMEOUT_S
+    num_workers: int
+    timeout_s: float = PHOTO_TIMEOUT_S
     max_memory_bytes: int = MAX_MEMORY_BYTES
-    num_lost: int = field(default=0, init=False)
+    num_workers_lost: int = field(default=0, init=False)
     """Children that a photo crashed or that were killed over one."""
 
     def __post_init__(self) -> None:
-        settings = Settings(
-            preprocessing=self.preprocessing, limits=PREPARE_LIMITS, max_memory_bytes=self.max_memory_bytes
+        settings = DecodeSettings(
+            preprocessing=self.preprocessing, limits=PHOTO_LIMITS, max_memory_bytes=self.max_memory_bytes
         )
-        self._nursery = Nursery(settings, [sys.executable], path=Path(__file__).resolve().parents[2])
+        self._fork_server = ForkServer(settings, [sys.executable], path=Path(__file__).resolve().parents[2])
         self._waiting: deque[_Job] = deque()
-        self._idle: list[_Worker] = []
-        self._workers: set[_Worker] = set()
+        self._idle: list[_WorkerSlot] = []
+        self._workers: set[_WorkerSlot] = set()
         self._starting: set[asyncio.Task[None]] = set()
-        self._num_wanted = 0
+        self._num_requested = 0
         self._closed = False
 
     async def start(self) -> None:
         """Return once all children are there."""
-        self._start_missing()
+        self._start_missing_workers()
         await asyncio.gather(*self._starting)
 
     async def prepare(self, data: bytes) -> PreparedPhoto:
@@ -76,13 +83,13 @@ class DecoderPool:
 
         Cancelled while it waits for a child it costs nothing more; in a child it runs to its end.
         """
-        if error := refused_unread(data):
+        if error := find_size_error(data):
             return PreparedPhoto(None, error)
-        self._start_missing()
+        self._start_missing_workers()
         job = _Job(data, asyncio.get_running_loop().create_future())
         self._waiting.append(job)
-        self._hand_out()
-        return await job.done
+        self._dispatch()
+        return await job.future
 
     @property
     def num_waiting(self) -> int:
@@ -91,7 +98,7 @@ class DecoderPool:
     @property
     def pidfds(self) -> list[int]:
         """Of the children that are there."""
-        return [worker.child.pidfd for worker in self._workers]
+        return [slot.worker.pidfd for slot in self._workers]
 
     async def close(self) -> None:
         """End all children; whatever still waits is cancelled."""
@@ -99,24 +106,24 @@ class DecoderPool:
         for task in self._starting:
             task.cancel()
         await asyncio.gather(*self._starting, return_exceptions=True)
-        for worker in self._workers:
-            if worker.job:
-                worker.job.done.cancel()
-            asyncio.get_running_loop().remove_reader(worker.child.sock)
-            worker.close()
+        for slot in self._workers:
+            if slot.job:
+                slot.job.future.cancel()
+            asyncio.get_running_loop().remove_reader(slot.worker.sock)
+            slot.close()
         for job in self._waiting:
-            job.done.cancel()
+            job.future.cancel()
         self._workers.clear()
         self._idle.clear()
         self._waiting.clear()
-        await asyncio.to_thread(self._nursery.close)
+        await asyncio.to_thread(self._fork_server.close)
 
-    def _start_missing(self) -> None:
-        while self._num_wanted < self.num_children:
-            self._num_wanted += 1
-            self._start_one()
+    def _start_missing_workers(self) -> None:
+        while self._num_requested < self.num_workers:
+            self._num_requested += 1
+            self._start_worker()
 
-    def _start_one(self) -> None:
+    def _start_worker(self) -> None:
         task = asyncio.get_running_loop().create_task(self._add_worker())
         self._starting.add(task)
         task.add_done_callback(self._starting.discard)
@@ -124,73 +131,73 @@ class DecoderPool:
     async def _add_worker(self) -> None:
         while not self._closed:
             try:
-                worker = _Worker(await asyncio.to_thread(self._nursery.fork))
+                slot = _WorkerSlot(await asyncio.to_thread(self._fork_server.fork))
                 break
             except OSError as error:  # the nursery itself has died, or the machine is out of something
                 _log.error("no new decoder child: %s; trying again", error)
-                await asyncio.sleep(_RESTART_PAUSE_S)
+                await asyncio.sleep(_RESTART_DELAY_S)
         else:
             return
-        worker.child.sock.setblocking(False)
-        self._workers.add(worker)
-        self._idle.append(worker)
-        asyncio.get_running_loop().add_reader(worker.child.sock, self._on_answer, worker)
-        self._hand_out()
+        slot.worker.sock.setblocking(False)
+        self._workers.add(slot)
+        self._idle.append(slot)
+        asyncio.get_running_loop().add_reader(slot.worker.sock, self._on_response, slot)
+        self._dispatch()
 
-    def _hand_out(self) -> None:
+    def _dispatch(self) -> None:
         while self._waiting and self._idle:
             job = self._waiting.popleft()
-            if job.done.done():  # given up while it waited
+            if job.future.done():  # given up while it waited
                 continue
-            worker = self._idle.pop()
+            slot = self._idle.pop()
             try:
-                worker.child.write(job.data)
+                slot.worker.write(job.data)
             except OSError:  # it died idle, so it was not this photo's doing
                 self._waiting.appendleft(job)
-                self._lose(worker)
+                self._on_worker_exit(slot)
                 continue
-            worker.job = job
-            worker.timer = asyncio.get_running_loop().call_later(self.timeout_s, self._time_out, worker)
+            slot.job = job
+            slot.timer = asyncio.get_running_loop().call_later(self.timeout_s, self._on_timeout, slot)
 
-    def _on_answer(self, worker: _Worker) -> None:
+    def _on_response(self, slot: _WorkerSlot) -> None:
         try:
-            found = worker.child.read()
+            result = slot.worker.read()
         except BlockingIOError:
             return
-        if found is None:
-            self._lose(worker)
+        if result is None:
+            self._on_worker_exit(slot)
             return
-        job, worker.job = worker.job, None
+        job, slot.job = slot.job, None
         assert job is not None
-        assert worker.timer is not None
-        worker.timer.cancel()
-        if not job.done.done():
-            photo = PreparedPhoto(None, found) if isinstance(found, PhotoError) else PreparedPhoto(found, None)
-            job.done.set_result(photo)
-        if not worker.timed_out:  # else it answered at the last moment and is being killed; its socket's end comes next
-            self._idle.append(worker)
-            self._hand_out()
+        assert slot.timer is not None
+        slot.timer.cancel()
+        if not job.future.done():
+            photo = PreparedPhoto(None, result) if isinstance(result, PhotoError) else PreparedPhoto(result, None)
+            job.future.set_result(photo)
+        if not slot.timed_out:  # else it answered at the last moment and is being killed; its socket's end comes next
+            self._idle.append(slot)
+            self._dispatch()
 
-    def _time_out(self, worker: _Worker) -> None:
-        worker.timed_out = True
-        worker.child.kill()  # its socket's end is met in _on_answer
+    def _on_timeout(self, slot: _WorkerSlot) -> None:
+        slot.timed_out = True
+        slot.worker.kill()  # its socket's end is met in _on_response
 
-    def _lose(self, worker: _Worker) -> None:
+    def _on_worker_exit(self, slot: _WorkerSlot) -> None:
         """A child has ended: its photo gets the blame, and another child takes its place."""
-        asyncio.get_running_loop().remove_reader(worker.child.sock)
-        self._workers.discard(worker)
-        if worker in self._idle:
-            self._idle.remove(worker)
-        job, worker.job = worker.job, None
-        worker.close()
+        asyncio.get_running_loop().remove_reader(slot.worker.sock)
+        self._workers.discard(slot)
+        if slot in self._idle:
+            self._idle.remove(slot)
+        job, slot.job = slot.job, None
+        slot.close()
         if job:
-            self.num_lost += 1
-            error = timed_out(self.timeout_s) if worker.timed_out else crashed()
+            self.num_workers_lost += 1
+            error = create_timeout_error(self.timeout_s) if slot.timed_out else create_crash_error()
             _log.warning("a decoder child is replaced: %s, photo of %d bytes", error.reason, len(job.data))
-            if not job.done.done():
-                job.done.set_result(PreparedPhoto(None, error))
+            if not job.future.done():
+                job.future.set_result(PreparedPhoto(None, error))
         if not self._closed:
-            self._start_one()
+            self._start_worker()
 
 
 class DecoderThreads:

@@ -19,14 +19,14 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from serving.api.status import Refusal
 from vision.errors import ListingVisionError, PhotoError, PhotoNotFetched, PhotoTooManyBytes
 
-__all__ = ["PhotoUris", "PublicResolver", "check_prefixes"]
+__all__ = ["PhotoFetcher", "PublicResolver", "check_prefixes"]
 
 MAX_URI_CHARS = 2000
 MAX_REDIRECTS = 3
 FETCH_TIMEOUT_S = 5.0
 """Of one photo, redirects included."""
 CONNECT_TIMEOUT_S = 2.0
-_AT_ONCE = 16
+_MAX_CONCURRENT_FETCHES = 16
 """Photos that one gateway process fetches."""
 _OBJECT_STORES = ("gs", "s3")
 _REDIRECTS = (301, 302, 303, 307, 308)
@@ -35,7 +35,7 @@ _PLAIN_HOST = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?")
 _AMBIGUOUS = re.compile(r"[\x00-\x20\x7f-\U0010ffff\\]|%(2[eEfF]|5[cC]|00|25)")
 
 
-class _Place(NamedTuple):
+class _Location(NamedTuple):
     scheme: str
     host: str
     path: str
@@ -73,7 +73,7 @@ class PublicResolver(AbstractResolver):
         """Nothing is held."""
 
 
-class PhotoUris:
+class PhotoFetcher:
     """Make it inside the running loop, and close it."""
 
     def __init__(
@@ -82,22 +82,25 @@ class PhotoUris:
         *,
         max_bytes: int,
         resolver: AbstractResolver | None = None,
-        trust: ssl.SSLContext | None = None,
+        ssl_context: ssl.SSLContext | None = None,
     ) -> None:
         """Args:
         prefixes: `https://host/path/`, `gs://bucket/path/` or `s3://bucket/path/`.
         max_bytes: of a photo.
         resolver: for tests; default: public addresses alone.
-        trust: for tests; default: the machine's.
+        ssl_context: for tests; default: the machine's.
 
         Raises:
             ListingVisionError: a prefix is none, or its package is missing.
         """
-        self._prefixes = [_prefix(text) for text in prefixes]
+        self._prefixes = [_parse_prefix(text) for text in prefixes]
         self._max_bytes = max_bytes
-        self._turns = asyncio.Semaphore(_AT_ONCE)
+        self._fetch_slots = asyncio.Semaphore(_MAX_CONCURRENT_FETCHES)
         connector = aiohttp.TCPConnector(
-            resolver=resolver or PublicResolver(), use_dns_cache=False, limit=_AT_ONCE, ssl=trust or True
+            resolver=resolver or PublicResolver(),
+            use_dns_cache=False,
+            limit=_MAX_CONCURRENT_FETCHES,
+            ssl=ssl_context or True,
         )
         self._session = aiohttp.ClientSession(
             connector=connector,
@@ -110,21 +113,21 @@ class PhotoUris:
 
     def check(self, uris: dict[int, str]) -> None:
         """Raises Refusal: PHOTO_URI_NOT_ALLOWED, each photo named; nothing is fetched then."""
-        wrong = {f"photos[{i}].uri": said for i, uri in uris.items() if (said := self._objection(uri))}
+        wrong = {f"photos[{i}].uri": objection for i, uri in uris.items() if (objection := self._find_objection(uri))}
         if wrong:
             raise Refusal(
                 reason="PHOTO_URI_NOT_ALLOWED",
-                message="; ".join(f"{field}: {said}" for field, said in wrong.items()),
+                message="; ".join(f"{field}: {objection}" for field, objection in wrong.items()),
                 violations=wrong,
             )
 
     async def fetch(self, uri: str) -> bytes | PhotoError:
         """One photo that `check` has let pass; never raises a PhotoError."""
         try:
-            async with self._turns, asyncio.timeout(FETCH_TIMEOUT_S):
+            async with self._fetch_slots, asyncio.timeout(FETCH_TIMEOUT_S):
                 if uri.startswith("https:"):
-                    return await self._over_https(uri)
-                return await asyncio.to_thread(self._from_store, uri)
+                    return await self._fetch_https(uri)
+                return await asyncio.to_thread(self._fetch_from_store, uri)
         except PhotoError as error:
             return error
         except TimeoutError:
@@ -136,52 +139,52 @@ class PhotoUris:
     async def close(self) -> None:
         await self._session.close()
 
-    async def _over_https(self, uri: str) -> bytes:
+    async def _fetch_https(self, uri: str) -> bytes:
         for _ in range(MAX_REDIRECTS + 1):
-            async with self._session.get(uri, allow_redirects=False) as answer:
-                if answer.status not in _REDIRECTS:
-                    return await self._body(answer)
-                uri = urljoin(uri, answer.headers.get("Location", ""))
-            if self._objection(uri):
+            async with self._session.get(uri, allow_redirects=False) as response:
+                if response.status not in _REDIRECTS:
+                    return await self._read_body(response)
+                uri = urljoin(uri, response.headers.get("Location", ""))
+            if self._find_objection(uri):
                 raise PhotoNotFetched("the photo's URI leads to another one that is not allowed")
         raise PhotoNotFetched(f"the photo's URI leads on more than {MAX_REDIRECTS} times")
 
-    async def _body(self, answer: aiohttp.ClientResponse) -> bytes:
-        if answer.status != 200:
-            raise PhotoNotFetched(f"the photo's server answered {answer.status}")
-        if (answer.content_length or 0) > self._max_bytes:
-            raise self._too_long()
+    async def _read_body(self, response: aiohttp.ClientResponse) -> bytes:
+        if response.status != 200:
+            raise PhotoNotFetched(f"the photo's server answered {response.status}")
+        if (response.content_length or 0) > self._max_bytes:
+            raise self._too_many_bytes()
         body = bytearray()
-        async for part in answer.content.iter_chunked(1 << 16):
+        async for part in response.content.iter_chunked(1 << 16):
             body += part
             if len(body) > self._max_bytes:
-                raise self._too_long()
+                raise self._too_many_bytes()
         return bytes(body)
 
-    def _from_store(self, uri: str) -> bytes:
-        store = self._store(uri.partition(":")[0])
+    def _fetch_from_store(self, uri: str) -> bytes:
+        store = self._get_store(uri.partition(":")[0])
         if store.info(uri)["size"] > self._max_bytes:
-            raise self._too_long()
+            raise self._too_many_bytes()
         return bytes(store.cat_file(uri))
 
-    def _store(self, scheme: str) -> Any:
+    def _get_store(self, scheme: str) -> Any:
         if scheme not in self._stores:
             import fsspec
 
             self._stores[scheme] = fsspec.filesystem(scheme)
         return self._stores[scheme]
 
-    def _too_long(self) -> PhotoTooManyBytes:
+    def _too_many_bytes(self) -> PhotoTooManyBytes:
         return PhotoTooManyBytes(f"the photo has more than {self._max_bytes >> 20} MiB; send a smaller one")
 
-    def _objection(self, uri: str) -> str:
+    def _find_objection(self, uri: str) -> str:
         """Why a URI is not fetched; empty: it is."""
         if len(uri) > MAX_URI_CHARS:
             return f"{len(uri)} characters exceed the limit of {MAX_URI_CHARS}"
-        place = _placed(uri)
-        if place is None:
+        location = _parse_uri(uri)
+        if location is None:
             return "it is no https, gs or s3 URI in plain form"
-        if any(place[:2] == p[:2] and place.path.startswith(p.path) for p in self._prefixes):
+        if any(location[:2] == p[:2] and location.path.startswith(p.path) for p in self._prefixes):
             return ""
         return "it is below none of the prefixes that the operator allows"
 
@@ -189,10 +192,10 @@ class PhotoUris:
 def check_prefixes(prefixes: Sequence[str]) -> None:
     """Raises ListingVisionError: one is none, or its package is missing."""
     for text in prefixes:
-        _prefix(text)
+        _parse_prefix(text)
 
 
-def _placed(uri: str) -> _Place | None:
+def _parse_uri(uri: str) -> _Location | None:
     """None for whatever two readers might read in two ways."""
     if _AMBIGUOUS.search(uri) or "#" in uri:
         return None
@@ -207,34 +210,34 @@ def _placed(uri: str) -> _Place | None:
         and _PLAIN_HOST.fullmatch(host)
         and "@" not in parts.netloc
         and port in (None, 443)
-        and not _climbs(parts)
+        and not _has_dot_segments(parts)
     )
-    return _Place(parts.scheme, host, parts.path or "/") if plain else None
+    return _Location(parts.scheme, host, parts.path or "/") if plain else None
 
 
-def _climbs(parts: SplitResult) -> bool:
+def _has_dot_segments(parts: SplitResult) -> bool:
     return any(segment in (".", "..") for segment in parts.path.split("/"))
 
 
-def _prefix(text: str) -> _Place:
-    place = _placed(text)
-    if place is None or "?" in text or not place.path.endswith("/"):
+def _parse_prefix(text: str) -> _Location:
+    location = _parse_uri(text)
+    if location is None or "?" in text or not location.path.endswith("/"):
         raise ListingVisionError(
             f"--photo-uris {text!r}: give https://HOST/PATH/, gs://BUCKET/PATH/ or s3://BUCKET/PATH/, ending in a slash"
         )
-    if place.scheme == "https" and _is_address(place.host):
+    if location.scheme == "https" and _is_ip_address(location.host):
         raise ListingVisionError(f"--photo-uris {text!r}: give a name, not an address")
-    if place.scheme in _OBJECT_STORES:
+    if location.scheme in _OBJECT_STORES:
         import fsspec
 
         try:
-            fsspec.get_filesystem_class(place.scheme)
+            fsspec.get_filesystem_class(location.scheme)
         except ImportError as error:
             raise ListingVisionError(f"--photo-uris {text!r}: {error}") from error
-    return place
+    return location
 
 
-def _is_address(host: str) -> bool:
+def _is_ip_address(host: str) -> bool:
     try:
         socket.inet_aton(host)  # also 127.1 and 0x7f000001, which some readers take for addresses
     except OSError:

@@ -8,16 +8,16 @@ from typing import Any
 from serving.api.status import Refusal
 from serving.protocol import listing_vision_pb2 as pb
 
-__all__ = ["MAX_LISTINGS", "ListingStreams"]
+__all__ = ["MAX_CONCURRENT_LISTINGS", "ListingStreams"]
 
-MAX_LISTINGS = 16
+MAX_CONCURRENT_LISTINGS = 16
 """Of one stream at once; together with gRPC's own window all that a stream can hold of a gateway's memory."""
 LISTING_DEADLINE_S = 30.0
 """Of one listing, from when it was read."""
-LOOK_AGAIN_S = 0.02
+POLL_INTERVAL_S = 0.02
 """Whether there is room by now."""
 
-Answer = Callable[[pb.ClassifyListingRequest, float], Awaitable[pb.ClassifyListingResponse]]
+Classify = Callable[[pb.ClassifyListingRequest, float], Awaitable[pb.ClassifyListingResponse]]
 """One listing's, within so many seconds. Raises Refusal."""
 Write = Callable[[pb.ClassifyListingsResponse], Awaitable[Any]]
 
@@ -29,37 +29,39 @@ class ListingStreams:
     until then the stream is not read, so that its caller's writes wait.
     """
 
-    def __init__(self, *, has_ample_room: Callable[[int], bool]) -> None:
-        """Args: has_ample_room: whether so many more photos may be let in that nobody waits for."""
-        self._has_ample_room = has_ample_room
+    def __init__(self, *, has_low_priority_capacity: Callable[[int], bool]) -> None:
+        """Args: has_low_priority_capacity: whether so many more photos may be let in that nobody waits for."""
+        self._has_low_priority_capacity = has_low_priority_capacity
         self._closing = asyncio.Event()
 
     def close(self) -> None:
         """Have all streams read no further, answer what they have begun, and end."""
         self._closing.set()
 
-    async def serve(self, requests: AsyncIterator[pb.ClassifyListingsRequest], answer: Answer, write: Write) -> None:
+    async def serve(
+        self, requests: AsyncIterator[pb.ClassifyListingsRequest], classify: Classify, write: Write
+    ) -> None:
         """Answer a stream to its end.
 
         Raises:
             Refusal: SHUTTING_DOWN; what was not answered may be sent elsewhere.
         """
-        slots = asyncio.Semaphore(MAX_LISTINGS)
+        slots = asyncio.Semaphore(MAX_CONCURRENT_LISTINGS)
         writing = asyncio.Lock()
 
         async def respond(request: pb.ClassifyListingsRequest) -> None:
             try:
-                response = await _response(request, answer)
+                response = await _classify_with_retries(request, classify)
                 async with writing:
                     await write(response)
             finally:
                 slots.release()
 
-        async with asyncio.TaskGroup() as begun:
-            closing = begun.create_task(self._closing.wait())
+        async with asyncio.TaskGroup() as tasks:
+            closing = tasks.create_task(self._closing.wait())
             try:
-                while (request := await self._next(requests, slots, closing)) is not None:
-                    begun.create_task(respond(request))
+                while (request := await self._read_next(requests, slots, closing)) is not None:
+                    tasks.create_task(respond(request))
             finally:
                 closing.cancel()
         if self._closing.is_set():
@@ -67,7 +69,7 @@ class ListingStreams:
                 reason="SHUTTING_DOWN", message="the service stops; send what was not answered on another stream"
             )
 
-    async def _next(
+    async def _read_next(
         self,
         requests: AsyncIterator[pb.ClassifyListingsRequest],
         slots: asyncio.Semaphore,
@@ -75,13 +77,13 @@ class ListingStreams:
     ) -> pb.ClassifyListingsRequest | None:
         """The next listing, once it may be begun; None: there is none, or the service stops."""
 
-        async def following() -> pb.ClassifyListingsRequest | None:
+        async def read_when_capacity() -> pb.ClassifyListingsRequest | None:
             await slots.acquire()
-            while not self._has_ample_room(1):
-                await asyncio.sleep(LOOK_AGAIN_S)
+            while not self._has_low_priority_capacity(1):
+                await asyncio.sleep(POLL_INTERVAL_S)
             return await anext(requests, None)
 
-        reading = asyncio.ensure_future(following())
+        reading = asyncio.ensure_future(read_when_capacity())
         try:
             await asyncio.wait((reading, closing), return_when=asyncio.FIRST_COMPLETED)
             return reading.result() if reading.done() else None
@@ -89,11 +91,13 @@ class ListingStreams:
             reading.cancel()
 
 
-async def _response(request: pb.ClassifyListingsRequest, answer: Answer) -> pb.ClassifyListingsResponse:
+async def _classify_with_retries(
+    request: pb.ClassifyListingsRequest, classify: Classify
+) -> pb.ClassifyListingsResponse:
     until_s = time.monotonic() + LISTING_DEADLINE_S
     while True:
         try:
-            listing = await answer(request.listing, until_s - time.monotonic())
+            listing = await classify(request.listing, until_s - time.monotonic())
             return pb.ClassifyListingsResponse(sequence=request.sequence, listing=listing)
         except Refusal as refusal:
             wait_s = refusal.retry_after_s or 0.0
@@ -101,10 +105,10 @@ async def _response(request: pb.ClassifyListingsRequest, answer: Answer) -> pb.C
             if refusal.reason == "TOO_BUSY" and time.monotonic() + wait_s < until_s:
                 await asyncio.sleep(wait_s)
                 continue
-            return pb.ClassifyListingsResponse(sequence=request.sequence, error=_error(refusal))
+            return pb.ClassifyListingsResponse(sequence=request.sequence, error=_to_listing_error(refusal))
 
 
-def _error(refusal: Refusal) -> pb.ListingError:
+def _to_listing_error(refusal: Refusal) -> pb.ListingError:
     error = pb.ListingError(
         code=refusal.code.value[0],
         message=refusal.message,

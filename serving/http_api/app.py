@@ -22,25 +22,25 @@ from starlette.types import Message as AsgiMessage
 
 from serving.api.responses import MAX_PHOTOS
 from serving.client.client import DEFAULT_TIMEOUT_S, MESSAGE_LIMIT_BYTES
-from serving.http_api.errors import from_grpc, refusal
+from serving.http_api.errors import error_response, from_grpc_error
 from serving.http_api.taxonomies import Taxonomies
 from serving.http_api.upstream import Upstream
 from serving.protocol import listing_vision_pb2 as pb
 from vision.taxonomy import Taxonomy
 
-__all__ = ["BODY_LIMIT_BYTES", "make_app"]
+__all__ = ["BODY_LIMIT_BYTES", "create_app"]
 
 BODY_LIMIT_BYTES = MESSAGE_LIMIT_BYTES * 4 // 3 + (1 << 20)
 """Of a body: the largest message, in base64."""
 MAX_TIMEOUT_S = 60.0
-_PASSED_ON = ("authorization", "x-request-id", "traceparent", "tracestate")
-_PAGE = {
+_FORWARDED_HEADERS = ("authorization", "x-request-id", "traceparent", "tracestate")
+_PAGE_FILES = {
     "/": ("page.html", "text/html; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
     "/words.js": ("words.js", "text/javascript; charset=utf-8"),
 }
-_HEADERS = {
+_SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -51,7 +51,7 @@ _HEADERS = {
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-def make_app(upstream: Upstream, taxonomies: Taxonomies) -> Starlette:
+def create_app(upstream: Upstream, taxonomies: Taxonomies) -> Starlette:
     """The application.
 
     Args:
@@ -61,49 +61,52 @@ def make_app(upstream: Upstream, taxonomies: Taxonomies) -> Starlette:
 
     async def classify(request: Request) -> Response:
         if request.headers.get("content-type", "").startswith("multipart/form-data"):
-            asked = await _listing_of_form(request)
+            grpc_request = await _parse_form(request)
         else:
-            asked = await _parsed(request, pb.ClassifyListingRequest())
-        return await _answered(upstream, "ClassifyListing", asked, request)
+            grpc_request = await _parse_body(request, pb.ClassifyListingRequest())
+        return await _call_service(upstream, "ClassifyListing", grpc_request, request)
 
     async def model(request: Request) -> Response:
-        return await _answered(upstream, "GetModel", pb.GetModelRequest(), request)
+        return await _call_service(upstream, "GetModel", pb.GetModelRequest(), request)
 
     async def explain(request: Request) -> Response:
-        asked = await _parsed(request, pb.ExplainPhotoRequest())
-        return await _answered(upstream, "ExplainPhoto", asked, request)
+        grpc_request = await _parse_body(request, pb.ExplainPhotoRequest())
+        return await _call_service(upstream, "ExplainPhoto", grpc_request, request)
 
     async def outcome(request: Request) -> Response:
-        asked = await _parsed(request, pb.ReportOutcomeRequest())
-        return await _answered(upstream, "ReportOutcome", asked, request)
+        grpc_request = await _parse_body(request, pb.ReportOutcomeRequest())
+        return await _call_service(upstream, "ReportOutcome", grpc_request, request)
 
-    async def names(request: Request) -> Response:
+    async def get_taxonomy(request: Request) -> Response:
         # Whoever may not ask the model may not read its labels.
-        answered = await _answered(upstream, "GetModel", pb.GetModelRequest(), request)
-        if answered.status_code != 200:
-            return answered
-        answering = json.loads(bytes(answered.body))["model"]["taxonomyVersion"]
-        version = request.query_params.get("version", answering)
+        response = await _call_service(upstream, "GetModel", pb.GetModelRequest(), request)
+        if response.status_code != 200:
+            return response
+        serving_version = json.loads(bytes(response.body))["model"]["taxonomyVersion"]
+        version = request.query_params.get("version", serving_version)
         found = await run_in_threadpool(taxonomies.find, version)
         if found is None:
-            said = f"{version[:100]!r} is of no model that is loaded; the one that answers has {answering!r}"
-            return refusal(404, f"version: {said}", reason="TAXONOMY_UNKNOWN", status="NOT_FOUND")
-        return JSONResponse(_names(found))
+            detail = f"{version[:100]!r} is of no model that is loaded; the one that answers has {serving_version!r}"
+            return error_response(404, f"version: {detail}", reason="TAXONOMY_UNKNOWN", status="NOT_FOUND")
+        return JSONResponse(_taxonomy_to_json(found))
 
     routes = [
-        Route("/v1/listings:classify", _refusing(classify), methods=["POST"]),
-        Route("/v1/photos:explain", _refusing(explain), methods=["POST"]),
-        Route("/v1/outcomes", _refusing(outcome), methods=["POST"]),
-        Route("/v1/model", _refusing(model), methods=["GET"]),
-        Route("/v1/taxonomy", _refusing(names), methods=["GET"]),
-        Route("/openapi.json", _file("openapi.json", "application/json"), methods=["GET"]),
-        *(Route(path, _file(f"page/{found[0]}", found[1]), methods=["GET"]) for path, found in _PAGE.items()),
+        Route("/v1/listings:classify", _catch_error_response(classify), methods=["POST"]),
+        Route("/v1/photos:explain", _catch_error_response(explain), methods=["POST"]),
+        Route("/v1/outcomes", _catch_error_response(outcome), methods=["POST"]),
+        Route("/v1/model", _catch_error_response(model), methods=["GET"]),
+        Route("/v1/taxonomy", _catch_error_response(get_taxonomy), methods=["GET"]),
+        Route("/openapi.json", _create_file_endpoint("openapi.json", "application/json"), methods=["GET"]),
+        *(
+            Route(path, _create_file_endpoint(f"page/{found[0]}", found[1]), methods=["GET"])
+            for path, found in _PAGE_FILES.items()
+        ),
     ]
-    middleware = [Middleware(_Headers), Middleware(_BodyLimit)]
-    return Starlette(routes=routes, middleware=middleware, exception_handlers={HTTPException: _told})
+    middleware = [Middleware(_SecurityHeaders), Middleware(_BodyLimit)]
+    return Starlette(routes=routes, middleware=middleware, exception_handlers={HTTPException: _http_exception_handler})
 
 
-def _file(name: str, media_type: str) -> Endpoint:
+def _create_file_endpoint(name: str, media_type: str) -> Endpoint:
     content = (resources.files("serving.http_api") / name).read_bytes()
 
     async def send(request: Request) -> Response:
@@ -112,37 +115,39 @@ def _file(name: str, media_type: str) -> Endpoint:
     return send
 
 
-class _Refused(Exception):
+class _ErrorResponse(Exception):
     def __init__(self, response: Response) -> None:
         self.response = response
 
 
-def _refusing(endpoint: Endpoint) -> Endpoint:
+def _catch_error_response(endpoint: Endpoint) -> Endpoint:
     @functools.wraps(endpoint)
     async def run(request: Request) -> Response:
         try:
             return await endpoint(request)
-        except _Refused as refused:
+        except _ErrorResponse as refused:
             return refused.response
 
     return run
 
 
-async def _told(request: Request, error: Exception) -> Response:
+async def _http_exception_handler(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return refusal(error.status_code, str(error.detail), reason=f"HTTP_{error.status_code}", status="INVALID_ARGUMENT")
+    return error_response(
+        error.status_code, str(error.detail), reason=f"HTTP_{error.status_code}", status="INVALID_ARGUMENT"
+    )
 
 
-async def _answered(upstream: Upstream, method: str, asked: Message, request: Request) -> Response:
-    metadata = [(name, value) for name in _PASSED_ON if (value := request.headers.get(name))]
+async def _call_service(upstream: Upstream, method: str, grpc_request: Message, request: Request) -> Response:
+    metadata = [(name, value) for name in _FORWARDED_HEADERS if (value := request.headers.get(name))]
     try:
-        answer = await upstream.call(method, asked, timeout_s=_timeout_s(request), metadata=metadata)
+        grpc_response = await upstream.call(method, grpc_request, timeout_s=_read_timeout_s(request), metadata=metadata)
     except grpc.aio.AioRpcError as error:
-        return from_grpc(error)
-    return JSONResponse(json_format.MessageToDict(answer, always_print_fields_with_no_presence=True))
+        return from_grpc_error(error)
+    return JSONResponse(json_format.MessageToDict(grpc_response, always_print_fields_with_no_presence=True))
 
 
-def _timeout_s(request: Request) -> float:
+def _read_timeout_s(request: Request) -> float:
     text = request.headers.get("x-timeout-ms")
     if text is None:
         return DEFAULT_TIMEOUT_S
@@ -151,60 +156,68 @@ def _timeout_s(request: Request) -> float:
     except ValueError:
         timeout_s = 0.0
     if not 0 < timeout_s <= MAX_TIMEOUT_S:
-        said = f"{text[:20]!r} is not a number of milliseconds in (0, {1000 * MAX_TIMEOUT_S:.0f}]"
-        raise _Refused(refusal(400, f"x-timeout-ms: {said}", reason="TIMEOUT_OUT_OF_RANGE"))
+        detail = f"{text[:20]!r} is not a number of milliseconds in (0, {1000 * MAX_TIMEOUT_S:.0f}]"
+        raise _ErrorResponse(error_response(400, f"x-timeout-ms: {detail}", reason="TIMEOUT_OUT_OF_RANGE"))
     return timeout_s
 
 
-async def _parsed(request: Request, message: Any) -> Any:
+async def _parse_body(request: Request, message: Any) -> Any:
     try:
         return json_format.Parse(await request.body(), message)
     # The parser lets through what Python's own readers of text and JSON raise.
     except (json_format.ParseError, UnicodeDecodeError, RecursionError) as error:
-        said = str(error)[:300]
-        raise _Refused(
-            refusal(400, f"the body is not {message.DESCRIPTOR.name} in JSON: {said}", reason="BODY_UNREADABLE")
+        detail = str(error)[:300]
+        raise _ErrorResponse(
+            error_response(
+                400, f"the body is not {message.DESCRIPTOR.name} in JSON: {detail}", reason="BODY_UNREADABLE"
+            )
         ) from error
 
 
-async def _listing_of_form(request: Request) -> pb.ClassifyListingRequest:
+async def _parse_form(request: Request) -> pb.ClassifyListingRequest:
     try:
         form = await request.form(max_files=MAX_PHOTOS + 1, max_fields=8)
     except (HTTPException, MultiPartException) as error:
-        said = getattr(error, "detail", None) or getattr(error, "message", "")
-        raise _Refused(refusal(400, f"the form cannot be read: {said}", reason="BODY_UNREADABLE")) from error
+        detail = getattr(error, "detail", None) or getattr(error, "message", "")
+        raise _ErrorResponse(
+            error_response(400, f"the form cannot be read: {detail}", reason="BODY_UNREADABLE")
+        ) from error
     try:
         fields: dict[str, str] = {name: value for name, value in form.items() if isinstance(value, str)}
         unknown = [name for name in form if name not in ("photos", "listing_id", "alternative_count")]
         if unknown:
-            said = f"{unknown[0]!r} is not one of photos, listing_id, alternative_count"
-            raise _Refused(refusal(400, said, reason="FIELD_UNKNOWN", violations={unknown[0][:100]: said}))
-        asked = pb.ClassifyListingRequest(listing_id=fields.get("listing_id", ""))
+            detail = f"{unknown[0]!r} is not one of photos, listing_id, alternative_count"
+            raise _ErrorResponse(
+                error_response(400, detail, reason="FIELD_UNKNOWN", violations={unknown[0][:100]: detail})
+            )
+        grpc_request = pb.ClassifyListingRequest(listing_id=fields.get("listing_id", ""))
         for photo in form.getlist("photos"):
-            asked.photos.add(content=photo.encode() if isinstance(photo, str) else await photo.read())
+            grpc_request.photos.add(content=photo.encode() if isinstance(photo, str) else await photo.read())
     finally:
         await form.close()
-    return _with_alternatives(asked, fields)
+    return _set_alternative_count(grpc_request, fields)
 
 
-def _with_alternatives(asked: pb.ClassifyListingRequest, fields: Mapping[str, str]) -> pb.ClassifyListingRequest:
+def _set_alternative_count(
+    grpc_request: pb.ClassifyListingRequest, fields: Mapping[str, str]
+) -> pb.ClassifyListingRequest:
     if "alternative_count" in fields:
         try:
-            asked.alternative_count = int(fields["alternative_count"])
+            grpc_request.alternative_count = int(fields["alternative_count"])
         except ValueError as error:
-            said = f"{fields['alternative_count'][:20]!r} is not a whole number"
-            raise _Refused(
-                refusal(
+            detail = f"{fields['alternative_count'][:20]!r} is not a whole number"
+            raise _ErrorResponse(
+                error_response(
                     400,
-                    f"alternative_count: {said}",
+                    f"alternative_count: {detail}",
                     reason="ALTERNATIVE_COUNT_OUT_OF_RANGE",
-                    violations={"alternative_count": said},
+                    violations={"alternative_count": detail},
                 )
             ) from error
-    return asked
+    return grpc_request
 
 
-def _names(taxonomy: Taxonomy) -> dict[str, Any]:
+def _taxonomy_to_json(taxonomy: Taxonomy) -> dict[str, Any]:
     """Ids, parents and names in all languages."""
     return {
         "version": taxonomy.version,
@@ -213,17 +226,17 @@ def _names(taxonomy: Taxonomy) -> dict[str, Any]:
     }
 
 
-class _Headers:
+class _SecurityHeaders:
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def sending(message: AsgiMessage) -> None:
+        async def send_with_headers(message: AsgiMessage) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] += [(k.lower().encode(), v.encode()) for k, v in _HEADERS.items()]
+                message["headers"] += [(k.lower().encode(), v.encode()) for k, v in _SECURITY_HEADERS.items()]
             await send(message)
 
-        await self._app(scope, receive, sending)
+        await self._app(scope, receive, send_with_headers)
 
 
 class _BodyLimit:
@@ -238,18 +251,18 @@ class _BodyLimit:
         length = dict(scope["headers"]).get(b"content-length", b"0")
         num_read = 0
 
-        async def receiving() -> AsgiMessage:
+        async def receive_limited() -> AsgiMessage:
             nonlocal num_read
             message = await receive()
             num_read += len(message.get("body", b""))
             if num_read > BODY_LIMIT_BYTES:
-                raise HTTPException(413, _TOO_LONG)
+                raise HTTPException(413, _BODY_TOO_LARGE)
             return message
 
         if length.isdigit() and int(length) > BODY_LIMIT_BYTES:
-            refused = refusal(413, _TOO_LONG, reason="HTTP_413")
+            refused = error_response(413, _BODY_TOO_LARGE, reason="HTTP_413")
             return await refused(scope, receive, send)
-        await self._app(scope, receiving, send)
+        await self._app(scope, receive_limited, send)
 
 
-_TOO_LONG = f"a body may hold {BODY_LIMIT_BYTES >> 20} MiB; send fewer or smaller photos"
+_BODY_TOO_LARGE = f"a body may hold {BODY_LIMIT_BYTES >> 20} MiB; send fewer or smaller photos"

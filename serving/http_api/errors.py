@@ -7,9 +7,9 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from starlette.responses import JSONResponse
 
-__all__ = ["from_grpc", "refusal"]
+__all__ = ["error_response", "from_grpc_error"]
 
-_HTTP = {
+_HTTP_STATUS = {
     grpc.StatusCode.INVALID_ARGUMENT: 400,
     grpc.StatusCode.UNAUTHENTICATED: 401,
     grpc.StatusCode.PERMISSION_DENIED: 403,
@@ -25,7 +25,7 @@ _HTTP = {
 """As google/rpc/code.proto pairs them."""
 
 
-def refusal(
+def error_response(
     http_status: int,
     message: str,
     *,
@@ -47,7 +47,7 @@ def refusal(
     return JSONResponse({"error": error}, http_status, headers)
 
 
-def from_grpc(error: grpc.aio.AioRpcError) -> JSONResponse:
+def from_grpc_error(error: grpc.aio.AioRpcError) -> JSONResponse:
     """What the service answered, its reason, its violations and its delay."""
     code = error.code()
     reason, violations, retry_delay_ms = "", {}, None
@@ -61,9 +61,9 @@ def from_grpc(error: grpc.aio.AioRpcError) -> JSONResponse:
         elif detail.Unpack(retry):
             retry_delay_ms = retry.retry_delay.ToMilliseconds()
     is_ours = status is not None or code == grpc.StatusCode.UNIMPLEMENTED
-    message = error.details() if is_ours else _PLAIN.get(code)
-    return refusal(
-        _HTTP.get(code, 500),
+    message = error.details() if is_ours else _PLAIN_MESSAGES.get(code)
+    return error_response(
+        _HTTP_STATUS.get(code, 500),
         message or code.name.lower().replace("_", " "),
         reason=reason or code.name,
         violations=violations,
@@ -72,7 +72,7 @@ def from_grpc(error: grpc.aio.AioRpcError) -> JSONResponse:
     )
 
 
-_PLAIN = {
+_PLAIN_MESSAGES = {
     grpc.StatusCode.UNAVAILABLE: "no gateway process answers now; try again",
     grpc.StatusCode.DEADLINE_EXCEEDED: "no answer in time; allow more in x-timeout-ms",
 }

@@ -14,8 +14,8 @@ from typing import Any
 
 import uvicorn
 
-from serving.config import ServeOptions, local_control
-from serving.http_api.app import make_app
+from serving.config import ServeOptions, process_control_path
+from serving.http_api.app import create_app
 from serving.http_api.taxonomies import Taxonomies
 from serving.http_api.upstream import Upstream
 from serving.processes.control import ControlServer
@@ -23,7 +23,7 @@ from serving.processes.lifetime import die_with_parent
 from vision.errors import ListingVisionError
 from vision.runtime.cli import run_command
 
-__all__ = ["make_server"]
+__all__ = ["create_server"]
 
 
 def main(options: str, descriptor: int) -> None:
@@ -32,34 +32,34 @@ def main(options: str, descriptor: int) -> None:
 
 
 async def _serve(options: ServeOptions, supervisor: socket.socket) -> None:
-    assert options.local_folder is not None
-    upstream = Upstream(options.local_folder)
-    server, listening = make_server(options, upstream)
-    control = ControlServer(local_control(options.local_folder, os.getpid()), {"alive": _alive})
+    assert options.runtime_folder is not None
+    upstream = Upstream(options.runtime_folder)
+    server, listen_socket = create_server(options, upstream)
+    control = ControlServer(process_control_path(options.runtime_folder, os.getpid()), {"ping": _ping})
     await control.start()
     with supervisor:
-        supervisor.send(str(listening.getsockname()[1]).encode())
+        supervisor.send(str(listen_socket.getsockname()[1]).encode())
     try:
         # It ends on SIGTERM, after the requests in work.
-        await server.serve(sockets=[listening])
+        await server.serve(sockets=[listen_socket])
     finally:
         await control.close()
         await upstream.close()
 
 
-async def _alive() -> bool:
+async def _ping() -> bool:
     return True
 
 
-def make_server(options: ServeOptions, upstream: Upstream) -> tuple[uvicorn.Server, socket.socket]:
+def create_server(options: ServeOptions, upstream: Upstream) -> tuple[uvicorn.Server, socket.socket]:
     """A server, and the socket that it is to listen on.
 
     Raises:
         ListingVisionError: the port is taken, or a certificate cannot be read.
     """
-    assert options.local_folder is not None
+    assert options.runtime_folder is not None
     config = uvicorn.Config(
-        make_app(upstream, Taxonomies(options.local_folder)),
+        create_app(upstream, Taxonomies(options.runtime_folder)),
         log_config=None,
         access_log=False,
         server_header=False,
@@ -67,22 +67,22 @@ def make_server(options: ServeOptions, upstream: Upstream) -> tuple[uvicorn.Serv
         lifespan="off",
         limit_concurrency=256,
         timeout_keep_alive=15,
-        timeout_graceful_shutdown=int(options.grace_s),
-        **_tls(options),
+        timeout_graceful_shutdown=int(options.grace_period_s),
+        **_build_tls_options(options),
     )
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
-    listening = socket.socket(family)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listen_socket = socket.socket(family)
+    listen_socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listening.bind((options.host, options.http_port or 0))
-        listening.listen(256)
+        listen_socket.bind((options.host, options.http_port or 0))
+        listen_socket.listen(256)
         config.load()
     except (OSError, ssl.SSLError) as error:
         raise ListingVisionError(f"cannot serve HTTP on {options.host}:{options.http_port}: {error}") from error
-    return uvicorn.Server(config), listening
+    return uvicorn.Server(config), listen_socket
 
 
-def _tls(options: ServeOptions) -> dict[str, Any]:
+def _build_tls_options(options: ServeOptions) -> dict[str, Any]:
     if options.tls is None:
         return {}
     found: dict[str, Any] = {"ssl_certfile": options.tls.certificate, "ssl_keyfile": options.tls.key}

@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 
 from serving.client.client import MESSAGE_LIMIT_BYTES
-from serving.config import local_address
+from serving.config import gateway_socket_address
 from serving.protocol import listing_vision_pb2_grpc as pb_grpc
 
 __all__ = ["Upstream"]
@@ -18,7 +18,7 @@ _OPTIONS = [
     ("grpc.max_send_message_length", MESSAGE_LIMIT_BYTES),
     ("grpc.max_receive_message_length", MESSAGE_LIMIT_BYTES),
 ]
-_GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+_UNREACHABLE_CODES = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 
 
 class Upstream:
@@ -28,7 +28,7 @@ class Upstream:
         """Args: folder: where gateway processes listen, on sockets named by their pids."""
         self._folder = folder
         self._channels: dict[int, grpc.aio.Channel] = {}
-        self._turn = itertools.count()
+        self._next_index = itertools.count()
 
     async def call(self, method: str, request: Any, *, timeout_s: float, metadata: Sequence[tuple[str, str]]) -> Any:
         """What the service answers.
@@ -36,16 +36,16 @@ class Upstream:
         Raises:
             grpc.aio.AioRpcError: as the service, or the last of the processes, said.
         """
-        pids = self._pids()
-        start = next(self._turn)
+        pids = self._list_pids()
+        start = next(self._next_index)
         for attempt in range(max(1, len(pids))):
-            stub = pb_grpc.ListingVisionServiceStub(await self._channel(pids, start + attempt))
+            stub = pb_grpc.ListingVisionServiceStub(await self._get_channel(pids, start + attempt))
             try:
                 return await getattr(stub, method)(request, timeout=timeout_s, metadata=metadata)
             except grpc.aio.AioRpcError as error:
                 # With details it was the service that refused, and not a process that has gone.
                 has_details = any(name == "grpc-status-details-bin" for name, _ in error.trailing_metadata() or ())
-                if error.code() not in _GONE or has_details or attempt + 1 >= len(pids):
+                if error.code() not in _UNREACHABLE_CODES or has_details or attempt + 1 >= len(pids):
                     raise
         raise AssertionError("unreachable")
 
@@ -53,19 +53,19 @@ class Upstream:
         for channel in self._channels.values():
             await channel.close()
 
-    async def _channel(self, pids: list[int], turn: int) -> grpc.aio.Channel:
+    async def _get_channel(self, pids: list[int], turn: int) -> grpc.aio.Channel:
         pid = pids[turn % len(pids)] if pids else 0
         for gone in [known for known in self._channels if known not in pids and known != pid]:
             await self._channels.pop(gone).close()
         if pid not in self._channels:
-            self._channels[pid] = grpc.aio.insecure_channel(local_address(self._folder, pid), options=_OPTIONS)
+            self._channels[pid] = grpc.aio.insecure_channel(gateway_socket_address(self._folder, pid), options=_OPTIONS)
         return self._channels[pid]
 
-    def _pids(self) -> list[int]:
-        return sorted(int(path.stem) for path in self._folder.glob("[0-9]*.sock") if _lives(int(path.stem)))
+    def _list_pids(self) -> list[int]:
+        return sorted(int(path.stem) for path in self._folder.glob("[0-9]*.sock") if _is_alive(int(path.stem)))
 
 
-def _lives(pid: int) -> bool:
+def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
-from serving.decoding.fork_server import read_failure
+from serving.decoding.fork_server import parse_photo_error
 from serving.observability import tracing
-from serving.observability.stage_timer import stage
+from serving.observability.stage_timer import measure_stage
 from serving.triton.repository import (
     BACKEND_PARAMETER,
     ENCODED_BACKEND_PARAMETER,
@@ -31,13 +31,13 @@ from vision.errors import EngineBroken, EngineBusy, EngineError, EngineUnavailab
 
 __all__ = [
     "AsyncEngine",
-    "Decoded",
+    "EncodedInferenceResult",
     "InProcessEngine",
     "InferEncoded",
     "TritonEngine",
-    "check",
-    "requests_at_once",
-    "until_answering",
+    "check_golden_photos",
+    "compute_max_concurrent_requests",
+    "wait_for_golden_photos",
 ]
 
 _log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ _T = TypeVar("_T")
 # Above Triton's own queue timeout (5 s), so that it is Triton that gives up first.
 _RPC_TIMEOUT_S = 10.0
 # A full or overdue queue is UNAVAILABLE like a dead server; only Triton's words tell them apart.
-_QUEUE_WORDS = ("Exceeds maximum queue size", "Request timeout expired")
+_QUEUE_FULL_MESSAGES = ("Exceeds maximum queue size", "Request timeout expired")
 _CHANNEL_OPTIONS = [
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
@@ -56,11 +56,11 @@ _CHANNEL_OPTIONS = [
     ("grpc.max_reconnect_backoff_ms", 2000),
 ]
 _INFER_METHOD = "/inference.GRPCInferenceService/ModelInfer"
-_REQUESTS_AT_ONCE_UNKNOWN = 64
+_DEFAULT_MAX_CONCURRENT_REQUESTS = 64
 """Until the model's configuration says how many are of use."""
 
 
-class Decoded(NamedTuple):
+class EncodedInferenceResult(NamedTuple):
     """What an engine that decodes found."""
 
     errors: list[PhotoError | None]
@@ -69,7 +69,7 @@ class Decoded(NamedTuple):
     """Of those without error, in their order."""
 
 
-InferEncoded = Callable[[Sequence[bytes]], Coroutine[Any, Any, Decoded]]
+InferEncoded = Callable[[Sequence[bytes]], Coroutine[Any, Any, EncodedInferenceResult]]
 
 
 class AsyncEngine(Protocol):
@@ -92,7 +92,7 @@ class AsyncEngine(Protocol):
         """As `infer`, of encoded photos, each of at least a byte and at most the limit; None: it takes pixels only."""
         ...
 
-    async def backend(self) -> str:
+    async def fetch_backend(self) -> str:
         """What computes the logits, and decodes where it does so by its own means: what promises are tied to.
 
         Raises:
@@ -103,17 +103,19 @@ class AsyncEngine(Protocol):
     async def close(self) -> None: ...
 
 
-async def check(engine: AsyncEngine, bundle: Bundle, *, which: slice = slice(None), timeout_s: float = 60.0) -> None:
+async def check_golden_photos(
+    engine: AsyncEngine, bundle: Bundle, *, which: slice = slice(None), timeout_s: float = 60.0
+) -> None:
     """Raise an EngineError unless the engine answers the bundle's golden photos, or some, as the exported model did."""
     try:
         async with asyncio.timeout(timeout_s):
-            answered = await engine.infer_golden(bundle.golden.photos_nhwc[which])
+            logits = await engine.infer_golden(bundle.golden.photos_nhwc[which])
     except TimeoutError:
         raise EngineUnavailable(f"the golden photos were not answered within {timeout_s:g} s") from None
-    check_golden(bundle, answered, which=which)
+    check_golden(bundle, logits, which=which)
 
 
-async def until_answering(engine: AsyncEngine, bundle: Bundle, *, timeout_s: float = 60.0) -> None:
+async def wait_for_golden_photos(engine: AsyncEngine, bundle: Bundle, *, timeout_s: float = 60.0) -> None:
     """Return once the golden photos are answered rightly.
 
     Raises:
@@ -124,7 +126,7 @@ async def until_answering(engine: AsyncEngine, bundle: Bundle, *, timeout_s: flo
         async with asyncio.timeout(timeout_s):
             while True:
                 with contextlib.suppress(EngineUnavailable, EngineBusy):
-                    return await check(engine, bundle)
+                    return await check_golden_photos(engine, bundle)
                 await asyncio.sleep(0.2)
     except TimeoutError:
         raise EngineUnavailable(f"the golden photos were not answered within {timeout_s:g} s") from None
@@ -138,7 +140,7 @@ class TritonEngine:
     """
 
     def __init__(
-        self, address: str, *, model_name: str = MODEL_NAME, num_gateways: int = 1, may_decode: bool = True
+        self, address: str, *, model_name: str = MODEL_NAME, num_gateways: int = 1, allow_decoding: bool = True
     ) -> None:
         """Args:
         num_gateways: that share this Triton on this machine, and so its instances.
@@ -152,44 +154,44 @@ class TritonEngine:
         output = service_pb2.ModelInferRequest.InferRequestedOutputTensor
         self._outputs = [output(name=name) for name in OUTPUT_NAMES]
         self._errors_output = output(name=ERRORS_NAME)
-        self._slots = _Slots(_REQUESTS_AT_ONCE_UNKNOWN)
-        self._may_decode = may_decode
+        self._slots = _Slots(_DEFAULT_MAX_CONCURRENT_REQUESTS)
+        self._allow_decoding = allow_decoding
         self._decodes = False
         self._in_flight: set[asyncio.Task[Any]] = set()
 
     @property
     def infer_encoded(self) -> InferEncoded | None:
-        return self._take_and_infer_encoded if self._decodes else None
+        return self._queue_and_infer_encoded if self._decodes else None
 
     async def infer(self, photos_nhwc: npt.NDArray[np.uint8]) -> Logits:
-        return await self._in_turn(lambda: self._infer(photos_nhwc))
+        return await self._run_in_slot(lambda: self._infer(photos_nhwc))
 
-    async def _take_and_infer_encoded(self, photos: Sequence[bytes]) -> Decoded:
-        return await self._in_turn(lambda: self._infer_encoded(photos))
+    async def _queue_and_infer_encoded(self, photos: Sequence[bytes]) -> EncodedInferenceResult:
+        return await self._run_in_slot(lambda: self._infer_encoded(photos))
 
-    async def _in_turn(self, begin: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
-        with stage("queue"):
-            await self._slots.take()
-        with stage("model"):
-            return await self._shielded(begin(), self._slots)
+    async def _run_in_slot(self, begin: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
+        with measure_stage("queue"):
+            await self._slots.acquire()
+        with measure_stage("model"):
+            return await self._run_shielded(begin(), self._slots)
 
     async def infer_golden(self, photos_nhwc: npt.NDArray[np.uint8]) -> Logits:
-        return await self._shielded(self._infer(photos_nhwc), None)
+        return await self._run_shielded(self._infer(photos_nhwc), None)
 
-    async def backend(self) -> str:
+    async def fetch_backend(self) -> str:
         request = service_pb2.ModelConfigRequest(name=self._model_name)
         try:
-            answered = await self._stub.ModelConfig(request, timeout=_RPC_TIMEOUT_S)
+            response = await self._stub.ModelConfig(request, timeout=_RPC_TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
-            raise self._translate(error) from error
-        self._slots.limit = max(2, -(-requests_at_once(answered.config) // self._num_gateways))
-        takes_encoded = any(tensor.name == ENCODED_NAME for tensor in answered.config.input)
-        self._decodes = self._may_decode and takes_encoded
-        parameters = answered.config.parameters
+            raise self._to_engine_error(error) from error
+        self._slots.limit = max(2, -(-compute_max_concurrent_requests(response.config) // self._num_gateways))
+        takes_encoded = any(tensor.name == ENCODED_NAME for tensor in response.config.input)
+        self._decodes = self._allow_decoding and takes_encoded
+        parameters = response.config.parameters
         for name in (ENCODED_BACKEND_PARAMETER, BACKEND_PARAMETER) if self._decodes else (BACKEND_PARAMETER,):
             if name in parameters:
-                said: str = parameters[name].string_value
-                return said
+                backend: str = parameters[name].string_value
+                return backend
         # A repository that others wrote does not say it.
         return UNKNOWN_BACKEND
 
@@ -200,7 +202,7 @@ class TritonEngine:
             EngineUnavailable: it does not, or not in time.
         """
         request = service_pb2.RepositoryModelLoadRequest(model_name=self._model_name)
-        await self._controlled(self._stub.RepositoryModelLoad, request, "load", timeout_s)
+        await self._call_model_control(self._stub.RepositoryModelLoad, request, "load", timeout_s)
 
     async def unload(self, *, timeout_s: float) -> None:
         """Have Triton let go of the model.
@@ -209,9 +211,9 @@ class TritonEngine:
             EngineUnavailable: it does not, or not in time.
         """
         request = service_pb2.RepositoryModelUnloadRequest(model_name=self._model_name)
-        await self._controlled(self._stub.RepositoryModelUnload, request, "unload", timeout_s)
+        await self._call_model_control(self._stub.RepositoryModelUnload, request, "unload", timeout_s)
 
-    async def _controlled(self, call: Any, request: Any, what: str, timeout_s: float) -> None:
+    async def _call_model_control(self, call: Any, request: Any, what: str, timeout_s: float) -> None:
         try:
             await call(request, timeout=timeout_s)
         except grpc.aio.AioRpcError as error:
@@ -224,57 +226,64 @@ class TritonEngine:
             await asyncio.wait(self._in_flight, timeout=_RPC_TIMEOUT_S)
         await self._channel.close(None)
 
-    async def _shielded(self, call: Coroutine[Any, Any, _T], slots: "_Slots | None") -> _T:
+    async def _run_shielded(self, call: Coroutine[Any, Any, _T], slots: "_Slots | None") -> _T:
         # A caller that gives up must not cancel the call to Triton: storms of short deadlines and
         # cancellations crash Triton before 24.12 (server#7368).
         task = asyncio.create_task(call)
         self._in_flight.add(task)
 
-        def ended(task: "asyncio.Task[_T]") -> None:
+        def on_done(task: "asyncio.Task[_T]") -> None:
             if slots:
-                slots.give_back()
+                slots.release()
             self._in_flight.discard(task)
             if not task.cancelled() and task.exception() is not None:
                 _log.debug("call to Triton failed: %s", task.exception())
 
-        task.add_done_callback(ended)
+        task.add_done_callback(on_done)
         return await asyncio.shield(task)
 
     async def _infer(self, photos_nhwc: npt.NDArray[np.uint8]) -> Logits:
-        photos = _Input(INPUT_NAME, "UINT8", photos_nhwc.shape, photos_nhwc.tobytes())
-        return self._read(await self._call([photos], self._outputs), len(photos_nhwc))
+        photos = _InputTensor(INPUT_NAME, "UINT8", photos_nhwc.shape, photos_nhwc.tobytes())
+        return self._parse_logits(await self._model_infer([photos], self._outputs), len(photos_nhwc))
 
-    async def _infer_encoded(self, photos: Sequence[bytes]) -> Decoded:
+    async def _infer_encoded(self, photos: Sequence[bytes]) -> EncodedInferenceResult:
         longest = max(map(len, photos))
         rows = photos[0] if len(photos) == 1 else b"".join(photo.ljust(longest, b"\0") for photo in photos)
         inputs = [
-            _Input(ENCODED_NAME, "UINT8", (len(photos), longest), rows),
-            _Input(SIZES_NAME, "INT32", (len(photos), 1), np.array([*map(len, photos)], np.int32).tobytes()),
+            _InputTensor(ENCODED_NAME, "UINT8", (len(photos), longest), rows),
+            _InputTensor(SIZES_NAME, "INT32", (len(photos), 1), np.array([*map(len, photos)], np.int32).tobytes()),
         ]
-        answered = await self._call(inputs, [*self._outputs, self._errors_output])
-        errors = _photo_errors(answered, len(photos))
-        return Decoded(errors, self._read(answered, len(photos), usable=[error is None for error in errors]))
+        response = await self._model_infer(inputs, [*self._outputs, self._errors_output])
+        errors = _parse_photo_errors(response, len(photos))
+        return EncodedInferenceResult(
+            errors, self._parse_logits(response, len(photos), usable=[error is None for error in errors])
+        )
 
-    async def _call(self, inputs: "Sequence[_Input]", outputs: Sequence[Any]) -> "service_pb2.ModelInferResponse":
+    async def _model_infer(
+        self, inputs: "Sequence[_InputTensor]", outputs: Sequence[Any]
+    ) -> "service_pb2.ModelInferResponse":
         tensor = service_pb2.ModelInferRequest.InferInputTensor
         request = service_pb2.ModelInferRequest(
             model_name=self._model_name,
-            inputs=[tensor(name=given.name, datatype=given.datatype, shape=given.shape) for given in inputs],
+            inputs=[
+                tensor(name=input_tensor.name, datatype=input_tensor.datatype, shape=input_tensor.shape)
+                for input_tensor in inputs
+            ],
             outputs=outputs,
-            raw_input_contents=[given.raw for given in inputs],
+            raw_input_contents=[input_tensor.raw for input_tensor in inputs],
         )
         try:
-            with tracing.asking_traced(_INFER_METHOD) as headers:
+            with tracing.sampled_client_span(_INFER_METHOD) as headers:
                 return await self._stub.ModelInfer(request, timeout=_RPC_TIMEOUT_S, metadata=headers)
         except grpc.aio.AioRpcError as error:
-            raise self._translate(error) from error
+            raise self._to_engine_error(error) from error
 
-    def _read(
-        self, answered: "service_pb2.ModelInferResponse", num_photos: int, usable: Sequence[bool] | None = None
+    def _parse_logits(
+        self, response: "service_pb2.ModelInferResponse", num_photos: int, usable: Sequence[bool] | None = None
     ) -> Logits:
         """The logits of all photos, or of the usable ones."""
         found: dict[str, npt.NDArray[np.float32]] = {}
-        for output, raw in zip(answered.outputs, answered.raw_output_contents, strict=False):
+        for output, raw in zip(response.outputs, response.raw_output_contents, strict=False):
             shape = tuple(output.shape)
             if output.datatype == "FP32" and shape[:1] == (num_photos,) and len(raw) == 4 * np.prod(shape):
                 found[output.name] = np.frombuffer(raw, np.float32).reshape(shape)
@@ -289,36 +298,36 @@ class TritonEngine:
             raise EngineBroken(f"Triton at {self._address} answered category logits that are zero or not finite")
         return logits
 
-    def _translate(self, error: grpc.aio.AioRpcError) -> EngineError:
-        said = f"Triton at {self._address}: {error.details()}"
-        if any(words in said for words in _QUEUE_WORDS):
-            return EngineBusy(said)
+    def _to_engine_error(self, error: grpc.aio.AioRpcError) -> EngineError:
+        message = f"Triton at {self._address}: {error.details()}"
+        if any(words in message for words in _QUEUE_FULL_MESSAGES):
+            return EngineBusy(message)
         refused = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNIMPLEMENTED)
-        return EngineBroken(said) if error.code() in refused else EngineUnavailable(said)
+        return EngineBroken(message) if error.code() in refused else EngineUnavailable(message)
 
 
-class _Input(NamedTuple):
+class _InputTensor(NamedTuple):
     name: str
     datatype: str
     shape: Sequence[int]
     raw: bytes
 
 
-def _photo_errors(answered: "service_pb2.ModelInferResponse", num_photos: int) -> list[PhotoError | None]:
+def _parse_photo_errors(response: "service_pb2.ModelInferResponse", num_photos: int) -> list[PhotoError | None]:
     """What a model that decodes says of each photo: BYTES [N, 1], each element four bytes of length and its text."""
-    at = [output.name for output in answered.outputs].index(ERRORS_NAME)
-    raw = answered.raw_output_contents[at]
+    at = [output.name for output in response.outputs].index(ERRORS_NAME)
+    raw = response.raw_output_contents[at]
     errors: list[PhotoError | None] = []
     position = 0
     for _ in range(num_photos):
         (length,) = struct.unpack_from("<I", raw, position)
         text = raw[position + 4 : position + 4 + length]
-        errors.append(read_failure(text) if text else None)
+        errors.append(parse_photo_error(text) if text else None)
         position += 4 + length
     return errors
 
 
-def requests_at_once(config: "model_config_pb2.ModelConfig") -> int:
+def compute_max_concurrent_requests(config: "model_config_pb2.ModelConfig") -> int:
     """Requests that keep all instances of a model fed: for each a batch that runs, and one that waits for it."""
     instances = sum(max(1, group.count) * max(1, len(group.gpus)) for group in config.instance_group) or 1
     batch: int = max(config.dynamic_batching.preferred_batch_size, default=config.max_batch_size) or 1
@@ -333,7 +342,7 @@ class InProcessEngine:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="onnxruntime")
 
     async def infer(self, photos_nhwc: npt.NDArray[np.uint8]) -> Logits:
-        with stage("model"):
+        with measure_stage("model"):
             return await self.infer_golden(photos_nhwc)
 
     async def infer_golden(self, photos_nhwc: npt.NDArray[np.uint8]) -> Logits:
@@ -346,7 +355,7 @@ class InProcessEngine:
     def infer_encoded(self) -> None:
         return None
 
-    async def backend(self) -> str:
+    async def fetch_backend(self) -> str:
         return self._engine.backend
 
     async def close(self) -> None:
@@ -358,12 +367,12 @@ class _Slots:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._taken = 0
+        self._num_acquired = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
 
-    async def take(self) -> None:
-        if self._taken < self.limit and not self._waiting:
-            self._taken += 1
+    async def acquire(self) -> None:
+        if self._num_acquired < self.limit and not self._waiting:
+            self._num_acquired += 1
             return
         turn = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
@@ -371,13 +380,13 @@ class _Slots:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():  # its turn had come in the same moment
-                self.give_back()
+                self.release()
             raise
 
-    def give_back(self) -> None:
-        self._taken -= 1
-        while self._waiting and self._taken < self.limit:
+    def release(self) -> None:
+        self._num_acquired -= 1
+        while self._waiting and self._num_acquired < self.limit:
             turn = self._waiting.popleft()
             if not turn.done():
-                self._taken += 1
+                self._num_acquired += 1
                 turn.set_result(None)

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import NamedTuple
 
-__all__ = ["Answer", "StatusServer"]
+__all__ = ["HttpResponse", "StatusServer"]
 
 _log = logging.getLogger(__name__)
 
 
-class Answer(NamedTuple):
+class HttpResponse(NamedTuple):
     status: int
     content_type: str
     body: bytes
@@ -20,24 +20,24 @@ class Answer(NamedTuple):
 class StatusServer:
     """Answers GET on a few paths, each by a function that is called on a thread of its own."""
 
-    def __init__(self, host: str, port: int, paths: dict[str, Callable[[], Answer]]) -> None:
+    def __init__(self, host: str, port: int, paths: dict[str, Callable[[], HttpResponse]]) -> None:
         """Raises OSError: the port is taken."""
 
         class Handler(BaseHTTPRequestHandler):
             timeout = 10  # of a connection that says nothing
 
             def do_GET(self) -> None:
-                find = paths.get(self.path.partition("?")[0])
-                if find is None:
+                handler = paths.get(self.path.partition("?")[0])
+                if handler is None:
                     known = ", ".join(paths)
-                    answer = Answer(404, "text/plain", f"there is {known}\n".encode())
+                    response = HttpResponse(404, "text/plain", f"there is {known}\n".encode())
                 else:
-                    answer = find()
-                self.send_response(answer.status)
-                self.send_header("Content-Type", answer.content_type)
-                self.send_header("Content-Length", str(len(answer.body)))
+                    response = handler()
+                self.send_response(response.status)
+                self.send_header("Content-Type", response.content_type)
+                self.send_header("Content-Length", str(len(response.body)))
                 self.end_headers()
-                self.wfile.write(answer.body)
+                self.wfile.write(response.body)
 
             def log_message(self, format: str, *arguments: object) -> None:
                 _log.debug(format, *arguments)

@@ -12,10 +12,10 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from serving.observability.tracing import SCOPE
 
-__all__ = ["TraceCalls"]
+__all__ = ["TracingInterceptor"]
 
 _KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
-_OUR_FAULT = frozenset(
+_SERVER_ERROR_CODES = frozenset(
     code.value[0]
     for code in (
         grpc.StatusCode.UNKNOWN,
@@ -29,7 +29,7 @@ _OUR_FAULT = frozenset(
 """What a server's span calls an error (OpenTelemetry's conventions for gRPC); the rest is the caller's doing."""
 
 
-class TraceCalls(grpc.aio.ServerInterceptor):
+class TracingInterceptor(grpc.aio.ServerInterceptor):
     """Stands before all other interceptors, so that calls they refuse are seen too. Health is left out."""
 
     def __init__(self, service: str) -> None:
@@ -47,28 +47,28 @@ class TraceCalls(grpc.aio.ServerInterceptor):
             return handler
         kind = next(kind for kind in _KINDS if getattr(handler, kind))
         make = getattr(grpc, f"{kind}_rpc_method_handler")
-        traced = _traced(getattr(handler, kind), method)
+        traced = _wrap_handler(getattr(handler, kind), method)
         wrapped: grpc.RpcMethodHandler[Any, Any] = make(
             traced, handler.request_deserializer, handler.response_serializer
         )
         return wrapped
 
 
-def _traced(behaviour: Callable[..., Any], method: str) -> Callable[..., Any]:
-    if inspect.isasyncgenfunction(behaviour):
+def _wrap_handler(handler: Callable[..., Any], method: str) -> Callable[..., Any]:
+    if inspect.isasyncgenfunction(handler):
 
-        async def answer_many(request: Any, context: "grpc.aio.ServicerContext[Any, Any]") -> AsyncIterator[Any]:
+        async def handle_stream(request: Any, context: "grpc.aio.ServicerContext[Any, Any]") -> AsyncIterator[Any]:
             with _call_span(method, context):
-                async for response in behaviour(request, context):
+                async for response in handler(request, context):
                     yield response
 
-        return answer_many
+        return handle_stream
 
-    async def answer(request: Any, context: "grpc.aio.ServicerContext[Any, Any]") -> Any:
+    async def handle(request: Any, context: "grpc.aio.ServicerContext[Any, Any]") -> Any:
         with _call_span(method, context):
-            return await behaviour(request, context)
+            return await handler(request, context)
 
-    return answer
+    return handle
 
 
 @contextmanager
@@ -92,15 +92,15 @@ def _call_span(method: str, context: "grpc.aio.ServicerContext[Any, Any]") -> It
             code = grpc.StatusCode.CANCELLED.value[0]
             raise
         except BaseException:
-            code = _code(context) or code
+            code = _get_status_code(context) or code
             raise
         finally:
             span.set_attribute("rpc.grpc.status_code", code)
-            if code in _OUR_FAULT:
+            if code in _SERVER_ERROR_CODES:
                 span.set_status(trace.StatusCode.ERROR)
 
 
-def _code(context: "grpc.aio.ServicerContext[Any, Any]") -> int:
+def _get_status_code(context: "grpc.aio.ServicerContext[Any, Any]") -> int:
     """What the call was aborted with; 0: it was not."""
     code: Any = context.code()
     return int(code.value[0]) if isinstance(code, grpc.StatusCode) else int(code or 0)

@@ -29,8 +29,8 @@ __all__ = [
 ]
 
 _PREFIX = "listing_vision_gateway"
-_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-_FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_FOLDER_ENV = "PROMETHEUS_MULTIPROC_DIR"
 
 CALLS = prometheus_client.Counter(
     f"{_PREFIX}_calls",
@@ -41,16 +41,16 @@ CALL_SECONDS = prometheus_client.Histogram(
     f"{_PREFIX}_call_seconds",
     "From the whole request's arrival to the answer.",
     ["result", "model_release"],
-    buckets=_SECONDS,
+    buckets=_BUCKETS_S,
 )
 STAGE_SECONDS = prometheus_client.Histogram(
     f"{_PREFIX}_stage_seconds",
     "Of one listing: queue (waiting for the model to have room), decode (in the gateway), model (Triton, with decoding "
     "where it decodes), decision.",
     ["stage"],
-    buckets=_SECONDS,
+    buckets=_BUCKETS_S,
 )
-PHOTOS = prometheus_client.Counter(f"{_PREFIX}_photos", "Photos by result: used, or why not.", ["result"])
+PHOTOS = prometheus_client.Counter(f"{_PREFIX}_photos", "Photos by result: ok, or the reason of the error.", ["result"])
 PHOTOS_PER_LISTING = prometheus_client.Histogram(
     f"{_PREFIX}_photos_per_listing", "Photos of a call.", buckets=(1, 2, 3, 4, 6, 8, 12, 16, 20)
 )
@@ -87,15 +87,15 @@ class MetricsFolder:
         """Of the whole tree; the supervisor's own metrics join it."""
         multiprocess.MultiProcessCollector(self.registry, path=str(self.path))
 
-    def environment(self) -> Mapping[str, str]:
+    def build_environment(self) -> Mapping[str, str]:
         """Of a gateway process."""
-        return {**os.environ, _FOLDER_VARIABLE: str(self.path)}
+        return {**os.environ, _FOLDER_ENV: str(self.path)}
 
-    def forget(self, pid: int) -> None:
+    def mark_process_dead(self, pid: int) -> None:
         """A gateway process has ended: what it counted stays, what it was does not."""
         multiprocess.mark_process_dead(pid, path=str(self.path))
 
-    def text(self) -> bytes:
+    def render(self) -> bytes:
         """In Prometheus' text format."""
         return prometheus_client.generate_latest(self.registry)
 

@@ -8,47 +8,47 @@ from contextvars import ContextVar
 from serving.observability import tracing
 from serving.observability.metrics import STAGE_SECONDS
 
-__all__ = ["stage", "stages_noted", "unobserved"]
+__all__ = ["collect_stage_timings", "measure_stage", "suppress_metrics"]
 
-_NOTED: ContextVar[dict[str, float] | None] = ContextVar("noted stages", default=None)
-_OBSERVED: ContextVar[bool] = ContextVar("observed stages", default=True)
+_COLLECTED: ContextVar[dict[str, float] | None] = ContextVar("noted stages", default=None)
+_METRICS_ENABLED: ContextVar[bool] = ContextVar("observed stages", default=True)
 
 
 @contextmanager
-def stage(name: str) -> Iterator[None]:
+def measure_stage(name: str) -> Iterator[None]:
     """Args: name: a value of the label `stage` of `STAGE_SECONDS`, and the name of its span."""
     began_s = time.perf_counter()
-    noted = _NOTED.get()
-    if noted is not None:
+    timings = _COLLECTED.get()
+    if timings is not None:
         # In the order of their beginnings; what never ends took no time that anyone can tell.
-        noted.setdefault(name, 0.0)
+        timings.setdefault(name, 0.0)
     try:
         with tracing.span(name):
             yield
     finally:
         seconds = time.perf_counter() - began_s
-        if _OBSERVED.get():
+        if _METRICS_ENABLED.get():
             STAGE_SECONDS.labels(name).observe(seconds)
-        if noted is not None:
-            noted[name] += seconds
+        if timings is not None:
+            timings[name] += seconds
 
 
 @contextmanager
-def stages_noted() -> Iterator[dict[str, float]]:
+def collect_stage_timings() -> Iterator[dict[str, float]]:
     """Seconds by stage, in the order in which they were begun, of what this task does within."""
-    noted: dict[str, float] = {}
-    token = _NOTED.set(noted)
+    timings: dict[str, float] = {}
+    token = _COLLECTED.set(timings)
     try:
-        yield noted
+        yield timings
     finally:
-        _NOTED.reset(token)
+        _COLLECTED.reset(token)
 
 
 @contextmanager
-def unobserved() -> Iterator[None]:
+def suppress_metrics() -> Iterator[None]:
     """What this task does within is in no metric of stages: no caller waits for it."""
-    token = _OBSERVED.set(False)
+    token = _METRICS_ENABLED.set(False)
     try:
         yield
     finally:
-        _OBSERVED.reset(token)
+        _METRICS_ENABLED.reset(token)

@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 __all__ = [
     "TraceOptions",
     "Tracing",
-    "asking",
-    "asking_traced",
-    "note",
-    "passed_on",
+    "client_span",
+    "read_standard_endpoint",
     "require_packages",
+    "sampled_client_span",
+    "set_attributes",
     "span",
-    "standard_endpoint",
     "start",
-    "traced_program",
+    "trace_headers",
+    "trace_program",
 ]
 
 _log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ _log = logging.getLogger(__name__)
 SCOPE = "listing_vision"
 EXPORT_TIMEOUT_S = 5.0
 """Of one batch, on a thread that no call waits for."""
-FLUSH_S = 2.0
+FLUSH_TIMEOUT_S = 2.0
 """For the last batch when a process ends."""
 ENDPOINT_VARIABLE = "LISTING_VISION_OTLP_ENDPOINT"
 STANDARD_VARIABLE = "OTEL_EXPORTER_OTLP_ENDPOINT"
@@ -73,7 +73,7 @@ class TraceOptions:
     @classmethod
     def from_environment(cls) -> Self | None:
         """Of LISTING_VISION_OTLP_ENDPOINT, else of what is standard."""
-        endpoint = os.environ.get(ENDPOINT_VARIABLE) or standard_endpoint()
+        endpoint = os.environ.get(ENDPOINT_VARIABLE) or read_standard_endpoint()
         return cls(endpoint=endpoint) if endpoint else None
 
 
@@ -84,10 +84,10 @@ class Tracing:
         self._provider = provider
 
     def stop(self) -> None:
-        """Send what is left, for `FLUSH_S` at most."""
+        """Send what is left, for `FLUSH_TIMEOUT_S` at most."""
         thread = threading.Thread(target=self._provider.shutdown, name="traces", daemon=True)
         thread.start()
-        thread.join(FLUSH_S)
+        thread.join(FLUSH_TIMEOUT_S)
 
 
 def require_packages() -> None:
@@ -101,7 +101,7 @@ def require_packages() -> None:
         ) from error
 
 
-def standard_endpoint() -> str | None:
+def read_standard_endpoint() -> str | None:
     """That of OTEL_EXPORTER_OTLP_ENDPOINT; it may be there for others: what does not suit is warned of."""
     endpoint = os.environ.get(STANDARD_VARIABLE)
     if not endpoint:
@@ -146,12 +146,12 @@ def start(options: TraceOptions, service: str) -> Tracing:
     exporter = OTLPSpanExporter(endpoint=options.url, timeout=EXPORT_TIMEOUT_S)
     provider.add_span_processor(BatchSpanProcessor(exporter))
     trace.set_tracer_provider(provider)
-    _log_ids()
+    _add_ids_to_logs()
     return Tracing(provider)
 
 
 @contextmanager
-def traced_program(service: str) -> Iterator[None]:
+def trace_program(service: str) -> Iterator[None]:
     """Traces of a short program, where the environment asks for them."""
     options = TraceOptions.from_environment()
     tracing = start(options, service) if options else None
@@ -165,7 +165,7 @@ def traced_program(service: str) -> Iterator[None]:
 @contextmanager
 def span(name: str) -> Iterator[None]:
     """A part of the call that is being traced, if one is."""
-    api = _api()
+    api = _get_api()
     if api is None or not api.get_current_span().get_span_context().is_valid:
         yield
         return
@@ -174,9 +174,9 @@ def span(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def asking(method: str) -> Iterator[Headers]:
+def client_span(method: str) -> Iterator[Headers]:
     """A call to another service; its headers."""
-    api = _api()
+    api = _get_api()
     if api is None:
         yield ()
         return
@@ -185,37 +185,37 @@ def asking(method: str) -> Iterator[Headers]:
     with api.get_tracer(SCOPE).start_as_current_span(
         f"{service}/{name}", kind=api.SpanKind.CLIENT, attributes=attributes
     ):
-        yield _headers()
+        yield _inject_headers()
 
 
-def passed_on() -> Headers:
+def trace_headers() -> Headers:
     """Headers with which another service goes on with the trace of this moment; empty where there is none."""
-    api = _api()
-    return _headers() if api and api.get_current_span().get_span_context().is_valid else ()
+    api = _get_api()
+    return _inject_headers() if api and api.get_current_span().get_span_context().is_valid else ()
 
 
 @contextmanager
-def asking_traced(method: str) -> Iterator[Headers]:
-    """As `asking`, for a service that traces whatever has a header: there is none unless the call is sampled."""
-    api = _api()
+def sampled_client_span(method: str) -> Iterator[Headers]:
+    """As `client_span`, for a service that traces whatever has a header: there is none unless the call is sampled."""
+    api = _get_api()
     if api is None or not api.get_current_span().get_span_context().trace_flags.sampled:
         yield ()
         return
-    with asking(method) as headers:
+    with client_span(method) as headers:
         yield headers
 
 
-def note(**attributes: str | int) -> None:
+def set_attributes(**attributes: str | int) -> None:
     """Write something on the span of the call, or the part of it, that is being traced."""
-    if api := _api():
+    if api := _get_api():
         api.get_current_span().set_attributes({f"{SCOPE}.{name}": value for name, value in attributes.items()})
 
 
-def _api() -> Any:
+def _get_api() -> Any:
     return sys.modules.get("opentelemetry.trace")
 
 
-def _headers() -> Headers:
+def _inject_headers() -> Headers:
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
     carrier: dict[str, str] = {}
@@ -223,12 +223,12 @@ def _headers() -> Headers:
     return tuple(carrier.items())
 
 
-def _log_ids() -> None:
+def _add_ids_to_logs() -> None:
     """Give each log record the ids of the span that it is written in (`vision.runtime.cli.LOG_FIELDS`)."""
-    api, make = _api(), logging.getLogRecordFactory()
+    api, make = _get_api(), logging.getLogRecordFactory()
 
-    def make_with_ids(*given: Any, **named: Any) -> logging.LogRecord:
-        record = make(*given, **named)
+    def make_with_ids(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = make(*args, **kwargs)
         context = api.get_current_span().get_span_context()
         if context.is_valid:
             record.trace_id, record.span_id = f"{context.trace_id:032x}", f"{context.span_id:016x}"

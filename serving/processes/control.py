@@ -14,26 +14,34 @@ from typing import Any
 
 from vision.errors import ListingVisionError
 
-__all__ = ["Command", "ControlServer", "NoAnswer", "NoAnswerInTime", "ask", "control_path", "listen"]
+__all__ = [
+    "Command",
+    "ControlServer",
+    "ControlTimeout",
+    "ControlUnavailable",
+    "control_path",
+    "monitor_heartbeat",
+    "send_command",
+]
 
 _log = logging.getLogger(__name__)
 
-ANSWER_TIMEOUT_S = 600.0
+COMMAND_TIMEOUT_S = 600.0
 """A large model takes its time to load."""
-LISTEN_TIMEOUT_S = 3.0
-SILENT_TIMES = 3
+HEARTBEAT_TIMEOUT_S = 3.0
+MAX_MISSED_HEARTBEATS = 3
 """A process that has not answered so many times in a row is silent: its event loop stands still. Should all have stood
 still, who asks too, it was asked once."""
-_LIMIT_BYTES = 1 << 16
+_MAX_LINE_BYTES = 1 << 16
 
 Command = Callable[..., Awaitable[Any]]
 
 
-class NoAnswer(ListingVisionError):
+class ControlUnavailable(ListingVisionError):
     """Nobody listens there, or who did has ended."""
 
 
-class NoAnswerInTime(NoAnswer):
+class ControlTimeout(ControlUnavailable):
     """Somebody may listen there, and says nothing."""
 
 
@@ -56,7 +64,7 @@ class ControlServer:
         if self._path.parent.stat().st_uid != os.getuid():
             raise OSError(f"{self._path.parent} belongs to somebody else; remove it")
         self._path.unlink(missing_ok=True)  # of a supervisor that was killed: the port is ours by now
-        self._server = await asyncio.start_unix_server(self._serve, self._path, limit=_LIMIT_BYTES)
+        self._server = await asyncio.start_unix_server(self._handle_connection, self._path, limit=_MAX_LINE_BYTES)
         self._path.chmod(0o600)
 
     async def close(self) -> None:
@@ -64,10 +72,10 @@ class ControlServer:
             self._server.close()
             self._path.unlink(missing_ok=True)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _handle_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            answer = await self._answer(await reader.readline())
-            writer.write(json.dumps(answer).encode() + b"\n")
+            response = await self._execute(await reader.readline())
+            writer.write(json.dumps(response).encode() + b"\n")
             await writer.drain()
         except (ConnectionError, ValueError) as error:
             _log.debug("a control connection failed: %s", error)
@@ -76,14 +84,14 @@ class ControlServer:
             with suppress(ConnectionError):
                 await writer.wait_closed()
 
-    async def _answer(self, line: bytes) -> dict[str, Any]:
+    async def _execute(self, line: bytes) -> dict[str, Any]:
         try:
-            asked = json.loads(line)
-            command = self._commands[asked.pop("command")]
+            request = json.loads(line)
+            command = self._commands[request.pop("command")]
         except (ValueError, KeyError, TypeError, AttributeError):
             return {"error": f"not a command of {', '.join(self._commands)}"}
         try:
-            return {"answer": await command(**asked)}
+            return {"result": await command(**request)}
         except (ListingVisionError, OSError) as error:
             return {"error": str(error)}
         except Exception as error:
@@ -91,75 +99,75 @@ class ControlServer:
             return {"error": f"{type(error).__name__}: {error}"}
 
 
-def ask(path: Path, command: str, *, answer_timeout_s: float = ANSWER_TIMEOUT_S, **arguments: Any) -> Any:
+def send_command(path: Path, command: str, *, timeout_s: float = COMMAND_TIMEOUT_S, **arguments: Any) -> Any:
     """What the process there answers.
 
     Raises:
-        NoAnswer: nobody listens, or there is no answer.
+        ControlUnavailable: nobody listens, or there is no answer.
         ListingVisionError: it refuses.
     """
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-            sock.settimeout(answer_timeout_s)
+            sock.settimeout(timeout_s)
             sock.connect(str(path))
             sock.sendall(json.dumps({"command": command, **arguments}).encode() + b"\n")
             with sock.makefile("rb") as file:
-                answer = json.loads(file.readline() or b"{}")
+                response = json.loads(file.readline() or b"{}")
     except (TimeoutError, BlockingIOError) as error:  # the latter: more are waiting already than it may have waiting
-        raise NoAnswerInTime(f"no answer within {answer_timeout_s:g} s at {path}") from error
+        raise ControlTimeout(f"no answer within {timeout_s:g} s at {path}") from error
     except (OSError, ValueError) as error:
-        raise NoAnswer(f"nobody answers at {path} ({error})") from error
-    if "error" in answer:
-        raise ListingVisionError(answer["error"])
-    if "answer" not in answer:
-        raise NoAnswer(f"who listened at {path} ended before it answered")
-    return answer["answer"]
+        raise ControlUnavailable(f"nobody answers at {path} ({error})") from error
+    if "error" in response:
+        raise ListingVisionError(response["error"])
+    if "result" not in response:
+        raise ControlUnavailable(f"who listened at {path} ended before it answered")
+    return response["result"]
 
 
-async def listen(
+async def monitor_heartbeat(
     path: Path,
     command: str,
     *,
-    every_s: float,
-    while_: Callable[[], bool],
-    patience_s: float,
-    heard: Callable[[Any], None] | None = None,
+    interval_s: float,
+    should_continue: Callable[[], bool],
+    shutdown_timeout_s: float,
+    on_heartbeat: Callable[[Any], None] | None = None,
 ) -> bool:
     """Ask a process again and again, until it is silent. One that ends is not, unless it takes too long for it.
 
     Args:
         path: its socket.
         command: without arguments.
-        every_s: between an answer and the next question.
-        while_: whether it is still to be asked.
-        patience_s: from when it listens no longer to its end.
-        heard: told of each answer; does not wait for anything, as nobody listens meanwhile.
+        interval_s: between an answer and the next question.
+        should_continue: whether it is still to be asked.
+        shutdown_timeout_s: from when it listens no longer to its end.
+        on_heartbeat: called with each answer; does not wait for anything, as nobody listens meanwhile.
 
     Returns:
         Whether it is silent; else there is no need to listen any more.
     """
-    num_silent = 0
-    heard_s = time.monotonic()
-    while while_():
-        if not num_silent:
-            await asyncio.sleep(every_s)
+    num_missed = 0
+    last_heartbeat_s = time.monotonic()
+    while should_continue():
+        if not num_missed:
+            await asyncio.sleep(interval_s)
         try:
-            answer = await asyncio.to_thread(ask, path, command, answer_timeout_s=LISTEN_TIMEOUT_S)
-            num_silent = 0
-            heard_s = time.monotonic()
-            if heard:
-                heard(answer)
-        except NoAnswerInTime as error:
-            num_silent += 1
+            response = await asyncio.to_thread(send_command, path, command, timeout_s=HEARTBEAT_TIMEOUT_S)
+            num_missed = 0
+            last_heartbeat_s = time.monotonic()
+            if on_heartbeat:
+                on_heartbeat(response)
+        except ControlTimeout as error:
+            num_missed += 1
             _log.warning("%s", error)
-            if num_silent == SILENT_TIMES:
-                return while_()
-        except NoAnswer:
-            num_silent = 0
-            if time.monotonic() - heard_s > patience_s:
-                return while_()
+            if num_missed == MAX_MISSED_HEARTBEATS:
+                return should_continue()
+        except ControlUnavailable:
+            num_missed = 0
+            if time.monotonic() - last_heartbeat_s > shutdown_timeout_s:
+                return should_continue()
         # Whatever it was, a watch that ends would leave a silent process for ever.
         except Exception:
-            num_silent = 0
+            num_missed = 0
             _log.exception("listening at %s failed", path)
     return False

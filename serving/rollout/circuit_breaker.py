@@ -3,20 +3,20 @@
 import asyncio
 from collections.abc import Callable
 
-__all__ = ["Breaker"]
+__all__ = ["CircuitBreaker"]
 
-FAILURES_UNTIL_OPEN = 5
+FAILURE_THRESHOLD = 5
 """Calls in a row, of callers; one alone may have met a moment's trouble."""
 
 
-class Breaker:
+class CircuitBreaker:
     """Opened by failed calls in a row or by failed golden photos; closed only by golden photos answered rightly."""
 
-    def __init__(self, *, changed: Callable[[], None] = lambda: None) -> None:
-        """Args: changed: told when it has opened or closed."""
+    def __init__(self, *, on_change: Callable[[], None] = lambda: None) -> None:
+        """Args: on_change: called when it has opened or closed."""
         self._num_failures = 0
         self._is_open = False
-        self._changed = changed
+        self._on_change = on_change
         self.has_opened = False
         """Since this was last set to False by whoever wants to know."""
         self.opened = asyncio.Event()
@@ -26,14 +26,14 @@ class Breaker:
     def is_open(self) -> bool:
         return self._is_open
 
-    def succeeded(self) -> None:
+    def record_success(self) -> None:
         """A caller's photos were answered. Does not close: what answered may be half of what is needed."""
         self._num_failures = 0
 
-    def failed(self) -> None:
+    def record_failure(self) -> None:
         """A caller's photos were not answered, and it was the model's fault."""
         self._num_failures += 1
-        if self._num_failures >= FAILURES_UNTIL_OPEN:
+        if self._num_failures >= FAILURE_THRESHOLD:
             self.open()
 
     def open(self) -> None:
@@ -41,7 +41,7 @@ class Breaker:
         self.opened.set()
         if not self._is_open:
             self._is_open = True
-            self._changed()
+            self._on_change()
 
     def close(self) -> None:
         """The golden photos are answered rightly."""
@@ -49,4 +49,4 @@ class Breaker:
         self.opened.clear()
         if self._is_open:
             self._is_open = False
-            self._changed()
+            self._on_change()

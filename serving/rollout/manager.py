@@ -6,51 +6,57 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from serving.rollout.traffic_split import CANARY, SHADOW, ReleaseAt, Routes, Share
+from serving.rollout.traffic_split import CANARY, SHADOW, ReleaseSpec, TrafficShare, TrafficSplit
 from serving.triton.repository import MODEL_NAME
 from vision.bundle import load_bundle
 from vision.errors import ListingVisionError
 
 if TYPE_CHECKING:
-    from serving.triton.watchdog import WatchedTriton
+    from serving.triton.watchdog import TritonWatchdog
 
-__all__ = ["Releases"]
+__all__ = ["ReleaseManager"]
 
 _log = logging.getLogger(__name__)
 
-Route = Callable[[Routes], Awaitable[None]]
+ApplyTrafficSplit = Callable[[TrafficSplit], Awaitable[None]]
 """Has all gateway processes route so. Raises ListingVisionError: they do not, and route as before."""
 
 
-class Releases:
+class ReleaseManager:
     """Its public coroutines are an operator's commands; one is carried out after another."""
 
     def __init__(
-        self, routes: Routes, route: Route, *, triton: "WatchedTriton | None", is_loadable: bool, records: bool
+        self,
+        traffic_split: TrafficSplit,
+        apply_traffic_split: ApplyTrafficSplit,
+        *,
+        triton: "TritonWatchdog | None",
+        can_load: bool,
+        is_recording: bool,
     ) -> None:
         """Args:
-        routes: as the service was started.
-        route: how they are changed.
+        traffic_split: as the service was started.
+        apply_traffic_split: how they are changed.
         triton: of this service; None: gateway processes have models themselves, or ask somebody else's Triton.
-        is_loadable: whether it is no Triton of somebody else.
-        records: whether answers of shadows are kept.
+        can_load: whether it is no Triton of somebody else.
+        is_recording: whether answers of shadows are kept.
         """
-        self._routes = routes
-        self._route = route
+        self._traffic_split = traffic_split
+        self._apply_traffic_split = apply_traffic_split
         self._triton = triton
-        self._is_loadable = is_loadable
-        self._records = records
-        self._names = {release.label: load_bundle(release.bundle).info.model_name for release in routes.releases}
-        self._before: str | None = None
+        self._can_load = can_load
+        self._is_recording = is_recording
+        self._names = {release.label: load_bundle(release.bundle).info.model_name for release in traffic_split.releases}
+        self._previous: str | None = None
         """What answered before the last promotion."""
-        self._removed: dict[str, str] = {}
+        self._removal_reasons: dict[str, str] = {}
         """Why canaries were removed, by label."""
         self._num_loaded = 0
-        self._turn = asyncio.Lock()
+        self._command_lock = asyncio.Lock()
 
     @property
     def canary(self) -> str | None:
-        return self._routes.canary.label if self._routes.canary else None
+        return self._traffic_split.canary.label if self._traffic_split.canary else None
 
     async def load(self, bundle: str) -> str:
         """Load a bundle beside what serves and return its release's name; it answers nobody yet.
@@ -58,23 +64,23 @@ class Releases:
         Raises:
             ListingVisionError: it is not whole, is loaded already, or does not answer its golden photos.
         """
-        async with self._turn:
+        async with self._command_lock:
             loaded = await asyncio.to_thread(load_bundle, bundle)
-            if not self._is_loadable:
+            if not self._can_load:
                 raise ListingVisionError(
                     "the Triton that --triton names is not this service's own; load the model there and start a "
                     "gateway for it"
                 )
             label = loaded.release
-            if label in self._routes.labels:
+            if label in self._traffic_split.labels:
                 raise ListingVisionError(f"{label} is loaded already")
             self._num_loaded += 1
             name = f"{MODEL_NAME}_{self._num_loaded + 1}"
             if self._triton:
                 await self._triton.add(name, loaded)
-            release = ReleaseAt(label=label, bundle=loaded.folder, model_name=name)
+            release = ReleaseSpec(label=label, bundle=loaded.folder, model_name=name)
             try:
-                await self._change_to(replace(self._routes, releases=(*self._routes.releases, release)))
+                await self._switch_to(replace(self._traffic_split, releases=(*self._traffic_split.releases, release)))
             except BaseException:
                 if self._triton:
                     await self._triton.remove(name)
@@ -89,18 +95,18 @@ class Releases:
         Raises:
             ListingVisionError: it is not loaded, or does not answer its golden photos; what answered goes on.
         """
-        async with self._turn:
-            await self._check_golden(release)
-            before = self._routes.stable
-            routes = self._routes
-            for purpose, share in routes.shares.items():
+        async with self._command_lock:
+            await self._check_golden_photos(release)
+            before = self._traffic_split.stable
+            traffic_split = self._traffic_split
+            for purpose, share in traffic_split.shares.items():
                 if share.label == release:
-                    routes = routes.with_share(purpose, None)
-            await self._change_to(replace(routes, stable=release))
+                    traffic_split = traffic_split.with_share(purpose, None)
+            await self._switch_to(replace(traffic_split, stable=release))
             if before != release:
-                self._before = before
+                self._previous = before
             if self._triton:
-                self._triton.main = self._at(release).model_name
+                self._triton.main_model = self._find_release(release).model_name
             _log.info("release %s answers", release)
 
     async def rollback(self) -> str:
@@ -109,52 +115,52 @@ class Releases:
         Raises:
             ListingVisionError: there is nothing to go back to.
         """
-        if self._before is None:
+        if self._previous is None:
             raise ListingVisionError("there is no release to go back to: none was promoted yet, or it is unloaded")
-        label = self._before
+        label = self._previous
         await self.promote(label)
         return label
 
-    async def canary_on(self, release: str, share: float) -> None:
+    async def set_canary(self, release: str, share: float) -> None:
         """Have a loaded release answer a share of the listings, by their ids; it takes the place of any other canary.
 
         Raises:
             ListingVisionError: it is not loaded, answers the others, or is not well, or the share is no share.
         """
-        async with self._turn:
-            await self._give_share(CANARY, release, share)
-            self._removed.pop(release, None)
+        async with self._command_lock:
+            await self._set_share(CANARY, release, share)
+            self._removal_reasons.pop(release, None)
 
-    async def canary_off(self) -> None:
+    async def clear_canary(self) -> None:
         """Have the stable release answer all listings."""
-        async with self._turn:
-            await self._change_to(self._routes.with_share(CANARY, None))
+        async with self._command_lock:
+            await self._switch_to(self._traffic_split.with_share(CANARY, None))
 
-    async def remove_canary(self, release: str, why: str) -> bool:
-        """As `canary_off`, by the service itself; False: it is the canary no longer."""
-        async with self._turn:
+    async def remove_canary(self, release: str, reason: str) -> bool:
+        """As `clear_canary`, by the service itself; False: it is the canary no longer."""
+        async with self._command_lock:
             if self.canary != release:
                 return False
-            await self._change_to(self._routes.with_share(CANARY, None))
-            self._removed[release] = why
-            _log.error("canary %s is removed: %s", release, why)
+            await self._switch_to(self._traffic_split.with_share(CANARY, None))
+            self._removal_reasons[release] = reason
+            _log.error("canary %s is removed: %s", release, reason)
             return True
 
-    async def shadow_on(self, release: str, share: float) -> None:
+    async def set_shadow(self, release: str, share: float) -> None:
         """Have a loaded release see a share of the listings, by their ids; its answers are recorded, never returned.
 
         Raises:
-            ListingVisionError: as `canary_on`; or nothing is recorded.
+            ListingVisionError: as `set_canary`; or nothing is recorded.
         """
-        async with self._turn:
-            if not self._records:
+        async with self._command_lock:
+            if not self._is_recording:
                 raise ListingVisionError("a shadow's answers are recorded with the outcomes; start with --outcomes")
-            await self._give_share(SHADOW, release, share)
+            await self._set_share(SHADOW, release, share)
 
-    async def shadow_off(self) -> None:
+    async def clear_shadow(self) -> None:
         """Have no release see listings that it does not answer."""
-        async with self._turn:
-            await self._change_to(self._routes.with_share(SHADOW, None))
+        async with self._command_lock:
+            await self._switch_to(self._traffic_split.with_share(SHADOW, None))
 
     async def unload(self, release: str) -> None:
         """Let go of a release.
@@ -162,22 +168,22 @@ class Releases:
         Raises:
             ListingVisionError: it has a part to play, or is not loaded.
         """
-        async with self._turn:
-            at = self._at(release)
-            if release == self._routes.stable:
+        async with self._command_lock:
+            spec = self._find_release(release)
+            if release == self._traffic_split.stable:
                 raise ListingVisionError(f"{release} answers; promote another one first")
-            for purpose, share in self._routes.shares.items():
+            for purpose, share in self._traffic_split.shares.items():
                 if share.label == release:
                     raise ListingVisionError(
                         f"{release} is the {purpose}; `listing-vision model {purpose} --off` first"
                     )
-            others = tuple(other for other in self._routes.releases if other is not at)
-            await self._change_to(replace(self._routes, releases=others))
-            if release == self._before:
-                self._before = None
-            self._removed.pop(release, None)
+            others = tuple(other for other in self._traffic_split.releases if other is not spec)
+            await self._switch_to(replace(self._traffic_split, releases=others))
+            if release == self._previous:
+                self._previous = None
+            self._removal_reasons.pop(release, None)
             if self._triton:
-                await self._triton.remove(at.model_name)
+                await self._triton.remove(spec.model_name)
             _log.info("release %s is unloaded", release)
 
     async def status(self) -> list[dict[str, object]]:
@@ -188,36 +194,36 @@ class Releases:
                 "name": self._names[release.label],
                 "bundle": str(release.bundle),
                 "state": self._state(release.label),
-                "why_removed": self._removed.get(release.label),
+                "removal_reason": self._removal_reasons.get(release.label),
             }
-            for release in self._routes.releases
+            for release in self._traffic_split.releases
         ]
 
     def _state(self, label: str) -> str:
-        if label == self._routes.stable:
-            return "answers"
-        for purpose, share in self._routes.shares.items():
+        if label == self._traffic_split.stable:
+            return "stable"
+        for purpose, share in self._traffic_split.shares.items():
             if share.label == label:
                 return f"{purpose} {share.share:g}"
-        return "answered before" if label == self._before else "loaded"
+        return "previous" if label == self._previous else "loaded"
 
-    def _at(self, label: str) -> ReleaseAt:
-        for release in self._routes.releases:
+    def _find_release(self, label: str) -> ReleaseSpec:
+        for release in self._traffic_split.releases:
             if release.label == label:
                 return release
-        raise ListingVisionError(f"{label} is not loaded; loaded: {', '.join(self._routes.labels)}")
+        raise ListingVisionError(f"{label} is not loaded; loaded: {', '.join(self._traffic_split.labels)}")
 
-    async def _check_golden(self, label: str) -> None:
-        at = self._at(label)
+    async def _check_golden_photos(self, label: str) -> None:
+        spec = self._find_release(label)
         if self._triton:
-            await self._triton.until_answering(at.model_name)
+            await self._triton.wait_until_healthy(spec.model_name)
 
-    async def _give_share(self, purpose: str, release: str, share: float) -> None:
-        routes = self._routes.with_share(purpose, Share(label=release, share=share))
-        await self._check_golden(release)
-        await self._change_to(routes)
+    async def _set_share(self, purpose: str, release: str, share: float) -> None:
+        traffic_split = self._traffic_split.with_share(purpose, TrafficShare(label=release, share=share))
+        await self._check_golden_photos(release)
+        await self._switch_to(traffic_split)
         _log.info("%s %s has %g of the listings", purpose, release, share)
 
-    async def _change_to(self, routes: Routes) -> None:
-        await self._route(routes)
-        self._routes = routes
+    async def _switch_to(self, traffic_split: TrafficSplit) -> None:
+        await self._apply_traffic_split(traffic_split)
+        self._traffic_split = traffic_split

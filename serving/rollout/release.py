@@ -8,29 +8,36 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from serving.api import responses
-from serving.inference.triton import AsyncEngine, check, until_answering
-from serving.rollout.circuit_breaker import Breaker
+from serving.inference.triton import AsyncEngine, check_golden_photos, wait_for_golden_photos
+from serving.rollout.circuit_breaker import CircuitBreaker
 from vision.bundle import UNKNOWN_BACKEND, Bundle
 from vision.errors import EngineBusy, EngineError
 
-__all__ = ["CHECK_AGAIN_S", "GOLDEN_TIMEOUT_S", "ONE_PHOTO", "Changed", "Decoders", "ServedRelease"]
+__all__ = [
+    "FIRST_GOLDEN_PHOTO",
+    "GOLDEN_TIMEOUT_S",
+    "RECHECK_INTERVAL_S",
+    "Decoders",
+    "OnReleaseChange",
+    "ServedRelease",
+]
 
 _log = logging.getLogger(__name__)
 
-FAILURES_UNTIL_UNWELL = 2
+UNHEALTHY_THRESHOLD = 2
 """Golden-photo checks in a row; one alone may have met a moment of load."""
 GOLDEN_TIMEOUT_S = 5.0
 """A model that takes longer for a photo has stopped: with every copy at the slowest listing it may still decode, and
 one more such photo each, an answer takes 4.5 s (`serving.decoding.fork_client`)."""
-ONE_PHOTO = slice(0, 1)
+FIRST_GOLDEN_PHOTO = slice(0, 1)
 """Of the golden photos: what is asked again and again should cost little."""
-CHECK_AGAIN_S = 0.25
+RECHECK_INTERVAL_S = 0.25
 """Between checks while they fail: callers are refused until one succeeds."""
-_IDLE_AGAIN_S = 0.05
+_IDLE_POLL_INTERVAL_S = 0.05
 _IDLE_TIMEOUT_S = 30.0
 """For calls in flight, before a release is let go of all the same."""
 
-Changed = Callable[["ServedRelease"], None]
+OnReleaseChange = Callable[["ServedRelease"], None]
 """Told when a release has become well or unwell, or when its breaker has opened or closed."""
 
 
@@ -53,138 +60,140 @@ class ServedRelease:
         decoders: Decoders,
         *,
         health_interval_s: float,
-        changed: Changed,
+        on_change: OnReleaseChange,
     ) -> None:
         self.label = label
         self.engine = engine
         self.decoders = decoders
-        self.breaker = Breaker(changed=lambda: changed(self))
+        self.breaker = CircuitBreaker(on_change=lambda: on_change(self))
         self.breaker.open()  # until its golden photos are answered
         self.bundle = bundle.on_backend(UNKNOWN_BACKEND)
         """As it may be used with the engine: where promises were made with another, they are void."""
         self._bundle = bundle
         self._health_interval_s = health_interval_s
-        self._changed = changed
+        self._on_change = on_change
         self._backend = UNKNOWN_BACKEND
-        self._watch: asyncio.Task[None] | None = None
-        self._num_calls = 0
+        self._watch_task: asyncio.Task[None] | None = None
+        self._num_in_flight = 0
         self._num_failures = 0
         self._checked_while_open = False
-        self.is_well = False
+        self.is_healthy = False
         self.is_closed = False
-        self.was_well = False
+        self.was_healthy = False
         """Ever: one whose Triton still loads is not to blame yet."""
         self.last_error: EngineError | None = None
 
-    async def until_well(self) -> None:
+    async def wait_until_healthy(self) -> None:
         """Return once all golden photos are answered rightly.
 
         Raises:
             EngineError: they are not, or not in time.
         """
-        await until_answering(self.engine, self._bundle)
-        self._decide_for(await self.engine.backend())
+        await wait_for_golden_photos(self.engine, self._bundle)
+        self._apply_backend(await self.engine.fetch_backend())
         self._num_failures = 0
-        self._become(True)
+        self._set_health(True)
 
     async def warm_up(self) -> None:
-        """Have all at hand that a first call needs; `is_well` says whether a golden photo is answered rightly."""
-        if not self.is_well:
-            await self.check_once()
+        """Have all at hand that a first call needs; `is_healthy` says whether a golden photo is answered rightly."""
+        if not self.is_healthy:
+            await self.check_health()
         await asyncio.to_thread(responses.warm_up, self._bundle)
         if self.engine.infer_encoded is None:
             await self.decoders.start()
 
     def watch(self) -> None:
         """Ask for the golden photos again and again, from now on."""
-        if self._watch is None:
+        if self._watch_task is None:
             self.breaker.has_opened = False
-            self._watch = asyncio.create_task(self._watch_engine())
+            self._watch_task = asyncio.create_task(self._watch_engine())
 
-    def rest(self) -> None:
+    def stop_watching(self) -> None:
         """Leave off watching; it is taken for as well as it was."""
-        if self._watch:
-            self._watch.cancel()
-            self._watch = None
+        if self._watch_task:
+            self._watch_task.cancel()
+            self._watch_task = None
 
     @contextmanager
-    def held(self) -> Iterator["ServedRelease"]:
+    def acquire(self) -> Iterator["ServedRelease"]:
         """For as long as a call needs it."""
-        self._num_calls += 1
+        self._num_in_flight += 1
         try:
             yield self
         finally:
-            self._num_calls -= 1
+            self._num_in_flight -= 1
 
     async def close(self, *, when_idle: bool = False) -> None:
         """Close the engine; the decoders are their owner's."""
-        self.rest()
+        self.stop_watching()
         if when_idle:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_IDLE_TIMEOUT_S):
-                    while self._num_calls:
-                        await asyncio.sleep(_IDLE_AGAIN_S)
+                    while self._num_in_flight:
+                        await asyncio.sleep(_IDLE_POLL_INTERVAL_S)
         self.is_closed = True
         await self.engine.close()
 
-    async def check_once(self) -> None:
-        """Ask for a golden photo; `is_well` follows."""
+    async def check_health(self) -> None:
+        """Ask for a golden photo; `is_healthy` follows."""
         self._checked_while_open = self.breaker.is_open
         try:
-            await check(self.engine, self._bundle, which=ONE_PHOTO, timeout_s=GOLDEN_TIMEOUT_S)
+            await check_golden_photos(self.engine, self._bundle, which=FIRST_GOLDEN_PHOTO, timeout_s=GOLDEN_TIMEOUT_S)
             # A Triton that comes back, or is told to load anew, may be another one.
-            self._decide_for(await self.engine.backend())
+            self._apply_backend(await self.engine.fetch_backend())
         except EngineBusy:
             return  # it works, and has too much to do
         except EngineError as error:
             self.last_error = error
             self._num_failures += 1
-            if self._num_failures >= FAILURES_UNTIL_UNWELL:
-                if self.is_well:
+            if self._num_failures >= UNHEALTHY_THRESHOLD:
+                if self.is_healthy:
                     _log.error("%s is not well: %s", self.label, error)
-                self._become(False)
-                self._decide_for(UNKNOWN_BACKEND)  # what answers next may be another model
+                self._set_health(False)
+                self._apply_backend(UNKNOWN_BACKEND)  # what answers next may be another model
         else:
             self._num_failures = 0
-            if not self.is_well:
+            if not self.is_healthy:
                 _log.info("%s is well: golden photos are answered as the exported model answered them", self.label)
-            self._become(True)
+            self._set_health(True)
 
     async def _watch_engine(self) -> None:
         while True:
-            await self._until_next_check()
+            await self._wait_for_next_check()
             try:
-                await self.check_once()
+                await self.check_health()
             # Whatever it was, a watch that ends would leave the last health standing for ever.
             except Exception:
                 _log.exception("the health check itself failed")
-                self._become(False)
+                self._set_health(False)
 
-    async def _until_next_check(self) -> None:
+    async def _wait_for_next_check(self) -> None:
         # Once it has been looked at, an open breaker is no reason for haste: a model that is busy leaves it open.
-        if self._num_failures or not self.is_well or self._checked_while_open:
-            await asyncio.sleep(CHECK_AGAIN_S)
+        if self._num_failures or not self.is_healthy or self._checked_while_open:
+            await asyncio.sleep(RECHECK_INTERVAL_S)
             return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._health_interval_s):
                 await self.breaker.opened.wait()
 
-    def _decide_for(self, backend: str) -> None:
+    def _apply_backend(self, backend: str) -> None:
         """Let promises hold only where they were made."""
         if backend == self._backend:
             return
         self._backend = backend
         self.bundle = self._bundle.on_backend(backend)
         if self.bundle is not self._bundle:
-            made_with = self._bundle.calibration.certifies.get("backend")
-            _log.warning("fields are suggested, never filled: promises were made with %s, not %s", made_with, backend)
+            certified_backend = self._bundle.calibration.certifies.get("backend")
+            _log.warning(
+                "fields are suggested, never filled: promises were made with %s, not %s", certified_backend, backend
+            )
 
-    def _become(self, well: bool) -> None:
-        self.is_well = well
-        if well:
-            self.was_well = True
+    def _set_health(self, healthy: bool) -> None:
+        self.is_healthy = healthy
+        if healthy:
+            self.was_healthy = True
             self.breaker.close()
             self._checked_while_open = False
         else:
             self.breaker.open()
-        self._changed(self)
+        self._on_change(self)

@@ -8,12 +8,12 @@ from typing import Any
 
 from vision.errors import ListingVisionError
 
-__all__ = ["ReleaseAt", "Routes", "Share", "place"]
+__all__ = ["ReleaseSpec", "TrafficShare", "TrafficSplit", "hash_bucket"]
 
 CANARY, SHADOW = "canary", "shadow"
 
 
-def place(listing_id: str, salt: str) -> float:
+def hash_bucket(listing_id: str, salt: str) -> float:
     """Where a listing lies in [0, 1): the first 64 bits of SHA-256 of `salt:listing_id`, in UTF-8, as a fraction.
 
     The same in every process and after every restart; independent for different salts, so that who was in one
@@ -25,7 +25,7 @@ def place(listing_id: str, salt: str) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReleaseAt:
+class ReleaseSpec:
     """A bundle, and where it is served."""
 
     label: str
@@ -36,63 +36,63 @@ class ReleaseAt:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Share:
+class TrafficShare:
     """A part of the listings for a release."""
 
     label: str
     share: float
     """In (0, 1]."""
 
-    def takes(self, listing_id: str, purpose: str) -> bool:
+    def contains(self, listing_id: str, purpose: str) -> bool:
         """Whether a listing is in it. A larger share of the same release holds all of a smaller one's listings.
 
         A listing without an id is in none: nobody could tell later what it was answered by.
         """
-        return bool(listing_id) and place(listing_id, f"{purpose}:{self.label}") < self.share
+        return bool(listing_id) and hash_bucket(listing_id, f"{purpose}:{self.label}") < self.share
 
 
 @dataclass(frozen=True, kw_only=True)
-class Routes:
+class TrafficSplit:
     """All releases that are loaded, and what each is for.
 
     Raises ListingVisionError: a label that is not loaded, a share outside (0, 1], or one release for two purposes.
     """
 
-    releases: tuple[ReleaseAt, ...]
+    releases: tuple[ReleaseSpec, ...]
     stable: str
     """Label of the release that answers whatever no canary does."""
-    canary: Share | None = None
+    canary: TrafficShare | None = None
     """Whose answers callers get."""
-    shadow: Share | None = None
+    shadow: TrafficShare | None = None
     """Whose answers are recorded and never returned."""
 
     def __post_init__(self) -> None:
         for purpose, share in self.shares.items():
             if not 0 < share.share <= 1:
                 raise ListingVisionError(f"{purpose} share {share.share:g} is outside (0, 1]; 0.05 is one in twenty")
-        taken: dict[str, str] = {}
-        for purpose, label in self.asked.items():
+        purpose_by_label: dict[str, str] = {}
+        for purpose, label in self.active_labels.items():
             if label not in self.labels:
                 raise ListingVisionError(f"{label} is not loaded; loaded: {', '.join(self.labels)}")
-            if label in taken:
-                raise ListingVisionError(f"{label} cannot be {taken[label]} and {purpose} at once")
-            taken[label] = purpose
+            if label in purpose_by_label:
+                raise ListingVisionError(f"{label} cannot be {purpose_by_label[label]} and {purpose} at once")
+            purpose_by_label[label] = purpose
 
     @property
     def labels(self) -> tuple[str, ...]:
         return tuple(release.label for release in self.releases)
 
     @property
-    def shares(self) -> dict[str, Share]:
+    def shares(self) -> dict[str, TrafficShare]:
         """Those that there are, by purpose."""
         return {purpose: share for purpose, share in ((CANARY, self.canary), (SHADOW, self.shadow)) if share}
 
     @property
-    def asked(self) -> dict[str, str]:
+    def active_labels(self) -> dict[str, str]:
         """Labels of the releases that are asked, by purpose; the others only stand ready."""
         return {"stable": self.stable, **{purpose: share.label for purpose, share in self.shares.items()}}
 
-    def with_share(self, purpose: str, share: Share | None) -> "Routes":
+    def with_share(self, purpose: str, share: TrafficShare | None) -> "TrafficSplit":
         """The same with another canary or shadow, or none. Raises ListingVisionError."""
         return replace(self, canary=share) if purpose == CANARY else replace(self, shadow=share)
 
@@ -100,10 +100,10 @@ class Routes:
         return {**asdict(self), "releases": [{**asdict(r), "bundle": str(r.bundle)} for r in self.releases]}
 
     @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> "Routes":
+    def from_dict(cls, raw: Mapping[str, Any]) -> "TrafficSplit":
         return cls(
-            releases=tuple(ReleaseAt(**{**r, "bundle": Path(r["bundle"])}) for r in raw["releases"]),
+            releases=tuple(ReleaseSpec(**{**r, "bundle": Path(r["bundle"])}) for r in raw["releases"]),
             stable=raw["stable"],
-            canary=Share(**raw["canary"]) if raw["canary"] else None,
-            shadow=Share(**raw["shadow"]) if raw["shadow"] else None,
+            canary=TrafficShare(**raw["canary"]) if raw["canary"] else None,
+            shadow=TrafficShare(**raw["shadow"]) if raw["shadow"] else None,
         )

@@ -12,29 +12,29 @@ from pathlib import Path
 
 import prometheus_client
 
-from serving.config import ServeOptions, local_control
+from serving.config import ServeOptions, process_control_path
 from serving.observability.metrics import MetricsFolder
-from serving.processes.control import NoAnswer, NoAnswerInTime, ask, listen
-from serving.rollout.traffic_split import Routes
+from serving.processes.control import ControlTimeout, ControlUnavailable, monitor_heartbeat, send_command
+from serving.rollout.traffic_split import TrafficSplit
 from serving.supervisor.gateway_worker import READY
 from vision.errors import ListingVisionError
 
-__all__ = ["GatewayProcesses"]
+__all__ = ["GatewayPool"]
 
 _log = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 120.0
-ROUTE_TIMEOUT_S = 120.0
+APPLY_TIMEOUT_S = 120.0
 """For a gateway process to bring up a release."""
-END_PATIENCE_S = 15.0
+KILL_MARGIN_S = 15.0
 """Beyond drain and grace, before a gateway process that was asked to end is killed."""
-DYING_S = 2.0
+EXIT_WAIT_S = 2.0
 """Between a process' last word and its end."""
-RESTART_PAUSES_S = (0.0, 0.5, 2.0, 5.0)
+RESTART_BACKOFF_S = (0.0, 0.5, 2.0, 5.0)
 """Before a gateway process that has died is started again, by how many have died lately; the last one for all more."""
-LATELY_S = 60.0
+RECENT_EXITS_WINDOW_S = 60.0
 
-HeardOf = Callable[[int, Sequence[str]], None]
+OnUnhealthyReleases = Callable[[int, Sequence[str]], None]
 """Told, by a process' pid, which releases it finds unwell."""
 
 
@@ -51,15 +51,15 @@ class _Process:
         with contextlib.suppress(ProcessLookupError):
             self.process.kill()
 
-    async def ends_by_itself(self) -> bool:
+    async def wait_for_exit(self) -> bool:
         """Whether it has died, or is dying."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(DYING_S):
+            async with asyncio.timeout(EXIT_WAIT_S):
                 await self.process.wait()
         return self.process.returncode is not None
 
 
-class GatewayProcesses:
+class GatewayPool:
     """As many as are wanted, all by the same routes."""
 
     def __init__(
@@ -68,25 +68,25 @@ class GatewayProcesses:
         metrics: MetricsFolder,
         *,
         restarts: prometheus_client.Counter,
-        unwell: HeardOf,
+        on_unhealthy_releases: OnUnhealthyReleases,
     ) -> None:
         """Args:
         options: of each process, with its routes.
         metrics: to which they write theirs.
-        restarts: counts by `what`: `gateway`.
-        unwell: told every `health_interval_s` of each process.
+        restarts: counts by `component`: `gateway`.
+        on_unhealthy_releases: called every `health_interval_s` of each process.
         """
         self._options = options
         self._metrics = metrics
         self._restarts = restarts
-        self._heard = unwell
+        self._on_unhealthy_releases = on_unhealthy_releases
         self._processes: set[_Process] = set()
-        self._num_coming = 0
+        self._num_starting = 0
         """That are started and do not serve yet."""
         self._tasks: set[asyncio.Task[None]] = set()
-        self._deaths_s: list[float] = []
+        self._exits_s: list[float] = []
         self._stopping = False
-        self._changing = asyncio.Lock()
+        self._change_lock = asyncio.Lock()
 
     @property
     def options(self) -> ServeOptions:
@@ -104,14 +104,14 @@ class GatewayProcesses:
             OSError: one did not come up; its log says why.
         """
         while self._num_missing > 0:
-            await self._add()
+            await self._add_process()
 
     async def stop(self) -> None:
         """Each after its calls in flight."""
         self._stopping = True
         for task in self._tasks:
             task.cancel()
-        ends = [self._end(process) for process in list(self._processes)]
+        ends = [self._terminate(process) for process in list(self._processes)]
         await asyncio.gather(*ends, *self._tasks, return_exceptions=True)
 
     async def replace_all(self) -> bool:
@@ -119,75 +119,81 @@ class GatewayProcesses:
 
         Where a new one does not come up, those that have not been replaced go on, and it is False.
         """
-        async with self._changing:
-            olds = set(self._processes)
-            while (olds := olds & self._processes) and not self._stopping:
+        async with self._change_lock:
+            old_processes = set(self._processes)
+            while (old_processes := old_processes & self._processes) and not self._stopping:
                 try:
-                    await self._add()
+                    await self._add_process()
                 except (OSError, TimeoutError, ListingVisionError) as error:
                     _log.error("gateway processes are not replaced: %s", error)
-                    self._spawn(self._refill())  # one may have died that counted on the new one
+                    self._spawn(self._scale_up())  # one may have died that counted on the new one
                     return False
                 # Else one has died meanwhile, and the new one stands in for that.
-                olds &= self._processes
-                if olds and self._num_missing < 0:
-                    await self._end(min(olds, key=lambda old: old.pid))
+                old_processes &= self._processes
+                if old_processes and self._num_missing < 0:
+                    await self._terminate(min(old_processes, key=lambda old: old.pid))
         _log.info("all %d gateway processes were replaced", self._options.workers)
         return True
 
-    async def route(self, routes: Routes) -> None:
+    async def apply_traffic_split(self, traffic_split: TrafficSplit) -> None:
         """Have all of them route so, and those that come.
 
         Raises:
             ListingVisionError: one of them does not; all route as before.
         """
-        async with self._changing:  # none comes up meanwhile by the old ones
+        async with self._change_lock:  # none comes up meanwhile by the old ones
             before = self._options
-            stable = next(release for release in routes.releases if release.label == routes.stable)
-            self._options = replace(before, routes=routes, bundle=stable.bundle, model_name=stable.model_name)
-            if refused := await self._told(routes):
+            stable = next(release for release in traffic_split.releases if release.label == traffic_split.stable)
+            self._options = replace(
+                before, traffic_split=traffic_split, bundle=stable.bundle, model_name=stable.model_name
+            )
+            if refused := await self._send_to_all(traffic_split):
                 self._options = before
-                assert before.routes is not None
-                for process, error in (await self._told(before.routes)).items():
+                assert before.traffic_split is not None
+                for process, error in (await self._send_to_all(before.traffic_split)).items():
                     _log.error("gateway process %d does not go back, and is ended: %s", process.pid, error)
                     with contextlib.suppress(ProcessLookupError):
                         process.process.terminate()  # another comes up
                 raise next(iter(refused.values()))
 
-    async def _told(self, routes: Routes) -> dict[_Process, BaseException]:
+    async def _send_to_all(self, traffic_split: TrafficSplit) -> dict[_Process, BaseException]:
         """Those that do not route so, and why not."""
-        asked = list(self._processes)
-        found = await asyncio.gather(*(self._tell(process, routes) for process in asked), return_exceptions=True)
-        return {process: error for process, error in zip(asked, found, strict=True) if error is not None}
+        processes = list(self._processes)
+        found = await asyncio.gather(
+            *(self._send_traffic_split(process, traffic_split) for process in processes), return_exceptions=True
+        )
+        return {process: error for process, error in zip(processes, found, strict=True) if error is not None}
 
-    async def _tell(self, process: _Process, routes: Routes) -> None:
+    async def _send_traffic_split(self, process: _Process, traffic_split: TrafficSplit) -> None:
         try:
-            await self._ask(process, "route", ROUTE_TIMEOUT_S, routes=routes.to_dict())
-        except NoAnswerInTime:
-            if not await process.ends_by_itself():
+            await self._send_command(
+                process, "apply_traffic_split", APPLY_TIMEOUT_S, traffic_split=traffic_split.to_dict()
+            )
+        except ControlTimeout:
+            if not await process.wait_for_exit():
                 raise
-        except NoAnswer:
+        except ControlUnavailable:
             pass  # it ends, and another comes up by the new routes
 
-    async def _ask(self, process: _Process, command: str, timeout_s: float, **arguments: object) -> object:
-        path = local_control(self._metrics.path, process.pid)
+    async def _send_command(self, process: _Process, command: str, timeout_s: float, **arguments: object) -> object:
+        path = process_control_path(self._metrics.path, process.pid)
         try:
-            found: object = await asyncio.to_thread(ask, path, command, answer_timeout_s=timeout_s, **arguments)
-        except NoAnswer as error:
+            found: object = await asyncio.to_thread(send_command, path, command, timeout_s=timeout_s, **arguments)
+        except ControlUnavailable as error:
             raise type(error)(f"gateway process {process.pid}: {error}") from error
         return found
 
-    async def _add(self) -> None:
-        self._num_coming += 1
+    async def _add_process(self) -> None:
+        self._num_starting += 1
         try:
-            process = await self._started()
+            process = await self._start_process()
         finally:
-            self._num_coming -= 1
+            self._num_starting -= 1
         self._processes.add(process)
-        self._spawn(self._until_dead(process))
-        self._spawn(self._listen(process))
+        self._spawn(self._watch_exit(process))
+        self._spawn(self._monitor_heartbeat(process))
 
-    async def _started(self) -> _Process:
+    async def _start_process(self) -> _Process:
         options = self._options
         ours, theirs = socket.socketpair()
         with ours, theirs:
@@ -197,7 +203,7 @@ class GatewayProcesses:
                     stdin=asyncio.subprocess.DEVNULL,
                     pass_fds=[theirs.fileno()],
                     cwd=Path(__file__).resolve().parents[2],
-                    env=self._metrics.environment(),
+                    env=self._metrics.build_environment(),
                     # A terminal's Ctrl-C reaches the supervisor alone, which then stops the others in order.
                     start_new_session=True,
                 )
@@ -209,38 +215,38 @@ class GatewayProcesses:
                     answer = await asyncio.get_running_loop().sock_recv(ours, len(READY))
                 if answer != READY:
                     raise OSError("a gateway process did not come up; see the log above")
-                while options.routes != self._options.routes:  # they have changed meanwhile
+                while options.traffic_split != self._options.traffic_split:  # they have changed meanwhile
                     options = self._options
-                    assert options.routes is not None
-                    await self._tell(process, options.routes)
+                    assert options.traffic_split is not None
+                    await self._send_traffic_split(process, options.traffic_split)
             except BaseException:
-                await self._end(process)
+                await self._terminate(process)
                 raise
         return process
 
-    async def _until_dead(self, process: _Process) -> None:
+    async def _watch_exit(self, process: _Process) -> None:
         status = await process.process.wait()
         self._processes.discard(process)
-        self._metrics.forget(process.pid)
+        self._metrics.mark_process_dead(process.pid)
         if self._stopping or process.stopping:
             return
         _log.error("gateway process %d ended with status %s", process.pid, status)
         self._restarts.labels("gateway").inc()
-        await self._refill()
+        await self._scale_up()
 
-    async def _refill(self) -> None:
+    async def _scale_up(self) -> None:
         """Have as many as are wanted, counting those that come."""
         while self._num_missing > 0:
             now_s = time.monotonic()
-            self._deaths_s = [s for s in self._deaths_s if now_s - s < LATELY_S]
-            pause_s = RESTART_PAUSES_S[min(len(self._deaths_s), len(RESTART_PAUSES_S) - 1)]
-            self._deaths_s.append(now_s)
-            _log.info("another gateway process is started in %g s", pause_s)
-            await asyncio.sleep(pause_s)
+            self._exits_s = [s for s in self._exits_s if now_s - s < RECENT_EXITS_WINDOW_S]
+            backoff_s = RESTART_BACKOFF_S[min(len(self._exits_s), len(RESTART_BACKOFF_S) - 1)]
+            self._exits_s.append(now_s)
+            _log.info("another gateway process is started in %g s", backoff_s)
+            await asyncio.sleep(backoff_s)
             if self._num_missing <= 0:
                 return
             try:
-                await self._add()
+                await self._add_process()
             except (OSError, TimeoutError, ListingVisionError) as error:
                 _log.error("no new gateway process: %s", error)
             # Whatever it was, a process fewer for ever would be worse.
@@ -249,36 +255,36 @@ class GatewayProcesses:
 
     @property
     def _num_missing(self) -> int:
-        return 0 if self._stopping else self._options.workers - len(self._staying) - self._num_coming
+        return 0 if self._stopping else self._options.workers - len(self._active) - self._num_starting
 
     @property
-    def _patience_s(self) -> float:
+    def _shutdown_timeout_s(self) -> float:
         """With a process that was asked to end."""
-        return self._options.drain_s + self._options.grace_s + END_PATIENCE_S
+        return self._options.drain_s + self._options.grace_period_s + KILL_MARGIN_S
 
     @property
-    def _staying(self) -> list[_Process]:
+    def _active(self) -> list[_Process]:
         return [process for process in self._processes if not process.stopping]
 
-    async def _listen(self, process: _Process) -> None:
-        silent = await listen(
-            local_control(self._metrics.path, process.pid),
-            "unwell",
-            every_s=self._options.health_interval_s,
-            while_=lambda: process in self._processes,
-            patience_s=self._patience_s,
-            heard=lambda unwell: self._heard(process.pid, unwell),
+    async def _monitor_heartbeat(self, process: _Process) -> None:
+        is_frozen = await monitor_heartbeat(
+            process_control_path(self._metrics.path, process.pid),
+            "list_unhealthy",
+            interval_s=self._options.health_interval_s,
+            should_continue=lambda: process in self._processes,
+            shutdown_timeout_s=self._shutdown_timeout_s,
+            on_heartbeat=lambda unhealthy: self._on_unhealthy_releases(process.pid, unhealthy),
         )
-        if silent:
+        if is_frozen:
             _log.error("gateway process %d is silent, and is killed", process.pid)
             process.kill()
 
-    async def _end(self, process: _Process) -> None:
+    async def _terminate(self, process: _Process) -> None:
         process.stopping = True
         with contextlib.suppress(ProcessLookupError):
             process.process.terminate()
         try:
-            async with asyncio.timeout(self._patience_s):
+            async with asyncio.timeout(self._shutdown_timeout_s):
                 await process.process.wait()
         except TimeoutError:
             _log.warning("a gateway process did not end and is killed")

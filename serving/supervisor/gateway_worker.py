@@ -14,12 +14,12 @@ import signal
 import socket
 from typing import Any
 
-from serving.config import ServeOptions, local_control
+from serving.config import ServeOptions, process_control_path
 from serving.gateway.server import GatewayServer
 from serving.observability import tracing
 from serving.processes.control import Command, ControlServer
 from serving.processes.lifetime import die_with_parent
-from serving.rollout.traffic_split import Routes
+from serving.rollout.traffic_split import TrafficSplit
 from vision.runtime.cli import run_command
 
 __all__ = ["READY"]
@@ -35,14 +35,14 @@ def main(options: str, descriptor: int) -> None:
 
 
 async def _serve(options: ServeOptions, supervisor: socket.socket) -> None:
-    stop_asked = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop_asked.set)
+    stop_requested = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop_requested.set)
     traces = tracing.start(options.traces, "listing-vision-gateway") if options.traces else None
     server = GatewayServer(options)
     control: ControlServer | None = None
     await server.start()
-    if options.local_folder:
-        control = ControlServer(local_control(options.local_folder, os.getpid()), _commands(server))
+    if options.runtime_folder:
+        control = ControlServer(process_control_path(options.runtime_folder, os.getpid()), _create_commands(server))
         await control.start()
     # What was built to start with stays; a collection in the middle of calls need not walk it.
     gc.collect()
@@ -50,7 +50,7 @@ async def _serve(options: ServeOptions, supervisor: socket.socket) -> None:
     _log.info("gateway process %d serves on %s:%d", os.getpid(), options.host, server.port)
     with supervisor:
         supervisor.send(READY)
-    await stop_asked.wait()
+    await stop_requested.wait()
     if control:
         await control.close()
     await server.stop()
@@ -58,14 +58,14 @@ async def _serve(options: ServeOptions, supervisor: socket.socket) -> None:
         traces.stop()
 
 
-def _commands(server: GatewayServer) -> dict[str, Command]:
-    async def route(routes: dict[str, Any]) -> None:
-        await server.route(Routes.from_dict(routes))
+def _create_commands(server: GatewayServer) -> dict[str, Command]:
+    async def apply_traffic_split(traffic_split: dict[str, Any]) -> None:
+        await server.apply_traffic_split(TrafficSplit.from_dict(traffic_split))
 
-    async def unwell() -> list[str]:
-        return server.unwell()
+    async def list_unhealthy() -> list[str]:
+        return server.list_unhealthy()
 
-    return {"route": route, "unwell": unwell}
+    return {"apply_traffic_split": apply_traffic_split, "list_unhealthy": list_unhealthy}
 
 
 if __name__ == "__main__":

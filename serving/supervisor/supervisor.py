@@ -17,22 +17,22 @@ from serving.config import (
     CANARY_MODEL_NAME,
     SHADOW_MODEL_NAME,
     ServeOptions,
-    local_address,
+    gateway_socket_address,
 )
 from serving.errors import TritonNotInstalled
-from serving.http_api.taxonomies import note_routes
-from serving.observability.admin_http import Answer, StatusServer
+from serving.http_api.taxonomies import write_traffic_split
+from serving.observability.admin_http import HttpResponse, StatusServer
 from serving.observability.metrics import MetricsFolder
 from serving.observability.tracing import require_packages
 from serving.processes.control import ControlServer, control_path
-from serving.rollout.manager import Releases
-from serving.rollout.router import only_route
-from serving.rollout.traffic_split import CANARY, SHADOW, ReleaseAt, Routes, Share
-from serving.supervisor.gateway_pool import GatewayProcesses
+from serving.rollout.manager import ReleaseManager
+from serving.rollout.router import create_single_release_split
+from serving.rollout.traffic_split import CANARY, SHADOW, ReleaseSpec, TrafficShare, TrafficSplit
+from serving.supervisor.gateway_pool import GatewayPool
 from serving.supervisor.http_process import HttpProcess
 from serving.triton.install import find_triton
 from serving.triton.process import LocalTriton
-from serving.triton.watchdog import WatchedTriton
+from serving.triton.watchdog import TritonWatchdog
 from vision.bundle import load_bundle
 from vision.errors import EngineUnavailable, ListingVisionError
 
@@ -53,32 +53,32 @@ class Supervisor:
 
     def __init__(self, options: ServeOptions) -> None:
         self._bundle = load_bundle(options.bundle)
-        self._releases: Releases | None = None
+        self._releases: ReleaseManager | None = None
         self._control: ControlServer | None = None
         self._options = options
-        self._triton: WatchedTriton | None = None
-        self._gateways: GatewayProcesses | None = None
-        self._removing = False
+        self._triton: TritonWatchdog | None = None
+        self._gateways: GatewayPool | None = None
+        self._is_removing_canary = False
         """Whether a canary is being removed."""
         self._tasks: set[asyncio.Task[None]] = set()
-        self._restarting = asyncio.Lock()
-        self._port_holder: socket.socket | None = None
-        options.refuse_plain_text_beyond_loopback()
+        self._restart_lock = asyncio.Lock()
+        self._port_reservation: socket.socket | None = None
+        options.require_tls_beyond_loopback()
         if options.traces:
             require_packages()  # as each gateway process would
         if options.tls:
-            options.tls.credentials()  # raises what each gateway process would
+            options.tls.create_credentials()  # raises what each gateway process would
         self._metrics = MetricsFolder()
-        self._options = replace(options, local_folder=self._metrics.path)
+        self._options = replace(options, runtime_folder=self._metrics.path)
         try:
-            self._options.token_verifiers()
+            self._options.create_token_verifiers()
         except ListingVisionError:
             self._metrics.remove()
             raise
         self._restarts = prometheus_client.Counter(
             "listing_vision_restarts",
             "What died or was unwell and was started again: gateway, http, triton, or the model in it.",
-            ["what"],
+            ["component"],
             registry=self._metrics.registry,
         )
         self._canaries_removed = prometheus_client.Counter(
@@ -87,18 +87,20 @@ class Supervisor:
             registry=self._metrics.registry,
         )
         prometheus_client.Gauge(
-            "listing_vision_gateway_wanted", "Gateway processes that should serve.", registry=self._metrics.registry
+            "listing_vision_gateway_processes_desired",
+            "Gateway processes that should serve.",
+            registry=self._metrics.registry,
         ).set(options.workers)
         if options.photo_uris:
-            _require("--photo-uris", "photo-uris", "aiohttp")
-            _refuse_wrong_prefixes(options.photo_uris)
+            _require_installed("--photo-uris", "photo-uris", "aiohttp")
+            _validate_prefixes(options.photo_uris)
         if options.outcomes:
-            _require("--outcomes", "outcomes", "fsspec", "pyarrow")
+            _require_installed("--outcomes", "outcomes", "fsspec", "pyarrow")
         self._status: StatusServer | None = None
         self._http: HttpProcess | None = None
         if options.http_port is not None:
-            _require("--http-port", "http", "starlette", "uvicorn", "python_multipart")
-            self._http = HttpProcess(died=lambda: self._restarts.labels("http").inc())
+            _require_installed("--http-port", "http", "starlette", "uvicorn", "python_multipart")
+            self._http = HttpProcess(on_exit=lambda: self._restarts.labels("http").inc())
 
     async def start(self) -> None:
         """Return once all gateway processes serve.
@@ -109,26 +111,26 @@ class Supervisor:
         """
         try:
             self._start_status()
-            self._port_holder, port = _hold_port(self._options.host, self._options.port)
-            self._options = replace(self._options, port=port, share_port=True)
-            is_loadable = self._options.triton is None
+            self._port_reservation, port = _reserve_port(self._options.host, self._options.port)
+            self._options = replace(self._options, port=port, reuse_port=True)
+            can_load = self._options.triton is None
             if not self._options.in_process and not self._options.triton:
                 await self._start_triton()
-            routes = await self._first_routes()
-            self._options = replace(self._options, routes=routes)
-            note_routes(self._metrics.path, routes)
-            self._gateways = GatewayProcesses(
-                self._options, self._metrics, restarts=self._restarts, unwell=self._heard_of_unwell
+            traffic_split = await self._build_initial_split()
+            self._options = replace(self._options, traffic_split=traffic_split)
+            write_traffic_split(self._metrics.path, traffic_split)
+            self._gateways = GatewayPool(
+                self._options, self._metrics, restarts=self._restarts, on_unhealthy_releases=self._on_unhealthy_releases
             )
             await self._gateways.start()
             if self._http:
                 await self._http.start(self._options)
-            self._releases = Releases(
-                routes,
-                self._route,
+            self._releases = ReleaseManager(
+                traffic_split,
+                self._apply_traffic_split,
                 triton=self._triton,
-                is_loadable=is_loadable,
-                records=bool(self._options.outcomes),
+                can_load=can_load,
+                is_recording=bool(self._options.outcomes),
             )
             await self._start_control(port)
         except BaseException:
@@ -154,18 +156,18 @@ class Supervisor:
             await self._gateways.stop()
         if self._triton:
             await self._triton.stop()
-        if self._port_holder:
-            self._port_holder.close()
+        if self._port_reservation:
+            self._port_reservation.close()
         if self._status:
             self._status.close()
         self._metrics.remove()
 
-    def restart_workers_soon(self) -> None:
+    def schedule_worker_restart(self) -> None:
         """Replace the gateway processes one by one, and then the HTTP process; for a signal handler."""
 
         async def restart() -> None:
             assert self._gateways is not None
-            async with self._restarting:
+            async with self._restart_lock:
                 if await self._gateways.replace_all() and self._http:
                     await self._http.replace(self._gateways.options)
 
@@ -176,15 +178,15 @@ class Supervisor:
         found = self._releases
         commands = (
             found.load, found.promote, found.rollback, found.unload, found.status,
-            found.canary_on, found.canary_off, found.shadow_on, found.shadow_off,
+            found.set_canary, found.clear_canary, found.set_shadow, found.clear_shadow,
         )  # fmt: skip
         self._control = ControlServer(control_path(port), {command.__name__: command for command in commands})
         await self._control.start()
 
-    async def _first_routes(self) -> Routes:
+    async def _build_initial_split(self) -> TrafficSplit:
         """With canary and shadow, where they are given. Raises ListingVisionError: they cannot be loaded."""
         options = self._options
-        routes = await asyncio.to_thread(only_route, options)
+        traffic_split = await asyncio.to_thread(create_single_release_split, options)
         for part, folder, name, share in (
             (CANARY, options.canary, CANARY_MODEL_NAME, options.canary_share),
             (SHADOW, options.shadow, SHADOW_MODEL_NAME, options.shadow_share),
@@ -192,44 +194,44 @@ class Supervisor:
             if folder is None:
                 continue
             bundle = await asyncio.to_thread(load_bundle, folder)
-            release = ReleaseAt(label=bundle.release, bundle=bundle.folder, model_name=name)
-            routes = replace(routes, releases=(*routes.releases, release))
-            routes = routes.with_share(part, Share(label=bundle.release, share=share))
+            release = ReleaseSpec(label=bundle.release, bundle=bundle.folder, model_name=name)
+            traffic_split = replace(traffic_split, releases=(*traffic_split.releases, release))
+            traffic_split = traffic_split.with_share(part, TrafficShare(label=bundle.release, share=share))
             if self._triton:
                 await self._triton.add(name, bundle)
-        return routes
+        return traffic_split
 
-    async def _route(self, routes: Routes) -> None:
+    async def _apply_traffic_split(self, traffic_split: TrafficSplit) -> None:
         """Have all gateway processes route so, and those that come.
 
         Raises:
             ListingVisionError: one of them does not; all route as before.
         """
         assert self._gateways is not None
-        before = self._gateways.options.routes
-        note_routes(self._metrics.path, routes)
+        before = self._gateways.options.traffic_split
+        write_traffic_split(self._metrics.path, traffic_split)
         try:
-            await self._gateways.route(routes)
+            await self._gateways.apply_traffic_split(traffic_split)
         except BaseException:
             assert before is not None
-            note_routes(self._metrics.path, before)
+            write_traffic_split(self._metrics.path, before)
             raise
 
-    def _heard_of_unwell(self, pid: int, unwell: Sequence[str]) -> None:
+    def _on_unhealthy_releases(self, pid: int, unhealthy: Sequence[str]) -> None:
         canary = self._releases.canary if self._releases else None
-        if canary is not None and canary in unwell and not self._removing:
-            self._removing = True
-            self._spawn(self._remove(canary, f"gateway process {pid} found it unwell"))
+        if canary is not None and canary in unhealthy and not self._is_removing_canary:
+            self._is_removing_canary = True
+            self._spawn(self._remove_canary(canary, f"gateway process {pid} found it unwell"))
 
-    async def _remove(self, canary: str, why: str) -> None:
+    async def _remove_canary(self, canary: str, reason: str) -> None:
         assert self._releases is not None
         try:
-            if await self._releases.remove_canary(canary, why):
+            if await self._releases.remove_canary(canary, reason):
                 self._canaries_removed.inc()
         except ListingVisionError as error:  # and the next who finds it unwell tries again
             _log.error("the canary %s could not be removed: %s", canary, error)
         finally:
-            self._removing = False
+            self._is_removing_canary = False
 
     def _start_status(self) -> None:
         if self._options.status_port is None:
@@ -238,28 +240,28 @@ class Supervisor:
             self._options.host,
             self._options.status_port,
             {
-                "/metrics": lambda: Answer(200, prometheus_client.CONTENT_TYPE_LATEST, self._metrics_text()),
-                "/healthz": lambda: Answer(200, "text/plain", b"alive\n"),
-                "/readyz": self._readiness,
+                "/metrics": lambda: HttpResponse(200, prometheus_client.CONTENT_TYPE_LATEST, self._render_metrics()),
+                "/healthz": lambda: HttpResponse(200, "text/plain", b"alive\n"),
+                "/readyz": self._check_readiness,
             },
         )
         _log.info("metrics and health at http://%s:%d", self._options.host, self._status.port)
 
-    def _metrics_text(self) -> bytes:
+    def _render_metrics(self) -> bytes:
         """Of the tree, and of its Triton where it answers: batch sizes and queues are seen nowhere else."""
-        return self._metrics.text() + (self._triton.metrics_text() if self._triton else b"")
+        return self._metrics.render() + (self._triton.fetch_metrics() if self._triton else b"")
 
-    def _readiness(self) -> Answer:
+    def _check_readiness(self) -> HttpResponse:
         """By the health that callers see: ready where any gateway process serves."""
-        found = [self._health_of(pid) for pid in (self._gateways.pids if self._gateways else [])]
+        found = [self._fetch_health(pid) for pid in (self._gateways.pids if self._gateways else [])]
         if SERVING in found:
-            return Answer(200, "text/plain", b"ready\n")
-        return Answer(503, "text/plain", f"not ready: {', '.join(found) or 'no gateway process'}\n".encode())
+            return HttpResponse(200, "text/plain", b"ready\n")
+        return HttpResponse(503, "text/plain", f"not ready: {', '.join(found) or 'no gateway process'}\n".encode())
 
-    def _health_of(self, pid: int) -> str:
+    def _fetch_health(self, pid: int) -> str:
         """`SERVING`, another health, or the status of a call that failed."""
         try:
-            with grpc.insecure_channel(local_address(self._metrics.path, pid)) as channel:
+            with grpc.insecure_channel(gateway_socket_address(self._metrics.path, pid)) as channel:
                 health = health_pb2_grpc.HealthStub(channel)
                 found = health.Check(health_pb2.HealthCheckRequest(), timeout=READY_TIMEOUT_S)
         except grpc.RpcError as error:
@@ -270,10 +272,10 @@ class Supervisor:
         try:
             installation = find_triton()
         except TritonNotInstalled as error:
-            self._answer_in_process(str(error))
+            self._fall_back_to_in_process(str(error))
             return
         local = LocalTriton(self._bundle, installation, self._options.repository_options, traces=self._options.traces)
-        self._triton = WatchedTriton(
+        self._triton = TritonWatchdog(
             local, self._bundle, health_interval_s=self._options.health_interval_s, restarts=self._restarts
         )
         try:
@@ -281,12 +283,12 @@ class Supervisor:
         except EngineUnavailable as error:
             await self._triton.stop()
             self._triton = None
-            self._answer_in_process(f"it did not start: {error}")
+            self._fall_back_to_in_process(f"it did not start: {error}")
             return
         self._options = replace(self._options, triton=self._triton.address)
 
-    def _answer_in_process(self, why: str) -> None:
-        _log.warning("answering from ONNX Runtime in this process instead of Triton: %s", why)
+    def _fall_back_to_in_process(self, reason: str) -> None:
+        _log.warning("answering from ONNX Runtime in this process instead of Triton: %s", reason)
         self._options = replace(self._options, in_process=True)
 
     def _spawn(self, work: Coroutine[object, object, None]) -> None:
@@ -295,19 +297,19 @@ class Supervisor:
         task.add_done_callback(self._tasks.discard)
 
 
-def _require(option: str, extra: str, *packages: str) -> None:
+def _require_installed(option: str, extra: str, *packages: str) -> None:
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         raise ListingVisionError(f"{option} needs {', '.join(missing)}: pip install 'listing-vision[{extra}]'")
 
 
-def _refuse_wrong_prefixes(prefixes: Sequence[str]) -> None:
+def _validate_prefixes(prefixes: Sequence[str]) -> None:
     from serving.gateway.photo_fetch import check_prefixes  # aiohttp, only where it is asked for
 
     check_prefixes(prefixes)
 
 
-def _hold_port(host: str, port: int) -> tuple[socket.socket, int]:
+def _reserve_port(host: str, port: int) -> tuple[socket.socket, int]:
     """A bound socket that keeps the port ours while gateway processes come and go, and the port.
 
     Raises:
@@ -331,13 +333,13 @@ def _hold_port(host: str, port: int) -> tuple[socket.socket, int]:
 
 async def serve(options: ServeOptions) -> None:
     """Serve until SIGTERM or SIGINT, then shut down cleanly; SIGHUP replaces the gateway processes one by one."""
-    stop_asked = asyncio.Event()
+    stop_requested = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop_asked.set)
+        loop.add_signal_handler(number, stop_requested.set)
     supervisor = Supervisor(options)
     starting = asyncio.create_task(supervisor.start())
-    stopping = asyncio.create_task(stop_asked.wait())
+    stopping = asyncio.create_task(stop_requested.wait())
     await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
     if not starting.done():
         _log.info("stopping before it has started")
@@ -345,9 +347,9 @@ async def serve(options: ServeOptions) -> None:
         await asyncio.gather(starting, return_exceptions=True)
         return
     await starting
-    loop.add_signal_handler(signal.SIGHUP, supervisor.restart_workers_soon)
+    loop.add_signal_handler(signal.SIGHUP, supervisor.schedule_worker_restart)
     _log.info("listening on %s (pid %d, %d gateway processes)", supervisor.address, os.getpid(), options.workers)
-    await stop_asked.wait()
+    await stop_requested.wait()
     _log.info("stopping: health is NOT_SERVING, calls in flight are finished")
     await supervisor.stop()
     _log.info("stopped")

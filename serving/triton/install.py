@@ -70,7 +70,7 @@ class TritonInstallation:
         }
 
 
-def triton_home() -> Path:
+def get_triton_home() -> Path:
     """Where the server is installed: `LISTING_VISION_TRITON_HOME`, else `triton` in this Python environment."""
     return Path(os.environ.get(HOME_VARIABLE) or Path(sys.prefix) / "triton")
 
@@ -81,8 +81,8 @@ def find_triton() -> TritonInstallation:
     Raises:
         TritonNotInstalled: there is none; says how to get it, or why this machine cannot have it.
     """
-    installation = TritonInstallation(triton_home())
-    if not installation.marker.is_file() or json.loads(installation.marker.read_text()) != _wanted():
+    installation = TritonInstallation(get_triton_home())
+    if not installation.marker.is_file() or json.loads(installation.marker.read_text()) != _describe_installation():
         _require_platform()
         raise TritonNotInstalled(
             f"no Triton server at {installation.home}; `listing-vision triton install` brings it (330 MB)"
@@ -98,7 +98,7 @@ def install_triton() -> TritonInstallation:
         TritonNotInstalled: a step failed; its output is in the message.
     """
     _require_platform()
-    installation = TritonInstallation(triton_home())
+    installation = TritonInstallation(get_triton_home())
     try:
         return find_triton()
     except TritonNotInstalled:
@@ -107,42 +107,42 @@ def install_triton() -> TritonInstallation:
     _run([*pip, "--no-deps", "--target", str(installation.home / "wheel"), PYTRITON])
     stub_name = "triton_python_backend_stub"
     backend = installation.server_root / "backends" / "python"
-    stub = installation.server_root / "python_backend_stubs" / _python_version() / stub_name
+    stub = installation.server_root / "python_backend_stubs" / _get_python_version() / stub_name
     if not stub.is_file():
         offered = sorted(path.parent.name for path in stub.parent.parent.glob(f"*/{stub_name}"))
         shutil.rmtree(installation.home)
         raise TritonUnsupported(
-            f"{PYTRITON} has no Python backend for Python {_python_version()}; use one of {', '.join(offered)}"
+            f"{PYTRITON} has no Python backend for Python {_get_python_version()}; use one of {', '.join(offered)}"
         )
     shutil.copy2(stub, backend / stub_name)
     for executable in (installation.binary, backend / stub_name):
         executable.chmod(0o755)
     _run([sys.executable, "-m", "venv", str(installation.model_environment)])
     _run([str(installation.model_environment / "bin" / "python"), *pip[1:], *MODEL_ENVIRONMENT])
-    if packages := _torch_packages():
+    if packages := _find_torch_packages():
         # Behind its own, so that what it has it keeps: NumPy above all. For models that need PyTorch.
-        site = installation.model_environment / "lib" / f"python{_python_version()}" / "site-packages"
+        site = installation.model_environment / "lib" / f"python{_get_python_version()}" / "site-packages"
         (site / "packages_of_torch.pth").write_text(f"{packages}\n")
-    installation.marker.write_text(json.dumps(_wanted()))
+    installation.marker.write_text(json.dumps(_describe_installation()))
     return installation
 
 
-def _wanted() -> dict[str, object]:
+def _describe_installation() -> dict[str, object]:
     return {
         "pytriton": PYTRITON,
         "model_environment": list(MODEL_ENVIRONMENT),
-        "python": _python_version(),
-        "torch": _torch_packages(),
+        "python": _get_python_version(),
+        "torch": _find_torch_packages(),
     }
 
 
-def _torch_packages() -> str | None:
+def _find_torch_packages() -> str | None:
     """The folder that this environment has PyTorch in; it is not imported."""
     found = importlib.util.find_spec("torch")
     return str(Path(found.origin).parents[1]) if found and found.origin else None
 
 
-def _python_version() -> str:
+def _get_python_version() -> str:
     return f"{sys.version_info.major}.{sys.version_info.minor}"
 
 

@@ -57,7 +57,7 @@ class LocalTriton:
         self._lock = threading.Lock()
         self._stopped = False
         # Kept over restarts, so that a client's channel finds the new process.
-        self._grpc_port, self._http_port, self._metrics_port = _free_ports(3)
+        self._grpc_port, self._http_port, self._metrics_port = _find_free_ports(3)
 
     @property
     def address(self) -> str:
@@ -78,13 +78,13 @@ class LocalTriton:
     def is_running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
-    def model_processes(self, name: str) -> frozenset[int]:
+    def list_model_pids(self, name: str) -> frozenset[int]:
         """Pids of its own processes that compute a model (Linux): the Python backend's, none for other backends."""
-        return frozenset(_processes_of(f"{self.repository}/{name}/"))
+        return frozenset(_find_model_pids(f"{self.repository}/{name}/"))
 
-    def all_model_processes(self) -> frozenset[int]:
+    def list_all_model_pids(self) -> frozenset[int]:
         """Of all models."""
-        return frozenset(_processes_of(f"{self.repository}/"))
+        return frozenset(_find_model_pids(f"{self.repository}/"))
 
     def add_model(self, bundle: Bundle, name: str, *, num_instances: int | None = None) -> None:
         """Put a model into the repository; a running server serves it once it is told to load it.
@@ -133,7 +133,7 @@ class LocalTriton:
             f"--exit-timeout-secs={_EXIT_TIMEOUT_S}",
             f"--backend-config=python,shm-default-byte-size={_SHM_BYTES}",
             f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}",
-            *(_tracing(self._traces) if self._traces else ()),
+            *(_build_trace_arguments(self._traces) if self._traces else ()),
         ]
         with self.log_path.open("ab") as log:
             # A session of its own: a terminal's Ctrl-C must not reach it before calls in flight are answered.
@@ -166,33 +166,33 @@ class LocalTriton:
         """Let it drain and exit, or kill it; removes its files and shared memory."""
         with self._lock:
             self._stopped = True
-            self._end_process(_EXIT_TIMEOUT_S + 2)
+            self._terminate_process(_EXIT_TIMEOUT_S + 2)
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def restart(self) -> None:
         """Start it again, dead or alive, on the same ports; one that hangs is not waited for."""
         with self._lock:
             if not self._stopped:
-                self._end_process(2)
+                self._terminate_process(2)
                 self.start()
 
-    def _end_process(self, patience_s: float) -> None:
+    def _terminate_process(self, timeout_s: float) -> None:
         if self._process is not None:
             if self.is_running():
                 self._process.send_signal(signal.SIGTERM)
             try:
-                self._process.wait(patience_s)
+                self._process.wait(timeout_s)
             except subprocess.TimeoutExpired:
-                _log.warning("Triton did not exit within %g s and is killed", patience_s)
+                _log.warning("Triton did not exit within %g s and is killed", timeout_s)
                 self._process.kill()
                 self._process.wait()
             self._process = None
-        self._end_orphans()
+        self._kill_orphans()
         self._remove_shared_memory()
 
-    def _end_orphans(self) -> None:
+    def _kill_orphans(self) -> None:
         """Model processes that outlive a killed server: one may wait for ever for a lock that the server held."""
-        for pid in self.all_model_processes():
+        for pid in self.list_all_model_pids():
             _log.warning("model process %d outlived its Triton and is killed", pid)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -206,7 +206,7 @@ class LocalTriton:
         return "\n".join(lines[-40:])
 
 
-def _tracing(options: TraceOptions) -> list[str]:
+def _build_trace_arguments(options: TraceOptions) -> list[str]:
     settings = {
         "": {"mode": "opentelemetry", "level": "TIMESTAMPS", "rate": "0"},  # 0: none but those that bring a header
         "opentelemetry,": {"url": options.url, "resource": "service.name=listing-vision-triton"},
@@ -214,7 +214,7 @@ def _tracing(options: TraceOptions) -> list[str]:
     return [f"--trace-config={kind}{name}={value}" for kind, named in settings.items() for name, value in named.items()]
 
 
-def _processes_of(folder: str) -> list[int]:
+def _find_model_pids(folder: str) -> list[int]:
     """Pids of model processes whose model lies in a folder (Linux)."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
@@ -234,7 +234,7 @@ def _is_model_process(pid: int) -> bool:
     return "triton_python_backend_stub".startswith(name) and not state.startswith("Z")
 
 
-def _free_ports(count: int) -> list[int]:
+def _find_free_ports(count: int) -> list[int]:
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for opened in sockets:

@@ -11,9 +11,9 @@ from typing import Literal, cast, get_args
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from serving.api.responses import PREPARE_LIMITS
+from serving.api.responses import PHOTO_LIMITS
 from serving.decoding.fork_client import MAX_MEMORY_BYTES
-from serving.decoding.fork_server import Settings
+from serving.decoding.fork_server import DecodeSettings
 from vision.bundle import ONNX_ON_CPU, Bundle
 from vision.engine import INPUT_NAME, OUTPUT_NAMES
 from vision.errors import BundleError, ListingVisionError
@@ -29,8 +29,8 @@ __all__ = [
     "SIZES_NAME",
     "Backend",
     "RepositoryOptions",
-    "model_config",
-    "plan_command",
+    "build_model_config",
+    "build_plan_command",
     "read_tuning",
     "remove_model",
     "write_config",
@@ -47,9 +47,9 @@ BACKEND_PARAMETER = "logits_backend"
 ENCODED_BACKEND_PARAMETER = "encoded_backend"
 """The same for photos that the model decodes itself, where it does not decode them as all others do."""
 
-_ENGINES = "/var/cache/listing-vision/tensorrt"
+_TENSORRT_CACHE = "/var/cache/listing-vision/tensorrt"
 """Where TensorRT's engines are kept."""
-_MOST_INSTANCES = 16
+_MAX_INSTANCES = 16
 """Of 150 MB each."""
 _ROOT = Path(__file__).resolve().parents[2]
 DECODING_CODE = (
@@ -66,15 +66,15 @@ DECODING_CODE = (
 )
 """Files that a model that decodes needs of this project."""
 DECODING_CODE_ON_GPU = (*DECODING_CODE, "vision/images/gpu_decoding.py")
-_COMPUTED_BY: dict[Backend, str] = {
+_LOGITS_BACKENDS: dict[Backend, str] = {
     "onnxruntime": "onnxruntime-tensorrt",
     "tensorrt": "tensorrt",
     "pytorch": "libtorch-cuda",
     "python": ONNX_ON_CPU,
     "python-gpu": "torch-cuda",
 }
-_DECODED_BY: dict[Backend, str] = {"python-gpu": "torch-cuda-nvjpeg"}
-_MOST_DECODERS = 8
+_ENCODED_BACKENDS: dict[Backend, str] = {"python-gpu": "torch-cuda-nvjpeg"}
+_MAX_DECODERS = 8
 """Processes beside a model that decodes on a GPU, for what a GPU cannot decode; few photos are not JPEGs."""
 
 
@@ -92,7 +92,7 @@ class RepositoryOptions:
     max_batch_size: int = 64
     max_queue_delay_us: int | None = None
     """How long a batch may wait for company; None: 2 ms on a GPU; not at all on a CPU, where company gains nothing."""
-    photos_at_once: int = 1
+    preferred_batch_size: int = 1
     """Of a CPU, what a copy of the model computes in one go, and what Triton's batches are cut to.
 
     On a CPU a batch is no faster for each photo than a photo alone: its activations only leave the cache.
@@ -116,7 +116,7 @@ class RepositoryOptions:
         if self.backend == "python-gpu":
             return 2
         # Two a core: while one waits for its decoding process the other computes. `serve tune` measures it.
-        return min(_MOST_INSTANCES, 2 * usable_cores()) if self.backend == "python" else 1
+        return min(_MAX_INSTANCES, 2 * usable_cores()) if self.backend == "python" else 1
 
     @property
     def num_threads(self) -> int:
@@ -149,7 +149,7 @@ def write_repository(bundle: Bundle, folder: Path, options: RepositoryOptions) -
         FileExistsError: the version exists.
         BundleError: the bundle's precision is not for this backend, or a plan is missing.
     """
-    _refuse_wrong_plan(bundle, options)
+    _validate_plan(bundle, options)
     if options.backend in ("pytorch", "python-gpu") and bundle.info.precision == "int8":
         raise BundleError(
             f"bundle {bundle.folder} is in int8, for ONNX Runtime; --backend {options.backend} runs TorchScript: "
@@ -185,13 +185,13 @@ def write_config(bundle: Bundle, folder: Path, options: RepositoryOptions, *, nu
 
     Args: num_instances: for now; where nothing else changes, those that are there go on and others join them.
     """
-    config = model_config(bundle, options)
+    config = build_model_config(bundle, options)
     if num_instances is not None:
         config.instance_group[0].count = num_instances
     (folder / options.model_name / "config.pbtxt").write_text(text_format.MessageToString(config))
 
 
-def _refuse_wrong_plan(bundle: Bundle, options: RepositoryOptions) -> None:
+def _validate_plan(bundle: Bundle, options: RepositoryOptions) -> None:
     if options.backend != "tensorrt":
         if options.plan:
             raise BundleError(f"--plan is for --backend tensorrt, not for {options.backend}")
@@ -200,16 +200,16 @@ def _refuse_wrong_plan(bundle: Bundle, options: RepositoryOptions) -> None:
         raise BundleError(f"bundle {bundle.folder} is in int8, for ONNX Runtime on a CPU; take the fp32 or fp16 bundle")
     if options.plan is None or not options.plan.is_file():
         missing = f"{options.plan} is no file" if options.plan else "--backend tensorrt needs --plan"
-        command = " ".join(map(shlex.quote, plan_command(bundle, options)))
+        command = " ".join(map(shlex.quote, build_plan_command(bundle, options)))
         raise BundleError(
             f"{missing}; build one on the kind of GPU that serves, in TensorRT's image of the month of Triton's:\n"
             f"  {command}"
         )
 
 
-def plan_command(bundle: Bundle, options: RepositoryOptions) -> list[str]:
+def build_plan_command(bundle: Bundle, options: RepositoryOptions) -> list[str]:
     """Builds a bundle's `model.plan` for one to `max_batch_size` photos, in the precision that the model itself has."""
-    shapes = _profile(bundle, options.max_batch_size)
+    shapes = _build_shape_profile(bundle, options.max_batch_size)
     return [
         "trtexec",
         f"--onnx={bundle.onnx_path}",
@@ -221,7 +221,7 @@ def plan_command(bundle: Bundle, options: RepositoryOptions) -> list[str]:
     ]
 
 
-def _profile(bundle: Bundle, max_batch_size: int) -> dict[str, str]:
+def _build_shape_profile(bundle: Bundle, max_batch_size: int) -> dict[str, str]:
     """TensorRT's least, best and greatest shapes."""
     side = bundle.info.preprocessing.input_px
     sizes = {"min": 1, "opt": max(1, max_batch_size // 2), "max": max_batch_size}
@@ -234,7 +234,7 @@ def remove_model(folder: Path, model_name: str) -> None:
         shutil.rmtree(folder / model_name)
 
 
-def model_config(bundle: Bundle, options: RepositoryOptions) -> "model_config_pb2.ModelConfig":
+def build_model_config(bundle: Bundle, options: RepositoryOptions) -> "model_config_pb2.ModelConfig":
     """Triton's configuration as its own protobuf message, so that it cannot name a field Triton does not have."""
     side = bundle.info.preprocessing.input_px
     sizes = (bundle.info.num_categories, bundle.info.num_brands, bundle.info.embedding_size)
@@ -267,26 +267,26 @@ def model_config(bundle: Bundle, options: RepositoryOptions) -> "model_config_pb
     delay_us = options.max_queue_delay_us
     config.dynamic_batching.max_queue_delay_microseconds = (0 if on_cpu else 2000) if delay_us is None else delay_us
     if on_cpu:
-        config.dynamic_batching.preferred_batch_size.append(options.photos_at_once)
+        config.dynamic_batching.preferred_batch_size.append(options.preferred_batch_size)
     policy = config.dynamic_batching.default_queue_policy
     policy.max_queue_size = options.max_queue_size
     policy.default_timeout_microseconds = options.queue_timeout_us
     policy.timeout_action = model_config_pb2.ModelQueuePolicy.REJECT
     # Old and new side by side while a version is switched.
     config.version_policy.latest.num_versions = 2
-    config.parameters[BACKEND_PARAMETER].string_value = _COMPUTED_BY[options.backend]
-    if options.backend in _DECODED_BY:
-        config.parameters[ENCODED_BACKEND_PARAMETER].string_value = _DECODED_BY[options.backend]
+    config.parameters[BACKEND_PARAMETER].string_value = _LOGITS_BACKENDS[options.backend]
+    if options.backend in _ENCODED_BACKENDS:
+        config.parameters[ENCODED_BACKEND_PARAMETER].string_value = _ENCODED_BACKENDS[options.backend]
     if decodes:
         # It warms up by itself while loading.
         if on_cpu:
             config.parameters["num_threads"].string_value = str(options.num_threads)
-            config.parameters["photos_at_once"].string_value = str(options.photos_at_once)
+            config.parameters["preferred_batch_size"].string_value = str(options.preferred_batch_size)
         else:
-            decoders = min(_MOST_DECODERS, usable_cores())
+            decoders = min(_MAX_DECODERS, usable_cores())
             config.parameters["num_decoders"].string_value = str(decoders)
-        decoding = Settings(
-            preprocessing=bundle.info.preprocessing, limits=PREPARE_LIMITS, max_memory_bytes=MAX_MEMORY_BYTES
+        decoding = DecodeSettings(
+            preprocessing=bundle.info.preprocessing, limits=PHOTO_LIMITS, max_memory_bytes=MAX_MEMORY_BYTES
         )
         config.parameters["decoding"].string_value = decoding.to_json()
         config.parameters["isolate"].string_value = "true" if options.isolate else "false"
@@ -311,16 +311,16 @@ def model_config(bundle: Bundle, options: RepositoryOptions) -> "model_config_pb
 
 def _accelerate_with_tensorrt(config: "model_config_pb2.ModelConfig", bundle: Bundle) -> None:
     accelerator = config.optimization.execution_accelerators.gpu_execution_accelerator.add(name="tensorrt")
-    shapes = _profile(bundle, cast(int, config.max_batch_size))
+    shapes = _build_shape_profile(bundle, cast(int, config.max_batch_size))
     parameters = {
         # What the certificate was made for; another precision is another bundle.
         "precision_mode": "FP16" if bundle.info.precision == "fp16" else "FP32",
         "max_workspace_size_bytes": str(2 << 30),
         "trt_engine_cache_enable": "1",
         # Of these weights alone: ONNX Runtime names an engine after file and graph, which the next model has too.
-        "trt_engine_cache_path": f"{_ENGINES}/{bundle.info.model_version}",
+        "trt_engine_cache_path": f"{_TENSORRT_CACHE}/{bundle.info.model_version}",
         "trt_timing_cache_enable": "1",
-        "trt_timing_cache_path": _ENGINES,
+        "trt_timing_cache_path": _TENSORRT_CACHE,
         **{f"trt_profile_{name}_shapes": shape for name, shape in shapes.items()},
     }
     for key, value in parameters.items():

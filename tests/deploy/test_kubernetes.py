@@ -14,7 +14,7 @@ from serving.auth.interceptor import ServerTls
 from serving.config import ServeOptions
 from serving.observability import metrics
 from serving.supervisor import supervisor
-from serving.supervisor.gateway_pool import END_PATIENCE_S
+from serving.supervisor.gateway_pool import KILL_MARGIN_S
 from serving.supervisor.supervisor import Supervisor
 from tests.support.deploy_settings import find_known_variables, parse_command_line, parse_options
 from training.recipe import load_recipe
@@ -171,8 +171,8 @@ def test_pods_are_given_the_time_to_end_that_they_take():
     container = find_container(*GATEWAY)
     drain_s = float(read_environment(container)["LISTING_VISION_DRAIN_S"])
     pause_s = container["lifecycle"]["preStop"]["sleep"]["seconds"]
-    grace_s = ServeOptions(bundle=ROOT).grace_s
-    assert pod["terminationGracePeriodSeconds"] >= pause_s + drain_s + grace_s + END_PATIENCE_S
+    grace_period_s = ServeOptions(bundle=ROOT).grace_period_s
+    assert pod["terminationGracePeriodSeconds"] >= pause_s + drain_s + grace_period_s + KILL_MARGIN_S
     triton = find_manifest(*TRITON[:3])["spec"]["template"]["spec"]
     exit_s = int(re.search(r"--exit-timeout-secs=(\d+)", (DEPLOY / "triton" / "start.sh").read_text())[1])
     pause_s = find_container(*TRITON)["lifecycle"]["preStop"]["sleep"]["seconds"]

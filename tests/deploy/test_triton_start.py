@@ -16,8 +16,8 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from scripts.check_deploy import DEPLOY
 from serving.config import CANARY_MODEL_NAME
-from serving.inference.triton import TritonEngine, until_answering
-from serving.triton.process import _free_ports
+from serving.inference.triton import TritonEngine, wait_for_golden_photos
+from serving.triton.process import _find_free_ports
 from serving.triton.repository import RepositoryOptions, write_repository
 from vision.errors import EngineUnavailable
 
@@ -38,7 +38,7 @@ def ports(bundle, other_bundle, triton_installation, tmp_path_factory):
     options = RepositoryOptions(backend="python", instances=1)
     write_repository(bundle, folder / "models", options)
     write_repository(other_bundle, folder / "models", replace(options, model_name=CANARY_MODEL_NAME))
-    grpc_port, http_port, metrics_port = _free_ports(3)
+    grpc_port, http_port, metrics_port = _find_free_ports(3)
     root = triton_installation.server_root
     variables = triton_installation.process_environment()
     variables |= {
@@ -67,8 +67,8 @@ def ready_ports(ports, bundle):
     async def ask():
         engine = TritonEngine(f"127.0.0.1:{ports.grpc_port}")
         try:
-            await until_answering(engine, bundle)
-            return await engine.backend()
+            await wait_for_golden_photos(engine, bundle)
+            return await engine.fetch_backend()
         finally:
             await engine.close()
 
@@ -80,8 +80,8 @@ def test_what_lies_in_the_repository_is_served(ready_ports, other_bundle):
     async def ask():
         engine = TritonEngine(f"127.0.0.1:{ready_ports.grpc_port}", model_name=CANARY_MODEL_NAME)
         try:
-            await until_answering(engine, other_bundle)
-            return await engine.backend()
+            await wait_for_golden_photos(engine, other_bundle)
+            return await engine.fetch_backend()
         finally:
             await engine.close()
 

@@ -13,7 +13,7 @@ import pytest
 from grpc_health.v1 import health_pb2
 
 from serving.client import ListingVisionClient
-from serving.rollout.traffic_split import CANARY, SHADOW, Share
+from serving.rollout.traffic_split import CANARY, SHADOW, TrafficShare
 from serving.triton.repository import RepositoryOptions
 from tests.conftest import ROOT
 from tests.e2e.test_whole_path import health
@@ -49,7 +49,7 @@ def test_models_are_switched_without_a_failed_call(
     assert old != new
     served = start_serving(bundle.folder, tmp_path / "serve.log", *options)
     with Callers(served.address) as callers:
-        assert read_release_states(served) == {bundle.release: "answers"}
+        assert read_release_states(served) == {bundle.release: "stable"}
         code, said = model(served, "load", other_bundle.folder)
         assert (code, other_bundle.release in said) == (0, True), said
         assert wait_for_release(served) == old
@@ -57,14 +57,14 @@ def test_models_are_switched_without_a_failed_call(
         assert (code, "is loaded already" in said) == (1, True)
         assert model(served, "promote", other_bundle.release)[0] == 0
         assert wait_for_release(served) == new
-        assert read_release_states(served) == {bundle.release: "answered before", other_bundle.release: "answers"}
+        assert read_release_states(served) == {bundle.release: "previous", other_bundle.release: "stable"}
         code, said = model(served, "unload", other_bundle.release)
         assert (code, "promote another one first" in said) == (1, True)
         code, said = model(served, "rollback")
         assert (code, said.strip()) == (0, f"{bundle.release} answers")
         assert wait_for_release(served) == old
         assert model(served, "unload", other_bundle.release)[0] == 0
-        assert read_release_states(served) == {bundle.release: "answers"}
+        assert read_release_states(served) == {bundle.release: "stable"}
         asked = callers.num_answered
         wait_until(lambda: callers.num_answered >= asked + 5, "answers after it all")
     assert callers.failures == []
@@ -84,7 +84,7 @@ def test_a_broken_bundle_is_refused_and_the_old_one_goes_on(bundle, other_bundle
     code, said = model(served, "rollback")
     assert (code, "no release to go back to" in said) == (1, True)
     assert wait_for_release(served) == bundle.info.model_version
-    assert read_release_states(served) == {bundle.release: "answers"}
+    assert read_release_states(served) == {bundle.release: "stable"}
     assert served.stop() == 0
     code, said = model(served, "status")
     assert (code, "no supervisor answers" in said) == (1, True)
@@ -143,9 +143,9 @@ def test_a_release_whose_bundle_has_gone_is_left_out_and_told_of(bundle, other_b
 
 def find_ids_by_share(bundle, share: float, purpose: str = CANARY) -> tuple[str, str]:
     """A listing's id that is in a release's share, and one that is not."""
-    taken = Share(label=bundle.release, share=share)
+    taken = TrafficShare(label=bundle.release, share=share)
     ids = [f"m{number}" for number in range(1000)]
-    return next(i for i in ids if taken.takes(i, purpose)), next(i for i in ids if not taken.takes(i, purpose))
+    return next(i for i in ids if taken.contains(i, purpose)), next(i for i in ids if not taken.contains(i, purpose))
 
 
 @pytest.mark.parametrize("options", [("--in-process", "--workers", "2"), ("--workers", "2")], ids=["alone", "triton"])
@@ -165,11 +165,11 @@ def test_a_canary_answers_its_share_and_what_makes_no_sense_changes_nothing(
     ):
         code, told = model(served, *words)
         assert (code, said in told) == (1, True), told
-        assert read_release_states(served) == {bundle.release: "answers", canary: "loaded"}
+        assert read_release_states(served) == {bundle.release: "stable", canary: "loaded"}
     assert model(served, "canary")[0] == 2  # neither a release nor --off
     with Callers(served.address) as callers:
         assert model(served, "canary", canary, "--share", "0.3")[0] == 0
-        assert read_release_states(served) == {bundle.release: "answers", canary: "canary 0.3"}
+        assert read_release_states(served) == {bundle.release: "stable", canary: "canary 0.3"}
         assert [wait_for_release(served, mine) for _ in range(6)] == [new] * 6  # whichever process is asked
         assert [wait_for_release(served, others) for _ in range(6)] == [old] * 6
         code, told = model(served, "unload", canary)
@@ -262,7 +262,7 @@ def test_a_canary_and_a_shadow_may_be_given_at_the_start(
     served = start_serving(bundle.folder, tmp_path / "serve.log", *options)
     mine, others = find_ids_by_share(other_bundle, 0.3)
     old, new = bundle.info.model_version, other_bundle.info.model_version
-    assert read_release_states(served) == {bundle.release: "answers", other_bundle.release: "canary 0.3"}
+    assert read_release_states(served) == {bundle.release: "stable", other_bundle.release: "canary 0.3"}
     assert (wait_for_release(served, mine), wait_for_release(served, others)) == (new, old)
     # Gateways before somebody else's Triton, which serves the canary until it does no longer.
     triton = re.search(r"Triton \(pid \d+\) answers at ([0-9.:]+)", served.log).group(1)

@@ -197,8 +197,8 @@ def test_the_client_passes_on_the_trace_that_it_is_called_in():
     trace_id, span_id, header = create_parent(sampled=True)
     context = trace.SpanContext(int(trace_id, 16), int(span_id, 16), is_remote=False, trace_flags=trace.TraceFlags(1))
     with trace.use_span(trace.NonRecordingSpan(context)):
-        assert tracing.passed_on() == (("traceparent", header),)
-    assert tracing.passed_on() == ()
+        assert tracing.trace_headers() == (("traceparent", header),)
+    assert tracing.trace_headers() == ()
 
 
 def test_a_headers_nonsense_is_no_parent(traced_gateway, collector):
@@ -238,13 +238,13 @@ def test_nothing_of_it_is_imported_unless_asked_for():
 
 def test_missing_packages_are_named_and_what_is_meant_for_others_is_left_alone(monkeypatch, caplog):
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318")
-    assert tracing.standard_endpoint() == "http://collector:4318"
+    assert tracing.read_standard_endpoint() == "http://collector:4318"
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
-    assert tracing.standard_endpoint() is None
+    assert tracing.read_standard_endpoint() is None
     assert "is for grpc, and traces go over http/protobuf" in caplog.text
     monkeypatch.delenv("OTEL_EXPORTER_OTLP_PROTOCOL")
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
-    assert tracing.standard_endpoint() is None
+    assert tracing.read_standard_endpoint() is None
     with pytest.raises(ListingVisionError, match=r"install listing-vision\[traces\]"):
         tracing.require_packages()
 
@@ -263,7 +263,7 @@ def test_a_part_outside_of_any_traced_call_is_none():
     from opentelemetry import trace
 
     async def parts():
-        with tracing.span("queue"), tracing.asking_traced("/a.B/C") as headers:
+        with tracing.span("queue"), tracing.sampled_client_span("/a.B/C") as headers:
             return headers, trace.get_current_span().get_span_context().is_valid
 
     assert asyncio.run(parts()) == ((), False)

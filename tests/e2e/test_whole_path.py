@@ -103,7 +103,7 @@ def test_a_killed_triton_is_started_again_without_a_restart_of_the_gateway(
     with ListingVisionClient(served.address) as client:
         before = client.classify(photos)
         killed = served.triton_pid()
-        model_pids = model_processes(killed)
+        model_pids = list_model_pids(killed)
         os.kill(model_pids[0], signal.SIGSTOP)  # as one that waits for ever for what the server held
         os.kill(killed, signal.SIGKILL)
         wait_until(lambda: "Triton is started again" in served.log, "Triton started again")
@@ -122,7 +122,7 @@ def test_a_killed_triton_is_started_again_without_a_restart_of_the_gateway(
 
 def wait_for_replacements(served, old: list[int], how_many: int | None, *, num_loads: int) -> list[int]:
     """Those that came for a model's processes, once some or all of these were killed and none is left."""
-    known = set(model_processes(served.triton_pid()))
+    known = set(list_model_pids(served.triton_pid()))
     for pid in old[:how_many]:
         os.kill(pid, signal.SIGKILL)
     # Not that it is begun: processes that are killed while they load are another load.
@@ -133,7 +133,7 @@ def wait_for_replacements(served, old: list[int], how_many: int | None, *, num_l
 
     def came() -> list[int]:
         return sorted(
-            p for p in model_processes(served.triton_pid()) if p not in known and read_process_state(p) != "Z"
+            p for p in list_model_pids(served.triton_pid()) if p not in known and read_process_state(p) != "Z"
         )
 
     # More where a load took too long and was asked for twice.
@@ -162,7 +162,7 @@ def test_killed_model_processes_are_replaced(bundle, start_serving, triton_insta
     with ListingVisionClient(served.address) as client:
         before = client.classify(photos)
         triton_pid = served.triton_pid()
-        first = model_processes(triton_pid)
+        first = list_model_pids(triton_pid)
         second = wait_for_replacements(served, first, how_many, num_loads=1)
         assert wait_for_response(client, photos).category_path == before.category_path
         # What was healed once is healed again.
@@ -181,7 +181,7 @@ def test_triton_does_not_outlive_a_killed_gateway(bundle, start_serving, triton_
     wait_until(lambda: read_process_state(pid) == "Z", "Triton gone")
 
 
-def model_processes(triton_pid: int) -> list[int]:
+def list_model_pids(triton_pid: int) -> list[int]:
     """Those that have been started, whether they still run or not."""
     return list_children(triton_pid)
 

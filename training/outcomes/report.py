@@ -38,7 +38,7 @@ DRIFT = {
 }
 """Name to SQL of a suggestion's columns."""
 PROMISE_METRICS = {
-    "listing_vision_promise_kept": "Whether filled fields of the last days may still be as precise as promised.",
+    "listing_vision_guarantee_met": "Whether filled fields of the last days may still be as precise as promised.",
     "listing_vision_promise_precision_lately": "Share of the filled fields of the last days that sellers kept.",
     "listing_vision_promise_listings_lately": "Filled fields of the last days with an outcome.",
 }
@@ -308,7 +308,7 @@ def format_metrics(report: ExperimentReport) -> str:
         lines += [f"# HELP {name} {told}", f"# TYPE {name} gauge"]
         for one in promised:
             value = {
-                "listing_vision_promise_kept": int(one.keeps_promise is not False),
+                "listing_vision_guarantee_met": int(one.keeps_promise is not False),
                 "listing_vision_promise_precision_lately": one.right_lately,
                 "listing_vision_promise_listings_lately": one.num_filled_lately,
             }[name]

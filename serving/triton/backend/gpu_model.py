@@ -41,31 +41,31 @@ class TritonPythonModel:
         # By default convolutions round fp32 to ten bits: not what was certified.
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         path = os.path.join(args["model_repository"], args["model_version"], "model.pt")
-        self._settings = fork_server.Settings.from_json(parameters["decoding"])
+        self._settings = fork_server.DecodeSettings.from_json(parameters["decoding"])
         self._side = self._settings.preprocessing.input_px
-        with _current(self._device):
+        with _use_device(self._device):
             self._network = _Network(path, self._device, self._side, int(config["max_batch_size"]))
             self._device_decoder = DeviceDecoder(self._device)
-        self._decoders = _decoders(parameters, self._settings)
+        self._decoders = _create_decoders(parameters, self._settings)
 
     def execute(self, requests):
-        with _current(self._device):
-            return self._answered(requests)
+        with _use_device(self._device):
+            return self._infer_requests(requests)
 
-    def _answered(self, requests):
-        given = [_Request(request) for request in requests]
-        encoded = [photo for request in given for photo in request.encoded]
-        pixels, errors = self._decoded(encoded) if encoded else (self._none(), [])
-        pixels = torch.cat([pixels, *(torch.from_numpy(r.photos).to(self._device) for r in given if not r.encoded)])
+    def _infer_requests(self, requests):
+        parsed = [_Request(request) for request in requests]
+        encoded = [photo for request in parsed for photo in request.encoded]
+        pixels, errors = self._decode_photos(encoded) if encoded else (self._create_empty_pixels(), [])
+        pixels = torch.cat([pixels, *(torch.from_numpy(r.photos).to(self._device) for r in parsed if not r.encoded)])
         rows = self._network(pixels)
         # As the rows lie: first the encoded of all requests, then the pixels of all requests.
         at = {True: 0, False: len(encoded)}
         responses = []
-        for request in given:
+        for request in parsed:
             is_encoded = bool(request.encoded)
             end = at[is_encoded] + request.num_photos
-            wrong = errors[at[is_encoded] : end] if is_encoded else None
-            responses.append(_response([row[at[is_encoded] : end] for row in rows], wrong))
+            row_errors = errors[at[is_encoded] : end] if is_encoded else None
+            responses.append(_build_response([row[at[is_encoded] : end] for row in rows], row_errors))
             at[is_encoded] = end
         return responses
 
@@ -73,29 +73,31 @@ class TritonPythonModel:
         for decoder in self._decoders:
             decoder.close()
 
-    def _none(self):
+    def _create_empty_pixels(self):
         return torch.empty(0, self._side, self._side, 3, dtype=torch.uint8, device=self._device)
 
-    def _decoded(self, photos):
+    def _decode_photos(self, photos):
         """(N, S, S, 3) uint8 on the device, black where a photo cannot be used, and what was wrong with each."""
         crops = [plain_crop(photo, at_least_px=self._side, limits=self._settings.limits) for photo in photos]
-        left = [index for index, crop in enumerate(crops) if crop is None]
-        plain = [index for index, crop in enumerate(crops) if crop]
+        cpu_rows = [index for index, crop in enumerate(crops) if crop is None]
+        gpu_rows = [index for index, crop in enumerate(crops) if crop]
         # While the cores decode some, the device decodes the others.
-        until_s = time.monotonic() + fork_client.LISTING_TIMEOUT_S
-        on_cores = _OnCores(self._decoders, [photos[index] for index in left], until_s)
+        deadline_s = time.monotonic() + fork_client.LISTING_TIMEOUT_S
+        cpu_batch = _CpuDecodeBatch(self._decoders, [photos[index] for index in cpu_rows], deadline_s)
         pixels = torch.zeros(len(photos), self._side, self._side, 3, dtype=torch.uint8, device=self._device)
-        refused = []
-        if plain:
-            joined = torch.frombuffer(bytearray(b"".join(photos[index] for index in plain)), dtype=torch.uint8)
-            plain_crops = [crops[index] for index in plain]
-            pixels[plain], refused = self._device_decoder.photos(joined, plain_crops, self._none(), photo_px=self._side)
-            refused = [plain[index] for index in refused]
-        answers = dict(zip(left, on_cores.end(), strict=True))
-        again = _OnCores(self._decoders, [photos[index] for index in refused], until_s)
-        answers |= zip(refused, again.end(), strict=True)
+        rejected = []
+        if gpu_rows:
+            joined = torch.frombuffer(bytearray(b"".join(photos[index] for index in gpu_rows)), dtype=torch.uint8)
+            gpu_crops = [crops[index] for index in gpu_rows]
+            pixels[gpu_rows], rejected = self._device_decoder.photos(
+                joined, gpu_crops, self._create_empty_pixels(), photo_px=self._side
+            )
+            rejected = [gpu_rows[index] for index in rejected]
+        decoded = dict(zip(cpu_rows, cpu_batch.end(), strict=True))
+        retry_batch = _CpuDecodeBatch(self._decoders, [photos[index] for index in rejected], deadline_s)
+        decoded |= zip(rejected, retry_batch.end(), strict=True)
         errors = [b""] * len(photos)
-        for index, found in answers.items():
+        for index, found in decoded.items():
             if isinstance(found, np.ndarray):
                 pixels[index] = torch.from_numpy(found).to(self._device)
             else:
@@ -103,24 +105,24 @@ class TritonPythonModel:
         return pixels, errors
 
 
-class _OnCores:
+class _CpuDecodeBatch:
     """Photos in child processes, as many at once as there are; after a time none is begun any more."""
 
-    def __init__(self, decoders, photos, until_s):
-        self._decoders, self._photos, self._until_s = decoders, photos, until_s
-        self._first_in_time = time.monotonic() < until_s
-        if self._first_in_time:
+    def __init__(self, decoders, photos, deadline_s):
+        self._decoders, self._photos, self._deadline_s = decoders, photos, deadline_s
+        self._first_before_deadline = time.monotonic() < deadline_s
+        if self._first_before_deadline:
             self._begin(0)
 
     def end(self):
         """Yields each photo, (S, S, 3) uint8, or what was wrong with it."""
         size = len(self._decoders)
         for at in range(0, len(self._photos), size):
-            in_time = time.monotonic() < self._until_s if at else self._first_in_time
+            in_time = time.monotonic() < self._deadline_s if at else self._first_before_deadline
             if in_time and at:
                 self._begin(at)
             for decoder, _ in zip(self._decoders, self._photos[at : at + size], strict=False):
-                late = fork_client.timed_out(fork_client.LISTING_TIMEOUT_S)
+                late = fork_client.create_timeout_error(fork_client.LISTING_TIMEOUT_S)
                 yield decoder.end() if in_time else late
 
     def _begin(self, at):
@@ -128,7 +130,7 @@ class _OnCores:
             decoder.begin(photo)
 
 
-def _current(device):
+def _use_device(device):
     """Graphs are recorded and replayed on the current device, whichever the tensors lie on."""
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
@@ -145,7 +147,7 @@ class _Request:
         self.num_photos = len(self.encoded) if self.encoded else len(self.photos)
 
 
-def _response(rows, errors):
+def _build_response(rows, errors):
     """Of one request; rows whose photo could not be used are NaN. Without errors it was one of pixels."""
     rows = [np.array(row) for row in rows]
     unusable = [index for index, error in enumerate(errors or ()) if error]
@@ -178,10 +180,10 @@ class _Network:
 
     def __call__(self, pixels):
         """The outputs, float32 arrays in host memory."""
-        parts = [self._part(part) for part in pixels.split(self._largest)]
+        parts = [self._run_chunk(part) for part in pixels.split(self._largest)]
         return [torch.cat(tensors).cpu().numpy() for tensors in zip(*parts, strict=True)]
 
-    def _part(self, pixels):
+    def _run_chunk(self, pixels):
         size = next((size for size in self._graphs if size >= len(pixels)), None)
         return self._run(pixels) if size is None else self._graphs[size](pixels)
 
@@ -212,9 +214,9 @@ class _Graph:
         return tuple(output[: len(pixels)].clone() for output in self._outputs)
 
 
-def _decoders(parameters, settings):
+def _create_decoders(parameters, settings):
     number = int(parameters["num_decoders"])
     if parameters["isolate"] != "true":
-        return [fork_client.InThisProcess(settings) for _ in range(number)]
-    nursery = fork_client.Nursery(settings, [parameters["python"]], path=CODE)
-    return [fork_client.Decoder(nursery, settings) for _ in range(number)]
+        return [fork_client.InlineDecoder(settings) for _ in range(number)]
+    server = fork_client.ForkServer(settings, [parameters["python"]], path=CODE)
+    return [fork_client.Decoder(server, settings) for _ in range(number)]

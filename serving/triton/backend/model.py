@@ -36,24 +36,24 @@ class TritonPythonModel:
         path = os.path.join(args["model_repository"], args["model_version"], "model.onnx")
         self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         side = self._session.get_inputs()[0].shape[1]
-        self._photos_at_once = int(parameters["photos_at_once"])
+        self._preferred_batch_size = int(parameters["preferred_batch_size"])
         # All that it will ever be given to compute in one go.
-        for num_photos in range(1, self._photos_at_once + 1):
+        for num_photos in range(1, self._preferred_batch_size + 1):
             widths = [output.shape[1] for output in self._run(np.zeros((num_photos, side, side, 3), np.uint8))]
         self._unusable = [np.full((1, width), np.nan, np.float32) for width in widths]
-        self._decoder = _decoder(parameters)
+        self._decoder = _create_decoder(parameters)
 
     def execute(self, requests):
-        return [self._answer(request) for request in requests]
+        return [self._infer_request(request) for request in requests]
 
     def finalize(self):
         self._decoder.close()
 
-    def _answer(self, request):
+    def _infer_request(self, request):
         encoded = pb_utils.get_input_tensor_by_name(request, "encoded")
         if encoded is None:
             photos = pb_utils.get_input_tensor_by_name(request, "photos").as_numpy()
-            step = self._photos_at_once
+            step = self._preferred_batch_size
             rows, errors = [self._run(photos[at : at + step]) for at in range(0, len(photos), step)], []
         else:
             sizes = pb_utils.get_input_tensor_by_name(request, "sizes").as_numpy()
@@ -68,32 +68,32 @@ class TritonPythonModel:
         """Photo by photo; the next is decoded while the model computes."""
         photos = [row[:size].data for row, size in zip(encoded, sizes[:, 0], strict=True)]
         rows, errors = [], []
-        until_s = time.monotonic() + fork_client.LISTING_TIMEOUT_S
+        deadline_s = time.monotonic() + fork_client.LISTING_TIMEOUT_S
         self._decoder.begin(photos[0])
         for following in (*photos[1:], None):
-            found = self._decoder.end()
-            in_time = time.monotonic() < until_s
+            result = self._decoder.end()
+            in_time = time.monotonic() < deadline_s
             if in_time and following is not None:
                 self._decoder.begin(following)
-            self._add(found, rows, errors)
+            self._append_result(result, rows, errors)
             if not in_time:
                 break
         for _ in photos[len(rows) :]:
-            self._add(fork_client.timed_out(fork_client.LISTING_TIMEOUT_S), rows, errors)
+            self._append_result(fork_client.create_timeout_error(fork_client.LISTING_TIMEOUT_S), rows, errors)
         return rows, errors
 
-    def _add(self, found, rows, errors):
-        usable = isinstance(found, np.ndarray)
-        rows.append(self._run(found[None]) if usable else self._unusable)
-        errors.append(b"" if usable else f"{type(found).__name__}\n{found}".encode())
+    def _append_result(self, result, rows, errors):
+        usable = isinstance(result, np.ndarray)
+        rows.append(self._run(result[None]) if usable else self._unusable)
+        errors.append(b"" if usable else f"{type(result).__name__}\n{result}".encode())
 
     def _run(self, photos):
         return self._session.run(list(OUTPUTS), {"photos": photos})
 
 
-def _decoder(parameters):
-    settings = fork_server.Settings.from_json(parameters["decoding"])
+def _create_decoder(parameters):
+    settings = fork_server.DecodeSettings.from_json(parameters["decoding"])
     if parameters["isolate"] != "true":
-        return fork_client.InThisProcess(settings)
-    nursery = fork_client.Nursery(settings, [parameters["python"]], path=CODE)
-    return fork_client.Decoder(nursery, settings)
+        return fork_client.InlineDecoder(settings)
+    server = fork_client.ForkServer(settings, [parameters["python"]], path=CODE)
+    return fork_client.Decoder(server, settings)

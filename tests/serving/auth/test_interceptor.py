@@ -12,7 +12,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving.api.status import Refusal
-from serving.auth.interceptor import Quotas, ServerTls, StaticTokens, is_loopback
+from serving.auth.interceptor import PhotoQuota, ServerTls, StaticTokenVerifier, is_loopback
 from serving.client import Access, AsyncListingVisionClient, CallFailed, ClientTls, ListingVisionClient
 from serving.config import ServeOptions
 from serving.gateway.server import GatewayServer
@@ -146,9 +146,9 @@ def test_a_certificate_that_is_none_is_refused_at_the_start(authority, tmp_path)
     certificate, _ = authority.issue("one")
     _, key = authority.issue("two")
     with pytest.raises(ListingVisionError, match="cannot be used"):
-        ServerTls(certificate=certificate, key=key).credentials()
+        ServerTls(certificate=certificate, key=key).create_credentials()
     with pytest.raises(ListingVisionError, match="cannot be used"):
-        ServerTls(certificate=tmp_path / "missing.pem", key=key).credentials()
+        ServerTls(certificate=tmp_path / "missing.pem", key=key).create_credentials()
 
 
 def token_file(path: Path, **tokens: str) -> Path:
@@ -184,12 +184,12 @@ def test_whoever_has_no_token_learns_nothing_and_sends_no_photo(bundle, tmp_path
 
 
 def test_tokens_are_read_again_and_a_broken_file_changes_nothing(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr("serving.auth.interceptor._LOOK_AGAIN_S", 0.0)
+    monkeypatch.setattr("serving.auth.interceptor._CHECK_INTERVAL_S", 0.0)
     path = token_file(tmp_path / "tokens", upload="one")
-    tokens = StaticTokens(path)
+    tokens = StaticTokenVerifier(path)
 
     def caller(token):
-        return asyncio.run(tokens.caller(token))
+        return asyncio.run(tokens.identify_caller(token))
 
     assert caller("one") == "upload"
     token_file(path, upload="another", backfill="two")
@@ -206,7 +206,7 @@ def test_a_token_file_that_names_nobody_is_refused(tmp_path, text):
     path = tmp_path / "tokens"
     path.write_text(text)
     with pytest.raises(ListingVisionError, match="token file"):
-        StaticTokens(path)
+        StaticTokenVerifier(path)
 
 
 def test_each_caller_has_a_quota_of_its_own(bundle, tmp_path):
@@ -233,33 +233,33 @@ def test_each_caller_has_a_quota_of_its_own(bundle, tmp_path):
 
 def test_a_quota_fills_up_again_and_never_beyond_its_burst():
     now = [0.0]
-    quotas = Quotas(2.0, clock=lambda: now[0])
-    quotas.take("a", 10)
+    quotas = PhotoQuota(2.0, clock=lambda: now[0])
+    quotas.consume("a", 10)
     with pytest.raises(Refusal) as caught:
-        quotas.take("a", 4)
+        quotas.consume("a", 4)
     assert caught.value.retry_after_s == pytest.approx(2.0)
     now[0] = 2.0
-    quotas.take("a", 4)
+    quotas.consume("a", 4)
     now[0] = 1000.0
-    quotas.take("a", 20)  # more than the burst, which is whole
+    quotas.consume("a", 20)  # more than the burst, which is whole
     with pytest.raises(Refusal):
-        quotas.take("a", 1)
+        quotas.consume("a", 1)
 
 
 def test_callers_whose_quota_is_whole_again_are_forgotten(monkeypatch):
-    monkeypatch.setattr(Quotas, "MOST_KEPT", 3)
+    monkeypatch.setattr(PhotoQuota, "MAX_TRACKED_CALLERS", 3)
     now = [0.0]
-    quotas = Quotas(2.0, clock=lambda: now[0])
+    quotas = PhotoQuota(2.0, clock=lambda: now[0])
     for name in "abc":
-        quotas.take(name, 10)
+        quotas.consume(name, 10)
     now[0] = 3.0
-    quotas.take("d", 10)
-    assert len(quotas._left) == 4  # none is whole: the least of it is refused
+    quotas.consume("d", 10)
+    assert len(quotas._remaining) == 4  # none is whole: the least of it is refused
     with pytest.raises(Refusal):
-        quotas.take("a", 10)
+        quotas.consume("a", 10)
     now[0] = 5.0
-    quotas.take("e", 1)
-    assert set(quotas._left) == {"d", "e"}
+    quotas.consume("e", 1)
+    assert set(quotas._remaining) == {"d", "e"}
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "[::1]", "localhost"])

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from listing_vision.cli import app
 from serving.auth import jwks, jwt_verifier
-from serving.auth.jwt_verifier import JwtTokens, JwtTrust
+from serving.auth.jwt_verifier import JwtOptions, JwtVerifier
 from serving.client import Access
 from serving.config import ServeOptions
 from tests.serving.auth.test_interceptor import classify_status, run_gateway, token_file
@@ -95,14 +95,14 @@ def provider():
         started.stop()
 
 
-def create_verifier(source: str, **options) -> JwtTokens:
+def create_verifier(source: str, **options) -> JwtVerifier:
     kept = options.pop("kept", None)
-    return JwtTokens(JwtTrust(jwks=source, audience=AUDIENCE, issuer=ISSUER, kept=kept), **options)
+    return JwtVerifier(JwtOptions(jwks=source, audience=AUDIENCE, issuer=ISSUER, cache_path=kept), **options)
 
 
-def callers(verifier: JwtTokens, *each: str) -> list[str | None]:
+def callers(verifier: JwtVerifier, *each: str) -> list[str | None]:
     async def ask():
-        return [await verifier.caller(one) for one in each]
+        return [await verifier.identify_caller(one) for one in each]
 
     return asyncio.run(ask())
 
@@ -230,7 +230,7 @@ def test_a_new_key_is_fetched_when_a_token_names_it_and_no_more_often_than_that(
     # Too soon after the fetch at the start.
     assert callers(verifier, by_new, by_new) == [None, None]
     assert provider.num_asked == 1
-    verifier._keys._fetched_s -= jwt_verifier.LEAST_BETWEEN_S
+    verifier._keys._last_fetch_s -= jwt_verifier.MIN_FETCH_INTERVAL_S
     many = callers(verifier, *[token(key_id=f"made-up-{i}") for i in range(20)], by_new, token())
     assert many == [None] * 20 + ["upload"] * 2
     assert provider.num_asked == 2
@@ -240,10 +240,10 @@ def test_many_calls_wait_for_one_fetch(provider):
     verifier = create_verifier(provider.url)
     new = ec.generate_private_key(ec.SECP256R1())
     provider.keys.append(public("ES256", "key-2", new))
-    verifier._keys._fetched_s -= jwt_verifier.LEAST_BETWEEN_S
+    verifier._keys._last_fetch_s -= jwt_verifier.MIN_FETCH_INTERVAL_S
 
     async def together():
-        return await asyncio.gather(*(verifier.caller(token("ES256", "key-2", key=new)) for _ in range(10)))
+        return await asyncio.gather(*(verifier.identify_caller(token("ES256", "key-2", key=new)) for _ in range(10)))
 
     assert asyncio.run(together()) == ["upload"] * 10
     assert provider.num_asked == 2
@@ -257,27 +257,27 @@ def test_a_key_that_was_withdrawn_is_believed_until_the_keys_are_fetched_again(p
     assert callers(verifier, old) == ["upload"]
 
     async def later():
-        verifier._keys._fetched_s -= jwt_verifier.FRESH_S
+        verifier._keys._last_fetch_s -= jwt_verifier.KEY_SET_TTL_S
         # Nobody waits for what is only refreshed.
-        first = await verifier.caller(old)
-        await verifier._keys._fetching
-        return first, await verifier.caller(old)
+        first = await verifier.identify_caller(old)
+        await verifier._keys._fetch_task
+        return first, await verifier.identify_caller(old)
 
     assert asyncio.run(later()) == ("upload", None)
 
 
 def test_a_provider_that_is_away_changes_nothing(provider, tmp_path, caplog):
     kept = tmp_path / "jwks.json"
-    verifier = create_verifier(provider.url, kept=kept)
+    verifier = create_verifier(provider.url, cache_path=kept)
     provider.stop()
-    verifier._keys._fetched_s -= jwt_verifier.FRESH_S
+    verifier._keys._last_fetch_s -= jwt_verifier.KEY_SET_TTL_S
     assert callers(verifier, token(), token(key_id="unknown"), token()) == ["upload", None, "upload"]
     assert "cannot be fetched" in caplog.text
     assert "the old keys stay" in caplog.text
     # A process that starts now has the keys that another one fetched.
-    assert callers(create_verifier(provider.url, kept=kept), token()) == ["upload"]
+    assert callers(create_verifier(provider.url, cache_path=kept), token()) == ["upload"]
     with pytest.raises(ListingVisionError, match="cannot be fetched"):
-        create_verifier(provider.url, kept=tmp_path / "nothing")
+        create_verifier(provider.url, cache_path=tmp_path / "nothing")
 
 
 @pytest.mark.parametrize("answer", [b"", b"[]", b"{", b'{"keys": 7}', b'{"keys": []}', b'{"keys": [1]}', b"[" * 99999])
@@ -290,12 +290,12 @@ def test_an_answer_that_is_no_key_set_changes_nothing(provider, caplog, answer):
         request.wfile.write(answer)
 
     provider.answer = send_broken_keys
-    verifier._keys._fetched_s -= jwt_verifier.FRESH_S
+    verifier._keys._last_fetch_s -= jwt_verifier.KEY_SET_TTL_S
 
     async def later():
-        await verifier.caller(token())
-        await verifier._keys._fetching
-        return await verifier.caller(token())
+        await verifier.identify_caller(token())
+        await verifier._keys._fetch_task
+        return await verifier.identify_caller(token())
 
     assert asyncio.run(later()) == "upload"
     assert "the old keys stay" in caplog.text
@@ -354,7 +354,7 @@ def test_keys_come_over_https_alone(url):
 
 
 def test_a_file_of_keys_is_read_again_and_a_broken_one_changes_nothing(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("serving.auth.interceptor._LOOK_AGAIN_S", 0.0)
+    monkeypatch.setattr("serving.auth.interceptor._CHECK_INTERVAL_S", 0.0)
     path = tmp_path / "jwks.json"
     with pytest.raises(ListingVisionError, match="cannot be read: No such file"):
         create_verifier(str(path))
@@ -380,16 +380,16 @@ def test_a_good_token_is_computed_once_and_again_when_it_may_have_expired(many_k
     now[0] += 10 + jwt_verifier.LEEWAY_S + 1
     callers(verifier, short, long)
     assert len(computed) == 3
-    now[0] += jwt_verifier.REMEMBERED_S
+    now[0] += jwt_verifier.TOKEN_CACHE_TTL_S
     callers(verifier, long)
     assert len(computed) == 4
 
 
 def test_so_many_tokens_are_remembered_and_no_more(many_keys, monkeypatch):
-    monkeypatch.setattr(jwt_verifier, "MAX_REMEMBERED", 3)
+    monkeypatch.setattr(jwt_verifier, "MAX_CACHED_TOKENS", 3)
     verifier = create_verifier(str(many_keys))
     assert callers(verifier, *(token(jti=str(i)) for i in range(6))) == ["upload"] * 6
-    assert len(verifier._remembered) == 3
+    assert len(verifier._token_cache) == 3
 
 
 def test_options_of_signed_tokens_go_together(bundle, tmp_path):

@@ -40,7 +40,7 @@ def store(tmp_path):
 
 @pytest.mark.parametrize("elsewhere", [False, True])
 def test_entries_come_back_as_they_were_written(store, elsewhere, monkeypatch):
-    monkeypatch.setattr("serving.storage._AT_ONCE", 2)
+    monkeypatch.setattr("serving.storage._READ_BATCH_SIZE", 2)
     if elsewhere:
         store = Store("memory://backfill-entries")
         store.remove_all()
@@ -61,7 +61,7 @@ def test_what_has_no_entry_is_removed(store):
     store.write("dead_letters/1.parquet", b"the same")
     store.write("_job/ledger/0000/shard-0000001.json.77.tmp", b"{")
     assert ledger.recover() == 3
-    assert store.paths("suggestions") == ["suggestions/0.parquet"]
+    assert store.list_files("suggestions") == ["suggestions/0.parquet"]
     assert len(list(ledger.entries())) == 1
 
 
@@ -84,7 +84,7 @@ def test_a_replacement_that_was_killed_ends_whole(store, num_written, letters_af
     if entry.dead_letters:
         assert store.sha256(entry.dead_letters.path) == entry.dead_letters.sha256
     else:
-        assert store.paths("dead_letters") == []
+        assert store.list_files("dead_letters") == []
     assert bool(entry.errors) == bool(entry.dead_letters)
     assert ledger.recover() == 0
 
@@ -97,7 +97,7 @@ def test_a_replacement_takes_the_place(store):
     ledger.replace(old, new, files)
     assert list(ledger.entries()) == [new]
     assert store.read("suggestions/0.parquet") == b"new"
-    assert store.paths("dead_letters") == []
+    assert store.list_files("dead_letters") == []
 
 
 def test_a_file_that_is_neither_old_nor_new_is_named(store):
@@ -121,9 +121,9 @@ def test_an_entry_that_is_none_is_named(store):
 
 def test_one_process_of_a_machine_writes(store):
     other = Store(store.url)
-    with store.locked("_job/lock"):
+    with store.lock("_job/lock"):
         assert other.is_locked("_job/lock")
-        with pytest.raises(StorageError, match=r"another backfill \(pid \d+\) writes to"), other.locked("_job/lock"):
+        with pytest.raises(StorageError, match=r"another backfill \(pid \d+\) writes to"), other.lock("_job/lock"):
             pass
     assert not other.is_locked("_job/lock")
 
@@ -155,6 +155,6 @@ def test_what_lies_elsewhere_is_locked_on_this_machine_and_no_file_of_it_removed
     store.remove_all()
     store.write("suggestions/0.parquet", b"another machine may be about to vouch for it")
     assert Ledger(store).recover() == 0
-    assert store.paths("suggestions") == ["suggestions/0.parquet"]
-    with store.locked("_job/lock"), pytest.raises(StorageError, match="another backfill"), store.locked("_job/lock"):
+    assert store.list_files("suggestions") == ["suggestions/0.parquet"]
+    with store.lock("_job/lock"), pytest.raises(StorageError, match="another backfill"), store.lock("_job/lock"):
         pass

@@ -46,7 +46,7 @@ def backfill_on_ray(ray_session, bundle, market, output, monkeypatch, *, separat
     engine = RayEngine(bundle.folder, isolate=False, stop=shutdown.abort, separate_decoding=separate_decoding)
     threading.Thread(target=meanwhile, daemon=True).start()
     try:
-        with store.locked(LOCK_PATH):
+        with store.lock(LOCK_PATH):
             job = open_or_create_job(store, request_for(market, output), engine, lambda _: None)
             run(store, job, engine, max_error_share=1.0, shutdown=shutdown)
     finally:

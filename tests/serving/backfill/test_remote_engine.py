@@ -28,7 +28,7 @@ def backfill_remote(address, bundle, market, output, **changed):
     store, shutdown = Store(str(output)), GracefulShutdown()
     engine = create_remote_engine(address, bundle, photos_per_s=None, stop=shutdown.abort, isolate=False)
     try:
-        with store.locked(LOCK_PATH):
+        with store.lock(LOCK_PATH):
             job = open_or_create_job(store, request_for(market, output, **changed), engine, lambda _: None)
             run(store, job, engine, max_error_share=1.0, shutdown=shutdown)
     finally:
@@ -95,7 +95,7 @@ def test_a_triton_whose_model_is_another_by_now_ends_the_job(bundle, market, tmp
             run(store, job, engine, max_error_share=1.0, shutdown=shutdown)
     finally:
         engine.close()
-    assert store.paths("suggestions") == []
+    assert store.list_files("suggestions") == []
 
 
 def test_a_gateway_with_another_model_is_refused(bundle, served):

@@ -36,7 +36,7 @@ def run_backfill(bundle, market: Path, output: Path, *, max_error_share=1.0, iso
     store, shutdown = Store(str(output)), shutdown or GracefulShutdown()
     engine = create_local_engine(bundle, stop=shutdown.abort, isolate=isolate)
     try:
-        with store.locked(LOCK_PATH):
+        with store.lock(LOCK_PATH):
             job = open_or_create_job(store, request_for(market, output, **changed), engine, lambda _: None)
             run(store, job, engine, max_error_share=max_error_share, shutdown=shutdown)
     finally:
@@ -48,7 +48,7 @@ def read_suggestions(store: Store) -> dict[str, dict]:
     rows = [
         row
         for entry in Ledger(store).entries()
-        for row in pyarrow.parquet.read_table(store.full(entry.suggestions.path)).to_pylist()
+        for row in pyarrow.parquet.read_table(store.full_path(entry.suggestions.path)).to_pylist()
     ]
     assert len({row["listing_id"] for row in rows}) == len(rows)
     return {row["listing_id"]: row for row in rows}
@@ -56,7 +56,7 @@ def read_suggestions(store: Store) -> dict[str, dict]:
 
 def read_dead_letters(store: Store) -> list[dict]:
     files = [entry.dead_letters.path for entry in Ledger(store).entries() if entry.dead_letters]
-    return [row for path in files for row in pyarrow.parquet.read_table(store.full(path)).to_pylist()]
+    return [row for path in files for row in pyarrow.parquet.read_table(store.full_path(path)).to_pylist()]
 
 
 def photos_by_listing(market: Path) -> dict[str, list[Path]]:
@@ -91,10 +91,10 @@ def test_every_listing_is_answered_as_the_service_answers_it(bundle, market, tmp
     assert (verified.num_listings, verified.num_suggestions) == (len(photos), len(photos))
     success = json.loads(store.read("_SUCCESS.json"))
     assert sum(file["num_rows"] for file in success["files"]) == len(photos)
-    schema = pyarrow.parquet.read_schema(store.full(success["files"][0]["path"]))
+    schema = pyarrow.parquet.read_schema(store.full_path(success["files"][0]["path"]))
     assert schema.metadata[b"listing_vision.schema_version"] == b"1"
     # A folder of it is a table for whoever reads it.
-    assert pyarrow.parquet.read_table(store.full("suggestions")).num_rows == len(photos)
+    assert pyarrow.parquet.read_table(store.full_path("suggestions")).num_rows == len(photos)
 
 
 def test_the_same_command_does_nothing_twice(bundle, market, tmp_path):
@@ -284,8 +284,8 @@ def test_it_stops_when_asked_and_goes_on(bundle, market, tmp_path, monkeypatch):
 def test_what_is_wrong_with_an_output_is_found(bundle, market, tmp_path):
     store = run_backfill(bundle, market, tmp_path / "out")
     entries = list(Ledger(store).entries())
-    first = Path(store.full(entries[0].suggestions.path))
-    second = Path(store.full(entries[1].suggestions.path))
+    first = Path(store.full_path(entries[0].suggestions.path))
+    second = Path(store.full_path(entries[1].suggestions.path))
     kept = first.read_bytes()
     first.write_bytes(second.read_bytes())
     found = inspection.verify(store)
@@ -341,7 +341,7 @@ def test_the_command_line_killed_and_stopped_ends_complete(bundle, market, tmp_p
     store = Store(str(output))
 
     def wait_for_shards(process, num_shards: int) -> None:
-        while process.poll() is None and len(store.paths("_job/ledger")) < num_shards:
+        while process.poll() is None and len(store.list_files("_job/ledger")) < num_shards:
             time.sleep(0.02)
 
     done = 0
@@ -351,7 +351,7 @@ def test_the_command_line_killed_and_stopped_ends_complete(bundle, market, tmp_p
         os.kill(process.pid, number)
         code, said = wait_for_exit(process)
         assert code == (75 if number == signal.SIGTERM else -9), said
-        done = len(store.paths("_job/ledger"))
+        done = len(store.list_files("_job/ledger"))
         assert not store.exists("_SUCCESS.json")
     code, said = wait_for_exit(cli(*command))
     assert code == 0, said
@@ -365,7 +365,7 @@ def test_the_command_line_killed_and_stopped_ends_complete(bundle, market, tmp_p
     assert (code, "done" in said.splitlines()[0]) == (0, True)
     code, said = wait_for_exit(cli("diff", output, output))
     assert code == 0, said
-    Path(store.full(next(Ledger(store).entries()).suggestions.path)).unlink()
+    Path(store.full_path(next(Ledger(store).entries()).suggestions.path)).unlink()
     assert wait_for_exit(cli("verify", output))[0] == 1
 
 

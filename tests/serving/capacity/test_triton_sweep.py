@@ -8,8 +8,8 @@ from typer.testing import CliRunner
 
 from listing_vision.cli import app
 from serving.capacity import triton_sweep
-from serving.capacity.triton_sweep import Budget, Measured
-from serving.triton.repository import RepositoryOptions, model_config, read_tuning
+from serving.capacity.triton_sweep import Budget, Measurement
+from serving.triton.repository import RepositoryOptions, build_model_config, read_tuning
 from vision.errors import ListingVisionError
 
 BUDGET = Budget(p99_ms=100, callers=2, seconds=1)
@@ -19,8 +19,8 @@ def fake_machine(**of):
     """A machine whose figures follow from its settings: photos/s and p99 by instances, batch and delay."""
 
     async def measure(bundle, installation, options, budget, photos):
-        rate, p99_ms = of["says"](options.instances, options.photos_at_once, options.max_queue_delay_us)
-        return Measured(options=options, photos_per_s=rate, p50_ms=p99_ms / 2, p99_ms=p99_ms)
+        rate, p99_ms = of["says"](options.instances, options.preferred_batch_size, options.max_queue_delay_us)
+        return Measurement(options=options, photos_per_s=rate, p50_ms=p99_ms / 2, p99_ms=p99_ms)
 
     return measure
 
@@ -28,7 +28,7 @@ def fake_machine(**of):
 def run_tuning(bundle, monkeypatch, says):
     monkeypatch.setattr(triton_sweep, "_measure", fake_machine(says=says))
     said = []
-    best, measured = triton_sweep.tune(bundle, None, BUDGET, say=said.append)
+    best, measured = triton_sweep.tune(bundle, None, BUDGET, on_measurement=said.append)
     assert said == measured
     assert len({m.options for m in measured}) == len(measured)  # nothing is measured twice
     return best.options
@@ -36,17 +36,17 @@ def run_tuning(bundle, monkeypatch, says):
 
 def test_the_fastest_that_keeps_the_budget_is_taken(bundle, monkeypatch):
     best = run_tuning(bundle, monkeypatch, lambda instances, batch, delay: (10 * batch, 30 * batch))
-    assert best.photos_at_once == 2  # 4 would be faster, in 120 ms
+    assert best.preferred_batch_size == 2  # 4 would be faster, in 120 ms
 
 
 def test_chance_changes_nothing(bundle, monkeypatch):
     best = run_tuning(bundle, monkeypatch, lambda instances, batch, delay: (100 + batch / 10, 50))
-    assert best.photos_at_once == 1
+    assert best.preferred_batch_size == 1
 
 
 def test_delays_are_tried_only_where_a_batch_can_wait(bundle, monkeypatch):
     best = run_tuning(bundle, monkeypatch, lambda instances, batch, delay: (batch * (1 + (delay or 0)), 50))
-    assert (best.photos_at_once, best.max_queue_delay_us) == (8, 4000)
+    assert (best.preferred_batch_size, best.max_queue_delay_us) == (8, 4000)
 
 
 def test_a_budget_that_nothing_keeps_is_refused_with_the_fastest(bundle, monkeypatch):
@@ -55,15 +55,15 @@ def test_a_budget_that_nothing_keeps_is_refused_with_the_fastest(bundle, monkeyp
 
 
 def test_what_is_written_is_read_again(bundle, tmp_path):
-    options = RepositoryOptions(backend="python", instances=2, photos_at_once=4, max_queue_delay_us=1000)
-    best = Measured(options=options, photos_per_s=10, p50_ms=5, p99_ms=9)
+    options = RepositoryOptions(backend="python", instances=2, preferred_batch_size=4, max_queue_delay_us=1000)
+    best = Measurement(options=options, photos_per_s=10, p50_ms=5, p99_ms=9)
     triton_sweep.write_tuning(tmp_path / "tuning.json", best, [best], BUDGET)
     assert read_tuning(tmp_path / "tuning.json") == options
-    config = model_config(bundle, options)
+    config = build_model_config(bundle, options)
     assert list(config.dynamic_batching.preferred_batch_size) == [4]
     assert config.dynamic_batching.max_queue_delay_microseconds == 1000
     assert config.instance_group[0].count == 2
-    assert config.parameters["photos_at_once"].string_value == "4"
+    assert config.parameters["preferred_batch_size"].string_value == "4"
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"best": {"backend": "python", "colour": "red"}}'])
@@ -82,9 +82,9 @@ def test_a_real_triton_is_tuned_and_served_with_what_was_found(
     bundle, triton_installation, start_serving, tmp_path, monkeypatch
 ):
     # Two settings of the twelve: that each is measured as the others are is what the rest of this file shows.
-    for name in ("_by_instances", "_by_delay"):
+    for name in ("_vary_instances", "_vary_delay"):
         monkeypatch.setattr(triton_sweep, name, lambda best: [])
-    monkeypatch.setattr(triton_sweep, "_by_batch", lambda best: [replace(best, photos_at_once=2)])
+    monkeypatch.setattr(triton_sweep, "_vary_batch", lambda best: [replace(best, preferred_batch_size=2)])
     monkeypatch.setattr(triton_sweep, "PHOTO_PX", (64, 64))
     monkeypatch.setattr(triton_sweep, "WARM_UP_S", 0.1)
     output = tmp_path / "models"
@@ -95,7 +95,7 @@ def test_a_real_triton_is_tuned_and_served_with_what_was_found(
     config = text_format.Parse((output / "listing_vision" / "config.pbtxt").read_text(), mc.ModelConfig())
     found = json.loads((output / "tuning.json").read_text())
     assert len(found["measured"]) == 2
-    assert list(config.dynamic_batching.preferred_batch_size) == [found["best"]["photos_at_once"]]
+    assert list(config.dynamic_batching.preferred_batch_size) == [found["best"]["preferred_batch_size"]]
     served = start_serving(bundle.folder, tmp_path / "serve.log", "--tuning", str(output / "tuning.json"))
     assert served.stop() == 0
     again = CliRunner().invoke(app, arguments)

@@ -15,8 +15,8 @@ from PIL import Image
 
 from serving.api import responses
 from serving.decoding import create_pool as decoding
-from serving.decoding.fork_client import MAX_MEMORY_BYTES, Decoder, Nursery
-from serving.decoding.fork_server import Settings, read_failure
+from serving.decoding.fork_client import MAX_MEMORY_BYTES, Decoder, ForkServer
+from serving.decoding.fork_server import DecodeSettings, parse_photo_error
 from serving.decoding.pool import DecoderPool, DecoderThreads
 from tests.conftest import ROOT
 from tests.support.helpers import create_scene, encode_image, list_decoder_pids
@@ -29,8 +29,8 @@ PHOTO = encode_image(create_scene(800, 600))
 
 
 @contextlib.asynccontextmanager
-async def create_pool(num_children=1, **options):
-    decoders = DecoderPool(PREPROCESSING, num_children, **options)
+async def create_pool(num_workers=1, **options):
+    decoders = DecoderPool(PREPROCESSING, num_workers, **options)
     await decoders.start()
     try:
         yield decoders
@@ -96,13 +96,13 @@ def single_worker_pool():
         decoders = DecoderPool(PREPROCESSING, 1, timeout_s=60)
         runner.run(decoders.start())
         yield lambda data: runner.run(decoders.prepare(data))
-        assert decoders.num_lost == 0
+        assert decoders.num_workers_lost == 0
         runner.run(decoders.close())
 
 
 def test_the_byte_limit_is_exact(monkeypatch):
-    monkeypatch.setattr(responses, "PREPARE_LIMITS", PhotoLimits(max_bytes=len(PHOTO)))
-    monkeypatch.setattr(decoding, "PREPARE_LIMITS", PhotoLimits(max_bytes=len(PHOTO)))
+    monkeypatch.setattr(responses, "PHOTO_LIMITS", PhotoLimits(max_bytes=len(PHOTO)))
+    monkeypatch.setattr(decoding, "PHOTO_LIMITS", PhotoLimits(max_bytes=len(PHOTO)))
 
     async def work(decoders):
         return [await decoders.prepare(data) for data in (PHOTO + b"\0", PHOTO)]
@@ -120,12 +120,18 @@ def test_a_child_that_dies_over_a_photo_costs_that_photo_alone():
         others = [asyncio.create_task(decoders.prepare(PHOTO)) for _ in range(3)]
         await asyncio.sleep(0)
         os.kill(victim, signal.SIGKILL)
-        return await first, await asyncio.gather(*others), decoders.num_lost, victim, list_decoder_pids(decoders)
+        return (
+            await first,
+            await asyncio.gather(*others),
+            decoders.num_workers_lost,
+            victim,
+            list_decoder_pids(decoders),
+        )
 
-    first, others, num_lost, victim, now = run_with_pool(work, timeout_s=60)
+    first, others, num_workers_lost, victim, now = run_with_pool(work, timeout_s=60)
     assert isinstance(first.error, PhotoDecoderCrashed)
     assert all(other.pixels is not None for other in others)
-    assert num_lost == 1
+    assert num_workers_lost == 1
     assert len(now) == 1
     assert victim not in now
 
@@ -162,23 +168,23 @@ def test_an_idle_child_that_dies_costs_no_photo():
     async def work(decoders):
         for victim in list_decoder_pids(decoders):
             os.kill(victim, signal.SIGKILL)
-        return await asyncio.gather(*(decoders.prepare(PHOTO) for _ in range(4))), decoders.num_lost
+        return await asyncio.gather(*(decoders.prepare(PHOTO) for _ in range(4))), decoders.num_workers_lost
 
     for _ in range(3):
-        prepared, num_lost = run_with_pool(work, num_children=2)
+        prepared, num_workers_lost = run_with_pool(work, num_workers=2)
         # It may have been handed a photo in the moment between its death and the news of it.
-        assert sum(photo.pixels is None for photo in prepared) == num_lost <= 2
+        assert sum(photo.pixels is None for photo in prepared) == num_workers_lost <= 2
 
 
 def test_the_process_that_starts_children_is_replaced_too():
     async def work(decoders):
-        nursery = decoders._nursery.process
-        nursery.kill()
-        await wait_until(lambda: nursery.poll() is not None)
+        fork_server = decoders._fork_server.process
+        fork_server.kill()
+        await wait_until(lambda: fork_server.poll() is not None)
         for victim in list_decoder_pids(decoders):
             with contextlib.suppress(ProcessLookupError):  # they die with it
                 os.kill(victim, signal.SIGKILL)
-        await wait_until(lambda: decoders._nursery is not None and decoders._nursery.process is not nursery)
+        await wait_until(lambda: decoders._fork_server is not None and decoders._fork_server.process is not fork_server)
         return await decoders.prepare(PHOTO)
 
     assert run_with_pool(work).pixels is not None
@@ -224,7 +230,7 @@ def test_a_photo_that_is_given_up_in_a_child_does_not_mix_up_the_next():
 def test_closing_ends_every_process():
     async def run():
         async with create_pool(2) as decoders:
-            children = [*list_decoder_pids(decoders), decoders._nursery.process.pid]
+            children = [*list_decoder_pids(decoders), decoders._fork_server.process.pid]
             waiting = asyncio.create_task(decoders.prepare(PHOTO))
             await asyncio.sleep(0)
         with contextlib.suppress(asyncio.CancelledError):
@@ -236,8 +242,8 @@ def test_closing_ends_every_process():
 
 
 def decoder(**options) -> Decoder:
-    settings = Settings(preprocessing=PREPROCESSING, limits=PhotoLimits(), max_memory_bytes=MAX_MEMORY_BYTES)
-    return Decoder(Nursery(settings, [sys.executable], path=ROOT), settings, **options)
+    settings = DecodeSettings(preprocessing=PREPROCESSING, limits=PhotoLimits(), max_memory_bytes=MAX_MEMORY_BYTES)
+    return Decoder(ForkServer(settings, [sys.executable], path=ROOT), settings, **options)
 
 
 def test_a_photo_that_was_begun_and_never_ended_does_not_come_out_as_the_next():
@@ -254,7 +260,7 @@ def test_a_photos_time_counts_from_its_begin(monkeypatch):
     """Of several that are decoded at once the last would else be waited for as often as there are."""
     blocking = decoder(timeout_s=3600)
     try:
-        signal.pidfd_send_signal(blocking._child.pidfd, signal.SIGSTOP)
+        signal.pidfd_send_signal(blocking._worker.pidfd, signal.SIGSTOP)
         blocking.begin(PHOTO)
         an_hour_later = time.monotonic() + 3600
         with monkeypatch.context() as patched:
@@ -281,4 +287,4 @@ def test_the_blocking_decoder_says_what_is_wrong_and_goes_on():
 
 @pytest.mark.parametrize("said", [b"", b"nonsense", b"ListingVisionError\nx", b"Sequence\nx", b"\xff\xff\n"])
 def test_a_child_that_says_anything_else_has_crashed(said):
-    assert type(read_failure(said)) is PhotoDecoderCrashed
+    assert type(parse_photo_error(said)) is PhotoDecoderCrashed

@@ -3,7 +3,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.api.status import Refusal
-from serving.gateway.admission import FORGOTTEN_AFTER_S, MAX_WAIT_S, SHARE_OF_DEADLINE, Admission, DrainRate
+from serving.gateway.admission import (
+    ESTIMATE_EXPIRES_AFTER_S,
+    MAX_DEADLINE_SHARE,
+    MAX_WAIT_S,
+    Admission,
+    ThroughputEstimator,
+)
 
 
 class Clock:
@@ -13,11 +19,11 @@ class Clock:
         return self.now_s
 
 
-def create_busy_estimator(clock, *, photos_per_s: float, seconds: float = 4.0) -> DrainRate:
+def create_busy_estimator(clock, *, photos_per_s: float, seconds: float = 4.0) -> ThroughputEstimator:
     """A rate learned from so many seconds of a full service."""
-    rate = DrainRate(busy_photos=4, clock=clock)
+    rate = ThroughputEstimator(saturation_photos=4, clock=clock)
     for _ in range(int(seconds * photos_per_s)):
-        rate.left(1, 10)
+        rate.record_completion(1, 10)
         clock.now_s += 1 / photos_per_s
     return rate
 
@@ -29,9 +35,9 @@ def test_the_rate_is_that_of_photos_that_leave_while_it_is_busy():
 def test_idle_time_says_nothing_about_the_rate():
     clock = Clock()
     rate = create_busy_estimator(clock, photos_per_s=50)
-    rate.left(1, 0)
-    clock.now_s += FORGOTTEN_AFTER_S - 1
-    rate.left(1, 1)
+    rate.record_completion(1, 0)
+    clock.now_s += ESTIMATE_EXPIRES_AFTER_S - 1
+    rate.record_completion(1, 1)
     assert rate.photos_per_s == pytest.approx(50, rel=0.05)
 
 
@@ -39,12 +45,12 @@ def test_a_rate_of_long_ago_is_forgotten_and_measured_anew():
     # After a stall: it would let in three photos of 5 s, where a machine is busy with four.
     clock = Clock()
     rate = create_busy_estimator(clock, photos_per_s=1)
-    rate.left(1, 0)
+    rate.record_completion(1, 0)
     assert rate.photos_per_s == pytest.approx(1, rel=0.05)
-    clock.now_s += FORGOTTEN_AFTER_S + 1
+    clock.now_s += ESTIMATE_EXPIRES_AFTER_S + 1
     assert rate.photos_per_s is None
     for _ in range(30):
-        rate.left(1, 10)
+        rate.record_completion(1, 10)
         clock.now_s += 0.02
     assert rate.photos_per_s == pytest.approx(50, rel=0.05)
 
@@ -52,13 +58,13 @@ def test_a_rate_of_long_ago_is_forgotten_and_measured_anew():
 def test_a_rate_is_remembered_while_nothing_leaves_a_busy_machine():
     clock = Clock()
     rate = create_busy_estimator(clock, photos_per_s=50)
-    clock.now_s += 10 * FORGOTTEN_AFTER_S
+    clock.now_s += 10 * ESTIMATE_EXPIRES_AFTER_S
     assert rate.photos_per_s == pytest.approx(50, rel=0.05)
 
 
 def test_no_rate_is_said_before_it_was_busy():
-    rate = DrainRate(busy_photos=4, clock=Clock())
-    rate.left(1, 3)
+    rate = ThroughputEstimator(saturation_photos=4, clock=Clock())
+    rate.record_completion(1, 3)
     assert rate.photos_per_s is None
 
 
@@ -66,13 +72,13 @@ def test_the_rate_follows_a_service_that_becomes_slower():
     clock = Clock()
     rate = create_busy_estimator(clock, photos_per_s=100)
     for _ in range(100):
-        rate.left(1, 10)
+        rate.record_completion(1, 10)
         clock.now_s += 0.1
     assert rate.photos_per_s == pytest.approx(10, rel=0.1)
 
 
 def admission(**limits) -> Admission:
-    return Admission(DrainRate(busy_photos=4, clock=Clock()), **limits)
+    return Admission(ThroughputEstimator(saturation_photos=4, clock=Clock()), **limits)
 
 
 @pytest.mark.parametrize(
@@ -116,13 +122,13 @@ def test_a_call_that_would_be_answered_too_late_is_refused_at_once():
             door.admit(1, 1, deadline_s=1),
         ):
             pass
-        with door.admit(1, 1, deadline_s=1.2 / SHARE_OF_DEADLINE):
+        with door.admit(1, 1, deadline_s=1.2 / MAX_DEADLINE_SHARE):
             pass
 
 
 def test_nobody_waits_longer_than_a_person_would():
     door = Admission(create_busy_estimator(Clock(), photos_per_s=10))
-    enough = int(10 * MAX_WAIT_S * SHARE_OF_DEADLINE) + 1
+    enough = int(10 * MAX_WAIT_S * MAX_DEADLINE_SHARE) + 1
     with door.admit(enough, 10, deadline_s=600), pytest.raises(Refusal), door.admit(1, 1, deadline_s=600):
         pass
 

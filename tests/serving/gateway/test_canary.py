@@ -10,30 +10,30 @@ from serving.config import ServeOptions
 from serving.gateway import shadow as shadows
 from serving.observability.metrics import CALLS, CANARY_FALLBACKS, SHADOWS, STAGE_SECONDS
 from serving.protocol import listing_vision_pb2 as pb
-from serving.rollout.circuit_breaker import FAILURES_UNTIL_OPEN
-from serving.rollout.traffic_split import CANARY, SHADOW, ReleaseAt, Routes, Share
+from serving.rollout.circuit_breaker import FAILURE_THRESHOLD
+from serving.rollout.traffic_split import CANARY, SHADOW, ReleaseSpec, TrafficShare, TrafficSplit
 from tests.serving.gateway.test_service import PHOTO, FailingEngine, run_gateway_with, wait_until
 from tests.serving.outcomes.test_writer import table
 from vision.errors import EngineBroken, EngineBusy, EngineUnavailable, ListingVisionError
 
 
 def create_routes(*bundles, **parts):
-    releases = tuple(ReleaseAt(label=b.release, bundle=b.folder, model_name="unused") for b in bundles)
-    return Routes(releases=releases, stable=bundles[0].release, **parts)
+    releases = tuple(ReleaseSpec(label=b.release, bundle=b.folder, model_name="unused") for b in bundles)
+    return TrafficSplit(releases=releases, stable=bundles[0].release, **parts)
 
 
-def run_gateway(routes, **options):
-    bundle = routes.releases[0].bundle
-    fixed = {"routes": routes, "port": 0, "in_process": True, "isolate": False, "drain_s": 0}
+def run_gateway(traffic_split, **options):
+    bundle = traffic_split.releases[0].bundle
+    fixed = {"traffic_split": traffic_split, "port": 0, "in_process": True, "isolate": False, "drain_s": 0}
     return run_gateway_with(ServeOptions(bundle=bundle, **fixed, **options))
 
 
 def load_canary(bundle, share=1.0):
-    return Share(label=bundle.release, share=share)
+    return TrafficShare(label=bundle.release, share=share)
 
 
 def served(server, bundle):
-    return server._routing._releases[bundle.release]
+    return server._router._releases[bundle.release]
 
 
 def value(metric, *labels):
@@ -48,18 +48,18 @@ def test_listings_are_answered_by_their_share_and_every_answer_names_its_model(b
             ids = [f"m{number}" for number in range(30)]
             answers = [await client.classify([PHOTO], listing_id=name) for name in ids]
             again = [await client.classify([PHOTO], listing_id=name) for name in ids[:10]]
-            return ids, answers, again, await client.classify([PHOTO]), await client.model()
+            return ids, answers, again, await client.classify([PHOTO]), await client.get_model()
 
     before = value(CALLS, "OK", other_bundle.release)
     ids, answers, again, nameless, model = asyncio.run(run())
     for name, answer in zip(ids, answers, strict=True):
-        expected = other_bundle if share.takes(name, CANARY) else bundle
+        expected = other_bundle if share.contains(name, CANARY) else bundle
         assert answer.model.version == expected.info.model_version
     versions = [answer.model.version for answer in answers]
     assert set(versions) == {bundle.info.model_version, other_bundle.info.model_version}
     assert [answer.model.version for answer in again] == versions[:10]
     assert nameless.model.version == model.model.version == bundle.info.model_version
-    num_taken = sum(share.takes(name, CANARY) for name in [*ids, *ids[:10]])
+    num_taken = sum(share.contains(name, CANARY) for name in [*ids, *ids[:10]])
     assert value(CALLS, "OK", other_bundle.release) == before + num_taken
 
 
@@ -76,13 +76,13 @@ def test_listings_are_answered_by_their_share_and_every_answer_names_its_model(b
 )
 def test_a_canary_that_fails_costs_its_listings_nothing(bundle, other_bundle, engine, reason):
     async def run():
-        routes = create_routes(bundle, other_bundle, canary=load_canary(other_bundle))
-        async with run_gateway(routes, health_interval_s=60) as (server, client):
+        traffic_split = create_routes(bundle, other_bundle, canary=load_canary(other_bundle))
+        async with run_gateway(traffic_split, health_interval_s=60) as (server, client):
             canary = served(server, other_bundle)
             real, canary.engine = canary.engine, engine
             answer = await client.classify([PHOTO], listing_id="a", timeout_s=2)
             canary.engine = real
-            return answer, server.unwell()
+            return answer, server.list_unhealthy()
 
     before = value(CANARY_FALLBACKS, reason)
     answer, unwell = asyncio.run(run())
@@ -93,64 +93,64 @@ def test_a_canary_that_fails_costs_its_listings_nothing(bundle, other_bundle, en
 
 def test_a_canary_that_fails_again_and_again_is_not_asked_any_more_and_told_of(bundle, other_bundle):
     async def run():
-        routes = create_routes(bundle, other_bundle, canary=load_canary(other_bundle))
-        async with run_gateway(routes, health_interval_s=60) as (server, client):
+        traffic_split = create_routes(bundle, other_bundle, canary=load_canary(other_bundle))
+        async with run_gateway(traffic_split, health_interval_s=60) as (server, client):
             canary = served(server, other_bundle)
             real, canary.engine = canary.engine, FailingEngine(EngineUnavailable("away"))
-            canary.rest()  # nobody asks its golden photos
-            for number in range(FAILURES_UNTIL_OPEN + 3):
+            canary.stop_watching()  # nobody asks its golden photos
+            for number in range(FAILURE_THRESHOLD + 3):
                 answer = await client.classify([PHOTO], listing_id=str(number))
                 assert answer.model.version == bundle.info.model_version
             num_asked, canary.engine = canary.engine.calls, real
-            return num_asked, server.unwell()
+            return num_asked, server.list_unhealthy()
 
     before = value(CANARY_FALLBACKS, "MODEL_UNAVAILABLE")
-    assert asyncio.run(run()) == (FAILURES_UNTIL_OPEN, [other_bundle.release])
+    assert asyncio.run(run()) == (FAILURE_THRESHOLD, [other_bundle.release])
     # Those that it was not asked for too: an operator sees how many listings of the experiment had another's answer.
-    assert value(CANARY_FALLBACKS, "MODEL_UNAVAILABLE") == before + FAILURES_UNTIL_OPEN + 3
+    assert value(CANARY_FALLBACKS, "MODEL_UNAVAILABLE") == before + FAILURE_THRESHOLD + 3
 
 
 def test_callers_in_a_hurry_are_no_proof_against_a_canary(bundle, other_bundle):
     async def run():
-        routes = create_routes(bundle, other_bundle, canary=load_canary(other_bundle))
-        async with run_gateway(routes, health_interval_s=60) as (server, client):
+        traffic_split = create_routes(bundle, other_bundle, canary=load_canary(other_bundle))
+        async with run_gateway(traffic_split, health_interval_s=60) as (server, client):
             canary = served(server, other_bundle)
             real, canary.engine = canary.engine, FailingEngine(EngineUnavailable("never"), seconds=60)
-            for number in range(FAILURES_UNTIL_OPEN + 1):
+            for number in range(FAILURE_THRESHOLD + 1):
                 answer = await client.classify([PHOTO], listing_id=str(number), timeout_s=1.2)
                 assert answer.model.version == bundle.info.model_version
             canary.engine = real
-            return server.unwell()
+            return server.list_unhealthy()
 
     assert asyncio.run(run()) == []
 
 
 @pytest.mark.parametrize(
-    ("expected_s", "num_asked", "to_blame"), [(0.1, FAILURES_UNTIL_OPEN, True), (0.5, 6, False), (1.0, 0, False)]
+    ("estimate_wait_s", "num_asked", "to_blame"), [(0.1, FAILURE_THRESHOLD, True), (0.5, 6, False), (1.0, 0, False)]
 )
-def test_a_busy_machine_is_no_fault_of_the_canary(bundle, other_bundle, expected_s, num_asked, to_blame):
+def test_a_busy_machine_is_no_fault_of_the_canary(bundle, other_bundle, estimate_wait_s, num_asked, to_blame):
     async def run():
-        routes = create_routes(bundle, other_bundle, canary=load_canary(other_bundle))
-        async with run_gateway(routes, health_interval_s=60) as (server, client):
-            server._gateway._admission.expected_s = lambda num_photos: expected_s
-            server._gateway._admission.has_time_to_spare = lambda: False
+        traffic_split = create_routes(bundle, other_bundle, canary=load_canary(other_bundle))
+        async with run_gateway(traffic_split, health_interval_s=60) as (server, client):
+            server._gateway._admission.estimate_wait_s = lambda num_photos: estimate_wait_s
+            server._gateway._admission.is_idle = lambda: False
             canary = served(server, other_bundle)
-            canary.rest()
+            canary.stop_watching()
             real, canary.engine = canary.engine, (stuck := FailingEngine(EngineUnavailable("never"), seconds=60))
             for number in range(6):
                 # Of 2 s it has 0.8.
                 answer = await client.classify([PHOTO], listing_id=str(number), timeout_s=2)
                 assert answer.model.version == bundle.info.model_version
             canary.engine = real
-            return stuck.calls, server.unwell()
+            return stuck.calls, server.list_unhealthy()
 
     assert asyncio.run(run()) == (num_asked, [other_bundle.release] if to_blame else [])
 
 
 def test_a_call_counts_for_who_was_asked_last(bundle, other_bundle):
     async def run():
-        routes = create_routes(bundle, other_bundle, canary=load_canary(other_bundle))
-        async with run_gateway(routes, health_interval_s=60) as (server, client):
+        traffic_split = create_routes(bundle, other_bundle, canary=load_canary(other_bundle))
+        async with run_gateway(traffic_split, health_interval_s=60) as (server, client):
             releases = [served(server, one) for one in (bundle, other_bundle)]
             real = [release.engine for release in releases]
             for release in releases:
@@ -197,18 +197,18 @@ def test_routes_change_while_calls_go_on_and_what_is_not_well_changes_nothing(bu
 
             asking = [asyncio.create_task(ask(mine)) for mine in versions]
             both = create_routes(bundle, other_bundle)
-            await server.route(both)
-            await server.route(replace(both, stable=other_bundle.release))
+            await server.apply_traffic_split(both)
+            await server.apply_traffic_split(replace(both, stable=other_bundle.release))
             after = (await client.classify([PHOTO])).model.version
             gone = replace(both.releases[0], label="other", bundle=tmp_path)
             with pytest.raises(ListingVisionError):
-                await server.route(replace(both, releases=(*both.releases, gone)))
+                await server.apply_traffic_split(replace(both, releases=(*both.releases, gone)))
             unchanged = (await client.classify([PHOTO])).model.version
-            await server.route(create_routes(other_bundle))  # the first one is let go of
+            await server.apply_traffic_split(create_routes(other_bundle))  # the first one is let go of
             stop.set()
             await asyncio.gather(*asking)
-            num_left = len(server._routing._releases)
-            return versions, after, unchanged, num_left, (await client.model()).model.version
+            num_left = len(server._router._releases)
+            return versions, after, unchanged, num_left, (await client.get_model()).model.version
 
     versions, after, unchanged, num_left, model = asyncio.run(run())
     old, new = bundle.info.model_version, other_bundle.info.model_version
@@ -218,23 +218,23 @@ def test_routes_change_while_calls_go_on_and_what_is_not_well_changes_nothing(bu
 
 
 def test_a_release_whose_bundle_has_gone_keeps_no_process_from_starting(bundle, other_bundle, tmp_path):
-    gone = ReleaseAt(label="gone", bundle=tmp_path / "gone", model_name="unused")
+    gone = ReleaseSpec(label="gone", bundle=tmp_path / "gone", model_name="unused")
     both = create_routes(bundle, other_bundle)
-    routes = replace(both, releases=(*both.releases, gone), canary=Share(label="gone", share=1))
+    traffic_split = replace(both, releases=(*both.releases, gone), canary=TrafficShare(label="gone", share=1))
 
     async def run():
-        async with run_gateway(routes) as (server, client):
+        async with run_gateway(traffic_split) as (server, client):
             answer = await client.classify([PHOTO], listing_id="a")
-            unwell = server.unwell()
-            off = replace(routes, canary=None)
-            await server.route(off)
-            later = server.unwell()
-            await server.route(replace(off, stable=other_bundle.release))
-            for part in ({"stable": "gone"}, {"shadow": Share(label="gone", share=1)}):
+            unwell = server.list_unhealthy()
+            off = replace(traffic_split, canary=None)
+            await server.apply_traffic_split(off)
+            later = server.list_unhealthy()
+            await server.apply_traffic_split(replace(off, stable=other_bundle.release))
+            for part in ({"stable": "gone"}, {"shadow": TrafficShare(label="gone", share=1)}):
                 with pytest.raises(ListingVisionError, match="not a model bundle"):
-                    await server.route(replace(off, **part))
-            await server.route(both)
-            return answer.model.version, unwell, later, (await client.model()).model.version
+                    await server.apply_traffic_split(replace(off, **part))
+            await server.apply_traffic_split(both)
+            return answer.model.version, unwell, later, (await client.get_model()).model.version
 
     version = bundle.info.model_version
     assert asyncio.run(run()) == (version, ["gone"], [], version)
@@ -254,8 +254,8 @@ def test_a_release_is_let_go_of_after_its_last_call(bundle, other_bundle):
             asked = asyncio.create_task(client.classify([PHOTO]))
             await wait_until(lambda: slow.calls)
             old.engine, slow.error = real, real
-            await server.route(create_routes(other_bundle))
-            was_answered = asked.done() or old._num_calls == 0
+            await server.apply_traffic_split(create_routes(other_bundle))
+            was_answered = asked.done() or old._num_in_flight == 0
             return was_answered, old.is_closed, (await asked).model.version
 
     assert asyncio.run(run()) == (True, True, bundle.info.model_version)
@@ -263,8 +263,8 @@ def test_a_release_is_let_go_of_after_its_last_call(bundle, other_bundle):
 
 def test_a_chosen_category_may_be_of_any_taxonomy_that_is_loaded(bundle, other_bundle, tmp_path):
     async def run():
-        routes = create_routes(bundle, other_bundle, canary=load_canary(other_bundle))
-        async with run_gateway(routes, outcomes=str(tmp_path)) as (server, client):
+        traffic_split = create_routes(bundle, other_bundle, canary=load_canary(other_bundle))
+        async with run_gateway(traffic_split, outcomes=str(tmp_path)) as (server, client):
             release = served(server, other_bundle)
             tree = release.bundle.taxonomy
             first, *others = tree.categories
@@ -283,16 +283,16 @@ def run_with_shadow(bundle, other_bundle, folder, work, *, share=1.0, **options)
     """Runs work(server, client) with the other bundle as a shadow, until none of its listings waits."""
 
     async def run():
-        routes = create_routes(bundle, other_bundle, shadow=load_canary(other_bundle, share))
-        async with run_gateway(routes, outcomes=str(folder), **options) as (server, client):
+        traffic_split = create_routes(bundle, other_bundle, shadow=load_canary(other_bundle, share))
+        async with run_gateway(traffic_split, outcomes=str(folder), **options) as (server, client):
             found = await work(server, client)
-            await wait_until(lambda: not (worker := server._gateway.shadows._working) or worker.done())
+            await wait_until(lambda: not (worker := server._gateway.shadow_traffic._task) or worker.done())
             return found
 
     return asyncio.run(run())
 
 
-RESULTS = ("same", "other", "failed", "dropped")
+RESULTS = ("same", "different", "failed", "dropped")
 
 
 def read_shadow_counts(bundle):
@@ -311,22 +311,22 @@ def test_a_shadow_answers_for_the_record_only(bundle, other_bundle, tmp_path):
     answers = run_with_shadow(bundle, other_bundle, tmp_path, ask, share=0.5)
     assert {answer.model.version for answer in answers} == {bundle.info.model_version}
     share = load_canary(other_bundle, 0.5)
-    expected = {f"m{n}" for n in range(6) if share.takes(f"m{n}", SHADOW)}
+    expected = {f"m{n}" for n in range(6) if share.contains(f"m{n}", SHADOW)}
     rows = table(tmp_path, "shadows")
     assert {row["listing_id"] for row in rows} == expected != set()
     assert {row["model_version"] for row in rows} == {other_bundle.info.model_version}
     assert {row["answered_model_version"] for row in rows} == {bundle.info.model_version}
     # One photo, so one verdict for all.
     assert sum(count_added(other_bundle, before).values()) == len(expected)
-    assert set(count_added(other_bundle, before)) <= {"same", "other"}
+    assert set(count_added(other_bundle, before)) <= {"same", "different"}
     observed = sum(1000 * answer.stage_times[-1].duration_ms for answer in answers) / 1e6
     assert STAGE_SECONDS.labels("decision")._sum.get() - stages == pytest.approx(observed, rel=1e-6)
 
 
 def test_a_shadow_agrees_with_itself(bundle, other_bundle, tmp_path):
     async def ask(server, client):
-        served(server, other_bundle).engine = server._routing.stable.engine
-        served(server, other_bundle).bundle = server._routing.stable.bundle
+        served(server, other_bundle).engine = server._router.stable.engine
+        served(server, other_bundle).bundle = server._router.stable.bundle
         return await client.classify([PHOTO], listing_id="a")
 
     before = read_shadow_counts(other_bundle)
@@ -351,25 +351,25 @@ def test_under_load_shadows_are_dropped_first(bundle, other_bundle, tmp_path):
     async def ask(server, client):
         admission = server._gateway._admission
         with admission.admit(4 * server._options.num_decoders, 0, deadline_s=30):  # callers use the whole machine
-            answers = [await client.classify([PHOTO], listing_id=f"m{n}") for n in range(shadows.MAX_WAITING + 3)]
+            answers = [await client.classify([PHOTO], listing_id=f"m{n}") for n in range(shadows.MAX_QUEUED + 3)]
             assert count_added(other_bundle, before) == {"dropped": 3}
         return answers
 
     before = read_shadow_counts(other_bundle)
     answers = run_with_shadow(bundle, other_bundle, tmp_path, ask)
-    assert len(answers) == shadows.MAX_WAITING + 3
+    assert len(answers) == shadows.MAX_QUEUED + 3
     found = count_added(other_bundle, before)
     assert found.pop("dropped") == 3
-    assert sum(found.values()) == shadows.MAX_WAITING
+    assert sum(found.values()) == shadows.MAX_QUEUED
 
 
 def test_what_waits_for_a_shadow_that_is_unloaded_is_dropped_and_counted(bundle, other_bundle, tmp_path):
     async def ask(server, client):
-        has_time = server._gateway.shadows._has_time
-        server._gateway.shadows._has_time = lambda: False
+        has_time = server._gateway.shadow_traffic._is_idle
+        server._gateway.shadow_traffic._is_idle = lambda: False
         await client.classify([PHOTO], listing_id="a")
-        await server.route(create_routes(bundle))
-        server._gateway.shadows._has_time = has_time
+        await server.apply_traffic_split(create_routes(bundle))
+        server._gateway.shadow_traffic._is_idle = has_time
 
     before = read_shadow_counts(other_bundle)
     run_with_shadow(bundle, other_bundle, tmp_path, ask)
@@ -378,14 +378,14 @@ def test_what_waits_for_a_shadow_that_is_unloaded_is_dropped_and_counted(bundle,
 
 def test_what_a_shadow_has_not_answered_when_the_gateway_stops_is_dropped_and_counted(bundle, other_bundle, tmp_path):
     async def run():
-        routes = create_routes(bundle, other_bundle, shadow=load_canary(other_bundle))
-        async with run_gateway(routes, outcomes=str(tmp_path)) as (server, client):
+        traffic_split = create_routes(bundle, other_bundle, shadow=load_canary(other_bundle))
+        async with run_gateway(traffic_split, outcomes=str(tmp_path)) as (server, client):
             shadow = served(server, other_bundle)
             real, shadow.engine = shadow.engine, FailingEngine(EngineUnavailable("never"), seconds=60)
             for listing_id in "ab":  # one is in work, one waits
                 await client.classify([PHOTO], listing_id=listing_id)
             await wait_until(lambda: shadow.engine.calls)
-            await server._gateway.shadows.close()
+            await server._gateway.shadow_traffic.close()
             shadow.engine = real
 
     before = read_shadow_counts(other_bundle)

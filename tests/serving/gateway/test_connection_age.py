@@ -41,4 +41,4 @@ def test_a_connection_is_made_anew_and_no_call_fails_by_it(bundle):
 
 
 def test_by_default_connections_last():
-    assert ServeOptions(bundle="any").connection_age == []
+    assert ServeOptions(bundle="any").connection_age_options == []

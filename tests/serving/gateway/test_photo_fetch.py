@@ -13,7 +13,7 @@ from aiohttp.abc import AbstractResolver
 
 from serving.api.status import Refusal
 from serving.gateway import photo_fetch
-from serving.gateway.photo_fetch import PhotoUris, PublicResolver, check_prefixes
+from serving.gateway.photo_fetch import PhotoFetcher, PublicResolver, check_prefixes
 from serving.protocol import listing_vision_pb2 as pb
 from tests.serving.auth.test_interceptor import Authority
 from tests.serving.gateway.test_service import PHOTO, run_gateway
@@ -105,7 +105,7 @@ async def serving(authority):
     await site.start()
     resolver = LoopbackResolver(site._server.sockets[0].getsockname()[1])
     trust = ssl.create_default_context(cafile=str(authority.certificate))
-    uris = PhotoUris([PREFIX], max_bytes=MAX_BYTES, resolver=resolver, trust=trust)
+    uris = PhotoFetcher([PREFIX], max_bytes=MAX_BYTES, resolver=resolver, ssl_context=trust)
     try:
         yield server, resolver, uris
     finally:
@@ -164,7 +164,7 @@ def test_what_is_not_there_is_told_without_its_place(authority):
 def test_a_server_without_the_names_certificate_is_not_believed(authority):
     async def run():
         async with serving(authority) as (_, resolver, _):
-            uris = PhotoUris([PREFIX], max_bytes=MAX_BYTES, resolver=resolver)
+            uris = PhotoFetcher([PREFIX], max_bytes=MAX_BYTES, resolver=resolver)
             try:
                 return await uris.fetch(PREFIX + "a.jpg")
             finally:
@@ -234,10 +234,10 @@ OUTSIDE = [
 @pytest.mark.parametrize("uri", OUTSIDE)
 def test_whatever_is_not_plainly_below_a_prefix_is_refused(uri, monkeypatch):
     # Without the packages of object stores.
-    monkeypatch.setattr(photo_fetch, "_prefix", photo_fetch._placed)
+    monkeypatch.setattr(photo_fetch, "_parse_prefix", photo_fetch._parse_uri)
 
     async def run():
-        uris = PhotoUris(["https://photos.example/listings/", "gs://bucket/listings/"], max_bytes=1)
+        uris = PhotoFetcher(["https://photos.example/listings/", "gs://bucket/listings/"], max_bytes=1)
         try:
             uris.check({0: "https://photos.example/listings/a.jpg", 1: "https://PHOTOS.example:443/listings/b.jpg?w=1"})
             uris.check({0: "gs://bucket/listings/a/b.jpg"})
@@ -269,7 +269,7 @@ def test_wrong_prefixes_are_told_at_the_start(prefix, said):
 def classify_uris(bundle, authority, caplog, *photos, allowed=True):
     async def run():
         async with serving(authority) as (server, _, uris), run_gateway(bundle) as (gateway_server, client):
-            gateway_server._gateway._photo_uris = uris if allowed else None
+            gateway_server._gateway._photo_fetcher = uris if allowed else None
             with caplog.at_level(logging.DEBUG):
                 try:
                     request = pb.ClassifyListingRequest(listing_id="a", photos=photos)

@@ -20,7 +20,7 @@ from serving.gateway.server import GatewayServer
 from serving.gateway.service import CLASSIFY_METHOD
 from serving.protocol import listing_vision_pb2 as pb
 from serving.protocol import listing_vision_pb2_grpc as pb_grpc
-from serving.rollout.circuit_breaker import FAILURES_UNTIL_OPEN
+from serving.rollout.circuit_breaker import FAILURE_THRESHOLD
 from tests.support.helpers import create_scene, encode_image, list_decoder_pids
 from training.data.synthetic import draw_photo
 from vision.errors import EngineBroken, EngineBusy, EngineUnavailable
@@ -152,7 +152,7 @@ def test_every_photo_error_has_a_name_on_the_wire():
     from vision import errors
 
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.PhotoError)]
-    names = {responses.error_reason(kind("x")) for kind in kinds}
+    names = {responses.to_wire_error_reason(kind("x")) for kind in kinds}
     on_the_wire = {v.name for v in pb.PhotoErrorReason.DESCRIPTOR.values} - {"PHOTO_ERROR_REASON_UNSPECIFIED"}
     assert names == on_the_wire
 
@@ -180,7 +180,7 @@ class FailingEngine:
 def classify_with_engine(bundle, engine, photos=(PHOTO,), **options):
     async def call():
         async with run_gateway(bundle, health_interval_s=60) as (gateway_server, client):
-            release = gateway_server._routing.stable
+            release = gateway_server._router.stable
             real, release.engine = release.engine, engine
             try:
                 return await client.classify(photos, **options)
@@ -219,7 +219,7 @@ def test_what_no_one_foresaw_is_internal_and_tells_nothing(bundle):
 @contextlib.asynccontextmanager
 async def stop_decoders(gateway_server):
     """All decoding children stand still, so that whatever is to be decoded waits."""
-    children = list_decoder_pids(gateway_server._routing.stable.decoders)
+    children = list_decoder_pids(gateway_server._router.stable.decoders)
     for child in children:
         os.kill(child, signal.SIGSTOP)
     try:
@@ -241,13 +241,13 @@ def cancel_before_decode(bundle, stop_early):
 
     async def call():
         async with run_gateway(bundle, health_interval_s=60) as (gateway_server, client):
-            inner, release = gateway_server._gateway, gateway_server._routing.stable
+            inner, release = gateway_server._gateway, gateway_server._router.stable
             real, release.engine = release.engine, FailingEngine(EngineUnavailable("never asked"))
             async with stop_decoders(gateway_server):
                 with pytest.raises((CallFailed, asyncio.CancelledError)):
                     await stop_early(client, inner)
                 await wait_until(lambda: inner._admission.num_photos == 0)
-                waiting = gateway_server._routing.stable.decoders.num_waiting
+                waiting = gateway_server._router.stable.decoders.num_waiting
             release.engine, failing = real, release.engine
             answered = await client.classify([PHOTO])
             return failing.calls, waiting, len(answered.photos)
@@ -277,20 +277,20 @@ def test_work_whose_caller_has_gone_is_dropped_before_the_model(bundle):
 def test_a_model_that_fails_call_after_call_is_not_asked_any_more_until_its_golden_photos_are_right(bundle):
     async def call():
         async with run_gateway(bundle, health_interval_s=60) as (gateway_server, client):
-            release = gateway_server._routing.stable
+            release = gateway_server._router.stable
             failing = FailingEngine(EngineUnavailable("away"))
             real, release.engine = release.engine, failing
             reasons = []
-            for _ in range(FAILURES_UNTIL_OPEN + 3):
+            for _ in range(FAILURE_THRESHOLD + 3):
                 with pytest.raises(CallFailed) as caught:
                     await client.classify([PHOTO])
                 reasons.append(caught.value.reason)
             asked = failing.calls
             with pytest.raises(CallFailed):
                 await client.classify([PHOTO])
-            await wait_until(lambda: not release.is_well)
+            await wait_until(lambda: not release.is_healthy)
             release.engine = real
-            await wait_until(lambda: release.is_well)
+            await wait_until(lambda: release.is_healthy)
             return reasons, asked, len((await client.classify([PHOTO])).photos)
 
     reasons, asked, answered = asyncio.run(call())
@@ -303,10 +303,10 @@ def test_a_model_that_fails_call_after_call_is_not_asked_any_more_until_its_gold
 def test_photos_that_crash_a_decoder_cost_an_error_each(bundle):
     async def call():
         async with run_gateway(bundle) as (gateway_server, client):
-            victims = list_decoder_pids(gateway_server._routing.stable.decoders)
+            victims = list_decoder_pids(gateway_server._router.stable.decoders)
             async with stop_decoders(gateway_server):
                 asked = asyncio.create_task(client.classify([PHOTO] * (1 + len(victims))))
-                await wait_until(lambda: gateway_server._routing.stable.decoders.num_waiting == 1)
+                await wait_until(lambda: gateway_server._router.stable.decoders.num_waiting == 1)
                 for victim in victims:
                     os.kill(victim, signal.SIGKILL)
                 return await asked, len(victims)
@@ -338,7 +338,7 @@ def test_a_call_of_several_megabytes_is_retried(bundle):
 
     async def call():
         async with run_gateway(bundle, health_interval_s=60) as (gateway_server, client):
-            release = gateway_server._routing.stable
+            release = gateway_server._router.stable
             real = release.engine
             release.engine = engine = UnavailableOnce(real)
             padded = PHOTO + b"\0" * (3 << 20)
@@ -410,7 +410,7 @@ def test_health_and_model_description(bundle):
                     (await stub.Check(health_pb2.HealthCheckRequest(service=name))).status
                     for name in ("", service.SERVICE_NAME)
                 ]
-            return states, await client.model()
+            return states, await client.get_model()
 
     states, model = asyncio.run(call())
     assert states == [health_pb2.HealthCheckResponse.SERVING] * 2
@@ -426,7 +426,7 @@ def test_calls_in_flight_are_finished_when_it_stops(bundle):
         gateway_server = GatewayServer(ServeOptions(bundle=bundle.folder, port=0, in_process=True))
         await gateway_server.start()
         async with AsyncListingVisionClient(f"127.0.0.1:{gateway_server.port}") as client:
-            await client.model()
+            await client.get_model()
             calls = [asyncio.create_task(client.classify([PHOTO] * 20)) for _ in range(4)]
             while not gateway_server._gateway._admission.num_photos:
                 await asyncio.sleep(0.001)

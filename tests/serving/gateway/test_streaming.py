@@ -8,9 +8,9 @@ import pytest
 
 from serving.api.status import Refusal
 from serving.client import CallFailed, ListingToClassify, ListingVisionClient
-from serving.client.stream import MAX_SENT, MAX_UNANSWERED, StreamedListings
-from serving.gateway.admission import Admission, DrainRate
-from serving.gateway.streaming import MAX_LISTINGS, ListingStreams
+from serving.client.stream import MAX_ATTEMPTS, MAX_PENDING, StreamedListings
+from serving.gateway.admission import Admission, ThroughputEstimator
+from serving.gateway.streaming import MAX_CONCURRENT_LISTINGS, ListingStreams
 from serving.protocol import listing_vision_pb2 as pb
 from tests.serving.gateway.test_service import PHOTO, FailingEngine, run_gateway
 from vision.errors import EngineBusy
@@ -63,7 +63,7 @@ def test_every_listing_is_answered_once_and_a_bad_one_has_an_error_of_its_own(bu
     assert (bad[0].error.reason, bad[0].error.code) == ("NO_USABLE_PHOTO", grpc.StatusCode.INVALID_ARGUMENT.value[0])
     assert [v.field for v in bad[0].error.violations] == ["photos[0].content"]
     assert all(one.response.listing_id == one.listing.listing_id for one in answered if one.response)
-    assert 0 < max(ahead) <= MAX_UNANSWERED
+    assert 0 < max(ahead) <= MAX_PENDING
 
 
 def test_an_answer_says_how_long_its_stages_took(bundle):
@@ -135,10 +135,10 @@ def test_no_more_are_read_than_are_answered_at_once():
             await release.wait()
             return pb.ClassifyListingResponse()
 
-        read, written, serving = served(ListingStreams(has_ample_room=lambda photos: True), answer)
+        read, written, serving = served(ListingStreams(has_low_priority_capacity=lambda photos: True), answer)
         task = asyncio.create_task(serving)
         await asyncio.sleep(0.05)
-        assert len(read) == len(begun) == MAX_LISTINGS
+        assert len(read) == len(begun) == MAX_CONCURRENT_LISTINGS
         release.set()
         await task
         assert sorted(response.sequence for response in written) == list(range(40))
@@ -153,7 +153,7 @@ def test_a_stream_is_not_read_while_there_is_no_ample_room():
         async def answer(request, deadline_s):
             return pb.ClassifyListingResponse()
 
-        read, written, serving = served(ListingStreams(has_ample_room=lambda photos: room[0]), answer)
+        read, written, serving = served(ListingStreams(has_low_priority_capacity=lambda photos: room[0]), answer)
         task = asyncio.create_task(serving)
         await asyncio.sleep(0.05)
         assert not read
@@ -165,11 +165,11 @@ def test_a_stream_is_not_read_while_there_is_no_ample_room():
 
 
 def test_half_of_the_room_is_left_to_calls_that_people_wait_for():
-    admission = Admission(DrainRate(busy_photos=4), max_photos=10)
-    assert admission.has_ample_room(5)
-    assert not admission.has_ample_room(6)
+    admission = Admission(ThroughputEstimator(saturation_photos=4), max_photos=10)
+    assert admission.has_low_priority_capacity(5)
+    assert not admission.has_low_priority_capacity(6)
     with admission.admit(5, 0, deadline_s=1):
-        assert not admission.has_ample_room(1)
+        assert not admission.has_low_priority_capacity(1)
         with admission.admit(5, 0, deadline_s=1):  # a unary call's
             pass
 
@@ -184,7 +184,7 @@ def test_a_listing_that_finds_no_room_waits_instead_of_its_caller():
                 raise Refusal(reason="TOO_BUSY", message="later", retry_after_s=0.01)
             raise Refusal(reason="QUOTA_EXCEEDED", message="slower", retry_after_s=0.25)
 
-        _, written, serving = served(ListingStreams(has_ample_room=lambda photos: True), answer, range(1))
+        _, written, serving = served(ListingStreams(has_low_priority_capacity=lambda photos: True), answer, range(1))
         await serving
         (response,) = written
         assert (response.error.reason, response.error.retry_delay_ms) == ("QUOTA_EXCEEDED", 250)
@@ -204,8 +204,8 @@ def test_a_model_that_is_busy_for_a_moment_costs_a_stream_only_time(bundle):
     async def run():
         global engine
         async with run_gateway(bundle) as (server, _):
-            engine = server._routing.stable.engine
-            server._routing.stable.engine = BusyOnceEngine()
+            engine = server._router.stable.engine
+            server._router.stable.engine = BusyOnceEngine()
 
             def read():
                 with ListingVisionClient(f"127.0.0.1:{server.port}") as client:
@@ -234,6 +234,6 @@ def test_a_client_sends_again_what_was_refused_for_now_and_gives_up_in_the_end()
                 yield refuse_with_retry(request)
 
     answered = {one.listing: one for one in stream_listings.answers(service())}
-    assert sent.count("a") == MAX_SENT
+    assert sent.count("a") == MAX_ATTEMPTS
     assert answered["a"].error.reason == "QUOTA_EXCEEDED"
     assert (sent.count("b"), answered["b"].error) == (2, None)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from serving.api import responses
-from serving.inference.triton import InProcessEngine, TritonEngine, check, until_answering
+from serving.inference.triton import InProcessEngine, TritonEngine, check_golden_photos, wait_for_golden_photos
 from serving.triton.process import LocalTriton
 from serving.triton.repository import RepositoryOptions
 from tests.support.helpers import create_scene, encode_image, list_children
@@ -26,8 +26,8 @@ def test_triton_and_this_process_answer_alike(bundle, triton_installation):
         try:
             await asyncio.to_thread(triton.wait_until_listening)
             engine = TritonEngine(triton.address)
-            await check(engine, bundle)
-            assert await engine.backend() == "onnxruntime-cpu"
+            await check_golden_photos(engine, bundle)
+            assert await engine.fetch_backend() == "onnxruntime-cpu"
             together = await asyncio.gather(*(engine.infer(photos[:n]) for n in (1, 2, 7)))
             with pytest.raises(EngineBroken, match="shape"):
                 await engine.infer(photos[:, :32])
@@ -37,7 +37,7 @@ def test_triton_and_this_process_answer_alike(bundle, triton_installation):
         assert not triton.repository.exists()
         local = InProcessEngine(bundle)
         wanted = await local.infer(photos)
-        assert await local.backend() == "onnxruntime-cpu"
+        assert await local.fetch_backend() == "onnxruntime-cpu"
         await local.close()
         return together, wanted
 
@@ -61,7 +61,7 @@ def triton(request, bundle, triton_installation):
 async def loaded(triton, bundle):
     engine = TritonEngine(triton.address)
     try:
-        await until_answering(engine, bundle)
+        await wait_for_golden_photos(engine, bundle)
     finally:
         await engine.close()
 
@@ -70,7 +70,7 @@ def infer_encoded_files(triton, *listings, meanwhile=None):
     async def ask():
         engine = TritonEngine(triton.address)
         try:
-            await engine.backend()
+            await engine.fetch_backend()
             assert engine.infer_encoded
             asked = asyncio.gather(*(engine.infer_encoded(photos) for photos in listings))
             if meanwhile:
@@ -101,9 +101,7 @@ def test_encoded_photos_are_answered_as_pixels_are(triton, bundle):
 
 
 def test_every_hostile_photo_gets_its_own_error_from_triton(triton):
-    drawer = [
-        photo for photo in hostile_photos() if len(photo.data) <= responses.PREPARE_LIMITS.max_bytes and photo.data
-    ]
+    drawer = [photo for photo in hostile_photos() if len(photo.data) <= responses.PHOTO_LIMITS.max_bytes and photo.data]
     found = infer_encoded_files(triton, *([photo.data] for photo in drawer))
     for photo, decoded in zip(drawer, found, strict=True):
         (error,) = decoded.errors

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from serving.processes.control import ControlServer, NoAnswer, NoAnswerInTime, ask, listen
+from serving.processes.control import ControlServer, ControlTimeout, ControlUnavailable, monitor_heartbeat, send_command
 from vision.errors import ListingVisionError
 
 
@@ -24,7 +24,7 @@ def send_commands(path, *asked, commands):
         found = []
         for command, arguments in asked:
             try:
-                found.append(await asyncio.to_thread(ask, path, command, **arguments))
+                found.append(await asyncio.to_thread(send_command, path, command, **arguments))
             except ListingVisionError as error:
                 found.append(str(error))
         modes = [stat.S_IMODE(one.stat().st_mode) for one in (path, path.parent)]
@@ -75,9 +75,9 @@ def test_what_a_killed_process_left_is_taken_over_and_nobody_listening_is_told(t
     path.parent.mkdir(mode=0o700)
     path.write_text("left")
     assert send_commands(path, ("double", {"number": 1}), commands={"double": double})[0] == [2]
-    with pytest.raises(NoAnswer, match="nobody answers at") as raised:
-        ask(path, "double", number=1)
-    assert not isinstance(raised.value, NoAnswerInTime)
+    with pytest.raises(ControlUnavailable, match="nobody answers at") as raised:
+        send_command(path, "double", number=1)
+    assert not isinstance(raised.value, ControlTimeout)
 
 
 def test_who_ends_before_it_answers_has_not_answered(tmp_path):
@@ -85,11 +85,11 @@ def test_who_ends_before_it_answers_has_not_answered(tmp_path):
     with socket.socket(socket.AF_UNIX) as listening, ThreadPoolExecutor(1) as pool:
         listening.bind(str(path))
         listening.listen()
-        asked = pool.submit(ask, path, "double", number=1)
+        asked = pool.submit(send_command, path, "double", number=1)
         connection, _ = listening.accept()
         connection.recv(100)
         connection.close()
-        with pytest.raises(NoAnswer, match="ended before it answered"):
+        with pytest.raises(ControlUnavailable, match="ended before it answered"):
             asked.result()
 
 
@@ -98,7 +98,7 @@ def test_an_answer_that_does_not_come_is_not_waited_for(tmp_path):
         await asyncio.sleep(2)
 
     path = tmp_path / "own" / "1.sock"
-    asked = ("sleeps", {"answer_timeout_s": 0.1})
+    asked = ("sleeps", {"timeout_s": 0.1})
     found, _ = send_commands(path, asked, commands={"sleeps": sleeps})
     assert found == [f"no answer within 0.1 s at {path}"]
 
@@ -126,9 +126,19 @@ def process(tmp_path):
         started.kill()
 
 
-def monitor_process(path, *, while_, patience_s=100.0, heard=None):
+def monitor_process(path, *, should_continue, shutdown_timeout_s=100.0, on_heartbeat=None):
     return asyncio.run(
-        asyncio.wait_for(listen(path, "alive", every_s=0.05, while_=while_, patience_s=patience_s, heard=heard), 60)
+        asyncio.wait_for(
+            monitor_heartbeat(
+                path,
+                "alive",
+                interval_s=0.05,
+                should_continue=should_continue,
+                shutdown_timeout_s=shutdown_timeout_s,
+                on_heartbeat=on_heartbeat,
+            ),
+            60,
+        )
     )
 
 
@@ -136,14 +146,14 @@ def test_a_process_that_stands_still_is_silent_and_one_that_answers_in_between_i
     started, path = process
     send_commands = []
 
-    def heard(answer):
+    def on_heartbeat(answer):
         send_commands.append(answer)
         if len(send_commands) == 3:
             os.kill(started.pid, signal.SIGSTOP)
         if len(send_commands) == 2:
             raise ZeroDivisionError("whoever is told fails")
 
-    assert monitor_process(path, while_=lambda: True, heard=heard)
+    assert monitor_process(path, should_continue=lambda: True, on_heartbeat=on_heartbeat)
     assert send_commands == ["alive"] * 3
 
 
@@ -152,5 +162,5 @@ def test_one_that_ends_is_not_silent_unless_it_takes_too_long_for_it(process):
     started.kill()
     started.wait()
     asked = iter([True] * 5 + [False])
-    assert not monitor_process(path, while_=lambda: next(asked))
-    assert monitor_process(path, while_=lambda: True, patience_s=0.3)
+    assert not monitor_process(path, should_continue=lambda: next(asked))
+    assert monitor_process(path, should_continue=lambda: True, shutdown_timeout_s=0.3)

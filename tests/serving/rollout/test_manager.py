@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from serving.rollout.manager import Releases
-from serving.rollout.traffic_split import ReleaseAt, Routes
+from serving.rollout.manager import ReleaseManager
+from serving.rollout.traffic_split import ReleaseSpec, TrafficSplit
 from vision.errors import ListingVisionError
 
 
@@ -15,17 +15,17 @@ class Gateways:
     def __init__(self):
         self.told, self.refuses = [], None
 
-    async def route(self, routes):
+    async def route(self, traffic_split):
         await asyncio.sleep(0)
         if self.refuses:
             raise ListingVisionError(self.refuses)
-        self.told.append(routes)
+        self.told.append(traffic_split)
 
 
-def create_releases(bundle, gateways, *, is_loadable=True):
-    first = ReleaseAt(label=bundle.release, bundle=bundle.folder, model_name="listing_vision")
-    routes = Routes(releases=(first,), stable=bundle.release)
-    return Releases(routes, gateways.route, triton=None, is_loadable=is_loadable, records=False)
+def create_releases(bundle, gateways, *, can_load=True):
+    first = ReleaseSpec(label=bundle.release, bundle=bundle.folder, model_name="listing_vision")
+    traffic_split = TrafficSplit(releases=(first,), stable=bundle.release)
+    return ReleaseManager(traffic_split, gateways.route, triton=None, can_load=can_load, is_recording=False)
 
 
 def list_states(releases):
@@ -38,14 +38,14 @@ def test_what_gateways_refuse_has_not_happened(bundle, other_bundle):
     gateways.refuses = "it does not answer its golden photos"
     with pytest.raises(ListingVisionError, match="golden photos"):
         asyncio.run(releases.load(str(other_bundle.folder)))
-    assert list_states(releases) == {bundle.release: "answers"}
+    assert list_states(releases) == {bundle.release: "stable"}
     gateways.refuses = None
     assert asyncio.run(releases.load(str(other_bundle.folder))) == other
-    for command in (releases.promote, lambda label: releases.canary_on(label, 0.5)):
+    for command in (releases.promote, lambda label: releases.set_canary(label, 0.5)):
         gateways.refuses = "a gateway process does not answer"
         with pytest.raises(ListingVisionError):
             asyncio.run(command(other))
-        assert list_states(releases) == {bundle.release: "answers", other: "loaded"}
+        assert list_states(releases) == {bundle.release: "stable", other: "loaded"}
     with pytest.raises(ListingVisionError, match="no release to go back to"):
         asyncio.run(releases.rollback())
 
@@ -55,13 +55,13 @@ def test_a_canary_is_removed_only_while_it_is_the_canary(bundle, other_bundle):
 
     async def run():
         await releases.load(str(other_bundle.folder))
-        await releases.canary_on(other, 0.5)
+        await releases.set_canary(other, 0.5)
         found = [await releases.remove_canary("another", "unwell"), await releases.remove_canary(other, "unwell")]
         return found, await releases.status(), await releases.remove_canary(other, "unwell again")
 
     found, status, again = asyncio.run(run())
     assert (found, again) == ([False, True], False)
-    assert [one["why_removed"] for one in status] == [None, "unwell"]
+    assert [one["removal_reason"] for one in status] == [None, "unwell"]
 
 
 def test_a_promoted_canary_is_no_canary_any_more(bundle, other_bundle):
@@ -70,18 +70,18 @@ def test_a_promoted_canary_is_no_canary_any_more(bundle, other_bundle):
 
     async def run():
         await releases.load(str(other_bundle.folder))
-        await releases.canary_on(other, 0.5)
+        await releases.set_canary(other, 0.5)
         await releases.promote(other)
         promoted = await releases.status()
         assert await releases.rollback() == bundle.release
         return promoted
 
-    assert [one["state"] for one in asyncio.run(run())] == ["answered before", "answers"]
+    assert [one["state"] for one in asyncio.run(run())] == ["previous", "stable"]
     assert gateways.told[-2].canary is None
-    assert list_states(releases) == {bundle.release: "answers", other: "answered before"}
+    assert list_states(releases) == {bundle.release: "stable", other: "previous"}
 
 
 def test_the_triton_of_somebody_else_is_theirs_to_load(bundle, other_bundle):
-    releases = create_releases(bundle, Gateways(), is_loadable=False)
+    releases = create_releases(bundle, Gateways(), can_load=False)
     with pytest.raises(ListingVisionError, match="is not this service's own; load the model there"):
         asyncio.run(releases.load(str(other_bundle.folder)))

@@ -2,7 +2,7 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as mc
 
-from serving.triton.repository import BACKENDS, RepositoryOptions, model_config, remove_model, write_repository
+from serving.triton.repository import BACKENDS, RepositoryOptions, build_model_config, remove_model, write_repository
 from vision.errors import BundleError
 from vision.runtime.cpus import usable_cores
 
@@ -58,10 +58,12 @@ def test_each_backend_gets_its_files_and_tensor_names(bundle, tmp_path):
 
 def test_gpu_backends_warm_every_power_of_two_up_to_the_limit(bundle):
     for backend in ("onnxruntime", "tensorrt", "pytorch"):
-        config = model_config(bundle, RepositoryOptions(backend=backend, max_batch_size=16))
+        config = build_model_config(bundle, RepositoryOptions(backend=backend, max_batch_size=16))
         assert [sample.batch_size for sample in config.model_warmup] == [1, 2, 4, 8, 16]
         assert config.instance_group[0].kind == mc.ModelInstanceGroup.KIND_GPU
-    accelerator = model_config(bundle, RepositoryOptions(backend="onnxruntime")).optimization.execution_accelerators
+    accelerator = build_model_config(
+        bundle, RepositoryOptions(backend="onnxruntime")
+    ).optimization.execution_accelerators
     tensorrt = accelerator.gpu_execution_accelerator[0]
     assert tensorrt.name == "tensorrt"
     assert tensorrt.parameters["trt_profile_max_shapes"] == "photos:64x64x64x3"

@@ -273,7 +273,7 @@ def test_promises_are_told_to_prometheus(two_versions):
         text = format_metrics(make_report(tables, promises=promises))
     families = {family.name: family.samples for family in text_string_to_metric_families(text)}
     assert set(families) == set(PROMISE_METRICS)
-    kept = {(s.labels["field"], s.labels["model_release"]): s.value for s in families["listing_vision_promise_kept"]}
+    kept = {(s.labels["field"], s.labels["model_release"]): s.value for s in families["listing_vision_guarantee_met"]}
     assert kept == {("category_depth_3", "old"): 0, ("category_depth_3", "new"): 1}
 
 
@@ -393,6 +393,6 @@ def test_the_verb_reports_and_exits_three_where_a_promise_is_broken(bundle, tmp_
     assert "category_depth_1" in done.stdout
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["listings_by_release"] == {bundle.release: 60}
-    assert "listing_vision_promise_kept" in (tmp_path / "report.prom").read_text()
+    assert "listing_vision_guarantee_met" in (tmp_path / "report.prom").read_text()
     bad = subprocess.run([*command, "--share", "x=2"], capture_output=True, text=True, cwd=ROOT)
     assert (bad.returncode, "give RELEASE=SHARE" in bad.stderr) == (2, True)

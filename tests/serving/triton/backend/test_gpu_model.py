@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from listing_vision.calibrate import calibrate
-from serving.inference.triton import TritonEngine, until_answering
+from serving.inference.triton import TritonEngine, wait_for_golden_photos
 from serving.triton.process import LocalTriton
 from serving.triton.repository import MODEL_NAME, RepositoryOptions
 from tests.support.helpers import create_scene, encode_image
@@ -53,8 +53,8 @@ def run_query(triton, bundle, question):
     async def ask():
         engine = TritonEngine(triton.address)
         try:
-            await until_answering(engine, bundle)
-            assert await engine.backend() == "torch-cuda-nvjpeg"
+            await wait_for_golden_photos(engine, bundle)
+            assert await engine.fetch_backend() == "torch-cuda-nvjpeg"
             return await question(engine)
         finally:
             await engine.close()
