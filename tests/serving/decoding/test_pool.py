@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from serving.api import responses
-from serving.decoding import create_pool as decoding
+from serving.decoding import pool as decoding
 from serving.decoding.fork_client import MAX_MEMORY_BYTES, Decoder, ForkServer
 from serving.decoding.fork_server import DecodeSettings, parse_photo_error
 from serving.decoding.pool import DecoderPool, DecoderThreads
