@@ -67,7 +67,7 @@ def test_it_answers_as_this_process_does(ray_session, bundle, market, tmp_path, 
     there = read_suggestions(store)
     assert sorted(there) == sorted(here)
     for listing_id, row in there.items():
-        alike(row, here[listing_id])
+        assert_same_suggestion(row, here[listing_id])
     assert inspection.verify(store).is_valid
 
 
