@@ -12,6 +12,7 @@ from serving.backfill import inspection
 from serving.backfill.job import LOCK_PATH
 from serving.backfill.run import GracefulShutdown, open_or_create_job, run
 from serving.storage import Store
+from tests.serving.backfill.test_remote_engine import assert_same_suggestion
 from tests.serving.backfill.test_run import photos_by_listing, read_suggestions, request_for, run_backfill
 
 
