@@ -91,6 +91,8 @@ def test_labels_that_rules_choose_by_are_those_of_the_metrics():
     reasons = set(re.findall(r'result(?:=~|=|!=)"([A-Z_|]+)"', rules))
     from serving.api import status
     from serving.gateway import service
+    from vision.errors import PhotoError
 
-    known = {*status._CODES, service.OK, service.CANCELLED}
+    photos = {error.reason for error in PhotoError.__subclasses__()}
+    known = {*status._CODES, *photos, service.OK, service.CANCELLED}
     assert {reason for found in reasons for reason in found.split("|")} <= known

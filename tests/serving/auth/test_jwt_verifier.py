@@ -95,9 +95,8 @@ def provider():
         started.stop()
 
 
-def create_verifier(source: str, **options) -> JwtVerifier:
-    kept = options.pop("kept", None)
-    return JwtVerifier(JwtOptions(jwks=source, audience=AUDIENCE, issuer=ISSUER, cache_path=kept), **options)
+def create_verifier(source: str, *, cache_path=None, **options) -> JwtVerifier:
+    return JwtVerifier(JwtOptions(jwks=source, audience=AUDIENCE, issuer=ISSUER, cache_path=cache_path), **options)
 
 
 def callers(verifier: JwtVerifier, *each: str) -> list[str | None]:

@@ -27,7 +27,7 @@ from vision.errors import ManifestError
 
 
 def request_for(market: Path, output: Path, **changed) -> BackfillRequest:
-    defaults = {"listings_per_shard": 10, "top_k": 0, "embedding": False, "anew": False}
+    defaults = {"listings_per_shard": 10, "top_k": 0, "embedding": False, "overwrite": False}
     return BackfillRequest(manifest=str(market / "manifest.csv"), output=str(output), **{**defaults, **changed})
 
 

@@ -226,14 +226,14 @@ def test_a_client_sends_again_what_was_refused_for_now_and_gives_up_in_the_end()
     sent = []
 
     def service():
-        for request in stream_listings.requests():
+        for request in stream_listings.iter_requests():
             sent.append(request.listing.listing_id)
             if request.listing.listing_id == "b" and sent.count("b") == 2:
                 yield pb.ClassifyListingsResponse(sequence=request.sequence, listing=pb.ClassifyListingResponse())
             else:
                 yield refuse_with_retry(request)
 
-    answered = {one.listing: one for one in stream_listings.answers(service())}
+    answered = {one.listing: one for one in stream_listings.iter_results(service())}
     assert sent.count("a") == MAX_ATTEMPTS
     assert answered["a"].error.reason == "QUOTA_EXCEEDED"
     assert (sent.count("b"), answered["b"].error) == (2, None)

@@ -168,7 +168,7 @@ def test_metrics_add_up_over_all_processes_and_outlive_them(served, bundle):
     assert found[(answered[0], *sorted(answered[1:]))] == callers.num_answered
     assert found["listing_vision_gateway_call_seconds_count", *sorted(["OK", version])] == callers.num_answered
     assert found["listing_vision_gateway_call_seconds_count", *sorted(["NO_PHOTOS", version])] == 1
-    assert found["listing_vision_gateway_photos_total", "used"] == callers.num_answered
+    assert found["listing_vision_gateway_photos_total", "ok"] == callers.num_answered
     assert found["listing_vision_gateway_stage_seconds_count", "decode"] == callers.num_answered
     assert found["listing_vision_gateway_stage_seconds_count", "decision"] == callers.num_answered
     assert found["listing_vision_gateway_photos_in_flight",] == 0
