@@ -1,0 +1,69 @@
+"""A bundle and a run that version 0.1.0 wrote, before its modules moved, are read and give the same results."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from google.protobuf import json_format
+
+from serving.api import responses
+from tests.support.helpers import create_trainer
+from training.data.synthetic import draw_dataset
+from training.export.export import torch_forward
+from training.export.torchscript import load_torchscript
+from training.inference.network import load_bundle_model
+from training.run import Run
+from vision.bundle import load_bundle
+from vision.engine import OnnxEngine
+
+WRITTEN = Path(__file__).resolve().parents[1] / "data" / "version_0_1"
+
+
+@pytest.fixture(scope="module")
+def earlier_bundle():
+    return load_bundle(WRITTEN / "bundle")
+
+
+def test_a_bundle_gives_the_logits_that_it_recorded(earlier_bundle):
+    golden = earlier_bundle.golden
+    engines = {
+        "onnx": OnnxEngine(earlier_bundle).infer,
+        "torchscript": torch_forward(load_torchscript(earlier_bundle.torchscript_path)),
+        "weights": torch_forward(load_bundle_model(earlier_bundle).eval()),
+    }
+    for name, infer in engines.items():
+        logits = infer(golden.photos_nhwc)
+        np.testing.assert_allclose(logits.category, golden.category_logits, atol=1e-4, err_msg=name)
+        np.testing.assert_allclose(logits.brand, golden.brand_logits, atol=1e-4, err_msg=name)
+
+
+def test_a_bundle_gives_the_suggestion_that_version_0_1_gave(earlier_bundle):
+    logits = OnnxEngine(earlier_bundle).infer(earlier_bundle.golden.photos_nhwc)
+    response = responses.build_response(earlier_bundle, [None] * len(logits.category), logits, num_alternatives=5)
+    expected = json_format.ParseDict(json.loads((WRITTEN / "suggestion.json").read_text()), type(response)())
+    for ours, theirs in zip(response.category_path, expected.category_path, strict=True):
+        assert (ours.category_id, ours.outcome, ours.explanation) == (
+            theirs.category_id,
+            theirs.outcome,
+            theirs.explanation,
+        )
+        assert ours.probability == pytest.approx(theirs.probability, abs=1e-4)
+    assert response.brand.brand_id == expected.brand.brand_id
+    assert response.model == expected.model
+    assert [a.category_id for a in response.alternatives] == [a.category_id for a in expected.alternatives]
+
+
+def test_a_run_resumes_from_its_checkpoint(tmp_path):
+    """The run was stopped at step 2 of 4; the heads after step 4 were recorded by version 0.1.0."""
+    data, folder = tmp_path / "data", shutil.copytree(WRITTEN / "run", tmp_path / "run")
+    manifest, taxonomy = draw_dataset(data, listings={"train": 24, "val": 20, "test": 4}, seed=1)
+    manifest.save(str(data / "manifest.parquet"))
+    taxonomy.save(data / "taxonomy.json")
+    create_trainer(folder, data, Run(folder).recipe).run()
+    found = safetensors.numpy.load_file(Run(folder).weights_path)
+    for name, expected in safetensors.numpy.load_file(WRITTEN / "heads_after_resume.safetensors").items():
+        np.testing.assert_allclose(found[name], expected, atol=1e-5, err_msg=name)
+    assert [record["step"] for record in Run(folder).metrics()][:1] == [2]
