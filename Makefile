@@ -5,7 +5,7 @@ BUNDLE ?= demo/bundle
 DATA ?=
 INSTALLED := .venv/.installed
 
-.PHONY: help setup demo serve test check lint format types contracts protocol docker-lint deploy-check version pytest fuzz clean
+.PHONY: help setup demo serve test check lint format types contracts protocol docker-lint deploy-check version benchmark-tables benchmark-check pytest fuzz clean
 
 help:  ## this list
 	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z%-]+):[^#]*## */  make \1\t/' | expand -t 22
@@ -30,7 +30,7 @@ serve: setup  ## serve BUNDLE (default: the demo's) on 127.0.0.1:50051 until Ctr
 
 test: setup check pytest  ## everything that CI checks
 
-check: lint types contracts protocol docker-lint deploy-check version  ## all but the tests
+check: lint types contracts protocol docker-lint deploy-check version benchmark-check  ## all but the tests
 
 lint:
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . && echo "lint: ok"
@@ -57,6 +57,12 @@ deploy-check:  ## manifests, Compose, Bake and scripts are what their readers ta
 
 version:
 	@$(BIN)/python scripts/check_version.py
+
+benchmark-tables:  ## write docs/benchmarks.md and README's comparison from benchmarks/results
+	@$(BIN)/python scripts/benchmark_tables.py
+
+benchmark-check:
+	@$(BIN)/python scripts/benchmark_tables.py --check
 
 pytest:
 	@$(BIN)/python -m pytest

@@ -49,7 +49,7 @@ def write_result(name: str, metrics: dict[str, float], details: dict[str, Any]) 
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"written: {path.relative_to(ROOT)}; machine: {result['describe_machine']}")
+    print(f"written: {path.relative_to(ROOT)}; machine: {result['machine']}")
 
 
 def describe_machine() -> dict[str, Any]:
