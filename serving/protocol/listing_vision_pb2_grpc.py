@@ -26,8 +26,9 @@ if _version_not_supported:
 
 
 class ListingVisionServiceStub:
-    """Recognises what a listing's photos show. Errors are google.rpc.Status with one google.rpc.ErrorInfo
-    (domain "listing.vision", a stable reason) and, for bad requests, a google.rpc.BadRequest that names each field.
+    """Suggests category and brand for marketplace listings from their photos. Errors are google.rpc.Status with one
+    google.rpc.ErrorInfo (domain "listing.vision", a stable reason) and, for invalid requests, a google.rpc.BadRequest
+    that names each field.
     """
 
     def __init__(self, channel):
@@ -64,50 +65,51 @@ class ListingVisionServiceStub:
 
 
 class ListingVisionServiceServicer:
-    """Recognises what a listing's photos show. Errors are google.rpc.Status with one google.rpc.ErrorInfo
-    (domain "listing.vision", a stable reason) and, for bad requests, a google.rpc.BadRequest that names each field.
+    """Suggests category and brand for marketplace listings from their photos. Errors are google.rpc.Status with one
+    google.rpc.ErrorInfo (domain "listing.vision", a stable reason) and, for invalid requests, a google.rpc.BadRequest
+    that names each field.
     """
 
     def ClassifyListing(self, request, context):
         """Suggests a category and a brand for one listing from all its photos together.
 
-        A photo that cannot be used is reported in `photos` and the listing is answered from the others. Errors:
-        INVALID_ARGUMENT (no photo, too many, or none usable), RESOURCE_EXHAUSTED (full, or a message over the limit;
-        for the former see google.rpc.RetryInfo), UNAVAILABLE (the model cannot be reached now; try again),
-        DEADLINE_EXCEEDED.
+        An unusable photo is reported in `photos`; the suggestion is computed from the remaining photos. Errors:
+        INVALID_ARGUMENT (no photo, too many photos, or no usable photo), RESOURCE_EXHAUSTED (the service is overloaded,
+        with google.rpc.RetryInfo; or the message exceeds the size limit), UNAVAILABLE (the model cannot be reached;
+        retry), DEADLINE_EXCEEDED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ClassifyListings(self, request_iterator, context):
-        """Answers listing after listing on one stream, each as soon as it is ready and so not always in the order of the
-        requests; `sequence` tells which is which. A listing that cannot be answered has an error of its own and the stream
-        goes on. Where the service is busy it reads no further, so that a caller's writes wait.
+        """Classifies a stream of listings. Responses are sent as soon as they are ready and may be out of order; match them
+        by `sequence`. A failed listing gets an `error` response and the stream continues. When the service is at capacity
+        it stops reading, so gRPC flow control blocks the caller's writes.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ExplainPhoto(self, request, context):
-        """Shows which parts of one photo its likeliest category rests on. Costs as much as some dozens of photos; for people,
-        not for the upload flow. Errors: as ClassifyListing.
+        """Computes an occlusion map: how much each region of one photo contributes to its most likely category. Costs as much
+        as several dozen photos; for debugging, not for the upload flow. Same errors as ClassifyListing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReportOutcome(self, request, context):
-        """Records what the seller finally chose for a listing, to learn from. Never waits for storage; errors:
-        INVALID_ARGUMENT (no listing id, or a field twice), UNIMPLEMENTED (this service records no outcomes),
-        RESOURCE_EXHAUSTED (more than can be stored; send it again later).
+        """Records the outcome of a listing: what the seller finally chose. Does not wait for storage. Errors:
+        INVALID_ARGUMENT (an invalid field, see google.rpc.BadRequest), UNIMPLEMENTED (outcome recording is off),
+        RESOURCE_EXHAUSTED (the buffer is full; retry later).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetModel(self, request, context):
-        """Describes the model that answers, its limits and its promises.
+        """Returns the versions of the serving model, the request limits and the guarantee of each field.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -150,8 +152,9 @@ def add_ListingVisionServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ListingVisionService:
-    """Recognises what a listing's photos show. Errors are google.rpc.Status with one google.rpc.ErrorInfo
-    (domain "listing.vision", a stable reason) and, for bad requests, a google.rpc.BadRequest that names each field.
+    """Suggests category and brand for marketplace listings from their photos. Errors are google.rpc.Status with one
+    google.rpc.ErrorInfo (domain "listing.vision", a stable reason) and, for invalid requests, a google.rpc.BadRequest
+    that names each field.
     """
 
     @staticmethod
