@@ -110,7 +110,8 @@ def _open_engine(
 
 class _BlockingTritonEngine:
     def __init__(self, bundle: Bundle, address: str, runner: asyncio.Runner, *, allow_decoding: bool) -> None:
-        from serving.inference.triton import TritonEngine, check_golden_photos
+        from serving.inference.health import check_golden_photos
+        from serving.inference.triton import TritonEngine
 
         async def connect() -> tuple[TritonEngine, str]:
             engine = TritonEngine(address, allow_decoding=allow_decoding)

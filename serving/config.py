@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Literal
 
 from serving.auth.interceptor import ServerTls, StaticTokenVerifier, TokenVerifier, is_loopback
+from serving.inference.triton_tensors import MODEL_NAME
 from serving.observability.tracing import TraceOptions
 from serving.rollout.traffic_split import TrafficSplit
-from serving.triton.repository import MODEL_NAME, RepositoryOptions, read_tuning
+from serving.triton.config import RepositoryOptions, read_tuning
 from vision.errors import ListingVisionError
 from vision.runtime.cpus import usable_cores
 

@@ -140,6 +140,20 @@ def triton_installation():
 
 
 @pytest.fixture(scope="session")
+def running_triton(bundle, triton_installation):
+    """A Triton that serves the small bundle as `serve` has it served; tests leave it healthy."""
+    from serving.triton.process import LocalTriton
+
+    triton = LocalTriton(bundle, triton_installation)
+    triton.start()
+    try:
+        triton.wait_until_listening()
+        yield triton
+    finally:
+        triton.stop()
+
+
+@pytest.fixture(scope="session")
 def served(bundle, start_serving, triton_installation, tmp_path_factory) -> Iterator[ServeProcess]:
     """The small bundle behind a real Triton and a real gateway."""
     return start_serving(bundle.folder, tmp_path_factory.mktemp("served") / "serve.log")

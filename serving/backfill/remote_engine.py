@@ -25,7 +25,8 @@ from serving.backfill.plan import ShardPhotos
 from serving.client.client import MESSAGE_LIMIT_BYTES, Access, CallFailed, ListingVisionClient
 from serving.errors import BackfillError
 from serving.gateway.service import MAX_ALTERNATIVES, MAX_LISTING_ID_CHARS
-from serving.inference.triton import TritonEngine, check_golden_photos, wait_for_golden_photos
+from serving.inference.health import check_golden_photos, wait_for_golden_photos
+from serving.inference.triton import TritonEngine
 from serving.protocol import listing_vision_pb2 as pb
 from vision.bundle import UNKNOWN_BACKEND, Bundle
 from vision.engine import Logits

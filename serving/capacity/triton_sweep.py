@@ -16,10 +16,11 @@ from PIL import Image
 from serving.client import AsyncListingVisionClient
 from serving.config import ServeOptions
 from serving.gateway.server import GatewayServer
-from serving.inference.triton import TritonEngine, wait_for_golden_photos
+from serving.inference.health import wait_for_golden_photos
+from serving.inference.triton import TritonEngine
+from serving.triton.config import RepositoryOptions
 from serving.triton.install import TritonInstallation
 from serving.triton.process import LocalTriton
-from serving.triton.repository import RepositoryOptions
 from vision.bundle import Bundle
 from vision.errors import ListingVisionError
 
@@ -95,7 +96,7 @@ def format_table(measured: Sequence[Measurement], budget: Budget) -> str:
 
 
 def write_tuning(path: Path, best: Measurement, measured: Iterable[Measurement], budget: Budget) -> None:
-    """What `triton_repository.read_tuning` reads, with all that was measured."""
+    """What `serving.triton.config.read_tuning` reads, with all that was measured."""
     written = {
         "best": _get_tuned_options(best.options),
         "budget": asdict(budget),

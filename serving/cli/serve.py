@@ -336,7 +336,9 @@ def repository(
     Example: listing-vision triton repository bundles/grocery models --backend onnxruntime
     """
     from serving.config import CANARY_MODEL_NAME, SHADOW_MODEL_NAME
-    from serving.triton.repository import BACKENDS, MODEL_NAME, RepositoryOptions, remove_model, write_repository
+    from serving.inference.triton_tensors import MODEL_NAME
+    from serving.triton.config import BACKENDS, RepositoryOptions
+    from serving.triton.repository import remove_model, write_repository
     from vision.bundle import load_bundle
 
     chosen = next((known for known in BACKENDS if known == backend), None)

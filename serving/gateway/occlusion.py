@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from serving.inference.triton import AsyncEngine
+from serving.inference.engine import AsyncEngine
 from vision.bundle import Bundle
 from vision.decision import category_probabilities
 

@@ -17,7 +17,7 @@ from serving.gateway.admission import MAX_WAIT_S, Admission
 from serving.gateway.occlusion import GRID_SIZE, NUM_VARIANTS, encode_jpeg, explain
 from serving.gateway.shadow import ShadowTraffic
 from serving.gateway.streaming import ListingStreams
-from serving.inference.triton import EncodedInferenceResult, InferEncoded
+from serving.inference.engine import EncodedInferenceResult, InferEncoded
 from serving.observability import metrics, tracing
 from serving.observability.stage_timer import collect_stage_timings, measure_stage
 from serving.protocol import listing_vision_pb2 as pb

@@ -1,1 +1,1 @@
-"""Engines that the gateway calls: Triton, or ONNX Runtime in this process."""
+"""Engines that compute logits for the gateway: a Triton server, or ONNX Runtime in this process."""

@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from serving.inference.triton_tensors import MODEL_NAME
 from serving.rollout.traffic_split import CANARY, SHADOW, ReleaseSpec, TrafficShare, TrafficSplit
-from serving.triton.repository import MODEL_NAME
 from vision.bundle import load_bundle
 from vision.errors import ListingVisionError
 

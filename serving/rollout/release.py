@@ -8,31 +8,24 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from serving.api import responses
-from serving.inference.triton import AsyncEngine, check_golden_photos, wait_for_golden_photos
+from serving.inference.engine import AsyncEngine
+from serving.inference.health import (
+    FIRST_GOLDEN_PHOTO,
+    GOLDEN_TIMEOUT_S,
+    RECHECK_INTERVAL_S,
+    check_golden_photos,
+    wait_for_golden_photos,
+)
 from serving.rollout.circuit_breaker import CircuitBreaker
 from vision.bundle import UNKNOWN_BACKEND, Bundle
 from vision.errors import EngineBusy, EngineError
 
-__all__ = [
-    "FIRST_GOLDEN_PHOTO",
-    "GOLDEN_TIMEOUT_S",
-    "RECHECK_INTERVAL_S",
-    "Decoders",
-    "OnReleaseChange",
-    "ServedRelease",
-]
+__all__ = ["Decoders", "OnReleaseChange", "ServedRelease"]
 
 _log = logging.getLogger(__name__)
 
 UNHEALTHY_THRESHOLD = 2
 """Golden-photo checks in a row; one alone may have met a moment of load."""
-GOLDEN_TIMEOUT_S = 5.0
-"""A model that takes longer for a photo has stopped: with every copy at the slowest listing it may still decode, and
-one more such photo each, an answer takes 4.5 s (`serving.decoding.fork_client`)."""
-FIRST_GOLDEN_PHOTO = slice(0, 1)
-"""Of the golden photos: what is asked again and again should cost little."""
-RECHECK_INTERVAL_S = 0.25
-"""Between checks while they fail: callers are refused until one succeeds."""
 _IDLE_POLL_INTERVAL_S = 0.05
 _IDLE_TIMEOUT_S = 30.0
 """For calls in flight, before a release is let go of all the same."""

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from serving.config import ServeOptions
 from serving.decoding.pool import DecoderPool, DecoderThreads
-from serving.inference.triton import InProcessEngine, TritonEngine
+from serving.inference.in_process import InProcessEngine
+from serving.inference.triton import TritonEngine
 from serving.rollout.release import OnReleaseChange, ServedRelease
 from serving.rollout.traffic_split import CANARY, SHADOW, ReleaseSpec, TrafficSplit
 from vision.bundle import load_bundle

@@ -14,9 +14,11 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from serving.inference.triton_tensors import MODEL_NAME
 from serving.observability.tracing import TraceOptions
+from serving.triton.config import RepositoryOptions
 from serving.triton.install import TritonInstallation
-from serving.triton.repository import MODEL_NAME, RepositoryOptions, write_config, write_repository
+from serving.triton.repository import write_config, write_repository
 from vision.bundle import Bundle
 from vision.errors import EngineUnavailable
 

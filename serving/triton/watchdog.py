@@ -11,8 +11,14 @@ from dataclasses import dataclass
 
 import prometheus_client
 
-from serving.inference.triton import TritonEngine, check_golden_photos, wait_for_golden_photos
-from serving.rollout.release import FIRST_GOLDEN_PHOTO, GOLDEN_TIMEOUT_S, RECHECK_INTERVAL_S
+from serving.inference.health import (
+    FIRST_GOLDEN_PHOTO,
+    GOLDEN_TIMEOUT_S,
+    RECHECK_INTERVAL_S,
+    check_golden_photos,
+    wait_for_golden_photos,
+)
+from serving.inference.triton import TritonEngine
 from serving.triton.process import LocalTriton
 from vision.bundle import Bundle
 from vision.errors import EngineBusy, EngineError, EngineUnavailable

@@ -15,7 +15,7 @@ import vision
 from scripts.check_deploy import ROOT
 from scripts.try_dockerfile import needed, read_stages
 from serving.triton.install import MODEL_ENVIRONMENT
-from serving.triton.repository import DECODING_CODE_ON_GPU
+from serving.triton.repository import list_decoding_code
 from tests.support.deploy_settings import find_known_variables, parse_options
 
 STAGES = read_stages()
@@ -99,7 +99,7 @@ def test_a_model_in_triton_finds_its_own_python_first_with_what_it_needs():
     assert names["numpy"] == tried["numpy"]
     # All that the models' code imports, beside the standard library and what Triton gives.
     sources = [path for name in ("model.py", "gpu_model.py") for path in (ROOT / "serving/triton/backend").glob(name)]
-    sources += [ROOT / name for name in DECODING_CODE_ON_GPU]
+    sources += [ROOT / name for name in list_decoding_code(on_gpu=True)]
     imported = {
         found.partition(".")[0]
         for source in sources

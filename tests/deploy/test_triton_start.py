@@ -16,9 +16,11 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from scripts.check_deploy import DEPLOY
 from serving.config import CANARY_MODEL_NAME
-from serving.inference.triton import TritonEngine, wait_for_golden_photos
+from serving.inference.health import wait_for_golden_photos
+from serving.inference.triton import TritonEngine
+from serving.triton.config import RepositoryOptions
 from serving.triton.process import _find_free_ports
-from serving.triton.repository import RepositoryOptions, write_repository
+from serving.triton.repository import write_repository
 from vision.errors import EngineUnavailable
 
 KEY = "a-key-of-the-operator"

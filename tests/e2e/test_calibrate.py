@@ -91,7 +91,7 @@ def test_a_certificate_ends_when_another_backend_takes_over(bundle, tmp_path, mo
     async def answers_by(self):
         return backend
 
-    monkeypatch.setattr("serving.inference.triton.InProcessEngine.fetch_backend", answers_by)
+    monkeypatch.setattr("serving.inference.in_process.InProcessEngine.fetch_backend", answers_by)
 
     async def fills_while_backends_change():
         nonlocal backend

@@ -14,7 +14,7 @@ from grpc_health.v1 import health_pb2
 
 from serving.client import ListingVisionClient
 from serving.rollout.traffic_split import CANARY, SHADOW, TrafficShare
-from serving.triton.repository import RepositoryOptions
+from serving.triton.config import RepositoryOptions
 from tests.conftest import ROOT
 from tests.e2e.test_whole_path import health
 from tests.serving.outcomes.test_writer import table

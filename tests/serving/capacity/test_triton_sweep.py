@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from listing_vision.cli import app
 from serving.capacity import triton_sweep
 from serving.capacity.triton_sweep import Budget, Measurement
-from serving.triton.repository import RepositoryOptions, build_model_config, read_tuning
+from serving.triton.config import RepositoryOptions, build_model_config, read_tuning
 from vision.errors import ListingVisionError
 
 BUDGET = Budget(p99_ms=100, callers=2, seconds=1)

@@ -7,102 +7,93 @@ import numpy as np
 import pytest
 
 from serving.api import responses
-from serving.inference.triton import InProcessEngine, TritonEngine, check_golden_photos, wait_for_golden_photos
+from serving.inference.engine import EncodedInferenceResult
+from serving.inference.health import wait_for_golden_photos
+from serving.inference.triton import TritonEngine, compute_max_concurrent_requests
+from serving.triton.config import RepositoryOptions, build_model_config
 from serving.triton.process import LocalTriton
-from serving.triton.repository import RepositoryOptions
 from tests.support.helpers import create_scene, encode_image, list_children
 from tests.support.hostile_photos import hostile_photos
+from tests.support.waiting import async_wait_until
 from vision.engine import OnnxEngine
 from vision.errors import EngineBroken, EngineUnavailable, PhotoDecoderCrashed, PhotoNotAnImage, PhotoTimedOut
 from vision.images import prepare_photo
 
 
-def test_triton_and_this_process_answer_alike(bundle, triton_installation):
+def test_triton_computes_what_onnx_runtime_computes(bundle, running_triton):
     photos = np.random.default_rng(0).integers(0, 256, (7, 64, 64, 3), np.uint8)
 
-    async def both():
-        triton = LocalTriton(bundle, triton_installation)
-        triton.start()
+    async def infer():
+        engine = TritonEngine(running_triton.address)
         try:
-            await asyncio.to_thread(triton.wait_until_listening)
-            engine = TritonEngine(triton.address)
-            await check_golden_photos(engine, bundle)
+            await wait_for_golden_photos(engine, bundle)
             assert await engine.fetch_backend() == "onnxruntime-cpu"
             together = await asyncio.gather(*(engine.infer(photos[:n]) for n in (1, 2, 7)))
             with pytest.raises(EngineBroken, match="shape"):
                 await engine.infer(photos[:, :32])
-            await engine.close()
+            return together
         finally:
-            triton.stop()
-        assert not triton.repository.exists()
-        local = InProcessEngine(bundle)
-        wanted = await local.infer(photos)
-        assert await local.fetch_backend() == "onnxruntime-cpu"
-        await local.close()
-        return together, wanted
+            await engine.close()
 
-    together, wanted = asyncio.run(both())
-    for answer in together:
-        for got, reference in zip(answer, wanted, strict=True):
-            np.testing.assert_allclose(got, reference[: len(got)], atol=1e-4)
+    reference = OnnxEngine(bundle).infer(photos)
+    for logits in asyncio.run(infer()):
+        for got, expected in zip(logits, reference, strict=True):
+            np.testing.assert_allclose(got, expected[: len(got)], atol=1e-4)
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["isolated", "in the model's process"])
 def triton(request, bundle, triton_installation):
-    """A Triton whose model decodes, in processes of their own or in the model's."""
-    triton = LocalTriton(bundle, triton_installation, RepositoryOptions(backend="python", isolate=request.param))
+    """A Triton whose model decodes, in decode workers or in its own process."""
+    if request.param:
+        yield request.getfixturevalue("running_triton")
+        return
+    triton = LocalTriton(bundle, triton_installation, RepositoryOptions(backend="python", isolate=False))
     triton.start()
-    triton.wait_until_listening()
-    asyncio.run(loaded(triton, bundle))
-    yield triton
-    triton.stop()
-
-
-async def loaded(triton, bundle):
-    engine = TritonEngine(triton.address)
     try:
-        await wait_for_golden_photos(engine, bundle)
+        triton.wait_until_listening()
+        yield triton
     finally:
-        await engine.close()
+        triton.stop()
 
 
-def infer_encoded_files(triton, *listings, meanwhile=None):
-    async def ask():
+def infer_encoded_files(triton, bundle, *listings, meanwhile=None) -> list[EncodedInferenceResult]:
+    async def infer():
         engine = TritonEngine(triton.address)
         try:
+            await wait_for_golden_photos(engine, bundle)
             await engine.fetch_backend()
             assert engine.infer_encoded
-            asked = asyncio.gather(*(engine.infer_encoded(photos) for photos in listings))
+            results = asyncio.gather(*(engine.infer_encoded(photos) for photos in listings))
             if meanwhile:
                 await meanwhile()
-            return await asked
+            return await results
         finally:
             await engine.close()
 
-    return asyncio.run(ask())
+    return asyncio.run(infer())
 
 
-def test_encoded_photos_are_answered_as_pixels_are(triton, bundle):
+def test_encoded_photos_have_the_logits_of_their_pixels(triton, bundle):
     photos = [
         encode_image(create_scene(300, 200)),
         encode_image(create_scene(90, 64), "PNG"),
         encode_image(create_scene(800, 600), "WEBP"),
     ]
     preprocessing = bundle.info.preprocessing
-    wanted = OnnxEngine(bundle).infer(np.stack([prepare_photo(photo, preprocessing) for photo in photos]))
-    together, alone, broken = infer_encoded_files(triton, photos, photos[1:2], [photos[0], b"text", photos[2]])
+    reference = OnnxEngine(bundle).infer(np.stack([prepare_photo(photo, preprocessing) for photo in photos]))
+    together, alone, broken = infer_encoded_files(triton, bundle, photos, photos[1:2], [photos[0], b"text", photos[2]])
     assert together.errors == [None] * 3
-    for got, reference in zip(together.logits, wanted, strict=True):
-        np.testing.assert_allclose(got, reference, atol=1e-4)
-    np.testing.assert_allclose(alone.logits.category, wanted.category[1:2], atol=1e-4)
-    np.testing.assert_allclose(broken.logits.category, wanted.category[[0, 2]], atol=1e-4)
+    for got, expected in zip(together.logits, reference, strict=True):
+        np.testing.assert_allclose(got, expected, atol=1e-4)
+    np.testing.assert_allclose(alone.logits.category, reference.category[1:2], atol=1e-4)
+    np.testing.assert_allclose(broken.logits.category, reference.category[[0, 2]], atol=1e-4)
     assert [type(error) for error in broken.errors] == [type(None), PhotoNotAnImage, type(None)]
     assert str(broken.errors[1]) == str(responses.prepare(b"text", preprocessing).error)
 
 
-def test_every_hostile_photo_gets_its_own_error_from_triton(triton):
+def test_every_hostile_photo_gets_its_own_error_from_triton(triton, bundle):
     drawer = [photo for photo in hostile_photos() if len(photo.data) <= responses.PHOTO_LIMITS.max_bytes and photo.data]
-    found = infer_encoded_files(triton, *([photo.data] for photo in drawer))
+    found = infer_encoded_files(triton, bundle, *([photo.data] for photo in drawer))
     for photo, decoded in zip(drawer, found, strict=True):
         (error,) = decoded.errors
         if photo.may_time_out and isinstance(error, PhotoTimedOut):
@@ -111,47 +102,62 @@ def test_every_hostile_photo_gets_its_own_error_from_triton(triton):
         assert len(decoded.logits.category) == (error is None)
 
 
-def test_slow_photos_hold_a_model_for_a_bounded_time(triton):
+def test_slow_photos_hold_a_model_for_a_bounded_time(triton, bundle):
     (bomb,) = (photo.data for photo in hostile_photos() if photo.name == "webp_zip_bomb")
-    # Longer together than the gateway waits for Triton, were they all decoded.
-    (decoded,) = infer_encoded_files(triton, [bomb] * 60)
+    # To decode them all would take longer than the gateway waits for Triton.
+    (decoded,) = infer_encoded_files(triton, bundle, [bomb] * 60)
     assert {type(error) for error in decoded.errors} <= {type(None), PhotoTimedOut}
     assert isinstance(decoded.errors[-1], PhotoTimedOut)
     assert len(decoded.logits.category) == decoded.errors.count(None)
     photo = encode_image(create_scene(300, 200))
-    (after,) = infer_encoded_files(triton, [photo])
+    (after,) = infer_encoded_files(triton, bundle, [photo])
     assert after.errors == [None]
 
 
 @pytest.mark.parametrize("triton", [True], indirect=True)
-def test_a_photo_that_crashes_a_decoder_in_triton_costs_an_error_of_its_own(triton):
+def test_a_photo_that_crashes_a_decode_worker_in_triton_is_the_only_one_with_an_error(triton, bundle):
     photo = encode_image(create_scene(300, 200))
+    infer_encoded_files(triton, bundle, [photo])  # once it answers, all workers run
+    workers = list_decode_workers(triton.pid)
+    assert workers
+    memories = [open_shared_memory(worker) for worker in workers]
+    for worker, memory in zip(workers, memories, strict=True):
+        os.kill(worker, signal.SIGSTOP)
+        os.pwrite(memory.fileno(), b"\0" * len(photo), 0)
 
-    async def kill_decoders():
-        await asyncio.sleep(0.2)
-        for child in list_children:
-            os.kill(child, signal.SIGKILL)
+    async def kill_workers():
+        for memory in memories:
+            await async_wait_until(lambda memory=memory: os.pread(memory.fileno(), len(photo), 0) == photo, "a photo")
+        await asyncio.sleep(0.05)  # a worker's request follows its photo within microseconds
+        for worker, memory in zip(workers, memories, strict=True):
+            os.kill(worker, signal.SIGKILL)
+            memory.close()
 
-    list_children = list_decode_workers(triton.pid)
-    assert list_children
-    for child in list_children:
-        os.kill(child, signal.SIGSTOP)  # so that each has a photo, for certain, when it dies
-    found = infer_encoded_files(triton, *[[photo]] * 6, meanwhile=kill_decoders)
-    reasons = [type(decoded.errors[0]) for decoded in found]
-    assert reasons.count(PhotoDecoderCrashed) == len(list_children)
-    assert reasons.count(type(None)) == 6 - len(list_children)
-    assert set(list_decode_workers(triton.pid)).isdisjoint(list_children)
+    listings = [[photo]] * (len(workers) + 2)
+    errors = [
+        type(result.errors[0]) for result in infer_encoded_files(triton, bundle, *listings, meanwhile=kill_workers)
+    ]
+    assert errors.count(PhotoDecoderCrashed) == len(workers)
+    assert errors.count(type(None)) == 2
+    assert set(list_decode_workers(triton.pid)).isdisjoint(workers)
+
+
+def open_shared_memory(worker: int):
+    """The memory in which a decode worker gets its photos."""
+    paths = Path(f"/proc/{worker}/fd").iterdir()
+    return next(path for path in paths if "listing-vision-photo" in os.readlink(path)).open("r+b", buffering=0)
 
 
 def list_decode_workers(pid: int) -> list[int]:
-    """The children, not the nurseries, that decode below a Triton."""
+    """Pids of the decode workers below a Triton, without their fork servers."""
 
-    def below(parent):
+    def list_descendants(parent):
         for child in list_children(parent):
             yield child
-            yield from below(child)
+            yield from list_descendants(child)
 
-    decoding = {p for p in below(pid) if b"serving.decoding.fork_server" in Path(f"/proc/{p}/cmdline").read_bytes()}
+    module = b"serving.decoding.fork_server"
+    decoding = {p for p in list_descendants(pid) if module in Path(f"/proc/{p}/cmdline").read_bytes()}
     parents = {p: int(Path(f"/proc/{p}/stat").read_text().rsplit(")", 1)[1].split()[1]) for p in decoding}
     return sorted(p for p in decoding if parents[p] in decoding)
 
@@ -166,3 +172,10 @@ def test_no_server_is_unavailable():
 
     with pytest.raises(EngineUnavailable, match=r"127\.0\.0\.1:1"):
         asyncio.run(call())
+
+
+def test_requests_are_limited_to_what_keeps_all_instances_busy(bundle):
+    on_cpu = RepositoryOptions(backend="python", instances=3, preferred_batch_size=4)
+    assert compute_max_concurrent_requests(build_model_config(bundle, on_cpu)) == 2 * 3 * 4
+    on_gpu = RepositoryOptions(backend="pytorch", instances=1, max_batch_size=16)
+    assert compute_max_concurrent_requests(build_model_config(bundle, on_gpu)) == 2 * 16

@@ -6,7 +6,8 @@ import onnx
 import pytest
 import torch
 
-from serving.triton.repository import RepositoryOptions, write_repository
+from serving.triton.config import RepositoryOptions
+from serving.triton.repository import write_repository
 from tests.conftest import ROOT
 from training.errors import PrecisionRefused
 from training.export.precision import HalfClassifier, convert_bundle, model_speeds

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from listing_vision.calibrate import calibrate
-from serving.inference.triton import TritonEngine, wait_for_golden_photos
+from serving.inference.health import wait_for_golden_photos
+from serving.inference.triton import TritonEngine
+from serving.inference.triton_tensors import MODEL_NAME
+from serving.triton.config import RepositoryOptions
 from serving.triton.process import LocalTriton
-from serving.triton.repository import MODEL_NAME, RepositoryOptions
 from tests.support.helpers import create_scene, encode_image
 from vision.bundle import load_bundle
 from vision.engine import Logits

@@ -1,0 +1,56 @@
+"""What the gateway needs of an engine, whether it is a Triton server or ONNX Runtime in this process."""
+
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from vision.engine import Logits
+from vision.errors import PhotoError
+
+__all__ = ["AsyncEngine", "EncodedInferenceResult", "InferEncoded"]
+
+
+class EncodedInferenceResult(NamedTuple):
+    """The result of an engine that decodes photos itself."""
+
+    errors: list[PhotoError | None]
+    """What was wrong with each photo."""
+    logits: Logits
+    """The rows of the photos without error, in their order."""
+
+
+InferEncoded = Callable[[Sequence[bytes]], Coroutine[Any, Any, EncodedInferenceResult]]
+
+
+class AsyncEngine(Protocol):
+    async def infer(self, photos_nhwc: npt.NDArray[np.uint8]) -> Logits:
+        """Logits of (P, S, S, 3) uint8 photos of one listing.
+
+        Raises:
+            EngineUnavailable: not now; the same call may succeed later.
+            EngineBusy: its queue is full or overdue.
+            EngineBroken: the model rejects input that the bundle allows, or returns output that no model returns.
+        """
+        ...
+
+    async def infer_golden(self, photos_nhwc: npt.NDArray[np.uint8]) -> Logits:
+        """Like `infer`, but ahead of the calls that wait in this process."""
+        ...
+
+    @property
+    def infer_encoded(self) -> InferEncoded | None:
+        """Like `infer`, for encoded photos of at least one byte and at most the size limit; None: it takes pixels
+        only."""
+        ...
+
+    async def fetch_backend(self) -> str:
+        """Name of what computes the logits, and decodes where it does so by its own means; certificates depend on it.
+
+        Raises:
+            EngineUnavailable: not known now.
+        """
+        ...
+
+    async def close(self) -> None: ...
