@@ -5,7 +5,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from serving.auth.interceptor import ServerTls, StaticTokenVerifier, TokenVerifier, is_loopback
+from serving.auth.interceptor import TokenVerifier
+from serving.auth.static_tokens import StaticTokenVerifier
+from serving.auth.tls import ServerTls, is_loopback
 from serving.inference.triton_tensors import MODEL_NAME
 from serving.observability.tracing import TraceOptions
 from serving.rollout.traffic_split import TrafficSplit
@@ -89,7 +91,7 @@ class ServeOptions:
     tls_client_ca: Path | None = None
     """Whose certificates callers must show; None: none."""
     tokens: Path | None = None
-    """Callers and hashes of their bearer tokens (`serving.auth.interceptor.StaticTokenVerifier`); with no `jwks` and
+    """Callers and hashes of their bearer tokens (`serving.auth.static_tokens`); with no `jwks` and
     None:
     anybody may call."""
     jwks: str | None = None

@@ -1,1 +1,1 @@
-"""Who may call: TLS, tokens, JWT, quotas."""
+"""Authentication of callers and their quotas: TLS, static bearer tokens, JWTs."""

@@ -1,4 +1,4 @@
-"""A JSON Web Key Set (RFC 7517): fetched or read within limits, and of its keys those that a signature may rest on."""
+"""A JSON Web Key Set (RFC 7517): fetched or read within limits, and its keys that may verify signatures."""
 
 import http.client
 import json
@@ -15,7 +15,7 @@ from typing import Any
 import jwt
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
-from serving.auth.interceptor import is_loopback
+from serving.auth.tls import is_loopback
 from vision.errors import ListingVisionError
 
 __all__ = ["ALGORITHMS", "fetch", "parse", "read_file", "require_safe_url"]
@@ -23,19 +23,19 @@ __all__ = ["ALGORITHMS", "fetch", "parse", "read_file", "require_safe_url"]
 _log = logging.getLogger(__name__)
 
 ALGORITHMS = frozenset({"ES256", "EdDSA", "RS256"})
-"""All with public keys: one of a shared secret (HS256) would let whoever knows a public key sign with it."""
+"""Algorithms with public keys only: with HS256, a shared secret, anyone who knows a public key could sign with it."""
 MIN_RSA_BITS = 2048
 """NIST SP 800-131A."""
 MAX_BYTES = 256 << 10
 TIMEOUT_S = 5.0
-"""To fetch a key set, all in all."""
+"""For the whole fetch of a key set."""
 
 
 def parse(raw: bytes, name: str) -> Mapping[str, jwt.PyJWK]:
-    """The usable keys by their id (`kid`); those of other kinds or uses are left out.
+    """The usable keys by their id (`kid`); keys of other kinds or uses are ignored.
 
     Raises:
-        ListingVisionError: it is no key set, or has no usable key.
+        ListingVisionError: it is not a key set, or has no usable key.
     """
     try:
         entries = json.loads(raw)["keys"]
@@ -54,24 +54,24 @@ def _parse_usable_key(jwk: Mapping[str, Any]) -> jwt.PyJWK | None:
     if not isinstance(key_id, str) or jwk.get("use", "sig") != "sig" or "verify" not in jwk.get("key_ops", ["verify"]):
         return None
     if "d" in jwk:
-        _log.warning("JWKS: key %r is a private key and is left out; whoever can read it can sign tokens", key_id)
+        _log.warning("JWKS: key %r is a private key and is ignored; whoever can read it can sign tokens", key_id)
         return None
     try:
         key = jwt.PyJWK.from_dict(dict(jwk))
     except jwt.PyJWTError as error:
         # Its message may hold the key.
-        _log.warning("JWKS: key %r is left out: %s", key_id, type(error).__name__)
+        _log.warning("JWKS: key %r is ignored: %s", key_id, type(error).__name__)
         return None
     if key.algorithm_name not in ALGORITHMS:
         return None
     if isinstance(key.key, RSAPublicKey) and key.key.key_size < MIN_RSA_BITS:
-        _log.warning("JWKS: key %r is left out: %d bits are too few", key_id, key.key.key_size)
+        _log.warning("JWKS: key %r is ignored: %d bits are too few", key_id, key.key.key_size)
         return None
     return key
 
 
 def read_file(path: Path) -> bytes:
-    """Raises ListingVisionError: it cannot be read, or is too large."""
+    """Read a key set. Raises ListingVisionError: it cannot be read, or is too large."""
     try:
         with path.open("rb") as file:
             return _read_bounded(file, str(path), time.monotonic() + TIMEOUT_S)
@@ -80,25 +80,25 @@ def read_file(path: Path) -> bytes:
 
 
 def require_safe_url(url: str) -> None:
-    """Raise ListingVisionError unless nobody on the way can put keys of their own into the answer."""
+    """Raise ListingVisionError for a URL whose response could be altered on its way."""
     parts = urllib.parse.urlsplit(url)
     safe = parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or ""))
     if not safe or not parts.hostname or parts.username or parts.password:
         raise ListingVisionError(
             f"--jwks {parts.scheme}://{parts.hostname}: give an https URL without user and password, or a path; http "
-            "is for this machine alone"
+            "is allowed for this machine only"
         )
 
 
 def fetch(url: str) -> bytes:
-    """The key set at a URL, directly: a redirect is refused.
+    """Fetch the key set at a URL; a redirect is an error.
 
     Raises:
-        ListingVisionError: it cannot be had in time, or is too large.
+        ListingVisionError: it cannot be fetched in time, or is too large.
     """
     handlers: list[urllib.request.BaseHandler] = [_NoRedirect()]
     if urllib.parse.urlsplit(url).scheme == "http":
-        handlers.append(urllib.request.ProxyHandler({}))  # plain text leaves this machine by no detour
+        handlers.append(urllib.request.ProxyHandler({}))  # plain text must not leave this machine through a proxy
     deadline_s = time.monotonic() + TIMEOUT_S
     request = urllib.request.Request(url, headers={"Accept": "application/json"})
     try:
@@ -115,10 +115,10 @@ def _read_bounded(source: BufferedIOBase, name: str, deadline_s: float) -> bytes
         if len(found) > MAX_BYTES:
             raise ListingVisionError(f"JWKS {name} is larger than {MAX_BYTES >> 10} KiB")
         if time.monotonic() > deadline_s:
-            raise ListingVisionError(f"JWKS {name} did not come within {TIMEOUT_S:g} s")
+            raise ListingVisionError(f"JWKS {name} was not received within {TIMEOUT_S:g} s")
     return found
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *_: Any) -> None:
-        """None: the redirect is an error, as any other answer but the key set."""
+        """Return None, which makes the redirect an error."""

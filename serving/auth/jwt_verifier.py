@@ -1,4 +1,5 @@
-"""Bearer tokens that an identity provider signs: JWTs (RFC 7519), told by the keys that it publishes (RFC 7517)."""
+"""Bearer tokens that an identity provider signs: JWTs (RFC 7519), verified with the keys that it publishes (RFC
+7517)."""
 
 import asyncio
 import hashlib
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jwt
 
-from serving.auth.interceptor import FileWatcher
+from serving.auth.file_watcher import FileWatcher
 from serving.auth.jwks import fetch, parse, read_file, require_safe_url
 from vision.errors import ListingVisionError
 from vision.runtime.files import write_atomically
@@ -23,65 +24,79 @@ __all__ = ["JwtOptions", "JwtVerifier"]
 _log = logging.getLogger(__name__)
 
 LEEWAY_S = 30.0
-"""Between the provider's clock and ours."""
+"""Allowed difference between the provider's clock and ours."""
 MIN_FETCH_INTERVAL_S = 30.0
-"""Between two fetches, whatever tokens come: somebody may send a thousand with keys that do not exist."""
+"""Between two fetches, whatever tokens name: a caller may send a thousand with keys that do not exist."""
 KEY_SET_TTL_S = 300.0
-"""A fetched key that the provider has withdrawn is believed for so long."""
+"""A key that the provider has withdrawn stays valid for at most this time."""
 KEY_WAIT_TIMEOUT_S = 6.0
-"""For keys, of a call whose token names one that is not known yet."""
+"""How long a call waits for keys if its token names an unknown one."""
 TOKEN_CACHE_TTL_S = 60.0
-"""A token that was found good is not computed again for so long, or until it expires."""
+"""How long a valid token is not verified again, unless it expires before."""
 MAX_CACHED_TOKENS = 10_000
 MAX_TOKEN_CHARS = 8192
-"""As gRPC limits a call's headers."""
+"""gRPC's limit for the headers of a call."""
 MAX_CALLER_CHARS = 200
 _REQUIRED_CLAIMS = ("exp", "iss", "aud", "sub")
 
 
 @dataclass(frozen=True, kw_only=True)
 class JwtOptions:
-    """Whose tokens are believed."""
+    """Which tokens are valid."""
 
     jwks: str
     """URL (https, or http to this machine) or path of the keys, as a JSON Web Key Set."""
     audience: str
-    """That a token must be meant for (`aud`)."""
+    """What a token must be issued for (`aud`)."""
     issuer: str
-    """That it must come from (`iss`)."""
+    """Who must have issued it (`iss`)."""
     cache_path: Path | None = None
-    """Where fetched keys are kept for a process that starts while the provider is away; None: nowhere."""
+    """Where fetched keys are stored for a process that starts while the provider is down; None: nowhere."""
 
 
 class _Keys(Protocol):
     async def find(self, key_id: str) -> jwt.PyJWK | None:
-        """The key of a name; the same object as long as the key set does not change."""
+        """The key of this id; the same object as long as the key set does not change."""
         ...
 
 
 class JwtVerifier:
-    """Tells callers by the `sub` of a token that a key of the provider's has signed.
+    """Identifies callers by the `sub` of a token that the provider has signed.
 
-    The algorithm is the key's own, one of `serving.auth.jwks.ALGORITHMS`, whatever the token says of itself. Use it in
-    one running loop.
+    The key determines the algorithm, one of `serving.auth.jwks.ALGORITHMS`, and not the token's header. Use it in one
+    running loop.
     """
 
-    def __init__(self, options: JwtOptions, *, clock: Callable[[], float] = time.time) -> None:
-        """Raises ListingVisionError: the keys cannot be had."""
+    def __init__(
+        self,
+        options: JwtOptions,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Args:
+            clock: times the fetches of keys.
+            wall_clock: times the expiry of tokens.
+
+        Raises:
+            ListingVisionError: there are no keys.
+        """
         self._options = options
-        self._clock = clock
-        self._keys: _Keys = _FetchedKeys(options) if "://" in options.jwks else _FileKeys(Path(options.jwks))
+        self._wall_clock = wall_clock
+        self._keys: _Keys = (
+            _FetchedKeys(options, clock) if "://" in options.jwks else _FileKeys(Path(options.jwks), clock)
+        )
         self._token_cache: OrderedDict[bytes, _VerifiedToken] = OrderedDict()
 
     async def identify_caller(self, token: str) -> str | None:
-        """The caller's name; None: it is not a token to believe, whatever the reason."""
+        """The caller's name; None: the token is not valid, for whatever reason."""
         if len(token) > MAX_TOKEN_CHARS:
             return None
-        # Whatever a stranger may send, such as JSON too deep to read, is as good as no token.
+        # Anything that a stranger may send, such as deeply nested JSON, is treated like no token.
         try:
             return await self._verify_cached(token)
         except Exception as error:
-            _log.debug("a token is not believed: %s", type(error).__name__)
+            _log.debug("a token is not valid: %s", type(error).__name__)
             return None
 
     async def _verify_cached(self, token: str) -> str | None:
@@ -91,8 +106,8 @@ class JwtVerifier:
             return None
         digest = hashlib.sha256(token.encode()).digest()
         found = self._token_cache.get(digest)
-        # A key that is no longer the same object has been replaced or withdrawn since.
-        if found is None or found.key is not key or self._clock() >= found.expires_s:
+        # Another object means that the key has been replaced or withdrawn.
+        if found is None or found.key is not key or self._wall_clock() >= found.expires_s:
             found = self._verify(token, key)
             self._cache_token(digest, found)
         return found.caller
@@ -110,7 +125,7 @@ class JwtVerifier:
         caller = claims["sub"]
         if not (0 < len(caller) <= MAX_CALLER_CHARS and caller.isprintable()):
             raise jwt.InvalidTokenError("sub")
-        return _VerifiedToken(caller, key, min(self._clock() + TOKEN_CACHE_TTL_S, float(claims["exp"]) + LEEWAY_S))
+        return _VerifiedToken(caller, key, min(self._wall_clock() + TOKEN_CACHE_TTL_S, float(claims["exp"]) + LEEWAY_S))
 
     def _cache_token(self, digest: bytes, found: "_VerifiedToken") -> None:
         self._token_cache[digest] = found
@@ -122,18 +137,17 @@ class JwtVerifier:
 class _VerifiedToken(NamedTuple):
     caller: str
     key: jwt.PyJWK
-    """That signed it."""
+    """The key that verified it."""
     expires_s: float
-    """Wall clock."""
+    """In time of the wall clock."""
 
 
 class _FileKeys:
-    """Of a file that is read again when it changes; one that cannot be used changes nothing."""
+    """Keys of a file, reloaded when it changes; a file that cannot be used is logged, and the old keys stay."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, clock: Callable[[], float]) -> None:
         self._path = path
-        self._watcher = FileWatcher(path)
-        self._watcher.has_changed()
+        self._watcher = FileWatcher(path, clock=clock)
         self._keys_by_id = parse(read_file(path), str(path))
 
     async def find(self, key_id: str) -> jwt.PyJWK | None:
@@ -146,23 +160,24 @@ class _FileKeys:
 
 
 class _FetchedKeys:
-    """Of a URL: fetched again every few minutes, and when a token names a key that is not known.
+    """Keys of a URL, fetched again every few minutes and when a token names an unknown key.
 
-    A provider that is away changes nothing: the last keys stay.
+    While the provider is down the last keys stay.
     """
 
-    def __init__(self, options: JwtOptions) -> None:
+    def __init__(self, options: JwtOptions, clock: Callable[[], float]) -> None:
         require_safe_url(options.jwks)
         self._url, self._cache_path = options.jwks, options.cache_path
         self._fetch_task: asyncio.Task[None] | None = None
-        self._last_fetch_s = time.monotonic()
+        self._clock = clock
+        self._last_fetch_s = clock()
         self._raw = self._load_initial()
         self._keys_by_id = parse(self._raw, self._url)
 
     async def find(self, key_id: str) -> jwt.PyJWK | None:
         is_known = key_id in self._keys_by_id
         if self._is_due(KEY_SET_TTL_S if is_known else MIN_FETCH_INTERVAL_S):
-            self._last_fetch_s = time.monotonic()
+            self._last_fetch_s = self._clock()
             self._fetch_task = asyncio.create_task(self._refresh())
         if self._fetch_task and not is_known:
             with suppress(TimeoutError):
@@ -170,7 +185,7 @@ class _FetchedKeys:
         return self._keys_by_id.get(key_id)
 
     def _is_due(self, age_s: float) -> bool:
-        return self._fetch_task is None and time.monotonic() - self._last_fetch_s >= age_s
+        return self._fetch_task is None and self._clock() - self._last_fetch_s >= age_s
 
     async def _refresh(self) -> None:
         try:
@@ -192,7 +207,7 @@ class _FetchedKeys:
         except ListingVisionError as error:
             if self._cache_path is None or not self._cache_path.is_file():
                 raise
-            _log.warning("%s; the keys that were fetched before are used", error)
+            _log.warning("%s; the keys of an earlier fetch are used", error)
             return self._cache_path.read_bytes()
         self._write_cache(raw)
         return raw

@@ -10,7 +10,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from serving.api import responses
-from serving.auth.interceptor import AuthInterceptor, PhotoQuota
+from serving.auth.interceptor import AuthInterceptor
+from serving.auth.quota import PhotoQuota
 from serving.client.client import MESSAGE_LIMIT_BYTES
 from serving.config import ServeOptions, gateway_socket_address
 from serving.gateway.admission import MAX_PHOTOS_IN_FLIGHT, Admission, ThroughputEstimator

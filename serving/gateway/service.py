@@ -12,7 +12,8 @@ import numpy as np
 
 from serving.api import responses
 from serving.api.status import Refusal, abort
-from serving.auth.interceptor import CALLER, PhotoQuota
+from serving.auth.interceptor import CALLER
+from serving.auth.quota import PhotoQuota
 from serving.gateway.admission import MAX_WAIT_S, Admission
 from serving.gateway.occlusion import GRID_SIZE, NUM_VARIANTS, encode_jpeg, explain
 from serving.gateway.shadow import ShadowTraffic

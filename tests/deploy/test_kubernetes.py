@@ -10,7 +10,7 @@ import yaml
 
 import vision
 from scripts.check_deploy import BUILT, DEPLOY, ROOT, built, check_manifest, pod_templates
-from serving.auth.interceptor import ServerTls
+from serving.auth.tls import ServerTls
 from serving.config import ServeOptions
 from serving.observability import metrics
 from serving.supervisor import supervisor

@@ -12,7 +12,9 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving.api.status import Refusal
-from serving.auth.interceptor import PhotoQuota, ServerTls, StaticTokenVerifier, is_loopback
+from serving.auth.quota import PhotoQuota
+from serving.auth.static_tokens import StaticTokenVerifier
+from serving.auth.tls import ServerTls, is_loopback
 from serving.client import Access, AsyncListingVisionClient, CallFailed, ClientTls, ListingVisionClient
 from serving.config import ServeOptions
 from serving.gateway.server import GatewayServer
@@ -184,7 +186,7 @@ def test_whoever_has_no_token_learns_nothing_and_sends_no_photo(bundle, tmp_path
 
 
 def test_tokens_are_read_again_and_a_broken_file_changes_nothing(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr("serving.auth.interceptor._CHECK_INTERVAL_S", 0.0)
+    monkeypatch.setattr("serving.auth.file_watcher.CHECK_INTERVAL_S", 0.0)
     path = token_file(tmp_path / "tokens", upload="one")
     tokens = StaticTokenVerifier(path)
 
@@ -254,12 +256,12 @@ def test_callers_whose_quota_is_whole_again_are_forgotten(monkeypatch):
         quotas.consume(name, 10)
     now[0] = 3.0
     quotas.consume("d", 10)
-    assert len(quotas._remaining) == 4  # none is whole: the least of it is refused
+    assert len(quotas._buckets) == 4  # none is whole: the least of it is refused
     with pytest.raises(Refusal):
         quotas.consume("a", 10)
     now[0] = 5.0
     quotas.consume("e", 1)
-    assert set(quotas._remaining) == {"d", "e"}
+    assert set(quotas._buckets) == {"d", "e"}
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "[::1]", "localhost"])

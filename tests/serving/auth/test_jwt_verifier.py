@@ -217,7 +217,7 @@ def test_a_secret_among_the_keys_is_not_logged(many_keys, caplog):
     with caplog.at_level(logging.DEBUG):
         create_verifier(str(many_keys))
     assert "key 'private' is a private key" in caplog.text
-    assert "key 'future' is left out" in caplog.text
+    assert "key 'future' is ignored" in caplog.text
     assert encode(b"x" * 32) not in caplog.text
 
 
@@ -333,7 +333,7 @@ def send_not_found(request):
         (redirect, "HTTP Error 302"),
         (send_not_found, "HTTP Error 404"),
         (send_endless, "larger than 256 KiB"),
-        (send_slowly, "did not come within 0.2 s"),
+        (send_slowly, "was not received within 0.2 s"),
     ],
 )
 def test_a_fetch_has_limits(provider, monkeypatch, answer, said):
@@ -353,7 +353,7 @@ def test_keys_come_over_https_alone(url):
 
 
 def test_a_file_of_keys_is_read_again_and_a_broken_one_changes_nothing(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("serving.auth.interceptor._CHECK_INTERVAL_S", 0.0)
+    monkeypatch.setattr("serving.auth.file_watcher.CHECK_INTERVAL_S", 0.0)
     path = tmp_path / "jwks.json"
     with pytest.raises(ListingVisionError, match="cannot be read: No such file"):
         create_verifier(str(path))
@@ -369,7 +369,7 @@ def test_a_file_of_keys_is_read_again_and_a_broken_one_changes_nothing(tmp_path,
 
 def test_a_good_token_is_computed_once_and_again_when_it_may_have_expired(many_keys, monkeypatch):
     now = [time.time()]
-    verifier = create_verifier(str(many_keys), clock=lambda: now[0])
+    verifier = create_verifier(str(many_keys), wall_clock=lambda: now[0])
     computed = []
     real = jwt.decode
     monkeypatch.setattr(jwt, "decode", lambda *given, **named: computed.append(1) or real(*given, **named))
