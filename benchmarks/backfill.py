@@ -73,7 +73,7 @@ def measure_ceiling(folder: Path, photos: list[Path]) -> float:
 def run_job(folder: Path, manifest: Path, output: Path, num_photos: int, *options: str) -> dict[str, Any]:
     """What the command says and costs."""
     shutil.rmtree(output, ignore_errors=True)
-    command = [sys.executable, "-m", "listing_vision", "backfill", str(manifest)]
+    command = [sys.executable, "-m", "listing_vision", "backfill", "run", str(manifest)]
     command += ["--model", str(folder), "--output", str(output), *options]
     began_s = time.monotonic()
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -79,7 +79,7 @@ class Job:
     """The same command again and again, on one engine or the other."""
 
     def __init__(self, folder: Path, manifest: Path, output: Path) -> None:
-        self._command = [sys.executable, "-m", "listing_vision", "backfill", str(manifest)]
+        self._command = [sys.executable, "-m", "listing_vision", "backfill", "run", str(manifest)]
         self._command += ["--model", str(folder), "--output", str(output), "--max-error-share", "0"]
         self._command += ["--listings-per-shard", str(LISTINGS_PER_SHARD)]
         self._process: subprocess.Popen[bytes] | None = None

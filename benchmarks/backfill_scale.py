@@ -49,7 +49,7 @@ def write_shuffled_manifest(path: Path, photos: list[str], *, num_rows: int, per
 
 def measure_first_shard_s(folder: Path, manifest: Path, output: Path) -> tuple[float, float]:
     """Seconds from the command to the first shard that is done, and the largest memory until then in MB."""
-    command = [sys.executable, "-m", "listing_vision", "backfill", str(manifest)]
+    command = [sys.executable, "-m", "listing_vision", "backfill", "run", str(manifest)]
     command += ["--model", str(folder), "--output", str(output), "--overwrite"]
     store, began_s = Store(str(output)), time.monotonic()
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)

@@ -6,10 +6,11 @@ import vision
 from listing_vision.calibrate import calibrate
 from listing_vision.classify import classify
 from listing_vision.demo import demo
-from serving.cli import serve as serving_commands
 from serving.cli.backfill import backfill_app
 from serving.cli.model import model_app
 from serving.cli.plan import plan_app
+from serving.cli.serve import serve
+from serving.cli.triton import triton_app, tune
 from training.cli import train as training_commands
 from training.cli.brand import brand_app
 from training.cli.compare import compare
@@ -38,11 +39,12 @@ for verb in (
     demo,
 ):
     app.command()(verb)
+training_commands.tune_app.command("triton")(tune)
 app.add_typer(training_commands.tune_app, name="tune")
 app.add_typer(brand_app, name="brand")
-app.add_typer(serving_commands.serve_app, name="serve")
+app.command()(serve)
 app.add_typer(model_app, name="model")
-app.add_typer(serving_commands.triton_app, name="triton")
+app.add_typer(triton_app, name="triton")
 app.add_typer(backfill_app, name="backfill")
 app.add_typer(experiment_app, name="experiment")
 app.add_typer(plan_app, name="plan")

@@ -1,118 +1,200 @@
-"""How `serve` serves, as the supervisor hands it to its processes."""
+"""The options of `serve`: flags, environment variables, checks and hand-over to its processes, declared once."""
 
 import json
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated, Literal, get_args, get_type_hints
 
-from serving.auth.interceptor import TokenVerifier
-from serving.auth.static_tokens import StaticTokenVerifier
-from serving.auth.tls import ServerTls, is_loopback
-from serving.inference.triton_tensors import MODEL_NAME
+import typer
+
+from serving.inference.model_names import CANARY_MODEL_NAME, MODEL_NAME, SHADOW_MODEL_NAME
 from serving.observability.tracing import TraceOptions
 from serving.rollout.traffic_split import TrafficSplit
-from serving.triton.config import RepositoryOptions, read_tuning
 from vision.errors import ListingVisionError
 from vision.runtime.cpus import usable_cores
 
-__all__ = ["CANARY_MODEL_NAME", "SHADOW_MODEL_NAME", "ServeOptions", "gateway_socket_address", "process_control_path"]
+if TYPE_CHECKING:  # gRPC is not installed where models are only trained, and the console script reads this module
+    from serving.auth.interceptor import TokenVerifier
+    from serving.auth.tls import ServerTls
+    from serving.triton.config import RepositoryOptions
 
-CANARY_MODEL_NAME = f"{MODEL_NAME}_canary"
-SHADOW_MODEL_NAME = f"{MODEL_NAME}_shadow"
+__all__ = ["ServeOptions", "gateway_socket_address", "process_control_path"]
 
-_PATHS = (
-    "bundle",
-    "canary",
-    "shadow",
-    "tuning",
-    "runtime_folder",
-    "tls_certificate",
-    "tls_key",
-    "tls_client_ca",
-    "tokens",
-)
+
+def _split_at_commas(text: str | None) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",")) if text else ()
+
+
+def _resolve_unless_url(text: str | None) -> str | None:
+    return text if text is None or "://" in text else str(Path(text).resolve())
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServeOptions:
-    bundle: Path
-    host: str = "127.0.0.1"
-    port: int = 50051
-    """0 takes a free one."""
-    triton: str | None = None
-    """HOST:PORT of a Triton that serves the bundle."""
+    """A field with a `typer.Option` is a flag of `serve`, with the type, default and help that stand here.
+
+    Each flag is an environment variable too: `status_port` is `--status-port` and `LISTING_VISION_STATUS_PORT`. A flag
+    goes before its variable. The other fields are set by the supervisor or by tests.
+    """
+
+    bundle: Annotated[Path, typer.Argument(help="A model bundle.", envvar="LISTING_VISION_BUNDLE", resolve_path=True)]
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1"
+    port: Annotated[int, typer.Option(help="gRPC port; 0 takes a free one.")] = 50051
+    triton: Annotated[
+        str | None, typer.Option(help="HOST:PORT of a Triton that serves the bundle. Default: `serve` starts one.")
+    ] = None
     model_name: str = MODEL_NAME
-    """Triton's name for it."""
-    canary: Path | None = None
-    """Another bundle, which answers `canary_share` of the listings from the start; an own Triton loads it, a given one
-    serves it as `CANARY_MODEL_NAME`."""
-    canary_share: float = 0.05
-    shadow: Path | None = None
-    """Another bundle, which answers `shadow_share` of the listings for the record; served as `SHADOW_MODEL_NAME`."""
-    shadow_share: float = 1.0
-    traffic_split: TrafficSplit | None = None
-    """All releases that are loaded and what each is for; None: the bundle alone."""
-    in_process: bool = False
-    """ONNX Runtime in this process instead of Triton."""
-    workers: int = 1
-    """Gateway processes on the port, each with its share of the decoders."""
+    """Name of the bundle's model in Triton."""
+    in_process: Annotated[
+        bool,
+        typer.Option("--in-process", help="Run the model with ONNX Runtime in the gateway process, not in Triton."),
+    ] = False
+    workers: Annotated[int, typer.Option(min=1, help="Gateway processes that share the port.")] = 1
     reuse_port: bool = False
-    """Other processes of the same tree listen on the port too."""
-    isolate: bool = True
-    """Decode in processes that a photo may crash; else on threads of the gateway, or in the model's own process."""
-    decode_in: Literal["triton", "gateway"] = "triton"
-    """Where photos are decoded if Triton's model can do it; one that cannot, as on a GPU, is sent pixels."""
-    tuning: Path | None = None
-    """What `serve tune` found best, for a Triton that is started here; None: what is best on most CPUs."""
+    """Whether other gateway processes listen on the port too."""
+    isolate: Annotated[
+        bool, typer.Option(help="Decode photos in separate processes, which a broken photo may crash; else on threads.")
+    ] = True
+    decode_in: Annotated[
+        Literal["triton", "gateway"],
+        typer.Option(help="Where photos are decoded. A model that takes pixels only gets them from the gateway."),
+    ] = "triton"
+    tuning: Annotated[
+        Path | None,
+        typer.Option(help="tuning.json of `tune triton`, for the Triton that `serve` starts.", resolve_path=True),
+    ] = None
+    canary: Annotated[
+        Path | None,
+        typer.Option(
+            help=f"Bundle that answers a share of the listings. Its model in --triton is {CANARY_MODEL_NAME}.",
+            resolve_path=True,
+        ),
+    ] = None
+    canary_share: Annotated[float, typer.Option(help="Share of the listings, above 0 and at most 1.")] = 0.05
+    shadow: Annotated[
+        Path | None,
+        typer.Option(
+            help=f"Bundle whose suggestions are recorded, not returned. Its model in --triton is {SHADOW_MODEL_NAME}.",
+            resolve_path=True,
+        ),
+    ] = None
+    shadow_share: Annotated[float, typer.Option(help="Share of the listings, above 0 and at most 1.")] = 1.0
+    traffic_split: TrafficSplit | None = None
+    """All loaded releases and the traffic of each; None: the bundle alone."""
+    # Not 0: grpc.aio cancels calls that have arrived but not begun when its server stops.
+    drain_s: Annotated[float, typer.Option(min=0, help="Seconds to serve on after health says NOT_SERVING.")] = 0.5
     grace_period_s: float = 15.0
     """How long calls in flight may take to finish after SIGTERM."""
-    drain_s: float = 0.5
-    """How long to go on serving after health says NOT_SERVING, for load balancers to notice.
-
-    Not 0: grpc.aio cancels calls that have arrived but not begun when it is told to stop.
-    """
     health_interval_s: float = 1.0
-    """Between two golden-photo checks."""
-    connection_age_s: float | None = None
-    """How long a caller's connection may last; calls on it finish, the next ones take a new one. None: for ever."""
-    status_port: int | None = None
-    """Of the supervisor's HTTP: metrics, /healthz, /readyz; 0 takes a free one, None: there is none."""
-    http_port: int | None = None
-    """Of HTTP/JSON and the page for people; 0 takes a free one, None: there is none."""
-    photo_uris: tuple[str, ...] = ()
-    """Prefixes below which photos may be fetched; empty: none are."""
-    outcomes: str | None = None
-    """Folder or fsspec URL for what was suggested and chosen; None: it is not recorded."""
+    """Time between two checks with golden photos."""
+    connection_age_s: Annotated[
+        float | None,
+        typer.Option(min=1, help="Seconds after which clients must reconnect, so that a load balancer spreads them."),
+    ] = None
+    status_port: Annotated[
+        int | None, typer.Option(min=0, help="HTTP port for /metrics, /healthz and /readyz; 0 takes a free one.")
+    ] = None
+    http_port: Annotated[
+        int | None,
+        typer.Option(min=0, help="Port of HTTP/JSON and the web page; 0 takes a free one. Needs the extra `http`."),
+    ] = None
+    photo_uris: Annotated[
+        tuple[str, ...],
+        typer.Option(
+            help="Comma-separated URI prefixes below which photos may be fetched. Needs the extra `photo-uris`.",
+            metavar="PREFIXES",
+            callback=_split_at_commas,
+        ),
+    ] = ()
+    outcomes: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder or fsspec URL for suggestions and outcomes, as Parquet. Needs the extra `outcomes`.",
+            callback=_resolve_unless_url,
+        ),
+    ] = None
     runtime_folder: Path | None = None
-    """Where each gateway process also listens for its supervisor, on a socket named by its pid; None: nowhere."""
-    tls_certificate: Path | None = None
-    """PEM, with `tls_key`; None: plain text."""
-    tls_key: Path | None = None
-    tls_client_ca: Path | None = None
-    """Whose certificates callers must show; None: none."""
-    tokens: Path | None = None
-    """Callers and hashes of their bearer tokens (`serving.auth.static_tokens`); with no `jwks` and
-    None:
-    anybody may call."""
-    jwks: str | None = None
-    """URL or path of the keys of signed bearer tokens (`serving.auth.jwt_verifier`), with `jwt_audience` and
-    `jwt_issuer`."""
-    jwt_audience: str | None = None
-    jwt_issuer: str | None = None
-    quota_photos_per_s: float | None = None
-    """Of each caller, over all gateway processes together; None: no quota."""
-    insecure: bool = False
-    """Whether plain text may be spoken beyond this machine."""
-    otlp_endpoint: str | None = None
-    """Where spans go, of the gateway and of a Triton that is started here (`serving.observability.tracing`); None: no
-    traces."""
-    trace_ratio: float = 1.0
-    """Share of the calls that are traced, where the caller has not decided."""
+    """Folder of the sockets on which the supervisor reaches its processes; None: there is no supervisor."""
+    tls_certificate: Annotated[
+        Path | None, typer.Option(help="PEM file; read again when it changes.", resolve_path=True)
+    ] = None
+    tls_key: Annotated[Path | None, typer.Option(help="PEM file of the certificate's key.", resolve_path=True)] = None
+    tls_client_ca: Annotated[
+        Path | None, typer.Option(help="Require client certificates of this CA (mTLS).", resolve_path=True)
+    ] = None
+    tokens: Annotated[
+        Path | None,
+        typer.Option(help="File of callers: lines of a name and the SHA-256 of a bearer token.", resolve_path=True),
+    ] = None
+    jwks: Annotated[
+        str | None,
+        typer.Option(
+            help="URL or path of the keys (JWKS) that sign callers' tokens; `sub` names the caller.",
+            callback=_resolve_unless_url,
+        ),
+    ] = None
+    jwt_audience: Annotated[str | None, typer.Option(help="Required audience of signed tokens.")] = None
+    jwt_issuer: Annotated[str | None, typer.Option(help="Required issuer of signed tokens.")] = None
+    quota_photos_per_s: Annotated[
+        float | None,
+        typer.Option(
+            "--quota",
+            envvar="LISTING_VISION_QUOTA",
+            min=0.01,
+            help="Photos per second of each caller, over all gateway processes; needs --tokens or --jwks.",
+        ),
+    ] = None
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Allow plain text on addresses that other machines reach.")
+    ] = False
+    otlp_endpoint: Annotated[
+        str | None,
+        typer.Option(help="Base URL of an OTLP/HTTP trace collector. Default: OTEL_EXPORTER_OTLP_ENDPOINT."),
+    ] = None
+    trace_ratio: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of calls to trace where the caller has not decided.")
+    ] = 1.0
+
+    def find_conflict(self) -> str | None:
+        """Return what is wrong with the combination of flags, None if nothing is."""
+        jwt = (self.jwks, self.jwt_audience, self.jwt_issuer)
+        rules: Sequence[tuple[object, str]] = (
+            (self.triton and self.in_process, "give --triton or --in-process, not both"),
+            (
+                self.tuning and (self.triton or self.in_process),
+                "--tuning is for the Triton that `serve` starts; drop it with --triton and --in-process",
+            ),
+            ((self.tls_certificate is None) != (self.tls_key is None), "--tls-certificate and --tls-key go together"),
+            (
+                self.tls_client_ca and not self.tls_certificate,
+                "--tls-client-ca needs --tls-certificate and --tls-key",
+            ),
+            (any(jwt) and not all(jwt), "--jwks, --jwt-audience and --jwt-issuer go together"),
+            (
+                self.quota_photos_per_s and not (self.tokens or self.jwks),
+                "--quota counts by caller and needs --tokens or --jwks",
+            ),
+            (self.shadow and not self.outcomes, "--shadow records suggestions and needs --outcomes"),
+        )
+        return next((message for is_violated, message in rules if is_violated), None)
+
+    def require_tls_beyond_loopback(self) -> None:
+        """Raise ListingVisionError if photos and tokens would cross a network in plain text."""
+        from serving.auth.tls import is_loopback
+
+        if not (self.tls or self.insecure or is_loopback(self.host)):
+            raise ListingVisionError(
+                f"refusing to listen on {self.host} in plain text: give --tls-certificate and --tls-key, or --insecure "
+                "where something in front speaks TLS"
+            )
 
     @property
-    def tls(self) -> ServerTls | None:
+    def tls(self) -> "ServerTls | None":
         if self.tls_certificate is None or self.tls_key is None:
             return None
+        from serving.auth.tls import ServerTls
+
         return ServerTls(certificate=self.tls_certificate, key=self.tls_key, client_ca=self.tls_client_ca)
 
     @property
@@ -120,15 +202,17 @@ class ServeOptions:
         """Raises ListingVisionError: a value is wrong."""
         return TraceOptions(endpoint=self.otlp_endpoint, ratio=self.trace_ratio) if self.otlp_endpoint else None
 
-    def create_token_verifiers(self) -> list[TokenVerifier]:
-        """Who tell callers by their tokens; none: anybody may call.
+    def create_token_verifiers(self) -> "list[TokenVerifier]":
+        """Return what identifies callers by their tokens; empty: every caller is admitted.
 
         Raises:
             ListingVisionError: tokens or keys cannot be used.
         """
+        from serving.auth.static_tokens import StaticTokenVerifier
+
         verifiers: list[TokenVerifier] = [StaticTokenVerifier(self.tokens)] if self.tokens else []
         if self.jwks and self.jwt_audience and self.jwt_issuer:
-            from serving.auth.jwt_verifier import JwtOptions, JwtVerifier  # cryptography, only where it is asked for
+            from serving.auth.jwt_verifier import JwtOptions, JwtVerifier  # cryptography, only where it is needed
 
             cache_path = self.runtime_folder / "jwks.json" if self.runtime_folder else None
             jwt_options = JwtOptions(
@@ -137,29 +221,23 @@ class ServeOptions:
             verifiers.append(JwtVerifier(jwt_options))
         return verifiers
 
-    def require_tls_beyond_loopback(self) -> None:
-        """Raise ListingVisionError where photos and tokens would go over a network for all to read."""
-        if not (self.tls or self.insecure or is_loopback(self.host)):
-            raise ListingVisionError(
-                f"refusing to listen on {self.host} in plain text: give --tls-certificate and --tls-key, or --insecure "
-                "where something in front speaks TLS"
-            )
-
     @property
     def connection_age_options(self) -> list[tuple[str, int]]:
-        """Of the gRPC server: a load balancer in front can give a connection another place only when it is made."""
+        """gRPC server options: a load balancer can move a client to another server only when it connects."""
         return (
             [] if self.connection_age_s is None else [("grpc.max_connection_age_ms", int(1e3 * self.connection_age_s))]
         )
 
     @property
     def num_decoders(self) -> int:
-        """Decoding processes of one gateway process: together as many as cores."""
+        """Decode processes of one gateway process: all gateway processes together have one a core."""
         return max(1, usable_cores() // self.workers)
 
     @property
-    def repository_options(self) -> RepositoryOptions:
-        """How a Triton that is started here serves the model."""
+    def repository_options(self) -> "RepositoryOptions":
+        """How the Triton that `serve` starts serves the model."""
+        from serving.triton.config import RepositoryOptions, read_tuning
+
         options = read_tuning(self.tuning) if self.tuning else RepositoryOptions(backend="python")
         return replace(options, isolate=self.isolate)
 
@@ -168,17 +246,19 @@ class ServeOptions:
 
     @classmethod
     def from_json(cls, text: str) -> "ServeOptions":
-        raw = json.loads(text)
-        paths = {name: Path(raw[name]) for name in _PATHS if raw[name] is not None}
+        raw, hints = json.loads(text), get_type_hints(cls)
+        for name in (field.name for field in fields(cls) if raw[field.name] is not None):
+            if Path in (hints[name], *get_args(hints[name])):
+                raw[name] = Path(raw[name])
         traffic_split = TrafficSplit.from_dict(raw["traffic_split"]) if raw["traffic_split"] else None
-        return cls(**{**raw, **paths, "traffic_split": traffic_split, "photo_uris": tuple(raw["photo_uris"])})
+        return cls(**{**raw, "traffic_split": traffic_split, "photo_uris": tuple(raw["photo_uris"])})
 
 
 def gateway_socket_address(folder: Path, pid: int) -> str:
-    """Where a gateway process listens for its supervisor."""
+    """Return the gRPC address on which a gateway process answers its supervisor and the HTTP process."""
     return f"unix:{folder}/{pid}.sock"
 
 
 def process_control_path(folder: Path, pid: int) -> Path:
-    """Where a gateway process takes its supervisor's commands."""
+    """Return the socket on which a process takes its supervisor's commands."""
     return folder / f"{pid}.control"

@@ -1,12 +1,11 @@
-"""The verb `backfill`, and its questions."""
+"""The verbs of `backfill`: run, retry, status, verify, diff."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from typer.core import TyperGroup
 
 from vision.runtime.cli import new_app
 
@@ -19,27 +18,18 @@ __all__ = ["backfill_app"]
 _Output = Annotated[str, typer.Argument(help="A backfill's output: a folder, or any fsspec URL.", metavar="URL")]
 _Model = Annotated[Path, typer.Option("--model", help="A model bundle.")]
 _Target = Annotated[
-    str | None, typer.Option(help="HOST:PORT of a running gateway or Triton that serves the bundle; else this machine.")
+    str | None,
+    typer.Option(help="HOST:PORT of a running gateway or Triton that serves the bundle. Default: this machine."),
 ]
-_Rate = Annotated[float | None, typer.Option(min=0.1, help="Photos a second at most, with --target.")]
-_Cores = Annotated[int | None, typer.Option(min=1, help="Cores to use; all that there are by default.")]
-_Isolate = Annotated[bool, typer.Option(help="Decode in processes of their own, which a photo may crash.")]
+_Rate = Annotated[float | None, typer.Option(min=0.1, help="Maximum photos per second, with --target.")]
+_Cores = Annotated[int | None, typer.Option(min=1, help="Cores to use. Default: all.")]
+_Isolate = Annotated[bool, typer.Option(help="Decode photos in separate processes, which a broken photo may crash.")]
 _MaxErrorShare = Annotated[
-    float, typer.Option(min=0, max=1, help="Stop when more of the last thousand photos cannot be used.")
+    float, typer.Option(min=0, max=1, help="Stop when a larger share of the last thousand photos cannot be used.")
 ]
 
 
-class _BackfillGroup(TyperGroup):
-    """`backfill MANIFEST …` runs; the others ask."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        known = {*self.commands, "--help"}
-        return super().parse_args(ctx, args if args and args[0] in known else ["run", *args])
-
-
-backfill_app = new_app("Classify every stored listing: `backfill MANIFEST --model BUNDLE --output URL`.")
-backfill_app.info.cls = _BackfillGroup
-backfill_app.info.no_args_is_help = False
+backfill_app = new_app("Classify every stored listing, and inspect the result.")
 
 
 @backfill_app.command("run")
@@ -48,28 +38,32 @@ def run(
         str, typer.Argument(help="Parquet, CSV or JSON Lines: a file, a folder or a pattern; any fsspec URL.")
     ],
     model: _Model,
-    output: Annotated[str, typer.Option(help="Where the answers go: a folder, or any fsspec URL.")],
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Drop what is there and begin again.")] = False,
+    output: Annotated[str, typer.Option(help="Folder or fsspec URL of the results.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete an existing output and start again.")] = False,
     target: _Target = None,
     rate: _Rate = None,
-    ray: Annotated[bool, typer.Option("--ray", help="On a Ray cluster, or with Ray on this machine.")] = False,
-    ray_address: Annotated[str | None, typer.Option(help="Of the cluster; implies --ray.")] = None,
+    ray: Annotated[bool, typer.Option("--ray", help="Run on a Ray cluster, or with Ray on this machine.")] = False,
+    ray_address: Annotated[str | None, typer.Option(help="Address of the Ray cluster; implies --ray.")] = None,
     max_error_share: _MaxErrorShare = 0.1,
-    top_k: Annotated[int, typer.Option(min=0, max=100, help="Likeliest leaves to write beside the answer.")] = 0,
+    top_k: Annotated[
+        int, typer.Option(min=0, max=100, help="Most probable leaf categories to write beside the suggestion.")
+    ] = 0,
     embedding: Annotated[bool, typer.Option("--embedding", help="Write each listing's mean embedding.")] = False,
-    listings_per_shard: Annotated[int, typer.Option(min=1, help="What a kill costs at most.")] = 200,
+    listings_per_shard: Annotated[
+        int, typer.Option(min=1, help="Listings per shard: the most work that a kill can lose.")
+    ] = 200,
     cores: _Cores = None,
     isolate: _Isolate = True,
-    metrics_port: Annotated[int | None, typer.Option(help="Serve Prometheus metrics there.")] = None,
+    metrics_port: Annotated[int | None, typer.Option(help="Port on which to serve Prometheus metrics.")] = None,
     compare_with: Annotated[
         str | None, typer.Option(help="Output of an earlier backfill to compare with at the end.")
     ] = None,
 ) -> None:
-    """Classify every listing of a manifest. The same command goes on where it was stopped, however it was stopped.
+    """Classify every listing of a manifest. Repeat the same command to resume after any interruption.
 
-    Example: listing-vision backfill listings.parquet --model bundles/grocery --output backfills/2026-11
+    Example: listing-vision backfill run listings.parquet --model bundles/grocery --output backfills/2026-11
 
-    SIGTERM or Ctrl-C ends it within 20 seconds; it exits 75 then.
+    SIGTERM or Ctrl-C stops it within 20 seconds with exit status 75.
     """
     from serving.backfill import inspection
     from serving.backfill.job import LOCK_PATH
@@ -80,10 +74,10 @@ def run(
 
     if (ray or ray_address) and (target or cores):
         raise typer.BadParameter(
-            "--ray takes its cores from the cluster and its model from the bundle; drop the others"
+            "--ray takes its cores from the cluster and its model from the bundle; drop --target and --cores"
         )
     if rate and not target:
-        raise typer.BadParameter("--rate is for live traffic's sake and needs --target")
+        raise typer.BadParameter("--rate protects live traffic and needs --target")
     registry = None if metrics_port is None else serve_metrics(metrics_port)
     store, shutdown = Store(output), GracefulShutdown()
     request = BackfillRequest(
@@ -124,14 +118,16 @@ def run(
 def retry(
     output: _Output,
     model: _Model,
-    reason: Annotated[list[str] | None, typer.Option(help="Of the dead letters to take up; all by default.")] = None,
+    reason: Annotated[
+        list[str] | None, typer.Option(help="Reasons of the dead letters to retry. Default: all.")
+    ] = None,
     target: _Target = None,
     rate: _Rate = None,
     max_error_share: _MaxErrorShare = 1.0,
     cores: _Cores = None,
     isolate: _Isolate = True,
 ) -> None:
-    """Take up the dead letters alone: their listings are answered again, and replaced.
+    """Classify the listings of dead letters again and replace their rows.
 
     Example: listing-vision backfill retry backfills/2026-11 --model bundles/grocery --reason PHOTO_READ_FAILED
     """
@@ -152,14 +148,14 @@ def retry(
         finally:
             engine.close()
     typer.echo(
-        f"{found['listings']} listings answered again: {found['photos_recovered']} photos recovered, "
+        f"{found['listings']} listings classified again: {found['photos_recovered']} photos recovered, "
         f"{found['photos_unusable']} still cannot be used"
     )
 
 
 @backfill_app.command()
 def status(output: _Output) -> None:
-    """How far a backfill is.
+    """Print the progress of a backfill.
 
     Example: listing-vision backfill status backfills/2026-11
     """
@@ -171,7 +167,7 @@ def status(output: _Output) -> None:
 
 @backfill_app.command()
 def verify(output: _Output) -> None:
-    """Whether every listing is answered once and every file is whole; exits 1 where not.
+    """Check that every listing has exactly one row and every file is intact; exits 1 if not.
 
     Example: listing-vision backfill verify backfills/2026-11
     """
@@ -190,7 +186,7 @@ def diff(
     new: Annotated[str, typer.Argument(help="Output of the later one.")],
     examples: Annotated[int, typer.Option(min=0, help="Changed listings to show.")] = 10,
 ) -> None:
-    """How many answers changed between two backfills, and which.
+    """Print how many suggestions changed between two backfills, and which.
 
     Example: listing-vision backfill diff backfills/2026-05 backfills/2026-11
     """
@@ -222,7 +218,7 @@ def _create_engine(
 
 @contextmanager
 def _exit_when_interrupted(shutdown: "GracefulShutdown") -> Iterator[None]:
-    """Exits 75 where the job was asked to stop."""
+    """Exit 75 if a signal interrupts the job."""
     from serving.backfill.run import Interrupted
     from vision.runtime.cli import EXIT_INTERRUPTED
 

@@ -12,12 +12,12 @@ import numpy.typing as npt
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
 from serving.inference.engine import EncodedInferenceResult, InferEncoded
+from serving.inference.model_names import MODEL_NAME
 from serving.inference.triton_tensors import (
     BACKEND_PARAMETER,
     ENCODED_BACKEND_PARAMETER,
     ENCODED_NAME,
     ERRORS_NAME,
-    MODEL_NAME,
     InputTensor,
     encode_files,
     encode_pixels,

@@ -1,4 +1,4 @@
-"""The interface of our model in Triton: its name, tensors and parameters, and how tensors are read and written.
+"""The interface of our model in Triton: its tensors and parameters, and how tensors are read and written.
 
 The engine and the writer of Triton's model repository must agree on these names. The tensors `INPUT_NAME` and
 `OUTPUT_NAMES` are those of the exported model.
@@ -21,7 +21,6 @@ __all__ = [
     "ENCODED_BACKEND_PARAMETER",
     "ENCODED_NAME",
     "ERRORS_NAME",
-    "MODEL_NAME",
     "SIZES_NAME",
     "InputTensor",
     "encode_files",
@@ -30,7 +29,6 @@ __all__ = [
     "parse_photo_errors",
 ]
 
-MODEL_NAME = "listing_vision"
 ENCODED_NAME, SIZES_NAME, ERRORS_NAME = "encoded", "sizes", "photo_errors"
 """Tensors of a model that decodes: UINT8 [N, longest], INT32 [N, 1], BYTES [N, 1]."""
 BACKEND_PARAMETER = "logits_backend"

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from serving.inference.triton_tensors import MODEL_NAME
+from serving.inference.model_names import MODEL_NAME
 from serving.rollout.traffic_split import CANARY, SHADOW, ReleaseSpec, TrafficShare, TrafficSplit
 from vision.bundle import load_bundle
 from vision.errors import ListingVisionError

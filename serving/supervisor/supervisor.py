@@ -13,14 +13,10 @@ import grpc
 import prometheus_client
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from serving.config import (
-    CANARY_MODEL_NAME,
-    SHADOW_MODEL_NAME,
-    ServeOptions,
-    gateway_socket_address,
-)
+from serving.config import ServeOptions, gateway_socket_address
 from serving.errors import TritonNotInstalled
 from serving.http_api.taxonomies import write_traffic_split
+from serving.inference.model_names import CANARY_MODEL_NAME, SHADOW_MODEL_NAME
 from serving.observability.admin_http import HttpResponse, StatusServer
 from serving.observability.metrics import MetricsFolder
 from serving.observability.tracing import require_packages

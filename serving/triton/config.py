@@ -11,12 +11,12 @@ from tritonclient.grpc import model_config_pb2
 from serving.api.responses import PHOTO_LIMITS
 from serving.decoding.fork_client import MAX_MEMORY_BYTES
 from serving.decoding.fork_server import DecodeSettings
+from serving.inference.model_names import MODEL_NAME
 from serving.inference.triton_tensors import (
     BACKEND_PARAMETER,
     ENCODED_BACKEND_PARAMETER,
     ENCODED_NAME,
     ERRORS_NAME,
-    MODEL_NAME,
     SIZES_NAME,
 )
 from vision.bundle import ONNX_ON_CPU, Bundle
@@ -103,7 +103,7 @@ class RepositoryOptions:
             return self.instances
         if self.backend == "python-gpu":
             return 2
-        # Two per core: while one waits for its decode worker the other computes. `serve tune` measures it.
+        # Two per core: while one waits for its decode worker the other computes. `tune triton` measures it.
         return min(_MAX_INSTANCES, 2 * usable_cores()) if self.on_cpu else 1
 
     @property
@@ -113,19 +113,19 @@ class RepositoryOptions:
 
 
 def read_tuning(path: Path) -> RepositoryOptions:
-    """The options that `serve tune` measured as the best.
+    """The options that `tune triton` measured as the best.
 
     Raises:
-        ListingVisionError: the file cannot be read, or `serve tune` has not written it.
+        ListingVisionError: the file cannot be read, or `tune triton` has not written it.
     """
     try:
         return RepositoryOptions(**json.loads(path.read_text(encoding="utf-8"))["best"])
     except OSError as error:
         raise ListingVisionError(
-            f"{path} cannot be read: {error.strerror}; `listing-vision serve tune` makes one"
+            f"{path} cannot be read: {error.strerror}; `listing-vision tune triton` makes one"
         ) from error
     except (ValueError, TypeError, KeyError) as error:
-        raise ListingVisionError(f"{path} is not what `listing-vision serve tune` writes: {error!r}") from error
+        raise ListingVisionError(f"{path} is not what `listing-vision tune triton` writes: {error!r}") from error
 
 
 def build_model_config(bundle: Bundle, options: RepositoryOptions) -> "model_config_pb2.ModelConfig":

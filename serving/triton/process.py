@@ -14,7 +14,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from serving.inference.triton_tensors import MODEL_NAME
+from serving.inference.model_names import MODEL_NAME
 from serving.observability.tracing import TraceOptions
 from serving.triton.config import RepositoryOptions
 from serving.triton.install import TritonInstallation

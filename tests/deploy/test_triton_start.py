@@ -15,8 +15,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from scripts.check_deploy import DEPLOY
-from serving.config import CANARY_MODEL_NAME
 from serving.inference.health import wait_for_golden_photos
+from serving.inference.model_names import CANARY_MODEL_NAME
 from serving.inference.triton import TritonEngine
 from serving.triton.config import RepositoryOptions
 from serving.triton.process import _find_free_ports

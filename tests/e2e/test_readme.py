@@ -23,8 +23,7 @@ def test_each_command_line_parses(line):
     words = shlex.split(line.split("  #")[0])
     command = typer.main.get_command(app)
     while hasattr(command, "commands"):
-        # `serve BUNDLE` is short for a command of its own.
-        command = command.commands[words.pop(0) if words[0] in command.commands else "run"]
+        command = command.commands[words.pop(0)]
     assert command.make_context(command.name, words, resilient_parsing=False).params
 
 

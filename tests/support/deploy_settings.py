@@ -14,8 +14,10 @@ from tests.conftest import ROOT
 
 def find_known_variables() -> set[str]:
     """Every LISTING_VISION_* that some code of the project reads."""
+    command: click.Command = typer.main.get_command(app).commands["serve"]
     sources = [path for package in ("listing_vision", "serving", "training", "vision") for path in _modules(package)]
-    return set(re.findall(r'"(LISTING_VISION_[A-Z_]+)"', "\n".join(path.read_text("utf-8") for path in sources)))
+    literal = re.findall(r'"(LISTING_VISION_[A-Z_]+)"', "\n".join(path.read_text("utf-8") for path in sources))
+    return {*literal, *(str(parameter.envvar) for parameter in command.params if parameter.envvar)}
 
 
 def _modules(package: str) -> Iterator[Any]:
@@ -29,8 +31,7 @@ def parse_options(words: Sequence[str], environment: Mapping[str, str], monkeypa
     command: click.Command = typer.main.get_command(app)
     left = list(words)
     while hasattr(command, "commands"):
-        # `serve` and `backfill MANIFEST` are short for a command of their own.
-        command = command.commands[left.pop(0) if left and left[0] in command.commands else "run"]
+        command = command.commands[left.pop(0)]
     with command.make_context(command.name, left) as context:
         return context.params
 

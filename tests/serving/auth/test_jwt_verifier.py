@@ -16,13 +16,10 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from typer.testing import CliRunner
 
-from listing_vision.cli import app
 from serving.auth import jwks, jwt_verifier
 from serving.auth.jwt_verifier import JwtOptions, JwtVerifier
 from serving.client import Access
-from serving.config import ServeOptions
 from tests.serving.auth.test_interceptor import classify_status, run_gateway, token_file
 from vision.errors import ListingVisionError
 
@@ -389,11 +386,3 @@ def test_so_many_tokens_are_remembered_and_no_more(many_keys, monkeypatch):
     verifier = create_verifier(str(many_keys))
     assert callers(verifier, *(token(jti=str(i)) for i in range(6))) == ["upload"] * 6
     assert len(verifier._token_cache) == 3
-
-
-def test_options_of_signed_tokens_go_together(bundle, tmp_path):
-    options = ["--jwks", "https://login.example/keys", "--jwt-audience", AUDIENCE]
-    done = CliRunner().invoke(app, ["serve", str(bundle.folder), *options])
-    assert done.exit_code == 2
-    whole = ServeOptions(bundle=bundle.folder, jwks=options[1], jwt_audience=AUDIENCE, jwt_issuer=ISSUER)
-    assert ServeOptions.from_json(whole.to_json()) == whole

@@ -337,7 +337,7 @@ def test_the_command_line_killed_and_stopped_ends_complete(bundle, market, tmp_p
     many = [{**row, "listing_id": f"{row['listing_id']}-{copy}"} for copy in range(25) for row in rows]
     write_manifest(market / "manifest.csv", many)
     output = tmp_path / "out"
-    command = (market / "manifest.csv", "--model", bundle.folder, "--output", output, "--listings-per-shard", 20)
+    command = ("run", market / "manifest.csv", "--model", bundle.folder, "--output", output, "--listings-per-shard", 20)
     store = Store(str(output))
 
     def wait_for_shards(process, num_shards: int) -> None:
@@ -370,7 +370,7 @@ def test_the_command_line_killed_and_stopped_ends_complete(bundle, market, tmp_p
 
 
 def test_wrong_usage_is_told(bundle, market, tmp_path):
-    command = (market / "manifest.csv", "--model", bundle.folder, "--output", tmp_path / "out")
+    command = ("run", market / "manifest.csv", "--model", bundle.folder, "--output", tmp_path / "out")
     assert wait_for_exit(cli(*command, "--rate", 5))[0] == 2
     assert wait_for_exit(cli(*command, "--ray", "--target", "localhost:1"))[0] == 2
     code, said = wait_for_exit(cli("status", tmp_path / "nothing"))

@@ -1,9 +1,6 @@
 """The simulation against what queueing theory knows, and the plans that are made by it."""
 
-import json
 import math
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -12,8 +9,6 @@ import pytest
 from serving.capacity.planner import estimate, plan
 from serving.capacity.profile import Profile
 from serving.capacity.simulation import Load, Service, simulate
-from tests.conftest import ROOT
-from tests.support.helpers import create_scene, encode_image
 from vision.errors import ListingVisionError
 
 FREE = {1: 0.0, 64: 0.0}
@@ -133,26 +128,3 @@ def test_what_cannot_be_is_told():
 def test_costs_between_measured_batches_lie_on_a_line_and_beyond_them_grow_by_the_photo():
     profile = create_profile(model_ms={1: 10.0, 9: 18.0})
     assert [profile.batch_ms(n) for n in (1, 5, 9, 18)] == [10.0, 14.0, 18.0, 36.0]
-
-
-def test_the_verbs_measure_and_plan(bundle, tmp_path):
-    (tmp_path / "photos").mkdir()
-    (tmp_path / "photos" / "a.jpg").write_bytes(encode_image(create_scene(640, 480)))
-    path = tmp_path / "profile.json"
-
-    def run(*words):
-        command = [sys.executable, "-m", "listing_vision", "plan", *map(str, words)]
-        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-
-    done = run("measure", bundle.folder, "--photos", tmp_path / "photos", "--output", path)
-    assert done.returncode == 0, done.stderr
-    profile = Profile.load(path)
-    assert profile.decode_ms > 0
-    assert profile.model_ms[1] > 0
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"decode_ms": 5.0, "model_ms": {"1": 5.0}}))
-    done = run("capacity", "--profile", path, "--listings-per-s", 20, "--p99-ms", 200)
-    assert done.returncode == 0, done.stderr
-    assert "gateways   1 of 8 cores" in done.stdout
-    path.write_text("{}")
-    done = run("capacity", "--profile", path, "--listings-per-s", 20, "--p99-ms", 200)
-    assert (done.returncode, "is no profile" in done.stderr) == (1, True)

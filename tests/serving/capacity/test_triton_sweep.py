@@ -69,7 +69,7 @@ def test_what_is_written_is_read_again(bundle, tmp_path):
 @pytest.mark.parametrize("text", ["", "{}", '{"best": {"backend": "python", "colour": "red"}}'])
 def test_another_file_is_no_tuning(tmp_path, text):
     (tmp_path / "other.json").write_text(text)
-    with pytest.raises(ListingVisionError, match=r"other\.json is not what .*serve tune. writes"):
+    with pytest.raises(ListingVisionError, match=r"other\.json is not what .*tune triton. writes"):
         read_tuning(tmp_path / "other.json")
 
 
@@ -88,7 +88,7 @@ def test_a_real_triton_is_tuned_and_served_with_what_was_found(
     monkeypatch.setattr(triton_sweep, "PHOTO_PX", (64, 64))
     monkeypatch.setattr(triton_sweep, "WARM_UP_S", 0.1)
     output = tmp_path / "models"
-    arguments = ["serve", "tune", str(bundle.folder), "--output", str(output), "--p99-ms", "60000", "--callers", "2"]
+    arguments = ["tune", "triton", str(bundle.folder), "--output", str(output), "--p99-ms", "60000", "--callers", "2"]
     done = CliRunner().invoke(app, [*arguments, "--seconds", "1"])
     assert done.exit_code == 0, done.output
     assert "best:" in done.output

@@ -8,8 +8,8 @@ import pytest
 
 from listing_vision.calibrate import calibrate
 from serving.inference.health import wait_for_golden_photos
+from serving.inference.model_names import MODEL_NAME
 from serving.inference.triton import TritonEngine
-from serving.inference.triton_tensors import MODEL_NAME
 from serving.triton.config import RepositoryOptions
 from serving.triton.process import LocalTriton
 from tests.support.helpers import create_scene, encode_image

@@ -1,0 +1,31 @@
+"""`plan measure` and `plan capacity` from a photo to a number of gateways."""
+
+import json
+
+from typer.testing import CliRunner
+
+from serving.capacity.profile import Profile
+from serving.cli.plan import plan_app
+from tests.support.helpers import create_scene, encode_image
+
+
+def run(*words: object):
+    return CliRunner().invoke(plan_app, [str(word) for word in words])
+
+
+def test_costs_are_measured_and_a_plan_is_made_of_them(bundle, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_bytes(encode_image(create_scene(640, 480)))
+    path = tmp_path / "profile.json"
+    done = run("measure", bundle.folder, "--photos", tmp_path / "photos", "--output", path)
+    assert done.exit_code == 0, done.output
+    profile = Profile.load(path)
+    assert profile.decode_ms > 0
+    assert profile.model_ms[1] > 0
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"decode_ms": 5.0, "model_ms": {"1": 5.0}}))
+    done = run("capacity", "--profile", path, "--listings-per-s", 20, "--p99-ms", 200)
+    assert done.exit_code == 0, done.output
+    assert "gateways   1 of 8 cores" in done.output
+    path.write_text("{}")
+    done = run("capacity", "--profile", path, "--listings-per-s", 20, "--p99-ms", 200)
+    assert (done.exit_code, "is no profile" in str(done.exception)) == (1, True)

@@ -1,0 +1,39 @@
+"""The verbs of Triton that need no Triton."""
+
+from typer.testing import CliRunner
+
+from serving.cli.triton import triton_app
+from serving.errors import TritonUnsupported
+from serving.triton import install
+
+
+def run(*words: object):
+    return CliRunner().invoke(triton_app, [str(word) for word in words])
+
+
+def test_stable_canary_and_shadow_are_written_side_by_side_and_replaced_only_when_told(bundle, other_bundle, tmp_path):
+    words = ("repository", bundle.folder, tmp_path, "--canary", other_bundle.folder, "--shadow", other_bundle.folder)
+    done = run(*words)
+    assert done.exit_code == 0, done.output
+    names = {"listing_vision", "listing_vision_canary", "listing_vision_shadow"}
+    assert {path.parent.name for path in tmp_path.glob("*/config.pbtxt")} == names
+    assert "exists" in str(run(*words).exception)
+    assert run(*words, "--replace").exit_code == 0
+
+
+def test_usage_errors_exit_2_and_name_the_flag(bundle, tmp_path):
+    done = run("repository", bundle.folder, tmp_path, "--backend", "paddle")
+    assert (done.exit_code, "backend 'paddle' is not one of" in done.output) == (2, True)
+    words = ("--backend", "tensorrt", "--plan", "model.plan", "--canary", bundle.folder)
+    done = run("repository", bundle.folder, tmp_path, *words)
+    assert (done.exit_code, "--plan" in done.output) == (2, True)
+
+
+def test_a_machine_that_cannot_run_it_fails_unless_that_is_allowed(monkeypatch):
+    def refuse():
+        raise TritonUnsupported("aarch64")
+
+    monkeypatch.setattr(install, "install_triton", refuse)
+    assert isinstance(run("install").exception, TritonUnsupported)
+    done = run("install", "--if-supported")
+    assert (done.exit_code, "aarch64" in done.output) == (0, True)
