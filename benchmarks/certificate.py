@@ -25,7 +25,8 @@ from training.data.synthetic import draw_dataset
 from training.evaluation.ground_truth import judge_paths, listing_labels, truth_by_depth
 from training.inference.predictions import Predictions, predict
 from vision.bundle import Bundle, load_bundle
-from vision.decision import BRAND_FIELD, Answers, Calibration, answer, field_name, fills, fuse
+from vision.calibration import BRAND_FIELD, Calibration, field_name
+from vision.decision import ListingPredictions, compute_prefilled, fuse_logits, predict_listings
 from vision.engine import OnnxEngine
 from vision.manifest import Labels, Manifest
 from vision.metrics import expected_calibration_error, wilson_interval
@@ -102,8 +103,8 @@ def fuse_listings(predictions: Predictions, calibration: Calibration) -> Predict
     groups, labels = predictions.groups, listing_labels(predictions.labels, predictions.groups)
     return dataclasses.replace(
         predictions,
-        category_logits=fuse(predictions.category_logits, groups, how="mean"),
-        brand_logits=fuse(predictions.brand_logits, groups, how=calibration.brand_fusion),
+        category_logits=fuse_logits(predictions.category_logits, groups, how="mean"),
+        brand_logits=fuse_logits(predictions.brand_logits, groups, how=calibration.brand_fusion),
         labels=labels,
         groups=np.arange(len(predictions.listing_ids)),
         # Of photos, and there are none any more.
@@ -130,7 +131,7 @@ class EvaluatedListings:
 
     def __init__(self, listings: Predictions, bundle: Bundle, calibration: Calibration) -> None:
         self.taxonomy = bundle.taxonomy
-        self.predictions: Answers = answer(
+        self.predictions: ListingPredictions = predict_listings(
             listings.category_logits, listings.brand_logits, listings.groups,
             taxonomy=self.taxonomy, calibration=calibration,
         )  # fmt: skip
@@ -138,13 +139,15 @@ class EvaluatedListings:
         verdicts = judge_paths(self.predictions.paths, truth)
         brand_known = truth.brands != -1
         brand_right = brand_known & (self.predictions.brands.labels == truth.brands)
-        # (N, D + 1), the brand last, as `fills` has it.
+        # (N, D + 1), the brand last, as `compute_prefilled` has it.
         self.known = np.column_stack([verdicts.known, brand_known])
         self.right = np.column_stack([verdicts.right, brand_right])
         self.scores = np.column_stack([self.predictions.paths.scores, self.predictions.brands.scores])
 
     def find_filled(self, calibration: Calibration) -> npt.NDArray[np.bool_]:
-        filled: npt.NDArray[np.bool_] = fills(self.predictions, taxonomy=self.taxonomy, calibration=calibration)
+        filled: npt.NDArray[np.bool_] = compute_prefilled(
+            self.predictions, taxonomy=self.taxonomy, calibration=calibration
+        )
         evaluated: npt.NDArray[np.bool_] = filled & self.known
         return evaluated
 

@@ -13,7 +13,8 @@ import tracemalloc
 import numpy as np
 
 from benchmarks.common import write_result
-from vision.decision import BRAND_FIELD, Calibration, Field, answer, decide, field_name, fills
+from vision.calibration import BRAND_FIELD, Calibration, FieldGuarantee, field_name
+from vision.decision import compute_prefilled, decide, predict_listings
 from vision.taxonomy import Brand, Category, Taxonomy
 
 NUM_LISTINGS, NUM_PHOTOS = 1000, 3
@@ -35,7 +36,9 @@ def create_large_taxonomy() -> Taxonomy:
 def create_calibration() -> Calibration:
     names = (*(field_name(depth + 1) for depth in range(len(BRANCHES))), BRAND_FIELD)
     fields = tuple(
-        Field(name=name, alpha=0.05, delta=0.0125, threshold=0.5, num_listings=2000, num_filled=1000, num_errors=20)
+        FieldGuarantee(
+            name=name, alpha=0.05, delta=0.0125, threshold=0.5, num_listings=2000, num_filled=1000, num_errors=20
+        )
         for name in names
     )
     return Calibration(
@@ -60,8 +63,8 @@ def main() -> None:
 
     def decide_batch() -> float:
         begun_s = time.perf_counter()
-        answers = answer(category_logits, brand_logits, groups, taxonomy=taxonomy, calibration=calibration)
-        fills(answers, taxonomy=taxonomy, calibration=calibration)
+        answers = predict_listings(category_logits, brand_logits, groups, taxonomy=taxonomy, calibration=calibration)
+        compute_prefilled(answers, taxonomy=taxonomy, calibration=calibration)
         return (time.perf_counter() - begun_s) * 1000 / NUM_LISTINGS
 
     begun_s = time.perf_counter()

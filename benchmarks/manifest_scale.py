@@ -69,7 +69,7 @@ def _generate(folder: Path, num_rows: int) -> None:
     import pyarrow.compute
     import pyarrow.parquet
 
-    from vision.manifest import COLUMNS, written_whole
+    from vision.manifest import COLUMNS, open_for_replacement
 
     def text(numbers: Any, before: str, after: str = "") -> Any:
         return pa.compute.binary_join_element_wise(before, pa.array(numbers).cast(pa.string()), after, "")
@@ -87,7 +87,7 @@ def _generate(folder: Path, num_rows: int) -> None:
     rng = np.random.default_rng(0)
     written = first_listing = 0
     url = str(folder / "manifest.parquet")
-    with written_whole(url) as file, pyarrow.parquet.ParquetWriter(file, schema) as writer:
+    with open_for_replacement(url) as file, pyarrow.parquet.ParquetWriter(file, schema) as writer:
         while written < num_rows:
             # One to six photos, three on average.
             num_photos = rng.choice([1, 2, 3, 4, 5, 6], _CHUNK_LISTINGS, p=[0.2, 0.24, 0.2, 0.16, 0.12, 0.08])

@@ -1,1 +1,68 @@
-"""The console script: `training` and `serving` do not know each other, this package knows both."""
+"""The public API of the project, `__all__`; `vision`, `training` and `serving` are how it is made.
+
+Names are imported when they are first used: `import listing_vision` needs neither PyTorch nor gRPC.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from vision import __version__
+
+if TYPE_CHECKING:
+    from serving.client import Access, AsyncListingVisionClient, CallFailed, ListingVisionClient
+    from vision.bundle import Bundle, load_bundle
+    from vision.calibration import Calibration
+    from vision.decision import Suggestion, decide
+    from vision.engine import Logits, OnnxEngine
+    from vision.errors import ListingVisionError, PhotoError
+    from vision.images import PhotoLimits, Preprocessing, decode_photo, prepare_photo
+    from vision.manifest import Manifest
+    from vision.taxonomy import Brand, Category, Taxonomy
+
+__all__ = [
+    "Access",
+    "AsyncListingVisionClient",
+    "Brand",
+    "Bundle",
+    "Calibration",
+    "CallFailed",
+    "Category",
+    "ListingVisionClient",
+    "ListingVisionError",
+    "Logits",
+    "Manifest",
+    "OnnxEngine",
+    "PhotoError",
+    "PhotoLimits",
+    "Preprocessing",
+    "Suggestion",
+    "Taxonomy",
+    "__version__",
+    "decide",
+    "decode_photo",
+    "load_bundle",
+    "prepare_photo",
+]
+
+_MODULES = {
+    "serving.client": ("Access", "AsyncListingVisionClient", "CallFailed", "ListingVisionClient"),
+    "vision.bundle": ("Bundle", "load_bundle"),
+    "vision.calibration": ("Calibration",),
+    "vision.decision": ("Suggestion", "decide"),
+    "vision.engine": ("Logits", "OnnxEngine"),
+    "vision.errors": ("ListingVisionError", "PhotoError"),
+    "vision.images": ("PhotoLimits", "Preprocessing", "decode_photo", "prepare_photo"),
+    "vision.manifest": ("Manifest",),
+    "vision.taxonomy": ("Brand", "Category", "Taxonomy"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(importlib.import_module(module), name)
+    raise AttributeError(f"module 'listing_vision' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,14 +1,18 @@
-"""The verb `classify`: it serves an answer, and shows where the model that was trained looked for it."""
+"""The verb `classify`: one listing's photos classified at a server or with a bundle."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vision.errors import ListingVisionError, PhotoError
+
 if TYPE_CHECKING:
     from serving.protocol import listing_vision_pb2 as pb
 
-__all__ = ["classify"]
+__all__ = ["classify", "classify_at_server", "classify_with_bundle", "format_response", "read_photos", "to_json"]
 
 
 def classify(
@@ -25,15 +29,13 @@ def classify(
 
     Example: listing-vision classify front.jpg label.jpg --server localhost:50051
     """
-    from listing_vision import classify_listing as c
-
     if (server is None) == (bundle is None):
         raise typer.BadParameter("give either --server HOST:PORT or --bundle FOLDER")
     if explain and bundle is None:
         raise typer.BadParameter("--explain needs --bundle FOLDER: a server does not say where it looked")
-    read = c.read_photos(photos)
-    response = c.classify_with_bundle(bundle, read) if bundle else c.classify_at_server(str(server), read)
-    typer.echo(c.to_json(response) if as_json else c.format_response(response, [path.name for path in photos]))
+    read = read_photos(photos)
+    response = classify_with_bundle(bundle, read) if bundle else classify_at_server(str(server), read)
+    typer.echo(to_json(response) if as_json else format_response(response, [path.name for path in photos]))
     if explain and bundle:
         usable = [not photo.HasField("error") for photo in response.photos]
         named = [(path.name, data) for path, data, used in zip(photos, read, usable, strict=True) if used]
@@ -50,3 +52,87 @@ def _explain(
     written = write_overlays(load_bundle(bundle), photos, folder, category_id=leaf_id, brand_id=brand_id)
     # Beside --json, whose reader wants nothing else on stdout.
     typer.echo(f"written: {len(written)} photos with heat in {folder}, {written[0].name} the first", err=True)
+
+
+def classify_at_server(address: str, photos: Sequence[bytes], *, listing_id: str = "") -> "pb.ClassifyListingResponse":
+    """Ask a running gateway.
+
+    Raises:
+        ListingVisionError: the call failed; the service's reason is in the message.
+    """
+    from serving.client import Access, CallFailed, ListingVisionClient
+    from serving.observability.tracing import trace_program
+
+    with trace_program("listing-vision-classify"), ListingVisionClient(address, Access.from_environment()) as client:
+        try:
+            return client.classify(photos, listing_id=listing_id)
+        except CallFailed as error:
+            raise ListingVisionError(f"{address} answered {error}") from error
+
+
+def classify_with_bundle(folder: Path, photos: Sequence[bytes]) -> "pb.ClassifyListingResponse":
+    """Answer in this process, with the same decode, model and decisions as the gateway.
+
+    Raises:
+        BundleError: the bundle is not whole.
+        PhotoError: no photo can be used.
+    """
+    import numpy as np
+
+    from serving.api import responses
+    from vision.bundle import load_bundle
+    from vision.engine import OnnxEngine
+
+    bundle = load_bundle(folder)
+    prepared = [responses.prepare(photo, bundle.info.preprocessing) for photo in photos]
+    usable = [photo.pixels for photo in prepared if photo.pixels is not None]
+    if not usable:
+        raise PhotoError(
+            "no photo can be used:\n" + "\n".join(f"  photo {i}: {p.error}" for i, p in enumerate(prepared))
+        )
+    engine = OnnxEngine(bundle)
+    errors = [photo.error for photo in prepared]
+    return responses.build_response(bundle.for_backend(engine.backend), errors, engine.infer(np.stack(usable)))
+
+
+def read_photos(paths: Sequence[Path]) -> list[bytes]:
+    try:
+        return [path.read_bytes() for path in paths]
+    except OSError as error:
+        raise ListingVisionError(f"photo {error.filename} cannot be read: {error.strerror}") from error
+
+
+def to_json(response: "pb.ClassifyListingResponse") -> str:
+    from google.protobuf import json_format
+
+    return json.dumps(
+        json_format.MessageToDict(response, preserving_proto_field_name=True), indent=2, ensure_ascii=False
+    )
+
+
+def format_response(response: "pb.ClassifyListingResponse", names: Sequence[str]) -> str:
+    """A table for people; `names` are those of the photos."""
+    from serving.protocol import listing_vision_pb2 as pb
+
+    def format_action(outcome: "pb.SuggestionOutcome", explanation: str) -> str:
+        return "fill" if outcome == pb.SUGGESTION_OUTCOME_FILL else f"suggest: {explanation}"
+
+    lines = [f"{'category':<44} {'sure':>6}  what the form does"]
+    for depth, step in enumerate(response.category_path):
+        name = "  " * depth + step.name
+        lines.append(f"{name:<44} {step.probability:>6.1%}  {format_action(step.outcome, step.explanation)}")
+    brand = response.brand
+    name = {pb.BRAND_KIND_BRAND: brand.name, pb.BRAND_KIND_UNKNOWN: "none that I know"}.get(brand.kind, "no brand")
+    lines.append(f"{'brand: ' + name:<44} {brand.probability:>6.1%}  {format_action(brand.outcome, brand.explanation)}")
+    others = ", ".join(f"{a.path.rsplit(' > ', 1)[-1]} {a.probability:.1%}" for a in response.alternatives[1:4])
+    if others:
+        lines.append(f"or: {others}")
+    for name, photo in zip(names, response.photos, strict=True):
+        if photo.HasField("error"):
+            reason = pb.PhotoErrorReason.Name(photo.error.reason)
+            lines.append(f"{name}: not used, {reason}: {photo.error.message}")
+        elif len(names) > 1:
+            recognition = photo.recognition
+            lines.append(f"{name}: {recognition.category_id} {recognition.category_probability:.1%}")
+    lines.append(f"model {response.model.name} {response.model.version}, taxonomy {response.model.taxonomy_version}")
+    return "\n".join(lines)

@@ -32,7 +32,7 @@ DIALECT = {
     r"\b(all|everything) is well\b": "healthy, recovered",
     r"\bnobody pays\b": "say what the cost is",
     r"\bsaid a word\b": "say which message is missing",
-    r"\bwhy_not\b": "uncertified_reason",
+    r"\bwhy_not\b(?!\")": "uncertified_reason",
     r"\bjudged?_model\b": "evaluated_model",
     r"\bwithout a word\b": "silently",
 }

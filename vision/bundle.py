@@ -16,7 +16,7 @@ import numpy.typing as npt
 import safetensors
 import safetensors.numpy
 
-from vision.decision import Calibration
+from vision.calibration import Calibration
 from vision.errors import BundleError, TaxonomyError
 from vision.images import Preprocessing
 from vision.runtime.files import sha256_of
@@ -30,12 +30,12 @@ __all__ = [
     "Bundle",
     "BundleInfo",
     "Golden",
-    "certified_facts",
+    "certificate_binding",
+    "compute_digest",
     "load_bundle",
     "new_bundle",
     "refuse_existing",
     "seal_bundle",
-    "sha256_of",
 ]
 
 BrandHead = Literal["linear", "cosine"]
@@ -138,7 +138,7 @@ class Bundle:
     def torchscript_path(self) -> Path:
         return self.folder / "model.torchscript.pt"
 
-    def on_backend(self, backend: str) -> "Bundle":
+    def for_backend(self, backend: str) -> "Bundle":
         """The same bundle as it may be used where `backend` computes the logits.
 
         Where its promises were made with another, they are void: its fields are suggested, not filled.
@@ -194,7 +194,7 @@ def seal_bundle(folder: Path, info: BundleInfo) -> None:
         **asdict(info),
         "sha256": {name: sha256_of(folder / name) for name in FILES},
     }
-    manifest["manifest_sha256"] = _digest(manifest)
+    manifest["manifest_sha256"] = compute_digest(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     # safetensors writes for its owner alone, and a container that serves the bundle runs as somebody else.
     for name in FILES:
@@ -210,35 +210,11 @@ def load_bundle(folder: Path | str) -> Bundle:
         BundleError: no bundle, another schema version, a missing or altered file (by name), or contradictions.
     """
     folder = Path(folder)
-    path = folder / "manifest.json"
-    if not path.is_file():
-        raise BundleError(f"{folder} is not a model bundle (no manifest.json); `listing-vision export` makes one")
-    try:
-        raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BundleError(f"{path} is not JSON: {error}") from error
-    schema_version = raw.pop("schema_version", None)
-    if schema_version != SCHEMA_VERSION:
-        raise BundleError(
-            f"{path}: schema_version {schema_version!r} is not {SCHEMA_VERSION}, the one this version reads"
-        )
-    recorded = raw.pop("manifest_sha256", None)
-    if recorded != _digest({"schema_version": schema_version, **raw}):
-        raise BundleError(
-            f"bundle {folder}: manifest.json was altered (its sha256 is not the recorded one); copy it again"
-        )
+    raw = _read_manifest(folder)
     hashes: dict[str, str] = raw.pop("sha256", {})
-    for name in FILES:
-        if name not in hashes:
-            raise BundleError(f"{path} has no sha256 of {name}")
-        if not (folder / name).is_file():
-            raise BundleError(f"bundle {folder}: {name} is missing; copy the bundle again")
-        if sha256_of(folder / name) != hashes[name]:
-            raise BundleError(
-                f"bundle {folder}: {name} was altered (its sha256 is not the recorded one); copy it again"
-            )
+    _check_files(folder, hashes)
     try:
-        info = _info(raw)
+        info = _parse_info(raw)
         taxonomy = Taxonomy.load(folder / "taxonomy.json")
     except (TypeError, ValueError, KeyError, TaxonomyError) as error:
         raise BundleError(f"bundle {folder}: {error}") from error
@@ -249,7 +225,7 @@ def load_bundle(folder: Path | str) -> Bundle:
         )
     calibration = Calibration.from_json((folder / "calibration.json").read_text(encoding="utf-8"))
     calibration_version = calibration.version
-    for name, actual in certified_facts(
+    for name, actual in certificate_binding(
         info, hashes, backend=calibration.certifies.get("backend", UNKNOWN_BACKEND)
     ).items():
         if calibration.certifies.get(name) != actual:
@@ -265,7 +241,39 @@ def load_bundle(folder: Path | str) -> Bundle:
     )
 
 
-def certified_facts(info: BundleInfo, sha256: Mapping[str, str], *, backend: str = ONNX_ON_CPU) -> dict[str, str]:
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / "manifest.json"
+    if not path.is_file():
+        raise BundleError(f"{folder} is not a model bundle (no manifest.json); `listing-vision export` makes one")
+    try:
+        raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BundleError(f"{path} is not JSON: {error}") from error
+    schema_version = raw.pop("schema_version", None)
+    if schema_version != SCHEMA_VERSION:
+        raise BundleError(
+            f"{path}: schema_version {schema_version!r} is not {SCHEMA_VERSION}, the one this version reads"
+        )
+    if raw.pop("manifest_sha256", None) != compute_digest({"schema_version": schema_version, **raw}):
+        raise BundleError(
+            f"bundle {folder}: manifest.json was altered (its sha256 is not the recorded one); copy it again"
+        )
+    return raw
+
+
+def _check_files(folder: Path, hashes: Mapping[str, str]) -> None:
+    for name in FILES:
+        if name not in hashes:
+            raise BundleError(f"{folder / 'manifest.json'} has no sha256 of {name}")
+        if not (folder / name).is_file():
+            raise BundleError(f"bundle {folder}: {name} is missing; copy the bundle again")
+        if sha256_of(folder / name) != hashes[name]:
+            raise BundleError(
+                f"bundle {folder}: {name} was altered (its sha256 is not the recorded one); copy it again"
+            )
+
+
+def certificate_binding(info: BundleInfo, sha256: Mapping[str, str], *, backend: str = ONNX_ON_CPU) -> dict[str, str]:
     """What a promise of precision is tied to; when any of it changes the promise is void.
 
     Args:
@@ -283,12 +291,12 @@ def certified_facts(info: BundleInfo, sha256: Mapping[str, str], *, backend: str
     }
 
 
-def _digest(manifest: Mapping[str, Any]) -> str:
+def compute_digest(manifest: Mapping[str, Any]) -> str:
     canonical = json.dumps(manifest, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def _info(raw: dict[str, Any]) -> BundleInfo:
+def _parse_info(raw: dict[str, Any]) -> BundleInfo:
     return BundleInfo(
         **{
             **raw,

@@ -4,50 +4,37 @@ Photos of a listing are fused first; from there on a row is a listing. Shapes: P
 C leaf categories, B brand labels (0 is 'no brand'), V nodes of the tree, D its depth.
 """
 
-import functools
-import hashlib
 import itertools
-import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from vision.errors import BundleError
+from vision.calibration import BRAND_FIELD, Calibration, FieldGuarantee, field_name
 from vision.taxonomy import OTHER_BRAND, Taxonomy
 
 __all__ = [
-    "BRAND_FIELD",
-    "Answers",
-    "BrandAnswer",
+    "BrandSuggestion",
     "Brands",
-    "Calibration",
-    "CategoryAnswer",
-    "Field",
+    "CategorySuggestion",
     "LeafAlternative",
+    "ListingPredictions",
     "Paths",
-    "Spread",
     "Suggestion",
-    "answer",
-    "answer_brands",
-    "answer_paths",
-    "brand_fill_scores",
-    "brand_logits_of_listings",
-    "brand_probabilities",
-    "category_probabilities",
+    "compute_brand_scores",
+    "compute_leaf_probabilities",
+    "compute_node_probabilities",
+    "compute_path_scores",
+    "compute_prefilled",
     "decide",
-    "field_name",
-    "fills",
-    "fuse",
-    "node_probabilities",
-    "path_fill_scores",
+    "fuse_brand_logits",
+    "fuse_logits",
+    "predict_brands",
+    "predict_listings",
+    "predict_paths",
     "softmax",
 ]
-
-SCHEMA_VERSION = 2
-BRAND_FIELD = "brand"
 
 _TINY = 1e-300
 _CHUNK = 64
@@ -58,130 +45,7 @@ Ints = npt.NDArray[np.integer]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Field:
-    """The promise for one field of the seller's form: a depth of the tree, or the brand."""
-
-    name: str
-    """`category_depth_1` … or `brand`."""
-    alpha: float
-    """When the field is filled, it is wrong with at most this probability …"""
-    delta: float
-    """… and that promise itself fails with at most this probability over the draw of the calibration listings."""
-    threshold: float | None
-    """Fill when the answer's probability is at least this; None: never fill, only suggest, save where a depth has one
-    category for all, which is filled when the next one is."""
-    num_listings: int
-    """Calibration listings with a known truth for this field."""
-    num_filled: int
-    """Of these, how many the threshold fills."""
-    num_errors: int
-    """Of the filled, how many were wrong."""
-    bound: float | None = None
-    """Exact upper bound of the share of errors among filled, at level `delta`; at most `alpha`. None: never filled."""
-    grid: tuple[float, ...] = ()
-    """Thresholds that the tests could choose from, in their order; fixed before any label was read."""
-    num_unlabelled: int = 0
-    """Calibration listings left out because their truth for this field is not known."""
-    why_not: str = ""
-    """Why the field is never filled; empty when it is."""
-
-    @property
-    def coverage(self) -> float:
-        """Share of the calibration listings that the threshold fills."""
-        return self.num_filled / self.num_listings if self.num_listings else 0.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Spread:
-    """How some number was spread over listings: shares of bins."""
-
-    edges: tuple[float, ...]
-    """K, ascending, between the bins; a value on an edge lies above it."""
-    shares: tuple[float, ...]
-    """K + 1, of the listings; they sum to 1."""
-    num_values: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Calibration:
-    """Temperatures and promises of one model; `calibration.json` of a bundle."""
-
-    category_temperature: float = 1.0
-    category_depth_temperatures: tuple[float, ...] = ()
-    """D values, from the roots down: of a node's share among its siblings, after the temperature of the leaves. Empty:
-    all 1."""
-    brand_temperature: float = 1.0
-    brand_fusion: Literal["mean", "max"] = "mean"
-    category_log_prior: tuple[float, ...] = ()
-    """C values added to the logits of a model trained with logit adjustment, whose scores are balanced: log shares of
-    the leaves in training (Menon et al. 2021). Empty: none."""
-    brand_log_prior: tuple[float, ...] = ()
-    """The same for brands, B values."""
-    unknown_brand_below: float | None = None
-    """A likeliest brand whose fused logit is below this is answered 'none that I know' (maximum logit score, Vaze et
-    al. 2022). None: never."""
-    fields: tuple[Field, ...] = ()
-    certifies: Mapping[str, str]
-    """What the promises hold for: sha256 of the model file, preprocessing fingerprint, precision, backend, splits."""
-    expected: Mapping[str, Spread] = field(default_factory=dict)
-    """Of the listings that it was made from, by name (`training.statistics.sequential.EXPECTED`): what drift is
-    measured from."""
-
-    @functools.cached_property
-    def version(self) -> str:
-        """Differs whenever a temperature, a threshold or what they hold for differs."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()[:12]
-
-    def field(self, name: str) -> Field | None:
-        return next((field for field in self.fields if field.name == name), None)
-
-    def void(self, reason: str) -> "Calibration":
-        """The same temperatures, with nothing promised and so nothing filled."""
-        return replace(self, fields=tuple(replace(field, threshold=None, why_not=reason) for field in self.fields))
-
-    def to_json(self) -> str:
-        raw = asdict(self)
-        if not self.expected:  # as it was written before there was such a thing: its version is known to people
-            del raw["expected"]
-        return json.dumps({"schema_version": SCHEMA_VERSION, **raw}, indent=1)
-
-    @classmethod
-    def from_json(cls, text: str) -> "Calibration":
-        """Read what `to_json` wrote.
-
-        Raises:
-            BundleError: another schema version, or not a calibration.
-        """
-        try:
-            raw: dict[str, Any] = json.loads(text)
-            if raw.pop("schema_version", None) != SCHEMA_VERSION:
-                raise BundleError(
-                    f"calibration: schema_version is not {SCHEMA_VERSION}, the one this version reads; "
-                    "`listing-vision export` the run again"
-                )
-            return cls(
-                **{
-                    **raw,
-                    "category_depth_temperatures": tuple(raw["category_depth_temperatures"]),
-                    "category_log_prior": tuple(raw["category_log_prior"]),
-                    "brand_log_prior": tuple(raw["brand_log_prior"]),
-                    "fields": tuple(Field(**{**field, "grid": tuple(field["grid"])}) for field in raw["fields"]),
-                    "expected": {
-                        name: Spread(
-                            edges=tuple(spread["edges"]),
-                            shares=tuple(spread["shares"]),
-                            num_values=spread["num_values"],
-                        )
-                        for name, spread in raw.get("expected", {}).items()
-                    },
-                }
-            )
-        except (ValueError, TypeError, KeyError) as error:
-            raise BundleError(f"calibration is not readable: {error}") from error
-
-
-@dataclass(frozen=True, kw_only=True)
-class CategoryAnswer:
+class CategorySuggestion:
     """One step of the suggested path, from the root down."""
 
     category_id: str
@@ -196,7 +60,7 @@ class CategoryAnswer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BrandAnswer:
+class BrandSuggestion:
     brand_index: int
     """Of `taxonomy.brand_labels`; 0 means 'has no brand', `OTHER_BRAND` 'none that I know'."""
     probability: float
@@ -215,16 +79,11 @@ class LeafAlternative:
 class Suggestion:
     """The answer for one listing."""
 
-    path: tuple[CategoryAnswer, ...]
+    path: tuple[CategorySuggestion, ...]
     """Ancestors of the likeliest leaf and the leaf itself: always one consistent path."""
-    brand: BrandAnswer
+    brand: BrandSuggestion
     alternatives: tuple[LeafAlternative, ...]
     """The likeliest leaves, best first, for a list to choose from."""
-
-    @property
-    def deepest_filled(self) -> CategoryAnswer | None:
-        filled = [step for step in self.path if step.filled]
-        return filled[-1] if filled else None
 
 
 class Paths(NamedTuple):
@@ -243,15 +102,11 @@ class Brands(NamedTuple):
     """(N,) probability of the label; 0 for `OTHER_BRAND`."""
 
 
-class Answers(NamedTuple):
+class ListingPredictions(NamedTuple):
     """What is answered for N listings."""
 
     paths: Paths
     brands: Brands
-
-
-def field_name(depth: int) -> str:
-    return f"category_depth_{depth}"
 
 
 def softmax(logits: Floats) -> Floats:
@@ -261,7 +116,7 @@ def softmax(logits: Floats) -> Floats:
     return probabilities
 
 
-def fuse(logits: Floats, groups: Ints, *, how: Literal["mean", "max"]) -> Floats:
+def fuse_logits(logits: Floats, groups: Ints, *, how: Literal["mean", "max"]) -> Floats:
     """(P, K) logits of photos as (N, K) float64 logits of listings; row i of the result is group i.
 
     Args:
@@ -282,26 +137,21 @@ def fuse(logits: Floats, groups: Ints, *, how: Literal["mean", "max"]) -> Floats
     return fused
 
 
-def category_probabilities(logits: Floats, groups: Ints, calibration: Calibration, taxonomy: Taxonomy) -> Floats:
+def compute_leaf_probabilities(logits: Floats, groups: Ints, calibration: Calibration, taxonomy: Taxonomy) -> Floats:
     """(N, C) leaf probabilities of listings from (P, C) logits of photos."""
-    fused = _with_prior(fuse(logits, groups, how="mean"), calibration.category_log_prior)
+    fused = _add_prior(fuse_logits(logits, groups, how="mean"), calibration.category_log_prior)
     leaves = softmax(fused / calibration.category_temperature)
     if not calibration.category_depth_temperatures:
         return leaves
-    return _with_depth_temperatures(leaves, calibration.category_depth_temperatures, taxonomy)
+    return _apply_depth_temperatures(leaves, calibration.category_depth_temperatures, taxonomy)
 
 
-def brand_logits_of_listings(logits: Floats, groups: Ints, calibration: Calibration) -> Floats:
+def fuse_brand_logits(logits: Floats, groups: Ints, calibration: Calibration) -> Floats:
     """(N, B) fused logits, before temperature and prior, from (P, B) logits of photos."""
-    return fuse(logits, groups, how=calibration.brand_fusion)
+    return fuse_logits(logits, groups, how=calibration.brand_fusion)
 
 
-def brand_probabilities(logits: Floats, groups: Ints, calibration: Calibration) -> Floats:
-    """(N, B) brand probabilities of listings from (P, B) logits of photos."""
-    return _brand_softmax(brand_logits_of_listings(logits, groups, calibration), calibration)
-
-
-def node_probabilities(leaf_probabilities: Floats, taxonomy: Taxonomy) -> Floats:
+def compute_node_probabilities(leaf_probabilities: Floats, taxonomy: Taxonomy) -> Floats:
     """(N, V): each node's probability as the sum of the leaves below it."""
     sums = np.zeros((len(leaf_probabilities), len(taxonomy.categories)))
     for groups in taxonomy.leaf_groups:
@@ -309,7 +159,7 @@ def node_probabilities(leaf_probabilities: Floats, taxonomy: Taxonomy) -> Floats
     return np.minimum(sums, 1.0)
 
 
-def answer_paths(leaf_probabilities: Floats, taxonomy: Taxonomy) -> Paths:
+def predict_paths(leaf_probabilities: Floats, taxonomy: Taxonomy) -> Paths:
     """The path from root to likeliest leaf of each row, with the probability of each step."""
     nodes = taxonomy.leaf_paths[leaf_probabilities.argmax(axis=1)]
     scores = np.zeros(nodes.shape)
@@ -323,8 +173,8 @@ def answer_paths(leaf_probabilities: Floats, taxonomy: Taxonomy) -> Paths:
     return Paths(nodes, np.where(nodes >= 0, np.minimum(scores, 1.0), 0.0))
 
 
-def answer_brands(fused_logits: Floats, calibration: Calibration) -> Brands:
-    """The brand answered for each row of `brand_logits_of_listings`."""
+def predict_brands(fused_logits: Floats, calibration: Calibration) -> Brands:
+    """The brand answered for each row of `fuse_brand_logits`."""
     probabilities = _brand_softmax(fused_logits, calibration)
     labels, scores = probabilities.argmax(axis=1), probabilities.max(axis=1)
     if calibration.unknown_brand_below is not None:
@@ -334,9 +184,9 @@ def answer_brands(fused_logits: Floats, calibration: Calibration) -> Brands:
     return Brands(labels, scores)
 
 
-def answer(
+def predict_listings(
     category_logits: Floats, brand_logits: Floats, groups: Ints, *, taxonomy: Taxonomy, calibration: Calibration
-) -> Answers:
+) -> ListingPredictions:
     """What is answered for N listings from the (P, C) and (P, B) logits of their photos, in bounded memory.
 
     Args:
@@ -348,16 +198,16 @@ def answer(
     for begin, end in itertools.pairwise(bounds.tolist()):
         photos = order[begin:end]
         some = groups[photos] - groups[photos[0]]
-        leaves = category_probabilities(category_logits[photos], some, calibration, taxonomy)
-        paths.append(answer_paths(leaves, taxonomy))
-        brands.append(answer_brands(brand_logits_of_listings(brand_logits[photos], some, calibration), calibration))
-    return Answers(
+        leaves = compute_leaf_probabilities(category_logits[photos], some, calibration, taxonomy)
+        paths.append(predict_paths(leaves, taxonomy))
+        brands.append(predict_brands(fuse_brand_logits(brand_logits[photos], some, calibration), calibration))
+    return ListingPredictions(
         Paths(*(np.concatenate(parts) for parts in zip(*paths, strict=True))),
         Brands(*(np.concatenate(parts) for parts in zip(*brands, strict=True))),
     )
 
 
-def path_fill_scores(paths: Paths, taxonomy: Taxonomy) -> Floats:
+def compute_path_scores(paths: Paths, taxonomy: Taxonomy) -> Floats:
     """(N, D) what a threshold is held against: the probability, -inf where a step is never filled.
 
     That is beyond a path's end, and for a catch-all and all below it.
@@ -365,26 +215,28 @@ def path_fill_scores(paths: Paths, taxonomy: Taxonomy) -> Floats:
     return np.where((paths.nodes >= 0) & taxonomy.fillable[paths.nodes], paths.scores, -np.inf)
 
 
-def brand_fill_scores(brands: Brands) -> Floats:
+def compute_brand_scores(brands: Brands) -> Floats:
     """(N,) what a threshold is held against; -inf for 'none that I know', which nothing can be filled in for."""
     return np.where(brands.labels >= 0, brands.scores, -np.inf)
 
 
-def fills(answers: Answers, *, taxonomy: Taxonomy, calibration: Calibration) -> npt.NDArray[np.bool_]:
+def compute_prefilled(
+    answers: ListingPredictions, *, taxonomy: Taxonomy, calibration: Calibration
+) -> npt.NDArray[np.bool_]:
     """(N, D + 1) whether each depth's field is filled, and the brand's in the last column.
 
     A filled step implies that all steps above it are filled. The sole category of the top depths, where the taxonomy
     has one root for all, is filled when the step below it is.
     """
     num_rows, max_depth = answers.paths.nodes.shape
-    scores = path_fill_scores(answers.paths, taxonomy)
+    scores = compute_path_scores(answers.paths, taxonomy)
     filled = np.ones((num_rows, max_depth + 1), dtype=bool)
     for depth in np.flatnonzero(taxonomy.decides_at_depth):
-        filled[:, depth] = scores[:, depth] >= _threshold(calibration.field(field_name(int(depth) + 1)))
+        filled[:, depth] = scores[:, depth] >= _get_threshold(calibration.field(field_name(int(depth) + 1)))
     filled[:, :-1] = np.logical_and.accumulate(filled[:, :-1], axis=1)
     for depth in np.flatnonzero(~taxonomy.decides_at_depth)[::-1]:
         filled[:, depth] = filled[:, depth + 1] if depth + 1 < max_depth else False
-    filled[:, -1] = brand_fill_scores(answers.brands) >= _threshold(calibration.field(BRAND_FIELD))
+    filled[:, -1] = compute_brand_scores(answers.brands) >= _get_threshold(calibration.field(BRAND_FIELD))
     return filled
 
 
@@ -398,19 +250,19 @@ def decide(
 ) -> Suggestion:
     """The suggestion for one listing from the logits of its photos, (P, C) and (P, B), P at least 1."""
     one_listing = np.zeros(len(category_logits), dtype=np.int64)
-    leaves = category_probabilities(category_logits, one_listing, calibration, taxonomy)
-    paths = answer_paths(leaves, taxonomy)
-    brands = answer_brands(brand_logits_of_listings(brand_logits, one_listing, calibration), calibration)
-    filled = fills(Answers(paths, brands), taxonomy=taxonomy, calibration=calibration)[0]
+    leaves = compute_leaf_probabilities(category_logits, one_listing, calibration, taxonomy)
+    paths = predict_paths(leaves, taxonomy)
+    brands = predict_brands(fuse_brand_logits(brand_logits, one_listing, calibration), calibration)
+    filled = compute_prefilled(ListingPredictions(paths, brands), taxonomy=taxonomy, calibration=calibration)[0]
     steps = []
     for depth, node in enumerate(paths.nodes[0]):
         if node < 0:
             break
         probability = float(paths.scores[0, depth])
         field = calibration.field(field_name(depth + 1))
-        why = "" if filled[depth] else _why_suggested(field, probability, catch_all=not taxonomy.fillable[node])
+        why = "" if filled[depth] else _explain_suggestion(field, probability, catch_all=not taxonomy.fillable[node])
         steps.append(
-            CategoryAnswer(
+            CategorySuggestion(
                 category_id=taxonomy.categories[int(node)].id,
                 depth=depth + 1,
                 probability=probability,
@@ -424,20 +276,20 @@ def decide(
     elif brand_index == OTHER_BRAND:
         why = "no brand of the taxonomy is likely enough"
     else:
-        why = _why_suggested(calibration.field(BRAND_FIELD), brand_probability)
+        why = _explain_suggestion(calibration.field(BRAND_FIELD), brand_probability)
     return Suggestion(
         path=tuple(steps),
-        brand=BrandAnswer(
+        brand=BrandSuggestion(
             brand_index=brand_index, probability=brand_probability, filled=bool(filled[-1]), why_suggested=why
         ),
         alternatives=tuple(
             LeafAlternative(category_id=taxonomy.leaf_ids[int(leaf)], probability=float(leaves[0, leaf]))
-            for leaf in _best(leaves[0], num_alternatives)
+            for leaf in _select_best(leaves[0], num_alternatives)
         ),
     )
 
 
-def _with_depth_temperatures(leaves: Floats, temperatures: tuple[float, ...], taxonomy: Taxonomy) -> Floats:
+def _apply_depth_temperatures(leaves: Floats, temperatures: tuple[float, ...], taxonomy: Taxonomy) -> Floats:
     """(N, C) leaf probabilities as products of shares among siblings, each to the power of 1 / its depth's temperature.
 
     One temperature cannot serve all depths: what smoothed labels leave to the wrong leaves adds up over the tree, and a
@@ -455,15 +307,15 @@ def _with_depth_temperatures(leaves: Floats, temperatures: tuple[float, ...], ta
     return found
 
 
-def _with_prior(logits: Floats, log_prior: tuple[float, ...]) -> Floats:
+def _add_prior(logits: Floats, log_prior: tuple[float, ...]) -> Floats:
     return logits + np.asarray(log_prior) if log_prior else logits
 
 
 def _brand_softmax(fused_logits: Floats, calibration: Calibration) -> Floats:
-    return softmax(_with_prior(fused_logits, calibration.brand_log_prior) / calibration.brand_temperature)
+    return softmax(_add_prior(fused_logits, calibration.brand_log_prior) / calibration.brand_temperature)
 
 
-def _best(probabilities: Floats, num_wanted: int) -> Ints:
+def _select_best(probabilities: Floats, num_wanted: int) -> Ints:
     """The indices of the largest, largest first; among equals the lowest index first."""
     candidates = np.arange(len(probabilities))
     if 0 < num_wanted < len(probabilities):
@@ -471,17 +323,17 @@ def _best(probabilities: Floats, num_wanted: int) -> Ints:
     return candidates[np.argsort(-probabilities[candidates], kind="stable")][:num_wanted]
 
 
-def _threshold(field: Field | None) -> float:
+def _get_threshold(field: FieldGuarantee | None) -> float:
     return np.inf if field is None or field.threshold is None else field.threshold
 
 
-def _why_suggested(field: Field | None, probability: float, *, catch_all: bool = False) -> str:
+def _explain_suggestion(field: FieldGuarantee | None, probability: float, *, catch_all: bool = False) -> str:
     if field is None:
         return "this model carries no promise for this field"
     if catch_all:
         return "a category for what fits nowhere else is never filled in"
     if field.threshold is None:
-        return field.why_not
+        return field.uncertified_reason
     if probability < field.threshold:
         return f"probability {probability:.3f} is below the certified threshold {field.threshold:.3f}"
     return "the level above is not filled"

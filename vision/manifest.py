@@ -23,7 +23,7 @@ from fsspec.implementations.local import LocalFileSystem
 from vision.errors import ManifestError
 from vision.taxonomy import OTHER_BRAND, Taxonomy
 
-__all__ = ["COLUMNS", "SPLITS", "Labels", "Manifest", "photo_bytes", "photo_url", "written_whole"]
+__all__ = ["COLUMNS", "SPLITS", "Labels", "Manifest", "open_for_replacement", "read_photo", "resolve_photo_url"]
 
 COLUMNS = ("listing_id", "photo", "category", "brand", "split", "seller_id", "listed_at")
 REQUIRED_COLUMNS = ("listing_id", "photo")
@@ -72,9 +72,9 @@ class Manifest:
             ManifestError: missing or unreadable file, unknown ending, missing column or value.
         """
         readers = {".parquet": _read_parquet, ".csv": _read_csv, ".jsonl": _read_jsonl}
-        reader = readers.get(_ending(url))
+        reader = readers.get(_get_ending(url))
         if reader is None:
-            raise ManifestError(f"manifest {url}: ending {_ending(url)!r} is not one of {', '.join(readers)}")
+            raise ManifestError(f"manifest {url}: ending {_get_ending(url)!r} is not one of {', '.join(readers)}")
         try:
             with fsspec.open(url, "rb") as file:
                 table, found = reader(cast(IO[bytes], file))
@@ -83,7 +83,7 @@ class Manifest:
         missing = [name for name in REQUIRED_COLUMNS if name not in found]
         if missing:
             raise ManifestError(f"manifest {url}: column {missing[0]!r} is missing; it has {', '.join(found)}")
-        completed = _completed(table)
+        completed = _complete_columns(table)
         _check_required(completed, url)
         return cls(completed, posixpath.dirname(url))
 
@@ -91,7 +91,7 @@ class Manifest:
     def from_rows(cls, rows: Sequence[Mapping[str, str]], base_url: str) -> "Manifest":
         """Rows as dicts; a column that a row lacks is not known."""
         schema = pa.schema([(name, pa.string()) for name in COLUMNS])
-        return cls(_completed(pa.Table.from_pylist([dict(row) for row in rows], schema=schema)), base_url)
+        return cls(_complete_columns(pa.Table.from_pylist([dict(row) for row in rows], schema=schema)), base_url)
 
     def save(self, path: str) -> None:
         """Write as Parquet, CSV or JSON Lines, by the ending of `path`; whole or not at all.
@@ -100,10 +100,10 @@ class Manifest:
             ManifestError: unknown ending.
         """
         writers = {".parquet": _write_parquet, ".csv": pyarrow.csv.write_csv, ".jsonl": _write_jsonl}
-        writer = writers.get(_ending(path))
+        writer = writers.get(_get_ending(path))
         if writer is None:
-            raise ManifestError(f"manifest {path}: ending {_ending(path)!r} is not one of {', '.join(writers)}")
-        with written_whole(path) as file:
+            raise ManifestError(f"manifest {path}: ending {_get_ending(path)!r} is not one of {', '.join(writers)}")
+        with open_for_replacement(path) as file:
             writer(self.table, file)
 
     def digest(self) -> str:
@@ -111,8 +111,8 @@ class Manifest:
         hashed = hashlib.sha256()
         for name in COLUMNS:
             lengths, values = hashlib.sha256(), hashlib.sha256()
-            for piece in _slices(self.column(name)):
-                offsets, data = _text_buffers(piece)
+            for piece in _iter_slices(self.column(name)):
+                offsets, data = _get_text_buffers(piece)
                 lengths.update(np.diff(offsets).astype("<i4").data)
                 values.update(data)
             hashed.update(name.encode() + b"\0" + lengths.digest() + values.digest())
@@ -137,7 +137,7 @@ class Manifest:
         return Manifest(self.table.take(pa.array(rows)), self.base_url)
 
     def photo_url(self, row: int) -> str:
-        return photo_url(self.base_url, str(self.column("photo")[row].as_py()))
+        return resolve_photo_url(self.base_url, str(self.column("photo")[row].as_py()))
 
     def moved_to(self, base_url: str) -> "Manifest":
         """The same rows and photos for a manifest that is kept in another folder."""
@@ -147,7 +147,7 @@ class Manifest:
         position = COLUMNS.index("photo")
         folder, slash = (pa.scalar(text, pa.large_string()) for text in (here.rstrip("/"), "/"))
         pieces = []
-        for piece in _slices(self.column("photo")):
+        for piece in _iter_slices(self.column("photo")):
             absolute = pa.compute.match_substring_regex(piece, "^/|://")
             joined = pa.compute.binary_join_element_wise(folder, piece, slash)
             pieces.append(pa.compute.if_else(absolute, piece, joined))
@@ -156,7 +156,7 @@ class Manifest:
 
     def listing_groups(self) -> npt.NDArray[np.int64]:
         """(num_photos,) group number of each row's listing, numbered by first appearance."""
-        return _codes(self.column("listing_id").dictionary_encode()).astype(np.int64)
+        return _read_codes(self.column("listing_id").dictionary_encode()).astype(np.int64)
 
     def labels(self, taxonomy: Taxonomy, *, other_brands: bool = False) -> Labels:
         """Category and brand names resolved against a taxonomy.
@@ -188,7 +188,7 @@ class Manifest:
 
     def _resolve(self, name: str, find: Callable[[str], int], problems: list[str]) -> npt.NDArray[np.int64]:
         column = self.column(name)
-        codes = _codes(column)
+        codes = _read_codes(column)
         values = column.chunk(0).dictionary.to_pylist() if column.num_chunks else []
         num_rows = np.bincount(codes, minlength=len(values))
         resolved = np.full(len(values), UNLABELLED, dtype=np.int64)
@@ -206,12 +206,12 @@ class Manifest:
         return resolved[codes]
 
 
-def photo_url(base_url: str, photo: str) -> str:
+def resolve_photo_url(base_url: str, photo: str) -> str:
     """Where a photo lies that a manifest in that folder names: it may be relative to it, a path, or a URL."""
     return photo if "://" in photo or photo.startswith("/") else posixpath.join(base_url, photo)
 
 
-def photo_bytes(url: str) -> bytes:
+def read_photo(url: str) -> bytes:
     """The stored bytes of one photo by path or fsspec URL, or inside a tar shard by `….tar#offset+size`.
 
     Raises:
@@ -219,7 +219,7 @@ def photo_bytes(url: str) -> bytes:
     """
     try:
         if ".tar#" in url:
-            return _shard_bytes(url)
+            return _read_from_shard(url)
         if "://" not in url:
             with open(url, "rb") as file:
                 return file.read()
@@ -233,7 +233,7 @@ def photo_bytes(url: str) -> bytes:
         raise OSError(f"{type(error).__name__}: {error}") from error
 
 
-def _shard_bytes(url: str) -> bytes:
+def _read_from_shard(url: str) -> bytes:
     shard, _, place = url.rpartition("#")
     parsed = re.fullmatch(r"(\d{1,18})\+(\d{1,18})", place, re.ASCII)
     if parsed is None:
@@ -256,7 +256,7 @@ def _shard_bytes(url: str) -> bytes:
 
 
 @contextlib.contextmanager
-def written_whole(url: str) -> Iterator[IO[bytes]]:
+def open_for_replacement(url: str) -> Iterator[IO[bytes]]:
     """A file to write that stands under its own name only once it is whole; any fsspec URL."""
     fs, path = fsspec.core.url_to_fs(url)
     temporary = f"{path}.{os.getpid()}.tmp"
@@ -270,7 +270,7 @@ def written_whole(url: str) -> Iterator[IO[bytes]]:
         raise
 
 
-def _ending(url: str) -> str:
+def _get_ending(url: str) -> str:
     return posixpath.splitext(url)[1].lower()
 
 
@@ -308,13 +308,13 @@ def _write_jsonl(table: pa.Table, file: IO[bytes]) -> None:
             file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
 
 
-def _completed(table: pa.Table) -> pa.Table:
+def _complete_columns(table: pa.Table) -> pa.Table:
     """`table` with the columns and types of `_SCHEMA`."""
     columns = []
     for field in _SCHEMA:
         pieces = []
         missing = field.name not in table.column_names
-        for piece in _slices(pa.chunked_array([pa.nulls(len(table))]) if missing else table.column(field.name)):
+        for piece in _iter_slices(pa.chunked_array([pa.nulls(len(table))]) if missing else table.column(field.name)):
             text = pa.compute.fill_null(piece.cast(pa.large_string()), "")
             encoded = pa.types.is_dictionary(field.type)
             pieces.append(text.cast(pa.string()).dictionary_encode() if encoded else text)
@@ -333,20 +333,20 @@ def _check_required(table: pa.Table, url: str) -> None:
         raise ManifestError(f"manifest {url}:", problems)
 
 
-def _slices(column: pa.ChunkedArray) -> Iterator[pa.Array]:
+def _iter_slices(column: pa.ChunkedArray) -> Iterator[pa.Array]:
     """The column in arrays of bounded length, so that no temporary copy holds all of it."""
     for chunk in column.chunks:
         for start in range(0, len(chunk), _SLICE_ROWS):
             yield chunk.slice(start, _SLICE_ROWS)
 
 
-def _codes(encoded: pa.ChunkedArray) -> npt.NDArray[np.int32]:
+def _read_codes(encoded: pa.ChunkedArray) -> npt.NDArray[np.int32]:
     """(num_rows,) index into the dictionary that all chunks share."""
     chunks = [np.asarray(chunk.indices, dtype=np.int32) for chunk in encoded.chunks]
     return np.concatenate(chunks) if chunks else np.zeros(0, dtype=np.int32)
 
 
-def _text_buffers(piece: pa.Array) -> tuple[npt.NDArray[np.int64], memoryview]:
+def _get_text_buffers(piece: pa.Array) -> tuple[npt.NDArray[np.int64], memoryview]:
     """Where each value begins and the last ends, and the UTF-8 bytes of all values one after another."""
     text = piece.cast(pa.large_string())
     _, starts, data = text.buffers()

@@ -10,10 +10,8 @@ __all__ = [
     "bootstrap_interval",
     "calibration_bins",
     "expected_calibration_error",
-    "macro_accuracy",
     "resampled_sums",
     "share_interval",
-    "top_k_accuracy",
     "top_k_hits",
     "wilson_interval",
 ]
@@ -31,34 +29,12 @@ Bools = npt.NDArray[np.bool_]
 Interval = tuple[float, float]
 
 
-def top_k_accuracy(scores: Floats, labels: Ints, *, k: int) -> float:
-    """Share of labelled rows whose label is among the k highest scores.
-
-    Args:
-        scores: (N, C).
-        labels: (N,) column of `scores`; rows with a negative label do not count.
-
-    Returns:
-        A share in [0, 1]; NaN when no row is labelled.
-    """
-    hits = top_k_hits(scores, labels, k=k)
-    return float(hits.mean()) if hits.size else float("nan")
-
-
 def top_k_hits(scores: Floats, labels: Ints, *, k: int) -> Bools:
     """Of each labelled row, in order, whether its label is among the k highest scores."""
     labelled = labels >= 0
     best = np.argsort(-scores[labelled], axis=1, kind="stable")[:, :k]
     hits: Bools = (best == labels[labelled, None]).any(axis=1)
     return hits
-
-
-def macro_accuracy(predictions: Ints, labels: Ints) -> float:
-    """Mean over the labels that occur of the share of their rows predicted right; NaN when none is labelled."""
-    classes = np.unique(labels[labels >= 0])
-    if classes.size == 0:
-        return float("nan")
-    return float(np.mean([(predictions[labels == c] == c).mean() for c in classes]))
 
 
 def calibration_bins(confidences: Floats, *, num_bins: int = NUM_CALIBRATION_BINS) -> npt.NDArray[np.int64]:

@@ -23,11 +23,11 @@ from training.calibration.calibrate import calibrate
 from training.inference.network import load_bundle_model
 from training.inference.predictions import Predictions, predict
 from vision.bundle import Bundle, load_bundle
-from vision.decision import BRAND_FIELD, field_name
+from vision.calibration import BRAND_FIELD, field_name
 from vision.engine import Logits
 from vision.errors import PhotoError
 from vision.images import prepare_photo
-from vision.images.gpu_decoding import DeviceDecoder, plain_crop
+from vision.images.gpu_decoding import DeviceDecoder, find_plain_crop
 from vision.manifest import Manifest
 
 __all__ = ["DeviceModel", "Pair", "compare_decoding"]
@@ -56,7 +56,7 @@ class DeviceModel:
     def infer_files(self, files: Sequence[bytes]) -> tuple[Sequence[PhotoError | None], Logits]:
         """Of files that Pillow can read; what the device does not take Pillow decodes, as in Triton's model."""
         side = self._preprocessing.input_px
-        crops = [plain_crop(data, at_least_px=side) for data in files]
+        crops = [find_plain_crop(data, at_least_px=side) for data in files]
         by_pillow = [torch.from_numpy(prepare_photo(data, self._preprocessing)) for data in files]
         others = [photo for photo, crop in zip(by_pillow, crops, strict=True) if crop is None]
         plain = bytearray(b"".join(data for data, crop in zip(files, crops, strict=True) if crop))

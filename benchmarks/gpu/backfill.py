@@ -19,7 +19,7 @@ from serving.backfill.pipeline import Pipeline, WaitTimes
 from serving.backfill.plan import ShardPhotos
 from vision.bundle import Bundle
 from vision.engine import Logits
-from vision.images.gpu_decoding import DeviceDecoder, plain_crop
+from vision.images.gpu_decoding import DeviceDecoder, find_plain_crop
 
 __all__ = ["classify_on_cpu", "classify_on_gpu", "decode_on_cpu", "decode_on_gpu", "measure_rate", "repeat_paths"]
 
@@ -101,7 +101,7 @@ def classify_on_gpu(
             of_thread.decoder = DeviceDecoder(device)
             of_thread.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         files = [path.read_bytes() for path in some]
-        crops = [plain_crop(data, at_least_px=side) for data in files]
+        crops = [find_plain_crop(data, at_least_px=side) for data in files]
         joined = torch.frombuffer(bytearray(b"".join(files)), dtype=torch.uint8)
         with torch.cuda.stream(of_thread.stream):
             pixels, refused = of_thread.decoder.photos(joined, crops, _NONE, photo_px=side)

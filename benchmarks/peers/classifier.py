@@ -18,7 +18,7 @@ class Classifier:
     def __init__(self, bundle: Path) -> None:
         loaded = load_bundle(bundle)
         self._engine = OnnxEngine(loaded, num_threads=1)
-        self._bundle = loaded.on_backend(self._engine.backend)
+        self._bundle = loaded.for_backend(self._engine.backend)
         self._engine.infer(loaded.golden.photos_nhwc[:1])
 
     def __call__(self, request: bytes) -> bytes:

@@ -9,12 +9,12 @@ import numpy.typing as npt
 from serving.protocol import listing_vision_pb2 as pb
 from vision.bundle import Bundle
 from vision.decision import (
-    BrandAnswer,
+    BrandSuggestion,
     Suggestion,
-    answer_brands,
-    brand_logits_of_listings,
-    category_probabilities,
+    compute_leaf_probabilities,
     decide,
+    fuse_brand_logits,
+    predict_brands,
 )
 from vision.engine import Logits
 from vision.errors import PhotoError
@@ -135,7 +135,7 @@ def build_model_response(bundle: Bundle) -> pb.GetModelResponse:
                 precision=1 - field.alpha,
                 failure_probability=field.delta,
                 threshold=field.threshold,
-                explanation=field.why_not,
+                explanation=field.uncertified_reason,
                 coverage=field.coverage,
                 precision_bound=None if field.bound is None or field.threshold is None else 1 - field.bound,
             )
@@ -186,7 +186,7 @@ def _build_category_path(bundle: Bundle, suggestion: Suggestion) -> list[pb.Cate
     ]
 
 
-def _build_brand(bundle: Bundle, brand: BrandAnswer) -> pb.BrandSuggestion:
+def _build_brand(bundle: Bundle, brand: BrandSuggestion) -> pb.BrandSuggestion:
     known = bundle.taxonomy.brands[brand.brand_index - 1] if brand.brand_index > 0 else None
     return pb.BrandSuggestion(
         kind=_to_brand_kind(brand.brand_index),
@@ -207,10 +207,10 @@ def _build_single_recognition(suggestion: Suggestion, bundle: Bundle) -> pb.Phot
 def _build_recognitions(bundle: Bundle, logits: Logits) -> list[pb.PhotoRecognition]:
     """What each photo alone shows, all in one batch."""
     one_listing_per_photo = np.arange(len(logits.category))
-    leaves = category_probabilities(logits.category, one_listing_per_photo, bundle.calibration, bundle.taxonomy)
+    leaves = compute_leaf_probabilities(logits.category, one_listing_per_photo, bundle.calibration, bundle.taxonomy)
     best_leaves = leaves.argmax(axis=1)
-    brands = answer_brands(
-        brand_logits_of_listings(logits.brand, one_listing_per_photo, bundle.calibration), bundle.calibration
+    brands = predict_brands(
+        fuse_brand_logits(logits.brand, one_listing_per_photo, bundle.calibration), bundle.calibration
     )
     return [
         _build_recognition(bundle, bundle.taxonomy.leaf_ids[leaf], leaves[row, leaf], brand, brands.scores[row])

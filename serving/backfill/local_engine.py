@@ -87,7 +87,7 @@ class LogitsEngine:
         """
         self.versions = ModelVersions.from_bundle(bundle, backend)
         self.wait_times = WaitTimes()
-        self._bundle = bundle.on_backend(backend)
+        self._bundle = bundle.for_backend(backend)
         self._infer = infer
         self._num_infer_threads = num_infer_threads
         self._max_batch_size = max_batch_size

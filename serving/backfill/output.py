@@ -12,7 +12,7 @@ import pyarrow.parquet
 from serving.backfill.job import SCHEMA_VERSION, Job
 from serving.backfill.plan import ShardPhotos
 from vision.bundle import Bundle
-from vision.decision import answer, category_probabilities, fills
+from vision.decision import compute_leaf_probabilities, compute_prefilled, predict_listings
 from vision.engine import Logits
 from vision.taxonomy import OTHER_BRAND
 
@@ -173,8 +173,8 @@ def build_tables(
 
 def _build_suggestions(job: Job, bundle: Bundle, logits: Logits, groups: np.ndarray[Any, Any]) -> list[dict[str, Any]]:
     taxonomy, calibration = bundle.taxonomy, bundle.calibration
-    predictions = answer(logits.category, logits.brand, groups, taxonomy=taxonomy, calibration=calibration)
-    filled = fills(predictions, taxonomy=taxonomy, calibration=calibration)
+    predictions = predict_listings(logits.category, logits.brand, groups, taxonomy=taxonomy, calibration=calibration)
+    filled = compute_prefilled(predictions, taxonomy=taxonomy, calibration=calibration)
     categories = taxonomy.categories
     rows: list[dict[str, Any]] = []
     for nodes, scores, fill, label, score in zip(
@@ -206,7 +206,7 @@ def _build_suggestions(job: Job, bundle: Bundle, logits: Logits, groups: np.ndar
             }
         )
     if job.top_k:
-        leaves = category_probabilities(logits.category, groups, calibration, taxonomy)
+        leaves = compute_leaf_probabilities(logits.category, groups, calibration, taxonomy)
         best = np.argsort(-leaves, axis=1, kind="stable")[:, : job.top_k]
         for row, some, probabilities in zip(rows, best.tolist(), leaves, strict=True):
             row["alternatives"] = [

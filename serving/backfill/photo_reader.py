@@ -5,7 +5,7 @@ import threading
 import tenacity
 
 from serving.backfill.output import Failure
-from vision.manifest import photo_bytes, photo_url
+from vision.manifest import read_photo, resolve_photo_url
 
 __all__ = ["PhotoReader"]
 
@@ -45,15 +45,15 @@ class PhotoReader:
 
     def read(self, photo: str) -> bytes | Failure:
         """The photo's bytes, or why they cannot be had."""
-        url = photo_url(self._base_url, photo)
+        url = resolve_photo_url(self._base_url, photo)
         try:
-            return photo_bytes(url)
+            return read_photo(url)
         except OSError as error:
             if isinstance(error, _NOT_FOUND_ERRORS):
                 return Failure(reason=NOT_FOUND, message=str(error))
         # Only now, for what tries again costs more than a photo's reading.
         try:
-            return self._retry_policy.copy()(photo_bytes, url)
+            return self._retry_policy.copy()(read_photo, url)
         except OSError as error:
             return Failure(
                 reason=NOT_FOUND if isinstance(error, _NOT_FOUND_ERRORS) else READ_FAILED, message=str(error)

@@ -93,7 +93,7 @@ class _ModelWorker:
     def __init__(self, bundle: str) -> None:
         loaded = load_bundle(bundle)
         self._engine = OnnxEngine(loaded)
-        self._bundle = loaded.on_backend(self._engine.backend)
+        self._bundle = loaded.for_backend(self._engine.backend)
         self._versions = ModelVersions.from_bundle(loaded, self._engine.backend)
 
     def backend(self) -> str:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from serving.inference.engine import AsyncEngine
 from vision.bundle import Bundle
-from vision.decision import category_probabilities
+from vision.decision import compute_leaf_probabilities
 
 __all__ = ["GRID_SIZE", "NUM_VARIANTS", "Explanation", "encode_jpeg", "explain"]
 
@@ -73,4 +73,4 @@ def _occlude_cells(photo: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 def _compute_leaf_probabilities(logits: npt.NDArray[np.float32], bundle: Bundle) -> npt.NDArray[np.float64]:
     """(P, C), each photo for itself, as `PhotoRecognition` has them."""
     alone = np.arange(len(logits))
-    return category_probabilities(logits, alone, bundle.calibration, bundle.taxonomy).astype(np.float64)
+    return compute_leaf_probabilities(logits, alone, bundle.calibration, bundle.taxonomy).astype(np.float64)

@@ -60,7 +60,7 @@ class ServedRelease:
         self.decoders = decoders
         self.breaker = CircuitBreaker(on_change=lambda: on_change(self))
         self.breaker.open()  # until its golden photos are answered
-        self.bundle = bundle.on_backend(UNKNOWN_BACKEND)
+        self.bundle = bundle.for_backend(UNKNOWN_BACKEND)
         """As it may be used with the engine: where promises were made with another, they are void."""
         self._bundle = bundle
         self._health_interval_s = health_interval_s
@@ -174,7 +174,7 @@ class ServedRelease:
         if backend == self._backend:
             return
         self._backend = backend
-        self.bundle = self._bundle.on_backend(backend)
+        self.bundle = self._bundle.for_backend(backend)
         if self.bundle is not self._bundle:
             certified_backend = self._bundle.calibration.certifies.get("backend")
             _log.warning(

@@ -17,12 +17,12 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from listing_vision.classify_listing import classify_with_bundle
+from listing_vision.classify import classify_with_bundle
 from serving.client import CallFailed, ListingVisionClient
 from serving.triton.process import LocalTriton
 from tests.conftest import ROOT
 from tests.support.helpers import list_children
-from vision.manifest import Manifest, photo_bytes
+from vision.manifest import Manifest, read_photo
 
 BUF = Path(sysconfig.get_path("scripts")) / "buf"
 
@@ -33,7 +33,7 @@ def listings(synthetic_dataset):
     test = Manifest.load(str(synthetic_dataset / "manifest.parquet")).where_split("test")
     photos: dict[str, list[bytes]] = {}
     for row, listing in enumerate(test.column("listing_id").to_pylist()):
-        photos.setdefault(listing, []).append(photo_bytes(test.photo_url(row)))
+        photos.setdefault(listing, []).append(read_photo(test.photo_url(row)))
     return photos
 
 

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from listing_vision.classify_listing import classify_with_bundle, format_response, read_photos, to_json
+from listing_vision.classify import classify_with_bundle, format_response, read_photos, to_json
 from tests.support.helpers import create_scene, encode_image
 from vision.errors import ListingVisionError, PhotoError
 

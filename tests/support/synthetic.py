@@ -4,7 +4,7 @@ import numpy as np
 
 from tests.support.helpers import create_small_taxonomy
 from training.inference.predictions import Predictions
-from vision.decision import BRAND_FIELD, Calibration, Field, field_name
+from vision.calibration import BRAND_FIELD, Calibration, FieldGuarantee, field_name
 from vision.manifest import Labels
 
 
@@ -33,11 +33,11 @@ def create_synthetic_predictions(*, num_listings: int, photos: tuple[str, ...] =
     )
 
 
-def create_synthetic_calibration(*, why_not: str = "too few listings") -> Calibration:
+def create_synthetic_calibration(*, uncertified_reason: str = "too few listings") -> Calibration:
     """Fills the two upper depths, never the third and the brand."""
     thresholds = {field_name(1): 0.6, field_name(2): 0.8, field_name(3): None, BRAND_FIELD: None}
     fields = (
-        Field(
+        FieldGuarantee(
             name=name,
             alpha=0.05,
             delta=0.01,
@@ -45,7 +45,7 @@ def create_synthetic_calibration(*, why_not: str = "too few listings") -> Calibr
             num_listings=9,
             num_filled=9,
             num_errors=0,
-            why_not=why_not if threshold is None else "",
+            uncertified_reason=uncertified_reason if threshold is None else "",
         )
         for name, threshold in thresholds.items()
     )

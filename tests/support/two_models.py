@@ -6,7 +6,7 @@ import pytest
 from training.comparison.common_listings import PhotoLogits, SharedListings, shared_labels
 from training.comparison.compare import compare
 from training.inference.evaluated_model import JudgedModel
-from vision.decision import Calibration, Field
+from vision.calibration import Calibration, FieldGuarantee
 from vision.images import Preprocessing
 from vision.manifest import Manifest
 
@@ -14,7 +14,7 @@ from vision.manifest import Manifest
 def model(taxonomy, *, thresholds=None, infer=None, input_px=32) -> JudgedModel:
     """A model with the given threshold for each field name; the others carry no promise."""
     fields = tuple(
-        Field(
+        FieldGuarantee(
             name=name,
             alpha=0.05,
             delta=0.01,
@@ -22,7 +22,7 @@ def model(taxonomy, *, thresholds=None, infer=None, input_px=32) -> JudgedModel:
             num_listings=100,
             num_filled=0 if threshold is None else 90,
             num_errors=0,
-            why_not="" if threshold is not None else "too few listings",
+            uncertified_reason="" if threshold is not None else "too few listings",
         )
         for name, threshold in (thresholds or {}).items()
     )

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from vision.bundle import FILES, _digest, load_bundle
+from vision.bundle import FILES, compute_digest, load_bundle
 from vision.errors import BundleError
 from vision.runtime.files import sha256_of
 
@@ -45,7 +45,7 @@ def change_manifest(folder, **changes):
     path = folder / "manifest.json"
     raw = json.loads(path.read_text()) | changes
     del raw["manifest_sha256"]
-    path.write_text(json.dumps(raw | {"manifest_sha256": _digest(raw)}))
+    path.write_text(json.dumps(raw | {"manifest_sha256": compute_digest(raw)}))
 
 
 def test_a_changed_value_in_the_manifest_itself_is_refused(copy_bundle):
@@ -62,7 +62,7 @@ def test_a_certificate_does_not_outlive_its_taxonomy(copy_bundle, bundle):
     path.write_text(json.dumps(raw))
     change_manifest(copy_bundle, sha256={**bundle.sha256, "taxonomy.json": sha256_of(path)})
     fields = load_bundle(copy_bundle).calibration.fields
-    assert all(field.threshold is None and "taxonomy changed" in field.why_not for field in fields)
+    assert all(field.threshold is None and "taxonomy changed" in field.uncertified_reason for field in fields)
 
 
 def test_another_schema_version_is_refused(copy_bundle):
@@ -82,11 +82,11 @@ def test_a_certificate_of_another_precision_is_void(copy_bundle, bundle):
     change_manifest(copy_bundle, precision="int8")
     fields = load_bundle(copy_bundle).calibration.fields
     assert fields
-    assert all(field.threshold is None and "precision changed" in field.why_not for field in fields)
+    assert all(field.threshold is None and "precision changed" in field.uncertified_reason for field in fields)
 
 
 def test_a_release_keeps_its_name_where_its_promises_are_void(bundle):
-    elsewhere = bundle.on_backend("another")
+    elsewhere = bundle.for_backend("another")
     assert all(field.threshold is None for field in elsewhere.calibration.fields)
     assert elsewhere.release == bundle.release
     assert elsewhere.calibration_version == bundle.calibration.version

@@ -5,20 +5,16 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from tests.support.helpers import create_small_taxonomy
+from vision.calibration import BRAND_FIELD, Calibration, FieldGuarantee, Histogram, field_name
 from vision.decision import (
-    BRAND_FIELD,
-    Calibration,
-    Field,
-    Spread,
-    answer,
-    answer_paths,
-    brand_probabilities,
-    category_probabilities,
+    compute_leaf_probabilities,
+    compute_node_probabilities,
+    compute_prefilled,
     decide,
-    field_name,
-    fills,
-    fuse,
-    node_probabilities,
+    fuse_brand_logits,
+    fuse_logits,
+    predict_listings,
+    predict_paths,
     softmax,
 )
 from vision.errors import BundleError
@@ -34,8 +30,8 @@ some_photos = st.integers(1, 6).flatmap(
 )
 
 
-def create_guarantee(name: str, threshold: float | None, why_not: str = "") -> Field:
-    return Field(
+def create_guarantee(name: str, threshold: float | None, uncertified_reason: str = "") -> FieldGuarantee:
+    return FieldGuarantee(
         name=name,
         alpha=0.05,
         delta=0.05,
@@ -43,7 +39,7 @@ def create_guarantee(name: str, threshold: float | None, why_not: str = "") -> F
         num_listings=100,
         num_filled=50,
         num_errors=0,
-        why_not=why_not,
+        uncertified_reason=uncertified_reason,
     )
 
 
@@ -55,7 +51,7 @@ def calibration(*thresholds: float, brand: float = 0.5, **others: object) -> Cal
 @given(some_photos)
 def test_probabilities_up_the_tree_never_exceed_one_nor_fall_below_their_children(photos):
     leaves = softmax(photos[0])
-    nodes = node_probabilities(leaves, TAXONOMY)
+    nodes = compute_node_probabilities(leaves, TAXONOMY)
     assert (nodes <= 1).all()
     for category in TAXONOMY.categories:
         if category.parent_id is not None:
@@ -70,19 +66,19 @@ def test_a_suggestion_never_goes_deeper_when_more_is_asked_for(photos, one, othe
     low, high = sorted((one, other))
 
     def depth(threshold: float) -> int:
-        answer = decide(*photos, taxonomy=TAXONOMY, calibration=calibration(threshold, threshold, threshold))
-        return answer.deepest_filled.depth if answer.deepest_filled else 0
+        suggestion = decide(*photos, taxonomy=TAXONOMY, calibration=calibration(threshold, threshold, threshold))
+        return sum(step.filled for step in suggestion.path)
 
     assert depth(high) <= depth(low)
 
 
 @given(some_photos)
 def test_the_path_is_consistent_and_ends_in_the_first_alternative(photos):
-    answer = decide(*photos, taxonomy=TAXONOMY, calibration=calibration(0.5, 0.6, 0.7))
-    ids = [step.category_id for step in answer.path]
+    suggestion = decide(*photos, taxonomy=TAXONOMY, calibration=calibration(0.5, 0.6, 0.7))
+    ids = [step.category_id for step in suggestion.path]
     assert ids == [category.id for category in TAXONOMY.ancestry(ids[-1])]
-    assert ids[-1] == answer.alternatives[0].category_id
-    filled = [step.filled for step in answer.path]
+    assert ids[-1] == suggestion.alternatives[0].category_id
+    filled = [step.filled for step in suggestion.path]
     assert filled == sorted(filled, reverse=True)  # thresholds that grow with depth fill no child without its parent
 
 
@@ -119,14 +115,14 @@ def test_many_listings_are_answered_like_each_alone(listings, copies, random):
     rows = [(i, c, b) for i, (category, brand) in enumerate(listings) for c, b in zip(category, brand, strict=True)]
     random.shuffle(rows)
     certified = calibration(0.5, 0.6, 0.7, unknown_brand_below=1.0)
-    together = answer(
+    together = predict_listings(
         np.array([row[1] for row in rows]),
         np.array([row[2] for row in rows]),
         np.array([row[0] for row in rows]),
         taxonomy=TAXONOMY,
         calibration=certified,
     )
-    filled = fills(together, taxonomy=TAXONOMY, calibration=certified)
+    filled = compute_prefilled(together, taxonomy=TAXONOMY, calibration=certified)
     for i, photos in enumerate(listings[:6]):
         alone = decide(*photos, taxonomy=TAXONOMY, calibration=certified)
         depth = len(alone.path)
@@ -140,7 +136,7 @@ def test_many_listings_are_answered_like_each_alone(listings, copies, random):
 def test_alternatives_are_the_likeliest_leaves_in_order(photos, num_alternatives):
     certified = Calibration(certifies={})
     listed = decide(*photos, taxonomy=TAXONOMY, calibration=certified, num_alternatives=num_alternatives).alternatives
-    leaves = category_probabilities(photos[0], np.zeros(len(photos[0]), int), certified, TAXONOMY)[0]
+    leaves = compute_leaf_probabilities(photos[0], np.zeros(len(photos[0]), int), certified, TAXONOMY)[0]
     best = np.argsort(-leaves, kind="stable")[:num_alternatives]
     assert [a.category_id for a in listed] == [TAXONOMY.leaf_ids[i] for i in best]
 
@@ -149,7 +145,9 @@ def test_alternatives_are_the_likeliest_leaves_in_order(photos, num_alternatives
 def test_temperatures_by_depth_keep_a_distribution_over_the_tree(photos, temperatures):
     groups = np.zeros(len(photos[0]), int)
     plain, ones, refined = (
-        category_probabilities(photos[0], groups, Calibration(category_depth_temperatures=t, certifies={}), TAXONOMY)
+        compute_leaf_probabilities(
+            photos[0], groups, Calibration(category_depth_temperatures=t, certifies={}), TAXONOMY
+        )
         for t in ((), (1.0, 1.0, 1.0), tuple(temperatures))
     )
     np.testing.assert_allclose(ones, plain, atol=1e-12)
@@ -167,7 +165,7 @@ def test_temperatures_by_depth_by_hand():
     for leaf, probability in (("gala", 0.24), ("fuji", 0.06), ("lemon", 0.3), ("tools", 0.4)):
         plain[at[leaf]] = probability
     certified = Calibration(category_depth_temperatures=(0.5, 1.0, 0.5), certifies={})
-    refined = category_probabilities(np.log(plain)[None], np.array([0]), certified, TAXONOMY)[0]
+    refined = compute_leaf_probabilities(np.log(plain)[None], np.array([0]), certified, TAXONOMY)[0]
     fruit = 0.6**2 / (0.6**2 + 0.4**2)
     gala = 0.8**2 / (0.8**2 + 0.2**2)
     assert refined[at["tools"]] == pytest.approx(1 - fruit)
@@ -181,13 +179,13 @@ def test_fusing_against_plain_loops():
     logits, groups = rng.normal(size=(7, 4)), np.array([0, 1, 0, 2, 2, 2, 1])
     for how, reduce in (("mean", np.mean), ("max", np.max)):
         wanted = [reduce(logits[groups == g], axis=0) for g in range(3)]
-        np.testing.assert_allclose(fuse(logits, groups, how=how), wanted)
+        np.testing.assert_allclose(fuse_logits(logits, groups, how=how), wanted)
 
 
 def test_temperatures_soften_without_reordering():
     logits, groups = np.array([[3.0, 1.0, 0.0, -1.0]]), np.array([0])
-    sharp = category_probabilities(logits, groups, Calibration(certifies={}), TAXONOMY)
-    soft = category_probabilities(logits, groups, Calibration(category_temperature=2, certifies={}), TAXONOMY)
+    sharp = compute_leaf_probabilities(logits, groups, Calibration(certifies={}), TAXONOMY)
+    soft = compute_leaf_probabilities(logits, groups, Calibration(category_temperature=2, certifies={}), TAXONOMY)
     assert soft[0, 0] < sharp[0, 0]
     assert (np.argsort(soft) == np.argsort(sharp)).all()
     np.testing.assert_allclose(soft, softmax(logits / 2))
@@ -195,14 +193,14 @@ def test_temperatures_soften_without_reordering():
 
 def test_a_logo_in_one_photo_wins_under_max():
     logits, groups = np.array([[2.0, 0.0, 0.0], [2.0, 0.0, 0.0], [0.0, 5.0, 0.0]]), np.zeros(3, int)
-    by_mean = brand_probabilities(logits, groups, Calibration(certifies={}))
-    by_max = brand_probabilities(logits, groups, Calibration(brand_fusion="max", certifies={}))
+    by_mean = softmax(fuse_brand_logits(logits, groups, Calibration(certifies={})))
+    by_max = softmax(fuse_brand_logits(logits, groups, Calibration(brand_fusion="max", certifies={})))
     assert by_max[0, 1] > by_mean[0, 1]
     assert by_max[0].argmax() == 1
 
 
 def test_paths_end_where_the_leaf_ends():
-    paths = answer_paths(np.array([[0, 0, 0, 1.0], [1.0, 0, 0, 0]]), TAXONOMY)
+    paths = predict_paths(np.array([[0, 0, 0, 1.0], [1.0, 0, 0, 0]]), TAXONOMY)
     assert paths.nodes.tolist() == [
         [TAXONOMY.node_index["tools"], -1, -1],
         [TAXONOMY.node_index[i] for i in ("fruit", "apple", "gala")],
@@ -219,21 +217,21 @@ def test_each_field_says_why_it_is_only_suggested():
         certifies={},
     )
     logits = np.array([[4.0, 0, 0, 0]]), np.array([[0.0, 9, 0]])
-    answer = decide(*logits, taxonomy=TAXONOMY, calibration=certified)
-    assert [step.filled for step in answer.path] == [True, False, False]
-    assert answer.path[0].why_suggested == ""
-    assert answer.path[1].why_suggested == "too few listings"
-    assert "no promise" in answer.path[2].why_suggested
-    assert "no promise" in answer.brand.why_suggested
+    suggestion = decide(*logits, taxonomy=TAXONOMY, calibration=certified)
+    assert [step.filled for step in suggestion.path] == [True, False, False]
+    assert suggestion.path[0].why_suggested == ""
+    assert suggestion.path[1].why_suggested == "too few listings"
+    assert "no promise" in suggestion.path[2].why_suggested
+    assert "no promise" in suggestion.brand.why_suggested
     strict = decide(*logits, taxonomy=TAXONOMY, calibration=calibration(0.9999))
     assert "is below the certified threshold 1.000" in strict.path[0].why_suggested
 
 
 def test_a_void_calibration_fills_nothing_but_keeps_its_temperatures():
     voided = calibration(0.0, 0.0, 0.0, brand=0.0, category_temperature=1.5).void("weights changed")
-    answer = decide(np.ones((1, NUM_LEAVES)), np.ones((1, NUM_BRANDS)), taxonomy=TAXONOMY, calibration=voided)
-    assert answer.deepest_filled is None
-    assert answer.brand.why_suggested == "weights changed"
+    suggestion = decide(np.ones((1, NUM_LEAVES)), np.ones((1, NUM_BRANDS)), taxonomy=TAXONOMY, calibration=voided)
+    assert not any(step.filled for step in suggestion.path)
+    assert suggestion.brand.why_suggested == "weights changed"
     assert voided.category_temperature == 1.5
 
 
@@ -243,7 +241,7 @@ def test_calibration_round_trip_and_schema():
         0.75,
         brand_fusion="max",
         brand_temperature=0.7,
-        expected={"leaf_probability": Spread(edges=(0.5, 0.9), shares=(0.1, 0.3, 0.6), num_values=10)},
+        expected={"leaf_probability": Histogram(edges=(0.5, 0.9), shares=(0.1, 0.3, 0.6), num_values=10)},
     )
     assert Calibration.from_json(written.to_json()) == written
     with pytest.raises(BundleError, match="schema_version"):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tests.support.helpers import create_small_taxonomy
 from vision.errors import ManifestError
-from vision.manifest import COLUMNS, Manifest, photo_bytes, written_whole
+from vision.manifest import COLUMNS, Manifest, open_for_replacement, read_photo
 
 # Control characters and lone surrogates cannot stand in CSV or UTF-8.
 words = st.text(st.characters(codec="utf-8", exclude_categories=("C",)), min_size=1, max_size=12)
@@ -190,7 +190,7 @@ def test_saved_over_an_old_manifest_or_not_at_all(tmp_path):
     path.write_text("old")
 
     def fail():
-        with written_whole(str(path)) as file:
+        with open_for_replacement(str(path)) as file:
             file.write(b"new")
             raise KeyboardInterrupt
 
@@ -225,26 +225,26 @@ def shard(request, tmp_path):
 
 @pytest.mark.parametrize(("offset", "size"), [(0, 10), (3, 4), (9, 1), (10, 0), (0, 0)])
 def test_a_photo_is_read_from_inside_a_shard(shard, offset, size):
-    assert photo_bytes(f"{shard}#{offset}+{size}") == bytes(range(offset, offset + size))
+    assert read_photo(f"{shard}#{offset}+{size}") == bytes(range(offset, offset + size))
 
 
 @pytest.mark.parametrize("place", ["8+3", "10+1", "11+1", "0+99999999999999"])
 def test_a_shard_cut_short_is_named(shard, place):
     with pytest.raises(OSError, match="copy it again") as caught:
-        photo_bytes(f"{shard}#{place}")
+        read_photo(f"{shard}#{place}")
     assert f"{shard}#{place}" in str(caught.value)
 
 
 @pytest.mark.parametrize("place", ["", "3", "+", "-1+3", "1+2+3", "a+b", "1_0+2", "٣+1", "1+2 ", "1" * 40 + "+1"])
 def test_a_place_that_is_none_is_named(shard, place):
     with pytest.raises(OSError, match=r"is not offset\+size") as caught:
-        photo_bytes(f"{shard}#{place}")
+        read_photo(f"{shard}#{place}")
     assert f"{shard}#{place}" in str(caught.value)
 
 
 def test_missing_shards_and_photos_with_a_hash_sign(tmp_path):
     for url in (f"{tmp_path}/none.tar#0+1", f"memory://{tmp_path.name}/none.tar#0+1"):
         with pytest.raises(FileNotFoundError):
-            photo_bytes(url)
+            read_photo(url)
     (tmp_path / "photo #1+2.jpg").write_bytes(b"x")
-    assert photo_bytes(str(tmp_path / "photo #1+2.jpg")) == b"x"
+    assert read_photo(str(tmp_path / "photo #1+2.jpg")) == b"x"

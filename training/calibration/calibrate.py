@@ -25,17 +25,13 @@ from training.statistics.sequential import (
     PHOTOS_PER_LISTING,
     spread_of,
 )
+from vision.calibration import BRAND_FIELD, Calibration, FieldGuarantee, Histogram, field_name
 from vision.decision import (
-    BRAND_FIELD,
-    Answers,
-    Calibration,
-    Field,
-    Spread,
-    answer,
-    brand_fill_scores,
-    field_name,
-    fuse,
-    path_fill_scores,
+    ListingPredictions,
+    compute_brand_scores,
+    compute_path_scores,
+    fuse_logits,
+    predict_listings,
     softmax,
 )
 from vision.errors import ListingVisionError
@@ -99,8 +95,10 @@ class _Listings:
         )
         return cls(predictions.category_logits[photos], predictions.brand_logits[photos], groups, truth)
 
-    def answered(self, taxonomy: Taxonomy, calibration: Calibration) -> Answers:
-        return answer(self.category_logits, self.brand_logits, self.groups, taxonomy=taxonomy, calibration=calibration)
+    def answered(self, taxonomy: Taxonomy, calibration: Calibration) -> ListingPredictions:
+        return predict_listings(
+            self.category_logits, self.brand_logits, self.groups, taxonomy=taxonomy, calibration=calibration
+        )
 
 
 def calibrate(
@@ -136,7 +134,7 @@ def calibrate(
     else:
         tune, tested = (_Listings.of(p, taxonomy) for p in (predictions, calibration_predictions))
     category_prior, brand_prior = tuple(map(float, category_log_prior)), tuple(map(float, brand_log_prior))
-    category_logits = fuse(tune.category_logits, tune.groups, how="mean")
+    category_logits = fuse_logits(tune.category_logits, tune.groups, how="mean")
     if category_prior:
         category_logits = category_logits + np.asarray(category_prior)
     brand_fusion, brand_temperature = _brand_fit(tune, brand_prior)
@@ -158,7 +156,7 @@ def calibrate(
 
 def _expected(
     predictions: Predictions, listings: _Listings, taxonomy: Taxonomy, fitted: Calibration
-) -> dict[str, Spread]:
+) -> dict[str, Histogram]:
     """How certain the answers are, and what the photos are like."""
     answered = listings.answered(taxonomy, fitted)
     # Beyond a path's end the score is 0; along a path it only falls.
@@ -250,7 +248,7 @@ def certify(
     thresholds_above: Sequence[float] = (),
     floor: float = -math.inf,
     num_unlabelled: int = 0,
-) -> Field:
+) -> FieldGuarantee:
     """The loosest threshold of a fixed grid that passes its exact binomial test, stricter ones having passed.
 
     Args:
@@ -272,7 +270,7 @@ def certify(
             failed = (num_filled, num_errors)
             break
         passed.append((threshold, num_filled, num_errors))
-    field = Field(
+    field = FieldGuarantee(
         name=name,
         alpha=alpha,
         delta=delta,
@@ -306,7 +304,7 @@ def certify(
             f"the strictest threshold tried fills {failed[0]} of {len(scores)} calibration listings, {failed[1]} of "
             f"them wrongly, which does not prove {100 * (1 - alpha):g}%; {_how_many(failed, len(scores), alpha, delta)}"
         )
-    return replace(field, why_not=why)
+    return replace(field, uncertified_reason=why)
 
 
 def clopper_pearson_bound(num_errors: int, num_filled: int, delta: float) -> float:
@@ -352,7 +350,7 @@ def _grid(
 
 def _certify_all(
     tune: _Listings, tested: _Listings, taxonomy: Taxonomy, fitted: Calibration, promises: Promises
-) -> list[Field]:
+) -> list[FieldGuarantee]:
     has_brands = len(taxonomy.brands) > 0
     # With one category and no brand nothing is to be decided, and nothing is promised.
     delta = promises.delta / max(1, int(taxonomy.decides_at_depth.sum()) + has_brands)
@@ -364,8 +362,8 @@ def _certify_all(
     tune_answers, answers = (part.answered(taxonomy, fitted) for part in (tune, tested))
     tune_known = judge_paths(tune_answers.paths, tune.truth).known
     verdicts = judge_paths(answers.paths, tested.truth)
-    tune_scores, scores = (path_fill_scores(a.paths, taxonomy) for a in (tune_answers, answers))
-    fields: list[Field] = []
+    tune_scores, scores = (compute_path_scores(a.paths, taxonomy) for a in (tune_answers, answers))
+    fields: list[FieldGuarantee] = []
     floor = -math.inf
     grid: Sequence[float] = ()
     for depth in range(taxonomy.max_depth):
@@ -394,8 +392,8 @@ def _certify_all(
         name=BRAND_FIELD,
         alpha=promises.alpha_brand,
         delta=delta,
-        tune_scores=brand_fill_scores(tune_answers.brands)[tune.truth.brands != UNLABELLED],
-        scores=brand_fill_scores(answers.brands)[known],
+        tune_scores=compute_brand_scores(tune_answers.brands)[tune.truth.brands != UNLABELLED],
+        scores=compute_brand_scores(answers.brands)[known],
         right=(answers.brands.labels == tested.truth.brands)[known],
         num_unlabelled=int((~known).sum()),
     )
@@ -403,9 +401,16 @@ def _certify_all(
     return [*fields, brand if has_brands else no_brands]
 
 
-def _never(name: str, alpha: float, delta: float, why: str) -> Field:
-    return Field(
-        name=name, alpha=alpha, delta=delta, threshold=None, num_listings=0, num_filled=0, num_errors=0, why_not=why
+def _never(name: str, alpha: float, delta: float, why: str) -> FieldGuarantee:
+    return FieldGuarantee(
+        name=name,
+        alpha=alpha,
+        delta=delta,
+        threshold=None,
+        num_listings=0,
+        num_filled=0,
+        num_errors=0,
+        uncertified_reason=why,
     )
 
 
@@ -416,7 +421,7 @@ def _brand_fit(tune: _Listings, log_prior: tuple[float, ...]) -> tuple[Literal["
     best: tuple[float, Literal["mean", "max"], float] = (math.inf, "mean", 1.0)
     hows: tuple[Literal["mean", "max"], ...] = ("mean", "max")
     for how in hows:
-        logits = fuse(tune.brand_logits, tune.groups, how=how)[known]
+        logits = fuse_logits(tune.brand_logits, tune.groups, how=how)[known]
         if len(logits) == 0:
             break
         if log_prior:
@@ -436,7 +441,7 @@ def _unknown_brand_threshold(tune: _Listings, taxonomy: Taxonomy, fitted: Calibr
     right ones.
     """
     answers = tune.answered(taxonomy, fitted).brands
-    fused = fuse(tune.brand_logits, tune.groups, how=fitted.brand_fusion)
+    fused = fuse_logits(tune.brand_logits, tune.groups, how=fitted.brand_fusion)
     named = (answers.labels > 0) & (tune.truth.brands != UNLABELLED)
     logits = np.take_along_axis(fused, answers.labels[:, None], axis=1)[named, 0]
     right = (answers.labels == tune.truth.brands)[named]

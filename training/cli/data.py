@@ -181,11 +181,11 @@ def taxonomy_beside(manifest: str, taxonomy: Path | None) -> "Taxonomy":
     from vision.taxonomy import Taxonomy
 
     if taxonomy is None and "://" in manifest:
-        from vision.manifest import photo_bytes
+        from vision.manifest import read_photo
 
         url = posixpath.join(posixpath.dirname(manifest), "taxonomy.json")
         try:
-            text = photo_bytes(url).decode()
+            text = read_photo(url).decode()
         except (OSError, UnicodeDecodeError) as error:
             raise ListingVisionError(f"taxonomy {url} cannot be read ({error}); give --taxonomy") from error
         return Taxonomy.from_json(text, source=url)

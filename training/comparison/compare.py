@@ -14,7 +14,8 @@ from training.comparison.common_listings import LeftOut, PhotoLogits, SharedList
 from training.evaluation.ground_truth import Truth, judge_paths, truth_by_depth
 from training.inference.evaluated_model import JudgedModel
 from training.statistics.paired import Difference, difference, holm, resampled_interval, small_sample_interval
-from vision.decision import BRAND_FIELD, Answers, Calibration, answer, field_name, fills
+from vision.calibration import BRAND_FIELD, Calibration, field_name
+from vision.decision import ListingPredictions, compute_prefilled, predict_listings
 from vision.manifest import Labels
 from vision.taxonomy import OTHER_BRAND, Taxonomy
 
@@ -45,7 +46,7 @@ class Judged:
 
     taxonomy: Taxonomy
     calibration: Calibration
-    answers: Answers
+    answers: ListingPredictions
     filled: Bools
     """(N, D + 1); the brand in the last column."""
     truth: Truth
@@ -158,12 +159,12 @@ def judge(model: JudgedModel, logits: PhotoLogits, groups: Ints, labels: Labels)
         labels: of the N listings, in the model's own indices.
     """
     taxonomy, calibration = model.taxonomy, model.calibration
-    answers = answer(logits.category, logits.brand, groups, taxonomy=taxonomy, calibration=calibration)
+    answers = predict_listings(logits.category, logits.brand, groups, taxonomy=taxonomy, calibration=calibration)
     return Judged(
         taxonomy=taxonomy,
         calibration=calibration,
         answers=answers,
-        filled=fills(answers, taxonomy=taxonomy, calibration=calibration),
+        filled=compute_prefilled(answers, taxonomy=taxonomy, calibration=calibration),
         truth=truth_by_depth(labels, taxonomy),
     )
 

@@ -10,7 +10,7 @@ from typing import Any
 from training.comparison.compare import LEAF, CategoryChange, Comparison, CoverageChange
 from training.errors import GateError
 from training.statistics.paired import Difference
-from vision.decision import BRAND_FIELD
+from vision.calibration import BRAND_FIELD
 
 __all__ = ["Gate", "RuleOutcome", "load_gate"]
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from vision.errors import PhotoError
 from vision.images import decode_photo
-from vision.manifest import SPLITS, Manifest, photo_bytes
+from vision.manifest import SPLITS, Manifest, read_photo
 from vision.taxonomy import Taxonomy
 
 __all__ = ["KINDS", "Finding", "check_manifest"]
@@ -66,7 +66,7 @@ def _look_at_all(manifest: Manifest) -> tuple[dict[int, _Looked], list[Finding]]
     def look(row: int) -> _Looked | Finding:
         url = manifest.photo_url(row)
         try:
-            data = photo_bytes(url)
+            data = read_photo(url)
             photo = decode_photo(data, at_least_px=_HASHED_PX)
         except (OSError, PhotoError) as error:
             reason = error.reason if isinstance(error, PhotoError) else "PHOTO_MISSING"

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from vision.errors import ManifestError
 from vision.images import ALLOWED_FORMATS
-from vision.manifest import COLUMNS, Manifest, photo_bytes, written_whole
+from vision.manifest import COLUMNS, Manifest, open_for_replacement, read_photo
 from vision.taxonomy import Taxonomy
 
 __all__ = ["Sharded", "write_shards"]
@@ -41,7 +41,7 @@ class Sharded:
 
 @contextlib.contextmanager
 def _new_shard(url: str) -> Iterator[tuple[IO[bytes], tarfile.TarFile]]:
-    with written_whole(url) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+    with open_for_replacement(url) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         yield file, tar
 
 
@@ -126,7 +126,7 @@ def write_shards(
                 raise ManifestError("no photo can be read:", unreadable)
             writer.finish_shard()
             sharded = _pointing_into(writer.places, manifest.take(np.array(kept)), output)
-            with written_whole(posixpath.join(output, "taxonomy.json")) as file:
+            with open_for_replacement(posixpath.join(output, "taxonomy.json")) as file:
                 file.write((taxonomy.to_json() + "\n").encode())
             sharded.save(posixpath.join(output, "manifest.parquet"))
         except BaseException:
@@ -155,7 +155,7 @@ def _mixed(manifest: Manifest, seed: int) -> npt.NDArray[np.int64]:
 def _read_all(manifest: Manifest, order: npt.NDArray[np.int64]) -> Iterator[tuple[int, bytes | OSError]]:
     def read(row: int) -> bytes | OSError:
         try:
-            return photo_bytes(manifest.photo_url(row))
+            return read_photo(manifest.photo_url(row))
         except OSError as error:
             return error
 

@@ -13,15 +13,8 @@ from training.evaluation.scored_rows import View, view_of
 from training.evaluation.slices import figures_of_slices, slices
 from training.inference.predictions import Predictions
 from training.statistics.estimates import calibration_error, hierarchical, macro, reliability, share, where
-from vision.decision import (
-    BRAND_FIELD,
-    Calibration,
-    Field,
-    brand_fill_scores,
-    field_name,
-    node_probabilities,
-    path_fill_scores,
-)
+from vision.calibration import BRAND_FIELD, Calibration, FieldGuarantee, field_name
+from vision.decision import compute_brand_scores, compute_node_probabilities, compute_path_scores
 from vision.manifest import UNLABELLED, Labels
 from vision.metrics import top_k_hits
 from vision.taxonomy import OTHER_BRAND, Taxonomy
@@ -126,7 +119,7 @@ def _levels(view: View, taxonomy: Taxonomy) -> dict[str, Any]:
             clusters=view.clusters,
         )
     }
-    nodes = node_probabilities(view.leaves, taxonomy)
+    nodes = compute_node_probabilities(view.leaves, taxonomy)
     depth_of = np.array([len(taxonomy.ancestry(category.id)) for category in taxonomy.categories])
     for depth in range(1, taxonomy.max_depth + 1):
         columns = np.flatnonzero(depth_of == depth)
@@ -208,7 +201,7 @@ class _Judged(NamedTuple):
 
 def _judged(view: View, taxonomy: Taxonomy) -> dict[str, _Judged]:
     """Each field; a depth with one category for all is none, and has no promise."""
-    scores = path_fill_scores(view.paths, taxonomy)
+    scores = compute_path_scores(view.paths, taxonomy)
     fields = {
         field_name(depth + 1): _Judged(
             scores[:, depth], view.verdicts.known[:, depth], view.verdicts.right[:, depth], view.filled[:, depth]
@@ -216,7 +209,7 @@ def _judged(view: View, taxonomy: Taxonomy) -> dict[str, _Judged]:
         for depth in range(taxonomy.max_depth)
     }
     fields[BRAND_FIELD] = _Judged(
-        brand_fill_scores(view.brands),
+        compute_brand_scores(view.brands),
         view.truth.brands != UNLABELLED,
         view.brands.labels == view.truth.brands,
         view.filled[:, -1],
@@ -224,7 +217,7 @@ def _judged(view: View, taxonomy: Taxonomy) -> dict[str, _Judged]:
     return fields
 
 
-def _field(judged: _Judged, promise: Field, clusters: Ints | None) -> dict[str, Any]:
+def _field(judged: _Judged, promise: FieldGuarantee, clusters: Ints | None) -> dict[str, Any]:
     known = judged.known
     point = operating_point(
         judged.filled[known], judged.right[known], threshold=promise.threshold, clusters=where(clusters, known)

@@ -12,9 +12,9 @@ from training.evaluation.ground_truth import truth_by_depth
 from training.inference.evaluated_model import JudgedModel
 from training.inference.predictions import Predictions
 from training.reporting.page import photo_uri
-from vision.decision import category_probabilities
+from vision.decision import compute_leaf_probabilities
 from vision.images import prepare_photo
-from vision.manifest import photo_bytes
+from vision.manifest import read_photo
 
 __all__ = ["Look", "looks"]
 
@@ -40,7 +40,7 @@ def looks(predictions: Predictions, judged: JudgedModel, *, num_each: int = 6) -
     """
     taxonomy = judged.taxonomy
     each_alone = np.arange(len(predictions.groups))
-    leaves = category_probabilities(predictions.category_logits, each_alone, judged.calibration, taxonomy)
+    leaves = compute_leaf_probabilities(predictions.category_logits, each_alone, judged.calibration, taxonomy)
     answered, sure = leaves.argmax(axis=1), leaves.max(axis=1)
     true = truth_by_depth(predictions.labels, taxonomy).leaves
     wrong = np.flatnonzero((true >= 0) & (answered != true))
@@ -50,7 +50,7 @@ def looks(predictions: Predictions, judged: JudgedModel, *, num_each: int = 6) -
     if len(rows) == 0:
         return []
     photos = np.stack(
-        [prepare_photo(photo_bytes(predictions.photo_urls[row]), judged.preprocessing) for row in rows.tolist()]
+        [prepare_photo(read_photo(predictions.photo_urls[row]), judged.preprocessing) for row in rows.tolist()]
     )
     heats = heat_maps(judged.trained(), photos, answered[rows].tolist())
     names = [taxonomy.path_name(leaf) for leaf in taxonomy.leaf_ids]

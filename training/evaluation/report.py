@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from training.evaluation.evaluate import without_nan
 from training.reporting.page import image, page, thumbnails
 from training.reporting.plots import curve_plot, reliability_plot, shares_plot
-from vision.decision import BRAND_FIELD
+from vision.calibration import BRAND_FIELD
 
 if TYPE_CHECKING:
     from training.evaluation.looks import Look
@@ -152,7 +152,7 @@ def _selective(part: Figures, view: str) -> str:
             f"the certified threshold {certified['threshold']:.3f} fills {_number(certified['coverage'])} %, "
             f"{_number(certified['precision'])} % of them right"
             if certified
-            else f"never filled: {selective['why_not']}"
+            else f"never filled: {selective['uncertified_reason']}"
         )
         all_filled = selective["points"][-1]
         label = (

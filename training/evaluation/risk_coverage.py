@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from training.statistics.estimates import share, where
-from vision.decision import Field
+from vision.calibration import FieldGuarantee
 
 __all__ = ["NUM_POINTS", "operating_point", "selective"]
 
@@ -19,7 +19,7 @@ Ints = npt.NDArray[np.int64]
 
 
 def selective(
-    scores: Floats, right: Bools, *, filled: Bools, promise: Field | None, clusters: Ints | None
+    scores: Floats, right: Bools, *, filled: Bools, promise: FieldGuarantee | None, clusters: Ints | None
 ) -> dict[str, Any]:
     """The curve over all thresholds (Geifman & El-Yaniv 2017), and what the certified one does here.
 
@@ -31,7 +31,7 @@ def selective(
 
     Returns:
         `num`, `points` (by falling threshold, at most `NUM_POINTS`), `certified` (a point with `alpha`, or None) and
-        `why_not`.
+        `uncertified_reason`.
     """
     certified = None
     if promise is not None and promise.threshold is not None:
@@ -44,7 +44,9 @@ def selective(
             for threshold in _thresholds(scores)
         ],
         "certified": certified,
-        "why_not": "this model carries no promise for this field" if promise is None else promise.why_not,
+        "uncertified_reason": "this model carries no promise for this field"
+        if promise is None
+        else promise.uncertified_reason,
     }
 
 

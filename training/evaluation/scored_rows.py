@@ -7,17 +7,17 @@ import numpy.typing as npt
 
 from training.evaluation.ground_truth import Truth, Verdicts, judge_paths, listing_labels, truth_by_depth
 from training.inference.predictions import Predictions
+from vision.calibration import Calibration
 from vision.decision import (
-    Answers,
     Brands,
-    Calibration,
+    ListingPredictions,
     Paths,
-    answer_brands,
-    answer_paths,
-    brand_logits_of_listings,
-    category_probabilities,
-    fills,
-    node_probabilities,
+    compute_leaf_probabilities,
+    compute_node_probabilities,
+    compute_prefilled,
+    fuse_brand_logits,
+    predict_brands,
+    predict_paths,
 )
 from vision.taxonomy import Taxonomy
 
@@ -61,25 +61,27 @@ def view_of(
 ) -> View:
     """The answers for the rows 0…N-1 that photos are put into by `rows_of`, as serving makes them."""
     truth = truth_by_depth(listing_labels(predictions.labels, rows_of), taxonomy)
-    leaves = category_probabilities(predictions.category_logits, rows_of, calibration, taxonomy)
-    paths = answer_paths(leaves, taxonomy)
-    brand_logits = brand_logits_of_listings(predictions.brand_logits, rows_of, calibration)
-    brands = answer_brands(brand_logits, calibration)
+    leaves = compute_leaf_probabilities(predictions.category_logits, rows_of, calibration, taxonomy)
+    paths = predict_paths(leaves, taxonomy)
+    brand_logits = fuse_brand_logits(predictions.brand_logits, rows_of, calibration)
+    brands = predict_brands(brand_logits, calibration)
     as_trained = replace(calibration, category_temperature=1.0, category_depth_temperatures=(), brand_temperature=1.0)
-    raw_leaves = category_probabilities(predictions.category_logits, rows_of, as_trained, taxonomy)
+    raw_leaves = compute_leaf_probabilities(predictions.category_logits, rows_of, as_trained, taxonomy)
     firsts = np.unique(rows_of, return_index=True)[1]
     num_photos = np.bincount(rows_of if clusters is None else clusters)
     return View(
         leaves=leaves,
         paths=paths,
         brands=brands,
-        filled=fills(Answers(paths, brands), taxonomy=taxonomy, calibration=calibration),
+        filled=compute_prefilled(ListingPredictions(paths, brands), taxonomy=taxonomy, calibration=calibration),
         # Of the same answers: temperatures by depth may prefer another leaf.
         uncalibrated_leaf_scores=raw_leaves[np.arange(len(leaves)), leaves.argmax(axis=1)],
         uncalibrated_path_scores=np.where(
-            paths.nodes >= 0, np.take_along_axis(node_probabilities(raw_leaves, taxonomy), paths.nodes, axis=1), 0.0
+            paths.nodes >= 0,
+            np.take_along_axis(compute_node_probabilities(raw_leaves, taxonomy), paths.nodes, axis=1),
+            0.0,
         ),
-        uncalibrated_brand_scores=answer_brands(brand_logits, as_trained).scores,
+        uncalibrated_brand_scores=predict_brands(brand_logits, as_trained).scores,
         truth=truth,
         verdicts=judge_paths(paths, truth),
         rows_of=rows_of,

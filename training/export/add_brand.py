@@ -18,8 +18,9 @@ from training.data.importers import slug
 from training.export.export import Exported, build_bundle, onnx_forward
 from training.inference.network import load_bundle_model
 from training.inference.predictions import predict
-from vision.bundle import ONNX_ON_CPU, UNKNOWN_BACKEND, Bundle, certified_facts, refuse_existing
-from vision.decision import BRAND_FIELD, Calibration, answer_brands, brand_logits_of_listings
+from vision.bundle import ONNX_ON_CPU, UNKNOWN_BACKEND, Bundle, certificate_binding, refuse_existing
+from vision.calibration import BRAND_FIELD, Calibration
+from vision.decision import fuse_brand_logits, predict_brands
 from vision.engine import Logits
 from vision.errors import BundleError, ListingVisionError, ManifestError, PhotoError, TaxonomyError
 from vision.images import prepare_photo
@@ -278,7 +279,7 @@ def _calibration(source: Bundle, exported: Exported, new: Brand, *, categories_e
         pairs = zip(source.calibration.fields, void.fields, strict=True)
         fields = tuple(voided if kept.name == BRAND_FIELD else kept for kept, voided in pairs)
     backend = source.calibration.certifies.get("backend", UNKNOWN_BACKEND)
-    facts = certified_facts(exported.info, exported.sha256, backend=backend)
+    facts = certificate_binding(exported.info, exported.sha256, backend=backend)
     log_prior = source.calibration.brand_log_prior
     return replace(
         source.calibration,
@@ -297,7 +298,7 @@ def _training(source: Bundle, new: Brand, *, num_photos: int) -> dict[str, Any]:
 def _answered(
     brand_logits: npt.NDArray[np.float32], groups: npt.NDArray[np.int64], calibration: Calibration
 ) -> npt.NDArray[np.integer]:
-    return answer_brands(brand_logits_of_listings(brand_logits, groups, calibration), calibration).labels
+    return predict_brands(fuse_brand_logits(brand_logits, groups, calibration), calibration).labels
 
 
 def _name(label: int, taxonomy: Taxonomy) -> str:

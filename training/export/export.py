@@ -28,17 +28,17 @@ from vision.bundle import (
     Bundle,
     BundleInfo,
     Golden,
-    certified_facts,
+    certificate_binding,
     load_bundle,
     new_bundle,
     refuse_existing,
     seal_bundle,
 )
-from vision.decision import Calibration
+from vision.calibration import Calibration
 from vision.engine import INPUT_NAME, OUTPUT_NAMES, Logits
 from vision.errors import PhotoError
 from vision.images import Preprocessing, prepare_photo
-from vision.manifest import Manifest, photo_bytes
+from vision.manifest import Manifest, read_photo
 from vision.model import ListingClassifier
 from vision.runtime.files import sha256_of
 from vision.taxonomy import Taxonomy
@@ -94,7 +94,7 @@ def export_bundle(run: Run, folder: Path, *, model_name: str) -> Bundle:
         return calibrate(
             tune_answers,
             taxonomy,
-            certifies={**certified_facts(exported.info, exported.sha256), "split": split},
+            certifies={**certificate_binding(exported.info, exported.sha256), "split": split},
             calibration_predictions=answers,
             category_log_prior=category_log_prior,
             brand_log_prior=brand_log_prior,
@@ -311,7 +311,7 @@ def _real_photos(manifest: Manifest, preprocessing: Preprocessing, *, num_photos
         if len(photos) == num_photos:
             break
         try:
-            photos.append(prepare_photo(photo_bytes(manifest.photo_url(row)), preprocessing))
+            photos.append(prepare_photo(read_photo(manifest.photo_url(row)), preprocessing))
         except (OSError, PhotoError) as error:
             _log.warning("photo %s left out of the comparison: %s", manifest.photo_url(row), error)
     if not photos:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from vision.bundle import BundleInfo
-from vision.decision import Calibration
+from vision.calibration import Calibration
 from vision.taxonomy import Taxonomy
 
 __all__ = ["model_card", "promise_lines"]
@@ -14,9 +14,9 @@ def promise_lines(calibration: Calibration) -> list[str]:
     lines = []
     for field in calibration.fields:
         if field.threshold is None and field.delta == 0:
-            lines.append(f"{field.name}: {field.why_not}")
+            lines.append(f"{field.name}: {field.uncertified_reason}")
         elif field.threshold is None:
-            lines.append(f"{field.name}: never filled, only suggested: {field.why_not}")
+            lines.append(f"{field.name}: never filled, only suggested: {field.uncertified_reason}")
         else:
             lines.append(
                 f"{field.name}: filled from {field.threshold:.3f} on, in {field.coverage:.0%} of the calibration "
@@ -38,7 +38,7 @@ def model_card(info: BundleInfo, taxonomy: Taxonomy, calibration: Calibration) -
         + (
             f"{f.threshold:.4f} | {f.num_filled} of {f.num_listings} filled, {f.num_errors} wrong"
             if f.threshold is not None
-            else f"{'never filled' if f.delta else '-'} | {f.why_not}"
+            else f"{'never filled' if f.delta else '-'} | {f.uncertified_reason}"
         )
         + " |"
         for f in calibration.fields

@@ -28,7 +28,7 @@ from training.inference.predictions import Infer, Predictions, predict
 from vision.bundle import (
     Bundle,
     Golden,
-    certified_facts,
+    certificate_binding,
     load_bundle,
     new_bundle,
     refuse_existing,
@@ -36,7 +36,7 @@ from vision.bundle import (
 )
 from vision.errors import BundleError, ListingVisionError, PhotoError
 from vision.images import prepare_photo
-from vision.manifest import Manifest, photo_bytes
+from vision.manifest import Manifest, read_photo
 from vision.model import ListingClassifier, Outputs
 from vision.runtime.files import sha256_of
 
@@ -165,7 +165,7 @@ def _training_photos(bundle: Bundle, train: Manifest) -> npt.NDArray[np.uint8]:
         if len(photos) == NUM_RANGE_PHOTOS:
             break
         try:
-            photos.append(prepare_photo(photo_bytes(train.photo_url(int(row))), bundle.info.preprocessing))
+            photos.append(prepare_photo(read_photo(train.photo_url(int(row))), bundle.info.preprocessing))
         except (OSError, PhotoError) as error:
             _log.warning("photo %s left out of the ranges: %s", train.photo_url(int(row)), error)
     if not photos:
@@ -218,7 +218,7 @@ def _seal(
     calibration = calibrate(
         chosen.tune,
         bundle.taxonomy,
-        certifies={**certified_facts(info, sha256), "split": split},
+        certifies={**certificate_binding(info, sha256), "split": split},
         calibration_predictions=_answers(bundle, tested_rows, infer) if tested_rows else None,
         category_log_prior=bundle.calibration.category_log_prior,
         brand_log_prior=bundle.calibration.brand_log_prior,

@@ -6,7 +6,7 @@ from pathlib import Path
 from training.calibration.calibrate import Promises, calibrate
 from training.export.model_card import model_card
 from training.inference.predictions import Predictions
-from vision.bundle import FILES, Bundle, certified_facts, load_bundle, new_bundle, refuse_existing, seal_bundle
+from vision.bundle import FILES, Bundle, certificate_binding, load_bundle, new_bundle, refuse_existing, seal_bundle
 from vision.errors import ManifestError
 from vision.manifest import Manifest
 
@@ -60,7 +60,7 @@ def recalibrate(
         BundleError: `folder` exists.
     """
     refuse_existing(folder)  # before the work
-    facts = certified_facts(bundle.info, bundle.sha256, backend=backend)
+    facts = certificate_binding(bundle.info, bundle.sha256, backend=backend)
     calibration = calibrate(
         tune,
         bundle.taxonomy,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from training.inference.predictions import Infer
-from vision.decision import Calibration
+from vision.calibration import Calibration
 from vision.images import Preprocessing
 from vision.taxonomy import Taxonomy
 
@@ -63,7 +63,7 @@ def load_judged(folder: Path) -> JudgedModel:
     return JudgedModel(
         name=f"bundle {bundle.info.model_name} {bundle.info.model_version}",
         taxonomy=bundle.taxonomy,
-        calibration=bundle.on_backend(engine.backend).calibration,
+        calibration=bundle.for_backend(engine.backend).calibration,
         preprocessing=bundle.info.preprocessing,
         infer=engine.infer,
         trained=trained,

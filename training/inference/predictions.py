@@ -12,7 +12,7 @@ from tqdm import tqdm
 from vision.engine import Logits
 from vision.errors import ManifestError, PhotoError
 from vision.images import Preprocessing, prepare_photo, size_px
-from vision.manifest import Labels, Manifest, photo_bytes
+from vision.manifest import Labels, Manifest, read_photo
 from vision.taxonomy import Taxonomy
 
 __all__ = ["Infer", "InferFiles", "Predictions", "predict", "usable_photos"]
@@ -71,7 +71,7 @@ def usable_photos(
     def prepare(row: int) -> tuple[npt.NDArray[np.uint8], tuple[int, int], int] | str:
         url = manifest.photo_url(row)
         try:
-            data = photo_bytes(url)
+            data = read_photo(url)
             return prepare_photo(data, preprocessing), size_px(data), len(data)
         except (OSError, PhotoError) as error:
             return f"{url}: {error}"
@@ -138,7 +138,7 @@ def predict(
             answers.append(infer(photos))
         else:
             urls = [manifest.photo_url(row) for row in rows]
-            errors, answered = infer_files([photo_bytes(url) for url in urls])
+            errors, answered = infer_files([read_photo(url) for url in urls])
             answers.append(answered)
             unusable += [f"{url}: {error}" for url, error in zip(urls, errors, strict=True) if error]
         is_answered += [error is None for error in errors]

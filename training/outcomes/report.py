@@ -24,7 +24,7 @@ from training.statistics.sequential import (
     spread_of,
     wilson,
 )
-from vision.decision import Calibration
+from vision.calibration import Calibration
 from vision.errors import ListingVisionError
 
 __all__ = ["PROMISE_METRICS", "ExperimentReport", "format_metrics", "format_report", "make_report"]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vision.decision import BRAND_FIELD, field_name
+from vision.calibration import BRAND_FIELD, field_name
 from vision.errors import ListingVisionError
 from vision.taxonomy import Taxonomy
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from vision.errors import PhotoError
 from vision.images import decode_photo
-from vision.manifest import photo_bytes
+from vision.manifest import read_photo
 
 __all__ = ["image", "page", "photo_uri", "thumbnail_uri", "thumbnails"]
 
@@ -54,7 +54,7 @@ def page(*, title: str, body: str, style: str = "") -> str:
 def thumbnail_uri(url: str, *, max_px: int) -> str | None:
     """A photo as a small JPEG in a data URI; None where it cannot be used."""
     try:
-        photo = Image.fromarray(decode_photo(photo_bytes(url), at_least_px=max_px))
+        photo = Image.fromarray(decode_photo(read_photo(url), at_least_px=max_px))
     except (OSError, PhotoError):
         return None
     photo.thumbnail((max_px, max_px))

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from vision.decision import Spread
+from vision.calibration import Histogram
 
 __all__ = [
     "ALPHA",
@@ -122,16 +122,16 @@ def promise_kept(num_right: int, num: int, *, precision: float, alpha: float = A
     return bool(stats.beta.ppf(1 - alpha, num_right + 1, max(num - num_right, 1e-12)) >= precision)
 
 
-def spread_of(values: npt.ArrayLike, *, num_bins: int = 10) -> Spread:
+def spread_of(values: npt.ArrayLike, *, num_bins: int = 10) -> Histogram:
     """By the values' own quantiles; fewer bins where these fall together."""
     found = np.asarray(values, np.float64)
     edges = np.unique(np.quantile(found, np.linspace(0, 1, num_bins + 1)[1:-1])) if len(found) else np.empty(0)
     counts = _counts(edges, found)
     shares = counts / len(found) if len(found) else counts.astype(float)
-    return Spread(edges=tuple(edges.tolist()), shares=tuple(shares.tolist()), num_values=len(found))
+    return Histogram(edges=tuple(edges.tolist()), shares=tuple(shares.tolist()), num_values=len(found))
 
 
-def population_stability(reference: Spread, recent: Floats) -> float:
+def population_stability(reference: Histogram, recent: Floats) -> float:
     """Population stability index over the reference's bins; a bin that is empty counts as half a value."""
     if not reference.num_values or not len(recent):
         return 0.0

@@ -18,8 +18,8 @@ from training.trainer.augmentation import crop_of, distortion_of
 from training.trainer.sampler import Draw, Draws
 from vision.errors import DeviceCannotDecode, PhotoError
 from vision.images import Preprocessing, decode_photo, prepare_photo
-from vision.images.gpu_decoding import Box, DeviceCrop, DeviceDecoder, plain_crop
-from vision.manifest import Labels, Manifest, photo_bytes
+from vision.images.gpu_decoding import Box, DeviceCrop, DeviceDecoder, find_plain_crop
+from vision.manifest import Labels, Manifest, read_photo
 
 __all__ = ["Batch", "FeaturesBySize", "evaluation_batches", "training_batches"]
 
@@ -81,7 +81,7 @@ class _Photos(Dataset[_Item]):
         return json.dumps(told, ensure_ascii=False)
 
     def _bytes(self, row: int) -> bytes:
-        return photo_bytes(self._manifest.photo_url(row))
+        return read_photo(self._manifest.photo_url(row))
 
 
 class _TrainingPhotos(_Photos):
@@ -111,7 +111,7 @@ class _TrainingPhotos(_Photos):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(draw.seed)
                 random_crop = self._crops[draw.photo_px]
-                crop = plain_crop(
+                crop = find_plain_crop(
                     data,
                     at_least_px=self._at_least_px(draw),
                     box_of=lambda photo: Box(**random_crop.make_params([photo])),

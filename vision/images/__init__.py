@@ -1,16 +1,8 @@
-"""Photos: decode, limits, preprocessing."""
+"""Photos: from bytes to the model's input, by the one decoder that training and serving share."""
 
-from vision.images.decoding import (
-    ALLOWED_FORMATS,
-    Photo,
-    PhotoLimits,
-    Preprocessing,
-    check_bytes,
-    decode_photo,
-    prepare_photo,
-    resize_photo,
-    size_px,
-)
+from vision.images.decoding import ALLOWED_FORMATS, Photo, decode_photo, prepare_photo, size_px
+from vision.images.limits import PhotoLimits, check_bytes
+from vision.images.preprocessing import Preprocessing
 
 __all__ = [
     "ALLOWED_FORMATS",
@@ -20,6 +12,5 @@ __all__ = [
     "check_bytes",
     "decode_photo",
     "prepare_photo",
-    "resize_photo",
     "size_px",
 ]

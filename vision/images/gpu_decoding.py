@@ -17,7 +17,7 @@ from torch.nn import functional
 from vision.errors import DeviceCannotDecode
 from vision.images import PhotoLimits
 
-__all__ = ["Box", "DeviceCrop", "DeviceDecoder", "plain_crop", "whole"]
+__all__ = ["Box", "DeviceCrop", "DeviceDecoder", "find_plain_crop", "get_whole_box"]
 
 _END_OF_JPEG = b"\xff\xd9"
 _ORIENTATION_TAG = 0x0112
@@ -29,7 +29,7 @@ _LUMA_SAMPLINGS = {(1, 1), (2, 1), (1, 2), (2, 2), (4, 1)}
 _ONE_DECODER = threading.Lock()
 """torchvision has one decoder a process, whose buffers the next call writes to while the last still decodes."""
 
-_PIXELS_AT_ONCE = 100_000_000
+MAX_PIXELS_AT_ONCE = 100_000_000
 """Decoded at full size before they are cropped, 3 bytes each: 300 MB; two of the largest photos that are allowed."""
 
 
@@ -56,13 +56,17 @@ class Box(NamedTuple):
     width: int
 
 
-def whole(photo: Image.Image) -> Box:
+def get_whole_box(photo: Image.Image) -> Box:
     """All of it."""
     return Box(0, 0, photo.height, photo.width)
 
 
-def plain_crop(
-    data: bytes, *, at_least_px: int, box_of: Callable[[Image.Image], Box] = whole, limits: PhotoLimits | None = None
+def find_plain_crop(
+    data: bytes,
+    *,
+    at_least_px: int,
+    box_of: Callable[[Image.Image], Box] = get_whole_box,
+    limits: PhotoLimits | None = None,
 ) -> DeviceCrop | None:
     """The crop that Pillow's photo would get, read from the header alone.
 
@@ -137,7 +141,7 @@ class DeviceDecoder:
         # beside the step before.
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         try:
-            self._decode(_encoded_probe())
+            self.decode_whole(_encode_probe())
         except (AttributeError, ImportError, RuntimeError) as error:
             raise DeviceCannotDecode(
                 f"torchvision {torchvision.__version__} cannot decode a JPEG on {device} ({_first_line(error)})"
@@ -180,15 +184,15 @@ class DeviceDecoder:
     ) -> Iterator[torch.Tensor | None]:
         """(3, photo_px, photo_px) float32 each; None where refused."""
         files = encoded.split([crop.num_bytes for crop in crops])
-        for begin, end in _groups(crops):
+        for begin, end in _group_crops(crops):
             decoded = self._decoded([*files[begin:end]])
             for photo, crop in zip(decoded, crops[begin:end], strict=True):
-                yield None if photo is None else _cropped(photo, crop, photo_px)
+                yield None if photo is None else _crop_photo(photo, crop, photo_px)
 
     def _decoded(self, files: list[torch.Tensor]) -> list[torch.Tensor | None]:
         """(3, H, W) uint8 each; None where refused. The decoder says not which one it refuses: halves tell."""
         try:
-            return [*self._decode(files)]
+            return [*self.decode_whole(files)]
         except torch.OutOfMemoryError:
             raise
         except RuntimeError:
@@ -200,7 +204,7 @@ class DeviceDecoder:
         half = len(files) // 2
         return self._decoded(files[:half]) + self._decoded(files[half:])
 
-    def _decode(self, files: list[torch.Tensor]) -> list[torch.Tensor]:
+    def decode_whole(self, files: list[torch.Tensor]) -> list[torch.Tensor]:
         # Deprecated since torchvision 0.29, in favour of TorchCodec, and not yet removed: imported where it is used, so
         # that its end is the end of this option only.
         from torchvision.io import ImageReadMode, decode_jpeg
@@ -216,18 +220,18 @@ class DeviceDecoder:
         return photos
 
 
-def _groups(crops: Sequence[DeviceCrop]) -> Iterator[tuple[int, int]]:
-    """Begin and end of what is decoded together, in `_PIXELS_AT_ONCE`."""
+def _group_crops(crops: Sequence[DeviceCrop]) -> Iterator[tuple[int, int]]:
+    """Begin and end of what is decoded together, in `MAX_PIXELS_AT_ONCE`."""
     begin, num_pixels = 0, 0
     for index, crop in enumerate(crops):
-        if index > begin and num_pixels + crop.num_pixels > _PIXELS_AT_ONCE:
+        if index > begin and num_pixels + crop.num_pixels > MAX_PIXELS_AT_ONCE:
             yield begin, index
             begin, num_pixels = index, 0
         num_pixels += crop.num_pixels
     yield begin, len(crops)
 
 
-def _cropped(photo: torch.Tensor, crop: DeviceCrop, photo_px: int) -> torch.Tensor:
+def _crop_photo(photo: torch.Tensor, crop: DeviceCrop, photo_px: int) -> torch.Tensor:
     """(3, photo_px, photo_px) float32 of (3, H, W) uint8: what Pillow makes of it, to a few grey values.
 
     Means of squares stand for scaling in the DCT domain. They also bound the last step's filter, which a CUDA kernel
@@ -243,7 +247,7 @@ def _cropped(photo: torch.Tensor, crop: DeviceCrop, photo_px: int) -> torch.Tens
     return functional.interpolate(part, size=(photo_px, photo_px), mode="bicubic", antialias=True)[0]
 
 
-def _encoded_probe() -> list[torch.Tensor]:
+def _encode_probe() -> list[torch.Tensor]:
     file = io.BytesIO()
     Image.new("RGB", (64, 64)).save(file, "JPEG")
     return [torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)]

@@ -27,7 +27,7 @@ CODE = Path(__file__).resolve().parent / "code"
 sys.path.append(str(CODE))
 
 from serving.decoding import fork_client, fork_server  # noqa
-from vision.images.gpu_decoding import DeviceDecoder, plain_crop  # noqa: E402
+from vision.images.gpu_decoding import DeviceDecoder, find_plain_crop  # noqa: E402
 
 OUTPUTS = ("category_logits", "brand_logits", "embedding")
 
@@ -78,7 +78,7 @@ class TritonPythonModel:
 
     def _decode_photos(self, photos):
         """(N, S, S, 3) uint8 on the device, black where a photo cannot be used, and what was wrong with each."""
-        crops = [plain_crop(photo, at_least_px=self._side, limits=self._settings.limits) for photo in photos]
+        crops = [find_plain_crop(photo, at_least_px=self._side, limits=self._settings.limits) for photo in photos]
         cpu_rows = [index for index, crop in enumerate(crops) if crop is None]
         gpu_rows = [index for index, crop in enumerate(crops) if crop]
         # While the cores decode some, the device decodes the others.

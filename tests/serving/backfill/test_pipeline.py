@@ -111,7 +111,7 @@ def test_what_may_pass_is_tried_again(tmp_path, monkeypatch):
             raise TimeoutError("slow down")
         return b"7"
 
-    monkeypatch.setattr("serving.backfill.photo_reader.photo_bytes", flaky)
+    monkeypatch.setattr("serving.backfill.photo_reader.read_photo", flaky)
     [done] = create_pipeline(tmp_path).run([create_shard(0, [7])])
     assert done.failures == {}
     assert len(tries) == 2
@@ -121,7 +121,7 @@ def test_what_does_not_pass_is_given_up_after_some_tries(tmp_path, monkeypatch):
     def broken(url):
         raise ConnectionError("reset by peer")
 
-    monkeypatch.setattr("serving.backfill.photo_reader.photo_bytes", broken)
+    monkeypatch.setattr("serving.backfill.photo_reader.read_photo", broken)
     [done] = create_pipeline(tmp_path).run([create_shard(0, [7])])
     assert (done.failures[0].reason, done.failures[0].message) == ("PHOTO_READ_FAILED", "reset by peer")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 
-from listing_vision.classify_listing import classify_with_bundle
+from listing_vision.classify import classify_with_bundle
 from serving.backfill import inspection
 from serving.backfill.job import LOCK_PATH, read_job
 from serving.backfill.ledger import Ledger

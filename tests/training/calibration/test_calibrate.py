@@ -15,15 +15,14 @@ from training.calibration.calibrate import (
 )
 from training.evaluation.ground_truth import truth_by_depth
 from training.inference.predictions import Predictions
+from vision.calibration import BRAND_FIELD, Calibration
 from vision.decision import (
-    BRAND_FIELD,
-    Answers,
-    Calibration,
-    answer,
-    answer_paths,
-    category_probabilities,
+    ListingPredictions,
+    compute_leaf_probabilities,
+    compute_prefilled,
     decide,
-    fills,
+    predict_listings,
+    predict_paths,
     softmax,
 )
 from vision.errors import ListingVisionError
@@ -98,9 +97,9 @@ def test_a_filled_field_carries_the_evidence_for_its_promise():
 def test_no_tune_listing_says_that_there_was_nothing_to_test():
     scores = np.linspace(0.5, 1, 500)
     never = certify(name="x", alpha=0.05, delta=0.05, tune_scores=np.empty(0), scores=scores, right=np.ones(500, bool))
-    assert "there is no threshold to test" in never.why_not
+    assert "there is no threshold to test" in never.uncertified_reason
     shifted = certify(name="x", alpha=0.05, delta=0.05, tune_scores=scores + 1, scores=scores, right=np.ones(500, bool))
-    assert "the strictest threshold tried, 1.851, fills none of 500 calibration listings" in shifted.why_not
+    assert "the strictest threshold tried, 1.851, fills none of 500 calibration listings" in shifted.uncertified_reason
 
 
 def test_one_category_and_no_brand_promise_nothing():
@@ -122,7 +121,7 @@ def test_promises_are_probabilities():
 def test_too_few_listings_say_how_many_are_needed():
     never = field(np.random.default_rng(1), 40)
     assert never.threshold is None
-    assert "40 calibration listings are too few: with no error at all, 59 filled ones" in never.why_not
+    assert "40 calibration listings are too few: with no error at all, 59 filled ones" in never.uncertified_reason
 
 
 def test_a_model_that_is_wrong_too_often_is_never_filled():
@@ -130,7 +129,7 @@ def test_a_model_that_is_wrong_too_often_is_never_filled():
     scores = rng.random(1000)
     never = certify(name="x", alpha=0.05, delta=0.05, tune_scores=scores, scores=scores, right=rng.random(1000) < 0.5)
     assert never.threshold is None
-    assert "of them wrongly, which does not prove 95%; at this share of errors no number" in never.why_not
+    assert "of them wrongly, which does not prove 95%; at this share of errors no number" in never.uncertified_reason
 
 
 def test_where_more_listings_would_do_it_says_how_many():
@@ -138,7 +137,7 @@ def test_where_more_listings_would_do_it_says_how_many():
     scores, right = np.linspace(0.5, 1, 200), np.arange(200) % 33 != 0
     never = certify(name="x", alpha=0.05, delta=0.05, tune_scores=scores, scores=scores, right=right)
     assert never.threshold is None
-    wanted = int(never.why_not.split("about ")[1].split(" ")[0])
+    wanted = int(never.uncertified_reason.split("about ")[1].split(" ")[0])
     scores, right = np.linspace(0.5, 1, 2 * wanted), np.arange(2 * wanted) % 33 != 0
     assert (
         certify(name="x", alpha=0.05, delta=0.05, tune_scores=scores, scores=scores, right=right).threshold is not None
@@ -175,7 +174,7 @@ def test_the_temperatures_by_depth_that_made_the_labels_are_found():
     logits = rng.normal(0, 2, (20_000, 4))
     wanted = (0.5, 1.0, 2.0)
     made = Calibration(category_depth_temperatures=wanted, certifies={})
-    probabilities = category_probabilities(logits, np.arange(20_000), made, taxonomy)
+    probabilities = compute_leaf_probabilities(logits, np.arange(20_000), made, taxonomy)
     leaves = (probabilities.cumsum(axis=1) > rng.random((20_000, 1))).argmax(axis=1)
     truth = truth_by_depth(create_predictions(logits, leaves).labels, taxonomy)
     assert fit_depth_temperatures(softmax(logits), truth, taxonomy) == pytest.approx(wanted, rel=0.1)
@@ -223,8 +222,8 @@ def test_the_promise_holds_for_filled_paths_on_a_tree():
     filled_runs = np.zeros(3)
     for _ in range(60):
         calibration = calibrate(tree_predictions(rng, 3000)[1], taxonomy, certifies={})
-        leaves = category_probabilities(judged.category_logits, judged.groups, calibration, taxonomy)
-        paths = answer_paths(leaves, taxonomy)
+        leaves = compute_leaf_probabilities(judged.category_logits, judged.groups, calibration, taxonomy)
+        paths = predict_paths(leaves, taxonomy)
         for depth, field_ in enumerate(calibration.fields[:3]):
             if field_.threshold is None:
                 continue
@@ -302,8 +301,8 @@ def brand_predictions(rng, count, *, other_share):
     return dataclasses.replace(made, brand_logits=logits.astype(np.float32), labels=labels)
 
 
-def decide_fields(predictions, calibration) -> Answers:
-    return answer(
+def decide_fields(predictions, calibration) -> ListingPredictions:
+    return predict_listings(
         predictions.category_logits,
         predictions.brand_logits,
         predictions.groups,
@@ -323,7 +322,9 @@ def test_brands_not_listed_are_answered_as_such_and_count_as_errors_when_filled(
     assert (brands.labels[is_other & named] == OTHER_BRAND).mean() > 0.95
     assert (brands.labels[judged.labels.brands > 0] == OTHER_BRAND).mean() < 0.05
     field_ = calibration.field(BRAND_FIELD)
-    filled = fills(decide_fields(judged, calibration), taxonomy=create_small_taxonomy(), calibration=calibration)[:, -1]
+    filled = compute_prefilled(
+        decide_fields(judged, calibration), taxonomy=create_small_taxonomy(), calibration=calibration
+    )[:, -1]
     assert field_.threshold is not None
     assert (brands.labels[filled] != judged.labels.brands[filled]).mean() <= 0.02
     one = decide(
@@ -354,11 +355,11 @@ def test_a_catch_all_is_answered_and_never_filled():
     logits[np.arange(2000), leaves] += 14
     predictions = create_predictions(logits, leaves)
     calibration = calibrate(predictions, catch_all, certifies={})
-    answers = answer(
+    answers = predict_listings(
         predictions.category_logits, predictions.brand_logits, predictions.groups,
         taxonomy=catch_all, calibration=calibration,
     )  # fmt: skip
-    filled = fills(answers, taxonomy=catch_all, calibration=calibration)
+    filled = compute_prefilled(answers, taxonomy=catch_all, calibration=calibration)
     in_apple = answers.paths.nodes[:, 1] == catch_all.node_index["apple"]
     assert in_apple.any()
     assert not filled[in_apple, 1:3].any()
@@ -394,10 +395,12 @@ def test_a_sole_root_promises_nothing_of_its_own():
     calibration = calibrate(made, tree, certifies={})
     root, leaf, _ = calibration.fields
     assert root.threshold is None
-    assert "the only category at this depth" in root.why_not
+    assert "the only category at this depth" in root.uncertified_reason
     assert leaf.delta == pytest.approx(DELTA / 2)  # the root takes no share
-    answers = answer(made.category_logits, made.brand_logits, made.groups, taxonomy=tree, calibration=calibration)
-    filled = fills(answers, taxonomy=tree, calibration=calibration)
+    answers = predict_listings(
+        made.category_logits, made.brand_logits, made.groups, taxonomy=tree, calibration=calibration
+    )
+    filled = compute_prefilled(answers, taxonomy=tree, calibration=calibration)
     assert 0.2 < filled[:, 1].mean() < 1
     assert (filled[:, 0] == filled[:, 1]).all()
 
@@ -420,7 +423,7 @@ def test_a_split_kept_for_calibration_is_used_for_the_tests_alone():
 def test_a_handful_of_listings_gives_temperatures_and_no_promise():
     made = create_predictions(np.eye(4)[[0]] * 5, np.array([0]))
     calibration = calibrate(made, create_small_taxonomy(), certifies={})
-    assert all(f.threshold is None and "too few" in f.why_not for f in calibration.fields)
+    assert all(f.threshold is None and "too few" in f.uncertified_reason for f in calibration.fields)
 
 
 def test_balanced_scores_get_the_classes_frequencies_back():
@@ -433,6 +436,6 @@ def test_balanced_scores_get_the_classes_frequencies_back():
     made = create_predictions(balanced, leaves)
     natural = calibrate(made, create_small_taxonomy(), certifies={}, category_log_prior=np.log(prior))
     assert natural.category_temperature == pytest.approx(1, rel=0.1)
-    probabilities = category_probabilities(made.category_logits, made.groups, natural, create_small_taxonomy())
+    probabilities = compute_leaf_probabilities(made.category_logits, made.groups, natural, create_small_taxonomy())
     assert probabilities.mean(axis=0) == pytest.approx(prior, abs=0.02)
     assert Calibration.from_json(natural.to_json()) == natural

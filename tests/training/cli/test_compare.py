@@ -37,12 +37,12 @@ def relabelled_manifest(trained_run, synthetic_dataset, tmp_path_factory):
     """A manifest of the test split labelled with what the trained run answers, so that it is never wrong."""
     from training.inference.evaluated_model import load_judged
     from training.inference.predictions import predict
-    from vision.decision import answer
+    from vision.decision import predict_listings
 
     model = load_judged(trained_run.folder)
     rows = Manifest.load(str(synthetic_dataset / "manifest.parquet")).where_split("test")
     predictions = predict(rows, model.taxonomy, model.preprocessing, model.infer)
-    answers = answer(
+    answers = predict_listings(
         predictions.category_logits,
         predictions.brand_logits,
         predictions.groups,

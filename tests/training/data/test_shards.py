@@ -14,7 +14,7 @@ from tests.support.helpers import create_scene, create_small_taxonomy, encode_im
 from training.cli.data import data_app, taxonomy_beside
 from training.data.shards import write_shards
 from vision.errors import ListingVisionError, ManifestError
-from vision.manifest import COLUMNS, Manifest, photo_bytes
+from vision.manifest import COLUMNS, Manifest, read_photo
 from vision.taxonomy import Taxonomy
 
 FORMATS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
@@ -73,7 +73,7 @@ def test_every_photo_is_in_the_shards_once_and_reads_back_equal(source, output):
     assert values(done.manifest) == values(sharded)
 
     def samples(of):
-        photos = [photo_bytes(of.photo_url(row)) for row in range(len(of))]
+        photos = [read_photo(of.photo_url(row)) for row in range(len(of))]
         return Counter((photo, *row.values()) for photo, row in zip(photos, values(of, but_photo=True), strict=True))
 
     assert samples(sharded) == samples(manifest)
@@ -96,7 +96,7 @@ def test_shards_are_what_webdataset_reads(source, output):
     for row in range(30):
         (shard, photo_name, photo), (other_shard, _, labels) = members[2 * row : 2 * row + 2]
         assert shard == other_shard == sharded.column("photo")[row].as_py().partition("#")[0]
-        assert photo == photo_bytes(sharded.photo_url(row))
+        assert photo == read_photo(sharded.photo_url(row))
         assert json.loads(labels) == rows[row]
         endings[photo_name.partition(".")[2]] += 1
     # Row 0 is no photo and keeps the ending that it had.
@@ -186,7 +186,7 @@ def test_the_verb_splits_into_another_folder(source, tmp_path):
     )
     assert done.exit_code == 0, done.exception
     manifest = Manifest.load(output)
-    assert [photo_bytes(manifest.photo_url(row)) for row in (0, 7)] == [
+    assert [read_photo(manifest.photo_url(row)) for row in (0, 7)] == [
         (source / "photos" / f"{i}.JPEG").read_bytes() for i in (0, 7)
     ]
     counted = [line.split() for line in done.stdout.splitlines()[:4]]

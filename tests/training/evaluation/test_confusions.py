@@ -4,7 +4,7 @@ from tests.support.helpers import create_small_taxonomy
 from training.evaluation.confusions import NUM_EXAMPLES, most_confused
 from training.evaluation.scored_rows import view_of
 from training.inference.predictions import Predictions
-from vision.decision import Calibration
+from vision.calibration import Calibration
 from vision.manifest import Labels
 
 TAXONOMY = create_small_taxonomy()

@@ -8,7 +8,7 @@ from tests.support.helpers import create_small_taxonomy
 from training.evaluation.evaluate import evaluate, format_table, pseudo_listings, without_nan
 from training.evaluation.long_tail import LeafCounts
 from training.inference.predictions import Predictions
-from vision.decision import BRAND_FIELD, Calibration, Field, field_name
+from vision.calibration import BRAND_FIELD, Calibration, FieldGuarantee, field_name
 from vision.manifest import Labels
 from vision.taxonomy import OTHER_BRAND
 
@@ -36,7 +36,9 @@ PREDICTIONS = Predictions(
 
 
 def create_guarantee(name, threshold):
-    return Field(name=name, alpha=0.05, delta=0.01, threshold=threshold, num_listings=9, num_filled=9, num_errors=0)
+    return FieldGuarantee(
+        name=name, alpha=0.05, delta=0.01, threshold=threshold, num_listings=9, num_filled=9, num_errors=0
+    )
 
 
 def test_figures_by_hand():

@@ -9,7 +9,7 @@ from training.evaluation.looks import looks
 from training.evaluation.report import write_report
 from training.inference.evaluated_model import load_judged
 from training.inference.predictions import predict
-from vision.decision import category_probabilities
+from vision.decision import compute_leaf_probabilities
 from vision.errors import ListingVisionError
 from vision.manifest import Labels, Manifest
 
@@ -32,7 +32,7 @@ def test_the_surest_mistakes_come_first_then_right_answers(answered):
     # None that is surer was left out.
     true = truth_by_depth(predictions.labels, judged.taxonomy).leaves
     each_alone = np.arange(len(predictions.groups))
-    leaves = category_probabilities(predictions.category_logits, each_alone, judged.calibration, judged.taxonomy)
+    leaves = compute_leaf_probabilities(predictions.category_logits, each_alone, judged.calibration, judged.taxonomy)
     assert wrong[0].probability == leaves.max(axis=1)[leaves.argmax(axis=1) != true].max()
     assert len({look.image_uri for look in shown}) == len(shown)
 

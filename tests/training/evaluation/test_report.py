@@ -56,9 +56,9 @@ def photos(tmp_path_factory):
     return tuple(str(folder / f"{number}.jpg") for number in range(4))
 
 
-def evaluate_photos(photos, *, taxonomy=None, why_not="too few listings", **changes):
+def evaluate_photos(photos, *, taxonomy=None, uncertified_reason="too few listings", **changes):
     predictions = dataclasses.replace(create_synthetic_predictions(num_listings=150, photos=photos), **changes)
-    calibration = create_synthetic_calibration(why_not=why_not)
+    calibration = create_synthetic_calibration(uncertified_reason=uncertified_reason)
     figures = evaluate(predictions, taxonomy=taxonomy or create_small_taxonomy(), calibration=calibration)
     return {"model": "bundle x 1", "split": "test", **figures}
 
@@ -150,7 +150,11 @@ def test_hostile_names_are_shown_as_they_are(photos):
     named = dataclasses.replace(
         tree, categories=tuple(dataclasses.replace(c, names={"en": f"{c.id}{hostile}"}) for c in tree.categories)
     )
-    figures = {**evaluate_photos(photos, taxonomy=named, why_not=hostile), "model": hostile, "split": hostile}
+    figures = {
+        **evaluate_photos(photos, taxonomy=named, uncertified_reason=hostile),
+        "model": hostile,
+        "split": hostile,
+    }
     text = report_page(figures)
     parse_page = ParsedPage(text)
     assert not parse_page.all("script")

@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 
 from training.evaluation.risk_coverage import NUM_POINTS, selective
-from vision.decision import Field
+from vision.calibration import FieldGuarantee
 
 
-def create_guarantee(threshold, why_not=""):
-    return Field(
+def create_guarantee(threshold, uncertified_reason=""):
+    return FieldGuarantee(
         name="x",
         alpha=0.1,
         delta=0.05,
@@ -14,7 +14,7 @@ def create_guarantee(threshold, why_not=""):
         num_listings=9,
         num_filled=9,
         num_errors=0,
-        why_not=why_not,
+        uncertified_reason=uncertified_reason,
     )
 
 
@@ -41,9 +41,9 @@ def test_what_is_never_filled_is_left_of_the_end_of_the_curve():
 
 
 def test_no_promise_says_why():
-    assert compute_curve([0.5], [1])["why_not"] == "this model carries no promise for this field"
+    assert compute_curve([0.5], [1])["uncertified_reason"] == "this model carries no promise for this field"
     never = compute_curve([0.5], [1], field=create_guarantee(None, "too few listings"))
-    assert (never["certified"], never["why_not"]) == (None, "too few listings")
+    assert (never["certified"], never["uncertified_reason"]) == (None, "too few listings")
 
 
 def test_a_long_curve_is_thinned_and_keeps_its_end():

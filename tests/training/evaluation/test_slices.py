@@ -7,7 +7,7 @@ from tests.support.helpers import create_small_taxonomy
 from training.evaluation.scored_rows import view_of
 from training.evaluation.slices import figures_of_slices, slices
 from training.inference.predictions import Predictions
-from vision.decision import Calibration
+from vision.calibration import Calibration
 from vision.manifest import Labels
 
 TAXONOMY = create_small_taxonomy()

@@ -12,8 +12,8 @@ from tests.support.helpers import create_small_taxonomy, encode_image, train_run
 from training.export.add_brand import add_brand, brand_shifts, imprint, taxonomy_with_brand
 from training.export.export import export_bundle, onnx_forward
 from training.recipe import Recipe, Stage
-from vision.bundle import certified_facts, load_bundle
-from vision.decision import Field
+from vision.bundle import certificate_binding, load_bundle
+from vision.calibration import FieldGuarantee
 from vision.errors import BundleError, ListingVisionError, ManifestError, TaxonomyError
 from vision.images import prepare_photo
 from vision.manifest import Manifest
@@ -56,9 +56,10 @@ def cosine_bundle(synthetic_dataset, tmp_path_factory):
     folder = tmp_path_factory.mktemp("cosine")
     made = export_bundle(train_run(folder / "run", synthetic_dataset, RECIPE), folder / "bundle", model_name="small")
     promised = tuple(
-        dataclasses.replace(field, threshold=0.5, num_filled=20, why_not="") for field in made.calibration.fields
+        dataclasses.replace(field, threshold=0.5, num_filled=20, uncertified_reason="")
+        for field in made.calibration.fields
     )
-    assert isinstance(promised[0], Field)
+    assert isinstance(promised[0], FieldGuarantee)
     return dataclasses.replace(made, calibration=dataclasses.replace(made.calibration, fields=promised))
 
 
@@ -169,10 +170,10 @@ def test_promises_for_categories_go_over_and_that_for_the_brand_is_void(bundle_w
     *categories, brand = calibration.fields
     assert tuple(categories) == cosine_bundle.calibration.fields[:-1]
     assert brand.threshold is None
-    assert brand.why_not == "brand Öko Pink was added since calibration; run `listing-vision calibrate`"
+    assert brand.uncertified_reason == "brand Öko Pink was added since calibration; run `listing-vision calibrate`"
     assert (
         calibration.certifies.items()
-        >= certified_facts(bundle_with_brand.bundle.info, bundle_with_brand.bundle.sha256).items()
+        >= certificate_binding(bundle_with_brand.bundle.info, bundle_with_brand.bundle.sha256).items()
     )
     assert calibration.certifies["split"] == cosine_bundle.calibration.certifies["split"]
 
@@ -183,7 +184,7 @@ def test_every_promise_is_void_where_category_logits_moved(cosine_bundle, bundle
     shutil.copy(bundle.onnx_path, folder / "model.onnx")
     moved = add_brand(dataclasses.replace(cosine_bundle, folder=folder), PHOTOS, name="Pink", output=tmp_path / "moved")
     assert not moved.categories_equal
-    assert all("brand Pink was added" in field.why_not for field in moved.bundle.calibration.fields)
+    assert all("brand Pink was added" in field.uncertified_reason for field in moved.bundle.calibration.fields)
 
 
 def test_a_second_brand_can_follow(bundle_with_brand, tmp_path):

@@ -10,7 +10,7 @@ from training.export.torchscript import load_torchscript
 from training.run import Run
 from vision.engine import Logits
 from vision.errors import BundleError
-from vision.manifest import Manifest, photo_bytes
+from vision.manifest import Manifest, read_photo
 from vision.taxonomy import Taxonomy
 
 
@@ -43,7 +43,7 @@ def test_the_bundle_knows_what_its_listings_were_like(bundle, synthetic_dataset)
     expected = bundle.calibration.expected
     assert set(expected) == set(EXPECTED)
     val = Manifest.load(str(synthetic_dataset / "manifest.parquet")).where_split("val")
-    sizes = [len(photo_bytes(val.photo_url(row))) for row in range(len(val))]
+    sizes = [len(read_photo(val.photo_url(row))) for row in range(len(val))]
     assert min(sizes) <= expected["bytes_per_photo"].edges[0] <= max(sizes)
     for spread in expected.values():
         assert sum(spread.shares) == pytest.approx(1)

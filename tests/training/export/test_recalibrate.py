@@ -62,13 +62,15 @@ def test_bundles_are_never_overwritten(bundle, tmp_path):
 
 def test_promises_hold_only_for_the_backend_that_they_were_made_with(bundle, tmp_path):
     new = recalibrate_bundle(bundle, tmp_path / "new", backend="onnxruntime-tensorrt")
-    assert new.on_backend("onnxruntime-tensorrt").calibration.field("brand").threshold is not None
-    here = new.on_backend("onnxruntime-cpu").calibration
+    assert new.for_backend("onnxruntime-tensorrt").calibration.field("brand").threshold is not None
+    here = new.for_backend("onnxruntime-cpu").calibration
     assert all(field.threshold is None for field in here.fields)
-    assert "made with backend onnxruntime-tensorrt, answered by onnxruntime-cpu" in here.field("brand").why_not
+    assert (
+        "made with backend onnxruntime-tensorrt, answered by onnxruntime-cpu" in here.field("brand").uncertified_reason
+    )
     # Two that say nothing of themselves may be two kinds.
     unknown = recalibrate_bundle(bundle, tmp_path / "unknown", backend="unknown")
-    assert unknown.on_backend("unknown").calibration.field("brand").threshold is None
+    assert unknown.for_backend("unknown").calibration.field("brand").threshold is None
     # What is not promised is left as it was.
     assert here.category_temperature == new.calibration.category_temperature
 

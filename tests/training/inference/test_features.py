@@ -10,7 +10,7 @@ from training.inference.features import fit_softmax, load_embedder, photo_featur
 from training.inference.pretrained import create_backbone
 from vision.errors import BundleError, ListingVisionError, ManifestError
 from vision.images import Preprocessing, prepare_photo
-from vision.manifest import Manifest, photo_bytes
+from vision.manifest import Manifest, read_photo
 
 PX = Preprocessing(input_px=48)
 
@@ -45,7 +45,7 @@ def test_features_are_the_models_embeddings_of_the_usable_photos(copy_dataset, e
         True,
         True,
     ]
-    photos = np.stack([prepare_photo(photo_bytes(copy_dataset.photo_url(row)), PX) for row in features.rows])
+    photos = np.stack([prepare_photo(read_photo(copy_dataset.photo_url(row)), PX) for row in features.rows])
     with torch.inference_mode():
         wanted = embedder(torch.from_numpy(photos)).embedding.numpy()
     assert features.values.dtype == np.float32

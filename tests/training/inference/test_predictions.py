@@ -7,7 +7,7 @@ from training.inference.predictions import predict
 from vision.engine import Logits, OnnxEngine
 from vision.errors import ManifestError, PhotoTruncated
 from vision.images import prepare_photo
-from vision.manifest import Manifest, photo_bytes
+from vision.manifest import Manifest, read_photo
 
 
 def test_unusable_photos_are_counted_and_the_rest_judged(bundle, synthetic_dataset, tmp_path):
@@ -38,7 +38,7 @@ def test_a_model_that_decodes_is_asked_for_files_and_what_it_refuses_left_out(bu
     asked = (rows, bundle.taxonomy, bundle.info.preprocessing)
     of_files = predict(*asked, pytest.fail, infer_files=infer_files, batch_size=5)
     of_pixels = predict(*asked, engine.infer, batch_size=5)
-    assert files == [photo_bytes(rows.photo_url(row)) for row in range(len(rows))]
+    assert files == [read_photo(rows.photo_url(row)) for row in range(len(rows))]
     assert [url.partition(": ")[2] for url in of_files.unusable] == ["cut short"]
     rest = [row for row in range(len(rows)) if row != 3]
     np.testing.assert_allclose(of_files.category_logits, of_pixels.category_logits[rest], atol=1e-4)

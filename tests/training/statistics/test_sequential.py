@@ -29,7 +29,7 @@ from training.statistics.sequential import (
     spread_of,
     wilson,
 )
-from vision.decision import Calibration, Field
+from vision.calibration import Calibration, FieldGuarantee
 from vision.errors import ListingVisionError, ManifestError
 from vision.manifest import Manifest
 from vision.taxonomy import Category
@@ -161,7 +161,16 @@ def write_tables(folder, suggestions, outcomes, shadows=()):
 
 def calibration(**thresholds):
     fields = tuple(
-        Field(name=n, alpha=0.05, delta=0.01, threshold=t, num_listings=9, num_filled=9, num_errors=0, why_not="")
+        FieldGuarantee(
+            name=n,
+            alpha=0.05,
+            delta=0.01,
+            threshold=t,
+            num_listings=9,
+            num_filled=9,
+            num_errors=0,
+            uncertified_reason="",
+        )
         for n, t in thresholds.items()
     )
     return Calibration(fields=fields, certifies={})

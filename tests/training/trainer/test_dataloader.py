@@ -12,7 +12,7 @@ from training.trainer.dataloader import evaluation_batches, training_batches
 from training.trainer.sampler import Draws
 from vision.images import Preprocessing, prepare_photo
 from vision.images.gpu_decoding import DeviceDecoder
-from vision.manifest import Manifest, photo_bytes
+from vision.manifest import Manifest, read_photo
 from vision.taxonomy import Taxonomy
 
 
@@ -61,7 +61,7 @@ def test_evaluation_photos_are_those_of_serving_in_order(data):
     preprocessing = Preprocessing(input_px=64)
     batches = list(evaluation_batches(*data, preprocessing, batch_size=7, num_workers=0))
     assert torch.cat([b.rows for b in batches]).tolist() == list(range(len(data[0])))
-    served = prepare_photo(photo_bytes(data[0].photo_url(9)), preprocessing)
+    served = prepare_photo(read_photo(data[0].photo_url(9)), preprocessing)
     assert np.array_equal(batches[1].photos_nhwc[2].numpy(), served)
 
 
@@ -95,7 +95,7 @@ def change_photos(data, folder, change):
     rows = data[0].table.to_pylist()
     for index, row in enumerate(rows):
         path = folder / f"{index}.jpg"
-        path.write_bytes(change(index, photo_bytes(data[0].photo_url(index))))
+        path.write_bytes(change(index, read_photo(data[0].photo_url(index))))
         row["photo"] = str(path)
     return Manifest.from_rows(rows, ""), data[1]
 
@@ -170,15 +170,15 @@ def test_photos_that_the_device_refuses_are_replaced_and_named_as_the_loader_doe
 
 
 def test_a_photo_that_only_the_device_refuses_is_decoded_by_pillow(data, small_recipe, monkeypatch):
-    decoded = DeviceDecoder._decode
-    first = np.frombuffer(photo_bytes(data[0].photo_url(0)), np.uint8)
+    decoded = DeviceDecoder.decode_whole
+    first = np.frombuffer(read_photo(data[0].photo_url(0)), np.uint8)
 
     def refuse_the_first(self, files):
         if any(np.array_equal(file.numpy(), first) for file in files):
             raise RuntimeError("Error while decoding JPEG images: Failed to get image info: 3")
         return decoded(self, files)
 
-    monkeypatch.setattr(DeviceDecoder, "_decode", refuse_the_first)
+    monkeypatch.setattr(DeviceDecoder, "decode_whole", refuse_the_first)
     device, _ = load_batches(data, small_recipe, only_crop=True, decode_on=CPU)
     loader, _ = load_batches(data, small_recipe, only_crop=True)
     for one, other in zip(device, loader, strict=True):

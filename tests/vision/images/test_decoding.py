@@ -28,12 +28,13 @@ from vision.images import (
     ALLOWED_FORMATS,
     PhotoLimits,
     Preprocessing,
+    colour,
     decode_photo,
     prepare_photo,
-    resize_photo,
     size_px,
 )
-from vision.images import decoding as images
+from vision.images.colour import build_srgb_transform
+from vision.images.orientation import TRANSPOSITIONS
 
 PREPROCESSING = Preprocessing(input_px=64)
 
@@ -48,6 +49,10 @@ STORED = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_270,
 }
+
+
+def resize(photo: np.ndarray, side: int) -> np.ndarray:
+    return np.asarray(Image.fromarray(photo).resize((side, side), Image.Resampling.BICUBIC))
 
 
 def mean_difference(a, b) -> float:
@@ -93,7 +98,7 @@ def test_avif_and_heif_are_turned_once_by_their_own_properties(orientation):
     properties = [files.rotation_property(quarters)] + [files.box(b"imir", b"\0")] * mirrored
     tag = files.exif_item(2, files.exif(files.short_tag(0x0112, orientation)))
     data = files.heif(files.hevc_item(*properties), tag, references=[(b"cdsc", 2, [1])])
-    shown = {value: create_scene().transpose(turn) for value, turn in images._TURNS.items()} | {1: create_scene()}
+    shown = {value: create_scene().transpose(turn) for value, turn in TRANSPOSITIONS.items()} | {1: create_scene()}
     got = decode_photo(data, at_least_px=64)
     assert got.shape == np.asarray(shown[orientation]).shape
     assert mean_difference(got, np.asarray(shown[orientation])) < 3
@@ -114,7 +119,7 @@ def test_every_accepted_format_gives_the_same_scene(format):
     )
     assert photo.shape == (64, 64, 3)
     assert photo.dtype == np.uint8
-    wanted = resize_photo(np.asarray(create_scene()), PREPROCESSING)
+    wanted = resize(np.asarray(create_scene()), 64)
     assert mean_difference(photo, wanted) < 12  # GIF has 256 colours
 
 
@@ -145,7 +150,7 @@ def test_a_large_photo_on_white_is_the_same_in_bands(monkeypatch):
     whole = decode_photo(data, at_least_px=64)
     white = Image.new("RGBA", clear.size, "white")
     assert (whole == np.asarray(Image.alpha_composite(white, clear).convert("RGB"))).all()
-    monkeypatch.setattr(images, "_PIXELS_AT_ONCE", 5 * 96)
+    monkeypatch.setattr(colour, "MAX_COMPOSITED_PIXELS", 5 * 96)
     assert (decode_photo(data, at_least_px=64) == whole).all()
 
 
@@ -189,14 +194,14 @@ def test_greys_are_shown_by_their_profile(mode):
 
 
 def test_profiles_are_read_once_and_forgotten_in_time():
-    images._transform.cache_clear()
+    build_srgb_transform.cache_clear()
     data = encode_image(create_scene(), icc_profile=files.display_p3_profile())
     photos = [decode_photo(data, at_least_px=64) for _ in range(3)]
     assert all((photo == photos[0]).all() for photo in photos)
-    assert images._transform.cache_info()[:2] == (2, 1)
+    assert build_srgb_transform.cache_info()[:2] == (2, 1)
     for number in range(100):
         decode_photo(encode_image(create_scene(), icc_profile=files.display_p3_profile(f"P{number}")), at_least_px=64)
-    assert images._transform.cache_info().currsize <= 32
+    assert build_srgb_transform.cache_info().currsize <= 32
 
 
 def test_many_threads_share_the_profiles():
@@ -204,7 +209,7 @@ def test_many_threads_share_the_profiles():
         encode_image(create_scene(), icc_profile=files.display_p3_profile(f"P{number % 50}")) for number in range(400)
     ]
     alone = decode_photo(photos[0], at_least_px=64)
-    images._transform.cache_clear()
+    build_srgb_transform.cache_clear()
     with ThreadPoolExecutor(8) as pool:
         for photo in pool.map(lambda data: decode_photo(data, at_least_px=64), photos):
             assert (photo == alone).all()
@@ -234,7 +239,7 @@ def test_jpeg_is_scaled_while_decoding_but_never_below_what_is_asked():
 def test_scaled_decoding_changes_pixels_little():
     data = encode_image(create_scene(1600, 1200), quality=95)
     fast = prepare_photo(data, PREPROCESSING)
-    slow = resize_photo(np.asarray(Image.open(io.BytesIO(data))), PREPROCESSING)
+    slow = resize(np.asarray(Image.open(io.BytesIO(data))), 64)
     assert mean_difference(fast, slow) < 1.5
 
 
@@ -252,7 +257,7 @@ def test_preparing_is_decoding_and_resizing(format, mode, size, input_px):
         stored = stored.convert("P")
     data, preprocessing = encode_image(stored, format), Preprocessing(input_px=input_px)
     prepared = prepare_photo(data, preprocessing)
-    assert (prepared == resize_photo(decode_photo(data, at_least_px=input_px), preprocessing)).all()
+    assert (prepared == resize(decode_photo(data, at_least_px=input_px), input_px)).all()
     assert prepared.flags.writeable
     assert prepared.flags.c_contiguous
 

@@ -11,7 +11,7 @@ from training.recipe import Recipe, Stage
 from training.trainer.augmentation import crop_of
 from vision.errors import DeviceCannotDecode
 from vision.images import Preprocessing, decode_photo, prepare_photo
-from vision.images.gpu_decoding import Box, DeviceDecoder, plain_crop
+from vision.images.gpu_decoding import Box, DeviceDecoder, find_plain_crop
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(stages=(Stage(photo_px=48, epochs=1),))
@@ -22,7 +22,7 @@ NONE = torch.empty(0, 0, 0, 3, dtype=torch.uint8)
 def find_crop(data, seed=0):
     torch.manual_seed(seed)
     crop = crop_of(RECIPE, 48)
-    return plain_crop(data, at_least_px=AT_LEAST_PX, box_of=lambda photo: Box(**crop.make_params([photo])))
+    return find_plain_crop(data, at_least_px=AT_LEAST_PX, box_of=lambda photo: Box(**crop.make_params([photo])))
 
 
 def decode_with_pillow(data, seed=0):
@@ -56,7 +56,7 @@ def test_the_crop_is_pillows_but_for_a_few_grey_values(size, options, mode, seed
 def test_a_whole_photo_is_what_the_model_is_served_but_for_a_few_grey_values(size):
     data = encode_image(create_scene(*size), quality=90)
     joined = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    photos, _ = DeviceDecoder(CPU).photos(joined, [plain_crop(data, at_least_px=64)], NONE, photo_px=64)
+    photos, _ = DeviceDecoder(CPU).photos(joined, [find_plain_crop(data, at_least_px=64)], NONE, photo_px=64)
     differences = np.abs(photos[0].numpy().astype(int) - prepare_photo(data, Preprocessing(input_px=64)))
     assert differences.mean() < 1.5
     assert differences.max() <= 12
@@ -147,9 +147,11 @@ def test_photos_too_large_to_be_held_together_are_decoded_in_turns(monkeypatch):
     files = [encode_image(create_scene(60 + index, 60)) for index in range(5)]
     together, _ = decode_on_device(*files)
     groups = []
-    decode = DeviceDecoder._decode
-    monkeypatch.setattr(DeviceDecoder, "_decode", lambda self, some: groups.append(len(some)) or decode(self, some))
-    monkeypatch.setattr(vision.images.gpu_decoding, "_PIXELS_AT_ONCE", 2 * 62 * 60)
+    decode = DeviceDecoder.decode_whole
+    monkeypatch.setattr(
+        DeviceDecoder, "decode_whole", lambda self, some: groups.append(len(some)) or decode(self, some)
+    )
+    monkeypatch.setattr(vision.images.gpu_decoding, "MAX_PIXELS_AT_ONCE", 2 * 62 * 60)
     in_turns, _ = decode_on_device(*files)
     assert groups == [1, 2, 1, 1, 1]  # the first is the one that tries the device
     assert torch.equal(in_turns, together)

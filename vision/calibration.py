@@ -1,0 +1,154 @@
+"""Temperatures and certified thresholds of one model: `calibration.json` of a bundle."""
+
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+from vision.errors import BundleError
+
+__all__ = ["BRAND_FIELD", "Calibration", "FieldGuarantee", "Histogram", "field_name"]
+
+SCHEMA_VERSION = 2
+BRAND_FIELD = "brand"
+_REASON_KEY = "why_not"
+"""`FieldGuarantee.uncertified_reason` in the file, whose format is frozen."""
+
+
+def field_name(depth: int) -> str:
+    return f"category_depth_{depth}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldGuarantee:
+    """The guarantee for one field of the seller's form: a depth of the tree, or the brand."""
+
+    name: str
+    """`category_depth_1` … or `brand`."""
+    alpha: float
+    """Highest guaranteed share of wrong values among filled ones."""
+    delta: float
+    """Highest probability, over the draw of the calibration listings, that the share exceeds `alpha`."""
+    threshold: float | None
+    """The field is filled when the probability is at least this. None: never filled, only suggested; except that a
+    depth with one category for all is filled when the next depth is."""
+    num_listings: int
+    """Calibration listings with a known truth for this field."""
+    num_filled: int
+    """How many of them the threshold fills."""
+    num_errors: int
+    """How many of the filled ones were wrong."""
+    bound: float | None = None
+    """Clopper-Pearson upper bound of the share of errors among filled, at level `delta`. None: never filled."""
+    grid: tuple[float, ...] = ()
+    """Thresholds that the tests could choose from, in their order; fixed before any label was read."""
+    num_unlabelled: int = 0
+    """Calibration listings left out because their truth for this field is not known."""
+    uncertified_reason: str = ""
+    """Why the field is never filled; empty when it is."""
+
+    @property
+    def coverage(self) -> float:
+        """Share of the calibration listings that the threshold fills."""
+        return self.num_filled / self.num_listings if self.num_listings else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Histogram:
+    """How a value is distributed over listings."""
+
+    edges: tuple[float, ...]
+    """K ascending edges between the bins; a value on an edge belongs to the bin above it."""
+    shares: tuple[float, ...]
+    """K + 1 shares of the listings, one a bin; they sum to 1."""
+    num_values: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """Temperatures and guarantees of one model; `calibration.json` of a bundle."""
+
+    category_temperature: float = 1.0
+    category_depth_temperatures: tuple[float, ...] = ()
+    """D values, one a depth from the roots down: the temperature of a node's share among its siblings, applied after
+    the temperature of the leaves. Empty: all 1."""
+    brand_temperature: float = 1.0
+    brand_fusion: Literal["mean", "max"] = "mean"
+    category_log_prior: tuple[float, ...] = ()
+    """C values added to the logits of a model trained with logit adjustment, whose scores are balanced: log shares of
+    the leaves in training (Menon et al. 2021). Empty: none."""
+    brand_log_prior: tuple[float, ...] = ()
+    """The same for brands, B values."""
+    unknown_brand_below: float | None = None
+    """If the fused logit of the likeliest brand is below this, the brand is unknown (maximum logit score, Vaze et
+    al. 2022). None: never."""
+    fields: tuple[FieldGuarantee, ...] = ()
+    certifies: Mapping[str, str]
+    """What the guarantees hold for: sha256 of the model file, preprocessing fingerprint, precision, backend, splits."""
+    expected: Mapping[str, Histogram] = field(default_factory=dict)
+    """Histograms of the calibration listings by name; drift is measured against them."""
+
+    @functools.cached_property
+    def version(self) -> str:
+        """Return twelve hex digits that change with any temperature, threshold or certified fact."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:12]
+
+    def field(self, name: str) -> FieldGuarantee | None:
+        return next((field for field in self.fields if field.name == name), None)
+
+    def void(self, reason: str) -> "Calibration":
+        """Return the same temperatures without any guarantee, so that nothing is filled."""
+        fields = (replace(field, threshold=None, uncertified_reason=reason) for field in self.fields)
+        return replace(self, fields=tuple(fields))
+
+    def to_json(self) -> str:
+        raw = asdict(self)
+        raw["fields"] = [_rename_key(one, "uncertified_reason", _REASON_KEY) for one in raw["fields"]]
+        if not self.expected:  # omitted, so that the version of earlier calibrations stays what it was
+            del raw["expected"]
+        return json.dumps({"schema_version": SCHEMA_VERSION, **raw}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Calibration":
+        """Read what `to_json` wrote.
+
+        Raises:
+            BundleError: another schema version, or not a calibration.
+        """
+        try:
+            raw: dict[str, Any] = json.loads(text)
+            if raw.pop("schema_version", None) != SCHEMA_VERSION:
+                raise BundleError(
+                    f"calibration: schema_version is not {SCHEMA_VERSION}, the one this version reads; "
+                    "`listing-vision export` the run again"
+                )
+            return cls(
+                **{
+                    **raw,
+                    "category_depth_temperatures": tuple(raw["category_depth_temperatures"]),
+                    "category_log_prior": tuple(raw["category_log_prior"]),
+                    "brand_log_prior": tuple(raw["brand_log_prior"]),
+                    "fields": tuple(
+                        FieldGuarantee(
+                            **{**_rename_key(one, _REASON_KEY, "uncertified_reason"), "grid": tuple(one["grid"])}
+                        )
+                        for one in raw["fields"]
+                    ),
+                    "expected": {
+                        name: Histogram(
+                            edges=tuple(spread["edges"]),
+                            shares=tuple(spread["shares"]),
+                            num_values=spread["num_values"],
+                        )
+                        for name, spread in raw.get("expected", {}).items()
+                    },
+                }
+            )
+        except (ValueError, TypeError, KeyError) as error:
+            raise BundleError(f"calibration is not readable: {error}") from error
+
+
+def _rename_key(raw: Mapping[str, Any], old: str, new: str) -> dict[str, Any]:
+    return {new if key == old else key: value for key, value in raw.items()}

@@ -1,0 +1,114 @@
+"""What a photo may cost to decode: bytes, pixels, segments and scans, checked before anything is allocated."""
+
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from vision.errors import PhotoEmpty, PhotoTooManyBytes, PhotoTooManyPixels, PhotoUnreadable
+
+__all__ = ["PhotoLimits", "check_bytes", "check_cost", "check_pixels", "has_scan"]
+
+_MAX_JPEG_SEGMENTS = 1000
+"""Pillow reads them one by one and joins those of EXIF, in time that grows with their square. Phones write some dozens;
+16 MiB of the largest are 256."""
+_MAX_SCANNED_PIXELS = 1_000_000_000
+"""Scans of a JPEG times its pixels: twice the ten scans of a usual encoder at the pixel limit, decoded in 0.4 s. A scan
+of ten bytes costs up to 22 ms at 50 megapixels, so that 16 MiB of them would take half a day; measured on one core."""
+_MAX_PNG_PROFILES = 16
+"""The standard allows one. Pillow inflates each of them, up to 1 MiB, before it keeps the last."""
+_MARKER = re.compile(rb"\xff[\x02-\xcf\xd9-\xfe]")
+"""Of a JPEG's segments, those that have a length, and of its end: all but restarts and stuffed bytes."""
+_END_MARKER, _SCAN_MARKER = 0xD9, 0xDA
+_PROGRESSIVE_MARKERS = {0xC2, 0xC6, 0xCA, 0xCE}
+_FRAME_MARKERS = {0xC0, 0xC1, 0xC3, 0xC5, 0xC7, 0xC9, 0xCB, 0xCD, 0xCF} | _PROGRESSIVE_MARKERS
+"""Start of frame; ITU-T T.81, table B.1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhotoLimits:
+    """What a photo may cost, checked on its header before anything is allocated."""
+
+    max_bytes: int = 16 << 20
+    max_pixels: int = 50_000_000
+    """Width times height as stored; imgproxy ships the same default."""
+    min_side_px: int = 8
+
+
+def check_bytes(data: bytes | memoryview, limits: PhotoLimits) -> None:
+    """What can be said of an encoded photo before it is looked at.
+
+    Raises:
+        PhotoEmpty, PhotoTooManyBytes: as `decode_photo` says.
+    """
+    if not len(data):
+        raise PhotoEmpty("0 bytes; send the photo's encoded bytes")
+    if len(data) > limits.max_bytes:
+        raise PhotoTooManyBytes(
+            f"{len(data)} bytes exceed the limit of {limits.max_bytes}; send a smaller or more compressed photo"
+        )
+
+
+def check_pixels(width: int, height: int, limits: PhotoLimits) -> None:
+    if width * height > limits.max_pixels:
+        raise PhotoTooManyPixels(
+            f"{width}x{height} = {width * height / 1e6:.1f} MP exceed the limit of {limits.max_pixels / 1e6:g} MP; "
+            "send a smaller photo"
+        )
+
+
+def check_cost(data: bytes, format_: str, limits: PhotoLimits) -> None:
+    """Refuse what costs time or memory as soon as its header is read, or far more than its pixels let expect."""
+    if format_ == "JPEG":
+        _check_scans(data, limits)
+    elif format_ == "PNG" and data.count(b"iCCP") > _MAX_PNG_PROFILES:
+        raise PhotoUnreadable("it has several colour profiles; save it again")
+    elif format_ == "WEBP" and (canvas := _webp_canvas(data)):  # allocated four times over by Pillow when it opens it
+        check_pixels(*canvas, limits)
+
+
+def _check_scans(data: bytes, limits: PhotoLimits) -> None:
+    num_scans = num_pixels = 0
+    num_components, one_scan = b"", False
+    for number, (marker, at) in enumerate(_jpeg_segments(data)):
+        if number == _MAX_JPEG_SEGMENTS:
+            raise PhotoUnreadable(f"it has more than {_MAX_JPEG_SEGMENTS} segments; save it again as JPEG")
+        if marker in _FRAME_MARKERS:
+            height, width = struct.unpack(">HH", data[at + 3 : at + 7].ljust(4, b"\0"))
+            check_pixels(width, height, limits)
+            num_pixels, num_components = width * height, data[at + 7 : at + 8]
+            one_scan = marker not in _PROGRESSIVE_MARKERS
+        elif marker == _SCAN_MARKER:
+            if one_scan and data[at + 2 : at + 3] == num_components:
+                return  # no decoder looks for another one
+            num_scans += 1
+            if num_scans * num_pixels > _MAX_SCANNED_PIXELS:
+                raise PhotoUnreadable(
+                    f"more than {num_scans - 1} scans of {num_pixels / 1e6:.1f} MP; save it again as plain JPEG"
+                )
+
+
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """Marker of each segment, and where its length stands."""
+    at = 2
+    while (found := _MARKER.search(data, at)) and found[0][1] != _END_MARKER:
+        yield found[0][1], found.end()
+        at = found.end() + int.from_bytes(data[found.end() : found.end() + 2])
+
+
+def _webp_canvas(data: bytes) -> tuple[int, int] | None:
+    """Width and height that its first chunk states; RFC 9649, sections 2.5 to 2.7."""
+    kind, head = data[12:16], data[20:30]
+    if len(head) < 10:
+        return None
+    if kind == b"VP8X":
+        return int.from_bytes(head[4:7], "little") + 1, int.from_bytes(head[7:10], "little") + 1
+    if kind == b"VP8L":
+        sides = int.from_bytes(head[1:5], "little")
+        return (sides & 0x3FFF) + 1, (sides >> 14 & 0x3FFF) + 1
+    return int.from_bytes(head[6:8], "little") & 0x3FFF, int.from_bytes(head[8:10], "little") & 0x3FFF
+
+
+def has_scan(data: bytes) -> bool:
+    """Return whether a JPEG has the header of a scan, that is any pixels at all."""
+    return any(marker == _SCAN_MARKER for marker, _ in _jpeg_segments(data))

@@ -1,0 +1,69 @@
+"""How a photo is turned upright, by its EXIF block or XMP."""
+
+import re
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+from PIL import Image
+
+__all__ = ["TRANSPOSITIONS", "turn_upright"]
+
+_ORIENTATION = 0x0112  # TIFF 6.0, tag 274
+_INTEGERS = {3: "H2x", 4: "I"}
+"""SHORT and LONG, as they stand in the four bytes of a TIFF value."""
+TRANSPOSITIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def turn_upright(image: Image.Image, format_: str) -> Image.Image:
+    # libheif has turned it already, by its own boxes; the tag beside them is a copy for others.
+    turn = None if format_ == "HEIF" else _orientation(image.info)
+    return image.transpose(TRANSPOSITIONS[turn]) if turn in TRANSPOSITIONS else image
+
+
+def _orientation(info: Mapping[str | tuple[int, int], Any]) -> int | None:
+    """What its EXIF block says of it, else its XMP; None, as if upright, where that cannot be read, as viewers do.
+
+    Not Pillow's reader, which reads every other tag too, nor its `exif_transpose`, which fails where one of them is
+    odd.
+    """
+    try:
+        if (turn := _exif_orientation(_exif(info))) is not None:
+            return turn
+    except (KeyError, ValueError, struct.error):
+        return None
+    xmp = info.get("xmp")
+    found = re.search(rb'tiff:Orientation(="|>)([0-9])', xmp) if isinstance(xmp, bytes) else None
+    return int(found[2]) if found else None
+
+
+def _exif(info: Mapping[str | tuple[int, int], Any]) -> bytes:
+    exif = info.get("exif")
+    if isinstance(exif, bytes):
+        return exif
+    # ImageMagick's way to keep it in a PNG: three lines of heading, then hex digits.
+    return bytes.fromhex("".join(str(info.get("Raw profile type exif", "")).split("\n")[3:]))
+
+
+def _exif_orientation(exif: bytes) -> int | None:
+    """The value in its first directory; TIFF 6.0, section 2."""
+    tiff = exif.removeprefix(b"Exif\0\0")
+    if not tiff:
+        return None
+    order = {b"II": "<", b"MM": ">"}[tiff[:2]]
+    (at,) = struct.unpack(f"{order}I", tiff[4:8])
+    (num_entries,) = struct.unpack(f"{order}H", tiff[at : at + 2])
+    entries = tiff[at + 2 : at + 2 + 12 * num_entries]
+    orientation = None
+    for tag, kind, count, value in struct.iter_unpack(f"{order}HHI4s", entries[: len(entries) // 12 * 12]):
+        if tag == _ORIENTATION and kind in _INTEGERS and 0 < count <= 2:
+            orientation = struct.unpack(order + _INTEGERS[kind], value)[0]
+    return orientation

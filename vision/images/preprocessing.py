@@ -1,0 +1,40 @@
+"""How an upright photo becomes the model's input."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+__all__ = ["Preprocessing"]
+
+_DECODER_REVISION = 2
+"""Raised by hand whenever the same bytes would give other pixels; part of the fingerprint.
+
+2: turned although the rest of its EXIF block is odd; transparency and profile of 16-bit greys; the grey profile of
+greys with alpha; white around a GIF frame that is smaller than its screen.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """How an upright photo becomes the model's input; stored in the bundle, hashed in certificates."""
+
+    input_px: int
+    """Side of the square uint8 input."""
+    fit: Literal["squash"] = "squash"
+    """The whole photo is kept and its aspect is not: a seller's product often touches the edge."""
+    interpolation: Literal["bicubic"] = "bicubic"
+    decoder_revision: int = _DECODER_REVISION
+
+    def __post_init__(self) -> None:
+        if not 32 <= self.input_px <= 1024:
+            raise ValueError(f"input_px {self.input_px} is outside 32..1024")
+        if self.decoder_revision != _DECODER_REVISION:
+            raise ValueError(
+                f"decoder_revision {self.decoder_revision} is not {_DECODER_REVISION}, the one this version "
+                "decodes with; export the model again with this version"
+            )
+
+    def fingerprint(self) -> str:
+        """Sixteen hex digits that change whenever the pixels that the model sees would change."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
