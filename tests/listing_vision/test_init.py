@@ -5,8 +5,8 @@ import listing_vision
 
 PUBLIC = """
 Access AsyncListingVisionClient Brand Bundle Calibration CallFailed Category ListingVisionClient ListingVisionError
-Logits Manifest OnnxEngine PhotoError PhotoLimits Preprocessing Suggestion Taxonomy __version__ decide decode_photo load_bundle
-prepare_photo
+Logits Manifest OnnxEngine PhotoError PhotoLimits Preprocessing Suggestion Taxonomy __version__ decide decode_photo
+load_bundle prepare_photo
 """
 
 
