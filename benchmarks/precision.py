@@ -15,8 +15,8 @@ import numpy as np
 
 from benchmarks.common import BUILD, find_grocery_source, run_cli, write_result
 from training.evaluation.ground_truth import truth_by_depth
-from training.export.export import onnx_forward
 from training.export.precision import convert_bundle, model_speeds
+from training.inference.forward import onnx_forward
 from training.inference.predictions import predict
 from vision.bundle import Bundle, load_bundle
 from vision.manifest import Manifest

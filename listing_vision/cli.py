@@ -11,36 +11,35 @@ from serving.cli.model import model_app
 from serving.cli.plan import plan_app
 from serving.cli.serve import serve
 from serving.cli.triton import triton_app, tune
-from training.cli import train as training_commands
 from training.cli.brand import brand_app
 from training.cli.compare import compare
 from training.cli.data import data_app
 from training.cli.experiment import experiment_app, from_outcomes
-from training.cli.model import convert
-from training.cli.suspects import suspects
+from training.cli.model import convert, evaluate, export, runs
+from training.cli.train import distill, train
+from training.cli.tune import tune_app
 from vision.runtime.cli import new_app, run_app
 
 __all__ = ["app", "main"]
 
 app = new_app("Category and brand of a marketplace listing from its photos. --debug adds tracebacks to failures.")
-data_app.command()(suspects)
 data_app.command("from-outcomes")(from_outcomes)
 app.add_typer(data_app, name="data")
 for verb in (
-    training_commands.train,
-    training_commands.distill,
-    training_commands.runs,
-    training_commands.evaluate,
+    train,
+    distill,
+    runs,
+    evaluate,
     compare,
-    training_commands.export,
+    export,
     convert,
     calibrate,
     classify,
     demo,
 ):
     app.command()(verb)
-training_commands.tune_app.command("triton")(tune)
-app.add_typer(training_commands.tune_app, name="tune")
+tune_app.command("triton")(tune)
+app.add_typer(tune_app, name="tune")
 app.add_typer(brand_app, name="brand")
 app.command()(serve)
 app.add_typer(model_app, name="model")

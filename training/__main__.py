@@ -1,7 +1,7 @@
 """`python -m training …` and `torchrun -m training …`: the train verb alone."""
 
-from training.cli.train import train
-from vision.runtime.cli import run_command
+from training.cli.train import train_app
+from vision.runtime.cli import run_app
 
 if __name__ == "__main__":
-    run_command(train)
+    run_app(train_app)

@@ -3,6 +3,7 @@
 import difflib
 import functools
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -14,7 +15,7 @@ import numpy.typing as npt
 
 from vision.errors import TaxonomyError
 
-__all__ = ["OTHER_BRAND", "SCHEMA_VERSION", "Brand", "Category", "LeafGroups", "Taxonomy"]
+__all__ = ["OTHER_BRAND", "SCHEMA_VERSION", "Brand", "Category", "LeafGroups", "Taxonomy", "slug"]
 
 SCHEMA_VERSION = 1
 OTHER_BRAND = -2
@@ -301,3 +302,8 @@ class Taxonomy:
 def _nearest(text: str, known: Mapping[str, Any]) -> str:
     matches = difflib.get_close_matches(text, list(known), n=1, cutoff=0.0)
     return repr(matches[0]) if matches else "none"
+
+
+def slug(text: str) -> str:
+    """Letters and digits of any script in lower case, the rest as dashes."""
+    return re.sub(r"[\W_]+", "-", text.casefold()).strip("-")

@@ -27,6 +27,7 @@ from serving.errors import BackfillError
 from vision.bundle import ONNX_ON_CPU, load_bundle
 from vision.engine import Logits, OnnxEngine
 from vision.images import Photo
+from vision.runtime.cpus import usable_cores
 
 __all__ = ["RayEngine", "create_ray_engine"]
 
@@ -210,7 +211,7 @@ def create_ray_engine(bundle: Path, *, address: str | None, isolate: bool, stop:
             ray.init(address=address, log_to_driver=False)
         else:
             ray.init(
-                num_cpus=len(os.sched_getaffinity(0)),
+                num_cpus=usable_cores(),
                 include_dashboard=False,
                 log_to_driver=False,
                 object_store_memory=_OBJECT_STORE_BYTES,

@@ -1,6 +1,5 @@
 """The verbs of planning: `plan capacity`, `plan measure`."""
 
-import os
 import platform
 import time
 from pathlib import Path
@@ -10,6 +9,7 @@ import typer
 
 from vision.errors import ListingVisionError
 from vision.runtime.cli import new_app
+from vision.runtime.cpus import usable_cores
 
 __all__ = ["plan_app"]
 
@@ -85,7 +85,7 @@ def measure(
         engine.infer(golden)
     model_ms = 1000 * (time.perf_counter() - began_s) / 20
     made = Profile(
-        machine=f"{platform.node()}, {platform.machine()}, {len(os.sched_getaffinity(0))} cores",
+        machine=f"{platform.node()}, {platform.machine()}, {usable_cores()} cores",
         decode_ms=round(decode_ms, 3),
         model_ms={1: round(model_ms, 3)},
         gateway_ms=gateway_ms,

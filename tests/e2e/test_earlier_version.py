@@ -12,8 +12,8 @@ from google.protobuf import json_format
 from serving.api import responses
 from tests.support.helpers import create_trainer
 from training.data.synthetic import draw_dataset
-from training.export.export import torch_forward
 from training.export.torchscript import load_torchscript
+from training.inference.forward import torch_forward
 from training.inference.network import load_bundle_model
 from training.run import Run
 from vision.bundle import load_bundle

@@ -1,5 +1,6 @@
 """The verbs of `listing-vision data`: make, check, split and look through listing manifests."""
 
+import logging
 import os
 import posixpath
 from pathlib import Path
@@ -11,6 +12,7 @@ from vision.errors import ListingVisionError
 from vision.runtime.cli import new_app
 
 if TYPE_CHECKING:
+    from training.data.label_errors import FieldSuspects
     from vision.manifest import Manifest
     from vision.taxonomy import Taxonomy
 
@@ -19,6 +21,8 @@ __all__ = ["data_app", "taxonomy_beside"]
 data_app = new_app("Make and check listing manifests.")
 import_app = new_app("Turn a published data set or a folder into a manifest and a taxonomy.")
 data_app.add_typer(import_app, name="import")
+
+_log = logging.getLogger(__name__)
 
 ManifestUrl = Annotated[str, typer.Argument(help="Manifest: Parquet, CSV or JSON Lines, a path or fsspec URL.")]
 TaxonomyPath = Annotated[Path | None, typer.Option(help="Default: taxonomy.json beside the manifest.")]
@@ -164,6 +168,58 @@ def shard(
     typer.echo(f"{target}: {len(done.manifest)} photos in {done.num_shards} shards, {len(done.unreadable)} left out")
 
 
+@data_app.command("suspects")
+def suspects(
+    manifest: ManifestUrl,
+    output: Annotated[Path, typer.Option("--output", help="Folder for suspects.csv and suspects.html.")],
+    taxonomy: TaxonomyPath = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            help="A bundle or a finished run to take features from, not one trained on these labels: it hides the "
+            "mistakes that it memorised. Default: ImageNet features."
+        ),
+    ] = None,
+    folds: Annotated[int, typer.Option(min=2, help="Parts that are judged by the others.")] = 5,
+    input_px: Annotated[
+        int | None, typer.Option(min=32, max=1024, help="Side of the photos. Default: 224, or the model's own.")
+    ] = None,
+    max_shown: Annotated[int, typer.Option(min=1, help="Suspects of each field on the page.")] = 200,
+) -> None:
+    """Find photos whose category or brand label is probably wrong, for a person to look at.
+
+    Every label is compared with what the other listings' photos teach (confident learning). The features are kept in
+    OUTPUT/features, so that a second look, after labels were corrected, decodes nothing.
+
+    Example: listing-vision data suspects data/grocery/manifest.parquet --output reports/suspects
+    """
+    import torch
+
+    from training.data.label_errors import find_suspects, write_csv
+    from training.data.label_errors_page import suspects_page
+    from training.inference.features import load_embedder, photo_features
+    from vision.manifest import Manifest
+
+    loaded, tree = Manifest.load(manifest), taxonomy_beside(manifest, taxonomy)
+    loaded.labels(tree)  # unknown labels are named before an hour of decoding, not after
+    embedder, preprocessing = load_embedder(model, input_px=input_px)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    features = photo_features(embedder, loaded, preprocessing, device=device, cache=output / "features")
+    for photo in features.unusable:
+        _log.warning("not used: %s", photo)
+    found = find_suspects(loaded, tree, features, num_folds=folds)
+    write_csv(found, output / "suspects.csv")
+    page = suspects_page(found, title=f"Suspected labels of {manifest}", max_shown=max_shown)
+    (output / "suspects.html").write_text(page, encoding="utf-8")
+    for part in found:
+        typer.echo(_summarize(part))
+    typer.echo(f"{len(features.unusable):6d}  photos could not be used")
+    typer.echo(f"written: {output / 'suspects.csv'} (all), {output / 'suspects.html'} (with photos)")
+    typer.echo(
+        f"next: open {output / 'suspects.html'}, correct the labels in {manifest} that are wrong, and repeat this"
+    )
+
+
 def _save(manifest: "Manifest", taxonomy: "Taxonomy", output: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
     manifest.save(str(output / "manifest.parquet"))
@@ -175,6 +231,22 @@ def _save(manifest: "Manifest", taxonomy: "Taxonomy", output: Path) -> None:
         f"{len(taxonomy.brands)} brands"
     )
     typer.echo(f"next: listing-vision data check {output / 'manifest.parquet'}")
+
+
+def _summarize(part: "FieldSuspects") -> str:
+    lines = [f"{len(part.suspects):6d}  suspected {part.field} labels of {part.num_judged} compared"]
+    if part.num_judged:
+        lines[0] += f" ({part.accuracy:.1%} of those compared are also the likeliest)"
+    if part.num_unlabelled:
+        lines.append(f"{part.num_unlabelled:6d}  photos without a {part.field} label")
+    if part.num_inner:
+        lines.append(f"{part.num_inner:6d}  photos with an inner {part.field}, which is no mistake")
+    if part.num_rare:
+        lines.append(
+            f"{part.num_rare:6d}  photos of {len(part.rare_classes)} {part.field} labels with too few listings to "
+            f"judge: {', '.join(part.rare_classes)}"
+        )
+    return "\n".join(lines)
 
 
 def taxonomy_beside(manifest: str, taxonomy: Path | None) -> "Taxonomy":

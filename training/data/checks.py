@@ -1,7 +1,6 @@
 """What is wrong with a manifest, found before a GPU is taken: every finding names its rows and photos."""
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from tqdm import tqdm
 from vision.errors import PhotoError
 from vision.images import decode_photo
 from vision.manifest import SPLITS, Manifest, read_photo
+from vision.runtime.cpus import usable_cores
 from vision.taxonomy import Taxonomy
 
 __all__ = ["KINDS", "Finding", "check_manifest"]
@@ -76,7 +76,7 @@ def _look_at_all(manifest: Manifest) -> tuple[dict[int, _Looked], list[Finding]]
 
     looked: dict[int, _Looked] = {}
     findings = []
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         rows = range(len(manifest))
         for row, result in zip(rows, tqdm(pool.map(look, rows), total=len(manifest), disable=None), strict=True):
             if isinstance(result, Finding):

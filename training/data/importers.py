@@ -2,15 +2,14 @@
 
 import csv
 import logging
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from vision.errors import ManifestError
 from vision.manifest import SPLITS, Manifest
-from vision.taxonomy import Brand, Category, Taxonomy
+from vision.taxonomy import Brand, Category, Taxonomy, slug
 
-__all__ = ["GROCERY_BRANDS", "import_folder", "import_grocery_store", "slug", "taxonomy_of_paths"]
+__all__ = ["GROCERY_BRANDS", "import_folder", "import_grocery_store", "taxonomy_of_paths"]
 
 _log = logging.getLogger(__name__)
 
@@ -92,11 +91,6 @@ def import_folder(source: Path) -> tuple[Manifest, Taxonomy]:
         for photo in photos
     ]
     return Manifest.from_rows(rows, str(source)), taxonomy
-
-
-def slug(text: str) -> str:
-    """Letters and digits of any script in lower case, the rest as dashes."""
-    return re.sub(r"[\W_]+", "-", text.casefold()).strip("-")
 
 
 def _brand_of(path: Sequence[str], no_brand: str) -> str:

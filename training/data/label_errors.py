@@ -15,7 +15,8 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from training.evaluation.ground_truth import truth_by_depth
-from training.inference.features import Features, fit_softmax, softmax_probabilities
+from training.inference.features import Features
+from training.inference.linear_probe import fit_softmax, softmax_probabilities
 from vision.errors import ListingVisionError, ManifestError
 from vision.manifest import Manifest
 from vision.taxonomy import Taxonomy

@@ -14,8 +14,8 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional
 
-from training.data.importers import slug
-from training.export.export import Exported, build_bundle, onnx_forward
+from training.export.export import Exported, build_bundle
+from training.inference.forward import onnx_forward
 from training.inference.network import load_bundle_model
 from training.inference.predictions import predict
 from vision.bundle import ONNX_ON_CPU, UNKNOWN_BACKEND, Bundle, certificate_binding, refuse_existing
@@ -26,7 +26,7 @@ from vision.errors import BundleError, ListingVisionError, ManifestError, PhotoE
 from vision.images import prepare_photo
 from vision.manifest import UNLABELLED, Manifest
 from vision.model import CosineHead, ListingClassifier
-from vision.taxonomy import Brand, Taxonomy
+from vision.taxonomy import Brand, Taxonomy, slug
 
 __all__ = ["MIN_PHOTOS", "AddedBrand", "BrandShift", "add_brand", "brand_shifts", "imprint", "taxonomy_with_brand"]
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 import safetensors.torch
 import torch
 
@@ -19,6 +18,7 @@ from training.errors import ExportMismatch, RunError
 from training.export.model_card import model_card
 from training.export.recalibrate import tune_and_calibration_rows
 from training.export.torchscript import export_torchscript, load_torchscript
+from training.inference.forward import onnx_forward, torch_forward
 from training.inference.predictions import Infer, predict
 from training.recipe import Recipe
 from training.run import Run
@@ -35,7 +35,7 @@ from vision.bundle import (
     seal_bundle,
 )
 from vision.calibration import Calibration
-from vision.engine import INPUT_NAME, OUTPUT_NAMES, Logits
+from vision.engine import INPUT_NAME, OUTPUT_NAMES
 from vision.errors import PhotoError
 from vision.images import Preprocessing, prepare_photo
 from vision.manifest import Manifest, read_photo
@@ -51,8 +51,6 @@ __all__ = [
     "compare",
     "export_bundle",
     "export_onnx",
-    "onnx_forward",
-    "torch_forward",
 ]
 
 _log = logging.getLogger(__name__)
@@ -246,23 +244,6 @@ def export_onnx(model: torch.nn.Module, photos_nhwc: npt.NDArray[np.uint8], path
         )
     assert program is not None
     program.save(str(path), external_data=False)
-
-
-def torch_forward(module: torch.nn.Module) -> Infer:
-    def forward(photos_nhwc: npt.NDArray[np.uint8]) -> Logits:
-        with torch.inference_mode():
-            outputs = module(torch.from_numpy(photos_nhwc))
-        return Logits(*(tensor.numpy() for tensor in outputs))
-
-    return forward
-
-
-def onnx_forward(path: Path, *, num_threads: int | None = None) -> Infer:
-    """Args: num_threads: default: ONNX Runtime's own."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = num_threads or 0
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return lambda photos_nhwc: Logits(*session.run(list(OUTPUT_NAMES), {INPUT_NAME: photos_nhwc}))
 
 
 def compare(

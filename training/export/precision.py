@@ -18,11 +18,12 @@ from torch import nn
 from training.calibration.calibrate import calibrate
 from training.errors import PrecisionRefused
 from training.evaluation.ground_truth import truth_by_depth
-from training.export.export import compare, export_onnx, onnx_forward, torch_forward
+from training.export.export import compare, export_onnx
 from training.export.model_card import model_card
 from training.export.quantization import METHODS, quantized_onnx
 from training.export.recalibrate import tune_and_calibration_rows
 from training.export.torchscript import export_torchscript, load_torchscript
+from training.inference.forward import onnx_forward, torch_forward
 from training.inference.network import load_bundle_model
 from training.inference.predictions import Infer, Predictions, predict
 from vision.bundle import (

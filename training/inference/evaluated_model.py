@@ -37,7 +37,7 @@ def load_judged(folder: Path) -> JudgedModel:
         RunError: the run has not finished.
     """
     if (folder / "run.json").is_file():
-        from training.export.export import torch_forward
+        from training.inference.forward import torch_forward
         from training.run import Run
 
         run = Run(folder)

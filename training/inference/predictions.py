@@ -1,6 +1,5 @@
 """A model's answers for all photos of a manifest, with the photos that could not be used counted and named."""
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from vision.engine import Logits
 from vision.errors import ManifestError, PhotoError
 from vision.images import Preprocessing, prepare_photo, size_px
 from vision.manifest import Labels, Manifest, read_photo
+from vision.runtime.cpus import usable_cores
 from vision.taxonomy import Taxonomy
 
 __all__ = ["Infer", "InferFiles", "Predictions", "predict", "usable_photos"]
@@ -78,7 +78,7 @@ def usable_photos(
 
     batches = [range(at, min(at + batch_size, len(manifest))) for at in range(0, len(manifest), batch_size)]
     num_used = 0
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         upcoming = pool.map(prepare, batches[0] if batches else ())
         for i, rows in enumerate(tqdm(batches, unit="batch", disable=None)):
             decoded = list(upcoming)

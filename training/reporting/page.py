@@ -3,7 +3,6 @@
 import base64
 import functools
 import io
-import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from html import escape
@@ -14,6 +13,7 @@ from tqdm import tqdm
 from vision.errors import PhotoError
 from vision.images import decode_photo
 from vision.manifest import read_photo
+from vision.runtime.cpus import usable_cores
 
 __all__ = ["image", "page", "photo_uri", "thumbnail_uri", "thumbnails"]
 
@@ -71,7 +71,7 @@ def photo_uri(photo: Image.Image) -> str:
 def thumbnails(urls: Iterable[str], *, max_px: int) -> dict[str, str | None]:
     """`thumbnail_uri` of each URL."""
     ordered = sorted(set(urls))
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         made = pool.map(functools.partial(thumbnail_uri, max_px=max_px), ordered)
         return dict(zip(ordered, tqdm(made, total=len(ordered), unit="photo", disable=None), strict=True))
 

@@ -1,29 +1,69 @@
-"""The backbone's layers in order, for what treats early and late ones differently: freezing and learning rates."""
+"""AdamW with a learning rate per layer group, its learning-rate schedule, and frozen layer groups."""
 
 from collections.abc import Mapping
 from typing import Any, cast
 
+import torch
 from timm.models import group_parameters
+from timm.scheduler.scheduler import Scheduler
+from timm.scheduler.scheduler_factory import create_scheduler_v2
 from torch import nn
 
 from training.errors import RecipeError
+from training.recipe import Recipe
 from vision.model import ListingClassifier
 
-__all__ = ["freeze_groups", "frozen_modules", "layer_groups", "parameter_groups"]
+__all__ = [
+    "create_optimizer",
+    "create_scheduler",
+    "freeze_groups",
+    "frozen_modules",
+    "layer_groups",
+    "parameter_groups",
+]
+
+
+def create_optimizer(model: ListingClassifier, recipe: Recipe) -> torch.optim.AdamW:
+    """AdamW over the parameters that are not frozen, with the recipe's learning rates and weight decay."""
+    groups = parameter_groups(
+        model,
+        head_learning_rate=recipe.head_learning_rate,
+        backbone_learning_rate=recipe.backbone_learning_rate,
+        layer_decay=recipe.layer_decay,
+        weight_decay=recipe.weight_decay,
+    )
+    return torch.optim.AdamW(groups, fused=True)
+
+
+def create_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, *, num_steps: int) -> Scheduler:
+    """The recipe's learning-rate schedule over `num_steps` optimizer steps, warm-up included."""
+    warmup = max(1, round(recipe.warmup_share * num_steps)) if recipe.warmup_share else 0
+    scheduler: Scheduler | None = create_scheduler_v2(
+        optimizer,
+        sched=recipe.schedule,
+        num_epochs=max(1, num_steps - warmup),
+        warmup_epochs=warmup,
+        warmup_prefix=True,
+        warmup_lr=recipe.backbone_learning_rate * 1e-2,
+        step_on_epochs=False,
+        updates_per_epoch=1,
+    )[0]
+    assert scheduler is not None
+    return scheduler
 
 
 def layer_groups(backbone: nn.Module) -> list[list[str]]:
-    """Parameter names by layer group, from the photo to the features (timm's coarse `group_matcher`)."""
+    """Parameter names by layer group, from the input to the features (timm's coarse `group_matcher`)."""
     matcher = cast(Any, backbone).group_matcher(coarse=True)
     groups: Mapping[int, list[str]] = group_parameters(backbone, matcher)
     return [groups[index] for index in sorted(groups)]
 
 
 def freeze_groups(backbone: nn.Module, num_groups: int) -> None:
-    """Take the first groups out of training.
+    """Exclude the first `num_groups` layer groups from training.
 
     Raises:
-        RecipeError: there are not so many.
+        RecipeError: the backbone has fewer groups.
     """
     groups = layer_groups(backbone)
     if num_groups > len(groups):
@@ -34,8 +74,11 @@ def freeze_groups(backbone: nn.Module, num_groups: int) -> None:
 
 
 def frozen_modules(model: nn.Module) -> list[nn.Module]:
-    """Modules whose parameters are all frozen. They belong in evaluation mode: a batch norm that goes on counting, or a
-    stochastic depth that goes on dropping, would change what is meant to stay."""
+    """Modules whose parameters are all frozen.
+
+    They belong in evaluation mode: running statistics of a batch norm and stochastic depth would still change a module
+    whose weights are constant.
+    """
     found = []
     for module in model.modules():
         parameters = list(module.parameters())
@@ -52,10 +95,11 @@ def parameter_groups(
     layer_decay: float,
     weight_decay: float,
 ) -> list[dict[str, Any]]:
-    """AdamW's groups: `lr` is `backbone_learning_rate` in all, `lr_scale` (timm's schedulers heed it) differs.
+    """AdamW's groups: `lr` is `backbone_learning_rate` in all, `lr_scale`, which timm's schedulers apply, differs.
 
     The backbone's last layer group learns at `backbone_learning_rate`, each one before it at `layer_decay` times that
-    of the next (Clark et al., ICLR 2020, section 3.2). Biases and norms are not decayed, frozen parameters left out.
+    of the next (Clark et al., ICLR 2020, section 3.2). Biases and norms are not decayed, frozen parameters are left
+    out.
     """
     groups: list[dict[str, Any]] = []
 

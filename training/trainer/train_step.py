@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import torch
 from timm.scheduler.scheduler import Scheduler
-from timm.scheduler.scheduler_factory import create_scheduler_v2
 from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -18,11 +17,10 @@ from training.trainer.augmentation import distort_batch
 from training.trainer.dataloader import Batch
 from training.trainer.distillation import Teacher
 from training.trainer.distributed import Ranks
-from training.trainer.hardware import Machine
+from training.trainer.hardware import Machine, keep_freed_memory
 from training.trainer.losses import ListingLoss, NumLabelled
-from training.trainer.memory import keep_freed_memory
 from training.trainer.mixup import mix_photos
-from training.trainer.optimizer import freeze_groups, frozen_modules, parameter_groups
+from training.trainer.optimizer import create_optimizer, create_scheduler, freeze_groups, frozen_modules
 from training.trainer.sampler import sampling_weights
 from vision.manifest import Labels
 from vision.model import ListingClassifier, ModelSpec, Outputs
@@ -74,14 +72,7 @@ class Learner:
         self._backbone_trained = [p for p in model.backbone.parameters() if p.requires_grad]
         self.model = model.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks the device + memory_format form
         self.ema = ModelEmaV3(self.model, decay=recipe.ema_decay, use_warmup=True)
-        groups = parameter_groups(
-            self.model,
-            head_learning_rate=recipe.head_learning_rate,
-            backbone_learning_rate=recipe.backbone_learning_rate,
-            layer_decay=recipe.layer_decay,
-            weight_decay=recipe.weight_decay,
-        )
-        self.optimizer = torch.optim.AdamW(groups, fused=True)
+        self.optimizer = create_optimizer(self.model, recipe)
         self._amp_dtype = machine.amp_dtype(self._device)
         self.scaler = torch.amp.GradScaler(self._device.type, enabled=self._amp_dtype is torch.float16)
         self._compiles = machine.compiles(self._device)
@@ -102,17 +93,7 @@ class Learner:
 
     def schedule(self, num_steps: int) -> None:
         """Let the learning rates follow the recipe's schedule over so many steps."""
-        warmup = max(1, round(self._recipe.warmup_share * num_steps)) if self._recipe.warmup_share else 0
-        self._scheduler, _ = create_scheduler_v2(
-            self.optimizer,
-            sched=self._recipe.schedule,
-            num_epochs=max(1, num_steps - warmup),
-            warmup_epochs=warmup,
-            warmup_prefix=True,
-            warmup_lr=self._recipe.backbone_learning_rate * 1e-2,
-            step_on_epochs=False,
-            updates_per_epoch=1,
-        )
+        self._scheduler = create_scheduler(self.optimizer, self._recipe, num_steps=num_steps)
 
     def step(self, step: int, stage: Stage, micro_batches: Sequence[Batch], num_labelled: NumLabelled) -> StepResult:
         """One optimizer step over this rank's micro-batches.

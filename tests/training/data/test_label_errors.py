@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.helpers import create_scene, create_small_taxonomy, encode_image
-from training.cli.suspects import suspects as suspects_verb
+from training.cli.data import suspects as suspects_verb
 from training.data.label_errors import (
     confident_suspects,
     confident_thresholds,

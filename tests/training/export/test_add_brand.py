@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 from listing_vision.cli import app
 from tests.support.helpers import create_small_taxonomy, encode_image, train_run
 from training.export.add_brand import add_brand, brand_shifts, imprint, taxonomy_with_brand
-from training.export.export import export_bundle, onnx_forward
+from training.export.export import export_bundle
+from training.inference.forward import onnx_forward
 from training.recipe import Recipe, Stage
 from vision.bundle import certificate_binding, load_bundle
 from vision.calibration import FieldGuarantee

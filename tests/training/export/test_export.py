@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from training.errors import ExportMismatch
-from training.export.export import BATCH_SIZES, _log_priors, compare, export_bundle, onnx_forward, torch_forward
+from training.export.export import BATCH_SIZES, _log_priors, compare, export_bundle
 from training.export.torchscript import load_torchscript
+from training.inference.forward import onnx_forward, torch_forward
 from training.run import Run
 from vision.engine import Logits
 from vision.errors import BundleError

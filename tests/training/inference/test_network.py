@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from training.export.export import onnx_forward, torch_forward
+from training.inference.forward import onnx_forward, torch_forward
 from training.inference.network import load_bundle_model
 from vision.errors import BundleError
 

@@ -1,0 +1,82 @@
+"""The verbs of `listing-vision tune`: learning rate, batch size and data loader for a machine and its photos."""
+
+from typing import Annotated
+
+import typer
+
+from training.cli.data import taxonomy_beside
+from training.cli.train import RecipeName, SplitManifest, TaxonomyFile
+from vision.runtime.cli import new_app
+
+__all__ = ["tune_app"]
+
+tune_app = new_app("Measure which settings suit this machine and these photos before a long run.")
+
+
+@tune_app.command("learning-rate")
+def tune_learning_rate(
+    manifest: SplitManifest,
+    recipe: RecipeName = "quick",
+    taxonomy: TaxonomyFile = None,
+    steps: Annotated[int, typer.Option(min=20, help="Optimizer steps; the rate grows a thousandfold over them.")] = 100,
+) -> None:
+    """Learning-rate range test (Smith, WACV 2017): grow the rates until the loss does, and say what to use.
+
+    Example: listing-vision tune learning-rate data/grocery/manifest.parquet --recipe grocery
+    """
+    from training.recipe import load_recipe
+    from training.trainer.autotune import range_test
+    from vision.manifest import Manifest
+
+    chosen, tree = load_recipe(recipe), taxonomy_beside(manifest, taxonomy)
+    points = range_test(chosen, Manifest.load(manifest), tree, num_steps=steps)
+    for point in points.shown():
+        typer.echo(f"{point.factor:10.4f} x the recipe's rates: loss {point.loss:.3f}")
+    best = points.suggestion()
+    typer.echo(
+        f"use head_learning_rate = {chosen.head_learning_rate * best:.2g}, "
+        f"backbone_learning_rate = {chosen.backbone_learning_rate * best:.2g} ({best:.2g} x the recipe's)"
+    )
+
+
+@tune_app.command("batch-size")
+def tune_batch_size(
+    recipe: RecipeName = "quick",
+    largest: Annotated[int, typer.Option(min=2, help="Try no larger one.")] = 1024,
+) -> None:
+    """Find the micro-batch that trains the most photos a second in this machine's memory, on invented photos.
+
+    Example: listing-vision tune batch-size --recipe grocery_gpu
+    """
+    from training.recipe import load_recipe
+    from training.trainer.autotune import batch_size_test
+
+    chosen = load_recipe(recipe)
+    points = batch_size_test(chosen, largest=largest)
+    for point in points:
+        typer.echo(f"{point.micro_batch:6d} photos at once: {point.outcome()}")
+    best = max((point for point in points if point.photos_per_s), key=lambda point: point.photos_per_s or 0)
+    typer.echo(f"use --micro-batch {best.micro_batch} ({best.photos_per_s:.0f} photos/s)")
+
+
+@tune_app.command("loader")
+def tune_loader(
+    manifest: Annotated[str, typer.Argument(help="Manifest with a train split.")],
+    recipe: RecipeName = "quick",
+    taxonomy: TaxonomyFile = None,
+    photos: Annotated[int, typer.Option(min=32, help="Photos a measurement.")] = 512,
+) -> None:
+    """Measure loader and model each alone, for every photo size of a recipe, and say which one holds the other up.
+
+    Example: listing-vision tune loader data/grocery/manifest.parquet --recipe grocery
+    """
+    from training.recipe import load_recipe
+    from training.trainer.autotune import loader_test
+    from vision.manifest import Manifest
+
+    chosen, tree = load_recipe(recipe), taxonomy_beside(manifest, taxonomy)
+    for speed in loader_test(chosen, Manifest.load(manifest), tree, num_photos=photos):
+        typer.echo(
+            f"{speed.photo_px} px: loader {speed.loader_photos_per_s:.0f} photos/s with {speed.num_workers} workers, "
+            f"model {speed.model_photos_per_s:.0f} photos/s: {speed.verdict()}"
+        )

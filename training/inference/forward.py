@@ -1,0 +1,36 @@
+"""Trained networks and exported graphs as functions from photos to logits."""
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+import torch
+
+from training.inference.predictions import Infer
+from vision.engine import INPUT_NAME, OUTPUT_NAMES, Logits
+
+__all__ = ["onnx_forward", "torch_forward"]
+
+
+def torch_forward(module: torch.nn.Module) -> Infer:
+    """Run a network as it is: on its device, in its mode, without gradients."""
+
+    def forward(photos_nhwc: npt.NDArray[np.uint8]) -> Logits:
+        with torch.inference_mode():
+            outputs = module(torch.from_numpy(photos_nhwc))
+        return Logits(*(tensor.numpy() for tensor in outputs))
+
+    return forward
+
+
+def onnx_forward(path: Path, *, num_threads: int | None = None) -> Infer:
+    """Run an ONNX file on the CPU.
+
+    Args:
+        num_threads: threads inside an operator; None leaves the number to ONNX Runtime.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = num_threads or 0
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return lambda photos_nhwc: Logits(*session.run(list(OUTPUT_NAMES), {INPUT_NAME: photos_nhwc}))
