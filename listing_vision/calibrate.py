@@ -52,7 +52,7 @@ def calibrate(
     Example: listing-vision calibrate bundles/grocery data/grocery/manifest.parquet --output bundles/grocery-2
     """
     from training.calibration.calibrate import Promises
-    from training.export.model_card import promise_lines
+    from training.export.model_card import guarantee_lines
     from training.export.recalibrate import recalibrate, tune_and_calibration_rows
     from training.inference.predictions import Predictions, predict
     from vision.manifest import Manifest
@@ -88,7 +88,7 @@ def calibrate(
             backend=engine.backend,
             promises=promises,
         )
-    for line in promise_lines(written.calibration):
+    for line in guarantee_lines(written.calibration):
         typer.echo(line)
     typer.echo(f"bundle {output}: {written.info.model_name} {written.info.model_version}, calibrated on {split}")
 

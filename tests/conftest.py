@@ -6,8 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -94,15 +92,6 @@ class ServeProcess:
     @property
     def log(self) -> str:
         return self.log_path.read_text()
-
-    def fetch_status(self, path: str) -> tuple[int, str]:
-        """Status code and body of a path of its metrics and health."""
-        url = re.findall(r"metrics and health at (\S+)", self.log)[-1]
-        try:
-            with urllib.request.urlopen(url + path, timeout=10) as response:
-                return response.status, response.read().decode()
-        except urllib.error.HTTPError as error:
-            return error.code, error.read().decode()
 
     def triton_pid(self) -> int:
         return int(re.findall(r"Triton \(pid (\d+)\)", self.log)[-1])

@@ -1,4 +1,4 @@
-"""Invented answers of an imperfect model; nothing here is a fixture."""
+"""Invented predictions of an imperfect model."""
 
 import numpy as np
 
@@ -34,7 +34,7 @@ def create_synthetic_predictions(*, num_listings: int, photos: tuple[str, ...] =
 
 
 def create_synthetic_calibration(*, uncertified_reason: str = "too few listings") -> Calibration:
-    """Fills the two upper depths, never the third and the brand."""
+    """A calibration that prefills the two upper depths, never the third and the brand."""
     thresholds = {field_name(1): 0.6, field_name(2): 0.8, field_name(3): None, BRAND_FIELD: None}
     fields = (
         FieldGuarantee(

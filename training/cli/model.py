@@ -11,7 +11,7 @@ from vision.errors import ListingVisionError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from training.evaluation.looks import Look
+    from training.evaluation.gradcam import GradcamExample
 
 __all__ = ["convert", "evaluate", "export", "runs"]
 
@@ -98,17 +98,17 @@ def evaluate(
     )
     typer.echo(format_table(figures))
 
-    def found_looks() -> "Sequence[Look]":
-        from training.evaluation.looks import looks
+    def compute_examples() -> "Sequence[GradcamExample]":
+        from training.evaluation.gradcam import gradcam_examples
 
         try:
-            return looks(predictions, judged)
-        except ListingVisionError as error:  # captum is an extra; the rest of the page is worth having without it
-            _log.warning("the page does not show where the model looked: %s", error)
+            return gradcam_examples(predictions, judged)
+        except ListingVisionError as error:  # captum is an extra; the rest of the page is useful without it
+            _log.warning("the report shows no heat maps: %s", error)
             return ()
 
     if output:
-        for written in write_report({"model": judged.name, "split": split, **figures}, output, found_looks):
+        for written in write_report({"model": judged.name, "split": split, **figures}, output, compute_examples):
             typer.echo(f"written: {written}")
 
 
@@ -122,7 +122,7 @@ def export(
     Example: listing-vision export runs/grocery --output bundles/grocery
     """
     from training.export.export import export_bundle
-    from training.export.model_card import promise_lines
+    from training.export.model_card import guarantee_lines
     from training.run import Run
 
     bundle = export_bundle(Run(run), output, model_name=name)
@@ -130,7 +130,7 @@ def export(
         parity = bundle.info.parity[export_name]
         worst = max(parity["max_abs_difference"].values())
         typer.echo(f"{export_name}: largest difference {worst:.2g} on {bundle.info.parity['photos']}")
-    for line in promise_lines(bundle.calibration):
+    for line in guarantee_lines(bundle.calibration):
         typer.echo(line)
     typer.echo(f"bundle {output}: {bundle.info.model_name} {bundle.info.model_version}")
     typer.echo(f"next: listing-vision serve {output}")
@@ -151,7 +151,7 @@ def convert(
 
     Example: listing-vision convert bundles/grocery data/grocery/manifest.parquet --precision int8 --output bundles/int8
     """
-    from training.export.model_card import promise_lines
+    from training.export.model_card import guarantee_lines
     from training.export.precision import convert_bundle
     from vision.bundle import load_bundle
     from vision.manifest import Manifest
@@ -168,6 +168,6 @@ def convert(
     typer.echo(f"{precision} by {found['how']}: {gained}")
     for name, rate in found["photos_per_s_one_thread"].items():
         typer.echo(f"{name}: {rate:.1f} photos/s, the model alone on one thread")
-    for line in promise_lines(written.calibration):
+    for line in guarantee_lines(written.calibration):
         typer.echo(line)
     typer.echo(f"bundle {output}: {written.info.model_name} {written.info.model_version}")

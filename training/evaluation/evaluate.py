@@ -90,7 +90,7 @@ def _figures(view: View, taxonomy: Taxonomy, calibration: Calibration) -> dict[s
                 field.scores[field.known],
                 field.right[field.known],
                 filled=field.filled[field.known],
-                promise=calibration.field(name),
+                guarantee=calibration.field(name),
                 clusters=where(view.clusters, field.known),
             )
             for name, field in judged.items()

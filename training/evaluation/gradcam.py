@@ -1,6 +1,7 @@
-"""Where in a photo the model found its answer: heat maps (Selvaraju et al., ICCV 2017), and photos with them on top."""
+"""Grad-CAM heat maps of what the model looked at (Selvaraju et al., ICCV 2017), alone and on top of their photos."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -8,20 +9,41 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from training.evaluation.ground_truth import truth_by_depth
+from training.inference.evaluated_model import JudgedModel
+from training.inference.predictions import Predictions
+from training.reporting.page import photo_uri
 from vision.bundle import Bundle
+from vision.decision import compute_leaf_probabilities
 from vision.errors import ListingVisionError
 from vision.images import decode_photo, prepare_photo
+from vision.manifest import read_photo
 
 if TYPE_CHECKING:
     import torch
 
     from vision.model import ListingClassifier
 
-__all__ = ["heat_maps", "overlay", "write_overlays"]
+__all__ = ["GradcamExample", "gradcam_examples", "heat_maps", "overlay", "write_overlays"]
 
 _BATCH_SIZE = 8
 _STRENGTH = 0.65
-"""Of the colour where the heat is greatest; the photo stays visible below it."""
+"""Opacity of the colour where the heat is greatest; the photo stays visible below it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradcamExample:
+    """A photo with the heat map of its predicted category."""
+
+    photo: str
+    """URL."""
+    predicted: str
+    """Path name of the likeliest leaf of this photo alone; the heat map is that of its logit."""
+    probability: float
+    label: str
+    """Path name of the labelled leaf."""
+    image_uri: str
+    """The photo as the model sees it, with heat, as a data URI."""
 
 
 def heat_maps(
@@ -31,17 +53,17 @@ def heat_maps(
     *,
     field: Literal["category", "brand"] = "category",
 ) -> npt.NDArray[np.float32]:
-    """(N, H, W) float32 in [0, 1]: how much each place of a photo spoke for one of its logits, 1 at its strongest.
+    """(N, H, W) float32 in [0, 1]: how much each place of a photo supports one of its logits, 1 at its strongest.
 
     Grad-CAM at the backbone's last feature map. Where the backbone gives one vector a place (vision transformers, Swin)
     gradients are not averaged over the places first (HiResCAM, Draelos & Carin 2020): captum averages over the last
-    axes, which hold the features there. A map is all 0 where nothing spoke for the answer.
+    axes, which hold the features there. A map is all 0 where nothing supports the logit.
 
     Args:
         model: in evaluation mode.
-        photos_nhwc: (N, H, W, 3), as the model is served them.
+        photos_nhwc: (N, H, W, 3), prepared as in serving.
         targets: N columns of the field's logits.
-        field: whose logits.
+        field: the one whose logits `targets` are.
 
     Raises:
         ListingVisionError: captum is not installed, or the backbone has no feature map to look at.
@@ -79,13 +101,49 @@ def overlay(photo: npt.NDArray[np.uint8], heat: npt.NDArray[np.floating]) -> npt
     return np.asarray((1 - share) * photo + share * colours).round().astype(np.uint8)
 
 
+def gradcam_examples(predictions: Predictions, model: JudgedModel, *, num_each: int = 6) -> Sequence[GradcamExample]:
+    """The `num_each` most confident mistakes, then as many right predictions, evenly spread over the split.
+
+    Raises:
+        ListingVisionError: captum is not installed, or the backbone has no feature map to look at.
+    """
+    taxonomy = model.taxonomy
+    each_alone = np.arange(len(predictions.groups))
+    leaves = compute_leaf_probabilities(predictions.category_logits, each_alone, model.calibration, taxonomy)
+    predicted, confidences = leaves.argmax(axis=1), leaves.max(axis=1)
+    labels = truth_by_depth(predictions.labels, taxonomy).leaves
+    wrong = np.flatnonzero((labels >= 0) & (predicted != labels))
+    right = np.flatnonzero((labels >= 0) & (predicted == labels))
+    most_confident = wrong[np.argsort(-confidences[wrong], kind="stable")][:num_each]
+    rows = np.concatenate([most_confident, _choose_evenly(right, num_each)])
+    if len(rows) == 0:
+        return []
+    photos = np.stack(
+        [prepare_photo(read_photo(predictions.photo_urls[row]), model.preprocessing) for row in rows.tolist()]
+    )
+    heats = heat_maps(model.trained(), photos, predicted[rows].tolist())
+    names = [taxonomy.path_name(leaf) for leaf in taxonomy.leaf_ids]
+    return [
+        GradcamExample(
+            photo=predictions.photo_urls[row],
+            predicted=names[predicted[row]],
+            probability=float(confidences[row]),
+            label=names[labels[row]],
+            image_uri=photo_uri(Image.fromarray(overlay(photo, heat))),
+        )
+        for row, photo, heat in zip(rows.tolist(), photos, heats, strict=True)
+    ]
+
+
 def write_overlays(
     bundle: Bundle, photos: Sequence[tuple[str, bytes]], folder: Path, *, category_id: str, brand_id: str = ""
 ) -> list[Path]:
-    """The JPEGs written: `NN-NAME-category.jpg` for each photo, and `NN-NAME-brand.jpg` where a brand is given.
+    """Write heat maps as JPEGs and return their paths.
+
+    The names are `NN-NAME-category.jpg` for each photo, and `NN-NAME-brand.jpg` where a brand is given.
 
     Args:
-        bundle: whose model looks.
+        bundle: the model whose heat maps are drawn.
         photos: file names and bytes of photos that can be used.
         folder: made where it is missing.
         category_id: a leaf.
@@ -121,8 +179,8 @@ def _heat(
     layer = _last_feature_map(model.backbone)
 
     def logits(photos: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = getattr(model(photos), output)
-        return found
+        values: torch.Tensor = getattr(model(photos), output)
+        return values
 
     with torch.enable_grad():
         num_features = int(cast(Any, model.backbone).feature_info[-1]["num_chs"])
@@ -130,8 +188,8 @@ def _heat(
         if len(shape) == 4 and shape[1] == num_features:
             heat = attr.LayerGradCam(logits, layer).attribute(photos_nhwc, targets)
         else:
-            spoken = attr.LayerGradientXActivation(logits, layer).attribute(photos_nhwc, targets)
-            heat = _as_grid(spoken.sum(dim=-1), model.backbone)[:, None]
+            products = attr.LayerGradientXActivation(logits, layer).attribute(photos_nhwc, targets)
+            heat = _as_grid(products.sum(dim=-1), model.backbone)[:, None]
     heat = attr.LayerAttribution.interpolate(heat.detach().relu(), tuple(photos_nhwc.shape[1:3]), "bilinear")[:, 0]
     strongest = heat.amax(dim=(1, 2), keepdim=True)
     scaled: npt.NDArray[np.float32] = torch.where(strongest > 0, heat / strongest, 0.0).numpy()
@@ -143,7 +201,7 @@ def _captum() -> Any:
         import captum.attr
     except ModuleNotFoundError:
         raise ListingVisionError(
-            "the package 'captum' is not installed, which shows where the model looked; install listing-vision[explain]"
+            "the package 'captum' is not installed, which draws heat maps; install listing-vision[explain]"
         ) from None
     return captum.attr
 
@@ -153,7 +211,7 @@ def _last_feature_map(backbone: "torch.nn.Module") -> "torch.nn.Module":
     if not feature_info:
         raise ListingVisionError(f"backbone {type(backbone).__name__} names no feature map to look at (feature_info)")
     layer = backbone.get_submodule(feature_info[-1]["module"])
-    # A class token reads the others in the last block's attention; behind it no other token counts any more.
+    # A class token attends to the others in the last block; after it, no other token has any influence.
     return layer.get_submodule("norm1") if hasattr(layer, "norm1") else layer
 
 
@@ -167,3 +225,9 @@ def _as_grid(places: "torch.Tensor", backbone: "torch.nn.Module") -> "torch.Tens
     side = round(places.shape[1] ** 0.5)
     grid: torch.Tensor = places.unflatten(1, (side, side))
     return grid
+
+
+def _choose_evenly(rows: npt.NDArray[np.int64], num: int) -> npt.NDArray[np.int64]:
+    """At most `num` of the rows, evenly from first to last."""
+    chosen: npt.NDArray[np.int64] = rows[np.linspace(0, len(rows) - 1, min(num, len(rows))).round().astype(int)]
+    return chosen

@@ -19,7 +19,7 @@ Ints = npt.NDArray[np.int64]
 
 
 def selective(
-    scores: Floats, right: Bools, *, filled: Bools, promise: FieldGuarantee | None, clusters: Ints | None
+    scores: Floats, right: Bools, *, filled: Bools, guarantee: FieldGuarantee | None, clusters: Ints | None
 ) -> dict[str, Any]:
     """The curve over all thresholds (Geifman & El-Yaniv 2017), and what the certified one does here.
 
@@ -34,9 +34,10 @@ def selective(
         `uncertified_reason`.
     """
     certified = None
-    if promise is not None and promise.threshold is not None:
-        point = operating_point(filled, right, threshold=promise.threshold, clusters=clusters)
-        certified = {"alpha": promise.alpha, **point}
+    if guarantee is not None and guarantee.threshold is not None:
+        point = operating_point(filled, right, threshold=guarantee.threshold, clusters=clusters)
+        certified = {"alpha": guarantee.alpha, **point}
+    reason = "this model carries no guarantee for this field" if guarantee is None else guarantee.uncertified_reason
     return {
         "num": len(scores),
         "points": [
@@ -44,9 +45,7 @@ def selective(
             for threshold in _thresholds(scores)
         ],
         "certified": certified,
-        "uncertified_reason": "this model carries no promise for this field"
-        if promise is None
-        else promise.uncertified_reason,
+        "uncertified_reason": reason,
     }
 
 

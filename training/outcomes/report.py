@@ -33,7 +33,7 @@ DRIFT = {
     LEAF_PROBABILITY: "category_probabilities[-1]",
     BRAND_PROBABILITY: "brand_probability",
     PHOTOS_PER_LISTING: "num_photos",
-    BYTES_PER_PHOTO: "photo_bytes / greatest(num_photos, 1)",
+    BYTES_PER_PHOTO: "read_photo / greatest(num_photos, 1)",
     "unusable_share": "num_unusable / greatest(num_photos, 1)",
 }
 """Name to SQL of a suggestion's columns."""

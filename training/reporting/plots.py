@@ -1,14 +1,14 @@
-"""Plots as inline SVG for pages made for people: no request, and the page's own text colour, light or dark."""
+"""Plots as inline SVG for the HTML reports: nothing is loaded, and text has the colour of the page, light or dark."""
 
 import io
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from markupsafe import Markup, escape
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,12 +25,12 @@ _LONGEST_NAME = 32
 Points = Sequence[Mapping[str, Any]]
 
 
-def curve_plot(selective: Mapping[str, Any], *, key: str, label: str) -> str:
+def curve_plot(selective: Mapping[str, Any], *, key: str, label: str) -> Markup:
     """Precision over coverage with its intervals, and the certified point where there is one.
 
     Args:
         key: different for each plot of a page.
-        label: what the plot shows, for those who cannot see it.
+        label: what the plot shows, for screen readers.
     """
 
     def draw(axes: "Axes") -> None:
@@ -41,8 +41,8 @@ def curve_plot(selective: Mapping[str, Any], *, key: str, label: str) -> str:
         axes.plot(coverage, [100 * point["precision"] for point in points], color=_BLUE, label="precision")
         certified = selective["certified"]
         if certified is not None:
-            promised = 100 * (1 - certified["alpha"])
-            axes.axhline(promised, color=_ORANGE, linestyle=":", label=f"promised {promised:g} %")
+            guaranteed = 100 * (1 - certified["alpha"])
+            axes.axhline(guaranteed, color=_ORANGE, linestyle=":", label=f"guaranteed {guaranteed:g} %")
             if certified["num_filled"]:
                 at, precision = 100 * certified["coverage"], 100 * certified["precision"]
                 bars = _bars([precision], [[100 * end for end in certified["precision_interval"]]])
@@ -54,8 +54,8 @@ def curve_plot(selective: Mapping[str, Any], *, key: str, label: str) -> str:
     return _svg(draw, key=key, label=label)
 
 
-def reliability_plot(before: Points, after: Points, *, key: str, label: str) -> str:
-    """Accuracy over confidence, before and after calibration; on the diagonal confidence is what it says."""
+def reliability_plot(before: Points, after: Points, *, key: str, label: str) -> Markup:
+    """Accuracy over confidence, before and after calibration; on the diagonal both are equal."""
 
     def draw(axes: "Axes") -> None:
         axes.plot([0, 100], [0, 100], color="#888888", linestyle=":", linewidth=1)
@@ -84,7 +84,7 @@ def reliability_plot(before: Points, after: Points, *, key: str, label: str) -> 
 
 def shares_plot(
     names: Sequence[str], shares: Sequence[float], intervals: Sequence[Sequence[float]], *, key: str, label: str
-) -> str:
+) -> Markup:
     """At least one share with its interval, one below the other."""
 
     def draw(axes: "Axes") -> None:
@@ -108,7 +108,7 @@ def _short(name: str) -> str:
     return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
 
 
-def _svg(draw: Callable[["Axes"], None], *, key: str, label: str, height_in: float = 3.2) -> str:
+def _svg(draw: Callable[["Axes"], None], *, key: str, label: str, height_in: float = 3.2) -> Markup:
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -139,8 +139,8 @@ def _svg(draw: Callable[["Axes"], None], *, key: str, label: str, height_in: flo
         return _inline(figure, label)
 
 
-def _inline(figure: "Figure", label: str) -> str:
-    """The figure without what only a file of its own needs: declarations, addresses of schemas, ids of groups."""
+def _inline(figure: "Figure", label: str) -> Markup:
+    """The figure as SVG to stand in HTML: without declarations, addresses of schemas and ids of groups."""
     out = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(out, format="svg", transparent=True, metadata=nothing)
@@ -152,4 +152,4 @@ def _inline(figure: "Figure", label: str) -> str:
     svg = opening + svg[svg.index(">") + 1 :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)
-    return svg.replace("xlink:href=", "href=").replace(_TEXT, "currentColor")
+    return Markup(svg.replace("xlink:href=", "href=").replace(_TEXT, "currentColor"))

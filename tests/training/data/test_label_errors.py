@@ -1,14 +1,14 @@
 import csv
 import hashlib
 import shutil
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.helpers import create_scene, create_small_taxonomy, encode_image
+from tests.support.helpers import create_small_taxonomy
+from tests.support.pages import ParsedPage
 from training.cli.data import suspects as suspects_verb
 from training.data.label_errors import (
     confident_suspects,
@@ -18,7 +18,6 @@ from training.data.label_errors import (
     out_of_fold_probabilities,
 )
 from training.inference.features import Features, load_embedder, photo_features
-from training.reporting.page import thumbnail_uri
 from vision.errors import ListingVisionError, ManifestError
 from vision.manifest import Manifest
 from vision.taxonomy import Taxonomy
@@ -204,16 +203,6 @@ def test_too_little_to_compare_is_an_error():
         find_suspects(manifest, create_small_taxonomy(), features, num_folds=1)
 
 
-class _Page(HTMLParser):
-    def __init__(self, text):
-        super().__init__()
-        self.tags = []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-
 def test_the_verb_writes_a_table_and_a_page_of_its_own(mislabelled_dataset, tmp_path, capsys):
     folder, wrong = mislabelled_dataset
     shutil.copy(folder / "taxonomy.json", tmp_path)
@@ -242,7 +231,7 @@ def test_the_verb_writes_a_table_and_a_page_of_its_own(mislabelled_dataset, tmp_
     ]
     assert {int(row["row"]) for row in table if row["field"] == "category"} & wrong
     text = (output / "suspects.html").read_text()
-    page = _Page(text)
+    page = ParsedPage(text)
     assert "script" not in {tag for tag, _ in page.tags}
     assert "&lt;script&gt;" in text
     sources = [attrs["src"] for _, attrs in page.tags if "src" in attrs]
@@ -255,11 +244,3 @@ def test_the_verb_writes_a_table_and_a_page_of_its_own(mislabelled_dataset, tmp_
     assert sum(tag == "li" for tag, _ in page.tags) == sum(min(3, num) for num in per_field)
     assert "http://" not in text
     assert "https://" not in text
-
-
-def test_a_photo_that_cannot_be_read_has_no_thumbnail(tmp_path):
-    (tmp_path / "good.jpg").write_bytes(encode_image(create_scene(400, 300)))
-    (tmp_path / "bad.jpg").write_bytes(b"no photo")
-    assert thumbnail_uri(str(tmp_path / "good.jpg"), max_px=64).startswith("data:image/jpeg;base64,")
-    assert thumbnail_uri(str(tmp_path / "bad.jpg"), max_px=64) is None
-    assert thumbnail_uri(str(tmp_path / "none.jpg"), max_px=64) is None

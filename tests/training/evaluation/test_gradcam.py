@@ -1,3 +1,4 @@
+import dataclasses
 import subprocess
 import sys
 
@@ -7,8 +8,16 @@ import torch
 from PIL import Image
 
 from tests.support.helpers import create_scene, encode_image
-from training.evaluation.gradcam import heat_maps, overlay, write_overlays
+from tests.support.pages import ParsedPage
+from training.evaluation.evaluate import evaluate
+from training.evaluation.gradcam import gradcam_examples, heat_maps, overlay, write_overlays
+from training.evaluation.ground_truth import truth_by_depth
+from training.evaluation.report import write_report
+from training.inference.evaluated_model import load_judged
+from training.inference.predictions import predict
+from vision.decision import compute_leaf_probabilities
 from vision.errors import ListingVisionError
+from vision.manifest import Labels, Manifest
 from vision.model import ListingClassifier, ModelSpec
 
 
@@ -107,3 +116,66 @@ def test_a_server_is_not_asked_where_it_looked(tmp_path):
     done = subprocess.run([*command, "--explain", str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 2
     assert "--explain needs --bundle" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def evaluated(bundle, synthetic_dataset):
+    model = load_judged(bundle.folder)
+    rows = Manifest.load(str(synthetic_dataset / "manifest.parquet")).where_split("val")
+    return model, predict(rows, model.taxonomy, model.preprocessing, model.infer)
+
+
+def test_the_most_confident_mistakes_come_first_then_right_predictions(evaluated):
+    model, predictions = evaluated
+    shown = gradcam_examples(predictions, model, num_each=4)
+    wrong = [example for example in shown if example.predicted != example.label]
+    right = [example for example in shown if example.predicted == example.label]
+    assert shown == [*wrong, *right]
+    assert (len(wrong), len(right)) == (4, 4)
+    assert [example.probability for example in wrong] == sorted(
+        (example.probability for example in wrong), reverse=True
+    )
+    # No more confident mistake was left out.
+    true = truth_by_depth(predictions.labels, model.taxonomy).leaves
+    each_alone = np.arange(len(predictions.groups))
+    leaves = compute_leaf_probabilities(predictions.category_logits, each_alone, model.calibration, model.taxonomy)
+    assert wrong[0].probability == leaves.max(axis=1)[leaves.argmax(axis=1) != true].max()
+    assert len({example.image_uri for example in shown}) == len(shown)
+
+
+def test_photos_without_a_leaf_label_are_not_shown(evaluated):
+    model, predictions = evaluated
+    unlabelled = dataclasses.replace(
+        predictions,
+        labels=Labels(category_nodes=np.full(len(predictions.groups), -1), brands=predictions.labels.brands),
+    )
+    assert gradcam_examples(unlabelled, model) == []
+
+
+def test_the_page_shows_them_and_figures_alone_ask_for_none(evaluated, tmp_path):
+    model, predictions = evaluated
+    figures = evaluate(predictions, taxonomy=model.taxonomy, calibration=model.calibration)
+    named = {"model": model.name, "split": "val", **figures}
+    shown = gradcam_examples(predictions, model, num_each=2)
+    hostile = dataclasses.replace(shown[0], photo="<script>alert(1)</script>")
+    page = write_report(named, tmp_path, lambda: [hostile, *shown[1:]])[1].read_text()
+    parsed = ParsedPage(page)
+    assert "What the model looked at" in parsed.text
+    assert "<script>" in parsed.text  # as text
+    assert "script" not in {tag for tag, _ in parsed.tags}
+    alternatives = [attributes.get("alt") for tag, attributes in parsed.tags if tag == "img"]
+    assert [alt for alt in alternatives if "Heat for" in alt] == [f"Heat for {example.predicted}" for example in shown]
+
+    def fail():
+        raise AssertionError("figures alone need no heat")
+
+    write_report(named, tmp_path / "figures.json", fail)
+    assert "What the model looked at" not in ParsedPage(write_report(named, tmp_path / "plain")[1].read_text()).text
+
+
+def test_examples_without_captum_name_the_extra_that_brings_it(evaluated, monkeypatch):
+    model, predictions = evaluated
+    monkeypatch.setitem(sys.modules, "captum", None)
+    monkeypatch.setitem(sys.modules, "captum.attr", None)
+    with pytest.raises(ListingVisionError, match=r"listing-vision\[explain\]"):
+        gradcam_examples(predictions, model)

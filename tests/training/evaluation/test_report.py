@@ -3,49 +3,18 @@ import dataclasses
 import io
 import json
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.support.helpers import create_scene, create_small_taxonomy, encode_image
+from tests.support.pages import ParsedPage
 from tests.support.synthetic import create_synthetic_calibration, create_synthetic_predictions
 from training.evaluation.evaluate import evaluate, without_nan
 from training.evaluation.report import report_page, write_report
 
 SECTIONS = ("accuracy", "selective", "hierarchy", "frequency", "calibration", "brand", "confusions", "slices")
-VOID = {"meta", "img", "br", "path", "use"}
-
-
-class ParsedPage(HTMLParser):
-    """Tags, attributes and text of a page, its elements all closed in order."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.open, self.text, self.handlers = [], [], "", []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-        self.handlers += [name for name, _ in attributes if name.startswith("on")]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-
-    def handle_endtag(self, tag):
-        if tag not in VOID:
-            assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
-
-    def all(self, tag):
-        return [attributes for name, attributes in self.tags if name == tag]
 
 
 @pytest.fixture(scope="module")
@@ -94,12 +63,12 @@ def test_every_plot_is_there_and_says_what_it_shows(parse_page):
         for field in ("Category, depth 1", "Category, depth 2", "Category, depth 3", "Brand"):
             assert sum(label.startswith(f"{field} per {view}: precision against coverage") for label in labels) == 1
             assert sum(label.startswith(f"{field} per {view}: right over confidence") for label in labels) == 1
-        for start in ("Where the answered path first leaves the truth", "Macro accuracy"):
+        for start in ("Where the predicted path first leaves the label", "Macro accuracy"):
             assert sum(label.startswith(f"{start} per {view}") for label in labels) == 1
         assert sum(label.startswith("Hierarchical F1 by") and f"per {view}:" in label for label in labels) == 4
     assert len(labels) == len(set(labels))
-    assert any("the certified threshold 0.600 fills" in label for label in labels)
-    assert any("never filled: too few listings" in label for label in labels)
+    assert any("the certified threshold 0.600 prefills" in label for label in labels)
+    assert any("never prefilled: too few listings" in label for label in labels)
 
 
 def test_figures_stand_on_the_page_with_their_intervals(figures, text):
@@ -161,7 +130,7 @@ def test_hostile_names_are_shown_as_they_are(photos):
     assert not parse_page.handlers
     assert f"gala{hostile}" in parse_page.text
     assert f"Evaluation of {hostile} on {hostile}" in parse_page.text
-    assert f"never filled: {hostile}" in parse_page.text
+    assert f"never prefilled: {hostile}" in parse_page.text
 
 
 def test_the_page_of_figures_read_back_is_the_same(figures, text):
@@ -180,7 +149,7 @@ def test_listings_of_one_photo_are_shown_once(photos):
     assert not [attributes for _, attributes in parse_page.tags if attributes.get("id", "").startswith("photo")]
 
 
-def test_a_model_without_promises_and_data_without_labels_have_a_page_too(photos):
+def test_a_model_without_guarantees_and_data_without_labels_have_a_page_too(photos):
     predictions = create_synthetic_predictions(num_listings=5, photos=("gone.jpg",))
     nothing = dataclasses.replace(
         predictions.labels,

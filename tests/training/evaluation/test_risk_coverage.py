@@ -21,7 +21,7 @@ def create_guarantee(threshold, uncertified_reason=""):
 def compute_curve(scores, right, *, field=None):
     scores = np.array(scores)
     filled = scores >= (np.inf if field is None or field.threshold is None else field.threshold)
-    return selective(scores, np.array(right, bool), filled=filled, create_guarantee=field, clusters=None)
+    return selective(scores, np.array(right, bool), filled=filled, guarantee=field, clusters=None)
 
 
 def test_the_curve_by_hand():
@@ -41,7 +41,7 @@ def test_what_is_never_filled_is_left_of_the_end_of_the_curve():
 
 
 def test_no_promise_says_why():
-    assert compute_curve([0.5], [1])["uncertified_reason"] == "this model carries no promise for this field"
+    assert compute_curve([0.5], [1])["uncertified_reason"] == "this model carries no guarantee for this field"
     never = compute_curve([0.5], [1], field=create_guarantee(None, "too few listings"))
     assert (never["certified"], never["uncertified_reason"]) == (None, "too few listings")
 

@@ -19,13 +19,13 @@ def texts(svg):
 
 def test_the_certified_point_is_marked_where_there_is_one():
     with_it = texts(curve_plot({"points": POINTS, "certified": CERTIFIED}, key="a", label="x"))
-    assert {"certified", "promised 95 %", "coverage, %", "precision, %", "95 % interval"} <= set(with_it)
+    assert {"certified", "guaranteed 95 %", "coverage, %", "precision, %", "95 % interval"} <= set(with_it)
     without = texts(curve_plot({"points": POINTS, "certified": None}, key="a", label="x"))
-    assert not {"certified", "promised 95 %"} & set(without)
+    assert not {"certified", "guaranteed 95 %"} & set(without)
     nothing_filled = {**CERTIFIED, "num_filled": 0, "precision": None}
     drawn = texts(curve_plot({"points": POINTS, "certified": nothing_filled}, key="a", label="x"))
     assert "certified" not in drawn
-    assert "promised 95 %" in drawn
+    assert "guaranteed 95 %" in drawn
 
 
 def test_both_calibrations_are_drawn():

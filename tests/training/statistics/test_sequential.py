@@ -136,7 +136,7 @@ def suggestion(
             "brand_filled": False,
             "num_photos": 2,
             "num_unusable": 0,
-            "photo_bytes": 1000,
+            "read_photo": 1000,
         }
         | more
     )
@@ -214,7 +214,7 @@ def two_versions(tmp_path):
         day, version = number / 200, "new" if number % 2 else "old"
         late = day > 22
         right = random.random() < (0.96 if version == "new" else 0.80 if late else 0.93)
-        more = {"photo_bytes": 4000 if late else 1000 + number % 7}
+        more = {"read_photo": 4000 if late else 1000 + number % 7}
         suggestions.append(suggestion(str(number), day, version=version, p=0.7 + 0.2 * random.random(), **more))
         hidden = "HIDDEN" if number % 10 == 0 else "UNSPECIFIED"
         outcomes.append(outcome(str(number), day + 0.1, "gala" if right else "lemon", treatment=hidden))

@@ -1,0 +1,75 @@
+import pytest
+
+from tests.support.helpers import create_scene, encode_image
+from tests.support.pages import ParsedPage
+from training.data.label_errors import FieldSuspects, Suspect
+from training.data.label_errors_page import suspects_page
+
+HOSTILE = "<script>alert(1)</script>\"'&"
+
+
+@pytest.fixture
+def found(tmp_path):
+    photo = tmp_path / "photo.jpg"
+    photo.write_bytes(encode_image(create_scene(400, 300)))
+    suspects = tuple(
+        Suspect(
+            field="category",
+            rank=rank,
+            row=rank,
+            photo=str(photo) if rank == 1 else f"gone{HOSTILE}.jpg",
+            listing_id=f"l{rank}{HOSTILE}",
+            given=f"Gala{HOSTILE}",
+            suggested=f"Fuji{HOSTILE}",
+            given_probability=0.1,
+            suggested_probability=0.8,
+        )
+        for rank in (1, 2, 3)
+    )
+    category = FieldSuspects(
+        field="category",
+        suspects=suspects,
+        num_judged=100,
+        accuracy=0.979,
+        num_unlabelled=7,
+        num_inner=5,
+        rare_classes=(f"Lemon{HOSTILE}",),
+        num_rare=4,
+        examples={f"Fuji{HOSTILE}": (str(photo),)},
+    )
+    brand = FieldSuspects(
+        field="brand",
+        suspects=(),
+        num_judged=0,
+        accuracy=float("nan"),
+        num_unlabelled=0,
+        num_inner=0,
+        rare_classes=(),
+        num_rare=0,
+        examples={},
+    )
+    return category, brand
+
+
+def test_suspects_are_shown_beside_examples_of_the_suggested_label(found):
+    page = ParsedPage(suspects_page(found, title=HOSTILE, max_shown=2))
+    assert len(page.all("li")) == 2
+    assert [image["alt"] for image in page.all("img")] == [
+        f"Photo labelled Gala{HOSTILE}",
+        f"Example of Fuji{HOSTILE}",
+        f"Example of Fuji{HOSTILE}",
+    ]
+    assert f"Photo labelled Gala{HOSTILE}: cannot be shown" in page.text
+    assert f"1. Gala{HOSTILE} → Fuji{HOSTILE}" in page.text
+    assert "given 10.0%, suggested 80.0%" in page.text
+    assert not page.all("script")
+
+
+def test_what_was_not_compared_is_counted(found):
+    text = ParsedPage(suspects_page(found, title="x", max_shown=2)).text
+    assert "100 photos compared, 3 suspected, the first 2 shown." in text
+    assert "The model agrees with 97.9% of the labels compared." in text
+    assert "7 photos have no label." in text
+    assert "5 have an inner category" in text
+    assert f"4 photos of Lemon{HOSTILE}." in text
+    assert text.count("photos have no label") == 1  # nothing of the sort for the brand
