@@ -1,4 +1,4 @@
-"""What a model is: taxonomy, manifest, images, model, bundle, engine, decision and metrics.
+"""Define a model: taxonomy, manifest, images, network, bundle, engine, decision and metrics.
 
 Everything that training and serving must agree on lives here, once.
 """

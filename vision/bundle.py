@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 BrandHead = Literal["linear", "cosine"]
-"""How the brand's logits come from the embedding; see `vision.model`."""
+"""How brand logits are computed from the embedding; see `vision.model`."""
 
 SCHEMA_VERSION = 1
 FILES = (
@@ -56,7 +56,7 @@ FILES = (
 ONNX_ON_CPU = "onnxruntime-cpu"
 """The backend that an export is calibrated with."""
 UNKNOWN_BACKEND = "unknown"
-"""Of whom nothing is known: no promise holds there."""
+"""A backend that does not name itself; no guarantee holds for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ class BundleInfo:
 
     model_name: str
     model_version: str
-    """Differs whenever the weights differ: the first hex digits of their sha256."""
+    """First hex digits of the sha256 of the weights."""
     backbone: str
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -80,14 +80,14 @@ class BundleInfo:
     training: Mapping[str, Any]
     """Recipe, versions and last metrics of the run."""
     parity: Mapping[str, Any]
-    """How far the exports' answers were from the trained model's, on which photos."""
+    """Largest difference between the exports' logits and the trained model's, and on which photos."""
     brand_head: BrandHead = "linear"
-    """With the fields above all that is needed to build the network again; bundles older than the choice do not say."""
+    """Together with the fields above this suffices to rebuild the network. Older bundles lack it."""
 
 
 @dataclass(frozen=True)
 class Golden:
-    """Photos with the exported model's own answers, to prove that a server answers like it."""
+    """Photos with the exported model's own logits; a server must reproduce them."""
 
     photos_nhwc: npt.NDArray[np.uint8]
     """(G, S, S, 3)."""
@@ -120,14 +120,14 @@ class Bundle:
     info: BundleInfo
     taxonomy: Taxonomy
     calibration: Calibration
-    """As it may be used: void where its promises were made for something else."""
+    """The calibration to decide with; without guarantees if they were certified for something else."""
     calibration_version: str
-    """Of `calibration.json`, whatever may be used of it."""
+    """Version of `calibration.json`, also where its guarantees are void."""
     sha256: Mapping[str, str]
 
     @property
     def release(self) -> str:
-        """Names its weights and its calibration: `MODEL_VERSION.CALIBRATION`, the latter cut to six characters."""
+        """Name of weights and calibration: `MODEL_VERSION.CALIBRATION`, the latter cut to six characters."""
         return f"{self.info.model_version}.{self.calibration_version[:6]}"
 
     @property
@@ -139,9 +139,9 @@ class Bundle:
         return self.folder / "model.torchscript.pt"
 
     def for_backend(self, backend: str) -> "Bundle":
-        """The same bundle as it may be used where `backend` computes the logits.
+        """Return the bundle for use with logits that `backend` computes.
 
-        Where its promises were made with another, they are void: its fields are suggested, not filled.
+        Guarantees that were certified with another backend are void: fields are suggested, not filled.
         """
         made_with = self.calibration.certifies.get("backend")
         if made_with == backend != UNKNOWN_BACKEND:
@@ -155,10 +155,10 @@ class Bundle:
 
 
 def refuse_existing(folder: Path) -> None:
-    """Before hours of work, not after.
+    """Check that an output folder is free, before hours of work.
 
     Raises:
-        BundleError: there is something.
+        BundleError: the folder exists.
     """
     if folder.exists():
         raise BundleError(f"{folder} exists; bundles are never overwritten: give another --output")
@@ -166,10 +166,10 @@ def refuse_existing(folder: Path) -> None:
 
 @contextmanager
 def new_bundle(folder: Path) -> Iterator[Path]:
-    """A folder to build in, which becomes `folder` at the end, if what is then in it is a whole bundle.
+    """Yield a folder to build in; it is renamed to `folder` at the end if it then holds a complete bundle.
 
     Raises:
-        BundleError: `folder` exists, or what was built is not whole.
+        BundleError: `folder` exists, or the built bundle is incomplete.
     """
     refuse_existing(folder)
     building = folder.with_name(f".{folder.name}.building")
@@ -181,7 +181,7 @@ def new_bundle(folder: Path) -> Iterator[Path]:
 
 
 def seal_bundle(folder: Path, info: BundleInfo) -> None:
-    """Write `manifest.json`, the hashes of all other files in it; whoever may read it may read them.
+    """Write `manifest.json` with the hashes of all other files, and make all files as readable as it is.
 
     Raises:
         BundleError: a file of `FILES` is missing.
@@ -196,7 +196,7 @@ def seal_bundle(folder: Path, info: BundleInfo) -> None:
     }
     manifest["manifest_sha256"] = compute_digest(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-    # safetensors writes for its owner alone, and a container that serves the bundle runs as somebody else.
+    # safetensors creates files that only their owner can read; a serving container runs as another user.
     for name in FILES:
         (folder / name).chmod((folder / "manifest.json").stat().st_mode & 0o777)
 
@@ -204,7 +204,7 @@ def seal_bundle(folder: Path, info: BundleInfo) -> None:
 def load_bundle(folder: Path | str) -> Bundle:
     """Read and check a bundle.
 
-    A calibration made for other weights or another preprocessing is loaded void: its fields are only suggested.
+    A calibration made for other weights or another preprocessing is loaded without its guarantees.
 
     Raises:
         BundleError: no bundle, another schema version, a missing or altered file (by name), or contradictions.
@@ -274,12 +274,12 @@ def _check_files(folder: Path, hashes: Mapping[str, str]) -> None:
 
 
 def certificate_binding(info: BundleInfo, sha256: Mapping[str, str], *, backend: str = ONNX_ON_CPU) -> dict[str, str]:
-    """What a promise of precision is tied to; when any of it changes the promise is void.
+    """Return the facts that a guarantee is bound to; a change of any of them voids it.
 
     Args:
-        info: of the bundle.
-        sha256: of the bundle's files, by name.
-        backend: what computed the logits that were calibrated on.
+        info: the bundle's `info`.
+        sha256: hashes of the bundle's files, by name.
+        backend: the backend that computed the calibration logits.
     """
     return {
         "backend": backend,

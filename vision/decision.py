@@ -1,4 +1,4 @@
-"""What turns logits into a suggestion: the same code for evaluation, gateway, `classify` and backfill. NumPy only.
+"""Turn logits into a suggestion: one implementation for evaluation, gateway, `classify` and backfill. NumPy only.
 
 Photos of a listing are fused first; from there on a row is a listing. Shapes: P photos, N listings,
 C leaf categories, B brand labels (0 is 'no brand'), V nodes of the tree, D its depth.
@@ -38,7 +38,7 @@ __all__ = [
 
 _TINY = 1e-300
 _CHUNK = 64
-"""Listings worked on at a time: bounds the memory, whatever the number of listings."""
+"""Listings processed at a time; bounds the memory."""
 
 Floats = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.integer]
@@ -54,7 +54,7 @@ class CategorySuggestion:
     probability: float
     """Summed over the leaves below, in [0, 1]."""
     filled: bool
-    """Sure enough to fill the field in; otherwise only suggest it."""
+    """Whether to prefill the field; otherwise it is only suggested."""
     why_suggested: str
     """Empty when filled."""
 
@@ -62,9 +62,9 @@ class CategorySuggestion:
 @dataclass(frozen=True, kw_only=True)
 class BrandSuggestion:
     brand_index: int
-    """Of `taxonomy.brand_labels`; 0 means 'has no brand', `OTHER_BRAND` 'none that I know'."""
+    """Index into `taxonomy.brand_labels`; 0 means 'has no brand', `OTHER_BRAND` an unknown brand."""
     probability: float
-    """In [0, 1]; 0 for 'none that I know', which has no probability of its own."""
+    """In [0, 1]; 0 for an unknown brand, which has no probability of its own."""
     filled: bool
     why_suggested: str
 
@@ -77,13 +77,13 @@ class LeafAlternative:
 
 @dataclass(frozen=True, kw_only=True)
 class Suggestion:
-    """The answer for one listing."""
+    """The suggestion for one listing."""
 
     path: tuple[CategorySuggestion, ...]
     """Ancestors of the likeliest leaf and the leaf itself: always one consistent path."""
     brand: BrandSuggestion
     alternatives: tuple[LeafAlternative, ...]
-    """The likeliest leaves, best first, for a list to choose from."""
+    """The likeliest leaves, best first."""
 
 
 class Paths(NamedTuple):
@@ -103,21 +103,21 @@ class Brands(NamedTuple):
 
 
 class ListingPredictions(NamedTuple):
-    """What is answered for N listings."""
+    """Predicted paths and brands of N listings."""
 
     paths: Paths
     brands: Brands
 
 
 def softmax(logits: Floats) -> Floats:
-    """(N, C) probabilities, row by row, in float64."""
+    """Return (N, C) float64 probabilities of each row."""
     shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
     probabilities: Floats = shifted / shifted.sum(axis=1, keepdims=True)
     return probabilities
 
 
 def fuse_logits(logits: Floats, groups: Ints, *, how: Literal["mean", "max"]) -> Floats:
-    """(P, K) logits of photos as (N, K) float64 logits of listings; row i of the result is group i.
+    """Fuse (P, K) logits of photos to (N, K) float64 logits of listings; row i of the result is group i.
 
     Args:
         groups: (P,) numbers 0…N-1, each at least once.
@@ -138,7 +138,7 @@ def fuse_logits(logits: Floats, groups: Ints, *, how: Literal["mean", "max"]) ->
 
 
 def compute_leaf_probabilities(logits: Floats, groups: Ints, calibration: Calibration, taxonomy: Taxonomy) -> Floats:
-    """(N, C) leaf probabilities of listings from (P, C) logits of photos."""
+    """Return (N, C) leaf probabilities of listings from (P, C) logits of photos."""
     fused = _add_prior(fuse_logits(logits, groups, how="mean"), calibration.category_log_prior)
     leaves = softmax(fused / calibration.category_temperature)
     if not calibration.category_depth_temperatures:
@@ -147,12 +147,12 @@ def compute_leaf_probabilities(logits: Floats, groups: Ints, calibration: Calibr
 
 
 def fuse_brand_logits(logits: Floats, groups: Ints, calibration: Calibration) -> Floats:
-    """(N, B) fused logits, before temperature and prior, from (P, B) logits of photos."""
+    """Return (N, B) fused logits, before temperature and prior, from (P, B) logits of photos."""
     return fuse_logits(logits, groups, how=calibration.brand_fusion)
 
 
 def compute_node_probabilities(leaf_probabilities: Floats, taxonomy: Taxonomy) -> Floats:
-    """(N, V): each node's probability as the sum of the leaves below it."""
+    """Return (N, V) probabilities of nodes, each the sum of the leaves below it."""
     sums = np.zeros((len(leaf_probabilities), len(taxonomy.categories)))
     for groups in taxonomy.leaf_groups:
         sums[:, groups.nodes] = np.add.reduceat(leaf_probabilities[:, groups.order], groups.starts, axis=1)
@@ -160,7 +160,7 @@ def compute_node_probabilities(leaf_probabilities: Floats, taxonomy: Taxonomy) -
 
 
 def predict_paths(leaf_probabilities: Floats, taxonomy: Taxonomy) -> Paths:
-    """The path from root to likeliest leaf of each row, with the probability of each step."""
+    """Return the path from root to likeliest leaf of each row, with the probability of each step."""
     nodes = taxonomy.leaf_paths[leaf_probabilities.argmax(axis=1)]
     scores = np.zeros(nodes.shape)
     for begin in range(0, len(nodes), _CHUNK):
@@ -174,7 +174,7 @@ def predict_paths(leaf_probabilities: Floats, taxonomy: Taxonomy) -> Paths:
 
 
 def predict_brands(fused_logits: Floats, calibration: Calibration) -> Brands:
-    """The brand answered for each row of `fuse_brand_logits`."""
+    """Return the predicted brand of each row of `fuse_brand_logits`."""
     probabilities = _brand_softmax(fused_logits, calibration)
     labels, scores = probabilities.argmax(axis=1), probabilities.max(axis=1)
     if calibration.unknown_brand_below is not None:
@@ -187,7 +187,7 @@ def predict_brands(fused_logits: Floats, calibration: Calibration) -> Brands:
 def predict_listings(
     category_logits: Floats, brand_logits: Floats, groups: Ints, *, taxonomy: Taxonomy, calibration: Calibration
 ) -> ListingPredictions:
-    """What is answered for N listings from the (P, C) and (P, B) logits of their photos, in bounded memory.
+    """Predict N listings from the (P, C) and (P, B) logits of their photos, in bounded memory.
 
     Args:
         groups: (P,) listing numbers 0…N-1, each at least once.
@@ -208,22 +208,22 @@ def predict_listings(
 
 
 def compute_path_scores(paths: Paths, taxonomy: Taxonomy) -> Floats:
-    """(N, D) what a threshold is held against: the probability, -inf where a step is never filled.
+    """Return (N, D) scores to compare with thresholds: the probability, or -inf where a step is never filled.
 
-    That is beyond a path's end, and for a catch-all and all below it.
+    A step is never filled beyond a path's end, for a catch-all category and for all categories below it.
     """
     return np.where((paths.nodes >= 0) & taxonomy.fillable[paths.nodes], paths.scores, -np.inf)
 
 
 def compute_brand_scores(brands: Brands) -> Floats:
-    """(N,) what a threshold is held against; -inf for 'none that I know', which nothing can be filled in for."""
+    """Return (N,) scores to compare with the threshold; -inf for an unknown brand, which cannot be filled."""
     return np.where(brands.labels >= 0, brands.scores, -np.inf)
 
 
 def compute_prefilled(
     answers: ListingPredictions, *, taxonomy: Taxonomy, calibration: Calibration
 ) -> npt.NDArray[np.bool_]:
-    """(N, D + 1) whether each depth's field is filled, and the brand's in the last column.
+    """Return (N, D + 1) whether each depth's field is filled; the last column is the brand's.
 
     A filled step implies that all steps above it are filled. The sole category of the top depths, where the taxonomy
     has one root for all, is filled when the step below it is.
@@ -248,7 +248,7 @@ def decide(
     calibration: Calibration,
     num_alternatives: int = 5,
 ) -> Suggestion:
-    """The suggestion for one listing from the logits of its photos, (P, C) and (P, B), P at least 1."""
+    """Return the suggestion for one listing from the logits of its photos, (P, C) and (P, B), P at least 1."""
     one_listing = np.zeros(len(category_logits), dtype=np.int64)
     leaves = compute_leaf_probabilities(category_logits, one_listing, calibration, taxonomy)
     paths = predict_paths(leaves, taxonomy)
@@ -292,8 +292,8 @@ def decide(
 def _apply_depth_temperatures(leaves: Floats, temperatures: tuple[float, ...], taxonomy: Taxonomy) -> Floats:
     """(N, C) leaf probabilities as products of shares among siblings, each to the power of 1 / its depth's temperature.
 
-    One temperature cannot serve all depths: what smoothed labels leave to the wrong leaves adds up over the tree, and a
-    model that is rightly sure of its leaf is then too little sure of the root.
+    One temperature does not fit all depths: the mass that label smoothing gives to wrong leaves adds up over the tree,
+    so that a model with a calibrated leaf is underconfident about the root.
     """
     found = np.empty_like(leaves)
     sums_above, above = leaves.sum(axis=1, keepdims=True), np.ones((len(leaves), 1))
@@ -329,7 +329,7 @@ def _get_threshold(field: FieldGuarantee | None) -> float:
 
 def _explain_suggestion(field: FieldGuarantee | None, probability: float, *, catch_all: bool = False) -> str:
     if field is None:
-        return "this model carries no promise for this field"
+        return "this model carries no guarantee for this field"
     if catch_all:
         return "a category for what fits nowhere else is never filled in"
     if field.threshold is None:

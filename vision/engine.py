@@ -1,4 +1,4 @@
-"""Running an exported model: the small interface, and ONNX Runtime in this process."""
+"""Run an exported model: the engine interface, and ONNX Runtime in this process."""
 
 from typing import NamedTuple, Protocol
 
@@ -15,13 +15,13 @@ INPUT_NAME = "photos"
 OUTPUT_NAMES = ("category_logits", "brand_logits", "embedding")
 
 GOLDEN_TOLERANCE = 0.05
-"""Largest difference of a logit from the exported model's own that other hardware and kernels may show."""
+"""Largest accepted difference of a logit from the exported model's own on other hardware and kernels."""
 LOW_PRECISION_GOLDEN_TOLERANCE = 0.25
-"""The same in fp16 and INT8, where each layer's rounding is another one's with other kernels."""
+"""The same for fp16 and INT8, where kernels round each layer differently."""
 
 
 _PROVIDERS: tuple[tuple[str, dict[str, str]], ...] = (
-    # TF32, on by default, rounds fp32's products to ten bits: not what was certified.
+    # TF32 is on by default and rounds products to ten bits, which is not the certified precision.
     ("CUDAExecutionProvider", {"use_tf32": "0"}),
     ("CPUExecutionProvider", {}),
 )
@@ -40,7 +40,7 @@ class Logits(NamedTuple):
 
 class Engine(Protocol):
     backend: str
-    """What computes the logits; a promise made with one does not hold with another."""
+    """Name of what computes the logits; guarantees hold for one backend."""
 
     def infer(self, photos_nhwc: npt.NDArray[np.uint8]) -> Logits:
         """Logits of (P, S, S, 3) uint8 photos, S being the bundle's input_px."""
@@ -59,7 +59,7 @@ class OnnxEngine:
             ) from None
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = num_threads or usable_cores()
-        # A pool of spinning threads steals the cores from photo decoding.
+        # Spinning worker threads take cores from photo decoding.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         available = onnxruntime.get_available_providers()
         providers = [provider for provider in _PROVIDERS if provider[0] in available]
@@ -71,12 +71,12 @@ class OnnxEngine:
 
 
 def check_golden(bundle: Bundle, answered: Logits, *, which: slice = slice(None)) -> None:
-    """Compare answers for the bundle's golden photos, or some of them, with those stored at export.
+    """Compare logits of the bundle's golden photos, or some of them, with those stored at export.
 
-    READY is not proof: a Triton with the wrong NumPy beside it says READY and answers zeros.
+    READY is no proof: a Triton with an incompatible NumPy reports READY and returns zeros.
 
     Raises:
-        EngineBroken: an answer is off by more than the tolerance or has another shape.
+        EngineBroken: a logit differs by more than the tolerance, or the shape differs.
     """
     tolerance = GOLDEN_TOLERANCE if bundle.info.precision == "fp32" else LOW_PRECISION_GOLDEN_TOLERANCE
     for name, got, wanted in (

@@ -51,7 +51,7 @@ __all__ = [
 
 
 class ListingVisionError(Exception):
-    """The root: its message says what happened, with which value, and what to do."""
+    """Root of all errors. The message says what happened, which value, and what to do."""
 
 
 class TaxonomyError(ListingVisionError):
@@ -131,18 +131,18 @@ class PhotoUnreadable(PhotoError):
 
 
 class PhotoDecoderCrashed(PhotoError):
-    """The native decoder crashed on it, in a process of its own, or it takes more memory than there is."""
+    """The native decoder crashed in its worker process, or needed more memory than allowed."""
 
     reason = "PHOTO_DECODER_CRASHED"
 
 
 class PhotoTimedOut(PhotoError):
-    """Decoding it took longer than allowed, in a process of its own."""
+    """Decoding exceeded the time limit in its worker process."""
 
     reason = "PHOTO_TIMEOUT"
 
 
 class PhotoNotFetched(PhotoError):
-    """Its URI leads to nothing that the service may read, or not in time."""
+    """The URI could not be fetched: not allowed, not found, or not in time."""
 
     reason = "PHOTO_NOT_FETCHED"

@@ -1,4 +1,4 @@
-"""The listing manifest: a table with a row a photo, held as Arrow, read from any fsspec URL."""
+"""The listing manifest: a table with one row per photo, held as Arrow, read from any fsspec URL."""
 
 import contextlib
 import hashlib
@@ -51,7 +51,7 @@ class Labels:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Photos of listings with what is known of them.
+    """Photos of listings with their labels.
 
     `table` has exactly `COLUMNS`, text, empty where not known: large strings, or dictionaries of strings where few
     values repeat, the same dictionary in every chunk.
@@ -89,7 +89,7 @@ class Manifest:
 
     @classmethod
     def from_rows(cls, rows: Sequence[Mapping[str, str]], base_url: str) -> "Manifest":
-        """Rows as dicts; a column that a row lacks is not known."""
+        """Build a manifest from dicts; a missing key means not known."""
         schema = pa.schema([(name, pa.string()) for name in COLUMNS])
         return cls(_complete_columns(pa.Table.from_pylist([dict(row) for row in rows], schema=schema)), base_url)
 
@@ -140,7 +140,7 @@ class Manifest:
         return resolve_photo_url(self.base_url, str(self.column("photo")[row].as_py()))
 
     def moved_to(self, base_url: str) -> "Manifest":
-        """The same rows and photos for a manifest that is kept in another folder."""
+        """Return the same rows and photos for a manifest in another folder."""
         here, there = (folder if "://" in folder else os.path.realpath(folder) for folder in (self.base_url, base_url))
         if here == there:
             return Manifest(self.table, base_url)
@@ -207,7 +207,7 @@ class Manifest:
 
 
 def resolve_photo_url(base_url: str, photo: str) -> str:
-    """Where a photo lies that a manifest in that folder names: it may be relative to it, a path, or a URL."""
+    """Return where a photo of a manifest in `base_url` lies; `photo` may be relative, a path, or a URL."""
     return photo if "://" in photo or photo.startswith("/") else posixpath.join(base_url, photo)
 
 
@@ -257,7 +257,7 @@ def _read_from_shard(url: str) -> bytes:
 
 @contextlib.contextmanager
 def open_for_replacement(url: str) -> Iterator[IO[bytes]]:
-    """A file to write that stands under its own name only once it is whole; any fsspec URL."""
+    """Open a file that gets its name only when it is complete; any fsspec URL."""
     fs, path = fsspec.core.url_to_fs(url)
     temporary = f"{path}.{os.getpid()}.tmp"
     try:

@@ -221,8 +221,8 @@ def test_each_field_says_why_it_is_only_suggested():
     assert [step.filled for step in suggestion.path] == [True, False, False]
     assert suggestion.path[0].why_suggested == ""
     assert suggestion.path[1].why_suggested == "too few listings"
-    assert "no promise" in suggestion.path[2].why_suggested
-    assert "no promise" in suggestion.brand.why_suggested
+    assert "no guarantee" in suggestion.path[2].why_suggested
+    assert "no guarantee" in suggestion.brand.why_suggested
     strict = decide(*logits, taxonomy=TAXONOMY, calibration=calibration(0.9999))
     assert "is below the certified threshold 1.000" in strict.path[0].why_suggested
 

@@ -1,4 +1,4 @@
-"""A decoded photo as 8-bit sRGB without transparency."""
+"""Convert a decoded photo to 8-bit sRGB without transparency."""
 
 import io
 from functools import lru_cache
@@ -13,7 +13,7 @@ _CACHED_TRANSFORMS = 32
 """Phones, cameras and editors embed a handful of profiles. Building the transform of one takes 0.4 ms (grey) to 20 ms
 (inks), where a photo of 1.5 megapixels takes 3; measured on one core with tests/support/photo_files.py."""
 MAX_COMPOSITED_PIXELS = 1 << 20
-"""Composited on white at a time: a large photo need not lie in memory four times."""
+"""Pixels composited on white at a time, so that a large photo is not held in memory four times."""
 
 
 def convert_to_srgb(image: Image.Image) -> Image.Image:
@@ -41,7 +41,7 @@ def _to_eight_bits(grey: Image.Image) -> Image.Image:
 
 
 def _composite_on_white(image: Image.Image) -> Image.Image:
-    """Grey where it was grey, so that its profile still fits, else RGB."""
+    """Composite on white; a grey photo stays grey, so that its profile still fits, any other becomes RGB."""
     mode = "L" if image.mode in ("L", "LA") else "RGB"
     if image.mode == "RGBA" and image.getchannel("A").getextrema() == (255, 255):
         return image.convert("RGB")
@@ -55,7 +55,7 @@ def _composite_on_white(image: Image.Image) -> Image.Image:
 
 
 def paste_on_white_screen(frame: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
-    """The first frame of a GIF, which need not cover its screen; what it leaves is transparent."""
+    """Paste the first frame of a GIF on a white screen, which it need not cover."""
     if box == (0, 0, *frame.size):
         return frame
     screen = Image.new("RGB", frame.size, "white")
@@ -65,7 +65,7 @@ def paste_on_white_screen(frame: Image.Image, box: tuple[int, int, int, int]) ->
 
 @lru_cache(_CACHED_TRANSFORMS)
 def build_srgb_transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """From the profile to sRGB; None where it is sRGB already, broken, or of other colours than the photo."""
+    """Return the transform from `profile` to sRGB; None if it is sRGB, broken, or does not fit `mode`."""
     if mode not in ("RGB", "CMYK", "L"):
         return None
     try:
@@ -74,6 +74,6 @@ def build_srgb_transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransfor
             return None
         srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
         return ImageCms.ImageCmsTransform(source, srgb, mode, "RGB")
-    # Ignored, as browsers do.
+    # Browsers ignore a broken profile too.
     except (ImageCms.PyCMSError, OSError, TypeError, ValueError):
         return None

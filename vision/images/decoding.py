@@ -37,19 +37,19 @@ __all__ = ["ALLOWED_FORMATS", "Photo", "decode_photo", "prepare_photo", "size_px
 Photo = npt.NDArray[np.uint8]
 """(H, W, 3) uint8, sRGB, upright."""
 
-# Only the photo is wanted: thumbnails, depth maps and gain maps would be decoded with it. One thread, for the other
-# cores have photos of their own.
+# Decode the photo only, without thumbnails, depth maps and gain maps, and on one thread: other cores decode other
+# photos.
 pi_heif.register_heif_opener(thumbnails=False, depth_images=False, aux_images=False, decode_threads=1)
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 
-# What Pillow thinks of a photo's metadata concerns nobody here, and would fill a server's log. Set once and for all:
+# Pillow's warnings about metadata would fill a server's log. Set once for the process:
 # `warnings.catch_warnings` is not safe in threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class _JpegFile(JpegImagePlugin.JpegImageFile):
     def _read_dpi_from_exif(self) -> None:
-        """Nothing: it would read the whole EXIF block, whose 65,535 entries may each claim all of its bytes."""
+        """Do nothing: Pillow would read the whole EXIF block, whose 65,535 entries may each claim all of its bytes."""
 
 
 # Few formats on purpose: each further one is attack surface. By their own classes, not by Image.open, which swallows
@@ -64,11 +64,11 @@ _READERS: dict[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
     "HEIF": pi_heif.HeifImageFile,
 }
 ALLOWED_FORMATS = tuple(_READERS)
-"""As Pillow names them."""
+"""Accepted formats by Pillow's names."""
 
 
 def prepare_photo(data: bytes, preprocessing: Preprocessing, limits: PhotoLimits | None = None) -> Photo:
-    """The model's input for one encoded photo, (input_px, input_px, 3) uint8.
+    """Return the model's input for one encoded photo, (input_px, input_px, 3) uint8.
 
     Raises:
         PhotoError: one of its subclasses, as `decode_photo` says.
@@ -78,7 +78,7 @@ def prepare_photo(data: bytes, preprocessing: Preprocessing, limits: PhotoLimits
 
 
 def decode_photo(data: bytes, *, at_least_px: int, limits: PhotoLimits | None = None) -> Photo:
-    """An encoded photo as (H, W, 3) uint8, sRGB, upright, transparent parts on white, first frame only.
+    """Decode to (H, W, 3) uint8, sRGB, upright, transparent parts on white, first frame only.
 
     JPEG is scaled down while decoding (1/2, 1/4, 1/8 in the DCT domain) as far as both sides stay at
     least `at_least_px`; other formats keep their size.
@@ -87,15 +87,15 @@ def decode_photo(data: bytes, *, at_least_px: int, limits: PhotoLimits | None = 
         PhotoEmpty: no bytes.
         PhotoTooManyBytes, PhotoTooManyPixels, PhotoTooSmall: outside `limits`.
         PhotoNotAnImage: not one of `ALLOWED_FORMATS`.
-        PhotoTruncated: it ends before its last pixel.
-        PhotoUnreadable: the decoder refused it for another reason, or it would take the decoder very long.
-        PhotoDecoderCrashed: the memory that this process may have does not suffice.
+        PhotoTruncated: the file ends before the last pixel.
+        PhotoUnreadable: the decoder refused it for another reason, or decoding would take very long.
+        PhotoDecoderCrashed: decoding needs more memory than this process may use.
     """
     return np.array(_decode(data, at_least_px=at_least_px, limits=limits or PhotoLimits()))
 
 
 def size_px(data: bytes) -> tuple[int, int]:
-    """Width and height of an encoded photo as stored, from its header.
+    """Return width and height of an encoded photo as stored, from its header.
 
     Raises:
         PhotoNotAnImage, PhotoTooManyPixels, PhotoTruncated, PhotoUnreadable: as `decode_photo` says.
@@ -127,7 +127,7 @@ def _decode(data: bytes, *, at_least_px: int, limits: PhotoLimits) -> Image.Imag
 
 
 def _open(data: bytes, format_: str, limits: PhotoLimits) -> ImageFile.ImageFile:
-    """The photo with its header read, at most `max_pixels` large."""
+    """Open the photo and read its header; at most `max_pixels` large."""
     check_cost(data, format_, limits)
     try:
         opened = _READERS[format_](io.BytesIO(data))
@@ -149,7 +149,7 @@ def _as_photo_error(error: Exception, data: bytes, format_: str, ending: str) ->
 
 
 def _detect_format(data: bytes) -> str:
-    """Which of `ALLOWED_FORMATS` its first bytes show; what its name says counts for nothing."""
+    """Return which of `ALLOWED_FORMATS` the first bytes show; the file name is not used."""
     for name, head in {"JPEG": b"\xff\xd8\xff", "PNG": b"\x89PNG\r\n\x1a\n", "GIF": b"GIF8"}.items():
         if data.startswith(head):
             return name
@@ -169,7 +169,7 @@ def _detect_format(data: bytes) -> str:
 
 
 def _ends_early(data: bytes, format_: str, error: Exception) -> bool:
-    """Whether it could not be read because its last bytes are missing."""
+    """Return whether the photo is unreadable because its last bytes are missing."""
     if format_ == "WEBP":
         return int.from_bytes(data[4:8], "little") + 8 > len(data)
     if format_ in ("AVIF", "HEIF"):
@@ -184,7 +184,7 @@ def _ends_early(data: bytes, format_: str, error: Exception) -> bool:
 
 
 def _boxes_end_early(data: bytes) -> bool:
-    """ISO/IEC 14496-12, section 4.2."""
+    """Return whether a box extends beyond the end of the file (ISO/IEC 14496-12, section 4.2)."""
     at = 0
     while at < len(data):
         size = int.from_bytes(data[at : at + 4])

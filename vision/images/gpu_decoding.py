@@ -1,6 +1,6 @@
-"""Plain JPEGs decoded, cropped and resized in batches on a device, for nodes whose CPUs are too few.
+"""Decode, crop and resize plain JPEGs in batches on a device, for nodes with too few CPUs.
 
-In training and, where Triton's model decodes on a GPU, in serving alike.
+Used in training and, where Triton's model decodes on a GPU, in serving.
 """
 
 import io
@@ -24,23 +24,23 @@ _ORIENTATION_TAG = 0x0112
 _UPRIGHT = (None, 0, 1)
 
 _LUMA_SAMPLINGS = {(1, 1), (2, 1), (1, 2), (2, 2), (4, 1)}
-"""4:4:4, 4:2:2, 4:4:0, 4:2:0 and 4:1:1, of those that nvJPEG knows (`nvjpegChromaSubsampling_t`)."""
+"""4:4:4, 4:2:2, 4:4:0, 4:2:0 and 4:1:1, a subset of `nvjpegChromaSubsampling_t`."""
 
 _ONE_DECODER = threading.Lock()
-"""torchvision has one decoder a process, whose buffers the next call writes to while the last still decodes."""
+"""torchvision has one decoder per process; the next call would overwrite its buffers during decoding."""
 
 MAX_PIXELS_AT_ONCE = 100_000_000
-"""Decoded at full size before they are cropped, 3 bytes each: 300 MB; two of the largest photos that are allowed."""
+"""Pixels decoded at full size at a time, 3 bytes each: 300 MB, or two photos of the largest allowed size."""
 
 
 class DeviceCrop(NamedTuple):
-    """What the device makes of one plain JPEG. The box lies in the photo after it was scaled down."""
+    """The crop of one plain JPEG that the device computes; the box is in pixels of the scaled-down photo."""
 
     num_bytes: int
     num_pixels: int
     """As stored."""
     scale: int
-    """1, 2, 4 or 8: what Pillow would divide both sides by while decoding."""
+    """1, 2, 4 or 8: the divisor of both sides that Pillow's draft mode would use."""
     top: int
     left: int
     height: int
@@ -57,7 +57,7 @@ class Box(NamedTuple):
 
 
 def get_whole_box(photo: Image.Image) -> Box:
-    """All of it."""
+    """Return the box of the whole photo."""
     return Box(0, 0, photo.height, photo.width)
 
 
@@ -68,7 +68,7 @@ def find_plain_crop(
     box_of: Callable[[Image.Image], Box] = get_whole_box,
     limits: PhotoLimits | None = None,
 ) -> DeviceCrop | None:
-    """The crop that Pillow's photo would get, read from the header alone.
+    """Return the crop that the photo would get from Pillow, from its header alone.
 
     None for whatever is not a whole, upright sRGB or grey JPEG that any decoder reads alike, within the limits: such
     photos, and what is wrong with them, are left to `decode_photo`.
@@ -108,7 +108,7 @@ def _is_plain(opened: Image.Image, limits: PhotoLimits) -> bool:
 
 
 def _has_plain_components(opened: Image.Image) -> bool:
-    """Whether it is grey, or YCbCr beyond doubt: decoders guess differently where a file does not say so."""
+    """Return whether it is grey or declared YCbCr; decoders guess differently where a file does not say."""
     layers: list[tuple[int, int, int, int]] = opened.layer  # type: ignore[attr-defined]  # JpegImageFile's
     samplings = [layer[1:3] for layer in layers]
     if len(layers) == 1:
@@ -190,7 +190,8 @@ class DeviceDecoder:
                 yield None if photo is None else _crop_photo(photo, crop, photo_px)
 
     def _decoded(self, files: list[torch.Tensor]) -> list[torch.Tensor | None]:
-        """(3, H, W) uint8 each; None where refused. The decoder says not which one it refuses: halves tell."""
+        """(3, H, W) uint8 each; None where refused. The decoder does not name the photo it refuses, so the batch is
+        halved."""
         try:
             return [*self.decode_whole(files)]
         except torch.OutOfMemoryError:
@@ -221,7 +222,7 @@ class DeviceDecoder:
 
 
 def _group_crops(crops: Sequence[DeviceCrop]) -> Iterator[tuple[int, int]]:
-    """Begin and end of what is decoded together, in `MAX_PIXELS_AT_ONCE`."""
+    """Yield begin and end of groups that are decoded together, at most `MAX_PIXELS_AT_ONCE` each."""
     begin, num_pixels = 0, 0
     for index, crop in enumerate(crops):
         if index > begin and num_pixels + crop.num_pixels > MAX_PIXELS_AT_ONCE:

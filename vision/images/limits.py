@@ -1,4 +1,5 @@
-"""What a photo may cost to decode: bytes, pixels, segments and scans, checked before anything is allocated."""
+"""Limits of what a photo may cost to decode: bytes, pixels, segments and scans, checked before anything is
+allocated."""
 
 import re
 import struct
@@ -18,7 +19,7 @@ of ten bytes costs up to 22 ms at 50 megapixels, so that 16 MiB of them would ta
 _MAX_PNG_PROFILES = 16
 """The standard allows one. Pillow inflates each of them, up to 1 MiB, before it keeps the last."""
 _MARKER = re.compile(rb"\xff[\x02-\xcf\xd9-\xfe]")
-"""Of a JPEG's segments, those that have a length, and of its end: all but restarts and stuffed bytes."""
+"""Marker of a JPEG segment that has a length, or of the end: all but restarts and stuffed bytes."""
 _END_MARKER, _SCAN_MARKER = 0xD9, 0xDA
 _PROGRESSIVE_MARKERS = {0xC2, 0xC6, 0xCA, 0xCE}
 _FRAME_MARKERS = {0xC0, 0xC1, 0xC3, 0xC5, 0xC7, 0xC9, 0xCB, 0xCD, 0xCF} | _PROGRESSIVE_MARKERS
@@ -27,7 +28,7 @@ _FRAME_MARKERS = {0xC0, 0xC1, 0xC3, 0xC5, 0xC7, 0xC9, 0xCB, 0xCD, 0xCF} | _PROGR
 
 @dataclass(frozen=True, kw_only=True)
 class PhotoLimits:
-    """What a photo may cost, checked on its header before anything is allocated."""
+    """Limits checked on a photo's header before anything is allocated."""
 
     max_bytes: int = 16 << 20
     max_pixels: int = 50_000_000
@@ -36,7 +37,7 @@ class PhotoLimits:
 
 
 def check_bytes(data: bytes | memoryview, limits: PhotoLimits) -> None:
-    """What can be said of an encoded photo before it is looked at.
+    """Check the size in bytes of an encoded photo.
 
     Raises:
         PhotoEmpty, PhotoTooManyBytes: as `decode_photo` says.
@@ -58,7 +59,7 @@ def check_pixels(width: int, height: int, limits: PhotoLimits) -> None:
 
 
 def check_cost(data: bytes, format_: str, limits: PhotoLimits) -> None:
-    """Refuse what costs time or memory as soon as its header is read, or far more than its pixels let expect."""
+    """Refuse files whose header alone is expensive to read, or that cost far more than their pixels suggest."""
     if format_ == "JPEG":
         _check_scans(data, limits)
     elif format_ == "PNG" and data.count(b"iCCP") > _MAX_PNG_PROFILES:
@@ -89,7 +90,7 @@ def _check_scans(data: bytes, limits: PhotoLimits) -> None:
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
-    """Marker of each segment, and where its length stands."""
+    """Yield the marker of each segment and the offset of its length."""
     at = 2
     while (found := _MARKER.search(data, at)) and found[0][1] != _END_MARKER:
         yield found[0][1], found.end()
@@ -97,7 +98,7 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _webp_canvas(data: bytes) -> tuple[int, int] | None:
-    """Width and height that its first chunk states; RFC 9649, sections 2.5 to 2.7."""
+    """Return width and height stated by the first chunk (RFC 9649, sections 2.5 to 2.7)."""
     kind, head = data[12:16], data[20:30]
     if len(head) < 10:
         return None

@@ -1,4 +1,4 @@
-"""How a photo is turned upright, by its EXIF block or XMP."""
+"""Turn a photo upright by its EXIF block or XMP."""
 
 import re
 import struct
@@ -11,7 +11,7 @@ __all__ = ["TRANSPOSITIONS", "turn_upright"]
 
 _ORIENTATION = 0x0112  # TIFF 6.0, tag 274
 _INTEGERS = {3: "H2x", 4: "I"}
-"""SHORT and LONG, as they stand in the four bytes of a TIFF value."""
+"""struct formats of SHORT and LONG in the four bytes of a TIFF value."""
 TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -24,16 +24,15 @@ TRANSPOSITIONS = {
 
 
 def turn_upright(image: Image.Image, format_: str) -> Image.Image:
-    # libheif has turned it already, by its own boxes; the tag beside them is a copy for others.
+    # libheif applies its own boxes; the EXIF tag beside them is a copy for other readers.
     turn = None if format_ == "HEIF" else _orientation(image.info)
     return image.transpose(TRANSPOSITIONS[turn]) if turn in TRANSPOSITIONS else image
 
 
 def _orientation(info: Mapping[str | tuple[int, int], Any]) -> int | None:
-    """What its EXIF block says of it, else its XMP; None, as if upright, where that cannot be read, as viewers do.
+    """Return the EXIF orientation, else the one in XMP; None, treated as upright, if it cannot be read, as viewers do.
 
-    Not Pillow's reader, which reads every other tag too, nor its `exif_transpose`, which fails where one of them is
-    odd.
+    Pillow's reader reads every other tag too, and its `exif_transpose` fails where one of them is malformed.
     """
     try:
         if (turn := _exif_orientation(_exif(info))) is not None:
@@ -54,7 +53,7 @@ def _exif(info: Mapping[str | tuple[int, int], Any]) -> bytes:
 
 
 def _exif_orientation(exif: bytes) -> int | None:
-    """The value in its first directory; TIFF 6.0, section 2."""
+    """Return the orientation in the first directory (TIFF 6.0, section 2)."""
     tiff = exif.removeprefix(b"Exif\0\0")
     if not tiff:
         return None

@@ -1,4 +1,4 @@
-"""How an upright photo becomes the model's input."""
+"""Preprocessing from an upright photo to the model's input."""
 
 import hashlib
 import json
@@ -8,10 +8,10 @@ from typing import Literal
 __all__ = ["Preprocessing"]
 
 _DECODER_REVISION = 2
-"""Raised by hand whenever the same bytes would give other pixels; part of the fingerprint.
+"""Raise it whenever the same bytes decode to other pixels; part of the fingerprint.
 
-2: turned although the rest of its EXIF block is odd; transparency and profile of 16-bit greys; the grey profile of
-greys with alpha; white around a GIF frame that is smaller than its screen.
+2: orientation read although the rest of the EXIF block is malformed; transparency and profile of 16-bit greys; the grey
+profile of greys with alpha; white around a GIF frame that is smaller than its screen.
 """
 
 
@@ -36,5 +36,5 @@ class Preprocessing:
             )
 
     def fingerprint(self) -> str:
-        """Sixteen hex digits that change whenever the pixels that the model sees would change."""
+        """Return sixteen hex digits that change whenever the model's input pixels would change."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]

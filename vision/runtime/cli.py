@@ -1,4 +1,4 @@
-"""What every command line of the project does the same: logging, and one clear line for a failure."""
+"""Shared by every command line: logging, and one line for a failure."""
 
 import datetime
 import json
@@ -18,12 +18,12 @@ __all__ = ["EXIT_INTERRUPTED", "LOG_FIELDS", "new_app", "run_app", "run_command"
 EXIT_INTERRUPTED = 75
 """Exit status of a command that a signal stopped and that resumes when it is repeated (EX_TEMPFAIL of sysexits.h)."""
 LOG_FIELDS = ("request_id", "caller", "trace_id", "span_id")
-"""What a log record may carry beside its message (`extra`), and a line of JSON then has as a field."""
+"""Fields that a log record may carry (`extra`) and that a JSON line then contains."""
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 class _JsonLines(logging.Formatter):
-    """A record a line, for whatever collects logs."""
+    """Format one JSON object per line, for log collectors."""
 
     def format(self, record: logging.LogRecord) -> str:
         fields = {
@@ -49,7 +49,7 @@ def run_command(command: Callable[..., Any]) -> None:
 
 
 def run_app(app: typer.Typer) -> None:
-    """Run the command line; exits 0 when all went well, 1 on a failure, 2 on a usage error.
+    """Run the command line; exits 0 on success, 1 on a failure, 2 on a usage error.
 
     A failure is one message on stderr; `--debug` anywhere on the line adds the traceback.
     """

@@ -1,4 +1,4 @@
-"""How many cores this process may use: in a container fewer than the machine has."""
+"""CPU cores that this process may use; in a container fewer than the machine has."""
 
 import math
 import os
@@ -7,13 +7,13 @@ from pathlib import Path
 __all__ = ["usable_cores"]
 
 _CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
-"""Of control groups version 2, as a container sees its own: quota and period in microseconds, or `max` for no quota."""
+"""cgroup v2 file with quota and period in microseconds, or `max` for no quota."""
 
 
 def usable_cores(cpu_max: Path = _CPU_MAX) -> int:
-    """At least 1: those it may run on, or as many as its CPU quota pays for, rounded up, where these are fewer.
+    """Return the cores of the affinity mask, limited by the cgroup CPU quota, rounded up; at least 1.
 
-    A quota alone leaves all cores of a node in sight, and as many decoding processes as these would share it.
+    A quota leaves all cores of a node visible; a process per visible core would share the quota.
     """
     allowed = len(os.sched_getaffinity(0))
     try:
