@@ -1,4 +1,8 @@
+<<<<<<< HEAD
 """The verb `classify`: one listing's photos classified at a server or with a bundle."""
+=======
+"""The verb `classify`: print the suggestion for one listing, and optionally where the model looked."""
+>>>>>>> aa30dc2 (docs: README with ten commands and a comparison, pages in plain English; classify prints category, confidence, action)
 
 import json
 from collections.abc import Sequence
@@ -18,24 +22,31 @@ __all__ = ["classify", "classify_at_server", "classify_with_bundle", "format_res
 def classify(
     photos: Annotated[list[Path], typer.Argument(help="The photos of one listing.")],
     server: Annotated[str | None, typer.Option(help="HOST:PORT of a running gateway.")] = None,
-    bundle: Annotated[Path | None, typer.Option(help="A bundle to answer from without a server.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The gRPC answer as JSON.")] = False,
+    bundle: Annotated[Path | None, typer.Option(help="A bundle to classify with in this process, without a server.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the gRPC response as JSON.")] = False,
     explain: Annotated[
         Path | None,
-        typer.Option(help="Folder for the photos with heat where the answer was found; needs --bundle."),
+        typer.Option(help="Folder for the photos with Grad-CAM heat maps; needs --bundle."),
     ] = None,
 ) -> None:
-    """Recognise one listing from its photos, at a server or with a bundle.
+    """Suggest category and brand for one listing from its photos, by a server or with a bundle.
 
     Example: listing-vision classify front.jpg label.jpg --server localhost:50051
     """
     if (server is None) == (bundle is None):
         raise typer.BadParameter("give either --server HOST:PORT or --bundle FOLDER")
     if explain and bundle is None:
+<<<<<<< HEAD
         raise typer.BadParameter("--explain needs --bundle FOLDER: a server does not say where it looked")
     read = read_photos(photos)
     response = classify_with_bundle(bundle, read) if bundle else classify_at_server(str(server), read)
     typer.echo(to_json(response) if as_json else format_response(response, [path.name for path in photos]))
+=======
+        raise typer.BadParameter("--explain needs --bundle FOLDER: heat maps are computed from the weights, which a server does not send")
+    read = c.read_photos(photos)
+    response = c.classify_with_bundle(bundle, read) if bundle else c.classify_at_server(str(server), read)
+    typer.echo(c.to_json(response) if as_json else c.format_response(response, [path.name for path in photos]))
+>>>>>>> aa30dc2 (docs: README with ten commands and a comparison, pages in plain English; classify prints category, confidence, action)
     if explain and bundle:
         usable = [not photo.HasField("error") for photo in response.photos]
         named = [(path.name, data) for path, data, used in zip(photos, read, usable, strict=True) if used]
@@ -50,6 +61,7 @@ def _explain(
 
     leaf_id, brand_id = response.category_path[-1].category_id, response.brand.brand_id
     written = write_overlays(load_bundle(bundle), photos, folder, category_id=leaf_id, brand_id=brand_id)
+<<<<<<< HEAD
     # Beside --json, whose reader wants nothing else on stdout.
     typer.echo(f"written: {len(written)} photos with heat in {folder}, {written[0].name} the first", err=True)
 
@@ -136,3 +148,7 @@ def format_response(response: "pb.ClassifyListingResponse", names: Sequence[str]
             lines.append(f"{name}: {recognition.category_id} {recognition.category_probability:.1%}")
     lines.append(f"model {response.model.name} {response.model.version}, taxonomy {response.model.taxonomy_version}")
     return "\n".join(lines)
+=======
+    # On stderr: with --json, stdout holds the JSON alone.
+    typer.echo(f"written: {len(written)} photos with heat maps in {folder}, the first is {written[0].name}", err=True)
+>>>>>>> aa30dc2 (docs: README with ten commands and a comparison, pages in plain English; classify prints category, confidence, action)

@@ -1,0 +1,91 @@
+"""Classify one listing's photos at a server or with a bundle, and print the suggestion as a table or as JSON."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from google.protobuf import json_format
+
+from serving.api import responses
+from serving.client import Access, CallFailed, ListingVisionClient
+from serving.observability.tracing import trace_program
+from serving.protocol import listing_vision_pb2 as pb
+from vision.bundle import load_bundle
+from vision.engine import OnnxEngine
+from vision.errors import ListingVisionError, PhotoError
+
+__all__ = ["classify_at_server", "classify_with_bundle", "format_response", "read_photos", "to_json"]
+
+
+def classify_at_server(address: str, photos: Sequence[bytes], *, listing_id: str = "") -> pb.ClassifyListingResponse:
+    """Return the response of a running gateway.
+
+    Raises:
+        ListingVisionError: the call failed; the service's reason is in the message.
+    """
+    with trace_program("listing-vision-classify"), ListingVisionClient(address, Access.from_environment()) as client:
+        try:
+            return client.classify(photos, listing_id=listing_id)
+        except CallFailed as error:
+            raise ListingVisionError(f"{address} returned {error}") from error
+
+
+def classify_with_bundle(folder: Path, photos: Sequence[bytes]) -> pb.ClassifyListingResponse:
+    """Return the response computed in this process by the decoder, model and decision rule of the gateway.
+
+    Raises:
+        BundleError: the bundle is incomplete or altered.
+        PhotoError: no photo can be used.
+    """
+    bundle = load_bundle(folder)
+    prepared = [responses.prepare(photo, bundle.info.preprocessing) for photo in photos]
+    usable = [photo.pixels for photo in prepared if photo.pixels is not None]
+    if not usable:
+        raise PhotoError(
+            "no photo can be used:\n" + "\n".join(f"  photo {i}: {p.error}" for i, p in enumerate(prepared))
+        )
+    engine = OnnxEngine(bundle)
+    errors = [photo.error for photo in prepared]
+    return responses.build_response(bundle.on_backend(engine.backend), errors, engine.infer(np.stack(usable)))
+
+
+def read_photos(paths: Sequence[Path]) -> list[bytes]:
+    try:
+        return [path.read_bytes() for path in paths]
+    except OSError as error:
+        raise ListingVisionError(f"photo {error.filename} cannot be read: {error.strerror}") from error
+
+
+def to_json(response: pb.ClassifyListingResponse) -> str:
+    return json.dumps(
+        json_format.MessageToDict(response, preserving_proto_field_name=True), indent=2, ensure_ascii=False
+    )
+
+
+def format_response(response: pb.ClassifyListingResponse, names: Sequence[str]) -> str:
+    """Return a table of category, confidence and action, then a line per photo; `names` are those of the photos."""
+
+    def format_action(outcome: pb.SuggestionOutcome, explanation: str) -> str:
+        return "prefill" if outcome == pb.SUGGESTION_OUTCOME_FILL else f"suggest: {explanation}"
+
+    lines = [f"{'category':<44} {'confidence':>10}  action"]
+    for depth, step in enumerate(response.category_path):
+        name = "  " * depth + step.name
+        lines.append(f"{name:<44} {step.probability:>10.1%}  {format_action(step.outcome, step.explanation)}")
+    brand = response.brand
+    name = {pb.BRAND_KIND_BRAND: brand.name, pb.BRAND_KIND_UNKNOWN: "not in the taxonomy"}.get(brand.kind, "no brand")
+    action = format_action(brand.outcome, brand.explanation)
+    lines.append(f"{'brand: ' + name:<44} {brand.probability:>10.1%}  {action}")
+    others = ", ".join(f"{a.path.rsplit(' > ', 1)[-1]} {a.probability:.1%}" for a in response.alternatives[1:4])
+    if others:
+        lines.append(f"alternatives: {others}")
+    for name, photo in zip(names, response.photos, strict=True):
+        if photo.HasField("error"):
+            reason = pb.PhotoErrorReason.Name(photo.error.reason)
+            lines.append(f"{name}: not used, {reason}: {photo.error.message}")
+        elif len(names) > 1:
+            recognition = photo.recognition
+            lines.append(f"{name}: {recognition.category_id} {recognition.category_probability:.1%}")
+    lines.append(f"model {response.model.name} {response.model.version}, taxonomy {response.model.taxonomy_version}")
+    return "\n".join(lines)
