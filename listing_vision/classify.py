@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""The verb `classify`: one listing's photos classified at a server or with a bundle."""
-=======
-"""The verb `classify`: print the suggestion for one listing, and optionally where the model looked."""
->>>>>>> aa30dc2 (docs: README with ten commands and a comparison, pages in plain English; classify prints category, confidence, action)
+"""The verb `classify`: classify one listing's photos with a server or a bundle, and print the suggestion."""
 
 import json
 from collections.abc import Sequence
@@ -22,7 +18,7 @@ __all__ = ["classify", "classify_at_server", "classify_with_bundle", "format_res
 def classify(
     photos: Annotated[list[Path], typer.Argument(help="The photos of one listing.")],
     server: Annotated[str | None, typer.Option(help="HOST:PORT of a running gateway.")] = None,
-    bundle: Annotated[Path | None, typer.Option(help="A bundle to classify with in this process, without a server.")] = None,
+    bundle: Annotated[Path | None, typer.Option(help="A bundle to classify with, without a server.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the gRPC response as JSON.")] = False,
     explain: Annotated[
         Path | None,
@@ -36,17 +32,10 @@ def classify(
     if (server is None) == (bundle is None):
         raise typer.BadParameter("give either --server HOST:PORT or --bundle FOLDER")
     if explain and bundle is None:
-<<<<<<< HEAD
-        raise typer.BadParameter("--explain needs --bundle FOLDER: a server does not say where it looked")
+        raise typer.BadParameter("--explain needs --bundle FOLDER: heat maps need the weights")
     read = read_photos(photos)
     response = classify_with_bundle(bundle, read) if bundle else classify_at_server(str(server), read)
     typer.echo(to_json(response) if as_json else format_response(response, [path.name for path in photos]))
-=======
-        raise typer.BadParameter("--explain needs --bundle FOLDER: heat maps are computed from the weights, which a server does not send")
-    read = c.read_photos(photos)
-    response = c.classify_with_bundle(bundle, read) if bundle else c.classify_at_server(str(server), read)
-    typer.echo(c.to_json(response) if as_json else c.format_response(response, [path.name for path in photos]))
->>>>>>> aa30dc2 (docs: README with ten commands and a comparison, pages in plain English; classify prints category, confidence, action)
     if explain and bundle:
         usable = [not photo.HasField("error") for photo in response.photos]
         named = [(path.name, data) for path, data, used in zip(photos, read, usable, strict=True) if used]
@@ -61,13 +50,12 @@ def _explain(
 
     leaf_id, brand_id = response.category_path[-1].category_id, response.brand.brand_id
     written = write_overlays(load_bundle(bundle), photos, folder, category_id=leaf_id, brand_id=brand_id)
-<<<<<<< HEAD
-    # Beside --json, whose reader wants nothing else on stdout.
-    typer.echo(f"written: {len(written)} photos with heat in {folder}, {written[0].name} the first", err=True)
+    # On stderr: with --json, stdout holds the JSON alone.
+    typer.echo(f"written: {len(written)} photos with heat maps in {folder}, the first is {written[0].name}", err=True)
 
 
 def classify_at_server(address: str, photos: Sequence[bytes], *, listing_id: str = "") -> "pb.ClassifyListingResponse":
-    """Ask a running gateway.
+    """Return the response of a running gateway.
 
     Raises:
         ListingVisionError: the call failed; the service's reason is in the message.
@@ -79,14 +67,14 @@ def classify_at_server(address: str, photos: Sequence[bytes], *, listing_id: str
         try:
             return client.classify(photos, listing_id=listing_id)
         except CallFailed as error:
-            raise ListingVisionError(f"{address} answered {error}") from error
+            raise ListingVisionError(f"{address} returned {error}") from error
 
 
 def classify_with_bundle(folder: Path, photos: Sequence[bytes]) -> "pb.ClassifyListingResponse":
-    """Answer in this process, with the same decode, model and decisions as the gateway.
+    """Return the response computed in this process by the decoder, model and decision rule of the gateway.
 
     Raises:
-        BundleError: the bundle is not whole.
+        BundleError: the bundle is incomplete or altered.
         PhotoError: no photo can be used.
     """
     import numpy as np
@@ -123,22 +111,23 @@ def to_json(response: "pb.ClassifyListingResponse") -> str:
 
 
 def format_response(response: "pb.ClassifyListingResponse", names: Sequence[str]) -> str:
-    """A table for people; `names` are those of the photos."""
+    """Return a table of category, confidence and action, then a line per photo; `names` are those of the photos."""
     from serving.protocol import listing_vision_pb2 as pb
 
     def format_action(outcome: "pb.SuggestionOutcome", explanation: str) -> str:
-        return "fill" if outcome == pb.SUGGESTION_OUTCOME_FILL else f"suggest: {explanation}"
+        return "prefill" if outcome == pb.SUGGESTION_OUTCOME_FILL else f"suggest: {explanation}"
 
-    lines = [f"{'category':<44} {'sure':>6}  what the form does"]
+    lines = [f"{'category':<44} {'confidence':>10}  action"]
     for depth, step in enumerate(response.category_path):
         name = "  " * depth + step.name
-        lines.append(f"{name:<44} {step.probability:>6.1%}  {format_action(step.outcome, step.explanation)}")
+        lines.append(f"{name:<44} {step.probability:>10.1%}  {format_action(step.outcome, step.explanation)}")
     brand = response.brand
-    name = {pb.BRAND_KIND_BRAND: brand.name, pb.BRAND_KIND_UNKNOWN: "none that I know"}.get(brand.kind, "no brand")
-    lines.append(f"{'brand: ' + name:<44} {brand.probability:>6.1%}  {format_action(brand.outcome, brand.explanation)}")
+    name = {pb.BRAND_KIND_BRAND: brand.name, pb.BRAND_KIND_UNKNOWN: "not in the taxonomy"}.get(brand.kind, "no brand")
+    action = format_action(brand.outcome, brand.explanation)
+    lines.append(f"{'brand: ' + name:<44} {brand.probability:>10.1%}  {action}")
     others = ", ".join(f"{a.path.rsplit(' > ', 1)[-1]} {a.probability:.1%}" for a in response.alternatives[1:4])
     if others:
-        lines.append(f"or: {others}")
+        lines.append(f"alternatives: {others}")
     for name, photo in zip(names, response.photos, strict=True):
         if photo.HasField("error"):
             reason = pb.PhotoErrorReason.Name(photo.error.reason)
@@ -148,7 +137,3 @@ def format_response(response: "pb.ClassifyListingResponse", names: Sequence[str]
             lines.append(f"{name}: {recognition.category_id} {recognition.category_probability:.1%}")
     lines.append(f"model {response.model.name} {response.model.version}, taxonomy {response.model.taxonomy_version}")
     return "\n".join(lines)
-=======
-    # On stderr: with --json, stdout holds the JSON alone.
-    typer.echo(f"written: {len(written)} photos with heat maps in {folder}, the first is {written[0].name}", err=True)
->>>>>>> aa30dc2 (docs: README with ten commands and a comparison, pages in plain English; classify prints category, confidence, action)

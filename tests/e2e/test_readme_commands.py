@@ -72,5 +72,10 @@ def test_the_ten_commands_run_as_written(environment, triton_installation, tmp_p
             assert served.wait(60) == 0, log.read_text()
     assert printed["classify"].split()[:3] == ["category", "confidence", "action"]
     assert "40 of 40" in printed["backfill"]
-    for path in ("bundles/mine/model.onnx", "reports/mine/report.html", "reports/suspects", "backfills/1/_SUCCESS.json"):
+    for path in (
+        "bundles/mine/model.onnx",
+        "reports/mine/report.html",
+        "reports/suspects",
+        "backfills/1/_SUCCESS.json",
+    ):
         assert (tmp_path / path).exists(), path
