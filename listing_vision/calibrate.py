@@ -1,4 +1,4 @@
-"""The verb `calibrate`: promises tested anew, on other listings or with the backend that will serve."""
+"""The verb `calibrate`: certify thresholds again, on other listings or with the backend that will serve."""
 
 import asyncio
 import logging
@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 DecodeIn = Literal["triton", "gateway"]
 _InferFiles = Callable[[Sequence[bytes]], tuple[Sequence[PhotoError | None], Logits]]
-"""That of `training.inference.predictions`, which is imported when it is needed."""
+"""`training.inference.predictions.InferFiles`; that module is imported only when needed."""
 
 
 def calibrate(
@@ -31,23 +31,23 @@ def calibrate(
     tune_split: Annotated[str, typer.Option(help="Listings that temperatures and thresholds come from.")] = "val",
     alpha_category: Annotated[float, typer.Option(help="A filled category is wrong at most this often.")] = 0.05,
     alpha_brand: Annotated[float, typer.Option(help="A filled brand is wrong at most this often.")] = 0.02,
-    delta: Annotated[float, typer.Option(help="Any of the promises fails with at most this probability.")] = 0.05,
+    delta: Annotated[float, typer.Option(help="Probability at most that any guarantee fails.")] = 0.05,
     triton: Annotated[
         str | None, typer.Option(help="HOST:PORT of a Triton that serves the bundle, to certify its backend.")
     ] = None,
     decode_in: Annotated[
         DecodeIn,
         typer.Option(
-            help="Of --triton, as `serve` is told: triton, where its model can; or gateway, also of backfills."
+            help="With --triton, as for `serve`: triton, if its model can decode; or gateway, which backfills use too."
         ),
     ] = "triton",
     other_brands: Annotated[
         bool, typer.Option("--other-brands", help="A brand that the taxonomy lacks counts as such, not as a mistake.")
     ] = False,
 ) -> None:
-    """Certify anew from which probability on each field is filled in; writes a new bundle with the same weights.
+    """Certify the thresholds of each field again; writes a new bundle with the same weights.
 
-    The promises are tested on the manifest's calibrate split; without one half of the tune split serves for it.
+    Guarantees are tested on the manifest's calibrate split, or on half of the tune split where there is none.
 
     Example: listing-vision calibrate bundles/grocery data/grocery/manifest.parquet --output bundles/grocery-2
     """
@@ -65,7 +65,7 @@ def calibrate(
 
         def run_predictions(rows: Manifest) -> Predictions:
             preprocessing = loaded.info.preprocessing
-            # Small batches: one must fit into any Triton's limits of batch and time.
+            # Small batches, which fit the batch and time limits of any Triton.
             predictions = predict(
                 rows,
                 loaded.taxonomy,
@@ -127,7 +127,7 @@ class _BlockingTritonEngine:
         if self.backend == UNKNOWN_BACKEND:
             self.close()
             raise EngineBroken(
-                f"the model at {address} does not say what computes it, so nothing can be promised; serve a repository "
+                f"the model at {address} does not say what computes it, so no guarantee can hold; serve a repository "
                 "that `listing-vision triton repository` wrote"
             )
 
@@ -136,13 +136,13 @@ class _BlockingTritonEngine:
 
     @property
     def infer_files(self) -> _InferFiles | None:
-        """None where the model is to be sent pixels."""
+        """None if the model takes pixels only."""
         infer_encoded = self._engine.infer_encoded
         if infer_encoded is None:
             return None
 
         async def infer_each(photos: Sequence[bytes]) -> tuple[list[PhotoError | None], Logits]:
-            # As listings of their own, each with the time that a listing has.
+            # Each photo is a listing of its own, with a listing's deadline.
             results = await asyncio.gather(*(infer_encoded([photo]) for photo in photos))
             errors = [error for decoded in results for error in decoded.errors]
             return errors, Logits(*map(np.concatenate, zip(*(decoded.logits for decoded in results), strict=True)))

@@ -1,4 +1,4 @@
-"""`listing-vision demo`: the main job once, with the same commands that a user types."""
+"""The verb `demo`: the main path once, by the commands that a user types."""
 
 import contextlib
 import os
@@ -28,7 +28,7 @@ NUM_LISTINGS_SHOWN = 5
 
 def demo(
     data: Annotated[
-        Path | None, typer.Option(help="A Grocery Store or split/class folder instead of drawn photos.")
+        Path | None, typer.Option(help="A Grocery Store or split/class folder instead of synthetic photos.")
     ] = None,
     folder: Annotated[Path, typer.Option(help="Where everything is written; emptied first.")] = Path("demo"),
 ) -> None:
@@ -63,8 +63,8 @@ def demo(
             _run("classify", *photos, "--server", address)
     _print_step("6/6 Triton and the gateway are shut down")
     print(f"\nThe demo took {time.monotonic() - started_s:.0f} s. Written: {folder}/ (bundle, run, evaluation).")
-    print("To serve this model for good: make serve\n")
-    print(f"Then ask it: .venv/bin/listing-vision classify PHOTO… --server {SERVE_ADDRESS}")
+    print("To serve this model: make serve\n")
+    print(f"Then classify photos: .venv/bin/listing-vision classify PHOTO… --server {SERVE_ADDRESS}")
 
 
 SERVE_ADDRESS = "127.0.0.1:50051"
@@ -72,7 +72,7 @@ SERVE_ADDRESS = "127.0.0.1:50051"
 
 def _prepare(data: Path | None, output: Path) -> None:
     if data is None:
-        _print_step("1/6 draw listing photos (give DATA=… for real ones)")
+        _print_step("1/6 draw synthetic listing photos (DATA=folder takes real ones)")
         _run("data", "draw", "--output", output)
     elif (data / "classes.csv").is_file() or (data / "dataset" / "classes.csv").is_file():
         _print_step(f"1/6 import the Grocery Store photos of {data}")
@@ -83,7 +83,7 @@ def _prepare(data: Path | None, output: Path) -> None:
 
 
 def _format_recipe(manifest: "Manifest") -> str:
-    """The quick recipe with as many epochs as fit the demo's time."""
+    """Return the quick recipe with as many epochs as fit `TRAINING_PHOTO_BUDGET`."""
     epochs = max(2, min(16, round(TRAINING_PHOTO_BUDGET / len(manifest.where_split("train")))))
     return f"input_px = 160\n\n[[stages]]\nphoto_px = 128\nepochs = {epochs}\n"
 

@@ -73,7 +73,7 @@ def bundle(tmp_path_factory, trained_run):
 
 @pytest.fixture(scope="session")
 def other_bundle(tmp_path_factory, synthetic_dataset, small_recipe):
-    """Of other weights."""
+    """A bundle with other weights."""
     from tests.support.helpers import train_run
     from training.export.export import export_bundle
 

@@ -94,7 +94,7 @@ class Manifest:
         return cls(_complete_columns(pa.Table.from_pylist([dict(row) for row in rows], schema=schema)), base_url)
 
     def save(self, path: str) -> None:
-        """Write as Parquet, CSV or JSON Lines, by the ending of `path`; whole or not at all.
+        """Write as Parquet, CSV or JSON Lines, by the ending of `path`, atomically.
 
         Raises:
             ManifestError: unknown ending.
@@ -212,7 +212,7 @@ def resolve_photo_url(base_url: str, photo: str) -> str:
 
 
 def read_photo(url: str) -> bytes:
-    """The stored bytes of one photo by path or fsspec URL, or inside a tar shard by `….tar#offset+size`.
+    """Return the stored bytes of one photo, by path or fsspec URL, or from a tar shard by `….tar#offset+size`.
 
     Raises:
         OSError: it cannot be read.

@@ -1,4 +1,4 @@
-"""Figures that evaluation, calibration and reports share. NumPy only."""
+"""Metrics that evaluation, calibration and reports share. NumPy only."""
 
 import functools
 
@@ -30,7 +30,7 @@ Interval = tuple[float, float]
 
 
 def top_k_hits(scores: Floats, labels: Ints, *, k: int) -> Bools:
-    """Of each labelled row, in order, whether its label is among the k highest scores."""
+    """Return, for each labelled row in order, whether its label is among the k highest scores."""
     labelled = labels >= 0
     best = np.argsort(-scores[labelled], axis=1, kind="stable")[:, :k]
     hits: Bools = (best == labels[labelled, None]).any(axis=1)

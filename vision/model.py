@@ -24,21 +24,21 @@ class Outputs(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """All that is needed to build the same network again."""
+    """All that is needed to rebuild the network."""
 
     backbone: str
     """A timm model name."""
     num_categories: int
     num_brands: int
     mean: tuple[float, float, float]
-    """Of sRGB in [0, 1], as the backbone was pre-trained."""
+    """Mean of sRGB in [0, 1] of the backbone's pre-training."""
     std: tuple[float, float, float]
     brand_head: BrandHead = "linear"
-    """What is not said was made before there was a choice."""
+    """Defaults to what models had before there was a choice."""
 
 
 def new_backbone(name: str, *, pretrained: bool = False, **options: Any) -> nn.Module:
-    """A timm model without classifier that takes any photo size; vision transformers need to be told so."""
+    """Create a timm model without classifier for any photo size; vision transformers need an option for that."""
     try:
         return timm.create_model(name, pretrained=pretrained, num_classes=0, dynamic_img_size=True, **options)
     except TypeError:  # convolutional models know no such argument and need none
@@ -109,7 +109,7 @@ class ListingClassifier(nn.Module):
         return self.heads(self.backbone(photos_nchw.contiguous(memory_format=torch.channels_last)))
 
     def heads(self, embedding: torch.Tensor) -> Outputs:
-        """The answers to photos of which the (N, D) embedding is known already."""
+        """Return the outputs for photos whose (N, D) embedding is known."""
         dropped = self.dropout(embedding)
         category_logits = self.category_head(dropped)
         brand_logits = self.brand_head(embedding if isinstance(self.brand_head, CosineHead) else dropped)

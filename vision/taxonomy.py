@@ -19,7 +19,7 @@ __all__ = ["OTHER_BRAND", "SCHEMA_VERSION", "Brand", "Category", "LeafGroups", "
 
 SCHEMA_VERSION = 1
 OTHER_BRAND = -2
-"""Stands where a brand label does, for a brand that the taxonomy does not list."""
+"""Brand label of a brand that the taxonomy does not list."""
 PATH_SEPARATOR = " > "
 
 
@@ -32,7 +32,7 @@ class Category:
     parent_id: str | None = None
     """None for a root of the forest."""
     catch_all: bool = False
-    """'Other …': what is left when nothing else fits. Answered and suggested, never filled in."""
+    """A category such as 'Other …' for what fits nowhere else. It is suggested, never filled."""
 
     @property
     def name(self) -> str:
@@ -64,11 +64,11 @@ class LeafGroups(NamedTuple):
     sibling_order: npt.NDArray[np.int64]
     """Positions in `nodes`, those of one parent side by side."""
     sibling_starts: npt.NDArray[np.int64]
-    """Where each parent's begin in `sibling_order`."""
+    """Where the children of each parent begin in `sibling_order`."""
     sibling_sets: npt.NDArray[np.int64]
-    """Of each ancestor: which of these sets it is in."""
+    """Index of each ancestor's sibling set."""
     ending_leaves: npt.NDArray[np.int64]
-    """Leaves that stand at this depth."""
+    """Leaves at this depth."""
     ending_nodes: npt.NDArray[np.int64]
     """Their positions in `nodes`."""
 
@@ -205,7 +205,7 @@ class Taxonomy:
 
     @functools.cached_property
     def leaf_path_names(self) -> dict[str, str]:
-        """Leaf id to its English path: what each answer lists."""
+        """English path of each leaf id, as listed in responses."""
         return {leaf_id: self.path_name(leaf_id) for leaf_id in self.leaf_ids}
 
     @functools.cached_property
