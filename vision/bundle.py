@@ -146,7 +146,7 @@ class Bundle:
         made_with = self.calibration.certifies.get("backend")
         if made_with == backend != UNKNOWN_BACKEND:
             return self
-        reason = f"certificate void: made with backend {made_with}, answered by {backend}"
+        reason = f"certificate void: made with backend {made_with}, served by {backend}"
         return dataclasses.replace(self, calibration=self.calibration.void(reason))
 
     @functools.cached_property

@@ -250,7 +250,7 @@ def _read_from_shard(url: str) -> bytes:
     if len(data) != size:
         raise OSError(
             f"photo {url}: the shard has {len(data)} of its {size} bytes; it is cut short or another one, "
-            "copy it again or write it anew with `listing-vision data shard`"
+            "copy it again or write it again with `listing-vision data shard`"
         )
     return data
 

@@ -132,4 +132,4 @@ def test_a_gateway_fills_nothing_on_a_backend_that_was_not_certified(bundle, tmp
 
     for promise in asyncio.run(promises()):
         assert not promise.HasField("threshold")
-        assert "made with backend onnxruntime-tensorrt, answered by onnxruntime-cpu" in promise.explanation
+        assert "made with backend onnxruntime-tensorrt, served by onnxruntime-cpu" in promise.explanation
