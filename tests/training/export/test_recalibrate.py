@@ -65,9 +65,7 @@ def test_promises_hold_only_for_the_backend_that_they_were_made_with(bundle, tmp
     assert new.for_backend("onnxruntime-tensorrt").calibration.field("brand").threshold is not None
     here = new.for_backend("onnxruntime-cpu").calibration
     assert all(field.threshold is None for field in here.fields)
-    assert (
-        "made with backend onnxruntime-tensorrt, served by onnxruntime-cpu" in here.field("brand").uncertified_reason
-    )
+    assert "made with backend onnxruntime-tensorrt, served by onnxruntime-cpu" in here.field("brand").uncertified_reason
     # Two that say nothing of themselves may be two kinds.
     unknown = recalibrate_bundle(bundle, tmp_path / "unknown", backend="unknown")
     assert unknown.for_backend("unknown").calibration.field("brand").threshold is None
