@@ -1,4 +1,4 @@
-"""Files at any fsspec URL: written whole or not at all, and there to stay when the machine dies."""
+"""Files at any fsspec URL, written atomically, and durable on a local disk."""
 
 import contextlib
 import fcntl
@@ -21,8 +21,8 @@ from vision.runtime.files import replace_file, write_atomically
 __all__ = ["Store"]
 
 _CHUNK_BYTES = 1 << 20
-_READ_BATCH_SIZE = 500
-"""Small files that are read together."""
+READ_BATCH_SIZE = 500
+"""How many small files are read in one round trip."""
 
 
 class Store:
@@ -39,11 +39,11 @@ class Store:
         return self._fs
 
     def full_path(self, path: str) -> str:
-        """What other programs find the file by: a path, or a URL."""
+        """Return the path or the URL by which other programs open the file."""
         return posixpath.join(self._root, path) if self.is_local else posixpath.join(self.url, path)
 
     def exists(self, path: str) -> bool:
-        """Raises OSError where it cannot be told: fsspec's own `exists` says no then."""
+        """Whether the file exists. Raises OSError where that is unknown; fsspec's own `exists` returns False then."""
         try:
             self._fs.info(self._resolve(path))
         except FileNotFoundError:
@@ -51,17 +51,17 @@ class Store:
         return True
 
     def list_files(self, folder: str) -> list[str]:
-        """All files below a folder, in order; none where it does not exist. Raises OSError: it cannot be listed."""
+        """Return all files below a folder, sorted; none if it does not exist. Raises OSError: it cannot be listed."""
         if self.is_local:
             return sorted(self._walk(self._resolve(folder)))
         with contextlib.suppress(FileNotFoundError):
-            # What another process has written meanwhile is not in fsspec's list of what was there.
+            # fsspec caches listings; the cache lacks what another process has written since.
             self._fs.invalidate_cache()
             return sorted(self._to_relative(found) for found in self._fs.find(self._resolve(folder)))
         return []
 
     def _walk(self, folder: str) -> Iterator[str]:
-        """fsspec leaves out what it cannot list, without a word; then finished work would look like none."""
+        """Yield the files of a folder; raise where it cannot be listed, since fsspec would silently leave it out."""
         try:
             entries = list(os.scandir(folder))
         except FileNotFoundError:
@@ -81,12 +81,12 @@ class Store:
         return self._parse_json(path, self.read(path))
 
     def read_json_files(self, paths: Sequence[str]) -> Iterator[Any]:
-        """As `read_json` of each, many at once where each takes a round trip."""
+        """Yield the content of each file, read in batches where each takes a round trip."""
         if self.is_local:
             yield from map(self.read_json, paths)
             return
-        for begin in range(0, len(paths), _READ_BATCH_SIZE):
-            some = paths[begin : begin + _READ_BATCH_SIZE]
+        for begin in range(0, len(paths), READ_BATCH_SIZE):
+            some = paths[begin : begin + READ_BATCH_SIZE]
             found = self._fs.cat([self._resolve(path) for path in some])
             yield from (self._parse_json(path, found[self._resolve(path)]) for path in some)
 
@@ -102,7 +102,7 @@ class Store:
             yield cast(IO[bytes], file)
 
     def write(self, path: str, data: bytes) -> None:
-        """Stand under its name whole, replacing what was there; a local file also when the power fails."""
+        """Write a file atomically, replacing the one before; a local file survives a power failure."""
         at = self._resolve(path)
         self._fs.makedirs(posixpath.dirname(at), exist_ok=True)
         if not self.is_local:
@@ -114,7 +114,7 @@ class Store:
         self.write(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
 
     def upload(self, path: str, local: Path) -> None:
-        """Copy a local file here, whole."""
+        """Copy a local file here atomically."""
         at = self._resolve(path)
         self._fs.makedirs(posixpath.dirname(at), exist_ok=True)
         if self.is_local:
@@ -141,10 +141,10 @@ class Store:
 
     @contextlib.contextmanager
     def lock(self, path: str) -> Iterator[None]:
-        """Keep other processes of this machine from writing here; of other machines nobody is kept.
+        """Lock the folder against other processes of this machine. There is no lock across machines.
 
         Raises:
-            StorageError: another process has it.
+            StorageError: another process holds the lock.
         """
         with open(self._lock_file(path), "a+") as file:
             try:
@@ -152,7 +152,7 @@ class Store:
             except BlockingIOError:
                 file.seek(0)
                 raise StorageError(
-                    f"another backfill (pid {file.read().strip()}) writes to {self.url}; wait for it, or stop it"
+                    f"another process (pid {file.read().strip()}) writes to {self.url}; wait for it, or stop it"
                 ) from None
             file.truncate(0)
             file.write(str(os.getpid()))
@@ -168,7 +168,7 @@ class Store:
         return False
 
     def _lock_file(self, path: str) -> str:
-        """Beside the files, or where they lie elsewhere in this machine's temporary folder."""
+        """Return the path of the lock: among the files, or for remote storage in this machine's temporary folder."""
         if self.is_local:
             at = self._resolve(path)
         else:

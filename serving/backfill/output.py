@@ -1,7 +1,7 @@
-"""The Parquet that a backfill writes: a row a listing, a row a photo that could not be used."""
+"""The Parquet tables of a backfill: suggestions, a row per listing, and dead letters, a row per unusable photo."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,9 +21,11 @@ __all__ = [
     "NO_USABLE_PHOTO",
     "Failure",
     "ShardTables",
+    "build_suggestion",
     "build_tables",
     "dead_letter_schema",
     "decide_shard",
+    "merge_tables",
     "suggestions_schema",
     "to_parquet",
 ]
@@ -50,13 +52,13 @@ class Failure:
     """A photo that could not be used."""
 
     reason: str
-    """Stable: of a PhotoError, or `PHOTO_NOT_FOUND`, `PHOTO_READ_FAILED`."""
+    """A stable name: that of a PhotoError, `PHOTO_NOT_FOUND`, `PHOTO_READ_FAILED` or `PHOTO_NOT_SENT`."""
     message: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardTables:
-    """What one shard comes to."""
+    """The two tables of one shard."""
 
     suggestions: pa.Table
     dead_letters: pa.Table
@@ -73,15 +75,15 @@ class ShardTables:
 def suggestions_schema(job: Job, embedding_size: int) -> pa.Schema:
     fields: list[tuple[str, pa.DataType]] = [
         ("listing_id", pa.string()),
-        # `classified`, or `no_usable_photo`: then all that would be an answer is null.
+        # `classified`, or `no_usable_photo`: then the columns of the suggestion are null.
         ("result", pa.string()),
         # The likeliest leaf.
         ("category_id", pa.string()),
         # From the root to that leaf.
         ("category_path", pa.list_(_STEP)),
-        # The deepest category that is sure enough to be filled in; null: none is.
+        # The deepest prefilled category; null: none.
         ("filled_category_id", pa.string()),
-        # kind: `brand`, `no_brand`, or `unknown`, none that the taxonomy knows.
+        # kind: `brand`, `no_brand`, or `unknown`: a brand that the taxonomy lacks.
         ("brand", _BRAND),
         ("num_photos", pa.int32()),
         ("photo_errors", pa.list_(_PHOTO_ERROR)),
@@ -103,7 +105,7 @@ def dead_letter_schema(job: Job) -> pa.Schema:
 
 
 def to_parquet(table: pa.Table) -> bytes:
-    """As Parquet; the same table gives the same bytes."""
+    """Return the table as Parquet; the same table gives the same bytes."""
     sink = pa.BufferOutputStream()
     pyarrow.parquet.write_table(table, sink, compression="zstd")
     return bytes(sink.getvalue())
@@ -112,18 +114,36 @@ def to_parquet(table: pa.Table) -> bytes:
 def decide_shard(
     job: Job, bundle: Bundle, shard: ShardPhotos, logits: Logits, failures: Mapping[int, Failure]
 ) -> ShardTables:
-    """Fuse the photos of each listing and decide, as the gateway does.
+    """Return a shard's tables: fuse the photos of each listing and decide, as the gateway does.
 
     Args:
-        bundle: as it may be used with what computed the logits.
-        logits: of the photos without failure, in their order.
+        bundle: for the backend that computed the logits.
+        logits: those of the photos without failure, in their order.
         failures: by photo.
     """
     usable = np.setdiff1d(np.arange(len(shard.photos)), list(failures))
-    answered, groups = np.unique(shard.groups[usable], return_inverse=True)
-    predictions = _build_suggestions(job, bundle, logits, groups) if len(usable) else []
-    by_listing = dict(zip(answered.tolist(), predictions, strict=True))
-    return build_tables(job, shard, by_listing, failures, embedding_size=bundle.info.embedding_size)
+    listings, groups = np.unique(shard.groups[usable], return_inverse=True)
+    rows = _build_suggestions(job, bundle, logits, groups) if len(usable) else []
+    suggestions = dict(zip(listings.tolist(), rows, strict=True))
+    return build_tables(job, shard, suggestions, failures, embedding_size=bundle.info.embedding_size)
+
+
+def build_suggestion(
+    steps: Iterable[tuple[str, str, float, bool]], brand: tuple[str, str | None, str | None, float, bool]
+) -> dict[str, Any]:
+    """Return the columns of a suggestion, whoever has decided it.
+
+    Args:
+        steps: id, name, probability and whether it is prefilled, from the root to the likeliest leaf.
+        brand: kind, id, name, probability and whether it is prefilled.
+    """
+    path = [dict(zip(_STEP.names, step, strict=True)) for step in steps]
+    return {
+        "category_id": path[-1]["id"],
+        "category_path": path,
+        "filled_category_id": next((step["id"] for step in reversed(path) if step["filled"]), None),
+        "brand": dict(zip(_BRAND.names, brand, strict=True)),
+    }
 
 
 def build_tables(
@@ -134,10 +154,10 @@ def build_tables(
     *,
     embedding_size: int = 0,
 ) -> ShardTables:
-    """The tables of a shard.
+    """Return the tables of a shard.
 
     Args:
-        suggestions: the columns of the suggestion, by listing; a listing without has no usable photo.
+        suggestions: the columns of each suggestion, by listing; a listing without one has no usable photo.
         failures: by photo.
     """
     errors: list[list[dict[str, str]]] = [[] for _ in shard.listing_ids]
@@ -171,12 +191,45 @@ def build_tables(
     )
 
 
+def merge_tables(old: ShardTables, new: ShardTables, shard: ShardPhotos) -> ShardTables:
+    """Return a shard's tables with the rows of some listings replaced, in the shard's order.
+
+    A listing of which more photos fail than before, because of an outage, keeps its old rows.
+    """
+    failed_before = _count_photo_errors(old)
+    replaced = {
+        listing_id: row
+        for row, (listing_id, failed) in enumerate(_count_photo_errors(new).items())
+        if failed <= failed_before[listing_id]
+    }
+    taken = [
+        old.suggestions.num_rows + replaced[id_] if id_ in replaced else row for row, id_ in enumerate(failed_before)
+    ]
+    letters = [letter for letter in old.dead_letters.to_pylist() if letter["listing_id"] not in replaced]
+    letters += [letter for letter in new.dead_letters.to_pylist() if letter["listing_id"] in replaced]
+    # In the shard's order, so that the same failures give the same file.
+    photos = zip(shard.groups.tolist(), shard.photos, strict=True)
+    place = {(shard.listing_ids[group], photo): at for at, (group, photo) in enumerate(photos)}
+    letters.sort(key=lambda letter: place[letter["listing_id"], letter["photo"]])
+    both = pa.concat_tables([old.suggestions, new.suggestions])
+    return ShardTables(
+        suggestions=both.take(pa.array(taken, pa.int64())),
+        dead_letters=pa.Table.from_pylist(letters, schema=new.dead_letters.schema),
+    )
+
+
+def _count_photo_errors(tables: ShardTables) -> dict[str, int]:
+    """Return the number of failed photos by listing, in the order of the rows."""
+    ids, errors = (tables.suggestions[name].to_pylist() for name in ("listing_id", "photo_errors"))
+    return {listing_id: len(failed) for listing_id, failed in zip(ids, errors, strict=True)}
+
+
 def _build_suggestions(job: Job, bundle: Bundle, logits: Logits, groups: np.ndarray[Any, Any]) -> list[dict[str, Any]]:
     taxonomy, calibration = bundle.taxonomy, bundle.calibration
     predictions = predict_listings(logits.category, logits.brand, groups, taxonomy=taxonomy, calibration=calibration)
     filled = compute_prefilled(predictions, taxonomy=taxonomy, calibration=calibration)
     categories = taxonomy.categories
-    rows: list[dict[str, Any]] = []
+    rows = []
     for nodes, scores, fill, label, score in zip(
         predictions.paths.nodes.tolist(),
         predictions.paths.scores.tolist(),
@@ -185,26 +238,15 @@ def _build_suggestions(job: Job, bundle: Bundle, logits: Logits, groups: np.ndar
         predictions.brands.scores.tolist(),
         strict=True,
     ):
-        path = [
-            {"id": categories[node].id, "name": categories[node].name, "probability": score_here, "filled": filled_here}
-            for node, score_here, filled_here in zip(nodes, scores, fill[:-1], strict=True)
+        steps = [
+            (categories[node].id, categories[node].name, step_score, step_filled)
+            for node, step_score, step_filled in zip(nodes, scores, fill[:-1], strict=True)
             if node >= 0
         ]
         brand = taxonomy.brands[label - 1] if label > 0 else None
-        rows.append(
-            {
-                "category_id": path[-1]["id"],
-                "category_path": path,
-                "filled_category_id": next((step["id"] for step in reversed(path) if step["filled"]), None),
-                "brand": {
-                    "kind": "unknown" if label == OTHER_BRAND else "brand" if brand else "no_brand",
-                    "id": brand.id if brand else None,
-                    "name": brand.name if brand else None,
-                    "probability": score,
-                    "filled": fill[-1],
-                },
-            }
-        )
+        kind = "unknown" if label == OTHER_BRAND else "brand" if brand else "no_brand"
+        found = (kind, brand.id if brand else None, brand.name if brand else None, score, fill[-1])
+        rows.append(build_suggestion(steps, found))
     if job.top_k:
         leaves = compute_leaf_probabilities(logits.category, groups, calibration, taxonomy)
         best = np.argsort(-leaves, axis=1, kind="stable")[:, : job.top_k]

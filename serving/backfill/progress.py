@@ -1,4 +1,4 @@
-"""What is seen of a backfill while it runs: a line, Prometheus metrics, and where the time goes."""
+"""Show the progress of a running backfill: a line, Prometheus metrics, and what its threads wait for."""
 
 import logging
 import sys
@@ -18,14 +18,14 @@ _LOG_INTERVAL_S = 30.0
 
 
 def serve_metrics(port: int) -> prometheus_client.CollectorRegistry:
-    """A registry that is served there. Raises OSError: the port is taken."""
+    """Return a registry that is served at a port. Raises OSError: the port is taken."""
     registry = prometheus_client.CollectorRegistry()
     prometheus_client.start_http_server(port, registry=registry)
     return registry
 
 
 class Progress:
-    """Counts from the shards that are done; waits are those of this process' threads."""
+    """Counts committed shards; wait times are those of this process' threads."""
 
     def __init__(
         self,
@@ -34,29 +34,31 @@ class Progress:
         num_photos_done_before: int,
         wait_times: Callable[[], Mapping[str, float]],
         registry: prometheus_client.CollectorRegistry | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Args:
-        num_photos: of the whole job.
-        num_photos_done_before: of these, those of shards that are done already.
-        waits: seconds by what was waited for, since the beginning.
-        registry: where the metrics go; None: nowhere.
+        num_photos: photos of the whole job.
+        num_photos_done_before: photos of the shards that earlier runs committed.
+        wait_times: returns seconds by what threads waited for, since the start.
+        registry: where metrics are registered; None: nowhere.
         """
         self._num_photos = num_photos
         self._num_photos_remaining = num_photos - num_photos_done_before
         self._wait_times = wait_times
-        self._began_s = self._last_logged_s = time.monotonic()
+        self._clock = clock
+        self._began_s = self._last_logged_s = clock()
         self.num_photos_done = 0
         self.write_s = 0.0
         registry = registry or prometheus_client.CollectorRegistry()
         counter, gauge = prometheus_client.Counter, prometheus_client.Gauge
         name = "listing_vision_backfill"
-        self._photos = counter(f"{name}_photos", "Photos of shards that are done.", ["result"], registry=registry)
-        self._listings = counter(f"{name}_listings", "Listings of shards done.", ["result"], registry=registry)
-        self._shards = counter(f"{name}_shards", "Shards that are done.", registry=registry)
-        self._rate = gauge(f"{name}_photos_per_second", "Since the job was started.", registry=registry)
-        self._remaining = gauge(f"{name}_photos_remaining", "Photos of shards that are not done.", registry=registry)
+        self._photos = counter(f"{name}_photos", "Photos of committed shards.", ["result"], registry=registry)
+        self._listings = counter(f"{name}_listings", "Listings of committed shards.", ["result"], registry=registry)
+        self._shards = counter(f"{name}_shards", "Committed shards.", registry=registry)
+        self._rate = gauge(f"{name}_photos_per_second", "Since the process started.", registry=registry)
+        self._remaining = gauge(f"{name}_photos_remaining", "Photos of shards not committed.", registry=registry)
         self._waiting = gauge(
-            f"{name}_wait_seconds", "Time that threads waited, by what for.", ["stage"], registry=registry
+            f"{name}_wait_seconds", "Seconds that threads waited, by what for.", ["stage"], registry=registry
         )
         self._remaining.set(self._num_photos_remaining)
         self._bar = tqdm(
@@ -83,8 +85,8 @@ class Progress:
             self._waiting.labels(what).set(seconds)
         self._bar.set_postfix_str(self.wait_summary, refresh=False)
         self._bar.update(entry.num_photos)
-        if self._bar.disable and time.monotonic() - self._last_logged_s > _LOG_INTERVAL_S:
-            self._last_logged_s = time.monotonic()
+        if self._bar.disable and self._clock() - self._last_logged_s > _LOG_INTERVAL_S:
+            self._last_logged_s = self._clock()
             _log.info("%s", self)
 
     def close(self) -> None:
@@ -92,7 +94,7 @@ class Progress:
 
     @property
     def seconds(self) -> float:
-        return time.monotonic() - self._began_s
+        return self._clock() - self._began_s
 
     @property
     def photos_per_s(self) -> float:
@@ -107,7 +109,7 @@ class Progress:
 
     @property
     def wait_summary(self) -> str:
-        """`waiting for decode 63 %, read 2 %`: shares of the time that was waited at all."""
+        """Shares of the waiting time, such as `waiting for decode 63%, read 2%`."""
         wait_times_s = self.wait_times_s()
         total_s = max(sum(wait_times_s.values()), 1e-9)
         ordered = sorted(wait_times_s.items(), key=lambda item: -item[1])

@@ -119,16 +119,24 @@ class RayEngine:
     """Workers of a cluster, as many as it has cores or, with GPUs, one a GPU and the cores for decoding."""
 
     def __init__(
-        self, bundle: Path, *, isolate: bool, stop: threading.Event, separate_decoding: bool | None = None
+        self,
+        bundle: Path,
+        *,
+        isolate: bool,
+        stop: threading.Event,
+        separate_decoding: bool | None = None,
+        shut_down_ray: bool = True,
     ) -> None:
         """Args:
         bundle: found under this path on every node.
-        separate_decoding: whether decoding and the model are apart; None: where the cluster has GPUs.
+        separate_decoding: whether decoding and the model have workers of their own; None: where the cluster has GPUs.
+        shut_down_ray: whether `close` leaves the cluster; otherwise it only ends the workers.
         """
         import ray
 
         self.wait_times = WaitTimes()
         self._ray = ray
+        self._shut_down_ray = shut_down_ray
         self._stop = stop
         resources = ray.cluster_resources()
         num_cores, num_gpus = int(resources.get("CPU", 1)), int(resources.get("GPU", 0))
@@ -178,7 +186,10 @@ class RayEngine:
                 yield ShardResult(shard, rows, seconds)
 
     def close(self) -> None:
-        self._ray.shutdown()
+        for actor in self._actors:
+            self._ray.kill(actor)
+        if self._shut_down_ray:
+            self._ray.shutdown()
 
     def _create_actor(self, kind: type, resources: dict[str, Any] | None = None) -> Any:
         return self._ray.remote(max_restarts=-1, max_task_retries=MAX_TASK_RETRIES, **(resources or {"num_cpus": 1}))(

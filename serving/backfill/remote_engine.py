@@ -1,24 +1,24 @@
-"""Answers from servers that may have live traffic too: a gateway, which decides itself, or a Triton."""
+"""Classify by a server that may have live traffic too: a gateway, which also decides, or a Triton."""
 
 import asyncio
 import contextlib
 import itertools
-import math
 import random
 import threading
 import time
-from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import grpc
 import numpy as np
 import numpy.typing as npt
+import tenacity
 
 from serving.api.responses import MAX_PHOTOS
 from serving.backfill.job import Job, ModelVersions
 from serving.backfill.local_engine import BackfillEngine, LogitsEngine, ShardResult
-from serving.backfill.output import Failure, build_tables
+from serving.backfill.output import Failure, build_suggestion, build_tables
 from serving.backfill.photo_reader import PhotoReader
 from serving.backfill.pipeline import WaitTimes
 from serving.backfill.plan import ShardPhotos
@@ -37,28 +37,29 @@ __all__ = ["RateLimiter", "create_remote_engine"]
 _T = TypeVar("_T")
 
 UNAVAILABLE_TIMEOUT_S = 120.0
-"""How long a server may be away, or busy with others, before the job stops."""
+"""How long a server may be unavailable or overloaded before the job stops."""
 CALL_TIMEOUT_S = 10.0
 INITIAL_BACKOFF_S = 0.2
 MAX_BACKOFF_S = 10.0
 MAX_CONCURRENT_LISTINGS = 8
 MAX_LISTING_BYTES = MESSAGE_LIMIT_BYTES - (1 << 20)
-"""Of a listing's photos together: what a request may hold beside its other fields."""
+"""Limit of a listing's photos together: a request less its other fields."""
 NUM_DECODERS = 2
 
 
 class RateLimiter:
-    """Lets so many photos a second through, evenly; safe to use from many threads."""
+    """Spaces photos evenly in time; safe to use from many threads."""
 
-    def __init__(self, photos_per_s: float | None) -> None:
+    def __init__(self, photos_per_s: float | None, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._seconds_per_photo = 1 / photos_per_s if photos_per_s else 0.0
         self._lock = threading.Lock()
         self._next_s = 0.0
+        self._clock = clock
 
     def wait(self, num_photos: int, stop: threading.Event) -> None:
         with self._lock:
-            now_s = time.monotonic()
-            # What was not used is not saved up: live traffic would meet it as a burst.
+            now_s = self._clock()
+            # Unused time is not saved up: live traffic would meet it as a burst.
             begin_s = max(self._next_s, now_s)
             self._next_s = begin_s + num_photos * self._seconds_per_photo
         if begin_s > now_s:
@@ -68,49 +69,60 @@ class RateLimiter:
 def create_remote_engine(
     address: str, bundle: Bundle, *, photos_per_s: float | None, stop: threading.Event, isolate: bool = True
 ) -> BackfillEngine:
-    """An engine that asks the gateway or the Triton at HOST:PORT, whichever it is.
+    """Return an engine that calls the gateway or the Triton at HOST:PORT, whichever it is.
 
     Raises:
-        BackfillError: nobody answers there, or a gateway that serves another model than the bundle.
+        BackfillError: no server responds there, or a gateway that serves another model than the bundle.
     """
-    with ListingVisionClient(address, Access.from_environment()) as client:
-        try:
-            described = client.get_model()
-        except CallFailed as failed:
-            if failed.code == grpc.StatusCode.UNIMPLEMENTED:
-                return _create_triton_engine(address, bundle, RateLimiter(photos_per_s), stop=stop, isolate=isolate)
-            raise BackfillError(f"--target {address}: {failed}") from failed
-    return GatewayEngine(address, bundle, described.model, RateLimiter(photos_per_s), stop=stop)
+    client = ListingVisionClient(address, Access.from_environment())
+    limit = RateLimiter(photos_per_s)
+    try:
+        return GatewayEngine(address, client, bundle, limit, stop=stop)
+    except CallFailed as failed:
+        client.close()
+        if failed.code == grpc.StatusCode.UNIMPLEMENTED:
+            return _create_triton_engine(address, bundle, limit, stop=stop, isolate=isolate)
+        raise BackfillError(f"--target {address}: {failed}") from failed
+    except BaseException:
+        client.close()
+        raise
 
 
 class GatewayEngine:
     """Sends whole listings; decoding, model and decision are the gateway's."""
 
     def __init__(
-        self, address: str, bundle: Bundle, model: "pb.ModelVersion", limit: RateLimiter, *, stop: threading.Event
+        self, address: str, client: ListingVisionClient, bundle: Bundle, limit: RateLimiter, *, stop: threading.Event
     ) -> None:
-        self.versions = _to_model_versions(model)
+        """Args:
+        client: closed with the engine.
+
+        Raises:
+            BackfillError: the gateway serves another model than the bundle.
+            CallFailed: the gateway does not describe its model.
+        """
+        self.versions = _to_model_versions(client.get_model().model)
         self.wait_times = WaitTimes()
         self._address = address
+        self._client = client
         self._limit = limit
         self._stop = stop
-        self._timed_out = threading.Event()
-        """One listing's patience is at its end, and so is every other's."""
+        self._unavailable = threading.Event()
+        """Set once a listing has waited for as long as it may, so that the others do not wait again."""
         wanted = ModelVersions.from_bundle(bundle, self.versions.backend)
         for name in ("name", "version", "taxonomy"):
             here, there = getattr(wanted, name), getattr(self.versions, name)
             if here != there:
                 raise BackfillError(f"the gateway at {address} serves another model: {name} {there}, --model {here}")
-        self._client = ListingVisionClient(address, Access.from_environment())
 
     def classify(self, job: Job, shards: Iterable[ShardPhotos], reader: PhotoReader) -> Iterator[ShardResult]:
         if job.top_k > MAX_ALTERNATIVES:
-            raise BackfillError(f"--top-k {job.top_k}: a gateway answers {MAX_ALTERNATIVES} at most")
+            raise BackfillError(f"--top-k {job.top_k}: a gateway returns {MAX_ALTERNATIVES} at most")
         if job.embedding:
-            raise BackfillError("--embedding: a gateway answers none; leave it out, or classify without --target")
+            raise BackfillError("--embedding: a gateway returns none; leave it out, or classify without --target")
         with ThreadPoolExecutor(MAX_CONCURRENT_LISTINGS, thread_name_prefix="listing") as pool:
             pending: list[tuple[ShardPhotos, float, list[Future[_ListingResult]]]] = []
-            begun: list[Future[_ListingResult]] = []
+            submitted: list[Future[_ListingResult]] = []
             try:
                 for shard in shards:
                     began_s = time.monotonic()
@@ -120,13 +132,13 @@ class GatewayEngine:
                         for begin, end in itertools.pairwise(bounds)
                     ]
                     pending.append((shard, began_s, calls))
-                    begun = [*(call for _, _, some in pending for call in some)]
+                    submitted = [*(call for _, _, some in pending for call in some)]
                     if len(pending) > 1:
                         yield self._collect_shard(job, *pending.pop(0))
                 while pending:
                     yield self._collect_shard(job, *pending.pop(0))
             finally:
-                for call in begun:
+                for call in submitted:
                     call.cancel()
 
     def close(self) -> None:
@@ -135,14 +147,14 @@ class GatewayEngine:
     def _collect_shard(
         self, job: Job, shard: ShardPhotos, began_s: float, calls: "Sequence[Future[_ListingResult]]"
     ) -> ShardResult:
-        answers: dict[int, dict[str, Any]] = {}
+        suggestions: dict[int, dict[str, Any]] = {}
         failures: dict[int, Failure] = {}
         for number, call in enumerate(calls):
-            answer, failed = call.result()
+            suggestion, failed = call.result()
             failures |= failed
-            if answer is not None:
-                answers[number] = answer
-        return ShardResult(shard, build_tables(job, shard, answers, failures), time.monotonic() - began_s)
+            if suggestion is not None:
+                suggestions[number] = suggestion
+        return ShardResult(shard, build_tables(job, shard, suggestions, failures), time.monotonic() - began_s)
 
     def _classify_listing(
         self, job: Job, shard: ShardPhotos, begin: int, end: int, reader: PhotoReader
@@ -150,7 +162,7 @@ class GatewayEngine:
         began_s = time.monotonic()
         found = [reader.read(shard.photos[photo]) for photo in range(begin, end)]
         self.wait_times.add("read", time.monotonic() - began_s)
-        if self._stop.is_set():  # a photo may have failed because it was not tried again
+        if self._stop.is_set():  # a photo may have failed because it was not retried
             raise BackfillError("stopped")
         failures = {begin + place: one for place, one in enumerate(found) if isinstance(one, Failure)}
         sent: list[int] = []
@@ -171,12 +183,12 @@ class GatewayEngine:
             )
         except CallFailed as failed:
             if failed.reason != "NO_USABLE_PHOTO":
-                raise BackfillError(f"the gateway at {self._address} refuses a listing: {failed}") from failed
+                raise BackfillError(f"the gateway at {self._address} rejects a listing: {failed}") from failed
             return None, failures | _to_failures(failed, sent)
         if _to_model_versions(response.model) != self.versions:
             raise BackfillError(
-                f"the gateway at {self._address} has begun to serve another model, {response.model.version}; "
-                "the shards that are done stand, and belong to the old one"
+                f"the gateway at {self._address} now serves another model, {response.model.version}; "
+                "the committed shards are those of the model before"
             )
         for photo, result in zip(sent, response.photos, strict=True):
             if result.HasField("error"):
@@ -184,40 +196,75 @@ class GatewayEngine:
         return _to_row(response, job), failures
 
     def _call_with_retries(self, contents: list[bytes], listing_id: str, job: Job) -> "pb.ClassifyListingResponse":
-        """Raises CallFailed where trying again is of no use; BackfillError: the patience is at its end."""
-        give_up_at_s, backoff_s = math.inf, INITIAL_BACKOFF_S
-        while True:
+        """Raises CallFailed where a retry cannot help; BackfillError: the gateway is unavailable for too long."""
+
+        def call() -> "pb.ClassifyListingResponse":
             self._limit.wait(len(contents), self._stop)
             began_s = time.monotonic()
             try:
                 return self._client.classify(
                     contents, listing_id=listing_id, num_alternatives=job.top_k, timeout_s=CALL_TIMEOUT_S
                 )
-            except CallFailed as failed:
-                # Without a reason of the service's it is gRPC that finds the message too large.
-                too_large = failed.code == grpc.StatusCode.RESOURCE_EXHAUSTED and not failed.reason
-                if failed.code not in _RETRYABLE_CODES or too_large:
-                    raise
-                give_up_at_s = min(give_up_at_s, time.monotonic() + UNAVAILABLE_TIMEOUT_S)
-                if self._timed_out.is_set() or self._stop.is_set() or time.monotonic() > give_up_at_s:
-                    self._timed_out.set()
-                    raise BackfillError(
-                        f"the gateway at {self._address} does not answer for {UNAVAILABLE_TIMEOUT_S:g} s: {failed}; "
-                        "start the same command again to go on"
-                    ) from failed
             finally:
                 self.wait_times.add("model", time.monotonic() - began_s)
-            # Drawn, so that listings that were refused together do not come back together.
-            self._stop.wait(random.uniform(0.5, 1.5) * backoff_s)
-            backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
+
+        is_retryable = tenacity.retry_if_exception(_is_retryable)
+        policy = _create_retry_policy(is_retryable, self._stop, self._unavailable, on_give_up=self._give_up)
+        return policy(call)
+
+    def _give_up(self, state: tenacity.RetryCallState) -> "pb.ClassifyListingResponse":
+        assert state.outcome
+        failed = state.outcome.exception()
+        self._unavailable.set()
+        raise BackfillError(
+            f"the gateway at {self._address} is unavailable for {UNAVAILABLE_TIMEOUT_S:g} s: {failed}; "
+            "rerun the same command to resume"
+        ) from failed
+
+
+def _create_retry_policy(
+    is_retryable: tenacity.retry_base,
+    *stops: threading.Event,
+    on_give_up: Callable[[tenacity.RetryCallState], Any] | None = None,
+) -> tenacity.Retrying:
+    """Return a policy for one call: retry until UNAVAILABLE_TIMEOUT_S after its first failure, or one of the events.
+
+    Pauses double, are drawn, so that calls which were refused together do not come back together, and end with the
+    first of the events.
+    """
+    backoff_s = tenacity.wait_exponential(multiplier=INITIAL_BACKOFF_S, max=MAX_BACKOFF_S)
+    give_up_at_s = float("inf")
+
+    def has_timed_out(state: tenacity.RetryCallState) -> bool:
+        nonlocal give_up_at_s
+        # Counted from the first failure: a rate limit may hold the call itself for minutes.
+        give_up_at_s = min(give_up_at_s, time.monotonic() + UNAVAILABLE_TIMEOUT_S)
+        return any(stop.is_set() for stop in stops) or time.monotonic() > give_up_at_s
+
+    return tenacity.Retrying(
+        retry=is_retryable,
+        stop=has_timed_out,
+        wait=lambda state: random.uniform(0.5, 1.5) * backoff_s(state),
+        sleep=tenacity.sleep_using_event(stops[0]),
+        reraise=True,
+        retry_error_callback=on_give_up,
+    )
+
+
+def _is_retryable(error: BaseException) -> bool:
+    if not isinstance(error, CallFailed):
+        return False
+    # Without a reason it is gRPC itself that rejects the message as too large.
+    too_large = error.code == grpc.StatusCode.RESOURCE_EXHAUSTED and not error.reason
+    return error.code in _RETRYABLE_CODES and not too_large
 
 
 _PHOTO_NOT_SENT = Failure(
     reason="PHOTO_NOT_SENT",
-    message=f"a call takes {MAX_PHOTOS} photos and {MAX_LISTING_BYTES >> 20} MiB; the other photos are used",
+    message=f"a call holds at most {MAX_PHOTOS} photos and {MAX_LISTING_BYTES >> 20} MiB; the other photos are used",
 )
 _ListingResult = tuple[dict[str, Any] | None, dict[int, Failure]]
-"""The answer's columns, None where no photo can be used; and what was wrong with photos, by their number."""
+"""The columns of the suggestion, None where no photo can be used; and the failures of photos, by their number."""
 
 _RETRYABLE_CODES = (
     grpc.StatusCode.UNAVAILABLE,
@@ -243,7 +290,7 @@ def _to_failure(error: "pb.PhotoError") -> Failure:
 
 
 def _to_failures(failed: CallFailed, sent: Sequence[int]) -> dict[int, Failure]:
-    """Of a call none of whose photos could be used: `photos[2].content` → `PHOTO_TRUNCATED: …`."""
+    """Return the failure of each photo of a call that had no usable one (`photos[2].content`: `PHOTO_TRUNCATED: …`)."""
     failures = {}
     for place, photo in enumerate(sent):
         reason, _, message = failed.violations.get(f"photos[{place}].content", "PHOTO_UNREADABLE: ").partition(": ")
@@ -252,36 +299,25 @@ def _to_failures(failed: CallFailed, sent: Sequence[int]) -> dict[int, Failure]:
 
 
 def _to_row(response: "pb.ClassifyListingResponse", job: Job) -> dict[str, Any]:
-    path = [
-        {
-            "id": step.category_id,
-            "name": step.name,
-            "probability": step.probability,
-            "filled": step.outcome == pb.SUGGESTION_OUTCOME_FILL,
-        }
-        for step in response.category_path
-    ]
-    brand = response.brand
+    fill, brand = pb.SUGGESTION_OUTCOME_FILL, response.brand
     kinds: Mapping[int, str] = {pb.BRAND_KIND_BRAND: "brand", pb.BRAND_KIND_NO_BRAND: "no_brand"}
-    row: dict[str, Any] = {
-        "category_id": path[-1]["id"],
-        "category_path": path,
-        "filled_category_id": next((step["id"] for step in reversed(path) if step["filled"]), None),
-        "brand": {
-            "kind": kinds.get(brand.kind, "unknown"),
-            "id": brand.brand_id or None,
-            "name": brand.name or None,
-            "probability": brand.probability,
-            "filled": brand.outcome == pb.SUGGESTION_OUTCOME_FILL,
-        },
-    }
+    row = build_suggestion(
+        [(step.category_id, step.name, step.probability, step.outcome == fill) for step in response.category_path],
+        (
+            kinds.get(brand.kind, "unknown"),
+            brand.brand_id or None,
+            brand.name or None,
+            brand.probability,
+            brand.outcome == fill,
+        ),
+    )
     if job.top_k:
         row["alternatives"] = [{"id": a.category_id, "probability": a.probability} for a in response.alternatives]
     return row
 
 
 class _EventLoopThread:
-    """An event loop on a thread, for the one engine that is asynchronous."""
+    """An event loop on a thread, for the asynchronous Triton client."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -303,7 +339,7 @@ def _create_triton_engine(
     loop = _EventLoopThread()
 
     async def connect() -> tuple[TritonEngine, str]:
-        # The pipeline decodes: answers are those of pixels, and so are the promises.
+        # The pipeline decodes: logits are those of pixels, and so are the certified thresholds.
         engine = TritonEngine(address, allow_decoding=False)
         await wait_for_golden_photos(engine, bundle)
         return engine, await engine.fetch_backend()
@@ -316,21 +352,16 @@ def _create_triton_engine(
             raise BackfillError(f"--target {address}: {error}") from error
         raise
 
+    def call(photos_nhwc: npt.NDArray[np.uint8]) -> Logits:
+        limit.wait(len(photos_nhwc), stop)
+        return loop.run(engine.infer(photos_nhwc))
+
     def infer(photos_nhwc: npt.NDArray[np.uint8]) -> Logits:
-        give_up_at_s, backoff_s = math.inf, INITIAL_BACKOFF_S
-        while True:
-            limit.wait(len(photos_nhwc), stop)
-            try:
-                return loop.run(engine.infer(photos_nhwc))
-            except (EngineUnavailable, EngineBusy):
-                give_up_at_s = min(give_up_at_s, time.monotonic() + UNAVAILABLE_TIMEOUT_S)
-                if stop.is_set() or time.monotonic() > give_up_at_s:
-                    raise
-            stop.wait(random.uniform(0.5, 1.5) * backoff_s)
-            backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
+        is_retryable = tenacity.retry_if_exception_type((EngineUnavailable, EngineBusy))
+        return _create_retry_policy(is_retryable, stop)(call, photos_nhwc)
 
     def verify_model() -> None:
-        # Busy or away it says nothing; what was answered was answered by the model that was there.
+        # An overloaded or unavailable Triton has not replaced its model; the next check finds out.
         with contextlib.suppress(EngineUnavailable, EngineBusy):
             loop.run(check_golden_photos(engine, bundle, which=slice(0, 1)))
 

@@ -1,4 +1,4 @@
-"""The least service that keeps a latency, by simulation."""
+"""Find the smallest service that keeps a latency, by simulation."""
 
 import math
 from dataclasses import dataclass, replace
@@ -15,9 +15,9 @@ NUM_RUNS = 5
 NUM_LISTINGS = 20_000
 _MAX_SERVERS = 100_000
 _MAX_UTILISATION = 0.97
-"""Of a station's time: beyond, waiting has no bound that a run could show."""
+"""Largest share of a queue's time that may be busy; beyond it, waiting has no bound that a run could show."""
 _IDLE_EXTRA_SERVERS = 64
-"""More servers than a few listings can use at once."""
+"""Added to make an idle service: more servers than a few listings can use at once."""
 _T_95 = 2.776
 """Student's t, 4 degrees of freedom, both sides."""
 
@@ -27,9 +27,9 @@ class Estimate:
     p50_ms: float
     p99_ms: float
     p99_error_ms: float
-    """Half of the 95 % interval over the runs."""
+    """Half of the 95 % confidence interval over the runs."""
     simulation: SimulationResult
-    """Of the last run."""
+    """Result of the last run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,13 +37,13 @@ class Plan:
     service: Service
     estimate: Estimate
     bottleneck: str
-    """`cores` or `instances`: of which more of what they could carry is used."""
+    """`cores` or `instances`, whichever is used more of its capacity."""
 
 
 def estimate(
     profile: Profile, load: Load, service: Service, *, num_runs: int = NUM_RUNS, num_listings: int = NUM_LISTINGS
 ) -> Estimate:
-    """Over runs of different seeds."""
+    """Estimate latencies over runs with different seeds."""
     runs = [simulate(profile, load, service, num_listings=num_listings, seed=seed) for seed in range(num_runs)]
     p99_ms = [float(np.percentile(run.latency_ms, 99)) for run in runs]
     error_ms = _T_95 * float(np.std(p99_ms, ddof=1)) / math.sqrt(num_runs) if num_runs > 1 else 0.0
@@ -56,10 +56,10 @@ def estimate(
 
 
 def plan(profile: Profile, load: Load, *, p99_ms: float, service: Service) -> Plan:
-    """The least cores and instances; both counts of `service` are found here.
+    """Return the least cores and instances that keep a p99; both counts of `service` are replaced.
 
     Raises:
-        ListingVisionError: no number of them is fast enough, since an idle service is not.
+        ListingVisionError: no number of them is fast enough, since even an idle service is not.
     """
     photos_per_s = load.listings_per_s * load.photos_per_listing
     cores = _count_min_servers(photos_per_s * (profile.decode_ms + profile.gateway_ms) / 1000)
@@ -69,14 +69,14 @@ def plan(profile: Profile, load: Load, *, p99_ms: float, service: Service) -> Pl
     idle = estimate(profile, load, overprovisioned, num_runs=1)
     if idle.p99_ms > p99_ms:
         raise ListingVisionError(
-            f"p99 is {idle.p99_ms:.0f} ms even where nothing waits, more than {p99_ms:g} ms: a faster model or cores, "
-            "fewer photos a listing, or more time is needed"
+            f"p99 is {idle.p99_ms:.0f} ms in an idle service, more than {p99_ms:g} ms: use a faster model or cores, "
+            "fewer photos a listing, or a longer --p99-ms"
         )
     candidate = replace(service, num_cores=cores, num_instances=instances)
     while True:
         estimated = estimate(profile, load, candidate)
         out = estimated.simulation
-        # Of what full batches would carry: small ones keep an instance busy long before it is full.
+        # Load relative to full batches: small ones keep an instance busy long before its capacity is used.
         instance_load = photos_per_s * best_ms / 1000 / candidate.num_instances
         if (
             estimated.p99_ms + estimated.p99_error_ms <= p99_ms
@@ -91,7 +91,7 @@ def plan(profile: Profile, load: Load, *, p99_ms: float, service: Service) -> Pl
 
 
 def _count_min_servers(load: float) -> int:
-    """Servers that are not busy all the time."""
+    """Return the number of servers that are not busy all the time."""
     needed = max(1, math.ceil(load / _MAX_UTILISATION))
     if needed > _MAX_SERVERS:
         raise ListingVisionError(

@@ -1,9 +1,9 @@
-"""The service as two stations one after the other, both first come, first served.
+"""Simulate the service as two queues in a row, each first come, first served.
 
-Photos are decoded by as many cores as there are, one each; a listing whose photos are all decoded is one request to the
-model. Its instances take what waits, up to the largest batch, and wait for company as Triton's dynamic batcher does,
-until the batch is full or its first request has waited for the queue delay. What is first come, first served needs no
-calendar of events: each job's times follow from those before it.
+Cores decode photos, one each; a listing whose photos are all decoded is one request to the model. An instance takes the
+waiting requests up to the largest batch and, as Triton's dynamic batcher does, waits until the batch is full or its
+first request has waited for the queue delay. First come, first served needs no calendar of events: the times of each
+job follow from those before it.
 """
 
 import heapq
@@ -22,43 +22,43 @@ __all__ = ["Load", "Service", "SimulationResult", "simulate"]
 Floats = npt.NDArray[np.float64]
 MAX_PHOTOS = 20
 WARMUP_SHARE = 0.1
-"""Of the listings: those that find it empty."""
+"""Share of the listings that is left out, since they find the service empty."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
     listings_per_s: float
-    """Of a Poisson process."""
+    """Rate of a Poisson process."""
     photos_per_listing: float = 1.0
-    """Mean; a geometric distribution from 1 on, cut off at 20."""
+    """Mean of a geometric distribution from 1 on, cut off at 20."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Service:
     num_cores: int
-    """That decode and do the gateway's work."""
+    """Cores that decode and do the gateway's work."""
     num_instances: int
-    """Of the model."""
+    """Instances of the model."""
     max_batch: int = 64
     queue_delay_ms: float = 2.0
     decode_distribution: Literal["fixed", "exponential"] = "fixed"
-    """Of decoding times about their mean; photos of one app are alike."""
+    """Distribution of decoding times around their mean; photos of one app are alike."""
 
 
 class SimulationResult(NamedTuple):
     latency_ms: Floats
-    """Of each listing, in the order of their arrival, the first ones left out."""
+    """(N,) latency of each listing in the order of arrival, without the first ones."""
     decode_wait_ms: float
-    """Mean of a listing, for a core."""
+    """Mean time that a listing waits for a core."""
     model_wait_ms: float
-    """Mean of a listing, for an instance."""
+    """Mean time that a listing waits for an instance."""
     core_utilisation: float
     instance_utilisation: float
     mean_batch: float
 
 
 def simulate(profile: Profile, load: Load, service: Service, *, num_listings: int, seed: int) -> SimulationResult:
-    """One run of so many listings."""
+    """Simulate one run of so many listings."""
     random = np.random.default_rng(seed)
     arrivals_ms = np.cumsum(random.exponential(1000 / load.listings_per_s, num_listings))
     num_photos = _sample_num_photos(random, load.photos_per_listing, num_listings)
@@ -89,7 +89,7 @@ def _sample_num_photos(random: Generator, mean: float, size: int) -> npt.NDArray
 def _simulate_decoding(
     profile: Profile, service: Service, arrivals_ms: Floats, num_photos: npt.NDArray[np.int64], random: Generator
 ) -> tuple[Floats, float, Floats]:
-    """When each listing's last photo is decoded, the cores' time, and when its first was begun."""
+    """Return when each listing's last photo is decoded, the busy time of all cores, and when its first photo starts."""
     cost_ms = profile.decode_ms + profile.gateway_ms
     fixed = service.decode_distribution == "fixed"
     free_ms = [0.0] * service.num_cores
@@ -116,7 +116,7 @@ class _BatchingResult(NamedTuple):
 def _simulate_batching(
     profile: Profile, service: Service, ready_ms: Floats, num_photos: npt.NDArray[np.int64]
 ) -> _BatchingResult:
-    """Of requests in the order in which they are ready."""
+    """Batch requests, which are given in the order in which they are ready."""
     ready, sizes = ready_ms.tolist(), num_photos.tolist()
     free_ms = [0.0] * service.num_instances
     done_ms, starts_ms = np.empty(len(ready)), np.empty(len(ready))
@@ -132,7 +132,7 @@ def _simulate_batching(
             start_ms = max(start_ms, ready[last])
             last += 1
         if total < service.max_batch and (last == len(ready) or ready[last] > latest_ms):
-            start_ms = latest_ms  # it has waited for company to the end
+            start_ms = latest_ms  # the queue delay is over before the batch is full
         cost_ms = profile.batch_ms(total)
         heapq.heapreplace(free_ms, start_ms + cost_ms)
         done_ms[first:last], starts_ms[first:last] = start_ms + cost_ms, start_ms

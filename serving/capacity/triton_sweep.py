@@ -1,4 +1,4 @@
-"""Which instances, batch and queue delay of a local Triton answer most within a latency budget, by measurement."""
+"""Measure which instances, batch and queue delay of a local Triton give the most photos/s within a latency budget."""
 
 import asyncio
 import io
@@ -24,23 +24,23 @@ from vision.bundle import Bundle
 from vision.errors import ListingVisionError
 from vision.runtime.cpus import usable_cores
 
-__all__ = ["Budget", "Measurement", "format_table", "tune", "write_tuning"]
+__all__ = ["Budget", "Measurement", "create_measure", "format_table", "tune", "write_tuning"]
 
 WARM_UP_S = 1.0
 PHOTO_PX = (1440, 1080)
-"""What phones upload after an app has scaled it: decoding competes with the model for a CPU, so it must be there."""
+"""What phones upload after an app has scaled it; decoding must be measured too, since it competes for the CPU."""
 MIN_IMPROVEMENT = 1.03
-"""Another setting is taken when it answers so many times as much; less is chance."""
+"""How many times the photos/s another setting must give to be chosen; less may be noise."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
     p99_ms: float
-    """Slowest answer of a hundred that is acceptable."""
+    """Largest acceptable p99."""
     callers: int
-    """Who each send their next listing when the last is answered."""
+    """Concurrent callers, each sending its next listing when the last one is classified."""
     seconds: float
-    """Of each setting's measurement."""
+    """Duration of each setting's measurement."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,37 +55,42 @@ class Measurement:
 
 
 def tune(
-    bundle: Bundle, installation: TritonInstallation, budget: Budget, *, on_measurement: Callable[[Measurement], None]
+    budget: Budget,
+    measure_options: Callable[[RepositoryOptions], Measurement],
+    *,
+    on_measurement: Callable[[Measurement], None],
 ) -> tuple[Measurement, list[Measurement]]:
-    """The best setting, and all that were measured; one kind of setting after another, each from the best so far.
+    """Return the best setting and all measurements; one kind of setting is varied after another, from the best so far.
+
+    Args:
+        measure_options: `create_measure` makes it of a bundle.
 
     Raises:
-        ListingVisionError: none keeps the budget; the fastest is named.
+        ListingVisionError: no setting keeps the budget; the fastest is named.
     """
-    photos = _create_photos(bundle)
     tried: dict[RepositoryOptions, Measurement] = {}
 
     def measure(options: RepositoryOptions) -> Measurement:
         if options not in tried:
-            tried[options] = asyncio.run(_measure(bundle, installation, options, budget, photos))
+            tried[options] = measure_options(options)
             on_measurement(tried[options])
         return tried[options]
 
     best = measure(RepositoryOptions(backend="python", instances=_list_instance_counts()[-1]))
-    for vary in (_vary_instances, _vary_batch, _vary_delay):
+    for vary in VARIATIONS:
         for options in vary(best.options):
             best = _choose_better(best, measure(options), budget)
     if not best.fits(budget):
         fastest = min(tried.values(), key=lambda m: m.p99_ms)
         raise ListingVisionError(
-            f"no setting answers 99 of 100 within {budget.p99_ms:g} ms at {budget.callers} callers; the fastest needs "
+            f"no setting keeps p99 within {budget.p99_ms:g} ms at {budget.callers} callers; the fastest needs "
             f"{fastest.p99_ms:.0f} ms: allow more with --p99-ms, or fewer --callers"
         )
     return best, list(tried.values())
 
 
 def format_table(measured: Sequence[Measurement], budget: Budget) -> str:
-    """Lines for people."""
+    """Return the measurements as a table for people."""
     head = f"{'instances':>9} {'batch':>5} {'delay':>8} {'photos/s':>8} {'p50':>8} {'p99':>8}"
     rows = [
         f"{m.options.num_instances:>9} {m.options.preferred_batch_size:>5} {m.options.max_queue_delay_us or 0:>5} us "
@@ -96,7 +101,7 @@ def format_table(measured: Sequence[Measurement], budget: Budget) -> str:
 
 
 def write_tuning(path: Path, best: Measurement, measured: Iterable[Measurement], budget: Budget) -> None:
-    """What `serving.triton.config.read_tuning` reads, with all that was measured."""
+    """Write what `serving.triton.config.read_tuning` reads, and all measurements."""
     written = {
         "best": _get_tuned_options(best.options),
         "budget": asdict(budget),
@@ -133,6 +138,10 @@ def _vary_delay(best: RepositoryOptions) -> list[RepositoryOptions]:
     return [replace(best, max_queue_delay_us=delay_us) for delay_us in (1000, 4000)]
 
 
+VARIATIONS = (_vary_instances, _vary_batch, _vary_delay)
+"""From the best options so far to those to measure next."""
+
+
 def _choose_better(one: Measurement, other: Measurement, budget: Budget) -> Measurement:
     if one.fits(budget) != other.fits(budget):
         return one if one.fits(budget) else other
@@ -150,10 +159,17 @@ def _create_photos(bundle: Bundle) -> list[bytes]:
     return photos
 
 
+def create_measure(
+    bundle: Bundle, installation: TritonInstallation, budget: Budget
+) -> Callable[[RepositoryOptions], Measurement]:
+    """Return a function that starts a Triton with given options and measures it behind a gateway of this process."""
+    photos = _create_photos(bundle)
+    return lambda options: asyncio.run(_measure(bundle, installation, options, budget, photos))
+
+
 async def _measure(
     bundle: Bundle, installation: TritonInstallation, options: RepositoryOptions, budget: Budget, photos: list[bytes]
 ) -> Measurement:
-    """One setting, with a gateway of this process before it."""
     triton = LocalTriton(bundle, installation, options)
     triton.start()
     server: GatewayServer | None = None

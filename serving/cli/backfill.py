@@ -11,7 +11,7 @@ from vision.runtime.cli import new_app
 
 if TYPE_CHECKING:
     from serving.backfill.local_engine import BackfillEngine
-    from serving.backfill.run import GracefulShutdown
+    from serving.backfill.shutdown import GracefulShutdown
 
 __all__ = ["backfill_app"]
 
@@ -68,8 +68,9 @@ def run(
     from serving.backfill import inspection
     from serving.backfill.job import LOCK_PATH
     from serving.backfill.progress import serve_metrics
-    from serving.backfill.run import BackfillRequest, GracefulShutdown, open_or_create_job
+    from serving.backfill.run import BackfillRequest, open_or_create_job
     from serving.backfill.run import run as run_job
+    from serving.backfill.shutdown import GracefulShutdown
     from serving.storage import Store
 
     if (ray or ray_address) and (target or cores):
@@ -82,7 +83,6 @@ def run(
     store, shutdown = Store(output), GracefulShutdown()
     request = BackfillRequest(
         manifest=manifest,
-        output=output,
         listings_per_shard=listings_per_shard,
         top_k=top_k,
         embedding=embedding,
@@ -132,8 +132,8 @@ def retry(
     Example: listing-vision backfill retry backfills/2026-11 --model bundles/grocery --reason PHOTO_READ_FAILED
     """
     from serving.backfill.job import LOCK_PATH, read_job
-    from serving.backfill.run import GracefulShutdown
     from serving.backfill.run import retry as retry_job
+    from serving.backfill.shutdown import GracefulShutdown
     from serving.storage import Store
 
     store, shutdown = Store(output), GracefulShutdown()
@@ -219,7 +219,7 @@ def _create_engine(
 @contextmanager
 def _exit_when_interrupted(shutdown: "GracefulShutdown") -> Iterator[None]:
     """Exit 75 if a signal interrupts the job."""
-    from serving.backfill.run import Interrupted
+    from serving.backfill.shutdown import Interrupted
     from vision.runtime.cli import EXIT_INTERRUPTED
 
     try:

@@ -1,15 +1,11 @@
 """The verbs of planning: `plan capacity`, `plan measure`."""
 
-import platform
-import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from vision.errors import ListingVisionError
 from vision.runtime.cli import new_app
-from vision.runtime.cpus import usable_cores
 
 __all__ = ["plan_app"]
 
@@ -63,33 +59,10 @@ def measure(
 
     Example: listing-vision plan measure bundles/grocery --photos photos --output profile.json
     """
-    from serving.capacity.profile import Profile
+    from serving.capacity.profile import measure_profile
     from vision.bundle import load_bundle
-    from vision.engine import OnnxEngine
-    from vision.images import prepare_photo
 
-    files = sorted(path for path in photos.iterdir() if path.is_file())[:64]
-    if not files:
-        raise ListingVisionError(f"{photos} holds no photos; give a folder of some dozens")
-    loaded = load_bundle(bundle)
-    engine = OnnxEngine(loaded, num_threads=1)
-    contents = [path.read_bytes() for path in files]
-    began_s = time.perf_counter()
-    for content in contents:
-        prepare_photo(content, loaded.info.preprocessing)
-    decode_ms = 1000 * (time.perf_counter() - began_s) / len(contents)
-    golden = loaded.golden.photos_nhwc[:1]
-    engine.infer(golden)
-    began_s = time.perf_counter()
-    for _ in range(20):
-        engine.infer(golden)
-    model_ms = 1000 * (time.perf_counter() - began_s) / 20
-    made = Profile(
-        machine=f"{platform.node()}, {platform.machine()}, {usable_cores()} cores",
-        decode_ms=round(decode_ms, 3),
-        model_ms={1: round(model_ms, 3)},
-        gateway_ms=gateway_ms,
-        photo=f"{len(contents)} of {photos.name}, {sum(map(len, contents)) // len(contents)} bytes on average",
-    )
-    made.save(output)
-    typer.echo(f"decode {decode_ms:.1f} ms, model {model_ms:.1f} ms a photo on one core; written: {output}")
+    measured = measure_profile(load_bundle(bundle), photos, gateway_ms=gateway_ms)
+    measured.save(output)
+    costs = f"decode {measured.decode_ms:.1f} ms, model {measured.model_ms[1]:.1f} ms"
+    typer.echo(f"{costs} a photo on one core; written: {output}")

@@ -113,12 +113,11 @@ def tune(
     from vision.bundle import load_bundle, refuse_existing
 
     refuse_existing(output)
-    loaded, installation = load_bundle(bundle), find_triton()
+    loaded = load_bundle(bundle)
     budget = triton_sweep.Budget(p99_ms=p99_ms, callers=callers, seconds=seconds)
     best, measured = triton_sweep.tune(
-        loaded,
-        installation,
         budget,
+        triton_sweep.create_measure(loaded, find_triton(), budget),
         on_measurement=lambda m: typer.echo(triton_sweep.format_table([m], budget).splitlines()[1]),
     )
     write_repository(loaded, output, best.options)

@@ -17,9 +17,9 @@ from serving.rollout.traffic_split import CANARY, SHADOW, TrafficShare
 from serving.triton.config import RepositoryOptions
 from tests.conftest import ROOT
 from tests.e2e.test_whole_path import health
-from tests.serving.outcomes.test_writer import table
 from tests.serving.supervisor.test_supervisor import PHOTO, Callers, list_workers, metrics, wait_until
 from tests.support.helpers import list_children
+from tests.support.outcomes import read_table
 
 
 def model(served, *words: object) -> tuple[int, str]:
@@ -250,9 +250,9 @@ def test_a_shadow_is_recorded_beside_what_was_answered(
     assert model(served, "shadow", "--off")[0] == 0
     assert read_release_states(served)[other_bundle.release] == "loaded"
     assert served.stop() == 0
-    (row,) = table(folder, "shadows")
+    (row,) = read_table(folder, "shadows")
     assert (row["listing_id"], row["model_version"]) == (mine, other_bundle.info.model_version)
-    assert len(table(folder, "suggestions")) == 2
+    assert len(read_table(folder, "suggestions")) == 2
 
 
 def test_a_canary_and_a_shadow_may_be_given_at_the_start(

@@ -1,7 +1,6 @@
 """A shard is done when its entry says so; whatever a killed run leaves is tidied up."""
 
 import hashlib
-from dataclasses import replace
 
 import pytest
 
@@ -40,7 +39,7 @@ def store(tmp_path):
 
 @pytest.mark.parametrize("elsewhere", [False, True])
 def test_entries_come_back_as_they_were_written(store, elsewhere, monkeypatch):
-    monkeypatch.setattr("serving.storage._READ_BATCH_SIZE", 2)
+    monkeypatch.setattr("serving.storage.READ_BATCH_SIZE", 2)
     if elsewhere:
         store = Store("memory://backfill-entries")
         store.remove_all()
@@ -65,22 +64,46 @@ def test_what_has_no_entry_is_removed(store):
     assert len(list(ledger.entries())) == 1
 
 
-# What has been written of `replace` when the run is killed: the entry that says so, the answers, the dead letters.
-@pytest.mark.parametrize("num_written", [0, 1, 2])
+class Killed(Exception):
+    pass
+
+
+class KilledStore(Store):
+    """Fails after so many writes and removals, as if the process had been killed."""
+
+    def __init__(self, url, num_operations):
+        super().__init__(url)
+        self._left = num_operations
+
+    def write(self, path, data):
+        self._count()
+        super().write(path, data)
+
+    def remove(self, path):
+        self._count()
+        super().remove(path)
+
+    def _count(self):
+        if not self._left:
+            raise Killed
+        self._left -= 1
+
+
+# Of `replace`: the entry that announces it, the suggestions, the dead letters (written or removed).
+@pytest.mark.parametrize("num_operations", [1, 2, 3])
 @pytest.mark.parametrize("letters_after", [b"new letters", None])
-def test_a_replacement_that_was_killed_ends_whole(store, num_written, letters_after):
+def test_a_replacement_that_was_killed_is_completed_or_undone(store, num_operations, letters_after):
     ledger = Ledger(store)
     old, files = create_entry(0, b"old", b"old letters")
     ledger.commit(old, files)
     new, files = create_entry(0, b"new", letters_after)
-    ledger._write(replace(old, pending_replacement=new))
-    for path, data in list(files.items())[:num_written]:
-        store.write(path, data)
+    with pytest.raises(Killed):
+        Ledger(KilledStore(store.url, num_operations)).replace(old, new, files)
     ledger.recover()
     [entry] = ledger.entries()
     assert entry.pending_replacement is None
     assert store.sha256(entry.suggestions.path) == entry.suggestions.sha256
-    assert entry.suggestions == (new.suggestions if num_written else old.suggestions)
+    assert entry.suggestions == (new.suggestions if num_operations > 1 else old.suggestions)
     if entry.dead_letters:
         assert store.sha256(entry.dead_letters.path) == entry.dead_letters.sha256
     else:
@@ -104,7 +127,8 @@ def test_a_file_that_is_neither_old_nor_new_is_named(store):
     ledger = Ledger(store)
     old, files = create_entry(0, b"old")
     ledger.commit(old, files)
-    ledger._write(replace(old, pending_replacement=create_entry(0, b"new")[0]))
+    with pytest.raises(Killed):
+        Ledger(KilledStore(store.url, 1)).replace(old, *create_entry(0, b"new"))
     store.write("suggestions/0.parquet", b"somebody else's")
     with pytest.raises(BackfillError, match=r"suggestions/0\.parquet is neither"):
         ledger.recover()
@@ -117,15 +141,6 @@ def test_an_entry_that_is_none_is_named(store):
     store.write("_job/ledger/0000/shard-0000000.json", b"{")
     with pytest.raises(StorageError, match="is not readable"):
         list(Ledger(store).entries())
-
-
-def test_one_process_of_a_machine_writes(store):
-    other = Store(store.url)
-    with store.lock("_job/lock"):
-        assert other.is_locked("_job/lock")
-        with pytest.raises(StorageError, match=r"another backfill \(pid \d+\) writes to"), other.lock("_job/lock"):
-            pass
-    assert not other.is_locked("_job/lock")
 
 
 def test_what_cannot_be_listed_is_no_empty_folder(store, monkeypatch):
@@ -150,11 +165,9 @@ def test_a_shard_whose_file_is_gone_is_not_whole(store):
     assert [entry.shard for entry in ledger.complete_entries()] == [0]
 
 
-def test_what_lies_elsewhere_is_locked_on_this_machine_and_no_file_of_it_removed():
+def test_no_file_of_remote_storage_is_removed():
     store = Store("memory://backfill-ledger")
     store.remove_all()
     store.write("suggestions/0.parquet", b"another machine may be about to vouch for it")
     assert Ledger(store).recover() == 0
     assert store.list_files("suggestions") == ["suggestions/0.parquet"]
-    with store.lock("_job/lock"), pytest.raises(StorageError, match="another backfill"), store.lock("_job/lock"):
-        pass

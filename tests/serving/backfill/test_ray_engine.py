@@ -10,10 +10,16 @@ import pytest
 
 from serving.backfill import inspection
 from serving.backfill.job import LOCK_PATH
-from serving.backfill.run import GracefulShutdown, open_or_create_job, run
+from serving.backfill.run import open_or_create_job, run
+from serving.backfill.shutdown import GracefulShutdown
 from serving.storage import Store
-from tests.serving.backfill.test_remote_engine import assert_same_suggestion
-from tests.serving.backfill.test_run import photos_by_listing, read_suggestions, request_for, run_backfill
+from tests.support.backfill import (
+    assert_same_suggestion,
+    create_request,
+    group_photos_by_listing,
+    read_suggestions,
+    run_backfill,
+)
 
 
 @pytest.fixture(scope="module")
@@ -37,17 +43,21 @@ def list_actor_pids(kind: str) -> list[int]:
     return found
 
 
-def backfill_on_ray(ray_session, bundle, market, output, monkeypatch, *, separate_decoding, meanwhile=lambda: None):
+def backfill_on_ray(bundle, market, output, *, separate_decoding, meanwhile=lambda: None):
     from serving.backfill.ray_engine import RayEngine
 
-    # One session for all tests of this file.
-    monkeypatch.setattr(RayEngine, "close", lambda self: [ray_session.kill(actor) for actor in self._actors])
     store, shutdown = Store(str(output)), GracefulShutdown()
-    engine = RayEngine(bundle.folder, isolate=False, stop=shutdown.abort, separate_decoding=separate_decoding)
+    engine = RayEngine(
+        bundle.folder,
+        isolate=False,
+        stop=shutdown.abort,
+        separate_decoding=separate_decoding,
+        shut_down_ray=False,  # one session for all tests of this file
+    )
     threading.Thread(target=meanwhile, daemon=True).start()
     try:
         with store.lock(LOCK_PATH):
-            job = open_or_create_job(store, request_for(market, output), engine, lambda _: None)
+            job = open_or_create_job(store, create_request(market), engine, lambda _: None)
             run(store, job, engine, max_error_share=1.0, shutdown=shutdown)
     finally:
         engine.close()
@@ -55,16 +65,14 @@ def backfill_on_ray(ray_session, bundle, market, output, monkeypatch, *, separat
 
 
 @pytest.mark.parametrize("separate_decoding", [False, True])
-def test_it_answers_as_this_process_does(ray_session, bundle, market, tmp_path, monkeypatch, separate_decoding):
-    photos = photos_by_listing(market)
+def test_it_answers_as_this_process_does(ray_session, bundle, market, tmp_path, separate_decoding):
+    photos = group_photos_by_listing(market)
     bad, gone = list(photos)[:2]
     photos[bad][0].write_bytes(b"no photo")
     for photo in photos[gone]:
         photo.unlink()
     here = read_suggestions(run_backfill(bundle, market, tmp_path / "here"))
-    store = backfill_on_ray(
-        ray_session, bundle, market, tmp_path / "there", monkeypatch, separate_decoding=separate_decoding
-    )
+    store = backfill_on_ray(bundle, market, tmp_path / "there", separate_decoding=separate_decoding)
     there = read_suggestions(store)
     assert sorted(there) == sorted(here)
     for listing_id, row in there.items():
@@ -72,7 +80,7 @@ def test_it_answers_as_this_process_does(ray_session, bundle, market, tmp_path, 
     assert inspection.verify(store).is_valid
 
 
-def test_a_killed_worker_costs_nothing(ray_session, bundle, market, tmp_path, monkeypatch):
+def test_a_killed_worker_costs_nothing(ray_session, bundle, market, tmp_path):
     killed = []
 
     def kill_one():
@@ -82,9 +90,7 @@ def test_a_killed_worker_costs_nothing(ray_session, bundle, market, tmp_path, mo
                 killed.append(pid)
             time.sleep(0.001)
 
-    store = backfill_on_ray(
-        ray_session, bundle, market, tmp_path / "out", monkeypatch, separate_decoding=False, meanwhile=kill_one
-    )
+    store = backfill_on_ray(bundle, market, tmp_path / "out", separate_decoding=False, meanwhile=kill_one)
     assert killed
     assert inspection.verify(store).is_valid
-    assert len(read_suggestions(store)) == len(photos_by_listing(market))
+    assert len(read_suggestions(store)) == len(group_photos_by_listing(market))

@@ -4,21 +4,27 @@ import re
 import threading
 import time
 
+import grpc
+import numpy as np
 import pytest
 
 from serving.backfill import inspection
-from serving.backfill.job import LOCK_PATH
+from serving.backfill.job import LOCK_PATH, Job
 from serving.backfill.local_engine import create_local_engine
+from serving.backfill.photo_reader import PhotoReader
+from serving.backfill.plan import ShardPhotos
 from serving.backfill.remote_engine import GatewayEngine, RateLimiter, create_remote_engine
-from serving.backfill.run import GracefulShutdown, open_or_create_job, run
-from serving.client import CallFailed
+from serving.backfill.run import open_or_create_job, run
+from serving.backfill.shutdown import GracefulShutdown
+from serving.client import CallFailed, ListingVisionClient
 from serving.errors import BackfillError
 from serving.storage import Store
-from tests.serving.backfill.test_run import (
-    photos_by_listing,
+from tests.support.backfill import (
+    assert_same_suggestion,
+    create_request,
+    group_photos_by_listing,
     read_dead_letters,
     read_suggestions,
-    request_for,
     run_backfill,
 )
 from vision.bundle import load_bundle
@@ -29,28 +35,15 @@ def backfill_remote(address, bundle, market, output, **changed):
     engine = create_remote_engine(address, bundle, photos_per_s=None, stop=shutdown.abort, isolate=False)
     try:
         with store.lock(LOCK_PATH):
-            job = open_or_create_job(store, request_for(market, output, **changed), engine, lambda _: None)
+            job = open_or_create_job(store, create_request(market, **changed), engine, lambda _: None)
             run(store, job, engine, max_error_share=1.0, shutdown=shutdown)
     finally:
         engine.close()
     return store
 
 
-def assert_same_suggestion(row: dict, other: dict) -> None:
-    # Gateway and process round their numbers in another order.
-    assert row["result"] == other["result"]
-    assert row["category_id"] == other["category_id"]
-    assert (row["brand"] or {}).get("id") == (other["brand"] or {}).get("id")
-    assert row["num_photos"] == other["num_photos"]
-    assert row["filled_category_id"] == other["filled_category_id"]
-    assert [e["reason"] for e in row["photo_errors"]] == [e["reason"] for e in other["photo_errors"]]
-    for step, wanted in zip(row["category_path"] or [], other["category_path"] or [], strict=True):
-        assert step["probability"] == pytest.approx(wanted["probability"], abs=1e-4)
-        assert (step["id"], step["filled"]) == (wanted["id"], wanted["filled"])
-
-
 def test_a_gateway_answers_as_this_process_does(bundle, market, tmp_path, served):
-    photos = photos_by_listing(market)
+    photos = group_photos_by_listing(market)
     one_bad, all_bad, gone = list(photos)[:3]
     photos[one_bad][0].write_bytes(b"no photo")
     for photo in photos[all_bad]:
@@ -88,7 +81,7 @@ def test_a_triton_whose_model_is_another_by_now_ends_the_job(bundle, market, tmp
     store, shutdown = Store(str(tmp_path / "out")), GracefulShutdown()
     engine = create_remote_engine(address, ours, photos_per_s=None, stop=shutdown.abort, isolate=False)
     try:
-        job = open_or_create_job(store, request_for(market, tmp_path / "out"), engine, lambda _: None)
+        job = open_or_create_job(store, create_request(market), engine, lambda _: None)
         # As if the one that answers had been replaced since.
         ours.golden.category_logits[:] += 1.0
         with pytest.raises(BackfillError, match="does not answer: golden photos: category_logits differs"):
@@ -106,32 +99,112 @@ def test_a_gateway_with_another_model_is_refused(bundle, served):
 
 
 def test_a_gateway_answers_no_embeddings(bundle, market, tmp_path, served):
-    with pytest.raises(BackfillError, match="--embedding: a gateway answers none"):
+    with pytest.raises(BackfillError, match="--embedding: a gateway returns none"):
         backfill_remote(served.address, bundle, market, tmp_path / "out", embedding=True)
 
 
-def test_a_gateway_that_is_busy_or_away_is_asked_again(bundle, market, tmp_path, served, monkeypatch):
+class FlakyClient(ListingVisionClient):
+    """Fails its first calls with the given codes and reasons."""
+
+    def __init__(self, address, failures):
+        super().__init__(address)
+        self._failures, self._lock = list(failures), threading.Lock()
+        self.num_calls = 0
+
+    def classify(self, photos, **options):
+        with self._lock:
+            self.num_calls += 1
+            failure = self._failures.pop(0) if self._failures else None
+        if failure:
+            code, reason = failure
+            raise CallFailed(code=code, reason=reason, message="later", violations={})
+        return super().classify(photos, **options)
+
+
+def backfill_through(client, address, bundle, market, output):
+    store, shutdown = Store(str(output)), GracefulShutdown()
+    engine = GatewayEngine(address, client, bundle, RateLimiter(None), stop=shutdown.abort)
+    try:
+        job = open_or_create_job(store, create_request(market), engine, lambda _: None)
+        run(store, job, engine, max_error_share=0.0, shutdown=shutdown)
+    finally:
+        engine.close()
+    return store
+
+
+def test_an_overloaded_or_unavailable_gateway_is_called_again(bundle, market, tmp_path, served, monkeypatch):
     monkeypatch.setattr("serving.backfill.remote_engine.INITIAL_BACKOFF_S", 0.01)
-    store, shutdown = Store(str(tmp_path / "out")), GracefulShutdown()
-    engine = create_remote_engine(served.address, bundle, photos_per_s=None, stop=shutdown.abort)
-    assert isinstance(engine, GatewayEngine)
-    real, lock, codes = engine._client.classify, threading.Lock(), ["RESOURCE_EXHAUSTED", "UNAVAILABLE"] * 3
-
-    def busy(*arguments, **options):
-        import grpc
-
-        with lock:
-            code = codes.pop() if codes else None
-        if code:
-            raise CallFailed(code=grpc.StatusCode[code], reason="TOO_BUSY", message="later", violations={})
-        return real(*arguments, **options)
-
-    monkeypatch.setattr(engine._client, "classify", busy)
-    job = open_or_create_job(store, request_for(market, tmp_path / "out"), engine, lambda _: None)
-    run(store, job, engine, max_error_share=0.0, shutdown=shutdown)
-    engine.close()
-    assert codes == []
+    codes = grpc.StatusCode
+    failures = [(codes.RESOURCE_EXHAUSTED, "TOO_BUSY"), (codes.UNAVAILABLE, ""), (codes.DEADLINE_EXCEEDED, "")] * 2
+    client = FlakyClient(served.address, [*failures, (codes.CANCELLED, "")])
+    store = backfill_through(client, served.address, bundle, market, tmp_path / "out")
+    assert client.num_calls == len(group_photos_by_listing(market)) + 7
     assert inspection.verify(store).is_valid
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        (grpc.StatusCode.INVALID_ARGUMENT, "PHOTOS_TOO_MANY"),
+        (grpc.StatusCode.UNAUTHENTICATED, "TOKEN_INVALID"),
+        # gRPC itself, of a message that is too large.
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, ""),
+    ],
+)
+def test_a_call_that_cannot_succeed_is_not_retried(bundle, market, tmp_path, served, code, reason):
+    client = FlakyClient(served.address, [(code, reason)] * 1000)
+    with pytest.raises(BackfillError, match="rejects a listing"):
+        backfill_through(client, served.address, bundle, market, tmp_path / "out")
+    assert client.num_calls <= len(group_photos_by_listing(market))
+
+
+def test_a_gateway_that_stays_unavailable_ends_the_job(bundle, market, tmp_path, served, monkeypatch):
+    monkeypatch.setattr("serving.backfill.remote_engine.UNAVAILABLE_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("serving.backfill.remote_engine.INITIAL_BACKOFF_S", 0.05)
+    client = FlakyClient(served.address, [(grpc.StatusCode.UNAVAILABLE, "")] * 10_000)
+    began_s = time.monotonic()
+    with pytest.raises(BackfillError, match=r"unavailable for 0\.3 s: UNAVAILABLE: later; rerun the same command"):
+        backfill_through(client, served.address, bundle, market, tmp_path / "out")
+    assert 0.3 < time.monotonic() - began_s < 5
+
+
+def test_pauses_between_calls_double_and_are_drawn(bundle, served):
+    pauses_s = []
+
+    class Recording(threading.Event):
+        def wait(self, timeout=None):
+            pauses_s.append(timeout)
+            if len(pauses_s) == 8:
+                self.set()
+            return self.is_set()
+
+    stop = Recording()
+    client = FlakyClient(served.address, [(grpc.StatusCode.UNAVAILABLE, "")] * 10_000)
+    engine = GatewayEngine(served.address, client, bundle, RateLimiter(None), stop=stop)
+    shard = ShardPhotos(number=0, listing_ids=["a"], photos=["0"], groups=np.zeros(1, np.int64))
+    job = Job(
+        manifest="m",
+        manifest_sha256="",
+        base_url="",
+        model=engine.versions,
+        listings_per_shard=1,
+        top_k=0,
+        embedding=False,
+        num_listings=1,
+        num_photos=1,
+        num_shards=1,
+    )
+
+    class Reader(PhotoReader):
+        def read(self, photo):
+            return b"a photo"
+
+    with pytest.raises(BackfillError, match="unavailable"):
+        list(engine.classify(job, [shard], Reader("", stop=stop)))
+    engine.close()
+    for pause_s, wanted_s in zip(pauses_s, [0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10, 10], strict=True):
+        assert 0.5 * wanted_s <= pause_s <= 1.5 * wanted_s
+    assert client.num_calls == 9
 
 
 def test_a_rate_limit_spreads_photos_and_saves_nothing_up():
@@ -142,15 +215,16 @@ def test_a_rate_limit_spreads_photos_and_saves_nothing_up():
             waited.append(timeout)
             return False
 
-    limit = RateLimiter(10.0)
+    now_s = [100.0]
+    limit = RateLimiter(10.0, clock=lambda: now_s[0])
     for _ in range(4):
         limit.wait(2, Recording())
-    assert waited == pytest.approx([0.2, 0.4, 0.6], abs=0.05)
+    assert waited == pytest.approx([0.2, 0.4, 0.6])
     waited.clear()
-    time.sleep(0.9)
+    now_s[0] += 10.0
     limit.wait(1, Recording())
     limit.wait(1, Recording())
-    assert waited == pytest.approx([0.1], abs=0.05)
+    assert waited == pytest.approx([0.1])
     waited.clear()
     RateLimiter(None).wait(1000, Recording())
     assert waited == []

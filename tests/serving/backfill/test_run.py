@@ -1,74 +1,37 @@
 """Whole jobs with the real model in this process: complete, exact, restartable."""
 
 import json
-import os
-import signal
-import subprocess
 import sys
-import time
 from dataclasses import replace
-from pathlib import Path
 
 import pyarrow.parquet
 import pytest
 
 from listing_vision.classify import classify_with_bundle
 from serving.backfill import inspection
-from serving.backfill.job import LOCK_PATH, read_job
+from serving.backfill.job import read_job
 from serving.backfill.ledger import Ledger
 from serving.backfill.local_engine import create_local_engine
-from serving.backfill.run import BackfillRequest, GracefulShutdown, Interrupted, open_or_create_job, retry, run
+from serving.backfill.run import open_or_create_job, retry
+from serving.backfill.shutdown import GracefulShutdown, Interrupted
 from serving.errors import BackfillError
 from serving.protocol import listing_vision_pb2 as pb
 from serving.storage import Store
-from tests.conftest import ROOT
-from tests.serving.backfill.conftest import read_manifest, write_manifest
+from tests.support.backfill import (
+    create_request,
+    group_photos_by_listing,
+    read_dead_letters,
+    read_manifest,
+    read_suggestions,
+    run_backfill,
+    write_manifest,
+)
 from vision.errors import ManifestError
-
-
-def request_for(market: Path, output: Path, **changed) -> BackfillRequest:
-    defaults = {"listings_per_shard": 10, "top_k": 0, "embedding": False, "overwrite": False}
-    return BackfillRequest(manifest=str(market / "manifest.csv"), output=str(output), **{**defaults, **changed})
-
-
-def run_backfill(bundle, market: Path, output: Path, *, max_error_share=1.0, isolate=False, shutdown=None, **changed):
-    """The store of a job that was run to its end."""
-    store, shutdown = Store(str(output)), shutdown or GracefulShutdown()
-    engine = create_local_engine(bundle, stop=shutdown.abort, isolate=isolate)
-    try:
-        with store.lock(LOCK_PATH):
-            job = open_or_create_job(store, request_for(market, output, **changed), engine, lambda _: None)
-            run(store, job, engine, max_error_share=max_error_share, shutdown=shutdown)
-    finally:
-        engine.close()
-    return store
-
-
-def read_suggestions(store: Store) -> dict[str, dict]:
-    rows = [
-        row
-        for entry in Ledger(store).entries()
-        for row in pyarrow.parquet.read_table(store.full_path(entry.suggestions.path)).to_pylist()
-    ]
-    assert len({row["listing_id"] for row in rows}) == len(rows)
-    return {row["listing_id"]: row for row in rows}
-
-
-def read_dead_letters(store: Store) -> list[dict]:
-    files = [entry.dead_letters.path for entry in Ledger(store).entries() if entry.dead_letters]
-    return [row for path in files for row in pyarrow.parquet.read_table(store.full_path(path)).to_pylist()]
-
-
-def photos_by_listing(market: Path) -> dict[str, list[Path]]:
-    found: dict[str, list[Path]] = {}
-    for row in read_manifest(market / "manifest.csv"):
-        found.setdefault(row["listing_id"], []).append(market / row["photo"])
-    return found
 
 
 def test_every_listing_is_answered_as_the_service_answers_it(bundle, market, tmp_path):
     store = run_backfill(bundle, market, tmp_path / "out", isolate=True, top_k=3, embedding=True)
-    answers, photos = read_suggestions(store), photos_by_listing(market)
+    answers, photos = read_suggestions(store), group_photos_by_listing(market)
     assert list(answers) == list(photos)
     for listing_id in list(photos)[::8]:
         row = answers[listing_id]
@@ -133,7 +96,7 @@ def test_another_input_or_model_is_refused(bundle, market, tmp_path):
     engine = create_local_engine(bundle, stop=GracefulShutdown().abort, isolate=False)
     engine.versions = type(engine.versions)(**{**vars(engine.versions), "version": "another"})
     with pytest.raises(BackfillError, match="version another"):
-        open_or_create_job(Store(str(tmp_path / "out")), request_for(market, tmp_path / "out"), engine, lambda _: None)
+        open_or_create_job(Store(str(tmp_path / "out")), create_request(market), engine, lambda _: None)
     engine.close()
 
 
@@ -147,7 +110,7 @@ def test_a_folder_of_something_else_is_left_alone(bundle, market, tmp_path):
 
 
 def test_bad_photos_are_told_and_the_rest_answered(bundle, market, tmp_path):
-    photos = photos_by_listing(market)
+    photos = group_photos_by_listing(market)
     one_bad, all_bad = list(photos)[:2]
     photos[one_bad][0].write_bytes(b"no photo")
     for photo in photos[all_bad]:
@@ -168,7 +131,7 @@ def test_bad_photos_are_told_and_the_rest_answered(bundle, market, tmp_path):
 
 
 def test_dead_letters_alone_are_taken_up_again(bundle, market, tmp_path):
-    photos = photos_by_listing(market)
+    photos = group_photos_by_listing(market)
     lost, broken = list(photos)[3], list(photos)[25]
     kept = photos[lost][0].read_bytes()
     photos[lost][0].unlink()
@@ -177,7 +140,7 @@ def test_dead_letters_alone_are_taken_up_again(bundle, market, tmp_path):
     before = read_suggestions(store)
     photos[lost][0].write_bytes(kept)
     engine, shutdown = create_local_engine(bundle, stop=GracefulShutdown().abort, isolate=False), GracefulShutdown()
-    options = {"max_error_share": 1.0, "stopper": shutdown}
+    options = {"max_error_share": 1.0, "shutdown": shutdown}
     job = read_job(store)
     # Of the other reason nothing is mended, and what was lost stays among the dead letters.
     found = retry(store, job, engine, reasons=["PHOTO_NOT_AN_IMAGE"], **options)
@@ -196,7 +159,7 @@ def test_dead_letters_alone_are_taken_up_again(bundle, market, tmp_path):
 
 
 def test_an_outage_while_retrying_costs_no_good_answer(bundle, market, tmp_path):
-    photos = photos_by_listing(market)
+    photos = group_photos_by_listing(market)
     several = [listing for listing in photos if len(photos[listing]) > 1]
     photos[several[0]][0].write_bytes(b"no photo")
     store = run_backfill(bundle, market, tmp_path / "out")
@@ -236,19 +199,19 @@ def test_files_of_several_folders_are_refused(bundle, market, tmp_path):
         Store(str(tmp_path / "out")),
         create_local_engine(bundle, stop=GracefulShutdown().abort, isolate=False),
     )
-    request = replace(request_for(market, tmp_path / "out"), manifest=str(market / "*" / "m.csv"))
-    with pytest.raises(BackfillError, match="lie in 2 folders"):
+    request = replace(create_request(market), manifest=str(market / "*" / "m.csv"))
+    with pytest.raises(BackfillError, match="are in 2 folders"):
         open_or_create_job(store, request, engine, lambda _: None)
     engine.close()
 
 
 def test_too_many_errors_stop_it_and_it_goes_on_once_they_are_mended(bundle, market, tmp_path):
-    photos = photos_by_listing(market)
+    photos = group_photos_by_listing(market)
     away = [path for listing in list(photos)[-20:] for path in photos[listing]]
     kept = {path: path.read_bytes() for path in away}
     for path in away:
         path.unlink()
-    with pytest.raises(BackfillError, match=r"cannot be used .* PHOTO_NOT_FOUND(.|\n)*start the same command again"):
+    with pytest.raises(BackfillError, match=r"cannot be used .* PHOTO_NOT_FOUND(.|\n)*rerun the same command"):
         run_backfill(bundle, market, tmp_path / "out", max_error_share=0.02)
     store = Store(str(tmp_path / "out"))
     before = list(Ledger(store).entries())
@@ -270,7 +233,7 @@ def test_it_stops_when_asked_and_goes_on(bundle, market, tmp_path, monkeypatch):
             real(*arguments),
         )[1],
     )
-    with pytest.raises(Interrupted, match="goes on from here"):
+    with pytest.raises(Interrupted, match="to resume"):
         run_backfill(bundle, market, tmp_path / "out", shutdown=shutdown)
     store = Store(str(tmp_path / "out"))
     done = len(list(Ledger(store).entries()))
@@ -279,101 +242,3 @@ def test_it_stops_when_asked_and_goes_on(bundle, market, tmp_path, monkeypatch):
     assert "not running" in str(inspection.status(store))
     run_backfill(bundle, market, tmp_path / "out")
     assert inspection.verify(store).is_valid
-
-
-def test_what_is_wrong_with_an_output_is_found(bundle, market, tmp_path):
-    store = run_backfill(bundle, market, tmp_path / "out")
-    entries = list(Ledger(store).entries())
-    first = Path(store.full_path(entries[0].suggestions.path))
-    second = Path(store.full_path(entries[1].suggestions.path))
-    kept = first.read_bytes()
-    first.write_bytes(second.read_bytes())
-    found = inspection.verify(store)
-    assert not found.is_valid
-    assert any("checksum differs" in problem for problem in found.problems)
-    assert found.num_missing == 10
-    first.unlink()
-    assert any("is missing" in problem for problem in inspection.verify(store).problems)
-    first.write_bytes(kept)
-    assert inspection.verify(store).is_valid
-    (first.parent / "shard-0000099.parquet").write_bytes(kept)
-    assert any("in no ledger" in problem for problem in inspection.verify(store).problems)
-
-
-def test_what_changed_between_two_backfills(bundle, market, tmp_path):
-    old = run_backfill(bundle, market, tmp_path / "old")
-    photos = photos_by_listing(market)
-    ids = list(photos)
-    answers = read_suggestions(old)
-    # The photos of one listing now show another thing, and one listing is new to the other.
-    other = next(i for i in ids[1:] if answers[i]["category_id"] != answers[ids[0]]["category_id"])
-    for photo in photos[ids[0]]:
-        photo.write_bytes(photos[other][0].read_bytes())
-    rows = read_manifest(market / "manifest.csv")
-    write_manifest(market / "manifest.csv", [row for row in rows if row["listing_id"] != ids[-1]])
-    new = run_backfill(bundle, market, tmp_path / "new")
-    found = inspection.diff(old, new)
-    assert (found.num_in_both, found.num_only_old, found.num_only_new) == (len(ids) - 1, 1, 0)
-    assert found.num_category_changed == 1
-    assert found.pairs == [(answers[ids[0]]["category_id"], read_suggestions(new)[ids[0]]["category_id"], 1)]
-    assert found.examples[0][0] == ids[0]
-    assert "another category" in str(found)
-    assert answers[ids[1]]["category_path"][0]["name"] in inspection.describe_distribution(new)
-
-
-def cli(*arguments: object, **options) -> subprocess.Popen:
-    command = [sys.executable, "-m", "listing_vision", "backfill", *map(str, arguments)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
-
-
-def wait_for_exit(process: subprocess.Popen) -> tuple[int, str]:
-    said, _ = process.communicate(timeout=200)
-    return process.returncode, said
-
-
-def test_the_command_line_killed_and_stopped_ends_complete(bundle, market, tmp_path):
-    # Each listing many times, so that there is something to interrupt.
-    rows = read_manifest(market / "manifest.csv")
-    many = [{**row, "listing_id": f"{row['listing_id']}-{copy}"} for copy in range(25) for row in rows]
-    write_manifest(market / "manifest.csv", many)
-    output = tmp_path / "out"
-    command = ("run", market / "manifest.csv", "--model", bundle.folder, "--output", output, "--listings-per-shard", 20)
-    store = Store(str(output))
-
-    def wait_for_shards(process, num_shards: int) -> None:
-        while process.poll() is None and len(store.list_files("_job/ledger")) < num_shards:
-            time.sleep(0.02)
-
-    done = 0
-    for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL):
-        process = cli(*command, start_new_session=True)
-        wait_for_shards(process, done + 3)
-        os.kill(process.pid, number)
-        code, said = wait_for_exit(process)
-        assert code == (75 if number == signal.SIGTERM else -9), said
-        done = len(store.list_files("_job/ledger"))
-        assert not store.exists("_SUCCESS.json")
-    code, said = wait_for_exit(cli(*command))
-    assert code == 0, said
-    assert "going on:" in said
-    assert "photos/s" in said
-    assert "top category" in said
-    code, said = wait_for_exit(cli("verify", output))
-    assert (code, said.splitlines()[-1]) == (0, "right")
-    assert len(read_suggestions(store)) == len({row["listing_id"] for row in many})
-    code, said = wait_for_exit(cli("status", output))
-    assert (code, "done" in said.splitlines()[0]) == (0, True)
-    code, said = wait_for_exit(cli("diff", output, output))
-    assert code == 0, said
-    Path(store.full_path(next(Ledger(store).entries()).suggestions.path)).unlink()
-    assert wait_for_exit(cli("verify", output))[0] == 1
-
-
-def test_wrong_usage_is_told(bundle, market, tmp_path):
-    command = ("run", market / "manifest.csv", "--model", bundle.folder, "--output", tmp_path / "out")
-    assert wait_for_exit(cli(*command, "--rate", 5))[0] == 2
-    assert wait_for_exit(cli(*command, "--ray", "--target", "localhost:1"))[0] == 2
-    code, said = wait_for_exit(cli("status", tmp_path / "nothing"))
-    assert (code, "holds no backfill" in said) == (1, True)
-    code, said = wait_for_exit(cli(*command, "--target", "127.0.0.1:1"))
-    assert (code, "--target 127.0.0.1:1" in said) == (1, True)

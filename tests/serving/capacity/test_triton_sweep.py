@@ -1,3 +1,5 @@
+"""Sweeps of settings on machines that are functions, and one on a real Triton."""
+
 import json
 from dataclasses import replace
 
@@ -15,43 +17,40 @@ from vision.errors import ListingVisionError
 BUDGET = Budget(p99_ms=100, callers=2, seconds=1)
 
 
-def fake_machine(**of):
-    """A machine whose figures follow from its settings: photos/s and p99 by instances, batch and delay."""
+def run_tuning(rate):
+    """Tune a machine whose photos/s and p99 follow from instances, batch and delay."""
 
-    async def measure(bundle, installation, options, budget, photos):
-        rate, p99_ms = of["says"](options.instances, options.preferred_batch_size, options.max_queue_delay_us)
-        return Measurement(options=options, photos_per_s=rate, p50_ms=p99_ms / 2, p99_ms=p99_ms)
+    def measure(options):
+        photos_per_s, p99_ms = rate(options.instances, options.preferred_batch_size, options.max_queue_delay_us)
+        return Measurement(options=options, photos_per_s=photos_per_s, p50_ms=p99_ms / 2, p99_ms=p99_ms)
 
-    return measure
-
-
-def run_tuning(bundle, monkeypatch, says):
-    monkeypatch.setattr(triton_sweep, "_measure", fake_machine(says=says))
-    said = []
-    best, measured = triton_sweep.tune(bundle, None, BUDGET, on_measurement=said.append)
-    assert said == measured
+    reported = []
+    best, measured = triton_sweep.tune(BUDGET, measure, on_measurement=reported.append)
+    assert reported == measured
     assert len({m.options for m in measured}) == len(measured)  # nothing is measured twice
     return best.options
 
 
-def test_the_fastest_that_keeps_the_budget_is_taken(bundle, monkeypatch):
-    best = run_tuning(bundle, monkeypatch, lambda instances, batch, delay: (10 * batch, 30 * batch))
+def test_the_fastest_that_keeps_the_budget_is_taken():
+    best = run_tuning(lambda instances, batch, delay: (10 * batch, 30 * batch))
     assert best.preferred_batch_size == 2  # 4 would be faster, in 120 ms
 
 
-def test_chance_changes_nothing(bundle, monkeypatch):
-    best = run_tuning(bundle, monkeypatch, lambda instances, batch, delay: (100 + batch / 10, 50))
+def test_chance_changes_nothing():
+    best = run_tuning(lambda instances, batch, delay: (100 + batch / 10, 50))
     assert best.preferred_batch_size == 1
 
 
-def test_delays_are_tried_only_where_a_batch_can_wait(bundle, monkeypatch):
-    best = run_tuning(bundle, monkeypatch, lambda instances, batch, delay: (batch * (1 + (delay or 0)), 50))
+def test_delays_are_tried_only_where_a_batch_can_wait():
+    best = run_tuning(lambda instances, batch, delay: (batch * (1 + (delay or 0)), 50))
     assert (best.preferred_batch_size, best.max_queue_delay_us) == (8, 4000)
 
 
-def test_a_budget_that_nothing_keeps_is_refused_with_the_fastest(bundle, monkeypatch):
-    with pytest.raises(ListingVisionError, match=r"within 100 ms at 2 callers; the fastest needs 110 ms: allow more"):
-        run_tuning(bundle, monkeypatch, lambda instances, batch, delay: (10, 100 + 10 * batch))
+def test_a_budget_that_nothing_keeps_is_refused_with_the_fastest():
+    with pytest.raises(
+        ListingVisionError, match=r"p99 within 100 ms at 2 callers; the fastest needs 110 ms: allow more"
+    ):
+        run_tuning(lambda instances, batch, delay: (10, 100 + 10 * batch))
 
 
 def test_what_is_written_is_read_again(bundle, tmp_path):
@@ -82,9 +81,7 @@ def test_a_real_triton_is_tuned_and_served_with_what_was_found(
     bundle, triton_installation, start_serving, tmp_path, monkeypatch
 ):
     # Two settings of the twelve: that each is measured as the others are is what the rest of this file shows.
-    for name in ("_vary_instances", "_vary_delay"):
-        monkeypatch.setattr(triton_sweep, name, lambda best: [])
-    monkeypatch.setattr(triton_sweep, "_vary_batch", lambda best: [replace(best, preferred_batch_size=2)])
+    monkeypatch.setattr(triton_sweep, "VARIATIONS", [lambda best: [replace(best, preferred_batch_size=2)]])
     monkeypatch.setattr(triton_sweep, "PHOTO_PX", (64, 64))
     monkeypatch.setattr(triton_sweep, "WARM_UP_S", 0.1)
     output = tmp_path / "models"

@@ -13,7 +13,7 @@ from serving.protocol import listing_vision_pb2 as pb
 from serving.rollout.circuit_breaker import FAILURE_THRESHOLD
 from serving.rollout.traffic_split import CANARY, SHADOW, ReleaseSpec, TrafficShare, TrafficSplit
 from tests.serving.gateway.test_service import PHOTO, FailingEngine, run_gateway_with, wait_until
-from tests.serving.outcomes.test_writer import table
+from tests.support.outcomes import read_table
 from vision.errors import EngineBroken, EngineBusy, EngineUnavailable, ListingVisionError
 
 
@@ -276,7 +276,7 @@ def test_a_chosen_category_may_be_of_any_taxonomy_that_is_loaded(bundle, other_b
                 await client._stub.ReportOutcome(pb.ReportOutcomeRequest(listing_id="a", category_id=category))
 
     asyncio.run(run())
-    assert len(table(tmp_path, "outcomes")) == 2
+    assert len(read_table(tmp_path, "outcomes")) == 2
 
 
 def run_with_shadow(bundle, other_bundle, folder, work, *, share=1.0, **options):
@@ -312,7 +312,7 @@ def test_a_shadow_answers_for_the_record_only(bundle, other_bundle, tmp_path):
     assert {answer.model.version for answer in answers} == {bundle.info.model_version}
     share = load_canary(other_bundle, 0.5)
     expected = {f"m{n}" for n in range(6) if share.contains(f"m{n}", SHADOW)}
-    rows = table(tmp_path, "shadows")
+    rows = read_table(tmp_path, "shadows")
     assert {row["listing_id"] for row in rows} == expected != set()
     assert {row["model_version"] for row in rows} == {other_bundle.info.model_version}
     assert {row["answered_model_version"] for row in rows} == {bundle.info.model_version}

@@ -1,0 +1,53 @@
+"""Verification and comparison of a backfill's output."""
+
+from pathlib import Path
+
+from serving.backfill import inspection
+from serving.backfill.ledger import Ledger
+from tests.support.backfill import (
+    group_photos_by_listing,
+    read_manifest,
+    read_suggestions,
+    run_backfill,
+    write_manifest,
+)
+
+
+def test_what_is_wrong_with_an_output_is_found(bundle, market, tmp_path):
+    store = run_backfill(bundle, market, tmp_path / "out")
+    entries = list(Ledger(store).entries())
+    first = Path(store.full_path(entries[0].suggestions.path))
+    second = Path(store.full_path(entries[1].suggestions.path))
+    kept = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    found = inspection.verify(store)
+    assert not found.is_valid
+    assert any("checksum differs" in problem for problem in found.problems)
+    assert found.num_missing == 10
+    first.unlink()
+    assert any("is missing" in problem for problem in inspection.verify(store).problems)
+    first.write_bytes(kept)
+    assert inspection.verify(store).is_valid
+    (first.parent / "shard-0000099.parquet").write_bytes(kept)
+    assert any("in no ledger" in problem for problem in inspection.verify(store).problems)
+
+
+def test_what_changed_between_two_backfills(bundle, market, tmp_path):
+    old = run_backfill(bundle, market, tmp_path / "old")
+    photos = group_photos_by_listing(market)
+    ids = list(photos)
+    answers = read_suggestions(old)
+    # The photos of one listing now show another thing, and one listing is new to the other.
+    other = next(i for i in ids[1:] if answers[i]["category_id"] != answers[ids[0]]["category_id"])
+    for photo in photos[ids[0]]:
+        photo.write_bytes(photos[other][0].read_bytes())
+    rows = read_manifest(market / "manifest.csv")
+    write_manifest(market / "manifest.csv", [row for row in rows if row["listing_id"] != ids[-1]])
+    new = run_backfill(bundle, market, tmp_path / "new")
+    found = inspection.diff(old, new)
+    assert (found.num_in_both, found.num_only_old, found.num_only_new) == (len(ids) - 1, 1, 0)
+    assert found.num_category_changed == 1
+    assert found.pairs == [(answers[ids[0]]["category_id"], read_suggestions(new)[ids[0]]["category_id"], 1)]
+    assert found.examples[0][0] == ids[0]
+    assert "another category" in str(found)
+    assert answers[ids[1]]["category_path"][0]["name"] in inspection.describe_distribution(new)
