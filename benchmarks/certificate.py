@@ -20,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.common import BUILD, find_grocery_source, run_cli, write_result
-from training.calibration.calibrate import Promises, calibrate
+from training.calibration.calibrate import calibrate
+from training.calibration.certify import Guarantee
 from training.data.synthetic import draw_dataset
 from training.evaluation.ground_truth import judge_paths, listing_labels, truth_by_depth
 from training.inference.predictions import Predictions, predict
@@ -203,7 +204,7 @@ def measure_dataset(name: str, manifest_path: Path, run: Path | None) -> dict[st
             bundle.taxonomy,
             certifies={},
             calibration_predictions=answered("calibrate"),
-            promises=Promises(alpha_category=STRICT_ALPHA, alpha_brand=STRICT_ALPHA),
+            guarantee=Guarantee(alpha_category=STRICT_ALPHA, alpha_brand=STRICT_ALPHA),
         )
         found["fields_at_1_percent"] = evaluate_fields(EvaluatedListings(test, bundle, strict), strict, names)
     pool = test

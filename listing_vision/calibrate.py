@@ -51,16 +51,17 @@ def calibrate(
 
     Example: listing-vision calibrate bundles/grocery data/grocery/manifest.parquet --output bundles/grocery-2
     """
-    from training.calibration.calibrate import Promises
+    from training.calibration.certify import Guarantee
+    from training.calibration.splits import split_calibration_rows
     from training.export.model_card import guarantee_lines
-    from training.export.recalibrate import recalibrate, tune_and_calibration_rows
+    from training.export.recalibrate import recalibrate
     from training.inference.predictions import Predictions, predict
     from vision.manifest import Manifest
 
-    promises = Promises(alpha_category=alpha_category, alpha_brand=alpha_brand, delta=delta)
+    guarantee = Guarantee(alpha_category=alpha_category, alpha_brand=alpha_brand, delta=delta)
     refuse_existing(output)
     loaded = load_bundle(bundle)
-    tune_rows, tested_rows, split = tune_and_calibration_rows(Manifest.load(manifest), tune_split=tune_split)
+    tune_rows, tested_rows, split = split_calibration_rows(Manifest.load(manifest), tune_split=tune_split)
     with _open_engine(loaded, triton, decode_in) as (engine, infer_files):
 
         def run_predictions(rows: Manifest) -> Predictions:
@@ -86,7 +87,7 @@ def calibrate(
             tested=run_predictions(tested_rows) if tested_rows else None,
             split=split,
             backend=engine.backend,
-            promises=promises,
+            guarantee=guarantee,
         )
     for line in guarantee_lines(written.calibration):
         typer.echo(line)

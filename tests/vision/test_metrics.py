@@ -31,6 +31,7 @@ def test_wilson_interval_of_a_textbook_case():
     assert math.isclose(low, 0.7864, abs_tol=1e-3)
     assert math.isclose(high, 0.9565, abs_tol=1e-3)
     assert wilson_interval(0, 0) == (0.0, 1.0)
+    assert np.allclose(wilson_interval(8, 10), (0.490, 0.943), atol=2e-3)
 
 
 def test_top_k_hits_are_of_labelled_rows_in_order():

@@ -14,9 +14,9 @@ import safetensors.torch
 import torch
 
 from training.calibration.calibrate import calibrate
+from training.calibration.splits import split_calibration_rows
 from training.errors import ExportMismatch, RunError
 from training.export.model_card import model_card
-from training.export.recalibrate import tune_and_calibration_rows
 from training.export.torchscript import export_torchscript, load_torchscript
 from training.inference.forward import onnx_forward, torch_forward
 from training.inference.predictions import Infer, predict
@@ -78,7 +78,7 @@ def export_bundle(run: Run, folder: Path, *, model_name: str) -> Bundle:
         _log.warning(
             "the manifest has changed since training; a promise holds only if no calibration listing was trained on"
         )
-    val, tested, split = tune_and_calibration_rows(manifest)
+    val, tested, split = split_calibration_rows(manifest)
     preprocessing = Preprocessing(input_px=recipe.input_px)
     category_log_prior, brand_log_prior = _log_priors(recipe, manifest.where_split("train"), taxonomy)
 

@@ -16,12 +16,12 @@ import torch
 from torch import nn
 
 from training.calibration.calibrate import calibrate
+from training.calibration.splits import split_calibration_rows
 from training.errors import PrecisionRefused
 from training.evaluation.ground_truth import truth_by_depth
 from training.export.export import compare, export_onnx
 from training.export.model_card import model_card
 from training.export.quantization import METHODS, quantized_onnx
-from training.export.recalibrate import tune_and_calibration_rows
 from training.export.torchscript import export_torchscript, load_torchscript
 from training.inference.forward import onnx_forward, torch_forward
 from training.inference.network import load_bundle_model
@@ -107,7 +107,7 @@ def convert_bundle(
     if bundle.info.precision != "fp32":
         raise BundleError(f"bundle {bundle.folder} is in {bundle.info.precision}; convert the fp32 one it came from")
     with new_bundle(folder) as building:
-        tune_rows, tested_rows, split = tune_and_calibration_rows(manifest)
+        tune_rows, tested_rows, split = split_calibration_rows(manifest)
         reference = _answers(bundle, tune_rows, onnx_forward(bundle.onnx_path))
         candidates = _half(bundle, building) if precision == "fp16" else _quantized(bundle, manifest, building)
         chosen = _chosen(bundle, tune_rows, reference, candidates)

@@ -1,38 +1,15 @@
-"""A bundle with new promises: the same model, tested on other listings or another backend."""
+"""A bundle with new guarantees: the same model, tested on other listings or with another backend."""
 
 import shutil
 from pathlib import Path
 
-from training.calibration.calibrate import Promises, calibrate
+from training.calibration.calibrate import calibrate
+from training.calibration.certify import Guarantee
 from training.export.model_card import model_card
 from training.inference.predictions import Predictions
 from vision.bundle import FILES, Bundle, certificate_binding, load_bundle, new_bundle, refuse_existing, seal_bundle
-from vision.errors import ManifestError
-from vision.manifest import Manifest
 
-__all__ = ["CALIBRATION_SPLIT", "recalibrate", "tune_and_calibration_rows"]
-
-CALIBRATION_SPLIT = "calibrate"
-
-
-def tune_and_calibration_rows(manifest: Manifest, *, tune_split: str = "val") -> tuple[Manifest, Manifest | None, str]:
-    """Listings for temperatures and grids, listings for the tests, and what a certificate says of them.
-
-    Without a calibration split, None in its place: the tune split is then halved.
-
-    Raises:
-        ManifestError: a split that may not be tuned on, or without rows.
-    """
-    if tune_split in (CALIBRATION_SPLIT, "train"):
-        raise ManifestError(
-            f"temperatures and thresholds cannot come from the split {tune_split!r}: a promise is tested on listings "
-            "that chose nothing; take val"
-        )
-    splits = set(manifest.column("split").unique().to_pylist())
-    tune = manifest.where_split(tune_split)
-    if CALIBRATION_SPLIT not in splits:
-        return tune, None, f"{tune_split}, half of the listings by hash of listing id"
-    return tune, manifest.where_split(CALIBRATION_SPLIT), f"{CALIBRATION_SPLIT}; thresholds to test from {tune_split}"
+__all__ = ["recalibrate"]
 
 
 def recalibrate(
@@ -43,18 +20,18 @@ def recalibrate(
     tested: Predictions | None,
     split: str,
     backend: str,
-    promises: Promises,
+    guarantee: Guarantee,
 ) -> Bundle:
-    """Write the same model with promises tested anew; it appears under `folder` only when it is whole.
+    """Write a bundle of the same model with new guarantees; `folder` appears when it is complete.
 
     Args:
-        bundle: its weights, exports and golden photos are taken over.
-        folder: of the new bundle.
-        tune: answers for the listings that temperatures and thresholds come from.
-        tested: answers for the listings that the tests are made on; None: half of `tune`.
-        split: what the certificate says of these.
-        backend: what computed the answers.
-        promises: what to certify.
+        bundle: its weights, exports and golden photos are copied.
+        folder: the new bundle.
+        tune: predictions for the listings that temperatures and thresholds come from.
+        tested: predictions for the listings that the tests are made on; None: half of `tune`.
+        split: their description for the certificate.
+        backend: what computed the predictions.
+        guarantee: what to certify.
 
     Raises:
         BundleError: `folder` exists.
@@ -66,7 +43,7 @@ def recalibrate(
         bundle.taxonomy,
         certifies={**facts, "split": split},
         calibration_predictions=tested,
-        promises=promises,
+        guarantee=guarantee,
         category_log_prior=bundle.calibration.category_log_prior,
         brand_log_prior=bundle.calibration.brand_log_prior,
     )

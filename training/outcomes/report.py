@@ -7,25 +7,27 @@ from typing import Any
 import numpy as np
 
 from training.outcomes.tables import FieldOutcomes, OutcomeTables, ShadowOutcomes
-from training.statistics.sequential import (
+from training.statistics.drift import (
     BRAND_PROBABILITY,
     BYTES_PER_PHOTO,
     LEAF_PROBABILITY,
     PHOTOS_PER_LISTING,
     PSI_LARGE,
     PSI_MODERATE,
+    build_histogram,
+    compute_population_stability,
+)
+from training.statistics.sequential import (
     SAMPLE_RATIO_ALPHA,
     Interval,
-    difference_sequence,
-    paired_sequence,
-    population_stability,
-    promise_kept,
-    sample_ratio_p_value,
-    spread_of,
-    wilson,
+    bound_difference,
+    bound_paired_difference,
+    compute_sample_ratio_p_value,
+    is_guarantee_plausible,
 )
 from vision.calibration import Calibration
 from vision.errors import ListingVisionError
+from vision.metrics import wilson_interval
 
 __all__ = ["PROMISE_METRICS", "ExperimentReport", "format_metrics", "format_report", "make_report"]
 
@@ -33,7 +35,7 @@ DRIFT = {
     LEAF_PROBABILITY: "category_probabilities[-1]",
     BRAND_PROBABILITY: "brand_probability",
     PHOTOS_PER_LISTING: "num_photos",
-    BYTES_PER_PHOTO: "read_photo / greatest(num_photos, 1)",
+    BYTES_PER_PHOTO: "photo_bytes / greatest(num_photos, 1)",
     "unusable_share": "num_unusable / greatest(num_photos, 1)",
 }
 """Name to SQL of a suggestion's columns."""
@@ -159,8 +161,8 @@ def make_report(
         shadows += _shadows(name, tables.shadows_of(name))
     drift_days = days if tables.span_days() >= 2 * days else None
     drift = {
-        name: population_stability(
-            spread_of(tables.statistic(sql, days=days, from_end=False)),
+        name: compute_population_stability(
+            build_histogram(tables.statistic(sql, days=days, from_end=False)),
             tables.statistic(sql, days=days, from_end=True),
         )
         for name, sql in (DRIFT.items() if drift_days else ())
@@ -171,16 +173,16 @@ def make_report(
         shadow_agreement=tables.shadow_agreement(),
         shadows=shadows,
         listings_by_release=counts,
-        sample_ratio_p_value=sample_ratio_p_value(counts, shares) if shares else None,
+        sample_ratio_p_value=compute_sample_ratio_p_value(counts, shares) if shares else None,
         num_unjoined=tables.num_unjoined(),
         drift=drift,
         drift_days=drift_days,
         drift_from_bundle={
             release: {
-                name: population_stability(
-                    spread, tables.statistic(DRIFT[name], days=days, from_end=True, release=release)
+                name: compute_population_stability(
+                    histogram, tables.statistic(DRIFT[name], days=days, from_end=True, release=release)
                 )
-                for name, spread in promises[release].expected.items()
+                for name, histogram in promises[release].expected.items()
                 if name in DRIFT
             }
             for release in counts
@@ -204,13 +206,13 @@ def _field(outcomes: FieldOutcomes, release: str, calibration: Calibration | Non
         release=release,
         num_outcomes=len(accepted),
         accepted=float(accepted.mean()),
-        accepted_interval=wilson(int(accepted.sum()), len(accepted)),
+        accepted_interval=Interval(*wilson_interval(int(accepted.sum()), len(accepted))),
         num_hidden=int(hidden.sum()),
         accepted_hidden=float(accepted[hidden].mean()) if hidden.any() else None,
         num_filled_lately=len(lately),
         right_lately=float(lately.mean()) if len(lately) else None,
         promised=promised,
-        keeps_promise=promise_kept(int(lately.sum()), len(lately), precision=promised) if promised else None,
+        keeps_promise=is_guarantee_plausible(int(lately.sum()), len(lately), precision=promised) if promised else None,
     )
 
 
@@ -226,7 +228,7 @@ def _comparisons(outcomes: FieldOutcomes, base: str) -> list[Comparison]:
                     control=base,
                     treatment=release,
                     difference=float(treatment.mean() - control.mean()),
-                    interval=difference_sequence(control, treatment),
+                    interval=bound_difference(control, treatment),
                 )
             )
     return found
@@ -247,7 +249,7 @@ def _shadows(field: str, outcomes: ShadowOutcomes) -> list[ShadowReport]:
                     num_outcomes=len(accepted),
                     accepted=float(accepted.mean()),
                     given_accepted=float(given.mean()),
-                    interval=paired_sequence(given, accepted),
+                    interval=bound_paired_difference(given, accepted),
                     unseen=unseen,
                 )
             )

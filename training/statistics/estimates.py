@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import beta
 
 from vision.metrics import (
     NUM_CALIBRATION_BINS,
@@ -17,7 +18,7 @@ from vision.metrics import (
     share_interval,
 )
 
-__all__ = ["calibration_error", "hierarchical", "macro", "reliability", "share", "where"]
+__all__ = ["calibration_error", "clopper_pearson_upper", "hierarchical", "macro", "reliability", "share", "where"]
 
 Figures = dict[str, Any]
 Bools = npt.NDArray[np.bool_]
@@ -82,6 +83,11 @@ def hierarchical(*, given: Bools, answered: Bools, right: Bools, clusters: Ints 
         **_estimate("recall", shared, in_truths, rows[rows], kept),
         **_estimate("f1", 2 * shared, in_answers + in_truths, rows[rows], kept),
     }
+
+
+def clopper_pearson_upper(num_hits: int, num_rows: int, *, alpha: float) -> float:
+    """The exact upper bound of a share, too low with probability at most alpha (Clopper & Pearson 1934)."""
+    return 1.0 if num_hits >= num_rows else float(beta.ppf(1 - alpha, num_hits + 1, num_rows - num_hits))
 
 
 def reliability(confidences: Floats, right: Bools, clusters: Ints | None) -> list[Figures]:

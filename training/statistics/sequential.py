@@ -1,4 +1,4 @@
-"""Statistics of outcomes: acceptance, comparisons that may be looked at daily, sample ratios, promises, drift."""
+"""Sequential statistics of outcomes: bounds that hold however often they are looked at, sample ratios, guarantees."""
 
 import math
 from collections.abc import Mapping
@@ -8,37 +8,23 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from vision.calibration import Histogram
+from training.statistics.estimates import clopper_pearson_upper
 
 __all__ = [
     "ALPHA",
-    "BRAND_PROBABILITY",
-    "BYTES_PER_PHOTO",
-    "EXPECTED",
-    "LEAF_PROBABILITY",
-    "PHOTOS_PER_LISTING",
+    "SAMPLE_RATIO_ALPHA",
     "Interval",
-    "confidence_sequence",
-    "difference_sequence",
-    "paired_sequence",
-    "population_stability",
-    "promise_kept",
-    "sample_ratio_p_value",
-    "spread_of",
-    "wilson",
+    "bound_difference",
+    "bound_mean",
+    "bound_paired_difference",
+    "compute_sample_ratio_p_value",
+    "is_guarantee_plausible",
 ]
 
 ALPHA = 0.05
 SAMPLE_RATIO_ALPHA = 0.0005
-"""Fabijan et al., KDD 2019, section 4: a check that is made all the time must not cry wolf."""
-PSI_MODERATE, PSI_LARGE = 0.1, 0.25
-"""The customary marks (Siddiqi, Credit Risk Scorecards, 2006)."""
+"""Low, as a check that is made all the time must rarely be a false alarm (Fabijan et al., KDD 2019, section 4)."""
 _LARGEST_BET = 0.5
-
-LEAF_PROBABILITY, BRAND_PROBABILITY = "leaf_probability", "brand_probability"
-PHOTOS_PER_LISTING, BYTES_PER_PHOTO = "photos_per_listing", "bytes_per_photo"
-EXPECTED = (LEAF_PROBABILITY, BRAND_PROBABILITY, PHOTOS_PER_LISTING, BYTES_PER_PHOTO)
-"""What a bundle says of the listings that it was calibrated on: a value a listing, bytes as the mean of its photos."""
 
 Floats = npt.NDArray[np.float64]
 
@@ -48,13 +34,7 @@ class Interval(NamedTuple):
     high: float
 
 
-def wilson(num_right: int, num: int, *, alpha: float = ALPHA) -> Interval:
-    """For a share at one fixed look (Wilson 1927)."""
-    found = stats.binomtest(num_right, num).proportion_ci(1 - alpha, method="wilson")
-    return Interval(float(found.low), float(found.high))
-
-
-def confidence_sequence(values: npt.ArrayLike, *, alpha: float = ALPHA) -> tuple[Floats, Floats]:
+def bound_mean(values: npt.ArrayLike, *, alpha: float = ALPHA) -> tuple[Floats, Floats]:
     """Bounds for the mean after each value; all of them hold at once with probability 1 - alpha.
 
     The predictable plug-in empirical Bernstein sequence of Waudby-Smith & Ramdas (JRSS B 2024), theorem 2, with the
@@ -62,7 +42,7 @@ def confidence_sequence(values: npt.ArrayLike, *, alpha: float = ALPHA) -> tuple
 
     Args:
         values: (N,) in [0, 1], in the order of their arrival.
-        alpha: that they fail at any time.
+        alpha: probability that they fail at any time.
 
     Returns:
         (N,) lower and upper bounds.
@@ -83,26 +63,26 @@ def confidence_sequence(values: npt.ArrayLike, *, alpha: float = ALPHA) -> tuple
     return low, high
 
 
-def difference_sequence(a: npt.ArrayLike, b: npt.ArrayLike, *, alpha: float = ALPHA) -> Interval:
-    """For mean(b) - mean(a) as of now; may be asked after every value, and stopped at any time (each half of alpha)."""
+def bound_difference(a: npt.ArrayLike, b: npt.ArrayLike, *, alpha: float = ALPHA) -> Interval:
+    """Bounds for mean(b) - mean(a), valid after every value; each of the two sequences takes half of `alpha`."""
     (low_a, high_a), (low_b, high_b) = (
         (float(low[-1]), float(high[-1])) if len(low) else (0.0, 1.0)
-        for low, high in (confidence_sequence(values, alpha=alpha / 2) for values in (a, b))
+        for low, high in (bound_mean(values, alpha=alpha / 2) for values in (a, b))
     )
     return Interval(low_b - high_a, high_b - low_a)
 
 
-def paired_sequence(a: npt.ArrayLike, b: npt.ArrayLike, *, alpha: float = ALPHA) -> Interval:
-    """For mean(b - a) of pairs as of now, each in [0, 1]; may be asked after every pair."""
+def bound_paired_difference(a: npt.ArrayLike, b: npt.ArrayLike, *, alpha: float = ALPHA) -> Interval:
+    """Bounds for mean(b - a) of pairs, each value in [0, 1], valid after every pair."""
     halved = (np.asarray(b, np.float64) - np.asarray(a, np.float64) + 1) / 2
     if not len(halved):
         return Interval(-1.0, 1.0)
-    low, high = confidence_sequence(halved, alpha=alpha)
+    low, high = bound_mean(halved, alpha=alpha)
     return Interval(2 * float(low[-1]) - 1, 2 * float(high[-1]) - 1)
 
 
-def sample_ratio_p_value(counts: Mapping[str, int], shares: Mapping[str, float]) -> float:
-    """Of the counts, were listings assigned by these shares (chi-square); below `SAMPLE_RATIO_ALPHA` they were not."""
+def compute_sample_ratio_p_value(counts: Mapping[str, int], shares: Mapping[str, float]) -> float:
+    """The chi-square p-value of counts under the assigned shares; below `SAMPLE_RATIO_ALPHA` these are not kept."""
     names = [name for name in shares if shares[name] > 0]
     total = sum(counts.get(name, 0) for name in names)
     if total == 0:
@@ -112,34 +92,9 @@ def sample_ratio_p_value(counts: Mapping[str, int], shares: Mapping[str, float])
     return float(stats.chisquare([counts.get(name, 0) for name in names], expected).pvalue)
 
 
-def promise_kept(num_right: int, num: int, *, precision: float, alpha: float = ALPHA) -> bool | None:
-    """Whether a promised precision may still be believed of filled fields; None: there are none.
+def is_guarantee_plausible(num_right: int, num: int, *, precision: float, alpha: float = ALPHA) -> bool | None:
+    """Whether outcomes of prefilled fields are compatible with the guaranteed precision; None without outcomes.
 
-    False only where the largest precision that the outcomes leave possible (Clopper & Pearson 1934) is below it.
+    False only where the upper bound of the precision that they leave possible (Clopper & Pearson 1934) is below it.
     """
-    if num == 0:
-        return None
-    return bool(stats.beta.ppf(1 - alpha, num_right + 1, max(num - num_right, 1e-12)) >= precision)
-
-
-def spread_of(values: npt.ArrayLike, *, num_bins: int = 10) -> Histogram:
-    """By the values' own quantiles; fewer bins where these fall together."""
-    found = np.asarray(values, np.float64)
-    edges = np.unique(np.quantile(found, np.linspace(0, 1, num_bins + 1)[1:-1])) if len(found) else np.empty(0)
-    counts = _counts(edges, found)
-    shares = counts / len(found) if len(found) else counts.astype(float)
-    return Histogram(edges=tuple(edges.tolist()), shares=tuple(shares.tolist()), num_values=len(found))
-
-
-def population_stability(reference: Histogram, recent: Floats) -> float:
-    """Population stability index over the reference's bins; a bin that is empty counts as half a value."""
-    if not reference.num_values or not len(recent):
-        return 0.0
-    before = np.maximum(reference.shares, 0.5 / reference.num_values)
-    now = np.maximum(_counts(np.asarray(reference.edges), recent), 0.5) / len(recent)
-    return float(((now - before) * np.log(now / before)).sum())
-
-
-def _counts(edges: Floats, values: Floats) -> npt.NDArray[np.int64]:
-    counts: npt.NDArray[np.int64] = np.bincount(np.searchsorted(edges, values, side="right"), minlength=len(edges) + 1)
-    return counts
+    return clopper_pearson_upper(num_right, num, alpha=alpha) >= precision if num else None

@@ -5,14 +5,9 @@ import numpy as np
 import pytest
 
 from tests.support.helpers import create_small_taxonomy
-from training.calibration.calibrate import (
-    Promises,
-    calibrate,
-    certify,
-    clopper_pearson_bound,
-    fit_depth_temperatures,
-    fit_temperature,
-)
+from tests.support.predictions import create_predictions
+from training.calibration.calibrate import calibrate
+from training.calibration.certify import Guarantee
 from training.evaluation.ground_truth import truth_by_depth
 from training.inference.predictions import Predictions
 from vision.calibration import BRAND_FIELD, Calibration
@@ -25,81 +20,10 @@ from vision.decision import (
     predict_paths,
     softmax,
 )
-from vision.errors import ListingVisionError
 from vision.manifest import Labels
 from vision.taxonomy import OTHER_BRAND, Brand, Category, Taxonomy
 
-ALPHA_CATEGORY, DELTA = Promises().alpha_category, Promises().delta
-
-
-def sample_scores(rng, count):
-    """Scores of an over-confident model, and whether each answer is right."""
-    truth = rng.beta(8, 0.7, count)
-    return truth**0.3, rng.random(count) < truth
-
-
-def field(rng, num_listings, alpha=0.05, delta=0.05):
-    tune_scores, _ = sample_scores(rng, num_listings)
-    scores, right = sample_scores(rng, num_listings)
-    return certify(name="x", alpha=alpha, delta=delta, tune_scores=tune_scores, scores=scores, right=right)
-
-
-@pytest.mark.parametrize("num_listings", [500, 2500])
-def test_the_promise_is_broken_at_most_delta_of_the_time(num_listings):
-    rng = np.random.default_rng(0)
-    scores, right = sample_scores(rng, 1_000_000)
-    broken = filled = 0
-    for _ in range(1000):
-        threshold = field(rng, num_listings).threshold
-        if threshold is not None:
-            filled += 1
-            broken += (~right[scores >= threshold]).mean() > 0.05
-    assert filled > 500  # it is not kept by never filling
-    # Three standard errors above delta.
-    assert broken / 1000 <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 1000)
-
-
-def test_the_threshold_where_calibration_precision_reaches_the_promise_breaks_it_half_the_time():
-    """Why the exact test is there: what everyone does instead."""
-    rng = np.random.default_rng(0)
-    scores, right = sample_scores(rng, 1_000_000)
-    by_score = np.argsort(-scores)
-    errors_beyond = np.cumsum(~right[by_score]) / np.arange(1, len(scores) + 1)
-    broken = 0
-    for _ in range(300):
-        drawn, drawn_right = sample_scores(rng, 1000)
-        order = np.argsort(-drawn)
-        shares = np.cumsum(~drawn_right[order]) / np.arange(1, 1001)
-        threshold = drawn[order][np.flatnonzero(shares <= 0.05)[-1]]
-        num_filled = np.searchsorted(-scores[by_score], -threshold, side="right")
-        broken += errors_beyond[num_filled - 1] > 0.05
-    assert 0.3 < broken / 300 < 0.7
-
-
-def test_the_bound_is_the_share_at_which_so_few_errors_become_unlikely():
-    from scipy.stats import binom
-
-    bound = clopper_pearson_bound(3, 200, 0.05)
-    assert binom.cdf(3, 200, bound) == pytest.approx(0.05)
-    assert clopper_pearson_bound(0, 59, 0.05) == pytest.approx(1 - 0.05 ** (1 / 59))
-    assert clopper_pearson_bound(5, 5, 0.05) == 1.0
-
-
-def test_a_filled_field_carries_the_evidence_for_its_promise():
-    certified = field(np.random.default_rng(8), 2500)
-    assert certified.threshold in certified.grid
-    assert list(certified.grid) == sorted(certified.grid, reverse=True)
-    assert certified.bound <= certified.alpha
-    assert certified.bound == clopper_pearson_bound(certified.num_errors, certified.num_filled, 0.05)
-    assert certified.coverage == certified.num_filled / 2500
-
-
-def test_no_tune_listing_says_that_there_was_nothing_to_test():
-    scores = np.linspace(0.5, 1, 500)
-    never = certify(name="x", alpha=0.05, delta=0.05, tune_scores=np.empty(0), scores=scores, right=np.ones(500, bool))
-    assert "there is no threshold to test" in never.uncertified_reason
-    shifted = certify(name="x", alpha=0.05, delta=0.05, tune_scores=scores + 1, scores=scores, right=np.ones(500, bool))
-    assert "the strictest threshold tried, 1.851, fills none of 500 calibration listings" in shifted.uncertified_reason
+ALPHA_CATEGORY, DELTA = Guarantee().alpha_category, Guarantee().delta
 
 
 def test_one_category_and_no_brand_promise_nothing():
@@ -113,97 +37,6 @@ def test_one_category_and_no_brand_promise_nothing():
     assert [(field.threshold, field.delta) for field in fields] == [(None, 0), (None, 0)]
 
 
-def test_promises_are_probabilities():
-    with pytest.raises(ListingVisionError, match=r"alpha_brand is 2; give a probability"):
-        Promises(alpha_brand=2)
-
-
-def test_too_few_listings_say_how_many_are_needed():
-    never = field(np.random.default_rng(1), 40)
-    assert never.threshold is None
-    assert "40 calibration listings are too few: with no error at all, 59 filled ones" in never.uncertified_reason
-
-
-def test_a_model_that_is_wrong_too_often_is_never_filled():
-    rng = np.random.default_rng(2)
-    scores = rng.random(1000)
-    never = certify(name="x", alpha=0.05, delta=0.05, tune_scores=scores, scores=scores, right=rng.random(1000) < 0.5)
-    assert never.threshold is None
-    assert "of them wrongly, which does not prove 95%; at this share of errors no number" in never.uncertified_reason
-
-
-def test_where_more_listings_would_do_it_says_how_many():
-    # 3 % of all are wrong whatever the score: 200 cannot prove 95 %, some more can.
-    scores, right = np.linspace(0.5, 1, 200), np.arange(200) % 33 != 0
-    never = certify(name="x", alpha=0.05, delta=0.05, tune_scores=scores, scores=scores, right=right)
-    assert never.threshold is None
-    wanted = int(never.uncertified_reason.split("about ")[1].split(" ")[0])
-    scores, right = np.linspace(0.5, 1, 2 * wanted), np.arange(2 * wanted) % 33 != 0
-    assert (
-        certify(name="x", alpha=0.05, delta=0.05, tune_scores=scores, scores=scores, right=right).threshold is not None
-    )
-
-
-def test_what_cannot_be_filled_has_no_part_in_the_test():
-    scores = np.concatenate([np.linspace(0.5, 1, 300), np.full(100, -np.inf)])
-    right = np.isfinite(scores)
-    certified = certify(name="x", alpha=0.05, delta=0.05, tune_scores=scores, scores=scores, right=right)
-    assert certified.num_filled == 300
-    assert certified.num_listings == 400
-    assert certified.threshold == 0.5
-
-
-def test_a_perfect_model_is_filled_everywhere():
-    scores = np.random.default_rng(3).random(300)
-    always = certify(name="x", alpha=0.05, delta=0.05, tune_scores=scores, scores=scores, right=np.ones(300, bool))
-    assert always.num_filled == 300
-    assert always.num_errors == 0
-
-
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])
-def test_the_temperature_that_made_the_labels_is_found(temperature):
-    rng = np.random.default_rng(4)
-    logits = rng.normal(0, 3, (20_000, 5))
-    probabilities = softmax(logits / temperature)
-    labels = (probabilities.cumsum(axis=1) > rng.random((20_000, 1))).argmax(axis=1)
-    assert fit_temperature(logits, labels) == pytest.approx(temperature, rel=0.05)
-
-
-def test_the_temperatures_by_depth_that_made_the_labels_are_found():
-    taxonomy, rng = create_small_taxonomy(), np.random.default_rng(16)
-    logits = rng.normal(0, 2, (20_000, 4))
-    wanted = (0.5, 1.0, 2.0)
-    made = Calibration(category_depth_temperatures=wanted, certifies={})
-    probabilities = compute_leaf_probabilities(logits, np.arange(20_000), made, taxonomy)
-    leaves = (probabilities.cumsum(axis=1) > rng.random((20_000, 1))).argmax(axis=1)
-    truth = truth_by_depth(create_predictions(logits, leaves).labels, taxonomy)
-    assert fit_depth_temperatures(softmax(logits), truth, taxonomy) == pytest.approx(wanted, rel=0.1)
-
-
-def test_without_labels_the_temperatures_by_depth_change_nothing():
-    taxonomy = create_small_taxonomy()
-    made = create_predictions(np.zeros((5, 4)), np.zeros(5, int))
-    unlabelled = Labels(category_nodes=np.full(5, -1), brands=made.labels.brands)
-    assert fit_depth_temperatures(softmax(np.eye(4)), truth_by_depth(unlabelled, taxonomy), taxonomy) == (1, 1, 1)
-
-
-def create_predictions(logits, leaves) -> Predictions:
-    """One photo a listing on the small tree, brands not known."""
-    taxonomy, count = create_small_taxonomy(), len(logits)
-    return Predictions(
-        category_logits=logits.astype(np.float32),
-        brand_logits=np.zeros((count, 3), np.float32),
-        labels=Labels(
-            category_nodes=np.array([taxonomy.node_index[leaf] for leaf in taxonomy.leaf_ids])[leaves],
-            brands=np.full(count, -1),
-        ),
-        groups=np.arange(count),
-        listing_ids=tuple(map(str, range(count))),
-        photo_urls=tuple(f"{i}.jpg" for i in range(count)),
-        unusable=(),
-    )
-
-
 def tree_predictions(rng, count):
     """An over-confident model on a tree with leaves of unequal depth, its mistakes all over the tree."""
     logits = rng.normal(0, 1, (count, 4)) * 2
@@ -213,7 +46,7 @@ def tree_predictions(rng, count):
     return create_small_taxonomy(), create_predictions(np.log(shown) * 2.5, leaves)
 
 
-def test_the_promise_holds_for_filled_paths_on_a_tree():
+def test_the_guarantee_holds_for_filled_paths_on_a_tree():
     """Whoever receives a filled field sees it wrong at most alpha of the time, shallow truths included."""
     rng = np.random.default_rng(7)
     taxonomy, judged = tree_predictions(rng, 200_000)
@@ -370,7 +203,7 @@ def test_a_catch_all_is_answered_and_never_filled():
     assert "fits nowhere else" in step.why_suggested
 
 
-def test_a_sole_root_promises_nothing_of_its_own():
+def test_a_sole_root_guarantees_nothing_of_its_own():
     tree = Taxonomy(
         version="x",
         categories=(
@@ -420,7 +253,7 @@ def test_a_split_kept_for_calibration_is_used_for_the_tests_alone():
     assert apart.fields[0].grid == other.fields[0].grid
 
 
-def test_a_handful_of_listings_gives_temperatures_and_no_promise():
+def test_a_handful_of_listings_gives_temperatures_and_no_guarantee():
     made = create_predictions(np.eye(4)[[0]] * 5, np.array([0]))
     calibration = calibrate(made, create_small_taxonomy(), certifies={})
     assert all(f.threshold is None and "too few" in f.uncertified_reason for f in calibration.fields)

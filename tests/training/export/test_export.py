@@ -39,7 +39,7 @@ def test_the_comparison_is_stored_in_the_bundle(bundle):
 
 
 def test_the_bundle_knows_what_its_listings_were_like(bundle, synthetic_dataset):
-    from training.statistics.sequential import EXPECTED
+    from training.statistics.drift import EXPECTED
 
     expected = bundle.calibration.expected
     assert set(expected) == set(EXPECTED)

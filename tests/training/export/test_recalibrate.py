@@ -4,16 +4,16 @@ import json
 import numpy as np
 import pytest
 
-from tests.training.calibration.test_calibrate import create_predictions
-from training.calibration.calibrate import Promises
-from training.export.recalibrate import recalibrate, tune_and_calibration_rows
+from tests.support.predictions import create_predictions
+from training.calibration.certify import Guarantee
+from training.export.recalibrate import recalibrate
 from vision.bundle import load_bundle
-from vision.errors import BundleError, ManifestError
-from vision.manifest import Labels, Manifest
+from vision.errors import BundleError
+from vision.manifest import Labels
 
 
 def create_exact_predictions(bundle, count, rng):
-    """Answers of an errorless model for listings of the bundle's taxonomy."""
+    """Predictions of an errorless model for listings of the bundle's taxonomy."""
     made = create_predictions(np.zeros((count, 4)), np.zeros(count, int))
     taxonomy = bundle.taxonomy
     leaves = rng.integers(0, len(taxonomy.leaf_ids), count)
@@ -30,7 +30,7 @@ def create_exact_predictions(bundle, count, rng):
 
 def recalibrate_bundle(bundle, folder, **changes):
     rng = np.random.default_rng(0)
-    settings = {"split": "calibrate", "backend": "onnxruntime-cpu", "promises": Promises()} | changes
+    settings = {"split": "calibrate", "backend": "onnxruntime-cpu", "guarantee": Guarantee()} | changes
     return recalibrate(
         bundle,
         folder,
@@ -40,8 +40,8 @@ def recalibrate_bundle(bundle, folder, **changes):
     )
 
 
-def test_new_promises_come_with_the_same_model(bundle, tmp_path):
-    new = recalibrate_bundle(bundle, tmp_path / "new", promises=Promises(alpha_brand=0.04))
+def test_new_guarantees_come_with_the_same_model(bundle, tmp_path):
+    new = recalibrate_bundle(bundle, tmp_path / "new", guarantee=Guarantee(alpha_brand=0.04))
     assert new.sha256["weights.safetensors"] == bundle.sha256["weights.safetensors"]
     assert new.sha256["model.onnx"] == bundle.sha256["model.onnx"]
     assert new.info.model_version == bundle.info.model_version
@@ -60,7 +60,7 @@ def test_bundles_are_never_overwritten(bundle, tmp_path):
         recalibrate_bundle(bundle, tmp_path / "there")
 
 
-def test_promises_hold_only_for_the_backend_that_they_were_made_with(bundle, tmp_path):
+def test_guarantees_hold_only_for_the_backend_that_they_were_made_with(bundle, tmp_path):
     new = recalibrate_bundle(bundle, tmp_path / "new", backend="onnxruntime-tensorrt")
     assert new.for_backend("onnxruntime-tensorrt").calibration.field("brand").threshold is not None
     here = new.for_backend("onnxruntime-cpu").calibration
@@ -69,25 +69,8 @@ def test_promises_hold_only_for_the_backend_that_they_were_made_with(bundle, tmp
     # Two that say nothing of themselves may be two kinds.
     unknown = recalibrate_bundle(bundle, tmp_path / "unknown", backend="unknown")
     assert unknown.for_backend("unknown").calibration.field("brand").threshold is None
-    # What is not promised is left as it was.
+    # What is not guaranteed is left as it was.
     assert here.category_temperature == new.calibration.category_temperature
-
-
-def test_a_calibration_split_is_kept_for_the_tests(tmp_path):
-    rows = [{"listing_id": str(i), "photo": f"{i}.jpg", "split": split} for i, split in enumerate(("train", "val"))]
-    tune, tested, said = tune_and_calibration_rows(Manifest.from_rows(rows, ""))
-    assert (len(tune), tested) == (1, None)
-    assert said == "val, half of the listings by hash of listing id"
-    rows.append({"listing_id": "9", "photo": "9.jpg", "split": "calibrate"})
-    tune, tested, said = tune_and_calibration_rows(Manifest.from_rows(rows, ""))
-    assert tune.column("listing_id").to_pylist() == ["1"]
-    assert tested.column("listing_id").to_pylist() == ["9"]
-    assert said == "calibrate; thresholds to test from val"
-    for spoilt in ("calibrate", "train"):
-        with pytest.raises(ManifestError, match=f"cannot come from the split '{spoilt}'"):
-            tune_and_calibration_rows(Manifest.from_rows(rows, ""), tune_split=spoilt)
-    with pytest.raises(ManifestError, match="no row of the manifest has split 'tune'"):
-        tune_and_calibration_rows(Manifest.from_rows(rows, ""), tune_split="tune")
 
 
 def test_a_certificate_names_all_that_it_holds_for(bundle):

@@ -1,7 +1,15 @@
 import numpy as np
 import pytest
+from scipy.stats import binom
 
-from training.statistics.estimates import calibration_error, hierarchical, macro, reliability, share
+from training.statistics.estimates import (
+    calibration_error,
+    clopper_pearson_upper,
+    hierarchical,
+    macro,
+    reliability,
+    share,
+)
 from vision.metrics import expected_calibration_error
 
 RNG = np.random.default_rng(0)
@@ -60,3 +68,10 @@ def test_reliability_by_hand():
     confidences = np.array([0.91, 0.93, 0.30, 0.0])
     bins = reliability(confidences, np.array([True, False, True, False]), None)
     assert [(b["num"], b["confidence"], b["accuracy"]) for b in bins] == [(1, 0.30, 1.0), (2, pytest.approx(0.92), 0.5)]
+
+
+def test_the_bound_is_the_share_at_which_so_few_errors_become_unlikely():
+    bound = clopper_pearson_upper(3, 200, alpha=0.05)
+    assert binom.cdf(3, 200, bound) == pytest.approx(0.05)
+    assert clopper_pearson_upper(0, 59, alpha=0.05) == pytest.approx(1 - 0.05 ** (1 / 59))
+    assert clopper_pearson_upper(5, 5, alpha=0.05) == 1.0

@@ -1,0 +1,47 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from tests.support.helpers import create_small_taxonomy
+from tests.support.predictions import create_predictions
+from training.calibration.splits import CalibrationListings, choose_tune_half, split_calibration_rows
+from vision.errors import ManifestError
+from vision.manifest import Manifest
+
+
+def test_a_calibration_split_is_kept_for_the_tests():
+    rows = [{"listing_id": str(i), "photo": f"{i}.jpg", "split": split} for i, split in enumerate(("train", "val"))]
+    tune, tested, description = split_calibration_rows(Manifest.from_rows(rows, ""))
+    assert (len(tune), tested) == (1, None)
+    assert description == "val, half of the listings by hash of listing id"
+    rows.append({"listing_id": "9", "photo": "9.jpg", "split": "calibrate"})
+    tune, tested, description = split_calibration_rows(Manifest.from_rows(rows, ""))
+    assert tune.column("listing_id").to_pylist() == ["1"]
+    assert tested.column("listing_id").to_pylist() == ["9"]
+    assert description == "calibrate; thresholds to test from val"
+    for refused in ("calibrate", "train"):
+        with pytest.raises(ManifestError, match=f"cannot come from the split '{refused}'"):
+            split_calibration_rows(Manifest.from_rows(rows, ""), tune_split=refused)
+    with pytest.raises(ManifestError, match="no row of the manifest has split 'tune'"):
+        split_calibration_rows(Manifest.from_rows(rows, ""), tune_split="tune")
+
+
+def test_half_of_the_listings_are_for_tuning_the_same_ones_each_time():
+    predictions = create_predictions(np.zeros((400, 4)), np.zeros(400, int))
+    is_tune = choose_tune_half(predictions)
+    assert 150 < is_tune.sum() < 250
+    reversed_ids = dataclasses.replace(predictions, listing_ids=predictions.listing_ids[::-1])
+    assert (choose_tune_half(reversed_ids) == is_tune[::-1]).all()
+
+
+def test_too_few_listings_are_all_for_tuning():
+    assert choose_tune_half(create_predictions(np.zeros((1, 4)), np.zeros(1, int))).tolist() == [True]
+
+
+def test_chosen_listings_are_numbered_from_zero():
+    predictions = create_predictions(np.eye(4), np.arange(4))
+    chosen = CalibrationListings.from_predictions(predictions, create_small_taxonomy(), np.array([0, 1, 0, 1], bool))
+    assert chosen.groups.tolist() == [0, 1]
+    assert chosen.category_logits.argmax(axis=1).tolist() == [1, 3]
+    assert chosen.truth.leaves.tolist() == [1, 3]

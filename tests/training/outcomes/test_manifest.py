@@ -1,0 +1,36 @@
+import numpy as np
+import pytest
+
+from tests.support.helpers import create_small_taxonomy
+from tests.support.outcome_tables import create_outcome, create_suggestion, write_tables
+from training.outcomes.manifest import manifest_of_outcomes
+from training.outcomes.tables import opened_tables
+from vision.errors import ManifestError
+from vision.manifest import Manifest
+
+
+def test_the_next_manifest_keeps_what_was_seen_apart(tmp_path):
+    url = write_tables(
+        tmp_path / "outcomes",
+        [create_suggestion(name, 1) for name in "abcd"],
+        [
+            create_outcome("a", 2, brand_kind="OTHER", brand_name=" acme CORP "),
+            create_outcome("b", 2, None, brand_kind="OTHER", brand_name="Newcomer"),
+            create_outcome("c", 2, "fuji", treatment="HIDDEN", brand_kind="NO_BRAND"),
+            create_outcome("d", 2, "lemon"),
+        ],
+    )
+    photos = Manifest.from_rows([{"listing_id": n, "photo": f"/p/{n}{i}.jpg"} for n in "abce" for i in (0, 1)], "")
+    tree = create_small_taxonomy()
+    with opened_tables(url, {"": tree}) as tables:
+        made = manifest_of_outcomes(tables, photos, tree)
+        with pytest.raises(ManifestError, match="are its listing_id the same ones"):
+            manifest_of_outcomes(tables, photos.take(np.array([6, 7])), tree)
+
+    def labels(manifest):
+        return {(row["listing_id"], row["category"], row["brand"]) for row in manifest.table.to_pylist()}
+
+    assert labels(made.shown) == {("a", "gala", "acme"), ("b", "", "")}
+    assert labels(made.unseen) == {("c", "fuji", tree.brand_labels[0])}
+    assert (len(made.shown), len(made.unseen)) == (4, 2)
+    assert (made.new_brands, made.num_without_photos) == ({"Newcomer": 1}, 1)

@@ -1,0 +1,187 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from typer.testing import CliRunner
+
+from listing_vision.cli import app
+from tests.support.helpers import create_small_taxonomy
+from tests.support.outcome_tables import (
+    create_calibration,
+    create_outcome,
+    create_shadow,
+    create_suggestion,
+    write_tables,
+)
+from training.outcomes.report import PROMISE_METRICS, format_metrics, format_report, make_report
+from training.outcomes.tables import opened_tables
+from training.statistics.drift import build_histogram
+from vision.errors import ListingVisionError
+from vision.taxonomy import Category
+
+
+@pytest.fixture
+def two_versions(tmp_path):
+    """The new version is right more often; the old one's fills are wrong of late; photos have changed."""
+    random = np.random.default_rng(6)
+    suggestions, outcomes = [], []
+    for number in range(6000):
+        day, version = number / 200, "new" if number % 2 else "old"
+        late = day > 22
+        right = random.random() < (0.96 if version == "new" else 0.80 if late else 0.93)
+        more = {"photo_bytes": 4000 if late else 1000 + number % 7}
+        suggestions.append(create_suggestion(str(number), day, version=version, p=0.7 + 0.2 * random.random(), **more))
+        hidden = "HIDDEN" if number % 10 == 0 else "UNSPECIFIED"
+        outcomes.append(create_outcome(str(number), day + 0.1, "gala" if right else "lemon", treatment=hidden))
+    return write_tables(tmp_path / "outcomes", suggestions, outcomes)
+
+
+def test_the_report_names_what_is_better_broken_and_drifting(two_versions):
+    promises = {version: create_calibration(category_depth_3=0.8) for version in ("old", "new")}
+    with opened_tables(two_versions, {"": create_small_taxonomy()}) as tables:
+        report = make_report(tables, promises=promises, control="old", shares={"old": 0.5, "new": 0.5})
+    by_name = {(one.field, one.release): one for one in report.fields}
+    leaf = by_name["category_depth_3", "old"]
+    assert (leaf.num_outcomes, leaf.num_hidden) == (3000, 600)
+    assert leaf.accepted_interval.low < leaf.accepted < leaf.accepted_interval.high
+    assert by_name["category_depth_1", "old"].accepted == 1.0  # lemon is a fruit
+    assert report.switch_off == ["category_depth_3 of old"]
+    verdicts = {one.field: one.verdict for one in report.comparisons}
+    assert verdicts == {
+        "category_depth_1": "not yet told apart",
+        "category_depth_2": "better",
+        "category_depth_3": "better",
+    }
+    assert report.sample_ratio_p_value == pytest.approx(1.0)
+    assert report.drift["bytes_per_photo"] > 0.25 > 0.1 > report.drift["leaf_probability"]
+    text = format_report(report)
+    assert "switch off: category_depth_3 of old no longer keeps its promise" in text
+    assert "drift of bytes_per_photo" in text
+    assert json.loads(json.dumps(report.to_dict()))["switch_off"] == report.switch_off
+
+
+def test_a_shadow_is_held_against_what_was_answered_for_the_same_listings(tmp_path):
+    listings = [str(number) for number in range(200)]
+    chosen = ["gala" if int(name) % 4 else "fuji" for name in listings]  # gala was answered each time
+    treatments = ["HIDDEN" if int(name) % 2 else "UNSPECIFIED" for name in listings]
+    url = write_tables(
+        tmp_path,
+        [create_suggestion(name, 1) for name in listings],
+        [create_outcome(name, 2, c, treatment=t) for name, c, t in zip(listings, chosen, treatments, strict=True)],
+        # It would have been right each time but for the last twenty listings, which it never saw.
+        [create_shadow(name, 1.5, path=("fruit", "apple", c)) for name, c in zip(listings[:-20], chosen, strict=False)],
+    )
+    with opened_tables(url, {"": create_small_taxonomy()}) as tables:
+        report = make_report(tables, promises={})
+    (same,) = report.shadow_agreement.items()
+    assert same == ("shadow", (180, pytest.approx(0.75)))
+    assert {one.release for one in report.shadows} == {"shadow"}
+    by_part = {(one.field, one.unseen): one for one in report.shadows}
+    leaf = by_part["category_depth_3", False]
+    assert (leaf.num_outcomes, leaf.accepted, leaf.given_accepted) == (180, 1.0, pytest.approx(0.75))
+    assert leaf.interval.low < 0.25 < leaf.interval.high
+    unseen = by_part["category_depth_3", True]
+    assert (unseen.num_outcomes, unseen.accepted, unseen.given_accepted) == (90, 1.0, 1.0)
+    assert report.listings_by_release == {"old": 200}  # nobody was answered by it
+    assert "shadow shadow: 75.0% of 180 answers were the caller's" in format_report(report)
+
+
+def test_guarantees_are_written_for_prometheus(two_versions):
+    promises = {version: create_calibration(category_depth_3=0.8) for version in ("old", "new")}
+    with opened_tables(two_versions, {"": create_small_taxonomy()}) as tables:
+        text = format_metrics(make_report(tables, promises=promises))
+    families = {family.name: family.samples for family in text_string_to_metric_families(text)}
+    assert set(families) == set(PROMISE_METRICS)
+    kept = {(s.labels["field"], s.labels["model_release"]): s.value for s in families["listing_vision_guarantee_met"]}
+    assert kept == {("category_depth_3", "old"): 0, ("category_depth_3", "new"): 1}
+
+
+def test_drift_is_measured_from_what_the_bundle_was_made_from(two_versions):
+    expected = {
+        "bytes_per_photo": build_histogram(np.arange(500.0, 504)),
+        "leaf_probability": build_histogram(np.linspace(0.7, 0.9, 200)),
+    }
+    promises = {"old": replace(create_calibration(category_depth_3=0.8), expected=expected)}
+    with opened_tables(two_versions, {"": create_small_taxonomy()}) as tables:
+        report = make_report(tables, promises=promises)
+    found = report.drift_from_bundle
+    assert found.keys() == {"old"}  # of the other release no bundle is given
+    assert found["old"]["bytes_per_photo"] > 0.25 > found["old"]["leaf_probability"]
+    assert "drift of bytes_per_photo, old lately against its bundle:" in format_report(report)
+
+
+def test_two_calibrations_of_the_same_weights_are_two_releases(tmp_path):
+    url = write_tables(
+        tmp_path,
+        [
+            create_suggestion(str(n), 1, version="w", calibration_version="aaaaaabb" if n % 2 else "cccccc")
+            for n in range(10)
+        ],
+        [create_outcome(str(n), 2) for n in range(10)],
+    )
+    with opened_tables(url, {"": create_small_taxonomy()}) as tables:
+        report = make_report(tables, promises={"w.aaaaaa": create_calibration(category_depth_3=0.8)})
+    assert report.listings_by_release == {"w.aaaaaa": 5, "w.cccccc": 5}
+    promised = {one.release: one.promised for one in report.fields if one.field == "category_depth_3"}
+    assert promised == {"w.aaaaaa": 0.95, "w.cccccc": None}
+
+
+def test_each_release_is_judged_by_its_own_tree(tmp_path):
+    old = create_small_taxonomy()
+    # In the new one a leaf has moved, and there is one that the old one lacks.
+    moved = [replace(c, parent_id="pome") if c.id == "gala" else c for c in old.categories]
+    more = [Category(id=i, names={"en": i}, parent_id=p) for i, p in (("pome", "fruit"), ("pear", "pome"))]
+    new = replace(old, categories=(*moved, *more))
+    url = write_tables(
+        tmp_path,
+        [create_suggestion(i, 1) for i in "ab"]
+        + [create_suggestion(i, 1, version="new", path=("fruit", "pome", "gala")) for i in "cd"],
+        [create_outcome(i, 2) for i in "ac"] + [create_outcome(i, 2, "pear") for i in "bd"],
+    )
+    with opened_tables(url, {"old": old, "new": new}) as tables:
+        report = make_report(tables, promises={})
+    accepted = {(one.field, one.release): (one.num_outcomes, one.accepted) for one in report.fields}
+    for release in ("old", "new"):
+        assert accepted["category_depth_1", release] == (2, 1.0)
+        assert accepted["category_depth_3", release] == (2, 0.5)
+    assert accepted["category_depth_2", "new"] == (2, 1.0)
+    assert accepted["category_depth_2", "old"] == (2, 0.5)
+
+
+@pytest.mark.parametrize("wrong", [{"control": "odl"}, {"shares": {"odl": 0.5}}])
+def test_a_release_that_has_answered_nothing_is_named(two_versions, wrong):
+    with (
+        opened_tables(two_versions, {"": create_small_taxonomy()}) as tables,
+        pytest.raises(ListingVisionError, match=r"--\w+ odl: no such release answered; there are new, old"),
+    ):
+        make_report(tables, promises={}, **wrong)
+
+
+def test_the_verb_reports_and_exits_three_where_a_guarantee_is_broken(bundle, tmp_path):
+    leaf = bundle.taxonomy.leaf_ids[0]
+    path = [c.id for c in bundle.taxonomy.ancestry(leaf)]
+    version, calibrated = bundle.info.model_version, bundle.calibration.version
+    broken = next((f for f in bundle.calibration.fields if f.threshold is not None), None)
+    other = next(one for one in bundle.taxonomy.leaf_ids if bundle.taxonomy.ancestry(one)[0].id != path[0])
+    url = write_tables(
+        tmp_path / "outcomes",
+        [
+            create_suggestion(
+                str(n), 1, version=version, path=path, filled=len(path), brand=None, calibration_version=calibrated
+            )
+            for n in range(60)
+        ],
+        [create_outcome(str(n), 2, other if n % 2 else leaf) for n in range(60)],
+    )
+    words = ["experiment", "report", url, "--bundle", str(bundle.folder)]
+    words += ["--output", str(tmp_path / "report.json"), "--metrics", str(tmp_path / "report.prom")]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == (3 if broken and broken.name.startswith("category") else 0), done.stderr
+    assert "category_depth_1" in done.stdout
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["listings_by_release"] == {bundle.release: 60}
+    assert "listing_vision_guarantee_met" in (tmp_path / "report.prom").read_text()
+    bad = CliRunner().invoke(app, [*words, "--share", "x=2"])
+    assert (bad.exit_code, "give RELEASE=SHARE" in bad.stderr) == (2, True)

@@ -1,0 +1,43 @@
+import pytest
+
+from tests.support.helpers import create_small_taxonomy
+from tests.support.outcome_tables import create_outcome, create_suggestion, write_tables
+from training.outcomes.tables import opened_tables
+from vision.errors import ListingVisionError
+
+
+def test_each_outcome_meets_the_last_suggestion_before_it_and_the_last_outcome_counts(tmp_path):
+    url = write_tables(
+        tmp_path,
+        [
+            create_suggestion("twice", 1, path=("tools",)),
+            create_suggestion("twice", 2),
+            create_suggestion("twice", 9, path=("tools",)),  # after the choice
+            create_suggestion("inner", 1),
+            create_suggestion("sibling", 1),
+            create_suggestion("other", 1, brand=None),
+        ],
+        [
+            create_outcome("twice", 3, "tools"),
+            create_outcome("twice", 4, "gala", brand_kind="BRAND", brand_id="acme"),
+            create_outcome("inner", 2, "apple"),
+            create_outcome("sibling", 2, "fuji", brand_kind="NO_BRAND"),
+            create_outcome("other", 2, None, brand_kind="NO_BRAND"),
+            create_outcome("never suggested", 2),
+        ],
+    )
+    with opened_tables(url, {"": create_small_taxonomy()}) as tables:
+        root, second, leaf, brand = map(tables.outcomes_of, tables.fields())
+        assert root.accepted.tolist() == second.accepted.tolist() == [True, True, True]
+        # Whether apple was gala is not known; fuji was not.
+        assert leaf.accepted.tolist() == [False, True]
+        assert brand.accepted.tolist() == [True, False, True]
+        assert tables.num_unjoined() == 1
+
+
+def test_without_suggestions_the_error_names_what_records_them(tmp_path):
+    with (
+        pytest.raises(ListingVisionError, match=r"holds no suggestions; `serve --outcomes"),
+        opened_tables(str(tmp_path), {"": create_small_taxonomy()}),
+    ):
+        pass

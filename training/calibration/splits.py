@@ -1,0 +1,78 @@
+"""Which listings temperatures and thresholds are fitted on, and which the guarantees are tested on."""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from training.evaluation.ground_truth import Truth, listing_labels, truth_by_depth
+from training.inference.predictions import Predictions
+from vision.calibration import Calibration
+from vision.decision import ListingPredictions, predict_listings
+from vision.errors import ManifestError
+from vision.manifest import Labels, Manifest
+from vision.taxonomy import Taxonomy
+
+__all__ = ["CALIBRATION_SPLIT", "CalibrationListings", "choose_tune_half", "split_calibration_rows"]
+
+CALIBRATION_SPLIT = "calibrate"
+
+
+@dataclass(frozen=True)
+class CalibrationListings:
+    """Logits and ground truth of listings that the model was not trained on: P photos, N listings."""
+
+    category_logits: npt.NDArray[np.floating]
+    """(P, C)."""
+    brand_logits: npt.NDArray[np.floating]
+    """(P, B)."""
+    groups: npt.NDArray[np.int64]
+    """(P,) 0…N-1."""
+    truth: Truth
+
+    @classmethod
+    def from_predictions(
+        cls, predictions: Predictions, taxonomy: Taxonomy, chosen: npt.NDArray[np.bool_] | None = None
+    ) -> "CalibrationListings":
+        """All listings of the predictions, or those that `chosen`, (N,), marks."""
+        if chosen is None:
+            chosen = np.ones(len(predictions.listing_ids), dtype=bool)
+        photos = chosen[predictions.groups]
+        groups = (np.cumsum(chosen) - 1)[predictions.groups[photos]]
+        labels = listing_labels(predictions.labels, predictions.groups)
+        truth = truth_by_depth(
+            Labels(category_nodes=labels.category_nodes[chosen], brands=labels.brands[chosen]), taxonomy
+        )
+        return cls(predictions.category_logits[photos], predictions.brand_logits[photos], groups, truth)
+
+    def predict(self, taxonomy: Taxonomy, calibration: Calibration) -> ListingPredictions:
+        return predict_listings(
+            self.category_logits, self.brand_logits, self.groups, taxonomy=taxonomy, calibration=calibration
+        )
+
+
+def split_calibration_rows(manifest: Manifest, *, tune_split: str = "val") -> tuple[Manifest, Manifest | None, str]:
+    """Rows for temperatures and grids, rows for the tests, and a description of both for the certificate.
+
+    The second are None where the manifest has no calibration split: the tune split is then halved.
+
+    Raises:
+        ManifestError: a split that may not be tuned on, or without rows.
+    """
+    if tune_split in (CALIBRATION_SPLIT, "train"):
+        raise ManifestError(
+            f"temperatures and thresholds cannot come from the split {tune_split!r}: a guarantee is tested on listings "
+            "that nothing was chosen on; use val"
+        )
+    splits = set(manifest.column("split").unique().to_pylist())
+    tune = manifest.where_split(tune_split)
+    if CALIBRATION_SPLIT not in splits:
+        return tune, None, f"{tune_split}, half of the listings by hash of listing id"
+    return tune, manifest.where_split(CALIBRATION_SPLIT), f"{CALIBRATION_SPLIT}; thresholds to test from {tune_split}"
+
+
+def choose_tune_half(predictions: Predictions) -> npt.NDArray[np.bool_]:
+    """(N,) whether each listing is for tuning, half of them by the hash of their id; all, where too few to halve."""
+    is_tune = np.array([hashlib.sha256(name.encode()).digest()[0] % 2 == 0 for name in predictions.listing_ids])
+    return is_tune if is_tune.any() and not is_tune.all() else np.ones(len(is_tune), dtype=bool)
