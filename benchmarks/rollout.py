@@ -23,7 +23,8 @@ import numpy as np
 from benchmarks.common import BUILD, write_result
 from benchmarks.load import LoadPlan, LoadReport, create_phone_photos, record_expected_responses, run_load
 from benchmarks.serving import create_default_bundle, serve_gateway
-from serving.processes.control import control_path, send_command
+from serving.processes.control import send_command
+from serving.processes.sockets import supervisor_control_path
 from vision.bundle import load_bundle, seal_bundle
 
 SHARE_OF_PEAK = 0.5
@@ -57,7 +58,7 @@ async def measure_round(
 
     async def do(command: str, **arguments: Any) -> Any:
         at_s = time.monotonic()
-        found = await asyncio.to_thread(send_command, control_path(port), command, **arguments)
+        found = await asyncio.to_thread(send_command, supervisor_control_path(port), command, **arguments)
         took[command] = time.monotonic() - at_s
         return found
 

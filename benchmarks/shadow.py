@@ -26,7 +26,8 @@ from benchmarks.common import BUILD, write_result
 from benchmarks.load import CALL_RESULTS, LoadPlan, create_phone_photos, record_expected_responses, run_load
 from benchmarks.rollout import copy_with_other_calibration
 from benchmarks.serving import create_default_bundle, serve_gateway
-from serving.processes.control import control_path, send_command
+from serving.processes.control import send_command
+from serving.processes.sockets import supervisor_control_path
 
 SCENARIOS = ("alone", "canary", "shadow")
 _DEADLINE_S = 30.0
@@ -57,7 +58,7 @@ async def measure(address: str, url: str, other: Path, photos: list[bytes], roun
     port = int(address.rpartition(":")[2])
 
     async def do(command: str, **arguments: Any) -> Any:
-        return await asyncio.to_thread(send_command, control_path(port), command, **arguments)
+        return await asyncio.to_thread(send_command, supervisor_control_path(port), command, **arguments)
 
     expected = await record_expected_responses(address, photos)
     peak = await run_load(

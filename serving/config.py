@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # gRPC is not installed where models are only trained, and th
     from serving.auth.tls import ServerTls
     from serving.triton.config import RepositoryOptions
 
-__all__ = ["ServeOptions", "gateway_socket_address", "process_control_path"]
+__all__ = ["ServeOptions"]
 
 
 def _split_at_commas(text: str | None) -> tuple[str, ...]:
@@ -252,13 +252,3 @@ class ServeOptions:
                 raw[name] = Path(raw[name])
         traffic_split = TrafficSplit.from_dict(raw["traffic_split"]) if raw["traffic_split"] else None
         return cls(**{**raw, "traffic_split": traffic_split, "photo_uris": tuple(raw["photo_uris"])})
-
-
-def gateway_socket_address(folder: Path, pid: int) -> str:
-    """Return the gRPC address on which a gateway process answers its supervisor and the HTTP process."""
-    return f"unix:{folder}/{pid}.sock"
-
-
-def process_control_path(folder: Path, pid: int) -> Path:
-    """Return the socket on which a process takes its supervisor's commands."""
-    return folder / f"{pid}.control"

@@ -118,10 +118,11 @@ def _set_or_clear(port: int, purpose: str, release: str | None, share: float, *,
 
 
 def _send_command(port: int, command: str, **arguments: Any) -> Any:
-    from serving.processes.control import ControlTimeout, ControlUnavailable, control_path, send_command
+    from serving.processes.control import ControlTimeout, ControlUnavailable, send_command
+    from serving.processes.sockets import supervisor_control_path
 
     try:
-        return send_command(control_path(port), command, **arguments)
+        return send_command(supervisor_control_path(port), command, **arguments)
     except ControlTimeout as error:
         raise ListingVisionError(f"the supervisor of port {port} may still be at it: {error}") from error
     except ControlUnavailable as error:

@@ -13,10 +13,11 @@ from serving.api import responses
 from serving.auth.interceptor import AuthInterceptor
 from serving.auth.quota import PhotoQuota
 from serving.client.client import MESSAGE_LIMIT_BYTES
-from serving.config import ServeOptions, gateway_socket_address
+from serving.config import ServeOptions
 from serving.gateway.admission import MAX_PHOTOS_IN_FLIGHT, Admission, ThroughputEstimator
 from serving.gateway.service import SERVICE_NAME, EarlyRejectionInterceptor, Gateway
 from serving.observability.metrics import BREAKER_OPEN, SERVING
+from serving.processes.sockets import gateway_socket_address
 from serving.protocol import listing_vision_pb2_grpc as pb_grpc
 from serving.rollout.release import ServedRelease
 from serving.rollout.router import Router, create_single_release_split

@@ -14,12 +14,13 @@ from typing import Any
 
 import uvicorn
 
-from serving.config import ServeOptions, process_control_path
+from serving.config import ServeOptions
 from serving.http_api.app import create_app
 from serving.http_api.taxonomies import Taxonomies
 from serving.http_api.upstream import Upstream
 from serving.processes.control import ControlServer
 from serving.processes.lifetime import die_with_parent
+from serving.processes.sockets import process_control_path
 from vision.errors import ListingVisionError
 from vision.runtime.cli import run_command
 

@@ -1,8 +1,8 @@
-"""The operator's HTTP port: `/metrics` of the whole tree and of its Triton, `/healthz`, `/readyz`."""
+"""The operators' HTTP port: `/metrics`, `/healthz`, `/readyz`."""
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import NamedTuple
 
@@ -18,19 +18,19 @@ class HttpResponse(NamedTuple):
 
 
 class StatusServer:
-    """Answers GET on a few paths, each by a function that is called on a thread of its own."""
+    """Responds to GET on a few paths, each with a function that is called on a thread of its own."""
 
-    def __init__(self, host: str, port: int, paths: dict[str, Callable[[], HttpResponse]]) -> None:
+    def __init__(self, host: str, port: int, pages: Mapping[str, Callable[[], HttpResponse]]) -> None:
         """Raises OSError: the port is taken."""
 
         class Handler(BaseHTTPRequestHandler):
-            timeout = 10  # of a connection that says nothing
+            timeout = 10  # seconds, for an idle connection
 
             def do_GET(self) -> None:
-                handler = paths.get(self.path.partition("?")[0])
+                handler = pages.get(self.path.partition("?")[0])
                 if handler is None:
-                    known = ", ".join(paths)
-                    response = HttpResponse(404, "text/plain", f"there is {known}\n".encode())
+                    known = ", ".join(pages)
+                    response = HttpResponse(404, "text/plain", f"pages: {known}\n".encode())
                 else:
                     response = handler()
                 self.send_response(response.status)

@@ -1,11 +1,10 @@
-"""How an operator speaks to a running supervisor, and that to its gateways: JSON over Unix sockets of their owner."""
+"""Control sockets: an operator commands the supervisor, the supervisor its processes. JSON lines, owner only."""
 
 import asyncio
 import json
 import logging
 import os
 import socket
-import tempfile
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
@@ -14,44 +13,33 @@ from typing import Any
 
 from vision.errors import ListingVisionError
 
-__all__ = [
-    "Command",
-    "ControlServer",
-    "ControlTimeout",
-    "ControlUnavailable",
-    "control_path",
-    "monitor_heartbeat",
-    "send_command",
-]
+__all__ = ["Command", "ControlServer", "ControlTimeout", "ControlUnavailable", "monitor_heartbeat", "send_command"]
 
 _log = logging.getLogger(__name__)
 
 COMMAND_TIMEOUT_S = 600.0
-"""A large model takes its time to load."""
+"""A large model takes minutes to load."""
 HEARTBEAT_TIMEOUT_S = 3.0
 MAX_MISSED_HEARTBEATS = 3
-"""A process that has not answered so many times in a row is silent: its event loop stands still. Should all have stood
-still, who asks too, it was asked once."""
+"""Missed heartbeats in a row after which a process counts as frozen.
+
+One is not enough: where the whole machine was suspended, the supervisor was too.
+"""
 _MAX_LINE_BYTES = 1 << 16
 
 Command = Callable[..., Awaitable[Any]]
 
 
 class ControlUnavailable(ListingVisionError):
-    """Nobody listens there, or who did has ended."""
+    """No process listens on the socket, or it exited before it responded."""
 
 
 class ControlTimeout(ControlUnavailable):
-    """Somebody may listen there, and says nothing."""
-
-
-def control_path(port: int) -> Path:
-    """Where the supervisor of a gateway port listens, for the same user of the same machine."""
-    return Path(tempfile.gettempdir()) / f"listing-vision-{os.getuid()}" / f"{port}.sock"
+    """A process may listen on the socket but does not respond in time."""
 
 
 class ControlServer:
-    """Answers one command a connection; commands of a name are coroutine functions of keyword arguments."""
+    """Responds to one command per connection; each command is a coroutine function of keyword arguments."""
 
     def __init__(self, path: Path, commands: Mapping[str, Command]) -> None:
         self._path = path
@@ -62,8 +50,8 @@ class ControlServer:
         """Raises OSError: the socket cannot be made."""
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if self._path.parent.stat().st_uid != os.getuid():
-            raise OSError(f"{self._path.parent} belongs to somebody else; remove it")
-        self._path.unlink(missing_ok=True)  # of a supervisor that was killed: the port is ours by now
+            raise OSError(f"{self._path.parent} belongs to another user; remove it")
+        self._path.unlink(missing_ok=True)  # left by a supervisor that was killed; the port is ours by now
         self._server = await asyncio.start_unix_server(self._handle_connection, self._path, limit=_MAX_LINE_BYTES)
         self._path.chmod(0o600)
 
@@ -100,10 +88,10 @@ class ControlServer:
 
 
 def send_command(path: Path, command: str, *, timeout_s: float = COMMAND_TIMEOUT_S, **arguments: Any) -> Any:
-    """What the process there answers.
+    """Return the result of a command.
 
     Raises:
-        ControlUnavailable: nobody listens, or there is no answer.
+        ControlUnavailable: no process listens, or it does not respond.
         ListingVisionError: it refuses.
     """
     try:
@@ -113,14 +101,14 @@ def send_command(path: Path, command: str, *, timeout_s: float = COMMAND_TIMEOUT
             sock.sendall(json.dumps({"command": command, **arguments}).encode() + b"\n")
             with sock.makefile("rb") as file:
                 response = json.loads(file.readline() or b"{}")
-    except (TimeoutError, BlockingIOError) as error:  # the latter: more are waiting already than it may have waiting
-        raise ControlTimeout(f"no answer within {timeout_s:g} s at {path}") from error
+    except (TimeoutError, BlockingIOError) as error:  # BlockingIOError: the socket's backlog is full
+        raise ControlTimeout(f"no response within {timeout_s:g} s at {path}") from error
     except (OSError, ValueError) as error:
-        raise ControlUnavailable(f"nobody answers at {path} ({error})") from error
+        raise ControlUnavailable(f"no process listens at {path} ({error})") from error
     if "error" in response:
         raise ListingVisionError(response["error"])
     if "result" not in response:
-        raise ControlUnavailable(f"who listened at {path} ended before it answered")
+        raise ControlUnavailable(f"the process at {path} exited before it responded")
     return response["result"]
 
 
@@ -133,18 +121,20 @@ async def monitor_heartbeat(
     shutdown_timeout_s: float,
     on_heartbeat: Callable[[Any], None] | None = None,
 ) -> bool:
-    """Ask a process again and again, until it is silent. One that ends is not, unless it takes too long for it.
+    """Send a command again and again until the process is frozen or there is no need to monitor it any more.
+
+    A process that shuts down is not frozen, unless that takes too long.
 
     Args:
-        path: its socket.
-        command: without arguments.
-        interval_s: between an answer and the next question.
-        should_continue: whether it is still to be asked.
-        shutdown_timeout_s: from when it listens no longer to its end.
-        on_heartbeat: called with each answer; does not wait for anything, as nobody listens meanwhile.
+        path: the process' control socket.
+        command: a command without arguments.
+        interval_s: time between a response and the next command.
+        should_continue: whether the process is still to be monitored.
+        shutdown_timeout_s: longest time between the end of its socket and its exit.
+        on_heartbeat: called with each response; must not block, as nothing is monitored meanwhile.
 
     Returns:
-        Whether it is silent; else there is no need to listen any more.
+        Whether the process is frozen.
     """
     num_missed = 0
     last_heartbeat_s = time.monotonic()
@@ -159,15 +149,15 @@ async def monitor_heartbeat(
                 on_heartbeat(response)
         except ControlTimeout as error:
             num_missed += 1
-            _log.warning("%s", error)
+            _log.warning("missed heartbeat: %s", error)
             if num_missed == MAX_MISSED_HEARTBEATS:
                 return should_continue()
         except ControlUnavailable:
             num_missed = 0
             if time.monotonic() - last_heartbeat_s > shutdown_timeout_s:
                 return should_continue()
-        # Whatever it was, a watch that ends would leave a silent process for ever.
+        # Whatever failed, a monitor that ends would leave a frozen process running for good.
         except Exception:
             num_missed = 0
-            _log.exception("listening at %s failed", path)
+            _log.exception("the heartbeat at %s failed", path)
     return False

@@ -1,4 +1,4 @@
-"""What the processes of a tree have in common."""
+"""The lifetime of a child process, bound to its parent's."""
 
 import ctypes
 import os
@@ -10,8 +10,8 @@ _PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent(number: signal.Signals) -> None:
-    """Have the kernel send this process a signal when the one that started it ends, whatever ends it (Linux)."""
+    """Have the kernel send this process a signal when its parent exits, for any reason (Linux)."""
     parent = os.getppid()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
-    if os.getppid() != parent:  # it died before it could be asked for
+    if os.getppid() != parent:  # the parent exited before prctl was called
         os.kill(os.getpid(), number)

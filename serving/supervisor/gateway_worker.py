@@ -2,8 +2,8 @@
 
     python -m serving.supervisor.gateway_worker OPTIONS FD
 
-OPTIONS are `ServeOptions` as JSON; `READY` is written to FD once it serves, and the process ends when its parent does.
-Its supervisor has it change its routes over a socket in the local folder (`serving.processes.control`).
+OPTIONS are `ServeOptions` as JSON; the process writes to FD once it serves, and exits when its parent does. Its
+supervisor changes its traffic split over a socket in the runtime folder (`serving.processes.control`).
 """
 
 import asyncio
@@ -14,19 +14,18 @@ import signal
 import socket
 from typing import Any
 
-from serving.config import ServeOptions, process_control_path
+from serving.config import ServeOptions
 from serving.gateway.server import GatewayServer
 from serving.observability import tracing
 from serving.processes.control import Command, ControlServer
 from serving.processes.lifetime import die_with_parent
+from serving.processes.sockets import process_control_path
 from serving.rollout.traffic_split import TrafficSplit
 from vision.runtime.cli import run_command
 
-__all__ = ["READY"]
+__all__ = ["main"]
 
 _log = logging.getLogger(__name__)
-
-READY = b"ready"
 
 
 def main(options: str, descriptor: int) -> None:
@@ -44,12 +43,12 @@ async def _serve(options: ServeOptions, supervisor: socket.socket) -> None:
     if options.runtime_folder:
         control = ControlServer(process_control_path(options.runtime_folder, os.getpid()), _create_commands(server))
         await control.start()
-    # What was built to start with stays; a collection in the middle of calls need not walk it.
+    # What exists by now stays; a garbage collection during calls need not walk it.
     gc.collect()
     gc.freeze()
     _log.info("gateway process %d serves on %s:%d", os.getpid(), options.host, server.port)
     with supervisor:
-        supervisor.send(READY)
+        supervisor.send(b"ready")
     await stop_requested.wait()
     if control:
         await control.close()

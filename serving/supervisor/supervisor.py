@@ -1,4 +1,4 @@
-"""The tree of processes behind one port: gateways, and a Triton of our own; what dies is started again."""
+"""The parent of all processes behind one port: gateways, HTTP and Triton; what exits is started again."""
 
 import asyncio
 import importlib.util
@@ -6,21 +6,22 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 
 import grpc
 import prometheus_client
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from serving.config import ServeOptions, gateway_socket_address
+from serving.config import ServeOptions
 from serving.errors import TritonNotInstalled
 from serving.http_api.taxonomies import write_traffic_split
 from serving.inference.model_names import CANARY_MODEL_NAME, SHADOW_MODEL_NAME
 from serving.observability.admin_http import HttpResponse, StatusServer
 from serving.observability.metrics import MetricsFolder
 from serving.observability.tracing import require_packages
-from serving.processes.control import ControlServer, control_path
+from serving.processes.control import ControlServer
+from serving.processes.sockets import gateway_socket_address, reserve_port, supervisor_control_path
 from serving.rollout.manager import ReleaseManager
 from serving.rollout.router import create_single_release_split
 from serving.rollout.traffic_split import CANARY, SHADOW, ReleaseSpec, TrafficShare, TrafficSplit
@@ -41,13 +42,15 @@ SERVING = "SERVING"
 
 
 class Supervisor:
-    """Start it, then let it run until it is asked to stop.
+    """Runs the processes of one `serve` from `start` to `stop`.
 
-    A gateway process that dies or falls silent is replaced (`serving.supervisor.gateway_pool`). A Triton of its own is
-    healed (`serving.triton.watchdog`). A canary that any gateway process finds unwell is removed.
+    A gateway process that exits or freezes is replaced (`serving.supervisor.gateway_pool`). The Triton that the
+    supervisor starts is restarted when it is unhealthy (`serving.triton.watchdog`). A canary that any gateway process
+    finds unhealthy is removed.
     """
 
     def __init__(self, options: ServeOptions) -> None:
+        """Raises ListingVisionError: an option cannot be met on this machine."""
         self._bundle = load_bundle(options.bundle)
         self._releases: ReleaseManager | None = None
         self._control: ControlServer | None = None
@@ -55,7 +58,6 @@ class Supervisor:
         self._triton: TritonWatchdog | None = None
         self._gateways: GatewayPool | None = None
         self._is_removing_canary = False
-        """Whether a canary is being removed."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._restart_lock = asyncio.Lock()
         self._port_reservation: socket.socket | None = None
@@ -73,13 +75,13 @@ class Supervisor:
             raise
         self._restarts = prometheus_client.Counter(
             "listing_vision_restarts",
-            "What died or was unwell and was started again: gateway, http, triton, or the model in it.",
+            "Restarts after an exit or a failed health check, by component: gateway, http, triton, or its model.",
             ["component"],
             registry=self._metrics.registry,
         )
         self._canaries_removed = prometheus_client.Counter(
             "listing_vision_canaries_removed",
-            "Canaries that were not well and were removed.",
+            "Canaries that were removed because they were unhealthy.",
             registry=self._metrics.registry,
         )
         prometheus_client.Gauge(
@@ -102,12 +104,12 @@ class Supervisor:
         """Return once all gateway processes serve.
 
         Raises:
-            EngineError: a model of our own does not answer rightly.
-            OSError: the port is taken, or a gateway process did not come up; its log says why.
+            EngineError: the model in a Triton that is started here fails its golden photos.
+            OSError: the port is taken, or a gateway process did not start; its log says why.
         """
         try:
             self._start_status()
-            self._port_reservation, port = _reserve_port(self._options.host, self._options.port)
+            self._port_reservation, port = reserve_port(self._options.host, self._options.port)
             self._options = replace(self._options, port=port, reuse_port=True)
             can_load = self._options.triton is None
             if not self._options.in_process and not self._options.triton:
@@ -140,7 +142,7 @@ class Supervisor:
         return f"{self._options.host}:{self._options.port}"
 
     async def stop(self) -> None:
-        """Gateways first, each after its calls in flight; then Triton."""
+        """Stop the gateways after their calls in flight, then Triton."""
         if self._control:
             await self._control.close()
         for task in self._tasks:
@@ -171,16 +173,17 @@ class Supervisor:
 
     async def _start_control(self, port: int) -> None:
         assert self._releases is not None
-        found = self._releases
+        manager = self._releases
         commands = (
-            found.load, found.promote, found.rollback, found.unload, found.status,
-            found.set_canary, found.clear_canary, found.set_shadow, found.clear_shadow,
+            manager.load, manager.promote, manager.rollback, manager.unload, manager.status,
+            manager.set_canary, manager.clear_canary, manager.set_shadow, manager.clear_shadow,
         )  # fmt: skip
-        self._control = ControlServer(control_path(port), {command.__name__: command for command in commands})
+        by_name = {command.__name__: command for command in commands}
+        self._control = ControlServer(supervisor_control_path(port), by_name)
         await self._control.start()
 
     async def _build_initial_split(self) -> TrafficSplit:
-        """With canary and shadow, where they are given. Raises ListingVisionError: they cannot be loaded."""
+        """Return the traffic split of bundle, canary and shadow. Raises ListingVisionError: one cannot be loaded."""
         options = self._options
         traffic_split = await asyncio.to_thread(create_single_release_split, options)
         for part, folder, name, share in (
@@ -198,10 +201,10 @@ class Supervisor:
         return traffic_split
 
     async def _apply_traffic_split(self, traffic_split: TrafficSplit) -> None:
-        """Have all gateway processes route so, and those that come.
+        """Have all processes use a traffic split.
 
         Raises:
-            ListingVisionError: one of them does not; all route as before.
+            ListingVisionError: a gateway process does not; all use the one before.
         """
         assert self._gateways is not None
         before = self._gateways.options.traffic_split
@@ -217,14 +220,14 @@ class Supervisor:
         canary = self._releases.canary if self._releases else None
         if canary is not None and canary in unhealthy and not self._is_removing_canary:
             self._is_removing_canary = True
-            self._spawn(self._remove_canary(canary, f"gateway process {pid} found it unwell"))
+            self._spawn(self._remove_canary(canary, f"gateway process {pid} found it unhealthy"))
 
     async def _remove_canary(self, canary: str, reason: str) -> None:
         assert self._releases is not None
         try:
             if await self._releases.remove_canary(canary, reason):
                 self._canaries_removed.inc()
-        except ListingVisionError as error:  # and the next who finds it unwell tries again
+        except ListingVisionError as error:  # the next gateway process that finds it unhealthy tries again
             _log.error("the canary %s could not be removed: %s", canary, error)
         finally:
             self._is_removing_canary = False
@@ -232,37 +235,38 @@ class Supervisor:
     def _start_status(self) -> None:
         if self._options.status_port is None:
             return
-        self._status = StatusServer(
-            self._options.host,
-            self._options.status_port,
-            {
-                "/metrics": lambda: HttpResponse(200, prometheus_client.CONTENT_TYPE_LATEST, self._render_metrics()),
-                "/healthz": lambda: HttpResponse(200, "text/plain", b"alive\n"),
-                "/readyz": self._check_readiness,
-            },
-        )
+        self._status = StatusServer(self._options.host, self._options.status_port, self.status_pages)
         _log.info("metrics and health at http://%s:%d", self._options.host, self._status.port)
 
+    @property
+    def status_pages(self) -> Mapping[str, Callable[[], HttpResponse]]:
+        """Paths of the status port, each with the function that responds."""
+        return {
+            "/metrics": lambda: HttpResponse(200, prometheus_client.CONTENT_TYPE_LATEST, self._render_metrics()),
+            "/healthz": lambda: HttpResponse(200, "text/plain", b"alive\n"),
+            "/readyz": self._check_readiness,
+        }
+
     def _render_metrics(self) -> bytes:
-        """Of the tree, and of its Triton where it answers: batch sizes and queues are seen nowhere else."""
+        """Return the metrics of all processes, and of Triton if it runs here: batch sizes, queues, GPU."""
         return self._metrics.render() + (self._triton.fetch_metrics() if self._triton else b"")
 
     def _check_readiness(self) -> HttpResponse:
-        """By the health that callers see: ready where any gateway process serves."""
-        found = [self._fetch_health(pid) for pid in (self._gateways.pids if self._gateways else [])]
-        if SERVING in found:
+        """Return 200 if any gateway process serves, by the health that clients see."""
+        states = [self._fetch_health(pid) for pid in (self._gateways.pids if self._gateways else [])]
+        if SERVING in states:
             return HttpResponse(200, "text/plain", b"ready\n")
-        return HttpResponse(503, "text/plain", f"not ready: {', '.join(found) or 'no gateway process'}\n".encode())
+        return HttpResponse(503, "text/plain", f"not ready: {', '.join(states) or 'no gateway process'}\n".encode())
 
     def _fetch_health(self, pid: int) -> str:
-        """`SERVING`, another health, or the status of a call that failed."""
+        """Return `SERVING`, another health, or the status of a failed call."""
         try:
             with grpc.insecure_channel(gateway_socket_address(self._metrics.path, pid)) as channel:
                 health = health_pb2_grpc.HealthStub(channel)
-                found = health.Check(health_pb2.HealthCheckRequest(), timeout=READY_TIMEOUT_S)
+                response = health.Check(health_pb2.HealthCheckRequest(), timeout=READY_TIMEOUT_S)
         except grpc.RpcError as error:
             return str(error.code().name)
-        return str(health_pb2.HealthCheckResponse.ServingStatus.Name(found.status))
+        return str(health_pb2.HealthCheckResponse.ServingStatus.Name(response.status))
 
     async def _start_triton(self) -> None:
         try:
@@ -279,12 +283,12 @@ class Supervisor:
         except EngineUnavailable as error:
             await self._triton.stop()
             self._triton = None
-            self._fall_back_to_in_process(f"it did not start: {error}")
+            self._fall_back_to_in_process(f"Triton did not start: {error}")
             return
         self._options = replace(self._options, triton=self._triton.address)
 
     def _fall_back_to_in_process(self, reason: str) -> None:
-        _log.warning("answering from ONNX Runtime in this process instead of Triton: %s", reason)
+        _log.warning("the gateway runs the model with ONNX Runtime in its own process: %s", reason)
         self._options = replace(self._options, in_process=True)
 
     def _spawn(self, work: Coroutine[object, object, None]) -> None:
@@ -300,31 +304,9 @@ def _require_installed(option: str, extra: str, *packages: str) -> None:
 
 
 def _validate_prefixes(prefixes: Sequence[str]) -> None:
-    from serving.gateway.photo_fetch import check_prefixes  # aiohttp, only where it is asked for
+    from serving.gateway.photo_fetch import check_prefixes  # aiohttp, only where it is needed
 
     check_prefixes(prefixes)
-
-
-def _reserve_port(host: str, port: int) -> tuple[socket.socket, int]:
-    """A bound socket that keeps the port ours while gateway processes come and go, and the port.
-
-    Raises:
-        OSError: somebody listens there already, and be it with SO_REUSEPORT.
-    """
-    family, kind, protocol, _, address = socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
-    try:
-        with socket.socket(family, kind, protocol) as alone:
-            alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            alone.bind(address)
-            port = alone.getsockname()[1]
-        holder = socket.socket(family, kind, protocol)
-        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        holder.bind((address[0], port, *address[2:]))
-    except OSError as error:
-        raise OSError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from error
-    return holder, port
 
 
 async def serve(options: ServeOptions) -> None:
@@ -338,7 +320,7 @@ async def serve(options: ServeOptions) -> None:
     stopping = asyncio.create_task(stop_requested.wait())
     await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
     if not starting.done():
-        _log.info("stopping before it has started")
+        _log.info("stopping before the start is complete")
         starting.cancel()
         await asyncio.gather(starting, return_exceptions=True)
         return
@@ -346,6 +328,6 @@ async def serve(options: ServeOptions) -> None:
     loop.add_signal_handler(signal.SIGHUP, supervisor.schedule_worker_restart)
     _log.info("listening on %s (pid %d, %d gateway processes)", supervisor.address, os.getpid(), options.workers)
     await stop_requested.wait()
-    _log.info("stopping: health is NOT_SERVING, calls in flight are finished")
+    _log.info("stopping: health is NOT_SERVING, calls in flight may finish")
     await supervisor.stop()
     _log.info("stopped")

@@ -1,5 +1,6 @@
 """Alert rules by promtool's own tests, and every metric that rules and dashboard name by what is really exported."""
 
+import asyncio
 import json
 import re
 import shutil
@@ -53,14 +54,14 @@ def test_rules_and_dashboard_name_only_metrics_that_are_exported(bundle, triton_
     named = {name for e in read_alert_expressions() for name in re.findall(r"\b(?:listing_vision|nv)_\w+", e)}
     ours = {sample for family in prometheus_client.REGISTRY.collect() for sample in _samples(family)}
     supervisor = Supervisor(ServeOptions(bundle=bundle.folder))
-    ours |= {sample for family in supervisor._metrics.registry.collect() for sample in _samples(family)}
+    ours |= set(_find_types(supervisor.status_pages["/metrics"]().body.decode()))
     ours |= set(PROMISE_METRICS)
-    supervisor._metrics.remove()
+    asyncio.run(supervisor.stop())
     triton = LocalTriton(bundle, triton_installation)
     triton.start()
     try:
         triton.wait_until_listening()
-        tritons = set(re.findall(r"^# TYPE (\w+)", _text(triton.metrics_url), re.MULTILINE))
+        tritons = set(_find_types(_text(triton.metrics_url)))
     finally:
         triton.stop()
     assert {name for name in named if name.startswith("listing_vision")} <= ours
@@ -79,6 +80,10 @@ def _text(url):
         except urllib.error.URLError:
             time.sleep(0.1)
     raise AssertionError(f"{url} does not answer")
+
+
+def _find_types(text):
+    return re.findall(r"^# TYPE (\w+)", text, re.MULTILINE)
 
 
 def _samples(family):

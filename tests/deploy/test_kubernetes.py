@@ -1,5 +1,6 @@
 """What the manifests say of the project is true: variables, commands, ports, paths, times; and they fit together."""
 
+import asyncio
 import inspect
 import re
 import shlex
@@ -13,9 +14,8 @@ from scripts.check_deploy import BUILT, DEPLOY, ROOT, built, check_manifest, pod
 from serving.auth.tls import ServerTls
 from serving.config import ServeOptions
 from serving.observability import metrics
-from serving.supervisor import supervisor
-from serving.supervisor.gateway_pool import KILL_MARGIN_S
-from serving.supervisor.supervisor import Supervisor
+from serving.supervisor.managed_process import KILL_MARGIN_S
+from serving.supervisor.supervisor import READY_TIMEOUT_S, Supervisor
 from tests.support.deploy_settings import find_known_variables, parse_command_line, parse_options
 from training.recipe import load_recipe
 from vision.runtime.cli import EXIT_INTERRUPTED
@@ -152,16 +152,18 @@ def test_a_triton_that_decodes_has_pytorch_and_its_repository(monkeypatch):
     }
 
 
-def test_probes_ask_for_paths_and_ports_that_are_answered():
+def test_probes_ask_for_paths_and_ports_that_are_answered(bundle):
     gateway, triton = find_container(*GATEWAY), find_container(*TRITON)
-    answered = inspect.getsource(Supervisor._start_status)
+    supervisor = Supervisor(ServeOptions(bundle=bundle.folder))
+    pages = set(supervisor.status_pages)
+    asyncio.run(supervisor.stop())
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
         # The native gRPC probe speaks no TLS.
-        assert f'"{gateway[probe]["httpGet"]["path"]}"' in answered
+        assert gateway[probe]["httpGet"]["path"] in pages
         assert gateway[probe]["httpGet"]["port"] == "status"
     assert gateway["readinessProbe"]["httpGet"]["path"] == "/readyz"
     assert gateway["livenessProbe"]["httpGet"]["path"] == "/healthz"
-    assert gateway["readinessProbe"]["timeoutSeconds"] > supervisor.READY_TIMEOUT_S * 2
+    assert gateway["readinessProbe"]["timeoutSeconds"] > READY_TIMEOUT_S * 2
     assert triton["readinessProbe"]["grpc"]["port"] == triton["startupProbe"]["grpc"]["port"] == 8001
     assert triton["livenessProbe"]["httpGet"] == {"path": "/v2/health/live", "port": "http"}
 

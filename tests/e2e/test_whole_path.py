@@ -270,7 +270,7 @@ def test_a_machine_without_triton_answers_in_process_and_says_so(
     served = start_serving(bundle.folder, tmp_path / "serve.log")
     with ListingVisionClient(served.address) as client:
         assert client.classify(next(iter(listings.values()))).category_path
-    assert "answering from ONNX Runtime in this process instead of Triton" in served.log
+    assert "runs the model with ONNX Runtime in its own process" in served.log
     assert "listing-vision triton install" in served.log
     assert served.stop() == 0
 

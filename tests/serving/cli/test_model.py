@@ -8,7 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from serving.cli.model import model_app
-from serving.processes.control import ControlServer, control_path
+from serving.processes.control import ControlServer
+from serving.processes.sockets import supervisor_control_path
 from vision.errors import ListingVisionError
 
 PORT = 1
@@ -19,7 +20,7 @@ PORT = 1
 def supervisor(**commands):
     """A control socket that takes `commands`, with an event loop of its own."""
     loop = asyncio.new_event_loop()
-    server = ControlServer(control_path(PORT), commands)
+    server = ControlServer(supervisor_control_path(PORT), commands)
     loop.run_until_complete(server.start())
     thread = threading.Thread(target=loop.run_forever)
     thread.start()

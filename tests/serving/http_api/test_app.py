@@ -18,7 +18,8 @@ import pytest
 from openapi_spec_validator import validate
 
 from serving.http_api.app import BODY_LIMIT_BYTES
-from serving.processes.control import control_path, send_command
+from serving.processes.control import send_command
+from serving.processes.sockets import supervisor_control_path
 from serving.protocol import listing_vision_pb2 as pb
 from tests.conftest import ROOT
 from tests.support.helpers import create_scene, encode_image
@@ -114,9 +115,9 @@ def test_names_are_those_of_any_release_that_is_loaded(bundle, other_bundle, sta
         return [(status, answer.get("version")) for status, _, answer in map(request_status, asked_for)]
 
     assert versions() == [(200, mine), (200, mine), (404, None)]
-    release = send_command(control_path(port), "load", bundle=str(other))
+    release = send_command(supervisor_control_path(port), "load", bundle=str(other))
     assert versions() == [(200, mine), (200, mine), (200, "another")]
-    send_command(control_path(port), "promote", release=release)
+    send_command(supervisor_control_path(port), "promote", release=release)
     assert versions() == [(200, "another"), (200, mine), (200, "another")]
     assert served.log.count("HTTP at ") == 1  # it was not started anew
     unknown = request_status(f"{url}/v1/taxonomy?version=nowhere")[2]["error"]

@@ -66,7 +66,7 @@ def test_only_the_owner_reaches_it(tmp_path):
 
 def test_a_folder_of_somebody_else_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("os.getuid", lambda: 4711)
-    with pytest.raises(OSError, match="belongs to somebody else"):
+    with pytest.raises(OSError, match="belongs to another user"):
         send_commands(tmp_path / "own" / "1.sock", commands={})
 
 
@@ -75,7 +75,7 @@ def test_what_a_killed_process_left_is_taken_over_and_nobody_listening_is_told(t
     path.parent.mkdir(mode=0o700)
     path.write_text("left")
     assert send_commands(path, ("double", {"number": 1}), commands={"double": double})[0] == [2]
-    with pytest.raises(ControlUnavailable, match="nobody answers at") as raised:
+    with pytest.raises(ControlUnavailable, match="no process listens at") as raised:
         send_command(path, "double", number=1)
     assert not isinstance(raised.value, ControlTimeout)
 
@@ -89,7 +89,7 @@ def test_who_ends_before_it_answers_has_not_answered(tmp_path):
         connection, _ = listening.accept()
         connection.recv(100)
         connection.close()
-        with pytest.raises(ControlUnavailable, match="ended before it answered"):
+        with pytest.raises(ControlUnavailable, match="exited before it responded"):
             asked.result()
 
 
@@ -100,7 +100,7 @@ def test_an_answer_that_does_not_come_is_not_waited_for(tmp_path):
     path = tmp_path / "own" / "1.sock"
     asked = ("sleeps", {"timeout_s": 0.1})
     found, _ = send_commands(path, asked, commands={"sleeps": sleeps})
-    assert found == [f"no answer within 0.1 s at {path}"]
+    assert found == [f"no response within 0.1 s at {path}"]
 
 
 PROCESS = """

@@ -121,7 +121,7 @@ def test_a_silent_process_is_replaced_before_its_connections_wait_for_ever(serve
     before = list_workers(served.process.pid)
     victim = min(before)
     os.kill(victim, signal.SIGSTOP)
-    wait_until(lambda: f"gateway process {victim} is silent" in served.log, "it is found silent")
+    wait_until(lambda: f"gateway process {victim} does not answer and is killed" in served.log, "it is killed")
     wait_until(lambda: served.log.count(" serves on ") == 3, "the new one serves")
     assert victim not in list_workers(served.process.pid)
     with Callers(served.address) as callers:

@@ -1,0 +1,45 @@
+"""Where the processes of one `serve` reach each other, and how the supervisor keeps their port."""
+
+import os
+import socket
+import tempfile
+from pathlib import Path
+
+__all__ = ["gateway_socket_address", "process_control_path", "reserve_port", "supervisor_control_path"]
+
+
+def supervisor_control_path(port: int) -> Path:
+    """Return the control socket of the supervisor of a gateway port, for the same user of the same machine."""
+    return Path(tempfile.gettempdir()) / f"listing-vision-{os.getuid()}" / f"{port}.sock"
+
+
+def process_control_path(folder: Path, pid: int) -> Path:
+    """Return the control socket of a gateway or HTTP process."""
+    return folder / f"{pid}.control"
+
+
+def gateway_socket_address(folder: Path, pid: int) -> str:
+    """Return the gRPC address of a gateway process for its supervisor and the HTTP process."""
+    return f"unix:{folder}/{pid}.sock"
+
+
+def reserve_port(host: str, port: int) -> tuple[socket.socket, int]:
+    """Bind a port so that it stays ours while gateway processes come and go; return the socket and the port.
+
+    Raises:
+        OSError: another process listens there, with or without SO_REUSEPORT.
+    """
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    try:
+        with socket.socket(family, kind, protocol) as exclusive:
+            exclusive.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            exclusive.bind(address)
+            port = exclusive.getsockname()[1]
+        shared = socket.socket(family, kind, protocol)
+        shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        shared.bind((address[0], port, *address[2:]))
+    except OSError as error:
+        raise OSError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from error
+    return shared, port

@@ -1,0 +1,42 @@
+"""The port that a supervisor keeps, and the addresses of its processes."""
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from serving.processes.sockets import (
+    gateway_socket_address,
+    process_control_path,
+    reserve_port,
+    supervisor_control_path,
+)
+
+
+def listen(port: int) -> socket.socket:
+    """Listen as a gateway process does, which shares the port."""
+    sharing = socket.socket()
+    sharing.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    sharing.bind(("127.0.0.1", port))
+    sharing.listen()
+    return sharing
+
+
+def test_a_reserved_port_is_for_processes_that_share_it_and_no_other_supervisor():
+    reservation, port = reserve_port("127.0.0.1", 0)
+    with reservation, listen(port), listen(port):
+        with pytest.raises(OSError, match=rf"cannot listen on 127\.0\.0\.1:{port}: .*; choose another --port"):
+            reserve_port("127.0.0.1", port)
+        # The reservation itself takes no connection: each reaches a process that listens.
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+    reservation, same = reserve_port("127.0.0.1", port)
+    reservation.close()
+    assert same == port
+
+
+def test_processes_have_addresses_of_their_own():
+    folder = Path("/run")
+    assert gateway_socket_address(folder, 1) != gateway_socket_address(folder, 2)
+    assert process_control_path(folder, 1) != process_control_path(folder, 2)
+    assert supervisor_control_path(1) != supervisor_control_path(2)
+    assert supervisor_control_path(1).parent == supervisor_control_path(2).parent
