@@ -1,14 +1,10 @@
 """Real data, a really trained small model, and a real Triton behind a real gateway, each made once a session."""
 
 import os
-import re
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
@@ -18,6 +14,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 settings.register_profile("checks", deadline=None, derandomize=True)
 settings.load_profile("checks")
+
+if TYPE_CHECKING:
+    from tests.support.serving_process import ServeProcess
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -81,46 +80,16 @@ def other_bundle(tmp_path_factory, synthetic_dataset, small_recipe):
     return export_bundle(run, tmp_path_factory.mktemp("bundles") / "other", model_name="other")
 
 
-@dataclass
-class ServeProcess:
-    """A `listing-vision serve` process."""
-
-    process: "subprocess.Popen[bytes]"
-    address: str
-    log_path: Path
-
-    @property
-    def log(self) -> str:
-        return self.log_path.read_text()
-
-    def triton_pid(self) -> int:
-        return int(re.findall(r"Triton \(pid (\d+)\)", self.log)[-1])
-
-    def stop(self) -> int:
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(60)
-
-
 @pytest.fixture(scope="session")
 def start_serving():
     """Starts the real console script on a free port; whatever a test leaves running is stopped."""
+    from tests.support.serving_process import start_serve
+
     started: list[ServeProcess] = []
 
-    def start(bundle_folder: Path, log_path: Path, *options: str) -> ServeProcess:
-        command = [sys.executable, "-m", "listing_vision", "serve", str(bundle_folder), "--port", "0", *options]
-        with log_path.open("wb") as log:
-            process = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT)
-        for _ in range(600):
-            found = re.search(r"listening on (\S+:\d+)", log_path.read_text())
-            if found:
-                served = ServeProcess(process, found.group(1), log_path)
-                started.append(served)
-                return served
-            if process.poll() is not None:
-                break
-            time.sleep(0.1)
-        process.kill()
-        raise AssertionError(f"serve did not come up:\n{log_path.read_text()}")
+    def start(bundle_folder: Path, log_path: Path, *options: str) -> "ServeProcess":
+        started.append(start_serve(bundle_folder, log_path, *options))
+        return started[-1]
 
     yield start
     for served in started:
@@ -154,6 +123,6 @@ def running_triton(bundle, triton_installation):
 
 
 @pytest.fixture(scope="session")
-def served(bundle, start_serving, triton_installation, tmp_path_factory) -> Iterator[ServeProcess]:
+def served(bundle, start_serving, triton_installation, tmp_path_factory) -> "Iterator[ServeProcess]":
     """The small bundle behind a real Triton and a real gateway."""
     return start_serving(bundle.folder, tmp_path_factory.mktemp("served") / "serve.log")

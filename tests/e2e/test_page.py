@@ -7,7 +7,6 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 
-from tests.serving.http_api.test_app import http_url
 from tests.support.browser import find_chromium, open_browser
 from training.data.synthetic import draw_photo
 
@@ -43,7 +42,7 @@ def open_page():
 @pytest.fixture(scope="module")
 def url(bundle, start_serving, triton_installation, tmp_path_factory):
     log = tmp_path_factory.mktemp("page") / "serve.log"
-    return http_url(start_serving(bundle.folder, log, "--http-port", "0"))
+    return start_serving(bundle.folder, log, "--http-port", "0").http_url
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +133,7 @@ def test_photos_of_which_none_can_be_used_are_each_told_why(open_page, url, file
 def test_a_token_is_asked_for_and_forgotten(open_page, bundle, start_serving, files, tmp_path):
     (tmp_path / "tokens").write_text(f"shop {hashlib.sha256(TOKEN.encode()).hexdigest()}\n")
     options = ("--in-process", "--http-port", "0", "--tokens", str(tmp_path / "tokens"))
-    page = open_page(http_url(start_serving(bundle.folder, tmp_path / "serve.log", *options)))
+    page = open_page(start_serving(bundle.folder, tmp_path / "serve.log", *options).http_url)
     page.set_input_files("#files", files[:1])
     page.wait_for_selector("#access:not([hidden])")
     page.fill("#token", TOKEN)

@@ -16,10 +16,10 @@ from serving.client import ListingVisionClient
 from serving.rollout.traffic_split import CANARY, SHADOW, TrafficShare
 from serving.triton.config import RepositoryOptions
 from tests.conftest import ROOT
-from tests.e2e.test_whole_path import health
-from tests.serving.supervisor.test_supervisor import PHOTO, Callers, list_workers, metrics, wait_until
 from tests.support.helpers import list_children
 from tests.support.outcomes import read_table
+from tests.support.serving_process import PHOTO, Callers
+from tests.support.waiting import wait_until
 
 
 def model(served, *words: object) -> tuple[int, str]:
@@ -100,7 +100,7 @@ def test_what_was_promoted_answers_after_triton_has_died(
     os.kill(killed, signal.SIGKILL)
     wait_until(lambda: served.triton_pid() != killed, "Triton answers again")
     serving = health_pb2.HealthCheckResponse.SERVING
-    wait_until(lambda: health(served.address) == serving, "health SERVING")
+    wait_until(lambda: served.check_health() == serving, "health SERVING")
     assert wait_for_release(served) == other_bundle.info.model_version
     assert model(served, "rollback")[0] == 0
     assert wait_for_release(served) == bundle.info.model_version
@@ -110,12 +110,12 @@ def test_what_was_promoted_answers_after_triton_has_died(
 
 def test_a_stopped_gateway_process_does_not_keep_routes_from_changing(bundle, other_bundle, start_serving, tmp_path):
     served = start_serving(bundle.folder, tmp_path / "serve.log", "--in-process", "--workers", "2")
-    victim = min(list_workers(served.process.pid))
+    victim = min(served.list_gateways())
     os.kill(victim, signal.SIGSTOP)
     code, said = model(served, "load", other_bundle.folder)
     assert code == 0, said
     assert model(served, "promote", other_bundle.release)[0] == 0
-    wait_until(lambda: served.log.count(" serves on ") == 3, "another process in its place")
+    wait_until(lambda: served.num_started_gateways == 3, "another process in its place")
     assert {wait_for_release(served) for _ in range(6)} == {other_bundle.info.model_version}
     assert served.stop() == 0
 
@@ -128,8 +128,8 @@ def test_a_release_whose_bundle_has_gone_is_left_out_and_told_of(bundle, other_b
     assert model(served, "canary", other_bundle.release, "--share", "1")[0] == 0
     assert wait_for_release(served, "a") == other_bundle.info.model_version
     shutil.rmtree(copied)
-    os.kill(min(list_workers(served.process.pid)), signal.SIGKILL)
-    wait_until(lambda: served.log.count(" serves on ") == 3, "another process")
+    os.kill(min(served.list_gateways()), signal.SIGKILL)
+    wait_until(lambda: served.num_started_gateways == 3, "another process")
     assert f"release {other_bundle.release} is left out: {copied} is not a model bundle" in served.log
     # Of two processes one has it no longer: it answers nobody.
     wait_until(lambda: read_release_states(served)[other_bundle.release] == "loaded", "the canary is removed")
@@ -175,9 +175,9 @@ def test_a_canary_answers_its_share_and_what_makes_no_sense_changes_nothing(
         code, told = model(served, "unload", canary)
         assert (code, "is the canary" in told) == (1, True)
         # A process that comes later knows it too.
-        victim = min(list_workers(served.process.pid))
+        victim = min(served.list_gateways())
         os.kill(victim, signal.SIGKILL)
-        wait_until(lambda: served.log.count(" serves on ") == 3, "another process")
+        wait_until(lambda: served.num_started_gateways == 3, "another process")
         assert [wait_for_release(served, mine) for _ in range(6)] == [new] * 6
         assert model(served, "canary", "--off")[0] == 0
         assert [wait_for_release(served, mine) for _ in range(6)] == [old] * 6
@@ -227,7 +227,7 @@ def test_a_canary_that_stands_still_is_removed_and_nobody_is_refused(
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
     assert "was removed as a canary: gateway process" in model(served, "status")[1]
-    found = metrics(served)
+    found = served.read_metrics()
     assert found["listing_vision_canaries_removed_total",] == 1
     executed = {label for name, *labels in found if name.startswith("nv_inference_exec") for label in labels}
     assert {"listing_vision", "listing_vision_2"} <= executed  # Triton's own metrics stand beside ours

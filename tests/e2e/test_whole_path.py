@@ -8,20 +8,21 @@ import shutil
 import signal
 import subprocess
 import sysconfig
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
 import pytest
 from google.rpc import error_details_pb2
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 
 from listing_vision.classify import classify_with_bundle
 from serving.client import CallFailed, ListingVisionClient
 from serving.triton.process import LocalTriton
 from tests.conftest import ROOT
 from tests.support.helpers import list_children
+from tests.support.serving_process import is_alive
+from tests.support.waiting import wait_until
 from vision.manifest import Manifest, read_photo
 
 BUF = Path(sysconfig.get_path("scripts")) / "buf"
@@ -35,20 +36,6 @@ def listings(synthetic_dataset):
     for row, listing in enumerate(test.column("listing_id").to_pylist()):
         photos.setdefault(listing, []).append(read_photo(test.photo_url(row)))
     return photos
-
-
-def health(address: str, service: str = "") -> int:
-    with grpc.insecure_channel(address) as channel:
-        request = health_pb2.HealthCheckRequest(service=service)
-        return health_pb2_grpc.HealthStub(channel).Check(request, timeout=5).status
-
-
-def wait_until(condition, what: str, tries: int = 300) -> None:
-    for _ in range(tries):
-        if condition():
-            return
-        time.sleep(0.1)
-    raise AssertionError(f"not within {tries / 10:g} s: {what}")
 
 
 def test_listings_through_triton_are_answered_as_by_the_bundle_alone(served, bundle, listings):
@@ -108,15 +95,11 @@ def test_a_killed_triton_is_started_again_without_a_restart_of_the_gateway(
         os.kill(killed, signal.SIGKILL)
         wait_until(lambda: "Triton is started again" in served.log, "Triton started again")
         wait_until(lambda: served.triton_pid() != killed, "Triton answers again")
-        wait_until(
-            lambda: health(served.address, "listing.vision.v1.ListingVisionService") == serving, "health SERVING"
-        )
+        wait_until(lambda: served.check_health("listing.vision.v1.ListingVisionService") == serving, "health SERVING")
         after = client.classify(photos)
     assert after.category_path == before.category_path
-    assert served.log.count(" serves on ") == 1
-    wait_until(
-        lambda: all(read_process_state(pid) == "Z" for pid in model_pids), "nothing of the killed Triton is left"
-    )
+    assert served.num_started_gateways == 1
+    wait_until(lambda: not any(is_alive(pid) for pid in model_pids), "nothing of the killed Triton is left")
     assert served.stop() == 0
 
 
@@ -126,18 +109,14 @@ def wait_for_replacements(served, old: list[int], how_many: int | None, *, num_l
     for pid in old[:how_many]:
         os.kill(pid, signal.SIGKILL)
     # Not that it is begun: processes that are killed while they load are another load.
-    wait_until(lambda: served.log.count("Triton has loaded listing_vision anew") == num_loads, "loaded anew", tries=600)
-    wait_until(
-        lambda: all(read_process_state(pid) == "Z" for pid in old), "nothing of the old model is left", tries=600
-    )
+    wait_until(lambda: served.log.count("Triton has loaded listing_vision anew") == num_loads, "loaded anew")
+    wait_until(lambda: not any(is_alive(pid) for pid in old), "nothing of the old model is left")
 
     def came() -> list[int]:
-        return sorted(
-            p for p in list_model_pids(served.triton_pid()) if p not in known and read_process_state(p) != "Z"
-        )
+        return sorted(p for p in list_model_pids(served.triton_pid()) if p not in known and is_alive(p))
 
     # More where a load took too long and was asked for twice.
-    wait_until(lambda: len(came()) == len(old), "as many processes as before", tries=600)
+    wait_until(lambda: len(came()) == len(old), "as many processes as before")
     return came()
 
 
@@ -178,20 +157,12 @@ def test_triton_does_not_outlive_a_killed_gateway(bundle, start_serving, triton_
     pid = served.triton_pid()
     served.process.kill()
     served.process.wait()
-    wait_until(lambda: read_process_state(pid) == "Z", "Triton gone")
+    wait_until(lambda: not is_alive(pid), "Triton gone")
 
 
 def list_model_pids(triton_pid: int) -> list[int]:
     """Those that have been started, whether they still run or not."""
     return list_children(triton_pid)
-
-
-def read_process_state(pid: int) -> str:
-    """`Z` of what has ended."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except FileNotFoundError:
-        return "Z"
 
 
 def test_calls_in_flight_at_sigterm_are_answered(bundle, start_serving, triton_installation, listings, tmp_path):
@@ -234,7 +205,7 @@ def test_an_external_triton_that_is_away_does_not_keep_the_gateway_from_starting
     bundle, start_serving, tmp_path, listings
 ):
     served = start_serving(bundle.folder, tmp_path / "serve.log", "--triton", "127.0.0.1:1")
-    assert health(served.address) == health_pb2.HealthCheckResponse.NOT_SERVING
+    assert served.check_health() == health_pb2.HealthCheckResponse.NOT_SERVING
     with ListingVisionClient(served.address) as client, pytest.raises(CallFailed) as caught:
         client.classify(next(iter(listings.values())))
     assert (caught.value.code, caught.value.reason) == (grpc.StatusCode.UNAVAILABLE, "MODEL_UNAVAILABLE")
@@ -246,17 +217,17 @@ def test_an_external_triton_that_comes_up_later_is_found(
 ):
     triton = LocalTriton(bundle, triton_installation)
     served = start_serving(bundle.folder, tmp_path / "serve.log", "--triton", triton.address)
-    assert health(served.address) == health_pb2.HealthCheckResponse.NOT_SERVING
+    assert served.check_health() == health_pb2.HealthCheckResponse.NOT_SERVING
     triton.start()
     try:
-        wait_until(lambda: health(served.address) == health_pb2.HealthCheckResponse.SERVING, "health SERVING")
+        wait_until(lambda: served.check_health() == health_pb2.HealthCheckResponse.SERVING, "health SERVING")
         with ListingVisionClient(served.address) as client:
             assert client.classify(next(iter(listings.values()))).category_path
         triton.restart()
         os.kill(triton.pid, signal.SIGSTOP)
-        wait_until(lambda: health(served.address) == health_pb2.HealthCheckResponse.NOT_SERVING, "health NOT_SERVING")
+        wait_until(lambda: served.check_health() == health_pb2.HealthCheckResponse.NOT_SERVING, "health NOT_SERVING")
         os.kill(triton.pid, signal.SIGCONT)
-        wait_until(lambda: health(served.address) == health_pb2.HealthCheckResponse.SERVING, "health SERVING again")
+        wait_until(lambda: served.check_health() == health_pb2.HealthCheckResponse.SERVING, "health SERVING again")
         assert served.stop() == 0
         assert triton.is_running()  # it is not the gateway's to stop
     finally:

@@ -21,8 +21,8 @@ from serving.gateway.server import GatewayServer
 from serving.gateway.service import CLASSIFY_METHOD
 from serving.protocol import listing_vision_pb2 as pb
 from serving.protocol import listing_vision_pb2_grpc as pb_grpc
-from tests.serving.supervisor.test_supervisor import status, wait_until
 from tests.support.helpers import create_scene, encode_image
+from tests.support.waiting import wait_until
 from vision.errors import ListingVisionError
 
 PHOTO = encode_image(create_scene(120, 90))
@@ -291,7 +291,7 @@ def test_the_whole_tree_speaks_tls_and_is_found_ready(bundle, start_serving, aut
         *options,
         *("--tls-certificate", str(certificate), "--tls-key", str(key), "--tokens", str(tokens)),
     )
-    wait_until(lambda: status(served, "/readyz") == (200, "ready\n"), "ready")
+    wait_until(lambda: served.fetch_status("/readyz") == (200, "ready\n"), "ready")
     access = Access(tls=ClientTls(ca=authority.certificate), token="secret-1")
     with ListingVisionClient(served.address, access) as client:
         assert client.classify([PHOTO]).category_path

@@ -4,11 +4,8 @@ import base64
 import hashlib
 import http.client
 import json
-import os
 import re
 import shutil
-import signal
-import time
 import urllib.error
 import urllib.request
 from dataclasses import replace
@@ -204,42 +201,6 @@ def test_tokens_and_quotas_are_those_of_the_service(guarded):
     # The page and its document are for all to read; they show nothing.
     assert request_status(f"{url}/")[0] == request_status(f"{url}/openapi.json")[0] == 200
     assert TOKEN not in guarded.log
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_an_http_process_that_dies_or_stands_still_is_started_again_on_its_port(guarded, number):
-    url = http_url(guarded)
-    (pid,) = {
-        int(pid)
-        for pid in filter(str.isdigit, os.listdir("/proc"))
-        if b"serving.http_api.process" in _command(pid) and _parent(pid) == guarded.process.pid
-    }
-    num_started = guarded.log.count("another is started")
-    os.kill(pid, number)
-    for _ in range(150):
-        try:
-            if (
-                guarded.log.count("another is started") > num_started
-                and request_status(f"{url}/openapi.json")[0] == 200
-            ):
-                return
-        except OSError:
-            pass
-        time.sleep(0.2)
-    raise AssertionError(guarded.log)
-
-
-def _command(pid):
-    try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            return file.read()
-    except OSError:
-        return b""
-
-
-def _parent(pid):
-    with open(f"/proc/{pid}/stat") as file:
-        return int(file.read().rpartition(")")[2].split()[1])
 
 
 def test_the_document_is_openapi_and_names_what_is_served(url):
