@@ -50,6 +50,8 @@ def small_recipe():
     return Recipe(
         stages=(Stage(photo_px=48, epochs=1), Stage(photo_px=64, epochs=2)),
         input_px=64,
+        backbone="test_efficientnet",
+        weights="none",
         batch_size=16,
         checkpoint_every_steps=3,
     )

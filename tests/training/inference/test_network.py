@@ -16,6 +16,6 @@ def test_the_network_built_again_answers_like_the_export(bundle):
 
 
 def test_weights_of_another_network_are_refused(bundle):
-    info = dataclasses.replace(bundle.info, backbone="test_efficientnet")
+    info = dataclasses.replace(bundle.info, backbone="test_resnet")
     with pytest.raises(BundleError, match="its weights do not fit the network built from its manifest"):
         load_bundle_model(dataclasses.replace(bundle, info=info))
