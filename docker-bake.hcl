@@ -6,7 +6,7 @@ variable "VERSION" {
   default = "0.1.0"
 }
 
-# Before the images' names, with a slash at its end.
+# Prefix of the images' names, with a trailing slash.
 variable "REPOSITORY" {
   default = ""
 }
