@@ -1,7 +1,7 @@
-"""The other side of `serving.decoding.fork_server`: starts the nursery, has children forked, hands one photo at a time
-to each.
+"""Starts the fork server (`serving.decoding.fork_server`), has it fork decode workers, and sends each a photo at a
+time.
 
-Blocking, and without any package that Triton's Python backend lacks: it decodes with this too.
+Its calls block. Triton's Python backend decodes with it too, so it imports only packages that exist there.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,20 +43,20 @@ __all__ = [
 ]
 
 PHOTO_TIMEOUT_S = 1.5
-"""Of one photo in a child: so that any bytes at all are answered for within two seconds.
+"""For one photo in a worker, so that any bytes have a result within two seconds.
 
-Photos as phones make them take a hundredth of it; a noisy 48-megapixel HEIC may take longer and is refused.
+Photos of phones take a hundredth of it; a noisy 48-megapixel HEIC may take longer and is refused.
 """
 LISTING_TIMEOUT_S = 3.0
-"""Of the photos of one listing that a copy of the model decodes one after another: what comes after it is not begun.
+"""For the photos of one listing that an instance of the model decodes one after another; later photos are not begun.
 
-Twenty photos that each take their whole time would hold the copy for half a minute.
+Twenty photos that each take all their time would otherwise block the instance for half a minute.
 """
 MAX_MEMORY_BYTES = 2 << 30
-"""Of a child's address space; the largest photos within the limits take 0.8 GiB."""
+"""Address space of a worker; the largest photos within the limits take 0.8 GiB."""
 _START_TIMEOUT_S = 60.0
 _MIN_WAIT_S = 0.001
-"""A socket takes 0 for something else."""
+"""A timeout of 0 would make a socket non-blocking."""
 
 
 def create_timeout_error(timeout_s: float) -> PhotoTimedOut:
@@ -69,7 +69,7 @@ def create_crash_error() -> PhotoDecoderCrashed:
 
 @dataclass(eq=False)
 class DecodeWorker:
-    """One decoding process: write, wait until `sock` can be read, read."""
+    """One decoding process: write a photo, wait until `sock` is readable, read the result."""
 
     sock: socket.socket
     memory: mmap.mmap
@@ -77,15 +77,15 @@ class DecodeWorker:
     side_px: int
 
     def write(self, data: bytes | memoryview) -> None:
-        """Hand it a photo of at most the limit of bytes. Raises OSError: it has died."""
+        """Send it a photo within the limit of bytes. Raises OSError: it has died."""
         self.memory[: len(data)] = data
         self.sock.send(NUM_BYTES_STRUCT.pack(len(data)))
 
     def read(self) -> Photo | PhotoError | None:
-        """The photo or what was wrong with it, as its answer says; None: it has died, or not answered in time."""
+        """The decoded photo or what was wrong with it; None: the worker has died, or not responded in time."""
         try:
             response = self.sock.recv(MAX_RESPONSE_BYTES)
-        except (ConnectionError, TimeoutError):  # for a socket with a time limit: or it has not answered in time
+        except (ConnectionError, TimeoutError):  # TimeoutError: of a socket that has a timeout
             return None
         if not response:
             return None
@@ -106,19 +106,23 @@ class DecodeWorker:
 
 
 class ForkServer:
-    """The process that forks children; started by the first."""
+    """The process that forks decode workers; the first fork starts it."""
 
     def __init__(self, settings: DecodeSettings, python: Sequence[str], *, path: Path) -> None:
-        """Args: python: that runs the nursery; path: where `serving` and `vision` lie."""
+        """Args: python: command that runs Python; path: folder of the packages `serving` and `vision`."""
         self._settings = settings
         self._python = python
         self._path = path
         self._lock = threading.Lock()
         self._sock: socket.socket | None = None
-        self.process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
 
     def fork(self) -> DecodeWorker:
-        """A new child. Raises OSError: it could not be had; the nursery is started anew by the next call."""
+        """Start a worker. Raises OSError: it failed; the next call starts another fork server."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         memory_fd = os.memfd_create("listing-vision-photo")
         try:
@@ -148,7 +152,7 @@ class ForkServer:
             response = b""
         if not response:
             self._terminate()
-            raise ConnectionResetError("the process that starts decoders has died")
+            raise ConnectionResetError("the fork server has died")
         pid: int = PID_STRUCT.unpack(response)[0]
         return pid
 
@@ -156,12 +160,12 @@ class ForkServer:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.settimeout(_START_TIMEOUT_S)
         with theirs:
-            self.process = subprocess.Popen(
+            self._process = subprocess.Popen(
                 [*self._python, "-m", "serving.decoding.fork_server", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 cwd=self._path,
-                # A thread pool in the nursery would not survive the fork.
+                # Threads of a pool would not survive the fork.
                 env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
             )
         return ours
@@ -170,29 +174,40 @@ class ForkServer:
         if self._sock:
             self._sock.close()
             self._sock = None
-        if self.process:
-            self.process.wait()
+        if self._process:
+            self._process.wait()
 
 
 class Decoder:
-    """One child for one caller, who blocks; a child that dies over a photo is replaced."""
+    """One decode worker for one caller, who waits for it; a worker that dies is replaced."""
 
     def __init__(
-        self, fork_server: ForkServer, settings: DecodeSettings, *, timeout_s: float = PHOTO_TIMEOUT_S
+        self,
+        fork_server: ForkServer,
+        settings: DecodeSettings,
+        *,
+        timeout_s: float = PHOTO_TIMEOUT_S,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._fork_server = fork_server
         self._limits = settings.limits
         self._timeout_s = timeout_s
+        self._clock = clock
         self._rejection: PhotoError | None = None
         self._in_progress = False
         self._deadline_s = 0.0
         self._worker = self._fork_worker()
 
-    def begin(self, data: bytes | memoryview) -> None:
-        """Have a photo decoded, while the caller does something else until `end`.
+    @property
+    def pidfd(self) -> int:
+        """File descriptor of the worker's process."""
+        return self._worker.pidfd
 
-        One that was begun and never ended, because its caller failed in between, is forgotten with its child: its
-        pixels must not come out as the next photo's.
+    def begin(self, data: bytes | memoryview) -> None:
+        """Start decoding a photo; the caller is free until it calls `end`.
+
+        If the caller has failed between `begin` and `end`, the worker is replaced, so that the pixels of that photo are
+        not returned for the next one.
         """
         if self._in_progress:
             self._replace_worker()
@@ -204,14 +219,14 @@ class Decoder:
             self._rejection = error
         else:
             self._write(data)
-            self._in_progress, self._deadline_s = True, time.monotonic() + self._timeout_s
+            self._in_progress, self._deadline_s = True, self._clock() + self._timeout_s
 
     def end(self) -> Photo | PhotoError:
-        """The photo that was begun, or what was wrong with it."""
+        """The decoded photo, or what was wrong with it."""
         if self._rejection:
             return self._rejection
-        # From its begin on: of several that are decoded at once each would else have its time after the others'.
-        self._worker.sock.settimeout(max(self._deadline_s - time.monotonic(), _MIN_WAIT_S))
+        # The time counts from `begin`: of several photos that are decoded at once, all have the same time.
+        self._worker.sock.settimeout(max(self._deadline_s - self._clock(), _MIN_WAIT_S))
         result = self._worker.read()
         if result is None:
             result = create_crash_error() if self._replace_and_check_exited() else create_timeout_error(self._timeout_s)
@@ -225,12 +240,12 @@ class Decoder:
     def _write(self, data: bytes | memoryview) -> None:
         try:
             self._worker.write(data)
-        except OSError:  # it died idle, so it was not this photo's doing
+        except OSError:  # it died while idle, so this photo is not the cause
             self._replace_worker()
             self._worker.write(data)
 
     def _replace_and_check_exited(self) -> bool:
-        """Replace the child; whether it had ended by itself."""
+        """Replace the worker; return whether it had ended by itself."""
         self._worker.sock.setblocking(False)
         try:
             ended = self._worker.sock.recv(1) == b""
@@ -249,14 +264,14 @@ class Decoder:
     def _fork_worker(self) -> DecodeWorker:
         try:
             worker = self._fork_server.fork()
-        except ConnectionResetError:  # the nursery had died; the next one is its successor's
+        except ConnectionResetError:  # the fork server had died; this starts another one
             worker = self._fork_server.fork()
         worker.sock.settimeout(self._timeout_s)
         return worker
 
 
 class InlineDecoder:
-    """As `Decoder`, with nothing isolated: a photo may take the caller with it."""
+    """Like `Decoder`, without isolation: a photo may crash the caller."""
 
     def __init__(self, settings: DecodeSettings) -> None:
         self._settings = settings
@@ -272,4 +287,4 @@ class InlineDecoder:
             return error
 
     def close(self) -> None:
-        """Nothing to end."""
+        """Do nothing: there is no process to end."""

@@ -1,15 +1,14 @@
-"""The processes that decode: a nursery that forks them, and a child's work. `serving.decoding.fork_client` is the other
-side.
+"""The fork server, which forks decode workers, and the work of a decode worker; its client is `fork_client`.
 
-A native decoder that crashes, hangs or bloats on a hostile photo takes its child down and nothing else. The nursery
-has imported all that a child needs, so that a new child is there within milliseconds.
+A native decoder that crashes, hangs or exhausts memory on a hostile photo ends its worker and nothing else. The fork
+server has imported all that a worker needs, so that a new worker starts within milliseconds.
 
     python -m serving.decoding.fork_server FD
 
-Over FD, a sequenced-packet socket, comes one message a child to fork: how to decode (`DecodeSettings`), and as passed
-file descriptors the child's own socket and memory. It is answered with the child's pid. A child is then asked with the
-number of encoded bytes that lie in its memory, and answers `OK` once the photo's pixels lie there instead, or with what
-was wrong. ForkServer and children end when the other side of their socket closes.
+FD is a sequenced-packet socket. Each message on it asks for one worker: it has the `DecodeSettings` and, as passed file
+descriptors, the worker's socket and memory. The response is the worker's pid. A request to a worker is the number of
+encoded bytes in its memory. The worker replaces them by the photo's pixels and responds with `OK`, or responds with
+what was wrong. The fork server and its workers end when the other side of their socket closes.
 """
 
 import json
@@ -35,17 +34,17 @@ NUM_BYTES_STRUCT = struct.Struct("=Q")
 PID_STRUCT = struct.Struct("=i")
 OK = b"+"
 MAX_RESPONSE_BYTES = 4096
-"""Longest answer: a failure's class name, a line feed, its message."""
+"""Longest response: the class of an error, a line feed, its message."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeSettings:
-    """How a child decodes."""
+    """How a worker decodes."""
 
     preprocessing: Preprocessing
     limits: PhotoLimits
     max_memory_bytes: int
-    """Of address space; what asks for more fails, or crashes where native code does not expect it."""
+    """Limit of the address space; a larger allocation fails, or crashes native code that does not check it."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -61,12 +60,12 @@ class DecodeSettings:
 
     @property
     def shared_memory_bytes(self) -> int:
-        """Of a child's memory: room for an encoded photo, or for its pixels."""
+        """Size of a worker's memory, for an encoded photo or its pixels."""
         return max(self.limits.max_bytes, 3 * self.preprocessing.input_px**2)
 
 
 def parse_photo_error(response: bytes) -> PhotoError:
-    """The error that a child wrote; whatever else it says, being perhaps no longer itself, is a crash."""
+    """The error in a worker's response; any other response is that of a corrupted worker and means a crash."""
     name, _, message = response.decode(errors="replace").partition("\n")
     kind = getattr(errors, name, None)
     if isinstance(kind, type) and issubclass(kind, PhotoError):
@@ -76,10 +75,10 @@ def parse_photo_error(response: bytes) -> PhotoError:
 
 def main() -> None:
     fork_server = socket.socket(fileno=int(sys.argv[1]))
-    # A terminal's Ctrl-C goes to all; the gateway decides when its decoders end.
+    # A terminal sends Ctrl-C to all processes; the gateway decides when its decoders end.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    # Nobody waits for ended children: their socket's end tells the gateway.
+    # Ended workers need no wait: the gateway notices the end of their socket.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     die_with_parent(signal.SIGKILL)
     while True:
@@ -88,7 +87,7 @@ def main() -> None:
             return
         pid = os.fork()
         if pid == 0:
-            # Whatever happens in a child, it never goes on as a second nursery.
+            # A worker must never continue as a second fork server, whatever happens.
             try:
                 fork_server.close()
                 die_with_parent(signal.SIGKILL)
@@ -102,7 +101,7 @@ def main() -> None:
 
 def _run_worker(settings: DecodeSettings, socket_fd: int, memory_fd: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (settings.max_memory_bytes, settings.max_memory_bytes))
-    # A crash is expected here; its core would fill the disk.
+    # Crashes are expected here; core dumps would fill the disk.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with socket.socket(fileno=socket_fd) as sock, mmap.mmap(memory_fd, settings.shared_memory_bytes) as shared:
         while request := sock.recv(NUM_BYTES_STRUCT.size):

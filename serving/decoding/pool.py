@@ -1,4 +1,5 @@
-"""Encoded photos to the model's input in the gateway, in child processes that a photo may crash without harm."""
+"""Decoding in the gateway: encoded photos to the model's input, in decode workers that a photo may crash without
+harm."""
 
 import asyncio
 import logging
@@ -8,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from serving.api.responses import PHOTO_LIMITS, PreparedPhoto, find_size_error, prepare
+from serving.api.responses import PHOTO_LIMITS, PreparedPhoto, prepare
 from serving.decoding.fork_client import (
     MAX_MEMORY_BYTES,
     PHOTO_TIMEOUT_S,
@@ -19,7 +20,7 @@ from serving.decoding.fork_client import (
 )
 from serving.decoding.fork_server import DecodeSettings
 from vision.errors import PhotoError
-from vision.images import Preprocessing
+from vision.images import PhotoLimits, Preprocessing, check_bytes
 
 __all__ = ["DecoderPool", "DecoderThreads"]
 
@@ -49,21 +50,22 @@ class _WorkerSlot:
 
 @dataclass(eq=False)
 class DecoderPool:
-    """`num_workers` processes that decode a photo each at a time; those beyond wait here, where they can be dropped.
+    """`num_workers` processes that each decode one photo at a time; further photos wait here, and can be cancelled.
 
-    Processes are started by the first photo, or by `start`. Use it in one running loop, and close it.
+    The first photo, or `start`, starts the processes. Use the pool in one running loop, and close it.
     """
 
     preprocessing: Preprocessing
     num_workers: int
     timeout_s: float = PHOTO_TIMEOUT_S
     max_memory_bytes: int = MAX_MEMORY_BYTES
+    limits: PhotoLimits = PHOTO_LIMITS
     num_workers_lost: int = field(default=0, init=False)
-    """Children that a photo crashed or that were killed over one."""
+    """Workers that crashed on a photo, or were killed because it took too long."""
 
     def __post_init__(self) -> None:
         settings = DecodeSettings(
-            preprocessing=self.preprocessing, limits=PHOTO_LIMITS, max_memory_bytes=self.max_memory_bytes
+            preprocessing=self.preprocessing, limits=self.limits, max_memory_bytes=self.max_memory_bytes
         )
         self._fork_server = ForkServer(settings, [sys.executable], path=Path(__file__).resolve().parents[2])
         self._waiting: deque[_Job] = deque()
@@ -74,16 +76,18 @@ class DecoderPool:
         self._closed = False
 
     async def start(self) -> None:
-        """Return once all children are there."""
+        """Return once all workers run."""
         self._start_missing_workers()
         await asyncio.gather(*self._starting)
 
     async def prepare(self, data: bytes) -> PreparedPhoto:
         """The model's input for one encoded photo, or what was wrong with it; never raises a PhotoError.
 
-        Cancelled while it waits for a child it costs nothing more; in a child it runs to its end.
+        A photo that is cancelled while it waits is never decoded; one that a worker has begun is decoded to its end.
         """
-        if error := find_size_error(data):
+        try:
+            check_bytes(data, self.limits)
+        except PhotoError as error:
             return PreparedPhoto(None, error)
         self._start_missing_workers()
         job = _Job(data, asyncio.get_running_loop().create_future())
@@ -96,12 +100,20 @@ class DecoderPool:
         return len(self._waiting)
 
     @property
+    def num_decoding(self) -> int:
+        return sum(slot.job is not None for slot in self._workers)
+
+    @property
     def pidfds(self) -> list[int]:
-        """Of the children that are there."""
+        """File descriptors of the workers that run."""
         return [slot.worker.pidfd for slot in self._workers]
 
+    @property
+    def fork_server_pid(self) -> int | None:
+        return self._fork_server.pid
+
     async def close(self) -> None:
-        """End all children; whatever still waits is cancelled."""
+        """End all workers; photos that still wait are cancelled."""
         self._closed = True
         for task in self._starting:
             task.cancel()
@@ -133,8 +145,8 @@ class DecoderPool:
             try:
                 slot = _WorkerSlot(await asyncio.to_thread(self._fork_server.fork))
                 break
-            except OSError as error:  # the nursery itself has died, or the machine is out of something
-                _log.error("no new decoder child: %s; trying again", error)
+            except OSError as error:  # the fork server has died, or the machine lacks a resource
+                _log.error("no new decode worker: %s; trying again", error)
                 await asyncio.sleep(_RESTART_DELAY_S)
         else:
             return
@@ -147,12 +159,12 @@ class DecoderPool:
     def _dispatch(self) -> None:
         while self._waiting and self._idle:
             job = self._waiting.popleft()
-            if job.future.done():  # given up while it waited
+            if job.future.done():  # cancelled while it waited
                 continue
             slot = self._idle.pop()
             try:
                 slot.worker.write(job.data)
-            except OSError:  # it died idle, so it was not this photo's doing
+            except OSError:  # it died while idle, so this photo is not the cause
                 self._waiting.appendleft(job)
                 self._on_worker_exit(slot)
                 continue
@@ -174,16 +186,16 @@ class DecoderPool:
         if not job.future.done():
             photo = PreparedPhoto(None, result) if isinstance(result, PhotoError) else PreparedPhoto(result, None)
             job.future.set_result(photo)
-        if not slot.timed_out:  # else it answered at the last moment and is being killed; its socket's end comes next
+        if not slot.timed_out:  # otherwise it responded as it was being killed; the end of its socket comes next
             self._idle.append(slot)
             self._dispatch()
 
     def _on_timeout(self, slot: _WorkerSlot) -> None:
         slot.timed_out = True
-        slot.worker.kill()  # its socket's end is met in _on_response
+        slot.worker.kill()  # _on_response reads the end of its socket
 
     def _on_worker_exit(self, slot: _WorkerSlot) -> None:
-        """A child has ended: its photo gets the blame, and another child takes its place."""
+        """A worker has ended: its photo gets the error, and another worker is started."""
         asyncio.get_running_loop().remove_reader(slot.worker.sock)
         self._workers.discard(slot)
         if slot in self._idle:
@@ -193,7 +205,7 @@ class DecoderPool:
         if job:
             self.num_workers_lost += 1
             error = create_timeout_error(self.timeout_s) if slot.timed_out else create_crash_error()
-            _log.warning("a decoder child is replaced: %s, photo of %d bytes", error.reason, len(job.data))
+            _log.warning("a decode worker is replaced: %s, photo of %d bytes", error.reason, len(job.data))
             if not job.future.done():
                 job.future.set_result(PreparedPhoto(None, error))
         if not self._closed:
@@ -201,17 +213,18 @@ class DecoderPool:
 
 
 class DecoderThreads:
-    """The same on threads of this process: nothing is isolated, and a photo that hangs holds its thread for ever."""
+    """Like `DecoderPool` on threads of this process, without isolation: a photo that hangs blocks its thread for
+    ever."""
 
     def __init__(self, preprocessing: Preprocessing, num_threads: int) -> None:
         self._preprocessing = preprocessing
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
 
     async def start(self) -> None:
-        """Nothing to wait for."""
+        """Do nothing: threads need no start."""
 
     async def prepare(self, data: bytes) -> PreparedPhoto:
-        """As `DecoderPool.prepare`."""
+        """The model's input for one encoded photo, or what was wrong with it; never raises a PhotoError."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._pool, prepare, data, self._preprocessing)
 

@@ -1,11 +1,11 @@
 """TorchScript on a GPU inside Triton's Python backend; copied beside `model.pt` as `model.py`.
 
-A request brings photos as pixels (`photos`), or encoded (`encoded`, rows padded to the longest, with `sizes`): then
-plain JPEGs are decoded on the GPU, all those of a batch together, and whatever the GPU cannot take by the function that
-decodes everywhere, in child processes that a photo may crash. A row whose photo cannot be used is answered with NaN,
-and with what was wrong in `photo_errors`.
+A request has photos as pixels (`photos`) or encoded (`encoded`, rows padded to the longest, with `sizes`). Plain JPEGs
+are decoded on the GPU, all those of a batch together. Photos that the GPU cannot decode go to the project's decoder, in
+decode workers that a photo may crash. The row of a photo that cannot be used is NaN, and `photo_errors` has what was
+wrong with it.
 
-Where the batch is computed, one CUDA graph for each size stands in for its hundreds of kernel launches.
+One CUDA graph for each batch size replaces hundreds of kernel launches.
 
 Needs numpy 1.26 with Triton 2.51, as `model.py` does.
 """
@@ -23,7 +23,7 @@ import torch
 import triton_python_backend_utils as pb_utils
 
 CODE = Path(__file__).resolve().parent / "code"
-# Behind all else, so that it hides nothing of this environment.
+# At the end of the path, so that it hides no package of this environment.
 sys.path.append(str(CODE))
 
 from serving.decoding import fork_client, fork_server  # noqa
@@ -38,7 +38,7 @@ class TritonPythonModel:
         parameters = {name: value["string_value"] for name, value in config["parameters"].items()}
         on_gpu = args["model_instance_kind"] == "GPU"
         self._device = torch.device("cuda", int(args["model_instance_device_id"])) if on_gpu else torch.device("cpu")
-        # By default convolutions round fp32 to ten bits: not what was certified.
+        # By default convolutions round fp32 to ten bits, which the model was not certified with.
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         path = os.path.join(args["model_repository"], args["model_version"], "model.pt")
         self._settings = fork_server.DecodeSettings.from_json(parameters["decoding"])
@@ -58,7 +58,7 @@ class TritonPythonModel:
         pixels, errors = self._decode_photos(encoded) if encoded else (self._create_empty_pixels(), [])
         pixels = torch.cat([pixels, *(torch.from_numpy(r.photos).to(self._device) for r in parsed if not r.encoded)])
         rows = self._network(pixels)
-        # As the rows lie: first the encoded of all requests, then the pixels of all requests.
+        # The order of the rows: first the encoded photos of all requests, then the pixels of all requests.
         at = {True: 0, False: len(encoded)}
         responses = []
         for request in parsed:
@@ -77,11 +77,11 @@ class TritonPythonModel:
         return torch.empty(0, self._side, self._side, 3, dtype=torch.uint8, device=self._device)
 
     def _decode_photos(self, photos):
-        """(N, S, S, 3) uint8 on the device, black where a photo cannot be used, and what was wrong with each."""
+        """Return (N, S, S, 3) uint8 on the device, black where a photo cannot be used, and what was wrong with each."""
         crops = [find_plain_crop(photo, at_least_px=self._side, limits=self._settings.limits) for photo in photos]
         cpu_rows = [index for index, crop in enumerate(crops) if crop is None]
         gpu_rows = [index for index, crop in enumerate(crops) if crop]
-        # While the cores decode some, the device decodes the others.
+        # The cores decode some photos while the device decodes the others.
         deadline_s = time.monotonic() + fork_client.LISTING_TIMEOUT_S
         cpu_batch = _CpuDecodeBatch(self._decoders, [photos[index] for index in cpu_rows], deadline_s)
         pixels = torch.zeros(len(photos), self._side, self._side, 3, dtype=torch.uint8, device=self._device)
@@ -106,7 +106,7 @@ class TritonPythonModel:
 
 
 class _CpuDecodeBatch:
-    """Photos in child processes, as many at once as there are; after a time none is begun any more."""
+    """Decodes photos in all decode workers at once; after the deadline no more photos are begun."""
 
     def __init__(self, decoders, photos, deadline_s):
         self._decoders, self._photos, self._deadline_s = decoders, photos, deadline_s
@@ -115,7 +115,7 @@ class _CpuDecodeBatch:
             self._begin(0)
 
     def end(self):
-        """Yields each photo, (S, S, 3) uint8, or what was wrong with it."""
+        """Yield each photo, (S, S, 3) uint8, or what was wrong with it."""
         size = len(self._decoders)
         for at in range(0, len(self._photos), size):
             in_time = time.monotonic() < self._deadline_s if at else self._first_before_deadline
@@ -131,7 +131,7 @@ class _CpuDecodeBatch:
 
 
 def _use_device(device):
-    """Graphs are recorded and replayed on the current device, whichever the tensors lie on."""
+    """Make the device current: graphs are recorded and replayed on the current device, not on that of the tensors."""
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
@@ -148,7 +148,8 @@ class _Request:
 
 
 def _build_response(rows, errors):
-    """Of one request; rows whose photo could not be used are NaN. Without errors it was one of pixels."""
+    """The response to one request; rows whose photo cannot be used are NaN. `errors` is None for a request of
+    pixels."""
     rows = [np.array(row) for row in rows]
     unusable = [index for index, error in enumerate(errors or ()) if error]
     for row in rows:
@@ -164,7 +165,7 @@ class _Network:
 
     def __init__(self, path, device, side, largest):
         with warnings.catch_warnings():
-            # TorchScript is deprecated since torch 2.11, and what the bundle holds.
+            # TorchScript is deprecated since torch 2.11, but it is the format of the bundle.
             warnings.simplefilter("ignore")
             self._module = torch.jit.load(path, map_location=device).eval()
         self._device, self._largest = device, largest
@@ -172,14 +173,14 @@ class _Network:
         black = torch.zeros(largest, side, side, 3, dtype=torch.uint8, device=device)
         self._run(black[:1])
         if device.type == "cuda":
-            # One graph runs at a time, so that all may use the same memory; the largest first finds it.
+            # One graph runs at a time, so all share one memory pool; the largest is recorded first and sizes it.
             pool = torch.cuda.graph_pool_handle()
             sizes = [2**exponent for exponent in range(largest.bit_length())]
             recorded = {size: _Graph(self._run, black[:size].clone(), pool) for size in reversed(sizes)}
             self._graphs = dict(sorted(recorded.items()))
 
     def __call__(self, pixels):
-        """The outputs, float32 arrays in host memory."""
+        """Return the outputs, float32 arrays in host memory."""
         parts = [self._run_chunk(part) for part in pixels.split(self._largest)]
         return [torch.cat(tensors).cpu().numpy() for tensors in zip(*parts, strict=True)]
 
@@ -193,7 +194,7 @@ class _Network:
 
 
 class _Graph:
-    """One size's kernels, recorded once."""
+    """The kernels of one batch size, recorded once."""
 
     def __init__(self, run, pixels, pool):
         self._pixels = pixels
@@ -210,7 +211,7 @@ class _Graph:
     def __call__(self, pixels):
         self._pixels[: len(pixels)] = pixels
         self._graph.replay()
-        # Copies: the next batch is written over these.
+        # Copies, because the next batch overwrites the outputs.
         return tuple(output[: len(pixels)].clone() for output in self._outputs)
 
 

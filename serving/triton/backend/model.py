@@ -1,10 +1,10 @@
 """ONNX Runtime inside Triton's Python backend; copied beside `model.onnx` and run by Triton's own Python.
 
-A request brings photos as pixels (`photos`), or encoded (`encoded`, rows padded to the longest, with `sizes`): then
-they are decoded here by the function that decodes everywhere, in a child process that a photo may crash. A row whose
-photo cannot be used is answered with NaN, and with what was wrong in `photo_errors`.
+A request has photos as pixels (`photos`) or encoded (`encoded`, rows padded to the longest, with `sizes`). Encoded
+photos are decoded here by the project's decoder, in a decode worker that a photo may crash. The row of a photo that
+cannot be used is NaN, and `photo_errors` has what was wrong with it.
 
-Needs numpy 1.26: under numpy 2 this Triton line hands over zeros without any error.
+Needs numpy 1.26: with numpy 2 this version of Triton passes zeros without any error.
 """
 
 import json
@@ -18,7 +18,7 @@ import onnxruntime
 import triton_python_backend_utils as pb_utils
 
 CODE = Path(__file__).resolve().parent / "code"
-# Behind all else, so that it hides nothing of this environment.
+# At the end of the path, so that it hides no package of this environment.
 sys.path.append(str(CODE))
 
 from serving.decoding import fork_client, fork_server  # noqa
@@ -37,7 +37,7 @@ class TritonPythonModel:
         self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         side = self._session.get_inputs()[0].shape[1]
         self._preferred_batch_size = int(parameters["preferred_batch_size"])
-        # All that it will ever be given to compute in one go.
+        # Warm up every batch size that will be computed.
         for num_photos in range(1, self._preferred_batch_size + 1):
             widths = [output.shape[1] for output in self._run(np.zeros((num_photos, side, side, 3), np.uint8))]
         self._unusable = [np.full((1, width), np.nan, np.float32) for width in widths]
@@ -65,7 +65,7 @@ class TritonPythonModel:
         return pb_utils.InferenceResponse(tensors)
 
     def _decode_and_run(self, encoded, sizes):
-        """Photo by photo; the next is decoded while the model computes."""
+        """Compute photo by photo; the next is decoded meanwhile."""
         photos = [row[:size].data for row, size in zip(encoded, sizes[:, 0], strict=True)]
         rows, errors = [], []
         deadline_s = time.monotonic() + fork_client.LISTING_TIMEOUT_S

@@ -1,0 +1,63 @@
+"""The decoder whose calls block, with a real fork server."""
+
+import signal
+import sys
+
+import numpy as np
+import pytest
+
+from serving.decoding.fork_client import MAX_MEMORY_BYTES, Decoder, ForkServer, InlineDecoder
+from serving.decoding.fork_server import DecodeSettings
+from tests.conftest import ROOT
+from tests.support.clock import ManualClock
+from tests.support.helpers import create_scene, encode_image
+from vision.errors import PhotoEmpty, PhotoNotAnImage, PhotoTimedOut
+from vision.images import PhotoLimits, Preprocessing, prepare_photo
+
+PREPROCESSING = Preprocessing(input_px=64)
+SETTINGS = DecodeSettings(preprocessing=PREPROCESSING, limits=PhotoLimits(), max_memory_bytes=MAX_MEMORY_BYTES)
+PHOTO = encode_image(create_scene(800, 600))
+
+
+def create_decoder(**options) -> Decoder:
+    options = {"timeout_s": 60, **options}
+    return Decoder(ForkServer(SETTINGS, [sys.executable], path=ROOT), SETTINGS, **options)
+
+
+def test_a_photo_that_was_begun_and_never_ended_is_not_returned_for_the_next():
+    decoder, other = create_decoder(), encode_image(create_scene(700, 500).rotate(180))
+    try:
+        decoder.begin(PHOTO)
+        decoder.begin(other)
+        np.testing.assert_array_equal(decoder.end(), prepare_photo(other, PREPROCESSING))
+    finally:
+        decoder.close()
+
+
+def test_a_photos_time_counts_from_its_begin():
+    # Otherwise the last of several photos that are decoded at once could take as often its time as there are photos.
+    clock = ManualClock()
+    decoder = create_decoder(timeout_s=3600, clock=clock)
+    try:
+        signal.pidfd_send_signal(decoder.pidfd, signal.SIGSTOP)
+        decoder.begin(PHOTO)
+        clock.advance(3600)
+        assert isinstance(decoder.end(), PhotoTimedOut)
+        decoder.begin(PHOTO)
+        np.testing.assert_array_equal(decoder.end(), prepare_photo(PHOTO, PREPROCESSING))
+    finally:
+        decoder.close()
+
+
+@pytest.mark.parametrize("create", [create_decoder, lambda: InlineDecoder(SETTINGS)], ids=["isolated", "inline"])
+def test_each_photo_has_its_own_error_and_the_next_is_decoded(create):
+    decoder = create()
+    try:
+        found = []
+        for data in (b"", b"text", PHOTO):
+            decoder.begin(data)
+            found.append(decoder.end())
+        assert [type(result) for result in found[:2]] == [PhotoEmpty, PhotoNotAnImage]
+        np.testing.assert_array_equal(found[2], prepare_photo(PHOTO, PREPROCESSING))
+    finally:
+        decoder.close()
