@@ -1,179 +1,121 @@
-"""Signed tokens against a real key server on loopback, and what must never be believed."""
+"""Signed tokens against a real key server on loopback, and tokens that must never be accepted."""
 
 import asyncio
 import base64
-import contextlib
 import hashlib
 import hmac
 import json
-import logging
-import threading
 import time
 import warnings
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import jwt
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from serving.auth import jwks, jwt_verifier
+from serving.auth import jwt_verifier
+from serving.auth.file_watcher import CHECK_INTERVAL_S
 from serving.auth.jwt_verifier import JwtOptions, JwtVerifier
+from serving.auth.quota import PhotoQuota
 from serving.client import Access
-from tests.serving.auth.test_interceptor import classify_status, run_gateway, token_file
+from tests.support.callers import classify, run_secured_gateway, write_token_file
+from tests.support.clock import ManualClock
+from tests.support.identity_provider import AUDIENCE, ISSUER, KINDS, create_claims, create_jwk, sign_token
+from tests.support.waiting import async_wait_until
 from vision.errors import ListingVisionError
 
-AUDIENCE, ISSUER = "listing-vision", "https://login.example"
-KINDS = {
-    "RS256": (rsa.generate_private_key(65537, 2048), jwt.algorithms.RSAAlgorithm),
-    "ES256": (ec.generate_private_key(ec.SECP256R1()), jwt.algorithms.ECAlgorithm),
-    "EdDSA": (ed25519.Ed25519PrivateKey.generate(), jwt.algorithms.OKPAlgorithm),
-}
+
+def create_verifier(source: str, *, cache_path=None, **clocks) -> JwtVerifier:
+    return JwtVerifier(JwtOptions(jwks=source, audience=AUDIENCE, issuer=ISSUER, cache_path=cache_path), **clocks)
 
 
-def public(kind: str, key_id: str, key=None, **more) -> dict:
-    private, algorithm = KINDS[kind]
-    described = algorithm.to_jwk((key or private).public_key(), as_dict=True)
-    return {**described, "kid": key_id, "use": "sig", **more}
+def identify_callers(verifier: JwtVerifier, *tokens: str) -> list[str | None]:
+    async def identify():
+        return [await verifier.identify_caller(token) for token in tokens]
+
+    return asyncio.run(identify())
 
 
-def claims(**changed) -> dict:
-    now = int(time.time())
-    whole = {"sub": "upload", "aud": AUDIENCE, "iss": ISSUER, "iat": now, "exp": now + 600, **changed}
-    return {name: value for name, value in whole.items() if value is not None}
+def test_a_gateway_identifies_callers_by_signed_tokens(bundle, provider, tmp_path, monkeypatch):
+    # A burst of five photos that takes hours to fill again.
+    monkeypatch.setattr(PhotoQuota, "BURST_S", 50_000.0)
+    provider.keys = [create_jwk(kind, kind) for kind in KINDS]
+    options = {
+        "tokens": write_token_file(tmp_path / "tokens", backfill="secret"),
+        "jwks": provider.url,
+        "jwt_audience": AUDIENCE,
+        "jwt_issuer": ISSUER,
+        "quota_photos_per_s": 1e-4,
+    }
+
+    async def call():
+        async with run_secured_gateway(bundle, **options) as address:
+            valid = [*(sign_token(kind, kind, sub=f"by-{kind}") for kind in KINDS), "secret"]
+            found = [await classify(address, Access(token=token), num_photos=5) for token in valid]
+            again = await classify(address, Access(token=sign_token("RS256", "RS256", sub="by-RS256", jti="another")))
+            invalid = [sign_token("ES256", "RS256"), sign_token("RS256", "RS256", aud="else"), "nonsense"]
+            return found, again, {await classify(address, Access(token=token)) for token in invalid}
+
+    valid, again, invalid = asyncio.run(call())
+    assert valid == ["OK"] * 4
+    assert again.startswith("RESOURCE_EXHAUSTED QUOTA_EXCEEDED caller 'by-RS256'")
+    assert invalid == {"UNAUTHENTICATED UNAUTHENTICATED unauthenticated"}
+    assert provider.num_requests == 1
 
 
-def token(kind: str = "ES256", key_id: str | None = "key-1", key=None, **changed) -> str:
-    headers = {} if key_id is None else {"kid": key_id}
-    return jwt.encode(claims(**changed), key or KINDS[kind][0], algorithm=kind, headers=headers)
-
-
-def encode(part: object) -> str:
+def encode_part(part: object) -> str:
     raw = part if isinstance(part, bytes) else json.dumps(part).encode()
     return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
 
 
-class Provider:
-    """Answers GET with the keys that it has, and counts how often."""
-
-    def __init__(self, *keys: dict, port: int = 0):
-        self.keys, self.num_asked, self.answer = list(keys), 0, None
-        provider = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self):
-                provider.num_asked += 1
-                if provider.answer:
-                    return provider.answer(self)
-                self.send_response(200)
-                self.end_headers()
-                self.wfile.write(json.dumps({"keys": provider.keys}).encode())
-
-            def log_message(self, *_):
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
-        self.port = self._server.server_port
-        self.url = f"http://127.0.0.1:{self.port}/keys"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
-        self._thread.start()
-
-    def stop(self):
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-
-@pytest.fixture
-def provider():
-    started = Provider(public("ES256", "key-1"))
-    yield started
-    with contextlib.suppress(OSError):
-        started.stop()
-
-
-def create_verifier(source: str, *, cache_path=None, **options) -> JwtVerifier:
-    return JwtVerifier(JwtOptions(jwks=source, audience=AUDIENCE, issuer=ISSUER, cache_path=cache_path), **options)
-
-
-def callers(verifier: JwtVerifier, *each: str) -> list[str | None]:
-    async def ask():
-        return [await verifier.identify_caller(one) for one in each]
-
-    return asyncio.run(ask())
-
-
-def test_a_gateway_tells_callers_by_signed_tokens(bundle, provider, tmp_path):
-    provider.keys = [public(kind, kind) for kind in KINDS]
-    options = {
-        "tokens": token_file(tmp_path / "tokens", backfill="secret"),
-        "jwks": provider.url,
-        "jwt_audience": AUDIENCE,
-        "jwt_issuer": ISSUER,
-        "quota_photos_per_s": 1.0,
-    }
-
-    async def calls():
-        async with run_gateway(bundle, **options) as (server, address):
-            server._gateway._quotas._clock = lambda: 0.0
-            good = [token(kind, kind, sub=f"by-{kind}") for kind in KINDS]
-            found = [await classify_status(address, Access(token=each), photos=5) for each in [*good, "secret"]]
-            again = await classify_status(address, Access(token=token("RS256", "RS256", sub="by-RS256", jti="another")))
-            wrong = [token("ES256", "RS256"), token("RS256", "RS256", aud="else"), "nonsense"]
-            return found, again, {await classify_status(address, Access(token=each)) for each in wrong}
-
-    good, again, wrong = asyncio.run(calls())
-    assert good == ["answered"] * 4
-    assert again.startswith("RESOURCE_EXHAUSTED QUOTA_EXCEEDED caller 'by-RS256'")
-    assert wrong == {"UNAUTHENTICATED UNAUTHENTICATED unauthenticated"}
-    assert provider.num_asked == 1
-
-
 def sign_hs256(secret: bytes, header: dict) -> str:
     """HS256, which jwt.encode refuses to make of a public key."""
-    signed = f"{encode(header)}.{encode(claims())}"
-    return f"{signed}.{encode(hmac.digest(secret, signed.encode(), hashlib.sha256))}"
+    signed = f"{encode_part(header)}.{encode_part(create_claims())}"
+    return f"{signed}.{encode_part(hmac.digest(secret, signed.encode(), hashlib.sha256))}"
 
 
 PEM = KINDS["RS256"][0].public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 NOW = int(time.time())
+CLAIMS = encode_part(create_claims())
 UNKNOWN_KEY = ec.generate_private_key(ec.SECP256R1())
 SHORT = rsa.generate_private_key(65537, 1024)
 with warnings.catch_warnings(action="ignore"):  # of the library, which finds it too short as well
-    BY_SHORT = token("RS256", "short", key=SHORT)
-REJECTED_TOKENS = {
-    "expired": token(exp=NOW - 100),
-    "not valid yet": token(nbf=NOW + 86400),
-    "issued tomorrow": token(iat=NOW + 86400),
-    "for somebody else": token(aud="billing"),
-    "for nobody": token(aud=None),
-    "from somebody else": token(iss="https://login.example.evil"),
-    "from nobody": token(iss=None),
-    "for ever": token(exp=None),
-    "of nobody": token(sub=None),
-    "of an empty name": token(sub=""),
-    "of a name that breaks a log line": token(sub="a\nb"),
-    "of a name without end": token(sub="a" * 201),
-    "by a stranger's key": token(key=UNKNOWN_KEY),
-    "by a key that is not known": token(key_id="key-9"),
-    "of no key": token(key_id=None),
-    "by another kind of key": token("RS256", "key-1"),
-    "unsigned": f"{encode({'alg': 'none', 'kid': 'key-1'})}.{encode(claims())}.",
+    BY_SHORT = sign_token("RS256", "short", key=SHORT)
+INVALID_TOKENS = {
+    "expired": sign_token(exp=NOW - 100),
+    "not valid yet": sign_token(nbf=NOW + 86400),
+    "issued tomorrow": sign_token(iat=NOW + 86400),
+    "for somebody else": sign_token(aud="billing"),
+    "for nobody": sign_token(aud=None),
+    "from somebody else": sign_token(iss="https://login.example.evil"),
+    "from nobody": sign_token(iss=None),
+    "for ever": sign_token(exp=None),
+    "of nobody": sign_token(sub=None),
+    "of an empty name": sign_token(sub=""),
+    "of a name that breaks a log line": sign_token(sub="a\nb"),
+    "of a name without end": sign_token(sub="a" * 201),
+    "by a stranger's key": sign_token(key=UNKNOWN_KEY),
+    "by a key that is not known": sign_token(key_id="key-9"),
+    "of no key": sign_token(key_id=None),
+    "by another kind of key": sign_token("RS256", "key-1"),
+    "unsigned": f"{encode_part({'alg': 'none', 'kid': 'key-1'})}.{CLAIMS}.",
     "signed with a public key as a secret": sign_hs256(PEM, {"alg": "HS256", "kid": "rsa"}),
     "signed with a public key, and says otherwise": sign_hs256(PEM, {"alg": "RS256", "kid": "rsa"}),
     "signed with a secret that stands among the keys": sign_hs256(b"x" * 32, {"alg": "HS256", "kid": "secret"}),
-    "by a key for encryption": token("EdDSA", "encryption"),
-    "by a key whose private half is published": token("EdDSA", "private"),
+    "by a key for encryption": sign_token("EdDSA", "encryption"),
+    "by a key whose private half is published": sign_token("EdDSA", "private"),
     "by a short key": BY_SHORT,
-    "by another algorithm than the key's": jwt.encode(claims(), KINDS["RS256"][0], "RS512", {"kid": "rsa"}),
-    "by an algorithm that is not allowed": jwt.encode(claims(), KINDS["RS256"][0], "RS512", {"kid": "stronger"}),
+    "by another algorithm than the key's": jwt.encode(create_claims(), KINDS["RS256"][0], "RS512", {"kid": "rsa"}),
+    "by an algorithm that is not allowed": jwt.encode(create_claims(), KINDS["RS256"][0], "RS512", {"kid": "stronger"}),
     "with a condition that we do not know": jwt.encode(
-        claims(), KINDS["ES256"][0], algorithm="ES256", headers={"kid": "key-1", "crit": ["b"], "b": 1}
+        create_claims(), KINDS["ES256"][0], algorithm="ES256", headers={"kid": "key-1", "crit": ["b"], "b": 1}
     ),
-    "tampered with": ".".join([token().split(".")[0], encode(claims(sub="admin")), token().split(".")[2]]),
-    "with a name of a key that is none": f"{encode({'alg': 'ES256', 'kid': {'a': 1}})}.{encode(claims())}.AA",
-    "too deep to read": f"{encode(b'[' * 4000)}.{encode(claims())}.AA",
-    "too long": token(padding="x" * 9000),
+    "tampered with": ".".join(
+        [sign_token().split(".")[0], encode_part(create_claims(sub="admin")), sign_token().split(".")[2]]
+    ),
+    "with a name of a key that is none": f"{encode_part({'alg': 'ES256', 'kid': {'a': 1}})}.{CLAIMS}.AA",
+    "too deep to read": f"{encode_part(b'[' * 4000)}.{CLAIMS}.AA",
+    "too long": sign_token(padding="x" * 9000),
     "no token": "a.b",
     "empty": "",
 }
@@ -184,160 +126,120 @@ def many_keys(tmp_path_factory):
     path = tmp_path_factory.mktemp("keys") / "jwks.json"
     private = jwt.algorithms.OKPAlgorithm.to_jwk(KINDS["EdDSA"][0], as_dict=True)
     keys = [
-        public("ES256", "key-1"),
-        public("RS256", "rsa"),
-        public("EdDSA", "encryption", use="enc"),
-        public("RS256", "short", SHORT),
-        public("RS256", "stronger", alg="RS512"),
+        create_jwk("ES256", "key-1"),
+        create_jwk("RS256", "rsa"),
+        create_jwk("EdDSA", "encryption", use="enc"),
+        create_jwk("RS256", "short", SHORT),
+        create_jwk("RS256", "stronger", alg="RS512"),
         {**private, "kid": "private"},
-        {"kty": "oct", "k": encode(b"x" * 32), "kid": "secret"},
+        {"kty": "oct", "k": encode_part(b"x" * 32), "kid": "secret"},
         {"kty": "quantum", "kid": "future"},
-        public("ES256", "key-1", UNKNOWN_KEY),  # the first of a name counts
-        {**public("EdDSA", ""), "kid": None},
+        create_jwk("ES256", "key-1", UNKNOWN_KEY),  # the first of a name counts
+        {**create_jwk("EdDSA", ""), "kid": None},
     ]
     path.write_text(json.dumps({"keys": keys}))
     return path
 
 
-@pytest.mark.parametrize("why", REJECTED_TOKENS)
-def test_what_is_not_believed(many_keys, why):
+@pytest.mark.parametrize("why", INVALID_TOKENS)
+def test_invalid_tokens_are_rejected(many_keys, why):
     verifier = create_verifier(str(many_keys))
-    assert callers(verifier, REJECTED_TOKENS[why], token(), token("RS256", "rsa")) == [None, "upload", "upload"]
+    assert identify_callers(verifier, INVALID_TOKENS[why], sign_token(), sign_token("RS256", "rsa")) == [
+        None,
+        "upload",
+        "upload",
+    ]
 
 
 def test_clocks_may_differ_a_little(many_keys):
-    late, early = token(exp=int(time.time()) - 10), token(nbf=int(time.time()) + 10)
-    assert callers(create_verifier(str(many_keys)), late, early) == ["upload", "upload"]
+    late, early = sign_token(exp=int(time.time()) - 10), sign_token(nbf=int(time.time()) + 10)
+    assert identify_callers(create_verifier(str(many_keys)), late, early) == ["upload", "upload"]
 
 
-def test_a_secret_among_the_keys_is_not_logged(many_keys, caplog):
-    with caplog.at_level(logging.DEBUG):
-        create_verifier(str(many_keys))
-    assert "key 'private' is a private key" in caplog.text
-    assert "key 'future' is ignored" in caplog.text
-    assert encode(b"x" * 32) not in caplog.text
-
-
-def test_a_new_key_is_fetched_when_a_token_names_it_and_no_more_often_than_that(provider, monkeypatch):
-    verifier = create_verifier(provider.url)
+def test_a_new_key_is_fetched_when_a_token_names_it_and_no_more_often_than_that(provider):
+    clock = ManualClock()
+    verifier = create_verifier(provider.url, clock=clock)
     new = ec.generate_private_key(ec.SECP256R1())
-    provider.keys.append(public("ES256", "key-2", new))
-    by_new = token("ES256", "key-2", key=new)
+    provider.keys.append(create_jwk("ES256", "key-2", new))
+    by_new = sign_token("ES256", "key-2", key=new)
     # Too soon after the fetch at the start.
-    assert callers(verifier, by_new, by_new) == [None, None]
-    assert provider.num_asked == 1
-    verifier._keys._last_fetch_s -= jwt_verifier.MIN_FETCH_INTERVAL_S
-    many = callers(verifier, *[token(key_id=f"made-up-{i}") for i in range(20)], by_new, token())
-    assert many == [None] * 20 + ["upload"] * 2
-    assert provider.num_asked == 2
+    assert identify_callers(verifier, by_new, by_new) == [None, None]
+    assert provider.num_requests == 1
+    clock.advance(jwt_verifier.MIN_FETCH_INTERVAL_S)
+    invented = [sign_token(key_id=f"made-up-{i}") for i in range(20)]
+    assert identify_callers(verifier, *invented, by_new, sign_token()) == [None] * 20 + ["upload"] * 2
+    assert provider.num_requests == 2
 
 
 def test_many_calls_wait_for_one_fetch(provider):
-    verifier = create_verifier(provider.url)
+    clock = ManualClock()
+    verifier = create_verifier(provider.url, clock=clock)
     new = ec.generate_private_key(ec.SECP256R1())
-    provider.keys.append(public("ES256", "key-2", new))
-    verifier._keys._last_fetch_s -= jwt_verifier.MIN_FETCH_INTERVAL_S
+    provider.keys.append(create_jwk("ES256", "key-2", new))
+    clock.advance(jwt_verifier.MIN_FETCH_INTERVAL_S)
+    token = sign_token("ES256", "key-2", key=new)
 
-    async def together():
-        return await asyncio.gather(*(verifier.identify_caller(token("ES256", "key-2", key=new)) for _ in range(10)))
+    async def identify():
+        return await asyncio.gather(*(verifier.identify_caller(token) for _ in range(10)))
 
-    assert asyncio.run(together()) == ["upload"] * 10
-    assert provider.num_asked == 2
+    assert asyncio.run(identify()) == ["upload"] * 10
+    assert provider.num_requests == 2
 
 
-def test_a_key_that_was_withdrawn_is_believed_until_the_keys_are_fetched_again(provider):
-    verifier = create_verifier(provider.url)
-    old = token()
-    assert callers(verifier, old) == ["upload"]
-    provider.keys = [public("ES256", "key-2")]
-    assert callers(verifier, old) == ["upload"]
+def test_a_withdrawn_key_is_valid_until_the_keys_are_fetched_again(provider, caplog):
+    caplog.set_level("INFO")
+    clock = ManualClock()
+    verifier = create_verifier(provider.url, clock=clock)
+    old = sign_token()
+    assert identify_callers(verifier, old) == ["upload"]
+    provider.keys = [create_jwk("ES256", "key-2")]
+    assert identify_callers(verifier, old) == ["upload"]
+    clock.advance(jwt_verifier.KEY_SET_TTL_S)
 
-    async def later():
-        verifier._keys._last_fetch_s -= jwt_verifier.KEY_SET_TTL_S
-        # Nobody waits for what is only refreshed.
+    async def identify():
+        # A call whose key is known does not wait for the fetch.
         first = await verifier.identify_caller(old)
-        await verifier._keys._fetch_task
+        await async_wait_until(lambda: "has changed: 1 keys" in caplog.text, "the keys are fetched")
         return first, await verifier.identify_caller(old)
 
-    assert asyncio.run(later()) == ("upload", None)
+    assert asyncio.run(identify()) == ("upload", None)
 
 
 def test_a_provider_that_is_away_changes_nothing(provider, tmp_path, caplog):
-    kept = tmp_path / "jwks.json"
-    verifier = create_verifier(provider.url, cache_path=kept)
+    clock = ManualClock()
+    cache_path = tmp_path / "jwks.json"
+    verifier = create_verifier(provider.url, cache_path=cache_path, clock=clock)
     provider.stop()
-    verifier._keys._last_fetch_s -= jwt_verifier.KEY_SET_TTL_S
-    assert callers(verifier, token(), token(key_id="unknown"), token()) == ["upload", None, "upload"]
+    clock.advance(jwt_verifier.KEY_SET_TTL_S)
+    tokens = [sign_token(), sign_token(key_id="unknown"), sign_token()]
+    assert identify_callers(verifier, *tokens) == ["upload", None, "upload"]
     assert "cannot be fetched" in caplog.text
     assert "the old keys stay" in caplog.text
-    # A process that starts now has the keys that another one fetched.
-    assert callers(create_verifier(provider.url, cache_path=kept), token()) == ["upload"]
+    # A process that starts now uses the keys that another one has fetched.
+    assert identify_callers(create_verifier(provider.url, cache_path=cache_path), sign_token()) == ["upload"]
     with pytest.raises(ListingVisionError, match="cannot be fetched"):
         create_verifier(provider.url, cache_path=tmp_path / "nothing")
 
 
-@pytest.mark.parametrize("answer", [b"", b"[]", b"{", b'{"keys": 7}', b'{"keys": []}', b'{"keys": [1]}', b"[" * 99999])
-def test_an_answer_that_is_no_key_set_changes_nothing(provider, caplog, answer):
-    verifier = create_verifier(provider.url)
+@pytest.mark.parametrize("body", [b"", b"[]", b"{", b'{"keys": 7}', b'{"keys": []}', b'{"keys": [1]}', b"[" * 99999])
+def test_a_response_that_is_not_a_key_set_changes_nothing(provider, caplog, body):
+    clock = ManualClock()
+    verifier = create_verifier(provider.url, clock=clock)
 
-    def send_broken_keys(request):
+    def send_body(request):
         request.send_response(200)
         request.end_headers()
-        request.wfile.write(answer)
+        request.wfile.write(body)
 
-    provider.answer = send_broken_keys
-    verifier._keys._last_fetch_s -= jwt_verifier.KEY_SET_TTL_S
+    provider.respond = send_body
+    clock.advance(jwt_verifier.KEY_SET_TTL_S)
 
-    async def later():
-        await verifier.identify_caller(token())
-        await verifier._keys._fetch_task
-        return await verifier.identify_caller(token())
+    async def identify():
+        await verifier.identify_caller(sign_token())
+        await async_wait_until(lambda: "the old keys stay" in caplog.text, "the keys are fetched")
+        return await verifier.identify_caller(sign_token())
 
-    assert asyncio.run(later()) == "upload"
-    assert "the old keys stay" in caplog.text
-
-
-def redirect(request):
-    request.send_response(302)
-    request.send_header("Location", "/elsewhere")
-    request.end_headers()
-
-
-def send_endless(request):
-    request.send_response(200)
-    request.end_headers()
-    with contextlib.suppress(OSError):
-        while True:
-            request.wfile.write(b" " * 65536)
-
-
-def send_slowly(request):
-    request.send_response(200)
-    request.end_headers()
-    with contextlib.suppress(OSError):
-        while True:
-            request.wfile.write(b" ")
-            time.sleep(0.02)
-
-
-def send_not_found(request):
-    request.send_error(404)
-
-
-@pytest.mark.parametrize(
-    ("answer", "said"),
-    [
-        (redirect, "HTTP Error 302"),
-        (send_not_found, "HTTP Error 404"),
-        (send_endless, "larger than 256 KiB"),
-        (send_slowly, "was not received within 0.2 s"),
-    ],
-)
-def test_a_fetch_has_limits(provider, monkeypatch, answer, said):
-    monkeypatch.setattr(jwks, "TIMEOUT_S", 0.2)
-    provider.answer = answer
-    with pytest.raises(ListingVisionError, match=said):
-        jwks.fetch(provider.url)
+    assert asyncio.run(identify()) == "upload"
 
 
 @pytest.mark.parametrize(
@@ -349,40 +251,54 @@ def test_keys_come_over_https_alone(url):
     assert "secret" not in str(refused.value)
 
 
-def test_a_file_of_keys_is_read_again_and_a_broken_one_changes_nothing(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("serving.auth.file_watcher.CHECK_INTERVAL_S", 0.0)
+def test_a_file_of_keys_is_reloaded_and_a_broken_one_changes_nothing(tmp_path, caplog):
+    clock = ManualClock()
     path = tmp_path / "jwks.json"
     with pytest.raises(ListingVisionError, match="cannot be read: No such file"):
         create_verifier(str(path))
-    path.write_text(json.dumps({"keys": [public("ES256", "key-1")]}))
-    verifier = create_verifier(str(path))
-    assert callers(verifier, token()) == ["upload"]
+    path.write_text(json.dumps({"keys": [create_jwk("ES256", "key-1")]}))
+    verifier = create_verifier(str(path), clock=clock)
+    assert identify_callers(verifier, sign_token()) == ["upload"]
     path.write_text('{"keys"')
-    assert callers(verifier, token()) == ["upload"]
+    clock.advance(CHECK_INTERVAL_S)
+    assert identify_callers(verifier, sign_token()) == ["upload"]
     assert "is not a JSON Web Key Set: JSONDecodeError; the old keys stay" in caplog.text
-    path.write_text(json.dumps({"keys": [public("EdDSA", "key-22")]}))
-    assert callers(verifier, token(), token("EdDSA", "key-22")) == [None, "upload"]
+    path.write_text(json.dumps({"keys": [create_jwk("EdDSA", "key-22")]}))
+    clock.advance(CHECK_INTERVAL_S)
+    assert identify_callers(verifier, sign_token(), sign_token("EdDSA", "key-22")) == [None, "upload"]
 
 
-def test_a_good_token_is_computed_once_and_again_when_it_may_have_expired(many_keys, monkeypatch):
-    now = [time.time()]
-    verifier = create_verifier(str(many_keys), wall_clock=lambda: now[0])
-    computed = []
+@pytest.fixture
+def verifications(monkeypatch):
+    """A list that grows with each signature that is verified."""
+    verified = []
     real = jwt.decode
-    monkeypatch.setattr(jwt, "decode", lambda *given, **named: computed.append(1) or real(*given, **named))
-    short, long = token(exp=int(now[0]) + 10), token(jti="long")
-    callers(verifier, *[short, long] * 5)
-    assert len(computed) == 2
-    now[0] += 10 + jwt_verifier.LEEWAY_S + 1
-    callers(verifier, short, long)
-    assert len(computed) == 3
-    now[0] += jwt_verifier.TOKEN_CACHE_TTL_S
-    callers(verifier, long)
-    assert len(computed) == 4
+    monkeypatch.setattr(
+        jwt, "decode", lambda token, *rest, **named: verified.append(token) or real(token, *rest, **named)
+    )
+    return verified
 
 
-def test_so_many_tokens_are_remembered_and_no_more(many_keys, monkeypatch):
+def test_a_valid_token_is_verified_once_and_again_when_it_may_have_expired(many_keys, verifications):
+    clock = ManualClock(time.time())
+    verifier = create_verifier(str(many_keys), wall_clock=clock)
+    short, long = sign_token(exp=int(clock.now_s) + 10), sign_token(jti="long")
+    identify_callers(verifier, *[short, long] * 5)
+    assert verifications == [short, long]
+    clock.advance(10 + jwt_verifier.LEEWAY_S + 1)
+    identify_callers(verifier, short, long)
+    assert verifications == [short, long, short]
+    clock.advance(jwt_verifier.TOKEN_CACHE_TTL_S)
+    identify_callers(verifier, long)
+    assert verifications == [short, long, short, long]
+
+
+def test_only_the_latest_tokens_are_cached(many_keys, verifications, monkeypatch):
     monkeypatch.setattr(jwt_verifier, "MAX_CACHED_TOKENS", 3)
     verifier = create_verifier(str(many_keys))
-    assert callers(verifier, *(token(jti=str(i)) for i in range(6))) == ["upload"] * 6
-    assert len(verifier._token_cache) == 3
+    tokens = [sign_token(jti=str(i)) for i in range(6)]
+    assert identify_callers(verifier, *tokens) == ["upload"] * 6
+    identify_callers(verifier, *tokens[3:])
+    assert verifications == tokens
+    identify_callers(verifier, *tokens[:3])
+    assert verifications == [*tokens, *tokens[:3]]

@@ -15,8 +15,8 @@ from serving.api.status import Refusal
 from serving.gateway import photo_fetch
 from serving.gateway.photo_fetch import PhotoFetcher, PublicResolver, check_prefixes
 from serving.protocol import listing_vision_pb2 as pb
-from tests.serving.auth.test_interceptor import Authority
 from tests.serving.gateway.test_service import PHOTO, run_gateway
+from tests.support.certificates import Authority
 from vision.errors import ListingVisionError, PhotoNotFetched, PhotoTooManyBytes
 
 PREFIX = "https://localhost/photos/"

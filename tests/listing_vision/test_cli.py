@@ -10,16 +10,11 @@ import typer.main
 
 from listing_vision.cli import app
 from tests.conftest import ROOT
+from tests.support.cli import run_cli
 from tests.support.helpers import create_scene, encode_image
 from training.inference.evaluated_model import load_judged
 from training.inference.predictions import predict
-from vision.bundle import load_bundle
 from vision.manifest import Manifest
-
-
-def run(*words: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "listing_vision", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=280)
 
 
 def commands():
@@ -79,19 +74,19 @@ def test_no_torch_is_needed_to_serve_or_to_see_the_help():
 
 
 def test_usage_errors_exit_2():
-    assert run("train").returncode == 2
-    assert run("nonsense").returncode == 2
-    assert run("classify", "x.jpg").returncode == 2
-    assert run("triton", "repository", "b", "o", "--backend", "paddle").returncode == 2
+    assert run_cli("train").returncode == 2
+    assert run_cli("nonsense").returncode == 2
+    assert run_cli("classify", "x.jpg").returncode == 2
+    assert run_cli("triton", "repository", "b", "o", "--backend", "paddle").returncode == 2
 
 
 def test_failures_exit_1_with_one_line_and_no_traceback(tmp_path):
-    done = run("serve", tmp_path)
+    done = run_cli("serve", tmp_path)
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
         f"listing-vision: {tmp_path} is not a model bundle (no manifest.json); `listing-vision export` makes one"
     ]
-    assert "Traceback" in run("serve", tmp_path, "--debug").stderr
+    assert "Traceback" in run_cli("serve", tmp_path, "--debug").stderr
 
 
 def test_import_check_evaluate_and_classify(tmp_path, bundle, synthetic_dataset):
@@ -99,17 +94,17 @@ def test_import_check_evaluate_and_classify(tmp_path, bundle, synthetic_dataset)
         photo = tmp_path / "photos" / split / "Cups" / f"{split}.jpg"
         photo.parent.mkdir(parents=True)
         photo.write_bytes(encode_image(create_scene(200 + len(split) * 40, 160)))
-    done = run("data", "import", "folder", tmp_path / "photos", "--output", tmp_path / "data")
+    done = run_cli("data", "import", "folder", tmp_path / "photos", "--output", tmp_path / "data")
     assert done.returncode == 0, done.stderr
     assert "3 photos" in done.stdout
 
     (tmp_path / "photos" / "val" / "Cups" / "val.jpg").write_bytes(b"")
-    done = run("data", "check", tmp_path / "data" / "manifest.parquet")
+    done = run_cli("data", "check", tmp_path / "data" / "manifest.parquet")
     assert done.returncode == 1
     assert "PHOTO_EMPTY" in done.stdout
 
     report = tmp_path / "report"
-    done = run(
+    done = run_cli(
         "evaluate", bundle.folder, synthetic_dataset / "manifest.parquet", "--output", report, "--photos-per-listing", 3
     )
     assert done.returncode == 0, done.stderr
@@ -121,14 +116,14 @@ def test_import_check_evaluate_and_classify(tmp_path, bundle, synthetic_dataset)
     assert figures["photo"]["num"] > figures["listing"]["num"]
     assert "per listing" in done.stdout
 
-    done = run("classify", synthetic_dataset / "photos" / "test-00000-0.jpg", "--bundle", bundle.folder, "--json")
+    done = run_cli("classify", synthetic_dataset / "photos" / "test-00000-0.jpg", "--bundle", bundle.folder, "--json")
     assert json.loads(done.stdout)["model"]["version"] == bundle.info.model_version
 
 
 def test_a_run_is_judged_like_its_bundle(tmp_path, bundle, trained_run, synthetic_dataset):
     figures = {}
     for name, model in (("run", trained_run.folder), ("bundle", bundle.folder)):
-        done = run("evaluate", model, synthetic_dataset / "manifest.parquet", "--output", tmp_path / f"{name}.json")
+        done = run_cli("evaluate", model, synthetic_dataset / "manifest.parquet", "--output", tmp_path / f"{name}.json")
         assert done.returncode == 0, done.stderr
         figures[name] = json.loads((tmp_path / f"{name}.json").read_text())
         assert not list(tmp_path.glob("*.html"))
@@ -141,24 +136,3 @@ def test_a_run_is_judged_like_its_bundle(tmp_path, bundle, trained_run, syntheti
     )
     np.testing.assert_allclose(by_run.category_logits, by_bundle.category_logits, atol=1e-3)
     np.testing.assert_allclose(by_run.brand_logits, by_bundle.brand_logits, atol=1e-3)
-
-
-def test_the_demo_takes_the_whole_path(tmp_path):
-    from training.data.synthetic import draw_photo
-
-    for split, count in (("train", 12), ("val", 4), ("test", 2)):
-        for product in range(3):
-            for number in range(count):
-                photo = tmp_path / "photos" / split / f"Kind {product}" / f"{number}.jpg"
-                photo.parent.mkdir(parents=True, exist_ok=True)
-                photo.write_bytes(draw_photo(product, 0, np.random.default_rng([product, number, len(split)])))
-    done = run("demo", "--data", tmp_path / "photos", "--folder", tmp_path / "demo")
-    assert done.returncode == 0, done.stderr
-    for said in ("6/6 Triton and the gateway are shut down", "make serve", "category ", "per listing", "(bundle, run"):
-        assert said in done.stdout
-    assert (tmp_path / "demo" / "evaluation" / "report.html").is_file()
-    assert load_bundle(tmp_path / "demo" / "bundle").info.model_name == "demo"
-    refused = run("demo", "--data", tmp_path / "photos", "--folder", tmp_path)
-    assert refused.returncode == 1
-    assert "which the demo empties" in refused.stderr
-    assert (tmp_path / "photos").is_dir()

@@ -1,0 +1,70 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from vision.runtime.cli import new_app, run_app
+
+PROGRAM = """
+import logging
+from vision.errors import ListingVisionError
+from vision.runtime.cli import run_command
+
+def verb(kind: str) -> None:
+    logging.getLogger("some.module").warning("the %s", "message", extra={"request_id": "r-1"})
+    if kind == "ours":
+        raise ListingVisionError("a file is missing; give another one")
+    if kind == "package":
+        import no_such_package
+    if kind == "bug":
+        raise KeyError("x")
+
+run_command(verb)
+"""
+
+
+def run(*words: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-c", PROGRAM, *words]
+    return subprocess.run(
+        command, capture_output=True, text=True, env={"PYTHONPATH": ":".join(sys.path), **environment}
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "line"),
+    [
+        ("fine", 0, ""),
+        ("ours", 1, "listing-vision: a file is missing; give another one"),
+        ("package", 1, "listing-vision: this needs the package 'no_such_package'; install the extra"),
+        ("bug", 1, "listing-vision: unexpected KeyError: 'x' (--debug shows where)"),
+    ],
+)
+def test_a_failure_is_one_line_and_exit_status_1(kind, status, line):
+    done = run(kind)
+    assert done.returncode == status
+    logged, *failure = done.stderr.splitlines()
+    assert logged.endswith("WARNING some.module: the message")
+    assert [text.startswith(line) for text in failure] == ([True] if line else [])
+    assert "Traceback" not in done.stderr
+    assert ("Traceback" in run(kind, "--debug").stderr) == (status == 1)
+
+
+def test_a_usage_error_is_exit_status_2():
+    assert run().returncode == 2
+
+
+def test_logs_are_json_lines_where_asked_for():
+    record = json.loads(run("fine", LISTING_VISION_LOG_FORMAT="json").stderr)
+    assert record.pop("time").endswith("+00:00")
+    assert record == {"level": "WARNING", "logger": "some.module", "message": "the message", "request_id": "r-1"}
+
+
+def test_an_app_without_a_verb_shows_its_help(capsys, monkeypatch):
+    app = new_app("Some help.")
+    app.command("one")(lambda: None)
+    app.command("two")(lambda: None)
+    monkeypatch.setattr(sys, "argv", ["program", "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        run_app(app)
+    assert "Some help." in capsys.readouterr().out
