@@ -22,7 +22,7 @@ import torch
 
 from benchmarks.common import BUILD, find_grocery_source, run_cli, write_result
 from training.export.add_brand import imprint, taxonomy_with_brand
-from training.inference.features import photo_features
+from training.inference.features import extract_features
 from training.recipe import Recipe, Stage, load_recipe
 from training.run import Run
 from training.trainer.trainer import Trainer
@@ -97,7 +97,7 @@ def imprint_brands(
 
 
 def compute_embeddings(model: ListingClassifier, rows: Manifest, recipe: Recipe) -> tuple[torch.Tensor, list[str]]:
-    found = photo_features(model, rows, Preprocessing(input_px=recipe.input_px), cache=FOLDER / "features")
+    found = extract_features(model, rows, Preprocessing(input_px=recipe.input_px), cache=FOLDER / "features")
     brands = rows.column("brand").to_pylist()
     return torch.from_numpy(found.values.copy()), [brands[row] for row in found.rows]
 

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from benchmarks.common import BUILD, find_grocery_source, run_cli, write_result
 from training.calibration.calibrate import calibrate
 from training.calibration.certify import Guarantee
-from training.data.synthetic import draw_dataset
+from training.data.synthetic import create_synthetic_dataset
 from training.evaluation.ground_truth import judge_paths, listing_labels, truth_by_depth
 from training.inference.predictions import Predictions, predict
 from vision.bundle import Bundle, load_bundle
@@ -64,7 +64,7 @@ epochs = 8
 def create_synthetic_split(split: str) -> Manifest:
     folder = FOLDER / "drawn" / split
     seed = list(NUM_SYNTHETIC).index(split)
-    manifest, taxonomy = draw_dataset(
+    manifest, taxonomy = create_synthetic_dataset(
         folder, listings={split: NUM_SYNTHETIC[split]}, seed=seed, photos_per_listing=(1, 2)
     )
     taxonomy.save(FOLDER / "drawn" / "taxonomy.json")

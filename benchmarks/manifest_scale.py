@@ -150,13 +150,13 @@ def _measure(folder: Path) -> dict[str, Any]:
     labels = train.labels(taxonomy), val.labels(taxonomy)
     done("labels")
     from training.recipe import Recipe, Stage
-    from training.trainer.sampler import Draws
+    from training.trainer.sampler import ResumableBatchSampler
 
     done("import of the training package")
     recipe = Recipe(stages=(Stage(photo_px=224, epochs=1),), batch_size=1024)
     shares = []
     for rank in range(RANKS):
-        draws = Draws(train, labels[0], recipe, rank=rank, num_ranks=RANKS)
+        draws = ResumableBatchSampler(train, labels[0], recipe, rank=rank, world_size=RANKS)
         shares.append(np.concatenate([draws.rows_of_step(step)[rank::RANKS] for step in range(draws.steps_per_epoch)]))
         del draws
     done("shares")

@@ -34,10 +34,10 @@ def grocery_source() -> Path:
 @pytest.fixture(scope="session")
 def synthetic_dataset(tmp_path_factory):
     """Folder of a small drawn data set: manifest.parquet and taxonomy.json."""
-    from training.data.synthetic import draw_dataset
+    from training.data.synthetic import create_synthetic_dataset
 
     folder = tmp_path_factory.mktemp("drawn")
-    manifest, taxonomy = draw_dataset(folder, listings={"train": 40, "val": 30, "test": 10}, seed=1)
+    manifest, taxonomy = create_synthetic_dataset(folder, listings={"train": 40, "val": 30, "test": 10}, seed=1)
     manifest.save(str(folder / "manifest.parquet"))
     taxonomy.save(folder / "taxonomy.json")
     return folder

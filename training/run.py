@@ -19,7 +19,7 @@ from vision.taxonomy import Taxonomy
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Run", "differences", "find_runs"]
+__all__ = ["Run", "find_runs", "list_differences"]
 
 
 @dataclass(frozen=True)
@@ -74,19 +74,19 @@ class Run:
         path = self.folder / "run.json"
         if path.exists():
             known = json.loads(path.read_text())
-            differing = differences(
+            differing = list_differences(
                 {key: known.get(key) for key in {**asked, "teacher": None}}, {"teacher": None, **asked}
             )
             if differing:
                 raise RunError(
-                    f"{self.folder} holds a run with another {_named(differing)} ({'; '.join(differing)}); "
+                    f"{self.folder} holds a run with another {_name_parts(differing)} ({'; '.join(differing)}); "
                     "give another --run folder"
                 )
             return
         taxonomy.save(self.folder / "taxonomy.json")
         (self.folder / "model.json").write_text(json.dumps(asdict(spec), indent=1) + "\n")
         write_atomically(
-            path, json.dumps({**asked, "manifest": manifest_url, "versions": _versions()}, indent=1) + "\n"
+            path, json.dumps({**asked, "manifest": manifest_url, "versions": _list_versions()}, indent=1) + "\n"
         )
 
     def append_metrics(self, record: Mapping[str, float | None]) -> None:
@@ -117,14 +117,14 @@ class Run:
                 "checkpoint holds the finished run"
             ) from error
 
-    def forget_metrics_after(self, step: int) -> None:
+    def drop_metrics_after(self, step: int) -> None:
         """Drop the records of steps that a resumed run does again, and a line that a crash cut short."""
         if not self.metrics_path.exists():
             return
-        kept = [line for line in self.metrics_path.read_text().splitlines() if _step_of(line) <= step]
+        kept = [line for line in self.metrics_path.read_text().splitlines() if _read_step(line) <= step]
         write_atomically(self.metrics_path, "".join(line + "\n" for line in kept))
 
-    def asked(self) -> dict[str, Any]:
+    def read_settings(self) -> dict[str, Any]:
         """What `begin` recorded.
 
         Raises:
@@ -138,7 +138,7 @@ class Run:
 
     @property
     def recipe(self) -> Recipe:
-        return Recipe.from_dict(self.asked()["recipe"], source=str(self.folder / "run.json"))
+        return Recipe.from_dict(self.read_settings()["recipe"], source=str(self.folder / "run.json"))
 
     @property
     def taxonomy(self) -> Taxonomy:
@@ -161,7 +161,7 @@ class Run:
         """
         import safetensors.torch
 
-        self.asked()
+        self.read_settings()
         if not self.finished:
             raise RunError(f"the run {self.folder} has not finished; repeat its train command to go on")
         raw = json.loads((self.folder / "model.json").read_text())
@@ -183,37 +183,37 @@ def find_runs(folder: Path) -> list[Run]:
     return found
 
 
-def differences(known: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> list[str]:
+def list_differences(known: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> list[str]:
     """`recipe.seed: 0 there, 7 asked` for every value that is not the same in both."""
     found = []
     for key in dict.fromkeys([*known, *asked]):
         there, here = known.get(key), asked.get(key)
         if isinstance(there, Mapping) and isinstance(here, Mapping):
-            found += differences(there, here, f"{prefix}{key}.")
+            found += list_differences(there, here, f"{prefix}{key}.")
         elif there != here:
-            found.append(f"{prefix}{key}: {_short(there)} there, {_short(here)} asked")
+            found.append(f"{prefix}{key}: {_shorten(there)} there, {_shorten(here)} asked")
     return found
 
 
-def _named(differing: list[str]) -> str:
+def _name_parts(differing: list[str]) -> str:
     """`recipe and manifest` of `recipe.seed: …`, `manifest_sha256: …`."""
     names = [text.split(":")[0].split(".")[0].removesuffix("_sha256") for text in differing]
     return " and ".join(dict.fromkeys(names))
 
 
-def _short(value: object) -> str:
+def _shorten(value: object) -> str:
     text = json.dumps(value)
     return text if len(text) <= 80 else text[:77] + "…"
 
 
-def _step_of(line: str) -> float:
+def _read_step(line: str) -> float:
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return math.inf
 
 
-def _versions() -> dict[str, str]:
+def _list_versions() -> dict[str, str]:
     import timm
     import torch
     import torchvision

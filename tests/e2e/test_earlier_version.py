@@ -11,7 +11,7 @@ from google.protobuf import json_format
 
 from serving.api import responses
 from tests.support.helpers import create_trainer
-from training.data.synthetic import draw_dataset
+from training.data.synthetic import create_synthetic_dataset
 from training.export.torchscript import load_torchscript
 from training.inference.forward import torch_forward
 from training.inference.network import load_bundle_model
@@ -59,7 +59,7 @@ def test_a_bundle_gives_the_suggestion_that_version_0_1_gave(earlier_bundle):
 def test_a_run_resumes_from_its_checkpoint(tmp_path):
     """The run was stopped at step 2 of 4; the heads after step 4 were recorded by version 0.1.0."""
     data, folder = tmp_path / "data", shutil.copytree(WRITTEN / "run", tmp_path / "run")
-    manifest, taxonomy = draw_dataset(data, listings={"train": 24, "val": 20, "test": 4}, seed=1)
+    manifest, taxonomy = create_synthetic_dataset(data, listings={"train": 24, "val": 20, "test": 4}, seed=1)
     manifest.save(str(data / "manifest.parquet"))
     taxonomy.save(data / "taxonomy.json")
     create_trainer(folder, data, Run(folder).recipe).run()

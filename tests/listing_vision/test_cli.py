@@ -12,7 +12,7 @@ from listing_vision.cli import app
 from tests.conftest import ROOT
 from tests.support.cli import run_cli
 from tests.support.helpers import create_scene, encode_image
-from training.inference.evaluated_model import load_judged
+from training.inference.evaluated_model import load_evaluated_model
 from training.inference.predictions import predict
 from vision.manifest import Manifest
 
@@ -132,7 +132,7 @@ def test_a_run_is_judged_like_its_bundle(tmp_path, bundle, trained_run, syntheti
     rows = Manifest.load(str(synthetic_dataset / "manifest.parquet")).where_split("test")
     by_run, by_bundle = (
         predict(rows, judged.taxonomy, judged.preprocessing, judged.infer)
-        for judged in map(load_judged, (trained_run.folder, bundle.folder))
+        for judged in map(load_evaluated_model, (trained_run.folder, bundle.folder))
     )
     np.testing.assert_allclose(by_run.category_logits, by_bundle.category_logits, atol=1e-3)
     np.testing.assert_allclose(by_run.brand_logits, by_bundle.brand_logits, atol=1e-3)

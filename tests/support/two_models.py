@@ -5,13 +5,13 @@ import pytest
 
 from training.comparison.common_listings import PhotoLogits, SharedListings, shared_labels
 from training.comparison.compare import compare
-from training.inference.evaluated_model import JudgedModel
+from training.inference.evaluated_model import EvaluatedModel
 from vision.calibration import Calibration, FieldGuarantee
 from vision.images import Preprocessing
 from vision.manifest import Manifest
 
 
-def model(taxonomy, *, thresholds=None, infer=None, input_px=32) -> JudgedModel:
+def model(taxonomy, *, thresholds=None, infer=None, input_px=32) -> EvaluatedModel:
     """A model with the given threshold for each field name; the others carry no promise."""
     fields = tuple(
         FieldGuarantee(
@@ -26,13 +26,13 @@ def model(taxonomy, *, thresholds=None, infer=None, input_px=32) -> JudgedModel:
         )
         for name, threshold in (thresholds or {}).items()
     )
-    return JudgedModel(
+    return EvaluatedModel(
         name=f"model of {taxonomy.version}",
         taxonomy=taxonomy,
         calibration=Calibration(fields=fields, certifies={}),
         preprocessing=Preprocessing(input_px=input_px),
         infer=infer,
-        trained=lambda: pytest.fail("a comparison needs no network"),
+        load_network=lambda: pytest.fail("a comparison needs no network"),
     )
 
 

@@ -1,14 +1,17 @@
 import pytest
 
 from training.errors import RunError
-from training.run import differences, find_runs
+from training.run import find_runs, list_differences
 
 
 def test_what_differs_is_named_with_both_values():
     known = {"recipe": {"seed": 0, "dropout": 0.2}, "taxonomy_sha256": "aa"}
     asked = {"recipe": {"seed": 7, "dropout": 0.2}, "taxonomy_sha256": "bb"}
-    assert differences(known, asked) == ["recipe.seed: 0 there, 7 asked", 'taxonomy_sha256: "aa" there, "bb" asked']
-    assert differences(known, known) == []
+    assert list_differences(known, asked) == [
+        "recipe.seed: 0 there, 7 asked",
+        'taxonomy_sha256: "aa" there, "bb" asked',
+    ]
+    assert list_differences(known, known) == []
 
 
 def test_runs_are_found_below_a_folder(trained_run):

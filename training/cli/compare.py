@@ -45,12 +45,12 @@ def compare(
         verdict_lines,
     )
     from training.evaluation.evaluate import without_nan
-    from training.inference.evaluated_model import load_judged
+    from training.inference.evaluated_model import load_evaluated_model
     from vision.manifest import Manifest
 
     rules = load_gate(gate) if gate else None
     rows = Manifest.load(manifest).where_split(split)
-    model_a, model_b = load_judged(a), load_judged(b)
+    model_a, model_b = load_evaluated_model(a), load_evaluated_model(b)
     listings = answer_both(rows, model_a, model_b)
     for photo in listings.unusable:
         _log.warning("not used: %s", photo)

@@ -12,7 +12,7 @@ from vision.errors import ListingVisionError
 from vision.runtime.cli import new_app
 
 if TYPE_CHECKING:
-    from training.data.label_errors import FieldSuspects
+    from training.data.label_errors import FieldLabelErrors
     from vision.manifest import Manifest
     from vision.taxonomy import Taxonomy
 
@@ -69,10 +69,10 @@ def draw(
 
     Example: listing-vision data draw --output data/drawn
     """
-    from training.data.synthetic import draw_dataset
+    from training.data.synthetic import create_synthetic_dataset
 
     listings = {"train": train_listings, "val": val_listings, "test": test_listings}
-    _save(*draw_dataset(output, listings=listings, seed=seed), output)
+    _save(*create_synthetic_dataset(output, listings=listings, seed=seed), output)
 
 
 @data_app.command("check")
@@ -118,7 +118,7 @@ def split(
 
     Example: listing-vision data split data/mine/manifest.parquet --output data/mine/split.parquet --by seller
     """
-    from training.data.splits import count_splits, leaves_not_trained, split_manifest
+    from training.data.splits import count_splits, find_untrained_leaves, split_manifest
     from vision.manifest import Manifest
 
     if _absolute(manifest) == _absolute(output):
@@ -128,7 +128,7 @@ def split(
     chosen.moved_to(posixpath.dirname(output)).save(output)
     for name, (num_photos, num_listings) in count_splits(chosen).items():
         typer.echo(f"{name:<9} {num_photos:10d} photos {num_listings:10d} listings")
-    missing = leaves_not_trained(chosen, tree)
+    missing = find_untrained_leaves(chosen, tree)
     if missing:
         named = ", ".join(missing[:20]) + (f" and {len(missing) - 20} more" if len(missing) > 20 else "")
         typer.echo(f"warning: val or test has leaf categories that train lacks: {named}", err=True)
@@ -197,14 +197,14 @@ def suspects(
 
     from training.data.label_errors import find_suspects, write_csv
     from training.data.label_errors_page import suspects_page
-    from training.inference.features import load_embedder, photo_features
+    from training.inference.features import extract_features, load_embedder
     from vision.manifest import Manifest
 
     loaded, tree = Manifest.load(manifest), taxonomy_beside(manifest, taxonomy)
     loaded.labels(tree)  # unknown labels are named before an hour of decoding, not after
     embedder, preprocessing = load_embedder(model, input_px=input_px)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    features = photo_features(embedder, loaded, preprocessing, device=device, cache=output / "features")
+    features = extract_features(embedder, loaded, preprocessing, device=device, cache=output / "features")
     for photo in features.unusable:
         _log.warning("not used: %s", photo)
     found = find_suspects(loaded, tree, features, num_folds=folds)
@@ -233,9 +233,9 @@ def _save(manifest: "Manifest", taxonomy: "Taxonomy", output: Path) -> None:
     typer.echo(f"next: listing-vision data check {output / 'manifest.parquet'}")
 
 
-def _summarize(part: "FieldSuspects") -> str:
-    lines = [f"{len(part.suspects):6d}  suspected {part.field} labels of {part.num_judged} compared"]
-    if part.num_judged:
+def _summarize(part: "FieldLabelErrors") -> str:
+    lines = [f"{len(part.suspects):6d}  suspected {part.field} labels of {part.num_compared} compared"]
+    if part.num_compared:
         lines[0] += f" ({part.accuracy:.1%} of those compared are also the likeliest)"
     if part.num_unlabelled:
         lines.append(f"{part.num_unlabelled:6d}  photos without a {part.field} label")

@@ -76,13 +76,13 @@ def evaluate(
     from training.evaluation.evaluate import format_table, pseudo_listings
     from training.evaluation.long_tail import count_training_leaves
     from training.evaluation.report import write_report
-    from training.inference.evaluated_model import load_judged
+    from training.inference.evaluated_model import load_evaluated_model
     from training.inference.predictions import predict
     from vision.manifest import Manifest
 
     whole = Manifest.load(manifest)
     rows = whole.where_split(split)
-    judged = load_judged(model)
+    judged = load_evaluated_model(model)
     predictions = predict(rows, judged.taxonomy, judged.preprocessing, judged.infer, other_brands=other_brands)
     for photo in predictions.unusable:
         _log.warning("not used: %s", photo)

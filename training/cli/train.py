@@ -118,8 +118,8 @@ def _train(
 
     from training.recipe import load_recipe
     from training.run import Run
-    from training.trainer.autotune import telling_of_memory
-    from training.trainer.distributed import joined_ranks
+    from training.trainer.autotune import suggest_smaller_batch
+    from training.trainer.distributed import join_ranks
     from training.trainer.trainer import Trainer
     from vision.manifest import Manifest
 
@@ -128,7 +128,7 @@ def _train(
         chosen = dataclasses.replace(chosen, seed=seed)
     tree = taxonomy_beside(manifest, taxonomy)
     target = Run(run)
-    with joined_ranks() as ranks, telling_of_memory(machine.micro_batch or chosen.batch_size // ranks.num_ranks):
+    with join_ranks() as ranks, suggest_smaller_batch(machine.micro_batch or chosen.batch_size // ranks.world_size):
         trainer = Trainer(
             chosen,
             manifest_url=_absolute(manifest),

@@ -25,14 +25,14 @@ def tune_learning_rate(
     Example: listing-vision tune learning-rate data/grocery/manifest.parquet --recipe grocery
     """
     from training.recipe import load_recipe
-    from training.trainer.autotune import range_test
+    from training.trainer.autotune import run_range_test
     from vision.manifest import Manifest
 
     chosen, tree = load_recipe(recipe), taxonomy_beside(manifest, taxonomy)
-    points = range_test(chosen, Manifest.load(manifest), tree, num_steps=steps)
-    for point in points.shown():
+    points = run_range_test(chosen, Manifest.load(manifest), tree, num_steps=steps)
+    for point in points.thin_out():
         typer.echo(f"{point.factor:10.4f} x the recipe's rates: loss {point.loss:.3f}")
-    best = points.suggestion()
+    best = points.suggest_factor()
     typer.echo(
         f"use head_learning_rate = {chosen.head_learning_rate * best:.2g}, "
         f"backbone_learning_rate = {chosen.backbone_learning_rate * best:.2g} ({best:.2g} x the recipe's)"
@@ -49,12 +49,12 @@ def tune_batch_size(
     Example: listing-vision tune batch-size --recipe grocery_gpu
     """
     from training.recipe import load_recipe
-    from training.trainer.autotune import batch_size_test
+    from training.trainer.autotune import measure_batch_sizes
 
     chosen = load_recipe(recipe)
-    points = batch_size_test(chosen, largest=largest)
+    points = measure_batch_sizes(chosen, largest=largest)
     for point in points:
-        typer.echo(f"{point.micro_batch:6d} photos at once: {point.outcome()}")
+        typer.echo(f"{point.micro_batch:6d} photos at once: {point.describe()}")
     best = max((point for point in points if point.photos_per_s), key=lambda point: point.photos_per_s or 0)
     typer.echo(f"use --micro-batch {best.micro_batch} ({best.photos_per_s:.0f} photos/s)")
 
@@ -71,12 +71,12 @@ def tune_loader(
     Example: listing-vision tune loader data/grocery/manifest.parquet --recipe grocery
     """
     from training.recipe import load_recipe
-    from training.trainer.autotune import loader_test
+    from training.trainer.autotune import measure_loader
     from vision.manifest import Manifest
 
     chosen, tree = load_recipe(recipe), taxonomy_beside(manifest, taxonomy)
-    for speed in loader_test(chosen, Manifest.load(manifest), tree, num_photos=photos):
+    for speed in measure_loader(chosen, Manifest.load(manifest), tree, num_photos=photos):
         typer.echo(
             f"{speed.photo_px} px: loader {speed.loader_photos_per_s:.0f} photos/s with {speed.num_workers} workers, "
-            f"model {speed.model_photos_per_s:.0f} photos/s: {speed.verdict()}"
+            f"model {speed.model_photos_per_s:.0f} photos/s: {speed.describe_bottleneck()}"
         )

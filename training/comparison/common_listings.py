@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from training.evaluation.ground_truth import listing_labels
-from training.inference.evaluated_model import JudgedModel
-from training.inference.predictions import usable_photos
+from training.inference.evaluated_model import EvaluatedModel
+from training.inference.predictions import iterate_usable_photos
 from vision.errors import ManifestError
 from vision.images import Preprocessing
 from vision.manifest import UNLABELLED, Labels, Manifest
@@ -101,7 +101,7 @@ class SharedListings:
         return order, np.searchsorted(self.groups[order], np.arange(len(self.listing_ids) + 1))
 
 
-def answer_both(manifest: Manifest, a: JudgedModel, b: JudgedModel, *, batch_size: int = 64) -> SharedListings:
+def answer_both(manifest: Manifest, a: EvaluatedModel, b: EvaluatedModel, *, batch_size: int = 64) -> SharedListings:
     """Decode and classify every photo; once for both models where they have the same preprocessing.
 
     Raises:
@@ -146,7 +146,7 @@ def shared_labels(manifest: Manifest, a: Taxonomy, b: Taxonomy) -> SharedLabels:
 def _logits(
     manifest: Manifest,
     preprocessing: Preprocessing,
-    models: list[JudgedModel],
+    models: list[EvaluatedModel],
     unusable: list[str],
     *,
     batch_size: int,
@@ -154,7 +154,7 @@ def _logits(
     """Rows of the usable photos, and each model's logits of them."""
     kept: list[int] = []
     answers: list[list[PhotoLogits]] = [[] for _ in models]
-    for rows, photos in usable_photos(manifest, preprocessing, unusable=unusable, batch_size=batch_size):
+    for rows, photos in iterate_usable_photos(manifest, preprocessing, unusable=unusable, batch_size=batch_size):
         kept += rows
         for model, batches in zip(models, answers, strict=True):
             logits = model.infer(photos)
@@ -246,7 +246,7 @@ def _or_none(find: Callable[[str], str]) -> _Find:
     return found
 
 
-def _require_common(categories: _Known, brands: _Known, a: JudgedModel, b: JudgedModel) -> None:
+def _require_common(categories: _Known, brands: _Known, a: EvaluatedModel, b: EvaluatedModel) -> None:
     # 'no brand' and 'other brand' mean the same everywhere; alone they are no common ground.
     listed = (brands.in_a > 0) & (brands.in_b > 0)
     if None in categories.reasons or any(

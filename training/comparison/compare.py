@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from training.comparison.common_listings import LeftOut, PhotoLogits, SharedListings
 from training.evaluation.ground_truth import Truth, judge_paths, truth_by_depth
-from training.inference.evaluated_model import JudgedModel
+from training.inference.evaluated_model import EvaluatedModel
 from training.statistics.paired import Difference, difference, holm, resampled_interval, small_sample_interval
 from vision.calibration import BRAND_FIELD, Calibration, field_name
 from vision.decision import ListingPredictions, compute_prefilled, predict_listings
@@ -151,7 +151,7 @@ class Comparison:
         return next(field for field in self.fields if field.name == name)
 
 
-def judge(model: JudgedModel, logits: PhotoLogits, groups: Ints, labels: Labels) -> Judged:
+def judge(model: EvaluatedModel, logits: PhotoLogits, groups: Ints, labels: Labels) -> Judged:
     """What serving would answer and fill in, beside the truth.
 
     Args:
@@ -169,7 +169,7 @@ def judge(model: JudgedModel, logits: PhotoLogits, groups: Ints, labels: Labels)
     )
 
 
-def compare(a: JudgedModel, b: JudgedModel, listings: SharedListings, *, seed: int = 0) -> Comparison:
+def compare(a: EvaluatedModel, b: EvaluatedModel, listings: SharedListings, *, seed: int = 0) -> Comparison:
     """All figures of B against A.
 
     A leaf is compared where the true category is a leaf of both taxonomies; a depth, where both have the same true

@@ -1,4 +1,4 @@
-"""What is wrong with a manifest, found before a GPU is taken: every finding names its rows and photos."""
+"""Checks of a manifest before training: every finding names its rows and photos."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -43,27 +43,27 @@ class Finding:
     message: str
 
 
-class _Looked(NamedTuple):
+class _Fingerprint(NamedTuple):
     sha256: bytes
     phash: int
 
 
 def check_manifest(manifest: Manifest, taxonomy: Taxonomy) -> list[Finding]:
     """Decode every photo and compare all of them, in `KINDS` order."""
-    looked, bad = _look_at_all(manifest)
+    fingerprints, bad = _fingerprint_photos(manifest)
     return [
         *bad,
-        *_unknown_values(manifest, "category", taxonomy.find_category),
-        *_unknown_values(manifest, "brand", taxonomy.find_brand),
-        *_unknown_splits(manifest),
-        *_contradicting(manifest),
-        *_straddling(manifest),
-        *_duplicates(manifest, looked),
+        *_find_unknown_values(manifest, "category", taxonomy.find_category),
+        *_find_unknown_values(manifest, "brand", taxonomy.find_brand),
+        *_find_unknown_splits(manifest),
+        *_find_contradicting_labels(manifest),
+        *_find_straddling_listings(manifest),
+        *_find_duplicates(manifest, fingerprints),
     ]
 
 
-def _look_at_all(manifest: Manifest) -> tuple[dict[int, _Looked], list[Finding]]:
-    def look(row: int) -> _Looked | Finding:
+def _fingerprint_photos(manifest: Manifest) -> tuple[dict[int, _Fingerprint], list[Finding]]:
+    def fingerprint(row: int) -> _Fingerprint | Finding:
         url = manifest.photo_url(row)
         try:
             data = read_photo(url)
@@ -72,21 +72,21 @@ def _look_at_all(manifest: Manifest) -> tuple[dict[int, _Looked], list[Finding]]
             reason = error.reason if isinstance(error, PhotoError) else "PHOTO_MISSING"
             return Finding("bad_photo", f"row {row + 1}: {url}: {reason}: {error}")
         bits = imagehash.phash(Image.fromarray(photo)).hash.ravel()
-        return _Looked(hashlib.sha256(data).digest(), int.from_bytes(np.packbits(bits).tobytes(), "big"))
+        return _Fingerprint(hashlib.sha256(data).digest(), int.from_bytes(np.packbits(bits).tobytes(), "big"))
 
-    looked: dict[int, _Looked] = {}
+    fingerprints: dict[int, _Fingerprint] = {}
     findings = []
     with ThreadPoolExecutor(usable_cores()) as pool:
         rows = range(len(manifest))
-        for row, result in zip(rows, tqdm(pool.map(look, rows), total=len(manifest), disable=None), strict=True):
+        for row, result in zip(rows, tqdm(pool.map(fingerprint, rows), total=len(manifest), disable=None), strict=True):
             if isinstance(result, Finding):
                 findings.append(result)
             else:
-                looked[row] = result
-    return looked, findings
+                fingerprints[row] = result
+    return fingerprints, findings
 
 
-def _unknown_values(manifest: Manifest, column: str, find: Callable[[str], object]) -> Iterator[Finding]:
+def _find_unknown_values(manifest: Manifest, column: str, find: Callable[[str], object]) -> Iterator[Finding]:
     problems: dict[str, str] = {}
     for value in manifest.column(column).unique().to_pylist():
         try:
@@ -99,13 +99,13 @@ def _unknown_values(manifest: Manifest, column: str, find: Callable[[str], objec
             yield Finding(f"unknown_{column}", f"row {row + 1}: {problems[value]}")
 
 
-def _unknown_splits(manifest: Manifest) -> Iterator[Finding]:
+def _find_unknown_splits(manifest: Manifest) -> Iterator[Finding]:
     for row, value in enumerate(manifest.column("split").to_pylist()):
         if value and value not in SPLITS:
             yield Finding("unknown_split", f"row {row + 1}: split {value!r} is not one of {', '.join(SPLITS)}")
 
 
-def _contradicting(manifest: Manifest) -> Iterator[Finding]:
+def _find_contradicting_labels(manifest: Manifest) -> Iterator[Finding]:
     listings = manifest.column("listing_id").to_pylist()
     for column in ("category", "brand"):
         labels_of: dict[str, set[str]] = {}
@@ -114,11 +114,11 @@ def _contradicting(manifest: Manifest) -> Iterator[Finding]:
                 labels_of.setdefault(listing, set()).add(label)
         for listing, labels in labels_of.items():
             if len(labels) > 1:
-                said = " and ".join(repr(label) for label in sorted(labels))
-                yield Finding("contradicting_labels", f"listing {listing!r} has the {column} {said}")
+                values = " and ".join(repr(label) for label in sorted(labels))
+                yield Finding("contradicting_labels", f"listing {listing!r} has the {column} {values}")
 
 
-def _straddling(manifest: Manifest) -> Iterator[Finding]:
+def _find_straddling_listings(manifest: Manifest) -> Iterator[Finding]:
     splits_of: dict[str, set[str]] = {}
     for listing, split in zip(
         manifest.column("listing_id").to_pylist(), manifest.column("split").to_pylist(), strict=True
@@ -129,23 +129,23 @@ def _straddling(manifest: Manifest) -> Iterator[Finding]:
             yield Finding("straddling_listing", f"listing {listing!r} has photos in {', '.join(sorted(splits))}")
 
 
-def _duplicates(manifest: Manifest, looked: dict[int, _Looked]) -> Iterator[Finding]:
+def _find_duplicates(manifest: Manifest, fingerprints: dict[int, _Fingerprint]) -> Iterator[Finding]:
     splits = manifest.column("split").to_pylist()
     by_hash: dict[bytes, dict[str, int]] = {}
-    for row, look in looked.items():
-        by_hash.setdefault(look.sha256, {}).setdefault(splits[row], row)
+    for row, fingerprint in fingerprints.items():
+        by_hash.setdefault(fingerprint.sha256, {}).setdefault(splits[row], row)
     for rows_by_split in by_hash.values():
         rows = sorted(rows_by_split.values())
         for other in rows[1:]:
-            yield Finding("exact_duplicate", _pair(manifest, rows[0], other))
-    for a, b in _near_pairs(looked, splits):
-        if looked[a].sha256 != looked[b].sha256:
-            yield Finding("near_duplicate", _pair(manifest, a, b))
+            yield Finding("exact_duplicate", _describe_pair(manifest, rows[0], other))
+    for a, b in _find_near_pairs(fingerprints, splits):
+        if fingerprints[a].sha256 != fingerprints[b].sha256:
+            yield Finding("near_duplicate", _describe_pair(manifest, a, b))
 
 
-def _near_pairs(looked: dict[int, _Looked], splits: list[str | None]) -> Iterator[tuple[int, int]]:
-    rows = np.array(list(looked), dtype=np.int64)
-    hashes = np.array([look.phash for look in looked.values()], dtype=np.uint64)
+def _find_near_pairs(fingerprints: dict[int, _Fingerprint], splits: list[str | None]) -> Iterator[tuple[int, int]]:
+    rows = np.array(list(fingerprints), dtype=np.int64)
+    hashes = np.array([fingerprint.phash for fingerprint in fingerprints.values()], dtype=np.uint64)
     codes = np.unique([splits[row] or "" for row in rows], return_inverse=True)[1]
     for i in range(len(rows) - 1):
         distances: npt.NDArray[np.uint8] = np.bitwise_count(hashes[i + 1 :] ^ hashes[i])
@@ -153,6 +153,6 @@ def _near_pairs(looked: dict[int, _Looked], splits: list[str | None]) -> Iterato
             yield int(rows[i]), int(rows[i + 1 + j])
 
 
-def _pair(manifest: Manifest, a: int, b: int) -> str:
+def _describe_pair(manifest: Manifest, a: int, b: int) -> str:
     splits = manifest.column("split")
     return f"row {a + 1} ({splits[a]}) {manifest.photo_url(a)} and row {b + 1} ({splits[b]}) {manifest.photo_url(b)}"

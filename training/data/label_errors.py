@@ -22,12 +22,12 @@ from vision.manifest import Manifest
 from vision.taxonomy import Taxonomy
 
 __all__ = [
-    "FieldSuspects",
+    "FieldLabelErrors",
     "Suspect",
-    "confident_suspects",
+    "assign_folds",
     "confident_thresholds",
+    "find_confident_suspects",
     "find_suspects",
-    "folds_of",
     "out_of_fold_probabilities",
     "write_csv",
 ]
@@ -61,13 +61,13 @@ class Suspect:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FieldSuspects:
+class FieldLabelErrors:
     """What was found in one field, and what could not be looked at."""
 
     field: Field
     suspects: tuple[Suspect, ...]
     """Most suspicious first."""
-    num_judged: int
+    num_compared: int
     """Photos whose label was compared with the others' opinion."""
     accuracy: float
     """Share of the judged photos whose label is also the likeliest; where it is low, expect false alarms."""
@@ -84,7 +84,7 @@ class FieldSuspects:
 
 def find_suspects(
     manifest: Manifest, taxonomy: Taxonomy, features: Features, *, num_folds: int = 5
-) -> tuple[FieldSuspects, FieldSuspects]:
+) -> tuple[FieldLabelErrors, FieldLabelErrors]:
     """Suspected category and brand labels.
 
     Args:
@@ -102,10 +102,12 @@ def find_suspects(
     inner = (labels.category_nodes >= 0) & (truth.leaves < 0)
     leaf_names = [taxonomy.path_name(leaf_id) for leaf_id in taxonomy.leaf_ids]
     found = (
-        _in_field("category", manifest, features, truth.leaves, inner, leaf_names, num_folds=num_folds),
-        _in_field("brand", manifest, features, truth.brands, inner & False, taxonomy.brand_labels, num_folds=num_folds),
+        _find_in_field("category", manifest, features, truth.leaves, inner, leaf_names, num_folds=num_folds),
+        _find_in_field(
+            "brand", manifest, features, truth.brands, inner & False, taxonomy.brand_labels, num_folds=num_folds
+        ),
     )
-    if all(part.num_judged == 0 for part in found):
+    if all(part.num_compared == 0 for part in found):
         raise ManifestError(
             f"no two categories and no two brands have {num_folds} listings each, so that no label can be compared; "
             "label more listings, or use fewer folds"
@@ -113,7 +115,7 @@ def find_suspects(
     return found
 
 
-def folds_of(listing_ids: Sequence[str], labels: Ints, *, num_folds: int) -> Ints:
+def assign_folds(listing_ids: Sequence[str], labels: Ints, *, num_folds: int) -> Ints:
     """(N,) fold 0…num_folds-1 of each photo: one for all photos of a listing, whatever the order of the rows.
 
     Each label's listings are dealt to the folds in the order of the sha256 of their ids, so that a label of at least
@@ -154,7 +156,7 @@ def confident_thresholds(probabilities: Floats, labels: Ints) -> npt.NDArray[np.
     return np.where(counts > 0, sums / np.maximum(counts, 1), np.inf)
 
 
-def confident_suspects(probabilities: Floats, labels: Ints) -> tuple[Ints, Ints]:
+def find_confident_suspects(probabilities: Floats, labels: Ints) -> tuple[Ints, Ints]:
     """Suspected rows, most suspicious first, and the class that each is suspected to be.
 
     A row is suspected of the likeliest of the other classes that reach their threshold, if that is also likelier than
@@ -171,7 +173,7 @@ def confident_suspects(probabilities: Floats, labels: Ints) -> tuple[Ints, Ints]
     return ranked, suggested[ranked]
 
 
-def write_csv(found: Sequence[FieldSuspects], path: Path) -> None:
+def write_csv(found: Sequence[FieldLabelErrors], path: Path) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [field.name for field in fields(Suspect)])
         writer.writeheader()
@@ -183,7 +185,7 @@ def write_csv(found: Sequence[FieldSuspects], path: Path) -> None:
                 writer.writerow({**asdict(suspect), **probabilities})
 
 
-def _in_field(
+def _find_in_field(
     field: Field,
     manifest: Manifest,
     features: Features,
@@ -192,20 +194,20 @@ def _in_field(
     names: Sequence[str],
     *,
     num_folds: int,
-) -> FieldSuspects:
+) -> FieldLabelErrors:
     """`labels` and `inner` are of all rows of the manifest."""
     labels, inner = labels[features.rows], inner[features.rows]
     listing_ids = np.array(manifest.column("listing_id").to_pylist(), dtype=object)[features.rows]
-    num_listings = _listings_of_each(labels, listing_ids, len(names))
+    num_listings = _count_listings(labels, listing_ids, len(names))
     rare = (num_listings > 0) & (num_listings < num_folds)
     of_rare = (labels >= 0) & rare[labels]
     at = np.flatnonzero((labels >= 0) & ~of_rare)
     given, ids, rows = labels[at], listing_ids[at], features.rows[at]
     if len(np.unique(given)) < 2:
         at, given, ids, rows = at[:0], given[:0], ids[:0], rows[:0]
-    folds = folds_of(list(ids), given, num_folds=num_folds)
+    folds = assign_folds(list(ids), given, num_folds=num_folds)
     probabilities = out_of_fold_probabilities(features.values[at], given, folds, len(names))
-    ranked, suggested = confident_suspects(probabilities, given)
+    ranked, suggested = find_confident_suspects(probabilities, given)
     suspects = tuple(
         Suspect(
             field=field,
@@ -224,14 +226,14 @@ def _in_field(
     examples = {
         names[int(label)]: tuple(
             manifest.photo_url(int(rows[i]))
-            for i in _examples(trusted[given[trusted] == label], probabilities[:, label], ids)
+            for i in _pick_examples(trusted[given[trusted] == label], probabilities[:, label], ids)
         )
         for label in np.unique(suggested)
     }
-    return FieldSuspects(
+    return FieldLabelErrors(
         field=field,
         suspects=suspects,
-        num_judged=len(given),
+        num_compared=len(given),
         accuracy=float((probabilities.argmax(axis=1) == given).mean()) if len(given) else float("nan"),
         num_unlabelled=int(((labels < 0) & ~inner).sum()),
         num_inner=int(inner.sum()),
@@ -241,12 +243,12 @@ def _in_field(
     )
 
 
-def _listings_of_each(labels: Ints, listing_ids: npt.NDArray[np.object_], num_classes: int) -> Ints:
+def _count_listings(labels: Ints, listing_ids: npt.NDArray[np.object_], num_classes: int) -> Ints:
     pairs = {(label, listing_id) for label, listing_id in zip(labels.tolist(), listing_ids, strict=True) if label >= 0}
     return np.bincount(np.array([label for label, _ in pairs], dtype=np.int64), minlength=num_classes)
 
 
-def _examples(rows: Ints, own: Floats, listing_ids: npt.NDArray[np.object_], *, num: int = 2) -> list[int]:
+def _pick_examples(rows: Ints, own: Floats, listing_ids: npt.NDArray[np.object_], *, num: int = 2) -> list[int]:
     best: dict[str, int] = {}
     for row in rows[np.argsort(-own[rows], kind="stable")]:
         best.setdefault(str(listing_ids[row]), int(row))

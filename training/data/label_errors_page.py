@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from training.data.label_errors import FieldSuspects
+from training.data.label_errors import FieldLabelErrors
 from training.reporting.page import render, thumbnails
 
 __all__ = ["suspects_page"]
@@ -11,7 +11,7 @@ _SUSPECT_PX = 240
 _EXAMPLE_PX = 112
 
 
-def suspects_page(found: Sequence[FieldSuspects], *, title: str, max_shown: int) -> str:
+def suspects_page(found: Sequence[FieldLabelErrors], *, title: str, max_shown: int) -> str:
     """The page's text, with at most `max_shown` suspects of each field."""
     shown = [(part, suspect) for part in found for suspect in part.suspects[:max_shown]]
     examples = {url for part, suspect in shown for url in part.examples.get(suspect.suggested, ())}

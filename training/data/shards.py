@@ -23,7 +23,7 @@ from vision.images import ALLOWED_FORMATS
 from vision.manifest import COLUMNS, Manifest, open_for_replacement, read_photo
 from vision.taxonomy import Taxonomy
 
-__all__ = ["Sharded", "write_shards"]
+__all__ = ["ShardedManifest", "write_shards"]
 
 _READERS = 16
 _PHOTOS_AT_ONCE = 256
@@ -31,7 +31,7 @@ _PHOTOS_AT_ONCE = 256
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sharded:
+class ShardedManifest:
     manifest: Manifest
     """As saved in `manifest.parquet` beside the shards, in their order."""
     num_shards: int
@@ -40,7 +40,7 @@ class Sharded:
 
 
 @contextlib.contextmanager
-def _new_shard(url: str) -> Iterator[tuple[IO[bytes], tarfile.TarFile]]:
+def _open_shard(url: str) -> Iterator[tuple[IO[bytes], tarfile.TarFile]]:
     with open_for_replacement(url) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         yield file, tar
 
@@ -63,13 +63,13 @@ class _Writer:
     def add(self, photo: bytes, row: dict[str, str]) -> None:
         key = f"{self.num_photos:09d}"
         labels = json.dumps({name: row[name] for name in COLUMNS if name != "photo"}, ensure_ascii=False).encode()
-        members = ((f"{key}.{_ending(photo, row['photo'])}", photo), (f"{key}.json", labels))
+        members = ((f"{key}.{_choose_ending(photo, row['photo'])}", photo), (f"{key}.json", labels))
         num_bytes = sum(tarfile.BLOCKSIZE + len(data) for _, data in members)
         if self._open is not None and self._open[0].tell() + num_bytes > self.shard_bytes:
             self.finish_shard()
         if self._open is None:
             self.names.append(f"shard-{len(self.names):06d}.tar")
-            self._open = self.closing.enter_context(_new_shard(posixpath.join(self.folder, self.names[-1])))
+            self._open = self.closing.enter_context(_open_shard(posixpath.join(self.folder, self.names[-1])))
         file, tar = self._open
         # USTAR with a short name has a header of exactly one block.
         self._photos.append(f"{self.names[-1]}#{file.tell() + tarfile.BLOCKSIZE}+{len(photo)}")
@@ -93,7 +93,7 @@ def write_shards(
     shard_bytes: int = 256 << 20,
     seed: int = 0,
     skip_unreadable: bool = False,
-) -> Sharded:
+) -> ShardedManifest:
     """Write all photos into uncompressed tar shards under `output`, then `taxonomy.json` and `manifest.parquet`.
 
     Listings come in an order drawn from `seed`, so that a shard is a mix; the photos of one stay together. A sample
@@ -104,13 +104,13 @@ def write_shards(
     """
     fs, folder = fsspec.core.url_to_fs(output)
     fs.makedirs(folder, exist_ok=True)
-    _refuse_used(fs, folder, output)
+    _require_unused(fs, folder, output)
     kept: list[int] = []
     unreadable: list[str] = []
     with contextlib.ExitStack() as closing:
         writer = _Writer(folder=output, shard_bytes=shard_bytes, closing=closing)
         try:
-            for row, read in _read_all(manifest, _mixed(manifest, seed)):
+            for row, read in _read_photos(manifest, _shuffle_listings(manifest, seed)):
                 if isinstance(read, OSError):
                     unreadable.append(f"row {row + 1}: {manifest.photo_url(row)}: {read}")
                 # Once the shards are lost, the rest is read only to name every photo at once.
@@ -125,7 +125,7 @@ def write_shards(
             if not kept:
                 raise ManifestError("no photo can be read:", unreadable)
             writer.finish_shard()
-            sharded = _pointing_into(writer.places, manifest.take(np.array(kept)), output)
+            sharded = _replace_photos(writer.places, manifest.take(np.array(kept)), output)
             with open_for_replacement(posixpath.join(output, "taxonomy.json")) as file:
                 file.write((taxonomy.to_json() + "\n").encode())
             sharded.save(posixpath.join(output, "manifest.parquet"))
@@ -134,10 +134,10 @@ def write_shards(
                 with contextlib.suppress(Exception):
                     fs.rm_file(posixpath.join(folder, name))
             raise
-    return Sharded(manifest=sharded, num_shards=len(writer.names), unreadable=tuple(unreadable))
+    return ShardedManifest(manifest=sharded, num_shards=len(writer.names), unreadable=tuple(unreadable))
 
 
-def _refuse_used(fs: fsspec.AbstractFileSystem, folder: str, output: str) -> None:
+def _require_unused(fs: fsspec.AbstractFileSystem, folder: str, output: str) -> None:
     present = {posixpath.basename(path) for path in fs.ls(folder, detail=False)} if fs.exists(folder) else set()
     used = sorted(name for name in present if name == "manifest.parquet" or re.fullmatch(r"shard-\d+\.tar", name))
     if used:
@@ -145,14 +145,14 @@ def _refuse_used(fs: fsspec.AbstractFileSystem, folder: str, output: str) -> Non
         raise ManifestError(f"{output} already holds {used[0]}; give another folder, or empty this one")
 
 
-def _mixed(manifest: Manifest, seed: int) -> npt.NDArray[np.int64]:
+def _shuffle_listings(manifest: Manifest, seed: int) -> npt.NDArray[np.int64]:
     """Rows, listing by listing in random order."""
     listings = manifest.listing_groups()
     turns = np.random.default_rng(seed).permutation(int(listings.max()) + 1)
     return np.argsort(turns[listings], kind="stable")
 
 
-def _read_all(manifest: Manifest, order: npt.NDArray[np.int64]) -> Iterator[tuple[int, bytes | OSError]]:
+def _read_photos(manifest: Manifest, order: npt.NDArray[np.int64]) -> Iterator[tuple[int, bytes | OSError]]:
     def read(row: int) -> bytes | OSError:
         try:
             return read_photo(manifest.photo_url(row))
@@ -166,13 +166,13 @@ def _read_all(manifest: Manifest, order: npt.NDArray[np.int64]) -> Iterator[tupl
             progress.update(len(rows))
 
 
-def _pointing_into(places: list[pa.Array], manifest: Manifest, output: str) -> Manifest:
+def _replace_photos(places: list[pa.Array], manifest: Manifest, output: str) -> Manifest:
     position = COLUMNS.index("photo")
     field_ = manifest.table.schema.field(position)
     return Manifest(manifest.table.set_column(position, field_, pa.chunked_array(places)), output)
 
 
-def _ending(photo: bytes, name: str) -> str:
+def _choose_ending(photo: bytes, name: str) -> str:
     """How the format that the bytes show is commonly written; the ending that the photo had where they show none."""
     try:
         with Image.open(io.BytesIO(photo), formats=ALLOWED_FORMATS) as opened:

@@ -14,7 +14,7 @@ from vision.errors import ManifestError
 from vision.manifest import COLUMNS, SPLITS, UNLABELLED, Manifest
 from vision.taxonomy import Taxonomy
 
-__all__ = ["SplitBy", "count_splits", "leaves_not_trained", "split_manifest"]
+__all__ = ["SplitBy", "count_splits", "find_untrained_leaves", "split_manifest"]
 
 SplitBy = Literal["listing", "seller", "time"]
 
@@ -55,11 +55,11 @@ def split_manifest(
     # Groups and distinct ids both count by first appearance.
     listings = manifest.listing_groups()
     if by == "time":
-        split_of_listing = _by_time(manifest, listings, shares, seed=seed)
+        split_of_listing = _split_by_time(manifest, listings, shares, seed=seed)
     else:
-        place = _places(manifest.column("listing_id").unique(), "listing", seed)
+        place = _hash_ids(manifest.column("listing_id").unique(), "listing", seed)
         if by == "seller":
-            place = _with_sellers(manifest, listings, place, seed)
+            place = _place_by_seller(manifest, listings, place, seed)
         bounds = np.cumsum([share for _, share in shares])
         codes_in_order = np.array([*(code for code, _ in shares), _TRAIN])
         split_of_listing = codes_in_order[np.searchsorted(bounds, place, side="right")]
@@ -80,7 +80,7 @@ def count_splits(manifest: Manifest) -> dict[str, tuple[int, int]]:
     return counts
 
 
-def leaves_not_trained(manifest: Manifest, taxonomy: Taxonomy) -> list[str]:
+def find_untrained_leaves(manifest: Manifest, taxonomy: Taxonomy) -> list[str]:
     """Path names of leaf categories that val or test have and train lacks; labels unknown to the taxonomy are left
     out, `listing-vision data check` names them."""
     leaves = set(taxonomy.leaf_ids)
@@ -96,13 +96,13 @@ def leaves_not_trained(manifest: Manifest, taxonomy: Taxonomy) -> list[str]:
     return [taxonomy.path_name(leaf) for leaf in taxonomy.leaf_ids if leaf in (seen[False] - seen[True]) & leaves]
 
 
-def _by_time(
+def _split_by_time(
     manifest: Manifest, listings: npt.NDArray[np.int64], shares: Sequence[tuple[int, float]], *, seed: int
 ) -> npt.NDArray[np.int64]:
     num_listings = int(listings.max()) + 1
     newest = np.full(num_listings, np.iinfo(np.int64).min)
-    np.maximum.at(newest, listings, _times(manifest))
-    place = _places(manifest.column("listing_id").unique(), "listing", seed)
+    np.maximum.at(newest, listings, _read_times(manifest))
+    place = _hash_ids(manifest.column("listing_id").unique(), "listing", seed)
     newest_first = np.lexsort((place, newest))[::-1]
     split = np.full(num_listings, _TRAIN)
     begin = 0
@@ -113,11 +113,11 @@ def _by_time(
     return split
 
 
-def _with_sellers(
+def _place_by_seller(
     manifest: Manifest, listings: npt.NDArray[np.int64], place: npt.NDArray[np.float64], seed: int
 ) -> npt.NDArray[np.float64]:
     """`place` of each listing, replaced by its seller's where one is known."""
-    sellers, codes = _coded(manifest, "seller_id")
+    sellers, codes = _encode_column(manifest, "seller_id")
     codes[np.asarray(pa.compute.equal(manifest.column("seller_id"), ""), dtype=bool)] = UNLABELLED
     seller_of = np.full(len(place), UNLABELLED)
     np.maximum.at(seller_of, listings, codes)
@@ -130,10 +130,10 @@ def _with_sellers(
             "give each listing one seller_id"
         )
     known = seller_of != UNLABELLED
-    return np.where(known, _places(sellers, "seller", seed)[seller_of], place)
+    return np.where(known, _hash_ids(sellers, "seller", seed)[seller_of], place)
 
 
-def _places(ids: pa.Array, kind: str, seed: int) -> npt.NDArray[np.float64]:
+def _hash_ids(ids: pa.Array, kind: str, seed: int) -> npt.NDArray[np.float64]:
     """(len(ids),) in [0, 1): where a hash keyed with the seed puts each id, the same in every manifest."""
     keyed = hashlib.blake2b(f"{kind}\0".encode(), digest_size=8, key=str(seed).encode())
 
@@ -142,38 +142,40 @@ def _places(ids: pa.Array, kind: str, seed: int) -> npt.NDArray[np.float64]:
         one.update(text.encode())
         return one.digest()
 
-    digests = b"".join(hashed(text) for text in _values(ids))
+    digests = b"".join(hashed(text) for text in _iterate_values(ids))
     # The upper 53 bits, what a float64 holds exactly.
     return (np.frombuffer(digests, ">u8") >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def _coded(manifest: Manifest, column: str) -> tuple[pa.Array, npt.NDArray[np.int64]]:
+def _encode_column(manifest: Manifest, column: str) -> tuple[pa.Array, npt.NDArray[np.int64]]:
     """The distinct values, and for each row which one it has."""
     encoded = manifest.column(column).dictionary_encode()
     codes = np.concatenate([np.asarray(chunk.indices, dtype=np.int64) for chunk in encoded.chunks])
     return encoded.chunk(0).dictionary, codes
 
 
-def _values(texts: pa.Array) -> Iterator[str]:
+def _iterate_values(texts: pa.Array) -> Iterator[str]:
     for start in range(0, len(texts), _SLICE):
         yield from texts.slice(start, _SLICE).to_pylist()
 
 
-def _times(manifest: Manifest) -> npt.NDArray[np.int64]:
+def _read_times(manifest: Manifest) -> npt.NDArray[np.int64]:
     """(num_photos,) microseconds; the zero point is the same for all rows."""
-    values, codes = _coded(manifest, "listed_at")
-    read = [_read_time(text) for text in _values(values)]
-    _refuse(manifest, codes, [kind == "missing" for kind, _ in read], "no listed_at", "fill them in or leave them out")
+    values, codes = _encode_column(manifest, "listed_at")
+    read = [_read_time(text) for text in _iterate_values(values)]
+    _require_none(
+        manifest, codes, [kind == "missing" for kind, _ in read], "no listed_at", "fill them in or leave them out"
+    )
     unreadable = "a listed_at that is not an ISO 8601 date or time"
     way_out = "write it as 2026-01-31 or 2026-01-31T12:00:00Z"
-    _refuse(manifest, codes, [kind == "unreadable" for kind, _ in read], unreadable, way_out)
+    _require_none(manifest, codes, [kind == "unreadable" for kind, _ in read], unreadable, way_out)
     first = read[codes[0]][0]
     another = f"another kind of listed_at than row 1, which has {first}"
-    _refuse(manifest, codes, [kind != first for kind, _ in read], another, "write all of them alike")
+    _require_none(manifest, codes, [kind != first for kind, _ in read], another, "write all of them alike")
     return np.array([time for _, time in read], dtype=np.int64)[codes]
 
 
-def _refuse(manifest: Manifest, codes: npt.NDArray[np.int64], bad: list[bool], what: str, way_out: str) -> None:
+def _require_none(manifest: Manifest, codes: npt.NDArray[np.int64], bad: list[bool], what: str, way_out: str) -> None:
     rows = np.flatnonzero(np.array(bad)[codes])
     if len(rows):
         value = manifest.column("listed_at")[int(rows[0])].as_py()

@@ -18,7 +18,7 @@ from training.data.importers import taxonomy_of_paths
 from vision.manifest import Manifest
 from vision.taxonomy import Taxonomy
 
-__all__ = ["BRANDS", "PRODUCTS", "draw_dataset", "draw_photo", "drawn_taxonomy"]
+__all__ = ["BRANDS", "PRODUCTS", "create_synthetic_dataset", "create_synthetic_taxonomy", "draw_photo"]
 
 _CANVAS = 480
 Colour = tuple[int, int, int]
@@ -164,7 +164,7 @@ def _squares(d: Draw, x: int, y: int, r: float, ink: Colour) -> None:
 _MARKS = (_ring, _triangle, _star, _wave, _squares)
 
 
-def drawn_taxonomy() -> Taxonomy:
+def create_synthetic_taxonomy() -> Taxonomy:
     return taxonomy_of_paths("drawn-1", [product.path for product in PRODUCTS], BRANDS)
 
 
@@ -190,7 +190,7 @@ def draw_photo(product: int, brand: int, rng: np.random.Generator, *, with_mark:
     return _as_phone_photo(photo, rng)
 
 
-def draw_dataset(
+def create_synthetic_dataset(
     folder: Path, *, listings: dict[str, int], seed: int = 0, photos_per_listing: Sequence[int] = (1, 2, 3)
 ) -> tuple[Manifest, Taxonomy]:
     """Draw listings into `folder/photos` and return their manifest (relative paths) and taxonomy.
@@ -201,7 +201,7 @@ def draw_dataset(
     Args:
         listings: split to number of listings.
     """
-    taxonomy = drawn_taxonomy()
+    taxonomy = create_synthetic_taxonomy()
     (folder / "photos").mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     rows = []

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from training.evaluation.ground_truth import truth_by_depth
-from training.inference.evaluated_model import JudgedModel
+from training.inference.evaluated_model import EvaluatedModel
 from training.inference.predictions import Predictions
 from training.reporting.page import photo_uri
 from vision.bundle import Bundle
@@ -101,7 +101,7 @@ def overlay(photo: npt.NDArray[np.uint8], heat: npt.NDArray[np.floating]) -> npt
     return np.asarray((1 - share) * photo + share * colours).round().astype(np.uint8)
 
 
-def gradcam_examples(predictions: Predictions, model: JudgedModel, *, num_each: int = 6) -> Sequence[GradcamExample]:
+def gradcam_examples(predictions: Predictions, model: EvaluatedModel, *, num_each: int = 6) -> Sequence[GradcamExample]:
     """The `num_each` most confident mistakes, then as many right predictions, evenly spread over the split.
 
     Raises:
@@ -121,7 +121,7 @@ def gradcam_examples(predictions: Predictions, model: JudgedModel, *, num_each: 
     photos = np.stack(
         [prepare_photo(read_photo(predictions.photo_urls[row]), model.preprocessing) for row in rows.tolist()]
     )
-    heats = heat_maps(model.trained(), photos, predicted[rows].tolist())
+    heats = heat_maps(model.load_network(), photos, predicted[rows].tolist())
     names = [taxonomy.path_name(leaf) for leaf in taxonomy.leaf_ids]
     return [
         GradcamExample(

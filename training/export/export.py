@@ -73,8 +73,8 @@ def export_bundle(run: Run, folder: Path, *, model_name: str) -> Bundle:
     """
     refuse_existing(folder)
     model, recipe, taxonomy = run.load_model(), run.recipe, run.taxonomy
-    manifest = Manifest.load(run.asked()["manifest"])
-    if manifest.digest() != run.asked()["manifest_sha256"]:
+    manifest = Manifest.load(run.read_settings()["manifest"])
+    if manifest.digest() != run.read_settings()["manifest_sha256"]:
         _log.warning(
             "the manifest has changed since training; a promise holds only if no calibration listing was trained on"
         )
@@ -106,7 +106,7 @@ def export_bundle(run: Run, folder: Path, *, model_name: str) -> Bundle:
         preprocessing=preprocessing,
         photos_nhwc=_real_photos(val, preprocessing, num_photos=max(BATCH_SIZES)),
         photos_from="the val split",
-        training={**run.asked(), "last_metrics": run.metrics()[-1]},
+        training={**run.read_settings(), "last_metrics": run.metrics()[-1]},
         calibrated=calibrated,
     )
 

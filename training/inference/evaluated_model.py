@@ -13,11 +13,11 @@ from vision.taxonomy import Taxonomy
 if TYPE_CHECKING:
     from vision.model import ListingClassifier
 
-__all__ = ["JudgedModel", "load_judged"]
+__all__ = ["EvaluatedModel", "load_evaluated_model"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class JudgedModel:
+class EvaluatedModel:
     name: str
     """For people: `bundle grocery 1f3a…` or `run runs/grocery`."""
     taxonomy: Taxonomy
@@ -25,11 +25,11 @@ class JudgedModel:
     """Without fields for a run: only an export is certified."""
     preprocessing: Preprocessing
     infer: Infer
-    trained: "Callable[[], ListingClassifier]"
+    load_network: "Callable[[], ListingClassifier]"
     """The network itself, in evaluation mode, for those who must see inside."""
 
 
-def load_judged(folder: Path) -> JudgedModel:
+def load_evaluated_model(folder: Path) -> EvaluatedModel:
     """A bundle, judged by its ONNX export, or a finished run, judged by its trained weights.
 
     Raises:
@@ -42,29 +42,29 @@ def load_judged(folder: Path) -> JudgedModel:
 
         run = Run(folder)
         model = run.load_model()
-        return JudgedModel(
+        return EvaluatedModel(
             name=f"run {folder}",
             taxonomy=run.taxonomy,
             calibration=Calibration(certifies={}),
             preprocessing=Preprocessing(input_px=run.recipe.input_px),
             infer=torch_forward(model),
-            trained=lambda: model,
+            load_network=lambda: model,
         )
     from vision.bundle import load_bundle
     from vision.engine import OnnxEngine
 
-    def trained() -> "ListingClassifier":
+    def load_network() -> "ListingClassifier":
         from training.inference.network import load_bundle_model
 
         return load_bundle_model(bundle)
 
     bundle = load_bundle(folder)
     engine = OnnxEngine(bundle)
-    return JudgedModel(
+    return EvaluatedModel(
         name=f"bundle {bundle.info.model_name} {bundle.info.model_version}",
         taxonomy=bundle.taxonomy,
         calibration=bundle.for_backend(engine.backend).calibration,
         preprocessing=bundle.info.preprocessing,
         infer=engine.infer,
-        trained=trained,
+        load_network=load_network,
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from training.inference.predictions import usable_photos
+from training.inference.predictions import iterate_usable_photos
 from vision.errors import ListingVisionError
 from vision.images import Preprocessing
 from vision.manifest import Manifest
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 __all__ = [
     "DEFAULT_BACKBONE",
     "Features",
+    "extract_features",
     "load_embedder",
-    "photo_features",
 ]
 
 DEFAULT_BACKBONE = "tf_efficientnet_lite0"
@@ -45,7 +45,7 @@ class Features:
     """What was wrong with each photo that is not among the P."""
 
 
-def photo_features(
+def extract_features(
     model: "nn.Module",
     manifest: Manifest,
     preprocessing: Preprocessing,
@@ -66,10 +66,10 @@ def photo_features(
     Raises:
         ManifestError: no photo can be used.
     """
-    embedder = _embedder(model)
+    embedder = _create_embedder(model)
     if cache is None:
         values = np.empty((len(manifest), embedder.category_head.in_features), np.float32)
-        return _embed(embedder, manifest, preprocessing, into=values, batch_size=batch_size, device=device)
+        return _embed_photos(embedder, manifest, preprocessing, into=values, batch_size=batch_size, device=device)
     folder = cache / _cache_key(embedder, manifest, preprocessing)
     if not folder.is_dir():
         cache.mkdir(parents=True, exist_ok=True)
@@ -109,7 +109,7 @@ def load_embedder(model: Path | None, *, input_px: int | None = None) -> "tuple[
 
     own_px = DEFAULT_INPUT_PX
     if model is None:
-        embedder = _embedder(create_backbone(DEFAULT_BACKBONE, "imagenet"))
+        embedder = _create_embedder(create_backbone(DEFAULT_BACKBONE, "imagenet"))
     elif (model / "run.json").is_file():
         run = Run(model)
         embedder, own_px = run.load_model(), run.recipe.input_px
@@ -122,7 +122,7 @@ def load_embedder(model: Path | None, *, input_px: int | None = None) -> "tuple[
         raise ListingVisionError(f"{error}; give another input_px") from error
 
 
-def _embedder(model: "nn.Module") -> "ListingClassifier":
+def _create_embedder(model: "nn.Module") -> "ListingClassifier":
     from vision.model import ListingClassifier, ModelSpec
 
     if isinstance(model, ListingClassifier):
@@ -138,7 +138,7 @@ def _embedder(model: "nn.Module") -> "ListingClassifier":
     return ListingClassifier(spec, model)
 
 
-def _embed(
+def _embed_photos(
     embedder: "ListingClassifier",
     manifest: Manifest,
     preprocessing: Preprocessing,
@@ -152,7 +152,7 @@ def _embed(
     embedder = embedder.to(device).eval()
     kept: list[int] = []
     unusable: list[str] = []
-    for rows, photos_nhwc in usable_photos(manifest, preprocessing, unusable=unusable, batch_size=batch_size):
+    for rows, photos_nhwc in iterate_usable_photos(manifest, preprocessing, unusable=unusable, batch_size=batch_size):
         with torch.inference_mode():
             embedding = embedder(torch.from_numpy(photos_nhwc).to(device)).embedding
         into[len(kept) : len(kept) + len(rows)] = embedding.cpu().numpy()
@@ -173,7 +173,7 @@ def _build_cache(
     values = np.lib.format.open_memmap(
         folder / "values.npy", mode="w+", dtype=np.float32, shape=(len(manifest), embedder.category_head.in_features)
     )
-    made = _embed(embedder, manifest, preprocessing, into=values, batch_size=batch_size, device=device)
+    made = _embed_photos(embedder, manifest, preprocessing, into=values, batch_size=batch_size, device=device)
     values.flush()
     np.save(folder / "rows.npy", made.rows)
     (folder / "unusable.json").write_text(json.dumps(made.unusable), encoding="utf-8")

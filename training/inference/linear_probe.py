@@ -35,13 +35,13 @@ def fit_softmax(
     """
     import torch
 
-    shares = _shares(features, labels, num_classes, l2=l2, weights=weights)
-    mean, scale = _standardisation(features, shares)
+    shares = _normalise_weights(features, labels, num_classes, l2=l2, weights=weights)
+    mean, scale = _standardise(features, shares)
     present = np.unique(labels[shares > 0])
     # Rows that count for nothing may carry a label that no other row has.
     targets = torch.from_numpy(np.searchsorted(present, labels).clip(max=len(present) - 1))
     standardised = torch.empty(features.shape, dtype=torch.float32)
-    for at in _slices(len(labels)):
+    for at in _iterate_slices(len(labels)):
         standardised[at] = torch.from_numpy((features[at].astype(np.float64) - mean) / scale)
     weight = torch.zeros((len(present), features.shape[1]), dtype=torch.float64, requires_grad=True)
     bias = torch.zeros(len(present), dtype=torch.float64, requires_grad=True)
@@ -52,7 +52,7 @@ def fit_softmax(
         loss = l2 / 2 * weight.square().sum()
         loss.backward()
         total = loss.item()
-        for at in _slices(len(labels)):
+        for at in _iterate_slices(len(labels)):
             logits = (standardised[at] @ weight.T.float()).double() + bias
             each = torch.nn.functional.cross_entropy(logits, targets[at], reduction="none")
             part = (torch.from_numpy(shares[at]) * each).sum()
@@ -74,14 +74,14 @@ def softmax_probabilities(
 ) -> npt.NDArray[np.float32]:
     """(N, C), rows that sum to one."""
     probabilities = np.empty((len(features), len(bias)), np.float32)
-    for at in _slices(len(features)):
+    for at in _iterate_slices(len(features)):
         logits = features[at].astype(np.float64) @ weight.T + bias
         exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
         probabilities[at] = exponentials / exponentials.sum(axis=1, keepdims=True)
     return probabilities
 
 
-def _shares(
+def _normalise_weights(
     features: Floats, labels: Ints, num_classes: int, *, l2: float, weights: Floats | None
 ) -> npt.NDArray[np.float64]:
     if not l2 > 0:
@@ -98,12 +98,12 @@ def _shares(
     return np.asarray(counts / counts.sum(), dtype=np.float64)
 
 
-def _standardisation(features: Floats, shares: npt.NDArray[np.float64]) -> tuple[Floats, Floats]:
+def _standardise(features: Floats, shares: npt.NDArray[np.float64]) -> tuple[Floats, Floats]:
     mean = np.zeros(features.shape[1])
-    for at in _slices(len(features)):
+    for at in _iterate_slices(len(features)):
         mean += shares[at] @ features[at].astype(np.float64)
     variance = np.zeros(features.shape[1])
-    for at in _slices(len(features)):
+    for at in _iterate_slices(len(features)):
         variance += shares[at] @ (features[at].astype(np.float64) - mean) ** 2
     deviation = np.sqrt(variance)
     # A constant column varies by rounding alone; dividing by that would make noise a feature.
@@ -111,6 +111,6 @@ def _standardisation(features: Floats, shares: npt.NDArray[np.float64]) -> tuple
     return mean, np.where(varies, deviation, 1.0)
 
 
-def _slices(num_rows: int) -> Iterator[slice]:
+def _iterate_slices(num_rows: int) -> Iterator[slice]:
     for start in range(0, num_rows, _ROWS_AT_ONCE):
         yield slice(start, min(start + _ROWS_AT_ONCE, num_rows))

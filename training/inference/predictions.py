@@ -15,7 +15,7 @@ from vision.manifest import Labels, Manifest, read_photo
 from vision.runtime.cpus import usable_cores
 from vision.taxonomy import Taxonomy
 
-__all__ = ["Infer", "InferFiles", "Predictions", "predict", "usable_photos"]
+__all__ = ["Infer", "InferFiles", "Predictions", "iterate_usable_photos", "predict"]
 
 Infer = Callable[[npt.NDArray[np.uint8]], Logits]
 InferFiles = Callable[[Sequence[bytes]], tuple[Sequence[PhotoError | None], Logits]]
@@ -48,7 +48,7 @@ class Predictions:
     """(P,) mean of a photo's values as the model sees them, 0…255; None where not known."""
 
 
-def usable_photos(
+def iterate_usable_photos(
     manifest: Manifest,
     preprocessing: Preprocessing,
     *,
@@ -128,7 +128,7 @@ def predict(
     answers: list[Logits] = []
     brightness: list[npt.NDArray[np.float64]] = []
     is_answered: list[bool] = []
-    for rows, photos in usable_photos(
+    for rows, photos in iterate_usable_photos(
         manifest, preprocessing, unusable=unusable, sizes_px=sizes_px, num_bytes=num_bytes, batch_size=batch_size
     ):
         kept += rows

@@ -1,4 +1,4 @@
-"""Random changes of a training photo: the crop in the loader; the rest there too, or in batches on the device."""
+"""Random changes of training photos: the crop in the data loader; all others there or in batches on the device."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -11,21 +11,21 @@ from torchvision.transforms.v2 import functional
 
 from training.recipe import Recipe
 
-__all__ = ["crop_of", "distort_batch", "distortion_of"]
+__all__ = ["CHANGES", "apply_change", "create_crop", "create_distortion", "distort_batch"]
 
 _GREY = 127
 _ERASED_SHARE = (0.02, 0.2)
 
 
-def crop_of(recipe: Recipe, photo_px: int) -> v2.Transform:
+def create_crop(recipe: Recipe, photo_px: int) -> v2.Transform:
     """Random crop, resized to (photo_px, photo_px)."""
     return v2.RandomResizedCrop(
         photo_px, scale=(recipe.smallest_crop, 1.0), interpolation=v2.InterpolationMode.BICUBIC, antialias=True
     )
 
 
-def distortion_of(recipe: Recipe) -> v2.Transform:
-    """What follows the crop of one Pillow photo; gives a (3, H, W) uint8 tensor."""
+def create_distortion(recipe: Recipe) -> v2.Transform:
+    """Transform of a cropped Pillow photo into a (3, H, W) uint8 tensor with random flips, colours and erasing."""
     steps: list[v2.Transform] = [v2.RandomHorizontalFlip(recipe.flip_probability)]
     if recipe.trivial_augment:
         steps.append(v2.TrivialAugmentWide(interpolation=v2.InterpolationMode.BILINEAR, fill=[_GREY] * 3))
@@ -36,46 +36,48 @@ def distortion_of(recipe: Recipe) -> v2.Transform:
 
 
 def distort_batch(photos_nchw: torch.Tensor, recipe: Recipe, *, seeds: Sequence[int]) -> torch.Tensor:
-    """What `distortion_of` does, on a batch and on the batch's device.
+    """Apply the changes of `create_distortion` to a batch, on its device.
 
-    Each photo's changes follow from its own seed, whatever else is in the batch. Photos that drew the same change go
-    through it together: some hundred small kernels for a batch of any size.
+    Each photo's changes depend on its own seed alone. Photos with the same change are
+    processed together: some hundred small kernels for a batch of any size.
 
     Args:
         photos_nchw: (N, 3, H, W) uint8.
-        recipe: flips, TrivialAugment and erasing as it says.
-        seeds: N of them.
+        recipe: probabilities of flips, TrivialAugment and erasing.
+        seeds: a seed for each photo.
 
     Returns:
         (N, 3, H, W) uint8, a new tensor.
     """
-    draws = [_draw(recipe, seed, height=photos_nchw.shape[2], width=photos_nchw.shape[3]) for seed in seeds]
-    flipped = _sent([draw.flipped for draw in draws], photos_nchw.device)
+    all_changes = [
+        _sample_changes(recipe, seed, height=photos_nchw.shape[2], width=photos_nchw.shape[3]) for seed in seeds
+    ]
+    flipped = _to_device([changes.flipped for changes in all_changes], photos_nchw.device)
     photos = torch.where(flipped.view(-1, 1, 1, 1), photos_nchw.flip(3), photos_nchw)
     together: dict[tuple[str, float], list[int]] = defaultdict(list)
-    for index, draw in enumerate(draws):
-        if draw.change != "Identity":
-            together[draw.change, draw.strength].append(index)
-    # One copy to the device for all groups: each would hold up its queue.
-    grouped = _sent([index for indices in together.values() for index in indices], photos.device)
+    for index, changes in enumerate(all_changes):
+        if changes.change != "Identity":
+            together[changes.change, changes.strength].append(index)
+    # One copy to the device for all groups, because every copy stalls its queue.
+    grouped = _to_device([index for indices in together.values() for index in indices], photos.device)
     begin = 0
     for (change, strength), indices in together.items():
         chosen = grouped[begin : begin + len(indices)]
         begin += len(indices)
-        photos[chosen] = _change(photos[chosen], change, strength)
-    for index, draw in enumerate(draws):
-        if draw.erased:
-            top, left, bottom, right = draw.erased
+        photos[chosen] = apply_change(photos[chosen], change, strength)
+    for index, changes in enumerate(all_changes):
+        if changes.erased:
+            top, left, bottom, right = changes.erased
             photos[index, :, top:bottom, left:right] = _GREY
     return photos
 
 
-def _sent(values: list[Any], device: torch.device) -> torch.Tensor:
+def _to_device(values: list[Any], device: torch.device) -> torch.Tensor:
     tensor = torch.tensor(values, dtype=torch.int64 if values and not isinstance(values[0], bool) else None)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
-class _Draw(NamedTuple):
+class _Changes(NamedTuple):
     flipped: bool
     change: str
     strength: float
@@ -83,8 +85,8 @@ class _Draw(NamedTuple):
     """Top, left, bottom, right in pixels."""
 
 
-# Largest strength and whether its sign is drawn too, from table 6 of the TrivialAugment paper (the wide space).
-_CHANGES = {
+# Largest strength and whether its sign is random, from table 6 of the TrivialAugment paper (the wide space).
+CHANGES = {
     "Identity": (0.0, False),
     "ShearX": (0.99, True),
     "ShearY": (0.99, True),
@@ -104,13 +106,13 @@ _STRENGTHS = 10
 """Steps from none to the largest. The paper has 31; fewer make larger groups, and so fewer kernels."""
 
 
-def _draw(recipe: Recipe, seed: int, *, height: int, width: int) -> _Draw:
+def _sample_changes(recipe: Recipe, seed: int, *, height: int, width: int) -> _Changes:
     random = np.random.default_rng(seed)
     flipped = bool(random.random() < recipe.flip_probability)
     change, strength = "Identity", 0.0
     if recipe.trivial_augment:
-        change = list(_CHANGES)[int(random.integers(len(_CHANGES)))]
-        largest, signed = _CHANGES[change]
+        change = list(CHANGES)[int(random.integers(len(CHANGES)))]
+        largest, signed = CHANGES[change]
         strength = largest * int(random.integers(_STRENGTHS + 1)) / _STRENGTHS
         strength *= -1 if signed and random.random() < 0.5 else 1
     erased = None
@@ -120,22 +122,23 @@ def _draw(recipe: Recipe, seed: int, *, height: int, width: int) -> _Draw:
         high, wide = min(height, round((area * ratio) ** 0.5)), min(width, round((area / ratio) ** 0.5))
         top, left = int(random.integers(height - high + 1)), int(random.integers(width - wide + 1))
         erased = (top, left, top + high, left + wide)
-    return _Draw(flipped, change, strength, erased)
+    return _Changes(flipped, change, strength, erased)
 
 
-def _change(photos: torch.Tensor, change: str, strength: float) -> torch.Tensor:
+def apply_change(photos: torch.Tensor, change: str, strength: float) -> torch.Tensor:
+    """Apply one entry of `CHANGES` to (N, 3, H, W) uint8 photos."""
     changed: torch.Tensor
     match change:
         case "ShearX":
-            changed = _moved(photos, shear=(float(np.degrees(np.arctan(strength))), 0.0))
+            changed = _apply_affine(photos, shear=(float(np.degrees(np.arctan(strength))), 0.0))
         case "ShearY":
-            changed = _moved(photos, shear=(0.0, float(np.degrees(np.arctan(strength)))))
+            changed = _apply_affine(photos, shear=(0.0, float(np.degrees(np.arctan(strength)))))
         case "TranslateX":
-            changed = _moved(photos, translate=(int(strength), 0))
+            changed = _apply_affine(photos, translate=(int(strength), 0))
         case "TranslateY":
-            changed = _moved(photos, translate=(0, int(strength)))
+            changed = _apply_affine(photos, translate=(0, int(strength)))
         case "Rotate":
-            changed = _moved(photos, angle=strength)
+            changed = _apply_affine(photos, angle=strength)
         case "Brightness":
             changed = functional.adjust_brightness(photos, 1 + strength)
         case "Color":
@@ -157,7 +160,7 @@ def _change(photos: torch.Tensor, change: str, strength: float) -> torch.Tensor:
     return changed
 
 
-def _moved(
+def _apply_affine(
     photos: torch.Tensor,
     *,
     angle: float = 0.0,

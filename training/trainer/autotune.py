@@ -1,4 +1,4 @@
-"""What suits a machine and a data set, found by trying: learning rates, batch sizes, loader against model."""
+"""Settings that suit a machine and a data set, found by measuring: learning rates, batch sizes, data loader."""
 
 import dataclasses
 import math
@@ -16,31 +16,31 @@ from training.trainer.dataloader import Batch, training_batches
 from training.trainer.distributed import Ranks
 from training.trainer.hardware import Machine
 from training.trainer.losses import NumLabelled
-from training.trainer.sampler import Draws
-from training.trainer.train_step import Learner
+from training.trainer.sampler import ResumableBatchSampler
+from training.trainer.train_step import TrainStep
 from vision.errors import ListingVisionError
 from vision.manifest import Labels, Manifest
 from vision.taxonomy import Brand, Category, Taxonomy
 
 __all__ = [
-    "RangePoints",
-    "RatePoint",
-    "SizePoint",
-    "Speed",
-    "batch_size_test",
-    "loader_test",
-    "range_test",
-    "telling_of_memory",
+    "BatchSizeSpeed",
+    "LoaderSpeed",
+    "RangeTest",
+    "RateLoss",
+    "measure_batch_sizes",
+    "measure_loader",
+    "run_range_test",
+    "suggest_smaller_batch",
 ]
 
 _GROWTH = 1000.0
 _SMOOTHING = 0.9
-"""Of the running mean that the suggestion is read from."""
+"""Weight of the previous value in the running mean of the loss."""
 
 
 @contextmanager
-def telling_of_memory(micro_batch: int) -> Iterator[None]:
-    """Turn running out of GPU memory into an answer: which batch size to try."""
+def suggest_smaller_batch(micro_batch: int) -> Iterator[None]:
+    """Turn an out-of-memory error of the GPU into a RunError that suggests a smaller micro-batch."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -53,22 +53,23 @@ def telling_of_memory(micro_batch: int) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class RatePoint:
+class RateLoss:
     factor: float
-    """Of the recipe's learning rates."""
+    """Multiplier of the recipe's learning rates."""
     loss: float
-    """Running mean, corrected for its start."""
+    """Running mean with bias correction."""
 
 
 @dataclass(frozen=True)
-class RangePoints:
-    points: Sequence[RatePoint]
+class RangeTest:
+    points: Sequence[RateLoss]
 
-    def shown(self) -> Sequence[RatePoint]:
+    def thin_out(self) -> Sequence[RateLoss]:
+        """About a dozen evenly spaced points, for display."""
         return self.points[:: max(1, len(self.points) // 12)]
 
-    def suggestion(self) -> float:
-        """Where the loss falls most steeply against the log of the rate: well below where it begins to rise."""
+    def suggest_factor(self) -> float:
+        """The factor at which the loss falls most steeply against the log of the rate."""
         losses = np.array([point.loss for point in self.points])
         if len(losses) < 3:
             raise ListingVisionError("the loss was not finite from the start; lower the recipe's learning rates")
@@ -76,25 +77,25 @@ class RangePoints:
         return self.points[int(slopes.argmin())].factor
 
 
-def range_test(recipe: Recipe, manifest: Manifest, taxonomy: Taxonomy, *, num_steps: int = 100) -> RangePoints:
-    """Losses while the rates grow from a thirtieth of the recipe's to thirty times; ended where the loss explodes.
+def run_range_test(recipe: Recipe, manifest: Manifest, taxonomy: Taxonomy, *, num_steps: int = 100) -> RangeTest:
+    """Losses while the rates grow from 1/30 to 30 times the recipe's; the test ends early if the loss diverges.
 
     Source: Smith, WACV 2017, section 3.3.
     """
-    ranks = _alone()
+    ranks = _single_rank()
     train = manifest.where_split("train")
     labels = train.labels(taxonomy)
     machine = Machine()
-    stage = _last_on_photos(recipe)
+    stage = _last_stage_on_photos(recipe)
     epochs = -(-num_steps // max(1, len(train) // recipe.batch_size))
     recipe = dataclasses.replace(recipe, stages=(dataclasses.replace(stage, epochs=epochs),))
-    learner = Learner(recipe, taxonomy=taxonomy, train_labels=labels, machine=machine, ranks=ranks)
+    train_step = TrainStep(recipe, taxonomy=taxonomy, train_labels=labels, machine=machine, ranks=ranks)
     loader = training_batches(
         train,
         labels,
         recipe,
-        Draws(train, labels, recipe),
-        num_workers=machine.workers_of_rank(ranks.device),
+        ResumableBatchSampler(train, labels, recipe),
+        num_workers=machine.count_workers(ranks.device),
         only_crop=machine.augments_on_device(ranks.device),
     )
     mean, best, points = 0.0, math.inf, []
@@ -102,45 +103,45 @@ def range_test(recipe: Recipe, manifest: Manifest, taxonomy: Taxonomy, *, num_st
         if step == num_steps:
             break
         factor = _GROWTH ** (step / (num_steps - 1) - 0.5)
-        for group in learner.optimizer.param_groups:
+        for group in train_step.optimizer.param_groups:
             group["lr"] = recipe.backbone_learning_rate * group["lr_scale"] * factor
-        loss, _ = learner.step(step, recipe.stages[0], [batch], _counted(batch)).read()
+        loss, _ = train_step.run(step, recipe.stages[0], [batch], _count_labelled(batch)).read()
         if not math.isfinite(loss):
             break
         mean = _SMOOTHING * mean + (1 - _SMOOTHING) * loss
         corrected = mean / (1 - _SMOOTHING ** (step + 1))
         best = min(best, corrected)
-        points.append(RatePoint(factor, corrected))
+        points.append(RateLoss(factor, corrected))
         if step > 10 and corrected > 4 * best:
             break
-    return RangePoints(points)
+    return RangeTest(points)
 
 
 @dataclass(frozen=True)
-class SizePoint:
+class BatchSizeSpeed:
     micro_batch: int
     photos_per_s: float | None
-    """None: it does not fit."""
+    """None: does not fit into memory."""
     memory_gib: float | None
-    """Most that was allocated; None on a CPU."""
+    """Peak allocation; None on a CPU."""
 
-    def outcome(self) -> str:
+    def describe(self) -> str:
         if self.photos_per_s is None:
             return "does not fit into memory"
         used = f", {self.memory_gib:.1f} GiB" if self.memory_gib is not None else ""
         return f"{self.photos_per_s:.0f} photos/s{used}"
 
 
-def batch_size_test(recipe: Recipe, *, largest: int = 1024, num_steps: int = 4) -> list[SizePoint]:
-    """Speed at 2, 4, 8, … photos at once, until memory ends, `largest` is reached or speed has fallen by a tenth.
+def measure_batch_sizes(recipe: Recipe, *, largest: int = 1024, num_steps: int = 4) -> list[BatchSizeSpeed]:
+    """Training speed at 2, 4, 8, … photos at once, until memory ends, `largest` is reached or speed has fallen by a
+    tenth.
 
-    On a CPU, where too large a batch brings the machine down instead of an error, the free memory is not tested: keep
-    `largest` modest there.
+    On a CPU too large a batch can exhaust the machine's memory instead of raising an error: keep `largest` modest.
     """
-    points: list[SizePoint] = []
+    points: list[BatchSizeSpeed] = []
     size = 2
     while size <= largest:
-        point = _try_size(recipe, size, num_steps)
+        point = _measure_batch_size(recipe, size, num_steps)
         points.append(point)
         best = max((p.photos_per_s or 0.0) for p in points)
         if point.photos_per_s is None or (size >= 16 and point.photos_per_s < 0.9 * best):
@@ -151,54 +152,54 @@ def batch_size_test(recipe: Recipe, *, largest: int = 1024, num_steps: int = 4) 
     return points
 
 
-def _try_size(recipe: Recipe, size: int, num_steps: int) -> SizePoint:
-    ranks = _alone()
+def _measure_batch_size(recipe: Recipe, size: int, num_steps: int) -> BatchSizeSpeed:
+    ranks = _single_rank()
     on_gpu = ranks.device.type == "cuda"
     recipe = dataclasses.replace(recipe, batch_size=size, weights="none")
-    _last_on_photos(recipe)
+    _last_stage_on_photos(recipe)
     stage = max(recipe.stages, key=lambda s: (s.trains == "all", s.photo_px))
-    batch = _invented(size, stage.photo_px)
+    batch = _create_random_batch(size, stage.photo_px)
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
     try:
-        learner = Learner(
+        train_step = TrainStep(
             recipe,
-            taxonomy=_invented_taxonomy(),
+            taxonomy=_create_random_taxonomy(),
             train_labels=Labels(category_nodes=np.zeros(size, np.int64), brands=np.zeros(size, np.int64)),
             machine=Machine(augment_on="loader"),
             ranks=ranks,
         )
-        speed = _photos_per_s(learner, stage, batch, num_steps)
+        speed = _measure_photos_per_s(train_step, stage, batch, num_steps)
     except torch.OutOfMemoryError:
         torch.cuda.empty_cache()
-        return SizePoint(size, None, None)
-    return SizePoint(size, speed, torch.cuda.max_memory_allocated() / 2**30 if on_gpu else None)
+        return BatchSizeSpeed(size, None, None)
+    return BatchSizeSpeed(size, speed, torch.cuda.max_memory_allocated() / 2**30 if on_gpu else None)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Speed:
+class LoaderSpeed:
     photo_px: int
     num_workers: int
     loader_photos_per_s: float
     model_photos_per_s: float
 
-    def verdict(self) -> str:
+    def describe_bottleneck(self) -> str:
         if self.num_workers == 0:
             both = 1 / (1 / self.loader_photos_per_s + 1 / self.model_photos_per_s)
             share = both / self.loader_photos_per_s
             return f"one after the other {both:.0f} photos/s, {share:.0%} of the time is loading"
         if self.loader_photos_per_s < self.model_photos_per_s:
-            return "the loader holds the model up; give more --workers or smaller files"
+            return "the loader is the limit; give more --workers or smaller files"
         return "the model is the limit"
 
 
-def loader_test(recipe: Recipe, manifest: Manifest, taxonomy: Taxonomy, *, num_photos: int) -> list[Speed]:
-    """Loader and model, each alone, at every photo size of the recipe."""
-    ranks = _alone()
+def measure_loader(recipe: Recipe, manifest: Manifest, taxonomy: Taxonomy, *, num_photos: int) -> list[LoaderSpeed]:
+    """Speed of the data loader alone and of the model alone, at every photo size of the recipe."""
+    ranks = _single_rank()
     train = manifest.where_split("train")
     labels = train.labels(taxonomy)
     machine = Machine()
-    num_workers = machine.workers_of_rank(ranks.device)
+    num_workers = machine.count_workers(ranks.device)
     speeds = []
     for photo_px in dict.fromkeys(stage.photo_px for stage in recipe.stages):
         stage = next(s for s in reversed(recipe.stages) if s.photo_px == photo_px)
@@ -210,7 +211,7 @@ def loader_test(recipe: Recipe, manifest: Manifest, taxonomy: Taxonomy, *, num_p
             train,
             labels,
             one,
-            Draws(train, labels, one),
+            ResumableBatchSampler(train, labels, one),
             num_workers=num_workers,
             only_crop=machine.augments_on_device(ranks.device),
         )
@@ -222,52 +223,52 @@ def loader_test(recipe: Recipe, manifest: Manifest, taxonomy: Taxonomy, *, num_p
             if loaded >= num_photos:
                 break
         loader_speed = loaded / max(1e-9, time.perf_counter() - begun_s)
-        learner = Learner(one, taxonomy=taxonomy, train_labels=labels, machine=machine, ranks=ranks)
+        train_step = TrainStep(one, taxonomy=taxonomy, train_labels=labels, machine=machine, ranks=ranks)
         num_steps = max(2, num_photos // recipe.batch_size // 4)
         speeds.append(
-            Speed(
+            LoaderSpeed(
                 photo_px=photo_px,
                 num_workers=num_workers,
                 loader_photos_per_s=loader_speed,
-                model_photos_per_s=_photos_per_s(learner, stage, first, num_steps),
+                model_photos_per_s=_measure_photos_per_s(train_step, stage, first, num_steps),
             )
         )
     return speeds
 
 
-def _photos_per_s(learner: Learner, stage: Stage, batch: Batch, num_steps: int) -> float:
+def _measure_photos_per_s(train_step: TrainStep, stage: Stage, batch: Batch, num_steps: int) -> float:
     seconds = []
     for step in range(num_steps + 1):
         begun_s = time.perf_counter()
         # Reading the loss waits until the device is done.
-        learner.step(step, stage, [batch], _counted(batch)).read()
+        train_step.run(step, stage, [batch], _count_labelled(batch)).read()
         seconds.append(time.perf_counter() - begun_s)
     # The first step allocates and, on a GPU, compiles.
     return len(batch.rows) / float(np.median(seconds[1:]))
 
 
-def _last_on_photos(recipe: Recipe) -> Stage:
+def _last_stage_on_photos(recipe: Recipe) -> Stage:
     stages = [stage for stage in recipe.stages if stage.trains != "heads_on_features"]
     if not stages:
-        raise ListingVisionError("this recipe only trains heads_on_features: no photo goes through the model in a step")
+        raise ListingVisionError("this recipe only trains heads_on_features, so no step runs photos through the model")
     return stages[-1]
 
 
-def _counted(batch: Batch) -> NumLabelled:
+def _count_labelled(batch: Batch) -> NumLabelled:
     return NumLabelled(int((batch.category_nodes >= 0).sum()), int((batch.brands >= 0).sum()), len(batch.brands))
 
 
-def _alone() -> Ranks:
+def _single_rank() -> Ranks:
     return Ranks(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def _invented(size: int, photo_px: int) -> Batch:
+def _create_random_batch(size: int, photo_px: int) -> Batch:
     photos = torch.randint(0, 256, (size, photo_px, photo_px, 3), dtype=torch.uint8)
     return Batch(photos, torch.ones(size, dtype=torch.int64), torch.zeros(size, dtype=torch.int64),
                  torch.arange(size), torch.arange(size), [""] * size)  # fmt: skip
 
 
-def _invented_taxonomy() -> Taxonomy:
+def _create_random_taxonomy() -> Taxonomy:
     tree = [Category(id="all", names={"en": "All"}, parent_id=None)]
     tree += [Category(id=f"c{i}", names={"en": f"C{i}"}, parent_id="all") for i in range(100)]
     brands = tuple(Brand(id=f"b{i}", names={"en": f"B{i}"}) for i in range(10))

@@ -38,7 +38,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int = 2) -> P
         RunError: it cannot be written (a full disk); the ones before are as they were.
     """
     final = folder / f"step-{checkpoint.step:08d}"
-    if final in _checkpoints(folder) and _whole(final):
+    if final in _list_checkpoints(folder) and _is_valid(final):
         return final
     temporary = folder / f".tmp-{checkpoint.step:08d}"
     try:
@@ -71,16 +71,16 @@ def _save_checkpoint(folder: Path, temporary: Path, checkpoint: Checkpoint, keep
         shutil.rmtree(final)
     temporary.rename(final)
     sync_to_disk(folder)
-    for old in _checkpoints(folder)[:-keep]:
+    for old in _list_checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
     return final
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint whose hash is right; a damaged one is passed over in favour of the one before."""
-    for path in reversed(_checkpoints(folder)):
+    for path in reversed(_list_checkpoints(folder)):
         try:
-            _checked_state(path)
+            _read_state(path)
         except RunError as error:
             _log.warning("%s; the one before is taken", error)
         else:
@@ -94,20 +94,20 @@ def load_checkpoint(path: Path) -> Checkpoint:
     Raises:
         RunError: a file is missing or not what was written.
     """
-    state = _checked_state(path)
+    state = _read_state(path)
     tensors = safetensors.torch.load_file(path / "tensors.safetensors")
     return Checkpoint(step=state["step"], tensors=tensors, state=state["state"])
 
 
-def _whole(path: Path) -> bool:
+def _is_valid(path: Path) -> bool:
     try:
-        _checked_state(path)
+        _read_state(path)
     except RunError:
         return False
     return True
 
 
-def _checked_state(path: Path) -> dict[str, Any]:
+def _read_state(path: Path) -> dict[str, Any]:
     try:
         text = (path / "state.json").read_text()
         whole = (path / "state.sha256").read_text() == hashlib.sha256(text.encode()).hexdigest()
@@ -120,5 +120,5 @@ def _checked_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def _checkpoints(folder: Path) -> list[Path]:
+def _list_checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*"))

@@ -12,7 +12,7 @@ from typing import TypeVar, cast
 import torch
 import torch.distributed as dist
 
-__all__ = ["Ranks", "joined_ranks"]
+__all__ = ["Ranks", "join_ranks"]
 
 T = TypeVar("T")
 
@@ -23,7 +23,7 @@ _PR_SET_PDEATHSIG = 1
 @dataclass(frozen=True, kw_only=True)
 class Ranks:
     rank: int = 0
-    num_ranks: int = 1
+    world_size: int = 1
     device: torch.device
 
     @property
@@ -32,7 +32,7 @@ class Ranks:
 
     def sum(self, values: list[float]) -> list[float]:
         """Each value summed over the ranks, in float64, by gloo: a GPU's queue is not waited for."""
-        if self.num_ranks == 1:
+        if self.world_size == 1:
             return values
         tensor = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(tensor)
@@ -40,25 +40,25 @@ class Ranks:
 
     def gather(self, value: T) -> list[T]:
         """The value of every rank, in rank order, on every rank."""
-        if self.num_ranks == 1:
+        if self.world_size == 1:
             return [value]
-        values: list[T | None] = [None] * self.num_ranks
+        values: list[T | None] = [None] * self.world_size
         dist.all_gather_object(values, value)
         return cast(list[T], values)
 
-    def take_from_first(self, tensors: Iterable[torch.Tensor]) -> None:
+    def broadcast(self, tensors: Iterable[torch.Tensor]) -> None:
         """Overwrite the tensors by those of the first rank."""
-        if self.num_ranks > 1:
+        if self.world_size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, src=0)
 
-    def wait_for_all(self) -> None:
-        if self.num_ranks > 1:
+    def barrier(self) -> None:
+        if self.world_size > 1:
             self.sum([0.0])
 
 
 @contextmanager
-def joined_ranks() -> Iterator[Ranks]:
+def join_ranks() -> Iterator[Ranks]:
     """Join the processes that torchrun started (RANK, WORLD_SIZE, LOCAL_RANK in the environment), else be alone.
 
     Tensors on a GPU travel by NCCL, those on a CPU by gloo.
@@ -71,14 +71,14 @@ def joined_ranks() -> Iterator[Ranks]:
     if "RANK" not in os.environ:
         yield Ranks(device=device)
         return
-    _die_with_the_launcher()
+    _exit_with_launcher()
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
-    yield Ranks(rank=dist.get_rank(), num_ranks=dist.get_world_size(), device=device)
+    yield Ranks(rank=dist.get_rank(), world_size=dist.get_world_size(), device=device)
     # Not after an error: closing NCCL waits for ranks that wait for this one.
     dist.destroy_process_group()
 
 
-def _die_with_the_launcher() -> None:
+def _exit_with_launcher() -> None:
     """Where torchrun itself is killed, its ranks would train on and write beside those of the restarted job."""
     if platform.system() == "Linux" and "TORCHELASTIC_RUN_ID" in os.environ:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -64,7 +64,7 @@ class Machine:
         if not 0 <= self.bad_photo_share <= 1:
             raise RunError(f"bad_photo_share = {self.bad_photo_share}: use a share in 0..1")
 
-    def workers_of_rank(self, device: torch.device) -> int:
+    def count_workers(self, device: torch.device) -> int:
         if self.num_workers is not None:
             return self.num_workers
         cores = usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -82,7 +82,7 @@ class Machine:
 
     def augments_on_device(self, device: torch.device) -> bool:
         if self.augment_on == "auto":
-            few_workers = device.type == "cuda" and self.workers_of_rank(device) < ENOUGH_WORKERS
+            few_workers = device.type == "cuda" and self.count_workers(device) < ENOUGH_WORKERS
             return few_workers or self.decode_on == "device"
         return self.augment_on == "device"
 

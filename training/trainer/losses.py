@@ -1,4 +1,4 @@
-"""Losses for the labels that sellers give: any of them may be missing, a category may be an inner node."""
+"""Losses for sellers' labels: any label may be missing, and a category may be an inner node."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -22,7 +22,7 @@ class NumLabelled(NamedTuple):
     categories: int
     brands: int
     photos: int
-    """All of them: what a teacher says needs no label."""
+    """All photos: the teacher's logits need no label."""
 
 
 def node_losses(
@@ -43,7 +43,7 @@ def node_losses(
         leaves_below: (num_nodes, L) bool.
         label_smoothing: share of the target spread evenly over all leaves, in [0, 1].
         log_shares: (L,) added to the logits first: logit adjustment (Menon et al., ICLR 2021, eq. 10). The logits
-            themselves then answer as if all leaves were equally frequent.
+            themselves then correspond to equally frequent leaves.
 
     Returns:
         (N,) float; 0, with a gradient of 0, where the label is missing.
@@ -65,11 +65,10 @@ def log_class_shares(
     leaves_below: npt.NDArray[np.bool_],
     weights: npt.NDArray[np.float64] | None = None,
 ) -> npt.NDArray[np.float32]:
-    """(L,) log of each leaf's share of the labels, as often as these are drawn.
+    """(L,) log of each leaf's share of the sampled labels.
 
-    A label on an inner node counts in equal parts for the leaves below it; each leaf is given one photo more than it
-    has, so that a leaf without any keeps a finite share. `weights` are the (N,) probabilities of being drawn, where
-    they differ.
+    A label on an inner node counts in equal parts for the leaves below it. Each leaf counts one additional photo, so
+    that a leaf without photos has a finite share. `weights` are the (N,) sampling probabilities, None if all are equal.
     """
     labelled = nodes >= 0
     drawn = np.ones(len(nodes)) if weights is None else weights * len(nodes)
@@ -99,9 +98,11 @@ class ListingLoss:
         weights: npt.NDArray[np.float64] | None = None,
         **settings: float,
     ) -> "ListingLoss":
-        """`labels` are those of training; their class shares adjust the logits where that is asked for.
+        """Create the loss for a training split.
 
-        `weights` are the photos' probabilities of being drawn, where they differ.
+        Args:
+            labels: labels of the training split; with `adjust_logits` their class shares adjust the logits.
+            weights: sampling probabilities of the photos; None if all are equal.
         """
         shares: dict[str, torch.Tensor] = {}
         if adjust_logits:
@@ -124,15 +125,14 @@ class ListingLoss:
         num_labelled: NumLabelled | None = None,
         mix: Mix | None = None,
     ) -> torch.Tensor:
-        """A scalar.
+        """The loss of N photos as a scalar.
 
         Args:
-            outputs: of N photos.
+            outputs: outputs for the N photos.
             category_nodes: (N,) int64, negative where missing.
             brands: (N,) int64, negative where missing.
-            num_labelled: in the whole step, where this is a part of one; the parts then add up to the step's loss.
-            mix: how the photos were mixed; each then answers for both of its photos, by their shares, and only for
-                the labels that these have.
+            num_labelled: counts of the whole step if this is a micro-batch; the parts then add up to the step's loss.
+            mix: how the photos were mixed; each result then has the labels of both photos, weighted by their shares.
         """
         each_brand = torch.eye(outputs.brand_logits.shape[1], dtype=torch.bool, device=outputs.brand_logits.device)
         category = self._mean(
@@ -145,21 +145,21 @@ class ListingLoss:
         )  # fmt: skip
         return category + self.brand_weight * brand
 
-    def distilled(
-        self, outputs: Outputs, taught: Outputs, *, temperature: float, num_labelled: NumLabelled
+    def distill(
+        self, outputs: Outputs, teacher: Outputs, *, temperature: float, num_labelled: NumLabelled
     ) -> torch.Tensor:
-        """A scalar: how far the answers are from a teacher's, the brand's weighted as in the loss of labels.
+        """Distance of the outputs from the teacher's as a scalar; brands are weighted as in the loss of labels.
 
         Args:
-            outputs: of N photos; where logits are adjusted, they are compared with the class shares in.
-            taught: the teacher's, with natural frequencies in.
-            temperature: softens both.
-            num_labelled: in the whole step, of which this may be a part.
+            outputs: the student's for N photos; adjusted logits are compared with their class shares included.
+            teacher: the teacher's outputs, class frequencies included.
+            temperature: softens both distributions.
+            num_labelled: counts of the whole step, of which this may be a part.
         """
         total = torch.zeros((), device=outputs.category_logits.device)
         for logits, wanted, log_shares, weight in (
-            (outputs.category_logits, taught.category_logits, self.category_log_shares, 1.0),
-            (outputs.brand_logits, taught.brand_logits, self.brand_log_shares, self.brand_weight),
+            (outputs.category_logits, teacher.category_logits, self.category_log_shares, 1.0),
+            (outputs.brand_logits, teacher.brand_logits, self.brand_log_shares, self.brand_weight),
         ):
             answered = logits if log_shares is None else logits + log_shares
             total = total + weight * distillation_losses(answered, wanted, temperature=temperature).sum()

@@ -27,7 +27,7 @@ class StepTimes:
         self.waiting_s = 0.0
         self._mark_s = time.monotonic()
 
-    def clock(self) -> float:
+    def update_seconds(self) -> float:
         """Seconds so far, those before an interruption included."""
         now_s = time.monotonic()
         self.seconds += now_s - self._mark_s
@@ -35,10 +35,10 @@ class StepTimes:
         return self.seconds
 
     def begin_epoch(self) -> None:
-        self.clock()
+        self.update_seconds()
         self.seconds = self.waiting_s = 0.0
 
-    def waited_for(self, batches: Iterable[T]) -> Iterator[T]:
+    def measure_wait(self, batches: Iterable[T]) -> Iterator[T]:
         """The same batches; the time that each one is waited for is counted."""
         source = iter(batches)
         while True:
@@ -52,21 +52,21 @@ class StepTimes:
 
     @property
     def data_wait_share(self) -> float:
-        return self.waiting_s / max(1e-9, self.clock())
+        return self.waiting_s / max(1e-9, self.update_seconds())
 
 
 class Progress:
     """The first rank's display; the others' stays empty."""
 
-    def __init__(self, folder: Path, *, num_steps: int, first_step: int, times: StepTimes, shown: bool) -> None:
-        self._bar = tqdm(total=num_steps, initial=first_step, unit="step", disable=None if shown else True)
+    def __init__(self, folder: Path, *, num_steps: int, first_step: int, times: StepTimes, enabled: bool) -> None:
+        self._bar = tqdm(total=num_steps, initial=first_step, unit="step", disable=None if enabled else True)
         self._times = times
         self._num_steps, self._first_step = num_steps, first_step
         # Where no one watches a bar, a line a minute.
-        self._logs = shown and not sys.stderr.isatty()
+        self._logs = enabled and not sys.stderr.isatty()
         self._begun_s = self._logged_s = time.monotonic()
         self._writer = None
-        if shown:
+        if enabled:
             from tensorboardX import SummaryWriter
 
             # What an interrupted run wrote of steps that are done again is dropped.

@@ -1,4 +1,4 @@
-"""Which photos make up which step, as a function of the seed and the step alone: a restart needs no other memory."""
+"""Which photos make up which step, as a function of the seed and the step alone: resuming needs no other state."""
 
 import hashlib
 from collections.abc import Iterator
@@ -14,28 +14,28 @@ from training.errors import RunError
 from training.recipe import Recipe
 from vision.manifest import Labels, Manifest
 
-__all__ = ["Draw", "Draws", "sampling_weights"]
+__all__ = ["PhotoSample", "ResumableBatchSampler", "sampling_weights"]
 
-_SHARDS_MIXED = 16
-"""Shards whose photos are shuffled among each other: enough to mix, few enough to be read ahead or cached."""
+_SHARDS_PER_WINDOW = 16
+"""Shards whose photos are shuffled together: enough to mix, few enough to be read ahead or cached."""
 
 
-class Draw(NamedTuple):
-    """One photo's turn in training: which row, in which epoch, at which size."""
+class PhotoSample(NamedTuple):
+    """One photo in one epoch of training: its row, its size and its random seed."""
 
     row: int
     epoch: int
     photo_px: int
     seed: int
-    """What its random changes follow from."""
+    """Seed of its random changes."""
 
 
-class Draws(Sampler[list[Draw]]):
+class ResumableBatchSampler(Sampler[list[PhotoSample]]):
     """One rank's micro-batches of a run, from `first_step` on.
 
-    Each epoch is one permutation of all rows, the same on every rank, cut into steps of `batch_size` rows or a little
-    more where they do not come out even. Each rank has every num_ranks-th row of a step: no photo twice, none left out,
-    and another number of ranks cuts the same steps differently.
+    Each epoch is one permutation of all rows, the same on every rank, cut into steps of `batch_size` rows; some steps
+    have one row more if the division leaves a remainder. Each rank has every world_size-th row of a step, so no photo
+    comes twice or is left out, and the steps are the same for every number of ranks.
     """
 
     def __init__(
@@ -46,14 +46,14 @@ class Draws(Sampler[list[Draw]]):
         *,
         first_step: int = 0,
         rank: int = 0,
-        num_ranks: int = 1,
+        world_size: int = 1,
         micro_batch: int | None = None,
     ) -> None:
         self._num_photos = len(manifest)
         self._recipe = recipe
         self._first_step = first_step
-        self._rank, self._num_ranks = rank, num_ranks
-        self._shards = _shard_of_rows(manifest)
+        self._rank, self._world_size = rank, world_size
+        self._shards = _find_shards(manifest)
         self._weights = sampling_weights(labels.category_nodes, recipe.balanced_sampling)
         self._orders: dict[int, npt.NDArray[np.int64]] = {}
         self.steps_per_epoch = self._num_photos // recipe.batch_size
@@ -61,10 +61,10 @@ class Draws(Sampler[list[Draw]]):
             raise RunError(
                 f"{self._num_photos} training photos do not fill one batch of {recipe.batch_size}; lower batch_size"
             )
-        smallest_share, largest_share = recipe.batch_size // num_ranks, -(-self._bounds(0)[1] // num_ranks)
+        smallest_share, largest_share = recipe.batch_size // world_size, -(-self._find_bounds(0)[1] // world_size)
         if smallest_share < 2:
             raise RunError(
-                f"batch_size {recipe.batch_size} leaves {smallest_share} photos for each of {num_ranks} ranks, and "
+                f"batch_size {recipe.batch_size} leaves {smallest_share} photos for each of {world_size} ranks, and "
                 "batch norm needs 2; raise batch_size or use fewer ranks"
             )
         largest = max(2, micro_batch or largest_share)
@@ -74,51 +74,51 @@ class Draws(Sampler[list[Draw]]):
     def __len__(self) -> int:
         return (self.num_steps - self._first_step) * self.micro_batches_per_step
 
-    def __iter__(self) -> Iterator[list[Draw]]:
+    def __iter__(self) -> Iterator[list[PhotoSample]]:
         for step in range(self._first_step, self.num_steps):
             epoch = step // self.steps_per_epoch
             photo_px = self._recipe.stage_of_epoch(epoch).photo_px
-            begin, end = self._bounds(step % self.steps_per_epoch)
-            share = np.arange(begin, end)[self._rank :: self._num_ranks]
-            order = self._order_of(epoch)
+            begin, end = self._find_bounds(step % self.steps_per_epoch)
+            share = np.arange(begin, end)[self._rank :: self._world_size]
+            order = self._epoch_order(epoch)
             for positions in np.array_split(share, self.micro_batches_per_step):
                 yield [
-                    Draw(int(order[at]), epoch, photo_px, _seed_of(self._recipe.seed, epoch, int(at)))
+                    PhotoSample(int(order[at]), epoch, photo_px, _derive_seed(self._recipe.seed, epoch, int(at)))
                     for at in positions
                 ]
 
     def rows_of_step(self, step: int) -> npt.NDArray[np.int64]:
-        """Rows of all ranks, in int64."""
+        """(N,) int64 rows of all ranks."""
         epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
-        begin, end = self._bounds(step_of_epoch)
-        return self._order_of(epoch)[begin:end]
+        begin, end = self._find_bounds(step_of_epoch)
+        return self._epoch_order(epoch)[begin:end]
 
-    def _bounds(self, step_of_epoch: int) -> tuple[int, int]:
+    def _find_bounds(self, step_of_epoch: int) -> tuple[int, int]:
         """Where a step begins and ends in the epoch's order; the first steps are the larger ones."""
         size, larger = divmod(self._num_photos, self.steps_per_epoch)
         begin = step_of_epoch * size + min(step_of_epoch, larger)
         return begin, begin + size + (step_of_epoch < larger)
 
-    def _order_of(self, epoch: int) -> npt.NDArray[np.int64]:
+    def _epoch_order(self, epoch: int) -> npt.NDArray[np.int64]:
         if epoch not in self._orders:
             random = np.random.default_rng([self._recipe.seed, epoch])
             if self._weights is not None:
                 order = random.choice(self._num_photos, size=self._num_photos, p=self._weights)
             elif self._shards is not None:
-                order = _shuffled_by_shard(self._shards, random)
+                order = _shuffle_by_shard(self._shards, random)
             else:
                 order = random.permutation(self._num_photos)
-            # The loader is an epoch ahead of the steps at most.
-            self._orders = {known: kept for known, kept in self._orders.items() if known == epoch - 1} | {epoch: order}
+            # The data loader is at most an epoch ahead of the steps.
+            self._orders = {other: rows for other, rows in self._orders.items() if other == epoch - 1} | {epoch: order}
         return self._orders[epoch]
 
 
-def _seed_of(*parts: int) -> int:
+def _derive_seed(*parts: int) -> int:
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=7).digest(), "big")
 
 
-def _shard_of_rows(manifest: Manifest) -> npt.NDArray[np.int64] | None:
-    """(num_photos,) number of each row's tar shard; None where photos are files of their own."""
+def _find_shards(manifest: Manifest) -> npt.NDArray[np.int64] | None:
+    """(num_photos,) number of each row's tar shard; None if the photos are separate files."""
     photos = manifest.column("photo")
     if ".tar#" not in str(photos[0].as_py()) or not pa.compute.all(pa.compute.match_substring(photos, ".tar#")).as_py():
         return None
@@ -127,18 +127,18 @@ def _shard_of_rows(manifest: Manifest) -> npt.NDArray[np.int64] | None:
     return np.asarray(encoded.indices, dtype=np.int64)
 
 
-def _shuffled_by_shard(shards: npt.NDArray[np.int64], random: np.random.Generator) -> npt.NDArray[np.int64]:
-    """All rows, a few shards after the other, so that shards are read one after the other and not all at once."""
+def _shuffle_by_shard(shards: npt.NDArray[np.int64], random: np.random.Generator) -> npt.NDArray[np.int64]:
+    """All rows, a few shards at a time, so that only these shards are read at once."""
     order = np.arange(len(shards))
-    windows = random.permutation(int(shards.max()) + 1)[shards] // _SHARDS_MIXED
+    windows = random.permutation(int(shards.max()) + 1)[shards] // _SHARDS_PER_WINDOW
     random.shuffle(order)
     return order[np.argsort(windows[order], kind="stable")]
 
 
 def sampling_weights(nodes: npt.NDArray[np.int64], power: float) -> npt.NDArray[np.float64] | None:
-    """(num_photos,) probabilities of being drawn; a photo without category counts as one of an average class.
+    """(num_photos,) sampling probabilities; a photo without a category counts as one of an average class.
 
-    None where every photo is drawn once.
+    None if every photo is sampled once per epoch.
     """
     if power == 0:
         return None

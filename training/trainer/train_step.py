@@ -26,7 +26,7 @@ from vision.manifest import Labels
 from vision.model import ListingClassifier, ModelSpec, Outputs
 from vision.taxonomy import Taxonomy
 
-__all__ = ["Learner", "StepResult"]
+__all__ = ["StepResult", "TrainStep"]
 
 
 class StepResult(NamedTuple):
@@ -43,7 +43,7 @@ class StepResult(NamedTuple):
         return float(self.figures[0]), float(self.figures[1])
 
 
-class Learner:
+class TrainStep:
     """Built alike on every rank; `step` keeps the ranks' weights equal."""
 
     def __init__(
@@ -57,7 +57,7 @@ class Learner:
         teacher: Teacher | None = None,
     ) -> None:
         self._recipe, self._ranks = recipe, ranks
-        _require_teacher_where_one_counts(recipe, teacher)
+        _require_matching_teacher(recipe, teacher)
         self._teacher = teacher
         self._device = ranks.device
         if self._device.type == "cpu":
@@ -65,11 +65,11 @@ class Learner:
         torch.manual_seed(recipe.seed)
         backbone = create_backbone(recipe.backbone, recipe.weights, drop_path=recipe.drop_path)
         if recipe.activation_checkpointing:
-            _checkpoint_activations(backbone, recipe.backbone)
-        self.spec = _spec(recipe, backbone, taxonomy)
+            _enable_activation_checkpointing(backbone, recipe.backbone)
+        self.spec = _create_spec(recipe, backbone, taxonomy)
         model = ListingClassifier(self.spec, backbone, dropout=recipe.dropout)
         freeze_groups(model.backbone, recipe.frozen_groups)
-        self._backbone_trained = [p for p in model.backbone.parameters() if p.requires_grad]
+        self._trainable_backbone = [p for p in model.backbone.parameters() if p.requires_grad]
         self.model = model.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks the device + memory_format form
         self.ema = ModelEmaV3(self.model, decay=recipe.ema_decay, use_warmup=True)
         self.optimizer = create_optimizer(self.model, recipe)
@@ -86,16 +86,16 @@ class Learner:
             brand_weight=recipe.brand_loss_weight,
             label_smoothing=recipe.label_smoothing,
         )
-        self._trains = ""
+        self._configured_for = ""
         """What the stage trains that `_forward` was made for."""
         self._scheduler: Scheduler | None = None
         self._forward: nn.Module = self.model
 
-    def schedule(self, num_steps: int) -> None:
+    def start_schedule(self, num_steps: int) -> None:
         """Let the learning rates follow the recipe's schedule over so many steps."""
         self._scheduler = create_scheduler(self.optimizer, self._recipe, num_steps=num_steps)
 
-    def step(self, step: int, stage: Stage, micro_batches: Sequence[Batch], num_labelled: NumLabelled) -> StepResult:
+    def run(self, step: int, stage: Stage, micro_batches: Sequence[Batch], num_labelled: NumLabelled) -> StepResult:
         """One optimizer step over this rank's micro-batches.
 
         A loss or gradient that is not finite changes no weight: the optimizer leaves the step out on the device, and
@@ -107,7 +107,7 @@ class Learner:
             micro_batches: of this rank.
             num_labelled: in the whole step, over all ranks.
         """
-        self._enter(stage)
+        self._configure_stage(stage)
         if self._scheduler:
             self._scheduler.step_update(step)
         self.optimizer.zero_grad(set_to_none=True)
@@ -116,11 +116,11 @@ class Learner:
             # Dropout and mixing are drawn from the step's own seed, so that a resumed run draws the same.
             seed = self._recipe.seed * 1_000_003 + step + self._ranks.rank * 15_485_863 + index * 32_452_843
             torch.manual_seed(seed)
-            with self._gradients_stay_here(index < len(micro_batches) - 1):
-                loss = self._loss_of(batch, stage, seed, num_labelled)
+            with self._no_gradient_sync(index < len(micro_batches) - 1):
+                loss = self._compute_loss(batch, stage, seed, num_labelled)
                 # Ranks average their gradients; their losses are parts that add up.
-                self.scaler.scale(loss * self._ranks.num_ranks).backward()
-            total += loss.detach() * self._ranks.num_ranks
+                self.scaler.scale(loss * self._ranks.world_size).backward()
+            total += loss.detach() * self._ranks.world_size
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._recipe.gradient_clip_norm)
         if not self.scaler.is_enabled():
@@ -137,14 +137,14 @@ class Learner:
         return StepResult(figures, arrived)
 
     @torch.no_grad()
-    def answer(self, photos_nhwc: torch.Tensor) -> Outputs:
+    def infer_averaged(self, photos_nhwc: torch.Tensor) -> Outputs:
         """The averaged weights' outputs, on the device."""
         return self.ema.module.eval()(photos_nhwc.to(self._device, non_blocking=True))  # type: ignore[no-any-return]
 
     def learning_rates(self) -> list[float]:
         return [group["lr"] for group in self.optimizer.param_groups]
 
-    def tensors(self) -> dict[str, torch.Tensor]:
+    def export_tensors(self) -> dict[str, torch.Tensor]:
         """Everything that a checkpoint must hold: `model.*`, `ema.*`, `optimizer.*`."""
         names = {parameter: name for name, parameter in self.model.named_parameters()}
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
@@ -153,12 +153,12 @@ class Learner:
             tensors |= {f"optimizer.{names[parameter]}.{k}": v for k, v in moments.items()}
         return tensors
 
-    def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
+    def load_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Take over what `tensors` gave."""
-        self.model.load_state_dict(_under(tensors, "model."))
-        self.ema.module.load_state_dict(_under(tensors, "ema."))
+        self.model.load_state_dict(_strip_prefix(tensors, "model."))
+        self.ema.module.load_state_dict(_strip_prefix(tensors, "ema."))
         for name, parameter in self.model.named_parameters():
-            moments = _under(tensors, f"optimizer.{name}.")
+            moments = _strip_prefix(tensors, f"optimizer.{name}.")
             if moments:
                 # A fused optimizer keeps its step count beside the moments, on the device.
                 self.optimizer.state[parameter] = {
@@ -166,7 +166,7 @@ class Learner:
                     for k, v in moments.items()
                 }
 
-    def _loss_of(self, batch: Batch, stage: Stage, seed: int, num_labelled: NumLabelled) -> torch.Tensor:
+    def _compute_loss(self, batch: Batch, stage: Stage, seed: int, num_labelled: NumLabelled) -> torch.Tensor:
         inputs = batch.photos_nhwc.to(self._device, non_blocking=True)
         category_nodes = batch.category_nodes.to(self._device, non_blocking=True)
         brands = batch.brands.to(self._device, non_blocking=True)
@@ -179,25 +179,25 @@ class Learner:
         with torch.autocast(self._device.type, dtype=self._amp_dtype, enabled=self._amp_dtype is not None):
             on_features = stage.trains == "heads_on_features"
             outputs: Outputs = self.model.heads(inputs) if on_features else self._forward(inputs)
-            taught = self._teacher.answer(inputs) if self._teacher else None
+            teacher_outputs = self._teacher.infer(inputs) if self._teacher else None
         loss = self._loss(outputs, category_nodes, brands, num_labelled=num_labelled, mix=mix)
-        if taught is None:
+        if teacher_outputs is None:
             return loss
         weight = self._recipe.distillation_weight
-        distilled = self._loss.distilled(
-            outputs, taught, temperature=self._recipe.distillation_temperature, num_labelled=num_labelled
+        distilled = self._loss.distill(
+            outputs, teacher_outputs, temperature=self._recipe.distillation_temperature, num_labelled=num_labelled
         )
         return (1 - weight) * loss + weight * distilled
 
-    def _enter(self, stage: Stage) -> None:
-        if stage.trains != self._trains:
-            self._trains = stage.trains
-            if stage.trains == "heads_on_features" and self._ranks.num_ranks > 1:
+    def _configure_stage(self, stage: Stage) -> None:
+        if stage.trains != self._configured_for:
+            self._configured_for = stage.trains
+            if stage.trains == "heads_on_features" and self._ranks.world_size > 1:
                 raise RunError("a stage that trains heads_on_features takes minutes in one process; use one rank")
-            for parameter in self._backbone_trained:
+            for parameter in self._trainable_backbone:
                 parameter.requires_grad_(stage.trains == "all")
             self._forward = self.model
-            if self._ranks.num_ranks > 1:
+            if self._ranks.world_size > 1:
                 # DDP notes at its start which parameters learn.
                 self._forward = DistributedDataParallel(self.model, gradient_as_bucket_view=True)
             if self._compiles:
@@ -206,13 +206,13 @@ class Learner:
             for module in frozen_modules(self.model):
                 module.eval()
 
-    def _gradients_stay_here(self, wanted: bool) -> AbstractContextManager[None]:
+    def _no_gradient_sync(self, wanted: bool) -> AbstractContextManager[None]:
         if wanted and isinstance(self._forward, DistributedDataParallel):
             return self._forward.no_sync()
         return nullcontext()
 
 
-def _spec(recipe: Recipe, backbone: nn.Module, taxonomy: Taxonomy) -> ModelSpec:
+def _create_spec(recipe: Recipe, backbone: nn.Module, taxonomy: Taxonomy) -> ModelSpec:
     cfg: dict[str, Any] = getattr(backbone, "pretrained_cfg", {})
     return ModelSpec(
         backbone=recipe.backbone,
@@ -224,7 +224,7 @@ def _spec(recipe: Recipe, backbone: nn.Module, taxonomy: Taxonomy) -> ModelSpec:
     )
 
 
-def _require_teacher_where_one_counts(recipe: Recipe, teacher: Teacher | None) -> None:
+def _require_matching_teacher(recipe: Recipe, teacher: Teacher | None) -> None:
     if (recipe.distillation_weight > 0) != (teacher is not None):
         raise RecipeError(
             f"distillation_weight = {recipe.distillation_weight:g}, and {'no' if teacher is None else 'a'} teacher; "
@@ -232,12 +232,12 @@ def _require_teacher_where_one_counts(recipe: Recipe, teacher: Teacher | None) -
         )
 
 
-def _checkpoint_activations(backbone: nn.Module, name: str) -> None:
+def _enable_activation_checkpointing(backbone: nn.Module, name: str) -> None:
     try:
         backbone.set_grad_checkpointing(True)  # type: ignore[operator]  # timm's
     except (AttributeError, AssertionError) as error:
         raise RecipeError(f"activation_checkpointing: {name} cannot do it; set it to false") from error
 
 
-def _under(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+def _strip_prefix(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}

@@ -20,9 +20,9 @@ import torch
 import vision
 from training.errors import LossNotFinite, RunError
 from training.evaluation.ground_truth import truth_by_depth
-from training.inference.features import photo_features
+from training.inference.features import extract_features
 from training.recipe import Recipe
-from training.run import Run, differences
+from training.run import Run, list_differences
 from training.trainer.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint, save_checkpoint
 from training.trainer.dataloader import Batch, evaluation_batches, training_batches
 from training.trainer.distillation import Teacher
@@ -30,8 +30,8 @@ from training.trainer.distributed import Ranks
 from training.trainer.hardware import Machine
 from training.trainer.losses import NumLabelled
 from training.trainer.progress import Progress, StepTimes
-from training.trainer.sampler import Draws
-from training.trainer.train_step import Learner, StepResult
+from training.trainer.sampler import ResumableBatchSampler
+from training.trainer.train_step import StepResult, TrainStep
 from vision.errors import ManifestError
 from vision.images import Preprocessing
 from vision.manifest import Labels, Manifest
@@ -45,7 +45,7 @@ EVALUATE_EVERY_EPOCHS = 4
 _CHECKPOINT_FORMAT = 2
 
 
-class _Pending(NamedTuple):
+class _PendingStep(NamedTuple):
     """A step whose loss has not been looked at yet."""
 
     step: int
@@ -73,15 +73,15 @@ class Trainer:
         self._machine = machine or Machine()
         self._ranks = ranks or Ranks(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         self._manifest_url, self._manifest, self._taxonomy = manifest_url, manifest, taxonomy
-        self._num_workers = self._machine.workers_of_rank(self._ranks.device)
+        self._num_workers = self._machine.count_workers(self._ranks.device)
         self._train = manifest.where_split("train")
         self._train_labels = self._train.labels(taxonomy)
         self._val = manifest.where_split("val")
         self._val_labels = self._val.labels(taxonomy)
         self._val_leaves = truth_by_depth(self._val_labels, taxonomy).leaves
-        _require_taught(self._train_labels, self._val_labels, taxonomy)
+        require_trained_labels(self._train_labels, self._val_labels, taxonomy)
         taught_by = Teacher.load(teacher, taxonomy, self._ranks.device) if teacher else None
-        self.learner = Learner(
+        self.train_step = TrainStep(
             recipe,
             taxonomy=taxonomy,
             train_labels=self._train_labels,
@@ -96,8 +96,8 @@ class Trainer:
         self._bad_rows: set[int] = set()
         """Of all ranks, as last agreed."""
         self._new_bad_rows: set[int] = set()
-        self._pending: deque[_Pending] = deque()
-        self._stop_asked = threading.Event()
+        self._pending: deque[_PendingStep] = deque()
+        self._stop_requested = threading.Event()
         self._stopping = False
 
     @property
@@ -106,7 +106,7 @@ class Trainer:
 
     def stop(self) -> None:
         """Ask the run to save a checkpoint and return after the step in hand; what a signal does."""
-        self._stop_asked.set()
+        self._stop_requested.set()
 
     def run(self) -> None:
         """Train from the run's newest whole checkpoint, or from the start, to the end or to a signal.
@@ -120,22 +120,22 @@ class Trainer:
         self._begin_run()
         self._times = StepTimes()
         self._resume()
-        draws = Draws(
+        sampler = ResumableBatchSampler(
             self._train,
             self._train_labels,
             self._recipe,
             first_step=self._step,
             rank=self._ranks.rank,
-            num_ranks=self._ranks.num_ranks,
+            world_size=self._ranks.world_size,
             micro_batch=self._machine.micro_batch,
         )
-        self._draws = draws
-        self.learner.schedule(draws.num_steps)
+        self._sampler = sampler
+        self.train_step.start_schedule(sampler.num_steps)
         batches = training_batches(
             self._train,
             self._train_labels,
             self._recipe,
-            draws,
+            sampler,
             num_workers=self._num_workers,
             only_crop=self._machine.augments_on_device(self._ranks.device),
             decode_on=self._ranks.device if self._machine.decode_on == "device" else None,
@@ -143,18 +143,18 @@ class Trainer:
         )
         progress = Progress(
             self._run.folder,
-            num_steps=draws.num_steps,
+            num_steps=sampler.num_steps,
             first_step=self._step,
             times=self._times,
-            shown=self._ranks.is_first,
+            enabled=self._ranks.is_first,
         )
         with self._stopping_on_signals(), progress:
             self._train_on(batches, progress)
         if not self._stopping and not self._run.weights_path.exists():
             self._save()
             if self._ranks.is_first:
-                self._run.save_weights(self.learner.ema.module.state_dict())
-        self._ranks.wait_for_all()
+                self._run.save_weights(self.train_step.ema.module.state_dict())
+        self._ranks.barrier()
 
     def _begin_run(self) -> None:
         if self._ranks.is_first:
@@ -163,20 +163,20 @@ class Trainer:
                 manifest_url=self._manifest_url,
                 manifest=self._manifest,
                 taxonomy=self._taxonomy,
-                spec=self.learner.spec,
+                spec=self.train_step.spec,
                 teacher=self._teacher_version,
             )
-        self._ranks.wait_for_all()
+        self._ranks.barrier()
 
     def _features(self) -> dict[int, npt.NDArray[np.float32]]:
         """Of every training photo, for the stages that train heads_on_features; kept in the run's folder."""
-        epochs = range(self._step // self._draws.steps_per_epoch, self._recipe.num_epochs)
+        epochs = range(self._step // self._sampler.steps_per_epoch, self._recipe.num_epochs)
         ahead = [self._recipe.stage_of_epoch(epoch) for epoch in epochs]
         sizes = {stage.photo_px for stage in ahead if stage.trains == "heads_on_features"}
         found: dict[int, npt.NDArray[np.float32]] = {}
         for photo_px in sorted(sizes):
-            features = photo_features(
-                self.learner.model,
+            features = extract_features(
+                self.train_step.model,
                 self._train,
                 Preprocessing(input_px=photo_px),
                 device=str(self._ranks.device),
@@ -192,33 +192,33 @@ class Trainer:
         return found
 
     def _train_on(self, batches: Iterable[Batch], progress: Progress) -> None:
-        draws = self._draws
-        source = self._times.waited_for(batches)
-        while micro_batches := list(islice(source, draws.micro_batches_per_step)):
-            epoch = self._step // draws.steps_per_epoch
-            rows = draws.rows_of_step(self._step)
-            result = self.learner.step(
+        sampler = self._sampler
+        source = self._times.measure_wait(batches)
+        while micro_batches := list(islice(source, sampler.micro_batches_per_step)):
+            epoch = self._step // sampler.steps_per_epoch
+            rows = sampler.rows_of_step(self._step)
+            result = self.train_step.run(
                 self._step, self._recipe.stage_of_epoch(epoch), micro_batches, self._num_labelled(rows)
             )
-            self._pending.append(_Pending(self._step, result, rows))
+            self._pending.append(_PendingStep(self._step, result, rows))
             self._note_bad_photos(micro_batches)
             self._step += 1
-            epoch_ends = self._step % draws.steps_per_epoch == 0
+            epoch_ends = self._step % sampler.steps_per_epoch == 0
             save_due = self._step % self._recipe.checkpoint_every_steps == 0
-            self._agree(look_at_all=epoch_ends or save_due or self._ranks.device.type == "cpu")
+            self._sync_ranks(look_at_all=epoch_ends or save_due or self._ranks.device.type == "cpu")
             progress.after_step(
                 self._step,
                 loss=self._losses[-1] if self._losses else None,
-                photos_per_s=len(self._losses) * self._recipe.batch_size / max(1e-9, self._times.clock()),
-                learning_rate=max(self.learner.learning_rates()),
+                photos_per_s=len(self._losses) * self._recipe.batch_size / max(1e-9, self._times.update_seconds()),
+                learning_rate=max(self.train_step.learning_rates()),
             )
             if epoch_ends:
                 progress.after_epoch(self._end_epoch())
             if self._stopping:
-                self._agree(look_at_all=True)
+                self._sync_ranks(look_at_all=True)
                 self._save()
                 _log.info(
-                    "stopped after step %d of %d; the same command goes on from there", self._step, draws.num_steps
+                    "stopped after step %d of %d; the same command goes on from there", self._step, sampler.num_steps
                 )
                 return
             if save_due:
@@ -229,7 +229,7 @@ class Trainer:
         num_categories, num_brands = ((of[rows] >= 0).sum() for of in (labels.category_nodes, labels.brands))
         return NumLabelled(int(num_categories), int(num_brands), len(rows))
 
-    def _agree(self, *, look_at_all: bool) -> None:
+    def _sync_ranks(self, *, look_at_all: bool) -> None:
         """Learn of the steps before the one in hand, and whether any rank is to stop: the same on every rank.
 
         On a GPU the newest step is left in its queue, so that the host prepares the next one meanwhile.
@@ -238,11 +238,11 @@ class Trainer:
             pending = self._pending.popleft()
             own, norm = pending.result.read()
             stop, num_new_bad, loss = self._ranks.sum(
-                [float(self._stop_asked.is_set()), len(self._new_bad_rows), own / self._ranks.num_ranks]
+                [float(self._stop_requested.is_set()), len(self._new_bad_rows), own / self._ranks.world_size]
             )
             # Loss scaling meets gradients that are not finite now and then, and answers them itself.
-            if not math.isfinite(loss) or not (math.isfinite(norm) or self.learner.scaler.is_enabled()):
-                self._refuse(pending, own, norm)
+            if not math.isfinite(loss) or not (math.isfinite(norm) or self.train_step.scaler.is_enabled()):
+                self._raise_not_finite(pending, own, norm)
             self._losses.append(loss)
             self._stopping = stop > 0
             if num_new_bad:
@@ -256,7 +256,7 @@ class Trainer:
                     "bad_photos*.jsonl; mend them, or raise --bad-photo-share"
                 )
 
-    def _refuse(self, pending: _Pending, loss: float, norm: float) -> None:
+    def _raise_not_finite(self, pending: _PendingStep, loss: float, norm: float) -> None:
         named = ", ".join(self._train.photo_url(int(row)) for row in pending.rows[:4])
         own = f"loss {loss}, gradient norm {norm}"
         raise LossNotFinite(
@@ -274,9 +274,9 @@ class Trainer:
                 _log.warning("%s cannot be used (%s); replaced", problem["photo"], problem["reason"])
 
     def _end_epoch(self) -> dict[str, float | None]:
-        epoch = self._step // self._draws.steps_per_epoch
+        epoch = self._step // self._sampler.steps_per_epoch
         stage = self._recipe.stage_of_epoch(epoch - 1)
-        train_seconds = self._times.clock()
+        train_seconds = self._times.update_seconds()
         record: dict[str, float | None] = {
             "epoch": epoch,
             "step": self._step,
@@ -289,7 +289,7 @@ class Trainer:
         due = epoch % EVALUATE_EVERY_EPOCHS == 0 and stage.trains != "heads_on_features"
         if due or epoch == self._recipe.num_epochs:
             record |= self._evaluate()
-        record["seconds"] = self._times.clock()
+        record["seconds"] = self._times.update_seconds()
         if self._ranks.is_first:
             self._run.append_metrics(record)
             _log.info("%s", " ".join(f"{k}={v:.4g}" for k, v in record.items() if v is not None))
@@ -299,7 +299,7 @@ class Trainer:
 
     def _evaluate(self) -> dict[str, float | None]:
         """Quick figures of the averaged weights on val, over photos whose label is a leaf; every rank judges a part."""
-        bounds = np.linspace(0, len(self._val), self._ranks.num_ranks + 1).astype(int)
+        bounds = np.linspace(0, len(self._val), self._ranks.world_size + 1).astype(int)
         batches = evaluation_batches(
             self._val,
             self._val_labels,
@@ -309,10 +309,10 @@ class Trainer:
             rows=range(bounds[self._ranks.rank], bounds[self._ranks.rank + 1]),
         )
         # Batch-norm statistics are each rank's own until here.
-        self._ranks.take_from_first(self.learner.ema.module.buffers())
+        self._ranks.broadcast(self.train_step.ema.module.buffers())
         counts = np.zeros(5)
         for batch in batches:
-            outputs = self.learner.answer(batch.photos_nhwc)
+            outputs = self.train_step.infer_averaged(batch.photos_nhwc)
             leaves = torch.from_numpy(self._val_leaves[batch.rows.numpy()])
             leaves[batch.category_nodes < 0] = -1
             for at, logits, truth in ((0, outputs.category_logits, leaves), (2, outputs.brand_logits, batch.brands)):
@@ -330,24 +330,24 @@ class Trainer:
         }
 
     def _save(self) -> None:
-        seconds = self._times.clock()
+        seconds = self._times.update_seconds()
         if self._ranks.is_first:
             state = {
                 "identity": self._identity(),
-                "scaler": self.learner.scaler.state_dict(),
+                "scaler": self.train_step.scaler.state_dict(),
                 "losses": self._losses,
                 "bad_rows": sorted(self._bad_rows),
                 "seconds": seconds,
                 "waiting_s": self._times.waiting_s,
             }
-            checkpoint = Checkpoint(step=self._step, tensors=self.learner.tensors(), state=state)
+            checkpoint = Checkpoint(step=self._step, tensors=self.train_step.export_tensors(), state=state)
             save_checkpoint(self._run.checkpoints, checkpoint, keep=self._machine.keep_checkpoints)
         # No rank exits, and has the launcher stop the others, while the file is being written.
-        self._ranks.wait_for_all()
+        self._ranks.barrier()
 
     def _identity(self) -> dict[str, object]:
         """What a checkpoint can only be gone on with."""
-        asked = {"format": _CHECKPOINT_FORMAT, "listing_vision": vision.__version__, **self._run.asked()}
+        asked = {"format": _CHECKPOINT_FORMAT, "listing_vision": vision.__version__, **self._run.read_settings()}
         kept = ("format", "listing_vision", "recipe", "manifest_sha256", "taxonomy_sha256", "teacher")
         return {key: asked[key] for key in kept if key in asked}
 
@@ -355,25 +355,25 @@ class Trainer:
         path = self._ranks.gather(latest_checkpoint(self._run.checkpoints) if self._ranks.is_first else None)[0]
         if path is None:
             if self._ranks.is_first:
-                self._run.forget_metrics_after(0)
+                self._run.drop_metrics_after(0)
             return
         checkpoint = load_checkpoint(path)
-        differing = differences(checkpoint.state.get("identity", {}), self._identity())
+        differing = list_differences(checkpoint.state.get("identity", {}), self._identity())
         if differing:
             raise RunError(
                 f"{path} was made by something else ({'; '.join(differing)}); give another --run folder, or go on with "
                 "what it was made by"
             )
-        self.learner.load(checkpoint.tensors)
+        self.train_step.load_tensors(checkpoint.tensors)
         # Empty where the run used another precision so far.
-        if checkpoint.state["scaler"] and self.learner.scaler.is_enabled():
-            self.learner.scaler.load_state_dict(checkpoint.state["scaler"])
+        if checkpoint.state["scaler"] and self.train_step.scaler.is_enabled():
+            self.train_step.scaler.load_state_dict(checkpoint.state["scaler"])
         self._bad_rows = set(checkpoint.state["bad_rows"])
         self._step = checkpoint.step
         self._losses = list(checkpoint.state["losses"])
         self._times.seconds, self._times.waiting_s = checkpoint.state["seconds"], checkpoint.state["waiting_s"]
         if self._ranks.is_first:
-            self._run.forget_metrics_after(self._step)
+            self._run.drop_metrics_after(self._step)
             _log.info("resumed from %s", path)
 
     @contextmanager
@@ -390,7 +390,7 @@ class Trainer:
                 signal.signal(number, handler)
 
 
-def _require_taught(train: Labels, val: Labels, taxonomy: Taxonomy) -> None:
+def require_trained_labels(train: Labels, val: Labels, taxonomy: Taxonomy) -> None:
     """Refuse a val split that asks for what train does not show."""
     problems = []
     train_leaves, val_leaves = (truth_by_depth(labels, taxonomy).leaves for labels in (train, val))

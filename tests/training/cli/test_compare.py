@@ -35,11 +35,11 @@ def shifted_run(trained_run, tmp_path_factory):
 @pytest.fixture(scope="module")
 def relabelled_manifest(trained_run, synthetic_dataset, tmp_path_factory):
     """A manifest of the test split labelled with what the trained run answers, so that it is never wrong."""
-    from training.inference.evaluated_model import load_judged
+    from training.inference.evaluated_model import load_evaluated_model
     from training.inference.predictions import predict
     from vision.decision import predict_listings
 
-    model = load_judged(trained_run.folder)
+    model = load_evaluated_model(trained_run.folder)
     rows = Manifest.load(str(synthetic_dataset / "manifest.parquet")).where_split("test")
     predictions = predict(rows, model.taxonomy, model.preprocessing, model.infer)
     answers = predict_listings(

@@ -11,13 +11,13 @@ from tests.support.helpers import create_small_taxonomy
 from tests.support.pages import ParsedPage
 from training.cli.data import suspects as suspects_verb
 from training.data.label_errors import (
-    confident_suspects,
+    assign_folds,
     confident_thresholds,
+    find_confident_suspects,
     find_suspects,
-    folds_of,
     out_of_fold_probabilities,
 )
-from training.inference.features import Features, load_embedder, photo_features
+from training.inference.features import Features, extract_features, load_embedder
 from vision.errors import ListingVisionError, ManifestError
 from vision.manifest import Manifest
 from vision.taxonomy import Taxonomy
@@ -42,8 +42,8 @@ def flip_labels(labels, num_classes, *, num_listings, photos_each=2, seed=1):
 
 
 def find_label_errors(features, labels, listing_ids, num_classes):
-    folds = folds_of(listing_ids, labels, num_folds=5)
-    return confident_suspects(out_of_fold_probabilities(features, labels, folds, num_classes), labels)
+    folds = assign_folds(listing_ids, labels, num_folds=5)
+    return find_confident_suspects(out_of_fold_probabilities(features, labels, folds, num_classes), labels)
 
 
 def test_an_example_worked_by_hand():
@@ -60,7 +60,7 @@ def test_an_example_worked_by_hand():
     )
     labels = np.array([0, 0, 0, 1, 1, 2, 2])
     np.testing.assert_allclose(confident_thresholds(probabilities, labels), [0.5, 0.5, 0.55])
-    rows, suggested = confident_suspects(probabilities, labels)
+    rows, suggested = find_confident_suspects(probabilities, labels)
     # Margins 0.1 - 0.7, 0.4 - 0.6 and 0.4 - 0.5.
     assert (rows.tolist(), suggested.tolist()) == ([2, 6, 4], [1, 0, 0])
 
@@ -83,7 +83,7 @@ def test_the_rule_is_the_papers(seed, num_classes, num_rows):
     rng = np.random.default_rng(seed)
     probabilities = rng.dirichlet(np.full(num_classes, 0.5), num_rows)
     labels = rng.integers(0, num_classes, num_rows)
-    rows, suggested = confident_suspects(probabilities, labels)
+    rows, suggested = find_confident_suspects(probabilities, labels)
     assert dict(zip(rows.tolist(), suggested.tolist(), strict=True)) == reference(probabilities, labels)
     margins = probabilities[rows, labels[rows]] - probabilities[rows, suggested]
     assert (np.diff(margins) >= 0).all()
@@ -91,18 +91,18 @@ def test_the_rule_is_the_papers(seed, num_classes, num_rows):
 
 def test_folds_keep_listings_whole_and_every_label_known_to_its_judges():
     _, labels, listing_ids = sample_clusters(num_each=11 * 2)
-    folds = folds_of(listing_ids, labels, num_folds=5)
+    folds = assign_folds(listing_ids, labels, num_folds=5)
     assert all(len(set(folds[np.array(listing_ids) == one])) == 1 for one in set(listing_ids))
     for label in range(6):
         assert sorted(np.bincount(folds[labels == label], minlength=5).tolist()) == [4, 4, 4, 4, 6]
     assert np.bincount(folds).max() <= 1.25 * np.bincount(folds).min()
     order = np.random.default_rng(0).permutation(len(labels))
-    shuffled = folds_of([listing_ids[i] for i in order], labels[order], num_folds=5)
+    shuffled = assign_folds([listing_ids[i] for i in order], labels[order], num_folds=5)
     np.testing.assert_array_equal(shuffled, folds[order])
 
 
 def test_a_listing_whose_photos_disagree_stays_in_one_fold():
-    folds = folds_of(["a", "b", "a", "c"], np.array([1, 0, 0, 1]), num_folds=2)
+    folds = assign_folds(["a", "b", "a", "c"], np.array([1, 0, 0, 1]), num_folds=2)
     assert folds[0] == folds[2]
 
 
@@ -144,7 +144,7 @@ def test_wrong_categories_of_real_photos_come_first(mislabelled_dataset, synthet
     embedder, preprocessing = load_embedder(None)
     taxonomy = Taxonomy.load(folder / "taxonomy.json")
     manifest = Manifest.load(str(folder / "manifest.parquet"))
-    features = photo_features(embedder, manifest, preprocessing)
+    features = extract_features(embedder, manifest, preprocessing)
     found, _ = find_suspects(manifest, taxonomy, features)
     top = {suspect.row for suspect in found.suspects[: len(wrong)]}
     # Eight listings a category teach little, a wrong one among them less: three choices of six listings gave 0.67 to
@@ -169,9 +169,9 @@ def test_what_cannot_be_judged_is_counted_and_named():
     category, brand = find_suspects(
         manifest, create_small_taxonomy(), Features(values=values, rows=everything, unusable=()), num_folds=5
     )
-    assert (category.num_judged, category.num_inner, category.num_unlabelled) == (24, 3, 2)
+    assert (category.num_compared, category.num_inner, category.num_unlabelled) == (24, 3, 2)
     assert (category.rare_classes, category.num_rare) == (("Fruit > Lemon",), 4)
-    assert (brand.num_judged, brand.num_unlabelled, brand.suspects) == (0, len(rows), ())
+    assert (brand.num_compared, brand.num_unlabelled, brand.suspects) == (0, len(rows), ())
 
 
 def test_rows_count_in_the_manifest_where_photos_were_unusable():

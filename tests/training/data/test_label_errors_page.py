@@ -2,7 +2,7 @@ import pytest
 
 from tests.support.helpers import create_scene, encode_image
 from tests.support.pages import ParsedPage
-from training.data.label_errors import FieldSuspects, Suspect
+from training.data.label_errors import FieldLabelErrors, Suspect
 from training.data.label_errors_page import suspects_page
 
 HOSTILE = "<script>alert(1)</script>\"'&"
@@ -26,10 +26,10 @@ def found(tmp_path):
         )
         for rank in (1, 2, 3)
     )
-    category = FieldSuspects(
+    category = FieldLabelErrors(
         field="category",
         suspects=suspects,
-        num_judged=100,
+        num_compared=100,
         accuracy=0.979,
         num_unlabelled=7,
         num_inner=5,
@@ -37,10 +37,10 @@ def found(tmp_path):
         num_rare=4,
         examples={f"Fuji{HOSTILE}": (str(photo),)},
     )
-    brand = FieldSuspects(
+    brand = FieldLabelErrors(
         field="brand",
         suspects=(),
-        num_judged=0,
+        num_compared=0,
         accuracy=float("nan"),
         num_unlabelled=0,
         num_inner=0,

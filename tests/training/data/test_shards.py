@@ -225,11 +225,11 @@ def test_a_manifest_at_a_url_without_a_taxonomy_is_named(tmp_path):
         taxonomy_beside(url, None)
 
 
-def test_a_mix_is_a_mix():
-    """Listings that stand side by side in the manifest are spread over the shards."""
-    from training.data.shards import _mixed
-
-    manifest = Manifest.from_rows([{"listing_id": str(i // 2), "photo": "a"} for i in range(400)], "")
-    order = _mixed(manifest, 0)
-    assert sorted(order.tolist()) == list(range(400))
+def test_neighbouring_listings_are_spread_over_the_shards(tmp_path):
+    rows = [{"listing_id": str(i // 2), "photo": f"{i}.jpg"} for i in range(400)]
+    for row in rows:
+        (tmp_path / row["photo"]).write_bytes(row["photo"].encode())
+    sharded = write_shards(Manifest.from_rows(rows, str(tmp_path)), create_small_taxonomy(), str(tmp_path / "shards"))
+    order = [int(read_photo(sharded.manifest.photo_url(row)).removesuffix(b".jpg")) for row in range(400)]
+    assert sorted(order) == list(range(400))
     assert abs(np.corrcoef(order, np.arange(400))[0, 1]) < 0.2

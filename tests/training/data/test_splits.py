@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.helpers import create_small_taxonomy
-from training.data.splits import count_splits, leaves_not_trained, split_manifest
+from training.data.splits import count_splits, find_untrained_leaves, split_manifest
 from vision.errors import ManifestError
 from vision.manifest import SPLITS, Manifest
 
@@ -146,7 +146,7 @@ def test_leaves_that_are_judged_but_not_trained_are_named():
         {"category": category, "split": split} for category, split in [*held, ("fuji", "train"), ("tools", "train")]
     ]
     manifest = create_manifest([{"listing_id": str(i), **row} for i, row in enumerate(rows)])
-    assert leaves_not_trained(manifest, create_small_taxonomy()) == ["Fruit > Apple > Gala"]
+    assert find_untrained_leaves(manifest, create_small_taxonomy()) == ["Fruit > Apple > Gala"]
 
 
 def test_counts_are_of_photos_and_listings():

@@ -1,6 +1,6 @@
 import numpy as np
 
-from training.data.synthetic import BRANDS, PRODUCTS, draw_dataset, draw_photo
+from training.data.synthetic import BRANDS, PRODUCTS, create_synthetic_dataset, draw_photo
 from vision.images import decode_photo
 from vision.manifest import Manifest
 
@@ -26,7 +26,7 @@ def test_a_drawn_data_set_has_what_real_listings_have(synthetic_dataset, tmp_pat
         photos_of[row["listing_id"]] = photos_of.get(row["listing_id"], 0) + 1
     assert set(photos_of.values()) == {1, 2, 3}
     assert {row["category"] for row in rows} == {" > ".join(product.path) for product in PRODUCTS}
-    manifest, taxonomy = draw_dataset(tmp_path, listings={"train": 120}, seed=3)
+    manifest, taxonomy = create_synthetic_dataset(tmp_path, listings={"train": 120}, seed=3)
     brands = set(manifest.column("brand").to_pylist())
     assert brands == {"", "no brand", *BRANDS}
     manifest.labels(taxonomy)

@@ -13,7 +13,7 @@ from training.evaluation.evaluate import evaluate
 from training.evaluation.gradcam import gradcam_examples, heat_maps, overlay, write_overlays
 from training.evaluation.ground_truth import truth_by_depth
 from training.evaluation.report import write_report
-from training.inference.evaluated_model import load_judged
+from training.inference.evaluated_model import load_evaluated_model
 from training.inference.predictions import predict
 from vision.decision import compute_leaf_probabilities
 from vision.errors import ListingVisionError
@@ -120,7 +120,7 @@ def test_a_server_is_not_asked_where_it_looked(tmp_path):
 
 @pytest.fixture(scope="module")
 def evaluated(bundle, synthetic_dataset):
-    model = load_judged(bundle.folder)
+    model = load_evaluated_model(bundle.folder)
     rows = Manifest.load(str(synthetic_dataset / "manifest.parquet")).where_split("val")
     return model, predict(rows, model.taxonomy, model.preprocessing, model.infer)
 

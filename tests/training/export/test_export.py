@@ -126,11 +126,11 @@ def test_answers_have_the_natural_frequencies_in_however_the_model_was_trained(s
 
 def test_a_manifest_that_changed_since_training_is_said(trained_run, tmp_path, monkeypatch, caplog):
     changed = shutil.copytree(trained_run.folder, tmp_path / "run")
-    rows = Manifest.load(trained_run.asked()["manifest"])
+    rows = Manifest.load(trained_run.read_settings()["manifest"])
     elsewhere = str(tmp_path / "manifest.parquet")
     table = rows.moved_to(str(tmp_path)).table.to_pylist()
     Manifest.from_rows([*table, {**table[0], "listing_id": "one more"}], str(tmp_path)).save(elsewhere)
-    asked = {**trained_run.asked(), "manifest": elsewhere}
+    asked = {**trained_run.read_settings(), "manifest": elsewhere}
     monkeypatch.setattr(Run, "asked", lambda self: asked)
     monkeypatch.setattr("training.export.export.build_bundle", lambda *args, **kwargs: None)
     export_bundle(Run(changed), tmp_path / "bundle", model_name="x")

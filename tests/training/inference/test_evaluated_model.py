@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 
-from training.inference.evaluated_model import load_judged
+from training.inference.evaluated_model import load_evaluated_model
 from vision.errors import BundleError
 
 
 def test_a_run_and_its_bundle_are_the_same_model(bundle, trained_run):
-    of_run, of_bundle = load_judged(trained_run.folder), load_judged(bundle.folder)
+    of_run, of_bundle = load_evaluated_model(trained_run.folder), load_evaluated_model(bundle.folder)
     assert of_run.taxonomy == of_bundle.taxonomy
     assert of_run.preprocessing == of_bundle.preprocessing
     assert of_run.name == f"run {trained_run.folder}"
@@ -21,4 +21,4 @@ def test_a_run_and_its_bundle_are_the_same_model(bundle, trained_run):
 
 def test_a_folder_that_is_neither(tmp_path):
     with pytest.raises(BundleError, match="is not a model bundle"):
-        load_judged(tmp_path)
+        load_evaluated_model(tmp_path)

@@ -4,7 +4,7 @@ import torch
 
 from tests.support.helpers import create_scene
 from training.recipe import Recipe, Stage
-from training.trainer.augmentation import _CHANGES, _change, distort_batch
+from training.trainer.augmentation import CHANGES, apply_change, distort_batch
 
 
 def recipe(**changes):
@@ -48,14 +48,14 @@ def test_erasing_greys_a_part_of_the_named_size(photos):
     assert ((shares > 0.01) & (shares < 0.23)).all()
 
 
-@pytest.mark.parametrize("change", [name for name in _CHANGES if name not in ("Identity", "Equalize", "AutoContrast")])
+@pytest.mark.parametrize("change", [name for name in CHANGES if name not in ("Identity", "Equalize", "AutoContrast")])
 def test_changes_of_no_strength_change_nothing_and_of_full_strength_do(change):
     photos = torch.randint(0, 255, (2, 3, 48, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(_change(photos, change, 0.0), photos)
-    assert not torch.equal(_change(photos, change, _CHANGES[change][0]), photos)
+    assert torch.equal(apply_change(photos, change, 0.0), photos)
+    assert not torch.equal(apply_change(photos, change, CHANGES[change][0]), photos)
 
 
 def test_geometry_moves_as_pillow_counts_and_leaves_grey_behind(photos):
-    moved = _change(photos[:1], "TranslateX", 8)
+    moved = apply_change(photos[:1], "TranslateX", 8)
     assert torch.equal(moved[..., 8:], photos[:1, ..., :-8])
     assert (moved[..., :8] == 127).all()

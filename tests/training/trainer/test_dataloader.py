@@ -9,7 +9,7 @@ from PIL import Image
 from tests.support.helpers import encode_image
 from training.errors import RunError
 from training.trainer.dataloader import evaluation_batches, training_batches
-from training.trainer.sampler import Draws
+from training.trainer.sampler import ResumableBatchSampler
 from vision.images import Preprocessing, prepare_photo
 from vision.images.gpu_decoding import DeviceDecoder
 from vision.manifest import Manifest, read_photo
@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 
 
 def load_batches(data, recipe, *, num_workers=0, only_crop=False, decode_on=None, **draws):
-    sampler = Draws(*data, recipe, **draws)
+    sampler = ResumableBatchSampler(*data, recipe, **draws)
     loader = training_batches(*data, recipe, sampler, num_workers=num_workers, only_crop=only_crop, decode_on=decode_on)
     return loader, sampler.steps_per_epoch
 
@@ -141,7 +141,7 @@ def test_photos_that_are_no_plain_jpegs_are_decoded_by_the_loader(data, small_re
         assert torch.equal(one.photos_nhwc[by_loader], other.photos_nhwc[by_loader])
         assert_same(one, other, by_at_most=1.0)
 
-    monkeypatch.setattr("training.trainer.dataloader._PHOTOS_JUDGED", 40)
+    monkeypatch.setattr("training.trainer.dataloader.PHOTOS_BEFORE_WARNING", 40)
     all_turned = change_photos(data, tmp_path, lambda _, data: encode_image(Image.open(io.BytesIO(data)), exif=turned))
     device, _ = load_batches(all_turned, small_recipe, only_crop=True, decode_on=CPU)
     loader, _ = load_batches(all_turned, small_recipe, only_crop=True)
@@ -199,22 +199,22 @@ def test_a_device_that_cannot_decode_is_told_with_the_option_that_can(data, smal
 def test_a_device_that_fails_names_the_photos_and_the_way_on(data, small_recipe, monkeypatch):
     loader, _ = load_batches(data, small_recipe, only_crop=True, decode_on=CPU)
 
-    def fail(*_):
+    def fail(*_, **__):
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nmore")
 
-    monkeypatch.setattr(DeviceDecoder, "_decoded", fail)
-    with pytest.raises(RunError, match=r"cpu failed while it decoded 1\d photos \(.*\.jpg, …\): CUDA error.*goes on"):
+    monkeypatch.setattr(DeviceDecoder, "photos", fail)
+    with pytest.raises(RunError, match=r"cpu failed while it decoded 1\d photos \(.*\.jpg, …\): CUDA error.*resume"):
         next(iter(loader))
 
 
 def test_when_nothing_can_be_read_the_photo_is_named(data, small_recipe, tmp_path):
     rows = [{**row, "photo": f"{tmp_path}/gone.jpg"} for row in data[0].table.to_pylist()]
     loader, _ = load_batches((Manifest.from_rows(rows, ""), data[1]), small_recipe)
-    with pytest.raises(RunError, match=r"gone\.jpg cannot be used .*nor can 10 others.*data check"):
+    with pytest.raises(RunError, match=r"gone\.jpg cannot be used .*nor can 10 other photos.*data check"):
         next(iter(loader))
 
 
 def test_too_few_photos_for_a_batch(data, small_recipe):
     few = data[0].take(np.arange(3))
     with pytest.raises(RunError, match="3 training photos do not fill one batch of 16"):
-        Draws(few, data[1], small_recipe)
+        ResumableBatchSampler(few, data[1], small_recipe)

@@ -8,7 +8,7 @@ import torch
 
 from tests.support.helpers import create_small_taxonomy, create_trainer
 from training.errors import RecipeError, RunError
-from training.inference.evaluated_model import load_judged
+from training.inference.evaluated_model import load_evaluated_model
 from training.recipe import load_recipe
 from training.run import Run
 from training.trainer.distillation import Teacher, distillation_losses
@@ -49,12 +49,12 @@ def test_micro_batches_add_up_to_the_step_and_the_brand_is_weighted():
     )
     counted = NumLabelled(0, 0, 4)
 
-    def distilled(rows):
+    def loss_of(rows):
         parts = (Outputs(*(tensor[rows] for tensor in outputs)) for outputs in (mine, taught))
-        return float(loss.distilled(*parts, temperature=2.0, num_labelled=counted))
+        return float(loss.distill(*parts, temperature=2.0, num_labelled=counted))
 
-    whole = distilled(slice(None))
-    assert distilled(slice(0, 1)) + distilled(slice(1, 4)) == pytest.approx(whole)
+    whole = loss_of(slice(None))
+    assert loss_of(slice(0, 1)) + loss_of(slice(1, 4)) == pytest.approx(whole)
     category = distillation_losses(mine.category_logits, taught.category_logits, temperature=2.0).mean()
     brand = distillation_losses(mine.brand_logits, taught.brand_logits, temperature=2.0).mean()
     assert whole == pytest.approx(float(category + 0.5 * brand), rel=1e-5)
@@ -62,16 +62,16 @@ def test_micro_batches_add_up_to_the_step_and_the_brand_is_weighted():
 
 def test_a_teacher_takes_photos_of_any_size_and_has_natural_frequencies_in(bundle):
     photos = torch.from_numpy(bundle.golden.photos_nhwc)
-    judged = load_judged(bundle.folder)
-    plain = create_teacher(judged).answer(photos)
+    judged = load_evaluated_model(bundle.folder)
+    plain = create_teacher(judged).infer(photos)
     np.testing.assert_allclose(plain.category_logits, bundle.golden.category_logits, atol=1e-3)
     smaller = torch.nn.functional.interpolate(photos.permute(0, 3, 1, 2).float(), 48, mode="bilinear")
-    answered = create_teacher(judged).answer(smaller.permute(0, 2, 3, 1))
+    answered = create_teacher(judged).infer(smaller.permute(0, 2, 3, 1))
     assert answered.category_logits.shape == plain.category_logits.shape
 
     prior = tuple(np.linspace(-1, 1, plain.category_logits.shape[1]))
     calibration = dataclasses.replace(judged.calibration, category_log_prior=prior)
-    shifted = create_teacher(dataclasses.replace(judged, calibration=calibration)).answer(photos)
+    shifted = create_teacher(dataclasses.replace(judged, calibration=calibration)).infer(photos)
     np.testing.assert_allclose(shifted.category_logits - plain.category_logits, np.tile(prior, (2, 1)), atol=1e-5)
 
 
@@ -83,14 +83,14 @@ def test_a_teacher_of_another_taxonomy_is_refused(bundle):
 def test_a_run_teaches_like_its_export_unless_its_frequencies_are_not_the_natural_ones(trained_run, bundle, tmp_path):
     photos = torch.from_numpy(bundle.golden.photos_nhwc)
     of_run, of_bundle = (Teacher.load(folder, bundle.taxonomy, CPU) for folder in (trained_run.folder, bundle.folder))
-    np.testing.assert_array_equal(*(teacher.answer(photos).category_logits for teacher in (of_run, of_bundle)))
+    np.testing.assert_array_equal(*(teacher.infer(photos).category_logits for teacher in (of_run, of_bundle)))
     assert (of_run.version, of_bundle.version) == (bundle.info.model_version,) * 2
 
     shutil.copytree(trained_run.folder, tmp_path / "run")
     asked = json.loads((tmp_path / "run" / "run.json").read_text())
     asked["recipe"]["long_tail"] = "logit_adjustment"
     (tmp_path / "run" / "run.json").write_text(json.dumps(asked))
-    with pytest.raises(RunError, match="export it, and give the bundle"):
+    with pytest.raises(RunError, match="export it and give the bundle"):
         Teacher.load(tmp_path / "run", bundle.taxonomy, CPU)
 
 
@@ -105,7 +105,7 @@ def distilled_run(tmp_path_factory, synthetic_dataset, small_recipe, bundle):
 
 def test_a_student_without_labels_of_its_own_learns_to_answer_like_its_teacher(distilled_run, bundle):
     photos = torch.from_numpy(bundle.golden.photos_nhwc)
-    taught = Teacher.load(bundle.folder, bundle.taxonomy, CPU).answer(photos)
+    taught = Teacher.load(bundle.folder, bundle.taxonomy, CPU).infer(photos)
     with torch.inference_mode():
         answered = distilled_run.load_model()(photos)
     student = distillation_losses(answered.category_logits, taught.category_logits, temperature=1.0).mean()
@@ -116,7 +116,7 @@ def test_a_student_without_labels_of_its_own_learns_to_answer_like_its_teacher(d
 
 
 def test_a_run_says_who_taught_it_and_goes_on_with_nobody_else(distilled_run, synthetic_dataset, bundle):
-    assert distilled_run.asked()["teacher"] == bundle.info.model_version
+    assert distilled_run.read_settings()["teacher"] == bundle.info.model_version
     trainer = create_trainer(
         distilled_run.folder, synthetic_dataset, distilled_run.recipe, teacher=distilled_run.folder
     )

@@ -30,7 +30,7 @@ def test_a_run_holds_what_it_was_made_of(trained_run, small_recipe):
     assert [record["photo_px"] for record in records] == [48, 64, 64]
     assert 0 <= records[-1]["val_leaf_top1"] <= 1
     assert records[-1]["loss"] < records[0]["loss"]
-    assert trained_run.asked()["versions"]["torch"] == torch.__version__
+    assert trained_run.read_settings()["versions"]["torch"] == torch.__version__
 
 
 def weights(run):
@@ -115,7 +115,7 @@ def test_other_data_under_the_same_name_is_refused(synthetic_dataset, small_reci
 
 def test_a_loss_that_is_not_finite_changes_no_weight(synthetic_dataset, small_recipe, tmp_path):
     trainer = create_trainer(tmp_path, synthetic_dataset, small_recipe)
-    model = trainer.learner.model
+    model = trainer.train_step.model
     with torch.no_grad():
         model.category_head.weight.fill_(float("nan"))
     before = {name: p.clone() for name, p in model.named_parameters()}
@@ -176,8 +176,8 @@ def test_decoding_on_the_device_trains_and_goes_on_as_if_unbroken(synthetic_data
     records = whole.metrics()
     assert records[-1]["loss"] < records[0]["loss"]
     broken = create_trainer(tmp_path / "broken", synthetic_dataset, small_recipe, decode_on="device")
-    step = broken.learner.step
-    broken.learner.step = lambda number, *more: (number == 3 and broken.stop(), step(number, *more))[1]
+    step = broken.train_step.run
+    broken.train_step.run = lambda number, *more: (number == 3 and broken.stop(), step(number, *more))[1]
     broken.run()
     assert broken.interrupted
     resumed = weights(train_run(tmp_path / "broken", synthetic_dataset, small_recipe, decode_on="device"))
@@ -206,7 +206,7 @@ def test_a_linear_probe_decodes_each_photo_once(synthetic_dataset, tmp_path, mon
     assert records[-1]["loss"] < 0.5 * records[0]["loss"]
     assert len(list((tmp_path / "run" / "features").glob("*"))) == 1
     before = Run(tmp_path / "run").load_model().backbone.state_dict()
-    fresh = create_trainer(tmp_path / "other", synthetic_dataset, recipe).learner.model.backbone.state_dict()
+    fresh = create_trainer(tmp_path / "other", synthetic_dataset, recipe).train_step.model.backbone.state_dict()
     assert all(torch.equal(before[name], fresh[name]) for name in fresh)
 
 

@@ -8,7 +8,7 @@ from PIL import Image, ImageCms
 import vision.images.gpu_decoding
 from tests.support.helpers import create_scene, encode_image
 from training.recipe import Recipe, Stage
-from training.trainer.augmentation import crop_of
+from training.trainer.augmentation import create_crop
 from vision.errors import DeviceCannotDecode
 from vision.images import Preprocessing, decode_photo, prepare_photo
 from vision.images.gpu_decoding import Box, DeviceDecoder, find_plain_crop
@@ -21,13 +21,13 @@ NONE = torch.empty(0, 0, 0, 3, dtype=torch.uint8)
 
 def find_crop(data, seed=0):
     torch.manual_seed(seed)
-    crop = crop_of(RECIPE, 48)
+    crop = create_crop(RECIPE, 48)
     return find_plain_crop(data, at_least_px=AT_LEAST_PX, box_of=lambda photo: Box(**crop.make_params([photo])))
 
 
 def decode_with_pillow(data, seed=0):
     torch.manual_seed(seed)
-    photo = crop_of(RECIPE, 48)(Image.fromarray(decode_photo(data, at_least_px=AT_LEAST_PX)))
+    photo = create_crop(RECIPE, 48)(Image.fromarray(decode_photo(data, at_least_px=AT_LEAST_PX)))
     return torch.from_numpy(np.array(photo))
 
 
