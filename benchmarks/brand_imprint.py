@@ -21,7 +21,7 @@ import numpy.typing as npt
 import torch
 
 from benchmarks.common import BUILD, find_grocery_source, run_cli, write_result
-from training.export.add_brand import imprint, taxonomy_with_brand
+from training.export.add_brand import extend_taxonomy, imprint
 from training.inference.features import extract_features
 from training.recipe import Recipe, Stage, load_recipe
 from training.run import Run
@@ -92,7 +92,7 @@ def imprint_brands(
     rng = np.random.default_rng(draw)
     for name in HELD_OUT:
         rows = rng.choice([row for row, brand in enumerate(brands) if brand == name], NUM_PHOTOS, replace=False)
-        model, taxonomy = imprint(model, embeddings[rows]), taxonomy_with_brand(taxonomy, name)
+        model, taxonomy = imprint(model, embeddings[rows]), extend_taxonomy(taxonomy, name)
     return model, taxonomy
 
 

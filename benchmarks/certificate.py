@@ -23,7 +23,7 @@ from benchmarks.common import BUILD, find_grocery_source, run_cli, write_result
 from training.calibration.calibrate import calibrate
 from training.calibration.certify import Guarantee
 from training.data.synthetic import create_synthetic_dataset
-from training.evaluation.ground_truth import judge_paths, listing_labels, truth_by_depth
+from training.evaluation.ground_truth import build_ground_truth, evaluate_paths, merge_listing_labels
 from training.inference.predictions import Predictions, predict
 from vision.bundle import Bundle, load_bundle
 from vision.calibration import BRAND_FIELD, Calibration, field_name
@@ -101,7 +101,7 @@ def train_model(name: str, manifest: Path, run: Path | None) -> Bundle:
 
 def fuse_listings(predictions: Predictions, calibration: Calibration) -> Predictions:
     """One row a listing, fused as the calibration says: what is drawn from."""
-    groups, labels = predictions.groups, listing_labels(predictions.labels, predictions.groups)
+    groups, labels = predictions.groups, merge_listing_labels(predictions.labels, predictions.groups)
     return dataclasses.replace(
         predictions,
         category_logits=fuse_logits(predictions.category_logits, groups, how="mean"),
@@ -136,8 +136,8 @@ class EvaluatedListings:
             listings.category_logits, listings.brand_logits, listings.groups,
             taxonomy=self.taxonomy, calibration=calibration,
         )  # fmt: skip
-        truth = truth_by_depth(listing_labels(listings.labels, listings.groups), self.taxonomy)
-        verdicts = judge_paths(self.predictions.paths, truth)
+        truth = build_ground_truth(merge_listing_labels(listings.labels, listings.groups), self.taxonomy)
+        verdicts = evaluate_paths(self.predictions.paths, truth)
         brand_known = truth.brands != -1
         brand_right = brand_known & (self.predictions.brands.labels == truth.brands)
         # (N, D + 1), the brand last, as `compute_prefilled` has it.

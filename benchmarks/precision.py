@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import BUILD, find_grocery_source, run_cli, write_result
-from training.evaluation.ground_truth import truth_by_depth
-from training.export.precision import convert_bundle, model_speeds
+from training.evaluation.ground_truth import build_ground_truth
+from training.export.precision import convert_bundle, measure_onnx_speeds
 from training.inference.forward import onnx_forward
 from training.inference.predictions import predict
 from vision.bundle import Bundle, load_bundle
@@ -27,7 +27,7 @@ FOLDER = BUILD / "precision"
 def measure_top1(bundle: Bundle, manifest: Manifest, split: str) -> float:
     rows = manifest.where_split(split)
     answers = predict(rows, bundle.taxonomy, bundle.info.preprocessing, onnx_forward(bundle.onnx_path))
-    leaves = truth_by_depth(answers.labels, bundle.taxonomy).leaves
+    leaves = build_ground_truth(answers.labels, bundle.taxonomy).leaves
     return float((answers.category_logits.argmax(axis=1) == leaves)[leaves >= 0].mean())
 
 
@@ -36,7 +36,7 @@ def measure_speeds(bundles: dict[str, Bundle]) -> dict[str, float]:
     rates: dict[str, list[float]] = {name: [] for name in bundles}
     for _ in range(5):
         for name, bundle in bundles.items():
-            found = model_speeds({name: bundle.onnx_path}, bundle.golden.photos_nhwc, rounds=1, seconds=2.0)
+            found = measure_onnx_speeds({name: bundle.onnx_path}, bundle.golden.photos_nhwc, rounds=1, seconds=2.0)
             rates[name].append(found[name])
     return {name: float(np.median(found)) for name, found in rates.items()}
 

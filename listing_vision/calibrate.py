@@ -53,7 +53,7 @@ def calibrate(
     """
     from training.calibration.certify import Guarantee
     from training.calibration.splits import split_calibration_rows
-    from training.export.model_card import guarantee_lines
+    from training.export.model_card import format_guarantees
     from training.export.recalibrate import recalibrate
     from training.inference.predictions import Predictions, predict
     from vision.manifest import Manifest
@@ -89,7 +89,7 @@ def calibrate(
             backend=engine.backend,
             guarantee=guarantee,
         )
-    for line in guarantee_lines(written.calibration):
+    for line in format_guarantees(written.calibration):
         typer.echo(line)
     typer.echo(f"bundle {output}: {written.info.model_name} {written.info.model_version}, calibrated on {split}")
 

@@ -17,7 +17,7 @@ import serving.observability.metrics  # noqa: F401  registers what a gateway pro
 from serving.supervisor.supervisor import ServeOptions, Supervisor
 from serving.triton.process import LocalTriton
 from tests.conftest import ROOT
-from training.outcomes.report import PROMISE_METRICS
+from training.outcomes.report import GUARANTEE_METRICS
 
 RULES = ROOT / "deploy" / "prometheus" / "alerts.yml"
 DASHBOARD = json.loads((ROOT / "deploy" / "grafana" / "dashboards" / "listing-vision.json").read_text())
@@ -55,7 +55,7 @@ def test_rules_and_dashboard_name_only_metrics_that_are_exported(bundle, triton_
     ours = {sample for family in prometheus_client.REGISTRY.collect() for sample in _samples(family)}
     supervisor = Supervisor(ServeOptions(bundle=bundle.folder))
     ours |= set(_find_types(supervisor.status_pages["/metrics"]().body.decode()))
-    ours |= set(PROMISE_METRICS)
+    ours |= set(GUARANTEE_METRICS)
     asyncio.run(supervisor.stop())
     triton = LocalTriton(bundle, triton_installation)
     triton.start()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from training.comparison.common_listings import PhotoLogits, SharedListings, shared_labels
+from training.comparison.common_listings import CommonListings, PhotoLogits, match_labels
 from training.comparison.compare import compare
 from training.inference.evaluated_model import EvaluatedModel
 from vision.calibration import Calibration, FieldGuarantee
@@ -36,7 +36,7 @@ def model(taxonomy, *, thresholds=None, infer=None, input_px=32) -> EvaluatedMod
     )
 
 
-def create_listings(rows, a, b, *, photo="{}.jpg") -> SharedListings:
+def create_listings(rows, a, b, *, photo="{}.jpg") -> CommonListings:
     """A listing of one photo a row.
 
     Args:
@@ -50,10 +50,10 @@ def create_listings(rows, a, b, *, photo="{}.jpg") -> SharedListings:
         ],
         "",
     )
-    return SharedListings(
+    return CommonListings(
         a=_logits([row[2] for row in rows], a.taxonomy),
         b=_logits([row[3] for row in rows], b.taxonomy),
-        labels=shared_labels(manifest, a.taxonomy, b.taxonomy),
+        labels=match_labels(manifest, a.taxonomy, b.taxonomy),
         groups=manifest.listing_groups(),
         listing_ids=tuple(manifest.column("listing_id").to_pylist()),
         photo_urls=tuple(manifest.photo_url(row) for row in range(len(manifest))),

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from scipy.stats import binom
 
 from training.calibration.splits import CalibrationListings
-from training.evaluation.ground_truth import judge_paths
+from training.evaluation.ground_truth import evaluate_paths
 from training.statistics.estimates import clopper_pearson_upper
 from vision.calibration import BRAND_FIELD, Calibration, FieldGuarantee, field_name
 from vision.decision import compute_brand_scores, compute_path_scores
@@ -187,8 +187,8 @@ def certify_all(
         alphas = [guarantee.alpha_category] * taxonomy.max_depth + [guarantee.alpha_brand]
         return [_leave_uncertified(name, alpha, delta, reason) for name, alpha in zip(names, alphas, strict=True)]
     tune_predictions, predictions = (part.predict(taxonomy, fitted) for part in (tune, tested))
-    tune_known = judge_paths(tune_predictions.paths, tune.truth).known
-    verdicts = judge_paths(predictions.paths, tested.truth)
+    tune_known = evaluate_paths(tune_predictions.paths, tune.truth).known
+    verdicts = evaluate_paths(predictions.paths, tested.truth)
     tune_scores, scores = (compute_path_scores(a.paths, taxonomy) for a in (tune_predictions, predictions))
     fields: list[FieldGuarantee] = []
     floor = -math.inf

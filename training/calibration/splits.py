@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from training.evaluation.ground_truth import Truth, listing_labels, truth_by_depth
+from training.evaluation.ground_truth import GroundTruth, build_ground_truth, merge_listing_labels
 from training.inference.predictions import Predictions
 from vision.calibration import Calibration
 from vision.decision import ListingPredictions, predict_listings
@@ -29,7 +29,7 @@ class CalibrationListings:
     """(P, B)."""
     groups: npt.NDArray[np.int64]
     """(P,) 0…N-1."""
-    truth: Truth
+    truth: GroundTruth
 
     @classmethod
     def from_predictions(
@@ -40,8 +40,8 @@ class CalibrationListings:
             chosen = np.ones(len(predictions.listing_ids), dtype=bool)
         photos = chosen[predictions.groups]
         groups = (np.cumsum(chosen) - 1)[predictions.groups[photos]]
-        labels = listing_labels(predictions.labels, predictions.groups)
-        truth = truth_by_depth(
+        labels = merge_listing_labels(predictions.labels, predictions.groups)
+        truth = build_ground_truth(
             Labels(category_nodes=labels.category_nodes[chosen], brands=labels.brands[chosen]), taxonomy
         )
         return cls(predictions.category_logits[photos], predictions.brand_logits[photos], groups, truth)

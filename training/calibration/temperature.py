@@ -9,7 +9,7 @@ import numpy.typing as npt
 from scipy.optimize import minimize_scalar
 
 from training.calibration.splits import CalibrationListings
-from training.evaluation.ground_truth import Truth
+from training.evaluation.ground_truth import GroundTruth
 from vision.decision import fuse_logits, softmax
 from vision.taxonomy import Taxonomy
 
@@ -37,7 +37,9 @@ def fit_temperature(logits: npt.NDArray[np.floating], labels: npt.NDArray[np.int
     return math.exp(float(result.x))
 
 
-def fit_depth_temperatures(leaves: npt.NDArray[np.floating], truth: Truth, taxonomy: Taxonomy) -> tuple[float, ...]:
+def fit_depth_temperatures(
+    leaves: npt.NDArray[np.floating], truth: GroundTruth, taxonomy: Taxonomy
+) -> tuple[float, ...]:
     """The temperature of each depth, for a node's share among its siblings given that their parent is right.
 
     Minimises the negative log-likelihood of each depth by itself, shrunk towards 1 where listings are few, in [1/3, 3];

@@ -38,7 +38,7 @@ def add(
 
     Example: listing-vision brand add --bundle bundles/shop --name Oatly --output bundles/shop-oatly oatly/*.jpg
     """
-    from training.export.add_brand import add_brand, brand_shifts
+    from training.export.add_brand import add_brand, compute_brand_shifts
     from vision.bundle import load_bundle
     from vision.manifest import Manifest
 
@@ -57,7 +57,7 @@ def add(
     )
     typer.echo(f"written: {output}; brand is suggested, not filled in, until `listing-vision calibrate` has run")
     if rows is not None:
-        typer.echo(_table(brand_shifts(source, added.bundle, rows), added.brand.name))
+        typer.echo(_table(compute_brand_shifts(source, added.bundle, rows), added.brand.name))
 
 
 def _read(paths: list[Path]) -> dict[str, bytes]:

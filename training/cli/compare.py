@@ -33,25 +33,25 @@ def compare(
 
     Example: listing-vision compare bundles/old bundles/new data/grocery/manifest.parquet --gate gate.toml
     """
-    from training.comparison.common_listings import answer_both
+    from training.comparison.common_listings import predict_both
     from training.comparison.compare import compare as compare_answers
     from training.comparison.gate import load_gate
-    from training.comparison.html_report import comparison_page
+    from training.comparison.html_report import render_comparison
     from training.comparison.text_report import (
         ComparedModels,
         GateVerdict,
-        comparison_json,
-        comparison_table,
-        verdict_lines,
+        build_comparison_json,
+        format_comparison,
+        format_verdict,
     )
-    from training.evaluation.evaluate import without_nan
+    from training.evaluation.evaluate import replace_nan
     from training.inference.evaluated_model import load_evaluated_model
     from vision.manifest import Manifest
 
     rules = load_gate(gate) if gate else None
     rows = Manifest.load(manifest).where_split(split)
     model_a, model_b = load_evaluated_model(a), load_evaluated_model(b)
-    listings = answer_both(rows, model_a, model_b)
+    listings = predict_both(rows, model_a, model_b)
     for photo in listings.unusable:
         _log.warning("not used: %s", photo)
     comparison = compare_answers(model_a, model_b, listings)
@@ -64,16 +64,16 @@ def compare(
         manifest=manifest,
         split=split,
     )
-    typer.echo(comparison_table(compared, comparison, listings))
+    typer.echo(format_comparison(compared, comparison, listings))
     if output:
         output.mkdir(parents=True, exist_ok=True)
-        figures = without_nan(comparison_json(compared, comparison, listings, verdict))
+        figures = replace_nan(build_comparison_json(compared, comparison, listings, verdict))
         text = json.dumps(figures, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         (output / "compare.json").write_text(text, encoding="utf-8")
-        page = comparison_page(compared, comparison, listings, verdict, max_shown=_MAX_SHOWN)
+        page = render_comparison(compared, comparison, listings, verdict, max_shown=_MAX_SHOWN)
         (output / "compare.html").write_text(page, encoding="utf-8")
         typer.echo(f"written: {output / 'compare.json'}, {output / 'compare.html'} (with photos)")
     if verdict:
-        typer.echo("\n".join(verdict_lines(verdict)))
+        typer.echo("\n".join(format_verdict(verdict)))
         if not verdict.passed:
             raise typer.Exit(EXIT_GATE_NOT_PASSED)

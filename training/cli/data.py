@@ -196,7 +196,7 @@ def suspects(
     import torch
 
     from training.data.label_errors import find_suspects, write_csv
-    from training.data.label_errors_page import suspects_page
+    from training.data.label_errors_page import render_suspects
     from training.inference.features import extract_features, load_embedder
     from vision.manifest import Manifest
 
@@ -209,7 +209,7 @@ def suspects(
         _log.warning("not used: %s", photo)
     found = find_suspects(loaded, tree, features, num_folds=folds)
     write_csv(found, output / "suspects.csv")
-    page = suspects_page(found, title=f"Suspected labels of {manifest}", max_shown=max_shown)
+    page = render_suspects(found, title=f"Suspected labels of {manifest}", max_shown=max_shown)
     (output / "suspects.html").write_text(page, encoding="utf-8")
     for part in found:
         typer.echo(_summarize(part))

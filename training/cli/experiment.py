@@ -39,13 +39,13 @@ def report(
     Example: listing-vision experiment report outcomes --bundle a --bundle b --share 1f0a9c2e.5d21b7=0.95
     """
     from training.outcomes.report import format_metrics, format_report, make_report
-    from training.outcomes.tables import opened_tables
+    from training.outcomes.tables import open_tables
     from vision.bundle import load_bundle
 
     shares = dict(_share(text) for text in share or ())
     bundles = [load_bundle(folder) for folder in bundle]
     promises = {loaded.release: loaded.calibration for loaded in bundles}
-    with opened_tables(outcomes, {loaded.release: loaded.taxonomy for loaded in bundles}) as tables:
+    with open_tables(outcomes, {loaded.release: loaded.taxonomy for loaded in bundles}) as tables:
         made = make_report(tables, promises=promises, control=control, shares=shares, days=days)
     typer.echo(format_report(made))
     if output:
@@ -70,14 +70,14 @@ def from_outcomes(
 
     Example: listing-vision data from-outcomes outcomes --photos all.parquet --taxonomy taxonomy.json --output data/2
     """
-    from training.outcomes.manifest import manifest_of_outcomes
-    from training.outcomes.tables import opened_tables
+    from training.outcomes.manifest import build_outcome_manifests
+    from training.outcomes.tables import open_tables
     from vision.manifest import Manifest
     from vision.taxonomy import Taxonomy
 
     tree = Taxonomy.load(taxonomy)
-    with opened_tables(outcomes, {"": tree}) as tables:
-        made = manifest_of_outcomes(tables, Manifest.load(photos), tree)
+    with open_tables(outcomes, {"": tree}) as tables:
+        made = build_outcome_manifests(tables, Manifest.load(photos), tree)
     output.mkdir(parents=True, exist_ok=True)
     tree.save(output / "taxonomy.json")
     for name, manifest in (("manifest", made.shown), ("unseen", made.unseen)):

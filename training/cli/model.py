@@ -73,7 +73,7 @@ def evaluate(
     Example: listing-vision evaluate bundles/grocery data/grocery/manifest.parquet --output reports/grocery
     """
     from training.evaluation.evaluate import evaluate as judge
-    from training.evaluation.evaluate import format_table, pseudo_listings
+    from training.evaluation.evaluate import format_table, group_pseudo_listings
     from training.evaluation.long_tail import count_training_leaves
     from training.evaluation.report import write_report
     from training.inference.evaluated_model import load_evaluated_model
@@ -88,7 +88,7 @@ def evaluate(
         _log.warning("not used: %s", photo)
     groups = None
     if photos_per_listing:
-        groups = pseudo_listings(predictions.labels, num_photos=photos_per_listing, seed=0)
+        groups = group_pseudo_listings(predictions.labels, num_photos=photos_per_listing, seed=0)
     figures = judge(
         predictions,
         taxonomy=judged.taxonomy,
@@ -99,10 +99,10 @@ def evaluate(
     typer.echo(format_table(figures))
 
     def compute_examples() -> "Sequence[GradcamExample]":
-        from training.evaluation.gradcam import gradcam_examples
+        from training.evaluation.gradcam import choose_examples
 
         try:
-            return gradcam_examples(predictions, judged)
+            return choose_examples(predictions, judged)
         except ListingVisionError as error:  # captum is an extra; the rest of the page is useful without it
             _log.warning("the report shows no heat maps: %s", error)
             return ()
@@ -122,7 +122,7 @@ def export(
     Example: listing-vision export runs/grocery --output bundles/grocery
     """
     from training.export.export import export_bundle
-    from training.export.model_card import guarantee_lines
+    from training.export.model_card import format_guarantees
     from training.run import Run
 
     bundle = export_bundle(Run(run), output, model_name=name)
@@ -130,7 +130,7 @@ def export(
         parity = bundle.info.parity[export_name]
         worst = max(parity["max_abs_difference"].values())
         typer.echo(f"{export_name}: largest difference {worst:.2g} on {bundle.info.parity['photos']}")
-    for line in guarantee_lines(bundle.calibration):
+    for line in format_guarantees(bundle.calibration):
         typer.echo(line)
     typer.echo(f"bundle {output}: {bundle.info.model_name} {bundle.info.model_version}")
     typer.echo(f"next: listing-vision serve {output}")
@@ -151,7 +151,7 @@ def convert(
 
     Example: listing-vision convert bundles/grocery data/grocery/manifest.parquet --precision int8 --output bundles/int8
     """
-    from training.export.model_card import guarantee_lines
+    from training.export.model_card import format_guarantees
     from training.export.precision import convert_bundle
     from vision.bundle import load_bundle
     from vision.manifest import Manifest
@@ -168,6 +168,6 @@ def convert(
     typer.echo(f"{precision} by {found['how']}: {gained}")
     for name, rate in found["photos_per_s_one_thread"].items():
         typer.echo(f"{name}: {rate:.1f} photos/s, the model alone on one thread")
-    for line in guarantee_lines(written.calibration):
+    for line in format_guarantees(written.calibration):
         typer.echo(line)
     typer.echo(f"bundle {output}: {written.info.model_name} {written.info.model_version}")

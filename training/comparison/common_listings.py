@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from training.evaluation.ground_truth import listing_labels
+from training.evaluation.ground_truth import merge_listing_labels
 from training.inference.evaluated_model import EvaluatedModel
 from training.inference.predictions import iterate_usable_photos
 from vision.errors import ManifestError
@@ -20,7 +20,7 @@ from vision.images import Preprocessing
 from vision.manifest import UNLABELLED, Labels, Manifest
 from vision.taxonomy import OTHER_BRAND, Taxonomy
 
-__all__ = ["LeftOut", "PhotoLogits", "SharedLabels", "SharedListings", "answer_both", "shared_labels"]
+__all__ = ["CommonLabels", "CommonListings", "ExcludedLabel", "PhotoLogits", "match_labels", "predict_both"]
 
 Ints = npt.NDArray[np.int64]
 _Find = Callable[[str], str | None]
@@ -30,7 +30,7 @@ Reason = Literal[
 
 
 @dataclass(frozen=True, kw_only=True)
-class LeftOut:
+class ExcludedLabel:
     """A label whose listings the models cannot be compared on."""
 
     field: Literal["category", "brand"]
@@ -54,7 +54,7 @@ class _Known(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SharedLabels:
+class CommonLabels:
     """The labels of N listings, in each model's own indices."""
 
     in_a: Labels
@@ -64,7 +64,7 @@ class SharedLabels:
     """(N,) labelled with a category that both know by one id."""
     brands_shared: npt.NDArray[np.bool_]
     """(N,) labelled with a brand that both know by one id, or that neither knows: `OTHER_BRAND` for both."""
-    left_out: tuple[LeftOut, ...]
+    left_out: tuple[ExcludedLabel, ...]
 
 
 class PhotoLogits(NamedTuple):
@@ -75,12 +75,12 @@ class PhotoLogits(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SharedListings:
+class CommonListings:
     """Answers of both models for the photos that both could use, in the manifest's order."""
 
     a: PhotoLogits
     b: PhotoLogits
-    labels: SharedLabels
+    labels: CommonLabels
     groups: Ints
     """(P,) listing number 0…N-1."""
     listing_ids: tuple[str, ...]
@@ -101,7 +101,7 @@ class SharedListings:
         return order, np.searchsorted(self.groups[order], np.arange(len(self.listing_ids) + 1))
 
 
-def answer_both(manifest: Manifest, a: EvaluatedModel, b: EvaluatedModel, *, batch_size: int = 64) -> SharedListings:
+def predict_both(manifest: Manifest, a: EvaluatedModel, b: EvaluatedModel, *, batch_size: int = 64) -> CommonListings:
     """Decode and classify every photo; once for both models where they have the same preprocessing.
 
     Raises:
@@ -124,7 +124,7 @@ def answer_both(manifest: Manifest, a: EvaluatedModel, b: EvaluatedModel, *, bat
     groups = used.listing_groups()
     firsts = np.unique(groups, return_index=True)[1]
     ids = used.column("listing_id").to_pylist()
-    return SharedListings(
+    return CommonListings(
         a=PhotoLogits(of_a.category[from_a], of_a.brand[from_a]),
         b=PhotoLogits(of_b.category[from_b], of_b.brand[from_b]),
         labels=_of_listings(categories, brands, kept, groups),
@@ -135,7 +135,7 @@ def answer_both(manifest: Manifest, a: EvaluatedModel, b: EvaluatedModel, *, bat
     )
 
 
-def shared_labels(manifest: Manifest, a: Taxonomy, b: Taxonomy) -> SharedLabels:
+def match_labels(manifest: Manifest, a: Taxonomy, b: Taxonomy) -> CommonLabels:
     """The labels of the manifest's listings as two taxonomies see them."""
     every = np.arange(len(manifest))
     return _of_listings(
@@ -267,9 +267,9 @@ def _require_common(categories: _Known, brands: _Known, a: EvaluatedModel, b: Ev
     )
 
 
-def _of_listings(categories: _Known, brands: _Known, rows: Ints, groups: Ints) -> SharedLabels:
-    codes = listing_labels(Labels(category_nodes=categories.codes[rows], brands=brands.codes[rows]), groups)
-    left_out: list[LeftOut] = []
+def _of_listings(categories: _Known, brands: _Known, rows: Ints, groups: Ints) -> CommonLabels:
+    codes = merge_listing_labels(Labels(category_nodes=categories.codes[rows], brands=brands.codes[rows]), groups)
+    left_out: list[ExcludedLabel] = []
     shared = []
     for field, known, of_listing in (
         ("category", categories, codes.category_nodes),
@@ -281,14 +281,14 @@ def _of_listings(categories: _Known, brands: _Known, rows: Ints, groups: Ints) -
             reason = known.reasons[code]
             if reason:
                 left_out.append(
-                    LeftOut(
+                    ExcludedLabel(
                         field="brand" if field == "brand" else "category",
                         label=known.texts[code],
                         reason=reason,
                         num_listings=num,
                     )
                 )
-    return SharedLabels(
+    return CommonLabels(
         in_a=_indices(categories.in_a, brands.in_a, codes),
         in_b=_indices(categories.in_b, brands.in_b, codes),
         categories_shared=shared[0],

@@ -10,10 +10,16 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from training.comparison.common_listings import LeftOut, PhotoLogits, SharedListings
-from training.evaluation.ground_truth import Truth, judge_paths, truth_by_depth
+from training.comparison.common_listings import CommonListings, ExcludedLabel, PhotoLogits
+from training.evaluation.ground_truth import GroundTruth, build_ground_truth, evaluate_paths
 from training.inference.evaluated_model import EvaluatedModel
-from training.statistics.paired import Difference, difference, holm, resampled_interval, small_sample_interval
+from training.statistics.paired import (
+    Difference,
+    adjust_holm,
+    bootstrap_difference,
+    bound_small_sample,
+    count_differences,
+)
 from vision.calibration import BRAND_FIELD, Calibration, field_name
 from vision.decision import ListingPredictions, compute_prefilled, predict_listings
 from vision.manifest import Labels
@@ -25,11 +31,11 @@ __all__ = [
     "Comparison",
     "Coverage",
     "CoverageChange",
+    "EvaluatedListings",
     "FieldChange",
     "Flip",
-    "Judged",
     "compare",
-    "judge",
+    "evaluate_listings",
 ]
 
 LEAF = "leaf"
@@ -41,7 +47,7 @@ Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judged:
+class EvaluatedListings:
     """One model's answers for N listings beside the truth, in its own indices."""
 
     taxonomy: Taxonomy
@@ -49,7 +55,7 @@ class Judged:
     answers: ListingPredictions
     filled: Bools
     """(N, D + 1); the brand in the last column."""
-    truth: Truth
+    truth: GroundTruth
 
     @property
     def leaf_nodes(self) -> Ints:
@@ -123,7 +129,7 @@ class Flip:
 
     field: Literal["category", "brand"]
     listing: int
-    """Its number in `SharedListings`."""
+    """Its number in `CommonListings`."""
     won: bool
     """B is right; otherwise A is."""
     truth: str
@@ -145,13 +151,13 @@ class Comparison:
     coverage: tuple[CoverageChange, ...]
     flips: tuple[Flip, ...]
     """Lost ones before won ones, the surest mistakes first."""
-    left_out: tuple[LeftOut, ...]
+    left_out: tuple[ExcludedLabel, ...]
 
     def field(self, name: str) -> FieldChange:
         return next(field for field in self.fields if field.name == name)
 
 
-def judge(model: EvaluatedModel, logits: PhotoLogits, groups: Ints, labels: Labels) -> Judged:
+def evaluate_listings(model: EvaluatedModel, logits: PhotoLogits, groups: Ints, labels: Labels) -> EvaluatedListings:
     """What serving would answer and fill in, beside the truth.
 
     Args:
@@ -160,24 +166,24 @@ def judge(model: EvaluatedModel, logits: PhotoLogits, groups: Ints, labels: Labe
     """
     taxonomy, calibration = model.taxonomy, model.calibration
     answers = predict_listings(logits.category, logits.brand, groups, taxonomy=taxonomy, calibration=calibration)
-    return Judged(
+    return EvaluatedListings(
         taxonomy=taxonomy,
         calibration=calibration,
         answers=answers,
         filled=compute_prefilled(answers, taxonomy=taxonomy, calibration=calibration),
-        truth=truth_by_depth(labels, taxonomy),
+        truth=build_ground_truth(labels, taxonomy),
     )
 
 
-def compare(a: EvaluatedModel, b: EvaluatedModel, listings: SharedListings, *, seed: int = 0) -> Comparison:
+def compare(a: EvaluatedModel, b: EvaluatedModel, listings: CommonListings, *, seed: int = 0) -> Comparison:
     """All figures of B against A.
 
     A leaf is compared where the true category is a leaf of both taxonomies; a depth, where both have the same true
     node there; a brand, where both know it, or neither does.
     """
     labels = listings.labels
-    of_a = judge(a, listings.a, listings.groups, labels.in_a)
-    of_b = judge(b, listings.b, listings.groups, labels.in_b)
+    of_a = evaluate_listings(a, listings.a, listings.groups, labels.in_a)
+    of_b = evaluate_listings(b, listings.b, listings.groups, labels.in_b)
     leaf = labels.categories_shared & (of_a.truth.leaves >= 0) & (of_b.truth.leaves >= 0)
     leaf_right = [_leaf_right(judged) & leaf for judged in (of_a, of_b)]
     brand_right = [(j.answers.brands.labels == j.truth.brands) & labels.brands_shared for j in (of_a, of_b)]
@@ -195,7 +201,7 @@ def compare(a: EvaluatedModel, b: EvaluatedModel, listings: SharedListings, *, s
     )
 
 
-def _leaf_right(judged: Judged) -> Bools:
+def _leaf_right(judged: EvaluatedListings) -> Bools:
     true_nodes = np.append(_leaf_node_of(judged.taxonomy), _NO_NODE)[judged.truth.leaves]
     return np.asarray(judged.leaf_nodes == true_nodes, dtype=np.bool_)
 
@@ -205,11 +211,11 @@ def _leaf_node_of(taxonomy: Taxonomy) -> Ints:
 
 
 def _field(name: str, compared: Bools, right_a: Bools, right_b: Bools, *, seed: int) -> FieldChange:
-    counts = difference(right_a[compared], right_b[compared])
-    return FieldChange(name=name, counts=counts, interval=resampled_interval(counts, seed=seed))
+    counts = count_differences(right_a[compared], right_b[compared])
+    return FieldChange(name=name, counts=counts, interval=bootstrap_difference(counts, seed=seed))
 
 
-def _depths(a: Judged, b: Judged, shared: Bools) -> Iterator[tuple[str, Bools, Bools, Bools]]:
+def _depths(a: EvaluatedListings, b: EvaluatedListings, shared: Bools) -> Iterator[tuple[str, Bools, Bools, Bools]]:
     """Name of each depth that both have, which listings it is compared on, and who is right."""
     in_a = [a.taxonomy.node_index.get(category.id, _NOT_IN_A) for category in b.taxonomy.categories]
     to_a = np.array([*in_a, _NO_NODE])
@@ -220,19 +226,19 @@ def _depths(a: Judged, b: Judged, shared: Bools) -> Iterator[tuple[str, Bools, B
         yield field_name(depth + 1), compared, right_a & compared, right_b & compared
 
 
-def _categories(a: Judged, compared: Bools, right_a: Bools, right_b: Bools) -> tuple[CategoryChange, ...]:
+def _categories(a: EvaluatedListings, compared: Bools, right_a: Bools, right_b: Bools) -> tuple[CategoryChange, ...]:
     truth = a.truth.leaves
     counted = []
     for leaf in np.unique(truth[compared]).tolist():
         rows = compared & (truth == leaf)
-        counted.append((a.taxonomy.leaf_ids[leaf], difference(right_a[rows], right_b[rows])))
-    adjusted = holm([counts.p_value for _, counts in counted])
+        counted.append((a.taxonomy.leaf_ids[leaf], count_differences(right_a[rows], right_b[rows])))
+    adjusted = adjust_holm([counts.p_value for _, counts in counted])
     changes = [
         CategoryChange(
             category_id=category_id,
             name=a.taxonomy.path_name(category_id),
             counts=counts,
-            interval=small_sample_interval(counts),
+            interval=bound_small_sample(counts),
             p_holm=p_holm,
         )
         for (category_id, counts), p_holm in zip(counted, adjusted, strict=True)
@@ -240,7 +246,7 @@ def _categories(a: Judged, compared: Bools, right_a: Bools, right_b: Bools) -> t
     return tuple(sorted(changes, key=lambda change: (change.counts.change, -change.counts.num_listings)))
 
 
-def _coverage(a: Judged, b: Judged) -> tuple[CoverageChange, ...]:
+def _coverage(a: EvaluatedListings, b: EvaluatedListings) -> tuple[CoverageChange, ...]:
     depths = range(max(a.taxonomy.max_depth, b.taxonomy.max_depth))
     names = [*(field_name(depth + 1) for depth in depths), BRAND_FIELD]
     by_name = [_coverage_of(judged) for judged in (a, b)]
@@ -251,8 +257,8 @@ def _coverage(a: Judged, b: Judged) -> tuple[CoverageChange, ...]:
     )
 
 
-def _coverage_of(judged: Judged) -> dict[str, Coverage]:
-    verdicts = judge_paths(judged.answers.paths, judged.truth)
+def _coverage_of(judged: EvaluatedListings) -> dict[str, Coverage]:
+    verdicts = evaluate_paths(judged.answers.paths, judged.truth)
     labels = judged.answers.brands.labels
     # A brand of which nothing is known decides nothing; one that the taxonomy lacks makes whatever is filled in wrong.
     brand_known = (judged.truth.brands >= 0) | (judged.truth.brands == OTHER_BRAND)
@@ -273,7 +279,7 @@ def _coverage_of(judged: Judged) -> dict[str, Coverage]:
     return found
 
 
-def _category_flips(a: Judged, b: Judged, right_a: Bools, right_b: Bools) -> list[Flip]:
+def _category_flips(a: EvaluatedListings, b: EvaluatedListings, right_a: Bools, right_b: Bools) -> list[Flip]:
     nodes = [judged.leaf_nodes for judged in (a, b)]
     depths = [judged.leaf_depths for judged in (a, b)]
     true_nodes = _leaf_node_of(a.taxonomy)
@@ -301,7 +307,7 @@ def _category_flips(a: Judged, b: Judged, right_a: Bools, right_b: Bools) -> lis
     return sorted(flips, key=_surest_mistake_first)
 
 
-def _brand_flips(a: Judged, b: Judged, right_a: Bools, right_b: Bools) -> list[Flip]:
+def _brand_flips(a: EvaluatedListings, b: EvaluatedListings, right_a: Bools, right_b: Bools) -> list[Flip]:
     flips = []
     for listing in np.flatnonzero(right_a != right_b).tolist():
         (answer_a, p_a), (answer_b, p_b) = (
@@ -337,7 +343,7 @@ def _brand_name(taxonomy: Taxonomy, index: int) -> str:
     return taxonomy.other_brand if index == OTHER_BRAND else taxonomy.brand_labels[index]
 
 
-def _leaves_of_one(a: Judged, b: Judged, shared: Bools) -> list[LeftOut]:
+def _leaves_of_one(a: EvaluatedListings, b: EvaluatedListings, shared: Bools) -> list[ExcludedLabel]:
     """Labels that are a leaf of one taxonomy and an inner node of the other, which no leaf answer can be right on."""
     found = []
     for has, lacks, node_of, reason in (
@@ -347,7 +353,7 @@ def _leaves_of_one(a: Judged, b: Judged, shared: Bools) -> list[LeftOut]:
         only = shared & (node_of >= 0) & (lacks.truth.leaves < 0)
         leaves, counts = np.unique(node_of[only], return_counts=True)
         found += [
-            LeftOut(
+            ExcludedLabel(
                 field="category",
                 label=has.taxonomy.path_name(has.taxonomy.leaf_ids[leaf]),
                 reason="a leaf of A only" if reason == "a leaf of A only" else "a leaf of B only",

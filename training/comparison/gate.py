@@ -12,14 +12,14 @@ from training.errors import GateError
 from training.statistics.paired import Difference
 from vision.calibration import BRAND_FIELD
 
-__all__ = ["Gate", "RuleOutcome", "load_gate"]
+__all__ = ["Gate", "RuleResult", "load_gate"]
 
 _ROUNDING = 1e-9
 """A drop of exactly the limit passes, however its share is rounded."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class RuleOutcome:
+class RuleResult:
     name: str
     """The field of `Gate`."""
     holds: bool
@@ -73,7 +73,7 @@ class Gate:
         except GateError as error:
             raise GateError(f"{source}: {error}") from None
 
-    def check(self, comparison: Comparison) -> tuple[RuleOutcome, ...]:
+    def check(self, comparison: Comparison) -> tuple[RuleResult, ...]:
         """The outcome of each rule; the gate is passed when all hold."""
         overall, brand = comparison.field(LEAF).counts, comparison.field(BRAND_FIELD).counts
         return (
@@ -83,24 +83,24 @@ class Gate:
             self._coverage(comparison.coverage),
         )
 
-    def _overall(self, counts: Difference) -> RuleOutcome:
+    def _overall(self, counts: Difference) -> RuleResult:
         if counts.num_listings == 0:
             why = "leaf accuracy: no listing with a leaf category that both models know, so nothing shows that it holds"
-            return RuleOutcome(name="max_overall_drop", holds=False, num_checked=0, details=(why,))
+            return RuleResult(name="max_overall_drop", holds=False, num_checked=0, details=(why,))
         return _accuracy_rule("max_overall_drop", "leaf accuracy", counts, self.max_overall_drop)
 
-    def _categories(self, changes: Iterable[CategoryChange]) -> RuleOutcome:
+    def _categories(self, changes: Iterable[CategoryChange]) -> RuleResult:
         enough = [change for change in changes if change.counts.num_listings >= self.min_category_listings]
         broken = [change for change in enough if _too_much(-change.counts.change, self.max_category_drop)]
         measured = f"{len(enough)} categories have at least {self.min_category_listings} listings"
-        return RuleOutcome(
+        return RuleResult(
             name="max_category_drop",
             holds=not broken,
             num_checked=len(enough),
             details=tuple(_drop_text(c.name, c.counts, self.max_category_drop) for c in broken) or (measured,),
         )
 
-    def _coverage(self, changes: Iterable[CoverageChange]) -> RuleOutcome:
+    def _coverage(self, changes: Iterable[CoverageChange]) -> RuleResult:
         filled = [change for change in changes if change.a.num_filled]
         broken = [c for c in filled if _too_much(c.a.coverage - c.b.coverage, self.max_coverage_drop)]
         texts = tuple(
@@ -110,7 +110,7 @@ class Gate:
             for c in broken
         )
         measured = f"coverage: A fills in {len(filled)} fields"
-        return RuleOutcome(
+        return RuleResult(
             name="max_coverage_drop", holds=not broken, num_checked=len(filled), details=texts or (measured,)
         )
 
@@ -155,12 +155,12 @@ def _read_yaml(text: str, path: Path) -> Mapping[str, Any]:
     return raw
 
 
-def _accuracy_rule(name: str, what: str, counts: Difference, limit: float) -> RuleOutcome:
+def _accuracy_rule(name: str, what: str, counts: Difference, limit: float) -> RuleResult:
     if counts.num_listings == 0:
         measured = f"{what}: no listing to measure it on"
-        return RuleOutcome(name=name, holds=True, num_checked=0, details=(measured,))
+        return RuleResult(name=name, holds=True, num_checked=0, details=(measured,))
     holds = not _too_much(-counts.change, limit)
-    return RuleOutcome(name=name, holds=holds, num_checked=1, details=(_drop_text(what, counts, limit),))
+    return RuleResult(name=name, holds=holds, num_checked=1, details=(_drop_text(what, counts, limit),))
 
 
 def _too_much(drop: float, limit: float) -> bool:

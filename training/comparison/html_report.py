@@ -2,22 +2,22 @@
 
 from typing import Any
 
-from training.comparison.common_listings import SharedListings
+from training.comparison.common_listings import CommonListings
 from training.comparison.compare import CategoryChange, Comparison, Coverage, FieldChange
-from training.comparison.text_report import ComparedModels, GateVerdict, testing_note, verdict_lines
-from training.reporting.page import format_percent, is_measured, render, thumbnails
+from training.comparison.text_report import ComparedModels, GateVerdict, format_testing_note, format_verdict
+from training.reporting.page import create_thumbnails, format_percent, is_measured, render
 
-__all__ = ["comparison_page"]
+__all__ = ["render_comparison"]
 
 _PHOTO_PX = 240
 _SMALL_PX = 96
 _MAX_SMALL = 4
 
 
-def comparison_page(
+def render_comparison(
     compared: ComparedModels,
     comparison: Comparison,
-    listings: SharedListings,
+    listings: CommonListings,
     verdict: GateVerdict | None,
     *,
     max_shown: int,
@@ -40,17 +40,17 @@ def comparison_page(
         compared=compared,
         comparison=comparison,
         listings=listings,
-        verdict_lines=verdict_lines(verdict) if verdict else [],
+        format_verdict=format_verdict(verdict) if verdict else [],
         changes=["Listings", "A right", "B right", "B − A", "95 % interval", "Lost", "Won"],
         counts=_counts,
         coverage=_coverage,
         changed=[change for change in comparison.categories if change.counts.num_lost or change.counts.num_won],
-        testing_note=testing_note(comparison.categories),
+        format_testing_note=format_testing_note(comparison.categories),
         groups=groups,
         max_shown=max_shown,
         photos=photos,
-        thumbnails=thumbnails((urls[0] for urls in photos.values()), max_px=_PHOTO_PX),
-        small=thumbnails((url for urls in photos.values() for url in urls[1:]), max_px=_SMALL_PX),
+        thumbnails=create_thumbnails((urls[0] for urls in photos.values()), max_px=_PHOTO_PX),
+        small=create_thumbnails((url for urls in photos.values() for url in urls[1:]), max_px=_SMALL_PX),
     )
 
 

@@ -4,12 +4,19 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from training.comparison.common_listings import SharedListings
+from training.comparison.common_listings import CommonListings
 from training.comparison.compare import CategoryChange, Comparison, Coverage
-from training.comparison.gate import Gate, RuleOutcome
+from training.comparison.gate import Gate, RuleResult
 from training.statistics.paired import NUM_RESAMPLES, Difference
 
-__all__ = ["ComparedModels", "GateVerdict", "comparison_json", "comparison_table", "testing_note", "verdict_lines"]
+__all__ = [
+    "ComparedModels",
+    "GateVerdict",
+    "build_comparison_json",
+    "format_comparison",
+    "format_testing_note",
+    "format_verdict",
+]
 
 _SHOWN_CATEGORIES = 10
 
@@ -29,15 +36,15 @@ class ComparedModels:
 @dataclass(frozen=True, kw_only=True)
 class GateVerdict:
     gate: Gate
-    rules: tuple[RuleOutcome, ...]
+    rules: tuple[RuleResult, ...]
 
     @property
     def passed(self) -> bool:
         return all(rule.holds for rule in self.rules)
 
 
-def comparison_json(
-    compared: ComparedModels, comparison: Comparison, listings: SharedListings, verdict: GateVerdict | None
+def build_comparison_json(
+    compared: ComparedModels, comparison: Comparison, listings: CommonListings, verdict: GateVerdict | None
 ) -> dict[str, Any]:
     """All of it in plain values; NaN where there was nothing to measure."""
     return {
@@ -89,7 +96,7 @@ def _coverage(coverage: Coverage) -> dict[str, Any]:
     return {**asdict(coverage), "coverage": coverage.coverage, "precision": coverage.precision}
 
 
-def comparison_table(compared: ComparedModels, comparison: Comparison, listings: SharedListings) -> str:
+def format_comparison(compared: ComparedModels, comparison: Comparison, listings: CommonListings) -> str:
     """The figures for people, shares in percent."""
     lines = [
         f"A  {compared.name_a} (taxonomy {compared.taxonomy_a})",
@@ -115,7 +122,7 @@ def comparison_table(compared: ComparedModels, comparison: Comparison, listings:
     return "\n".join(lines)
 
 
-def testing_note(categories: Sequence[CategoryChange]) -> str:
+def format_testing_note(categories: Sequence[CategoryChange]) -> str:
     """What so many tests at once are worth."""
     by_chance = sum(change.counts.p_value < 0.05 for change in categories)
     proven = sum(change.p_holm < 0.05 for change in categories)
@@ -125,7 +132,7 @@ def testing_note(categories: Sequence[CategoryChange]) -> str:
     )
 
 
-def verdict_lines(verdict: GateVerdict) -> list[str]:
+def format_verdict(verdict: GateVerdict) -> list[str]:
     """The verdict, and every rule with its numbers."""
     broken = [rule.name for rule in verdict.rules if not rule.holds]
     lines = [f"gate not passed: {', '.join(broken)}" if broken else "gate passed"]
@@ -149,7 +156,7 @@ def _category_lines(categories: Sequence[CategoryChange]) -> list[str]:
             )
         if len(changes) > _SHOWN_CATEGORIES:
             lines.append(f"  … and {len(changes) - _SHOWN_CATEGORIES} more; --output writes all")
-    return [*lines, testing_note(categories)]
+    return [*lines, format_testing_note(categories)]
 
 
 def _left_out_lines(comparison: Comparison) -> list[str]:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from training.evaluation.ground_truth import truth_by_depth
+from training.evaluation.ground_truth import build_ground_truth
 from training.inference.features import Features
 from training.inference.linear_probe import fit_softmax, softmax_probabilities
 from vision.errors import ListingVisionError, ManifestError
@@ -25,10 +25,10 @@ __all__ = [
     "FieldLabelErrors",
     "Suspect",
     "assign_folds",
-    "confident_thresholds",
+    "compute_confident_thresholds",
+    "compute_out_of_fold_probabilities",
     "find_confident_suspects",
     "find_suspects",
-    "out_of_fold_probabilities",
     "write_csv",
 ]
 
@@ -98,7 +98,7 @@ def find_suspects(
     if num_folds < 2:
         raise ListingVisionError(f"{num_folds} folds leave nothing to learn from; use at least 2")
     labels = manifest.labels(taxonomy)
-    truth = truth_by_depth(labels, taxonomy)
+    truth = build_ground_truth(labels, taxonomy)
     inner = (labels.category_nodes >= 0) & (truth.leaves < 0)
     leaf_names = [taxonomy.path_name(leaf_id) for leaf_id in taxonomy.leaf_ids]
     found = (
@@ -135,7 +135,7 @@ def assign_folds(listing_ids: Sequence[str], labels: Ints, *, num_folds: int) ->
     return np.array([fold_of[listing_id] for listing_id in listing_ids], dtype=np.int64)
 
 
-def out_of_fold_probabilities(
+def compute_out_of_fold_probabilities(
     features: Floats, labels: Ints, folds: Ints, num_classes: int, *, l2: float = _L2
 ) -> npt.NDArray[np.float32]:
     """(N, C) what softmax regression on the other folds says of each row."""
@@ -147,7 +147,7 @@ def out_of_fold_probabilities(
     return probabilities
 
 
-def confident_thresholds(probabilities: Floats, labels: Ints) -> npt.NDArray[np.float64]:
+def compute_confident_thresholds(probabilities: Floats, labels: Ints) -> npt.NDArray[np.float64]:
     """(C,) mean probability of a class among the rows labelled with it (equation 2); infinite without such rows."""
     num_classes = probabilities.shape[1]
     own = probabilities[np.arange(len(labels)), labels]
@@ -164,7 +164,7 @@ def find_confident_suspects(probabilities: Floats, labels: Ints) -> tuple[Ints, 
     normalised margin, the given class's probability less the other's (section 3.2).
     """
     rows = np.arange(len(labels))
-    confident = np.where(probabilities >= confident_thresholds(probabilities, labels), probabilities, -1.0)
+    confident = np.where(probabilities >= compute_confident_thresholds(probabilities, labels), probabilities, -1.0)
     confident[rows, labels] = -1.0
     suggested = confident.argmax(axis=1)
     margins = probabilities[rows, labels] - confident[rows, suggested]
@@ -206,7 +206,7 @@ def _find_in_field(
     if len(np.unique(given)) < 2:
         at, given, ids, rows = at[:0], given[:0], ids[:0], rows[:0]
     folds = assign_folds(list(ids), given, num_folds=num_folds)
-    probabilities = out_of_fold_probabilities(features.values[at], given, folds, len(names))
+    probabilities = compute_out_of_fold_probabilities(features.values[at], given, folds, len(names))
     ranked, suggested = find_confident_suspects(probabilities, given)
     suspects = tuple(
         Suspect(

@@ -3,15 +3,15 @@
 from collections.abc import Sequence
 
 from training.data.label_errors import FieldLabelErrors
-from training.reporting.page import render, thumbnails
+from training.reporting.page import create_thumbnails, render
 
-__all__ = ["suspects_page"]
+__all__ = ["render_suspects"]
 
 _SUSPECT_PX = 240
 _EXAMPLE_PX = 112
 
 
-def suspects_page(found: Sequence[FieldLabelErrors], *, title: str, max_shown: int) -> str:
+def render_suspects(found: Sequence[FieldLabelErrors], *, title: str, max_shown: int) -> str:
     """The page's text, with at most `max_shown` suspects of each field."""
     shown = [(part, suspect) for part in found for suspect in part.suspects[:max_shown]]
     examples = {url for part, suspect in shown for url in part.examples.get(suspect.suggested, ())}
@@ -20,6 +20,6 @@ def suspects_page(found: Sequence[FieldLabelErrors], *, title: str, max_shown: i
         title=title,
         fields=found,
         max_shown=max_shown,
-        large=thumbnails((suspect.photo for _, suspect in shown), max_px=_SUSPECT_PX),
-        small=thumbnails(examples, max_px=_EXAMPLE_PX),
+        large=create_thumbnails((suspect.photo for _, suspect in shown), max_px=_SUSPECT_PX),
+        small=create_thumbnails(examples, max_px=_EXAMPLE_PX),
     )

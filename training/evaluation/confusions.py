@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from training.evaluation.scored_rows import View
-from training.statistics.estimates import share, where
+from training.evaluation.scored_rows import ScoredRows
+from training.statistics.estimates import estimate_share, select_clusters
 from vision.taxonomy import Taxonomy
 
-__all__ = ["NUM_EXAMPLES", "NUM_PAIRS", "most_confused"]
+__all__ = ["NUM_EXAMPLES", "NUM_PAIRS", "find_confusions"]
 
 NUM_PAIRS = 12
 NUM_EXAMPLES = 3
@@ -18,11 +18,11 @@ Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.floating]
 
 
-def most_confused(view: View, taxonomy: Taxonomy) -> list[dict[str, Any]]:
+def find_confusions(view: ScoredRows, taxonomy: Taxonomy) -> list[dict[str, Any]]:
     """Pairs of true and answered leaf, the most frequent mistake first.
 
     Returns:
-        `truth` and `answer` (ids), their paths, `num`, `num_truth`, `share` of the true category's rows, and
+        `truth` and `answer` (ids), their paths, `num`, `num_truth`, `estimate_share` of the true category's rows, and
         `photos` (the surest mistakes) beside `photos_of_answer` (what the answer truly looks like).
     """
     answers, labels, confidences = view.leaves.argmax(axis=1), view.truth.leaves, view.leaves.max(axis=1)
@@ -43,7 +43,7 @@ def most_confused(view: View, taxonomy: Taxonomy) -> list[dict[str, Any]]:
                 "answer_path": taxonomy.path_name(taxonomy.leaf_ids[answer]),
                 "num": int(confused.sum()),
                 "num_truth": int(of_truth.sum()),
-                **share("share", confused[of_truth], where(view.clusters, of_truth)),
+                **estimate_share("share", confused[of_truth], select_clusters(view.clusters, of_truth)),
                 "photos": _surest(confused, confidences, view.photos),
                 "photos_of_answer": _surest(shown if shown.any() else of_answer, confidences, view.photos),
             }

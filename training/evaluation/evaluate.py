@@ -6,20 +6,27 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from training.evaluation.confusions import most_confused
-from training.evaluation.long_tail import LeafCounts, by_frequency, count_leaves
-from training.evaluation.risk_coverage import operating_point, selective
-from training.evaluation.scored_rows import View, view_of
-from training.evaluation.slices import figures_of_slices, slices
+from training.evaluation.confusions import find_confusions
+from training.evaluation.long_tail import LeafCounts, count_leaves, evaluate_by_frequency
+from training.evaluation.risk_coverage import compute_operating_point, compute_risk_coverage
+from training.evaluation.scored_rows import ScoredRows, score_rows
+from training.evaluation.slices import build_slices, evaluate_slices
 from training.inference.predictions import Predictions
-from training.statistics.estimates import calibration_error, hierarchical, macro, reliability, share, where
+from training.statistics.estimates import (
+    bin_reliability,
+    estimate_calibration_error,
+    estimate_hierarchical,
+    estimate_macro_accuracy,
+    estimate_share,
+    select_clusters,
+)
 from vision.calibration import BRAND_FIELD, Calibration, FieldGuarantee, field_name
 from vision.decision import compute_brand_scores, compute_node_probabilities, compute_path_scores
 from vision.manifest import UNLABELLED, Labels
 from vision.metrics import top_k_hits
 from vision.taxonomy import OTHER_BRAND, Taxonomy
 
-__all__ = ["evaluate", "format_table", "pseudo_listings", "without_nan"]
+__all__ = ["evaluate", "format_table", "group_pseudo_listings", "replace_nan"]
 
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.floating]
@@ -42,7 +49,7 @@ def evaluate(
 
     Returns:
         `photo` and `listing`, each with `num`, `leaf` and `depth_1`… (top1, top5, macro, ece, reliability), `brand`
-        (of all, of branded, unbranded and unseen), `fields` (what would be filled), `selective` (precision against
+        (all, branded, unbranded and unseen), `fields` (what would be prefilled), `selective` (precision against
         coverage), `hierarchy`, `frequency`, `confusions` and `slices`.
     """
     counts = training_counts or count_leaves(predictions.labels, taxonomy, counted_on="the photos judged here")
@@ -52,17 +59,19 @@ def evaluate(
         ("photo", each_alone, predictions.groups),
         ("listing", predictions.groups if groups is None else groups, None),
     ):
-        view = view_of(predictions, rows_of, taxonomy=taxonomy, calibration=calibration, clusters=clusters)
+        view = score_rows(predictions, rows_of, taxonomy=taxonomy, calibration=calibration, clusters=clusters)
         by_view[name] = {
             **_figures(view, taxonomy, calibration),
-            "frequency": by_frequency(view.leaves.argmax(axis=1), view.truth.leaves, counts, clusters=clusters),
-            "confusions": most_confused(view, taxonomy),
-            "slices": figures_of_slices(slices(predictions, view, taxonomy), view),
+            "frequency": evaluate_by_frequency(
+                view.leaves.argmax(axis=1), view.truth.leaves, counts, clusters=clusters
+            ),
+            "confusions": find_confusions(view, taxonomy),
+            "slices": evaluate_slices(build_slices(predictions, view, taxonomy), view),
         }
     return {**by_view, "num_unusable_photos": len(predictions.unusable)}
 
 
-def pseudo_listings(labels: Labels, *, num_photos: int, seed: int) -> Ints:
+def group_pseudo_listings(labels: Labels, *, num_photos: int, seed: int) -> Ints:
     """(P,) groups of `num_photos` photos drawn at random from one category and brand, for data without listings.
 
     The last group of a kind is smaller where its photos do not divide.
@@ -78,7 +87,7 @@ def pseudo_listings(labels: Labels, *, num_photos: int, seed: int) -> Ints:
     return groups
 
 
-def _figures(view: View, taxonomy: Taxonomy, calibration: Calibration) -> dict[str, Any]:
+def _figures(view: ScoredRows, taxonomy: Taxonomy, calibration: Calibration) -> dict[str, Any]:
     judged = _judged(view, taxonomy)
     return {
         "num": len(view.leaves),
@@ -86,17 +95,17 @@ def _figures(view: View, taxonomy: Taxonomy, calibration: Calibration) -> dict[s
         "brand": _brand(view),
         "fields": {field.name: _field(judged[field.name], field, view.clusters) for field in calibration.fields},
         "selective": {
-            name: selective(
+            name: compute_risk_coverage(
                 field.scores[field.known],
                 field.right[field.known],
                 filled=field.filled[field.known],
                 guarantee=calibration.field(name),
-                clusters=where(view.clusters, field.known),
+                clusters=select_clusters(view.clusters, field.known),
             )
             for name, field in judged.items()
         },
         "hierarchy": {
-            **hierarchical(
+            **estimate_hierarchical(
                 given=view.truth.nodes >= 0,
                 answered=view.verdicts.known,
                 right=view.verdicts.right,
@@ -107,7 +116,7 @@ def _figures(view: View, taxonomy: Taxonomy, calibration: Calibration) -> dict[s
     }
 
 
-def _levels(view: View, taxonomy: Taxonomy) -> dict[str, Any]:
+def _levels(view: ScoredRows, taxonomy: Taxonomy) -> dict[str, Any]:
     truth, paths = view.truth, view.paths
     levels = {
         "leaf": _level(
@@ -141,26 +150,26 @@ def _level(
 ) -> dict[str, Any]:
     """Figures of one level; `answers` are those of the decision, `scores` rank all nodes of the level for top-5."""
     labelled = labels >= 0
-    right, kept = answers[labelled] == labels[labelled], where(clusters, labelled)
+    right, kept = answers[labelled] == labels[labelled], select_clusters(clusters, labelled)
     return {
         "num": int(labelled.sum()),
-        **share("top1", right, kept),
-        **share("top5", top_k_hits(scores, labels, k=5), kept),
-        **macro("macro", answers, labels, clusters),
+        **estimate_share("top1", right, kept),
+        **estimate_share("top5", top_k_hits(scores, labels, k=5), kept),
+        **estimate_macro_accuracy("macro", answers, labels, clusters),
         **_calibration(confidences[labelled], uncalibrated[labelled], right, kept),
     }
 
 
 def _calibration(confidences: Floats, uncalibrated: Floats, right: Bools, clusters: Ints | None) -> dict[str, Any]:
     return {
-        **calibration_error("ece", confidences, right, clusters),
-        **calibration_error("ece_uncalibrated", uncalibrated, right, clusters),
-        "reliability": reliability(confidences, right, clusters),
-        "reliability_uncalibrated": reliability(uncalibrated, right, clusters),
+        **estimate_calibration_error("ece", confidences, right, clusters),
+        **estimate_calibration_error("ece_uncalibrated", uncalibrated, right, clusters),
+        "reliability": bin_reliability(confidences, right, clusters),
+        "reliability_uncalibrated": bin_reliability(uncalibrated, right, clusters),
     }
 
 
-def _brand(view: View) -> dict[str, Any]:
+def _brand(view: ScoredRows) -> dict[str, Any]:
     """A listing of a brand that the taxonomy lacks is answered right by 'none that I know' alone."""
     truth, answers = view.truth.brands, view.brands.labels
     known, right = truth != UNLABELLED, answers == truth
@@ -168,23 +177,23 @@ def _brand(view: View) -> dict[str, Any]:
     scored = known & (answers != OTHER_BRAND)
     parts: dict[str, Any] = {}
     for name, rows in (("branded", truth > 0), ("unbranded", truth == 0), ("unseen", truth == OTHER_BRAND)):
-        kept = where(view.clusters, rows)
+        kept = select_clusters(view.clusters, rows)
         parts |= {
             f"num_{name}": int(rows.sum()),
-            **share(f"top1_{name}", right[rows], kept),
-            **share(f"none_known_{name}", answers[rows] == OTHER_BRAND, kept),
-            **share(f"filled_{name}", view.filled[rows, -1], kept),
-            **share(f"filled_wrong_{name}", view.filled[rows, -1] & ~right[rows], kept),
+            **estimate_share(f"top1_{name}", right[rows], kept),
+            **estimate_share(f"none_known_{name}", answers[rows] == OTHER_BRAND, kept),
+            **estimate_share(f"filled_{name}", view.filled[rows, -1], kept),
+            **estimate_share(f"filled_wrong_{name}", view.filled[rows, -1] & ~right[rows], kept),
         }
     return {
         "num": int(known.sum()),
-        **share("top1", right[known], where(view.clusters, known)),
+        **estimate_share("top1", right[known], select_clusters(view.clusters, known)),
         **parts,
         **_calibration(
             view.brands.scores[scored],
             view.uncalibrated_brand_scores[scored],
             right[scored],
-            where(view.clusters, scored),
+            select_clusters(view.clusters, scored),
         ),
     }
 
@@ -199,7 +208,7 @@ class _Judged(NamedTuple):
     filled: Bools
 
 
-def _judged(view: View, taxonomy: Taxonomy) -> dict[str, _Judged]:
+def _judged(view: ScoredRows, taxonomy: Taxonomy) -> dict[str, _Judged]:
     """Each field; a depth with one category for all is none, and has no promise."""
     scores = compute_path_scores(view.paths, taxonomy)
     fields = {
@@ -219,13 +228,16 @@ def _judged(view: View, taxonomy: Taxonomy) -> dict[str, _Judged]:
 
 def _field(judged: _Judged, promise: FieldGuarantee, clusters: Ints | None) -> dict[str, Any]:
     known = judged.known
-    point = operating_point(
-        judged.filled[known], judged.right[known], threshold=promise.threshold, clusters=where(clusters, known)
+    point = compute_operating_point(
+        judged.filled[known],
+        judged.right[known],
+        threshold=promise.threshold,
+        clusters=select_clusters(clusters, known),
     )
     return {"alpha": promise.alpha, **point, "num": int(known.sum())}
 
 
-def _mistakes(view: View) -> list[dict[str, Any]]:
+def _mistakes(view: ScoredRows) -> list[dict[str, Any]]:
     """How many answered paths first leave the truth at each depth, those that never do first (`depth` null)."""
     known, right = view.verdicts
     judged = np.logical_or.reduce(known, axis=1)
@@ -235,18 +247,18 @@ def _mistakes(view: View) -> list[dict[str, Any]]:
         {
             "depth": None if depth < 0 else depth + 1,
             "num": int((first == depth).sum()),
-            **share("share", first == depth, where(view.clusters, judged)),
+            **estimate_share("share", first == depth, select_clusters(view.clusters, judged)),
         }
         for depth in range(-1, known.shape[1])
     ]
 
 
-def without_nan(figures: Any) -> Any:
+def replace_nan(figures: Any) -> Any:
     """The same with None for every NaN, which JSON does not have."""
     if isinstance(figures, dict):
-        return {name: without_nan(value) for name, value in figures.items()}
+        return {name: replace_nan(value) for name, value in figures.items()}
     if isinstance(figures, list | tuple):
-        return [without_nan(value) for value in figures]
+        return [replace_nan(value) for value in figures]
     return None if isinstance(figures, float) and math.isnan(figures) else figures
 
 

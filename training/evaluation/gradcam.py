@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from training.evaluation.ground_truth import truth_by_depth
+from training.evaluation.ground_truth import build_ground_truth
 from training.inference.evaluated_model import EvaluatedModel
 from training.inference.predictions import Predictions
-from training.reporting.page import photo_uri
+from training.reporting.page import encode_photo_uri
 from vision.bundle import Bundle
 from vision.decision import compute_leaf_probabilities
 from vision.errors import ListingVisionError
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from vision.model import ListingClassifier
 
-__all__ = ["GradcamExample", "gradcam_examples", "heat_maps", "overlay", "write_overlays"]
+__all__ = ["GradcamExample", "choose_examples", "compute_heat_maps", "draw_overlay", "write_overlays"]
 
 _BATCH_SIZE = 8
 _STRENGTH = 0.65
@@ -46,7 +46,7 @@ class GradcamExample:
     """The photo as the model sees it, with heat, as a data URI."""
 
 
-def heat_maps(
+def compute_heat_maps(
     model: "ListingClassifier",
     photos_nhwc: npt.NDArray[np.uint8],
     targets: Sequence[int],
@@ -84,7 +84,7 @@ def heat_maps(
     return np.concatenate(maps)
 
 
-def overlay(photo: npt.NDArray[np.uint8], heat: npt.NDArray[np.floating]) -> npt.NDArray[np.uint8]:
+def draw_overlay(photo: npt.NDArray[np.uint8], heat: npt.NDArray[np.floating]) -> npt.NDArray[np.uint8]:
     """(H, W, 3) uint8: the photo with its heat in colour, blue to red, transparent where there is none.
 
     Args:
@@ -101,7 +101,7 @@ def overlay(photo: npt.NDArray[np.uint8], heat: npt.NDArray[np.floating]) -> npt
     return np.asarray((1 - share) * photo + share * colours).round().astype(np.uint8)
 
 
-def gradcam_examples(predictions: Predictions, model: EvaluatedModel, *, num_each: int = 6) -> Sequence[GradcamExample]:
+def choose_examples(predictions: Predictions, model: EvaluatedModel, *, num_each: int = 6) -> Sequence[GradcamExample]:
     """The `num_each` most confident mistakes, then as many right predictions, evenly spread over the split.
 
     Raises:
@@ -111,7 +111,7 @@ def gradcam_examples(predictions: Predictions, model: EvaluatedModel, *, num_eac
     each_alone = np.arange(len(predictions.groups))
     leaves = compute_leaf_probabilities(predictions.category_logits, each_alone, model.calibration, taxonomy)
     predicted, confidences = leaves.argmax(axis=1), leaves.max(axis=1)
-    labels = truth_by_depth(predictions.labels, taxonomy).leaves
+    labels = build_ground_truth(predictions.labels, taxonomy).leaves
     wrong = np.flatnonzero((labels >= 0) & (predicted != labels))
     right = np.flatnonzero((labels >= 0) & (predicted == labels))
     most_confident = wrong[np.argsort(-confidences[wrong], kind="stable")][:num_each]
@@ -121,7 +121,7 @@ def gradcam_examples(predictions: Predictions, model: EvaluatedModel, *, num_eac
     photos = np.stack(
         [prepare_photo(read_photo(predictions.photo_urls[row]), model.preprocessing) for row in rows.tolist()]
     )
-    heats = heat_maps(model.load_network(), photos, predicted[rows].tolist())
+    heats = compute_heat_maps(model.load_network(), photos, predicted[rows].tolist())
     names = [taxonomy.path_name(leaf) for leaf in taxonomy.leaf_ids]
     return [
         GradcamExample(
@@ -129,7 +129,7 @@ def gradcam_examples(predictions: Predictions, model: EvaluatedModel, *, num_eac
             predicted=names[predicted[row]],
             probability=float(confidences[row]),
             label=names[labels[row]],
-            image_uri=photo_uri(Image.fromarray(overlay(photo, heat))),
+            image_uri=encode_photo_uri(Image.fromarray(draw_overlay(photo, heat))),
         )
         for row, photo, heat in zip(rows.tolist(), photos, heats, strict=True)
     ]
@@ -162,10 +162,10 @@ def write_overlays(
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for field, target in targets.items():
-        heats = heat_maps(model, prepared, [target] * len(prepared), field=field)
+        heats = compute_heat_maps(model, prepared, [target] * len(prepared), field=field)
         for number, (name, photo, heat) in enumerate(zip(names, shown, heats, strict=True)):
             path = folder / f"{number:02d}-{Path(name).stem}-{field}.jpg"
-            Image.fromarray(overlay(photo, heat)).save(path, quality=90)
+            Image.fromarray(draw_overlay(photo, heat)).save(path, quality=90)
             written.append(path)
     return sorted(written)
 

@@ -9,12 +9,12 @@ from vision.decision import Paths
 from vision.manifest import UNLABELLED, Labels
 from vision.taxonomy import Taxonomy
 
-__all__ = ["Truth", "Verdicts", "judge_paths", "listing_labels", "truth_by_depth"]
+__all__ = ["GroundTruth", "StepResults", "build_ground_truth", "evaluate_paths", "merge_listing_labels"]
 
 Ints = npt.NDArray[np.int64]
 
 
-class Verdicts(NamedTuple):
+class StepResults(NamedTuple):
     """On each step of answered paths."""
 
     known: npt.NDArray[np.bool_]
@@ -23,7 +23,7 @@ class Verdicts(NamedTuple):
     """(N, D); false where not known."""
 
 
-class Truth(NamedTuple):
+class GroundTruth(NamedTuple):
     """The known answer of each row."""
 
     nodes: Ints
@@ -34,7 +34,7 @@ class Truth(NamedTuple):
     """(N,) column of the brand logits; -1 where missing, `OTHER_BRAND` where the taxonomy lacks it."""
 
 
-def judge_paths(paths: Paths, truth: Truth) -> Verdicts:
+def evaluate_paths(paths: Paths, truth: GroundTruth) -> StepResults:
     """Which steps of the answered paths are known to be right or wrong.
 
     A step deeper than the true leaf is wrong, and so is every step below one that is wrong. Not known is a step only
@@ -46,10 +46,10 @@ def judge_paths(paths: Paths, truth: Truth) -> Verdicts:
     agrees = np.take_along_axis(paths.nodes, last_given, 1) == np.take_along_axis(truth.nodes, last_given, 1)
     to_the_leaf = truth.leaves[:, None] >= 0
     known = (paths.nodes >= 0) & labelled & (given | to_the_leaf | ~agrees)
-    return Verdicts(known, known & given & (paths.nodes == truth.nodes))
+    return StepResults(known, known & given & (paths.nodes == truth.nodes))
 
 
-def listing_labels(labels: Labels, groups: Ints) -> Labels:
+def merge_listing_labels(labels: Labels, groups: Ints) -> Labels:
     """The labels of each listing: for category and for brand, that of its first photo that carries one."""
     return Labels(
         category_nodes=_first_known(labels.category_nodes, groups), brands=_first_known(labels.brands, groups)
@@ -64,7 +64,7 @@ def _first_known(values: Ints, groups: Ints) -> Ints:
     return firsts
 
 
-def truth_by_depth(labels: Labels, taxonomy: Taxonomy) -> Truth:
+def build_ground_truth(labels: Labels, taxonomy: Taxonomy) -> GroundTruth:
     paths = np.full((len(taxonomy.categories) + 1, taxonomy.max_depth), UNLABELLED, dtype=np.int64)
     leaf_of = np.full(len(taxonomy.categories) + 1, UNLABELLED, dtype=np.int64)
     for category in taxonomy.categories:
@@ -74,4 +74,4 @@ def truth_by_depth(labels: Labels, taxonomy: Taxonomy) -> Truth:
     for column, leaf_id in enumerate(taxonomy.leaf_ids):
         leaf_of[taxonomy.node_index[leaf_id]] = column
     # Index -1, 'not labelled', finds the last row, which is all -1.
-    return Truth(paths[labels.category_nodes], leaf_of[labels.category_nodes], labels.brands)
+    return GroundTruth(paths[labels.category_nodes], leaf_of[labels.category_nodes], labels.brands)

@@ -5,12 +5,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from training.statistics.estimates import macro, share, where
+from training.statistics.estimates import estimate_macro_accuracy, estimate_share, select_clusters
 from vision.errors import ManifestError
 from vision.manifest import Labels, Manifest
 from vision.taxonomy import Taxonomy
 
-__all__ = ["LeafCounts", "by_frequency", "count_leaves", "count_training_leaves"]
+__all__ = ["LeafCounts", "count_leaves", "count_training_leaves", "evaluate_by_frequency"]
 
 Ints = npt.NDArray[np.int64]
 
@@ -40,7 +40,7 @@ def count_training_leaves(manifest: Manifest, taxonomy: Taxonomy) -> LeafCounts 
     return counts if counts.num_photos.any() else None
 
 
-def by_frequency(answers: Ints, labels: Ints, counts: LeafCounts, *, clusters: Ints | None) -> dict[str, Any]:
+def evaluate_by_frequency(answers: Ints, labels: Ints, counts: LeafCounts, *, clusters: Ints | None) -> dict[str, Any]:
     """Figures of three equal parts of the labels that occur: the most frequent third is the head, the rarest the tail.
 
     Fixed bounds (more than 100, less than 20 photos; Liu et al. 2019, ImageNet-LT) would leave most data sets without
@@ -59,8 +59,8 @@ def by_frequency(answers: Ints, labels: Ints, counts: LeafCounts, *, clusters: I
                 "least_photos": int(num_photos.min()) if len(part) else 0,
                 "most_photos": int(num_photos.max()) if len(part) else 0,
                 "num": int(rows.sum()),
-                **share("top1", answers[rows] == labels[rows], where(clusters, rows)),
-                **macro("macro", answers[rows], labels[rows], where(clusters, rows)),
+                **estimate_share("top1", answers[rows] == labels[rows], select_clusters(clusters, rows)),
+                **estimate_macro_accuracy("macro", answers[rows], labels[rows], select_clusters(clusters, rows)),
             }
         )
     return {"counted_on": counts.counted_on, "parts": parts}

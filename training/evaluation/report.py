@@ -6,15 +6,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training.evaluation.evaluate import without_nan
-from training.reporting.page import format_points, is_measured, render, thumbnails
-from training.reporting.plots import curve_plot, reliability_plot, shares_plot
+from training.evaluation.evaluate import replace_nan
+from training.reporting.page import create_thumbnails, format_points, is_measured, render
+from training.reporting.plots import plot_reliability, plot_risk_coverage, plot_shares
 from vision.calibration import BRAND_FIELD
 
 if TYPE_CHECKING:
     from training.evaluation.gradcam import GradcamExample
 
-__all__ = ["report_page", "write_report"]
+__all__ = ["render_report", "write_report"]
 
 _PHOTO_PX = 200
 _MAX_SHARES = 40
@@ -23,7 +23,7 @@ _MAX_SHARES = 40
 Figures = Mapping[str, Any]
 
 
-def report_page(figures: Figures, examples: "Sequence[GradcamExample]" = ()) -> str:
+def render_report(figures: Figures, examples: "Sequence[GradcamExample]" = ()) -> str:
     """The page's text, its photos read from where `figures` says they are.
 
     Args:
@@ -37,7 +37,7 @@ def report_page(figures: Figures, examples: "Sequence[GradcamExample]" = ()) -> 
         figures=figures,
         views=["listing"] if figures["listing"]["num"] == figures["photo"]["num"] else ["listing", "photo"],
         examples=examples,
-        thumbnails=thumbnails(
+        thumbnails=create_thumbnails(
             (url for pair in pairs for url in (*pair["photos"], *pair["photos_of_answer"])), max_px=_PHOTO_PX
         ),
         levels=_levels,
@@ -63,11 +63,11 @@ def write_report(
     alone = output.suffix == ".json"
     metrics = output if alone else output / "metrics.json"
     metrics.parent.mkdir(parents=True, exist_ok=True)
-    metrics.write_text(json.dumps(without_nan(figures), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    metrics.write_text(json.dumps(replace_nan(figures), indent=1, allow_nan=False) + "\n", encoding="utf-8")
     if alone:
         return (metrics,)
     report = output / "report.html"
-    report.write_text(report_page(figures, examples()), encoding="utf-8")
+    report.write_text(render_report(figures, examples()), encoding="utf-8")
     return metrics, report
 
 
@@ -89,7 +89,7 @@ def _risk_coverage_curves(part: Figures, view: str) -> Sequence[Figures]:
             f"{title} per {view}: precision against coverage; {format_points(last['precision'])} % precise where "
             f"{format_points(last['coverage'])} % are prefilled; {summary}."
         )
-        svg = curve_plot(selective, key=f"{view}-selective-{name}", label=label)
+        svg = plot_risk_coverage(selective, key=f"{view}-selective-{name}", label=label)
         curves.append({"title": title, "summary": summary, "num": selective["num"], "points": points, "svg": svg})
     return curves
 
@@ -113,7 +113,7 @@ def _reliability_diagrams(part: Figures, view: str) -> Sequence[Figures]:
         title, errors = _field_title(name), [format_points(level[key]) for key in ("ece_uncalibrated", "ece")]
         summary = f"calibration error {errors[0]} % before, {errors[1]} % after"
         label = f"{title} per {view}: right over confidence; {summary}."
-        svg = reliability_plot(before, after, key=f"{view}-reliability-{name}", label=label)
+        svg = plot_reliability(before, after, key=f"{view}-reliability-{name}", label=label)
         points = [("before", row) for row in before] + [("after", row) for row in after]
         diagrams.append({"title": title, "summary": summary, "points": points, "svg": svg})
     return diagrams
@@ -127,7 +127,7 @@ def _shares_svg(rows: Sequence[Figures], name: Callable[[Figures], str], column:
         return ""
     names, shares = [name(row) for row in known], [row[column] for row in known]
     values = ", ".join(f"{name} {format_points(share)} %" for name, share in zip(names, shares, strict=True))
-    return shares_plot(
+    return plot_shares(
         names, shares, [row[f"{column}_interval"] for row in known], key=key, label=f"{label}: {values}."
     )
 

@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from training.statistics.estimates import share, where
+from training.statistics.estimates import estimate_share, select_clusters
 from vision.calibration import FieldGuarantee
 
-__all__ = ["NUM_POINTS", "operating_point", "selective"]
+__all__ = ["NUM_POINTS", "compute_operating_point", "compute_risk_coverage"]
 
 NUM_POINTS = 50
 """Of a curve, at about equal steps of coverage."""
@@ -18,7 +18,7 @@ Floats = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.int64]
 
 
-def selective(
+def compute_risk_coverage(
     scores: Floats, right: Bools, *, filled: Bools, guarantee: FieldGuarantee | None, clusters: Ints | None
 ) -> dict[str, Any]:
     """The curve over all thresholds (Geifman & El-Yaniv 2017), and what the certified one does here.
@@ -35,13 +35,13 @@ def selective(
     """
     certified = None
     if guarantee is not None and guarantee.threshold is not None:
-        point = operating_point(filled, right, threshold=guarantee.threshold, clusters=clusters)
+        point = compute_operating_point(filled, right, threshold=guarantee.threshold, clusters=clusters)
         certified = {"alpha": guarantee.alpha, **point}
     reason = "this model carries no guarantee for this field" if guarantee is None else guarantee.uncertified_reason
     return {
         "num": len(scores),
         "points": [
-            operating_point(scores >= threshold, right, threshold=float(threshold), clusters=clusters)
+            compute_operating_point(scores >= threshold, right, threshold=float(threshold), clusters=clusters)
             for threshold in _thresholds(scores)
         ],
         "certified": certified,
@@ -49,13 +49,15 @@ def selective(
     }
 
 
-def operating_point(filled: Bools, right: Bools, *, threshold: float | None, clusters: Ints | None) -> dict[str, Any]:
+def compute_operating_point(
+    filled: Bools, right: Bools, *, threshold: float | None, clusters: Ints | None
+) -> dict[str, Any]:
     """How many of all rows are filled in, and how many of these are right."""
     return {
         "threshold": threshold,
         "num_filled": int(filled.sum()),
-        **share("coverage", filled, clusters),
-        **share("precision", right[filled], where(clusters, filled)),
+        **estimate_share("coverage", filled, clusters),
+        **estimate_share("precision", right[filled], select_clusters(clusters, filled)),
     }
 
 

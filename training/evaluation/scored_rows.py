@@ -5,7 +5,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from training.evaluation.ground_truth import Truth, Verdicts, judge_paths, listing_labels, truth_by_depth
+from training.evaluation.ground_truth import (
+    GroundTruth,
+    StepResults,
+    build_ground_truth,
+    evaluate_paths,
+    merge_listing_labels,
+)
 from training.inference.predictions import Predictions
 from vision.calibration import Calibration
 from vision.decision import (
@@ -21,7 +27,7 @@ from vision.decision import (
 )
 from vision.taxonomy import Taxonomy
 
-__all__ = ["View", "view_of"]
+__all__ = ["ScoredRows", "score_rows"]
 
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.floating]
@@ -29,7 +35,7 @@ Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class View:
+class ScoredRows:
     """What was answered for N rows, and what is true of them; C leaves, D depths."""
 
     leaves: Floats
@@ -44,8 +50,8 @@ class View:
     """(N, D) the same for each step of the path."""
     uncalibrated_brand_scores: Floats
     """(N,)."""
-    truth: Truth
-    verdicts: Verdicts
+    truth: GroundTruth
+    verdicts: StepResults
     rows_of: Ints
     """(P,) row of each photo."""
     clusters: Ints | None
@@ -56,11 +62,11 @@ class View:
     """N URLs, the first photo of each row."""
 
 
-def view_of(
+def score_rows(
     predictions: Predictions, rows_of: Ints, *, taxonomy: Taxonomy, calibration: Calibration, clusters: Ints | None
-) -> View:
+) -> ScoredRows:
     """The answers for the rows 0…N-1 that photos are put into by `rows_of`, as serving makes them."""
-    truth = truth_by_depth(listing_labels(predictions.labels, rows_of), taxonomy)
+    truth = build_ground_truth(merge_listing_labels(predictions.labels, rows_of), taxonomy)
     leaves = compute_leaf_probabilities(predictions.category_logits, rows_of, calibration, taxonomy)
     paths = predict_paths(leaves, taxonomy)
     brand_logits = fuse_brand_logits(predictions.brand_logits, rows_of, calibration)
@@ -69,7 +75,7 @@ def view_of(
     raw_leaves = compute_leaf_probabilities(predictions.category_logits, rows_of, as_trained, taxonomy)
     firsts = np.unique(rows_of, return_index=True)[1]
     num_photos = np.bincount(rows_of if clusters is None else clusters)
-    return View(
+    return ScoredRows(
         leaves=leaves,
         paths=paths,
         brands=brands,
@@ -83,7 +89,7 @@ def view_of(
         ),
         uncalibrated_brand_scores=predict_brands(brand_logits, as_trained).scores,
         truth=truth,
-        verdicts=judge_paths(paths, truth),
+        verdicts=evaluate_paths(paths, truth),
         rows_of=rows_of,
         clusters=clusters,
         num_photos=num_photos if clusters is None else num_photos[clusters],

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from training.evaluation.scored_rows import View
+from training.evaluation.scored_rows import ScoredRows
 from training.inference.predictions import Predictions
-from training.statistics.estimates import hierarchical, share, where
+from training.statistics.estimates import estimate_hierarchical, estimate_share, select_clusters
 from vision.manifest import UNLABELLED
 from vision.taxonomy import Taxonomy
 
-__all__ = ["Slices", "figures_of_slices", "slices"]
+__all__ = ["Slices", "build_slices", "evaluate_slices"]
 
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.floating]
@@ -26,7 +26,7 @@ _SHORT_SIDES_PX = (0, 240, 480, 960, 1920)
 _BRIGHTNESS = (0, 64, 128, 192)
 
 
-def slices(predictions: Predictions, view: View, taxonomy: Taxonomy) -> Slices:
+def build_slices(predictions: Predictions, view: ScoredRows, taxonomy: Taxonomy) -> Slices:
     """By number of photos, by true top-level category, and by the mean size and brightness of a row's photos."""
     cut = {"photos of the listing": _ranges(view.num_photos, _NUM_PHOTOS)}
     roots = view.truth.nodes[:, 0]
@@ -42,7 +42,7 @@ def slices(predictions: Predictions, view: View, taxonomy: Taxonomy) -> Slices:
     return cut
 
 
-def figures_of_slices(cut: Slices, view: View) -> list[dict[str, Any]]:
+def evaluate_slices(cut: Slices, view: ScoredRows) -> list[dict[str, Any]]:
     """Accuracy of each slice, those without rows left out."""
     truth, verdicts, clusters = view.truth, view.verdicts, view.clusters
     leaf_right, brand_right = view.leaves.argmax(axis=1) == truth.leaves, view.brands.labels == truth.brands
@@ -52,21 +52,21 @@ def figures_of_slices(cut: Slices, view: View) -> list[dict[str, Any]]:
             if not rows.any():
                 continue
             labelled, branded = rows & (truth.leaves >= 0), rows & (truth.brands != UNLABELLED)
-            tree = hierarchical(
+            tree = estimate_hierarchical(
                 given=truth.nodes[rows] >= 0,
                 answered=verdicts.known[rows],
                 right=verdicts.right[rows],
-                clusters=where(clusters, rows),
+                clusters=select_clusters(clusters, rows),
             )
             found.append(
                 {
                     "by": by,
                     "name": name,
                     "num": int(rows.sum()),
-                    **share("leaf_top1", leaf_right[labelled], where(clusters, labelled)),
+                    **estimate_share("leaf_top1", leaf_right[labelled], select_clusters(clusters, labelled)),
                     "hierarchical_f1": tree["f1"],
                     "hierarchical_f1_interval": tree["f1_interval"],
-                    **share("brand_top1", brand_right[branded], where(clusters, branded)),
+                    **estimate_share("brand_top1", brand_right[branded], select_clusters(clusters, branded)),
                 }
             )
     return found

@@ -28,7 +28,7 @@ from vision.manifest import UNLABELLED, Manifest
 from vision.model import CosineHead, ListingClassifier
 from vision.taxonomy import Brand, Taxonomy, slug
 
-__all__ = ["MIN_PHOTOS", "AddedBrand", "BrandShift", "add_brand", "brand_shifts", "imprint", "taxonomy_with_brand"]
+__all__ = ["MIN_PHOTOS", "AddedBrand", "BrandShift", "add_brand", "compute_brand_shifts", "extend_taxonomy", "imprint"]
 
 _log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class BrandShift:
     num_changed_otherwise: int
 
 
-def taxonomy_with_brand(taxonomy: Taxonomy, name: str, *, aliases: Sequence[str] = ()) -> Taxonomy:
+def extend_taxonomy(taxonomy: Taxonomy, name: str, *, aliases: Sequence[str] = ()) -> Taxonomy:
     """The taxonomy with one more brand, the last one, and a version of its own.
 
     Raises:
@@ -150,7 +150,7 @@ def add_brand(
     """
     refuse_existing(output)
     _check(source, photos)
-    taxonomy = taxonomy_with_brand(source.taxonomy, name, aliases=aliases)
+    taxonomy = extend_taxonomy(source.taxonomy, name, aliases=aliases)
     new = taxonomy.brands[-1]
     photos_nhwc = _prepared(source, photos)
     before = load_bundle_model(source)
@@ -180,7 +180,7 @@ def add_brand(
     return AddedBrand(bundle=bundle, brand=new, num_photos=len(photos), categories_equal=equal)
 
 
-def brand_shifts(before: Bundle, after: Bundle, manifest: Manifest) -> tuple[BrandShift, ...]:
+def compute_brand_shifts(before: Bundle, after: Bundle, manifest: Manifest) -> tuple[BrandShift, ...]:
     """How the brand answers of a manifest's listings changed, by the brand they are labelled with.
 
     Raises:

@@ -16,7 +16,7 @@ import torch
 from training.calibration.calibrate import calibrate
 from training.calibration.splits import split_calibration_rows
 from training.errors import ExportMismatch, RunError
-from training.export.model_card import model_card
+from training.export.model_card import render_model_card
 from training.export.torchscript import export_torchscript, load_torchscript
 from training.inference.forward import onnx_forward, torch_forward
 from training.inference.predictions import Infer, predict
@@ -201,7 +201,7 @@ def build_bundle(
         )
         calibration = calibrated(Exported(info=info, sha256=sha256, infer=infer))
         (building / "calibration.json").write_text(calibration.to_json() + "\n", encoding="utf-8")
-        (building / "model_card.md").write_text(model_card(info, taxonomy, calibration), encoding="utf-8")
+        (building / "model_card.md").write_text(render_model_card(info, taxonomy, calibration), encoding="utf-8")
         seal_bundle(building, info)
     return load_bundle(folder)
 

@@ -5,10 +5,10 @@ from vision.bundle import BundleInfo
 from vision.calibration import Calibration
 from vision.taxonomy import Taxonomy
 
-__all__ = ["guarantee_lines", "model_card"]
+__all__ = ["format_guarantees", "render_model_card"]
 
 
-def guarantee_lines(calibration: Calibration) -> list[str]:
+def format_guarantees(calibration: Calibration) -> list[str]:
     """One line for each field: the certified threshold with its evidence, or why there is none."""
     lines = []
     for field in calibration.fields:
@@ -25,6 +25,6 @@ def guarantee_lines(calibration: Calibration) -> list[str]:
     return lines
 
 
-def model_card(info: BundleInfo, taxonomy: Taxonomy, calibration: Calibration) -> str:
+def render_model_card(info: BundleInfo, taxonomy: Taxonomy, calibration: Calibration) -> str:
     """The text of `model_card.md`."""
     return render("model_card.md", info=info, taxonomy=taxonomy, calibration=calibration)

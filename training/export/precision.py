@@ -18,10 +18,10 @@ from torch import nn
 from training.calibration.calibrate import calibrate
 from training.calibration.splits import split_calibration_rows
 from training.errors import PrecisionRefused
-from training.evaluation.ground_truth import truth_by_depth
+from training.evaluation.ground_truth import build_ground_truth
 from training.export.export import compare, export_onnx
-from training.export.model_card import model_card
-from training.export.quantization import METHODS, quantized_onnx
+from training.export.model_card import render_model_card
+from training.export.quantization import METHODS, export_quantized_onnx
 from training.export.torchscript import export_torchscript, load_torchscript
 from training.inference.forward import onnx_forward, torch_forward
 from training.inference.network import load_bundle_model
@@ -41,7 +41,7 @@ from vision.manifest import Manifest, read_photo
 from vision.model import ListingClassifier, Outputs
 from vision.runtime.files import sha256_of
 
-__all__ = ["MAX_TOP1_LOSS", "HalfClassifier", "Precision", "convert_bundle", "model_speeds"]
+__all__ = ["MAX_TOP1_LOSS", "HalfClassifier", "Precision", "convert_bundle", "measure_onnx_speeds"]
 
 _log = logging.getLogger(__name__)
 
@@ -154,7 +154,7 @@ def _quantized(bundle: Bundle, manifest: Manifest, building: Path) -> dict[str, 
     found = {}
     for method in METHODS:
         path = building / f"candidate-{method}.onnx"
-        quantized_onnx(bundle.onnx_path, photos, path, method=method)
+        export_quantized_onnx(bundle.onnx_path, photos, path, method=method)
         found[f"static QDQ, ranges by {method} over {len(photos)} training photos"] = path
     return found
 
@@ -176,7 +176,7 @@ def _training_photos(bundle: Bundle, train: Manifest) -> npt.NDArray[np.uint8]:
 
 def _chosen(bundle: Bundle, rows: Manifest, reference: Predictions, candidates: Mapping[str, Path]) -> _Choice:
     """What loses least; among equals, what answers most like the reference."""
-    leaves = truth_by_depth(reference.labels, bundle.taxonomy).leaves
+    leaves = build_ground_truth(reference.labels, bundle.taxonomy).leaves
     known = leaves >= 0
 
     def top1(answers: Predictions) -> float:
@@ -201,7 +201,7 @@ def _seal(
     golden = bundle.golden.photos_nhwc
     answers = infer(golden)
     Golden(golden, answers.category, answers.brand).save(building / "golden.safetensors")
-    speeds = model_speeds({"fp32": bundle.onnx_path, precision: building / "model.onnx"}, golden)
+    speeds = measure_onnx_speeds({"fp32": bundle.onnx_path, precision: building / "model.onnx"}, golden)
     converted = {
         "how": chosen.how,
         "top1_loss": chosen.top1_loss,
@@ -225,11 +225,11 @@ def _seal(
         brand_log_prior=bundle.calibration.brand_log_prior,
     )
     (building / "calibration.json").write_text(calibration.to_json() + "\n", encoding="utf-8")
-    (building / "model_card.md").write_text(model_card(info, bundle.taxonomy, calibration), encoding="utf-8")
+    (building / "model_card.md").write_text(render_model_card(info, bundle.taxonomy, calibration), encoding="utf-8")
     seal_bundle(building, info)
 
 
-def model_speeds(
+def measure_onnx_speeds(
     models: Mapping[str, Path], photos_nhwc: npt.NDArray[np.uint8], *, rounds: int = 3, seconds: float = 1.0
 ) -> dict[str, float]:
     """Photos/s of ONNX models on one thread of this machine, one photo at a time; medians of alternating rounds."""

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from vision.engine import INPUT_NAME
 
-__all__ = ["METHODS", "Method", "quantized_onnx"]
+__all__ = ["METHODS", "Method", "export_quantized_onnx"]
 
 Method = Literal["percentile", "entropy", "minmax"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -22,7 +22,7 @@ _QUANTIZED = ("Conv", "Add", "Mul", "GlobalAveragePool", "AveragePool", "MaxPool
 """Operations; the heads' matrix products stay in fp32: they cost nothing, and their rounding would be the answer's."""
 
 
-def quantized_onnx(model: Path, photos_nhwc: npt.NDArray[np.uint8], path: Path, *, method: Method) -> None:
+def export_quantized_onnx(model: Path, photos_nhwc: npt.NDArray[np.uint8], path: Path, *, method: Method) -> None:
     """Write a QDQ model: uint8 activations, int8 weights a channel, of seven bits.
 
     Seven, because processors without VNNI add pairs of products in 16 bits, which eight would overflow (ONNX Runtime,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from training.calibration.calibrate import calibrate
 from training.calibration.certify import Guarantee
-from training.export.model_card import model_card
+from training.export.model_card import render_model_card
 from training.inference.predictions import Predictions
 from vision.bundle import FILES, Bundle, certificate_binding, load_bundle, new_bundle, refuse_existing, seal_bundle
 
@@ -51,6 +51,8 @@ def recalibrate(
         for name in FILES:
             shutil.copy2(bundle.folder / name, building / name)
         (building / "calibration.json").write_text(calibration.to_json() + "\n")
-        (building / "model_card.md").write_text(model_card(bundle.info, bundle.taxonomy, calibration), encoding="utf-8")
+        (building / "model_card.md").write_text(
+            render_model_card(bundle.info, bundle.taxonomy, calibration), encoding="utf-8"
+        )
         seal_bundle(building, bundle.info)
     return load_bundle(folder)

@@ -8,10 +8,10 @@ from vision.errors import ManifestError
 from vision.manifest import Manifest
 from vision.taxonomy import Taxonomy
 
-__all__ = ["OutcomeManifest", "manifest_of_outcomes"]
+__all__ = ["OutcomeManifests", "build_outcome_manifests"]
 
 
-class OutcomeManifest(NamedTuple):
+class OutcomeManifests(NamedTuple):
     shown: Manifest
     """Of listings whose sellers saw an answer, and may have kept a wrong one: to train on."""
     unseen: Manifest
@@ -21,7 +21,7 @@ class OutcomeManifest(NamedTuple):
     num_without_photos: int
 
 
-def manifest_of_outcomes(tables: OutcomeTables, photos: Manifest, taxonomy: Taxonomy) -> OutcomeManifest:
+def build_outcome_manifests(tables: OutcomeTables, photos: Manifest, taxonomy: Taxonomy) -> OutcomeManifests:
     """A row a photo, labelled with the last outcome of its listing.
 
     Args:
@@ -45,7 +45,7 @@ def manifest_of_outcomes(tables: OutcomeTables, photos: Manifest, taxonomy: Taxo
             rows[listing_id in hidden].append(row)
     if not seen:
         raise ManifestError("no listing with an outcome is in the table of photos; are its listing_id the same ones?")
-    return OutcomeManifest(
+    return OutcomeManifests(
         shown=Manifest.from_rows(rows[False], ""),
         unseen=Manifest.from_rows(rows[True], ""),
         new_brands=dict(names.most_common()),

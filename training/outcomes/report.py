@@ -29,7 +29,7 @@ from vision.calibration import Calibration
 from vision.errors import ListingVisionError
 from vision.metrics import wilson_interval
 
-__all__ = ["PROMISE_METRICS", "ExperimentReport", "format_metrics", "format_report", "make_report"]
+__all__ = ["GUARANTEE_METRICS", "ExperimentReport", "format_metrics", "format_report", "make_report"]
 
 DRIFT = {
     LEAF_PROBABILITY: "category_probabilities[-1]",
@@ -39,10 +39,10 @@ DRIFT = {
     "unusable_share": "num_unusable / greatest(num_photos, 1)",
 }
 """Name to SQL of a suggestion's columns."""
-PROMISE_METRICS = {
+GUARANTEE_METRICS = {
     "listing_vision_guarantee_met": "Whether filled fields of the last days may still be as precise as promised.",
-    "listing_vision_promise_precision_lately": "Share of the filled fields of the last days that sellers kept.",
-    "listing_vision_promise_listings_lately": "Filled fields of the last days with an outcome.",
+    "listing_vision_guarantee_recent_precision": "Share of the filled fields of the last days that sellers kept.",
+    "listing_vision_guarantee_recent_listings": "Filled fields of the last days with an outcome.",
 }
 _DAY_US = 86_400_000_000
 
@@ -56,13 +56,13 @@ class FieldReport:
     """Share of all outcomes; where the answer was shown, sellers accept wrong ones too."""
     accepted_interval: Interval
     num_hidden: int
-    accepted_hidden: float | None
+    accepted_unseen: float | None
     """Share where nothing was shown: what the answer itself is worth."""
-    num_filled_lately: int
-    right_lately: float | None
+    num_recent: int
+    recent_precision: float | None
     promised: float | None
     """None: the bundle does not fill this field, or is another release."""
-    keeps_promise: bool | None
+    meets_guarantee: bool | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,7 @@ class ShadowReport:
     num_outcomes: int
     accepted: float
     """Share of the shadow's answers that sellers chose."""
-    given_accepted: float
+    shown_accepted: float
     """The same of the answers that were given, for the same listings."""
     interval: Interval
     """For the difference of the two; holds whenever it is looked at."""
@@ -118,7 +118,7 @@ class ExperimentReport:
     @property
     def switch_off(self) -> list[str]:
         """Fields that no longer keep their promise."""
-        return [f"{one.field} of {one.release}" for one in self.fields if one.keeps_promise is False]
+        return [f"{one.field} of {one.release}" for one in self.fields if one.meets_guarantee is False]
 
     def to_dict(self) -> dict[str, Any]:
         comparisons = [asdict(one) | {"verdict": one.verdict} for one in self.comparisons]
@@ -153,12 +153,12 @@ def make_report(
     base = control or max(counts, key=lambda release: counts[release])
     fields, comparisons, shadows = [], [], []
     for name in tables.fields():
-        outcomes = tables.outcomes_of(name)
+        outcomes = tables.load_outcomes(name)
         fields += [
             _field(outcomes, release, promises.get(release), days) for release in np.unique(outcomes.releases).tolist()
         ]
         comparisons += _comparisons(outcomes, base)
-        shadows += _shadows(name, tables.shadows_of(name))
+        shadows += _shadows(name, tables.load_shadows(name))
     drift_days = days if tables.span_days() >= 2 * days else None
     drift = {
         name: compute_population_stability(
@@ -208,11 +208,13 @@ def _field(outcomes: FieldOutcomes, release: str, calibration: Calibration | Non
         accepted=float(accepted.mean()),
         accepted_interval=Interval(*wilson_interval(int(accepted.sum()), len(accepted))),
         num_hidden=int(hidden.sum()),
-        accepted_hidden=float(accepted[hidden].mean()) if hidden.any() else None,
-        num_filled_lately=len(lately),
-        right_lately=float(lately.mean()) if len(lately) else None,
+        accepted_unseen=float(accepted[hidden].mean()) if hidden.any() else None,
+        num_recent=len(lately),
+        recent_precision=float(lately.mean()) if len(lately) else None,
         promised=promised,
-        keeps_promise=is_guarantee_plausible(int(lately.sum()), len(lately), precision=promised) if promised else None,
+        meets_guarantee=is_guarantee_plausible(int(lately.sum()), len(lately), precision=promised)
+        if promised
+        else None,
     )
 
 
@@ -241,14 +243,14 @@ def _shadows(field: str, outcomes: ShadowOutcomes) -> list[ShadowReport]:
             mine = (outcomes.releases == release) & (outcomes.hidden | (not unseen))
             if not mine.any():
                 continue
-            accepted, given = outcomes.accepted[mine], outcomes.given_accepted[mine]
+            accepted, given = outcomes.accepted[mine], outcomes.shown_accepted[mine]
             found.append(
                 ShadowReport(
                     field=field,
                     release=release,
                     num_outcomes=len(accepted),
                     accepted=float(accepted.mean()),
-                    given_accepted=float(given.mean()),
+                    shown_accepted=float(given.mean()),
                     interval=bound_paired_difference(given, accepted),
                     unseen=unseen,
                 )
@@ -261,7 +263,7 @@ def format_report(report: ExperimentReport) -> str:
     lines = [f"{'field':<18} {'release':<20} {'outcomes':>9} {'accepted':>9} {'95 %':>15}  {'unseen':>7}  promise"]
     for one in report.fields:
         low, high = one.accepted_interval
-        unseen = "-" if one.accepted_hidden is None else f"{one.accepted_hidden:.1%}"
+        unseen = "-" if one.accepted_unseen is None else f"{one.accepted_unseen:.1%}"
         lines.append(
             f"{one.field:<18} {one.release:<20} {one.num_outcomes:>9} {one.accepted:>9.1%} {low:>7.1%}…{high:<7.1%} "
             f"{unseen:>7}  {_promise(one)}"
@@ -278,7 +280,7 @@ def format_report(report: ExperimentReport) -> str:
         low, high = shadow.interval
         kind = "unseen" if shadow.unseen else "outcomes"
         lines.append(
-            f"{shadow.field}: shadow {shadow.release} {shadow.accepted:.1%} against {shadow.given_accepted:.1%} given, "
+            f"{shadow.field}: shadow {shadow.release} {shadow.accepted:.1%} against {shadow.shown_accepted:.1%} given, "
             f"{shadow.num_outcomes} {kind} ({low:+.1%}…{high:+.1%}, whenever looked at)"
         )
     if report.sample_ratio_p_value is not None:
@@ -304,15 +306,15 @@ def _marked(index: float) -> str:
 
 def format_metrics(report: ExperimentReport) -> str:
     """Promises in Prometheus' text format, for a file that a node exporter reads."""
-    promised = [one for one in report.fields if one.promised is not None and one.right_lately is not None]
+    promised = [one for one in report.fields if one.promised is not None and one.recent_precision is not None]
     lines = []
-    for name, told in PROMISE_METRICS.items():
+    for name, told in GUARANTEE_METRICS.items():
         lines += [f"# HELP {name} {told}", f"# TYPE {name} gauge"]
         for one in promised:
             value = {
-                "listing_vision_guarantee_met": int(one.keeps_promise is not False),
-                "listing_vision_promise_precision_lately": one.right_lately,
-                "listing_vision_promise_listings_lately": one.num_filled_lately,
+                "listing_vision_guarantee_met": int(one.meets_guarantee is not False),
+                "listing_vision_guarantee_recent_precision": one.recent_precision,
+                "listing_vision_guarantee_recent_listings": one.num_recent,
             }[name]
             lines.append(f'{name}{{field="{one.field}",model_release="{one.release}"}} {value}')
     return "\n".join(lines) + "\n"
@@ -321,7 +323,7 @@ def format_metrics(report: ExperimentReport) -> str:
 def _promise(one: FieldReport) -> str:
     if one.promised is None:
         return "-"
-    if one.right_lately is None:
+    if one.recent_precision is None:
         return f"{one.promised:.0%}, not filled lately"
-    verdict = "kept" if one.keeps_promise else "BROKEN"
-    return f"{one.promised:.0%}, {one.right_lately:.1%} of {one.num_filled_lately} lately: {verdict}"
+    verdict = "kept" if one.meets_guarantee else "BROKEN"
+    return f"{one.promised:.0%}, {one.recent_precision:.1%} of {one.num_recent} lately: {verdict}"

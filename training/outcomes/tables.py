@@ -12,7 +12,7 @@ from vision.calibration import BRAND_FIELD, field_name
 from vision.errors import ListingVisionError
 from vision.taxonomy import Taxonomy
 
-__all__ = ["FieldOutcomes", "OutcomeTables", "ShadowOutcomes", "opened_tables"]
+__all__ = ["FieldOutcomes", "OutcomeTables", "ShadowOutcomes", "open_tables"]
 
 _MEMORY_LIMIT = "2GB"
 _TABLES = ("suggestions", "outcomes", "shadows")
@@ -45,7 +45,7 @@ class ShadowOutcomes:
     """Of the shadow."""
     accepted: npt.NDArray[np.bool_]
     """The seller chose what the shadow answered."""
-    given_accepted: npt.NDArray[np.bool_]
+    shown_accepted: npt.NDArray[np.bool_]
     """The seller chose what was answered."""
     hidden: npt.NDArray[np.bool_]
     """Nothing was shown; elsewhere the answer that was shown has an advantage."""
@@ -62,7 +62,7 @@ class OutcomeTables:
         """Of the form, root level first, brand last."""
         return [*(field_name(depth) for depth in range(1, self._max_depth + 1)), BRAND_FIELD]
 
-    def outcomes_of(self, field: str) -> FieldOutcomes:
+    def load_outcomes(self, field: str) -> FieldOutcomes:
         accepted, filled, score, treatment = _columns(field, self.fields())
         found = self._connection.execute(
             f"""
@@ -81,7 +81,7 @@ class OutcomeTables:
             scores=np.asarray(found["score"], np.float64),
         )
 
-    def shadows_of(self, field: str) -> ShadowOutcomes:
+    def load_shadows(self, field: str) -> ShadowOutcomes:
         """Of listings that a shadow saw too and whose outcome decides on both answers."""
         accepted, _, _, treatment = _columns(field, self.fields())
         found = self._connection.execute(
@@ -92,7 +92,7 @@ class OutcomeTables:
                 given AS (
                     SELECT listing_id, chosen_at, {accepted} AS accepted, {treatment} = 'HIDDEN' AS hidden FROM joined
                 )
-            SELECT shadow.release, shadow.accepted, given.accepted AS given_accepted, hidden
+            SELECT shadow.release, shadow.accepted, given.accepted AS shown_accepted, hidden
             FROM shadow JOIN given USING (listing_id)
             WHERE shadow.accepted IS NOT NULL AND given.accepted IS NOT NULL ORDER BY chosen_at, listing_id
             """
@@ -100,7 +100,7 @@ class OutcomeTables:
         return ShadowOutcomes(
             releases=np.asarray(found["release"], str),
             accepted=np.asarray(found["accepted"], bool),
-            given_accepted=np.asarray(found["given_accepted"], bool),
+            shown_accepted=np.asarray(found["shown_accepted"], bool),
             hidden=np.asarray(found["hidden"], bool),
         )
 
@@ -174,7 +174,7 @@ class OutcomeTables:
 
 
 @contextmanager
-def opened_tables(url: str, taxonomies: Mapping[str, Taxonomy]) -> Iterator[OutcomeTables]:
+def open_tables(url: str, taxonomies: Mapping[str, Taxonomy]) -> Iterator[OutcomeTables]:
     """Read lazily: a question reads the columns that it asks for, and spills to disk beyond 2 GB.
 
     Args:

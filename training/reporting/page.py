@@ -18,7 +18,15 @@ from vision.images import decode_photo
 from vision.manifest import read_photo
 from vision.runtime.cpus import usable_cores
 
-__all__ = ["format_percent", "format_points", "is_measured", "photo_uri", "render", "thumbnail_uri", "thumbnails"]
+__all__ = [
+    "create_thumbnail",
+    "create_thumbnails",
+    "encode_photo_uri",
+    "format_percent",
+    "format_points",
+    "is_measured",
+    "render",
+]
 
 
 def render(template: str, **values: object) -> str:
@@ -56,26 +64,26 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-def thumbnail_uri(url: str, *, max_px: int) -> str | None:
+def create_thumbnail(url: str, *, max_px: int) -> str | None:
     """A photo as a small JPEG in a data URI; None where it cannot be used."""
     try:
         photo = Image.fromarray(decode_photo(read_photo(url), at_least_px=max_px))
     except (OSError, PhotoError):
         return None
     photo.thumbnail((max_px, max_px))
-    return photo_uri(photo)
+    return encode_photo_uri(photo)
 
 
-def photo_uri(photo: Image.Image) -> str:
+def encode_photo_uri(photo: Image.Image) -> str:
     """A photo as a JPEG in a data URI."""
     out = io.BytesIO()
     photo.save(out, "JPEG", quality=75)
     return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode("ascii")
 
 
-def thumbnails(urls: Iterable[str], *, max_px: int) -> dict[str, str | None]:
-    """The `thumbnail_uri` of each URL."""
+def create_thumbnails(urls: Iterable[str], *, max_px: int) -> dict[str, str | None]:
+    """The `create_thumbnail` of each URL."""
     ordered = sorted(set(urls))
     with ThreadPoolExecutor(usable_cores()) as pool:
-        made = pool.map(functools.partial(thumbnail_uri, max_px=max_px), ordered)
+        made = pool.map(functools.partial(create_thumbnail, max_px=max_px), ordered)
         return dict(zip(ordered, tqdm(made, total=len(ordered), unit="photo", disable=None), strict=True))

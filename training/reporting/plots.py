@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["curve_plot", "reliability_plot", "shares_plot"]
+__all__ = ["plot_reliability", "plot_risk_coverage", "plot_shares"]
 
 _BLUE, _ORANGE = "#3b82d6", "#d9772b"
 """Both at least 3:1 against white and against black (WCAG 2.2, 1.4.11)."""
@@ -25,7 +25,7 @@ _LONGEST_NAME = 32
 Points = Sequence[Mapping[str, Any]]
 
 
-def curve_plot(selective: Mapping[str, Any], *, key: str, label: str) -> Markup:
+def plot_risk_coverage(selective: Mapping[str, Any], *, key: str, label: str) -> Markup:
     """Precision over coverage with its intervals, and the certified point where there is one.
 
     Args:
@@ -54,7 +54,7 @@ def curve_plot(selective: Mapping[str, Any], *, key: str, label: str) -> Markup:
     return _svg(draw, key=key, label=label)
 
 
-def reliability_plot(before: Points, after: Points, *, key: str, label: str) -> Markup:
+def plot_reliability(before: Points, after: Points, *, key: str, label: str) -> Markup:
     """Accuracy over confidence, before and after calibration; on the diagonal both are equal."""
 
     def draw(axes: "Axes") -> None:
@@ -82,7 +82,7 @@ def reliability_plot(before: Points, after: Points, *, key: str, label: str) -> 
     return _svg(draw, key=key, label=label)
 
 
-def shares_plot(
+def plot_shares(
     names: Sequence[str], shares: Sequence[float], intervals: Sequence[Sequence[float]], *, key: str, label: str
 ) -> Markup:
     """At least one share with its interval, one below the other."""

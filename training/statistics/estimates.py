@@ -18,7 +18,15 @@ from vision.metrics import (
     share_interval,
 )
 
-__all__ = ["calibration_error", "clopper_pearson_upper", "hierarchical", "macro", "reliability", "share", "where"]
+__all__ = [
+    "bin_reliability",
+    "clopper_pearson_upper",
+    "estimate_calibration_error",
+    "estimate_hierarchical",
+    "estimate_macro_accuracy",
+    "estimate_share",
+    "select_clusters",
+]
 
 Figures = dict[str, Any]
 Bools = npt.NDArray[np.bool_]
@@ -26,12 +34,12 @@ Floats = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.int64]
 
 
-def where(clusters: Ints | None, rows: Bools) -> Ints | None:
+def select_clusters(clusters: Ints | None, rows: Bools) -> Ints | None:
     """The clusters of some of the rows."""
     return None if clusters is None else clusters[rows]
 
 
-def share(name: str, hits: Bools, clusters: Ints | None) -> Figures:
+def estimate_share(name: str, hits: Bools, clusters: Ints | None) -> Figures:
     """The share of the rows that are hits; NaN, and an interval from 0 to 1, for no rows."""
     return {
         name: float(hits.mean()) if hits.size else float("nan"),
@@ -39,7 +47,7 @@ def share(name: str, hits: Bools, clusters: Ints | None) -> Figures:
     }
 
 
-def macro(name: str, answers: Ints, labels: Ints, clusters: Ints | None) -> Figures:
+def estimate_macro_accuracy(name: str, answers: Ints, labels: Ints, clusters: Ints | None) -> Figures:
     """Mean over the labels that occur of the share of their rows answered right.
 
     Args:
@@ -49,14 +57,17 @@ def macro(name: str, answers: Ints, labels: Ints, clusters: Ints | None) -> Figu
     classes, cells = np.unique(labels[known], return_inverse=True)
     right = answers[known] == labels[known]
     sums = resampled_sums(
-        cells, np.stack([np.ones(len(right)), right], axis=1), num_cells=len(classes), clusters=where(clusters, known)
+        cells,
+        np.stack([np.ones(len(right)), right], axis=1),
+        num_cells=len(classes),
+        clusters=select_clusters(clusters, known),
     )
     num_rows, num_right = sums[..., 0], sums[..., 1]
     shares = np.divide(num_right, num_rows, out=np.zeros_like(num_right), where=num_rows > 0)
-    return _estimate(name, shares.sum(axis=1), (num_rows > 0).sum(axis=1), right, where(clusters, known))
+    return _estimate(name, shares.sum(axis=1), (num_rows > 0).sum(axis=1), right, select_clusters(clusters, known))
 
 
-def calibration_error(name: str, confidences: Floats, right: Bools, clusters: Ints | None) -> Figures:
+def estimate_calibration_error(name: str, confidences: Floats, right: Bools, clusters: Ints | None) -> Figures:
     """Mean gap between confidence and accuracy over 15 bins (Guo et al. 2017)."""
     values = np.stack([confidences, right, np.ones(len(right))], axis=1)
     sums = resampled_sums(calibration_bins(confidences), values, num_cells=NUM_CALIBRATION_BINS, clusters=clusters)
@@ -64,7 +75,7 @@ def calibration_error(name: str, confidences: Floats, right: Bools, clusters: In
     return _estimate(name, gaps, sums[..., 2].sum(axis=1), right, clusters)
 
 
-def hierarchical(*, given: Bools, answered: Bools, right: Bools, clusters: Ints | None) -> Figures:
+def estimate_hierarchical(*, given: Bools, answered: Bools, right: Bools, clusters: Ints | None) -> Figures:
     """Precision, recall and F1 of sets of ancestors (Kiritchenko, Matwin, Nock & Famili 2006), summed over the rows.
 
     The set of a category is itself and all above it: a Fuji taken for a Gala shares two of three with the truth.
@@ -74,7 +85,7 @@ def hierarchical(*, given: Bools, answered: Bools, right: Bools, clusters: Ints 
     """
     rows = np.logical_or.reduce(given, axis=1)
     values = np.stack([right[rows].sum(axis=1), answered[rows].sum(axis=1), given[rows].sum(axis=1)], axis=1)
-    kept = where(clusters, rows)
+    kept = select_clusters(clusters, rows)
     sums = resampled_sums(np.zeros(len(values), np.int64), values.astype(np.float64), num_cells=1, clusters=kept)[:, 0]
     shared, in_answers, in_truths = sums.T
     return {
@@ -90,7 +101,7 @@ def clopper_pearson_upper(num_hits: int, num_rows: int, *, alpha: float) -> floa
     return 1.0 if num_hits >= num_rows else float(beta.ppf(1 - alpha, num_hits + 1, num_rows - num_hits))
 
 
-def reliability(confidences: Floats, right: Bools, clusters: Ints | None) -> list[Figures]:
+def bin_reliability(confidences: Floats, right: Bools, clusters: Ints | None) -> list[Figures]:
     """Of each bin that holds answers: mean confidence, and the share that is right.
 
     A confidence of 0 is no answer, such as below the leaf of a path that ends early; it widens no calibration error.
@@ -103,7 +114,7 @@ def reliability(confidences: Floats, right: Bools, clusters: Ints | None) -> lis
             {
                 "num": int(rows.sum()),
                 "confidence": float(confidences[rows].mean()),
-                **share("accuracy", right[rows], where(clusters, rows)),
+                **estimate_share("accuracy", right[rows], select_clusters(clusters, rows)),
             }
         )
     return found

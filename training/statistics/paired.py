@@ -13,11 +13,11 @@ from scipy.stats import binomtest
 __all__ = [
     "NUM_RESAMPLES",
     "Difference",
-    "difference",
-    "holm",
-    "mcnemar_p",
-    "resampled_interval",
-    "small_sample_interval",
+    "adjust_holm",
+    "bootstrap_difference",
+    "bound_small_sample",
+    "compute_mcnemar_p",
+    "count_differences",
 ]
 
 NUM_RESAMPLES = 10_000
@@ -53,10 +53,10 @@ class Difference:
 
     @property
     def p_value(self) -> float:
-        return mcnemar_p(num_lost=self.num_lost, num_won=self.num_won)
+        return compute_mcnemar_p(num_lost=self.num_lost, num_won=self.num_won)
 
 
-def difference(right_a: Bools, right_b: Bools) -> Difference:
+def count_differences(right_a: Bools, right_b: Bools) -> Difference:
     """The counts from two (N,) verdicts on the same listings."""
     return Difference(
         num_listings=len(right_a),
@@ -67,7 +67,7 @@ def difference(right_a: Bools, right_b: Bools) -> Difference:
     )
 
 
-def mcnemar_p(*, num_lost: int, num_won: int) -> float:
+def compute_mcnemar_p(*, num_lost: int, num_won: int) -> float:
     """Two-sided exact p-value that lost and won are equally likely (McNemar 1947, with the binomial distribution).
 
     1 where no listing tells the models apart.
@@ -76,7 +76,7 @@ def mcnemar_p(*, num_lost: int, num_won: int) -> float:
     return float(binomtest(num_lost, num_discordant, 0.5).pvalue) if num_discordant else 1.0
 
 
-def resampled_interval(counts: Difference, *, seed: int) -> tuple[float, float]:
+def bootstrap_difference(counts: Difference, *, seed: int) -> tuple[float, float]:
     """95 % percentile interval of `change` over resampled listings, both models on the same; NaN for no listings.
 
     A resample of listings matters only by how many are lost, won and neither, which are multinomial counts: drawing
@@ -91,7 +91,7 @@ def resampled_interval(counts: Difference, *, seed: int) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def small_sample_interval(counts: Difference) -> tuple[float, float]:
+def bound_small_sample(counts: Difference) -> tuple[float, float]:
     """95 % interval of `change` that stays honest for a handful of listings (Bonett & Price 2012, adjusted Wald).
 
     A bootstrap of five listings that are all alike has an interval of no width.
@@ -102,7 +102,7 @@ def small_sample_interval(counts: Difference) -> tuple[float, float]:
     return max(-1.0, won - lost - half), min(1.0, won - lost + half)
 
 
-def holm(p_values: Sequence[float]) -> tuple[float, ...]:
+def adjust_holm(p_values: Sequence[float]) -> tuple[float, ...]:
     """p-values adjusted for their number, in the given order (Holm 1979): below 0.05 holds for all at once."""
     p = np.asarray(p_values, dtype=np.float64)
     order = np.argsort(p, kind="stable")

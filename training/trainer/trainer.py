@@ -19,7 +19,7 @@ import torch
 
 import vision
 from training.errors import LossNotFinite, RunError
-from training.evaluation.ground_truth import truth_by_depth
+from training.evaluation.ground_truth import build_ground_truth
 from training.inference.features import extract_features
 from training.recipe import Recipe
 from training.run import Run, list_differences
@@ -78,7 +78,7 @@ class Trainer:
         self._train_labels = self._train.labels(taxonomy)
         self._val = manifest.where_split("val")
         self._val_labels = self._val.labels(taxonomy)
-        self._val_leaves = truth_by_depth(self._val_labels, taxonomy).leaves
+        self._val_leaves = build_ground_truth(self._val_labels, taxonomy).leaves
         require_trained_labels(self._train_labels, self._val_labels, taxonomy)
         taught_by = Teacher.load(teacher, taxonomy, self._ranks.device) if teacher else None
         self.train_step = TrainStep(
@@ -393,7 +393,7 @@ class Trainer:
 def require_trained_labels(train: Labels, val: Labels, taxonomy: Taxonomy) -> None:
     """Refuse a val split that asks for what train does not show."""
     problems = []
-    train_leaves, val_leaves = (truth_by_depth(labels, taxonomy).leaves for labels in (train, val))
+    train_leaves, val_leaves = (build_ground_truth(labels, taxonomy).leaves for labels in (train, val))
     for kind, names, taught, asked in (
         ("category", taxonomy.leaf_ids, train_leaves, val_leaves),
         ("brand", taxonomy.brand_labels, train.brands, val.brands),

@@ -8,7 +8,7 @@ from tests.support.helpers import create_small_taxonomy
 from tests.support.predictions import create_predictions
 from training.calibration.calibrate import calibrate
 from training.calibration.certify import Guarantee
-from training.evaluation.ground_truth import truth_by_depth
+from training.evaluation.ground_truth import build_ground_truth
 from training.inference.predictions import Predictions
 from vision.calibration import BRAND_FIELD, Calibration
 from vision.decision import (
@@ -50,7 +50,7 @@ def test_the_guarantee_holds_for_filled_paths_on_a_tree():
     """Whoever receives a filled field sees it wrong at most alpha of the time, shallow truths included."""
     rng = np.random.default_rng(7)
     taxonomy, judged = tree_predictions(rng, 200_000)
-    true_nodes = truth_by_depth(judged.labels, taxonomy).nodes
+    true_nodes = build_ground_truth(judged.labels, taxonomy).nodes
     broken = np.zeros(3)
     filled_runs = np.zeros(3)
     for _ in range(60):

@@ -3,7 +3,7 @@ import pytest
 
 from tests.support.helpers import create_scene, create_small_taxonomy, encode_image
 from tests.support.two_models import model
-from training.comparison.common_listings import answer_both, shared_labels
+from training.comparison.common_listings import match_labels, predict_both
 from vision.engine import Logits
 from vision.errors import ManifestError
 from vision.manifest import Manifest
@@ -61,7 +61,7 @@ def test_labels_are_found_by_what_either_knows_and_held_together_by_id():
         ("f", "0", "", "Nobody"),
         ("g", "0", "fruit", ""),
     ]
-    labels = shared_labels(create_manifest(rows), TAXONOMY, OTHER)
+    labels = match_labels(create_manifest(rows), TAXONOMY, OTHER)
     lemon_a, lemon_b = TAXONOMY.node_index["lemon"], OTHER.node_index["lemon"]
     assert labels.categories_shared.tolist() == [True, True, False, False, False, False, True]
     assert labels.in_a.category_nodes[:2].tolist() == [lemon_a, lemon_a]
@@ -80,14 +80,14 @@ def test_labels_are_found_by_what_either_knows_and_held_together_by_id():
 
 def test_a_listing_counts_once_however_many_photos_it_has():
     rows = [("a", str(i), "tools" if i else "", "Acme") for i in range(4)]
-    left_out = shared_labels(create_manifest(rows), TAXONOMY, OTHER).left_out
+    left_out = match_labels(create_manifest(rows), TAXONOMY, OTHER).left_out
     assert [(label.field, label.num_listings) for label in left_out] == [("category", 1), ("brand", 1)]
 
 
 def test_photos_are_decoded_once_for_one_preprocessing(photos):
     manifest = create_manifest([(f"l{i // 2}", f"{i}.jpg", "gala", "") for i in range(5)], str(photos))
     seen_a, seen_b = [], []
-    both = answer_both(
+    both = predict_both(
         manifest, create_recording_model(TAXONOMY, seen_a), create_recording_model(TAXONOMY, seen_b), batch_size=2
     )
     assert len(seen_a) == 3
@@ -102,7 +102,7 @@ def test_two_sizes_are_decoded_twice_and_stay_in_step(photos):
     rows.insert(1, ("cut", "cut.jpg", "gala", ""))
     seen_a, seen_b = [], []
     a, b = create_recording_model(TAXONOMY, seen_a), create_recording_model(TAXONOMY, seen_b, input_px=48)
-    both = answer_both(create_manifest(rows, str(photos)), a, b, batch_size=4)
+    both = predict_both(create_manifest(rows, str(photos)), a, b, batch_size=4)
     assert {array.shape[1] for array in seen_a} == {32}
     assert {array.shape[1] for array in seen_b} == {48}
     assert both.listing_ids == ("l0", "l1", "l2", "l3", "l4")
@@ -114,8 +114,8 @@ def test_two_sizes_are_decoded_twice_and_stay_in_step(photos):
 def test_nothing_in_common_is_said_before_a_photo_is_read():
     rows = [("a", "gone.jpg", "tools", "Acme"), ("b", "gone.jpg", "gala", "no brand")]
     with pytest.raises(ManifestError, match="nothing to compare") as error:
-        answer_both(create_manifest(rows), model(TAXONOMY), model(OTHER))
+        predict_both(create_manifest(rows), model(TAXONOMY), model(OTHER))
     assert "taxonomy 'small-1', B: taxonomy 'other-1'" in str(error.value)
     assert "category 'tools': unknown to B" in str(error.value)
     with pytest.raises(ManifestError, match="give a manifest with labels"):
-        answer_both(create_manifest([("a", "gone.jpg", "", "")]), model(TAXONOMY), model(TAXONOMY))
+        predict_both(create_manifest([("a", "gone.jpg", "", "")]), model(TAXONOMY), model(TAXONOMY))

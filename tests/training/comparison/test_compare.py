@@ -5,7 +5,7 @@ import pytest
 
 from tests.support.helpers import create_small_taxonomy
 from tests.support.two_models import compare_rows, create_listings, model
-from training.comparison.common_listings import LeftOut
+from training.comparison.common_listings import ExcludedLabel
 from training.comparison.compare import LEAF, compare
 from vision.decision import decide
 from vision.taxonomy import Brand, Category, Taxonomy
@@ -175,10 +175,10 @@ def test_taxonomies_are_compared_by_id_on_what_both_know():
     assert figures(comparison, "brand") == (2, 1, 2, 0, 1)
     assert {change.category_id for change in comparison.categories} == {"fuji", "lemon"}
     assert set(comparison.left_out) == {
-        LeftOut(field="category", label="tools", reason="unknown to B", num_listings=1),
-        LeftOut(field="category", label="Fruit > Apple > Gala", reason="a leaf of A only", num_listings=1),
-        LeftOut(field="brand", label="Acme", reason="unknown to B", num_listings=1),
-        LeftOut(field="brand", label="Nova", reason="unknown to A", num_listings=1),
+        ExcludedLabel(field="category", label="tools", reason="unknown to B", num_listings=1),
+        ExcludedLabel(field="category", label="Fruit > Apple > Gala", reason="a leaf of A only", num_listings=1),
+        ExcludedLabel(field="brand", label="Acme", reason="unknown to B", num_listings=1),
+        ExcludedLabel(field="brand", label="Nova", reason="unknown to A", num_listings=1),
     }
     brands = [flip for flip in comparison.flips if flip.field == "brand"]
     assert [(flip.truth, flip.answer_a, flip.answer_b) for flip in brands] == [("Zeta", "Acme", "Zeta")]

@@ -7,7 +7,7 @@ from tests.support.pages import ParsedPage
 from tests.support.two_models import create_listings, model
 from training.comparison.compare import compare
 from training.comparison.gate import Gate
-from training.comparison.html_report import comparison_page
+from training.comparison.html_report import render_comparison
 from training.comparison.text_report import ComparedModels, GateVerdict
 from vision.taxonomy import Brand
 
@@ -39,7 +39,7 @@ def render_page(folder, *, max_shown=10, gate=None):
     )
     comparison = compare(a, b, listings)
     verdict = GateVerdict(gate=gate, rules=gate.check(comparison)) if gate else None
-    return comparison_page(compared, comparison, listings, verdict, max_shown=max_shown)
+    return render_comparison(compared, comparison, listings, verdict, max_shown=max_shown)
 
 
 def test_hostile_names_are_shown_and_not_run(tmp_path):

@@ -7,11 +7,11 @@ from training.comparison.gate import Gate
 from training.comparison.text_report import (
     ComparedModels,
     GateVerdict,
-    comparison_json,
-    comparison_table,
-    verdict_lines,
+    build_comparison_json,
+    format_comparison,
+    format_verdict,
 )
-from training.evaluation.evaluate import without_nan
+from training.evaluation.evaluate import replace_nan
 
 MODELS = ComparedModels(name_a="old", name_b="new", taxonomy_a="1", taxonomy_b="2", manifest="m.csv", split="test")
 A = model(create_small_taxonomy(), thresholds={"category_depth_1": 0.9})
@@ -21,7 +21,7 @@ COMPARISON = compare(A, A, LISTINGS)
 
 
 def test_the_table_says_what_changed_and_what_that_is_worth():
-    lines = comparison_table(MODELS, COMPARISON, LISTINGS).splitlines()
+    lines = format_comparison(MODELS, COMPARISON, LISTINGS).splitlines()
     (leaf,) = [line for line in lines if line.startswith("  leaf ")]
     assert leaf.split() == ["leaf", "12", "100.0", "33.3", "-66.7", "-91.7", "–", "-41.7", "8", "0", "0.00781"]
     assert "1 categories are worse:" in lines
@@ -36,7 +36,7 @@ def test_the_table_says_what_changed_and_what_that_is_worth():
 def test_json_holds_every_figure_and_flip():
     gate = Gate(max_overall_drop=0.5)
     verdict = GateVerdict(gate=gate, rules=gate.check(COMPARISON))
-    figures = json.loads(json.dumps(without_nan(comparison_json(MODELS, COMPARISON, LISTINGS, verdict))))
+    figures = json.loads(json.dumps(replace_nan(build_comparison_json(MODELS, COMPARISON, LISTINGS, verdict))))
     assert figures["fields"]["leaf"]["num_lost"] == 8
     assert figures["fields"]["brand"]["change"] is None
     assert figures["coverage"]["category_depth_1"]["a"]["coverage"] == 1
@@ -49,12 +49,12 @@ def test_json_holds_every_figure_and_flip():
     assert figures["gate"]["passed"] is False
     assert figures["gate"]["max_overall_drop"] == 0.5
     assert [rule["name"] for rule in figures["gate"]["rules"] if not rule["holds"]] == ["max_overall_drop"]
-    assert comparison_json(MODELS, COMPARISON, LISTINGS, None)["gate"] is None
+    assert build_comparison_json(MODELS, COMPARISON, LISTINGS, None)["gate"] is None
 
 
 def test_a_rule_that_nothing_was_measured_for_says_so():
     gate = Gate(max_overall_drop=1)
-    lines = verdict_lines(GateVerdict(gate=gate, rules=gate.check(COMPARISON)))
+    lines = format_verdict(GateVerdict(gate=gate, rules=gate.check(COMPARISON)))
     assert lines[0] == "gate passed"
     assert "  max_category_drop holds, nothing to measure it on: 0 categories have at least 20 listings" in lines
     assert "  max_brand_drop holds, nothing to measure it on: brand accuracy: no listing to measure it on" in lines

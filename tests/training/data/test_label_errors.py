@@ -12,10 +12,10 @@ from tests.support.pages import ParsedPage
 from training.cli.data import suspects as suspects_verb
 from training.data.label_errors import (
     assign_folds,
-    confident_thresholds,
+    compute_confident_thresholds,
+    compute_out_of_fold_probabilities,
     find_confident_suspects,
     find_suspects,
-    out_of_fold_probabilities,
 )
 from training.inference.features import Features, extract_features, load_embedder
 from vision.errors import ListingVisionError, ManifestError
@@ -43,7 +43,7 @@ def flip_labels(labels, num_classes, *, num_listings, photos_each=2, seed=1):
 
 def find_label_errors(features, labels, listing_ids, num_classes):
     folds = assign_folds(listing_ids, labels, num_folds=5)
-    return find_confident_suspects(out_of_fold_probabilities(features, labels, folds, num_classes), labels)
+    return find_confident_suspects(compute_out_of_fold_probabilities(features, labels, folds, num_classes), labels)
 
 
 def test_an_example_worked_by_hand():
@@ -59,7 +59,7 @@ def test_an_example_worked_by_hand():
         ]
     )
     labels = np.array([0, 0, 0, 1, 1, 2, 2])
-    np.testing.assert_allclose(confident_thresholds(probabilities, labels), [0.5, 0.5, 0.55])
+    np.testing.assert_allclose(compute_confident_thresholds(probabilities, labels), [0.5, 0.5, 0.55])
     rows, suggested = find_confident_suspects(probabilities, labels)
     # Margins 0.1 - 0.7, 0.4 - 0.6 and 0.4 - 0.5.
     assert (rows.tolist(), suggested.tolist()) == ([2, 6, 4], [1, 0, 0])

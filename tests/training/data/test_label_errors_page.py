@@ -3,7 +3,7 @@ import pytest
 from tests.support.helpers import create_scene, encode_image
 from tests.support.pages import ParsedPage
 from training.data.label_errors import FieldLabelErrors, Suspect
-from training.data.label_errors_page import suspects_page
+from training.data.label_errors_page import render_suspects
 
 HOSTILE = "<script>alert(1)</script>\"'&"
 
@@ -52,7 +52,7 @@ def found(tmp_path):
 
 
 def test_suspects_are_shown_beside_examples_of_the_suggested_label(found):
-    page = ParsedPage(suspects_page(found, title=HOSTILE, max_shown=2))
+    page = ParsedPage(render_suspects(found, title=HOSTILE, max_shown=2))
     assert len(page.all("li")) == 2
     assert [image["alt"] for image in page.all("img")] == [
         f"Photo labelled Gala{HOSTILE}",
@@ -66,7 +66,7 @@ def test_suspects_are_shown_beside_examples_of_the_suggested_label(found):
 
 
 def test_what_was_not_compared_is_counted(found):
-    text = ParsedPage(suspects_page(found, title="x", max_shown=2)).text
+    text = ParsedPage(render_suspects(found, title="x", max_shown=2)).text
     assert "100 photos compared, 3 suspected, the first 2 shown." in text
     assert "The model agrees with 97.9% of the labels compared." in text
     assert "7 photos have no label." in text

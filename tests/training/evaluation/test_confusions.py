@@ -1,8 +1,8 @@
 import numpy as np
 
 from tests.support.helpers import create_small_taxonomy
-from training.evaluation.confusions import NUM_EXAMPLES, most_confused
-from training.evaluation.scored_rows import view_of
+from training.evaluation.confusions import NUM_EXAMPLES, find_confusions
+from training.evaluation.scored_rows import score_rows
 from training.inference.predictions import Predictions
 from vision.calibration import Calibration
 from vision.manifest import Labels
@@ -23,14 +23,14 @@ def view(answers, labels, sureness):
         unusable=(),
     )
     calibration = Calibration(certifies={})
-    return view_of(predictions, predictions.groups, taxonomy=TAXONOMY, calibration=calibration, clusters=None)
+    return score_rows(predictions, predictions.groups, taxonomy=TAXONOMY, calibration=calibration, clusters=None)
 
 
 def test_the_most_frequent_mistake_is_first_and_its_surest_photos_are_shown():
     #          Gala for Fuji, four times    Fuji right  lemon for tools  Gala right  not labelled
     answers = [0, 0, 0, 0, 1, 3, 0, 2]
     labels_ = [1, 1, 1, 1, 1, 2, 0, -1]
-    found = most_confused(view(answers, labels_, [1, 4, 3, 2, 1, 5, 1, 9]), TAXONOMY)
+    found = find_confusions(view(answers, labels_, [1, 4, 3, 2, 1, 5, 1, 9]), TAXONOMY)
     assert [(pair["truth"], pair["answer"], pair["num"], pair["num_truth"]) for pair in found] == [
         ("fuji", "gala", 4, 5),
         ("lemon", "tools", 1, 1),
@@ -45,9 +45,9 @@ def test_the_most_frequent_mistake_is_first_and_its_surest_photos_are_shown():
 
 
 def test_an_answer_that_is_never_right_is_shown_by_its_label():
-    (pair, _) = most_confused(view([0, 1], [1, 0], [1, 1]), TAXONOMY)
+    (pair, _) = find_confusions(view([0, 1], [1, 0], [1, 1]), TAXONOMY)
     assert (pair["truth"], pair["photos"], pair["photos_of_answer"]) == ("gala", ["1.jpg"], ["0.jpg"])
 
 
 def test_no_mistake_no_pair():
-    assert most_confused(view([0, 1], [0, 1], [1, 1]), TAXONOMY) == []
+    assert find_confusions(view([0, 1], [0, 1], [1, 1]), TAXONOMY) == []

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tests.support.helpers import create_small_taxonomy
-from training.evaluation.evaluate import evaluate, format_table, pseudo_listings, without_nan
+from training.evaluation.evaluate import evaluate, format_table, group_pseudo_listings, replace_nan
 from training.evaluation.long_tail import LeafCounts
 from training.inference.predictions import Predictions
 from vision.calibration import BRAND_FIELD, Calibration, FieldGuarantee, field_name
@@ -99,7 +99,7 @@ def test_every_figure_has_an_interval_that_holds_it():
         else:
             assert low <= value <= high, path
             assert low < high, path  # three listings make nothing certain
-    json.dumps(without_nan(figures), allow_nan=False)
+    json.dumps(replace_nan(figures), allow_nan=False)
 
 
 def test_mistakes_in_the_tree_by_hand():
@@ -218,12 +218,12 @@ def test_frequency_is_that_of_training_where_it_is_known():
 
 
 def test_nan_becomes_null():
-    assert without_nan({"a": float("nan"), "b": [(1.0, float("nan"))]}) == {"a": None, "b": [[1.0, None]]}
+    assert replace_nan({"a": float("nan"), "b": [(1.0, float("nan"))]}) == {"a": None, "b": [[1.0, None]]}
 
 
 def test_pseudo_listings_hold_photos_of_one_category_and_brand():
     labels = Labels(category_nodes=np.repeat([3, 5, 1], [7, 3, 1]), brands=np.array([0] * 4 + [1] * 3 + [0] * 3 + [-1]))
-    groups = pseudo_listings(labels, num_photos=3, seed=0)
+    groups = group_pseudo_listings(labels, num_photos=3, seed=0)
     assert sorted(np.bincount(groups).tolist()) == [1, 1, 3, 3, 3]
     for group in range(groups.max() + 1):
         assert len(set(labels.category_nodes[groups == group])) == 1

@@ -10,8 +10,8 @@ from PIL import Image
 from tests.support.helpers import create_scene, encode_image
 from tests.support.pages import ParsedPage
 from training.evaluation.evaluate import evaluate
-from training.evaluation.gradcam import gradcam_examples, heat_maps, overlay, write_overlays
-from training.evaluation.ground_truth import truth_by_depth
+from training.evaluation.gradcam import choose_examples, compute_heat_maps, draw_overlay, write_overlays
+from training.evaluation.ground_truth import build_ground_truth
 from training.evaluation.report import write_report
 from training.inference.evaluated_model import load_evaluated_model
 from training.inference.predictions import predict
@@ -36,7 +36,7 @@ def create_noise_photos(num_photos, side=64):
 )
 @pytest.mark.parametrize("field", ["category", "brand"])
 def test_every_kind_of_backbone_gives_a_map_as_large_as_the_photo(backbone, field):
-    heat = heat_maps(classifier(backbone, brand_head="cosine"), create_noise_photos(2), [1, 2], field=field)
+    heat = compute_heat_maps(classifier(backbone, brand_head="cosine"), create_noise_photos(2), [1, 2], field=field)
     assert heat.shape == (2, 64, 64)
     assert heat.dtype == np.float32
     assert heat.min() >= 0
@@ -56,23 +56,25 @@ def test_the_heat_is_where_the_evidence_is(corner):
     photo = np.full((1, 128, 128, 3), 127, np.uint8)
     top, left = (64 * part for part in corner)
     photo[:, top + 16 : top + 48, left + 16 : left + 48] = 255
-    heat = heat_maps(model, photo, [1])[0]
+    heat = compute_heat_maps(model, photo, [1])[0]
     row, column = np.unravel_index(heat.argmax(), heat.shape)
     assert (row // 64, column // 64) == corner
 
 
 def test_a_map_is_that_of_its_own_photo_and_target():
     model, photos = classifier(), create_noise_photos(11)
-    together = heat_maps(model, photos, [i % 3 for i in range(11)])
-    alone = heat_maps(model, photos[10:], [1])
+    together = compute_heat_maps(model, photos, [i % 3 for i in range(11)])
+    alone = compute_heat_maps(model, photos[10:], [1])
     np.testing.assert_allclose(together[10], alone[0], atol=1e-4)
-    assert not np.allclose(heat_maps(model, photos[:1], [0]), heat_maps(model, photos[:1], [1]), atol=0.05)
+    assert not np.allclose(
+        compute_heat_maps(model, photos[:1], [0]), compute_heat_maps(model, photos[:1], [1]), atol=0.05
+    )
 
 
 def test_looking_leaves_the_model_as_it_was():
     model = classifier(brand_head="cosine")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    heat_maps(model, create_noise_photos(1), [0], field="brand")
+    compute_heat_maps(model, create_noise_photos(1), [0], field="brand")
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
 
@@ -81,7 +83,7 @@ def test_an_overlay_colours_what_is_hot_and_leaves_the_rest():
     photo = np.full((40, 60, 3), 100, np.uint8)
     heat = np.zeros((8, 8), np.float32)
     heat[:, 6:] = 1
-    shown = overlay(photo, heat)
+    shown = draw_overlay(photo, heat)
     assert shown.shape == photo.shape
     assert shown.dtype == np.uint8
     assert (shown[:, :20] == 100).all()
@@ -108,7 +110,7 @@ def test_overlays_are_written_for_category_and_brand(bundle, tmp_path):
 def test_without_captum_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "captum", None)
     with pytest.raises(ListingVisionError, match=r"install listing-vision\[explain\]"):
-        heat_maps(classifier(), create_noise_photos(1), [0])
+        compute_heat_maps(classifier(), create_noise_photos(1), [0])
 
 
 def test_a_server_is_not_asked_where_it_looked(tmp_path):
@@ -127,7 +129,7 @@ def evaluated(bundle, synthetic_dataset):
 
 def test_the_most_confident_mistakes_come_first_then_right_predictions(evaluated):
     model, predictions = evaluated
-    shown = gradcam_examples(predictions, model, num_each=4)
+    shown = choose_examples(predictions, model, num_each=4)
     wrong = [example for example in shown if example.predicted != example.label]
     right = [example for example in shown if example.predicted == example.label]
     assert shown == [*wrong, *right]
@@ -136,7 +138,7 @@ def test_the_most_confident_mistakes_come_first_then_right_predictions(evaluated
         (example.probability for example in wrong), reverse=True
     )
     # No more confident mistake was left out.
-    true = truth_by_depth(predictions.labels, model.taxonomy).leaves
+    true = build_ground_truth(predictions.labels, model.taxonomy).leaves
     each_alone = np.arange(len(predictions.groups))
     leaves = compute_leaf_probabilities(predictions.category_logits, each_alone, model.calibration, model.taxonomy)
     assert wrong[0].probability == leaves.max(axis=1)[leaves.argmax(axis=1) != true].max()
@@ -149,14 +151,14 @@ def test_photos_without_a_leaf_label_are_not_shown(evaluated):
         predictions,
         labels=Labels(category_nodes=np.full(len(predictions.groups), -1), brands=predictions.labels.brands),
     )
-    assert gradcam_examples(unlabelled, model) == []
+    assert choose_examples(unlabelled, model) == []
 
 
 def test_the_page_shows_them_and_figures_alone_ask_for_none(evaluated, tmp_path):
     model, predictions = evaluated
     figures = evaluate(predictions, taxonomy=model.taxonomy, calibration=model.calibration)
     named = {"model": model.name, "split": "val", **figures}
-    shown = gradcam_examples(predictions, model, num_each=2)
+    shown = choose_examples(predictions, model, num_each=2)
     hostile = dataclasses.replace(shown[0], photo="<script>alert(1)</script>")
     page = write_report(named, tmp_path, lambda: [hostile, *shown[1:]])[1].read_text()
     parsed = ParsedPage(page)
@@ -178,4 +180,4 @@ def test_examples_without_captum_name_the_extra_that_brings_it(evaluated, monkey
     monkeypatch.setitem(sys.modules, "captum", None)
     monkeypatch.setitem(sys.modules, "captum.attr", None)
     with pytest.raises(ListingVisionError, match=r"listing-vision\[explain\]"):
-        gradcam_examples(predictions, model)
+        choose_examples(predictions, model)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from tests.support.helpers import create_small_taxonomy
-from training.evaluation.ground_truth import Truth, judge_paths, listing_labels, truth_by_depth
+from training.evaluation.ground_truth import GroundTruth, build_ground_truth, evaluate_paths, merge_listing_labels
 from vision.decision import Paths
 from vision.manifest import Labels
 
@@ -36,29 +36,29 @@ def create_paths(*leaves: str) -> Paths:
     ],
 )
 def test_verdicts_on_each_step(answer, label, known, right):
-    truth = truth_by_depth(Labels(category_nodes=nodes(label), brands=np.array([-1])), TAXONOMY)
-    verdicts = judge_paths(create_paths(answer), truth)
+    truth = build_ground_truth(Labels(category_nodes=nodes(label), brands=np.array([-1])), TAXONOMY)
+    verdicts = evaluate_paths(create_paths(answer), truth)
     assert verdicts.known[0].tolist() == [bool(k) for k in known]
     assert verdicts.right[0].tolist() == [bool(r) for r in right]
 
 
 def test_an_inner_label_that_the_answer_leaves_makes_all_below_wrong():
-    truth = truth_by_depth(Labels(category_nodes=nodes("tools"), brands=np.array([-1])), TAXONOMY)
-    inner = Truth(truth.nodes, np.array([-1]), truth.brands)  # as if 'tools' had children
-    verdicts = judge_paths(create_paths("gala"), inner)
+    truth = build_ground_truth(Labels(category_nodes=nodes("tools"), brands=np.array([-1])), TAXONOMY)
+    inner = GroundTruth(truth.nodes, np.array([-1]), truth.brands)  # as if 'tools' had children
+    verdicts = evaluate_paths(create_paths("gala"), inner)
     assert verdicts.known[0].tolist() == [True, True, True]
     assert not verdicts.right.any()
 
 
 def test_a_listing_takes_its_first_known_label():
     labels = Labels(category_nodes=nodes("", "gala", "lemon"), brands=np.array([-1, -1, 2]))
-    joined = listing_labels(labels, np.array([0, 0, 1]))
+    joined = merge_listing_labels(labels, np.array([0, 0, 1]))
     assert joined.category_nodes.tolist() == nodes("gala", "lemon").tolist()
     assert joined.brands.tolist() == [-1, 2]
 
 
 def test_truth_has_an_ancestor_at_each_known_depth():
-    truth = truth_by_depth(
+    truth = build_ground_truth(
         Labels(category_nodes=nodes("fuji", "apple", "tools", ""), brands=np.zeros(4, int)), TAXONOMY
     )
     assert truth.nodes.tolist() == [

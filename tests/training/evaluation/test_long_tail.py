@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from tests.support.helpers import create_small_taxonomy
-from training.evaluation.long_tail import LeafCounts, by_frequency, count_leaves, count_training_leaves
+from training.evaluation.long_tail import LeafCounts, count_leaves, count_training_leaves, evaluate_by_frequency
 from vision.manifest import Labels, Manifest
 
 TAXONOMY = create_small_taxonomy()  # leaves gala, fuji, lemon, tools
@@ -12,7 +12,7 @@ def test_thirds_by_hand():
     counts = LeafCounts(np.array([10, 1000, 10, 5]), "somewhere")
     answers = np.array([1, 1, 0, 0, 0, 3, 3])
     labels = np.array([1, 1, 1, 0, 2, 3, -1])
-    found = by_frequency(answers, labels, counts, clusters=None)
+    found = evaluate_by_frequency(answers, labels, counts, clusters=None)
     head, middle, tail = found["parts"]
     # Four categories in three parts: the first takes two, equal counts in the order of the taxonomy.
     assert [part["num_categories"] for part in found["parts"]] == [2, 1, 1]
@@ -24,7 +24,7 @@ def test_thirds_by_hand():
 
 
 def test_fewer_categories_than_thirds():
-    found = by_frequency(np.array([1]), np.array([1]), LeafCounts(np.ones(4, int), "here"), clusters=None)
+    found = evaluate_by_frequency(np.array([1]), np.array([1]), LeafCounts(np.ones(4, int), "here"), clusters=None)
     assert [part["num_categories"] for part in found["parts"]] == [1, 0, 0]
     assert np.isnan(found["parts"][2]["macro"])
     assert found["parts"][2]["macro_interval"] == (0.0, 1.0)

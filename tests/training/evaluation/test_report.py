@@ -11,8 +11,8 @@ from PIL import Image
 from tests.support.helpers import create_scene, create_small_taxonomy, encode_image
 from tests.support.pages import ParsedPage
 from tests.support.synthetic import create_synthetic_calibration, create_synthetic_predictions
-from training.evaluation.evaluate import evaluate, without_nan
-from training.evaluation.report import report_page, write_report
+from training.evaluation.evaluate import evaluate, replace_nan
+from training.evaluation.report import render_report, write_report
 
 SECTIONS = ("accuracy", "selective", "hierarchy", "frequency", "calibration", "brand", "confusions", "slices")
 
@@ -39,7 +39,7 @@ def figures(photos):
 
 @pytest.fixture(scope="module")
 def text(figures):
-    return report_page(figures)
+    return render_report(figures)
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def test_hostile_names_are_shown_as_they_are(photos):
         "model": hostile,
         "split": hostile,
     }
-    text = report_page(figures)
+    text = render_report(figures)
     parse_page = ParsedPage(text)
     assert not parse_page.all("script")
     assert not parse_page.handlers
@@ -134,7 +134,7 @@ def test_hostile_names_are_shown_as_they_are(photos):
 
 
 def test_the_page_of_figures_read_back_is_the_same(figures, text):
-    assert report_page(json.loads(json.dumps(without_nan(figures)))) == text
+    assert render_report(json.loads(json.dumps(replace_nan(figures)))) == text
 
 
 def test_listings_of_one_photo_are_shown_once(photos):
@@ -144,7 +144,7 @@ def test_listings_of_one_photo_are_shown_once(photos):
         groups=np.arange(len(predictions.groups)),
         listing_ids=tuple(map(str, range(len(predictions.groups)))),
     )
-    parse_page = ParsedPage(report_page(alone))
+    parse_page = ParsedPage(render_report(alone))
     assert "Each listing has one photo" in parse_page.text
     assert not [attributes for _, attributes in parse_page.tags if attributes.get("id", "").startswith("photo")]
 
@@ -160,7 +160,7 @@ def test_a_model_without_guarantees_and_data_without_labels_have_a_page_too(phot
     for labels in (predictions.labels, nothing):
         changed = dataclasses.replace(predictions, labels=labels)
         figures = evaluate(changed, taxonomy=create_small_taxonomy(), calibration=calibration)
-        parse_page = ParsedPage(report_page({"model": "run x", "split": "test", **figures}))
+        parse_page = ParsedPage(render_report({"model": "run x", "split": "test", **figures}))
         assert "nan" not in parse_page.text.lower().replace("banana", "")
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from training.evaluation.risk_coverage import NUM_POINTS, selective
+from training.evaluation.risk_coverage import NUM_POINTS, compute_risk_coverage
 from vision.calibration import FieldGuarantee
 
 
@@ -21,7 +21,7 @@ def create_guarantee(threshold, uncertified_reason=""):
 def compute_curve(scores, right, *, field=None):
     scores = np.array(scores)
     filled = scores >= (np.inf if field is None or field.threshold is None else field.threshold)
-    return selective(scores, np.array(right, bool), filled=filled, guarantee=field, clusters=None)
+    return compute_risk_coverage(scores, np.array(right, bool), filled=filled, guarantee=field, clusters=None)
 
 
 def test_the_curve_by_hand():

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from tests.support.helpers import create_small_taxonomy
-from training.evaluation.scored_rows import view_of
-from training.evaluation.slices import figures_of_slices, slices
+from training.evaluation.scored_rows import score_rows
+from training.evaluation.slices import build_slices, evaluate_slices
 from training.inference.predictions import Predictions
 from vision.calibration import Calibration
 from vision.manifest import Labels
@@ -32,8 +32,8 @@ PREDICTIONS = Predictions(
 def compute_slices(predictions, *, per_photo=False):
     rows = np.arange(4) if per_photo else predictions.groups
     clusters = predictions.groups if per_photo else None
-    view = view_of(predictions, rows, taxonomy=TAXONOMY, calibration=Calibration(certifies={}), clusters=clusters)
-    return figures_of_slices(slices(predictions, view, TAXONOMY), view)
+    view = score_rows(predictions, rows, taxonomy=TAXONOMY, calibration=Calibration(certifies={}), clusters=clusters)
+    return evaluate_slices(build_slices(predictions, view, TAXONOMY), view)
 
 
 def test_each_cut_by_hand():

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from listing_vision.cli import app
 from tests.support.helpers import create_small_taxonomy, encode_image, train_run
-from training.export.add_brand import add_brand, brand_shifts, imprint, taxonomy_with_brand
+from training.export.add_brand import add_brand, compute_brand_shifts, extend_taxonomy, imprint
 from training.export.export import export_bundle
 from training.inference.forward import onnx_forward
 from training.recipe import Recipe, Stage
@@ -124,7 +124,7 @@ def test_what_is_answered_as_unknown_has_not_won(train_brand_head):
 
 def test_listings_keep_their_answers_or_get_the_new_one(bundle_with_brand, cosine_bundle, synthetic_dataset):
     val = Manifest.load(str(synthetic_dataset / "manifest.parquet")).where_split("val")
-    shifts = brand_shifts(cosine_bundle, bundle_with_brand.bundle, val)
+    shifts = compute_brand_shifts(cosine_bundle, bundle_with_brand.bundle, val)
     assert sum(shift.num_listings for shift in shifts) == 30
     assert {shift.label for shift in shifts} >= {"not known", cosine_bundle.taxonomy.no_brand}
     for shift in shifts:
@@ -138,7 +138,9 @@ def test_a_listing_of_the_new_brand_shows_as_one_that_is_right_now(bundle_with_b
     for number, (name, data) in enumerate(PHOTOS.items()):
         (tmp_path / name).write_bytes(data)
         rows.append({"listing_id": str(number), "photo": name, "brand": "öko pink" if number else ""})
-    new, unknown = brand_shifts(cosine_bundle, bundle_with_brand.bundle, Manifest.from_rows(rows, str(tmp_path)))
+    new, unknown = compute_brand_shifts(
+        cosine_bundle, bundle_with_brand.bundle, Manifest.from_rows(rows, str(tmp_path))
+    )
     assert (new.label, new.num_listings, new.num_right_before) == ("Öko Pink", 5, 0)
     assert new.num_right_after == new.num_to_new >= 3
     assert (unknown.label, unknown.num_listings) == ("not known", 1)
@@ -222,14 +224,14 @@ def test_a_linear_head_is_refused_with_the_way_out(bundle, tmp_path):
 @pytest.mark.parametrize("name", ["Acme", "acme corp", "ZETA", "no brand", "other brand"])
 def test_a_known_name_is_refused(name):
     with pytest.raises(TaxonomyError, match="is known already"):
-        taxonomy_with_brand(create_small_taxonomy(), name)
+        extend_taxonomy(create_small_taxonomy(), name)
 
 
 def test_names_that_cannot_stand_are_refused():
     with pytest.raises(TaxonomyError, match="no letter or digit"):
-        taxonomy_with_brand(create_small_taxonomy(), "!?")
+        extend_taxonomy(create_small_taxonomy(), "!?")
     with pytest.raises(TaxonomyError, match="'Acme' is known already"):
-        taxonomy_with_brand(create_small_taxonomy(), "New", aliases=("Acme",))
+        extend_taxonomy(create_small_taxonomy(), "New", aliases=("Acme",))
 
 
 def test_photos_that_cannot_be_used_are_all_named(cosine_bundle, tmp_path):

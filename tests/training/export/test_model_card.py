@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from tests.conftest import ROOT
-from training.export.model_card import guarantee_lines, model_card
+from training.export.model_card import format_guarantees, render_model_card
 from vision.bundle import load_bundle
 
 
@@ -19,7 +19,7 @@ def certify_first_field(calibration):
 
 
 def test_every_field_has_its_line(stored):
-    lines = guarantee_lines(certify_first_field(stored.calibration))
+    lines = format_guarantees(certify_first_field(stored.calibration))
     assert len(lines) == len(stored.calibration.fields)
     assert lines[0] == (
         "category_depth_1: prefilled from a confidence of 0.900, for 75% of the calibration listings; guaranteed "
@@ -29,7 +29,7 @@ def test_every_field_has_its_line(stored):
 
 
 def test_the_card_holds_the_guarantees_and_the_metrics(stored):
-    card = model_card(stored.info, stored.taxonomy, certify_first_field(stored.calibration))
+    card = render_model_card(stored.info, stored.taxonomy, certify_first_field(stored.calibration))
     assert card.startswith(f"# {stored.info.model_name} {stored.info.model_version}\n\n")
     assert "| category_depth_1 | 95% | 0.9000 | 150 of 200 prefilled, 3 wrong |\n" in card
     assert "| brand | 98% | never prefilled | 10 calibration listings are too few" in card
@@ -44,7 +44,7 @@ def test_a_converted_model_and_added_brands_are_named(stored):
     converted = {"how": "rounding", "top1_loss": 0.0, "num_photos": 9, "photos_per_s_one_thread": {"fp32": 50.0}}
     added = [{"name": "Öko", "num_photos": 3}, {"name": "Pink", "num_photos": 5}]
     training = {**stored.info.training, "converted": converted, "brands_added": added}
-    card = model_card(dataclasses.replace(stored.info, training=training), stored.taxonomy, stored.calibration)
+    card = render_model_card(dataclasses.replace(stored.info, training=training), stored.taxonomy, stored.calibration)
     assert "- Brands added without training: Öko (3 photos), Pink (5 photos)\n" in card
     assert "by rounding: +0.00 points of top-1 against fp32 on 9 tune photos; photos/s" in card
     assert "that converted it: fp32 50\n\n## Metrics" in card

@@ -10,7 +10,7 @@ from serving.triton.config import RepositoryOptions
 from serving.triton.repository import write_repository
 from tests.conftest import ROOT
 from training.errors import PrecisionRefused
-from training.export.precision import HalfClassifier, convert_bundle, model_speeds
+from training.export.precision import HalfClassifier, convert_bundle, measure_onnx_speeds
 from training.inference.network import load_bundle_model
 from vision.bundle import load_bundle
 from vision.engine import OnnxEngine, check_golden
@@ -100,7 +100,7 @@ def test_int8_is_not_given_to_backends_that_run_torchscript(int8, tmp_path):
 
 
 def test_speeds_are_of_each_model(bundle, int8):
-    found = model_speeds(
+    found = measure_onnx_speeds(
         {"fp32": bundle.onnx_path, "int8": int8.onnx_path}, bundle.golden.photos_nhwc, rounds=1, seconds=0.05
     )
     assert set(found) == {"fp32", "int8"}

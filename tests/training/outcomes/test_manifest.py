@@ -3,8 +3,8 @@ import pytest
 
 from tests.support.helpers import create_small_taxonomy
 from tests.support.outcome_tables import create_outcome, create_suggestion, write_tables
-from training.outcomes.manifest import manifest_of_outcomes
-from training.outcomes.tables import opened_tables
+from training.outcomes.manifest import build_outcome_manifests
+from training.outcomes.tables import open_tables
 from vision.errors import ManifestError
 from vision.manifest import Manifest
 
@@ -22,10 +22,10 @@ def test_the_next_manifest_keeps_what_was_seen_apart(tmp_path):
     )
     photos = Manifest.from_rows([{"listing_id": n, "photo": f"/p/{n}{i}.jpg"} for n in "abce" for i in (0, 1)], "")
     tree = create_small_taxonomy()
-    with opened_tables(url, {"": tree}) as tables:
-        made = manifest_of_outcomes(tables, photos, tree)
+    with open_tables(url, {"": tree}) as tables:
+        made = build_outcome_manifests(tables, photos, tree)
         with pytest.raises(ManifestError, match="are its listing_id the same ones"):
-            manifest_of_outcomes(tables, photos.take(np.array([6, 7])), tree)
+            build_outcome_manifests(tables, photos.take(np.array([6, 7])), tree)
 
     def labels(manifest):
         return {(row["listing_id"], row["category"], row["brand"]) for row in manifest.table.to_pylist()}

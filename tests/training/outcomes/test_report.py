@@ -15,8 +15,8 @@ from tests.support.outcome_tables import (
     create_suggestion,
     write_tables,
 )
-from training.outcomes.report import PROMISE_METRICS, format_metrics, format_report, make_report
-from training.outcomes.tables import opened_tables
+from training.outcomes.report import GUARANTEE_METRICS, format_metrics, format_report, make_report
+from training.outcomes.tables import open_tables
 from training.statistics.drift import build_histogram
 from vision.errors import ListingVisionError
 from vision.taxonomy import Category
@@ -40,7 +40,7 @@ def two_versions(tmp_path):
 
 def test_the_report_names_what_is_better_broken_and_drifting(two_versions):
     promises = {version: create_calibration(category_depth_3=0.8) for version in ("old", "new")}
-    with opened_tables(two_versions, {"": create_small_taxonomy()}) as tables:
+    with open_tables(two_versions, {"": create_small_taxonomy()}) as tables:
         report = make_report(tables, promises=promises, control="old", shares={"old": 0.5, "new": 0.5})
     by_name = {(one.field, one.release): one for one in report.fields}
     leaf = by_name["category_depth_3", "old"]
@@ -73,27 +73,27 @@ def test_a_shadow_is_held_against_what_was_answered_for_the_same_listings(tmp_pa
         # It would have been right each time but for the last twenty listings, which it never saw.
         [create_shadow(name, 1.5, path=("fruit", "apple", c)) for name, c in zip(listings[:-20], chosen, strict=False)],
     )
-    with opened_tables(url, {"": create_small_taxonomy()}) as tables:
+    with open_tables(url, {"": create_small_taxonomy()}) as tables:
         report = make_report(tables, promises={})
     (same,) = report.shadow_agreement.items()
     assert same == ("shadow", (180, pytest.approx(0.75)))
     assert {one.release for one in report.shadows} == {"shadow"}
     by_part = {(one.field, one.unseen): one for one in report.shadows}
     leaf = by_part["category_depth_3", False]
-    assert (leaf.num_outcomes, leaf.accepted, leaf.given_accepted) == (180, 1.0, pytest.approx(0.75))
+    assert (leaf.num_outcomes, leaf.accepted, leaf.shown_accepted) == (180, 1.0, pytest.approx(0.75))
     assert leaf.interval.low < 0.25 < leaf.interval.high
     unseen = by_part["category_depth_3", True]
-    assert (unseen.num_outcomes, unseen.accepted, unseen.given_accepted) == (90, 1.0, 1.0)
+    assert (unseen.num_outcomes, unseen.accepted, unseen.shown_accepted) == (90, 1.0, 1.0)
     assert report.listings_by_release == {"old": 200}  # nobody was answered by it
     assert "shadow shadow: 75.0% of 180 answers were the caller's" in format_report(report)
 
 
 def test_guarantees_are_written_for_prometheus(two_versions):
     promises = {version: create_calibration(category_depth_3=0.8) for version in ("old", "new")}
-    with opened_tables(two_versions, {"": create_small_taxonomy()}) as tables:
+    with open_tables(two_versions, {"": create_small_taxonomy()}) as tables:
         text = format_metrics(make_report(tables, promises=promises))
     families = {family.name: family.samples for family in text_string_to_metric_families(text)}
-    assert set(families) == set(PROMISE_METRICS)
+    assert set(families) == set(GUARANTEE_METRICS)
     kept = {(s.labels["field"], s.labels["model_release"]): s.value for s in families["listing_vision_guarantee_met"]}
     assert kept == {("category_depth_3", "old"): 0, ("category_depth_3", "new"): 1}
 
@@ -104,7 +104,7 @@ def test_drift_is_measured_from_what_the_bundle_was_made_from(two_versions):
         "leaf_probability": build_histogram(np.linspace(0.7, 0.9, 200)),
     }
     promises = {"old": replace(create_calibration(category_depth_3=0.8), expected=expected)}
-    with opened_tables(two_versions, {"": create_small_taxonomy()}) as tables:
+    with open_tables(two_versions, {"": create_small_taxonomy()}) as tables:
         report = make_report(tables, promises=promises)
     found = report.drift_from_bundle
     assert found.keys() == {"old"}  # of the other release no bundle is given
@@ -121,7 +121,7 @@ def test_two_calibrations_of_the_same_weights_are_two_releases(tmp_path):
         ],
         [create_outcome(str(n), 2) for n in range(10)],
     )
-    with opened_tables(url, {"": create_small_taxonomy()}) as tables:
+    with open_tables(url, {"": create_small_taxonomy()}) as tables:
         report = make_report(tables, promises={"w.aaaaaa": create_calibration(category_depth_3=0.8)})
     assert report.listings_by_release == {"w.aaaaaa": 5, "w.cccccc": 5}
     promised = {one.release: one.promised for one in report.fields if one.field == "category_depth_3"}
@@ -140,7 +140,7 @@ def test_each_release_is_judged_by_its_own_tree(tmp_path):
         + [create_suggestion(i, 1, version="new", path=("fruit", "pome", "gala")) for i in "cd"],
         [create_outcome(i, 2) for i in "ac"] + [create_outcome(i, 2, "pear") for i in "bd"],
     )
-    with opened_tables(url, {"old": old, "new": new}) as tables:
+    with open_tables(url, {"old": old, "new": new}) as tables:
         report = make_report(tables, promises={})
     accepted = {(one.field, one.release): (one.num_outcomes, one.accepted) for one in report.fields}
     for release in ("old", "new"):
@@ -153,7 +153,7 @@ def test_each_release_is_judged_by_its_own_tree(tmp_path):
 @pytest.mark.parametrize("wrong", [{"control": "odl"}, {"shares": {"odl": 0.5}}])
 def test_a_release_that_has_answered_nothing_is_named(two_versions, wrong):
     with (
-        opened_tables(two_versions, {"": create_small_taxonomy()}) as tables,
+        open_tables(two_versions, {"": create_small_taxonomy()}) as tables,
         pytest.raises(ListingVisionError, match=r"--\w+ odl: no such release answered; there are new, old"),
     ):
         make_report(tables, promises={}, **wrong)

@@ -2,7 +2,7 @@ import pytest
 
 from tests.support.helpers import create_small_taxonomy
 from tests.support.outcome_tables import create_outcome, create_suggestion, write_tables
-from training.outcomes.tables import opened_tables
+from training.outcomes.tables import open_tables
 from vision.errors import ListingVisionError
 
 
@@ -26,8 +26,8 @@ def test_each_outcome_meets_the_last_suggestion_before_it_and_the_last_outcome_c
             create_outcome("never suggested", 2),
         ],
     )
-    with opened_tables(url, {"": create_small_taxonomy()}) as tables:
-        root, second, leaf, brand = map(tables.outcomes_of, tables.fields())
+    with open_tables(url, {"": create_small_taxonomy()}) as tables:
+        root, second, leaf, brand = map(tables.load_outcomes, tables.fields())
         assert root.accepted.tolist() == second.accepted.tolist() == [True, True, True]
         # Whether apple was gala is not known; fuji was not.
         assert leaf.accepted.tolist() == [False, True]
@@ -38,6 +38,6 @@ def test_each_outcome_meets_the_last_suggestion_before_it_and_the_last_outcome_c
 def test_without_suggestions_the_error_names_what_records_them(tmp_path):
     with (
         pytest.raises(ListingVisionError, match=r"holds no suggestions; `serve --outcomes"),
-        opened_tables(str(tmp_path), {"": create_small_taxonomy()}),
+        open_tables(str(tmp_path), {"": create_small_taxonomy()}),
     ):
         pass

@@ -2,7 +2,7 @@ import pytest
 from markupsafe import Markup
 
 from tests.support.helpers import create_scene, encode_image
-from training.reporting.page import format_percent, format_points, is_measured, render, thumbnail_uri
+from training.reporting.page import create_thumbnail, format_percent, format_points, is_measured, render
 
 
 @pytest.mark.parametrize("value", [None, float("nan")])
@@ -24,6 +24,6 @@ def test_text_is_escaped_and_markup_is_not():
 def test_a_photo_that_cannot_be_read_has_no_thumbnail(tmp_path):
     (tmp_path / "good.jpg").write_bytes(encode_image(create_scene(400, 300)))
     (tmp_path / "bad.jpg").write_bytes(b"no photo")
-    assert thumbnail_uri(str(tmp_path / "good.jpg"), max_px=64).startswith("data:image/jpeg;base64,")
-    assert thumbnail_uri(str(tmp_path / "bad.jpg"), max_px=64) is None
-    assert thumbnail_uri(str(tmp_path / "none.jpg"), max_px=64) is None
+    assert create_thumbnail(str(tmp_path / "good.jpg"), max_px=64).startswith("data:image/jpeg;base64,")
+    assert create_thumbnail(str(tmp_path / "bad.jpg"), max_px=64) is None
+    assert create_thumbnail(str(tmp_path / "none.jpg"), max_px=64) is None

@@ -3,7 +3,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from training.reporting.plots import curve_plot, reliability_plot, shares_plot
+from training.reporting.plots import plot_reliability, plot_risk_coverage, plot_shares
 
 POINTS = [
     {"coverage": 0.5, "precision": 1.0, "precision_interval": (0.8, 1.0)},
@@ -18,23 +18,23 @@ def texts(svg):
 
 
 def test_the_certified_point_is_marked_where_there_is_one():
-    with_it = texts(curve_plot({"points": POINTS, "certified": CERTIFIED}, key="a", label="x"))
+    with_it = texts(plot_risk_coverage({"points": POINTS, "certified": CERTIFIED}, key="a", label="x"))
     assert {"certified", "guaranteed 95 %", "coverage, %", "precision, %", "95 % interval"} <= set(with_it)
-    without = texts(curve_plot({"points": POINTS, "certified": None}, key="a", label="x"))
+    without = texts(plot_risk_coverage({"points": POINTS, "certified": None}, key="a", label="x"))
     assert not {"certified", "guaranteed 95 %"} & set(without)
     nothing_filled = {**CERTIFIED, "num_filled": 0, "precision": None}
-    drawn = texts(curve_plot({"points": POINTS, "certified": nothing_filled}, key="a", label="x"))
+    drawn = texts(plot_risk_coverage({"points": POINTS, "certified": nothing_filled}, key="a", label="x"))
     assert "certified" not in drawn
     assert "guaranteed 95 %" in drawn
 
 
 def test_both_calibrations_are_drawn():
-    assert {"temperature 1", "calibrated"} <= set(texts(reliability_plot(BINS, BINS, key="a", label="x")))
+    assert {"temperature 1", "calibrated"} <= set(texts(plot_reliability(BINS, BINS, key="a", label="x")))
 
 
 @pytest.mark.parametrize("name", ["<script>&\"'", "$x$ \\frac{", "日本語", "", "a" * 200])
 def test_hostile_names_are_text(name):
-    svg = shares_plot([name], [0.5], [(0.4, 0.6)], key="a", label=f"of {name}")
+    svg = plot_shares([name], [0.5], [(0.4, 0.6)], key="a", label=f"of {name}")
     root = ElementTree.fromstring(svg)
     assert root.get("aria-label") == f"of {name}"
     shown = name if len(name) <= 32 else "a" * 31 + "…"
@@ -43,9 +43,9 @@ def test_hostile_names_are_text(name):
 
 
 def test_a_plot_is_the_same_each_time_and_has_ids_of_its_own():
-    once, again = (curve_plot({"points": POINTS, "certified": CERTIFIED}, key="a", label="x") for _ in range(2))
+    once, again = (plot_risk_coverage({"points": POINTS, "certified": CERTIFIED}, key="a", label="x") for _ in range(2))
     assert once == again
-    other = curve_plot({"points": POINTS, "certified": CERTIFIED}, key="b", label="x")
+    other = plot_risk_coverage({"points": POINTS, "certified": CERTIFIED}, key="b", label="x")
     ids = [set(re.findall(r' id="([^"]*)"', svg)) for svg in (once, other)]
     assert ids[0]
     assert not ids[0] & ids[1]
@@ -53,7 +53,7 @@ def test_a_plot_is_the_same_each_time_and_has_ids_of_its_own():
 
 
 def test_a_plot_has_the_colour_of_the_page_and_asks_for_nothing():
-    svg = shares_plot(["a", "b"], [0.5, 1.0], [(0.4, 0.6), (0.9, 1.0)], key="a", label="x")
+    svg = plot_shares(["a", "b"], [0.5, 1.0], [(0.4, 0.6), (0.9, 1.0)], key="a", label="x")
     assert "currentColor" in svg
     assert "#010203" not in svg
     assert "http" not in svg

@@ -3,12 +3,12 @@ import pytest
 from scipy.stats import binom
 
 from training.statistics.estimates import (
-    calibration_error,
+    bin_reliability,
     clopper_pearson_upper,
-    hierarchical,
-    macro,
-    reliability,
-    share,
+    estimate_calibration_error,
+    estimate_hierarchical,
+    estimate_macro_accuracy,
+    estimate_share,
 )
 from vision.metrics import expected_calibration_error
 
@@ -18,23 +18,23 @@ RNG = np.random.default_rng(0)
 def test_the_values_are_those_of_the_plain_metrics():
     confidences, right = RNG.random(200), RNG.random(200) < 0.5
     answers, labels = RNG.integers(0, 5, 200), RNG.integers(-1, 5, 200)
-    error = calibration_error("ece", confidences, right, None)
+    error = estimate_calibration_error("ece", confidences, right, None)
     assert error["ece"] == pytest.approx(expected_calibration_error(confidences, right))
     by_label = [(answers[labels == label] == label).mean() for label in np.unique(labels[labels >= 0])]
-    assert macro("macro", answers, labels, None)["macro"] == pytest.approx(np.mean(by_label))
+    assert estimate_macro_accuracy("macro", answers, labels, None)["macro"] == pytest.approx(np.mean(by_label))
 
 
 def test_no_rows_say_nothing():
     nothing = np.zeros(0)
     for figures in (
-        share("x", nothing.astype(bool), None),
-        macro("x", nothing.astype(int), nothing.astype(int), None),
-        macro("x", np.zeros(3, int), np.full(3, -1), np.zeros(3, int)),
-        calibration_error("x", nothing, nothing.astype(bool), None),
+        estimate_share("x", nothing.astype(bool), None),
+        estimate_macro_accuracy("x", nothing.astype(int), nothing.astype(int), None),
+        estimate_macro_accuracy("x", np.zeros(3, int), np.full(3, -1), np.zeros(3, int)),
+        estimate_calibration_error("x", nothing, nothing.astype(bool), None),
     ):
         assert np.isnan(figures["x"])
         assert figures["x_interval"] == (0.0, 1.0)
-    tree = hierarchical(
+    tree = estimate_hierarchical(
         given=np.zeros((2, 3), bool), answered=np.zeros((2, 3), bool), right=np.zeros((2, 3), bool), clusters=None
     )
     assert (tree["num"], tree["f1_interval"]) == (0, (0.0, 1.0))
@@ -48,15 +48,18 @@ def test_intervals_hold_the_true_value_nineteen_times_in_twenty(figure):
         kinds = rng.choice(3, 300, p=[0.5, 0.3, 0.2])
         right = rng.random(300) < np.array([0.9, 0.7, 0.6])[kinds]
         if figure == "macro":
-            truth, found = 2.2 / 3, macro("x", np.where(right, kinds, -5), kinds, None)
+            truth, found = 2.2 / 3, estimate_macro_accuracy("x", np.where(right, kinds, -5), kinds, None)
         elif figure == "ece":
             confidences = np.array([0.99, 0.75, 0.4])[kinds]
-            truth, found = 0.5 * 0.09 + 0.3 * 0.05 + 0.2 * 0.2, calibration_error("x", confidences, right, None)
+            truth, found = (
+                0.5 * 0.09 + 0.3 * 0.05 + 0.2 * 0.2,
+                estimate_calibration_error("x", confidences, right, None),
+            )
         else:
             # Right or wrong in the second of two steps, of two answered and two true.
             steps = np.stack([np.ones(300, bool), right], axis=1)
             all_known = np.ones((300, 2), bool)
-            found = hierarchical(given=all_known, answered=all_known, right=steps, clusters=None)
+            found = estimate_hierarchical(given=all_known, answered=all_known, right=steps, clusters=None)
             truth, found = (1 + 0.78) / 2, {"x_interval": found["f1_interval"]}
         low, high = found["x_interval"]
         held += low <= truth <= high
@@ -66,7 +69,7 @@ def test_intervals_hold_the_true_value_nineteen_times_in_twenty(figure):
 
 def test_reliability_by_hand():
     confidences = np.array([0.91, 0.93, 0.30, 0.0])
-    bins = reliability(confidences, np.array([True, False, True, False]), None)
+    bins = bin_reliability(confidences, np.array([True, False, True, False]), None)
     assert [(b["num"], b["confidence"], b["accuracy"]) for b in bins] == [(1, 0.30, 1.0), (2, pytest.approx(0.92), 0.5)]
 
 
