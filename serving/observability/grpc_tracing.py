@@ -1,9 +1,10 @@
-"""The gateway's end of a trace: a span for each call, below the caller's own."""
+"""A server span for each gRPC call of the gateway, as a child of the caller's span."""
 
 import asyncio
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import grpc
@@ -26,15 +27,22 @@ _SERVER_ERROR_CODES = frozenset(
         grpc.StatusCode.DATA_LOSS,
     )
 )
-"""What a server's span calls an error (OpenTelemetry's conventions for gRPC); the rest is the caller's doing."""
+"""Codes that make a server span an error, by OpenTelemetry's conventions for gRPC; the others are the caller's."""
 
 
 class TracingInterceptor(grpc.aio.ServerInterceptor):
-    """Stands before all other interceptors, so that calls they refuse are seen too. Health is left out."""
+    """Must be the first interceptor, so that calls which others refuse have spans too.
 
-    def __init__(self, service: str) -> None:
-        """Args: service: full name of the one to trace."""
+    Calls of other services, such as health checks, have none.
+    """
+
+    def __init__(self, service: str, *, tracer_provider: trace.TracerProvider | None = None) -> None:
+        """Args:
+        service: full name of the service whose calls are traced.
+        tracer_provider: the provider of this process by default.
+        """
         self._prefix = f"/{service}/"
+        self._tracer_provider = tracer_provider
 
     async def intercept_service(
         self,
@@ -47,40 +55,45 @@ class TracingInterceptor(grpc.aio.ServerInterceptor):
             return handler
         kind = next(kind for kind in _KINDS if getattr(handler, kind))
         make = getattr(grpc, f"{kind}_rpc_method_handler")
-        traced = _wrap_handler(getattr(handler, kind), method)
+        open_span = partial(_call_span, self._tracer_provider, method)
+        traced = _wrap_handler(getattr(handler, kind), open_span)
         wrapped: grpc.RpcMethodHandler[Any, Any] = make(
             traced, handler.request_deserializer, handler.response_serializer
         )
         return wrapped
 
 
-def _wrap_handler(handler: Callable[..., Any], method: str) -> Callable[..., Any]:
+def _wrap_handler(
+    handler: Callable[..., Any], open_span: Callable[..., AbstractContextManager[None]]
+) -> Callable[..., Any]:
     if inspect.isasyncgenfunction(handler):
 
         async def handle_stream(request: Any, context: "grpc.aio.ServicerContext[Any, Any]") -> AsyncIterator[Any]:
-            with _call_span(method, context):
+            with open_span(context):
                 async for response in handler(request, context):
                     yield response
 
         return handle_stream
 
     async def handle(request: Any, context: "grpc.aio.ServicerContext[Any, Any]") -> Any:
-        with _call_span(method, context):
+        with open_span(context):
             return await handler(request, context)
 
     return handle
 
 
 @contextmanager
-def _call_span(method: str, context: "grpc.aio.ServicerContext[Any, Any]") -> Iterator[None]:
+def _call_span(
+    tracer_provider: trace.TracerProvider | None, method: str, context: "grpc.aio.ServicerContext[Any, Any]"
+) -> Iterator[None]:
     service, _, name = method.strip("/").rpartition("/")
     carrier = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
-    with trace.get_tracer(SCOPE).start_as_current_span(
+    with trace.get_tracer(SCOPE, tracer_provider=tracer_provider).start_as_current_span(
         f"{service}/{name}",
         context=TraceContextTextMapPropagator().extract(carrier),
         kind=trace.SpanKind.SERVER,
         attributes={"rpc.system": "grpc", "rpc.service": service, "rpc.method": name},
-        # A refusal is an exception here, and most are not our fault.
+        # A refusal is an exception here, and most refusals are the caller's fault.
         record_exception=False,
         set_status_on_exception=False,
     ) as span:
@@ -101,6 +114,6 @@ def _call_span(method: str, context: "grpc.aio.ServicerContext[Any, Any]") -> It
 
 
 def _get_status_code(context: "grpc.aio.ServicerContext[Any, Any]") -> int:
-    """What the call was aborted with; 0: it was not."""
+    """Return the status code that the call was aborted with, 0 if it was not."""
     code: Any = context.code()
     return int(code.value[0]) if isinstance(code, grpc.StatusCode) else int(code or 0)

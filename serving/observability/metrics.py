@@ -1,7 +1,7 @@
-"""What an operator watches: Prometheus metrics of all gateway processes of a tree, counted in each and added up in one.
+"""Prometheus metrics of the gateway processes, which the supervisor adds up.
 
-Gateway processes write theirs to files in a folder that the supervisor names (prometheus_client's multiprocess mode,
-which must be chosen before that package is imported); the supervisor reads them all whenever it is asked.
+Gateway processes write metrics to files in a folder that the supervisor names (prometheus_client's multiprocess mode,
+which must be chosen before that package is imported); the supervisor reads the files at each scrape.
 """
 
 import os
@@ -34,69 +34,69 @@ _FOLDER_ENV = "PROMETHEUS_MULTIPROC_DIR"
 
 CALLS = prometheus_client.Counter(
     f"{_PREFIX}_calls",
-    "Listings by how their call ended, and the release that was asked last.",
+    "Listings by the result of their call and the release that computed it, or was the last to try.",
     ["result", "model_release"],
 )
 CALL_SECONDS = prometheus_client.Histogram(
     f"{_PREFIX}_call_seconds",
-    "From the whole request's arrival to the answer.",
+    "Time from the arrival of the whole request to the response.",
     ["result", "model_release"],
     buckets=_BUCKETS_S,
 )
 STAGE_SECONDS = prometheus_client.Histogram(
     f"{_PREFIX}_stage_seconds",
-    "Of one listing: queue (waiting for the model to have room), decode (in the gateway), model (Triton, with decoding "
-    "where it decodes), decision.",
+    "Time of one listing by stage: queue (waiting for the model's capacity), decode (in the gateway), model (Triton, "
+    "with decoding if it decodes), decision.",
     ["stage"],
     buckets=_BUCKETS_S,
 )
 PHOTOS = prometheus_client.Counter(f"{_PREFIX}_photos", "Photos by result: ok, or the reason of the error.", ["result"])
 PHOTOS_PER_LISTING = prometheus_client.Histogram(
-    f"{_PREFIX}_photos_per_listing", "Photos of a call.", buckets=(1, 2, 3, 4, 6, 8, 12, 16, 20)
+    f"{_PREFIX}_photos_per_listing", "Photos per call.", buckets=(1, 2, 3, 4, 6, 8, 12, 16, 20)
 )
 PHOTOS_IN_FLIGHT = prometheus_client.Gauge(
-    f"{_PREFIX}_photos_in_flight", "Photos that are let in and not answered.", multiprocess_mode="livesum"
+    f"{_PREFIX}_photos_in_flight", "Photos that are admitted and have no response yet.", multiprocess_mode="livesum"
 )
 CANARY_FALLBACKS = prometheus_client.Counter(
-    f"{_PREFIX}_canary_fallbacks", "Listings of a canary that it did not answer and the stable release did.", ["reason"]
+    f"{_PREFIX}_canary_fallbacks", "Listings of the canary that fell back to the stable release.", ["reason"]
 )
 SHADOWS = prometheus_client.Counter(
     f"{_PREFIX}_shadows",
-    "Listings for a shadow: answered same or other than the caller's answer, failed, dropped for want of time.",
+    "Listings sent to a shadow: suggestion same as or other than the caller's, failed, or dropped under load.",
     ["result", "model_release"],
 )
 RECORDS = prometheus_client.Counter(
     f"{_PREFIX}_records",
-    "Rows of the tables suggestions, shadows and outcomes: taken, dropped for want of room, delayed by the storage.",
+    "Rows of the tables suggestions, shadows and outcomes: taken, dropped by a full buffer, delayed by the storage.",
     ["table", "result"],
 )
 SERVING = prometheus_client.Gauge(
     f"{_PREFIX}_serving", "Gateway processes whose health is SERVING.", multiprocess_mode="livesum"
 )
 BREAKER_OPEN = prometheus_client.Gauge(
-    f"{_PREFIX}_breaker_open", "Gateway processes that do not ask the model.", multiprocess_mode="livesum"
+    f"{_PREFIX}_breaker_open", "Gateway processes whose circuit breaker is open.", multiprocess_mode="livesum"
 )
 
 
 class MetricsFolder:
-    """Where the gateway processes of one tree leave their metrics."""
+    """The folder to which the gateway processes of one supervisor write their metrics."""
 
     def __init__(self) -> None:
         self.path = Path(tempfile.mkdtemp(prefix="listing-vision-metrics-"))
         self.registry = prometheus_client.CollectorRegistry()
-        """Of the whole tree; the supervisor's own metrics join it."""
+        """Registry of all processes, the supervisor's own metrics included."""
         multiprocess.MultiProcessCollector(self.registry, path=str(self.path))
 
     def build_environment(self) -> Mapping[str, str]:
-        """Of a gateway process."""
+        """Return the environment variables of a gateway process."""
         return {**os.environ, _FOLDER_ENV: str(self.path)}
 
     def mark_process_dead(self, pid: int) -> None:
-        """A gateway process has ended: what it counted stays, what it was does not."""
+        """Keep the counters of a gateway process that has exited, and drop its gauges."""
         multiprocess.mark_process_dead(pid, path=str(self.path))
 
     def render(self) -> bytes:
-        """In Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         return prometheus_client.generate_latest(self.registry)
 
     def remove(self) -> None:

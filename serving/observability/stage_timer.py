@@ -1,4 +1,4 @@
-"""The stages of a call, each measured once: for the metric, for the answer and for the trace."""
+"""Times of the stages of a call, measured once for the metric, the response and the trace."""
 
 import time
 from collections.abc import Iterator
@@ -10,17 +10,20 @@ from serving.observability.metrics import STAGE_SECONDS
 
 __all__ = ["collect_stage_timings", "measure_stage", "suppress_metrics"]
 
-_COLLECTED: ContextVar[dict[str, float] | None] = ContextVar("noted stages", default=None)
-_METRICS_ENABLED: ContextVar[bool] = ContextVar("observed stages", default=True)
+_COLLECTED: ContextVar[dict[str, float] | None] = ContextVar("collected stage timings", default=None)
+_METRICS_ENABLED: ContextVar[bool] = ContextVar("stage metrics enabled", default=True)
 
 
 @contextmanager
 def measure_stage(name: str) -> Iterator[None]:
-    """Args: name: a value of the label `stage` of `STAGE_SECONDS`, and the name of its span."""
+    """Measure a stage.
+
+    Args: name: value of the label `stage` of `STAGE_SECONDS`, and name of the span.
+    """
     began_s = time.perf_counter()
     timings = _COLLECTED.get()
     if timings is not None:
-        # In the order of their beginnings; what never ends took no time that anyone can tell.
+        # Keeps the stages in the order in which they start; one that does not finish counts as 0 s.
         timings.setdefault(name, 0.0)
     try:
         with tracing.span(name):
@@ -35,7 +38,7 @@ def measure_stage(name: str) -> Iterator[None]:
 
 @contextmanager
 def collect_stage_timings() -> Iterator[dict[str, float]]:
-    """Seconds by stage, in the order in which they were begun, of what this task does within."""
+    """Collect the seconds of each stage that this task runs within, in the order in which they start."""
     timings: dict[str, float] = {}
     token = _COLLECTED.set(timings)
     try:
@@ -46,7 +49,7 @@ def collect_stage_timings() -> Iterator[dict[str, float]]:
 
 @contextmanager
 def suppress_metrics() -> Iterator[None]:
-    """What this task does within is in no metric of stages: no caller waits for it."""
+    """Keep the stages that this task runs within out of the metrics, because no caller waits for them."""
     token = _METRICS_ENABLED.set(False)
     try:
         yield

@@ -1,7 +1,7 @@
-"""Traces of calls (OpenTelemetry), from the caller over the gateway into Triton, held together by `traceparent`.
+"""Traces of calls (OpenTelemetry) from the client through the gateway into Triton, connected by `traceparent`.
 
-`opentelemetry` is imported by `start` alone, or by a caller's own program. Where nobody has imported it, all here does
-nothing and costs a look into a dictionary.
+`opentelemetry` is imported only by `start`, or by the program that uses the client. Without it the functions of this
+module do nothing, at the cost of one dictionary lookup.
 """
 
 import logging
@@ -39,9 +39,9 @@ _log = logging.getLogger(__name__)
 
 SCOPE = "listing_vision"
 EXPORT_TIMEOUT_S = 5.0
-"""Of one batch, on a thread that no call waits for."""
+"""Longest export of one batch, on a thread that no call waits for."""
 FLUSH_TIMEOUT_S = 2.0
-"""For the last batch when a process ends."""
+"""Longest export of the last batch when a process exits."""
 ENDPOINT_VARIABLE = "LISTING_VISION_OTLP_ENDPOINT"
 STANDARD_VARIABLE = "OTEL_EXPORTER_OTLP_ENDPOINT"
 PROTOCOL = "http/protobuf"
@@ -54,44 +54,44 @@ class TraceOptions:
     endpoint: str
     """Base URL of a collector that takes OTLP over HTTP, such as http://collector:4318; `/v1/traces` is added."""
     ratio: float = 1.0
-    """Of the calls whose caller has not decided already. Range [0, 1]."""
+    """Share of the traced calls among those whose caller has not decided. Range [0, 1]."""
 
     def __post_init__(self) -> None:
         parts = urllib.parse.urlsplit(self.endpoint)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ListingVisionError(
-                f"--otlp-endpoint {self.endpoint!r} is no http or https URL; give one such as http://collector:4318"
+                f"--otlp-endpoint {self.endpoint!r} is not an http or https URL; give one such as http://collector:4318"
             )
         if not 0 <= self.ratio <= 1:
             raise ListingVisionError(f"--trace-ratio {self.ratio:g} is outside 0..1")
 
     @property
     def url(self) -> str:
-        """Where spans are posted to."""
+        """URL to which spans are posted."""
         return f"{self.endpoint.rstrip('/')}/v1/traces"
 
     @classmethod
     def from_environment(cls) -> Self | None:
-        """Of LISTING_VISION_OTLP_ENDPOINT, else of what is standard."""
+        """Return the options of LISTING_VISION_OTLP_ENDPOINT, else of OTEL_EXPORTER_OTLP_ENDPOINT."""
         endpoint = os.environ.get(ENDPOINT_VARIABLE) or read_standard_endpoint()
         return cls(endpoint=endpoint) if endpoint else None
 
 
 class Tracing:
-    """Spans of this process on their way to a collector; one that is away costs spans and nothing else."""
+    """The export of this process' spans; a failed export drops spans and has no other effect."""
 
     def __init__(self, provider: "TracerProvider") -> None:
         self._provider = provider
 
     def stop(self) -> None:
-        """Send what is left, for `FLUSH_TIMEOUT_S` at most."""
+        """Export the remaining spans, for `FLUSH_TIMEOUT_S` at most."""
         thread = threading.Thread(target=self._provider.shutdown, name="traces", daemon=True)
         thread.start()
         thread.join(FLUSH_TIMEOUT_S)
 
 
 def require_packages() -> None:
-    """Raise ListingVisionError unless the packages for it are installed."""
+    """Raise ListingVisionError unless the packages for traces are installed."""
     try:
         import opentelemetry.exporter.otlp.proto.http.trace_exporter
         import opentelemetry.sdk.trace  # noqa: F401
@@ -102,7 +102,10 @@ def require_packages() -> None:
 
 
 def read_standard_endpoint() -> str | None:
-    """That of OTEL_EXPORTER_OTLP_ENDPOINT; it may be there for others: what does not suit is warned of."""
+    """Return OTEL_EXPORTER_OTLP_ENDPOINT, or log a warning and return None if it cannot be used here.
+
+    The variable may be set for other programs, so it is not an error.
+    """
     endpoint = os.environ.get(STANDARD_VARIABLE)
     if not endpoint:
         return None
@@ -119,12 +122,12 @@ def read_standard_endpoint() -> str | None:
 
 
 def start(options: TraceOptions, service: str) -> Tracing:
-    """Have this process export its spans, and its logs carry their ids.
+    """Export the spans of this process, and add their ids to its log records.
 
-    Args: service: its name, unless OTEL_SERVICE_NAME gives one.
+    Args: service: name of the service, unless OTEL_SERVICE_NAME gives one.
 
     Raises:
-        ListingVisionError: the packages for it are not installed.
+        ListingVisionError: the packages for traces are not installed.
     """
     require_packages()
     from opentelemetry import trace
@@ -141,7 +144,7 @@ def start(options: TraceOptions, service: str) -> Tracing:
             "service.instance.id": f"{socket.gethostname()}:{os.getpid()}",
         }
     )
-    # It would wait for the collector when the process exits, for half a minute.
+    # shutdown_on_exit would wait half a minute for the collector when the process exits.
     provider = TracerProvider(sampler=ParentBasedTraceIdRatio(options.ratio), resource=resource, shutdown_on_exit=False)
     exporter = OTLPSpanExporter(endpoint=options.url, timeout=EXPORT_TIMEOUT_S)
     provider.add_span_processor(BatchSpanProcessor(exporter))
@@ -152,7 +155,7 @@ def start(options: TraceOptions, service: str) -> Tracing:
 
 @contextmanager
 def trace_program(service: str) -> Iterator[None]:
-    """Traces of a short program, where the environment asks for them."""
+    """Trace a short program if the environment names a collector."""
     options = TraceOptions.from_environment()
     tracing = start(options, service) if options else None
     try:
@@ -164,7 +167,7 @@ def trace_program(service: str) -> Iterator[None]:
 
 @contextmanager
 def span(name: str) -> Iterator[None]:
-    """A part of the call that is being traced, if one is."""
+    """Open a span below the current one, if there is one."""
     api = _get_api()
     if api is None or not api.get_current_span().get_span_context().is_valid:
         yield
@@ -175,7 +178,7 @@ def span(name: str) -> Iterator[None]:
 
 @contextmanager
 def client_span(method: str) -> Iterator[Headers]:
-    """A call to another service; its headers."""
+    """Open a span for a call to another service; yield the headers to send."""
     api = _get_api()
     if api is None:
         yield ()
@@ -189,14 +192,14 @@ def client_span(method: str) -> Iterator[Headers]:
 
 
 def trace_headers() -> Headers:
-    """Headers with which another service goes on with the trace of this moment; empty where there is none."""
+    """Return the headers with which another service continues the current trace; empty if there is none."""
     api = _get_api()
     return _inject_headers() if api and api.get_current_span().get_span_context().is_valid else ()
 
 
 @contextmanager
 def sampled_client_span(method: str) -> Iterator[Headers]:
-    """As `client_span`, for a service that traces whatever has a header: there is none unless the call is sampled."""
+    """Like `client_span`, but without headers unless the call is sampled: for a service that traces every header."""
     api = _get_api()
     if api is None or not api.get_current_span().get_span_context().trace_flags.sampled:
         yield ()
@@ -206,7 +209,7 @@ def sampled_client_span(method: str) -> Iterator[Headers]:
 
 
 def set_attributes(**attributes: str | int) -> None:
-    """Write something on the span of the call, or the part of it, that is being traced."""
+    """Set attributes of the current span, if there is one."""
     if api := _get_api():
         api.get_current_span().set_attributes({f"{SCOPE}.{name}": value for name, value in attributes.items()})
 
@@ -224,7 +227,7 @@ def _inject_headers() -> Headers:
 
 
 def _add_ids_to_logs() -> None:
-    """Give each log record the ids of the span that it is written in (`vision.runtime.cli.LOG_FIELDS`)."""
+    """Add the ids of the current span to each log record (`vision.runtime.cli.LOG_FIELDS`)."""
     api, make = _get_api(), logging.getLogRecordFactory()
 
     def make_with_ids(*args: Any, **kwargs: Any) -> logging.LogRecord:

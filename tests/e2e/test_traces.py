@@ -1,6 +1,5 @@
 """One trace from a caller over the gateway into Triton, as a collector sees it."""
 
-import asyncio
 import contextlib
 import json
 import os
@@ -9,20 +8,17 @@ import secrets
 import socket
 import subprocess
 import sys
-import time
 
 import grpc
 import pytest
 
-from serving.observability import tracing
 from serving.protocol import listing_vision_pb2 as pb
 from serving.protocol import listing_vision_pb2_grpc as pb_grpc
 from tests.conftest import ROOT
-from tests.support.helpers import create_scene, encode_image
 from tests.support.otlp_collector import Collector
-from vision.errors import ListingVisionError
+from tests.support.serving_process import PHOTO
+from tests.support.waiting import wait_until
 
-PHOTO = encode_image(create_scene(200, 150))
 CALL = "listing.vision.v1.ListingVisionService/ClassifyListing"
 TO_TRITON = "inference.GRPCInferenceService/ModelInfer"
 TRITON = ("InferRequest", "listing_vision", "compute")
@@ -82,12 +78,12 @@ def group_by_name(spans):
 
 
 def read_log_lines(served, trace_id: str) -> list[dict]:
-    for _ in range(100):
+    def find_lines():
         lines = [json.loads(line) for line in served.log.splitlines()]
-        if found := [line for line in lines if line.get("trace_id") == trace_id]:
-            return found
-        time.sleep(0.05)
-    raise AssertionError(f"no line of {trace_id}")
+        return [line for line in lines if line.get("trace_id") == trace_id]
+
+    wait_until(find_lines, f"a log line of {trace_id}")
+    return find_lines()
 
 
 def select_client_spans(spans):
@@ -191,16 +187,6 @@ def test_a_stream_is_one_span_and_each_of_its_listings_one_below(traced_gateway,
     assert {span.parent_id for span in spans if span.name == "decision"} == {span.span_id for span in listings}
 
 
-def test_the_client_passes_on_the_trace_that_it_is_called_in():
-    from opentelemetry import trace
-
-    trace_id, span_id, header = create_parent(sampled=True)
-    context = trace.SpanContext(int(trace_id, 16), int(span_id, 16), is_remote=False, trace_flags=trace.TraceFlags(1))
-    with trace.use_span(trace.NonRecordingSpan(context)):
-        assert tracing.trace_headers() == (("traceparent", header),)
-    assert tracing.trace_headers() == ()
-
-
 def test_a_headers_nonsense_is_no_parent(traced_gateway, collector):
     trace_id = secrets.token_hex(16)
     assert classify_traced(traced_gateway, parent=f"00-{trace_id}-nonsense-01") == grpc.StatusCode.OK
@@ -226,44 +212,3 @@ def test_a_collector_that_never_answers_holds_up_no_call(bundle, start_serving, 
         with connection:
             assert served.stop() == 0
     assert "stopped" in served.log.splitlines()[-1]
-
-
-def test_nothing_of_it_is_imported_unless_asked_for():
-    code = (
-        "import sys, listing_vision.cli, serving.supervisor.gateway_worker, serving.client, serving.inference.triton; "
-        "assert not {'opentelemetry', 'jwt', 'cryptography'} & {name.partition('.')[0] for name in sys.modules}"
-    )
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
-
-
-def test_missing_packages_are_named_and_what_is_meant_for_others_is_left_alone(monkeypatch, caplog):
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318")
-    assert tracing.read_standard_endpoint() == "http://collector:4318"
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
-    assert tracing.read_standard_endpoint() is None
-    assert "is for grpc, and traces go over http/protobuf" in caplog.text
-    monkeypatch.delenv("OTEL_EXPORTER_OTLP_PROTOCOL")
-    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
-    assert tracing.read_standard_endpoint() is None
-    with pytest.raises(ListingVisionError, match=r"install listing-vision\[traces\]"):
-        tracing.require_packages()
-
-
-@pytest.mark.parametrize("options", [{"endpoint": "collector:4318"}, {"endpoint": "http://c", "ratio": 1.5}])
-def test_wrong_options_are_refused(options):
-    with pytest.raises(ListingVisionError, match=r"--otlp-endpoint|--trace-ratio"):
-        tracing.TraceOptions(**options)
-
-
-def test_an_endpoint_may_end_with_a_slash():
-    assert tracing.TraceOptions(endpoint="http://c:4318/").url == "http://c:4318/v1/traces"
-
-
-def test_a_part_outside_of_any_traced_call_is_none():
-    from opentelemetry import trace
-
-    async def parts():
-        with tracing.span("queue"), tracing.sampled_client_span("/a.B/C") as headers:
-            return headers, trace.get_current_span().get_span_context().is_valid
-
-    assert asyncio.run(parts()) == ((), False)

@@ -3,7 +3,6 @@
 import gzip
 import json
 import threading
-import time
 from collections import Counter
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -28,6 +27,7 @@ class Span:
 class Collector:
     def __init__(self):
         self.spans: list[Span] = []
+        self._received = received = threading.Condition()
         collector = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -36,7 +36,9 @@ class Collector:
                 if self.headers.get("Content-Encoding") == "gzip":
                     body = gzip.decompress(body)
                 assert self.path == "/v1/traces"
-                collector.spans += list(_parse_spans(self.headers["Content-Type"], body))
+                with received:
+                    collector.spans += list(_parse_spans(self.headers["Content-Type"], body))
+                    received.notify_all()
                 self.send_response(200)
                 self.send_header("Content-Length", "0")
                 self.end_headers()
@@ -53,12 +55,11 @@ class Collector:
         self._server.server_close()
 
     def wait_until(self, condition, what: str, *, seconds: float = 30) -> list[Span]:
-        for _ in range(int(20 * seconds)):
-            found = list(self.spans)
-            if condition(found):
-                return found
-            time.sleep(0.05)
-        raise AssertionError(f"not within {seconds:g} s: {what}; there is {self.spans}")
+        """Return all spans once a condition of them holds."""
+        with self._received:
+            is_met = self._received.wait_for(lambda: condition(self.spans), timeout=seconds)
+            assert is_met, f"not within {seconds:g} s: {what}; there is {self.spans}"
+            return list(self.spans)
 
     def wait_for_trace(self, trace_id: str, *names: str, seconds: float = 30) -> list[Span]:
         """The spans of a trace, once those of some names are among them, as many as the name is given times."""
