@@ -1,4 +1,4 @@
-"""Questions to a backfill's output: how far it is, whether it is right, what it says, what differs from another.
+"""Inspect the output of a backfill: status, verification, distribution, and the difference from another output.
 
 The output is as large as the marketplace; DuckDB queries it in bounded memory.
 """
@@ -23,7 +23,7 @@ class Status:
     job: Job
     totals: Totals
     is_running: bool
-    """On this machine; of a job elsewhere it is not known, and False."""
+    """Whether a process of this machine runs the job; False for a job of another machine."""
 
     def __str__(self) -> str:
         job, totals = self.job, self.totals
@@ -43,7 +43,7 @@ class Status:
 
 
 def status(store: Store) -> Status:
-    """Raises BackfillError: there is none."""
+    """Return how far the backfill is. Raises BackfillError: there is none."""
     job = read_job(store)
     return Status(job=job, totals=Ledger(store).totals(), is_running=store.is_locked(LOCK_PATH))
 
@@ -51,12 +51,12 @@ def status(store: Store) -> Status:
 @dataclass(frozen=True, kw_only=True)
 class Verification:
     num_listings: int
-    """Of the manifest."""
+    """Listings of the manifest."""
     num_suggestions: int
     num_missing: int
     num_duplicated: int
     num_unexpected: int
-    """Answers to listings that the manifest lacks."""
+    """Suggestions for listings that the manifest lacks."""
     results: Mapping[str, int]
     problems: Sequence[str]
 
@@ -70,15 +70,15 @@ class Verification:
             f"{'suggestions':<28}{self.num_suggestions:>12}",
             f"{'  missing':<28}{self.num_missing:>12}",
             f"{'  doubled':<28}{self.num_duplicated:>12}",
-            f"{'  to listings not asked for':<28}{self.num_unexpected:>12}",
+            f"{'  of no listing':<28}{self.num_unexpected:>12}",
             *(f"  {result:<26}{number:>12}" for result, number in sorted(self.results.items())),
-            *(f"wrong: {problem}" for problem in self.problems[:20]),
+            *(f"problem: {problem}" for problem in self.problems[:20]),
         ]
-        return "\n".join([*lines, "right" if self.is_valid else "NOT right"])
+        return "\n".join([*lines, "valid" if self.is_valid else "NOT valid"])
 
 
 def verify(store: Store) -> Verification:
-    """Whether every listing is answered once and every file is what the ledger says.
+    """Check that every listing has one suggestion and that every file matches the ledger.
 
     Raises:
         BackfillError: there is no backfill.
@@ -88,19 +88,19 @@ def verify(store: Store) -> Verification:
     files = []
     for entry in Ledger(store).entries():
         if entry.pending_replacement:
-            problems.append(f"shard {entry.shard} is being replaced; start the same command again")
+            problems.append(f"shard {entry.shard} is being replaced; rerun the same command")
         for file in (entry.suggestions, entry.dead_letters):
             if file is None:
                 continue
             if not store.exists(file.path):
                 problems.append(f"{file.path} is missing")
             elif store.sha256(file.path) != file.sha256:
-                problems.append(f"{file.path} is not what was written: its checksum differs")
+                problems.append(f"{file.path}: its checksum differs from the ledger")
             elif file is entry.suggestions:
                 files.append(file.path)
     known = {path for entry in Ledger(store).entries() for path in _list_paths(entry.suggestions, entry.dead_letters)}
     found = [path for folder in ("suggestions", "dead_letters") for path in store.list_files(folder)]
-    problems += [f"{path} is in no ledger; start the same command again" for path in found if path not in known]
+    problems += [f"{path} is in no ledger entry; rerun the same command" for path in found if path not in known]
     with _connect(store) as connection:
         connection.execute("CREATE TABLE suggestions (listing_id VARCHAR, result VARCHAR)")
         for some in _split_batches(files):
@@ -130,7 +130,7 @@ def verify(store: Store) -> Verification:
 
 
 def describe_distribution(store: Store) -> str:
-    """What the suggestions are, for people: how deep is filled, which top categories, which brands."""
+    """Return tables for people: prefilled shares and scores by top category, and brands."""
     with _connect(store) as connection:
         source = _suggestions_sql(store)
         rows = connection.execute(
@@ -155,21 +155,21 @@ def describe_distribution(store: Store) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class BackfillDiff:
-    """Of the listings that both backfills answered."""
+    """Counts of listings; changes are those of listings that both backfills classified."""
 
     num_in_both: int
     num_only_old: int
     num_only_new: int
     num_category_changed: int
-    """Another likeliest leaf."""
+    """Listings with another likeliest leaf."""
     num_top_category_changed: int
     num_brand_changed: int
     num_filled_changed: int
-    """Another category filled in, or one where there was none, or none where there was one."""
+    """Listings whose prefilled category differs, or is prefilled in one of the two only."""
     pairs: Sequence[tuple[str, str, int]]
-    """Leaf before, leaf after, how many: the most frequent changes."""
+    """(leaf before, leaf after, count) of the most frequent changes."""
     examples: Sequence[tuple[str, str, float, str, float]]
-    """Listing, leaf before and its score, leaf after and its score: the surest of the new ones first."""
+    """(listing, leaf before, its score, leaf after, its score), by descending score after."""
 
     def __str__(self) -> str:
         def format_share(number: int) -> str:
@@ -181,7 +181,7 @@ class BackfillDiff:
                 f"{'  another category':<36}{format_share(self.num_category_changed)}",
                 f"{'  another top category':<36}{format_share(self.num_top_category_changed)}",
                 f"{'  another brand':<36}{format_share(self.num_brand_changed)}",
-                f"{'  another category filled in':<36}{format_share(self.num_filled_changed)}",
+                f"{'  another prefilled category':<36}{format_share(self.num_filled_changed)}",
                 f"{'only in the old':<36}{self.num_only_old:>12}",
                 f"{'only in the new':<36}{self.num_only_new:>12}",
                 *(f"{number:>8}  {before} → {after}" for before, after, number in self.pairs),
@@ -194,7 +194,7 @@ class BackfillDiff:
 
 
 def diff(old: Store, new: Store, *, num_examples: int = 10) -> BackfillDiff:
-    """Which suggestions of another model differ.
+    """Compare the suggestions of two backfills.
 
     Raises:
         BackfillError: one of them holds no backfill.
@@ -265,10 +265,10 @@ def _connect(*stores: Store) -> Iterator[Any]:
 
 
 def _suggestions_sql(store: Store) -> str:
-    """Raises BackfillError: nothing is answered yet."""
+    """Return the source of all suggestions. Raises BackfillError: no shard is committed yet."""
     files = [entry.suggestions.path for entry in Ledger(store).entries()]
     if not files:
-        raise BackfillError(f"{store.url}: no shard is done yet")
+        raise BackfillError(f"{store.url}: no shard is committed yet")
     return _parquet_sql(store, files)
 
 

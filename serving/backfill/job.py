@@ -1,4 +1,4 @@
-"""What a backfill is: the same for every engine and every run of it."""
+"""The identity of a backfill job, the same for every engine and every run."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -11,21 +11,21 @@ from vision.bundle import Bundle
 __all__ = ["JOB_PATH", "LOCK_PATH", "SCHEMA_VERSION", "Job", "ModelVersions", "read_job"]
 
 SCHEMA_VERSION = 1
-"""Of everything that a backfill writes."""
+"""Version of all files that a backfill writes."""
 JOB_PATH = "_job/job.json"
 LOCK_PATH = "_job/lock"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelVersions:
-    """What answers: an answer of any other is another backfill's."""
+    """What computes the suggestions; a backfill has suggestions of one model only."""
 
     name: str
     version: str
     taxonomy: str
     calibration: str
     backend: str
-    """What computes the logits; promises made with another do not hold and nothing is filled."""
+    """What computes the logits. A threshold certified for another backend is not used, so nothing is prefilled."""
 
     @classmethod
     def from_bundle(cls, bundle: Bundle, backend: str) -> "ModelVersions":
@@ -43,11 +43,11 @@ class Job:
     manifest: str
     manifest_sha256: str
     base_url: str
-    """Where relative photo paths start."""
+    """Folder or URL that relative photo paths start from."""
     model: ModelVersions
     listings_per_shard: int
     top_k: int
-    """Likeliest leaves of each listing beside the answer; 0: none."""
+    """Number of likeliest leaves written for each listing; 0: none."""
     embedding: bool
     """Whether each listing's mean embedding is written."""
     num_listings: int
@@ -58,9 +58,10 @@ class Job:
         store.write_json(JOB_PATH, {"schema_version": SCHEMA_VERSION, **asdict(self)})
 
     def require_match(self, found: Mapping[str, Any]) -> None:
-        """Raise BackfillError where what is asked for now differs from this job, which has been begun.
+        """Raise BackfillError where a value differs from this job's.
 
-        Args: found: of this class' fields those that are asked for.
+        Args:
+            found: values of some of this class' fields.
         """
         differing = [
             f"{name}: {_format_value(getattr(self, name))} then, {_format_value(value)} now"
@@ -69,16 +70,16 @@ class Job:
         ]
         if differing:
             raise BackfillError(
-                "this output holds another backfill; give another --output, or --overwrite to drop what is there:\n"
+                "this output holds another backfill; give another --output, or --overwrite to delete what is there:\n"
                 + "\n".join(f"  {line}" for line in differing)
             )
 
 
 def read_job(store: Store) -> Job:
-    """The job whose output lies there.
+    """Read the job of an output.
 
     Raises:
-        BackfillError: there is none, or one of another schema.
+        BackfillError: there is none, or it has another schema.
     """
     try:
         raw = store.read_json(JOB_PATH)

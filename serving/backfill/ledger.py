@@ -1,8 +1,8 @@
-"""Which shards are done: one small file each, written after the shard's suggestions, which it vouches for by checksum.
+"""The ledger of committed shards: one small file each, written after the shard's tables, with their checksums.
 
-A shard that has an entry is done; whatever else lies there is not. A shard that is answered again, for its dead
-letters, first says so in its entry: until the new files are in place both checksums are right, and a run that was
-killed in between is tidied up by the next.
+A shard is committed if and only if it has an entry. Before `retry` replaces the files of a shard, its entry announces
+the new ones: until they are in place both checksums are valid, and the next run completes or undoes the replacement of
+a run that was killed in between.
 """
 
 from collections import Counter
@@ -29,24 +29,24 @@ class File:
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A shard that is done."""
+    """A committed shard."""
 
     shard: int
     num_listings: int
     num_photos: int
     suggestions: File
     dead_letters: File | None
-    """None: every photo could be used."""
+    """None: no photo failed."""
     results: Mapping[str, int]
-    """Listings by what became of them."""
+    """Number of listings by result."""
     errors: Mapping[str, int]
-    """Photos that could not be used, by reason."""
+    """Number of failed photos by reason."""
     seconds: float
-    """From its first photo's begin to its end; shards overlap."""
+    """From the first photo's begin to the last one's end; shards overlap in time."""
     finished_at: str
     """UTC, ISO 8601."""
     pending_replacement: "Entry | None" = None
-    """What is being written in its place."""
+    """The entry that is about to replace this one."""
 
     @property
     def num_failed_photos(self) -> int:
@@ -57,7 +57,7 @@ class Entry:
 
     @classmethod
     def from_json(cls, raw: dict[str, Any]) -> "Entry":
-        """Raises KeyError or TypeError where it is none."""
+        """Parse an entry. Raises KeyError or TypeError where it is none."""
         return cls(
             **{
                 **raw,
@@ -75,7 +75,7 @@ class Ledger:
         self._store = store
 
     def entries(self) -> Iterator[Entry]:
-        """Of all shards that are done, in order."""
+        """Yield the entries of all committed shards, in order."""
         paths = [path for path in self._store.list_files(LEDGER_FOLDER) if path.endswith(".json")]
         for path, raw in zip(paths, self._store.read_json_files(paths), strict=True):
             try:
@@ -84,13 +84,13 @@ class Ledger:
                 raise BackfillError(f"{self._store.full_path(path)} is not an entry of a ledger: {error!r}") from error
 
     def commit(self, entry: Entry, files: Mapping[str, bytes]) -> None:
-        """Write a shard's files and then its entry; nothing else makes it done."""
+        """Write a shard's files and then its entry, which commits it."""
         for path, data in files.items():
             self._store.write(path, data)
         self._write(entry)
 
     def replace(self, old: Entry, new: Entry, files: Mapping[str, bytes]) -> None:
-        """Put new suggestions of a shard in the place of old ones, at no moment with both or neither."""
+        """Replace the files of a shard; at every moment one of the two entries describes what is there."""
         self._write(replace(old, pending_replacement=new))
         for path, data in files.items():
             self._store.write(path, data)
@@ -99,17 +99,17 @@ class Ledger:
         self._write(new)
 
     def recover(self) -> int:
-        """End what a killed run had begun to replace, and remove what it left; the number of files removed.
+        """Complete or undo the replacements of a killed run, and remove its orphaned files; return how many.
 
         Raises:
-            BackfillError: a file is neither what it was nor what it was to become.
+            BackfillError: a file has neither its old nor its new content.
         """
         known = set()
         for entry in self.entries():
             finished = self._finish_replacement(entry) if entry.pending_replacement else entry
             known |= {file.path for file in (finished.suggestions, finished.dead_letters) if file}
         orphans: list[str] = []
-        # On storage elsewhere another machine may be about to vouch for them; a shard's next run overwrites them.
+        # On remote storage another machine may be about to commit them; the next run of a shard overwrites them.
         if self._store.is_local:
             left = [path for folder in ("suggestions", "dead_letters") for path in self._store.list_files(folder)]
             orphans = [path for path in left if path not in known]
@@ -119,10 +119,10 @@ class Ledger:
         return len(orphans)
 
     def _finish_replacement(self, entry: Entry) -> Entry:
-        """The files were written in the order suggestions, dead letters; whatever is not all new is made old again.
+        """Return the entry that describes the files; suggestions were written first, dead letters second.
 
-        Old suggestions with new dead letters do not occur; new suggestions with old dead letters are those of a run
-        that was killed between the two, whose listings are answered anew by the next `retry`.
+        New suggestions with old dead letters are those of a run that was killed between the two writes; the next
+        `retry` classifies their listings again. Old suggestions with new dead letters cannot occur.
         """
         new = entry.pending_replacement
         assert new is not None
@@ -132,13 +132,11 @@ class Ledger:
             self._write(old)
             return old
         if found != new.suggestions.sha256:
-            raise BackfillError(
-                f"{self._store.full_path(entry.suggestions.path)} is neither what it was nor what replaces it"
-            )
+            raise BackfillError(f"{self._store.full_path(entry.suggestions.path)} is neither the old nor the new file")
         letters = new.dead_letters or entry.dead_letters
         there = letters is not None and self._store.exists(letters.path)
         if letters and there and self._store.sha256(letters.path) != (new.dead_letters or letters).sha256:
-            # The old dead letters: kept, so that the next retry takes them up once more.
+            # The old dead letters are kept for the next retry.
             finished = replace(new, dead_letters=entry.dead_letters, errors=entry.errors)
         else:
             finished = new
@@ -148,7 +146,7 @@ class Ledger:
         return finished
 
     def complete_entries(self) -> Iterator[Entry]:
-        """Entries whose files are there; the others' shards have to be done again."""
+        """Yield the entries whose files exist; the other shards have to be classified again."""
         there = {path for folder in ("suggestions", "dead_letters") for path in self._store.list_files(folder)}
         for entry in self.entries():
             if all(file.path in there for file in (entry.suggestions, entry.dead_letters) if file):
@@ -165,7 +163,7 @@ class Ledger:
 
 @dataclass(frozen=True, kw_only=True)
 class Totals:
-    """Sums over shards that are done."""
+    """Sums over committed shards."""
 
     num_shards: int
     num_listings: int

@@ -1,4 +1,4 @@
-"""What answers the shards of a backfill: the model in this process, a Triton, or a gateway that serves live traffic."""
+"""The interface of engines, which classify the shards of a backfill, and the engine of this process."""
 
 import sys
 import threading
@@ -27,7 +27,7 @@ __all__ = ["BackfillEngine", "LogitsEngine", "ShardResult", "create_decoder", "c
 
 GPU_BATCH_SIZE = 128
 DECODE_TIMEOUT_S = 15.0
-"""Of one photo: nobody waits for it, and a machine that is paused for a second must not cost it."""
+"""Timeout of one photo; generous, so that a machine that is paused for a second loses no photo."""
 
 
 class ShardResult(NamedTuple):
@@ -41,10 +41,10 @@ class BackfillEngine(Protocol):
     wait_times: WaitTimes
 
     def classify(self, job: Job, shards: Iterable[ShardPhotos], reader: PhotoReader) -> Iterator[ShardResult]:
-        """Each shard once it is answered, in whatever order that is.
+        """Yield each shard once it is classified, in any order.
 
         Raises:
-            BackfillError: it cannot go on.
+            BackfillError: the engine cannot classify any more.
         """
         ...
 
@@ -52,7 +52,7 @@ class BackfillEngine(Protocol):
 
 
 def create_decoder(bundle: Bundle, *, isolate: bool) -> PhotoDecoder:
-    """A child process that a photo may crash or hang; else this process does it, at the photos' mercy."""
+    """Return a decoder in a process that a photo may crash or hang; unless isolated, one in this process."""
     settings = DecodeSettings(
         preprocessing=bundle.info.preprocessing, limits=PhotoLimits(), max_memory_bytes=MAX_MEMORY_BYTES
     )
@@ -66,7 +66,7 @@ def create_decoder(bundle: Bundle, *, isolate: bool) -> PhotoDecoder:
 
 
 class LogitsEngine:
-    """Decodes here, has logits computed by a function, and decides here."""
+    """Decodes and decides in this process; a function computes the logits."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class LogitsEngine:
         close: Callable[[], None] = lambda: None,
     ) -> None:
         """Args:
-        check: raises an EngineError where the model is another by now; called before a shard's answers are given out.
+        verify_model: raises EngineError where the model was replaced; called before a shard is yielded.
         """
         self.versions = ModelVersions.from_bundle(bundle, backend)
         self.wait_times = WaitTimes()
@@ -112,7 +112,7 @@ class LogitsEngine:
                 rows = decide_shard(job, self._bundle, done.shard, done.logits, done.failures)
                 yield ShardResult(done.shard, rows, done.seconds)
         except EngineError as error:
-            raise BackfillError(f"the model does not answer: {error}; start the same command again to go on") from error
+            raise BackfillError(f"the model fails: {error}; rerun the same command to resume") from error
 
     def close(self) -> None:
         for decoder in self._decoders:
@@ -123,9 +123,9 @@ class LogitsEngine:
 def create_local_engine(
     bundle: Bundle, *, stop: threading.Event, num_cores: int | None = None, isolate: bool = True
 ) -> LogitsEngine:
-    """ONNX Runtime in this process: on a GPU in batches; else on the CPU, a photo and a thread a core.
+    """Return an engine with ONNX Runtime in this process: batches on a GPU, else one photo and one thread per core.
 
-    On a CPU a batch is slower for each photo, since its activations leave the cache.
+    On a CPU a batch is slower per photo than single photos, since its activations leave the cache.
     """
     cores = num_cores or usable_cores()
     engine = OnnxEngine(bundle, num_threads=1)

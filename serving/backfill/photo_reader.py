@@ -1,4 +1,4 @@
-"""Reading stored photos: what may pass is tried again, what will not is said at once."""
+"""Read stored photos; retry errors that may be temporary."""
 
 import threading
 
@@ -19,7 +19,7 @@ _NOT_FOUND_ERRORS = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 
 class PhotoReader:
-    """Safe to use from many threads."""
+    """Reads photos by path or URL; safe to use from many threads."""
 
     def __init__(
         self,
@@ -30,28 +30,28 @@ class PhotoReader:
         initial_backoff_s: float = INITIAL_BACKOFF_S,
     ) -> None:
         """Args:
-        base_url: where relative photo paths start.
-        stop: when set, nothing is tried again.
+        base_url: folder or URL that relative photo paths start from.
+        stop: when set, nothing is retried.
         """
         self._base_url = base_url
         self._retry_policy = tenacity.Retrying(
             retry=tenacity.retry_if_exception(lambda error: isinstance(error, OSError) and not _is_permanent(error)),
             stop=tenacity.stop_any(tenacity.stop_after_attempt(max_attempts), tenacity.stop_when_event_set(stop)),
-            # Doubling, each pause drawn from its range: photos of one store that fails do not all come back together.
+            # Pauses double and are drawn, so that the photos of a failing store are not all retried at the same time.
             wait=tenacity.wait_random_exponential(multiplier=initial_backoff_s, max=MAX_BACKOFF_S),
             sleep=tenacity.sleep_using_event(stop),
             reraise=True,
         )
 
     def read(self, photo: str) -> bytes | Failure:
-        """The photo's bytes, or why they cannot be had."""
+        """Return the photo's bytes, or why it cannot be read."""
         url = resolve_photo_url(self._base_url, photo)
         try:
             return read_photo(url)
         except OSError as error:
             if isinstance(error, _NOT_FOUND_ERRORS):
                 return Failure(reason=NOT_FOUND, message=str(error))
-        # Only now, for what tries again costs more than a photo's reading.
+        # The retry policy comes second, since it costs more than reading a local photo.
         try:
             return self._retry_policy.copy()(read_photo, url)
         except OSError as error:
@@ -61,5 +61,5 @@ class PhotoReader:
 
 
 def _is_permanent(error: BaseException) -> bool:
-    """Whether it would be the same the next time."""
+    """Whether a retry would fail in the same way."""
     return isinstance(error, (*_NOT_FOUND_ERRORS, PermissionError))

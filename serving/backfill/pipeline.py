@@ -1,6 +1,6 @@
-"""Photos of shards through reading, decoding and the model, each on threads of its own with short queues between.
+"""Read, decode and classify the photos of shards on threads of their own, with short queues between the stages.
 
-Shards overlap: the next one's photos are read while the last one's are computed, and nothing runs dry where one ends.
+Shards overlap: photos of the next one are read while those of the last one are in the model, so no stage runs dry.
 """
 
 import contextlib
@@ -33,11 +33,11 @@ __all__ = [
 ]
 
 READERS_PER_DECODER = 8
-"""Photos fetched at once: a core decodes a hundred a second, and object storage takes a tenth of one for each."""
+"""Photos read at once: a core decodes a hundred per second, and object storage takes 0.1 s for each."""
 MAX_OPEN_SHARDS = 8
-"""Begun and not yet taken: small ones end out of turn, and a slow store must not have them pile up."""
+"""Shards that are open or not yet taken; bounds memory where results are written slowly."""
 _POLL_INTERVAL_S = 0.5
-"""Between two looks, while waiting, whether it is to stop."""
+"""Interval at which waiting threads check whether to stop."""
 
 _T = TypeVar("_T")
 
@@ -53,7 +53,7 @@ class PhotoDecoder(Protocol):
 
 
 class WaitTimes:
-    """Seconds that threads spent waiting, by what for; safe to add to from any thread."""
+    """Seconds that threads spent waiting, by what for; safe to use from many threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -70,15 +70,15 @@ class WaitTimes:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardLogits:
-    """A shard whose photos have all been seen."""
+    """A shard whose photos are all classified or failed."""
 
     shard: ShardPhotos
     logits: Logits
-    """Of the photos without failure, in their order."""
+    """Logits of the photos without failure, in their order."""
     failures: dict[int, Failure]
-    """By photo."""
+    """Failures by photo."""
     seconds: float
-    """From its first photo's begin."""
+    """Time since the shard was opened."""
 
 
 @dataclass(eq=False)
@@ -119,9 +119,9 @@ class _Stopped(Exception):
 
 
 def decode_with_retry(decoder: PhotoDecoder, data: bytes) -> Photo | Failure:
-    """The photo, or why it cannot be used.
+    """Return the photo, or why it cannot be used.
 
-    A child that died or was slow may have been the machine's doing; only a photo that does it twice is to blame.
+    A decoder that crashes or times out may do so because of the machine; only the second time the photo is blamed.
     """
     decoder.begin(data)
     found = decoder.end()
@@ -132,7 +132,7 @@ def decode_with_retry(decoder: PhotoDecoder, data: bytes) -> Photo | Failure:
 
 
 class Pipeline:
-    """Use it in one thread, once, and close it."""
+    """Runs the stages once; use it from one thread."""
 
     def __init__(
         self,
@@ -147,9 +147,9 @@ class Pipeline:
     ) -> None:
         """Args:
         decoders: each is used by one thread.
-        infer: logits of (P, S, S, 3) uint8 photos; called from `num_infer_threads` threads.
-        max_batch_size: P at most.
-        stop: when set, the pipeline ends as soon as it can; what was not done is lost.
+        infer: returns the logits of (P, S, S, 3) uint8 photos; called from `num_infer_threads` threads.
+        max_batch_size: maximum P.
+        stop: when set, the pipeline ends as soon as it can; open shards are lost.
         """
         self._reader = reader
         self._decoders = decoders
@@ -163,9 +163,9 @@ class Pipeline:
         self._encoded_photos: queue.Queue[_EncodedPhoto] = queue.Queue(2 * len(decoders))
         self._decoded_photos: queue.Queue[_DecodedPhoto] = queue.Queue(2 * in_model)
         self._results: queue.Queue[_OpenShard | BaseException | None] = queue.Queue()
-        # Photos that have been begun and not ended: bounds memory, and what a kill costs.
+        # Photos in the pipeline: bounds memory, and the work that a kill loses.
         self._photo_slots = threading.Semaphore(self._num_readers + self._encoded_photos.maxsize + 3 * in_model)
-        # And of shards: answers that nobody has taken yet wait in memory.
+        # Shards in the pipeline, completed ones that are not taken included.
         self._shard_slots = threading.Semaphore(MAX_OPEN_SHARDS)
         self._lock = threading.Lock()
         self._num_open_shards = 0
@@ -173,10 +173,10 @@ class Pipeline:
         self._closed = threading.Event()
 
     def run(self, shards: Iterable[ShardPhotos]) -> Iterator[ShardLogits]:
-        """Each shard once all its photos have been seen, in whatever order that is.
+        """Yield each shard once all its photos are classified or failed, in any order.
 
         Raises:
-            Exception: what reading shards or the model raised. Photos are not among it: they fail one by one.
+            Exception: what reading shards or the model raised; a photo's failure raises nothing.
         """
         readers = ThreadPoolExecutor(self._num_readers, thread_name_prefix="read")
         threads = [threading.Thread(target=self._run_guarded, args=(self._submit_photos, shards, readers), name="feed")]
@@ -237,7 +237,7 @@ class Pipeline:
     def _read(self, work: _OpenShard, photo: int, where: str) -> None:
         found = self._reader.read(where)
         if isinstance(found, Failure):
-            self._raise_if_stopped()  # it may have failed because it was not tried again
+            self._raise_if_stopped()  # it may have failed because it was not retried
             self._record_photo(work, {photo: found}, {})
         else:
             self._put(self._encoded_photos, _EncodedPhoto(work, photo, found))

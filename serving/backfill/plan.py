@@ -1,8 +1,8 @@
-"""What is to be done: a manifest of any size cut into shards of whole listings, once, before anything is classified.
+"""Split a manifest of any size into shards of whole listings, once, before anything is classified.
 
-DuckDB brings the rows of each listing together, listings staying in the order of their first row, so that photos that
-lie together in storage are read together. It spills to disk what exceeds its memory. The result is one Parquet file,
-and of each shard the first of its rows and how many they are.
+DuckDB groups the rows by listing and keeps the listings in the order of their first rows, so that photos which are
+stored together are read together; it spills to disk what exceeds its memory. The plan is one Parquet file of rows, and
+one with the first row and the number of rows of each shard.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ _CHUNK_BYTES = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class ShardPhotos:
-    """The photos of some whole listings, those of one listing together."""
+    """Photos of whole listings, grouped by listing."""
 
     number: int
     listing_ids: Sequence[str]
@@ -47,7 +47,7 @@ class ShardPhotos:
     """(P,) index into `listing_ids`, ascending."""
 
     def select_listings(self, listing_ids: set[str]) -> "ShardPhotos":
-        """The same, of some of its listings."""
+        """Return the photos of some of the listings."""
         kept = [number for number, listing_id in enumerate(self.listing_ids) if listing_id in listing_ids]
         rows = np.flatnonzero(np.isin(self.groups, kept))
         return ShardPhotos(
@@ -66,10 +66,10 @@ class Plan:
 
 
 def list_manifest_files(url: str) -> list[str]:
-    """The files of a manifest: the file itself, or those of a folder, or that match a pattern, in order.
+    """Return the sorted files of a manifest: a file, the files of a folder, or those that match a pattern.
 
     Raises:
-        ManifestError: there is none, or they have different endings or one that is not known.
+        ManifestError: there is no file, or the files' endings differ or are unknown.
     """
     fs, path = fsspec.core.url_to_fs(url)
     if "*" in path:
@@ -91,7 +91,7 @@ def list_manifest_files(url: str) -> list[str]:
 
 
 def hash_manifest(urls: Sequence[str]) -> str:
-    """Of the contents of all files, in their order."""
+    """Return the SHA-256 of the contents of all files, in their order."""
     hashed = hashlib.sha256()
     for url in urls:
         with fsspec.open(url, "rb") as opened:
@@ -110,13 +110,13 @@ def write_plan(
     notify: Callable[[str], None] = lambda _: None,
     before_write: Callable[[], None] = lambda: None,
 ) -> Plan:
-    """Cut a manifest into shards and keep them in the store.
+    """Split a manifest into shards and write the plan to the store.
 
     Args:
-        before: called once the manifest has proved usable, before anything is written to the store.
+        before_write: called once the plan is made, before anything is written to the store.
 
     Raises:
-        ManifestError: it cannot be read, or a row has no listing or no photo.
+        ManifestError: the manifest cannot be read, or a row has no listing or no photo.
     """
     with tempfile.TemporaryDirectory(prefix="listing-vision-backfill-") as folder:
         rows = Path(folder) / "rows.parquet"
@@ -127,7 +127,7 @@ def write_plan(
         store.upload(ROWS_PATH, rows)
         cut = Path(folder) / "shards.parquet"
         pyarrow.parquet.write_table(shards, cut)
-        # Last, for it says that the plan is whole.
+        # Written last, since its presence means that the plan is complete.
         store.upload(SHARDS_PATH, cut)
     return plan
 
@@ -175,7 +175,7 @@ class ShardReader:
         group = int(np.searchsorted(self._group_starts, begin, side="right")) - 1
         while begin < end:
             start, stop = int(self._group_starts[group]), int(self._group_starts[group + 1])
-            # The next shard mostly begins in the same group.
+            # The next shard usually begins in the same group.
             if self._cached_row_group is None or self._cached_row_group[0] != group:
                 self._cached_row_group = group, self._file.read_row_group(group)
             yield self._cached_row_group[1].slice(begin - start, min(end, stop) - begin)
@@ -224,20 +224,20 @@ def _group_rows_by_listing(urls: Sequence[str], output: Path, temporary: str) ->
 
 
 def _source_sql(urls: Sequence[str]) -> str:
-    """The table function that reads the files; every column of text files as text, for an id may look like a date."""
+    """Return SQL that reads the files; text columns stay text, since an id may look like a date."""
     listed = "[" + ", ".join("'" + url.replace("'", "''") + "'" for url in urls) + "]"
     ending = posixpath.splitext(urls[0])[1].lower()
     if ending == ".parquet":
         return f"read_parquet({listed})"
     if ending == ".csv":
-        # Nothing is guessed: an id may begin with what looks like a comment.
+        # No sniffing: an id may begin with a comment character.
         form = "delim = ',', quote = '\"', escape = '\"', comment = '', skip = 0"
         return f"read_csv({listed}, all_varchar = true, header = true, {form})"
     return f"read_json({listed}, format = 'newline_delimited', columns = {{listing_id: 'VARCHAR', photo: 'VARCHAR'}})"
 
 
 def _split_into_shards(rows: Path, listings_per_shard: int) -> tuple[Plan, pa.Table]:
-    """Shards of so many whole listings, the last of fewer."""
+    """Split the rows into shards of so many whole listings; the last may have fewer."""
     firsts: list[npt.NDArray[np.int64]] = []
     num_rows = num_listings = 0
     last: Any = None
@@ -258,7 +258,7 @@ def _split_into_shards(rows: Path, listings_per_shard: int) -> tuple[Plan, pa.Ta
 
 
 def _differs_from_previous(ids: pa.Array, last: Any = None) -> npt.NDArray[np.bool_]:
-    """(N,) whether each id is another than the one before it, which for the first is `last`."""
+    """Return (N,) whether each id differs from the one before it; the first is compared with `last`."""
     changed = np.ones(len(ids), dtype=bool)
     changed[1:] = pa.compute.not_equal(ids.slice(1), ids.slice(0, len(ids) - 1)).to_numpy(zero_copy_only=False)
     if last is not None:

@@ -1,7 +1,7 @@
-"""The same shards on a Ray cluster: on all its cores, or where it has GPUs decoded on the cores and computed on them.
+"""Classify shards on a Ray cluster: on all cores, or with GPUs, decoded on the cores and computed on the GPUs.
 
-Ray places, moves and restarts; shards are handed out one by one and their answers come back to this process, which
-commits them. A shard whose worker dies is answered again by another worker, three times at most.
+Ray places and restarts the workers. Shards are submitted one by one and their tables return to this process, which
+commits them. A shard whose worker dies is retried by another worker, at most three times.
 """
 
 import contextlib
@@ -34,23 +34,23 @@ __all__ = ["RayEngine", "create_ray_engine"]
 _log = logging.getLogger(__name__)
 
 SHARDS_PER_WORKER = 2
-"""One that it works on and one that it begins next."""
+"""One that the worker classifies and one that waits."""
 MAX_TASK_RETRIES = 3
-"""Of one shard; without an end, one that kills its worker would be tried for ever (Ray's own default)."""
+"""Retries of one shard. Ray's default is unlimited, so a shard that kills its worker would be retried for ever."""
 _POLL_INTERVAL_S = 1.0
 _OBJECT_STORE_BYTES = 512 << 20
-"""Of a Ray that is started here for the job alone."""
+"""Object store of a Ray that is started on this machine for the job."""
 
 
 class _DecodedShard(NamedTuple):
     photos_nhwc: np.ndarray[Any, np.dtype[np.uint8]]
-    """(P, S, S, 3), those without failure."""
+    """(P, S, S, 3) pixels of the photos without failure."""
     failures: dict[int, Failure]
-    """By photo."""
+    """Failures by photo."""
 
 
 class _Worker:
-    """Reads, decodes and computes whole shards on one core."""
+    """Reads, decodes and classifies whole shards on one core."""
 
     def __init__(self, bundle: str, isolate: bool) -> None:
         self._stop = threading.Event()
@@ -89,7 +89,7 @@ class _DecodeWorker:
 
 
 class _ModelWorker:
-    """Computes and decides what others have decoded."""
+    """Classifies shards that decode workers have decoded."""
 
     def __init__(self, bundle: str) -> None:
         loaded = load_bundle(bundle)
@@ -110,13 +110,13 @@ class _ModelWorker:
 
 
 def _require_same_model(job: Job, versions: ModelVersions) -> None:
-    """A node may have another bundle under the path, or have it replaced before its worker is started again."""
+    """Raise BackfillError where a node has another bundle under the path, or a bundle that was replaced meanwhile."""
     if versions != job.model:
         raise BackfillError(f"a worker has another model than the job: {versions} instead of {job.model}")
 
 
 class RayEngine:
-    """Workers of a cluster, as many as it has cores or, with GPUs, one a GPU and the cores for decoding."""
+    """Runs one worker per core or, with GPUs, one model worker per GPU and decode workers on the cores."""
 
     def __init__(
         self,
@@ -128,7 +128,7 @@ class RayEngine:
         shut_down_ray: bool = True,
     ) -> None:
         """Args:
-        bundle: found under this path on every node.
+        bundle: the same path on every node.
         separate_decoding: whether decoding and the model have workers of their own; None: where the cluster has GPUs.
         shut_down_ray: whether `close` leaves the cluster; otherwise it only ends the workers.
         """
@@ -161,7 +161,7 @@ class RayEngine:
         self.versions = ModelVersions.from_bundle(load_bundle(bundle), backend)
 
     def classify(self, job: Job, shards: Iterable[ShardPhotos], reader: PhotoReader) -> Iterator[ShardResult]:
-        """As any engine; photos are read where they are decoded, not by `reader`."""
+        """Yield each shard once it is classified; the workers read the photos, not `reader`."""
         ray = self._ray
         job_ref = ray.put(job)
         source = iter(shards)
@@ -181,7 +181,7 @@ class RayEngine:
                     rows, seconds = ray.get(reference)
                 except ray.exceptions.RayError as error:
                     raise BackfillError(
-                        f"shard {shard.number} cannot be answered: {error}; start the same command again to go on"
+                        f"shard {shard.number} cannot be classified: {error}; rerun the same command to resume"
                     ) from error
                 yield ShardResult(shard, rows, seconds)
 
@@ -199,17 +199,17 @@ class RayEngine:
 
 def _chain_decode_and_model(decoder: Any, model: Any) -> Callable[..., Any]:
     def submit(job: Any, shard: ShardPhotos) -> Any:
-        # What is decoded goes from worker to worker, not through here.
+        # Decoded photos go from worker to worker, not through this process.
         return model.classify.remote(job, shard, decoder.decode.remote(job, shard))
 
     return submit
 
 
 def create_ray_engine(bundle: Path, *, address: str | None, isolate: bool, stop: threading.Event) -> RayEngine:
-    """An engine on the cluster at `address`, or on a Ray started on this machine for it alone.
+    """Return an engine on the cluster at `address`, or on a Ray that is started on this machine for the job.
 
     Raises:
-        BackfillError: Ray is not installed, or nobody answers at the address.
+        BackfillError: Ray is not installed, or there is no cluster at the address.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     on_sigterm = signal.getsignal(signal.SIGTERM)
@@ -230,7 +230,7 @@ def create_ray_engine(bundle: Path, *, address: str | None, isolate: bool, stop:
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise BackfillError(f"--ray-address {address}: {error}") from error
     finally:
-        # Ray sets one of its own, which ends the process at once.
+        # Ray installs a handler that exits at once.
         signal.signal(signal.SIGTERM, on_sigterm)
     try:
         return RayEngine(bundle, isolate=isolate, stop=stop)

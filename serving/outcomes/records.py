@@ -1,4 +1,4 @@
-"""The two tables: a row an answer, a row an outcome. No photo is in them, nor anything of who asked."""
+"""Rows of the tables of suggestions, shadows and outcomes; they hold no photo and nothing about the caller."""
 
 import time
 from collections.abc import Sequence
@@ -49,7 +49,7 @@ SCHEMAS = {
         ]
     ),
 }
-"""By folder; docs/contracts.md says what each column holds."""
+"""Schemas by folder; docs/contracts.md describes the columns."""
 
 
 def build_suggestion_row(request: pb.ClassifyListingRequest, response: pb.ClassifyListingResponse) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def build_suggestion_row(request: pb.ClassifyListingRequest, response: pb.Classi
 
 
 def build_shadow_row(response: pb.ClassifyListingResponse, visible: pb.ClassifyListingResponse) -> dict[str, Any]:
-    """Args: response: the shadow's; visible: what the caller got."""
+    """Return the row of a shadow's response beside the one that the caller received."""
     return {**_suggestion_columns(response), "answered_model_version": visible.model.version}
 
 
@@ -88,9 +88,13 @@ def _suggestion_columns(response: pb.ClassifyListingResponse) -> dict[str, Any]:
 def build_outcome_row(
     request: pb.ReportOutcomeRequest, taxonomies: Sequence[Taxonomy], *, max_listing_id_chars: int
 ) -> dict[str, Any]:
-    """Args: taxonomies: that answers may have been in; ids must be of one of them.
+    """Return the row of an outcome.
 
-    Raises Refusal: OUTCOME_INVALID, each wrong field named.
+    Args:
+        taxonomies: those that suggestions may have been in; all ids must be in one of them.
+
+    Raises:
+        Refusal: OUTCOME_INVALID, with each wrong field.
     """
     violations = [_find_violations(request, taxonomy, max_listing_id_chars) for taxonomy in taxonomies]
     wrong = min(violations, key=len)
@@ -114,7 +118,7 @@ def build_outcome_row(
 def _find_violations(request: pb.ReportOutcomeRequest, taxonomy: Taxonomy, max_listing_id_chars: int) -> dict[str, str]:
     wrong = {}
     if not request.listing_id:
-        wrong["listing_id"] = "it is empty; give the one of the ClassifyListing call"
+        wrong["listing_id"] = "it is empty; give that of the ClassifyListing call"
     elif len(request.listing_id) > max_listing_id_chars:
         wrong["listing_id"] = f"{len(request.listing_id)} characters exceed the limit of {max_listing_id_chars}"
     if request.HasField("category_id") and request.category_id not in {c.id for c in taxonomy.categories}:

@@ -1,4 +1,4 @@
-"""Rows on their way to storage: a bounded buffer, and a thread that writes it out as files that never change."""
+"""Buffer rows in memory, bounded, and write them from a thread as files that never change."""
 
 import io
 import logging
@@ -24,21 +24,21 @@ __all__ = ["FLUSH_INTERVAL_S", "Recorder"]
 _log = logging.getLogger(__name__)
 
 FLUSH_INTERVAL_S = 10.0
-"""What a killed process can lose at most."""
+"""Interval between writes: the most that a killed process can lose."""
 MAX_ROWS_PER_FILE = 20_000
 MAX_ROWS = 100_000
-"""Of each table in memory, some 60 MB, while the storage does not take them."""
+"""Rows of a table held in memory, some 60 MB, while the storage fails."""
 _CLOSE_TIMEOUT_S = 10.0
 
 
 class Recorder:
-    """Never waits: what cannot be held is refused at once. Files are `TABLE/DATE/TIME-PID-RANDOM.parquet`."""
+    """Never blocks: a row that does not fit is dropped. Files are `TABLE/DATE/TIME-PID-RANDOM.parquet`."""
 
     def __init__(self, url: str, *, flush_interval_s: float = FLUSH_INTERVAL_S, max_rows: int = MAX_ROWS) -> None:
         """Raises ListingVisionError, OSError: the URL cannot be used."""
         self._store = Store(url)
         probe = f"probe-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        self._store.write(probe, b"")  # now is the time to learn that it fails
+        self._store.write(probe, b"")  # fail at the start if the URL cannot be written
         self._store.remove(probe)
         self._flush_interval_s = flush_interval_s
         self._max_rows = max_rows
@@ -49,7 +49,7 @@ class Recorder:
         self._thread.start()
 
     def add(self, table: str, row: dict[str, Any]) -> bool:
-        """Whether it is held; False: there is no room for it, and it is counted."""
+        """Return whether the row is held; False: the buffer is full, and the row is counted as dropped."""
         with self._changed:
             rows = self._rows[table]
             accepted = len(rows) < self._max_rows and not self._closing
@@ -61,27 +61,27 @@ class Recorder:
         return accepted
 
     def record_suggestion(self, request: pb.ClassifyListingRequest, response: pb.ClassifyListingResponse) -> bool:
-        """As `add`, of an answer that was given."""
+        """Add a suggestion that was returned; see `add`."""
         return self.add("suggestions", build_suggestion_row(request, response))
 
     def record_shadow(self, response: pb.ClassifyListingResponse, visible: pb.ClassifyListingResponse) -> bool:
-        """As `add`, of a shadow's answer beside the one that was given."""
+        """Add a shadow's suggestion beside the one that was returned; see `add`."""
         return self.add("shadows", build_shadow_row(response, visible))
 
     def record_outcome(
         self, request: pb.ReportOutcomeRequest, taxonomies: Sequence[Taxonomy], *, max_listing_id_chars: int
     ) -> bool:
-        """As `add`, of an outcome. Raises Refusal: OUTCOME_INVALID."""
+        """Add an outcome; see `add`. Raises Refusal: OUTCOME_INVALID."""
         return self.add("outcomes", build_outcome_row(request, taxonomies, max_listing_id_chars=max_listing_id_chars))
 
     def close(self) -> None:
-        """Write what is held; some seconds at most are spent on it."""
+        """Write the held rows, for at most ten seconds."""
         with self._changed:
             self._closing = True
             self._changed.notify()
         self._thread.join(_CLOSE_TIMEOUT_S)
         if self._thread.is_alive():
-            _log.error("outcomes: %d rows are lost: the storage does not take them", sum(map(len, self._rows.values())))
+            _log.error("outcomes: %d rows are lost, the storage fails", sum(map(len, self._rows.values())))
 
     def _flush_until_closed(self) -> None:
         closing = False
@@ -97,11 +97,9 @@ class Recorder:
         while rows := self._rows[table][:MAX_ROWS_PER_FILE]:
             try:
                 self._store.write(_new_path(table), _to_parquet(rows, table))
-            # Storage libraries raise types of their own; whatever it was, the rows stay and are tried again.
+            # Storage libraries raise types of their own; the rows stay and are retried.
             except Exception as error:
-                _log.warning(
-                    "outcomes: %d rows of %s wait, the storage does not take them: %s", len(rows), table, error
-                )
+                _log.warning("outcomes: %d rows of %s are delayed, the storage fails: %s", len(rows), table, error)
                 RECORDS.labels(table, "delayed").inc(len(rows))
                 return
             with self._changed:

@@ -58,7 +58,7 @@ def test_the_command_line_killed_and_stopped_ends_complete(bundle, market, tmp_p
     assert "photos/s" in said
     assert "top category" in said
     code, said = wait_for_exit(cli("verify", output))
-    assert (code, said.splitlines()[-1]) == (0, "right")
+    assert (code, said.splitlines()[-1]) == (0, "valid")
     assert len(read_suggestions(store)) == len({row["listing_id"] for row in many})
     code, said = wait_for_exit(cli("status", output))
     assert (code, "done" in said.splitlines()[0]) == (0, True)

@@ -1,4 +1,4 @@
-"""A shard is done when its entry says so; whatever a killed run leaves is tidied up."""
+"""A shard is committed by its entry; what a killed run leaves is completed or removed."""
 
 import hashlib
 
@@ -123,7 +123,7 @@ def test_a_replacement_takes_the_place(store):
     assert store.list_files("dead_letters") == []
 
 
-def test_a_file_that_is_neither_old_nor_new_is_named(store):
+def test_a_file_that_is_neither_old_nor_new_is_an_error(store):
     ledger = Ledger(store)
     old, files = create_entry(0, b"old")
     ledger.commit(old, files)
@@ -134,7 +134,7 @@ def test_a_file_that_is_neither_old_nor_new_is_named(store):
         ledger.recover()
 
 
-def test_an_entry_that_is_none_is_named(store):
+def test_an_entry_that_cannot_be_parsed_is_an_error(store):
     store.write_json("_job/ledger/0000/shard-0000000.json", {"shard": 0})
     with pytest.raises(BackfillError, match=r"shard-0000000\.json is not an entry"):
         list(Ledger(store).entries())

@@ -30,14 +30,14 @@ class NumberDecoder:
 
 
 class RecordingReader(PhotoReader):
-    """Notes what it is asked for."""
+    """Records the photos that it reads."""
 
     def __init__(self, base_url, photos, stop):
         super().__init__(base_url, stop=stop)
-        self._asked = photos
+        self._photos = photos
 
     def read(self, photo):
-        self._asked.append(photo)
+        self._photos.append(photo)
         return super().read(photo)
 
 
@@ -102,30 +102,6 @@ def test_a_shard_without_a_usable_photo_is_done_too(tmp_path):
     assert len(done.logits.category) == 0
 
 
-def test_what_may_pass_is_tried_again(tmp_path, monkeypatch):
-    tries = []
-
-    def flaky(url):
-        tries.append(url)
-        if len(tries) == 1:
-            raise TimeoutError("slow down")
-        return b"7"
-
-    monkeypatch.setattr("serving.backfill.photo_reader.read_photo", flaky)
-    [done] = create_pipeline(tmp_path).run([create_shard(0, [7])])
-    assert done.failures == {}
-    assert len(tries) == 2
-
-
-def test_what_does_not_pass_is_given_up_after_some_tries(tmp_path, monkeypatch):
-    def broken(url):
-        raise ConnectionError("reset by peer")
-
-    monkeypatch.setattr("serving.backfill.photo_reader.read_photo", broken)
-    [done] = create_pipeline(tmp_path).run([create_shard(0, [7])])
-    assert (done.failures[0].reason, done.failures[0].message) == ("PHOTO_READ_FAILED", "reset by peer")
-
-
 def test_a_model_that_fails_ends_it(tmp_path):
     write_photos(tmp_path, range(50))
 
@@ -146,7 +122,7 @@ def test_shards_that_cannot_be_read_end_it(tmp_path):
         list(create_pipeline(tmp_path).run(shards()))
 
 
-def test_it_ends_soon_when_it_is_stopped(tmp_path):
+def test_it_ends_soon_after_stop_is_set(tmp_path):
     write_photos(tmp_path, range(100))
     stop, seen = threading.Event(), threading.Event()
 
@@ -160,7 +136,7 @@ def test_it_ends_soon_when_it_is_stopped(tmp_path):
     assert list(pipeline.run([create_shard(0, list(range(100)) * 50)])) == []
 
 
-def test_a_decoder_that_died_once_is_not_the_photos_fault(tmp_path):
+def test_only_a_second_crash_of_the_decoder_fails_the_photo(tmp_path):
     write_photos(tmp_path, [2, 4, 6])
     times = {4: 1, 6: 2}
 
@@ -190,7 +166,7 @@ def test_a_decoder_that_died_once_is_not_the_photos_fault(tmp_path):
         assert done.logits.category[:, 0].tolist() == [2, 4]
 
 
-def test_shards_that_nobody_takes_do_not_pile_up(tmp_path):
+def test_shards_that_are_not_taken_are_bounded(tmp_path):
     write_photos(tmp_path, [2])
     read = []
     stop = threading.Event()
@@ -208,8 +184,8 @@ def test_shards_that_nobody_takes_do_not_pile_up(tmp_path):
     assert len(list(found)) == 99
 
 
-def test_no_more_is_begun_than_memory_allows(tmp_path):
-    """The model stands still: whatever is read ahead is bounded."""
+def test_photos_that_are_read_ahead_are_bounded(tmp_path):
+    """While the model is blocked, what is read ahead is bounded."""
     write_photos(tmp_path, range(1000))
     go, read = threading.Event(), []
     stop = threading.Event()

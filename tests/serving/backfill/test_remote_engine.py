@@ -42,7 +42,7 @@ def backfill_remote(address, bundle, market, output, **changed):
     return store
 
 
-def test_a_gateway_answers_as_this_process_does(bundle, market, tmp_path, served):
+def test_a_gateway_gives_the_same_suggestions_as_this_process(bundle, market, tmp_path, served):
     photos = group_photos_by_listing(market)
     one_bad, all_bad, gone = list(photos)[:3]
     photos[one_bad][0].write_bytes(b"no photo")
@@ -66,7 +66,7 @@ def test_a_gateway_answers_as_this_process_does(bundle, market, tmp_path, served
     assert inspection.verify(store).is_valid
 
 
-def test_a_triton_answers_as_this_process_does(bundle, market, tmp_path, served):
+def test_a_triton_gives_the_same_suggestions_as_this_process(bundle, market, tmp_path, served):
     address = re.findall(r"Triton \(pid \d+\) answers at (\S+)", served.log)[-1]
     here = read_suggestions(run_backfill(bundle, market, tmp_path / "here"))
     there = read_suggestions(backfill_remote(address, bundle, market, tmp_path / "there"))
@@ -75,16 +75,16 @@ def test_a_triton_answers_as_this_process_does(bundle, market, tmp_path, served)
         assert_same_suggestion(row, here[listing_id])
 
 
-def test_a_triton_whose_model_is_another_by_now_ends_the_job(bundle, market, tmp_path, served):
+def test_a_triton_whose_model_was_replaced_ends_the_job(bundle, market, tmp_path, served):
     address = re.findall(r"Triton \(pid \d+\) answers at (\S+)", served.log)[-1]
     ours = load_bundle(bundle.folder)
     store, shutdown = Store(str(tmp_path / "out")), GracefulShutdown()
     engine = create_remote_engine(address, ours, photos_per_s=None, stop=shutdown.abort, isolate=False)
     try:
         job = open_or_create_job(store, create_request(market), engine, lambda _: None)
-        # As if the one that answers had been replaced since.
+        # As if the served model had been replaced since.
         ours.golden.category_logits[:] += 1.0
-        with pytest.raises(BackfillError, match="does not answer: golden photos: category_logits differs"):
+        with pytest.raises(BackfillError, match="the model fails: golden photos: category_logits differs"):
             run(store, job, engine, max_error_share=1.0, shutdown=shutdown)
     finally:
         engine.close()
@@ -98,7 +98,7 @@ def test_a_gateway_with_another_model_is_refused(bundle, served):
         create_remote_engine(served.address, other, photos_per_s=None, stop=threading.Event())
 
 
-def test_a_gateway_answers_no_embeddings(bundle, market, tmp_path, served):
+def test_a_gateway_returns_no_embeddings(bundle, market, tmp_path, served):
     with pytest.raises(BackfillError, match="--embedding: a gateway returns none"):
         backfill_remote(served.address, bundle, market, tmp_path / "out", embedding=True)
 
@@ -230,7 +230,7 @@ def test_a_rate_limit_spreads_photos_and_saves_nothing_up():
     assert waited == []
 
 
-def test_local_and_target_name_what_they_answer_with(bundle, served):
+def test_engines_name_their_backend(bundle, served):
     stop = threading.Event()
     here = create_local_engine(bundle, stop=stop, isolate=False)
     there = create_remote_engine(served.address, bundle, photos_per_s=None, stop=stop)

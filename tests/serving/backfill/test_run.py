@@ -29,7 +29,7 @@ from tests.support.backfill import (
 from vision.errors import ManifestError
 
 
-def test_every_listing_is_answered_as_the_service_answers_it(bundle, market, tmp_path):
+def test_every_listing_gets_the_suggestion_of_the_service(bundle, market, tmp_path):
     store = run_backfill(bundle, market, tmp_path / "out", isolate=True, top_k=3, embedding=True)
     answers, photos = read_suggestions(store), group_photos_by_listing(market)
     assert list(answers) == list(photos)
@@ -56,7 +56,7 @@ def test_every_listing_is_answered_as_the_service_answers_it(bundle, market, tmp
     assert sum(file["num_rows"] for file in success["files"]) == len(photos)
     schema = pyarrow.parquet.read_schema(store.full_path(success["files"][0]["path"]))
     assert schema.metadata[b"listing_vision.schema_version"] == b"1"
-    # A folder of it is a table for whoever reads it.
+    # The folder is one table for any reader of Parquet.
     assert pyarrow.parquet.read_table(store.full_path("suggestions")).num_rows == len(photos)
 
 
@@ -75,7 +75,7 @@ def test_the_same_command_does_nothing_twice(bundle, market, tmp_path):
         ({"embedding": True}, "embedding: False then, True now"),
     ],
 )
-def test_another_job_is_refused_unless_it_begins_anew(bundle, market, tmp_path, changed, said):
+def test_another_job_is_refused_without_overwrite(bundle, market, tmp_path, changed, said):
     store = run_backfill(bundle, market, tmp_path / "out")
     before = list(Ledger(store).entries())
     with pytest.raises(BackfillError, match=said):
@@ -109,7 +109,7 @@ def test_a_folder_of_something_else_is_left_alone(bundle, market, tmp_path):
     assert (tmp_path / "out" / "precious.txt").read_text() == "do not delete"
 
 
-def test_bad_photos_are_told_and_the_rest_answered(bundle, market, tmp_path):
+def test_bad_photos_become_dead_letters_and_the_rest_is_classified(bundle, market, tmp_path):
     photos = group_photos_by_listing(market)
     one_bad, all_bad = list(photos)[:2]
     photos[one_bad][0].write_bytes(b"no photo")
@@ -130,7 +130,7 @@ def test_bad_photos_are_told_and_the_rest_answered(bundle, market, tmp_path):
     assert inspection.verify(store).is_valid
 
 
-def test_dead_letters_alone_are_taken_up_again(bundle, market, tmp_path):
+def test_a_retry_classifies_the_listings_of_dead_letters_alone(bundle, market, tmp_path):
     photos = group_photos_by_listing(market)
     lost, broken = list(photos)[3], list(photos)[25]
     kept = photos[lost][0].read_bytes()
@@ -142,7 +142,7 @@ def test_dead_letters_alone_are_taken_up_again(bundle, market, tmp_path):
     engine, shutdown = create_local_engine(bundle, stop=GracefulShutdown().abort, isolate=False), GracefulShutdown()
     options = {"max_error_share": 1.0, "shutdown": shutdown}
     job = read_job(store)
-    # Of the other reason nothing is mended, and what was lost stays among the dead letters.
+    # The photo of that reason is still broken, and the missing one stays among the dead letters.
     found = retry(store, job, engine, reasons=["PHOTO_NOT_AN_IMAGE"], **options)
     assert found == {"listings": 1, "photos_recovered": 0, "photos_unusable": 2}
     found = retry(store, job, engine, reasons=[], **options)
@@ -158,7 +158,7 @@ def test_dead_letters_alone_are_taken_up_again(bundle, market, tmp_path):
     assert inspection.verify(store).is_valid
 
 
-def test_an_outage_while_retrying_costs_no_good_answer(bundle, market, tmp_path):
+def test_an_outage_during_a_retry_loses_no_good_row(bundle, market, tmp_path):
     photos = group_photos_by_listing(market)
     several = [listing for listing in photos if len(photos[listing]) > 1]
     photos[several[0]][0].write_bytes(b"no photo")
@@ -174,7 +174,7 @@ def test_an_outage_while_retrying_costs_no_good_answer(bundle, market, tmp_path)
     assert inspection.verify(store).is_valid
 
 
-def test_a_manifest_that_cannot_be_used_drops_nothing(bundle, market, tmp_path):
+def test_a_manifest_that_cannot_be_used_deletes_nothing(bundle, market, tmp_path):
     store = run_backfill(bundle, market, tmp_path / "out")
     before = list(Ledger(store).entries())
     (market / "manifest.csv").write_text("listing,photo\n1,2\n")
@@ -184,7 +184,7 @@ def test_a_manifest_that_cannot_be_used_drops_nothing(bundle, market, tmp_path):
     assert read_job(store)
 
 
-def test_an_answer_that_is_gone_is_given_again(bundle, market, tmp_path):
+def test_a_shard_whose_file_is_missing_is_classified_again(bundle, market, tmp_path):
     store = run_backfill(bundle, market, tmp_path / "out")
     store.remove(next(Ledger(store).entries()).suggestions.path)
     run_backfill(bundle, market, tmp_path / "out")
@@ -205,7 +205,7 @@ def test_files_of_several_folders_are_refused(bundle, market, tmp_path):
     engine.close()
 
 
-def test_too_many_errors_stop_it_and_it_goes_on_once_they_are_mended(bundle, market, tmp_path):
+def test_too_many_errors_stop_the_job_and_it_resumes_once_they_are_fixed(bundle, market, tmp_path):
     photos = group_photos_by_listing(market)
     away = [path for listing in list(photos)[-20:] for path in photos[listing]]
     kept = {path: path.read_bytes() for path in away}
@@ -224,7 +224,7 @@ def test_too_many_errors_stop_it_and_it_goes_on_once_they_are_mended(bundle, mar
     assert inspection.verify(store).is_valid
 
 
-def test_it_stops_when_asked_and_goes_on(bundle, market, tmp_path, monkeypatch):
+def test_a_job_that_is_stopped_can_be_resumed(bundle, market, tmp_path, monkeypatch):
     shutdown = GracefulShutdown(grace_period_s=60, exit_deadline_s=120)
     monkeypatch.setattr(
         "serving.backfill.run.commit_shard",
