@@ -1,10 +1,10 @@
-"""20,000 photos against the same decode and model with nothing around them, and against a plain Ray Data script.
+"""Compare a backfill of 20,000 photos with the same model called in one process, and with a plain Ray Data script.
 
     python -m benchmarks.backfill [--bundle FOLDER] [--photos 20000] [--rounds 2] [--no-ray]
 
-1440x1080 JPEGs of 300 KB, two a listing, as files. In process: a thread a core reads, decodes and computes, answers
-are thrown away. The job's photos/s are of the whole command, start, plan, model and commit included; Ray's own start
-is left out of the script's. Ceilings are taken before and after each job, ratios within rounds.
+1440x1080 JPEGs of 300 KB as files, two per listing. In process: one thread per core reads, decodes and runs the model,
+and drops the logits. The job's photos/s are those of the whole command, with start, plan, model and commit; the start
+of Ray is not counted in the script's. Ceilings are measured before and after each job, ratios taken within rounds.
 """
 
 import argparse
@@ -36,7 +36,7 @@ PHOTOS_PER_LISTING = 2
 
 
 def create_photos(folder: Path) -> list[Path]:
-    """Photos as they lie in storage; drawn once."""
+    """Return the photo files; drawn once."""
     paths = [folder / f"{number}.jpg" for number in range(NUM_FILES)]
     if not paths[-1].exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ def write_manifest(path: Path, photos: list[Path], *, per_listing: int) -> None:
 
 
 def measure_ceiling(folder: Path, photos: list[Path]) -> float:
-    """Photos/s of read, decode and model on a thread a core."""
+    """Return photos/s of read, decode and model on one thread per core."""
     bundle = load_bundle(folder)
     engines = [OnnxEngine(bundle, num_threads=1) for _ in os.sched_getaffinity(0)]
     for engine in engines:
@@ -71,7 +71,7 @@ def measure_ceiling(folder: Path, photos: list[Path]) -> float:
 
 
 def run_job(folder: Path, manifest: Path, output: Path, num_photos: int, *options: str) -> dict[str, Any]:
-    """What the command says and costs."""
+    """Run the command; return its rates and memory."""
     shutil.rmtree(output, ignore_errors=True)
     command = [sys.executable, "-m", "listing_vision", "backfill", "run", str(manifest)]
     command += ["--model", str(folder), "--output", str(output), *options]

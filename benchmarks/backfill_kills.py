@@ -1,11 +1,10 @@
-"""Twenty kills at random moments of the job, its decoders and its Ray workers; then every listing is looked for.
+"""Kill a backfill job, its decoders and its Ray workers at random moments, twenty times; then verify its output.
 
     python -m benchmarks.backfill_kills [--kills 20] [--listings 12000]
 
-In turn SIGKILL goes to the job's process, to a process that decodes for it, to a Ray worker of it, and to the process
-of the same job on Ray. Whenever the job has gone the same command is started again, on the engine of that turn.
-Photos come over HTTP from a server here that counts them: what it is asked for beyond once each is work done again,
-reading ahead included.
+SIGKILL goes in turn to the job's process, to one of its decode workers, to one of its Ray workers, and to the process
+of the same job on Ray. After each kill of the job the same command is started again, on the engine of that turn. Photos
+come over HTTP from a server that counts requests: those beyond one per photo are repeated work, read-ahead included.
 """
 
 import argparse
@@ -36,13 +35,13 @@ PHOTOS_PER_LISTING = 2
 LISTINGS_PER_SHARD = 200
 TURNS = ("job", "decoder", "ray_worker", "ray_job")
 KILL_AFTER_S = (1.0, 6.0)
-"""Work of the job's, least and most, until it is killed."""
+"""Least and most seconds of work before a kill."""
 NUM_SYNTHETIC = 64
 
 
 @contextlib.contextmanager
 def serve_photos() -> Iterator[tuple[str, list[int]]]:
-    """Its address, and how many photos it was asked for, in a list of one."""
+    """Serve photos; yield the address and, in a list of one, the number of requests."""
     photos = [draw_photo(n % len(PRODUCTS), 1, np.random.default_rng(n)) for n in range(NUM_SYNTHETIC)]
     num_requests, lock = [0], threading.Lock()
 
@@ -62,11 +61,11 @@ def serve_photos() -> Iterator[tuple[str, list[int]]]:
             self.send_error(405)
 
         def log_message(self, *_: object) -> None:
-            """It counts and says nothing."""
+            """Log nothing."""
 
     class Server(ThreadingHTTPServer):
         def handle_error(self, request: object, client_address: object) -> None:
-            """A job that is killed leaves its connections."""
+            """Ignore errors of connections that a killed job leaves."""
 
     server = Server(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
@@ -76,7 +75,7 @@ def serve_photos() -> Iterator[tuple[str, list[int]]]:
 
 
 class Job:
-    """The same command again and again, on one engine or the other."""
+    """Runs the same command repeatedly, on either engine."""
 
     def __init__(self, folder: Path, manifest: Path, output: Path) -> None:
         self._command = [sys.executable, "-m", "listing_vision", "backfill", "run", str(manifest)]
@@ -86,21 +85,21 @@ class Job:
         self._on_ray = False
 
     def ensure_running(self, *, ray: bool) -> "subprocess.Popen[bytes]":
-        """The running job; started where it does not run, or runs on the other engine."""
+        """Return the running job; start it if it does not run, or runs on the other engine."""
         if self._process and self._process.poll() is None and self._on_ray != ray:
             self._process.send_signal(signal.SIGTERM)
             self._process.wait()
         if self._process is None or self._process.poll() is not None:
             log = (FOLDER / "job.log").open("ab")
             command = [*self._command, *(["--ray"] if ray else [])]
-            # A group of its own: of a killed job the Ray that it has started must go too, as with its machine.
+            # A process group of its own, since the Ray that a killed job started must be killed too.
             self._process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
             self._on_ray = ray
         return self._process
 
 
 def find_victim(turn: str, pid: int) -> int | None:
-    """The process to kill, once there is one."""
+    """Wait for a process to kill and return its pid."""
     if turn in ("job", "ray_job"):
         return pid
     wanted = b"serving.decoding.fork_server" if turn == "decoder" else b"ray::_Worker"
@@ -113,7 +112,7 @@ def find_victim(turn: str, pid: int) -> int | None:
 
 
 def kill_ray_group(pid: int) -> None:
-    """What a killed job's own Ray leaves behind."""
+    """Remove what the Ray of a killed job leaves."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
 
@@ -144,7 +143,7 @@ def main() -> None:
         for number in range(options.kills):
             turn = TURNS[number % len(TURNS)]
             process = job.ensure_running(ray=turn.startswith("ray"))
-            # From when it works, not from when it starts: a job that does nothing cannot be interrupted.
+            # Counted from its first work, since starting takes long.
             before = num_requests[0]
             while num_requests[0] == before and process.poll() is None:
                 time.sleep(0.05)
@@ -174,7 +173,7 @@ def main() -> None:
     details = {
         "kills": kills,
         "photos_per_shard": LISTINGS_PER_SHARD * PHOTOS_PER_LISTING,
-        "outcomes": verified.results,
+        "results": verified.results,
     }
     write_result("backfill_kills", metrics, details)
 

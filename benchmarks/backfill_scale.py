@@ -1,10 +1,9 @@
-"""Whether a backfill's memory depends on its length, and how soon a long one begins.
+"""Measure a backfill's memory against its length, and the time to the first shard of a long one.
 
     python -m benchmarks.backfill_scale [--listings 1000 10000 100000] [--rows 10000000]
 
-Jobs of 1,000 to 100,000 listings of one small drawn photo each, the same photos again and again; memory is the
-largest of the job's processes together. Then a manifest of ten million rows, until its first shard is done; the job
-is killed then.
+Jobs of 1,000 to 100,000 listings of one small synthetic photo each, the same photos repeated; memory is the largest sum
+over the job's processes. Then a manifest of ten million rows, until its first shard is committed and the job is killed.
 """
 
 import argparse
@@ -38,7 +37,7 @@ def create_small_photos() -> list[str]:
 
 
 def write_shuffled_manifest(path: Path, photos: list[str], *, num_rows: int, per_listing: int) -> Path:
-    """Rows in an order that keeps no listing together."""
+    """Write rows in an order that separates the photos of a listing."""
     numbers = np.arange(num_rows)
     listings = numbers % max(1, num_rows // per_listing)
     ids = pa.array([f"listing-{number:08d}" for number in range(listings.max() + 1)]).take(pa.array(listings))
@@ -48,7 +47,7 @@ def write_shuffled_manifest(path: Path, photos: list[str], *, num_rows: int, per
 
 
 def measure_first_shard_s(folder: Path, manifest: Path, output: Path) -> tuple[float, float]:
-    """Seconds from the command to the first shard that is done, and the largest memory until then in MB."""
+    """Return seconds from the command to the first committed shard, and the largest memory until then in MB."""
     command = [sys.executable, "-m", "listing_vision", "backfill", "run", str(manifest)]
     command += ["--model", str(folder), "--output", str(output), "--overwrite"]
     store, began_s = Store(str(output)), time.monotonic()
@@ -57,7 +56,7 @@ def measure_first_shard_s(folder: Path, manifest: Path, output: Path) -> tuple[f
         try:
             while not store.list_files("_job/ledger"):
                 if process.poll() is not None or time.monotonic() - began_s > TIMEOUT_S:
-                    raise SystemExit(f"no shard was done within {TIMEOUT_S:g} s")
+                    raise SystemExit(f"no shard was committed within {TIMEOUT_S:g} s")
                 time.sleep(0.1)
             seconds = time.monotonic() - began_s
         finally:

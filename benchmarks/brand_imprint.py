@@ -1,12 +1,12 @@
-"""Brands imprinted from five photos against brands trained with, on the val split of Grocery Store.
+"""Compare brands imprinted from five photos with brands that were trained, on the val split of Grocery Store.
 
     python -m benchmarks.brand_imprint [--recipe linear_probe] [--epochs 6 --photo-px 112] [--draws 5]
 
-Three brands are taken out of the training labels; their photos stay, of brand unknown. Each is then imprinted from five
-of its training photos, drawn anew `--draws` times. Beside it: the same recipe with all brands, cosine and linear head.
-The default is a linear probe (minutes); `--recipe grocery` fine-tunes at the short settings of
-`benchmarks.grocery_ablation`. How much an imprinted brand gives way was chosen on this split, with a head on the same
-features but other code (`training.export.add_brand`); the test split is not touched.
+Three brands are removed from the training labels; their photos stay, with unknown brand. Each brand is then imprinted
+from five of its training photos, drawn `--draws` times. The same recipe with all brands, cosine and linear head, is the
+baseline. The default is a linear probe (minutes); `--recipe grocery` fine-tunes at the short settings of
+`benchmarks.grocery_ablation`. The weight of an imprinted brand (`training.export.add_brand`) was chosen on this split;
+the test split is not used.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from vision.taxonomy import Taxonomy
 
 FOLDER = BUILD / "brand_imprint"
 HELD_OUT = ("God Morgon", "Oatly", "Yoggi")
-"""At least ten photos each on val."""
+"""Brands with at least ten photos each on val."""
 NUM_PHOTOS = 5
 
 Ints = npt.NDArray[np.int64]
@@ -72,7 +72,7 @@ def predict_brands(model: ListingClassifier, embeddings: torch.Tensor, taxonomy:
 
 
 def compute_accuracy(answers: list[str], truth: list[str], no_brand: str) -> dict[str, float]:
-    """Of right answers: of the held-out brands, the other brands, and products without one."""
+    """Return top-1 of the held-out brands, of the other brands, and of products without a brand."""
 
     def right(wanted: list[bool]) -> float:
         return statistics.mean(a == t for a, t, w in zip(answers, truth, wanted, strict=True) if w)

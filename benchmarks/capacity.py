@@ -1,11 +1,11 @@
-"""The capacity simulation against the real gateway and Triton on this machine, and plans from measured costs.
+"""Compare the capacity simulation with the real gateway and Triton, and plan machines from measured costs.
 
     python -m benchmarks.capacity [--bundle FOLDER] [--seconds 20]
 
-Load comes by an open loop at shares of what 32 callers get. On a CPU one station has all the work: the cores decode,
-compute and serve, so the simulation has their count and the cost of a photo that the peak tells. What is to be seen is
-whether waiting grows with load as it says. Plans for GPUs take the model's rates and those of decoding (16 cores, one
-process) from benchmarks/results/gpu.json.
+Load comes in an open loop at shares of the throughput of 32 callers. On a CPU the cores do all the work (decoding, the
+model, serving), so the simulation gets their number and the cost of a photo that follows from the peak; it must predict
+how waiting grows with load. Plans for GPUs take the rates of the model and of decoding (16 cores, one process) from
+benchmarks/results/gpu.json.
 """
 
 import argparse
@@ -32,7 +32,7 @@ Reports = dict[float, LoadReport]
 
 
 async def measure_service(address: str, photos: list[bytes], seconds: float) -> tuple[LoadReport, LoadReport, Reports]:
-    """One caller alone, 32 callers, and the open loops."""
+    """Measure one caller, 32 callers, and the open loops."""
     expected = await record_expected_responses(address, photos)
 
     async def loop(plan: LoadPlan) -> LoadReport:
@@ -48,10 +48,10 @@ async def measure_service(address: str, photos: list[bytes], seconds: float) -> 
 
 
 def compare_latencies(peak: LoadReport, alone: LoadReport, reports: Reports) -> dict[str, Any]:
-    """Simulated and measured latencies of each share."""
+    """Return simulated and measured latencies of each share."""
     cores = len(os.sched_getaffinity(0))
     cost_ms = 1000 * cores / peak.photos_per_s
-    # What a call takes beside the cores' work on it: the way there and back.
+    # Time of a call beside the work of the cores: transport.
     extra_ms = max(0.0, float(np.percentile(alone.latency_ms(), 50)) - cost_ms)
     profile = Profile(machine="this one", decode_ms=cost_ms, model_ms={1: 0.0, 64: 0.0}, gateway_ms=0.0)
     service = Service(num_cores=cores, num_instances=64, queue_delay_ms=0)
@@ -98,7 +98,7 @@ def plan_machines(profile: Profile, load: Load, *, p99_ms: float) -> dict[str, A
 
 
 def plan_backfill(profile: Profile, *, num_photos: float, hours: float) -> dict[str, float]:
-    """Machines for a backfill, where nobody waits and everything may be full."""
+    """Return the machines for a backfill, which has no latency target and may use all capacity."""
     per_s = num_photos / (hours * 3600)
     best = max(size / ms for size, ms in profile.model_ms.items()) * 1000
     decoding = 1000 / profile.decode_ms

@@ -1,11 +1,11 @@
-"""Whether filled fields keep their promise: on Grocery Store, and on 20,000 drawn listings.
+"""Check that prefilled fields keep their guarantee, on Grocery Store and on 20,000 synthetic listings.
 
     python -m benchmarks.certificate [--only drawn|grocery] [--grocery-run RUN]
 
-Both models are trained here in minutes, not to be good but to make mistakes: a promise must hold for a weak model too.
-Grocery Store's own val split (296 listings) gives temperatures, thresholds and tests in halves; the drawn set has a
-split for each. The test splits judge once. Then the calibration is drawn 1,000 times anew, with replacement, from
-listings that were not trained on, and each certificate is held against all of these: how often is a promise broken?
+Both models are trained in minutes, to be weak: the guarantee must hold for a weak model too. Grocery Store's own val
+split (296 listings) is halved for temperatures and for tests; the synthetic set has a split for each. The test splits
+are evaluated once. Then the calibration listings are drawn 1,000 times, with replacement, from listings that were not
+trained on, and each certificate is checked on all of these: how often is the guarantee broken?
 """
 
 import argparse
@@ -87,20 +87,20 @@ def import_grocery() -> Path:
 
 
 def train_model(name: str, manifest: Path, run: Path | None) -> Bundle:
-    """The exported model: of this benchmark, or of a finished run."""
+    """Export a model that is trained here, or a finished run; return its folder."""
     recipe, exported = FOLDER / f"{name}.toml", FOLDER / f"{name}-bundle"
     if run is None:
         run = FOLDER / f"{name}-run"
         recipe.write_text(RECIPES[name])
         run_cli("train", manifest, "--recipe", recipe, "--run", run)
-    # Made anew, so that today's code certifies.
+    # Exported again, so that the present code certifies.
     shutil.rmtree(exported, ignore_errors=True)
     run_cli("export", run, "--output", exported, "--name", name)
     return load_bundle(exported)
 
 
 def fuse_listings(predictions: Predictions, calibration: Calibration) -> Predictions:
-    """One row a listing, fused as the calibration says: what is drawn from."""
+    """Fuse photos to one row per listing, as the calibration says."""
     groups, labels = predictions.groups, merge_listing_labels(predictions.labels, predictions.groups)
     return dataclasses.replace(
         predictions,
@@ -108,7 +108,7 @@ def fuse_listings(predictions: Predictions, calibration: Calibration) -> Predict
         brand_logits=fuse_logits(predictions.brand_logits, groups, how=calibration.brand_fusion),
         labels=labels,
         groups=np.arange(len(predictions.listing_ids)),
-        # Of photos, and there are none any more.
+        # It is for photos; these are listings.
         short_sides_px=None,
         num_bytes=None,
         brightness=None,
@@ -128,7 +128,7 @@ def resample(listings: Predictions, rows: npt.NDArray[np.int64]) -> Predictions:
 
 
 class EvaluatedListings:
-    """Answers for listings, and which of them are right."""
+    """Confidences and correctness of the fields of listings."""
 
     def __init__(self, listings: Predictions, bundle: Bundle, calibration: Calibration) -> None:
         self.taxonomy = bundle.taxonomy
@@ -153,7 +153,7 @@ class EvaluatedListings:
         return evaluated
 
     def compute_best_coverage(self, column: int, alpha: float) -> float:
-        """The largest coverage of any threshold at the promised precision, by one who knows the labels."""
+        """Return the largest coverage of any threshold at the guaranteed precision, with all labels known."""
         known = self.known[:, column]
         order = np.argsort(-self.scores[known, column], kind="stable")
         precision = np.cumsum(self.right[known, column][order]) / np.arange(1, known.sum() + 1)
@@ -198,7 +198,7 @@ def measure_dataset(name: str, manifest_path: Path, run: Path | None) -> dict[st
     names = [*(field_name(depth + 1) for depth in range(bundle.taxonomy.max_depth)), BRAND_FIELD]
     found = {"fields": evaluate_fields(EvaluatedListings(test, bundle, calibration), calibration, names)}
     if name == "drawn":
-        # Where nearly all answers are right the usual promise says little: a stricter one leaves something to choose.
+        # Where nearly all suggestions are right the usual guarantee holds at any threshold; a stricter one does not.
         strict = calibrate(
             tune,
             bundle.taxonomy,

@@ -1,4 +1,4 @@
-"""What every benchmark does the same: name its machine, find its data, write its result."""
+"""Name the machine, find the data, run verbs and write the result of a benchmark."""
 
 import json
 import os
@@ -15,11 +15,11 @@ __all__ = ["BUILD", "describe_machine", "find_grocery_source", "run_cli", "write
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 BUILD = ROOT / "build" / "benchmarks"
-"""Where benchmarks keep what they make; not committed."""
+"""Folder of generated files; not committed."""
 
 
 def find_grocery_source() -> Path:
-    """The Grocery Store data set: `LISTING_VISION_DATA`/grocery-store, else ../shared/data/grocery-store."""
+    """Return the Grocery Store data set: `LISTING_VISION_DATA`/grocery-store, else ../shared/data/grocery-store."""
     data = Path(os.environ.get("LISTING_VISION_DATA") or ROOT.parent / "shared" / "data")
     source = data / "grocery-store"
     if not (source / "dataset" / "classes.csv").is_file():
@@ -30,7 +30,7 @@ def find_grocery_source() -> Path:
 
 
 def run_cli(*words: object) -> None:
-    """Run a verb of the console script; its output is shown, a failure ends the benchmark."""
+    """Run a verb of the console script with its output shown; a failure ends the benchmark."""
     subprocess.run([sys.executable, "-m", "listing_vision", *map(str, words)], check=True, cwd=ROOT)
 
 
@@ -53,7 +53,7 @@ def write_result(name: str, metrics: dict[str, float], details: dict[str, Any]) 
 
 
 def describe_machine() -> dict[str, Any]:
-    """Cores, processor, GPU or None, Python: what a figure was measured on."""
+    """Return cores, processor, GPU or None, and Python."""
     return {
         "cores": len(os.sched_getaffinity(0)),
         "cpu": _cpu_model(),
@@ -72,13 +72,13 @@ def _cpu_model() -> str:
 def _gpu() -> str | None:
     try:
         import torch
-    except ModuleNotFoundError:  # the load generator needs none of it
+    except ModuleNotFoundError:  # the load generator runs without PyTorch
         return None
     return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
 def _commit() -> str:
-    """The commit that was measured, with `-dirty` where anything but earlier results differs from it."""
+    """Return the measured commit, with `-dirty` where anything but results differs from it."""
     if not shutil.which("git"):
         return "unknown"
 

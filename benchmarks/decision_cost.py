@@ -1,8 +1,8 @@
-"""What a decision costs with 5,000 categories and 10,000 brands, on one core, and how much memory.
+"""Measure time and memory of a decision with 5,000 categories and 10,000 brands, on one core.
 
     python -m benchmarks.decision_cost
 
-One listing at a time, as the gateway decides, and many at once, as backfill and evaluation do; three photos each.
+One listing at a time, as in the gateway, and in bulk, as in backfill and evaluation; three photos per listing.
 """
 
 import os
@@ -25,8 +25,8 @@ NUM_BRANDS = 10_000
 def create_large_taxonomy() -> Taxonomy:
     categories: list[Category] = []
     level: list[str | None] = [None]
-    for depth, num_workers in enumerate(BRANCHES):
-        children = [(f"{parent or 'c'}-{i}", parent) for parent in level for i in range(num_workers)]
+    for depth, num_branches in enumerate(BRANCHES):
+        children = [(f"{parent or 'c'}-{i}", parent) for parent in level for i in range(num_branches)]
         categories += [Category(id=id_, names={"en": f"{depth} {id_}"}, parent_id=parent) for id_, parent in children]
         level = [id_ for id_, _ in children]
     brands = tuple(Brand(id=f"b{i}", names={"en": f"Brand {i}"}) for i in range(NUM_BRANDS))

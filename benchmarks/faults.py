@@ -1,11 +1,10 @@
-"""Deaths, freezes, storms and hostile photos under load: how long until all is well again, and was any answer wrong.
+"""Inject faults under load (kills, freezes, deadline storms, hostile photos); measure recovery and wrong responses.
 
-    python -m benchmarks.faults [--bundle FOLDER] [--only DRILL …] [--seconds 25]
+    python -m benchmarks.faults [--bundle FOLDER] [--only FAULT …] [--seconds 25]
 
-Each drill starts the gateway (two processes) with its Triton, sends listings at half of what it can do by an open loop,
-and does its damage after five seconds. Recovery is the time from there until calls that are sent are answered again
-without exception. A wrong answer is one that differs from a quiet server's; a hung call is one that has not ended a
-second after its deadline.
+Each run starts the gateway (two processes) with its Triton, sends listings in an open loop at half of the peak, and
+injects its fault after five seconds. Recovery is the time from the fault until all calls sent later succeed. A wrong
+response differs from an idle server's; a hung call has not ended a second after its deadline.
 """
 
 import argparse
@@ -47,7 +46,7 @@ class Tree:
     supervisor: int
 
     def find_pids(self, what: bytes) -> list[int]:
-        """Pids whose command line names it."""
+        """Return the pids whose command line contains the words."""
         found = []
         for pid in list_process_tree([self.supervisor]):
             with contextlib.suppress(OSError):
@@ -69,7 +68,7 @@ async def kill_worker(tree: Tree) -> None:
 
 
 async def freeze_worker(tree: Tree) -> None:
-    """For good."""
+    """Freeze the busiest gateway process for ever."""
     os.kill(find_busiest_worker(tree), signal.SIGSTOP)
 
 
@@ -86,11 +85,11 @@ async def rolling_restart(tree: Tree) -> None:
 
 
 async def inject_nothing(tree: Tree) -> None:
-    """The load itself is the damage."""
+    """Do nothing: the load itself is the fault."""
 
 
 def find_busiest_worker(tree: Tree) -> int:
-    """The gateway process that has most callers: several on one port do not share them evenly."""
+    """Return the gateway process with most callers, since processes on one port do not share them evenly."""
     return max(tree.find_pids(b"serving.supervisor.gateway_worker"), key=_count_sockets)
 
 
@@ -104,7 +103,7 @@ class Fault:
     short_deadlines: bool = False
     hostile: bool = False
     extra_s: float = 0.0
-    """Of load, for what takes its time to be found."""
+    """Further seconds of load, for a fault that is detected late."""
 
 
 FAULTS = {
@@ -122,7 +121,7 @@ FAULTS = {
 async def run_fault(
     fault: Fault, tree: Tree, address: str, photos: list[bytes], hostile: list[bytes], seconds: float
 ) -> tuple[LoadReport, float]:
-    """What became of the calls, and when the damage was done, in seconds since the load began."""
+    """Return the report, and the time of the fault in seconds since the load began."""
     expected: list[ExpectedResponse] = await record_expected_responses(address, photos, hostile=hostile)
     clean = expected[: len(photos)]
     peak = await run_load(address, LoadPlan(seconds=3, num_callers=16, deadline_s=30), photos, expected=clean)
@@ -149,14 +148,14 @@ async def run_fault(
 
 
 def create_hostile_files() -> list[bytes]:
-    """What is refused of the tests' drawer; not what is over a megabyte, which would only load the generator."""
+    """Return the tests' hostile photos that are refused, without those above 1 MiB, which load the generator."""
     return [photo.data for photo in hostile_photos() if photo.expected and len(photo.data) < 1 << 20]
 
 
 def compute_recovery_s(report: LoadReport, injected_s: float) -> float:
-    """From the damage until the last call that was sent and not answered rightly; 0 where there was none.
+    """Return the time from the fault until the last call that did not succeed was sent; 0 where all succeeded.
 
-    Calls whose deadline was too short on purpose do not count.
+    Calls with a deliberately short deadline do not count.
     """
     lost = report.due_s[
         (report.results != CALL_RESULTS.index("ok"))
@@ -187,7 +186,7 @@ def main() -> None:
         took_s = compute_recovery_s(report, injected_s)
         counts = {ending: report.count(ending) for ending in CALL_RESULTS if report.count(ending)}
         print(f"{name:<16} recovered after {took_s:5.2f} s; {counts}; {dict(report.status_counts)}", flush=True)
-        details[name] = {"recovery_s": took_s, "counts": counts, "outcomes": dict(report.status_counts)}
+        details[name] = {"recovery_s": took_s, "counts": counts, "statuses": dict(report.status_counts)}
         metrics[f"{name}_recovery_s"] = took_s
     metrics["wrong_or_hung_calls"] = sum(d["counts"].get(e, 0) for d in details.values() for e in ("wrong", "hung"))
     metrics["drills"] = len(details)

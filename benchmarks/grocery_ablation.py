@@ -1,9 +1,9 @@
-"""What each ingredient of the grocery recipe gives, on the val split: short runs that differ in one thing.
+"""Measure what each ingredient of the grocery recipe gives: short runs that differ in one thing.
 
     python -m benchmarks.grocery_ablation [--seeds 0 1] [--epochs 6] [--photo-px 112]
 
-The val split has 296 photos: one run's accuracy is known to about 4 points, so read differences against the spread
-between seeds. The test split is not touched.
+The val split has 296 photos: the accuracy of one run has an error of about 4 points, so compare differences with the
+spread between seeds. The test split is not used.
 """
 
 import argparse

@@ -1,8 +1,8 @@
-"""Accuracy of the `grocery` recipe on the Grocery Store test split, and the time that training took.
+"""Measure the accuracy of the `grocery` recipe on the Grocery Store test split, and its training time.
 
     python -m benchmarks.grocery_accuracy [--seeds 0 1 …]
 
-Trains (or goes on with, or finds finished) one run a seed in build/benchmarks/grocery_accuracy, exports it, and judges
+Trains (or resumes, or finds finished) one run per seed in build/benchmarks/grocery_accuracy, exports it, and evaluates
 the export once on the test split. All choices were made on train and val.
 """
 
@@ -19,7 +19,7 @@ FOLDER = BUILD / "grocery_accuracy"
 
 
 def measure_seed(seed: int, manifest: Path) -> dict[str, Any]:
-    """Figures of one trained, exported and judged model."""
+    """Train, export and evaluate one model; return its figures."""
     run, bundle = FOLDER / f"seed{seed}", FOLDER / f"seed{seed}-bundle"
     run_cli("train", manifest, "--recipe", "grocery", "--run", run, "--seed", seed)
     if not bundle.exists():

@@ -1,10 +1,9 @@
-"""Where photos are decoded and what it costs that one may crash a process: four layouts side by side.
+"""Measure what decoding in processes that a photo may crash costs: four layouts in turns.
 
     python -m benchmarks.isolation [--bundle FOLDER] [--rounds 5] [--seconds 8]
 
-In Triton's model processes or in the gateway, each with child processes that a photo may crash and without. Rounds take
-turns in which is measured first. Each is the gateway with its Triton, started for its turn; 1440x1080 JPEGs, one a
-listing, closed loop, answers checked.
+Photos are decoded in Triton's model processes or in the gateway, each with and without decode workers. Each layout is
+the gateway with its Triton, started for its turn; 1440x1080 JPEGs, one per listing, closed loop, responses checked.
 """
 
 import argparse
@@ -36,7 +35,7 @@ async def measure(address: str, photos: list[bytes], seconds: float) -> RoundRes
         plan = LoadPlan(seconds=seconds, num_callers=callers, deadline_s=30, warmup_s=2)
         report = await run_load(address, plan, photos, expected=expected)
         if set(report.status_counts) != {"OK"}:
-            raise SystemExit(f"not every call was answered rightly:\n{report.table()}")
+            raise SystemExit(f"not every call succeeded:\n{report.table()}")
         found[callers] = report.photos_per_s, float(np.percentile(report.latency_ms(), 99))
     return found
 

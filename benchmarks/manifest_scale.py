@@ -1,10 +1,10 @@
-"""Ten million photos of 3.3 million listings: how long and how much memory from the file to every rank's epoch.
+"""Measure time and memory from a manifest of ten million photos to the epoch of every rank.
 
     python -m benchmarks.manifest_scale [--rows 10000000]
 
-The manifest is drawn once, in a process of its own, and kept. Another fresh process then does what a training run does
-before its first batch: load, labels, the train and val rows, the digest, and the share of an epoch of each of 8 ranks.
-`rss_gib` is the largest resident memory of that process, the interpreter and its libraries included.
+The manifest of 3.3 million listings is drawn once, in a process of its own, and kept. Another process then does what a
+training run does before its first batch: load, labels, the rows of train and val, the digest, and the share of an epoch
+of each of 8 ranks. `rss_gib` is the largest resident memory of that process, with interpreter and libraries.
 """
 
 import argparse

@@ -1,11 +1,10 @@
-"""What is answered when three times as much is asked as can be: goodput, latency of what was let in, memory.
+"""Measure goodput, latency of accepted calls and memory at up to three times the peak load.
 
     python -m benchmarks.overload [--bundle FOLDER] [--rounds 3] [--seconds 20]
 
-Each round first finds the peak, 32 callers in a closed loop, then sends calls by an open loop at multiples of it, each
-with a deadline of two seconds, counted from when it should have been sent. Goodput is what was answered rightly and in
-time. Generator, serve_gateway and Triton share the machine, so that each refused call costs the answered ones
-something.
+Each round first finds the peak, 32 callers in a closed loop, then sends calls in an open loop at multiples of it, each
+with a deadline of two seconds, counted from when it was due. Goodput is the photos of correct responses in time.
+Generator, gateway and Triton share the machine, so that rejecting calls costs throughput.
 """
 
 import argparse
@@ -32,7 +31,7 @@ from benchmarks.serving import create_default_bundle, serve_gateway
 DEADLINE_S = 2.0
 MULTIPLES = (0.7, 1.5, 3.0)
 WARMUP_S = 5.0
-"""The gateway learns how fast it is, and queues fill, before anything counts."""
+"""Warm-up in which the gateway estimates its throughput and queues fill."""
 
 
 async def measure_peak(
@@ -74,12 +73,12 @@ def measure_round(folder: Path, photos: list[bytes], seconds: float) -> dict[str
                 "refused_p99_ms": float(np.percentile(refused, 99)) if len(refused) else 0.0,
                 "rss_growth_percent": 100 * (statistics.mean(settled[half:]) / statistics.mean(settled[:half]) - 1),
                 "rss_max_mb": max(resident_mb),
-                "outcomes": dict(report.status_counts),
+                "statuses": dict(report.status_counts),
                 "wrong_or_hung": report.count("wrong") + report.count("hung"),
                 "not_sent": report.count("not_sent"),
             }
-            print(f"  {multiple:g}x: " + ", ".join(f"{k} {v:.4g}" for k, v in here.items() if k != "outcomes"))
-            print(f"       {here['outcomes']}", flush=True)
+            print(f"  {multiple:g}x: " + ", ".join(f"{k} {v:.4g}" for k, v in here.items() if k != "statuses"))
+            print(f"       {here['statuses']}", flush=True)
     return found
 
 

@@ -1,9 +1,9 @@
-"""What another precision and a smaller student cost and gain, on the Grocery Store photos and this machine's CPU.
+"""Measure speed and accuracy of INT8 and of a smaller student on the CPU, with the Grocery Store photos.
 
     python -m benchmarks.precision --teacher BUNDLE [--student BUNDLE]
 
-The teacher is converted to INT8 (ranges from train, method and gate on val), and so is the student. Each is judged once
-on the test split. Speed is of the model alone, one photo at a time on one thread, the models taking turns.
+Teacher and student are converted to INT8 (ranges from train, method and gate on val). Each model is evaluated once on
+the test split. Speed is that of the model alone, one photo at a time on one thread, in turns.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def measure_top1(bundle: Bundle, manifest: Manifest, split: str) -> float:
 
 
 def measure_speeds(bundles: dict[str, Bundle]) -> dict[str, float]:
-    """Photos/s by name; each model gets photos of its own size."""
+    """Return photos/s by model name; each model gets photos of its own size."""
     rates: dict[str, list[float]] = {name: [] for name in bundles}
     for _ in range(5):
         for name, bundle in bundles.items():

@@ -1,9 +1,9 @@
-"""Runs killed at random and resumed, compared bit for bit with unbroken ones, on one and on two ranks.
+"""Kill training runs at random, resume them, and compare their weights bit for bit with unbroken runs.
 
     python -m benchmarks.resume [--kills 10]
 
-SIGKILL to the whole process group at random moments, checkpoint writing included, until each run has been killed so
-often; then it is left to finish.
+On one and on two ranks. SIGKILL goes to the whole process group at random moments, checkpoint writing included, until
+each run has been killed often enough; then it is left to finish.
 """
 
 import argparse
@@ -57,7 +57,7 @@ def start(run: Path, ranks: int) -> "subprocess.Popen[bytes]":
 
 
 def run_with_kills(run: Path, ranks: int, kills: int, max_s: float) -> int:
-    """Kill the run that often, each time after it has come further, then let it finish; how often it was killed."""
+    """Kill the run so often, each time after further progress, then let it finish; return the number of kills."""
     done = 0
     while done < kills:
         process = start(run, ranks)

@@ -1,11 +1,10 @@
-"""Another model for a service under load: how many calls fail, and what happens to the slowest of a hundred.
+"""Load, promote, roll back and unload a release under load; count failed calls and measure p99.
 
     python -m benchmarks.rollout [--bundle FOLDER] [--rounds 5]
 
-Two gateway processes with their Triton get listings at half of what they can do, by an open loop. Each round a release
-is loaded beside the one that answers, promoted, rolled back and unloaded. Its weights are the same, its calibration's
-version is another, so that every answer can still be checked. `p99_ratio` is that of calls that came while something
-of this went on, to that of the quiet seconds before; the new model's processes start on the same cores.
+Two gateway processes with their Triton get listings in an open loop at half of their peak. The other release has the
+same weights and another calibration version, so that every response can still be checked. `p99_ratio` compares calls
+during these steps with those of the quiet seconds before; the new model's processes start on the same cores.
 """
 
 import argparse
@@ -33,7 +32,7 @@ DEADLINE_S = 10.0
 
 
 def copy_with_other_calibration(folder: Path) -> Path:
-    """A copy of a bundle that answers alike under another version."""
+    """Copy a bundle to one with the same suggestions and another calibration version."""
     copy = BUILD / "rollout" / "bundle"
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(folder, copy)
@@ -79,7 +78,7 @@ def summarize_round(report: LoadReport, baseline_end_s: float, rollout_end_s: fl
     return {
         "calls": len(report.results),
         "failed_calls": len(report.results) - report.count("ok"),
-        "outcomes": dict(report.status_counts),
+        "statuses": dict(report.status_counts),
         "quiet_p99_ms": quiet_p99_ms,
         "busy_p99_ms": busy_p99_ms,
         "p99_ratio": busy_p99_ms / quiet_p99_ms,

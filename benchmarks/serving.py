@@ -1,13 +1,12 @@
-"""The gateway with its Triton, and other servers of the same model, against the model called in one process.
+"""Compare the gateway with its Triton, and other servers of the same model, with the model called in one process.
 
     python -m benchmarks.serving [--bundle FOLDER] [--rounds 5] [--seconds 10] [--no-peers]
 
-Photos are 1440x1080 JPEG of 300 KB, a listing holds one (`listing4`: four), answers are checked. Load comes from this
-process over real connections, closed loop; client and server share the machine's cores, so that the client's work
-counts against every server alike. Each round measures all of them, beginning with another server than the last; ratios
-are taken within rounds. A server is started for its turn and stopped after it, not kept idle: even an idle gateway
-checks its model every second, at the cost of whoever is measured then. And what a start decides by chance, it decides
-anew in each round.
+Photos are 1440x1080 JPEGs of 300 KB, one per listing (`listing4`: four); responses are checked. Load comes from this
+process over real connections in a closed loop; client and server share the cores, so that the client costs every server
+the same. Each round measures all servers in rotating order; ratios are taken within rounds. A server is started for its
+turn and stopped after it: even an idle gateway checks its model every second, which would slow the others, and what
+varies between starts is sampled in each round.
 """
 
 import argparse
@@ -42,7 +41,7 @@ __all__ = ["create_default_bundle", "create_phone_photos", "measure_ceiling", "m
 GATEWAY = "gateway"
 _WARMUP_S = 2.0
 _RAMP_S = 1.0
-"""Connections that all come at once are mostly accepted by one of several workers, which no real client causes."""
+"""Time over which connections are opened: those opened at once are mostly accepted by one of several processes."""
 _DEADLINE_S = 30.0
 
 
@@ -59,7 +58,7 @@ _PEER_LOADS = (_Load("c8", 8), _Load("c32", 32))
 
 @dataclass(frozen=True, kw_only=True)
 class _Measured:
-    """One load on one server in one round."""
+    """Result of one load on one server in one round."""
 
     photos_per_s: float
     latency_ms: np.ndarray[tuple[int, ...], np.dtype[np.float64]]
@@ -71,7 +70,7 @@ class _Measured:
 
 
 def create_default_bundle() -> Path:
-    """A model of the served size; what it has learned does not change its speed."""
+    """Train and export a model of the served size; its accuracy does not matter here."""
     here = BUILD / "serving"
     if not (here / "bundle").exists():
         recipe = here / "recipe.toml"
@@ -84,7 +83,7 @@ def create_default_bundle() -> Path:
 
 
 def measure_ceiling(bundle: Bundle, engines: list[OnnxEngine], photos: list[bytes], seconds: float) -> float:
-    """Photos/s of decode and model on a thread a core, with nothing between them."""
+    """Return photos/s of decode and model on one thread per core, with nothing between them."""
 
     def work(engine: OnnxEngine, first: int) -> int:
         done = 0
@@ -103,10 +102,10 @@ def measure_ceiling(bundle: Bundle, engines: list[OnnxEngine], photos: list[byte
 
 @contextmanager
 def serve_gateway(bundle: Path, *options: str) -> Iterator[tuple[str, list[int]]]:
-    """Address of a served bundle, and the pids of the gateway and its Triton.
+    """Serve a bundle; yield the address, and the pids of the gateway and its Triton.
 
     Args:
-        options: further ones of `listing-vision serve`.
+        options: further options of `listing-vision serve`.
     """
     log_path = BUILD / "serving" / "serve.log"
     log_path.parent.mkdir(parents=True, exist_ok=True)
@@ -128,7 +127,7 @@ def serve_gateway(bundle: Path, *options: str) -> Iterator[tuple[str, list[int]]
 
 
 def _measure(server: str, bundle: Path, photos: list[bytes], seconds: float) -> dict[str, _Measured]:
-    """A server's loads by name, from its start to its stop."""
+    """Start a server, measure its loads, and stop it."""
     measured = {}
     with serve_gateway(bundle) if server == GATEWAY else serve_peer(server, bundle) as (address, pids):
         for load in _GATEWAY_LOADS if server == GATEWAY else _PEER_LOADS:
@@ -160,7 +159,7 @@ async def _measure_load(
     report = await run_load(address, plan, photos, expected=expected, connect=connect)
     spent_ms = meter.read_ms_by_name() | {"the load generator": report.generator_cpu_s * 1000}
     if set(report.status_counts) != {"OK"}:
-        raise SystemExit(f"{server} did not answer every call rightly:\n{report.table()}")
+        raise SystemExit(f"{server} failed or gave a wrong response to some calls:\n{report.table()}")
     num_photos = int(report.num_photos.sum())
     return _Measured(
         photos_per_s=report.photos_per_s,
@@ -175,7 +174,7 @@ class _Round:
     ceiling_photos_per_s: float
     ceiling_cpu_ms_per_photo: float
     servers: dict[str, dict[str, _Measured]]
-    """By server and load."""
+    """Results by server and load."""
 
 
 def _rounds(folder: Path, photos: list[bytes], *, servers: list[str], num_rounds: int, seconds: float) -> list[_Round]:
@@ -222,7 +221,7 @@ def _metrics(rounds: Sequence[_Round]) -> dict[str, float]:
 
 
 def _metric(server: str, load: str, name: str) -> str:
-    """`p99_ms_c8`, `listing4_p99_ms`, `litserve_p99_ms_c8`."""
+    """Return a name such as `p99_ms_c8`, `listing4_p99_ms` or `litserve_p99_ms_c8`."""
     if server != GATEWAY:
         return f"{server}_{name}_{load}"
     return f"{name}_{load}" if load.startswith("c") else f"{load}_{name}"

@@ -1,13 +1,12 @@
-"""What a shadow and a canary cost the calls that people wait for, and how much of the listings a shadow sees.
+"""Measure what a canary and a shadow cost other calls, and the share of listings that a shadow classifies.
 
     python -m benchmarks.shadow [--bundle FOLDER] [--rounds 3] [--seconds 8]
 
-A gateway with its Triton has another release loaded, of the same weights and another calibration, so that every answer
-can still be checked. Each round measures three ways, beginning with another one than the last: nothing beside it; a
-canary that answers half of the listings; a shadow that is to see all of them. Each at a quarter and at a half of the
-peak by an open loop, and with 32 callers who each wait for their answer. Ratios are taken within rounds, to nothing.
-All models compute on the same cores, so that what a shadow computes is taken from somebody: `seen` is the share of
-listings that it answered, the rest was dropped.
+A gateway with its Triton has a second release loaded, with the same weights and another calibration version, so that
+every response can still be checked. Each round measures three set-ups in rotating order: the release alone; a canary
+for half of the listings; a shadow for all of them. Each runs in an open loop at a quarter and at a half of the peak,
+and in a closed loop with 32 callers. Ratios are taken within rounds, to the release alone. All models compute on the
+same cores. `seen` is the share of listings that the shadow classified; the others were dropped.
 """
 
 import argparse
@@ -43,7 +42,7 @@ def create_load_plans(peak_photos_per_s: float, seconds: float) -> dict[str, Loa
 
 
 def read_shadow_counts(url: str) -> dict[str, float]:
-    """Listings for the shadow, by what became of them."""
+    """Return the number of listings for the shadow by result."""
     with urllib.request.urlopen(f"{url}/metrics", timeout=10) as answer:
         families = text_string_to_metric_families(answer.read().decode())
     counts: dict[str, float] = defaultdict(float)

@@ -1,9 +1,9 @@
-"""Whether memory stays where it is and every call is answered, over half an hour.
+"""Check over half an hour that memory does not grow and that every call succeeds.
 
     python -m benchmarks.soak [--bundle FOLDER] [--minutes 30] [--workers 2]
 
-Calls come by an open loop at 60 % of what 32 callers get. Resident memory of each kind of process is sampled every five
-seconds; its slope is a least-squares line over what follows the first five minutes (a sixth of a shorter run).
+Calls come in an open loop at 60 % of the throughput of 32 callers. Resident memory of each kind of process is sampled
+every five seconds; its slope is a least-squares line after the first five minutes (a sixth of a shorter run).
 """
 
 import argparse
@@ -66,7 +66,7 @@ def main() -> None:
     }
     details = {
         "slopes_percent_per_hour": slopes,
-        "outcomes": dict(report.status_counts),
+        "statuses": dict(report.status_counts),
         "rss_mb": {name: [(round(s), round(mb, 1)) for s, mb in found[::12]] for name, found in samples.items()},
     }
     write_result("soak", metrics, details)

@@ -1,10 +1,10 @@
-"""Photos a second from JPEG files to updated weights, side by side with timm's parts in a plain loop, on the CPU.
+"""Compare training speed on the CPU, from JPEG files to updated weights, with timm's parts in a plain loop.
 
     python -m benchmarks.training_speed [--rounds 3]
 
-Same backbone, batch, photo size, augmentation (crop, flip, erasing), channels-last, AdamW, EMA, label smoothing; every
-measurement is a process of its own, and the candidates take turns. Also printed: what loader processes and kept memory
-(training/trainer/memory.py) do, with page faults and the share of system time.
+Same backbone, batch, photo size, augmentation (crop, flip, erasing), channels-last, AdamW, EMA, label smoothing. Each
+measurement is a process of its own, in turns. Also printed: the effect of loader processes and of keeping memory mapped
+(training/trainer/hardware.py), with page faults and the share of system time.
 """
 
 import argparse
@@ -31,7 +31,7 @@ NUM_STEPS = 12
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What both sides have in common."""
+    """Settings that both sides share."""
 
     backbone: str = "tf_efficientnet_lite0"
     photo_px: int = 160
@@ -42,11 +42,11 @@ class Setting:
     weights: str = "none"
     num_epochs: int = 2
     warmup_epochs: int = 1
-    """Not measured: caches, compilation, loader processes starting."""
+    """Warm-up epochs, not measured: caches, compilation, start of loader processes."""
 
 
 def run_ours(setting: Setting, manifest: Manifest, taxonomy: Taxonomy, *, workers: int | None) -> dict[str, float]:
-    """The project's own run; val is not judged in what is measured."""
+    """Run the project's trainer; evaluation on val is not measured."""
     from training.recipe import Recipe, Stage
     from training.run import Run
     from training.trainer.hardware import Machine
@@ -162,7 +162,7 @@ CANDIDATES = {
 
 
 def prepare_manifest(num_train: int, num_val: int) -> Path:
-    """A manifest of so many photos of Grocery Store, or of drawn ones where it is not at hand."""
+    """Return a manifest of so many photos of Grocery Store, or of synthetic ones where it is missing."""
     import numpy as np
 
     try:
@@ -181,7 +181,7 @@ def prepare_manifest(num_train: int, num_val: int) -> Path:
 
 
 def measure_one(name: str, manifest: Path) -> dict[str, float]:
-    """A measurement, in this process."""
+    """Measure in this process."""
     measure, workers, keeps_memory = CANDIDATES[name]
     if not keeps_memory:
         import training.trainer.train_step

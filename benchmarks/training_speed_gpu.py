@@ -1,10 +1,9 @@
-"""The same comparison as `training_speed`, on a GPU, and the share of the card's bf16 peak that training reaches.
+"""Compare training speed on a GPU with timm's parts, and measure the share of the card's bf16 peak.
 
     python -m benchmarks.training_speed_gpu
 
-Also printed: what `--decode-on device` gives where two loader processes are all there is.
-
-About a quarter of an hour. Photos are drawn, weights random: nothing is fetched. Needs one NVIDIA GPU.
+Also printed: the effect of `--decode-on device` with two loader processes. Takes a quarter of an hour. Photos are
+synthetic and weights random, so nothing is downloaded. Needs one NVIDIA GPU.
 """
 
 import functools
@@ -55,11 +54,11 @@ PEAK_BF16_TFLOPS = {
     "L4": 121.0,
     "4090": 165.0,
 }
-"""Dense, from the cards' data sheets."""
+"""Dense peak rates from the cards' data sheets."""
 
 
 def count_training_flops_per_photo(setting: Setting) -> float:
-    """Of forward and backward, counted by PyTorch."""
+    """Return the FLOPs of forward and backward, counted by PyTorch."""
     import timm
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -88,11 +87,11 @@ SIDES = {
     "ours_few_workers": (run_ours, FEW_WORKERS),
     "ours_few_workers_decoding_on_the_card": (run_ours_with_gpu_decoding, FEW_WORKERS),
 }
-"""How each is measured, and with how many loader processes; None: as many as the machine has cores for."""
+"""Function and number of loader processes by side; None: as many as the cores allow."""
 
 
 def measure_in_subprocess(name: str, side: str) -> dict[str, float]:
-    """In a process of its own, on photos that are drawn where they are not there."""
+    """Measure in a process of its own, on synthetic photos."""
     manifest = FOLDER / "manifest.parquet"
     if not manifest.exists():
         run_cli(

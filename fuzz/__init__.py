@@ -1,1 +1,1 @@
-"""Inputs that nobody thought of, for what meets hostile bytes."""
+"""Fuzzing of the code that parses bytes from outside."""

@@ -1,16 +1,15 @@
-"""Looks for bytes that break `prepare_photo`: it ends neither in a photo nor in a PhotoError, or is slow, or large.
+"""Find bytes that break `prepare_photo`: neither a photo nor a PhotoError, or too much time or memory.
 
     make fuzz                                          half an hour
     python -m fuzz.decode_photo --minutes 600          a night
-    python -m fuzz.decode_photo build/fuzz/findings/*  what became of what was found
+    python -m fuzz.decode_photo build/fuzz/findings/*  decode the findings again
 
-It starts from every accepted format and from the drawer of hostile photos (tests/support/hostile_photos.py), and keeps
-what led to new code in the corpus for the next time. atheris counts the Python that is reached, in vision and in
-Pillow; of the native decoders it sees nothing, but they get what comes through. Photos are limited to a few megapixels
-here, so that many are tried; what is slow or large at that size is no matter of pixels.
+Seeds are photos of every accepted format and the hostile photos of the tests (tests/support/hostile_photos.py); inputs
+that reach new code stay in the corpus for the next run. atheris measures the coverage of Python code, in vision and in
+Pillow; native decoders get the inputs without being measured. Photos are limited to a few megapixels, so that many are
+tried and slow or large ones are not merely big.
 
-Each finding is a file, and beside it a text that says what happened and how to see it again. Exits 1 where there is
-one.
+Each finding is a file, with a text beside it that says what happened and how to reproduce it. Exits 1 if there is one.
 """
 
 import argparse
@@ -30,7 +29,7 @@ _MAX_LEN = 1 << 16
 _HANGS_AFTER_S = 20
 _FINDINGS_OF_A_KIND = 5
 _PULSE = re.compile(r"#(\d+)\s+\w+\s+cov: (\d+) ft: (\d+)")
-"""How libFuzzer reports: executions, edges, features."""
+"""A line of libFuzzer: executions, edges, features."""
 
 _WORDS = [
     *b"IHDR PLTE IDAT IEND tRNS iCCP zTXt iTXt eXIf acTL fcTL fdAT".split(),
@@ -62,8 +61,8 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("photos", nargs="*", type=Path, help="decode these and say what happens, instead of fuzzing")
-    parser.add_argument("--minutes", type=float, default=30, help="how long")
+    parser.add_argument("photos", nargs="*", type=Path, help="decode these files instead of fuzzing")
+    parser.add_argument("--minutes", type=float, default=30, help="duration")
     parser.add_argument("--corpus", type=Path, default=_ROOT / "build" / "fuzz", help="folder; findings lie in it too")
     parser.add_argument("--seconds", type=float, default=2, help="a photo that takes more of a processor is a finding")
     parser.add_argument("--megabytes", type=int, default=300, help="a photo that takes more memory is a finding")
@@ -73,7 +72,7 @@ def _options() -> argparse.Namespace:
 
 
 def _supervise(corpus: Path, limits: _Limits, seconds: float) -> int:
-    """Run workers, one after the other where a photo ends one, until the time is up."""
+    """Run workers until the time is up; a new one starts where a photo ends one."""
     for folder in ("corpus", "findings"):
         (corpus / folder).mkdir(parents=True, exist_ok=True)
     num_seeds = _write_seeds(corpus)
@@ -81,17 +80,17 @@ def _supervise(corpus: Path, limits: _Limits, seconds: float) -> int:
         f"{num_seeds} seeds and the corpus of earlier runs in {corpus / 'corpus'}; {seconds / 60:g} minutes", flush=True
     )
     known = set((corpus / "findings").iterdir())
-    began = told = time.monotonic()
+    began = reported = time.monotonic()
     finished = edges = features = 0
     while (left := round(began + seconds - time.monotonic())) > 0:
         executions = 0
-        for executions, edges, features in _pulses(corpus, limits, left):
-            if time.monotonic() > told + 60:
-                told = time.monotonic()
-                _tell(told - began, finished + executions, edges, features)
+        for executions, edges, features in _read_progress(corpus, limits, left):
+            if time.monotonic() > reported + 60:
+                reported = time.monotonic()
+                _report_progress(reported - began, finished + executions, edges, features)
         finished += executions
         _describe_crashes(corpus / "findings", limits)
-    _tell(time.monotonic() - began, finished, edges, features)
+    _report_progress(time.monotonic() - began, finished, edges, features)
     found = sorted(path for path in set((corpus / "findings").iterdir()) - known if path.suffix == ".txt")
     for path in found:
         print(f"\n{path.with_suffix('')}\n{path.read_text()}")
@@ -99,13 +98,13 @@ def _supervise(corpus: Path, limits: _Limits, seconds: float) -> int:
     return 1 if found else 0
 
 
-def _tell(seconds: float, executions: int, edges: int, features: int) -> None:
+def _report_progress(seconds: float, executions: int, edges: int, features: int) -> None:
     minutes = f"{seconds / 60:.1f} min"
     print(f"{minutes}: {executions:,} executions, {edges:,} edges, {features:,} features", flush=True)
 
 
-def _pulses(corpus: Path, limits: _Limits, seconds: int) -> Iterator[tuple[int, int, int]]:
-    """What one worker reports while it lives."""
+def _read_progress(corpus: Path, limits: _Limits, seconds: int) -> Iterator[tuple[int, int, int]]:
+    """Run one worker; yield executions, edges and features as it reports them."""
     command = [sys.executable, "-m", "fuzz.decode_photo", "--worker-s", str(seconds), "--corpus", str(corpus)]
     command += ["--seconds", str(limits.seconds), "--megabytes", str(limits.megabytes)]
     command += ["--megapixels", str(limits.megapixels)]
@@ -149,13 +148,13 @@ def _work(corpus: Path, limits: _Limits, seconds: int) -> None:
         import vision.images  # noqa: F401
 
     def run(data: bytes) -> None:
-        if happened := _finding(data, limits):
+        if happened := _find_problem(data, limits):
             _write_finding(corpus / "findings", data, *happened)
 
     def mutate(data: bytes, max_size: int, seed: int) -> bytes:
         mutated = bytes(atheris.Mutate(data, max_size))
-        # One in eight keeps its wrong sums.
-        return _with_png_sums(mutated) if seed % 8 else mutated
+        # One in eight keeps its wrong checksums.
+        return _fix_png_checksums(mutated) if seed % 8 else mutated
 
     settings = {
         "max_total_time": seconds,
@@ -170,13 +169,13 @@ def _work(corpus: Path, limits: _Limits, seconds: int) -> None:
     atheris.Fuzz()
 
 
-def _finding(data: bytes, limits: _Limits) -> tuple[str, str] | None:
-    """The kind of what should not have happened, in a word, and all of it; None where all is well."""
+def _find_problem(data: bytes, limits: _Limits) -> tuple[str, str] | None:
+    """Decode the bytes; return a finding's kind and description, or None."""
     from vision.errors import PhotoError
     from vision.images import PhotoLimits, Preprocessing, prepare_photo
 
     photo_limits = PhotoLimits(max_pixels=int(limits.megapixels * 1e6))
-    Path("/proc/self/clear_refs").write_text("5")  # proc(5): forget the peak of memory so far
+    Path("/proc/self/clear_refs").write_text("5")  # proc(5): reset the peak of resident memory
     before, began = _peak_mb(), time.process_time()
     try:
         photo = prepare_photo(data, Preprocessing(input_px=32), photo_limits)
@@ -200,8 +199,8 @@ def _peak_mb() -> int:
     return int(status.partition("VmHWM:")[2].split(maxsplit=1)[0]) >> 10
 
 
-def _with_png_sums(data: bytes) -> bytes:
-    """The same with right checksums, without which no change of a PNG's header is ever looked at."""
+def _fix_png_checksums(data: bytes) -> bytes:
+    """Return the data with correct checksums, without which decoders reject any changed PNG header."""
     if not data.startswith(b"\x89PNG\r\n\x1a\n"):
         return data
     summed, at = bytearray(data), 8
@@ -222,7 +221,7 @@ def _write_finding(folder: Path, data: bytes, kind: str, happened: str) -> None:
 
 
 def _describe_crashes(folder: Path, limits: _Limits) -> None:
-    """Of what ended a worker, and so was written by libFuzzer."""
+    """Describe the findings that libFuzzer wrote because they ended a worker."""
     kinds = {"crash": "it ended the process", "oom": "over 4 GiB", "timeout": f"over {_HANGS_AFTER_S} s"}
     for path in folder.iterdir():
         kind = path.name.partition("-")[0]
@@ -231,7 +230,7 @@ def _describe_crashes(folder: Path, limits: _Limits) -> None:
 
 
 def _describe(path: Path, happened: str) -> None:
-    path.with_suffix(".txt").write_text(f"{happened.rstrip()}\nAgain: python -m fuzz.decode_photo {path}\n")
+    path.with_suffix(".txt").write_text(f"{happened.rstrip()}\nReproduce: python -m fuzz.decode_photo {path}\n")
 
 
 def _reproduce(photos: list[Path], limits: _Limits) -> int:
@@ -239,9 +238,9 @@ def _reproduce(photos: list[Path], limits: _Limits) -> int:
     for path in photos:
         if path.suffix == ".txt":
             continue
-        print(f"{path}: ", end="", flush=True)  # the next may be the end of this process
-        happened = _finding(path.read_bytes(), limits)
-        print(f"{happened[0]}\n{happened[1]}" if happened else "all is well", flush=True)
+        print(f"{path}: ", end="", flush=True)  # the photo may end this process
+        happened = _find_problem(path.read_bytes(), limits)
+        print(f"{happened[0]}\n{happened[1]}" if happened else "no problem", flush=True)
         num_findings += happened is not None
     return 1 if num_findings else 0
 

@@ -1,8 +1,8 @@
-"""Fails where a file for deployment is not what its reader understands: Kubernetes, KubeRay, Compose, Bake, a shell.
+"""Fail where a deployment file is invalid for its reader: Kubernetes, KubeRay, Compose, Bake, a shell.
 
     python scripts/check_deploy.py
 
-Manifests are built by Kustomize as `kubectl apply -k` builds them. What they mean is tested in tests/deploy/.
+Kustomize builds the manifests as `kubectl apply -k` does. Their meaning is tested in tests/deploy/.
 """
 
 import subprocess
@@ -23,7 +23,7 @@ COMPOSE_DECODE = DEPLOY / "compose.gpu-decode.yaml"
 BUILT = ("overlays/gpu", "overlays/gpu-decode", "jobs/training", "jobs/backfill")
 """Folders of deploy/kubernetes that are applied."""
 KUBERNETES_VERSIONS = ("1.33", "1.37")
-"""The oldest that knows all that is used (a Job's success policy), and the newest that was looked at."""
+"""The oldest version with all that is used (a Job's success policy), and the newest that was checked."""
 RAYJOB = {"apiVersion", "kind", "metadata", "spec"}
 RAYJOB_SPEC = {
     "activeDeadlineSeconds", "backoffLimit", "entrypoint", "rayClusterSpec", "shutdownAfterJobFinishes",
@@ -31,18 +31,18 @@ RAYJOB_SPEC = {
 }  # fmt: skip
 HEAD_GROUP = {"rayStartParams", "template"}
 WORKER_GROUP = HEAD_GROUP | {"groupName", "maxReplicas", "minReplicas", "replicas"}
-"""Fields of ray.io/v1 that are used here: no package carries its schema, so a typing mistake is what this finds."""
+"""The fields of ray.io/v1 that are used here. No package carries its schema, so this finds spelling mistakes only."""
 
 Manifest = dict[str, Any]
 
 
 def tool(name: str) -> str:
-    """A program that came with a package of this Python environment."""
+    """Return the path of a program that a package of this Python environment installs."""
     return str(Path(sysconfig.get_path("scripts")) / name)
 
 
 def run(*command: str) -> str:
-    """What the command prints. Raises SystemExit with what it complains of."""
+    """Run a command and return its output. Raises SystemExit with the output of a failure."""
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)}:\n{done.stdout}{done.stderr}")
@@ -50,12 +50,12 @@ def run(*command: str) -> str:
 
 
 def built(folder: str) -> list[Manifest]:
-    """The manifests that `kubectl apply -k` would send."""
+    """Return the manifests that `kubectl apply -k` would send."""
     return list(yaml.safe_load_all(run(tool("kubectl"), "kustomize", str(DEPLOY / "kubernetes" / folder))))
 
 
 def pod_templates(manifest: Manifest) -> Iterator[Manifest]:
-    """Of a Deployment, a Job or a RayJob."""
+    """Yield the pod templates of a Deployment, a Job or a RayJob."""
     spec = manifest.get("spec", {})
     if manifest["kind"] == "RayJob":
         cluster = spec["rayClusterSpec"]
@@ -68,7 +68,7 @@ def pod_templates(manifest: Manifest) -> Iterator[Manifest]:
 
 
 def check_manifest(manifest: Manifest) -> None:
-    """Raise SystemExit where Kubernetes would refuse it."""
+    """Raise SystemExit where Kubernetes would reject the manifest."""
     name = f"{manifest['kind']} {manifest['metadata']['name']}"
     checked = [manifest]
     if manifest["kind"] == "RayJob":
@@ -109,7 +109,7 @@ def main() -> None:
     manifests = [manifest for folder in BUILT for manifest in built(folder)]
     for manifest in manifests:
         check_manifest(manifest)
-    print(f"deploy/kubernetes: {len(manifests)} manifests are what Kubernetes {' and '.join(KUBERNETES_VERSIONS)} take")
+    print(f"deploy/kubernetes: {len(manifests)} manifests are valid for Kubernetes {' and '.join(KUBERNETES_VERSIONS)}")
     for path in (COMPOSE, COMPOSE_DECODE):
         run(sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(path))
         print(f"{path.relative_to(ROOT)}: ok")

@@ -1,4 +1,4 @@
-"""Fails when the newest release in CHANGELOG.md is not the package's version."""
+"""Fail when the newest release in CHANGELOG.md is not the package's version."""
 
 import re
 from pathlib import Path

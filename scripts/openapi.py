@@ -1,4 +1,4 @@
-"""The OpenAPI document of the HTTP/JSON service, from the proto's descriptors and comments."""
+"""Generate the OpenAPI document of the HTTP/JSON service from the proto's descriptors and comments."""
 
 import tempfile
 from pathlib import Path
@@ -21,7 +21,7 @@ _SCALARS: dict[int, dict[str, Any]] = {
     _FIELD.TYPE_DOUBLE: {"type": "number", "format": "double"},
 }
 _MESSAGE_PATH, _ENUM_PATH, _SERVICE_PATH = 4, 5, 6
-"""Of google.protobuf.FileDescriptorProto, as source locations number them."""
+"""Field numbers of google.protobuf.FileDescriptorProto in the paths of source locations."""
 _ROUTES = {
     "ClassifyListing": ("post", "/v1/listings:classify"),
     "GetModel": ("get", "/v1/model"),
@@ -103,12 +103,12 @@ _TAXONOMY = {
 
 
 def openapi(root: Path, proto: str, version: str) -> dict[str, Any]:
-    """The document.
+    """Return the document.
 
     Args:
-        root: of the proto files.
-        proto: the service's, below it.
-        version: of the project.
+        root: folder of the proto files.
+        proto: path of the service's file in it.
+        version: version of the project.
     """
     file = _described(root, proto)
     comments = {tuple(place.path): _text(place.leading_comments) for place in file.source_code_info.location}

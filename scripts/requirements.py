@@ -1,8 +1,8 @@
-"""Prints what the project and the named extras need, a requirement a line.
+"""Print the requirements of the project and the named extras, one per line.
 
     python scripts/requirements.py gateway traces
 
-An image that installs these first, and the project after them, changes by a small layer when only the code has changed.
+An image that installs these before the project changes only its last layer when the code changes.
 """
 
 import sys
@@ -20,7 +20,7 @@ def main(*extras: str) -> None:
 
 
 def _pyproject() -> Path:
-    """Beside this file, as in an image, or above it, as in a clone."""
+    """Return the path of pyproject.toml: beside this file in an image, above it in a clone."""
     here = Path(__file__).resolve().parent
     beside = here / "pyproject.toml"
     return beside if beside.is_file() else here.parent / "pyproject.toml"

@@ -1,4 +1,4 @@
-"""docs/page.jpg: the page for people with a listing of drawn photos, served from a bundle.
+"""Write docs/page.jpg: the web page with a listing of synthetic photos, served from a bundle.
 
     python -m scripts.screenshot_page BUNDLE [docs/page.jpg] [--width 1200 --height 900] [--dark] [--language en]
 

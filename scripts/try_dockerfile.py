@@ -1,14 +1,14 @@
-"""Carries out a target of Dockerfile.gpu without Docker: its RUN lines, in a Debian of their own under chroot.
+"""Run a target of Dockerfile.gpu without Docker: its RUN lines, in a Debian of their own under chroot.
 
     python scripts/try_dockerfile.py gateway --folder /tmp/tried
     python scripts/try_dockerfile.py training --folder /tmp/tried --pip-dry-run
     python scripts/try_dockerfile.py gateway --folder /tmp/tried --as-found --volume bundles/grocery:/bundle \
         --env LISTING_VISION_TRITON=127.0.0.1:8001 --env LISTING_VISION_INSECURE=1 -- serve
 
-Shows that packages, paths and entry points exist; Linux, root, and Debian's debootstrap are needed. The official Python
-images are stood in for by Debian's own Python of the same version, so what differs is Python's build; any other base
-image by a plain Debian, which lacks what that image brings. At the end the target's entry point runs as in a container:
-by its user, with its environment, and on a file system that cannot be written but for /tmp and /dev/shm.
+Checks that packages, paths and entry points exist; needs Linux, root, and Debian's debootstrap. Debian's own Python of
+the same version replaces the official Python images, so only Python's build differs; a plain Debian replaces any other
+base image and lacks what that image adds. At the end the target's entry point runs as in a container: by its user, with
+its environment, and on a file system that is read-only except for /tmp and /dev/shm.
 """
 
 import argparse
@@ -32,7 +32,7 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _PYTHON_IMAGE = re.compile(r"python:(?P<version>\d+\.\d+)[\d.]*-slim-(?P<release>[a-z]+)")
 _DEBIAN_PACKAGES = "python3,python3-venv,python3-pip,python3-dev,ca-certificates"
 _OF_NETWORK = ("PIP_", "SSL_CERT_", "HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")
-"""Prefixes of the variables by which this machine reaches its package index."""
+"""Prefixes of the environment variables that this machine needs to reach its package index."""
 _FILES_OF_NETWORK = ("/etc/pip.conf", "/etc/xdg/pip", "/etc/resolv.conf", "/etc/hosts")
 
 
@@ -40,13 +40,13 @@ _FILES_OF_NETWORK = ("/etc/pip.conf", "/etc/xdg/pip", "/etc/resolv.conf", "/etc/
 class Stage:
     name: str
     base: str
-    """An image, or the name of an earlier stage."""
+    """An image or the name of an earlier stage."""
     lines: list[tuple[str, str]] = field(default_factory=list)
-    """Instruction and value, in order; ARGs that stand before the first stage are filled in."""
+    """(instruction, value) in order; ARGs before the first stage are substituted."""
 
 
 def read_stages(path: Path = DOCKERFILE) -> dict[str, Stage]:
-    """The stages of a Dockerfile by name, in order."""
+    """Return the stages of a Dockerfile by name, in order."""
     stages: dict[str, Stage] = {}
     arguments: dict[str, str] = {}
     with path.open("rb") as file:
@@ -72,7 +72,7 @@ def _filled(text: str, variables: Mapping[str, str]) -> str:
 
 
 def needed(stages: Mapping[str, Stage], target: str) -> list[Stage]:
-    """A target and the stages that it is made from, in the order in which they are made."""
+    """Return a target and the stages that it needs, in build order."""
     found = {target}
     for name in reversed(list(stages)):
         if name in found:
@@ -82,7 +82,7 @@ def needed(stages: Mapping[str, Stage], target: str) -> list[Stage]:
 
 
 def _debian_of(image: str) -> tuple[str, str]:
-    """Release and Python of the Debian that stands in for an image."""
+    """Return release and Python version of the Debian that replaces an image."""
     if found := _PYTHON_IMAGE.fullmatch(image):
         return found["release"], found["version"]
     print(f"{image} is stood in for by a plain Debian: what the image itself brings is not tried")
@@ -90,7 +90,7 @@ def _debian_of(image: str) -> tuple[str, str]:
 
 
 class Trial:
-    """Makes stages as folders and runs their lines there."""
+    """Builds stages as folders and runs their lines there."""
 
     def __init__(self, folder: Path, stages: Mapping[str, Stage], *, pip_dry_run: bool) -> None:
         self._folder = folder
@@ -104,7 +104,7 @@ class Trial:
         return self._folder / stage
 
     def make(self, stage: Stage) -> None:
-        """Carry a stage out."""
+        """Build a stage."""
         if stage.base in self._stages:
             base = self.root(stage.base)
         else:
@@ -127,7 +127,7 @@ class Trial:
                 print(f"{stage.name}: nothing to do for {instruction} {value}")
 
     def resume(self, stage: Stage) -> None:
-        """Know a stage that was made before."""
+        """Reuse a stage that was built before."""
         self._inherit(stage)
         for instruction, value in stage.lines:
             self._note(stage, instruction, value)
@@ -135,7 +135,7 @@ class Trial:
     def start(
         self, stage: Stage, words: Sequence[str], *, variables: Sequence[str] = (), volumes: Sequence[str] = ()
     ) -> int:
-        """The exit status of the entry point with these arguments, on a file system that cannot be written.
+        """Run the entry point with these arguments on a read-only file system; return its exit status.
 
         Args:
         variables: NAME=VALUE
@@ -155,7 +155,7 @@ class Trial:
         self._folders[stage.name] = self._folders.get(stage.base, "/")
 
     def _note(self, stage: Stage, instruction: str, value: str) -> bool:
-        """Whether the instruction was one of those that only change how others run."""
+        """Apply an instruction that only changes how others run; return whether it was one."""
         environment = self._environments[stage.name]
         if instruction in ("ENV", "ARG"):
             for word in shlex.split(value):
@@ -214,7 +214,7 @@ class Trial:
         read_only: bool = False,
         volumes: Sequence[str] = (),
     ) -> list[str]:
-        """A command in a mount namespace of its own, so that its mounts end with it."""
+        """Run a command in a mount namespace of its own, so that its mounts end with it."""
         root = self.root(stage)
         script = ["set -e", f"mount --bind {root} {root}", f"mount -t proc proc {root}/proc"]
         for device in ("null", "zero", "urandom", "random", "full"):
@@ -237,7 +237,7 @@ class Trial:
         return ["unshare", "--mount", "--pid", "--fork", "--kill-child", "/bin/sh", "-c", "\n".join(script)]
 
     def _debian(self, release: str, version: str) -> Path:
-        """A new Debian with its own Python where the official images have theirs."""
+        """Create a Debian with its own Python at the path of the official images' Python."""
         root = self._folder / f"debian-{release}"
         if not (root / "made").is_file():
             shutil.rmtree(root, ignore_errors=True)
@@ -260,7 +260,7 @@ def _network() -> dict[str, str]:
 
 
 def _bound_files() -> Iterator[Path]:
-    """Files of this machine by which its package index is reached."""
+    """Return the files that this machine needs to reach its package index."""
     named = [word for value in _network().values() for word in value.split() if word.startswith("/")]
     for path in dict.fromkeys([*_FILES_OF_NETWORK, *named]):
         if Path(path).exists():
@@ -295,7 +295,7 @@ def main() -> None:
         else:
             trial.make(stage)
     if asked.pip_dry_run or not _PYTHON_IMAGE.fullmatch(_first_base(stages, asked.target)):
-        print(f"{asked.target}: its entry point is not tried")
+        print(f"{asked.target}: its entry point is not run")
     else:
         raise SystemExit(trial.start(stages[asked.target], words, variables=asked.env, volumes=asked.volume))
 

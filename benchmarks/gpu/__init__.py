@@ -1,1 +1,1 @@
-"""What one GPU gives, part by part and together: `python -m benchmarks.gpu`."""
+"""Measure one GPU, part by part and together: `python -m benchmarks.gpu`."""

@@ -1,14 +1,14 @@
-"""What one GPU gives: the model, decoding, a backfill from files, and the service, in under ten minutes.
+"""Measure one GPU in under ten minutes: the model, decoding, a backfill from files, and the service.
 
     python -m benchmarks.gpu [--bundle FOLDER] [--photos 12000] [--parts model decode backfill service training]
         [--agreement BUNDLE MANIFEST]
 
-`model`: photos on the card already, by batch size and precision, kernels recorded as CUDA graphs. `decode`: JPEGs of
-1440x1080, 300 KB, on all cores (the decoder of everywhere, in child processes) and on the card (nvJPEG, scaled there).
-`backfill`: from files to answers, decoded either way; its share of the slower of decoding and model, and the share of
-photos whose likeliest leaf differs between the two. `service`: gateway and Triton, answers checked. `training`: the
-training loop beside timm's parts. `--agreement`: what decoding on the card changes of a trained model's answers and
-promises, on real photos (`benchmarks.gpu.agreement`). Needs one NVIDIA GPU; `--device cpu` only shows that it runs.
+`model`: photos in GPU memory, by batch size and precision, kernels recorded as CUDA graphs. `decode`: JPEGs of
+1440x1080, 300 KB, on all cores (the project's decoder, in decode workers) and on the card (nvJPEG, scaled there).
+`backfill`: from files to logits, decoded either way; its share of the slower of decoding and model, and the share of
+photos whose likeliest leaf differs between the two. `service`: gateway and Triton, responses checked. `training`: the
+trainer beside timm's parts. `--agreement`: how decoding on the card changes a trained model's suggestions and
+guarantees, on real photos (`benchmarks.gpu.agreement`). Needs one NVIDIA GPU; `--device cpu` only tests the script.
 """
 
 import argparse
@@ -32,7 +32,7 @@ BACKFILL_BATCH = 128
 
 
 class _MetricsRecorder:
-    """Figures as they come, kept in the result even where a later part fails."""
+    """Collects figures, so that they are written even if a later part fails."""
 
     def __init__(self) -> None:
         self.metrics: dict[str, float] = {}
@@ -44,7 +44,7 @@ class _MetricsRecorder:
 
 
 def measure_model(found: _MetricsRecorder, bundle: Bundle, device: torch.device, batches: tuple[int, ...]) -> Network:
-    """The fastest network; its rate is `model_photos_per_s`."""
+    """Return the fastest network; its rate is `model_photos_per_s`."""
     side = bundle.info.preprocessing.input_px
     rates: dict[str, dict[str, float]] = {}
     best: tuple[float, Network] = (0.0, lambda photos: (photos,))

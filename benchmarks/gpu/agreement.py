@@ -1,11 +1,11 @@
-"""Whether photos that a device decodes are answered as those that Pillow decodes, and what becomes of promises.
+"""Compare suggestions and guarantees for photos decoded by a device with those decoded by Pillow.
 
     python -m benchmarks.gpu.agreement --bundle BUNDLE --manifest MANIFEST [--device cuda]
 
-One network answers a manifest's val and test photos twice, from Pillow's pixels and from those of the device (nvJPEG
-and scaling on the card; `--device cpu`: libjpeg-turbo and the same scaling, which tells how much is the scaling's).
-Then calibration listings are drawn from the test split 300 times, with replacement, and promises certified from either
-are held against all of it as the device decodes it: how often is one broken?
+One network classifies a manifest's val and test photos twice, from Pillow's pixels and from the device's (nvJPEG and
+scaling on the card; `--device cpu`: libjpeg-turbo and the same scaling, which isolates the effect of scaling). Then
+calibration listings are drawn from the test split 300 times, with replacement, thresholds are certified from either
+pixels, and checked on the whole split as the device decodes it: how often is the guarantee broken?
 """
 
 import argparse
@@ -39,7 +39,7 @@ _U = TypeVar("_U")
 
 
 class DeviceModel:
-    """A network on a device, asked for pixels or for files that the device decodes."""
+    """A network on a device, which classifies pixels or files that the device decodes."""
 
     def __init__(self, bundle: Bundle, device: torch.device) -> None:
         # Certificates are made in full precision.
@@ -54,7 +54,7 @@ class DeviceModel:
         return self._infer(torch.from_numpy(photos_nhwc).to(self._device))
 
     def infer_files(self, files: Sequence[bytes]) -> tuple[Sequence[PhotoError | None], Logits]:
-        """Of files that Pillow can read; what the device does not take Pillow decodes, as in Triton's model."""
+        """Return logits of files; Pillow decodes what the device cannot, as in Triton's model."""
         side = self._preprocessing.input_px
         crops = [find_plain_crop(data, at_least_px=side) for data in files]
         by_pillow = [torch.from_numpy(prepare_photo(data, self._preprocessing)) for data in files]
@@ -81,12 +81,12 @@ class DeviceModel:
 
     @property
     def grey_differences(self) -> npt.NDArray[np.float64]:
-        """Of each photo that the device decoded: mean distance to Pillow's, 0…255."""
+        """Mean grey difference from Pillow's pixels, 0…255, of each photo that the device decoded."""
         return np.array(self._grey_differences)
 
 
 class Pair(NamedTuple, Generic[_T]):
-    """Of the same photos, answered from pixels and from files."""
+    """Results for the same photos, from pixels and from files."""
 
     pixels: _T
     files: _T
@@ -107,7 +107,7 @@ def predict_both(bundle: Bundle, rows: Manifest, model: DeviceModel) -> Pair[Pre
 def compare_decoding(
     bundle: Bundle, tune: Pair[Predictions], test: Pair[Predictions], *, num_resamples: int = NUM_RESAMPLES
 ) -> dict[str, float]:
-    """Shares of answers that change, and of promises that break, by certificate: from pixels and from files."""
+    """Return shares of changed suggestions and of broken guarantees, certified from pixels and from files."""
     calibration = bundle.calibration
     names = [*(field_name(depth + 1) for depth in range(bundle.taxonomy.max_depth)), BRAND_FIELD]
     evaluated = test.map(lambda part: EvaluatedListings(part, bundle, calibration))
@@ -137,14 +137,14 @@ def compare_decoding(
 
 
 def _compute_changed_share(pair: Pair[npt.NDArray[Any]]) -> float:
-    """The share of listings whose rows differ."""
+    """Return the share of listings whose rows differ."""
     return float((pair.pixels != pair.files).reshape(len(pair.pixels), -1).any(axis=1).mean())
 
 
 def _measure_violations(
     bundle: Bundle, tune: Predictions, pool: Predictions, served: Predictions, num_resamples: int
 ) -> tuple[float, list[float]]:
-    """How often a promise breaks that was certified on listings drawn from a pool; by field, the mean share filled."""
+    """Return how often a guarantee certified on drawn listings is broken, and the mean prefilled share by field."""
     rng = np.random.default_rng(0)
     broken, filled_shares = 0, []
     for _ in range(num_resamples):
@@ -160,7 +160,7 @@ def _measure_violations(
 
 
 def measure(bundle: Bundle, manifest: Manifest, device: torch.device) -> tuple[dict[str, float], dict[str, Any]]:
-    """Metrics and details."""
+    """Return metrics and details."""
     model = DeviceModel(bundle, device)
     tune, test = (predict_both(bundle, manifest.where_split(split), model) for split in ("val", "test"))
     greys = model.grey_differences

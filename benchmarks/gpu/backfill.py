@@ -1,4 +1,4 @@
-"""From JPEG files to answers: decoded on the machine's cores or on the card, and the decoding alone."""
+"""Classify and decode JPEG files, decoded on the machine's cores or on the card."""
 
 import itertools
 import os
@@ -25,7 +25,7 @@ __all__ = ["classify_on_cpu", "classify_on_gpu", "decode_on_cpu", "decode_on_gpu
 
 PHOTOS_PER_SHARD = 500
 GPU_THREADS = 3
-"""One reads files and headers while another's photos are decoded or computed."""
+"""Threads: one reads files and headers while another decodes or runs the model."""
 _NONE = torch.empty(0, 0, 0, 3, dtype=torch.uint8)
 
 
@@ -34,7 +34,7 @@ def repeat_paths(paths: Iterable[Path], number: int) -> list[Path]:
 
 
 def measure_rate(work: Callable[[list[Path]], object], paths: list[Path], *, warm_up: int) -> float:
-    """Photos/s of all of them, after some."""
+    """Return photos/s after a warm-up."""
     work(paths[:warm_up])
     began_s = time.monotonic()
     work(paths)
@@ -42,14 +42,14 @@ def measure_rate(work: Callable[[list[Path]], object], paths: list[Path], *, war
 
 
 def decode_on_cpu(bundle: Bundle, paths: list[Path]) -> None:
-    """Files decoded as a backfill decodes them, one child process a core, and thrown away."""
+    """Decode files as a backfill does, with one decode worker per core, and drop the pixels."""
     classify_on_cpu(bundle, None, torch.device("cpu"), paths, batch=64)
 
 
 def classify_on_cpu(
     bundle: Bundle, run: Network | None, device: torch.device, paths: list[Path], batch: int
 ) -> npt.NDArray[np.int64]:
-    """Likeliest leaf of each photo, through the pipeline of a backfill; zeros where nothing computes."""
+    """Return the likeliest leaf of each photo through the backfill pipeline; zeros without a network."""
     stop = threading.Event()
     nothing = np.zeros((batch, 1), np.float32)
 
@@ -81,14 +81,14 @@ def classify_on_cpu(
 
 
 def decode_on_gpu(bundle: Bundle, device: torch.device, paths: list[Path], batch: int) -> None:
-    """Files decoded and scaled on the card, and thrown away."""
+    """Decode and scale files on the card, and drop the pixels."""
     classify_on_gpu(bundle, lambda photos: (photos[:, 0, 0],), device, paths, batch)
 
 
 def classify_on_gpu(
     bundle: Bundle, run: Network, device: torch.device, paths: list[Path], batch: int
 ) -> npt.NDArray[np.int64]:
-    """Likeliest leaf of each photo, decoded as Triton's model for a GPU decodes it.
+    """Return the likeliest leaf of each photo, decoded as Triton's GPU model decodes it.
 
     Raises:
         SystemExit: a photo is not one that the card takes.

@@ -1,4 +1,4 @@
-"""The model alone: photos that lie on the card already, by batch size, precision and way to run."""
+"""Measure the model alone, for photos in GPU memory, by batch size and precision."""
 
 import threading
 import time
@@ -25,7 +25,7 @@ class Variant(NamedTuple):
 
 
 def create_networks(bundle: Bundle, device: torch.device, *, batches: tuple[int, ...] = BATCHES) -> Iterator[Variant]:
-    """One after another, the fastest last: fp32, TF32, fp16, each recorded as a CUDA graph, and fp16 compiled."""
+    """Yield fp32, TF32, fp16, each recorded as a CUDA graph, and fp16 compiled; the fastest last."""
     for name, half, tf32 in (("fp32", False, False), ("tf32", False, True), ("fp16", True, True)):
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
         trained = load_bundle_model(bundle)
@@ -45,7 +45,7 @@ def _wrap_inference_mode(model: torch.nn.Module) -> Network:
 
 
 class CudaGraph:
-    """A network's kernels for one batch size, recorded as a CUDA graph; smaller batches are filled up.
+    """A network's kernels for one batch size, recorded as a CUDA graph; smaller batches are padded.
 
     For threads: one at a time has the buffers.
     """
@@ -77,7 +77,7 @@ class CudaGraph:
 
 
 def photos_per_s(run: Network, photos: torch.Tensor, *, seconds: float = SECONDS) -> float:
-    """Photos/s of a batch again and again; on a GPU its kernels are recorded once and replayed."""
+    """Return photos/s of a repeated batch; on a GPU its kernels are recorded once and replayed."""
     on_gpu = photos.device.type == "cuda"
     once: Callable[[], object] = CudaGraph(run, photos).replay if on_gpu else lambda: run(photos)
     for _ in range(5):

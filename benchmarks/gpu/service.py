@@ -1,4 +1,4 @@
-"""The gateway with a Triton whose model decodes and computes on the card, under load from processes of their own."""
+"""Measure the gateway with a Triton that decodes and computes on the card, under load from several processes."""
 
 import asyncio
 import json
@@ -43,7 +43,7 @@ def measure(
     processes: int,
     seconds: float,
 ) -> dict[int, ServiceResult]:
-    """Closed loops of single photos, by the number of callers; answers are checked against a quiet server's.
+    """Measure closed loops of single photos by the number of callers; responses are checked against an idle server's.
 
     Args:
         bundle: to serve.

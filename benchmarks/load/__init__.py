@@ -1,7 +1,7 @@
 """A load generator for any running gateway: `python -m benchmarks.load HOST:PORT`, or `run_load` from a benchmark.
 
-Closed loop: callers who each wait for their answer. Open loop: calls that come whether or not the last was answered,
-their latency counted from when they should have been sent. Answers are checked against those to a quiet server.
+Closed loop: each caller waits for its response. Open loop: calls arrive at a rate, and latency is counted from when a
+call was due. Responses are compared with those of an idle server.
 """
 
 from benchmarks.load.connections import CallError, Connect, Connection, connect_grpc

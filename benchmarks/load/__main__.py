@@ -1,10 +1,10 @@
-"""Load on a running gateway, and what became of each call.
+"""Send load to a running gateway and report how each call ended.
 
     python -m benchmarks.load 127.0.0.1:50051 --photos synthetic --closed 32 --seconds 10
     python -m benchmarks.load 127.0.0.1:50051 --photos ~/photos --open 120 --deadline-s 2
 
-Closed loop: each caller sends its next call when its last is answered, so that a slow server is asked less. Open loop:
-calls come by a Poisson process whatever the answers do, and latency counts from when a call should have been sent.
+Closed loop: each caller sends its next call when its last one ends, so that a slow server gets fewer. Open loop: calls
+arrive by a Poisson process, and latency is counted from when a call was due.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""How a call reaches a server: raw bytes over a gRPC channel; other protocols offer the same."""
+"""Connections that send and return raw bytes, over gRPC; other protocols have the same interface."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -21,9 +21,9 @@ _OPTIONS = [
     ("grpc.max_receive_message_length", -1),
     # Channels to one address share a connection otherwise.
     ("grpc.use_local_subchannel_pool", 1),
-    # What a server answers is counted, not what a retry makes of it.
+    # Every response is counted, so gRPC must not retry.
     ("grpc.enable_retries", 0),
-    # A server that comes back is found at once: recovery times are to be the server's, not those of gRPC's backoff.
+    # Reconnect at once, so that recovery times do not include gRPC's backoff.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 200),
 ]
@@ -32,12 +32,12 @@ _OPTIONS = [
 # Not frozen: Python itself writes an exception's traceback and cause.
 @dataclass(kw_only=True, eq=False)
 class CallError(Exception):
-    """A call that was not answered."""
+    """A call that ended with an error."""
 
     code: str
-    """Name of the gRPC code."""
+    """Name of the gRPC status code."""
     reason: str = ""
-    """The service's own, such as `TOO_BUSY`; empty when it was not the service that ended the call."""
+    """Reason of the service, such as `TOO_BUSY`; empty when gRPC itself ended the call."""
 
     def __str__(self) -> str:
         return f"{self.code}/{self.reason}" if self.reason else self.code
@@ -45,7 +45,7 @@ class CallError(Exception):
 
 class Connection(Protocol):
     async def call(self, request: bytes, timeout_s: float) -> bytes:
-        """The serialised response to a serialised request.
+        """Return the serialised response to a serialised request.
 
         Raises:
             CallError: with `DEADLINE_EXCEEDED` after `timeout_s`.
@@ -56,7 +56,7 @@ class Connection(Protocol):
 
 
 Connect = Callable[[str], Awaitable[Connection]]
-"""Opens a connection of its own to HOST:PORT; raises OSError where nobody listens."""
+"""Opens a new connection to HOST:PORT; raises OSError where no server listens."""
 
 
 async def connect_grpc(address: str) -> Connection:
@@ -66,7 +66,7 @@ async def connect_grpc(address: str) -> Connection:
             await channel.channel_ready()
     except TimeoutError:
         await channel.close()
-        raise ConnectionError(f"nobody answers at {address} within {CONNECT_TIMEOUT_S:g} s") from None
+        raise ConnectionError(f"no server responds at {address} within {CONNECT_TIMEOUT_S:g} s") from None
     return _GrpcConnection(channel)
 
 

@@ -1,4 +1,4 @@
-"""Sends a plan's calls and notes what became of each."""
+"""Send the calls of a plan and record how each one ended."""
 
 import asyncio
 import itertools
@@ -15,10 +15,10 @@ from benchmarks.load.report import CallRecorder, CallResult, LoadReport
 __all__ = ["record_expected_responses", "run_load"]
 
 HUNG_TIMEOUT_S = 1.0
-"""Beyond its deadline; gRPC ends a call at its deadline, whatever the server does."""
+"""Time beyond its deadline after which a call hangs; gRPC itself ends calls at their deadline."""
 EXPECTED_RESPONSE_DEADLINE_S = 60.0
 _STOP_POLL_INTERVAL_S = 0.1
-"""Between two looks, while waiting, whether the load was told to stop."""
+"""Interval at which waiting callers check whether to stop."""
 
 
 async def record_expected_responses(
@@ -29,12 +29,12 @@ async def record_expected_responses(
     hostile: Sequence[bytes] = (),
     connect: Connect = connect_grpc,
 ) -> list[ExpectedResponse]:
-    """What a server that does nothing else answers to each listing, one call after another; give it to `run_load`.
+    """Return an idle server's response to each listing, one call after another; pass them to `run_load`.
 
     Raises:
-        CallError: a listing is not answered.
-        OSError: nobody listens.
-        ValueError: an answer is none to its listing, or takes a hostile photo for a good one.
+        CallError: a call fails.
+        OSError: no server listens.
+        ValueError: a response does not fit its listing, or accepts a hostile photo.
     """
     clean, mixed = make_listings(photos, num_photos_per_listing=num_photos_per_listing, hostile=hostile)
     connection = await connect(address)
@@ -59,15 +59,15 @@ async def run_load(
     connect: Connect = connect_grpc,
     stop: asyncio.Event | None = None,
 ) -> LoadReport:
-    """What became of the plan's calls, all of them ended.
+    """Send the plan's calls and return how they ended.
 
     Args:
-        hostile: photos that must each be answered with an error, for the plan's `hostile_share`.
-        answers: of `record_expected_responses` for the same photos; None learns them first.
-        stop: ends the sending early.
+        hostile: photos that must be rejected, for the plan's `hostile_share`.
+        expected: of `record_expected_responses` for the same photos; None records them first.
+        stop: ends the load early.
 
     Raises:
-        OSError: nobody listens when the connections are opened.
+        OSError: no server listens when the connections are opened.
     """
     if plan.hostile_share and not hostile:
         raise ValueError(f"hostile_share is {plan.hostile_share} and there are no hostile photos; give some")
@@ -81,7 +81,9 @@ async def run_load(
         )
     clean, mixed = make_listings(photos, num_photos_per_listing=plan.num_photos_per_listing, hostile=hostile)
     if len(expected) != len(clean) + len(mixed):
-        raise ValueError(f"{len(expected)} answers for {len(clean) + len(mixed)} listings; learn them of these photos")
+        raise ValueError(
+            f"{len(expected)} expected responses for {len(clean) + len(mixed)} listings; use the same photos"
+        )
     generator = _Generator(
         plan,
         list(zip(clean, expected[: len(clean)], strict=True)),
@@ -113,7 +115,7 @@ class _Generator:
             async with asyncio.TaskGroup() as tasks:
                 await self._send(tasks, address, connect)
         except ExceptionGroup as group:
-            raise group.exceptions[0] from group  # nobody listens; what a call can meet is counted, not raised
+            raise group.exceptions[0] from group  # no server listens; failed calls are counted, not raised
         finally:
             stopper.cancel()
             await asyncio.gather(*(connection.close() for connection in self._connections))
@@ -144,7 +146,7 @@ class _Generator:
 
     async def _run_dispatcher(self, tasks: asyncio.TaskGroup) -> None:
         for number, due_s in enumerate(self._sample_arrivals_s()):
-            await asyncio.sleep(0)  # answers come in even while the generator is behind
+            await asyncio.sleep(0)  # lets responses arrive while the generator is late
             if due_s >= self._end_s or not await self._wait_until(due_s):
                 return
             if self._num_in_flight >= self._plan.max_in_flight:
@@ -173,12 +175,12 @@ class _Generator:
             yield due_s
 
     async def _call(self, connection: Connection, due_s: float) -> bool:
-        """Whether the call was answered."""
+        """Return whether the call got a response."""
         listing, answer = self._next_call()
         has_short_deadline = self._random.random() < self._plan.short_deadline_share
         deadline_s = self._random.uniform(*self._plan.short_deadline_s) if has_short_deadline else self._plan.deadline_s
         sent_s = self._now_s()
-        # A caller's patience begins when it wanted to send; gRPC takes no deadline of 0.
+        # The deadline counts from when the call was due; gRPC takes no deadline of 0.
         left_s = max(due_s + deadline_s - sent_s, 0.001)
         reply = await _send_request(connection, listing.request, left_s)
         ended_s = self._now_s()
@@ -201,7 +203,7 @@ class _Generator:
         return time.monotonic() - self._began_s
 
     async def _wait_until(self, time_s: float) -> bool:
-        """Whether there is still something to send then."""
+        """Wait; return whether the load still runs then."""
         while (left_s := time_s - self._now_s()) > 0 and self._now_s() < self._end_s:
             await asyncio.sleep(min(left_s, _STOP_POLL_INTERVAL_S))
         return self._now_s() < self._end_s
@@ -218,7 +220,7 @@ async def _send_request(connection: Connection, request: bytes, timeout_s: float
 def _classify_result(
     reply: bytes | CallError | TimeoutError, answer: ExpectedResponse, has_short_deadline: bool
 ) -> tuple[CallResult, str]:
-    """How the call ended, and more exactly for people."""
+    """Return how the call ended, as a result and in detail."""
     if isinstance(reply, TimeoutError):
         return "hung", "HUNG"
     if isinstance(reply, bytes):

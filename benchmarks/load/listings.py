@@ -1,4 +1,4 @@
-"""Requests made once, and whether an answer to one says what it should."""
+"""Serialised requests, and the comparison of a response with the expected one."""
 
 import itertools
 from collections.abc import Sequence
@@ -15,15 +15,15 @@ __all__ = ["ExpectedResponse", "Listing", "make_listings"]
 @dataclass(frozen=True, kw_only=True)
 class Listing:
     request: bytes
-    """A `ClassifyListingRequest`, serialised once: a generator that serialises 300 KB a call measures itself."""
+    """A `ClassifyListingRequest`, serialised once, since serialising 300 KB per call would slow the generator."""
     num_photos: int
-    """Of good ones."""
+    """Number of good photos."""
     hostile_index: int | None = None
-    """Which of the request's photos must be answered with an error."""
+    """Index of the request's photo that must be rejected."""
 
 
 class _ResponseSummary(NamedTuple):
-    """What callers act on; probabilities differ in the last digits with a batch's make-up, ids do not."""
+    """What callers act on, without probabilities, whose last digits depend on the batch."""
 
     category_id: str
     actions: tuple[int, ...]
@@ -33,29 +33,29 @@ class _ResponseSummary(NamedTuple):
 
 @dataclass(frozen=True)
 class ExpectedResponse:
-    """What a quiet server answered to a listing."""
+    """The response of an idle server to a listing."""
 
     response: bytes
     summary: _ResponseSummary
 
     @classmethod
     def from_response(cls, listing: Listing, response: bytes) -> "ExpectedResponse":
-        """Raises ValueError for what can be no right answer to the listing."""
+        """Parse a response. Raises ValueError where it does not fit the listing."""
         try:
             summary = _summarize(response)
         except (DecodeError, IndexError) as error:
-            raise ValueError(f"no answer to a listing: {response[:80]!r}") from error
+            raise ValueError(f"not a response to a listing: {response[:80]!r}") from error
         at_error = [index for index, (_, _, error) in enumerate(summary.photos) if error]
         expected = [] if listing.hostile_index is None else [listing.hostile_index]
         if at_error != expected or len(summary.photos) != listing.num_photos + len(expected):
             raise ValueError(
-                f"{len(summary.photos)} photos were answered, those at {at_error} with an error; the request has "
+                f"{len(summary.photos)} photos are in the response, those at {at_error} with an error; the request has "
                 f"{listing.num_photos} good photos and hostile ones at {expected}"
             )
         return cls(response, summary)
 
     def find_difference(self, response: bytes) -> str:
-        """Empty, or what another answer to the same listing says differently."""
+        """Return the fields in which another response differs; empty: none."""
         if response == self.response:
             return ""
         try:
@@ -71,7 +71,7 @@ class ExpectedResponse:
 def make_listings(
     photos: Sequence[bytes], *, num_photos_per_listing: int = 1, hostile: Sequence[bytes] = ()
 ) -> tuple[list[Listing], list[Listing]]:
-    """Listings that share out the photos, and for each hostile photo one that holds it among good ones."""
+    """Return listings that share the photos, and for each hostile photo one that holds it among good ones."""
     if not photos:
         raise ValueError("there are no photos to send")
     turns = itertools.cycle(photos)

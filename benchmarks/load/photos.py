@@ -1,4 +1,4 @@
-"""The photos that are sent: drawn ones as phones upload them, or files."""
+"""Photos to send: synthetic ones of a phone's size, or files."""
 
 import io
 from collections.abc import Iterable
@@ -16,12 +16,12 @@ _JPEG_QUALITY = 80
 
 
 def create_phone_photos(numbers: Iterable[int] = range(NUM_SYNTHETIC)) -> list[bytes]:
-    """Drawn photos at the size that phones upload after the app has scaled them: 1440x1080 JPEG of about 300 KB."""
+    """Return synthetic photos as an app uploads them after scaling: 1440x1080 JPEGs of about 300 KB."""
     return [_create_phone_photo(number) for number in numbers]
 
 
 def read_photos(folder: Path) -> list[bytes]:
-    """All files of a folder, by name."""
+    """Return all files of a folder, sorted by name."""
     paths = sorted(path for path in folder.iterdir() if path.is_file())
     if not paths:
         raise ValueError(f"{folder} holds no files; give a folder of photos")

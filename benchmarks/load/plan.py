@@ -1,4 +1,4 @@
-"""What load is sent, how, and for how long."""
+"""Which load is sent, and for how long."""
 
 from dataclasses import dataclass
 
@@ -10,30 +10,30 @@ class LoadPlan:
     """Give `num_callers` for a closed loop or `rate_per_s` for an open one."""
 
     seconds: float
-    """Measured time, after the warm-up; math.inf goes on until `run_load` is told to stop."""
+    """Measured time, after the warm-up; math.inf runs until `stop` is set."""
     num_callers: int | None = None
-    """Closed loop: how many callers, each sending its next call when its last is answered."""
+    """Closed loop: number of callers, each sending its next call when its last one ends."""
     rate_per_s: float | None = None
-    """Open loop: mean rate of the Poisson process by which calls come."""
+    """Open loop: mean rate of the Poisson process of calls."""
     warmup_s: float = 1.0
-    """Load before the measured time, so that it begins with queues as deep as they will be."""
+    """Load before the measured time, so that queues have filled."""
     num_photos_per_listing: int = 1
     deadline_s: float = 10.0
-    """Of each call, from when it should have been sent."""
+    """Deadline of each call, counted from when it was due."""
     num_connections: int = 8
-    """Gateway processes that listen on one port share connections, not calls: one connection reaches one of them."""
+    """Number of connections; each reaches one of the gateway processes that share a port."""
     ramp_s: float = 0.0
-    """Connections are opened one after another over this time, callers of the closed loop beginning with them."""
+    """Time over which connections are opened one after another; callers of a closed loop start with them."""
     max_in_flight: int = 512
-    """Open loop: calls beyond so many unanswered ones are not sent, and counted."""
+    """Open loop: calls beyond so many in flight are counted and not sent."""
     backoff_s: float = 0.05
-    """Closed loop: how long a caller waits after a call that was not answered; a refusal costs a server little."""
+    """Closed loop: pause of a caller after a failed call."""
     hostile_share: float = 0.0
     """Share of calls whose listing holds a hostile photo beside its good ones."""
     short_deadline_share: float = 0.0
-    """Share of calls with a deadline from `short_deadline_s`; their latencies are left out, being cut off."""
+    """Share of calls with a deadline from `short_deadline_s`; their latencies are not reported."""
     short_deadline_s: tuple[float, float] = (0.005, 0.1)
-    """Least and most of these, drawn uniformly."""
+    """Least and largest short deadline, drawn uniformly."""
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What processes and their children cost, read from /proc (Linux)."""
+"""Memory and processor time of processes and their descendants, from /proc (Linux)."""
 
 import itertools
 import os
@@ -17,14 +17,14 @@ _MS_PER_TICK = 1000 / os.sysconf("SC_CLK_TCK")
 
 
 class _Stat(NamedTuple):
-    """Of `/proc/PID/stat`, see proc_pid_stat(5)."""
+    """Fields of `/proc/PID/stat`, see proc_pid_stat(5)."""
 
     parent: int
     cpu_ms: float
 
 
 def list_process_tree(roots: Sequence[int]) -> list[int]:
-    """The processes and all that descend from them and still run."""
+    """Return the running processes among the roots and their descendants."""
     parents = {}
     for path in _PROC.iterdir():
         if path.name.isdigit() and (stat := _read_stat(int(path.name))):
@@ -36,12 +36,12 @@ def list_process_tree(roots: Sequence[int]) -> list[int]:
 
 
 def measure_resident_mb(roots: Sequence[int]) -> float:
-    """Resident memory of the processes and all that descend from them; pages they share count in each."""
+    """Return resident memory of the processes and their descendants; shared pages count in each."""
     return sum(measure_resident_mb_by_name(roots).values())
 
 
 def measure_resident_mb_by_name(roots: Sequence[int]) -> dict[str, float]:
-    """The same by what each process runs."""
+    """Return resident memory by what each process runs."""
     resident: defaultdict[str, float] = defaultdict(float)
     for pid in list_process_tree(roots):
         for line in _read(pid, "status").splitlines():
@@ -52,7 +52,7 @@ def measure_resident_mb_by_name(roots: Sequence[int]) -> dict[str, float]:
 
 @contextmanager
 def sample_memory(roots: Sequence[int], *, every_s: float) -> Iterator[list[tuple[float, dict[str, float]]]]:
-    """Seconds since the beginning, and resident MB by what the processes run, as they are while the block runs."""
+    """Sample (seconds, resident MB by what the processes run) while the block runs."""
     samples: list[tuple[float, dict[str, float]]] = []
     started_s, stop = time.monotonic(), threading.Event()
 
@@ -70,14 +70,14 @@ def sample_memory(roots: Sequence[int], *, every_s: float) -> Iterator[list[tupl
 
 
 class CpuMeter:
-    """Processor time that the processes and their children spend from now on."""
+    """Measures processor time of processes and their descendants from its creation on."""
 
     def __init__(self, roots: Sequence[int]) -> None:
         self._roots = roots
         self._before_ms = self._sample()
 
     def read_ms_by_name(self) -> dict[str, float]:
-        """Milliseconds, user and system together, by what each process runs; those that ended meanwhile are missing."""
+        """Return milliseconds of user and system time by what each process runs, without ended processes."""
         spent_ms: defaultdict[str, float] = defaultdict(float)
         for pid, cpu_ms in self._sample().items():
             spent_ms[_process_name(pid)] += cpu_ms - self._before_ms.get(pid, 0.0)
@@ -95,7 +95,7 @@ def _read_stat(pid: int) -> _Stat | None:
 
 
 def _process_name(pid: int) -> str:
-    """The program, and of Python what it runs: `python -m listing_vision`."""
+    """Return the program and, for Python, what it runs: `python -m listing_vision`."""
     words = _read(pid, "cmdline").split("\0")
     program = Path(words[0]).name
     if not program.startswith("python"):

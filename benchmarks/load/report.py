@@ -1,4 +1,4 @@
-"""What became of every call, kept one by one: percentiles are exact, and any second can be looked at again."""
+"""Results of all calls, kept one by one, so that percentiles are exact."""
 
 import functools
 import math
@@ -18,20 +18,20 @@ __all__ = ["BUCKET_S", "CALL_RESULTS", "CallRecorder", "CallResult", "LoadReport
 CallResult = Literal["ok", "wrong", "refused", "expired", "given_up", "failed", "hung", "not_sent"]
 """How a call ended.
 
-ok: answered as a quiet server answers. wrong: answered otherwise. refused: RESOURCE_EXHAUSTED, the server has enough to
-do. expired: DEADLINE_EXCEEDED. given_up: the same, of a deadline that was too short on purpose. failed: any other code.
-hung: not ended a second after its deadline. not_sent: too many were unanswered already.
+ok: the response of an idle server. wrong: another response. refused: RESOURCE_EXHAUSTED. expired: DEADLINE_EXCEEDED.
+given_up: the same, with a deliberately short deadline. failed: any other code. hung: not ended a second after its
+deadline. not_sent: too many calls were in flight.
 """
 CALL_RESULTS: tuple[CallResult, ...] = get_args(CallResult)
 BUCKET_S = 0.1
-"""Of the timeline."""
+"""Bucket of the timeline."""
 _PERCENTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p999": 99.9, "max": 100.0}
 
 Floats = npt.NDArray[np.float64]
 
 
 class CallRecorder:
-    """Collects calls: 34 bytes each, 300 MB for a day of 100 calls a second, so that no histogram need round them."""
+    """Collects calls in 34 bytes each, 300 MB for a day of 100 calls/s, so that no histogram rounds them."""
 
     def __init__(self, warmup_s: float) -> None:
         self._warmup_s = warmup_s
@@ -50,7 +50,7 @@ class CallRecorder:
         num_photos: int,
         has_short_deadline: bool,
     ) -> None:
-        """Note a call; times are seconds since the beginning, `due_s` when it should have been sent."""
+        """Record a call; times are seconds since the load began."""
         self._due_s.append(due_s)
         self._send_delay_s.append(sent_s - due_s)
         self._ended_s.append(ended_s)
@@ -77,46 +77,47 @@ class CallRecorder:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LoadReport:
-    """Times are seconds since the load began; arrays have one entry a call, the warm-up's calls included."""
+    """Times are seconds since the load began; arrays have one entry per call, with those of the warm-up."""
 
     plan: LoadPlan
     end_s: float
-    """When sending ended: the plan's end, or when it was told to stop."""
+    """When sending ended: the plan's end, or an early stop."""
     generator_cpu_s: float
-    """Processor time of this process meanwhile."""
+    """Processor time of the generator."""
     status_counts: Mapping[str, int]
-    """Measured calls by gRPC code and reason, such as `RESOURCE_EXHAUSTED/TOO_BUSY`; wrong ones by what differed."""
+    """Measured calls by gRPC code and reason, such as `RESOURCE_EXHAUSTED/TOO_BUSY`; wrong ones by the fields that
+    differ."""
     due_s: Floats
-    """When each call should have been sent."""
+    """When each call was due."""
     send_delay_s: Floats
-    """How much later it was: the generator's own fault, included in its latency."""
+    """How much later it was sent; caused by the generator, and included in the latency."""
     ended_s: Floats
     results: npt.NDArray[np.int8]
     """Indices into `CALL_RESULTS`."""
     num_photos: npt.NDArray[np.int64]
     has_short_deadline: npt.NDArray[np.bool_]
-    """Whether its deadline was too short on purpose."""
+    """Whether its deadline was deliberately short."""
 
     def count(self, result: CallResult) -> int:
-        """Measured calls that ended so."""
+        """Return the number of measured calls with a result."""
         return int(self._select_measured(result).sum())
 
     def latency_ms(self, result: CallResult = "ok") -> Floats:
-        """Of measured calls that ended so, those with deadlines too short on purpose left out."""
+        """Return latencies of measured calls with a result, without deliberately short deadlines."""
         chosen = self._select_measured(result) & ~self.has_short_deadline
         latency_ms: Floats = (self.ended_s[chosen] - self.due_s[chosen]) * 1000
         return latency_ms
 
     @property
     def photos_per_s(self) -> float:
-        """Photos answered rightly within the measured time, also of calls from before it."""
+        """Rate of photos with correct responses within the measured time, also for calls sent before it."""
         warmup_s = self.plan.warmup_s
         within = (self.results == CALL_RESULTS.index("ok")) & (self.ended_s >= warmup_s) & (self.ended_s < self.end_s)
         return float(self.num_photos[within].sum()) / max(self.end_s - warmup_s, math.ulp(1.0))
 
     @functools.cached_property
     def timeline(self) -> dict[CallResult, npt.NDArray[np.int64]]:
-        """Calls by when and how they ended, in buckets of `BUCKET_S` from the beginning of the warm-up on."""
+        """Number of calls by result in buckets of `BUCKET_S`, from the start of the warm-up."""
         last_s = float(self.ended_s.max(initial=0))
         num_buckets = int(last_s / BUCKET_S) + 1
         buckets = (self.ended_s / BUCKET_S).astype(np.int64)
@@ -126,7 +127,7 @@ class LoadReport:
         }
 
     def metrics(self) -> dict[str, float]:
-        """Flat; percentiles of no calls at all are left out."""
+        """Return all figures by name; percentiles of no calls are left out."""
         counts = {result: float(self.count(result)) for result in CALL_RESULTS}
         num_sent = max(1, len(self.results) - int((self.results == CALL_RESULTS.index("not_sent")).sum()))
         return {
@@ -139,7 +140,7 @@ class LoadReport:
         }
 
     def table(self) -> str:
-        """For people."""
+        """Return a table for people."""
         metrics = self.metrics()
         lines = [str(self.plan), f"{'result':<10}{'calls':>9}" + "".join(f"{name:>10}" for name in _PERCENTILES)]
         for result in CALL_RESULTS:
@@ -149,8 +150,8 @@ class LoadReport:
                 lines.append(f"{result:<10}{self.count(result):>9}{milliseconds}")
         lines += [f"  {number:>8}  {status}" for status, number in sorted(self.status_counts.items())]
         lines.append(
-            f"{self.photos_per_s:.1f} photos/s; the generator: {metrics['generator_cpu_ms_per_call']:.2f} ms of "
-            f"processor a call, p99 of sending late {metrics['sent_late_p99_ms']:.1f} ms"
+            f"{self.photos_per_s:.1f} photos/s; generator: {metrics['generator_cpu_ms_per_call']:.2f} ms of "
+            f"processor time per call, p99 of its send delay {metrics['sent_late_p99_ms']:.1f} ms"
         )
         return "\n".join(lines)
 

@@ -1,6 +1,6 @@
-"""Other ways to serve the same decode, model and answer, for the gateway to be measured against.
+"""Other servers of the same decoder, model and response, to compare the gateway with.
 
-What a call costs there is what the framework costs: each peer takes the bytes of a ClassifyListingRequest and gives the
-bytes of its response, as the gateway does, which spares the HTTP peers base64 and JSON. This file imports nothing: the
-peers run in an environment of their own.
+The difference is the framework: each peer takes a serialised ClassifyListingRequest and returns a serialised response,
+as the gateway does, so that the HTTP peers need no base64 and JSON. This file imports nothing, since the peers run in
+an environment of their own.
 """

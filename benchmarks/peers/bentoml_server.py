@@ -1,4 +1,4 @@
-"""BentoML with a worker a core, each with one thread, as its documentation says for a CPU; no access log.
+"""BentoML with one worker per core, each with one thread, as its documentation says for a CPU; no access log.
 
 PEER_BUNDLE=BUNDLE bentoml serve benchmarks.peers.bentoml_server:ListingVision --port PORT
 """

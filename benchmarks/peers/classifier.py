@@ -1,4 +1,4 @@
-"""What every peer does with a call: the decode, the model and the answer of the gateway, in one thread."""
+"""What every peer does with a call: decoder, model and response of the gateway, in one thread."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ __all__ = ["Classifier"]
 
 
 class Classifier:
-    """Safe to share between threads; each call uses one."""
+    """Classifies serialised requests; safe to use from many threads."""
 
     def __init__(self, bundle: Path) -> None:
         loaded = load_bundle(bundle)
@@ -22,7 +22,7 @@ class Classifier:
         self._engine.infer(loaded.golden.photos_nhwc[:1])
 
     def __call__(self, request: bytes) -> bytes:
-        """Bytes of a ClassifyListingResponse to those of a ClassifyListingRequest of usable photos."""
+        """Return the serialised response to a serialised request of usable photos."""
         asked = pb.ClassifyListingRequest.FromString(request)
         prepared = [responses.prepare(photo.content, self._bundle.info.preprocessing) for photo in asked.photos]
         logits = self._engine.infer(np.stack([photo.pixels for photo in prepared if photo.pixels is not None]))

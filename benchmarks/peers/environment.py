@@ -1,4 +1,4 @@
-"""A Python environment for the HTTP peers: what they require may clash with what the project requires."""
+"""A Python environment for the HTTP peers, whose requirements may conflict with the project's."""
 
 import importlib.metadata
 import subprocess
@@ -12,11 +12,11 @@ __all__ = ["FRAMEWORKS", "prepare_peer_python"]
 _FOLDER = BUILD / "peers" / "venv"
 FRAMEWORKS = ("bentoml==1.4.40", "litserve==0.2.19")
 _SHARED_PACKAGES = ("numpy", "onnxruntime", "pi-heif", "pillow", "protobuf", "safetensors")
-"""What decode, model and answer are made of: in the versions installed here, or the peers would differ in more."""
+"""Packages of the decoder, model and response, installed in the project's versions."""
 
 
 def prepare_peer_python() -> Path:
-    """The environment's interpreter; made when it is not there, minutes the first time."""
+    """Return the environment's interpreter; creating it takes minutes the first time."""
     python = _FOLDER / "bin" / "python"
     marker = _FOLDER / "requirements.txt"
     requirements = "\n".join((*FRAMEWORKS, *_list_installed(), ""))

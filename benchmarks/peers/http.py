@@ -1,4 +1,4 @@
-"""Calls over HTTP/1.1 as plainly as they can be made, so that the client takes no more of the machine than gRPC's."""
+"""A minimal HTTP/1.1 client, so that it takes no more of the machine than gRPC's."""
 
 import asyncio
 import re
@@ -15,7 +15,7 @@ Socket = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 class HttpConnection:
-    """A socket for each call in flight, kept open for the next: HTTP/1.1 carries one call at a time."""
+    """One socket per call in flight, kept open for the next, since HTTP/1.1 carries one call at a time."""
 
     def __init__(self, address: str, path: str) -> None:
         self._host, _, port = address.rpartition(":")
@@ -50,7 +50,7 @@ class HttpConnection:
             writer.write(request)
             head = await reader.readuntil(b"\r\n\r\n")
             length = _LENGTH.search(head)
-            assert length, f"the peers give their answers' length, this one does not: {head!r}"
+            assert length, f"the peer gives no content-length: {head!r}"
             body = await reader.readexactly(int(length.group(1)))
         except BaseException:
             writer.close()

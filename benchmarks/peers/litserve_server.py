@@ -1,4 +1,4 @@
-"""LitServe with a worker a core and an HTTP server for each worker, as its documentation says for a CPU.
+"""LitServe with one worker per core and an HTTP server for each worker, as its documentation says for a CPU.
 
     python -m benchmarks.peers.litserve_server BUNDLE PORT
 

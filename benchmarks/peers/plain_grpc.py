@@ -1,4 +1,4 @@
-"""The least that serves: one grpc.aio process, decode and model on a thread a core.
+"""A minimal server: one grpc.aio process, decoder and model on one thread per core.
 
 python -m benchmarks.peers.plain_grpc BUNDLE PORT
 """

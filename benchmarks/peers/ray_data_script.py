@@ -2,8 +2,8 @@
 
     python -m benchmarks.peers.ray_data_script BUNDLE LIST OUTPUT
 
-LIST holds a photo's path a line. Photos are scaled by Pillow, the model is the same ONNX file on as many actors as
-there are cores. Nothing is fused, decided, told apart by listing or gone on with.
+LIST holds one photo path per line. Pillow scales the photos; the model is the same ONNX file on one actor per core.
+Nothing is fused, decided, grouped by listing or resumed.
 """
 
 import json

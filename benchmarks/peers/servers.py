@@ -1,4 +1,4 @@
-"""Starting and stopping a peer."""
+"""Start and stop the peers."""
 
 import os
 import signal
@@ -25,12 +25,12 @@ START_TIMEOUT_S = 120.0
 @dataclass(frozen=True, kw_only=True)
 class Peer:
     arguments: tuple[str, ...]
-    """Of Python; {bundle} and {port} are filled in."""
+    """Arguments of Python; {bundle} and {port} are filled in."""
     connect: Connect
     ready_path: str | None = None
-    """Answers 200 once all workers are up; None waits for the port."""
+    """Path that returns 200 once all workers are up; None waits for the port."""
     own_environment: bool = True
-    """Whether it runs in `prepare_peer_python`, not in this one."""
+    """Whether it runs in the environment of `prepare_peer_python`."""
     variables: dict[str, str] = field(default_factory=dict)
 
 
@@ -70,7 +70,7 @@ PEERS = {
 
 @contextmanager
 def serve_peer(name: str, bundle: Path) -> Iterator[tuple[str, list[int]]]:
-    """Address and pids of a peer that is ready to answer; it and its workers are gone afterwards."""
+    """Start a peer; yield its address and pids once it is ready, and stop all its processes afterwards."""
     peer, port = PEERS[name], _free_port()
     log_path = BUILD / "peers" / f"{name}.log"
     log_path.parent.mkdir(parents=True, exist_ok=True)
@@ -113,7 +113,7 @@ def _is_ready(peer: Peer, port: int) -> bool:
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:
-    """The whole session: a framework's workers outlive it when it is killed, and some when it is asked to stop."""
+    """Kill the whole session: a framework's workers outlive it when it is killed, and some when it is stopped."""
     process.send_signal(signal.SIGINT)
     with suppress(subprocess.TimeoutExpired):
         process.wait(15)

@@ -21,7 +21,7 @@ def attempts(monkeypatch):
                 raise left.pop(0)
             return b"7"
 
-        monkeypatch.setattr("serving.backfill.photo_reader.photo_bytes", read)
+        monkeypatch.setattr("serving.backfill.photo_reader.read_photo", read)
         return urls
 
     return prepare
