@@ -91,7 +91,7 @@ def _guarantees(details: Mapping[str, Any]) -> str:
             f"| {100 * field['test_coverage']:.1f} % of {field['test_listings']:,} | {right} "
             f"| {100 * field['best_possible_coverage']:.1f} % |"
         )
-    reasons = [f"{name.replace('_', ' ')}: {field['why_not']}." for name, field in details["fields"].items()]
+    reasons = [f"{name.replace('_', ' ')}: {field['uncertified_reason']}." for name, field in details["fields"].items()]
     lines += ["", *(f"- {reason[0].upper()}{reason[1:]}" for reason in reasons if not reason.endswith(": ."))]
     lines.append(
         f"- With the calibration listings drawn again {details['draws']:,} times, the guarantee is broken in "
