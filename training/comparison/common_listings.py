@@ -1,4 +1,4 @@
-"""The same listings before two models: labels that both understand, photos that both could use, answers of both.
+"""Listings that two models are compared on: labels that both know, photos that both can use, logits of both.
 
 Shapes: P photos of N listings.
 """
@@ -35,20 +35,20 @@ class ExcludedLabel:
 
     field: Literal["category", "brand"]
     label: str
-    """As the manifest has it."""
+    """As written in the manifest."""
     reason: Reason
     num_listings: int
 
 
-class _Known(NamedTuple):
-    """What the two taxonomies make of the K different labels of one column."""
+class _LabelTable(NamedTuple):
+    """The K different labels of one column in two taxonomies."""
 
     texts: tuple[str, ...]
     in_a: Ints
     """(K,) node or brand index in A's own taxonomy."""
     in_b: Ints
     reasons: tuple[Reason | None, ...]
-    """(K,) why it is left out; None where both know it by one id."""
+    """(K,) why the label is not compared; None where both know it by one id."""
     codes: Ints
     """(rows of the manifest,) which of the K; -1 where empty."""
 
@@ -76,7 +76,7 @@ class PhotoLogits(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class CommonListings:
-    """Answers of both models for the photos that both could use, in the manifest's order."""
+    """Logits of both models for the photos that both can use, in the manifest's order."""
 
     a: PhotoLogits
     b: PhotoLogits
@@ -86,9 +86,9 @@ class CommonListings:
     listing_ids: tuple[str, ...]
     """N ids."""
     photo_urls: tuple[str, ...]
-    """Of the P photos."""
+    """P URLs."""
     unusable: tuple[str, ...]
-    """What was wrong with each photo that is not among the P."""
+    """The error of each photo that is not among the P."""
 
     def photos_of(self, listing: int) -> tuple[str, ...]:
         order, starts = self._rows_by_listing
@@ -102,21 +102,21 @@ class CommonListings:
 
 
 def predict_both(manifest: Manifest, a: EvaluatedModel, b: EvaluatedModel, *, batch_size: int = 64) -> CommonListings:
-    """Decode and classify every photo; once for both models where they have the same preprocessing.
+    """Decode and classify every photo, decoding once where both models have the same preprocessing.
 
     Raises:
         ManifestError: no label that both models know, before anything is decoded; or no photo can be used.
     """
-    categories = _known_categories(manifest, a.taxonomy, b.taxonomy)
-    brands = _known_brands(manifest, a.taxonomy, b.taxonomy)
+    categories = _look_up_categories(manifest, a.taxonomy, b.taxonomy)
+    brands = _look_up_brands(manifest, a.taxonomy, b.taxonomy)
     _require_common(categories, brands, a, b)
     unusable: list[str] = []
     if a.preprocessing == b.preprocessing:
-        rows_a, (of_a, of_b) = _logits(manifest, a.preprocessing, [a, b], unusable, batch_size=batch_size)
+        rows_a, (of_a, of_b) = _infer(manifest, a.preprocessing, [a, b], unusable, batch_size=batch_size)
         rows_b = rows_a
     else:
-        rows_a, (of_a,) = _logits(manifest, a.preprocessing, [a], unusable, batch_size=batch_size)
-        rows_b, (of_b,) = _logits(manifest, b.preprocessing, [b], unusable, batch_size=batch_size)
+        rows_a, (of_a,) = _infer(manifest, a.preprocessing, [a], unusable, batch_size=batch_size)
+        rows_b, (of_b,) = _infer(manifest, b.preprocessing, [b], unusable, batch_size=batch_size)
     kept, from_a, from_b = np.intersect1d(rows_a, rows_b, assume_unique=True, return_indices=True)
     if len(kept) == 0:
         raise ManifestError("no photo of the manifest can be used by both models:", unusable)
@@ -127,7 +127,7 @@ def predict_both(manifest: Manifest, a: EvaluatedModel, b: EvaluatedModel, *, ba
     return CommonListings(
         a=PhotoLogits(of_a.category[from_a], of_a.brand[from_a]),
         b=PhotoLogits(of_b.category[from_b], of_b.brand[from_b]),
-        labels=_of_listings(categories, brands, kept, groups),
+        labels=_label_listings(categories, brands, kept, groups),
         groups=groups,
         listing_ids=tuple(ids[first] for first in firsts),
         photo_urls=tuple(used.photo_url(row) for row in range(len(used))),
@@ -136,14 +136,14 @@ def predict_both(manifest: Manifest, a: EvaluatedModel, b: EvaluatedModel, *, ba
 
 
 def match_labels(manifest: Manifest, a: Taxonomy, b: Taxonomy) -> CommonLabels:
-    """The labels of the manifest's listings as two taxonomies see them."""
+    """The labels of the manifest's listings in two taxonomies."""
     every = np.arange(len(manifest))
-    return _of_listings(
-        _known_categories(manifest, a, b), _known_brands(manifest, a, b), every, manifest.listing_groups()
+    return _label_listings(
+        _look_up_categories(manifest, a, b), _look_up_brands(manifest, a, b), every, manifest.listing_groups()
     )
 
 
-def _logits(
+def _infer(
     manifest: Manifest,
     preprocessing: Preprocessing,
     models: list[EvaluatedModel],
@@ -151,32 +151,32 @@ def _logits(
     *,
     batch_size: int,
 ) -> tuple[Ints, list[PhotoLogits]]:
-    """Rows of the usable photos, and each model's logits of them."""
+    """The rows of the usable photos, and each model's logits for them."""
     kept: list[int] = []
-    answers: list[list[PhotoLogits]] = [[] for _ in models]
+    logits_of: list[list[PhotoLogits]] = [[] for _ in models]
     for rows, photos in iterate_usable_photos(manifest, preprocessing, unusable=unusable, batch_size=batch_size):
         kept += rows
-        for model, batches in zip(models, answers, strict=True):
+        for model, batches in zip(models, logits_of, strict=True):
             logits = model.infer(photos)
             batches.append(PhotoLogits(logits.category, logits.brand))
-    joined = [PhotoLogits(*(np.concatenate(part) for part in zip(*batches, strict=True))) for batches in answers]
+    joined = [PhotoLogits(*(np.concatenate(part) for part in zip(*batches, strict=True))) for batches in logits_of]
     return np.array(kept), joined
 
 
-def _known_categories(manifest: Manifest, a: Taxonomy, b: Taxonomy) -> _Known:
+def _look_up_categories(manifest: Manifest, a: Taxonomy, b: Taxonomy) -> _LabelTable:
     def finder(taxonomy: Taxonomy) -> _Find:
-        return _or_none(taxonomy.find_category)
+        return _return_none_if_unknown(taxonomy.find_category)
 
-    return _known(manifest, "category", (finder(a), finder(b)), (a.node_index, b.node_index), missing=UNLABELLED)
+    return _look_up(manifest, "category", (finder(a), finder(b)), (a.node_index, b.node_index), missing=UNLABELLED)
 
 
-def _known_brands(manifest: Manifest, a: Taxonomy, b: Taxonomy) -> _Known:
+def _look_up_brands(manifest: Manifest, a: Taxonomy, b: Taxonomy) -> _LabelTable:
     ids_a, ids_b = _brand_ids(a), _brand_ids(b)
 
     def finder(taxonomy: Taxonomy, ids: dict[int, str]) -> _Find:
-        return _or_none(lambda text: ids[taxonomy.find_brand(text)])
+        return _return_none_if_unknown(lambda text: ids[taxonomy.find_brand(text)])
 
-    return _known(
+    return _look_up(
         manifest,
         "brand",
         (finder(a, ids_a), finder(b, ids_b)),
@@ -191,15 +191,15 @@ def _brand_ids(taxonomy: Taxonomy) -> dict[int, str]:
     return {0: "\0no brand", OTHER_BRAND: "\0other brand", **listed}
 
 
-def _known(
+def _look_up(
     manifest: Manifest,
     column: str,
     finds: tuple[_Find, _Find],
     places: tuple[Mapping[str, int], Mapping[str, int]],
     *,
     missing: int,
-) -> _Known:
-    """Every label of a column by the ids that two taxonomies find for it; `places` say where an id stands in each.
+) -> _LabelTable:
+    """Look up every label of a column in two taxonomies; `places` map an id to its index in each.
 
     A manifest written for one version may name a category by a path that the other has moved: an id that only one of
     them finds is looked up in the other.
@@ -215,11 +215,11 @@ def _known(
             place.get(found if found is not None else other or "")
             for place, found, other in zip(places, (found_a, found_b), (found_b, found_a), strict=True)
         )
-        reason = _reason(at_a, at_b, same_id=found_a is None or found_b is None or found_a == found_b)
+        reason = _explain_exclusion(at_a, at_b, same_id=found_a is None or found_b is None or found_a == found_b)
         reasons.append(None if reason == "unknown to both" and missing == OTHER_BRAND else reason)
         indices[0].append(missing if at_a is None else at_a)
         indices[1].append(missing if at_b is None else at_b)
-    return _Known(
+    return _LabelTable(
         texts,
         np.array(indices[0], dtype=np.int64),
         np.array(indices[1], dtype=np.int64),
@@ -228,7 +228,7 @@ def _known(
     )
 
 
-def _reason(at_a: int | None, at_b: int | None, *, same_id: bool) -> Reason | None:
+def _explain_exclusion(at_a: int | None, at_b: int | None, *, same_id: bool) -> Reason | None:
     if at_a is None:
         return "unknown to both" if at_b is None else "unknown to A"
     if at_b is None:
@@ -236,7 +236,7 @@ def _reason(at_a: int | None, at_b: int | None, *, same_id: bool) -> Reason | No
     return None if same_id else "not the same id in both"
 
 
-def _or_none(find: Callable[[str], str]) -> _Find:
+def _return_none_if_unknown(find: Callable[[str], str]) -> _Find:
     def found(text: str) -> str | None:
         try:
             return find(text)
@@ -246,8 +246,8 @@ def _or_none(find: Callable[[str], str]) -> _Find:
     return found
 
 
-def _require_common(categories: _Known, brands: _Known, a: EvaluatedModel, b: EvaluatedModel) -> None:
-    # 'no brand' and 'other brand' mean the same everywhere; alone they are no common ground.
+def _require_common(categories: _LabelTable, brands: _LabelTable, a: EvaluatedModel, b: EvaluatedModel) -> None:
+    # 'no brand' and 'other brand' are known to every taxonomy: these alone are not worth a comparison.
     listed = (brands.in_a > 0) & (brands.in_b > 0)
     if None in categories.reasons or any(
         reason is None and at for reason, at in zip(brands.reasons, listed, strict=True)
@@ -267,7 +267,7 @@ def _require_common(categories: _Known, brands: _Known, a: EvaluatedModel, b: Ev
     )
 
 
-def _of_listings(categories: _Known, brands: _Known, rows: Ints, groups: Ints) -> CommonLabels:
+def _label_listings(categories: _LabelTable, brands: _LabelTable, rows: Ints, groups: Ints) -> CommonLabels:
     codes = merge_listing_labels(Labels(category_nodes=categories.codes[rows], brands=brands.codes[rows]), groups)
     left_out: list[ExcludedLabel] = []
     shared = []
@@ -289,15 +289,15 @@ def _of_listings(categories: _Known, brands: _Known, rows: Ints, groups: Ints) -
                     )
                 )
     return CommonLabels(
-        in_a=_indices(categories.in_a, brands.in_a, codes),
-        in_b=_indices(categories.in_b, brands.in_b, codes),
+        in_a=_translate(categories.in_a, brands.in_a, codes),
+        in_b=_translate(categories.in_b, brands.in_b, codes),
         categories_shared=shared[0],
         brands_shared=shared[1],
         left_out=tuple(left_out),
     )
 
 
-def _indices(categories: Ints, brands: Ints, codes: Labels) -> Labels:
+def _translate(categories: Ints, brands: Ints, codes: Labels) -> Labels:
     # Code -1, 'not labelled', finds the last value.
     return Labels(
         category_nodes=np.append(categories, UNLABELLED)[codes.category_nodes],

@@ -48,25 +48,25 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluatedListings:
-    """One model's answers for N listings beside the truth, in its own indices."""
+    """One model's predictions for N listings beside the truth, in its own indices."""
 
     taxonomy: Taxonomy
     calibration: Calibration
-    answers: ListingPredictions
+    predictions: ListingPredictions
     filled: Bools
     """(N, D + 1); the brand in the last column."""
     truth: GroundTruth
 
     @property
     def leaf_nodes(self) -> Ints:
-        """(N,) the deepest node of each answered path."""
-        nodes = self.answers.paths.nodes
+        """(N,) the deepest node of each predicted path."""
+        nodes = self.predictions.paths.nodes
         return np.asarray(np.take_along_axis(nodes, self.leaf_depths[:, None], axis=1)[:, 0], dtype=np.int64)
 
     @property
     def leaf_depths(self) -> Ints:
         """(N,) column of the deepest node."""
-        return np.asarray((self.answers.paths.nodes >= 0).sum(axis=1) - 1, dtype=np.int64)
+        return np.asarray((self.predictions.paths.nodes >= 0).sum(axis=1) - 1, dtype=np.int64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,31 +80,31 @@ class FieldChange:
 
 @dataclass(frozen=True, kw_only=True)
 class CategoryChange:
-    """Of the listings that truly belong to one leaf category."""
+    """The change on the listings labelled with one leaf category."""
 
     category_id: str
     name: str
     counts: Difference
     interval: tuple[float, float]
-    """95 %, for a handful of listings too."""
+    """95 % interval, valid for a handful of listings too."""
     p_holm: float
     """McNemar's p-value, adjusted for the number of categories compared."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Coverage:
-    """What one model fills in for a field."""
+    """How often one model prefills a field, and how often that is right."""
 
     alpha: float | None
-    """Share of errors that is allowed; None where the model carries no promise for this field."""
+    """Allowed share of errors; None where the model has no guarantee for this field."""
     threshold: float | None
     num_listings: int
-    """All that were judged, whatever is known of their truth."""
+    """All listings, with a known label or without."""
     num_filled: int
     num_known: int
-    """Of the filled, how many have a truth that decides."""
+    """How many of the prefilled ones have a label that decides."""
     num_right: int
-    """Of the known."""
+    """How many of these are right."""
 
     @property
     def coverage(self) -> float:
@@ -112,7 +112,7 @@ class Coverage:
 
     @property
     def precision(self) -> float:
-        """NaN where nothing known is filled."""
+        """NaN where nothing with a known label is prefilled."""
         return self.num_right / self.num_known if self.num_known else float("nan")
 
 
@@ -138,7 +138,7 @@ class Flip:
     probability_a: float
     probability_b: float
     filled_a: bool
-    """The field was filled in, not only suggested."""
+    """Whether the field was prefilled, not only suggested."""
     filled_b: bool
 
 
@@ -150,7 +150,7 @@ class Comparison:
     """Largest drop first."""
     coverage: tuple[CoverageChange, ...]
     flips: tuple[Flip, ...]
-    """Lost ones before won ones, the surest mistakes first."""
+    """Lost ones before won ones, the most confident mistakes first."""
     left_out: tuple[ExcludedLabel, ...]
 
     def field(self, name: str) -> FieldChange:
@@ -158,35 +158,35 @@ class Comparison:
 
 
 def evaluate_listings(model: EvaluatedModel, logits: PhotoLogits, groups: Ints, labels: Labels) -> EvaluatedListings:
-    """What serving would answer and fill in, beside the truth.
+    """What serving would suggest and prefill, beside the truth.
 
     Args:
         groups: (P,) listing numbers 0…N-1.
-        labels: of the N listings, in the model's own indices.
+        labels: those of the N listings, in the model's own indices.
     """
     taxonomy, calibration = model.taxonomy, model.calibration
-    answers = predict_listings(logits.category, logits.brand, groups, taxonomy=taxonomy, calibration=calibration)
+    predictions = predict_listings(logits.category, logits.brand, groups, taxonomy=taxonomy, calibration=calibration)
     return EvaluatedListings(
         taxonomy=taxonomy,
         calibration=calibration,
-        answers=answers,
-        filled=compute_prefilled(answers, taxonomy=taxonomy, calibration=calibration),
+        predictions=predictions,
+        filled=compute_prefilled(predictions, taxonomy=taxonomy, calibration=calibration),
         truth=build_ground_truth(labels, taxonomy),
     )
 
 
 def compare(a: EvaluatedModel, b: EvaluatedModel, listings: CommonListings, *, seed: int = 0) -> Comparison:
-    """All figures of B against A.
+    """Compare B with A.
 
-    A leaf is compared where the true category is a leaf of both taxonomies; a depth, where both have the same true
+    A leaf is compared where the labelled category is a leaf of both taxonomies; a depth, where both have the same
     node there; a brand, where both know it, or neither does.
     """
     labels = listings.labels
     of_a = evaluate_listings(a, listings.a, listings.groups, labels.in_a)
     of_b = evaluate_listings(b, listings.b, listings.groups, labels.in_b)
     leaf = labels.categories_shared & (of_a.truth.leaves >= 0) & (of_b.truth.leaves >= 0)
-    leaf_right = [_leaf_right(judged) & leaf for judged in (of_a, of_b)]
-    brand_right = [(j.answers.brands.labels == j.truth.brands) & labels.brands_shared for j in (of_a, of_b)]
+    leaf_right = [_leaf_right(evaluated) & leaf for evaluated in (of_a, of_b)]
+    brand_right = [(j.predictions.brands.labels == j.truth.brands) & labels.brands_shared for j in (of_a, of_b)]
     fields = [_field(LEAF, leaf, *leaf_right, seed=seed)]
     for name, compared, right_a, right_b in _depths(of_a, of_b, labels.categories_shared):
         fields.append(_field(name, compared, right_a, right_b, seed=seed))
@@ -201,9 +201,9 @@ def compare(a: EvaluatedModel, b: EvaluatedModel, listings: CommonListings, *, s
     )
 
 
-def _leaf_right(judged: EvaluatedListings) -> Bools:
-    true_nodes = np.append(_leaf_node_of(judged.taxonomy), _NO_NODE)[judged.truth.leaves]
-    return np.asarray(judged.leaf_nodes == true_nodes, dtype=np.bool_)
+def _leaf_right(evaluated: EvaluatedListings) -> Bools:
+    true_nodes = np.append(_leaf_node_of(evaluated.taxonomy), _NO_NODE)[evaluated.truth.leaves]
+    return np.asarray(evaluated.leaf_nodes == true_nodes, dtype=np.bool_)
 
 
 def _leaf_node_of(taxonomy: Taxonomy) -> Ints:
@@ -216,13 +216,15 @@ def _field(name: str, compared: Bools, right_a: Bools, right_b: Bools, *, seed: 
 
 
 def _depths(a: EvaluatedListings, b: EvaluatedListings, shared: Bools) -> Iterator[tuple[str, Bools, Bools, Bools]]:
-    """Name of each depth that both have, which listings it is compared on, and who is right."""
+    """The name of each depth that both have, which listings it is compared on, and where A and B are right."""
     in_a = [a.taxonomy.node_index.get(category.id, _NOT_IN_A) for category in b.taxonomy.categories]
     to_a = np.array([*in_a, _NO_NODE])
     for depth in range(min(a.taxonomy.max_depth, b.taxonomy.max_depth)):
         true_a, true_b = a.truth.nodes[:, depth], b.truth.nodes[:, depth]
         compared = shared & (true_a >= 0) & (true_a == to_a[true_b])
-        right_a, right_b = (judged.answers.paths.nodes[:, depth] == judged.truth.nodes[:, depth] for judged in (a, b))
+        right_a, right_b = (
+            evaluated.predictions.paths.nodes[:, depth] == evaluated.truth.nodes[:, depth] for evaluated in (a, b)
+        )
         yield field_name(depth + 1), compared, right_a & compared, right_b & compared
 
 
@@ -249,7 +251,7 @@ def _categories(a: EvaluatedListings, compared: Bools, right_a: Bools, right_b: 
 def _coverage(a: EvaluatedListings, b: EvaluatedListings) -> tuple[CoverageChange, ...]:
     depths = range(max(a.taxonomy.max_depth, b.taxonomy.max_depth))
     names = [*(field_name(depth + 1) for depth in depths), BRAND_FIELD]
-    by_name = [_coverage_of(judged) for judged in (a, b)]
+    by_name = [_coverage_of(evaluated) for evaluated in (a, b)]
     num = len(a.filled)
     never = Coverage(alpha=None, threshold=None, num_listings=num, num_filled=0, num_known=0, num_right=0)
     return tuple(
@@ -257,61 +259,64 @@ def _coverage(a: EvaluatedListings, b: EvaluatedListings) -> tuple[CoverageChang
     )
 
 
-def _coverage_of(judged: EvaluatedListings) -> dict[str, Coverage]:
-    verdicts = evaluate_paths(judged.answers.paths, judged.truth)
-    labels = judged.answers.brands.labels
-    # A brand of which nothing is known decides nothing; one that the taxonomy lacks makes whatever is filled in wrong.
-    brand_known = (judged.truth.brands >= 0) | (judged.truth.brands == OTHER_BRAND)
-    known = np.column_stack([verdicts.known, brand_known])
-    right = np.column_stack([verdicts.right, labels == judged.truth.brands])
-    found = {}
-    for column, name in enumerate([*(field_name(d + 1) for d in range(judged.taxonomy.max_depth)), BRAND_FIELD]):
-        filled = judged.filled[:, column]
-        promise = judged.calibration.field(name)
-        found[name] = Coverage(
-            alpha=promise.alpha if promise else None,
-            threshold=promise.threshold if promise else None,
+def _coverage_of(evaluated: EvaluatedListings) -> dict[str, Coverage]:
+    steps = evaluate_paths(evaluated.predictions.paths, evaluated.truth)
+    labels = evaluated.predictions.brands.labels
+    # A missing brand label decides nothing; with a brand outside the taxonomy, whatever is prefilled is wrong.
+    brand_known = (evaluated.truth.brands >= 0) | (evaluated.truth.brands == OTHER_BRAND)
+    known = np.column_stack([steps.known, brand_known])
+    right = np.column_stack([steps.right, labels == evaluated.truth.brands])
+    coverages = {}
+    for column, name in enumerate([*(field_name(d + 1) for d in range(evaluated.taxonomy.max_depth)), BRAND_FIELD]):
+        filled = evaluated.filled[:, column]
+        guarantee = evaluated.calibration.field(name)
+        coverages[name] = Coverage(
+            alpha=guarantee.alpha if guarantee else None,
+            threshold=guarantee.threshold if guarantee else None,
             num_listings=len(filled),
             num_filled=int(filled.sum()),
             num_known=int((filled & known[:, column]).sum()),
             num_right=int((filled & known[:, column] & right[:, column]).sum()),
         )
-    return found
+    return coverages
 
 
 def _category_flips(a: EvaluatedListings, b: EvaluatedListings, right_a: Bools, right_b: Bools) -> list[Flip]:
-    nodes = [judged.leaf_nodes for judged in (a, b)]
-    depths = [judged.leaf_depths for judged in (a, b)]
+    nodes = [evaluated.leaf_nodes for evaluated in (a, b)]
+    depths = [evaluated.leaf_depths for evaluated in (a, b)]
     true_nodes = _leaf_node_of(a.taxonomy)
     flips = []
     for listing in np.flatnonzero(right_a != right_b).tolist():
-        answered, probabilities, filled = [], [], []
-        for judged, node, depth in zip((a, b), nodes, depths, strict=True):
-            answered.append(_path_name(judged.taxonomy, int(node[listing])))
-            probabilities.append(float(judged.answers.paths.scores[listing, depth[listing]]))
-            filled.append(bool(judged.filled[listing, depth[listing]]))
+        predicted, probabilities, filled = [], [], []
+        for evaluated, node, depth in zip((a, b), nodes, depths, strict=True):
+            predicted.append(_path_name(evaluated.taxonomy, int(node[listing])))
+            probabilities.append(float(evaluated.predictions.paths.scores[listing, depth[listing]]))
+            filled.append(bool(evaluated.filled[listing, depth[listing]]))
         flips.append(
             Flip(
                 field="category",
                 listing=listing,
                 won=bool(right_b[listing]),
                 truth=_path_name(a.taxonomy, int(true_nodes[a.truth.leaves[listing]])),
-                answer_a=answered[0],
-                answer_b=answered[1],
+                answer_a=predicted[0],
+                answer_b=predicted[1],
                 probability_a=probabilities[0],
                 probability_b=probabilities[1],
                 filled_a=filled[0],
                 filled_b=filled[1],
             )
         )
-    return sorted(flips, key=_surest_mistake_first)
+    return sorted(flips, key=_most_confident_mistake_first)
 
 
 def _brand_flips(a: EvaluatedListings, b: EvaluatedListings, right_a: Bools, right_b: Bools) -> list[Flip]:
     flips = []
     for listing in np.flatnonzero(right_a != right_b).tolist():
         (answer_a, p_a), (answer_b, p_b) = (
-            (_brand_name(j.taxonomy, int(j.answers.brands.labels[listing])), float(j.answers.brands.scores[listing]))
+            (
+                _brand_name(j.taxonomy, int(j.predictions.brands.labels[listing])),
+                float(j.predictions.brands.scores[listing]),
+            )
             for j in (a, b)
         )
         flips.append(
@@ -328,10 +333,10 @@ def _brand_flips(a: EvaluatedListings, b: EvaluatedListings, right_a: Bools, rig
                 filled_b=bool(b.filled[listing, -1]),
             )
         )
-    return sorted(flips, key=_surest_mistake_first)
+    return sorted(flips, key=_most_confident_mistake_first)
 
 
-def _surest_mistake_first(flip: Flip) -> tuple[bool, float, int]:
+def _most_confident_mistake_first(flip: Flip) -> tuple[bool, float, int]:
     return flip.won, -(flip.probability_a if flip.won else flip.probability_b), flip.listing
 
 
@@ -344,21 +349,18 @@ def _brand_name(taxonomy: Taxonomy, index: int) -> str:
 
 
 def _leaves_of_one(a: EvaluatedListings, b: EvaluatedListings, shared: Bools) -> list[ExcludedLabel]:
-    """Labels that are a leaf of one taxonomy and an inner node of the other, which no leaf answer can be right on."""
-    found = []
-    for has, lacks, node_of, reason in (
-        (a, b, a.truth.leaves, "a leaf of A only"),
-        (b, a, b.truth.leaves, "a leaf of B only"),
-    ):
+    """Labels that are a leaf of one taxonomy and an inner node of the other, which no predicted leaf can match."""
+    excluded = []
+    for has, lacks, node_of in ((a, b, a.truth.leaves), (b, a, b.truth.leaves)):
         only = shared & (node_of >= 0) & (lacks.truth.leaves < 0)
         leaves, counts = np.unique(node_of[only], return_counts=True)
-        found += [
+        excluded += [
             ExcludedLabel(
                 field="category",
                 label=has.taxonomy.path_name(has.taxonomy.leaf_ids[leaf]),
-                reason="a leaf of A only" if reason == "a leaf of A only" else "a leaf of B only",
+                reason="a leaf of A only" if has is a else "a leaf of B only",
                 num_listings=num,
             )
             for leaf, num in zip(leaves.tolist(), counts.tolist(), strict=True)
         ]
-    return found
+    return excluded

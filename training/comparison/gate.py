@@ -1,4 +1,4 @@
-"""What a new model must not lose against the old one: a small TOML or YAML file, checked before anything is judged."""
+"""The release gate: how much a new model may lose against the old one. A small TOML or YAML file."""
 
 import difflib
 import tomllib
@@ -15,7 +15,7 @@ from vision.calibration import BRAND_FIELD
 __all__ = ["Gate", "RuleResult", "load_gate"]
 
 _ROUNDING = 1e-9
-"""A drop of exactly the limit passes, however its share is rounded."""
+"""Tolerance for rounding, so that a drop of exactly the limit passes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,9 +24,9 @@ class RuleResult:
     """The field of `Gate`."""
     holds: bool
     num_checked: int
-    """Fields or categories that the rule was measured on; none: it holds for want of anything to break it."""
+    """Fields or categories that the rule was measured on; with 0, the rule holds."""
     details: tuple[str, ...]
-    """What broke it, each with its numbers; or, where it holds, what was measured."""
+    """The violations with their numbers; or, where the rule holds, what was measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,15 +34,15 @@ class Gate:
     """Drops are from A to B, as shares: 0.01 is one percentage point. A drop of exactly the limit passes."""
 
     max_overall_drop: float = 0.0
-    """Of the leaf accuracy over all listings. Without a listing to measure it on this rule is broken."""
+    """Highest drop of the leaf accuracy over all listings. Without a listing to measure it on, the rule is broken."""
     max_category_drop: float = 0.1
-    """Of the leaf accuracy of any one category; 1 switches it off."""
+    """Highest drop of the leaf accuracy of any one category; 1 disables the rule."""
     min_category_listings: int = 20
-    """Categories with fewer listings are not held to `max_category_drop`: one listing of five is a drop of 0.2."""
+    """Categories with fewer listings are exempt from `max_category_drop`: one listing of five is a drop of 0.2."""
     max_brand_drop: float = 0.0
-    """Of the brand accuracy."""
+    """Highest drop of the brand accuracy."""
     max_coverage_drop: float = 0.0
-    """Of the share of listings that are filled in, for every depth and the brand."""
+    """Highest drop of the share of listings that are prefilled, for every depth and the brand."""
 
     def __post_init__(self) -> None:
         for name in ("max_overall_drop", "max_category_drop", "max_brand_drop", "max_coverage_drop"):
@@ -74,49 +74,51 @@ class Gate:
             raise GateError(f"{source}: {error}") from None
 
     def check(self, comparison: Comparison) -> tuple[RuleResult, ...]:
-        """The outcome of each rule; the gate is passed when all hold."""
+        """The result of each rule; the gate is passed when all hold."""
         overall, brand = comparison.field(LEAF).counts, comparison.field(BRAND_FIELD).counts
         return (
-            self._overall(overall),
-            self._categories(comparison.categories),
-            _accuracy_rule("max_brand_drop", "brand accuracy", brand, self.max_brand_drop),
-            self._coverage(comparison.coverage),
+            self._check_overall(overall),
+            self._check_categories(comparison.categories),
+            _check_accuracy("max_brand_drop", "brand accuracy", brand, self.max_brand_drop),
+            self._check_coverage(comparison.coverage),
         )
 
-    def _overall(self, counts: Difference) -> RuleResult:
+    def _check_overall(self, counts: Difference) -> RuleResult:
         if counts.num_listings == 0:
-            why = "leaf accuracy: no listing with a leaf category that both models know, so nothing shows that it holds"
-            return RuleResult(name="max_overall_drop", holds=False, num_checked=0, details=(why,))
-        return _accuracy_rule("max_overall_drop", "leaf accuracy", counts, self.max_overall_drop)
+            detail = (
+                "leaf accuracy: no listing with a leaf category that both models know, so the rule cannot be verified"
+            )
+            return RuleResult(name="max_overall_drop", holds=False, num_checked=0, details=(detail,))
+        return _check_accuracy("max_overall_drop", "leaf accuracy", counts, self.max_overall_drop)
 
-    def _categories(self, changes: Iterable[CategoryChange]) -> RuleResult:
+    def _check_categories(self, changes: Iterable[CategoryChange]) -> RuleResult:
         enough = [change for change in changes if change.counts.num_listings >= self.min_category_listings]
-        broken = [change for change in enough if _too_much(-change.counts.change, self.max_category_drop)]
+        broken = [change for change in enough if _exceeds(-change.counts.change, self.max_category_drop)]
         measured = f"{len(enough)} categories have at least {self.min_category_listings} listings"
         return RuleResult(
             name="max_category_drop",
             holds=not broken,
             num_checked=len(enough),
-            details=tuple(_drop_text(c.name, c.counts, self.max_category_drop) for c in broken) or (measured,),
+            details=tuple(_describe_drop(c.name, c.counts, self.max_category_drop) for c in broken) or (measured,),
         )
 
-    def _coverage(self, changes: Iterable[CoverageChange]) -> RuleResult:
+    def _check_coverage(self, changes: Iterable[CoverageChange]) -> RuleResult:
         filled = [change for change in changes if change.a.num_filled]
-        broken = [c for c in filled if _too_much(c.a.coverage - c.b.coverage, self.max_coverage_drop)]
+        broken = [c for c in filled if _exceeds(c.a.coverage - c.b.coverage, self.max_coverage_drop)]
         texts = tuple(
-            f"{c.name}: filled in for {c.a.coverage:.2%} of the listings by A ({c.a.num_filled} of "
+            f"{c.name}: prefilled for {c.a.coverage:.2%} of the listings by A ({c.a.num_filled} of "
             f"{c.a.num_listings}), {c.b.coverage:.2%} by B ({c.b.num_filled}): "
-            f"{_points(c.b.coverage - c.a.coverage, self.max_coverage_drop)}"
+            f"{_format_points(c.b.coverage - c.a.coverage, self.max_coverage_drop)}"
             for c in broken
         )
-        measured = f"coverage: A fills in {len(filled)} fields"
+        measured = f"coverage: A prefills {len(filled)} fields"
         return RuleResult(
             name="max_coverage_drop", holds=not broken, num_checked=len(filled), details=texts or (measured,)
         )
 
 
 def load_gate(path: Path) -> Gate:
-    """A gate from TOML or YAML, by the ending.
+    """Load a gate from TOML or YAML, by the file's ending.
 
     Raises:
         GateError: not found, another ending, not readable, an unknown rule or a wrong value.
@@ -151,29 +153,29 @@ def _read_yaml(text: str, path: Path) -> Mapping[str, Any]:
     if raw is None:
         return {}
     if not isinstance(raw, dict):
-        raise GateError(f"gate {path}: a {type(raw).__name__} stands where rules should, each as `name: value`")
+        raise GateError(f"gate {path}: found a {type(raw).__name__} instead of rules; write each as `name: value`")
     return raw
 
 
-def _accuracy_rule(name: str, what: str, counts: Difference, limit: float) -> RuleResult:
+def _check_accuracy(name: str, what: str, counts: Difference, limit: float) -> RuleResult:
     if counts.num_listings == 0:
         measured = f"{what}: no listing to measure it on"
         return RuleResult(name=name, holds=True, num_checked=0, details=(measured,))
-    holds = not _too_much(-counts.change, limit)
-    return RuleResult(name=name, holds=holds, num_checked=1, details=(_drop_text(what, counts, limit),))
+    holds = not _exceeds(-counts.change, limit)
+    return RuleResult(name=name, holds=holds, num_checked=1, details=(_describe_drop(what, counts, limit),))
 
 
-def _too_much(drop: float, limit: float) -> bool:
+def _exceeds(drop: float, limit: float) -> bool:
     return drop > limit + _ROUNDING
 
 
-def _drop_text(what: str, counts: Difference, limit: float) -> str:
+def _describe_drop(what: str, counts: Difference, limit: float) -> str:
     return (
-        f"{what}: {counts.accuracy_a:.2%} by A, {counts.accuracy_b:.2%} by B: {_points(counts.change, limit)} "
+        f"{what}: {counts.accuracy_a:.2%} by A, {counts.accuracy_b:.2%} by B: {_format_points(counts.change, limit)} "
         f"({counts.num_listings} listings, {counts.num_lost} lost, "
         f"{counts.num_won} won, p = {counts.p_value:.3g})"
     )
 
 
-def _points(change: float, limit: float) -> str:
+def _format_points(change: float, limit: float) -> str:
     return f"{100 * change:+.2f} points, a drop of {100 * limit:.2f} allowed"

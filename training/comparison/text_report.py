@@ -46,7 +46,7 @@ class GateVerdict:
 def build_comparison_json(
     compared: ComparedModels, comparison: Comparison, listings: CommonListings, verdict: GateVerdict | None
 ) -> dict[str, Any]:
-    """All of it in plain values; NaN where there was nothing to measure."""
+    """The whole comparison in plain values; NaN where there was nothing to measure."""
     return {
         **asdict(compared),
         "num_listings": comparison.num_listings,
@@ -97,7 +97,7 @@ def _coverage(coverage: Coverage) -> dict[str, Any]:
 
 
 def format_comparison(compared: ComparedModels, comparison: Comparison, listings: CommonListings) -> str:
-    """The figures for people, shares in percent."""
+    """The figures as a text table, shares in percent."""
     lines = [
         f"A  {compared.name_a} (taxonomy {compared.taxonomy_a})",
         f"B  {compared.name_b} (taxonomy {compared.taxonomy_b})",
@@ -111,7 +111,7 @@ def format_comparison(compared: ComparedModels, comparison: Comparison, listings
             f"  {field.name:<20}  {c.num_listings:8d}  {_percent(c.accuracy_a)}  {_percent(c.accuracy_b)}  "
             f"{_signed(c.change)}  {_signed(low)} – {_signed(high)}  {c.num_lost:5d}  {c.num_won:5d}   {c.p_value:.3g}"
         )
-    lines += ["", "filled in, % of listings       A  (right)       B  (right)"]
+    lines += ["", "prefilled, % of listings       A  (right)       B  (right)"]
     for change in comparison.coverage:
         shown = "  ".join(f"{_percent(c.coverage)}  ({_percent(c.precision)})" for c in (change.a, change.b))
         lines.append(f"  {change.name:<22}  {shown}")
@@ -123,7 +123,7 @@ def format_comparison(compared: ComparedModels, comparison: Comparison, listings
 
 
 def format_testing_note(categories: Sequence[CategoryChange]) -> str:
-    """What so many tests at once are worth."""
+    """How to read that many tests at once."""
     by_chance = sum(change.counts.p_value < 0.05 for change in categories)
     proven = sum(change.p_holm < 0.05 for change in categories)
     return (

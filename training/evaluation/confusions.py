@@ -1,4 +1,4 @@
-"""The categories that are most often taken for one another."""
+"""The categories that are most often confused with each other."""
 
 from typing import Any
 
@@ -19,22 +19,22 @@ Floats = npt.NDArray[np.floating]
 
 
 def find_confusions(view: ScoredRows, taxonomy: Taxonomy) -> list[dict[str, Any]]:
-    """Pairs of true and answered leaf, the most frequent mistake first.
+    """Pairs of labelled and predicted leaf, the most frequent mistake first.
 
     Returns:
         `truth` and `answer` (ids), their paths, `num`, `num_truth`, `estimate_share` of the true category's rows, and
-        `photos` (the surest mistakes) beside `photos_of_answer` (what the answer truly looks like).
+        `photos` (the most confident mistakes) beside `photos_of_answer` (photos labelled with the predicted leaf).
     """
-    answers, labels, confidences = view.leaves.argmax(axis=1), view.truth.leaves, view.leaves.max(axis=1)
-    wrong = (labels >= 0) & (answers != labels)
-    pairs, counts = np.unique(np.stack([labels[wrong], answers[wrong]], axis=1), axis=0, return_counts=True)
+    predicted, labels, confidences = view.leaves.argmax(axis=1), view.truth.leaves, view.leaves.max(axis=1)
+    wrong = (labels >= 0) & (predicted != labels)
+    pairs, counts = np.unique(np.stack([labels[wrong], predicted[wrong]], axis=1), axis=0, return_counts=True)
     found = []
     for at in np.argsort(-counts, kind="stable")[:NUM_PAIRS]:
         truth, answer = (int(leaf) for leaf in pairs[at])
         of_truth, of_answer = labels == truth, labels == answer
-        confused = of_truth & (answers == answer)
-        # A right answer shows the category as the model knows it; where none is right, as the label does.
-        shown = of_answer & (answers == answer)
+        confused = of_truth & (predicted == answer)
+        # Prefer right predictions, which show the category as the model knows it.
+        shown = of_answer & (predicted == answer)
         found.append(
             {
                 "truth": taxonomy.leaf_ids[truth],
@@ -44,14 +44,16 @@ def find_confusions(view: ScoredRows, taxonomy: Taxonomy) -> list[dict[str, Any]
                 "num": int(confused.sum()),
                 "num_truth": int(of_truth.sum()),
                 **estimate_share("share", confused[of_truth], select_clusters(view.clusters, of_truth)),
-                "photos": _surest(confused, confidences, view.photos),
-                "photos_of_answer": _surest(shown if shown.any() else of_answer, confidences, view.photos),
+                "photos": _choose_most_confident(confused, confidences, view.photos),
+                "photos_of_answer": _choose_most_confident(
+                    shown if shown.any() else of_answer, confidences, view.photos
+                ),
             }
         )
     return found
 
 
-def _surest(rows: Bools, confidences: Floats, photos: tuple[str, ...]) -> list[str]:
+def _choose_most_confident(rows: Bools, confidences: Floats, photos: tuple[str, ...]) -> list[str]:
     numbers = np.flatnonzero(rows)
     best = numbers[np.argsort(-confidences[numbers], kind="stable")][:NUM_EXAMPLES]
     return [photos[row] for row in best]

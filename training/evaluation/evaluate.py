@@ -1,4 +1,4 @@
-"""How good a model is, per photo and per listing, through the decisions that serving makes."""
+"""Evaluation of a model, per photo and per listing, through the decisions that serving makes."""
 
 import math
 from typing import Any, NamedTuple
@@ -45,14 +45,14 @@ def evaluate(
 
     Args:
         groups: (P,) listing number of each photo, instead of the manifest's own listings.
-        training_counts: by which a category is frequent or rare; without, by the photos that are judged.
+        training_counts: decides which categories are frequent or rare; default: the evaluated photos.
 
     Returns:
         `photo` and `listing`, each with `num`, `leaf` and `depth_1`… (top1, top5, macro, ece, reliability), `brand`
         (all, branded, unbranded and unseen), `fields` (what would be prefilled), `selective` (precision against
         coverage), `hierarchy`, `frequency`, `confusions` and `slices`.
     """
-    counts = training_counts or count_leaves(predictions.labels, taxonomy, counted_on="the photos judged here")
+    counts = training_counts or count_leaves(predictions.labels, taxonomy, counted_on="the evaluated photos")
     each_alone = np.arange(len(predictions.groups))
     by_view = {}
     for name, rows_of, clusters in (
@@ -72,9 +72,9 @@ def evaluate(
 
 
 def group_pseudo_listings(labels: Labels, *, num_photos: int, seed: int) -> Ints:
-    """(P,) groups of `num_photos` photos drawn at random from one category and brand, for data without listings.
+    """(P,) random groups of `num_photos` photos of one category and brand, for data without listings.
 
-    The last group of a kind is smaller where its photos do not divide.
+    The last group of a category and brand may be smaller.
     """
     rng = np.random.default_rng(seed)
     groups = np.empty(len(labels.category_nodes), dtype=np.int64)
@@ -88,12 +88,12 @@ def group_pseudo_listings(labels: Labels, *, num_photos: int, seed: int) -> Ints
 
 
 def _figures(view: ScoredRows, taxonomy: Taxonomy, calibration: Calibration) -> dict[str, Any]:
-    judged = _judged(view, taxonomy)
+    fields = _build_field_rows(view, taxonomy)
     return {
         "num": len(view.leaves),
         **_levels(view, taxonomy),
         "brand": _brand(view),
-        "fields": {field.name: _field(judged[field.name], field, view.clusters) for field in calibration.fields},
+        "fields": {field.name: _field(fields[field.name], field, view.clusters) for field in calibration.fields},
         "selective": {
             name: compute_risk_coverage(
                 field.scores[field.known],
@@ -102,13 +102,13 @@ def _figures(view: ScoredRows, taxonomy: Taxonomy, calibration: Calibration) -> 
                 guarantee=calibration.field(name),
                 clusters=select_clusters(view.clusters, field.known),
             )
-            for name, field in judged.items()
+            for name, field in fields.items()
         },
         "hierarchy": {
             **estimate_hierarchical(
                 given=view.truth.nodes >= 0,
-                answered=view.verdicts.known,
-                right=view.verdicts.right,
+                answered=view.steps.known,
+                right=view.steps.right,
                 clusters=view.clusters,
             ),
             "mistakes": _mistakes(view),
@@ -122,7 +122,7 @@ def _levels(view: ScoredRows, taxonomy: Taxonomy) -> dict[str, Any]:
         "leaf": _level(
             view.leaves,
             truth.leaves,
-            answers=view.leaves.argmax(axis=1),
+            predicted=view.leaves.argmax(axis=1),
             confidences=view.leaves.max(axis=1),
             uncalibrated=view.uncalibrated_leaf_scores,
             clusters=view.clusters,
@@ -137,7 +137,7 @@ def _levels(view: ScoredRows, taxonomy: Taxonomy) -> dict[str, Any]:
         levels[f"depth_{depth}"] = _level(
             nodes[:, columns],
             column_of[truth.nodes[:, depth - 1]],
-            answers=column_of[paths.nodes[:, depth - 1]],
+            predicted=column_of[paths.nodes[:, depth - 1]],
             confidences=paths.scores[:, depth - 1],
             uncalibrated=view.uncalibrated_path_scores[:, depth - 1],
             clusters=view.clusters,
@@ -146,16 +146,16 @@ def _levels(view: ScoredRows, taxonomy: Taxonomy) -> dict[str, Any]:
 
 
 def _level(
-    scores: Floats, labels: Ints, *, answers: Ints, confidences: Floats, uncalibrated: Floats, clusters: Ints | None
+    scores: Floats, labels: Ints, *, predicted: Ints, confidences: Floats, uncalibrated: Floats, clusters: Ints | None
 ) -> dict[str, Any]:
-    """Figures of one level; `answers` are those of the decision, `scores` rank all nodes of the level for top-5."""
+    """Figures of one level; `predicted` is what was decided, `scores` rank all nodes of the level for top-5."""
     labelled = labels >= 0
-    right, kept = answers[labelled] == labels[labelled], select_clusters(clusters, labelled)
+    right, kept = predicted[labelled] == labels[labelled], select_clusters(clusters, labelled)
     return {
         "num": int(labelled.sum()),
         **estimate_share("top1", right, kept),
         **estimate_share("top5", top_k_hits(scores, labels, k=5), kept),
-        **estimate_macro_accuracy("macro", answers, labels, clusters),
+        **estimate_macro_accuracy("macro", predicted, labels, clusters),
         **_calibration(confidences[labelled], uncalibrated[labelled], right, kept),
     }
 
@@ -170,18 +170,18 @@ def _calibration(confidences: Floats, uncalibrated: Floats, right: Bools, cluste
 
 
 def _brand(view: ScoredRows) -> dict[str, Any]:
-    """A listing of a brand that the taxonomy lacks is answered right by 'none that I know' alone."""
-    truth, answers = view.truth.brands, view.brands.labels
-    known, right = truth != UNLABELLED, answers == truth
-    # 'None that I know' has no probability that could be right or wrong.
-    scored = known & (answers != OTHER_BRAND)
+    """Figures of brands; for a brand outside the taxonomy only 'unknown brand' is right."""
+    truth, predicted = view.truth.brands, view.brands.labels
+    known, right = truth != UNLABELLED, predicted == truth
+    # 'Unknown brand' has no probability that could be calibrated.
+    scored = known & (predicted != OTHER_BRAND)
     parts: dict[str, Any] = {}
     for name, rows in (("branded", truth > 0), ("unbranded", truth == 0), ("unseen", truth == OTHER_BRAND)):
         kept = select_clusters(view.clusters, rows)
         parts |= {
             f"num_{name}": int(rows.sum()),
             **estimate_share(f"top1_{name}", right[rows], kept),
-            **estimate_share(f"none_known_{name}", answers[rows] == OTHER_BRAND, kept),
+            **estimate_share(f"none_known_{name}", predicted[rows] == OTHER_BRAND, kept),
             **estimate_share(f"filled_{name}", view.filled[rows, -1], kept),
             **estimate_share(f"filled_wrong_{name}", view.filled[rows, -1] & ~right[rows], kept),
         }
@@ -198,26 +198,26 @@ def _brand(view: ScoredRows) -> dict[str, Any]:
     }
 
 
-class _Judged(NamedTuple):
+class _FieldRows(NamedTuple):
     """One field of the seller's form, (N,) each."""
 
     scores: Floats
-    """What a threshold is held against; -inf where nothing is ever filled in."""
+    """What a threshold is compared with; -inf where nothing is ever prefilled."""
     known: Bools
     right: Bools
     filled: Bools
 
 
-def _judged(view: ScoredRows, taxonomy: Taxonomy) -> dict[str, _Judged]:
-    """Each field; a depth with one category for all is none, and has no promise."""
+def _build_field_rows(view: ScoredRows, taxonomy: Taxonomy) -> dict[str, _FieldRows]:
+    """The rows of each field by its name."""
     scores = compute_path_scores(view.paths, taxonomy)
     fields = {
-        field_name(depth + 1): _Judged(
-            scores[:, depth], view.verdicts.known[:, depth], view.verdicts.right[:, depth], view.filled[:, depth]
+        field_name(depth + 1): _FieldRows(
+            scores[:, depth], view.steps.known[:, depth], view.steps.right[:, depth], view.filled[:, depth]
         )
         for depth in range(taxonomy.max_depth)
     }
-    fields[BRAND_FIELD] = _Judged(
+    fields[BRAND_FIELD] = _FieldRows(
         compute_brand_scores(view.brands),
         view.truth.brands != UNLABELLED,
         view.brands.labels == view.truth.brands,
@@ -226,35 +226,35 @@ def _judged(view: ScoredRows, taxonomy: Taxonomy) -> dict[str, _Judged]:
     return fields
 
 
-def _field(judged: _Judged, promise: FieldGuarantee, clusters: Ints | None) -> dict[str, Any]:
-    known = judged.known
+def _field(rows: _FieldRows, guarantee: FieldGuarantee, clusters: Ints | None) -> dict[str, Any]:
+    known = rows.known
     point = compute_operating_point(
-        judged.filled[known],
-        judged.right[known],
-        threshold=promise.threshold,
+        rows.filled[known],
+        rows.right[known],
+        threshold=guarantee.threshold,
         clusters=select_clusters(clusters, known),
     )
-    return {"alpha": promise.alpha, **point, "num": int(known.sum())}
+    return {"alpha": guarantee.alpha, **point, "num": int(known.sum())}
 
 
 def _mistakes(view: ScoredRows) -> list[dict[str, Any]]:
-    """How many answered paths first leave the truth at each depth, those that never do first (`depth` null)."""
-    known, right = view.verdicts
-    judged = np.logical_or.reduce(known, axis=1)
+    """How many predicted paths first leave the label at each depth, those that never do first (`depth` null)."""
+    known, right = view.steps
+    has_known = np.logical_or.reduce(known, axis=1)
     wrong = known & ~right
-    first = np.where(wrong.any(axis=1), wrong.argmax(axis=1), -1)[judged]
+    first = np.where(wrong.any(axis=1), wrong.argmax(axis=1), -1)[has_known]
     return [
         {
             "depth": None if depth < 0 else depth + 1,
             "num": int((first == depth).sum()),
-            **estimate_share("share", first == depth, select_clusters(view.clusters, judged)),
+            **estimate_share("share", first == depth, select_clusters(view.clusters, has_known)),
         }
         for depth in range(-1, known.shape[1])
     ]
 
 
 def replace_nan(figures: Any) -> Any:
-    """The same with None for every NaN, which JSON does not have."""
+    """Replace every NaN, which JSON does not have, by None."""
     if isinstance(figures, dict):
         return {name: replace_nan(value) for name, value in figures.items()}
     if isinstance(figures, list | tuple):
@@ -263,7 +263,7 @@ def replace_nan(figures: Any) -> Any:
 
 
 def format_table(figures: dict[str, Any]) -> str:
-    """The figures of `evaluate` as a table for people, shares in percent."""
+    """The figures of `evaluate` as a text table, shares in percent."""
 
     def percent(value: float) -> str:
         return "    -" if value != value else f"{100 * value:5.1f}"
@@ -292,11 +292,11 @@ def format_table(figures: dict[str, Any]) -> str:
         )
     for name, f in figures["listing"]["fields"].items():
         if f["threshold"] is None:
-            lines.append(f"  {name}: never filled, only suggested")
+            lines.append(f"  {name}: never prefilled, only suggested")
         else:
             lines.append(
-                f"  {name}: filled for {percent(f['coverage'])} % of listings, right in {percent(f['precision'])} % "
-                f"(promised {100 * (1 - f['alpha']):g} %)"
+                f"  {name}: prefilled for {percent(f['coverage'])} % of listings, right in {percent(f['precision'])} % "
+                f"(guaranteed {100 * (1 - f['alpha']):g} %)"
             )
     if figures["num_unusable_photos"]:
         lines.append(f"  {figures['num_unusable_photos']} photos could not be used")

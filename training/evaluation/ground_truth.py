@@ -1,4 +1,4 @@
-"""The known answers of listings, and which answered steps are right by them."""
+"""The ground truth of listings, and which steps of predicted paths are right."""
 
 from typing import NamedTuple
 
@@ -15,16 +15,16 @@ Ints = npt.NDArray[np.int64]
 
 
 class StepResults(NamedTuple):
-    """On each step of answered paths."""
+    """Evaluation of each step of predicted paths."""
 
     known: npt.NDArray[np.bool_]
-    """(N, D) whether the step is answered and the truth decides on it."""
+    """(N, D) whether the step is predicted and the label shows if it is right."""
     right: npt.NDArray[np.bool_]
     """(N, D); false where not known."""
 
 
 class GroundTruth(NamedTuple):
-    """The known answer of each row."""
+    """What the labels say about each row."""
 
     nodes: Ints
     """(N, D) the labelled node's ancestor at each depth, -1 where not known or not that deep."""
@@ -35,10 +35,10 @@ class GroundTruth(NamedTuple):
 
 
 def evaluate_paths(paths: Paths, truth: GroundTruth) -> StepResults:
-    """Which steps of the answered paths are known to be right or wrong.
+    """Evaluate which steps of the predicted paths are right.
 
-    A step deeper than the true leaf is wrong, and so is every step below one that is wrong. Not known is a step only
-    where the label is missing, or is an inner node that the answer agrees with and goes below.
+    A step deeper than the true leaf is wrong, and so is every step below one that is wrong. A step is unknown only
+    where the label is missing, or is an inner node above the step on the predicted path.
     """
     given = truth.nodes >= 0
     labelled = given.any(axis=1, keepdims=True)
@@ -50,7 +50,7 @@ def evaluate_paths(paths: Paths, truth: GroundTruth) -> StepResults:
 
 
 def merge_listing_labels(labels: Labels, groups: Ints) -> Labels:
-    """The labels of each listing: for category and for brand, that of its first photo that carries one."""
+    """The labels of each listing: for category and for brand, that of its first photo that has one."""
     return Labels(
         category_nodes=_first_known(labels.category_nodes, groups), brands=_first_known(labels.brands, groups)
     )
@@ -65,6 +65,7 @@ def _first_known(values: Ints, groups: Ints) -> Ints:
 
 
 def build_ground_truth(labels: Labels, taxonomy: Taxonomy) -> GroundTruth:
+    """The ground truth of labelled rows, by depth."""
     paths = np.full((len(taxonomy.categories) + 1, taxonomy.max_depth), UNLABELLED, dtype=np.int64)
     leaf_of = np.full(len(taxonomy.categories) + 1, UNLABELLED, dtype=np.int64)
     for category in taxonomy.categories:

@@ -17,31 +17,33 @@ Ints = npt.NDArray[np.int64]
 
 class LeafCounts(NamedTuple):
     num_photos: Ints
-    """(C,) of each leaf."""
+    """(C,) photos of each leaf."""
     counted_on: str
     """Which photos, for people."""
 
 
 def count_leaves(labels: Labels, taxonomy: Taxonomy, *, counted_on: str) -> LeafCounts:
-    """Photos that are labelled with each leaf; those labelled with an inner node do not count."""
+    """Count the photos labelled with each leaf; those labelled with an inner node do not count."""
     known = labels.category_nodes[labels.category_nodes >= 0]
     by_node = np.bincount(known, minlength=len(taxonomy.categories))
     return LeafCounts(by_node[[taxonomy.node_index[leaf] for leaf in taxonomy.leaf_ids]], counted_on)
 
 
 def count_training_leaves(manifest: Manifest, taxonomy: Taxonomy) -> LeafCounts | None:
-    """Of the manifest's train split; None where it has none that the taxonomy understands, or no leaf is labelled."""
+    """Count on the manifest's train split; None where its labels are unknown to the taxonomy, or none is a leaf."""
     try:
         labels = manifest.where_split("train").labels(taxonomy, other_brands=True)
-    # A label that is wrong there is no reason not to judge another split.
+    # A wrong label in train must not prevent the evaluation of another split.
     except ManifestError:
         return None
     counts = count_leaves(labels, taxonomy, counted_on="the manifest's train split")
     return counts if counts.num_photos.any() else None
 
 
-def evaluate_by_frequency(answers: Ints, labels: Ints, counts: LeafCounts, *, clusters: Ints | None) -> dict[str, Any]:
-    """Figures of three equal parts of the labels that occur: the most frequent third is the head, the rarest the tail.
+def evaluate_by_frequency(
+    predicted: Ints, labels: Ints, counts: LeafCounts, *, clusters: Ints | None
+) -> dict[str, Any]:
+    """Figures of the head, the middle and the tail: thirds of the occurring labels, from frequent to rare.
 
     Fixed bounds (more than 100, less than 20 photos; Liu et al. 2019, ImageNet-LT) would leave most data sets without
     a head or without a tail.
@@ -59,8 +61,8 @@ def evaluate_by_frequency(answers: Ints, labels: Ints, counts: LeafCounts, *, cl
                 "least_photos": int(num_photos.min()) if len(part) else 0,
                 "most_photos": int(num_photos.max()) if len(part) else 0,
                 "num": int(rows.sum()),
-                **estimate_share("top1", answers[rows] == labels[rows], select_clusters(clusters, rows)),
-                **estimate_macro_accuracy("macro", answers[rows], labels[rows], select_clusters(clusters, rows)),
+                **estimate_share("top1", predicted[rows] == labels[rows], select_clusters(clusters, rows)),
+                **estimate_macro_accuracy("macro", predicted[rows], labels[rows], select_clusters(clusters, rows)),
             }
         )
     return {"counted_on": counts.counted_on, "parts": parts}

@@ -1,4 +1,4 @@
-"""How precise answers are as fewer of them are filled in: precision against coverage, field by field."""
+"""Risk-coverage curves: the precision of prefilled fields against their coverage."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from vision.calibration import FieldGuarantee
 __all__ = ["NUM_POINTS", "compute_operating_point", "compute_risk_coverage"]
 
 NUM_POINTS = 50
-"""Of a curve, at about equal steps of coverage."""
+"""Points of a curve, at about equal steps of coverage."""
 
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.floating]
@@ -21,13 +21,13 @@ Ints = npt.NDArray[np.int64]
 def compute_risk_coverage(
     scores: Floats, right: Bools, *, filled: Bools, guarantee: FieldGuarantee | None, clusters: Ints | None
 ) -> dict[str, Any]:
-    """The curve over all thresholds (Geifman & El-Yaniv 2017), and what the certified one does here.
+    """The curve over all thresholds (Geifman & El-Yaniv 2017), and the operating point of the certified one.
 
     Args:
-        scores: (N,) what a threshold is held against, -inf where nothing is ever filled in; rows of unknown truth
-            left out.
-        right: (N,) whether the answer is right.
-        filled: (N,) what the certified threshold fills in.
+        scores: (N,) what a threshold is compared with, -inf where nothing is ever prefilled; without rows of unknown
+            truth.
+        right: (N,) whether the prediction is right.
+        filled: (N,) what the certified threshold prefills.
 
     Returns:
         `num`, `points` (by falling threshold, at most `NUM_POINTS`), `certified` (a point with `alpha`, or None) and
@@ -52,7 +52,7 @@ def compute_risk_coverage(
 def compute_operating_point(
     filled: Bools, right: Bools, *, threshold: float | None, clusters: Ints | None
 ) -> dict[str, Any]:
-    """How many of all rows are filled in, and how many of these are right."""
+    """Coverage and precision: how many of all rows are prefilled, and how many of these are right."""
     return {
         "threshold": threshold,
         "num_filled": int(filled.sum()),
@@ -62,7 +62,7 @@ def compute_operating_point(
 
 
 def _thresholds(scores: Floats) -> Floats:
-    """Scores that occur, falling: each the first that covers the next fiftieth of the rows."""
+    """Occurring scores in falling order: each is the first that covers the next fiftieth of the rows."""
     values, counts = np.unique(-scores[np.isfinite(scores)], return_counts=True)
     if not len(values):
         return np.zeros(0)

@@ -1,4 +1,4 @@
-"""One way to look at predictions: each photo alone, or the photos of a listing fused."""
+"""Predictions as rows to evaluate: each photo alone, or the photos of a listing fused."""
 
 from dataclasses import dataclass, replace
 
@@ -36,28 +36,28 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredRows:
-    """What was answered for N rows, and what is true of them; C leaves, D depths."""
+    """Predictions for N rows beside their ground truth; C leaves, D depths."""
 
     leaves: Floats
     """(N, C) probabilities."""
     paths: Paths
     brands: Brands
     filled: Bools
-    """(N, D + 1) what is filled in: each depth, then the brand."""
+    """(N, D + 1) whether each depth, then the brand, is prefilled."""
     uncalibrated_leaf_scores: Floats
-    """(N,) probability of the answered leaf at temperature 1."""
+    """(N,) probability of the predicted leaf at temperature 1."""
     uncalibrated_path_scores: Floats
     """(N, D) the same for each step of the path."""
     uncalibrated_brand_scores: Floats
     """(N,)."""
     truth: GroundTruth
-    verdicts: StepResults
+    steps: StepResults
     rows_of: Ints
     """(P,) row of each photo."""
     clusters: Ints | None
-    """(N,) what is right or wrong together: the listings of photos. None where rows are independent."""
+    """(N,) the listing of each row, whose photos are right or wrong together. None where rows are independent."""
     num_photos: Ints
-    """(N,) of the listing that a row is, or is part of."""
+    """(N,) photos of the listing that a row is, or is part of."""
     photos: tuple[str, ...]
     """N URLs, the first photo of each row."""
 
@@ -65,7 +65,7 @@ class ScoredRows:
 def score_rows(
     predictions: Predictions, rows_of: Ints, *, taxonomy: Taxonomy, calibration: Calibration, clusters: Ints | None
 ) -> ScoredRows:
-    """The answers for the rows 0…N-1 that photos are put into by `rows_of`, as serving makes them."""
+    """Predict the rows 0…N-1, as serving does; `rows_of`, (P,), is the row of each photo."""
     truth = build_ground_truth(merge_listing_labels(predictions.labels, rows_of), taxonomy)
     leaves = compute_leaf_probabilities(predictions.category_logits, rows_of, calibration, taxonomy)
     paths = predict_paths(leaves, taxonomy)
@@ -80,7 +80,7 @@ def score_rows(
         paths=paths,
         brands=brands,
         filled=compute_prefilled(ListingPredictions(paths, brands), taxonomy=taxonomy, calibration=calibration),
-        # Of the same answers: temperatures by depth may prefer another leaf.
+        # For the same predictions: temperatures by depth may prefer another leaf.
         uncalibrated_leaf_scores=raw_leaves[np.arange(len(leaves)), leaves.argmax(axis=1)],
         uncalibrated_path_scores=np.where(
             paths.nodes >= 0,
@@ -89,7 +89,7 @@ def score_rows(
         ),
         uncalibrated_brand_scores=predict_brands(brand_logits, as_trained).scores,
         truth=truth,
-        verdicts=evaluate_paths(paths, truth),
+        steps=evaluate_paths(paths, truth),
         rows_of=rows_of,
         clusters=clusters,
         num_photos=num_photos if clusters is None else num_photos[clusters],

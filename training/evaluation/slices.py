@@ -1,4 +1,4 @@
-"""Where a model does better or worse: the rows cut by what is known of them."""
+"""Figures of slices: rows grouped by what is known about them."""
 
 import itertools
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.int64]
 Slices = Mapping[str, Mapping[str, Bools]]
-"""What the rows are cut by, to the name of each slice, to (N,) whether a row belongs to it."""
+"""Criterion to slice name to (N,) whether a row belongs to the slice."""
 
 _NUM_PHOTOS = (1, 2, 4, 7, 13)
 _SHORT_SIDES_PX = (0, 240, 480, 960, 1920)
@@ -27,7 +27,7 @@ _BRIGHTNESS = (0, 64, 128, 192)
 
 
 def build_slices(predictions: Predictions, view: ScoredRows, taxonomy: Taxonomy) -> Slices:
-    """By number of photos, by true top-level category, and by the mean size and brightness of a row's photos."""
+    """Slices by number of photos, by labelled top-level category, and by mean size and brightness of a row's photos."""
     cut = {"photos of the listing": _ranges(view.num_photos, _NUM_PHOTOS)}
     roots = view.truth.nodes[:, 0]
     cut["top-level category"] = {
@@ -43,8 +43,8 @@ def build_slices(predictions: Predictions, view: ScoredRows, taxonomy: Taxonomy)
 
 
 def evaluate_slices(cut: Slices, view: ScoredRows) -> list[dict[str, Any]]:
-    """Accuracy of each slice, those without rows left out."""
-    truth, verdicts, clusters = view.truth, view.verdicts, view.clusters
+    """The accuracy of each slice that has rows."""
+    truth, steps, clusters = view.truth, view.steps, view.clusters
     leaf_right, brand_right = view.leaves.argmax(axis=1) == truth.leaves, view.brands.labels == truth.brands
     found = []
     for by, parts in cut.items():
@@ -54,8 +54,8 @@ def evaluate_slices(cut: Slices, view: ScoredRows) -> list[dict[str, Any]]:
             labelled, branded = rows & (truth.leaves >= 0), rows & (truth.brands != UNLABELLED)
             tree = estimate_hierarchical(
                 given=truth.nodes[rows] >= 0,
-                answered=verdicts.known[rows],
-                right=verdicts.right[rows],
+                answered=steps.known[rows],
+                right=steps.right[rows],
                 clusters=select_clusters(clusters, rows),
             )
             found.append(
@@ -73,7 +73,7 @@ def evaluate_slices(cut: Slices, view: ScoredRows) -> list[dict[str, Any]]:
 
 
 def _ranges(values: Floats | Ints, starts: tuple[int, ...]) -> dict[str, Bools]:
-    """Cut at each start; names are of whole numbers."""
+    """One slice from each start to the next, named after its whole numbers."""
     found = {f"{starts[-1]} or more": values >= starts[-1]}
     parts = {}
     for start, end in itertools.pairwise(starts):

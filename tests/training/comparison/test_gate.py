@@ -64,7 +64,7 @@ def test_brand_and_coverage():
     }
     rule = outcomes(Gate(), SAME + unsure, **models)["max_coverage_drop"]
     assert rule.details == (
-        "category_depth_1: filled in for 100.00% of the listings by A (10 of 10), 90.00% by B (9): -10.00 points, "
+        "category_depth_1: prefilled for 100.00% of the listings by A (10 of 10), 90.00% by B (9): -10.00 points, "
         "a drop of 0.00 allowed",
     )
     assert list_broken_rules(Gate(), SAME + unsure, **models) == {"max_coverage_drop"}
@@ -113,7 +113,7 @@ def test_an_empty_file_is_the_defaults(tmp_path):
         ("g.toml", "min_category_listings = 2.5", "min_category_listings = 2.5"),
         ("g.toml", "max_overall_drop: 0", "is not TOML"),
         ("g.yaml", "[: ", "is not YAML"),
-        ("g.yaml", "- max_overall_drop", "a list stands where rules should"),
+        ("g.yaml", "- max_overall_drop", "found a list instead of rules"),
         ("g.yaml", "max_overall_drop: !!python/object/apply:os.getcwd []", "is not YAML"),
         ("g.json", "{}", r"ending '.json' is not one of .toml, .yaml, .yml"),
     ],

@@ -62,7 +62,7 @@ def test_figures_by_hand():
     assert listing["fields"]["brand"]["num_filled"] == 0
     assert figures["num_unusable_photos"] == 1
     table = format_table(figures)
-    assert "brand: never filled, only suggested" in table
+    assert "brand: never prefilled, only suggested" in table
     assert "1 photos could not be used" in table
 
 
@@ -213,7 +213,7 @@ def test_frequency_is_that_of_training_where_it_is_known():
     assert given["listing"]["frequency"]["counted_on"] == "the train split"
     assert given["listing"]["frequency"]["parts"][0]["most_photos"] == 500
     own = evaluate(PREDICTIONS, taxonomy=TAXONOMY, calibration=NO_GUARANTEES)["listing"]["frequency"]
-    assert own["counted_on"] == "the photos judged here"
+    assert own["counted_on"] == "the evaluated photos"
     assert own["parts"][0]["most_photos"] == 2  # two photos of a Gala
 
 
