@@ -28,10 +28,10 @@ def calibrate(
     bundle: Annotated[Path, typer.Argument(help="A model bundle.")],
     manifest: Annotated[str, typer.Argument(help="Manifest with a val split, and a calibrate split if there is one.")],
     output: Annotated[Path, typer.Option("--output", help="Folder of the new bundle; must not exist.")],
-    tune_split: Annotated[str, typer.Option(help="Listings that temperatures and thresholds come from.")] = "val",
-    alpha_category: Annotated[float, typer.Option(help="A filled category is wrong at most this often.")] = 0.05,
-    alpha_brand: Annotated[float, typer.Option(help="A filled brand is wrong at most this often.")] = 0.02,
-    delta: Annotated[float, typer.Option(help="Probability at most that any guarantee fails.")] = 0.05,
+    tune_split: Annotated[str, typer.Option(help="Split for temperatures and candidate thresholds.")] = "val",
+    alpha_category: Annotated[float, typer.Option(help="Maximum error rate of prefilled categories.")] = 0.05,
+    alpha_brand: Annotated[float, typer.Option(help="Maximum error rate of prefilled brands.")] = 0.02,
+    delta: Annotated[float, typer.Option(help="Maximum probability that any guarantee fails.")] = 0.05,
     triton: Annotated[
         str | None, typer.Option(help="HOST:PORT of a Triton that serves the bundle, to certify its backend.")
     ] = None,
@@ -42,7 +42,8 @@ def calibrate(
         ),
     ] = "triton",
     other_brands: Annotated[
-        bool, typer.Option("--other-brands", help="A brand that the taxonomy lacks counts as such, not as a mistake.")
+        bool,
+        typer.Option("--other-brands", help="A brand that the taxonomy lacks counts as out of scope, not as an error."),
     ] = False,
 ) -> None:
     """Certify the thresholds of each field again; writes a new bundle with the same weights.

@@ -22,7 +22,9 @@ from vision.runtime.cli import new_app, run_app
 
 __all__ = ["app", "main"]
 
-app = new_app("Category and brand of a marketplace listing from its photos. --debug adds tracebacks to failures.")
+app = new_app(
+    "Suggest category and brand of a marketplace listing from its photos. --debug adds tracebacks to failures."
+)
 data_app.command("from-outcomes")(from_outcomes)
 app.add_typer(data_app, name="data")
 for verb in (

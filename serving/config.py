@@ -67,7 +67,7 @@ class ServeOptions:
     canary: Annotated[
         Path | None,
         typer.Option(
-            help=f"Bundle that answers a share of the listings. Its model in --triton is {CANARY_MODEL_NAME}.",
+            help=f"Bundle for a share of the listings. Its model in --triton is {CANARY_MODEL_NAME}.",
             resolve_path=True,
         ),
     ] = None
@@ -83,7 +83,9 @@ class ServeOptions:
     traffic_split: TrafficSplit | None = None
     """All loaded releases and the traffic of each; None: the bundle alone."""
     # Not 0: grpc.aio cancels calls that have arrived but not begun when its server stops.
-    drain_s: Annotated[float, typer.Option(min=0, help="Seconds to serve on after health says NOT_SERVING.")] = 0.5
+    drain_s: Annotated[float, typer.Option(min=0, help="Seconds to keep serving after health reports NOT_SERVING.")] = (
+        0.5
+    )
     grace_period_s: float = 15.0
     """How long calls in flight may take to finish after SIGTERM."""
     health_interval_s: float = 1.0

@@ -12,82 +12,82 @@ __all__ = ["model_app"]
 
 model_app = new_app("Load, try, promote, roll back and unload models of a running `listing-vision serve`.")
 
-_Port = Annotated[int, typer.Option(help="Of the running gateway on this machine.", envvar="LISTING_VISION_PORT")]
-_OptionalRelease = Annotated[str | None, typer.Argument(help="A release as `model status` names it.")]
-_Off = Annotated[bool, typer.Option("--off", help="End it; the release stays loaded.")]
-_Release = Annotated[str, typer.Argument(help="A release as `model status` names it.")]
+_Port = Annotated[int, typer.Option(help="Port of the running `serve` on this machine.", envvar="LISTING_VISION_PORT")]
+_OptionalRelease = Annotated[str | None, typer.Argument(help="A release, as `model status` prints it.")]
+_Off = Annotated[bool, typer.Option("--off", help="Stop; the release stays loaded.")]
+_Release = Annotated[str, typer.Argument(help="A release, as `model status` prints it.")]
 
 
 @model_app.command()
 def load(bundle: Annotated[Path, typer.Argument(help="A model bundle.")], port: _Port = 50051) -> None:
-    """Load a bundle beside what serves, and check its golden photos; callers notice nothing.
+    """Load a bundle beside the serving ones and check its golden photos, without a failed call.
 
     Example: listing-vision model load bundles/new
     """
     release = _send_command(port, "load", bundle=str(bundle.resolve()))
-    typer.echo(f"{release} is loaded and answers its golden photos; listing-vision model promote {release}")
+    typer.echo(f"{release} is loaded and passes its golden photos; next: listing-vision model promote {release}")
 
 
 @model_app.command()
 def promote(release: _Release, port: _Port = 50051) -> None:
-    """Have a loaded release answer from now on; the one before stays loaded, for `rollback`.
+    """Make a loaded release the stable one; the previous one stays loaded, for `rollback`.
 
     Example: listing-vision model promote 1f0a9c2e.5d21b7
     """
     _send_command(port, "promote", release=release)
-    typer.echo(f"{release} answers")
+    typer.echo(f"{release} is the stable release")
 
 
 @model_app.command()
 def rollback(port: _Port = 50051) -> None:
-    """Have the release answer that did before the last `promote`.
+    """Make the release stable that was so before the last `promote`.
 
     Example: listing-vision model rollback
     """
-    typer.echo(f"{_send_command(port, 'rollback')} answers")
+    typer.echo(f"{_send_command(port, 'rollback')} is the stable release")
 
 
 @model_app.command()
 def canary(
     release: _OptionalRelease = None,
-    share: Annotated[float, typer.Option(help="Of the listings, above 0 and at most 1, by their ids.")] = 0.05,
+    share: Annotated[float, typer.Option(help="Share of the listings, above 0 and at most 1, by their ids.")] = 0.05,
     off: _Off = False,
     port: _Port = 50051,
 ) -> None:
-    """Have a loaded release answer a share of the listings; one that is not well is removed by itself.
+    """Send a share of the listings to a loaded release; an unhealthy canary is removed automatically.
 
-    A larger share holds all listings of a smaller one, so that nobody's answer changes back.
+    A larger share contains all listings of a smaller one, so that no suggestion changes back.
 
     Example: listing-vision model canary 1f0a9c2e.5d21b7 --share 0.05
     """
     if _set_or_clear(port, "canary", release, share, off=off):
-        typer.echo(f"{release} answers {share:.4g} of the listings; listing-vision model canary --off ends it")
+        typer.echo(f"{release} gets {share:.4g} of the listings; to stop: listing-vision model canary --off")
     else:
-        typer.echo("no canary answers any listing")
+        typer.echo("the canary is off")
 
 
 @model_app.command()
 def shadow(
     release: _OptionalRelease = None,
-    share: Annotated[float, typer.Option(help="Of the listings, above 0 and at most 1, by their ids.")] = 1.0,
+    share: Annotated[float, typer.Option(help="Share of the listings, above 0 and at most 1, by their ids.")] = 1.0,
     off: _Off = False,
     port: _Port = 50051,
 ) -> None:
-    """Have a loaded release answer listings too, for the record: callers never see it. Needs `serve --outcomes`.
+    """Record a loaded release's suggestions for a share of the listings; none is returned. Needs `serve --outcomes`.
 
-    It is asked after the caller's answer and only while there is time to spare.
+    It runs after the response is sent, and only while the machine is idle.
 
     Example: listing-vision model shadow 1f0a9c2e.5d21b7 --share 0.2
     """
     if _set_or_clear(port, "shadow", release, share, off=off):
-        typer.echo(f"{release} sees {share:.4g} of the listings; listing-vision model shadow --off ends it")
+        typer.echo(f"{release} shadows {share:.4g} of the listings; to stop: listing-vision model shadow --off")
     else:
-        typer.echo("no shadow sees any listing")
+        typer.echo("the shadow is off")
 
 
 @model_app.command()
 def unload(release: _Release, port: _Port = 50051) -> None:
-    """Let go of a release that does not answer.
+    """Unload a release that gets no listings.
 
     Example: listing-vision model unload 1f0a9c2e.5d21b7
     """
@@ -97,7 +97,7 @@ def unload(release: _Release, port: _Port = 50051) -> None:
 
 @model_app.command()
 def status(port: _Port = 50051) -> None:
-    """What is loaded, and what each release is for.
+    """Print the loaded releases and the role of each.
 
     Example: listing-vision model status
     """
@@ -124,8 +124,8 @@ def _send_command(port: int, command: str, **arguments: Any) -> Any:
     try:
         return send_command(supervisor_control_path(port), command, **arguments)
     except ControlTimeout as error:
-        raise ListingVisionError(f"the supervisor of port {port} may still be at it: {error}") from error
+        raise ListingVisionError(f"the supervisor of port {port} may still be working: {error}") from error
     except ControlUnavailable as error:
         raise ListingVisionError(
-            f"no supervisor answers: {error}; give the --port that `listing-vision serve` listens on"
+            f"no supervisor responds: {error}; give the --port that `listing-vision serve` listens on"
         ) from error

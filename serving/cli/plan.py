@@ -9,20 +9,20 @@ from vision.runtime.cli import new_app
 
 __all__ = ["plan_app"]
 
-plan_app = new_app("How many machines a load needs.")
+plan_app = new_app("Compute how many machines a load needs.")
 
 
 @plan_app.command("capacity")
 def capacity(
-    profile: Annotated[Path, typer.Option(help="What `plan measure` wrote.")],
-    listings_per_s: Annotated[float, typer.Option(min=0.01, help="That arrive, on average.")],
-    p99_ms: Annotated[float, typer.Option(min=1, help="Slowest answer of a hundred that is acceptable.")],
-    photos_per_listing: Annotated[float, typer.Option(min=1, max=20, help="On average.")] = 4.0,
-    cores_per_gateway: Annotated[int, typer.Option(min=1, help="Of one machine or pod.")] = 8,
-    max_batch: Annotated[int, typer.Option(min=1, help="Of the model's dynamic batching.")] = 64,
-    queue_delay_ms: Annotated[float, typer.Option(min=0, help="That a batch waits for company.")] = 2.0,
+    profile: Annotated[Path, typer.Option(help="Profile that `plan measure` wrote.")],
+    listings_per_s: Annotated[float, typer.Option(min=0.01, help="Average arrival rate.")],
+    p99_ms: Annotated[float, typer.Option(min=1, help="Highest acceptable 99th percentile of latency.")],
+    photos_per_listing: Annotated[float, typer.Option(min=1, max=20, help="Average number of photos.")] = 4.0,
+    cores_per_gateway: Annotated[int, typer.Option(min=1, help="Cores of one machine or pod.")] = 8,
+    max_batch: Annotated[int, typer.Option(min=1, help="Maximum batch of Triton's dynamic batcher.")] = 64,
+    queue_delay_ms: Annotated[float, typer.Option(min=0, help="Time that a batch waits for more photos.")] = 2.0,
 ) -> None:
-    """The least gateways and model instances that keep a latency, by simulation.
+    """Compute the fewest gateways and model instances that keep a latency, by simulation.
 
     Example: listing-vision plan capacity --profile profile.json --listings-per-s 1000 --p99-ms 300
     """
@@ -49,10 +49,11 @@ def capacity(
 @plan_app.command("measure")
 def measure(
     bundle: Annotated[Path, typer.Argument(help="A model bundle.")],
-    photos: Annotated[Path, typer.Option(help="Folder of photos like those to expect.")],
-    output: Annotated[Path, typer.Option(help="The profile, JSON.")],
+    photos: Annotated[Path, typer.Option(help="Folder of some dozens of typical photos.")],
+    output: Annotated[Path, typer.Option(help="File for the profile, JSON.")],
     gateway_ms: Annotated[
-        float, typer.Option(min=0, help="A photo's further cost of a gateway's core; `benchmarks.serving` measures it.")
+        float,
+        typer.Option(min=0, help="Additional core time per photo in a gateway; `benchmarks.serving` measures it."),
     ] = 2.0,
 ) -> None:
     """Measure what decoding and the model cost on one core of this machine.

@@ -87,7 +87,7 @@ def test_a_broken_bundle_is_refused_and_the_old_one_goes_on(bundle, other_bundle
     assert read_release_states(served) == {bundle.release: "stable"}
     assert served.stop() == 0
     code, said = model(served, "status")
-    assert (code, "no supervisor answers" in said) == (1, True)
+    assert (code, "no supervisor responds" in said) == (1, True)
 
 
 def test_what_was_promoted_answers_after_triton_has_died(

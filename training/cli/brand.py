@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["brand_app"]
 
-brand_app = new_app("Change the brands that a finished model knows.")
+brand_app = new_app("Change the brands of a finished model.")
 
 
 @brand_app.callback()
@@ -23,18 +23,22 @@ def _verbs() -> None:
 
 @brand_app.command("add")
 def add(
-    photos: Annotated[list[Path], typer.Argument(help="Photos of the brand's products, better 5 to 20.")],
+    photos: Annotated[list[Path], typer.Argument(help="Photos of the brand's products: 5 to 20, at least 3.")],
     bundle: Annotated[Path, typer.Option(help="The bundle to add to; it stays as it is.")],
-    name: Annotated[str, typer.Option(help="The brand, as people write it.")],
+    name: Annotated[str, typer.Option(help="Name of the brand.")],
     output: Annotated[Path, typer.Option(help="Folder of the new bundle.")],
-    alias: Annotated[list[str] | None, typer.Option(help="Another name of it; may be given several times.")] = None,
-    manifest: Annotated[str | None, typer.Option(help="Listings to show the effect on the other brands with.")] = None,
-    split: Annotated[str, typer.Option(help="Which rows of the manifest.")] = "val",
+    alias: Annotated[
+        list[str] | None, typer.Option(help="Another name of the brand; may be given several times.")
+    ] = None,
+    manifest: Annotated[
+        str | None, typer.Option(help="Listings on which to measure the effect on the other brands.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split of the manifest to use.")] = "val",
 ) -> None:
-    """Make a bundle that also knows a new brand, from a few photos and without training.
+    """Add a brand to a bundle, from a few photos and without training.
 
-    The model must have been trained with brand_head = "cosine". The promises for categories stay; that for the brand
-    is void until it is calibrated again.
+    The model must have been trained with brand_head = "cosine". The guarantees for categories stay; that for the brand
+    is void until `calibrate` has run.
 
     Example: listing-vision brand add --bundle bundles/shop --name Oatly --output bundles/shop-oatly oatly/*.jpg
     """
@@ -51,11 +55,11 @@ def add(
         f"{source.info.model_version} is now {info.model_version}, taxonomy {info.taxonomy_version}"
     )
     typer.echo(
-        "category logits are bit-equal: promises for categories made with ONNX Runtime on the CPU hold on"
+        "category logits are bit-equal: guarantees for categories certified with ONNX Runtime on the CPU stay valid"
         if added.categories_equal
-        else "category logits are not bit-equal: every promise is void"
+        else "category logits are not bit-equal: every guarantee is void"
     )
-    typer.echo(f"written: {output}; brand is suggested, not filled in, until `listing-vision calibrate` has run")
+    typer.echo(f"written: {output}; brand is suggested, not prefilled, until `listing-vision calibrate` has run")
     if rows is not None:
         typer.echo(_table(compute_brand_shifts(source, added.bundle, rows), added.brand.name))
 

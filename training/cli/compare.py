@@ -18,18 +18,16 @@ _MAX_SHOWN = 60
 
 def compare(
     a: Annotated[Path, typer.Argument(metavar="A", help="The model in use: a bundle, or a finished run's folder.")],
-    b: Annotated[Path, typer.Argument(metavar="B", help="The model that may replace it.")],
-    manifest: Annotated[str, typer.Argument(help="Manifest with the listings to judge both on.")],
-    split: Annotated[str, typer.Option(help="Which rows of the manifest.")] = "test",
-    gate: Annotated[
-        Path | None, typer.Option(help="Rules that B must keep, .toml or .yaml; exits 3 when one is broken.")
-    ] = None,
+    b: Annotated[Path, typer.Argument(metavar="B", help="The candidate replacement.")],
+    manifest: Annotated[str, typer.Argument(help="Manifest with the listings to evaluate both on.")],
+    split: Annotated[str, typer.Option(help="Split of the manifest to use.")] = "test",
+    gate: Annotated[Path | None, typer.Option(help="Rules for B, .toml or .yaml; exits 3 if one is broken.")] = None,
     output: Annotated[Path | None, typer.Option(help="Folder for compare.json and compare.html.")] = None,
 ) -> None:
-    """Compare two models on the same listings: what B gains and loses against A, whether it is chance, and where.
+    """Compare two models on the same listings: where B is better or worse than A, and whether by chance.
 
-    Exits 0, or 3 when a gate is given and not passed; 1 and 2 are failures and usage errors. training/gates/ has a
-    gate to start from.
+    Exits 0, or 3 if a gate is given and fails; 1 and 2 are failures and usage errors. training/gates/ has a gate to
+    start from.
 
     Example: listing-vision compare bundles/old bundles/new data/grocery/manifest.parquet --gate gate.toml
     """

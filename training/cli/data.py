@@ -34,7 +34,7 @@ def import_grocery_store(
     source: Annotated[Path, typer.Argument(help="The published repository's folder, or its dataset folder.")],
     output: Output,
 ) -> None:
-    """The Grocery Store data set (Klasson et al., WACV 2019).
+    """Import the Grocery Store data set (Klasson et al., WACV 2019).
 
     Example: listing-vision data import grocery-store ~/GroceryStoreDataset --output data/grocery
     """
@@ -48,7 +48,7 @@ def import_folder(
     source: Annotated[Path, typer.Argument(help="A folder with split/class/name.jpg, split one of train, val, test.")],
     output: Output,
 ) -> None:
-    """Plain folders, a category each.
+    """Import folders of photos, one per category.
 
     Example: listing-vision data import folder photos --output data/mine
     """
@@ -60,14 +60,14 @@ def import_folder(
 @data_app.command("draw")
 def draw(
     output: Output,
-    train_listings: Annotated[int, typer.Option(min=1)] = 300,
-    val_listings: Annotated[int, typer.Option(min=1)] = 420,
-    test_listings: Annotated[int, typer.Option(min=1)] = 200,
-    seed: int = 0,
+    train_listings: Annotated[int, typer.Option(min=1, help="Listings of the train split.")] = 300,
+    val_listings: Annotated[int, typer.Option(min=1, help="Listings of the val split.")] = 420,
+    test_listings: Annotated[int, typer.Option(min=1, help="Listings of the test split.")] = 200,
+    seed: Annotated[int, typer.Option(help="Seed of the random numbers.")] = 0,
 ) -> None:
-    """Draw listing photos of invented products and brands, where no data set is at hand.
+    """Create synthetic listing photos of invented products and brands, without any data set.
 
-    Example: listing-vision data draw --output data/drawn
+    Example: listing-vision data draw --output data/synthetic
     """
     from training.data.synthetic import create_synthetic_dataset
 
@@ -80,7 +80,7 @@ def check(
     manifest: ManifestUrl,
     taxonomy: TaxonomyPath = None,
 ) -> None:
-    """Decode every photo and name what is wrong. Near duplicates are only listed; anything else exits 1.
+    """Decode every photo and list the problems. Near duplicates are only listed; anything else exits 1.
 
     Example: listing-vision data check data/grocery/manifest.parquet
     """
@@ -104,17 +104,17 @@ def split(
     output: Annotated[str, typer.Option("--output", help="The new manifest, a path or fsspec URL.")],
     by: Annotated[
         Literal["listing", "seller", "time"],
-        typer.Option(help="What stays together; by time, the newest listings are the test split."),
+        typer.Option(help="Unit that stays together; by time, the newest listings are the test split."),
     ] = "listing",
     val: Annotated[float, typer.Option(min=0, max=1, help="Share of the listings.")] = 0.1,
     calibrate: Annotated[
-        float, typer.Option(min=0, max=1, help="Share kept for certifying thresholds; 0: half of val serves for it.")
+        float, typer.Option(min=0, max=1, help="Share reserved to certify thresholds; if 0, half of val is used.")
     ] = 0.0,
     test: Annotated[float, typer.Option(min=0, max=1, help="Share of the listings.")] = 0.1,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the random numbers.")] = 0,
     taxonomy: TaxonomyPath = None,
 ) -> None:
-    """Decide anew which listings train, validate and test. By listing or seller, later listings move no earlier one.
+    """Assign listings to splits. By listing or seller, new listings do not move earlier ones.
 
     Example: listing-vision data split data/mine/manifest.parquet --output data/mine/split.parquet --by seller
     """
@@ -138,9 +138,9 @@ def split(
 @data_app.command("shard")
 def shard(
     manifest: ManifestUrl,
-    output: Annotated[str, typer.Option("--output", help="Folder or fsspec URL for the shards; without shards yet.")],
-    shard_mb: Annotated[int, typer.Option(min=1, help="Size at which a shard is full, in MiB.")] = 256,
-    seed: Annotated[int, typer.Option(help="Draws the order of the listings.")] = 0,
+    output: Annotated[str, typer.Option("--output", help="Folder or fsspec URL for the shards; must not contain any.")],
+    shard_mb: Annotated[int, typer.Option(min=1, help="Maximum size of a shard in MiB.")] = 256,
+    seed: Annotated[int, typer.Option(help="Seed of the listings' order.")] = 0,
     skip_unreadable: Annotated[
         bool, typer.Option("--skip-unreadable", help="Leave out photos that cannot be read.")
     ] = False,
@@ -180,16 +180,16 @@ def suspects(
             "mistakes that it memorised. Default: ImageNet features."
         ),
     ] = None,
-    folds: Annotated[int, typer.Option(min=2, help="Parts that are judged by the others.")] = 5,
+    folds: Annotated[int, typer.Option(min=2, help="Number of parts; each is predicted from the others.")] = 5,
     input_px: Annotated[
         int | None, typer.Option(min=32, max=1024, help="Side of the photos. Default: 224, or the model's own.")
     ] = None,
-    max_shown: Annotated[int, typer.Option(min=1, help="Suspects of each field on the page.")] = 200,
+    max_shown: Annotated[int, typer.Option(min=1, help="Maximum number of photos per field on the page.")] = 200,
 ) -> None:
-    """Find photos whose category or brand label is probably wrong, for a person to look at.
+    """Find photos whose category or brand label is probably wrong, for review by a person.
 
-    Every label is compared with what the other listings' photos teach (confident learning). The features are kept in
-    OUTPUT/features, so that a second look, after labels were corrected, decodes nothing.
+    Every label is compared with a prediction learned from the other listings (confident learning). OUTPUT/features
+    keeps the features, so that a second run, after labels were corrected, decodes nothing.
 
     Example: listing-vision data suspects data/grocery/manifest.parquet --output reports/suspects
     """

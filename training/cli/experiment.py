@@ -11,30 +11,31 @@ from vision.runtime.files import write_atomically
 
 __all__ = ["experiment_app", "from_outcomes"]
 
-experiment_app = new_app("What sellers chose, and what it says of the models that answered.")
+experiment_app = new_app("Compare releases by what sellers chose.")
 
-OutcomesUrl = Annotated[str, typer.Argument(help="What `serve --outcomes` was given: a folder or an fsspec URL.")]
+OutcomesUrl = Annotated[str, typer.Argument(help="Folder or fsspec URL that `serve --outcomes` writes to.")]
 
 
 @experiment_app.command("report")
 def report(
     outcomes: OutcomesUrl,
-    bundle: Annotated[list[Path], typer.Option(help="A model that answered; several may be given.")],
+    bundle: Annotated[list[Path], typer.Option(help="Bundle of a release; several may be given.")],
     control: Annotated[
-        str | None, typer.Option(help="Release that others are held against, as `model status` names it.")
+        str | None, typer.Option(help="Release to compare the others with, as `model status` prints it.")
     ] = None,
     share: Annotated[
-        list[str] | None, typer.Option(help="RELEASE=SHARE of listings as it was assigned; for the sample-ratio check.")
+        list[str] | None, typer.Option(help="RELEASE=SHARE of listings as assigned, for the sample-ratio check.")
     ] = None,
-    days: Annotated[int, typer.Option(min=1, help="Of the windows for promises and drift.")] = 7,
+    days: Annotated[int, typer.Option(min=1, help="Length of the windows for guarantees and drift.")] = 7,
     output: Annotated[Path | None, typer.Option(help="Write the report as JSON too.")] = None,
     metrics: Annotated[
-        Path | None, typer.Option(help="Write promises for Prometheus, to a .prom file of the node exporter.")
+        Path | None,
+        typer.Option(help="Write the guarantees' state for Prometheus, to a .prom file of the node exporter."),
     ] = None,
 ) -> None:
-    """Acceptance by field and release, comparisons that may be looked at every day, promises, drift.
+    """Report acceptance by field and release, sequential comparisons, guarantees and drift.
 
-    Exits 3 where a filled field no longer keeps its promise.
+    Exits 3 if a prefilled field violates its guarantee.
 
     Example: listing-vision experiment report outcomes --bundle a --bundle b --share 1f0a9c2e.5d21b7=0.95
     """
@@ -61,12 +62,12 @@ def report(
 def from_outcomes(
     outcomes: OutcomesUrl,
     photos: Annotated[str, typer.Option(help="Table with listing_id and photo, of all listings.")],
-    taxonomy: Annotated[Path, typer.Option(help="taxonomy.json of the models that answered.")],
+    taxonomy: Annotated[Path, typer.Option(help="taxonomy.json of the models that made the suggestions.")],
     output: Annotated[Path, typer.Option(help="Folder of the new manifests.")],
 ) -> None:
-    """Manifests of what sellers chose: one to train on, one of listings whose sellers saw no answer, to judge by.
+    """Write manifests of what sellers chose: one to train on, and one of listings whose sellers saw no suggestion.
 
-    Sellers keep wrong answers that were filled in: only the second one tells what a model is worth.
+    Evaluate on the second one only: sellers keep wrong values that were prefilled.
 
     Example: listing-vision data from-outcomes outcomes --photos all.parquet --taxonomy taxonomy.json --output data/2
     """

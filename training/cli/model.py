@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 
 
 def runs(
-    folder: Annotated[Path, typer.Argument(help="Where to look, folders below included.")] = Path("runs"),
+    folder: Annotated[Path, typer.Argument(help="Folder to search, including sub-folders.")] = Path("runs"),
 ) -> None:
     """List training runs with their figures, the best on val first.
 
@@ -50,25 +50,28 @@ def runs(
 
 def evaluate(
     model: Annotated[Path, typer.Argument(help="A bundle, or the folder of a finished run.")],
-    manifest: Annotated[str, typer.Argument(help="Manifest with the photos to judge on.")],
-    split: Annotated[str, typer.Option(help="Which rows of the manifest.")] = "test",
+    manifest: Annotated[str, typer.Argument(help="Manifest with the photos to evaluate on.")],
+    split: Annotated[str, typer.Option(help="Split of the manifest to use.")] = "test",
     output: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for metrics.json and report.html; a name that ends in .json takes the figures alone."
+            help="Folder for metrics.json and report.html, or a file name that ends in .json for the figures alone."
         ),
     ] = None,
     photos_per_listing: Annotated[
         int | None,
-        typer.Option(min=1, help="Group photos of one category at random into listings of so many, for data without."),
+        typer.Option(
+            min=1, help="Group photos of one category at random into listings of this size, for data without listings."
+        ),
     ] = None,
     other_brands: Annotated[
-        bool, typer.Option("--other-brands", help="A brand that the taxonomy lacks counts as such, not as a mistake.")
+        bool,
+        typer.Option("--other-brands", help="A brand that the taxonomy lacks counts as out of scope, not as an error."),
     ] = False,
 ) -> None:
-    """Judge a model per photo and per listing, through the decisions that serving makes.
+    """Evaluate a model per photo and per listing, with the decision rule of serving.
 
-    A bundle is judged by its ONNX export, a run by its trained weights.
+    A bundle is evaluated by its ONNX export, a run by its trained weights.
 
     Example: listing-vision evaluate bundles/grocery data/grocery/manifest.parquet --output reports/grocery
     """
@@ -115,7 +118,7 @@ def evaluate(
 def export(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
     output: Annotated[Path, typer.Option("--output", help="Folder of the new bundle; must not exist.")],
-    name: Annotated[str, typer.Option(help="The model's name in answers.")] = "listing-vision",
+    name: Annotated[str, typer.Option(help="The model's name in responses.")] = "listing-vision",
 ) -> None:
     """Export to ONNX and TorchScript, compare both with the trained model, calibrate on val, and seal a bundle.
 
@@ -142,12 +145,12 @@ def convert(
     precision: Annotated[str, typer.Option(help="fp16, for GPUs, or int8, for CPUs.")],
     output: Annotated[Path, typer.Option("--output", help="Folder of the new bundle; must not exist.")],
     max_top1_loss: Annotated[
-        float, typer.Option(min=0, max=1, help="Refuse where a larger share of val's photos is no longer right.")
+        float, typer.Option(min=0, max=1, help="Refuse if a larger share of val's photos is no longer right.")
     ] = 0.005,
 ) -> None:
-    """Write a bundle of the same weights in fp16 or INT8, judged on val and certified anew.
+    """Write a bundle of the same weights in fp16 or INT8, evaluated on val and certified again.
 
-    INT8 takes the ranges of activations from training photos and the way to find them from val.
+    For INT8, activation ranges come from training photos; the method that finds them is chosen on val.
 
     Example: listing-vision convert bundles/grocery data/grocery/manifest.parquet --precision int8 --output bundles/int8
     """

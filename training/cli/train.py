@@ -22,20 +22,20 @@ TaxonomyFile = Annotated[Path | None, typer.Option(help="Default: taxonomy.json 
 
 # torchrun takes --run for a short form of its own --run-path.
 RunFolder = Annotated[
-    Path, typer.Option("--run", "--run-folder", help="Folder of the run; an unfinished one is gone on with.")
+    Path, typer.Option("--run", "--run-folder", help="Folder of the run; an unfinished run is resumed.")
 ]
-Seed = Annotated[int | None, typer.Option(help="Instead of the recipe's.")]
-Workers = Annotated[int | None, typer.Option(help="Loader processes a rank; default by the machine.")]
+Seed = Annotated[int | None, typer.Option(help="Seed. Default: the recipe's.")]
+Workers = Annotated[int | None, typer.Option(help="Data loader processes per rank. Default: chosen for the machine.")]
 MicroBatch = Annotated[
-    int | None, typer.Option(help="Most photos at once through the model; gradients of the rest are accumulated.")
+    int | None, typer.Option(help="Maximum photos per forward pass; gradients are accumulated over a batch.")
 ]
-Precision = Annotated[str, typer.Option(help="auto, bf16, fp16 or fp32.")]
-AugmentOn = Annotated[str, typer.Option(help="auto, loader or device.")]
+Precision = Annotated[str, typer.Option(help="Numeric precision: auto, bf16, fp16 or fp32.")]
+AugmentOn = Annotated[str, typer.Option(help="Where photos are augmented: auto, loader or device.")]
 DecodeOn = Annotated[
-    str, typer.Option(help="loader, or device: plain JPEGs on the GPU, where a node's CPUs are too few.")
+    str, typer.Option(help="Where photos are decoded: loader; or device, for plain JPEGs on a node with too few cores.")
 ]
-Compile = Annotated[bool | None, typer.Option(help="torch.compile; default on a GPU.")]
-KeepCheckpoints = Annotated[int, typer.Option(help="So many of the newest.")]
+Compile = Annotated[bool | None, typer.Option(help="Use torch.compile. Default: on a GPU.")]
+KeepCheckpoints = Annotated[int, typer.Option(help="Number of newest checkpoints to keep.")]
 BadPhotoShare = Annotated[float, typer.Option(help="Stop above this share of unusable training photos.")]
 TeacherBundle = Annotated[
     Path | None, typer.Option(help="A bundle or finished run to learn from, for recipes with a distillation_weight.")
@@ -59,10 +59,10 @@ def train(
     keep_checkpoints: KeepCheckpoints = 2,
     bad_photo_share: BadPhotoShare = 0.01,
 ) -> None:
-    """Fine-tune a backbone on a manifest's listing photos. The same command again resumes.
+    """Fine-tune a backbone on a manifest's listing photos. Repeat the same command to resume.
 
-    SIGTERM, SIGUSR1 or Ctrl-C saves a checkpoint and exits 75: put the job into the queue again. On more than one GPU
-    or machine: torchrun --nproc-per-node=8 -m training MANIFEST --run-folder FOLDER.
+    SIGTERM, SIGUSR1 or Ctrl-C saves a checkpoint and exits 75: submit the job again. On more than one GPU or machine:
+    torchrun --nproc-per-node=8 -m training MANIFEST --run-folder FOLDER.
 
     Example: listing-vision train data/grocery/manifest.parquet --recipe grocery --run runs/grocery
     """
@@ -91,9 +91,9 @@ def distill(
     workers: Workers = None,
     compile: Compile = None,
 ) -> None:
-    """Train a smaller, faster model to answer as a large one does, on the same photos cropped and mixed alike.
+    """Train a smaller, faster model on the predictions of a large one, for the same photos cropped and mixed alike.
 
-    Photos without labels teach too. The same as `train --teacher`, which also runs under torchrun; `export` and
+    Photos without labels contribute too. The same as `train --teacher`, which also runs under torchrun; `export` and
     `compare` take the result like any other run.
 
     Example: listing-vision distill data/grocery/manifest.parquet --teacher bundles/large --run runs/student

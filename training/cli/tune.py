@@ -18,9 +18,11 @@ def tune_learning_rate(
     manifest: SplitManifest,
     recipe: RecipeName = "quick",
     taxonomy: TaxonomyFile = None,
-    steps: Annotated[int, typer.Option(min=20, help="Optimizer steps; the rate grows a thousandfold over them.")] = 100,
+    steps: Annotated[
+        int, typer.Option(min=20, help="Optimizer steps, over which the rate grows a thousandfold.")
+    ] = 100,
 ) -> None:
-    """Learning-rate range test (Smith, WACV 2017): grow the rates until the loss does, and say what to use.
+    """Learning-rate range test (Smith, WACV 2017): raise the rates until the loss grows, and suggest one.
 
     Example: listing-vision tune learning-rate data/grocery/manifest.parquet --recipe grocery
     """
@@ -42,9 +44,9 @@ def tune_learning_rate(
 @tune_app.command("batch-size")
 def tune_batch_size(
     recipe: RecipeName = "quick",
-    largest: Annotated[int, typer.Option(min=2, help="Try no larger one.")] = 1024,
+    largest: Annotated[int, typer.Option(min=2, help="Largest micro-batch to try.")] = 1024,
 ) -> None:
-    """Find the micro-batch that trains the most photos a second in this machine's memory, on invented photos.
+    """Find the micro-batch with the highest throughput in this machine's memory, on synthetic photos.
 
     Example: listing-vision tune batch-size --recipe grocery_gpu
     """
@@ -64,9 +66,9 @@ def tune_loader(
     manifest: Annotated[str, typer.Argument(help="Manifest with a train split.")],
     recipe: RecipeName = "quick",
     taxonomy: TaxonomyFile = None,
-    photos: Annotated[int, typer.Option(min=32, help="Photos a measurement.")] = 512,
+    photos: Annotated[int, typer.Option(min=32, help="Photos per measurement.")] = 512,
 ) -> None:
-    """Measure loader and model each alone, for every photo size of a recipe, and say which one holds the other up.
+    """Measure data loader and model separately, for every photo size of a recipe, and name the bottleneck.
 
     Example: listing-vision tune loader data/grocery/manifest.parquet --recipe grocery
     """
