@@ -8,11 +8,11 @@ import grpc
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 
-__all__ = ["DOMAIN", "Refusal", "abort"]
+__all__ = ["CODES", "DOMAIN", "Refusal", "abort"]
 
 DOMAIN = "listing.vision"
 
-_CODES: Mapping[str, grpc.StatusCode] = {
+CODES: Mapping[str, grpc.StatusCode] = {
     "LISTING_ID_TOO_LONG": grpc.StatusCode.INVALID_ARGUMENT,
     "ALTERNATIVE_COUNT_OUT_OF_RANGE": grpc.StatusCode.INVALID_ARGUMENT,
     "PHOTO_URI_NOT_ALLOWED": grpc.StatusCode.INVALID_ARGUMENT,
@@ -50,7 +50,7 @@ class Refusal(Exception):
 
     @property
     def code(self) -> grpc.StatusCode:
-        return _CODES[self.reason]
+        return CODES[self.reason]
 
 
 async def abort(context: "grpc.aio.ServicerContext[Any, Any]", refusal: Refusal) -> Never:

@@ -1,11 +1,18 @@
-"""Where the processes of one `serve` reach each other, and how the supervisor keeps their port."""
+"""Addresses at which the processes of one `serve` reach each other, and the ports that they listen on."""
 
+import contextlib
 import os
 import socket
 import tempfile
 from pathlib import Path
 
-__all__ = ["gateway_socket_address", "process_control_path", "reserve_port", "supervisor_control_path"]
+__all__ = [
+    "find_free_ports",
+    "gateway_socket_address",
+    "process_control_path",
+    "reserve_port",
+    "supervisor_control_path",
+]
 
 
 def supervisor_control_path(port: int) -> Path:
@@ -43,3 +50,12 @@ def reserve_port(host: str, port: int) -> tuple[socket.socket, int]:
     except OSError as error:
         raise OSError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from error
     return shared, port
+
+
+def find_free_ports(count: int) -> list[int]:
+    """Return ports of this machine that are free now; another process may take one before it is used."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for opened in sockets:
+            opened.bind(("127.0.0.1", 0))
+        return [opened.getsockname()[1] for opened in sockets]

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from serving.inference.model_names import MODEL_NAME
 from serving.observability.tracing import TraceOptions
+from serving.processes.sockets import find_free_ports
 from serving.triton.config import RepositoryOptions
 from serving.triton.install import TritonInstallation
 from serving.triton.repository import write_config, write_repository
@@ -59,7 +60,7 @@ class LocalTriton:
         self._lock = threading.Lock()
         self._stopped = False
         # Kept over restarts, so that a client's channel finds the new process.
-        self._grpc_port, self._http_port, self._metrics_port = _find_free_ports(3)
+        self._grpc_port, self._http_port, self._metrics_port = find_free_ports(3)
 
     @property
     def address(self) -> str:
@@ -234,11 +235,3 @@ def _is_model_process(pid: int) -> bool:
         return False
     # The kernel keeps 15 characters of a name.
     return "triton_python_backend_stub".startswith(name) and not state.startswith("Z")
-
-
-def _find_free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for opened in sockets:
-            opened.bind(("127.0.0.1", 0))
-        return [opened.getsockname()[1] for opened in sockets]

@@ -99,5 +99,5 @@ def test_labels_that_rules_choose_by_are_those_of_the_metrics():
     from vision.errors import PhotoError
 
     photos = {error.reason for error in PhotoError.__subclasses__()}
-    known = {*status._CODES, *photos, service.OK, service.CANCELLED}
+    known = {*status.CODES, *photos, service.OK, service.CANCELLED}
     assert {reason for found in reasons for reason in found.split("|")} <= known

@@ -6,8 +6,8 @@ import yaml
 
 import vision
 from scripts.check_deploy import COMPOSE, COMPOSE_DECODE, DEPLOY
-from tests.deploy.test_images import read_environment
 from tests.support.deploy_settings import find_known_variables, parse_options
+from tests.support.dockerfile import read_environment
 
 SERVICES = yaml.safe_load(COMPOSE.read_text())["services"]
 OURS = {name: service for name, service in SERVICES.items() if "listing-vision" in service["image"]}

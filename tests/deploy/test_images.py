@@ -13,33 +13,13 @@ import pytest
 
 import vision
 from scripts.check_deploy import ROOT
-from scripts.try_dockerfile import needed, read_stages
 from serving.triton.install import MODEL_ENVIRONMENT
 from serving.triton.repository import list_decoding_code
 from tests.support.deploy_settings import find_known_variables, parse_options
+from tests.support.dockerfile import STAGES, find_last_value, read_environment
 
-STAGES = read_stages()
 FINAL = ("gateway", "triton", "triton-torch", "training", "backfill")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-
-
-def find_last_value(stage, instruction):
-    """The value that holds in the end, the base stages' included."""
-    for made in reversed(needed(STAGES, stage)):
-        if made.name == stage or made.name == STAGES[stage].base:
-            for name, value in reversed(made.lines):
-                if name == instruction:
-                    return value
-    return None
-
-
-def read_environment(stage):
-    found = {}
-    for made in needed(STAGES, stage):
-        if made.name in (stage, STAGES[stage].base):
-            for word in (word for name, value in made.lines if name == "ENV" for word in shlex.split(value)):
-                found[word.partition("=")[0]] = word.partition("=")[2]
-    return found
 
 
 def requirements(*extras):

@@ -18,8 +18,8 @@ from scripts.check_deploy import DEPLOY
 from serving.inference.health import wait_for_golden_photos
 from serving.inference.model_names import CANARY_MODEL_NAME
 from serving.inference.triton import TritonEngine
+from serving.processes.sockets import find_free_ports
 from serving.triton.config import RepositoryOptions
-from serving.triton.process import _find_free_ports
 from serving.triton.repository import write_repository
 from vision.errors import EngineUnavailable
 
@@ -40,7 +40,7 @@ def ports(bundle, other_bundle, triton_installation, tmp_path_factory):
     options = RepositoryOptions(backend="python", instances=1)
     write_repository(bundle, folder / "models", options)
     write_repository(other_bundle, folder / "models", replace(options, model_name=CANARY_MODEL_NAME))
-    grpc_port, http_port, metrics_port = _find_free_ports(3)
+    grpc_port, http_port, metrics_port = find_free_ports(3)
     root = triton_installation.server_root
     variables = triton_installation.process_environment()
     variables |= {

@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from serving.processes.sockets import find_free_ports
 from tests.conftest import ROOT
 from tests.support.waiting import wait_until
 from training.data.synthetic import draw_photo
@@ -37,16 +37,10 @@ def write_photos(folder: Path) -> None:
                 (folder / split / name / f"{number}.jpg").write_bytes(draw_photo(product, 0, rng))
 
 
-def find_free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def test_the_ten_commands_run_as_written(environment, triton_installation, tmp_path):
     assert len(COMMANDS) == 10
     write_photos(tmp_path / "photos")
-    port = str(find_free_port())
+    port = str(find_free_ports(1)[0])
     environment["LISTING_VISION_PORT"] = port
     printed: dict[str, str] = {}
     log = tmp_path / "serve.log"

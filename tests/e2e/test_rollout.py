@@ -61,7 +61,7 @@ def test_models_are_switched_without_a_failed_call(
         code, said = model(served, "unload", other_bundle.release)
         assert (code, "promote another one first" in said) == (1, True)
         code, said = model(served, "rollback")
-        assert (code, said.strip()) == (0, f"{bundle.release} answers")
+        assert (code, said.strip()) == (0, f"{bundle.release} is the stable release")
         assert wait_for_release(served) == old
         assert model(served, "unload", other_bundle.release)[0] == 0
         assert read_release_states(served) == {bundle.release: "stable"}
@@ -188,7 +188,7 @@ def test_a_canary_answers_its_share_and_what_makes_no_sense_changes_nothing(
 
 
 def list_canary_processes(served) -> list[int]:
-    """That compute the model that was loaded beside the first."""
+    """Pids of the processes that compute the model that was loaded second."""
     found = []
     for pid in list_children(served.triton_pid()):
         with contextlib.suppress(FileNotFoundError):  # it has ended
@@ -197,7 +197,7 @@ def list_canary_processes(served) -> list[int]:
     return found
 
 
-def test_a_canary_that_stands_still_is_removed_and_nobody_is_refused(
+def test_a_frozen_canary_is_removed_and_no_call_fails(
     bundle, other_bundle, start_serving, triton_installation, tmp_path
 ):
     served = start_serving(bundle.folder, tmp_path / "serve.log", "--status-port", "0")
@@ -212,7 +212,7 @@ def test_a_canary_that_stands_still_is_removed_and_nobody_is_refused(
     try:
         with ListingVisionClient(served.address) as client:
             for number in range(1000):
-                # Triton kills one that stands still, and new ones may come before the canary is removed.
+                # Triton kills a frozen process, and new ones may start before the canary is removed.
                 for pid in set(list_canary_processes(served)) - stopped:
                     os.kill(pid, signal.SIGSTOP)
                     stopped.add(pid)
@@ -231,7 +231,7 @@ def test_a_canary_that_stands_still_is_removed_and_nobody_is_refused(
     assert found["listing_vision_canaries_removed_total",] == 1
     executed = {label for name, *labels in found if name.startswith("nv_inference_exec") for label in labels}
     assert {"listing_vision", "listing_vision_2"} <= executed  # Triton's own metrics stand beside ours
-    assert model(served, "canary", canary, "--share", "1")[0] == 0  # it is well again
+    assert model(served, "canary", canary, "--share", "1")[0] == 0  # it is healthy again
     assert wait_for_release(served, "a") == other_bundle.info.model_version
     assert served.stop() == 0
 

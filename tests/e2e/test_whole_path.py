@@ -121,15 +121,15 @@ def wait_for_replacements(served, old: list[int], how_many: int | None, *, num_l
 
 
 def wait_for_response(client: ListingVisionClient, photos: list[bytes]):
-    """The answer, once the gateway has seen that the model is there again."""
+    """Return the response, once the gateway has seen that the model is back."""
     found = []
 
-    def asked() -> bool:
+    def is_answered() -> bool:
         with contextlib.suppress(CallFailed):
             found.append(client.classify(photos))
         return bool(found)
 
-    wait_until(asked, "answered")
+    wait_until(is_answered, "answered")
     return found[0]
 
 

@@ -1,0 +1,25 @@
+"""A child whose parent is killed gets the signal that it asked for."""
+
+import signal
+import subprocess
+import sys
+
+from tests.conftest import ROOT
+
+CHILD = """
+import signal
+from serving.processes.lifetime import die_with_parent
+signal.signal(signal.SIGUSR1, lambda *_: (print("parent exited", flush=True), exit()))
+die_with_parent(signal.SIGUSR1)
+print("ready", flush=True)
+signal.pause()
+"""
+PARENT = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+
+
+def test_a_killed_parent_is_noticed():
+    command = [sys.executable, "-c", PARENT, CHILD]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as parent:
+        assert parent.stdout.readline() == "ready\n"
+        parent.send_signal(signal.SIGKILL)
+        assert parent.stdout.read() == "parent exited\n"  # until the child has closed it too
