@@ -1,8 +1,8 @@
 """A real Triton server from PyPI wheels, for Linux x86-64 machines without containers.
 
-The wheel `nvidia-pytriton` carries the binary with its Python backend. It is unpacked without its dependencies,
-which would force numpy 1 on everyone; the backend gets a small environment of its own instead, since under
-numpy 2 it answers zeros without any error.
+The wheel `nvidia-pytriton` contains the binary with its Python backend. It is unpacked without its dependencies, which
+would force numpy 1 on this environment. The backend has a small environment of its own instead, since with numpy 2 it
+returns zeros without any error.
 """
 
 import importlib.util
@@ -25,14 +25,14 @@ __all__ = ["TritonInstallation", "find_triton", "install_triton"]
 _log = logging.getLogger(__name__)
 
 PYTRITON = "nvidia-pytriton==0.7.0"
-"""Carries Triton 2.51."""
+"""Contains Triton 2.51."""
 MODEL_ENVIRONMENT = (
     "numpy==1.26.4",
     "onnxruntime==1.32.0",
     "flatbuffers==25.12.19",
     "packaging==26.3",
     "protobuf==7.36.2",
-    # A model that decodes must decode as this environment does.
+    # A model must decode photos exactly as this environment does.
     *(f"{package}=={metadata.version(package)}" for package in ("pillow", "pi-heif")),
 )
 HOME_VARIABLE = "LISTING_VISION_TRITON_HOME"
@@ -57,11 +57,11 @@ class TritonInstallation:
 
     @property
     def marker(self) -> Path:
-        """Written last, so that a half-made installation is never taken for one."""
+        """A file that is written last; without it the installation is incomplete."""
         return self.home / "installed.json"
 
     def process_environment(self) -> dict[str, str]:
-        """Variables under which the server finds the right Python and its shared library."""
+        """Environment in which the server finds its Python and the shared library of Python."""
         libraries = [str(sysconfig.get_config_var("LIBDIR")), os.environ.get("LD_LIBRARY_PATH", "")]
         return {
             **os.environ,
@@ -79,23 +79,23 @@ def find_triton() -> TritonInstallation:
     """The installation on this machine.
 
     Raises:
-        TritonNotInstalled: there is none; says how to get it, or why this machine cannot have it.
+        TritonNotInstalled: there is none; the message says how to install it, or why this machine cannot run it.
     """
     installation = TritonInstallation(get_triton_home())
     if not installation.marker.is_file() or json.loads(installation.marker.read_text()) != _describe_installation():
         _require_platform()
         raise TritonNotInstalled(
-            f"no Triton server at {installation.home}; `listing-vision triton install` brings it (330 MB)"
+            f"no Triton server at {installation.home}; `listing-vision triton install` installs it (330 MB)"
         )
     return installation
 
 
 def install_triton() -> TritonInstallation:
-    """Install the server and the environment of its models, or find them already there.
+    """Install the server and the environment of its models, unless they are installed.
 
     Raises:
         TritonUnsupported: this machine cannot run it.
-        TritonNotInstalled: a step failed; its output is in the message.
+        TritonNotInstalled: a step failed; the message has its output.
     """
     _require_platform()
     installation = TritonInstallation(get_triton_home())
@@ -120,7 +120,7 @@ def install_triton() -> TritonInstallation:
     _run([sys.executable, "-m", "venv", str(installation.model_environment)])
     _run([str(installation.model_environment / "bin" / "python"), *pip[1:], *MODEL_ENVIRONMENT])
     if packages := _find_torch_packages():
-        # Behind its own, so that what it has it keeps: NumPy above all. For models that need PyTorch.
+        # For models that need PyTorch. A .pth file adds to the end of the path, so the packages installed above win.
         site = installation.model_environment / "lib" / f"python{_get_python_version()}" / "site-packages"
         (site / "packages_of_torch.pth").write_text(f"{packages}\n")
     installation.marker.write_text(json.dumps(_describe_installation()))
@@ -137,7 +137,7 @@ def _describe_installation() -> dict[str, object]:
 
 
 def _find_torch_packages() -> str | None:
-    """The folder that this environment has PyTorch in; it is not imported."""
+    """The folder of this environment's PyTorch, which is not imported."""
     found = importlib.util.find_spec("torch")
     return str(Path(found.origin).parents[1]) if found and found.origin else None
 

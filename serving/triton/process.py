@@ -1,4 +1,4 @@
-"""A Triton server process of our own: started, watched and stopped without leaving anything behind."""
+"""A local Triton server process, started and stopped without leaving files, shared memory or processes behind."""
 
 import contextlib
 import logging
@@ -32,7 +32,7 @@ _SHM_BYTES = 16 << 20
 
 
 class LocalTriton:
-    """One `tritonserver` on loopback that serves bundles, one to begin with, until it is stopped."""
+    """One `tritonserver` on loopback that serves bundles, until it is stopped."""
 
     def __init__(
         self,
@@ -43,8 +43,9 @@ class LocalTriton:
         traces: TraceOptions | None = None,
     ) -> None:
         """Args:
-        options: of the model repository; None: those that were found best on a CPU.
-        traces: where it posts spans of the requests that bring a trace's header.
+        bundle: the first model; `add_model` adds others.
+        options: of the model repository; None: the best for most CPUs.
+        traces: where Triton sends spans of requests that have a trace header.
         """
         self._traces = traces
         self._installation = installation
@@ -52,14 +53,14 @@ class LocalTriton:
         self.repository = self._folder / "models"
         self.options = options or RepositoryOptions(backend="python")
         self.models: list[str] = []
-        """What it serves, whenever it is started."""
+        """Names of the models that it loads when it starts."""
         self.add_model(bundle, MODEL_NAME)
         self._shm_prefix = f"listing_vision_{os.getpid()}_{self._folder.name[-8:]}_"
         self._process: subprocess.Popen[bytes] | None = None
-        # A restart runs on a thread; a stop that overtakes it must be the last word.
+        # A restart runs on a thread, and must not start the process after a stop.
         self._lock = threading.Lock()
         self._stopped = False
-        # Kept over restarts, so that a client's channel finds the new process.
+        # The same after restarts, so that a client's channel reconnects to the new process.
         self._grpc_port, self._http_port, self._metrics_port = find_free_ports(3)
 
     @property
@@ -82,43 +83,43 @@ class LocalTriton:
         return self._process is not None and self._process.poll() is None
 
     def list_model_pids(self, name: str) -> frozenset[int]:
-        """Pids of its own processes that compute a model (Linux): the Python backend's, none for other backends."""
+        """Pids of the processes that compute a model (Linux); only the Python backend has them."""
         return frozenset(_find_model_pids(f"{self.repository}/{name}/"))
 
     def list_all_model_pids(self) -> frozenset[int]:
-        """Of all models."""
+        """Pids of the processes that compute any of its models."""
         return frozenset(_find_model_pids(f"{self.repository}/"))
 
     def add_model(self, bundle: Bundle, name: str, *, num_instances: int | None = None) -> None:
-        """Put a model into the repository; a running server serves it once it is told to load it.
+        """Put a model into the repository; a running server serves it once it loads it.
 
-        Args: num_instances: copies of it; more of a model that is there may be asked for; None: all.
+        Args: num_instances: of the model, which may grow with another call; None: all.
         """
         options = replace(self.options, model_environment=self._installation.model_environment, model_name=name)
         if name not in self.models:
             code = write_repository(bundle, self.repository, options) / str(options.version) / "model.py"
             if code.exists():
-                # As the first model process would: a model whose folder has changed is loaded anew, not added to.
+                # Otherwise the first model process would write the bytecode, and Triton reload the changed folder.
                 python = self._installation.model_environment / "bin" / "python"
                 subprocess.run([python, "-m", "py_compile", str(code)], check=False, timeout=60)
             self.models.append(name)
         write_config(bundle, self.repository, options, num_instances=num_instances)
 
     def remove_model(self, name: str) -> None:
-        """Take a model out that the server does not serve."""
+        """Remove a model that the server has unloaded."""
         self.models.remove(name)
         shutil.rmtree(self.repository / name)
 
     def touch_model(self, name: str) -> None:
-        """Have the next load not take the model for unchanged, and so start new processes for it."""
-        # Of a configuration that has only a new date nothing would be loaded anew.
+        """Mark the model as changed, so that the next load starts new processes for it."""
+        # A new date of the configuration alone would not have Triton reload it.
         os.utime(self.repository / name / str(self.options.version))
 
     def start(self) -> None:
-        """Start the process; it answers some seconds later (see `wait_until_listening`)."""
+        """Start the process; it listens some seconds later (see `wait_until_listening`)."""
         root = self._installation.server_root
         command = [
-            # Whatever happens to the gateway, its Triton does not outlive it.
+            # Triton must not outlive this process.
             *([setpriv, "--pdeathsig", "TERM", "--"] if (setpriv := shutil.which("setpriv")) else []),
             str(self._installation.binary),
             f"--model-repository={self.repository}",
@@ -139,7 +140,7 @@ class LocalTriton:
             *(_build_trace_arguments(self._traces) if self._traces else ()),
         ]
         with self.log_path.open("ab") as log:
-            # A session of its own: a terminal's Ctrl-C must not reach it before calls in flight are answered.
+            # In its own session, so that a terminal's Ctrl-C does not end it before the calls in flight.
             self._process = subprocess.Popen(
                 command,
                 stdout=log,
@@ -150,30 +151,30 @@ class LocalTriton:
             )
 
     def wait_until_listening(self, timeout_s: float = 60) -> None:
-        """Return once the server accepts connections; that its model answers is for a golden photo to show.
+        """Return once the server accepts connections; only golden photos show that its model works.
 
         Raises:
-            EngineUnavailable: it died or did not come up in time; the end of its log is in the message.
+            EngineUnavailable: it exited or does not listen in time; the message has the end of its log.
         """
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             if not self.is_running():
                 code = self._process.returncode if self._process else None
-                raise EngineUnavailable(f"Triton ended with status {code} while starting:\n{self._log_tail()}")
+                raise EngineUnavailable(f"Triton exited with status {code} while starting:\n{self._log_tail()}")
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self._grpc_port), timeout=1):
                 return
             time.sleep(0.1)
         raise EngineUnavailable(f"Triton did not listen within {timeout_s:g} s:\n{self._log_tail()}")
 
     def stop(self) -> None:
-        """Let it drain and exit, or kill it; removes its files and shared memory."""
+        """Have it drain and exit, or kill it; then remove its files and shared memory."""
         with self._lock:
             self._stopped = True
             self._terminate_process(_EXIT_TIMEOUT_S + 2)
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def restart(self) -> None:
-        """Start it again, dead or alive, on the same ports; one that hangs is not waited for."""
+        """Stop the process if it still runs, killing it after two seconds, and start it on the same ports."""
         with self._lock:
             if not self._stopped:
                 self._terminate_process(2)
@@ -194,9 +195,9 @@ class LocalTriton:
         self._remove_shared_memory()
 
     def _kill_orphans(self) -> None:
-        """Model processes that outlive a killed server: one may wait for ever for a lock that the server held."""
+        """Kill model processes that outlive a killed server: one may wait for ever for a lock that the server held."""
         for pid in self.list_all_model_pids():
-            _log.warning("model process %d outlived its Triton and is killed", pid)
+            _log.warning("killing model process %d, which outlived its Triton", pid)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
@@ -211,14 +212,14 @@ class LocalTriton:
 
 def _build_trace_arguments(options: TraceOptions) -> list[str]:
     settings = {
-        "": {"mode": "opentelemetry", "level": "TIMESTAMPS", "rate": "0"},  # 0: none but those that bring a header
+        "": {"mode": "opentelemetry", "level": "TIMESTAMPS", "rate": "0"},  # 0: only requests that have a header
         "opentelemetry,": {"url": options.url, "resource": "service.name=listing-vision-triton"},
     }
     return [f"--trace-config={kind}{name}={value}" for kind, named in settings.items() for name, value in named.items()]
 
 
 def _find_model_pids(folder: str) -> list[int]:
-    """Pids of model processes whose model lies in a folder (Linux)."""
+    """Pids of model processes whose model is in a folder (Linux)."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
@@ -228,10 +229,10 @@ def _find_model_pids(folder: str) -> list[int]:
 
 
 def _is_model_process(pid: int) -> bool:
-    """Whether it is one, and no zombie."""
+    """Return whether a process is a running model process, and not a zombie."""
     try:
         _, name, state = re.split(r" \(|\) ", Path(f"/proc/{pid}/stat").read_text(), maxsplit=2)
-    except OSError:  # it has ended
+    except OSError:  # it has exited
         return False
     # The kernel keeps 15 characters of a name.
     return "triton_python_backend_stub".startswith(name) and not state.startswith("Z")

@@ -1,4 +1,4 @@
-"""A Triton of our own and the models in it: brought up, watched by golden photos, healed, let go of."""
+"""Starts a local Triton, checks it with golden photos, and reloads its models or restarts it when they fail."""
 
 import asyncio
 import contextlib
@@ -28,14 +28,14 @@ __all__ = ["TritonWatchdog"]
 _log = logging.getLogger(__name__)
 
 RELOAD_THRESHOLD = 2
-"""Golden-photo checks in a row until a model has to be loaded anew: new model processes …"""
+"""Failed golden-photo checks in a row after which the model is reloaded in new processes …"""
 RESTART_THRESHOLD = 4
-"""… and until Triton is stopped and started."""
+"""… and after which Triton is restarted."""
 RELOAD_TIMEOUT_S = 10.0
 LOAD_TIMEOUT_S = 300.0
 METRICS_TIMEOUT_S = 2.0
 KILL_REPLACED_AFTER_S = 15.0
-"""Longer than any call to Triton may take."""
+"""Longer than any call to Triton takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +45,9 @@ class _Model:
 
 
 class TritonWatchdog:
-    """One that has died, or no longer answers the golden photos, is healed: a model is loaded anew, or all of it.
+    """Recovers a Triton that has exited or fails the golden photos: it reloads a model, or restarts Triton.
 
-    Golden photos are asked of `main_model`; of all models the processes are watched.
+    The golden photos are those of `main_model`; the processes of all models are watched.
     """
 
     def __init__(
@@ -55,18 +55,18 @@ class TritonWatchdog:
     ) -> None:
         """Args:
         triton: not started yet.
-        bundle: of the model that it serves to begin with.
+        bundle: of its first model.
         health_interval_s: between two golden-photo checks.
-        restarts: counts by `component` was started again: `triton` or `model`.
+        restarts: counter by `component`, `triton` or `model`.
         """
         self._triton = triton
         self._health_interval_s = health_interval_s
         self._restarts = restarts
         self.main_model = triton.models[0]
-        """Triton's name of the model that callers are answered by."""
+        """Triton's name of the model of the stable release."""
         self._models = {self.main_model: self._create_model(self.main_model, bundle)}
         self._processes: dict[str, frozenset[int]] = {}
-        """That compute each model; one of them that ends is missed."""
+        """Pids by model; if one of them ends, the model is reloaded."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -74,7 +74,7 @@ class TritonWatchdog:
         return self._triton.address
 
     def fetch_metrics(self) -> bytes:
-        """What it tells Prometheus; nothing where it does not answer. Blocks."""
+        """Triton's metrics in Prometheus' text format; empty if it does not respond. Blocks."""
         try:
             with urllib.request.urlopen(self._triton.metrics_url, timeout=METRICS_TIMEOUT_S) as response:
                 text: bytes = response.read()
@@ -84,11 +84,11 @@ class TritonWatchdog:
             return b""
 
     async def start(self) -> None:
-        """Return once the golden photos are answered.
+        """Start Triton and return once it answers the golden photos.
 
         Raises:
-            EngineBroken: they are answered wrongly.
-            EngineUnavailable: it did not come up.
+            EngineBroken: it answers them wrongly.
+            EngineUnavailable: it did not start.
         """
         self._triton.start()
         await asyncio.to_thread(self._triton.wait_until_listening)
@@ -97,7 +97,7 @@ class TritonWatchdog:
         _log.info("Triton (pid %s) answers at %s", self._triton.pid, self._triton.address)
 
     def watch(self) -> None:
-        """From now on."""
+        """Start watching, in the running event loop."""
         self._spawn(self._run_watchdog())
 
     async def stop(self) -> None:
@@ -112,11 +112,11 @@ class TritonWatchdog:
         """Load a model beside those that are loaded.
 
         Raises:
-            EngineError: it cannot be loaded, or does not answer its golden photos; it is gone again.
+            EngineError: it cannot be loaded, or fails its golden photos; it has been removed.
         """
         self._models[name] = self._create_model(name, bundle)
         try:
-            # One instance after another: all at once they would take every core from those that answer.
+            # One instance after another: all at once would take every core from the models that serve.
             for num_instances in range(1, self._triton.options.num_instances + 1):
                 await asyncio.to_thread(self._triton.add_model, bundle, name, num_instances=num_instances)
                 await self._models[name].engine.load(timeout_s=LOAD_TIMEOUT_S)
@@ -128,7 +128,7 @@ class TritonWatchdog:
 
     async def remove(self, name: str) -> None:
         model = self._models.pop(name)
-        # From here on nobody misses them.
+        # Before its processes end, so that the watchdog does not reload it.
         self._processes.pop(name, None)
         if name in self._triton.models:
             with contextlib.suppress(EngineUnavailable):
@@ -148,26 +148,26 @@ class TritonWatchdog:
         while True:
             await asyncio.sleep(RECHECK_INTERVAL_S if num_failures else self._health_interval_s)
             try:
-                # A golden photo seldom meets a model process that has died: it holds each call for a second.
+                # A golden photo seldom reaches a model process that has died; each call to it takes a second.
                 for name in list(self._models):
                     expected = self._processes.get(name, frozenset())
                     if self._triton.is_running() and expected - self._triton.list_model_pids(name):
-                        await self._reload(name, "one of its processes has died")
+                        await self._reload(name, "one of its processes has exited")
                 num_failures = 0 if await self._is_healthy() else num_failures + 1
                 if num_failures and not self._triton.is_running():
-                    await self._restart("it has died")
+                    await self._restart("it has exited")
                     num_failures = 0
                 elif num_failures == RELOAD_THRESHOLD:
-                    await self._reload(self.main_model, "it does not answer the golden photos")
+                    await self._reload(self.main_model, "it fails the golden photos")
                 elif num_failures >= RESTART_THRESHOLD:
-                    await self._restart("it does not answer the golden photos")
+                    await self._restart("it fails the golden photos")
                     num_failures = 0
-            # Whatever it was, a watch that ends would leave a dead model dead.
+            # The watchdog must never end, whatever the error.
             except Exception:
-                _log.exception("watching Triton failed")
+                _log.exception("the check of Triton failed")
 
     async def _is_healthy(self) -> bool:
-        """Whether all instances of the model that callers are answered by answer."""
+        """Return whether the main model answers the golden photo once per instance."""
         main = self._models[self.main_model]
         checks = (
             check_golden_photos(main.engine, main.bundle, which=FIRST_GOLDEN_PHOTO, timeout_s=GOLDEN_TIMEOUT_S)
@@ -179,11 +179,11 @@ class TritonWatchdog:
             if not isinstance(error, EngineError):
                 raise error
         if wrong:
-            _log.warning("Triton is not well: %s", wrong[0])
+            _log.warning("Triton is unhealthy: %s", wrong[0])
         return not wrong
 
     async def _reload(self, name: str, reason: str) -> None:
-        _log.error("Triton loads the model anew: %s", reason)
+        _log.error("reloading %s in Triton: %s", name, reason)
         self._restarts.labels("model").inc()
         before = self._triton.list_model_pids(name)
         self._triton.touch_model(name)
@@ -196,7 +196,7 @@ class TritonWatchdog:
         if started:
             self._processes[name] = started
             self._spawn(self._kill_replaced_processes(before))
-            _log.info("Triton has loaded %s anew", name)
+            _log.info("Triton has reloaded %s", name)
         else:
             _log.warning("Triton has started no new process for %s", name)
             self._record_processes(name)
@@ -205,18 +205,18 @@ class TritonWatchdog:
         self._processes[name] = self._triton.list_model_pids(name)
 
     async def _kill_replaced_processes(self, pids: frozenset[int]) -> None:
-        """Those of a model that was replaced: where one has died, Triton waits for it and never ends the others."""
+        """Kill processes of a reloaded model: Triton waits for one that has died, and never ends the others."""
         await asyncio.sleep(KILL_REPLACED_AFTER_S)
         for pid in pids & self._triton.list_all_model_pids():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
     async def _restart(self, reason: str) -> None:
-        _log.error("Triton is started again: %s", reason)
+        _log.error("restarting Triton: %s", reason)
         self._restarts.labels("triton").inc()
         self._processes.clear()
         await asyncio.to_thread(self._triton.restart)
-        with contextlib.suppress(EngineUnavailable):  # then the next checks fail, and it is started once more
+        with contextlib.suppress(EngineUnavailable):  # then the next checks fail, and it is restarted again
             await asyncio.to_thread(self._triton.wait_until_listening)
             await self.wait_until_healthy(self.main_model)
             for name in self._models:

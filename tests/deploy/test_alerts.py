@@ -5,7 +5,6 @@ import json
 import re
 import shutil
 import subprocess
-import time
 import urllib.error
 import urllib.request
 
@@ -14,15 +13,18 @@ import pytest
 import yaml
 
 import serving.observability.metrics  # noqa: F401  registers what a gateway process exports
+from serving.api.status import CODES
+from serving.gateway import service
 from serving.supervisor.supervisor import ServeOptions, Supervisor
-from serving.triton.process import LocalTriton
 from tests.conftest import ROOT
+from tests.support.waiting import wait_until
 from training.outcomes.report import GUARANTEE_METRICS
+from vision.errors import PhotoError
 
 RULES = ROOT / "deploy" / "prometheus" / "alerts.yml"
 DASHBOARD = json.loads((ROOT / "deploy" / "grafana" / "dashboards" / "listing-vision.json").read_text())
 ONLY_WITH_A_GPU = {"nv_gpu_utilization"}
-"""Triton's own, which a machine without one does not export."""
+"""Metrics of Triton that it does not export without a GPU."""
 
 
 def read_alert_expressions():
@@ -50,20 +52,15 @@ def test_every_alert_is_tested():
     assert alerts == tested
 
 
-def test_rules_and_dashboard_name_only_metrics_that_are_exported(bundle, triton_installation):
+def test_rules_and_dashboard_name_only_metrics_that_are_exported(bundle, running_triton):
     named = {name for e in read_alert_expressions() for name in re.findall(r"\b(?:listing_vision|nv)_\w+", e)}
     ours = {sample for family in prometheus_client.REGISTRY.collect() for sample in _samples(family)}
     supervisor = Supervisor(ServeOptions(bundle=bundle.folder))
     ours |= set(_find_types(supervisor.status_pages["/metrics"]().body.decode()))
     ours |= set(GUARANTEE_METRICS)
     asyncio.run(supervisor.stop())
-    triton = LocalTriton(bundle, triton_installation)
-    triton.start()
-    try:
-        triton.wait_until_listening()
-        tritons = set(_find_types(_text(triton.metrics_url)))
-    finally:
-        triton.stop()
+    wait_until(lambda: fetch(running_triton.metrics_url), "Triton's metrics")
+    tritons = set(_find_types(fetch(running_triton.metrics_url)))
     assert {name for name in named if name.startswith("listing_vision")} <= ours
     assert {name for name in named if name.startswith("nv_")} - ONLY_WITH_A_GPU <= tritons
     assert {
@@ -71,15 +68,12 @@ def test_rules_and_dashboard_name_only_metrics_that_are_exported(bundle, triton_
     } <= read_recorded_metrics()
 
 
-def _text(url):
-    """Triton opens its ports one after another."""
-    for _ in range(300):
-        try:
-            with urllib.request.urlopen(url, timeout=30) as answer:
-                return answer.read().decode()
-        except urllib.error.URLError:
-            time.sleep(0.1)
-    raise AssertionError(f"{url} does not answer")
+def fetch(url):
+    try:
+        with urllib.request.urlopen(url, timeout=30) as response:
+            return response.read().decode()
+    except urllib.error.URLError:  # Triton opens its ports one after another
+        return ""
 
 
 def _find_types(text):
@@ -94,10 +88,6 @@ def _samples(family):
 def test_labels_that_rules_choose_by_are_those_of_the_metrics():
     rules = RULES.read_text()
     reasons = set(re.findall(r'result(?:=~|=|!=)"([A-Z_|]+)"', rules))
-    from serving.api import status
-    from serving.gateway import service
-    from vision.errors import PhotoError
-
     photos = {error.reason for error in PhotoError.__subclasses__()}
-    known = {*status.CODES, *photos, service.OK, service.CANCELLED}
+    known = {*CODES, *photos, service.OK, service.CANCELLED}
     assert {reason for found in reasons for reason in found.split("|")} <= known

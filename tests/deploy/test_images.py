@@ -28,7 +28,7 @@ def requirements(*extras):
 
 
 @pytest.mark.parametrize("stage", FINAL)
-def test_every_image_has_a_user_of_its_own_and_says_whether_it_is_well(stage):
+def test_every_image_has_a_user_of_its_own_and_a_health_check(stage):
     assert re.fullmatch(r"[1-9]\d+:[1-9]\d+", find_last_value(stage, "USER"))
     health = find_last_value(stage, "HEALTHCHECK")
     assert health == "NONE" if stage in ("training", "backfill") else "CMD" in health
@@ -45,10 +45,8 @@ def test_entry_points_exist(monkeypatch):
     assert "listing-vision" in PROJECT["scripts"]
     init, separator, program, *_ = json.loads(find_last_value("gateway", "ENTRYPOINT"))
     assert (init, separator, program) == ("tini", "--", "listing-vision")
-    assert (
-        parse_options(json.loads(find_last_value("gateway", "CMD")), read_environment("gateway"), monkeypatch)["host"]
-        == "0.0.0.0"
-    )
+    command = json.loads(find_last_value("gateway", "CMD"))
+    assert parse_options(command, read_environment("gateway"), monkeypatch)["host"] == "0.0.0.0"
     assert json.loads(find_last_value("backfill", "CMD"))[0] == "listing-vision"
     module = json.loads(find_last_value("training", "ENTRYPOINT"))[-1]
     assert importlib.util.find_spec(module)

@@ -93,7 +93,7 @@ def test_a_killed_triton_is_started_again_without_a_restart_of_the_gateway(
         model_pids = list_model_pids(killed)
         os.kill(model_pids[0], signal.SIGSTOP)  # as one that waits for ever for what the server held
         os.kill(killed, signal.SIGKILL)
-        wait_until(lambda: "Triton is started again" in served.log, "Triton started again")
+        wait_until(lambda: "restarting Triton" in served.log, "Triton started again")
         wait_until(lambda: served.triton_pid() != killed, "Triton answers again")
         wait_until(lambda: served.check_health("listing.vision.v1.ListingVisionService") == serving, "health SERVING")
         after = client.classify(photos)
@@ -109,7 +109,7 @@ def wait_for_replacements(served, old: list[int], how_many: int | None, *, num_l
     for pid in old[:how_many]:
         os.kill(pid, signal.SIGKILL)
     # Not that it is begun: processes that are killed while they load are another load.
-    wait_until(lambda: served.log.count("Triton has loaded listing_vision anew") == num_loads, "loaded anew")
+    wait_until(lambda: served.log.count("Triton has reloaded listing_vision") == num_loads, "reloaded")
     wait_until(lambda: not any(is_alive(pid) for pid in old), "nothing of the old model is left")
 
     def came() -> list[int]:

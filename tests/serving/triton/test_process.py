@@ -1,0 +1,53 @@
+import asyncio
+import urllib.request
+
+import pytest
+
+from serving.inference.health import wait_for_golden_photos
+from serving.inference.model_names import MODEL_NAME
+from serving.inference.triton import TritonEngine
+from serving.triton.process import LocalTriton
+from tests.support.waiting import wait_until
+from vision.errors import EngineUnavailable
+
+
+def test_a_running_server_has_a_process_per_instance_and_metrics(bundle, running_triton):
+    async def wait():
+        engine = TritonEngine(running_triton.address)
+        try:
+            await wait_for_golden_photos(engine, bundle)
+        finally:
+            await engine.close()
+
+    asyncio.run(wait())
+    assert running_triton.is_running()
+    pids = running_triton.list_model_pids(MODEL_NAME)
+    assert len(pids) == running_triton.options.num_instances
+    assert running_triton.list_all_model_pids() == pids
+    assert running_triton.list_model_pids("listing") == frozenset()  # only the whole name counts
+    wait_until(lambda: b"nv_inference_request_success" in fetch(running_triton.metrics_url), "metrics")
+
+
+def fetch(url: str) -> bytes:
+    try:
+        with urllib.request.urlopen(url, timeout=30) as response:
+            return response.read()
+    except OSError:  # Triton opens its ports one after another
+        return b""
+
+
+def test_a_server_that_does_not_start_says_why_and_leaves_nothing(bundle, triton_installation):
+    triton = LocalTriton(bundle, triton_installation)
+    try:
+        with pytest.raises(EngineUnavailable, match="exited with status None while starting"):
+            triton.wait_until_listening()
+        (triton.repository / MODEL_NAME / "config.pbtxt").write_text("no such field: 1")
+        triton.start()
+        with pytest.raises(EngineUnavailable, match=r"exited with status [1-9][\s\S]*failed to load all models"):
+            triton.wait_until_listening()
+    finally:
+        triton.stop()
+    assert not triton.repository.exists()
+    assert not triton.log_path.exists()
+    triton.restart()
+    assert not triton.is_running()  # a restart that comes after the stop starts nothing
