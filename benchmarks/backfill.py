@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import BUILD, ROOT, write_result
+from benchmarks.common import BUILD, ROOT, create_parser, write_result
 from benchmarks.load import create_phone_photos
 from benchmarks.load.processes import sample_memory
 from benchmarks.serving import create_default_bundle
@@ -105,10 +105,7 @@ def run_ray_data(folder: Path, photos: list[Path], output: Path) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundle", type=Path)
-    parser.add_argument("--photos", type=int, default=20_000)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser = create_parser(__doc__, bundle=None, photos=20_000, rounds=2)
     parser.add_argument("--ray", action=argparse.BooleanOptionalAction, default=True)
     options = parser.parse_args()
     folder: Path = options.bundle or create_default_bundle()

@@ -7,7 +7,6 @@ of the same job on Ray. After each kill of the job the same command is started a
 come over HTTP from a server that counts requests: those beyond one per photo are repeated work, read-ahead included.
 """
 
-import argparse
 import contextlib
 import os
 import random
@@ -23,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.backfill import write_manifest
-from benchmarks.common import BUILD, ROOT, write_result
+from benchmarks.common import BUILD, ROOT, create_parser, write_result
 from benchmarks.load.processes import list_process_tree
 from benchmarks.serving import create_default_bundle
 from serving.backfill import inspection
@@ -118,11 +117,7 @@ def kill_ray_group(pid: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--listings", type=int, default=12_000)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
+    options = create_parser(__doc__, kills=20, listings=12_000, seed=0).parse_args()
     random.seed(options.seed)
     FOLDER.mkdir(parents=True, exist_ok=True)
     folder, output = create_default_bundle(), FOLDER / "output"

@@ -6,7 +6,6 @@ Jobs of 1,000 to 100,000 listings of one small synthetic photo each, the same ph
 over the job's processes. Then a manifest of ten million rows, until its first shard is committed and the job is killed.
 """
 
-import argparse
 import subprocess
 import sys
 import time
@@ -17,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from benchmarks.backfill import run_job
-from benchmarks.common import BUILD, ROOT, write_result
+from benchmarks.common import BUILD, ROOT, create_parser, write_result
 from benchmarks.load.processes import sample_memory
 from benchmarks.serving import create_default_bundle
 from serving.storage import Store
@@ -66,9 +65,8 @@ def measure_first_shard_s(folder: Path, manifest: Path, output: Path) -> tuple[f
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = create_parser(__doc__, rows=10_000_000)
     parser.add_argument("--listings", type=int, nargs="+", default=[1_000, 10_000, 100_000])
-    parser.add_argument("--rows", type=int, default=10_000_000)
     options = parser.parse_args()
     folder, photos = create_default_bundle(), create_small_photos()
     metrics = {}

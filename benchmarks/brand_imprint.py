@@ -9,7 +9,6 @@ baseline. The default is a linear probe (minutes); `--recipe grocery` fine-tunes
 the test split is not used.
 """
 
-import argparse
 import dataclasses
 import shutil
 import statistics
@@ -20,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from benchmarks.common import BUILD, find_grocery_source, run_cli, write_result
+from benchmarks.common import BUILD, create_parser, find_grocery_source, run_cli, write_result
 from training.export.add_brand import extend_taxonomy, imprint
 from training.inference.features import extract_features
 from training.recipe import Recipe, Stage, load_recipe
@@ -103,11 +102,8 @@ def compute_embeddings(model: ListingClassifier, rows: Manifest, recipe: Recipe)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = create_parser(__doc__, epochs=6, photo_px=112, draws=5)
     parser.add_argument("--recipe", choices=("linear_probe", "grocery"), default="linear_probe")
-    parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--photo-px", type=int, default=112)
-    parser.add_argument("--draws", type=int, default=5)
     asked = parser.parse_args()
     run_cli("data", "import", "grocery-store", find_grocery_source(), "--output", FOLDER / "data")
     whole = Manifest.load(str(FOLDER / "data" / "manifest.parquet"))

@@ -8,7 +8,6 @@ how waiting grows with load. Plans for GPUs take the rates of the model and of d
 benchmarks/results/gpu.json.
 """
 
-import argparse
 import asyncio
 import json
 import os
@@ -17,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import RESULTS, write_result
+from benchmarks.common import RESULTS, create_parser, write_result
 from benchmarks.load import LoadPlan, LoadReport, create_phone_photos, record_expected_responses, run_load
 from benchmarks.serving import create_default_bundle, serve_gateway
 from serving.capacity.planner import estimate, plan
@@ -106,10 +105,7 @@ def plan_backfill(profile: Profile, *, num_photos: float, hours: float) -> dict[
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundle", type=Path)
-    parser.add_argument("--seconds", type=float, default=20.0)
-    options = parser.parse_args()
+    options = create_parser(__doc__, bundle=None, seconds=20.0).parse_args()
     folder: Path = options.bundle or create_default_bundle()
     with serve_gateway(folder, "--workers", str(len(os.sched_getaffinity(0)))) as (address, _):
         alone, peak, reports = asyncio.run(measure_service(address, create_phone_photos(), options.seconds))

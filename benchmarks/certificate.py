@@ -8,7 +8,6 @@ are evaluated once. Then the calibration listings are drawn 1,000 times, with re
 trained on, and each certificate is checked on all of these: how often is the guarantee broken?
 """
 
-import argparse
 import dataclasses
 import shutil
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.common import BUILD, find_grocery_source, run_cli, write_result
+from benchmarks.common import BUILD, create_parser, find_grocery_source, run_cli, write_result
 from training.calibration.calibrate import calibrate
 from training.calibration.certify import Guarantee
 from training.data.synthetic import create_synthetic_dataset
@@ -262,7 +261,7 @@ def select_metrics(found: dict[str, Any], prefix: str = "") -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = create_parser(__doc__)
     parser.add_argument("--only", choices=("drawn", "grocery"))
     parser.add_argument("--grocery-run", type=Path, help="a finished run, such as that of grocery_accuracy")
     options = parser.parse_args()

@@ -1,5 +1,6 @@
 """Name the machine, find the data, run verbs and write the result of a benchmark."""
 
+import argparse
 import json
 import os
 import platform
@@ -10,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-__all__ = ["BUILD", "describe_machine", "find_grocery_source", "run_cli", "write_result"]
+__all__ = ["BUILD", "create_parser", "describe_machine", "find_grocery_source", "run_cli", "write_result"]
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -27,6 +28,16 @@ def find_grocery_source() -> Path:
             f"the Grocery Store data set is not at {source}; set LISTING_VISION_DATA to the folder above it"
         )
     return source
+
+
+def create_parser(description: str | None, **defaults: float | None) -> argparse.ArgumentParser:
+    """Return a parser with an option for each default: a number of its type, or a path where it is None."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in defaults.items():
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", type=Path if default is None else type(default), default=default
+        )
+    return parser
 
 
 def run_cli(*words: object) -> None:

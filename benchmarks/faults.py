@@ -7,7 +7,6 @@ injects its fault after five seconds. Recovery is the time from the fault until 
 response differs from an idle server's; a hung call has not ended a second after its deadline.
 """
 
-import argparse
 import asyncio
 import contextlib
 import os
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import write_result
+from benchmarks.common import create_parser, write_result
 from benchmarks.load import (
     CALL_RESULTS,
     ExpectedResponse,
@@ -166,10 +165,8 @@ def compute_recovery_s(report: LoadReport, injected_s: float) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundle", type=Path)
+    parser = create_parser(__doc__, bundle=None, seconds=25.0)
     parser.add_argument("--only", choices=tuple(FAULTS), nargs="+", default=list(FAULTS))
-    parser.add_argument("--seconds", type=float, default=25.0)
     options = parser.parse_args()
     folder: Path = options.bundle or create_default_bundle()
     photos = create_phone_photos()

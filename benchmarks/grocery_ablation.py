@@ -6,13 +6,12 @@ The val split has 296 photos: the accuracy of one run has an error of about 4 po
 spread between seeds. The test split is not used.
 """
 
-import argparse
 import dataclasses
 import statistics
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import BUILD, find_grocery_source, run_cli, write_result
+from benchmarks.common import BUILD, create_parser, find_grocery_source, run_cli, write_result
 from training.recipe import Recipe, Stage, load_recipe
 from training.run import Run
 from training.trainer.trainer import Trainer
@@ -66,10 +65,8 @@ def train_model(recipe: Recipe, folder: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = create_parser(__doc__, epochs=6, photo_px=112)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--photo-px", type=int, default=112)
     asked = parser.parse_args()
     run_cli("data", "import", "grocery-store", find_grocery_source(), "--output", FOLDER / "data")
     results: dict[str, list[dict[str, float]]] = {}

@@ -6,13 +6,12 @@ Trains (or resumes, or finds finished) one run per seed in build/benchmarks/groc
 the export once on the test split. All choices were made on train and val.
 """
 
-import argparse
 import json
 import statistics
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import BUILD, find_grocery_source, run_cli, write_result
+from benchmarks.common import BUILD, create_parser, find_grocery_source, run_cli, write_result
 from training.run import Run
 
 FOLDER = BUILD / "grocery_accuracy"
@@ -48,7 +47,7 @@ def measure_seed(seed: int, manifest: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = create_parser(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     seeds: list[int] = parser.parse_args().seeds
     run_cli("data", "import", "grocery-store", find_grocery_source(), "--output", FOLDER / "data")

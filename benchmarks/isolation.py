@@ -6,14 +6,13 @@ Photos are decoded in Triton's model processes or in the gateway, each with and 
 the gateway with its Triton, started for its turn; 1440x1080 JPEGs, one per listing, closed loop, responses checked.
 """
 
-import argparse
 import asyncio
 import statistics
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.common import write_result
+from benchmarks.common import create_parser, write_result
 from benchmarks.load import LoadPlan, create_phone_photos, record_expected_responses, run_load
 from benchmarks.serving import create_default_bundle, serve_gateway
 
@@ -53,11 +52,7 @@ def measure_round(number: int, folder: Path, photos: list[bytes], seconds: float
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundle", type=Path)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=8.0)
-    options = parser.parse_args()
+    options = create_parser(__doc__, bundle=None, rounds=5, seconds=8.0).parse_args()
     folder: Path = options.bundle or create_default_bundle()
     photos = create_phone_photos()
     rounds = [measure_round(number, folder, photos, options.seconds) for number in range(options.rounds)]

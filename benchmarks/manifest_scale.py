@@ -7,7 +7,6 @@ training run does before its first batch: load, labels, the rows of train and va
 of each of 8 ranks. `rss_gib` is the largest resident memory of that process, with interpreter and libraries.
 """
 
-import argparse
 import multiprocessing
 import resource
 import time
@@ -16,7 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import BUILD, write_result
+from benchmarks.common import BUILD, create_parser, write_result
 
 FOLDER = BUILD / "manifest_scale"
 RANKS = 8
@@ -25,9 +24,7 @@ _DEPARTMENTS, _KINDS, _LEAVES, _BRANDS = 20, 10, 10, 500
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--rows", type=int, default=10_000_000)
-    rows = arguments.parse_args().rows
+    rows: int = create_parser(__doc__, rows=10_000_000).parse_args().rows
     folder = FOLDER / str(rows)
     path = folder / "manifest.parquet"
     if not path.exists():

@@ -7,7 +7,6 @@ with a deadline of two seconds, counted from when it was due. Goodput is the pho
 Generator, gateway and Triton share the machine, so that rejecting calls costs throughput.
 """
 
-import argparse
 import asyncio
 import statistics
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import write_result
+from benchmarks.common import create_parser, write_result
 from benchmarks.load import (
     ExpectedResponse,
     LoadPlan,
@@ -83,11 +82,7 @@ def measure_round(folder: Path, photos: list[bytes], seconds: float) -> dict[str
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundle", type=Path)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=20.0)
-    options = parser.parse_args()
+    options = create_parser(__doc__, bundle=None, rounds=3, seconds=20.0).parse_args()
     folder: Path = options.bundle or create_default_bundle()
     photos = create_phone_photos()
     rounds = []

@@ -6,14 +6,13 @@ Teacher and student are converted to INT8 (ranges from train, method and gate on
 the test split. Speed is that of the model alone, one photo at a time on one thread, in turns.
 """
 
-import argparse
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.common import BUILD, find_grocery_source, run_cli, write_result
+from benchmarks.common import BUILD, create_parser, find_grocery_source, run_cli, write_result
 from training.evaluation.ground_truth import build_ground_truth
 from training.export.precision import convert_bundle, measure_onnx_speeds
 from training.inference.forward import onnx_forward
@@ -49,7 +48,7 @@ def convert_model(bundle: Bundle, manifest: Manifest, name: str) -> Bundle:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = create_parser(__doc__)
     parser.add_argument("--teacher", type=Path, required=True)
     parser.add_argument("--student", type=Path)
     options = parser.parse_args()

@@ -6,7 +6,6 @@ On one and on two ranks. SIGKILL goes to the whole process group at random momen
 each run has been killed often enough; then it is left to finish.
 """
 
-import argparse
 import os
 import random
 import signal
@@ -19,7 +18,7 @@ from shutil import rmtree
 import safetensors.torch
 import torch
 
-from benchmarks.common import BUILD, ROOT, run_cli, write_result
+from benchmarks.common import BUILD, ROOT, create_parser, run_cli, write_result
 from training.run import Run
 
 FOLDER = BUILD / "resume"
@@ -84,9 +83,8 @@ def progress(run: Path) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = create_parser(__doc__, seed=0)
     parser.add_argument("--kills", type=int, default=10, help="of each run, at most")
-    parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     random.seed(asked.seed)
     rmtree(FOLDER, ignore_errors=True)

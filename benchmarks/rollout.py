@@ -7,7 +7,6 @@ same weights and another calibration version, so that every response can still b
 during these steps with those of the quiet seconds before; the new model's processes start on the same cores.
 """
 
-import argparse
 import asyncio
 import json
 import shutil
@@ -19,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import BUILD, write_result
+from benchmarks.common import BUILD, create_parser, write_result
 from benchmarks.load import LoadPlan, LoadReport, create_phone_photos, record_expected_responses, run_load
 from benchmarks.serving import create_default_bundle, serve_gateway
 from serving.processes.control import send_command
@@ -97,10 +96,7 @@ async def measure(address: str, other: Path, photos: list[bytes], num_rounds: in
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundle", type=Path)
-    parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args()
+    options = create_parser(__doc__, bundle=None, rounds=5).parse_args()
     folder: Path = options.bundle or create_default_bundle()
     other, photos = copy_with_other_calibration(folder), create_phone_photos()
     with serve_gateway(folder, "--workers", "2") as (address, _):

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import BUILD, ROOT, run_cli, write_result
+from benchmarks.common import BUILD, ROOT, create_parser, run_cli, write_result
 from benchmarks.load import Connect, LoadPlan, connect_grpc, create_phone_photos, record_expected_responses, run_load
 from benchmarks.load.processes import CpuMeter, measure_resident_mb
 from benchmarks.peers.environment import FRAMEWORKS, prepare_peer_python
@@ -245,10 +245,7 @@ def _list_by_round(rounds: Sequence[_Round]) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundle", type=Path)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=10.0)
+    parser = create_parser(__doc__, bundle=None, rounds=5, seconds=10.0)
     parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True)
     options = parser.parse_args()
     folder: Path = options.bundle or create_default_bundle()

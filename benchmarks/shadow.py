@@ -9,7 +9,6 @@ and in a closed loop with 32 callers. Ratios are taken within rounds, to the rel
 same cores. `seen` is the share of listings that the shadow classified; the others were dropped.
 """
 
-import argparse
 import asyncio
 import re
 import statistics
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.common import BUILD, write_result
+from benchmarks.common import BUILD, create_parser, write_result
 from benchmarks.load import CALL_RESULTS, LoadPlan, create_phone_photos, record_expected_responses, run_load
 from benchmarks.rollout import copy_with_other_calibration
 from benchmarks.serving import create_default_bundle, serve_gateway
@@ -112,11 +111,7 @@ def compute_metrics(rounds: list[dict[str, dict[str, dict[str, float]]]]) -> dic
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundle", type=Path)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=8)
-    options = parser.parse_args()
+    options = create_parser(__doc__, bundle=None, rounds=3, seconds=8.0).parse_args()
     folder: Path = options.bundle or create_default_bundle()
     other, photos = copy_with_other_calibration(folder), create_phone_photos()
     outcomes = BUILD / "shadow" / "outcomes"

@@ -6,13 +6,12 @@ Calls come in an open loop at 60 % of the throughput of 32 callers. Resident mem
 every five seconds; its slope is a least-squares line after the first five minutes (a sixth of a shorter run).
 """
 
-import argparse
 import asyncio
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.common import write_result
+from benchmarks.common import create_parser, write_result
 from benchmarks.load import LoadPlan, LoadReport, create_phone_photos, record_expected_responses, run_load
 from benchmarks.load.processes import sample_memory
 from benchmarks.serving import create_default_bundle, serve_gateway
@@ -36,11 +35,7 @@ async def run_soak(address: str, photos: list[bytes], seconds: float) -> LoadRep
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundle", type=Path)
-    parser.add_argument("--minutes", type=float, default=30.0)
-    parser.add_argument("--workers", type=int, default=2)
-    options = parser.parse_args()
+    options = create_parser(__doc__, bundle=None, minutes=30.0, workers=2).parse_args()
     folder: Path = options.bundle or create_default_bundle()
     photos, seconds = create_phone_photos(), options.minutes * 60
     with (

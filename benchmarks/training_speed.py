@@ -7,7 +7,6 @@ measurement is a process of its own, in turns. Also printed: the effect of loade
 (training/trainer/hardware.py), with page faults and the share of system time.
 """
 
-import argparse
 import json
 import resource
 import statistics
@@ -21,7 +20,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import BUILD, ROOT, find_grocery_source, run_cli, write_result
+from benchmarks.common import BUILD, ROOT, create_parser, find_grocery_source, run_cli, write_result
 from vision.manifest import Manifest
 from vision.taxonomy import Taxonomy
 
@@ -198,12 +197,11 @@ def measure_one(name: str, manifest: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser = create_parser(__doc__, rounds=3)
     parser.add_argument("--one", nargs=2, metavar=("CANDIDATE", "MANIFEST"), help="measure in this process, print JSON")
     asked = parser.parse_args()
-    if asked.measure_one:
-        print(json.dumps(measure_one(asked.measure_one[0], Path(asked.measure_one[1]))))
+    if asked.one:
+        print(json.dumps(measure_one(asked.one[0], Path(asked.one[1]))))
         return
     manifest = prepare_manifest(NUM_STEPS * Setting().batch_size, 16)
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in CANDIDATES}

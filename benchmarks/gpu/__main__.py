@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from benchmarks.backfill import FOLDER, create_photos
-from benchmarks.common import BUILD, write_result
+from benchmarks.common import BUILD, create_parser, write_result
 from benchmarks.gpu import agreement, backfill, service
 from benchmarks.gpu.network import BATCHES, CudaGraph, Network, create_networks, photos_per_s
 from benchmarks.serving import create_default_bundle
@@ -158,9 +158,7 @@ def measure(found: _MetricsRecorder, options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundle", type=Path)
-    parser.add_argument("--photos", type=int, default=12_000)
+    parser = create_parser(__doc__, bundle=None, photos=12_000)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--agreement", nargs=2, metavar=("BUNDLE", "MANIFEST"))
