@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from serving.api.limits import MAX_PHOTOS, PHOTO_LIMITS
 from serving.protocol import listing_vision_pb2 as pb
 from vision.bundle import Bundle
 from vision.decision import (
@@ -18,12 +19,10 @@ from vision.decision import (
 )
 from vision.engine import Logits
 from vision.errors import PhotoError
-from vision.images import PhotoLimits, Preprocessing, check_bytes, prepare_photo
+from vision.images import Preprocessing, check_bytes, prepare_photo
 from vision.taxonomy import OTHER_BRAND
 
 __all__ = [
-    "MAX_PHOTOS",
-    "PHOTO_LIMITS",
     "PreparedPhoto",
     "build_model_response",
     "build_response",
@@ -34,9 +33,6 @@ __all__ = [
     "to_wire_error_reason",
     "warm_up",
 ]
-
-MAX_PHOTOS = 20
-PHOTO_LIMITS = PhotoLimits()
 
 
 @dataclass(frozen=True)

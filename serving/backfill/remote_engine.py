@@ -15,16 +15,15 @@ import numpy as np
 import numpy.typing as npt
 import tenacity
 
-from serving.api.responses import MAX_PHOTOS
+from serving.api.limits import MAX_ALTERNATIVES, MAX_LISTING_ID_CHARS, MAX_PHOTOS, MESSAGE_LIMIT_BYTES
 from serving.backfill.job import Job, ModelVersions
 from serving.backfill.local_engine import BackfillEngine, LogitsEngine, ShardResult
 from serving.backfill.output import Failure, build_suggestion, build_tables
 from serving.backfill.photo_reader import PhotoReader
 from serving.backfill.pipeline import WaitTimes
 from serving.backfill.plan import ShardPhotos
-from serving.client.client import MESSAGE_LIMIT_BYTES, Access, CallFailed, ListingVisionClient
+from serving.client.client import Access, CallFailed, ListingVisionClient
 from serving.errors import BackfillError
-from serving.gateway.service import MAX_ALTERNATIVES, MAX_LISTING_ID_CHARS
 from serving.inference.health import check_golden_photos, wait_for_golden_photos
 from serving.inference.triton import TritonEngine
 from serving.protocol import listing_vision_pb2 as pb

@@ -15,12 +15,12 @@ import numpy as np
 import numpy.typing as npt
 from numpy.random import Generator
 
+from serving.api.limits import MAX_PHOTOS
 from serving.capacity.profile import Profile
 
 __all__ = ["Load", "Service", "SimulationResult", "simulate"]
 
 Floats = npt.NDArray[np.float64]
-MAX_PHOTOS = 20
 WARMUP_SHARE = 0.1
 """Share of the listings that is left out, since they find the service empty."""
 

@@ -15,6 +15,7 @@ import grpc
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from serving.api.limits import MESSAGE_LIMIT_BYTES
 from serving.client.stream import ListingResult, StreamedListings
 from serving.observability import tracing
 from serving.protocol import listing_vision_pb2 as pb
@@ -22,8 +23,6 @@ from serving.protocol import listing_vision_pb2_grpc as pb_grpc
 
 __all__ = ["Access", "AsyncListingVisionClient", "CallFailed", "ClientTls", "ListingToClassify", "ListingVisionClient"]
 
-MESSAGE_LIMIT_BYTES = 64 << 20
-"""Of a request, at both ends; photos as phones make them are 2 to 5 MB each."""
 DEFAULT_TIMEOUT_S = 10.0
 _CLASSIFY_METHOD = "/listing.vision.v1.ListingVisionService/ClassifyListing"
 _MODEL_METHOD = "/listing.vision.v1.ListingVisionService/GetModel"

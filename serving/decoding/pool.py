@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from serving.api.responses import PHOTO_LIMITS, PreparedPhoto, prepare
+from serving.api.limits import PHOTO_LIMITS
+from serving.api.responses import PreparedPhoto, prepare
 from serving.decoding.fork_client import (
     MAX_MEMORY_BYTES,
     PHOTO_TIMEOUT_S,

@@ -9,10 +9,9 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from serving.api import responses
+from serving.api.limits import MESSAGE_LIMIT_BYTES, PHOTO_LIMITS
 from serving.auth.interceptor import AuthInterceptor
 from serving.auth.quota import PhotoQuota
-from serving.client.client import MESSAGE_LIMIT_BYTES
 from serving.config import ServeOptions
 from serving.gateway.admission import MAX_PHOTOS_IN_FLIGHT, Admission, ThroughputEstimator
 from serving.gateway.service import SERVICE_NAME, EarlyRejectionInterceptor, Gateway
@@ -96,7 +95,7 @@ class GatewayServer:
         if self._options.photo_uris:
             from serving.gateway.photo_fetch import PhotoFetcher  # aiohttp, only where it is asked for
 
-            self._photo_fetcher = PhotoFetcher(self._options.photo_uris, max_bytes=responses.PHOTO_LIMITS.max_bytes)
+            self._photo_fetcher = PhotoFetcher(self._options.photo_uris, max_bytes=PHOTO_LIMITS.max_bytes)
         if self._options.outcomes:
             from serving.outcomes.writer import Recorder  # pyarrow and fsspec, only where it is asked for
 

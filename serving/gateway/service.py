@@ -11,6 +11,7 @@ import grpc
 import numpy as np
 
 from serving.api import responses
+from serving.api.limits import MAX_ALTERNATIVES, MAX_LISTING_ID_CHARS, MAX_PHOTOS
 from serving.api.status import Refusal, abort
 from serving.auth.interceptor import CALLER
 from serving.auth.quota import PhotoQuota
@@ -41,8 +42,6 @@ SERVICE_NAME = pb.DESCRIPTOR.services_by_name["ListingVisionService"].full_name
 CLASSIFY_METHOD = f"/{SERVICE_NAME}/ClassifyListing"
 REQUEST_ID_HEADER = "x-request-id"
 MAX_REQUEST_ID_CHARS = 100
-MAX_LISTING_ID_CHARS = 200
-MAX_ALTERNATIVES = 20
 DEFAULT_ALTERNATIVES = 5
 DEFAULT_DEADLINE_S = 30.0
 """For callers that set none."""
@@ -192,7 +191,7 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
             if self._recorder is None:
                 raise Refusal(reason="OUTCOMES_NOT_RECORDED", message="this service records no outcomes (--outcomes)")
             taxonomies = self.router.taxonomies
-            if not self._recorder.record_outcome(request, taxonomies, max_listing_id_chars=MAX_LISTING_ID_CHARS):
+            if not self._recorder.record_outcome(request, taxonomies):
                 raise Refusal(
                     reason="TOO_BUSY", message="more outcomes wait than can be held; try later", retry_after_s=10.0
                 )
@@ -503,13 +502,13 @@ def _validate_request(request: pb.ClassifyListingRequest) -> int:
             reason="LISTING_ID_TOO_LONG", message=f"listing_id: {detail}; shorten it", violations={"listing_id": detail}
         )
     if num_photos == 0:
-        detail = f"give 1 to {responses.MAX_PHOTOS} photos"
+        detail = f"give 1 to {MAX_PHOTOS} photos"
         raise Refusal(reason="NO_PHOTOS", message=f"the request has no photos; {detail}", violations={"photos": detail})
-    if num_photos > responses.MAX_PHOTOS:
-        detail = f"{num_photos} photos exceed the limit of {responses.MAX_PHOTOS}"
+    if num_photos > MAX_PHOTOS:
+        detail = f"{num_photos} photos exceed the limit of {MAX_PHOTOS}"
         raise Refusal(
             reason="TOO_MANY_PHOTOS",
-            message=f"{detail}; send the first {responses.MAX_PHOTOS}",
+            message=f"{detail}; send the first {MAX_PHOTOS}",
             violations={"photos": detail},
         )
     if not request.HasField("alternative_count"):

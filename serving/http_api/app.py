@@ -20,8 +20,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as AsgiMessage
 
-from serving.api.responses import MAX_PHOTOS
-from serving.client.client import DEFAULT_TIMEOUT_S, MESSAGE_LIMIT_BYTES
+from serving.api.limits import MAX_PHOTOS, MESSAGE_LIMIT_BYTES
+from serving.client.client import DEFAULT_TIMEOUT_S
 from serving.http_api.errors import error_response, from_grpc_error
 from serving.http_api.taxonomies import Taxonomies
 from serving.http_api.upstream import Upstream

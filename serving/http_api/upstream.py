@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 
-from serving.client.client import MESSAGE_LIMIT_BYTES
+from serving.api.limits import MESSAGE_LIMIT_BYTES
 from serving.processes.sockets import gateway_socket_address
 from serving.protocol import listing_vision_pb2_grpc as pb_grpc
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from serving.api.limits import MAX_LISTING_ID_CHARS
 from serving.api.status import Refusal
 from serving.protocol import listing_vision_pb2 as pb
 from vision.taxonomy import Taxonomy
@@ -85,9 +86,7 @@ def _suggestion_columns(response: pb.ClassifyListingResponse) -> dict[str, Any]:
     }
 
 
-def build_outcome_row(
-    request: pb.ReportOutcomeRequest, taxonomies: Sequence[Taxonomy], *, max_listing_id_chars: int
-) -> dict[str, Any]:
+def build_outcome_row(request: pb.ReportOutcomeRequest, taxonomies: Sequence[Taxonomy]) -> dict[str, Any]:
     """Return the row of an outcome.
 
     Args:
@@ -96,7 +95,7 @@ def build_outcome_row(
     Raises:
         Refusal: OUTCOME_INVALID, with each wrong field.
     """
-    violations = [_find_violations(request, taxonomy, max_listing_id_chars) for taxonomy in taxonomies]
+    violations = [_find_violations(request, taxonomy) for taxonomy in taxonomies]
     wrong = min(violations, key=len)
     if wrong:
         message = "; ".join(f"{field}: {what}" for field, what in wrong.items())
@@ -115,12 +114,12 @@ def build_outcome_row(
     }
 
 
-def _find_violations(request: pb.ReportOutcomeRequest, taxonomy: Taxonomy, max_listing_id_chars: int) -> dict[str, str]:
+def _find_violations(request: pb.ReportOutcomeRequest, taxonomy: Taxonomy) -> dict[str, str]:
     wrong = {}
     if not request.listing_id:
         wrong["listing_id"] = "it is empty; give that of the ClassifyListing call"
-    elif len(request.listing_id) > max_listing_id_chars:
-        wrong["listing_id"] = f"{len(request.listing_id)} characters exceed the limit of {max_listing_id_chars}"
+    elif len(request.listing_id) > MAX_LISTING_ID_CHARS:
+        wrong["listing_id"] = f"{len(request.listing_id)} characters exceed the limit of {MAX_LISTING_ID_CHARS}"
     if request.HasField("category_id") and request.category_id not in {c.id for c in taxonomy.categories}:
         wrong["category_id"] = f"{request.category_id[:100]!r} is not in taxonomy {taxonomy.version}"
     if request.HasField("brand"):

@@ -68,11 +68,9 @@ class Recorder:
         """Add a shadow's suggestion beside the one that was returned; see `add`."""
         return self.add("shadows", build_shadow_row(response, visible))
 
-    def record_outcome(
-        self, request: pb.ReportOutcomeRequest, taxonomies: Sequence[Taxonomy], *, max_listing_id_chars: int
-    ) -> bool:
+    def record_outcome(self, request: pb.ReportOutcomeRequest, taxonomies: Sequence[Taxonomy]) -> bool:
         """Add an outcome; see `add`. Raises Refusal: OUTCOME_INVALID."""
-        return self.add("outcomes", build_outcome_row(request, taxonomies, max_listing_id_chars=max_listing_id_chars))
+        return self.add("outcomes", build_outcome_row(request, taxonomies))
 
     def close(self) -> None:
         """Write the held rows, for at most ten seconds."""

@@ -8,7 +8,7 @@ from typing import Literal, cast, get_args
 
 from tritonclient.grpc import model_config_pb2
 
-from serving.api.responses import PHOTO_LIMITS
+from serving.api.limits import PHOTO_LIMITS
 from serving.decoding.fork_client import MAX_MEMORY_BYTES
 from serving.decoding.fork_server import DecodeSettings
 from serving.inference.model_names import MODEL_NAME

@@ -12,8 +12,8 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving.api import responses
+from serving.api.limits import MESSAGE_LIMIT_BYTES
 from serving.client import AsyncListingVisionClient, CallFailed
-from serving.client.client import MESSAGE_LIMIT_BYTES
 from serving.config import ServeOptions
 from serving.gateway import service
 from serving.gateway.server import GatewayServer

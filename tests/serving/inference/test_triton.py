@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from serving.api import responses
+from serving.api.limits import PHOTO_LIMITS
 from serving.inference.engine import EncodedInferenceResult
 from serving.inference.health import wait_for_golden_photos
 from serving.inference.triton import TritonEngine, compute_max_concurrent_requests
@@ -92,7 +93,7 @@ def test_encoded_photos_have_the_logits_of_their_pixels(triton, bundle):
 
 
 def test_every_hostile_photo_gets_its_own_error_from_triton(triton, bundle):
-    drawer = [photo for photo in hostile_photos() if len(photo.data) <= responses.PHOTO_LIMITS.max_bytes and photo.data]
+    drawer = [photo for photo in hostile_photos() if len(photo.data) <= PHOTO_LIMITS.max_bytes and photo.data]
     found = infer_encoded_files(triton, bundle, *([photo.data] for photo in drawer))
     for photo, decoded in zip(drawer, found, strict=True):
         (error,) = decoded.errors

@@ -41,7 +41,7 @@ BAD_REQUESTS = {
 @pytest.mark.parametrize(("request_", "message"), BAD_REQUESTS.values(), ids=BAD_REQUESTS)
 def test_a_bad_outcome_is_refused_with_its_field(request_, message):
     with pytest.raises(Refusal) as refused:
-        build_outcome_row(request_, [create_small_taxonomy()], max_listing_id_chars=200)
+        build_outcome_row(request_, [create_small_taxonomy()])
     assert refused.value.reason == "OUTCOME_INVALID"
     assert message in refused.value.message
 
@@ -50,7 +50,7 @@ def test_ids_may_be_of_any_release_in_use():
     taxonomy = create_small_taxonomy()
     request = create_outcome(category_id=taxonomy.leaf_ids[0])
     other = replace(taxonomy, version="other", categories=taxonomy.categories[:1])
-    row = build_outcome_row(request, [other, taxonomy], max_listing_id_chars=200)
+    row = build_outcome_row(request, [other, taxonomy])
     assert (row["category_id"], row["brand_kind"]) == (taxonomy.leaf_ids[0], None)
     assert set(row) == set(SCHEMAS["outcomes"].names)
 
