@@ -1,4 +1,4 @@
-"""A further brand for a finished model, from a handful of photos and without training: weight imprinting.
+"""Weight imprinting: a new brand for a finished model, from a handful of photos and without training.
 
 Qi, Brown & Lowe, CVPR 2018: a cosine classifier's weights for a class are what the embeddings of its photos point to.
 """
@@ -33,13 +33,14 @@ __all__ = ["MIN_PHOTOS", "AddedBrand", "BrandShift", "add_brand", "compute_brand
 _log = logging.getLogger(__name__)
 
 MIN_PHOTOS = 3
-"""The brand's bias comes from leaving each photo out in turn; from two others there is no direction worth the name."""
+"""The brand's bias is found by leaving each photo out in turn; two remaining photos are the least that give a
+direction."""
 
 _KEPT_SHARE = 0.75
-"""Of the brand's own photos, left out, that it still wins. Chosen on val of Grocery Store (296 photos), three brands
-imprinted from five photos each into heads on frozen tf_efficientnet_lite0 features; ranges over three settings of the
-head and two choices of the brands, means of five draws of the photos. Before, 93-96 % of the other photos are right,
-75-83 % of those that show a brand.
+"""Share of the brand's own left-out photos that the new brand must win. Chosen on val of Grocery Store (296 photos),
+three brands imprinted from five photos each into heads on frozen tf_efficientnet_lite0 features; ranges over three
+settings of the head and two choices of the brands, means of five draws of the photos. Before, 93-96 % of the other
+photos are right, 75-83 % of those that show a brand.
 
     share   the three brands   all others   other brands
     no bias      82-92 %         74-82 %        0-25 %
@@ -47,7 +48,7 @@ head and two choices of the brands, means of five draws of the photos. Before, 9
     0.75         44-52 %         89-95 %       56-80 %
     0.5          26-42 %         92-96 %       70-82 %
 
-What a form is filled with today counts for more than what it could be filled with."""
+Keeping the predictions of known brands was preferred to gaining those of the new one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,15 +62,15 @@ class AddedBrand:
 
 @dataclass(frozen=True, kw_only=True)
 class BrandShift:
-    """What adding the brand did to the listings labelled with one brand."""
+    """The effect of the new brand on the listings labelled with one brand."""
 
     label: str
-    """Of the manifest: a brand's name, the no-brand or other-brand literal, `not known`."""
+    """The manifest's label: a brand's name, the no-brand or other-brand literal, or `not known`."""
     num_listings: int
     num_right_before: int
     num_right_after: int
     num_to_new: int
-    """Listings that another answer was given for before, and the new brand is now."""
+    """Listings whose prediction changed to the new brand."""
     num_changed_otherwise: int
 
 
@@ -77,7 +78,7 @@ def extend_taxonomy(taxonomy: Taxonomy, name: str, *, aliases: Sequence[str] = (
     """The taxonomy with one more brand, the last one, and a version of its own.
 
     Raises:
-        TaxonomyError: a name or alias that stands for something already, or that no id can be made from.
+        TaxonomyError: a name or alias that is known already, or from which no id can be made.
     """
     new = Brand(id=slug(name), names={"en": name.strip()}, aliases=tuple(aliases))
     if not new.id:
@@ -88,7 +89,7 @@ def extend_taxonomy(taxonomy: Taxonomy, name: str, *, aliases: Sequence[str] = (
         except KeyError:
             continue
         stands_for = taxonomy.brand_labels[known] if known >= 0 else taxonomy.other_brand
-        raise TaxonomyError(f"brand {text!r} is known already: it stands for {stands_for!r} in {taxonomy.version!r}")
+        raise TaxonomyError(f"brand {text!r} is known already: it means {stands_for!r} in {taxonomy.version!r}")
     return replace(taxonomy, version=f"{taxonomy.version}+{new.id}", brands=(*taxonomy.brands, new))
 
 
@@ -99,13 +100,13 @@ def imprint(
     """The model with one more brand label, imprinted from the (N, D) embeddings of N photos; all else bit-equal.
 
     The weights are the normalised mean of the normalised embeddings. Trained weights point away from the other brands,
-    imprinted ones do not, and so would win too often: the bias takes from them what they have more than they need to
-    win most of their own photos, each judged by weights imprinted from the others.
+    imprinted ones do not, and would win too often: the bias lowers them to what they need to win most of their own
+    photos, each compared with weights imprinted from the other photos.
 
     Args:
         model: with a cosine brand head.
-        embeddings: of at least `MIN_PHOTOS` photos.
-        known_from: the logit below which 'none that I know' is answered; to win is to reach it, too.
+        embeddings: those of at least `MIN_PHOTOS` photos.
+        known_from: the logit below which a brand is predicted as unknown; to win, the new brand must reach it too.
     """
     head = model.brand_head
     assert isinstance(head, CosineHead)
@@ -129,30 +130,30 @@ def imprint(
 def add_brand(
     source: Bundle, photos: Mapping[str, bytes], *, name: str, output: Path, aliases: Sequence[str] = ()
 ) -> AddedBrand:
-    """A new bundle that also knows the brand.
+    """Write a new bundle that also knows the brand.
 
-    The category promises go over to it, since the category logits are proven to be the same; the brand's is void.
+    The category guarantees are kept, because the category logits are verified to be the same; the brand's is void.
 
     Args:
-        source: of a model with a cosine brand head.
-        photos: of the brand's products, by name; at least `MIN_PHOTOS`.
-        name: of the brand.
+        source: a bundle with a cosine brand head.
+        photos: at least `MIN_PHOTOS` of the brand's products, by file name.
+        name: the brand's name.
         output: folder of the new bundle.
         aliases: other names of the brand.
 
     Raises:
         BundleError: another kind of brand head or precision.
         ListingVisionError: too few photos.
-        ManifestError: photos that cannot be used, or stand there twice; all of them named.
+        ManifestError: unusable or repeated photos; all of them are named.
         TaxonomyError: the name is known already.
         RunError: `output` exists.
-        ExportMismatch: an export answers differently from the model.
+        ExportMismatch: an export predicts differently from the model.
     """
     refuse_existing(output)
     _check(source, photos)
     taxonomy = extend_taxonomy(source.taxonomy, name, aliases=aliases)
     new = taxonomy.brands[-1]
-    photos_nhwc = _prepared(source, photos)
+    photos_nhwc = _prepare_distinct(source, photos)
     before = load_bundle_model(source)
     with torch.inference_mode():
         embeddings = before(torch.from_numpy(photos_nhwc)).embedding
@@ -160,11 +161,11 @@ def add_brand(
     compared = np.concatenate([source.golden.photos_nhwc, photos_nhwc])
     equal = False
 
-    def calibrated(exported: Exported) -> Calibration:
+    def calibrate_export(exported: Exported) -> Calibration:
         nonlocal equal
         wanted, got = onnx_forward(source.onnx_path)(compared), exported.infer(compared)
-        equal = _same_but_brand_head(before, after) and bool((wanted.category == got.category).all())
-        return _calibration(source, exported, new, categories_equal=equal)
+        equal = _differs_only_in_brand_head(before, after) and bool((wanted.category == got.category).all())
+        return _carry_over_calibration(source, exported, new, categories_equal=equal)
 
     bundle = build_bundle(
         after,
@@ -174,14 +175,14 @@ def add_brand(
         preprocessing=source.info.preprocessing,
         photos_nhwc=compared,
         photos_from=f"{new.name} and the source bundle's golden ones",
-        training=_training(source, new, num_photos=len(photos)),
-        calibrated=calibrated,
+        training=_extend_training_record(source, new, num_photos=len(photos)),
+        calibrate_export=calibrate_export,
     )
     return AddedBrand(bundle=bundle, brand=new, num_photos=len(photos), categories_equal=equal)
 
 
 def compute_brand_shifts(before: Bundle, after: Bundle, manifest: Manifest) -> tuple[BrandShift, ...]:
-    """How the brand answers of a manifest's listings changed, by the brand they are labelled with.
+    """Compute how the predicted brands of a manifest's listings changed, by the brand they are labelled with.
 
     Raises:
         ManifestError: labels unknown to the larger taxonomy, or no photo can be used.
@@ -193,17 +194,17 @@ def compute_brand_shifts(before: Bundle, after: Bundle, manifest: Manifest) -> t
         logits_before.append(infer_before(photos_nhwc).brand)
         return infer_after(photos_nhwc)
 
-    # The bundle is written: a label that it does not know must not hide what it does.
+    # The bundle is written already: an unknown label must not hide its effect.
     predictions = predict(manifest, after.taxonomy, after.info.preprocessing, infer, other_brands=True)
     for photo in predictions.unusable:
         _log.warning("not used: %s", photo)
-    # The first photo of a listing that carries a label says it, as in evaluation.
+    # The label of a listing is that of its first labelled photo, as in evaluation.
     groups = predictions.groups
     truth = np.full(len(predictions.listing_ids), UNLABELLED, dtype=np.int64)
     labelled = np.flatnonzero(predictions.labels.brands != UNLABELLED)[::-1]
     truth[groups[labelled]] = predictions.labels.brands[labelled]
-    old = _answered(np.concatenate(logits_before), groups, before.calibration)
-    new = _answered(predictions.brand_logits, groups, after.calibration)
+    old = _predict_brands(np.concatenate(logits_before), groups, before.calibration)
+    new = _predict_brands(predictions.brand_logits, groups, after.calibration)
     new_label = len(after.taxonomy.brands)
     shifts = []
     for label in sorted(set(truth.tolist()), key=lambda label: (label < 0, label)):
@@ -211,7 +212,7 @@ def compute_brand_shifts(before: Bundle, after: Bundle, manifest: Manifest) -> t
         to_new = of & (old != new) & (new == new_label)
         shifts.append(
             BrandShift(
-                label=_name(label, after.taxonomy),
+                label=_name_label(label, after.taxonomy),
                 num_listings=int(of.sum()),
                 num_right_before=int((of & (old == truth)).sum()),
                 num_right_after=int((of & (new == truth)).sum()),
@@ -225,7 +226,7 @@ def compute_brand_shifts(before: Bundle, after: Bundle, manifest: Manifest) -> t
 def _check(source: Bundle, photos: Mapping[str, bytes]) -> None:
     if source.info.brand_head != "cosine":
         raise BundleError(
-            f"bundle {source.folder} has a {source.info.brand_head} brand head, which takes no further brand; train "
+            f"bundle {source.folder} has a {source.info.brand_head} brand head, to which no brand can be added; train "
             'with brand_head = "cosine" in the recipe and export again'
         )
     if source.info.precision != "fp32":
@@ -239,7 +240,7 @@ def _check(source: Bundle, photos: Mapping[str, bytes]) -> None:
         )
 
 
-def _prepared(source: Bundle, photos: Mapping[str, bytes]) -> npt.NDArray[np.uint8]:
+def _prepare_distinct(source: Bundle, photos: Mapping[str, bytes]) -> npt.NDArray[np.uint8]:
     problems: list[str] = []
     prepared: dict[bytes, str] = {}
     pixels = []
@@ -249,7 +250,7 @@ def _prepared(source: Bundle, photos: Mapping[str, bytes]) -> npt.NDArray[np.uin
         except PhotoError as error:
             problems.append(f"{name}: {error}")
             continue
-        # A photo given twice would be judged by itself.
+        # A repeated photo would be compared with itself.
         first = prepared.setdefault(photo.tobytes(), name)
         if first != name:
             problems.append(f"{name}: the same photo as {first}; leave one out")
@@ -259,7 +260,7 @@ def _prepared(source: Bundle, photos: Mapping[str, bytes]) -> npt.NDArray[np.uin
     return np.stack(pixels)
 
 
-def _same_but_brand_head(before: ListingClassifier, after: ListingClassifier) -> bool:
+def _differs_only_in_brand_head(before: ListingClassifier, after: ListingClassifier) -> bool:
     kept, larger = before.state_dict(), after.state_dict()
     num_labels = before.spec.num_brands
     rows = {"brand_head.weight", "brand_head.bias"}
@@ -269,12 +270,13 @@ def _same_but_brand_head(before: ListingClassifier, after: ListingClassifier) ->
     )
 
 
-def _calibration(source: Bundle, exported: Exported, new: Brand, *, categories_equal: bool) -> Calibration:
-    """The source's, for the new files: without the brand's promise, and without any where the categories moved."""
+def _carry_over_calibration(source: Bundle, exported: Exported, new: Brand, *, categories_equal: bool) -> Calibration:
+    """The source's calibration for the new files: the brand is void, and so is every field if category logits
+    changed."""
     reason = f"brand {new.name} was added since calibration; run `listing-vision calibrate`"
     void = source.calibration.void(reason)
     fields = void.fields
-    # What is equal was compared with ONNX Runtime on the CPU; another backend builds the larger graph in its own way.
+    # Equality was verified with ONNX Runtime on the CPU; another backend may compute the larger graph differently.
     if categories_equal and source.calibration.certifies.get("backend") == ONNX_ON_CPU:
         pairs = zip(source.calibration.fields, void.fields, strict=True)
         fields = tuple(voided if kept.name == BRAND_FIELD else kept for kept, voided in pairs)
@@ -285,23 +287,23 @@ def _calibration(source: Bundle, exported: Exported, new: Brand, *, categories_e
         source.calibration,
         fields=fields,
         certifies={**source.calibration.certifies, **facts},
-        # As rare as the rarest brand of training: a brand that came later has no share in it.
+        # As rare as the rarest brand of training, in which the new brand has no share.
         brand_log_prior=(*log_prior, min(log_prior)) if log_prior else (),
     )
 
 
-def _training(source: Bundle, new: Brand, *, num_photos: int) -> dict[str, Any]:
+def _extend_training_record(source: Bundle, new: Brand, *, num_photos: int) -> dict[str, Any]:
     added = {"id": new.id, "name": new.name, "num_photos": num_photos, "to_version": source.info.model_version}
     return {**source.info.training, "brands_added": [*source.info.training.get("brands_added", ()), added]}
 
 
-def _answered(
+def _predict_brands(
     brand_logits: npt.NDArray[np.float32], groups: npt.NDArray[np.int64], calibration: Calibration
 ) -> npt.NDArray[np.integer]:
     return predict_brands(fuse_brand_logits(brand_logits, groups, calibration), calibration).labels
 
 
-def _name(label: int, taxonomy: Taxonomy) -> str:
+def _name_label(label: int, taxonomy: Taxonomy) -> str:
     if label == UNLABELLED:
         return "not known"
     return taxonomy.brand_labels[label] if label >= 0 else taxonomy.other_brand

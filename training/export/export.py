@@ -1,4 +1,4 @@
-"""From a finished run to a bundle whose exports are proven to answer like the trained model."""
+"""Export of a finished run to a bundle whose exports are verified against the trained model."""
 
 import logging
 import math
@@ -49,6 +49,7 @@ __all__ = [
     "Exported",
     "build_bundle",
     "compare",
+    "compute_log_priors",
     "export_bundle",
     "export_onnx",
 ]
@@ -69,31 +70,31 @@ def export_bundle(run: Run, folder: Path, *, model_name: str) -> Bundle:
     Raises:
         RunError: the run has not finished.
         BundleError: `folder` exists.
-        ExportMismatch: an export answers differently from the trained model on the same photos.
+        ExportMismatch: an export predicts differently from the trained model on the same photos.
     """
     refuse_existing(folder)
     model, recipe, taxonomy = run.load_model(), run.recipe, run.taxonomy
     manifest = Manifest.load(run.read_settings()["manifest"])
     if manifest.digest() != run.read_settings()["manifest_sha256"]:
         _log.warning(
-            "the manifest has changed since training; a promise holds only if no calibration listing was trained on"
+            "the manifest has changed since training; a guarantee holds only if no calibration listing was trained on"
         )
     val, tested, split = split_calibration_rows(manifest)
     preprocessing = Preprocessing(input_px=recipe.input_px)
-    category_log_prior, brand_log_prior = _log_priors(recipe, manifest.where_split("train"), taxonomy)
+    category_log_prior, brand_log_prior = compute_log_priors(recipe, manifest.where_split("train"), taxonomy)
 
-    def calibrated(exported: Exported) -> Calibration:
-        tune_answers, answers = (
+    def calibrate_export(exported: Exported) -> Calibration:
+        tune_predictions, tested_predictions = (
             predict(rows, taxonomy, preprocessing, exported.infer) if rows else None for rows in (val, tested)
         )
-        assert tune_answers is not None
-        for photo in (*tune_answers.unusable, *(answers.unusable if answers else ())):
+        assert tune_predictions is not None
+        for photo in (*tune_predictions.unusable, *(tested_predictions.unusable if tested_predictions else ())):
             _log.warning("left out of calibration: %s", photo)
         return calibrate(
-            tune_answers,
+            tune_predictions,
             taxonomy,
             certifies={**certificate_binding(exported.info, exported.sha256), "split": split},
-            calibration_predictions=answers,
+            calibration_predictions=tested_predictions,
             category_log_prior=category_log_prior,
             brand_log_prior=brand_log_prior,
         )
@@ -104,17 +105,18 @@ def export_bundle(run: Run, folder: Path, *, model_name: str) -> Bundle:
         model_name=model_name,
         taxonomy=taxonomy,
         preprocessing=preprocessing,
-        photos_nhwc=_real_photos(val, preprocessing, num_photos=max(BATCH_SIZES)),
+        photos_nhwc=_prepare_photos(val, preprocessing, num_photos=max(BATCH_SIZES)),
         photos_from="the val split",
         training={**run.read_settings(), "last_metrics": run.metrics()[-1]},
-        calibrated=calibrated,
+        calibrate_export=calibrate_export,
     )
 
 
-def _log_priors(recipe: Recipe, train: Manifest, taxonomy: Taxonomy) -> tuple[list[float], list[float]]:
-    """What to add to the logits so that answers have the classes' natural frequencies in; nothing where they do.
+def compute_log_priors(recipe: Recipe, train: Manifest, taxonomy: Taxonomy) -> tuple[list[float], list[float]]:
+    """Log priors for the category and brand logits that restore the classes' natural frequencies; empty where not
+    needed.
 
-    Training with adjusted logits leaves frequencies out altogether, balanced sampling puts its own in.
+    Training with adjusted logits removes class frequencies, balanced sampling replaces them by its own.
     """
     if recipe.long_tail == "none" and recipe.balanced_sampling == 0:
         return [], []
@@ -132,11 +134,11 @@ def _log_priors(recipe: Recipe, train: Manifest, taxonomy: Taxonomy) -> tuple[li
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """A bundle that lacks its calibration."""
+    """A bundle without its calibration."""
 
     info: BundleInfo
     sha256: Mapping[str, str]
-    """Of the files that a promise is tied to, by name."""
+    """Digests of the files that guarantees hold for, by name."""
     infer: Infer
     """The ONNX export."""
 
@@ -151,34 +153,34 @@ def build_bundle(
     photos_nhwc: npt.NDArray[np.uint8],
     photos_from: str,
     training: Mapping[str, Any],
-    calibrated: Callable[[Exported], Calibration],
+    calibrate_export: Callable[[Exported], Calibration],
 ) -> Bundle:
-    """Export, compare, calibrate, seal, and load back what was written: the bundle appears only when it is whole.
+    """Export, compare, calibrate and seal a bundle, and load it back; `folder` appears when it is complete.
 
     Args:
         model: in evaluation mode, on the CPU.
-        folder: of the new bundle.
-        model_name: for people; the version follows from the weights.
+        folder: the new bundle.
+        model_name: shown to people; the version follows from the weights.
         taxonomy: in the order of the model's labels.
-        preprocessing: of the photos.
+        preprocessing: that of the photos.
         photos_nhwc: (N, S, S, 3) that the exports are compared on; the first become the golden ones.
         photos_from: where they come from, for the record.
         training: how the model was made, for the record.
-        calibrated: what the finished export may promise.
+        calibrate_export: computes the calibration of the finished export.
 
     Raises:
         BundleError: `folder` exists.
-        ExportMismatch: an export answers differently from the model on the same photos.
+        ExportMismatch: an export predicts differently from the model on the same photos.
     """
     with new_bundle(folder) as building:
-        parity = _exported(model, building, photos_nhwc, photos_from=photos_from)
+        parity = _write_exports(model, building, photos_nhwc, photos_from=photos_from)
         safetensors.torch.save_file(
             {k: v.contiguous() for k, v in model.state_dict().items()}, building / "weights.safetensors"
         )
         infer = onnx_forward(building / "model.onnx")
         golden = photos_nhwc[:_NUM_GOLDEN]
-        answers = infer(golden)
-        Golden(golden, answers.category, answers.brand).save(building / "golden.safetensors")
+        logits = infer(golden)
+        Golden(golden, logits.category, logits.brand).save(building / "golden.safetensors")
         taxonomy.save(building / "taxonomy.json")
         sha256 = {name: sha256_of(building / name) for name in ("weights.safetensors", "model.onnx", "taxonomy.json")}
         info = BundleInfo(
@@ -189,7 +191,7 @@ def build_bundle(
             std=model.spec.std,
             num_categories=model.spec.num_categories,
             num_brands=model.spec.num_brands,
-            embedding_size=answers.embedding.shape[1],
+            embedding_size=logits.embedding.shape[1],
             precision="fp32",
             taxonomy_version=taxonomy.version,
             preprocessing=preprocessing,
@@ -199,17 +201,17 @@ def build_bundle(
             parity=parity,
             brand_head=model.spec.brand_head,
         )
-        calibration = calibrated(Exported(info=info, sha256=sha256, infer=infer))
+        calibration = calibrate_export(Exported(info=info, sha256=sha256, infer=infer))
         (building / "calibration.json").write_text(calibration.to_json() + "\n", encoding="utf-8")
         (building / "model_card.md").write_text(render_model_card(info, taxonomy, calibration), encoding="utf-8")
         seal_bundle(building, info)
     return load_bundle(folder)
 
 
-def _exported(
+def _write_exports(
     model: ListingClassifier, folder: Path, photos_nhwc: npt.NDArray[np.uint8], *, photos_from: str
 ) -> dict[str, Any]:
-    """Write both exports; how far their answers are from the model's."""
+    """Write both exports and return how much their logits differ from the model's."""
     num_distinct = len(np.unique(photos_nhwc.reshape(len(photos_nhwc), -1), axis=0))
     repeats = -(-max(BATCH_SIZES) // len(photos_nhwc))
     photos = np.concatenate([photos_nhwc] * repeats)[: max(BATCH_SIZES)]
@@ -249,10 +251,11 @@ def export_onnx(model: torch.nn.Module, photos_nhwc: npt.NDArray[np.uint8], path
 def compare(
     trained: Infer, exported: Infer, photos: npt.NDArray[np.uint8], *, name: str, tolerance: float = TOLERANCE
 ) -> dict[str, Any]:
-    """Largest difference over all outputs, batch sizes and photos, and the share of equal answers.
+    """Compare an export with the trained model: the largest difference of all outputs, and the share of equal
+    predictions.
 
     Raises:
-        ExportMismatch: a batch size does not run, a difference exceeds `tolerance`, or an answer changed.
+        ExportMismatch: a batch size does not run, a difference exceeds `tolerance`, or a prediction changed.
     """
     largest = dict.fromkeys(OUTPUT_NAMES, 0.0)
     agreed = total = 0
@@ -265,7 +268,7 @@ def compare(
             raise ExportMismatch(f"the {name} export does not run at batch {batch_size}: {error}") from error
         for output, a, b in zip(OUTPUT_NAMES, wanted, got, strict=True):
             if a.shape != b.shape:
-                raise ExportMismatch(f"the {name} export answers {output} with shape {b.shape}, not {a.shape}")
+                raise ExportMismatch(f"the {name} export returns {output} with shape {b.shape}, not {a.shape}")
             if not (np.isfinite(a).all() and np.isfinite(b).all()):
                 raise ExportMismatch(f"{output} holds NaN or infinity at batch {batch_size} ({name} or trained model)")
             largest[output] = max(largest[output], float(np.abs(a - b).max()))
@@ -277,14 +280,14 @@ def compare(
             f"the {name} export differs from the trained model: {worst} by {largest[worst]:.3g}, more than {tolerance}"
         )
     if agreed != total:
-        raise ExportMismatch(f"the {name} export answers {total - agreed} of {total} photos differently")
+        raise ExportMismatch(f"the {name} export predicts {total - agreed} of {total} photos differently")
     return {"max_abs_difference": largest, "answers_agreeing": agreed / total}
 
 
-def _real_photos(manifest: Manifest, preprocessing: Preprocessing, *, num_photos: int) -> npt.NDArray[np.uint8]:
-    """(num_photos, S, S, 3) from all over the manifest, or as many as can be read."""
+def _prepare_photos(manifest: Manifest, preprocessing: Preprocessing, *, num_photos: int) -> npt.NDArray[np.uint8]:
+    """(num_photos, S, S, 3) photos spread over the manifest, or as many as can be read."""
     photos: list[npt.NDArray[np.uint8]] = []
-    # A stride of the golden ratio visits the rows evenly however soon enough photos are found.
+    # A stride of the golden ratio spreads the rows evenly, wherever the loop ends.
     stride = next(
         s for s in range(max(1, round(len(manifest) * 0.618)), len(manifest) + 2) if math.gcd(s, len(manifest)) == 1
     )

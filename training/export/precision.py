@@ -1,5 +1,6 @@
-"""The same weights computed in another precision: fp16 for GPUs, INT8 for CPUs. Each is a bundle of its own, for its
-answers differ, and with them what may be promised.
+"""Conversion of a bundle to another precision: fp16 for GPUs, INT8 for CPUs.
+
+Each conversion is a bundle of its own, with its own calibration, because its predictions differ.
 """
 
 import logging
@@ -47,11 +48,11 @@ _log = logging.getLogger(__name__)
 
 Precision = Literal["fp16", "int8"]
 MAX_TOP1_LOSS = 0.005
-"""Of the tune photos with a known leaf."""
+"""Highest share of the tune photos with a known leaf whose prediction may become wrong."""
 NUM_RANGE_PHOTOS = 128
 """Training photos that the ranges of activations are taken from."""
 _HALF_TOLERANCE = 0.25
-"""Largest difference of a logit between the fp16 network and its exports; sums are rounded elsewhere in each."""
+"""Largest difference of a logit between the fp16 network and its exports; each rounds sums at other places."""
 
 
 class HalfClassifier(nn.Module):
@@ -70,13 +71,13 @@ class HalfClassifier(nn.Module):
 
 
 class _Choice(NamedTuple):
-    """One way to compute the model, judged on the tune split."""
+    """One candidate conversion, evaluated on the tune split."""
 
     how: str
     onnx: Path
     tune: Predictions
     top1_loss: float
-    """In shares of the tune photos with a known leaf; below 0 where it answers better."""
+    """As a share of the tune photos with a known leaf; negative where the candidate is better."""
 
 
 def convert_bundle(
@@ -86,20 +87,22 @@ def convert_bundle(
     *,
     precision: Precision,
     max_top1_loss: float = MAX_TOP1_LOSS,
+    measure_s: float = 1.0,
 ) -> Bundle:
-    """Write the same model in another precision, with promises tested anew.
+    """Write a bundle of the same model in another precision, with guarantees certified again.
 
     Args:
-        bundle: in fp32.
+        bundle: the fp32 bundle.
         manifest: with the splits train (ranges of activations), val (choice and gate) and, if there is one, calibrate.
-        folder: of the new bundle.
-        precision: of its exports.
-        max_top1_loss: more lost on the tune split, in shares of its photos, is refused.
+        folder: the new bundle.
+        precision: that of the new exports.
+        max_top1_loss: highest allowed loss on the tune split, as a share of its photos.
+        measure_s: duration of each of the speed measurements that the record gets.
 
     Raises:
         BundleError: `folder` exists, or `bundle` is not in fp32.
-        PrecisionRefused: it loses more.
-        ExportMismatch: an export answers differently from the network on the same photos.
+        PrecisionRefused: the loss is higher.
+        ExportMismatch: an export predicts differently from the network on the same photos.
     """
     refuse_existing(folder)
     if precision not in get_args(Precision):
@@ -108,31 +111,38 @@ def convert_bundle(
         raise BundleError(f"bundle {bundle.folder} is in {bundle.info.precision}; convert the fp32 one it came from")
     with new_bundle(folder) as building:
         tune_rows, tested_rows, split = split_calibration_rows(manifest)
-        reference = _answers(bundle, tune_rows, onnx_forward(bundle.onnx_path))
-        candidates = _half(bundle, building) if precision == "fp16" else _quantized(bundle, manifest, building)
-        chosen = _chosen(bundle, tune_rows, reference, candidates)
+        reference = _predict(bundle, tune_rows, onnx_forward(bundle.onnx_path))
+        candidates = (
+            _export_half(bundle, building) if precision == "fp16" else _export_quantized(bundle, manifest, building)
+        )
+        chosen = _choose(bundle, tune_rows, reference, candidates)
         if chosen.top1_loss > max_top1_loss:
             raise PrecisionRefused(
-                f"{precision} ({chosen.how}) answers {100 * chosen.top1_loss:.2f} points fewer of the tune split's "
-                f"leaves rightly than fp32, more than {100 * max_top1_loss:.2f}; allow more with --max-top1-loss, or "
+                f"{precision} ({chosen.how}) predicts {100 * chosen.top1_loss:.2f} points fewer of the tune split's "
+                f"leaves correctly than fp32, more than {100 * max_top1_loss:.2f}; allow more with --max-top1-loss, or "
                 "keep fp32"
             )
         chosen.onnx.replace(building / "model.onnx")
         for path in building.glob("candidate-*.onnx"):
             path.unlink()
-        _seal(bundle, building, chosen, precision, tested_rows, split)
+        speeds = measure_onnx_speeds(
+            {"fp32": bundle.onnx_path, precision: building / "model.onnx"},
+            bundle.golden.photos_nhwc,
+            seconds=measure_s,
+        )
+        _seal(bundle, building, chosen, precision, speeds, tested_rows, split)
     return load_bundle(folder)
 
 
-def _answers(bundle: Bundle, rows: Manifest, infer: Infer) -> Predictions:
+def _predict(bundle: Bundle, rows: Manifest, infer: Infer) -> Predictions:
     made = predict(rows, bundle.taxonomy, bundle.info.preprocessing, infer)
     for photo in made.unusable:
         _log.warning("left out: %s", photo)
     return made
 
 
-def _half(bundle: Bundle, building: Path) -> dict[str, Path]:
-    """The network's backbone in fp16, as ONNX and TorchScript that answer like it."""
+def _export_half(bundle: Bundle, building: Path) -> dict[str, Path]:
+    """Export the network with its backbone in fp16 to ONNX and TorchScript, and compare both with it."""
     model = HalfClassifier(load_bundle_model(bundle)).eval()
     photos = np.concatenate([bundle.golden.photos_nhwc] * 32)[:64]
     path = building / "candidate-fp16.onnx"
@@ -147,10 +157,10 @@ def _half(bundle: Bundle, building: Path) -> dict[str, Path]:
     return {"backbone in fp16": path}
 
 
-def _quantized(bundle: Bundle, manifest: Manifest, building: Path) -> dict[str, Path]:
-    """One for each way to find the range of an activation."""
+def _export_quantized(bundle: Bundle, manifest: Manifest, building: Path) -> dict[str, Path]:
+    """Export one INT8 candidate for each method of finding activation ranges."""
     shutil.copy2(bundle.torchscript_path, building / "model.torchscript.pt")
-    photos = _training_photos(bundle, manifest.where_split("train"))
+    photos = _prepare_training_photos(bundle, manifest.where_split("train"))
     found = {}
     for method in METHODS:
         path = building / f"candidate-{method}.onnx"
@@ -159,7 +169,7 @@ def _quantized(bundle: Bundle, manifest: Manifest, building: Path) -> dict[str, 
     return found
 
 
-def _training_photos(bundle: Bundle, train: Manifest) -> npt.NDArray[np.uint8]:
+def _prepare_training_photos(bundle: Bundle, train: Manifest) -> npt.NDArray[np.uint8]:
     """(NUM_RANGE_PHOTOS, S, S, 3), drawn at random, or as many as there are and can be read."""
     photos: list[npt.NDArray[np.uint8]] = []
     for row in np.random.default_rng(0).permutation(len(train)):
@@ -174,34 +184,39 @@ def _training_photos(bundle: Bundle, train: Manifest) -> npt.NDArray[np.uint8]:
     return np.stack(photos)
 
 
-def _chosen(bundle: Bundle, rows: Manifest, reference: Predictions, candidates: Mapping[str, Path]) -> _Choice:
-    """What loses least; among equals, what answers most like the reference."""
+def _choose(bundle: Bundle, rows: Manifest, reference: Predictions, candidates: Mapping[str, Path]) -> _Choice:
+    """Choose the candidate that loses least; among equals, the one whose logits are nearest to the reference."""
     leaves = build_ground_truth(reference.labels, bundle.taxonomy).leaves
     known = leaves >= 0
 
-    def top1(answers: Predictions) -> float:
-        return float((answers.category_logits.argmax(axis=1) == leaves)[known].mean()) if known.any() else 0.0
+    def measure_top1(predictions: Predictions) -> float:
+        return float((predictions.category_logits.argmax(axis=1) == leaves)[known].mean()) if known.any() else 0.0
 
     choices, differences = [], []
     for how, path in candidates.items():
-        answers = _answers(bundle, rows, onnx_forward(path))
-        choices.append(_Choice(how, path, answers, top1(reference) - top1(answers)))
-        differences.append(float(np.square(answers.category_logits - reference.category_logits).mean()))
+        predictions = _predict(bundle, rows, onnx_forward(path))
+        choices.append(_Choice(how, path, predictions, measure_top1(reference) - measure_top1(predictions)))
+        differences.append(float(np.square(predictions.category_logits - reference.category_logits).mean()))
         _log.info("%s: %.2f points of top-1 lost on the tune split", how, 100 * choices[-1].top1_loss)
     order = sorted(range(len(choices)), key=lambda i: (choices[i].top1_loss, differences[i]))
     return choices[order[0]]
 
 
 def _seal(
-    bundle: Bundle, building: Path, chosen: _Choice, precision: Precision, tested_rows: Manifest | None, split: str
+    bundle: Bundle,
+    building: Path,
+    chosen: _Choice,
+    precision: Precision,
+    speeds: Mapping[str, float],
+    tested_rows: Manifest | None,
+    split: str,
 ) -> None:
     for name in ("weights.safetensors", "taxonomy.json"):
         shutil.copy2(bundle.folder / name, building / name)
     infer = onnx_forward(building / "model.onnx")
     golden = bundle.golden.photos_nhwc
-    answers = infer(golden)
-    Golden(golden, answers.category, answers.brand).save(building / "golden.safetensors")
-    speeds = measure_onnx_speeds({"fp32": bundle.onnx_path, precision: building / "model.onnx"}, golden)
+    logits = infer(golden)
+    Golden(golden, logits.category, logits.brand).save(building / "golden.safetensors")
     converted = {
         "how": chosen.how,
         "top1_loss": chosen.top1_loss,
@@ -210,7 +225,7 @@ def _seal(
     }
     info = replace(
         bundle.info,
-        # The weights' own digits and what became of them: no two models of one version answer differently.
+        # The version names the precision too: no two models of one version predict differently.
         model_version=f"{bundle.info.model_version}-{precision}",
         precision=precision,
         training={**bundle.info.training, "converted": converted},
@@ -220,7 +235,7 @@ def _seal(
         chosen.tune,
         bundle.taxonomy,
         certifies={**certificate_binding(info, sha256), "split": split},
-        calibration_predictions=_answers(bundle, tested_rows, infer) if tested_rows else None,
+        calibration_predictions=_predict(bundle, tested_rows, infer) if tested_rows else None,
         category_log_prior=bundle.calibration.category_log_prior,
         brand_log_prior=bundle.calibration.brand_log_prior,
     )
@@ -232,7 +247,8 @@ def _seal(
 def measure_onnx_speeds(
     models: Mapping[str, Path], photos_nhwc: npt.NDArray[np.uint8], *, rounds: int = 3, seconds: float = 1.0
 ) -> dict[str, float]:
-    """Photos/s of ONNX models on one thread of this machine, one photo at a time; medians of alternating rounds."""
+    """Measure the photos/s of ONNX models on one thread of this machine, one photo at a time: medians of alternating
+    rounds."""
     runs = {name: onnx_forward(path, num_threads=1) for name, path in models.items()}
     rates: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):

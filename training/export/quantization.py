@@ -1,4 +1,4 @@
-"""Static INT8 quantization of an exported model for CPUs, by ONNX Runtime, with ranges from real photos."""
+"""Static INT8 quantization of an exported model for CPUs by ONNX Runtime, with activation ranges from real photos."""
 
 import tempfile
 import warnings
@@ -15,24 +15,24 @@ __all__ = ["METHODS", "Method", "export_quantized_onnx"]
 
 Method = Literal["percentile", "entropy", "minmax"]
 METHODS: tuple[Method, ...] = get_args(Method)
-"""How the range of an activation is found from a sample of its values."""
+"""Methods of finding the range of an activation from a sample of its values."""
 _PHOTOS_AT_ONCE = 8
-"""All activations of so many are held while their histograms are made: 130 MB a photo of 224 px."""
+"""Photos whose activations are in memory at once while histograms are built: 130 MB per photo of 224 px."""
 _QUANTIZED = ("Conv", "Add", "Mul", "GlobalAveragePool", "AveragePool", "MaxPool", "Concat", "Clip", "Relu")
-"""Operations; the heads' matrix products stay in fp32: they cost nothing, and their rounding would be the answer's."""
+"""Quantized operations. The heads' matrix products stay in fp32: they are cheap, and rounding them changes logits."""
 
 
 def export_quantized_onnx(model: Path, photos_nhwc: npt.NDArray[np.uint8], path: Path, *, method: Method) -> None:
-    """Write a QDQ model: uint8 activations, int8 weights a channel, of seven bits.
+    """Write a QDQ model with uint8 activations and per-channel int8 weights of seven bits.
 
-    Seven, because processors without VNNI add pairs of products in 16 bits, which eight would overflow (ONNX Runtime,
-    "Quantize ONNX models", section on U8S8).
+    Seven bits, because processors without VNNI add pairs of products in 16 bits, which eight would overflow (ONNX
+    Runtime, "Quantize ONNX models", section on U8S8).
 
     Args:
         model: the fp32 export.
-        photos_nhwc: (N, S, S, 3), of the training split.
-        path: of the new model.
-        method: how ranges are found.
+        photos_nhwc: (N, S, S, 3) photos of the training split.
+        path: the new model.
+        method: how activation ranges are found.
     """
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -63,7 +63,7 @@ def export_quantized_onnx(model: Path, photos_nhwc: npt.NDArray[np.uint8], path:
 
 
 class _Photos:
-    """What the calibrator reads, a part at a time."""
+    """A `CalibrationDataReader` that gives the calibrator photos one at a time."""
 
     def __init__(self, photos_nhwc: npt.NDArray[np.uint8]) -> None:
         self._photos = photos_nhwc

@@ -1,4 +1,4 @@
-"""TorchScript export, deprecated upstream since torch 2.11: this module can be deleted the day it goes."""
+"""TorchScript export, deprecated upstream since torch 2.11: delete this module when torch removes it."""
 
 import warnings
 from pathlib import Path

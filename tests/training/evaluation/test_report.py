@@ -57,6 +57,10 @@ def test_each_section_is_there_for_both_views_and_linked(parse_page):
         assert section["aria-labelledby"] in ids
 
 
+def test_without_examples_there_is_no_section_for_them(parse_page):
+    assert "What the model looked at" not in parse_page.text
+
+
 def test_every_plot_is_there_and_says_what_it_shows(parse_page):
     labels = [svg["aria-label"] for svg in parse_page.all("svg")]
     for view in ("listing", "photo"):

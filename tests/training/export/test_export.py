@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from training.errors import ExportMismatch
-from training.export.export import BATCH_SIZES, _log_priors, compare, export_bundle
+from training.export.export import BATCH_SIZES, compare, compute_log_priors, export_bundle
 from training.export.torchscript import load_torchscript
 from training.inference.forward import onnx_forward, torch_forward
 from training.run import Run
@@ -105,11 +105,11 @@ def test_answers_have_the_natural_frequencies_in_however_the_model_was_trained(s
     first = rows[0]["category"]
     # The first row's category is made common.
     train = Manifest.from_rows(rows + [row for row in rows if row["category"] == first] * 5, "")
-    assert _log_priors(small_recipe, train, taxonomy) == ([], [])
+    assert compute_log_priors(small_recipe, train, taxonomy) == ([], [])
 
     def changed(**how):
         recipe = dataclasses.replace(small_recipe, **how)
-        category, brand = _log_priors(recipe, train, taxonomy)
+        category, brand = compute_log_priors(recipe, train, taxonomy)
         assert len(category) == len(taxonomy.leaf_ids)
         assert len(brand) == len(taxonomy.brand_labels)
         return np.array(category)
@@ -130,8 +130,8 @@ def test_a_manifest_that_changed_since_training_is_said(trained_run, tmp_path, m
     elsewhere = str(tmp_path / "manifest.parquet")
     table = rows.moved_to(str(tmp_path)).table.to_pylist()
     Manifest.from_rows([*table, {**table[0], "listing_id": "one more"}], str(tmp_path)).save(elsewhere)
-    asked = {**trained_run.read_settings(), "manifest": elsewhere}
-    monkeypatch.setattr(Run, "asked", lambda self: asked)
+    settings = {**trained_run.read_settings(), "manifest": elsewhere}
+    monkeypatch.setattr(Run, "read_settings", lambda self: settings)
     monkeypatch.setattr("training.export.export.build_bundle", lambda *args, **kwargs: None)
     export_bundle(Run(changed), tmp_path / "bundle", model_name="x")
     assert "the manifest has changed since training" in caplog.text
