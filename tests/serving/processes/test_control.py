@@ -1,4 +1,4 @@
-"""How processes of a tree are told what to do: by their owner alone, and with an answer to whatever is asked."""
+"""Control sockets: who may use them, and what each command, failure and frozen process results in."""
 
 import asyncio
 import os
@@ -15,14 +15,14 @@ from serving.processes.control import ControlServer, ControlTimeout, ControlUnav
 from vision.errors import ListingVisionError
 
 
-def send_commands(path, *asked, commands):
-    """What each question is answered with, the answer or the error; and the modes of socket and folder."""
+def send_commands(path, *requests, commands):
+    """Results or errors of commands, and the modes of socket and folder."""
 
     async def run():
         server = ControlServer(path, commands)
         await server.start()
         found = []
-        for command, arguments in asked:
+        for command, arguments in requests:
             try:
                 found.append(await asyncio.to_thread(send_command, path, command, **arguments))
             except ListingVisionError as error:
@@ -44,15 +44,15 @@ async def raise_error() -> None:
     raise ZeroDivisionError("a bug")
 
 
-def test_commands_are_answered_and_errors_told(tmp_path):
-    asked = [
+def test_commands_return_results_or_errors(tmp_path):
+    requests = [
         ("double", {"number": 4}),
         ("double", {"number": -1}),
         ("double", {"what": 1}),
         ("triple", {}),
         ("breaks", {}),
     ]
-    found, _ = send_commands(tmp_path / "own" / "1.sock", *asked, commands={"double": double, "breaks": raise_error})
+    found, _ = send_commands(tmp_path / "own" / "1.sock", *requests, commands={"double": double, "breaks": raise_error})
     assert found[:2] == [8, "number -1 is below 0; give another"]
     assert found[2].startswith("TypeError")
     assert found[3] == "not a command of double, breaks"
@@ -64,13 +64,13 @@ def test_only_the_owner_reaches_it(tmp_path):
     assert modes == [0o600, 0o700]
 
 
-def test_a_folder_of_somebody_else_is_refused(tmp_path, monkeypatch):
+def test_a_folder_of_another_user_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("os.getuid", lambda: 4711)
     with pytest.raises(OSError, match="belongs to another user"):
         send_commands(tmp_path / "own" / "1.sock", commands={})
 
 
-def test_what_a_killed_process_left_is_taken_over_and_nobody_listening_is_told(tmp_path):
+def test_a_stale_socket_is_replaced_and_a_closed_one_is_an_error(tmp_path):
     path = tmp_path / "own" / "1.sock"
     path.parent.mkdir(mode=0o700)
     path.write_text("left")
@@ -80,26 +80,26 @@ def test_what_a_killed_process_left_is_taken_over_and_nobody_listening_is_told(t
     assert not isinstance(raised.value, ControlTimeout)
 
 
-def test_who_ends_before_it_answers_has_not_answered(tmp_path):
+def test_an_exit_before_the_response_is_an_error(tmp_path):
     path = tmp_path / "1.sock"
     with socket.socket(socket.AF_UNIX) as listening, ThreadPoolExecutor(1) as pool:
         listening.bind(str(path))
         listening.listen()
-        asked = pool.submit(send_command, path, "double", number=1)
+        sent = pool.submit(send_command, path, "double", number=1)
         connection, _ = listening.accept()
         connection.recv(100)
         connection.close()
         with pytest.raises(ControlUnavailable, match="exited before it responded"):
-            asked.result()
+            sent.result()
 
 
-def test_an_answer_that_does_not_come_is_not_waited_for(tmp_path):
-    async def sleeps() -> None:
-        await asyncio.sleep(2)
+def test_a_command_times_out(tmp_path):
+    async def hang() -> None:
+        await asyncio.Event().wait()
 
     path = tmp_path / "own" / "1.sock"
-    asked = ("sleeps", {"timeout_s": 0.1})
-    found, _ = send_commands(path, asked, commands={"sleeps": sleeps})
+    request = ("hang", {"timeout_s": 0.1})
+    found, _ = send_commands(path, request, commands={"hang": hang})
     assert found == [f"no response within 0.1 s at {path}"]
 
 
@@ -142,25 +142,25 @@ def monitor_process(path, *, should_continue, shutdown_timeout_s=100.0, on_heart
     )
 
 
-def test_a_process_that_stands_still_is_silent_and_one_that_answers_in_between_is_not(process):
+def test_a_process_is_frozen_after_missed_heartbeats_in_a_row(process):
     started, path = process
-    send_commands = []
+    responses = []
 
     def on_heartbeat(answer):
-        send_commands.append(answer)
-        if len(send_commands) == 3:
+        responses.append(answer)
+        if len(responses) == 3:
             os.kill(started.pid, signal.SIGSTOP)
-        if len(send_commands) == 2:
-            raise ZeroDivisionError("whoever is told fails")
+        if len(responses) == 2:
+            raise ZeroDivisionError("a bug of the supervisor")
 
     assert monitor_process(path, should_continue=lambda: True, on_heartbeat=on_heartbeat)
-    assert send_commands == ["alive"] * 3
+    assert responses == ["alive"] * 3
 
 
-def test_one_that_ends_is_not_silent_unless_it_takes_too_long_for_it(process):
+def test_a_process_that_shuts_down_is_frozen_only_if_that_takes_too_long(process):
     started, path = process
     started.kill()
     started.wait()
-    asked = iter([True] * 5 + [False])
-    assert not monitor_process(path, should_continue=lambda: next(asked))
+    answers = iter([True] * 5 + [False])
+    assert not monitor_process(path, should_continue=lambda: next(answers))
     assert monitor_process(path, should_continue=lambda: True, shutdown_timeout_s=0.3)

@@ -1,4 +1,4 @@
-"""The tree of processes behind one port, with the model in the gateway processes: real signals, real deaths."""
+"""All processes of one service: their metrics, health, port and end. The model runs in the gateway processes."""
 
 import os
 import signal
@@ -14,13 +14,13 @@ from tests.support.serving_process import Callers, is_alive, list_process_tree
 from tests.support.waiting import wait_until
 
 
-def test_metrics_add_up_over_all_processes_and_outlive_them(served, bundle):
+def test_metrics_are_sums_over_all_processes_and_outlive_them(shared, bundle):
     answered = ("listing_vision_gateway_calls_total", bundle.release, "OK")
-    with Callers(served.address) as callers:
+    with Callers(shared.address) as callers:
         wait_until(lambda: callers.num_answered >= 12, "twelve answers")
-    with ListingVisionClient(served.address) as client, pytest.raises(CallFailed):
+    with ListingVisionClient(shared.address) as client, pytest.raises(CallFailed):
         client.classify([])
-    found = {(name, *sorted(labels)): value for (name, *labels), value in served.read_metrics().items()}
+    found = {(name, *sorted(labels)): value for (name, *labels), value in shared.read_metrics().items()}
     version = bundle.release
     assert found[(answered[0], *sorted(answered[1:]))] == callers.num_answered
     assert found["listing_vision_gateway_call_seconds_count", *sorted(["OK", version])] == callers.num_answered
@@ -30,29 +30,45 @@ def test_metrics_add_up_over_all_processes_and_outlive_them(served, bundle):
     assert found["listing_vision_gateway_stage_seconds_count", "decision"] == callers.num_answered
     assert found["listing_vision_gateway_photos_in_flight",] == 0
     assert found["listing_vision_gateway_serving",] == 2
-    victim = min(served.list_gateways())
+    victim = min(shared.list_gateways())
     os.kill(victim, signal.SIGKILL)
-    wait_until(lambda: served.num_started_gateways == 3, "the new one serves")
-    after = {(name, *sorted(labels)): value for (name, *labels), value in served.read_metrics().items()}
+    wait_until(lambda: shared.num_started_gateways == 3, "the new one serves")
+    after = {(name, *sorted(labels)): value for (name, *labels), value in shared.read_metrics().items()}
     assert after[(answered[0], *sorted(answered[1:]))] == callers.num_answered
     assert after["listing_vision_restarts_total", "gateway"] == 1
     assert after["listing_vision_gateway_serving",] == 2
 
 
-def test_health_over_http_follows_the_service(served):
-    assert served.fetch_status("/healthz") == (200, "alive\n")
-    assert served.fetch_status("/readyz") == (200, "ready\n")
-    assert served.fetch_status("/else")[0] == 404
-    for worker in served.list_gateways():
+def test_health_over_http_follows_the_service(shared):
+    assert shared.fetch_status("/healthz") == (200, "alive\n")
+    assert shared.fetch_status("/readyz") == (200, "ready\n")
+    assert shared.fetch_status("/else")[0] == 404
+    for worker in shared.list_gateways():
         os.kill(worker, signal.SIGSTOP)
     try:
-        code, said = served.fetch_status("/readyz")
-        assert (code, said.startswith("not ready: DEADLINE_EXCEEDED")) == (503, True)
-        assert served.fetch_status("/healthz")[0] == 200
+        code, text = shared.fetch_status("/readyz")
+        assert (code, text.startswith("not ready: DEADLINE_EXCEEDED")) == (503, True)
+        assert shared.fetch_status("/healthz")[0] == 200
     finally:
-        for worker in served.list_gateways():
+        for worker in shared.list_gateways():
             os.kill(worker, signal.SIGCONT)
-    wait_until(lambda: served.fetch_status("/readyz")[0] == 200, "ready again")
+    wait_until(lambda: shared.fetch_status("/readyz")[0] == 200, "ready again")
+
+
+def test_a_port_of_another_supervisor_is_taken(shared, bundle):
+    port = shared.address.rsplit(":", 1)[1]
+    command = [sys.executable, "-m", "listing_vision", "serve", str(bundle.folder), "--in-process", "--port", port]
+    refused = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert refused.returncode == 1
+    assert f"cannot listen on 127.0.0.1:{port}" in refused.stderr
+    assert "choose another --port" in refused.stderr
+
+
+def test_sigterm_ends_all_processes(shared):
+    members = list_process_tree(shared.process.pid)
+    assert shared.stop() == 0
+    assert not any(map(is_alive, members))
+    assert "stopped" in shared.log.splitlines()[-1]
 
 
 def test_nothing_outlives_a_killed_supervisor(served):
@@ -63,23 +79,7 @@ def test_nothing_outlives_a_killed_supervisor(served):
     wait_until(lambda: not any(map(is_alive, members)), "all gone")
 
 
-def test_sigterm_ends_the_whole_tree(served):
-    members = list_process_tree(served.process.pid)
-    assert served.stop() == 0
-    assert not any(map(is_alive, members))
-    assert "stopped" in served.log.splitlines()[-1]
-
-
-def test_a_port_that_another_gateway_shares_is_still_taken(served, bundle):
-    port = served.address.rsplit(":", 1)[1]
-    command = [sys.executable, "-m", "listing_vision", "serve", str(bundle.folder), "--in-process", "--port", port]
-    refused = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
-    assert refused.returncode == 1
-    assert f"cannot listen on 127.0.0.1:{port}" in refused.stderr
-    assert "choose another --port" in refused.stderr
-
-
-def test_a_port_that_something_else_has_is_named(bundle):
+def test_a_port_of_another_program_is_taken(bundle):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = str(other.getsockname()[1])
         command = [sys.executable, "-m", "listing_vision", "serve", str(bundle.folder), "--in-process", "--port", port]
