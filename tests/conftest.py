@@ -94,9 +94,11 @@ def start_serving():
         return started[-1]
 
     yield start
-    for served in started:
-        if served.process.poll() is None:
-            served.stop()
+    left = [served for served in started if served.process.poll() is None]
+    for served in left:  # all of them first: each takes seconds to drain
+        served.process.terminate()
+    for served in left:
+        served.process.wait(60)
 
 
 @pytest.fixture(scope="session")
