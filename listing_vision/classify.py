@@ -80,11 +80,12 @@ def classify_with_bundle(folder: Path, photos: Sequence[bytes]) -> "pb.ClassifyL
     import numpy as np
 
     from serving.api import responses
+    from serving.decoding.prepared import prepare
     from vision.bundle import load_bundle
     from vision.engine import OnnxEngine
 
     bundle = load_bundle(folder)
-    prepared = [responses.prepare(photo, bundle.info.preprocessing) for photo in photos]
+    prepared = [prepare(photo, bundle.info.preprocessing) for photo in photos]
     usable = [photo.pixels for photo in prepared if photo.pixels is not None]
     if not usable:
         raise PhotoError(

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import grpc
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
 
+from serving.api.error_details import read_error_details
 from serving.protocol import listing_vision_pb2 as pb
 
 __all__ = ["CLASSIFY_METHOD", "CallError", "Connect", "Connection", "connect_grpc"]
@@ -80,17 +79,7 @@ class _GrpcConnection:
         try:
             return await self._classify(request, timeout=timeout_s)
         except grpc.aio.AioRpcError as error:
-            raise CallError(code=error.code().name, reason=_reason(error)) from error
+            raise CallError(code=error.code().name, reason=read_error_details(error).reason) from error
 
     async def close(self) -> None:
         await self._channel.close()
-
-
-def _reason(error: grpc.aio.AioRpcError) -> str:
-    status = rpc_status.from_call(error)
-    info = error_details_pb2.ErrorInfo()
-    for detail in status.details if status else ():
-        if detail.Unpack(info):
-            reason: str = info.reason
-            return reason
-    return ""

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from serving.api import responses
+from serving.decoding.prepared import prepare
 from serving.protocol import listing_vision_pb2 as pb
 from vision.bundle import load_bundle
 from vision.engine import OnnxEngine
@@ -24,7 +25,7 @@ class Classifier:
     def __call__(self, request: bytes) -> bytes:
         """Return the serialised response to a serialised request of usable photos."""
         asked = pb.ClassifyListingRequest.FromString(request)
-        prepared = [responses.prepare(photo.content, self._bundle.info.preprocessing) for photo in asked.photos]
+        prepared = [prepare(photo.content, self._bundle.info.preprocessing) for photo in asked.photos]
         logits = self._engine.infer(np.stack([photo.pixels for photo in prepared if photo.pixels is not None]))
         errors = [photo.error for photo in prepared]
         return responses.build_response(self._bundle, errors, logits, listing_id=asked.listing_id).SerializeToString()

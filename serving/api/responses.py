@@ -1,12 +1,11 @@
-"""From photos and logits to the answer on the wire: the same for the gateway and for `classify` on a bundle."""
+"""Build responses from logits: one implementation for the gateway and for `classify` with a bundle."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from serving.api.limits import MAX_PHOTOS, PHOTO_LIMITS
+from serving.api.limits import DEFAULT_ALTERNATIVES, MAX_PHOTOS
+from serving.decoding.prepared import PHOTO_LIMITS
 from serving.protocol import listing_vision_pb2 as pb
 from vision.bundle import Bundle
 from vision.decision import (
@@ -19,45 +18,15 @@ from vision.decision import (
 )
 from vision.engine import Logits
 from vision.errors import PhotoError
-from vision.images import Preprocessing, check_bytes, prepare_photo
 from vision.taxonomy import OTHER_BRAND
 
 __all__ = [
-    "PreparedPhoto",
     "build_model_response",
     "build_response",
-    "find_size_error",
     "from_wire_error_reason",
-    "insert_errors",
-    "prepare",
     "to_wire_error_reason",
     "warm_up",
 ]
-
-
-@dataclass(frozen=True)
-class PreparedPhoto:
-    """Either pixels or what was wrong."""
-
-    pixels: npt.NDArray[np.uint8] | None
-    """(S, S, 3)."""
-    error: PhotoError | None
-
-
-def prepare(data: bytes, preprocessing: Preprocessing) -> PreparedPhoto:
-    try:
-        return PreparedPhoto(prepare_photo(data, preprocessing, PHOTO_LIMITS), None)
-    except PhotoError as error:
-        return PreparedPhoto(None, error)
-
-
-def find_size_error(data: bytes) -> PhotoError | None:
-    """What is wrong with encoded bytes that need not be looked at: none, or too many."""
-    try:
-        check_bytes(data, PHOTO_LIMITS)
-    except PhotoError as error:
-        return error
-    return None
 
 
 def build_response(
@@ -66,13 +35,13 @@ def build_response(
     logits: Logits,
     *,
     listing_id: str = "",
-    num_alternatives: int = 5,
+    num_alternatives: int = DEFAULT_ALTERNATIVES,
 ) -> pb.ClassifyListingResponse:
-    """The response for one listing.
+    """Return the response for one listing.
 
     Args:
-        errors: what was wrong with each photo of the request; None: nothing.
-        logits: of the photos without error, in their order, at least one.
+        errors: the error of each photo of the request, or None.
+        logits: logits of the photos without error, in their order; at least one.
     """
     suggestion = _decide_suggestion(bundle, logits, num_alternatives)
     recognitions = iter(
@@ -100,18 +69,8 @@ def build_response(
     )
 
 
-def insert_errors(response: pb.ClassifyListingResponse, errors: Sequence[PhotoError | None]) -> None:
-    """Put in what was wrong with photos that the answer knows nothing of; None: it knows the photo."""
-    if not any(errors):
-        return
-    known = iter(list(response.photos))
-    merged = [pb.PhotoResult(error=_to_photo_error(error)) if error else next(known) for error in errors]
-    del response.photos[:]
-    response.photos.extend(merged)
-
-
 def warm_up(bundle: Bundle) -> None:
-    """Build what a first answer builds: with thousands of categories a caller would wait for it."""
+    """Fill the caches of a first response: with thousands of categories that takes long."""
     golden = bundle.golden
     logits = Logits(golden.category_logits, golden.brand_logits, golden.category_logits)
     build_response(bundle, [None] * len(golden.photos_nhwc), logits)
@@ -150,12 +109,12 @@ def build_model_version(bundle: Bundle) -> pb.ModelVersion:
 
 
 def to_wire_error_reason(error: PhotoError) -> str:
-    """The wire's name of a photo error: `PhotoError.reason` with the enum's prefix."""
+    """Return the enum's name of a photo error: `PhotoError.reason` with the enum's prefix."""
     return error.reason.replace("PHOTO_", "PHOTO_ERROR_REASON_", 1)
 
 
 def from_wire_error_reason(error: pb.PhotoError) -> str:
-    """`PhotoError.reason` of one on the wire."""
+    """Return `PhotoError.reason` of an error on the wire."""
     return pb.PhotoErrorReason.Name(error.reason).replace("PHOTO_ERROR_REASON_", "PHOTO_", 1)
 
 
@@ -195,13 +154,13 @@ def _build_brand(bundle: Bundle, brand: BrandSuggestion) -> pb.BrandSuggestion:
 
 
 def _build_single_recognition(suggestion: Suggestion, bundle: Bundle) -> pb.PhotoRecognition:
-    """What the only photo shows: the listing's answer."""
+    """Return the listing's suggestion as the recognition of its only photo."""
     leaf, brand = suggestion.path[-1], suggestion.brand
     return _build_recognition(bundle, leaf.category_id, leaf.probability, brand.brand_index, brand.probability)
 
 
 def _build_recognitions(bundle: Bundle, logits: Logits) -> list[pb.PhotoRecognition]:
-    """What each photo alone shows, all in one batch."""
+    """Recognise each photo alone, all in one batch."""
     one_listing_per_photo = np.arange(len(logits.category))
     leaves = compute_leaf_probabilities(logits.category, one_listing_per_photo, bundle.calibration, bundle.taxonomy)
     best_leaves = leaves.argmax(axis=1)

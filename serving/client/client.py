@@ -1,6 +1,6 @@
 """The client library: one long-lived channel, limits and retries set, errors with their reason.
 
-In a program that is traced with OpenTelemetry each call is a span, and the service goes on with its trace.
+In a program that is traced with OpenTelemetry each call is a span, and the service continues its trace.
 """
 
 import json
@@ -12,10 +12,9 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 import grpc
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
 
-from serving.api.limits import MESSAGE_LIMIT_BYTES
+from serving.api.error_details import read_error_details
+from serving.api.limits import DEFAULT_TIMEOUT_S, MESSAGE_LIMIT_BYTES
 from serving.client.stream import ListingResult, StreamedListings
 from serving.observability import tracing
 from serving.protocol import listing_vision_pb2 as pb
@@ -23,7 +22,6 @@ from serving.protocol import listing_vision_pb2_grpc as pb_grpc
 
 __all__ = ["Access", "AsyncListingVisionClient", "CallFailed", "ClientTls", "ListingToClassify", "ListingVisionClient"]
 
-DEFAULT_TIMEOUT_S = 10.0
 _CLASSIFY_METHOD = "/listing.vision.v1.ListingVisionService/ClassifyListing"
 _MODEL_METHOD = "/listing.vision.v1.ListingVisionService/GetModel"
 
@@ -36,8 +34,8 @@ _SERVICE_CONFIG = {
                 "initialBackoff": "0.1s",
                 "maxBackoff": "1s",
                 "backoffMultiplier": 2,
-                # CANCELLED is what a gateway that stops answers to calls that have come and not begun (grpc.aio); a
-                # caller's own cancellation is never tried again.
+                # A gateway that stops ends calls that it has not started with CANCELLED (grpc.aio); a
+                # caller's own cancellation is never retried.
                 "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
             },
         }
@@ -71,10 +69,10 @@ class CallFailed(Exception):
 
 
 class ListingToClassify(NamedTuple):
-    """One listing of a stream."""
+    """One listing to classify on a stream."""
 
     photos: Sequence[bytes]
-    """Encoded."""
+    """Encoded photos."""
     listing_id: str = ""
     num_alternatives: int | None = None
 
@@ -89,27 +87,20 @@ def _build_request(photos: Sequence[bytes], listing_id: str, num_alternatives: i
 
 def _to_call_failed(error: grpc.RpcError) -> CallFailed:
     code, message = error.code(), error.details() or ""
-    reason, violations = "", {}
-    status = rpc_status.from_call(error)
-    for detail in status.details if status else ():
-        info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
-        if detail.Unpack(info):
-            reason = info.reason
-        elif detail.Unpack(bad):
-            violations = {violation.field: violation.description for violation in bad.field_violations}
-    if code == grpc.StatusCode.RESOURCE_EXHAUSTED and not reason:
+    details = read_error_details(error)
+    if code == grpc.StatusCode.RESOURCE_EXHAUSTED and not details.reason:
         message = f"{message}; a request may hold {MESSAGE_LIMIT_BYTES >> 20} MiB: send fewer or smaller photos"
-    return CallFailed(code=code, reason=reason, message=message, violations=violations)
+    return CallFailed(code=code, reason=details.reason, message=message, violations=details.violations)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClientTls:
-    """How a caller knows the service, and is known by it."""
+    """TLS of a caller: whom it trusts, and its own certificate."""
 
     ca: Path | None = None
-    """PEM of whoever signed the service's certificate; None: what gRPC trusts by default."""
+    """PEM of the CA that signed the service's certificate; None: gRPC's default trust."""
     certificate: Path | None = None
-    """PEM of the caller's own, with `key`, where the service asks for one (mTLS)."""
+    """PEM of the caller's own certificate, with `key`, if the service requires one (mTLS)."""
     key: Path | None = None
 
     def create_credentials(self) -> grpc.ChannelCredentials:
@@ -120,16 +111,16 @@ class ClientTls:
 
 @dataclass(frozen=True, kw_only=True)
 class Access:
-    """What a service asks of its callers."""
+    """Credentials that a service requires of its callers."""
 
     tls: ClientTls | None = None
     """None: plain text."""
     token: str | None = None
-    """Bearer token; in plain text whoever listens learns it."""
+    """Bearer token; readable on the network without TLS."""
 
     @classmethod
     def from_environment(cls) -> Self:
-        """Of LISTING_VISION_TOKEN, LISTING_VISION_CA, LISTING_VISION_CLIENT_CERTIFICATE, LISTING_VISION_CLIENT_KEY;
+        """Read LISTING_VISION_TOKEN, LISTING_VISION_CA, LISTING_VISION_CLIENT_CERTIFICATE, LISTING_VISION_CLIENT_KEY;
         LISTING_VISION_TLS=1 speaks TLS with the default trust."""
         found = [os.environ.get(f"LISTING_VISION_{name}") for name in ("CA", "CLIENT_CERTIFICATE", "CLIENT_KEY")]
         ca, certificate, key = (Path(value) if value else None for value in found)
@@ -139,12 +130,12 @@ class Access:
 
     @property
     def metadata(self) -> Sequence[tuple[str, str]]:
-        """Of every call."""
+        """Metadata of every call."""
         return [("authorization", f"Bearer {self.token}")] if self.token else []
 
 
 class ListingVisionClient:
-    """For callers with threads; safe to share between them. Close it, or use it in a `with`."""
+    """Blocking client, safe to share between threads. Close it, or use it in a `with`."""
 
     def __init__(self, address: str, access: Access | None = None) -> None:
         """Args: access: None: plain text and no token."""
@@ -165,7 +156,7 @@ class ListingVisionClient:
         num_alternatives: int | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
     ) -> pb.ClassifyListingResponse:
-        """The suggestion for one listing's encoded photos.
+        """Return the suggestion for one listing's encoded photos.
 
         Raises:
             CallFailed: with the service's reason.
@@ -183,22 +174,22 @@ class ListingVisionClient:
     def classify_stream(
         self, listings: Iterable[ListingToClassify], *, timeout_s: float | None = None
     ) -> Iterator[ListingResult[ListingToClassify]]:
-        """What became of each listing, as soon as it is known, in any order; both sides are lazy.
+        """Yield the result of each listing as soon as it is known, in any order; both sides are lazy.
 
-        Listings are taken as fast as the service reads them. One that is refused for now is sent again after the delay
-        that the service names, five times at most; what is finally refused comes with its error.
+        Listings are taken as fast as the service reads them. A temporary refusal is retried after the delay
+        that the service names, five times at most; a final refusal is yielded as an error.
 
         Args:
             listings: to classify.
-            timeout_s: of the whole stream; None: none.
+            timeout_s: timeout of the whole stream; None: none.
 
         Raises:
-            CallFailed: the stream itself failed; listings that were not answered may be sent on another one.
+            CallFailed: the stream itself failed; listings without a result may be sent on another one.
         """
         streamed = StreamedListings(
             listings, lambda one: _build_request(one.photos, one.listing_id, one.num_alternatives)
         )
-        # No span of its own: one that is open while a caller does something else would be taken for that.
+        # No span: it would stay open while the caller does something else.
         headers = [*self._metadata, *tracing.trace_headers()]
         responses = self._stub.ClassifyListings(streamed.iter_requests(), timeout=timeout_s, metadata=headers)
         try:
@@ -209,7 +200,7 @@ class ListingVisionClient:
             responses.cancel()
 
     def get_model(self, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> pb.GetModelResponse:
-        """The model that answers. Raises CallFailed."""
+        """Return the serving model. Raises CallFailed."""
         try:
             with tracing.client_span(_MODEL_METHOD) as headers:
                 response: pb.GetModelResponse = self._stub.GetModel(
@@ -232,7 +223,7 @@ class ListingVisionClient:
 
 
 class AsyncListingVisionClient:
-    """For asyncio; make it inside the running loop. Close it, or use it in an `async with`."""
+    """Client for asyncio; create it inside the running loop. Close it, or use it in an `async with`."""
 
     def __init__(self, address: str, access: Access | None = None) -> None:
         """As `ListingVisionClient`."""

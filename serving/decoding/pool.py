@@ -9,8 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from serving.api.limits import PHOTO_LIMITS
-from serving.api.responses import PreparedPhoto, prepare
 from serving.decoding.fork_client import (
     MAX_MEMORY_BYTES,
     PHOTO_TIMEOUT_S,
@@ -20,6 +18,7 @@ from serving.decoding.fork_client import (
     create_timeout_error,
 )
 from serving.decoding.fork_server import DecodeSettings
+from serving.decoding.prepared import PHOTO_LIMITS, PreparedPhoto, prepare
 from vision.errors import PhotoError
 from vision.images import PhotoLimits, Preprocessing, check_bytes
 

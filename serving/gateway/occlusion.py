@@ -1,5 +1,6 @@
-"""Which parts of a photo its likeliest category rests on, by hiding them one after another (Zeiler & Fergus, ECCV 2014,
-section 4.1). Needs nothing of the model but its answers.
+"""Occlusion maps: how much of the likeliest category's probability is lost when a part of the photo is hidden.
+
+Zeiler & Fergus, ECCV 2014, section 4.1. Needs only the model's outputs.
 """
 
 import asyncio
@@ -10,20 +11,27 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from serving.api.status import Refusal
+from serving.auth.interceptor import CALLER
+from serving.auth.quota import PhotoQuota
+from serving.gateway.admission import Admission
+from serving.gateway.deadline import enforce_deadline
+from serving.gateway.inference import call_engine, check_breaker, no_usable_photo_refusal
 from serving.inference.engine import AsyncEngine
+from serving.protocol import listing_vision_pb2 as pb
+from serving.rollout.router import Router
 from vision.bundle import Bundle
 from vision.decision import compute_leaf_probabilities
 
-__all__ = ["GRID_SIZE", "NUM_VARIANTS", "Explanation", "encode_jpeg", "explain"]
+__all__ = ["GRID_SIZE", "NUM_VARIANTS", "Explanation", "PhotoExplainer", "encode_jpeg", "explain"]
 
 GRID_SIZE = 7
-"""Cells a side: small enough to tell the product from the table, large enough that hiding one matters."""
+"""Cells per side: small enough to separate the product from the table, large enough that hiding one matters."""
 NUM_VARIANTS = 1 + GRID_SIZE**2
-"""That one explanation has the model compute."""
+"""Photos that the model computes for one explanation."""
 _BATCH_SIZE = 10
 _MARGIN = 0.5
-"""A cell is hidden with so much of its neighbours on each side, so that no edge of the hidden part falls on an edge of
-the map."""
+"""Share of a cell by which the hidden part extends into each neighbour, so that its edges are not those of the map."""
 
 
 class Explanation(NamedTuple):
@@ -31,11 +39,56 @@ class Explanation(NamedTuple):
     """Column of the category logits."""
     probability: float
     importances: npt.NDArray[np.float64]
-    """(GRID_SIZE, GRID_SIZE): the probability that is lost with each cell hidden."""
+    """(GRID_SIZE, GRID_SIZE) probability lost with each cell hidden."""
+
+
+class PhotoExplainer:
+    """Explains photos of the stable release, one at a time and only while capacity is left: no upload waits for it."""
+
+    def __init__(self, router: Router, admission: Admission, quotas: PhotoQuota | None) -> None:
+        self._router = router
+        self._admission = admission
+        self._quotas = quotas
+        self._lock = asyncio.Lock()
+
+    async def explain(self, content: bytes, *, deadline_s: float) -> pb.ExplainPhotoResponse:
+        """Return the occlusion map of one encoded photo.
+
+        Raises:
+            Refusal: as for a listing; TOO_BUSY also while another photo is explained.
+        """
+        async with enforce_deadline(deadline_s):
+            check_breaker(self._router.stable)
+            if self._lock.locked() or not self._admission.has_low_priority_capacity(NUM_VARIANTS):
+                raise Refusal(
+                    reason="TOO_BUSY",
+                    message="a photo is explained only while capacity is left; try later",
+                    retry_after_s=1.0,
+                )
+            if self._quotas:
+                self._quotas.consume(CALLER.get(), NUM_VARIANTS)
+            async with self._lock:
+                with (
+                    self._admission.admit(NUM_VARIANTS, len(content), deadline_s=deadline_s),
+                    self._router.stable.acquire() as release,
+                ):
+                    prepared = await release.decoders.prepare(content)
+                    if prepared.pixels is None:
+                        raise no_usable_photo_refusal([prepared.error], field="photo")
+                    bundle = release.bundle
+                    found = await call_engine(release, explain(release.engine, bundle, prepared.pixels))
+        return pb.ExplainPhotoResponse(
+            category_id=bundle.taxonomy.leaf_ids[found.leaf],
+            category_probability=found.probability,
+            row_count=GRID_SIZE,
+            column_count=GRID_SIZE,
+            importances=found.importances.ravel().tolist(),
+            seen=encode_jpeg(prepared.pixels),
+        )
 
 
 async def explain(engine: AsyncEngine, bundle: Bundle, photo: npt.NDArray[np.uint8]) -> Explanation:
-    """Of one (S, S, 3) photo, S being the bundle's input_px.
+    """Explain one (S, S, 3) uint8 photo, S being the bundle's input_px.
 
     Raises:
         EngineError: as the engine's `infer`.
@@ -57,7 +110,7 @@ def encode_jpeg(photo: npt.NDArray[np.uint8]) -> bytes:
 
 
 def _occlude_cells(photo: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """(NUM_VARIANTS, S, S, 3): the photo, then the photo with each cell in its mean colour."""
+    """Return (NUM_VARIANTS, S, S, 3): the photo, then the photo with each cell in its mean colour."""
     side = photo.shape[0]
     colour = photo.reshape(-1, 3).mean(axis=0).round().astype(np.uint8)
     edges = np.arange(GRID_SIZE) * side / GRID_SIZE
@@ -71,6 +124,6 @@ def _occlude_cells(photo: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
 
 def _compute_leaf_probabilities(logits: npt.NDArray[np.float32], bundle: Bundle) -> npt.NDArray[np.float64]:
-    """(P, C), each photo for itself, as `PhotoRecognition` has them."""
+    """Return (P, C) probabilities of each photo alone, as in `PhotoRecognition`."""
     alone = np.arange(len(logits))
     return compute_leaf_probabilities(logits, alone, bundle.calibration, bundle.taxonomy).astype(np.float64)

@@ -9,19 +9,27 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from serving.api.limits import MESSAGE_LIMIT_BYTES, PHOTO_LIMITS
+from serving.api.limits import MESSAGE_LIMIT_BYTES
 from serving.auth.interceptor import AuthInterceptor
 from serving.auth.quota import PhotoQuota
 from serving.config import ServeOptions
+from serving.decoding.pool import DecoderPool, DecoderThreads
+from serving.decoding.prepared import PHOTO_LIMITS
 from serving.gateway.admission import MAX_PHOTOS_IN_FLIGHT, Admission, ThroughputEstimator
-from serving.gateway.service import SERVICE_NAME, EarlyRejectionInterceptor, Gateway
+from serving.gateway.early_rejection import SERVICE_NAME, EarlyRejectionInterceptor
+from serving.gateway.service import Gateway
+from serving.inference.engine import AsyncEngine
+from serving.inference.in_process import InProcessEngine
+from serving.inference.triton import TritonEngine
 from serving.observability.metrics import BREAKER_OPEN, SERVING
 from serving.processes.sockets import gateway_socket_address
 from serving.protocol import listing_vision_pb2_grpc as pb_grpc
 from serving.rollout.release import ServedRelease
 from serving.rollout.router import Router, create_single_release_split
 from serving.rollout.traffic_split import TrafficSplit
+from vision.bundle import Bundle
 from vision.errors import EngineUnavailable
+from vision.images import Preprocessing
 
 if TYPE_CHECKING:
     from serving.gateway.photo_fetch import PhotoFetcher
@@ -33,12 +41,18 @@ _log = logging.getLogger(__name__)
 
 
 class GatewayServer:
-    """Start it, serve, stop it. Asks the Triton at `options.triton`, or ONNX Runtime in this process."""
+    """One gateway process: start, serve, stop. Infers with the Triton at `options.triton`, or with ONNX Runtime
+    here."""
 
     def __init__(self, options: ServeOptions) -> None:
         self._options = options
         self._health = health.aio.HealthServicer()
-        self._router = Router(options, on_change=self._on_release_change)
+        self._router = Router(
+            create_engine=self._create_engine,
+            create_decoders=self._create_decoders,
+            health_interval_s=options.health_interval_s,
+            on_change=self._on_release_change,
+        )
         self._recorder: Recorder | None = None
         self._photo_fetcher: PhotoFetcher | None = None
         self._gateway: Gateway | None = None
@@ -46,42 +60,44 @@ class GatewayServer:
         self.port = 0
 
     async def start(self) -> None:
-        """Bind, and return once the golden photos were asked for.
+        """Check the golden photos, then listen.
 
-        With ONNX Runtime in this process they must be answered rightly; with a Triton it starts whatever they say, and
+        With ONNX Runtime in this process the check must pass; with a Triton the gateway starts either way, and its
         health follows.
 
         Raises:
-            EngineError: the model in this process does not answer, or not rightly.
+            EngineError: the model in this process fails its golden photos.
             OSError: the port is taken.
         """
         try:
             traffic_split = self._options.traffic_split
             if traffic_split is None:
-                traffic_split = await asyncio.to_thread(create_single_release_split, self._options)
+                traffic_split = await asyncio.to_thread(
+                    create_single_release_split, self._options.bundle, model_name=self._options.model_name
+                )
             await self._router.apply(traffic_split)
             stable = self._router.stable
             if not stable.is_healthy and self._options.triton is None:
-                raise EngineUnavailable(f"the model does not answer its golden photos: {stable.last_error}")
+                raise EngineUnavailable(f"the model fails its golden photos: {stable.last_error}")
             await self._start_server()
         except BaseException:
             await self._close()
             raise
 
     async def apply_traffic_split(self, traffic_split: TrafficSplit) -> None:
-        """Have releases answer so from now on.
+        """Switch to a traffic split.
 
         Raises:
-            ListingVisionError: one cannot be brought up, or is not well; nothing has changed.
+            ListingVisionError: a release cannot be loaded or is unhealthy; nothing has changed.
         """
         await self._router.apply(traffic_split)
 
     def list_unhealthy(self) -> list[str]:
-        """Labels of releases that have failed since they got their part."""
+        """Return the labels of active releases that have failed."""
         return self._router.list_unhealthy()
 
     async def stop(self) -> None:
-        """NOT_SERVING first, then calls in flight, then the engine."""
+        """Report NOT_SERVING, drain calls in flight, then close the engine."""
         try:
             assert self._gateway is not None
             await self._health.enter_graceful_shutdown()
@@ -92,60 +108,83 @@ class GatewayServer:
             await self._close()
 
     async def _start_server(self) -> None:
-        if self._options.photo_uris:
-            from serving.gateway.photo_fetch import PhotoFetcher  # aiohttp, only where it is asked for
-
-            self._photo_fetcher = PhotoFetcher(self._options.photo_uris, max_bytes=PHOTO_LIMITS.max_bytes)
-        if self._options.outcomes:
-            from serving.outcomes.writer import Recorder  # pyarrow and fsspec, only where it is asked for
-
-            self._recorder = await asyncio.to_thread(Recorder, self._options.outcomes)
-        self._gateway = Gateway(
-            self._router,
-            admission=Admission(ThroughputEstimator(saturation_photos=4 * self._options.num_decoders)),
-            recorder=self._recorder,
-            photo_fetcher=self._photo_fetcher,
-            quotas=PhotoQuota(quota / self._options.workers) if (quota := self._options.quota_photos_per_s) else None,
-        )
-        interceptors: list[grpc.aio.ServerInterceptor] = [EarlyRejectionInterceptor(self._gateway)]
-        if verifiers := self._options.create_token_verifiers():
-            interceptors.insert(0, AuthInterceptor(*verifiers))
-        if self._options.traces:
-            from serving.observability.grpc_tracing import (
-                TracingInterceptor,  # opentelemetry, only where it is asked for
-            )
-
-            interceptors.insert(0, TracingInterceptor(SERVICE_NAME))
+        admission = Admission(ThroughputEstimator(saturation_photos=4 * self._options.num_decoders))
+        self._gateway = await self._create_gateway(admission)
         self._server = grpc.aio.server(
-            interceptors=interceptors,
+            interceptors=self._create_interceptors(admission),
             options=[
                 ("grpc.max_receive_message_length", MESSAGE_LIMIT_BYTES),
                 ("grpc.max_send_message_length", MESSAGE_LIMIT_BYTES),
                 # Clients may keep connections alive every 10 s; the default answers with too_many_pings.
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
-                # A photo comes when it is read, a round trip later: of calls that are refused unread it never comes.
+                # Photos arrive a round trip after the headers; of calls that are rejected early they never arrive.
                 ("grpc.http2.bdp_probe", 0),
                 ("grpc.so_reuseport", int(self._options.reuse_port)),
                 *self._options.connection_age_options,
             ],
-            # A second wall, without a reason or a delay: calls that are only beginning hold memory too.
+            # A second limit, without reason or retry delay: calls that have only begun hold memory too.
             maximum_concurrent_rpcs=4 * MAX_PHOTOS_IN_FLIGHT,
         )
         pb_grpc.add_ListingVisionServiceServicer_to_server(self._gateway, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
         await self._publish_health()
+        self._bind(self._server)
+        await self._server.start()
+
+    async def _create_gateway(self, admission: Admission) -> Gateway:
+        if self._options.photo_uris:
+            from serving.gateway.photo_fetch import PhotoFetcher  # needs aiohttp
+
+            self._photo_fetcher = PhotoFetcher(self._options.photo_uris, max_bytes=PHOTO_LIMITS.max_bytes)
+        if self._options.outcomes:
+            from serving.outcomes.writer import Recorder  # needs pyarrow and fsspec
+
+            self._recorder = await asyncio.to_thread(Recorder, self._options.outcomes)
+        quota = self._options.quota_photos_per_s
+        return Gateway(
+            self._router,
+            admission=admission,
+            recorder=self._recorder,
+            photo_fetcher=self._photo_fetcher,
+            quotas=PhotoQuota(quota / self._options.workers) if quota else None,
+        )
+
+    def _create_interceptors(self, admission: Admission) -> list[grpc.aio.ServerInterceptor]:
+        interceptors: list[grpc.aio.ServerInterceptor] = [EarlyRejectionInterceptor(self._router, admission)]
+        if verifiers := self._options.create_token_verifiers():
+            interceptors.insert(0, AuthInterceptor(*verifiers))
+        if self._options.traces:
+            from serving.observability.grpc_tracing import TracingInterceptor  # needs opentelemetry
+
+            interceptors.insert(0, TracingInterceptor(SERVICE_NAME))
+        return interceptors
+
+    def _bind(self, server: grpc.aio.Server) -> None:
         address = f"{self._options.host}:{self._options.port}"
         try:
             if tls := self._options.tls:
-                self.port = self._server.add_secure_port(address, tls.create_credentials())
+                self.port = server.add_secure_port(address, tls.create_credentials())
             else:
-                self.port = self._server.add_insecure_port(address)
+                self.port = server.add_insecure_port(address)
         except RuntimeError as error:
             raise OSError(f"cannot listen on {address}: {error}; choose another --port") from error
         if self._options.runtime_folder:
-            self._server.add_insecure_port(gateway_socket_address(self._options.runtime_folder, os.getpid()))
-        await self._server.start()
+            server.add_insecure_port(gateway_socket_address(self._options.runtime_folder, os.getpid()))
+
+    async def _create_engine(self, bundle: Bundle, model_name: str) -> AsyncEngine:
+        if self._options.triton is None:
+            return await asyncio.to_thread(InProcessEngine, bundle)
+        return TritonEngine(
+            self._options.triton,
+            model_name=model_name,
+            num_gateways=self._options.workers,
+            allow_decoding=self._options.decode_in == "triton",
+        )
+
+    def _create_decoders(self, preprocessing: Preprocessing) -> DecoderPool | DecoderThreads:
+        kind = DecoderPool if self._options.isolate else DecoderThreads
+        return kind(preprocessing, self._options.num_decoders)
 
     async def _close(self) -> None:
         if self._gateway:
@@ -157,7 +196,7 @@ class GatewayServer:
         await self._router.close()
 
     def _on_release_change(self, release: ServedRelease) -> None:
-        """Health and metrics are those of the release that answers most."""
+        """Publish health and metrics of the stable release."""
         if not self._router.is_stable(release):
             return
         SERVING.set(int(release.is_healthy))

@@ -1,4 +1,4 @@
-"""The routes: each turns a request into the service's own message, and its answer into proto3's JSON."""
+"""The HTTP routes: each converts a request to the gRPC message and the response to proto3 JSON."""
 
 import functools
 import json
@@ -20,8 +20,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as AsgiMessage
 
-from serving.api.limits import MAX_PHOTOS, MESSAGE_LIMIT_BYTES
-from serving.client.client import DEFAULT_TIMEOUT_S
+from serving.api.limits import DEFAULT_TIMEOUT_S, MAX_PHOTOS, MAX_TIMEOUT_S, MESSAGE_LIMIT_BYTES
 from serving.http_api.errors import error_response, from_grpc_error
 from serving.http_api.taxonomies import Taxonomies
 from serving.http_api.upstream import Upstream
@@ -31,8 +30,7 @@ from vision.taxonomy import Taxonomy
 __all__ = ["BODY_LIMIT_BYTES", "create_app"]
 
 BODY_LIMIT_BYTES = MESSAGE_LIMIT_BYTES * 4 // 3 + (1 << 20)
-"""Of a body: the largest message, in base64."""
-MAX_TIMEOUT_S = 60.0
+"""Largest body: the largest message, in base64."""
 _FORWARDED_HEADERS = ("authorization", "x-request-id", "traceparent", "tracestate")
 _PAGE_FILES = {
     "/": ("page.html", "text/html; charset=utf-8"),
@@ -52,11 +50,11 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 def create_app(upstream: Upstream, taxonomies: Taxonomies) -> Starlette:
-    """The application.
+    """Create the application.
 
     Args:
-        upstream: of the service.
-        taxonomies: of the releases that are loaded.
+        upstream: the connection to the service.
+        taxonomies: taxonomies of the loaded releases.
     """
 
     async def classify(request: Request) -> Response:
@@ -78,7 +76,7 @@ def create_app(upstream: Upstream, taxonomies: Taxonomies) -> Starlette:
         return await _call_service(upstream, "ReportOutcome", grpc_request, request)
 
     async def get_taxonomy(request: Request) -> Response:
-        # Whoever may not ask the model may not read its labels.
+        # Only callers that may call the model may read its labels.
         response = await _call_service(upstream, "GetModel", pb.GetModelRequest(), request)
         if response.status_code != 200:
             return response
@@ -86,7 +84,7 @@ def create_app(upstream: Upstream, taxonomies: Taxonomies) -> Starlette:
         version = request.query_params.get("version", serving_version)
         found = await run_in_threadpool(taxonomies.find, version)
         if found is None:
-            detail = f"{version[:100]!r} is of no model that is loaded; the one that answers has {serving_version!r}"
+            detail = f"{version[:100]!r} is the version of no loaded model; the serving one has {serving_version!r}"
             return error_response(404, f"version: {detail}", reason="TAXONOMY_UNKNOWN", status="NOT_FOUND")
         return JSONResponse(_taxonomy_to_json(found))
 
@@ -164,7 +162,7 @@ def _read_timeout_s(request: Request) -> float:
 async def _parse_body(request: Request, message: Any) -> Any:
     try:
         return json_format.Parse(await request.body(), message)
-    # The parser lets through what Python's own readers of text and JSON raise.
+    # The parser does not wrap what Python's text and JSON readers raise.
     except (json_format.ParseError, UnicodeDecodeError, RecursionError) as error:
         detail = str(error)[:300]
         raise _ErrorResponse(
@@ -218,7 +216,7 @@ def _set_alternative_count(
 
 
 def _taxonomy_to_json(taxonomy: Taxonomy) -> dict[str, Any]:
-    """Ids, parents and names in all languages."""
+    """Return ids, parents and names in all languages."""
     return {
         "version": taxonomy.version,
         "categories": [{"id": c.id, "parentId": c.parent_id, "names": dict(c.names)} for c in taxonomy.categories],
@@ -240,7 +238,7 @@ class _SecurityHeaders:
 
 
 class _BodyLimit:
-    """Refuses a body that is too long by its header, and stops reading one that does not say so."""
+    """Refuses a body that is too long by its header, and stops reading one without that header."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

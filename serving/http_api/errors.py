@@ -1,11 +1,11 @@
-"""From gRPC's errors to HTTP's, details included."""
+"""Convert gRPC errors to HTTP errors, details included."""
 
 from typing import Any
 
 import grpc
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
 from starlette.responses import JSONResponse
+
+from serving.api.error_details import read_error_details
 
 __all__ = ["error_response", "from_grpc_error"]
 
@@ -22,7 +22,7 @@ _HTTP_STATUS = {
     grpc.StatusCode.UNAVAILABLE: 503,
     grpc.StatusCode.DEADLINE_EXCEEDED: 504,
 }
-"""As google/rpc/code.proto pairs them."""
+"""The mapping of google/rpc/code.proto."""
 
 
 def error_response(
@@ -48,26 +48,17 @@ def error_response(
 
 
 def from_grpc_error(error: grpc.aio.AioRpcError) -> JSONResponse:
-    """What the service answered, its reason, its violations and its delay."""
+    """Return the service's error with reason, violations and retry delay."""
     code = error.code()
-    reason, violations, retry_delay_ms = "", {}, None
-    status = rpc_status.from_call(error)
-    for detail in status.details if status else ():
-        info, bad, retry = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
-        if detail.Unpack(info):
-            reason = info.reason
-        elif detail.Unpack(bad):
-            violations = {violation.field: violation.description for violation in bad.field_violations}
-        elif detail.Unpack(retry):
-            retry_delay_ms = retry.retry_delay.ToMilliseconds()
-    is_ours = status is not None or code == grpc.StatusCode.UNIMPLEMENTED
+    details = read_error_details(error)
+    is_ours = details.is_from_service or code == grpc.StatusCode.UNIMPLEMENTED
     message = error.details() if is_ours else _PLAIN_MESSAGES.get(code)
     return error_response(
         _HTTP_STATUS.get(code, 500),
         message or code.name.lower().replace("_", " "),
-        reason=reason or code.name,
-        violations=violations,
-        retry_delay_ms=retry_delay_ms,
+        reason=details.reason or code.name,
+        violations=details.violations,
+        retry_delay_ms=details.retry_delay_ms,
         status=code.name,
     )
 
@@ -76,4 +67,4 @@ _PLAIN_MESSAGES = {
     grpc.StatusCode.UNAVAILABLE: "no gateway process answers now; try again",
     grpc.StatusCode.DEADLINE_EXCEEDED: "no answer in time; allow more in x-timeout-ms",
 }
-"""Where gRPC itself failed the call, its words are of sockets and of no use to a caller."""
+"""Messages for calls that gRPC itself failed, whose own messages are about sockets."""

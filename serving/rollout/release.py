@@ -1,4 +1,4 @@
-"""One release as a gateway process serves it: its engine, its decoders, and whether it is well."""
+"""One release in a gateway process: its engine, its decoders and its health."""
 
 import asyncio
 import contextlib
@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from serving.api import responses
+from serving.decoding.prepared import PreparedPhoto
 from serving.inference.engine import AsyncEngine
 from serving.inference.health import (
     FIRST_GOLDEN_PHOTO,
@@ -25,25 +26,27 @@ __all__ = ["Decoders", "OnReleaseChange", "ServedRelease"]
 _log = logging.getLogger(__name__)
 
 UNHEALTHY_THRESHOLD = 2
-"""Golden-photo checks in a row; one alone may have met a moment of load."""
+"""Failed golden-photo checks in a row; a single failure may be caused by load."""
 _IDLE_POLL_INTERVAL_S = 0.05
 _IDLE_TIMEOUT_S = 30.0
-"""For calls in flight, before a release is let go of all the same."""
+"""How long closing a release waits for calls in flight."""
 
 OnReleaseChange = Callable[["ServedRelease"], None]
-"""Told when a release has become well or unwell, or when its breaker has opened or closed."""
+"""Called when the health of a release has changed, or its breaker has opened or closed."""
 
 
 class Decoders(Protocol):
     async def start(self) -> None: ...
 
-    async def prepare(self, data: bytes) -> responses.PreparedPhoto:
-        """Decodes one photo; never raises a PhotoError."""
+    async def close(self) -> None: ...
+
+    async def prepare(self, data: bytes) -> PreparedPhoto:
+        """Decode one photo; never raises a PhotoError."""
         ...
 
 
 class ServedRelease:
-    """Asked by calls, and watched by golden photos while it has a part to play."""
+    """Monitored by golden photos while it is active in the traffic split."""
 
     def __init__(
         self,
@@ -59,9 +62,9 @@ class ServedRelease:
         self.engine = engine
         self.decoders = decoders
         self.breaker = CircuitBreaker(on_change=lambda: on_change(self))
-        self.breaker.open()  # until its golden photos are answered
+        self.breaker.open()  # until its golden photos pass
         self.bundle = bundle.for_backend(UNKNOWN_BACKEND)
-        """As it may be used with the engine: where promises were made with another, they are void."""
+        """The bundle for the engine's backend: guarantees certified with another backend are void."""
         self._bundle = bundle
         self._health_interval_s = health_interval_s
         self._on_change = on_change
@@ -73,7 +76,7 @@ class ServedRelease:
         self.is_healthy = False
         self.is_closed = False
         self.was_healthy = False
-        """Ever: one whose Triton still loads is not to blame yet."""
+        """Whether it has ever been healthy; a release whose Triton still loads has not failed."""
         self.last_error: EngineError | None = None
 
     async def wait_until_healthy(self) -> None:

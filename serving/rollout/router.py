@@ -1,17 +1,15 @@
-"""The releases of one gateway process: brought up, chosen for a listing, let go of, while calls go on."""
+"""Load the releases of one gateway process, choose one for each listing, and unload them while calls continue."""
 
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 
-from serving.config import ServeOptions
-from serving.decoding.pool import DecoderPool, DecoderThreads
-from serving.inference.in_process import InProcessEngine
-from serving.inference.triton import TritonEngine
-from serving.rollout.release import OnReleaseChange, ServedRelease
+from serving.inference.engine import AsyncEngine
+from serving.rollout.release import Decoders, OnReleaseChange, ServedRelease
 from serving.rollout.traffic_split import CANARY, SHADOW, ReleaseSpec, TrafficSplit
-from vision.bundle import load_bundle
+from vision.bundle import Bundle, load_bundle
 from vision.errors import ListingVisionError
 from vision.images import Preprocessing
 from vision.taxonomy import Taxonomy
@@ -21,32 +19,45 @@ __all__ = ["Router", "create_single_release_split"]
 _log = logging.getLogger(__name__)
 
 
-def create_single_release_split(options: ServeOptions) -> TrafficSplit:
-    """For a gateway that serves one bundle. Raises BundleError: it is not whole."""
-    label = load_bundle(options.bundle).release
-    release = ReleaseSpec(label=label, bundle=options.bundle, model_name=options.model_name)
+def create_single_release_split(bundle: Path, *, model_name: str) -> TrafficSplit:
+    """Return the split of a gateway that serves one bundle. Raises BundleError: it is incomplete or altered."""
+    label = load_bundle(bundle).release
+    release = ReleaseSpec(label=label, bundle=bundle, model_name=model_name)
     return TrafficSplit(releases=(release,), stable=label)
 
 
 class Router:
     """Nothing is routed before the first `apply`."""
 
-    def __init__(self, options: ServeOptions, *, on_change: OnReleaseChange) -> None:
-        """Args: on_change: called when a release has become well or unwell."""
-        self._options = options
+    def __init__(
+        self,
+        *,
+        create_engine: Callable[[Bundle, str], Awaitable[AsyncEngine]],
+        create_decoders: Callable[[Preprocessing], Decoders],
+        health_interval_s: float,
+        on_change: OnReleaseChange,
+    ) -> None:
+        """Args:
+        create_engine: from a bundle and its model name in Triton.
+        create_decoders: shared by the releases with the same preprocessing.
+        health_interval_s: between checks of a release by golden photos.
+        on_change: called when the health or the circuit breaker of a release has changed.
+        """
+        self._create_engine = create_engine
+        self._create_decoders = create_decoders
+        self._health_interval_s = health_interval_s
         self._on_change = on_change
         self._releases: dict[str, ServedRelease] = {}
         self._traffic_split: TrafficSplit | None = None
         self._failed_to_load: set[str] = set()
-        """Labels of releases that it was told of and could not bring up."""
-        self._decoders: dict[Preprocessing, DecoderPool | DecoderThreads] = {}
-        """Releases of the same preprocessing share them."""
+        """Labels of releases of the split that could not be loaded."""
+        self._decoders: dict[Preprocessing, Decoders] = {}
         self._num_users: Counter[Preprocessing] = Counter()
         self._apply_lock = asyncio.Lock()
 
     @property
     def stable(self) -> ServedRelease:
-        """Which answers what no canary does."""
+        """The release for all listings that go to no canary."""
         assert self._traffic_split is not None
         return self._releases[self._traffic_split.stable]
 
@@ -54,11 +65,11 @@ class Router:
         return self._traffic_split is not None and self._releases.get(self._traffic_split.stable) is release
 
     def select_canary(self, listing_id: str) -> ServedRelease | None:
-        """The canary, well or not, where the listing is in its share."""
+        """Return the canary, healthy or not, if the listing is in its share."""
         return self._select(CANARY, listing_id)
 
     def select_shadow(self, listing_id: str) -> ServedRelease | None:
-        """The shadow, where the listing is in its share."""
+        """Return the shadow if the listing is in its share."""
         return self._select(SHADOW, listing_id)
 
     def _select(self, purpose: str, listing_id: str) -> ServedRelease | None:
@@ -68,12 +79,12 @@ class Router:
 
     @property
     def taxonomies(self) -> Sequence[Taxonomy]:
-        """That answers may have been in, the stable release's first."""
+        """Taxonomies of the loaded releases, the stable one's first."""
         others = [release for release in self._releases.values() if release is not self.stable]
         return [release.bundle.taxonomy for release in (self.stable, *others)]
 
     def list_unhealthy(self) -> list[str]:
-        """Labels of releases that were well and then were not, since they got their part, or that could not get it."""
+        """Return the labels of active releases that became unhealthy, or could not be loaded."""
         assert self._traffic_split is not None
         return [
             label
@@ -86,14 +97,14 @@ class Router:
         return release.was_healthy and release.breaker.has_opened
 
     async def apply(self, traffic_split: TrafficSplit) -> None:
-        """Route so from now on; what is not loaded yet is brought up first, and calls go on meanwhile.
+        """Switch to a traffic split; missing releases are loaded first, while calls continue.
 
-        The first time releases need not be well yet. Later those must be that are new or get a part. Others that cannot
-        be brought up, since their bundle has gone, are left out: they keep no process from coming or from changing.
-        What is let go of is closed when it returns, after its last call.
+        At the first call releases need not be healthy yet. Later, releases that are new or newly active must be. Other
+        releases that cannot be loaded, since their bundle was deleted, are skipped. Releases that are no longer in the
+        split are closed after their last call, before this returns.
 
         Raises:
-            ListingVisionError: a release that is needed cannot be brought up; nothing has changed.
+            ListingVisionError: a required release cannot be loaded; nothing has changed.
         """
         async with self._apply_lock:
             added: dict[str, ServedRelease] = {}
@@ -115,10 +126,10 @@ class Router:
                     except (ListingVisionError, OSError) as error:
                         if is_required:
                             raise
-                        _log.error("release %s is left out: %s", release.label, error)
+                        _log.error("release %s is skipped: %s", release.label, error)
                         failed.add(release.label)
                 for label in active - before - added.keys() - failed:
-                    # It was not watched until now.
+                    # Its health was not monitored until now.
                     await self._releases[label].wait_until_healthy()
             except BaseException:
                 for begun in added.values():
@@ -141,26 +152,16 @@ class Router:
             await self._close_release(release)
 
     async def _start_release(self, release: ReleaseSpec, *, must_be_healthy: bool) -> ServedRelease:
-        """Args: well: whether it must be, or may become so."""
         bundle = await asyncio.to_thread(load_bundle, release.bundle)
         if bundle.release != release.label:
-            raise ListingVisionError(f"{release.bundle} is {bundle.release} by now, not {release.label}")
-        engine = (
-            TritonEngine(
-                self._options.triton,
-                model_name=release.model_name,
-                num_gateways=self._options.workers,
-                allow_decoding=self._options.decode_in == "triton",
-            )
-            if self._options.triton
-            else await asyncio.to_thread(InProcessEngine, bundle)
-        )
+            raise ListingVisionError(f"{release.bundle} now holds {bundle.release}, not {release.label}")
+        engine = await self._create_engine(bundle, release.model_name)
         served = ServedRelease(
             release.label,
             bundle,
             engine,
             self._acquire_decoders(bundle.info.preprocessing),
-            health_interval_s=self._options.health_interval_s,
+            health_interval_s=self._health_interval_s,
             on_change=self._on_change,
         )
         try:
@@ -172,11 +173,10 @@ class Router:
             raise
         return served
 
-    def _acquire_decoders(self, preprocessing: Preprocessing) -> DecoderPool | DecoderThreads:
+    def _acquire_decoders(self, preprocessing: Preprocessing) -> Decoders:
         self._num_users[preprocessing] += 1
         if preprocessing not in self._decoders:
-            kind = DecoderPool if self._options.isolate else DecoderThreads
-            self._decoders[preprocessing] = kind(preprocessing, self._options.num_decoders)
+            self._decoders[preprocessing] = self._create_decoders(preprocessing)
         return self._decoders[preprocessing]
 
     async def _close_release(self, release: ServedRelease, *, when_idle: bool = False) -> None:

@@ -185,7 +185,9 @@ class Supervisor:
     async def _build_initial_split(self) -> TrafficSplit:
         """Return the traffic split of bundle, canary and shadow. Raises ListingVisionError: one cannot be loaded."""
         options = self._options
-        traffic_split = await asyncio.to_thread(create_single_release_split, options)
+        traffic_split = await asyncio.to_thread(
+            create_single_release_split, options.bundle, model_name=options.model_name
+        )
         for part, folder, name, share in (
             (CANARY, options.canary, CANARY_MODEL_NAME, options.canary_share),
             (SHADOW, options.shadow, SHADOW_MODEL_NAME, options.shadow_share),

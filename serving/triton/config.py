@@ -8,9 +8,9 @@ from typing import Literal, cast, get_args
 
 from tritonclient.grpc import model_config_pb2
 
-from serving.api.limits import PHOTO_LIMITS
 from serving.decoding.fork_client import MAX_MEMORY_BYTES
 from serving.decoding.fork_server import DecodeSettings
+from serving.decoding.prepared import PHOTO_LIMITS
 from serving.inference.model_names import MODEL_NAME
 from serving.inference.triton_tensors import (
     BACKEND_PARAMETER,

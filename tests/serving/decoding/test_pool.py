@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serving.api import responses
 from serving.decoding.pool import DecoderPool, DecoderThreads
+from serving.decoding.prepared import prepare
 from tests.support.helpers import create_scene, encode_image, list_decoder_pids
 from tests.support.hostile_photos import hostile_photos
 from tests.support.waiting import async_wait_until
@@ -65,7 +65,7 @@ def test_a_photos_own_error_comes_out_as_it_is():
     empty, text, good = run_with_pool(work)
     assert isinstance(empty.error, PhotoEmpty)
     assert isinstance(text.error, PhotoNotAnImage)
-    assert str(text.error) == str(responses.prepare(b"text " * 20, PREPROCESSING).error)
+    assert str(text.error) == str(prepare(b"text " * 20, PREPROCESSING).error)
     assert good.pixels is not None
 
 

@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serving.api import responses
-from serving.api.limits import PHOTO_LIMITS
+from serving.decoding.prepared import PHOTO_LIMITS, prepare
 from serving.inference.engine import EncodedInferenceResult
 from serving.inference.health import wait_for_golden_photos
 from serving.inference.triton import TritonEngine, compute_max_concurrent_requests
@@ -89,7 +88,7 @@ def test_encoded_photos_have_the_logits_of_their_pixels(triton, bundle):
     np.testing.assert_allclose(alone.logits.category, reference.category[1:2], atol=1e-4)
     np.testing.assert_allclose(broken.logits.category, reference.category[[0, 2]], atol=1e-4)
     assert [type(error) for error in broken.errors] == [type(None), PhotoNotAnImage, type(None)]
-    assert str(broken.errors[1]) == str(responses.prepare(b"text", preprocessing).error)
+    assert str(broken.errors[1]) == str(prepare(b"text", preprocessing).error)
 
 
 def test_every_hostile_photo_gets_its_own_error_from_triton(triton, bundle):
