@@ -82,7 +82,7 @@ class Admission:
         max_bytes: int = MAX_BYTES_IN_FLIGHT,
     ) -> None:
         self._throughput = rate
-        self._max_photos = max_photos
+        self.max_photos = max_photos
         self._max_bytes = max_bytes
         self.num_photos = 0
         self.num_bytes = 0
@@ -121,7 +121,7 @@ class Admission:
 
     def has_low_priority_capacity(self, num_photos: int) -> bool:
         """Whether photos that nobody waits for may be let in: half of all room is left to those that somebody does."""
-        fits = self.num_photos + num_photos <= LOW_PRIORITY_SHARE * self._max_photos
+        fits = self.num_photos + num_photos <= LOW_PRIORITY_SHARE * self.max_photos
         return (
             fits
             and self.num_bytes <= LOW_PRIORITY_SHARE * self._max_bytes
@@ -147,8 +147,8 @@ class Admission:
         )
 
     def _check_capacity(self, num_photos: int, num_bytes: int, deadline_s: float) -> None:
-        if self.num_photos + num_photos > self._max_photos:
-            detail = f"{self.num_photos} photos are in flight of at most {self._max_photos}"
+        if self.num_photos + num_photos > self.max_photos:
+            detail = f"{self.num_photos} photos are in flight of at most {self.max_photos}"
         elif self.num_bytes + num_bytes > self._max_bytes:
             detail = f"{self.num_bytes >> 20} MiB of photos are in flight of at most {self._max_bytes >> 20}"
         elif self.estimate_wait_s(num_photos) > MAX_DEADLINE_SHARE * deadline_s and self.num_photos:

@@ -19,7 +19,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from serving.api.status import Refusal
 from vision.errors import ListingVisionError, PhotoError, PhotoNotFetched, PhotoTooManyBytes
 
-__all__ = ["PhotoFetcher", "PublicResolver", "check_prefixes"]
+__all__ = ["PhotoFetcher", "PublicResolver", "check_prefixes", "parse_prefix", "parse_uri"]
 
 MAX_URI_CHARS = 2000
 MAX_REDIRECTS = 3
@@ -93,7 +93,7 @@ class PhotoFetcher:
         Raises:
             ListingVisionError: a prefix is none, or its package is missing.
         """
-        self._prefixes = [_parse_prefix(text) for text in prefixes]
+        self._prefixes = [parse_prefix(text) for text in prefixes]
         self._max_bytes = max_bytes
         self._fetch_slots = asyncio.Semaphore(_MAX_CONCURRENT_FETCHES)
         connector = aiohttp.TCPConnector(
@@ -181,7 +181,7 @@ class PhotoFetcher:
         """Why a URI is not fetched; empty: it is."""
         if len(uri) > MAX_URI_CHARS:
             return f"{len(uri)} characters exceed the limit of {MAX_URI_CHARS}"
-        location = _parse_uri(uri)
+        location = parse_uri(uri)
         if location is None:
             return "it is no https, gs or s3 URI in plain form"
         if any(location[:2] == p[:2] and location.path.startswith(p.path) for p in self._prefixes):
@@ -192,10 +192,10 @@ class PhotoFetcher:
 def check_prefixes(prefixes: Sequence[str]) -> None:
     """Raises ListingVisionError: one is none, or its package is missing."""
     for text in prefixes:
-        _parse_prefix(text)
+        parse_prefix(text)
 
 
-def _parse_uri(uri: str) -> _Location | None:
+def parse_uri(uri: str) -> _Location | None:
     """None for whatever two readers might read in two ways."""
     if _AMBIGUOUS.search(uri) or "#" in uri:
         return None
@@ -219,8 +219,8 @@ def _has_dot_segments(parts: SplitResult) -> bool:
     return any(segment in (".", "..") for segment in parts.path.split("/"))
 
 
-def _parse_prefix(text: str) -> _Location:
-    location = _parse_uri(text)
+def parse_prefix(text: str) -> _Location:
+    location = parse_uri(text)
     if location is None or "?" in text or not location.path.endswith("/"):
         raise ListingVisionError(
             f"--photo-uris {text!r}: give https://HOST/PATH/, gs://BUCKET/PATH/ or s3://BUCKET/PATH/, ending in a slash"

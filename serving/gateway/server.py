@@ -44,18 +44,25 @@ class GatewayServer:
     """One gateway process: start, serve, stop. Infers with the Triton at `options.triton`, or with ONNX Runtime
     here."""
 
-    def __init__(self, options: ServeOptions) -> None:
+    def __init__(
+        self, options: ServeOptions, *, admission: Admission | None = None, photo_fetcher: "PhotoFetcher | None" = None
+    ) -> None:
+        """Args:
+        admission: None: sized by the number of decoders.
+        photo_fetcher: None: created if the options name prefixes.
+        """
         self._options = options
+        self.admission = admission or Admission(ThroughputEstimator(saturation_photos=4 * options.num_decoders))
         self._health = health.aio.HealthServicer()
-        self._router = Router(
+        self.router = Router(
             create_engine=self._create_engine,
             create_decoders=self._create_decoders,
             health_interval_s=options.health_interval_s,
             on_change=self._on_release_change,
         )
         self._recorder: Recorder | None = None
-        self._photo_fetcher: PhotoFetcher | None = None
-        self._gateway: Gateway | None = None
+        self._photo_fetcher = photo_fetcher
+        self.gateway: Gateway | None = None
         self._health_tasks: set[asyncio.Task[None]] = set()
         self.port = 0
 
@@ -75,8 +82,8 @@ class GatewayServer:
                 traffic_split = await asyncio.to_thread(
                     create_single_release_split, self._options.bundle, model_name=self._options.model_name
                 )
-            await self._router.apply(traffic_split)
-            stable = self._router.stable
+            await self.router.apply(traffic_split)
+            stable = self.router.stable
             if not stable.is_healthy and self._options.triton is None:
                 raise EngineUnavailable(f"the model fails its golden photos: {stable.last_error}")
             await self._start_server()
@@ -90,28 +97,27 @@ class GatewayServer:
         Raises:
             ListingVisionError: a release cannot be loaded or is unhealthy; nothing has changed.
         """
-        await self._router.apply(traffic_split)
+        await self.router.apply(traffic_split)
 
     def list_unhealthy(self) -> list[str]:
         """Return the labels of active releases that have failed."""
-        return self._router.list_unhealthy()
+        return self.router.list_unhealthy()
 
     async def stop(self) -> None:
         """Report NOT_SERVING, drain calls in flight, then close the engine."""
         try:
-            assert self._gateway is not None
+            assert self.gateway is not None
             await self._health.enter_graceful_shutdown()
             await asyncio.sleep(self._options.drain_s)
-            self._gateway.streams.close()
+            self.gateway.streams.close()
             await self._server.stop(self._options.grace_period_s)
         finally:
             await self._close()
 
     async def _start_server(self) -> None:
-        admission = Admission(ThroughputEstimator(saturation_photos=4 * self._options.num_decoders))
-        self._gateway = await self._create_gateway(admission)
+        self.gateway = await self._create_gateway()
         self._server = grpc.aio.server(
-            interceptors=self._create_interceptors(admission),
+            interceptors=self._create_interceptors(),
             options=[
                 ("grpc.max_receive_message_length", MESSAGE_LIMIT_BYTES),
                 ("grpc.max_send_message_length", MESSAGE_LIMIT_BYTES),
@@ -125,15 +131,15 @@ class GatewayServer:
             # A second limit, without reason or retry delay: calls that have only begun hold memory too.
             maximum_concurrent_rpcs=4 * MAX_PHOTOS_IN_FLIGHT,
         )
-        pb_grpc.add_ListingVisionServiceServicer_to_server(self._gateway, self._server)
+        pb_grpc.add_ListingVisionServiceServicer_to_server(self.gateway, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
         await self._publish_health()
         self._bind(self._server)
         await self._server.start()
 
-    async def _create_gateway(self, admission: Admission) -> Gateway:
-        if self._options.photo_uris:
+    async def _create_gateway(self) -> Gateway:
+        if self._options.photo_uris and self._photo_fetcher is None:
             from serving.gateway.photo_fetch import PhotoFetcher  # needs aiohttp
 
             self._photo_fetcher = PhotoFetcher(self._options.photo_uris, max_bytes=PHOTO_LIMITS.max_bytes)
@@ -143,15 +149,15 @@ class GatewayServer:
             self._recorder = await asyncio.to_thread(Recorder, self._options.outcomes)
         quota = self._options.quota_photos_per_s
         return Gateway(
-            self._router,
-            admission=admission,
+            self.router,
+            admission=self.admission,
             recorder=self._recorder,
             photo_fetcher=self._photo_fetcher,
             quotas=PhotoQuota(quota / self._options.workers) if quota else None,
         )
 
-    def _create_interceptors(self, admission: Admission) -> list[grpc.aio.ServerInterceptor]:
-        interceptors: list[grpc.aio.ServerInterceptor] = [EarlyRejectionInterceptor(self._router, admission)]
+    def _create_interceptors(self) -> list[grpc.aio.ServerInterceptor]:
+        interceptors: list[grpc.aio.ServerInterceptor] = [EarlyRejectionInterceptor(self.router, self.admission)]
         if verifiers := self._options.create_token_verifiers():
             interceptors.insert(0, AuthInterceptor(*verifiers))
         if self._options.traces:
@@ -187,17 +193,17 @@ class GatewayServer:
         return kind(preprocessing, self._options.num_decoders)
 
     async def _close(self) -> None:
-        if self._gateway:
-            await self._gateway.shadow_traffic.close()
+        if self.gateway:
+            await self.gateway.shadow_traffic.close()
         if self._photo_fetcher:
             await self._photo_fetcher.close()
         if self._recorder:
             await asyncio.to_thread(self._recorder.close)
-        await self._router.close()
+        await self.router.close()
 
     def _on_release_change(self, release: ServedRelease) -> None:
         """Publish health and metrics of the stable release."""
-        if not self._router.is_stable(release):
+        if not self.router.is_stable(release):
             return
         SERVING.set(int(release.is_healthy))
         BREAKER_OPEN.set(int(release.breaker.is_open))
@@ -207,6 +213,6 @@ class GatewayServer:
 
     async def _publish_health(self) -> None:
         state = health_pb2.HealthCheckResponse
-        status = state.SERVING if self._router.stable.is_healthy else state.NOT_SERVING
+        status = state.SERVING if self.router.stable.is_healthy else state.NOT_SERVING
         for name in ("", SERVICE_NAME):
             await self._health.set(name, status)

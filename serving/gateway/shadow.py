@@ -22,15 +22,15 @@ __all__ = ["ShadowTraffic"]
 _log = logging.getLogger(__name__)
 
 MAX_QUEUED = 16
-"""Listings of a gateway process."""
+"""Queued listings of a gateway process."""
 MAX_QUEUED_BYTES = 32 << 20
-"""Of their encoded photos."""
+"""Encoded photos of all queued listings together."""
 POLL_INTERVAL_S = 0.02
-"""Whether there is time to spare by now."""
+"""Between checks whether the gateway is idle."""
 TIMEOUT_S = 10.0
 
 Classify = Callable[[ServedRelease, str, list[bytes]], Awaitable[pb.ClassifyListingResponse]]
-"""What a release answers for the photos of a listing. Raises Refusal."""
+"""Classify a listing's photos with a release. Raises Refusal."""
 
 
 @dataclass(frozen=True)
@@ -41,16 +41,16 @@ class _QueuedListing:
 
 
 class ShadowTraffic:
-    """They take what nobody else wants: one listing at a time, begun only while callers leave time to spare.
+    """Classifies copies of listings with the shadow release, one at a time and only while the gateway is idle.
 
-    What comes while too many wait is dropped, so that under load shadows are what is given up first.
+    A listing that arrives while the queue is full is dropped, so that load sheds shadow traffic first.
     """
 
     def __init__(self, classify: Classify, *, is_idle: Callable[[], bool], recorder: "Recorder | None") -> None:
         """Args:
-        answer: asks a release.
-        is_idle: whether the gateway has nothing better to do.
-        recorder: of the answers; None: they are only counted.
+        classify: classifies a listing with a release.
+        is_idle: whether calls leave capacity unused.
+        recorder: stores the shadow's responses; None: they are only counted.
         """
         self._classify = classify
         self._is_idle = is_idle
@@ -62,12 +62,12 @@ class ShadowTraffic:
     def submit(
         self, release: ServedRelease, contents: Sequence[bytes], visible_response: pb.ClassifyListingResponse
     ) -> None:
-        """Take a listing that was answered, or drop it.
+        """Queue a copy of a listing, or drop it.
 
         Args:
             release: the shadow.
-            contents: its encoded photos.
-            answered: what its caller got.
+            contents: the listing's encoded photos.
+            visible_response: the response that the caller got.
         """
         num_bytes = sum(map(len, contents))
         full = len(self._queue) >= MAX_QUEUED or self._num_bytes + num_bytes > MAX_QUEUED_BYTES
@@ -76,12 +76,17 @@ class ShadowTraffic:
             return
         self._num_bytes += num_bytes
         self._queue.append(_QueuedListing(release, list(contents), visible_response))
-        if self._task is None or self._task.done():
-            # In a context of its own: it is no part of the call's trace, nor of its caller's account.
+        if not self.is_working:
+            # A new context: the task belongs neither to the call's trace nor to its caller.
             self._task = asyncio.get_running_loop().create_task(self._process_queue(), context=contextvars.Context())
 
+    @property
+    def is_working(self) -> bool:
+        """Whether a listing is queued or being classified."""
+        return self._task is not None and not self._task.done()
+
     async def close(self) -> None:
-        """What still waits is dropped."""
+        """Drop all queued listings."""
         if self._task:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -92,13 +97,13 @@ class ShadowTraffic:
     async def _process_queue(self) -> None:
         with suppress_metrics():
             while self._queue:
-                # The answer is on its way first.
+                # The caller's response is sent first.
                 await asyncio.sleep(POLL_INTERVAL_S)
                 if not self._is_idle():
                     continue
                 queued = self._queue.popleft()
                 self._num_bytes -= sum(map(len, queued.contents))
-                if queued.release.is_closed:  # it is unloaded meanwhile
+                if queued.release.is_closed:  # it was unloaded meanwhile
                     _count_result(queued.release, "dropped")
                 else:
                     await self._classify_with_shadow(queued)
@@ -109,13 +114,13 @@ class ShadowTraffic:
                 async with asyncio.timeout(TIMEOUT_S):
                     response = await self._classify(release, queued.visible_response.listing_id, queued.contents)
             except (Refusal, TimeoutError) as error:
-                _log.debug("the shadow %s gave no answer: %s", release.label, error)
+                _log.debug("the shadow %s did not classify a listing: %s", release.label, error)
                 _count_result(release, "failed")
                 return
             except asyncio.CancelledError:  # the gateway stops
                 _count_result(release, "dropped")
                 raise
-            # Whatever it was, it is nobody's answer; the next listing goes on.
+            # No caller waits for it; continue with the next listing.
             except Exception:
                 _log.exception("the shadow %s failed", release.label)
                 _count_result(release, "failed")
@@ -132,7 +137,7 @@ def _count_result(release: ServedRelease, result: str) -> None:
 
 
 def _visible_result(response: pb.ClassifyListingResponse) -> tuple[object, ...]:
-    """What a form would make of it."""
+    """Return the parts of a response that a form shows."""
     brand = response.brand
     path = [(step.category_id, step.outcome) for step in response.category_path]
     return path, brand.kind, brand.brand_id, brand.outcome

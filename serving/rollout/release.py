@@ -70,7 +70,7 @@ class ServedRelease:
         self._on_change = on_change
         self._backend = UNKNOWN_BACKEND
         self._watch_task: asyncio.Task[None] | None = None
-        self._num_in_flight = 0
+        self.num_in_flight = 0
         self._num_failures = 0
         self._checked_while_open = False
         self.is_healthy = False
@@ -113,11 +113,11 @@ class ServedRelease:
     @contextmanager
     def acquire(self) -> Iterator["ServedRelease"]:
         """For as long as a call needs it."""
-        self._num_in_flight += 1
+        self.num_in_flight += 1
         try:
             yield self
         finally:
-            self._num_in_flight -= 1
+            self.num_in_flight -= 1
 
     async def close(self, *, when_idle: bool = False) -> None:
         """Close the engine; the decoders are their owner's."""
@@ -125,7 +125,7 @@ class ServedRelease:
         if when_idle:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_IDLE_TIMEOUT_S):
-                    while self._num_in_flight:
+                    while self.num_in_flight:
                         await asyncio.sleep(_IDLE_POLL_INTERVAL_S)
         self.is_closed = True
         await self.engine.close()

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
 from serving.inference.engine import AsyncEngine
@@ -60,6 +60,11 @@ class Router:
         """The release for all listings that go to no canary."""
         assert self._traffic_split is not None
         return self._releases[self._traffic_split.stable]
+
+    @property
+    def releases(self) -> Mapping[str, ServedRelease]:
+        """Loaded releases by label."""
+        return self._releases
 
     def is_stable(self, release: ServedRelease) -> bool:
         return self._traffic_split is not None and self._releases.get(self._traffic_split.stable) is release

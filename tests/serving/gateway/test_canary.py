@@ -8,12 +8,12 @@ import pytest
 from serving.client import CallFailed
 from serving.config import ServeOptions
 from serving.gateway import shadow as shadows
-from serving.observability.metrics import CALLS, CANARY_FALLBACKS, SHADOWS, STAGE_SECONDS
 from serving.protocol import listing_vision_pb2 as pb
 from serving.rollout.circuit_breaker import FAILURE_THRESHOLD
 from serving.rollout.traffic_split import CANARY, SHADOW, ReleaseSpec, TrafficShare, TrafficSplit
-from tests.serving.gateway.test_service import PHOTO, FailingEngine, run_gateway_with, wait_until
+from tests.support.gateway import PHOTO, BusyAdmission, FailingEngine, open_stub, read_metric, run_gateway_with
 from tests.support.outcomes import read_table
+from tests.support.waiting import async_wait_until
 from vision.errors import EngineBroken, EngineBusy, EngineUnavailable, ListingVisionError
 
 
@@ -22,10 +22,10 @@ def create_routes(*bundles, **parts):
     return TrafficSplit(releases=releases, stable=bundles[0].release, **parts)
 
 
-def run_gateway(traffic_split, **options):
+def run_gateway(traffic_split, *, admission=None, **options):
     bundle = traffic_split.releases[0].bundle
     fixed = {"traffic_split": traffic_split, "port": 0, "in_process": True, "isolate": False, "drain_s": 0}
-    return run_gateway_with(ServeOptions(bundle=bundle, **fixed, **options))
+    return run_gateway_with(ServeOptions(bundle=bundle, **fixed, **options), admission=admission)
 
 
 def load_canary(bundle, share=1.0):
@@ -33,11 +33,15 @@ def load_canary(bundle, share=1.0):
 
 
 def served(server, bundle):
-    return server._router._releases[bundle.release]
+    return server.router.releases[bundle.release]
 
 
-def value(metric, *labels):
-    return metric.labels(*labels)._value.get()
+def count_calls(result, bundle):
+    return read_metric("calls_total", result=result, model_release=bundle.release)
+
+
+def count_fallbacks(reason):
+    return read_metric("canary_fallbacks_total", reason=reason)
 
 
 def test_listings_are_answered_by_their_share_and_every_answer_names_its_model(bundle, other_bundle):
@@ -50,7 +54,7 @@ def test_listings_are_answered_by_their_share_and_every_answer_names_its_model(b
             again = [await client.classify([PHOTO], listing_id=name) for name in ids[:10]]
             return ids, answers, again, await client.classify([PHOTO]), await client.get_model()
 
-    before = value(CALLS, "OK", other_bundle.release)
+    before = count_calls("OK", other_bundle)
     ids, answers, again, nameless, model = asyncio.run(run())
     for name, answer in zip(ids, answers, strict=True):
         expected = other_bundle if share.contains(name, CANARY) else bundle
@@ -60,7 +64,7 @@ def test_listings_are_answered_by_their_share_and_every_answer_names_its_model(b
     assert [answer.model.version for answer in again] == versions[:10]
     assert nameless.model.version == model.model.version == bundle.info.model_version
     num_taken = sum(share.contains(name, CANARY) for name in [*ids, *ids[:10]])
-    assert value(CALLS, "OK", other_bundle.release) == before + num_taken
+    assert count_calls("OK", other_bundle) == before + num_taken
 
 
 @pytest.mark.parametrize(
@@ -84,10 +88,10 @@ def test_a_canary_that_fails_costs_its_listings_nothing(bundle, other_bundle, en
             canary.engine = real
             return answer, server.list_unhealthy()
 
-    before = value(CANARY_FALLBACKS, reason)
+    before = count_fallbacks(reason)
     answer, unwell = asyncio.run(run())
     assert answer.model.version == bundle.info.model_version
-    assert value(CANARY_FALLBACKS, reason) == before + 1
+    assert count_fallbacks(reason) == before + 1
     assert unwell == []  # one failure is no sickness
 
 
@@ -104,10 +108,10 @@ def test_a_canary_that_fails_again_and_again_is_not_asked_any_more_and_told_of(b
             num_asked, canary.engine = canary.engine.calls, real
             return num_asked, server.list_unhealthy()
 
-    before = value(CANARY_FALLBACKS, "MODEL_UNAVAILABLE")
+    before = count_fallbacks("MODEL_UNAVAILABLE")
     assert asyncio.run(run()) == (FAILURE_THRESHOLD, [other_bundle.release])
     # Those that it was not asked for too: an operator sees how many listings of the experiment had another's answer.
-    assert value(CANARY_FALLBACKS, "MODEL_UNAVAILABLE") == before + FAILURE_THRESHOLD + 3
+    assert count_fallbacks("MODEL_UNAVAILABLE") == before + FAILURE_THRESHOLD + 3
 
 
 def test_callers_in_a_hurry_are_no_proof_against_a_canary(bundle, other_bundle):
@@ -131,9 +135,8 @@ def test_callers_in_a_hurry_are_no_proof_against_a_canary(bundle, other_bundle):
 def test_a_busy_machine_is_no_fault_of_the_canary(bundle, other_bundle, estimate_wait_s, num_asked, to_blame):
     async def run():
         traffic_split = create_routes(bundle, other_bundle, canary=load_canary(other_bundle))
-        async with run_gateway(traffic_split, health_interval_s=60) as (server, client):
-            server._gateway._admission.estimate_wait_s = lambda num_photos: estimate_wait_s
-            server._gateway._admission.is_idle = lambda: False
+        admission = BusyAdmission(wait_s=estimate_wait_s)
+        async with run_gateway(traffic_split, admission=admission, health_interval_s=60) as (server, client):
             canary = served(server, other_bundle)
             canary.stop_watching()
             real, canary.engine = canary.engine, (stuck := FailingEngine(EngineUnavailable("never"), seconds=60))
@@ -163,7 +166,7 @@ def test_a_call_counts_for_who_was_asked_last(bundle, other_bundle):
                 release.engine = engine
 
     def refused():
-        return [value(CALLS, reason, b.release) for reason in ("TOO_BUSY", "NO_PHOTOS") for b in (bundle, other_bundle)]
+        return [count_calls(reason, b) for reason in ("TOO_BUSY", "NO_PHOTOS") for b in (bundle, other_bundle)]
 
     before = refused()
     asyncio.run(run())
@@ -207,7 +210,7 @@ def test_routes_change_while_calls_go_on_and_what_is_not_well_changes_nothing(bu
             await server.apply_traffic_split(create_routes(other_bundle))  # the first one is let go of
             stop.set()
             await asyncio.gather(*asking)
-            num_left = len(server._router._releases)
+            num_left = len(server.router.releases)
             return versions, after, unchanged, num_left, (await client.get_model()).model.version
 
     versions, after, unchanged, num_left, model = asyncio.run(run())
@@ -252,10 +255,10 @@ def test_a_release_is_let_go_of_after_its_last_call(bundle, other_bundle):
             old = served(server, bundle)
             real, old.engine = old.engine, (slow := Slow(old.engine))
             asked = asyncio.create_task(client.classify([PHOTO]))
-            await wait_until(lambda: slow.calls)
+            await async_wait_until(lambda: slow.calls)
             old.engine, slow.error = real, real
             await server.apply_traffic_split(create_routes(other_bundle))
-            was_answered = asked.done() or old._num_in_flight == 0
+            was_answered = asked.done() or old.num_in_flight == 0
             return was_answered, old.is_closed, (await asked).model.version
 
     assert asyncio.run(run()) == (True, True, bundle.info.model_version)
@@ -264,7 +267,7 @@ def test_a_release_is_let_go_of_after_its_last_call(bundle, other_bundle):
 def test_a_chosen_category_may_be_of_any_taxonomy_that_is_loaded(bundle, other_bundle, tmp_path):
     async def run():
         traffic_split = create_routes(bundle, other_bundle, canary=load_canary(other_bundle))
-        async with run_gateway(traffic_split, outcomes=str(tmp_path)) as (server, client):
+        async with run_gateway(traffic_split, outcomes=str(tmp_path)) as (server, _):
             release = served(server, other_bundle)
             tree = release.bundle.taxonomy
             first, *others = tree.categories
@@ -272,11 +275,15 @@ def test_a_chosen_category_may_be_of_any_taxonomy_that_is_loaded(bundle, other_b
                 tree, categories=(replace(first, id="elsewhere"), *(c for c in others if not c.parent_id))
             )
             release.bundle = replace(release.bundle, taxonomy=renamed)
-            for category in (first.id, "elsewhere"):
-                await client._stub.ReportOutcome(pb.ReportOutcomeRequest(listing_id="a", category_id=category))
+            async with open_stub(server) as stub:
+                for category in (first.id, "elsewhere"):
+                    await stub.ReportOutcome(pb.ReportOutcomeRequest(listing_id="a", category_id=category))
 
     asyncio.run(run())
     assert len(read_table(tmp_path, "outcomes")) == 2
+
+
+SATURATION_PHOTOS = 4
 
 
 def run_with_shadow(bundle, other_bundle, folder, work, *, share=1.0, **options):
@@ -284,9 +291,10 @@ def run_with_shadow(bundle, other_bundle, folder, work, *, share=1.0, **options)
 
     async def run():
         traffic_split = create_routes(bundle, other_bundle, shadow=load_canary(other_bundle, share))
-        async with run_gateway(traffic_split, outcomes=str(folder), **options) as (server, client):
+        admission = BusyAdmission(is_busy=False)
+        async with run_gateway(traffic_split, admission=admission, outcomes=str(folder), **options) as (server, client):
             found = await work(server, client)
-            await wait_until(lambda: not (worker := server._gateway.shadow_traffic._task) or worker.done())
+            await async_wait_until(lambda: not server.gateway.shadow_traffic.is_working)
             return found
 
     return asyncio.run(run())
@@ -296,7 +304,7 @@ RESULTS = ("same", "different", "failed", "dropped")
 
 
 def read_shadow_counts(bundle):
-    return {result: value(SHADOWS, result, bundle.release) for result in RESULTS}
+    return {result: read_metric("shadows_total", result=result, model_release=bundle.release) for result in RESULTS}
 
 
 def count_added(bundle, before):
@@ -307,7 +315,7 @@ def test_a_shadow_answers_for_the_record_only(bundle, other_bundle, tmp_path):
     async def ask(server, client):
         return [await client.classify([PHOTO], listing_id=f"m{n}") for n in range(6)] + [await client.classify([PHOTO])]
 
-    before, stages = read_shadow_counts(other_bundle), STAGE_SECONDS.labels("decision")._sum.get()
+    before, stages = read_shadow_counts(other_bundle), read_metric("stage_seconds_sum", stage="decision")
     answers = run_with_shadow(bundle, other_bundle, tmp_path, ask, share=0.5)
     assert {answer.model.version for answer in answers} == {bundle.info.model_version}
     share = load_canary(other_bundle, 0.5)
@@ -320,13 +328,13 @@ def test_a_shadow_answers_for_the_record_only(bundle, other_bundle, tmp_path):
     assert sum(count_added(other_bundle, before).values()) == len(expected)
     assert set(count_added(other_bundle, before)) <= {"same", "different"}
     observed = sum(1000 * answer.stage_times[-1].duration_ms for answer in answers) / 1e6
-    assert STAGE_SECONDS.labels("decision")._sum.get() - stages == pytest.approx(observed, rel=1e-6)
+    assert read_metric("stage_seconds_sum", stage="decision") - stages == pytest.approx(observed, rel=1e-6)
 
 
 def test_a_shadow_agrees_with_itself(bundle, other_bundle, tmp_path):
     async def ask(server, client):
-        served(server, other_bundle).engine = server._router.stable.engine
-        served(server, other_bundle).bundle = server._router.stable.bundle
+        served(server, other_bundle).engine = server.router.stable.engine
+        served(server, other_bundle).bundle = server.router.stable.bundle
         return await client.classify([PHOTO], listing_id="a")
 
     before = read_shadow_counts(other_bundle)
@@ -349,8 +357,7 @@ def test_a_shadow_that_fails_is_counted_and_nobody_notices(bundle, other_bundle,
 
 def test_under_load_shadows_are_dropped_first(bundle, other_bundle, tmp_path):
     async def ask(server, client):
-        admission = server._gateway._admission
-        with admission.admit(4 * server._options.num_decoders, 0, deadline_s=30):  # callers use the whole machine
+        with server.admission.admit(SATURATION_PHOTOS, 0, deadline_s=30):  # callers use the whole machine
             answers = [await client.classify([PHOTO], listing_id=f"m{n}") for n in range(shadows.MAX_QUEUED + 3)]
             assert count_added(other_bundle, before) == {"dropped": 3}
         return answers
@@ -365,11 +372,10 @@ def test_under_load_shadows_are_dropped_first(bundle, other_bundle, tmp_path):
 
 def test_what_waits_for_a_shadow_that_is_unloaded_is_dropped_and_counted(bundle, other_bundle, tmp_path):
     async def ask(server, client):
-        has_time = server._gateway.shadow_traffic._is_idle
-        server._gateway.shadow_traffic._is_idle = lambda: False
+        server.admission.is_busy = True
         await client.classify([PHOTO], listing_id="a")
         await server.apply_traffic_split(create_routes(bundle))
-        server._gateway.shadow_traffic._is_idle = has_time
+        server.admission.is_busy = False
 
     before = read_shadow_counts(other_bundle)
     run_with_shadow(bundle, other_bundle, tmp_path, ask)
@@ -384,8 +390,8 @@ def test_what_a_shadow_has_not_answered_when_the_gateway_stops_is_dropped_and_co
             real, shadow.engine = shadow.engine, FailingEngine(EngineUnavailable("never"), seconds=60)
             for listing_id in "ab":  # one is in work, one waits
                 await client.classify([PHOTO], listing_id=listing_id)
-            await wait_until(lambda: shadow.engine.calls)
-            await server._gateway.shadow_traffic.close()
+            await async_wait_until(lambda: shadow.engine.calls)
+            await server.gateway.shadow_traffic.close()
             shadow.engine = real
 
     before = read_shadow_counts(other_bundle)

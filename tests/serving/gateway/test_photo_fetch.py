@@ -15,8 +15,8 @@ from serving.api.status import Refusal
 from serving.gateway import photo_fetch
 from serving.gateway.photo_fetch import PhotoFetcher, PublicResolver, check_prefixes
 from serving.protocol import listing_vision_pb2 as pb
-from tests.serving.gateway.test_service import PHOTO, run_gateway
 from tests.support.certificates import Authority
+from tests.support.gateway import PHOTO, open_stub, run_gateway
 from vision.errors import ListingVisionError, PhotoNotFetched, PhotoTooManyBytes
 
 PREFIX = "https://localhost/photos/"
@@ -103,7 +103,7 @@ async def serving(authority):
     context.load_cert_chain(*authority.issue("server"))
     site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context)
     await site.start()
-    resolver = LoopbackResolver(site._server.sockets[0].getsockname()[1])
+    resolver = LoopbackResolver(runner.addresses[0][1])
     trust = ssl.create_default_context(cafile=str(authority.certificate))
     uris = PhotoFetcher([PREFIX], max_bytes=MAX_BYTES, resolver=resolver, ssl_context=trust)
     try:
@@ -234,7 +234,7 @@ OUTSIDE = [
 @pytest.mark.parametrize("uri", OUTSIDE)
 def test_whatever_is_not_plainly_below_a_prefix_is_refused(uri, monkeypatch):
     # Without the packages of object stores.
-    monkeypatch.setattr(photo_fetch, "_parse_prefix", photo_fetch._parse_uri)
+    monkeypatch.setattr(photo_fetch, "parse_prefix", photo_fetch.parse_uri)
 
     async def run():
         uris = PhotoFetcher(["https://photos.example/listings/", "gs://bucket/listings/"], max_bytes=1)
@@ -268,12 +268,15 @@ def test_wrong_prefixes_are_told_at_the_start(prefix, said):
 
 def classify_uris(bundle, authority, caplog, *photos, allowed=True):
     async def run():
-        async with serving(authority) as (server, _, uris), run_gateway(bundle) as (gateway_server, client):
-            gateway_server._gateway._photo_fetcher = uris if allowed else None
+        async with (
+            serving(authority) as (server, _, uris),
+            run_gateway(bundle, photo_fetcher=uris if allowed else None) as (gateway_server, _),
+            open_stub(gateway_server) as stub,
+        ):
             with caplog.at_level(logging.DEBUG):
                 try:
                     request = pb.ClassifyListingRequest(listing_id="a", photos=photos)
-                    return await client._stub.ClassifyListing(request), server.seen
+                    return await stub.ClassifyListing(request), server.seen
                 except grpc.aio.AioRpcError as error:
                     return error, server.seen
 

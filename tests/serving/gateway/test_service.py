@@ -15,40 +15,16 @@ from serving.api import responses
 from serving.api.limits import MESSAGE_LIMIT_BYTES
 from serving.client import AsyncListingVisionClient, CallFailed
 from serving.config import ServeOptions
-from serving.gateway import service
+from serving.gateway.early_rejection import CLASSIFY_METHOD, SERVICE_NAME
 from serving.gateway.server import GatewayServer
-from serving.gateway.service import CLASSIFY_METHOD
 from serving.protocol import listing_vision_pb2 as pb
 from serving.protocol import listing_vision_pb2_grpc as pb_grpc
 from serving.rollout.circuit_breaker import FAILURE_THRESHOLD
-from tests.support.helpers import create_scene, encode_image, list_decoder_pids
+from tests.support.gateway import PHOTO, BusyAdmission, FailingEngine, call_gateway, run_gateway, stop_decoders
+from tests.support.helpers import list_decoder_pids
+from tests.support.waiting import async_wait_until
 from training.data.synthetic import draw_photo
 from vision.errors import EngineBroken, EngineBusy, EngineUnavailable
-
-PHOTO = encode_image(create_scene(200, 150))
-
-
-@contextlib.asynccontextmanager
-async def run_gateway_with(options):
-    gateway_server = GatewayServer(options)
-    await gateway_server.start()
-    try:
-        async with AsyncListingVisionClient(f"127.0.0.1:{gateway_server.port}") as client:
-            yield gateway_server, client
-    finally:
-        await gateway_server.stop()
-
-
-def run_gateway(bundle, **options):
-    return run_gateway_with(ServeOptions(bundle=bundle.folder, port=0, in_process=True, **options))
-
-
-def call_gateway(bundle, photos, **options):
-    async def call():
-        async with run_gateway(bundle) as (_, client):
-            return await client.classify(photos, **options)
-
-    return asyncio.run(call())
 
 
 def test_a_listing_is_answered(bundle):
@@ -157,30 +133,10 @@ def test_every_photo_error_has_a_name_on_the_wire():
     assert names == on_the_wire
 
 
-class FailingEngine:
-    """An engine at our own border, for what no real one does on demand."""
-
-    infer_encoded = None
-
-    def __init__(self, error=None, seconds=0.0):
-        self.error, self.seconds, self.calls = error, seconds, 0
-
-    async def infer(self, photos_nhwc):
-        self.calls += 1
-        await asyncio.sleep(self.seconds)
-        raise self.error
-
-    async def infer_golden(self, photos_nhwc):
-        return await self.infer(photos_nhwc)
-
-    async def close(self):
-        pass
-
-
 def classify_with_engine(bundle, engine, photos=(PHOTO,), **options):
     async def call():
         async with run_gateway(bundle, health_interval_s=60) as (gateway_server, client):
-            release = gateway_server._router.stable
+            release = gateway_server.router.stable
             real, release.engine = release.engine, engine
             try:
                 return await client.classify(photos, **options)
@@ -216,38 +172,18 @@ def test_what_no_one_foresaw_is_internal_and_tells_nothing(bundle):
     assert "secret" not in str(caught.value)
 
 
-@contextlib.asynccontextmanager
-async def stop_decoders(gateway_server):
-    """All decoding children stand still, so that whatever is to be decoded waits."""
-    children = list_decoder_pids(gateway_server._router.stable.decoders)
-    for child in children:
-        os.kill(child, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for child in children:
-            with contextlib.suppress(ProcessLookupError):  # a test may have killed it
-                os.kill(child, signal.SIGCONT)
-
-
-async def wait_until(condition) -> None:
-    async with asyncio.timeout(60):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
 def cancel_before_decode(bundle, stop_early):
     """What the engine was asked for by a call that ended while its photo was still to be decoded."""
 
     async def call():
         async with run_gateway(bundle, health_interval_s=60) as (gateway_server, client):
-            inner, release = gateway_server._gateway, gateway_server._router.stable
+            inner, release = gateway_server, gateway_server.router.stable
             real, release.engine = release.engine, FailingEngine(EngineUnavailable("never asked"))
             async with stop_decoders(gateway_server):
                 with pytest.raises((CallFailed, asyncio.CancelledError)):
                     await stop_early(client, inner)
-                await wait_until(lambda: inner._admission.num_photos == 0)
-                waiting = gateway_server._router.stable.decoders.num_waiting
+                await async_wait_until(lambda: inner.admission.num_photos == 0)
+                waiting = gateway_server.router.stable.decoders.num_waiting
             release.engine, failing = real, release.engine
             answered = await client.classify([PHOTO])
             return failing.calls, waiting, len(answered.photos)
@@ -266,7 +202,7 @@ def test_work_whose_deadline_has_passed_is_dropped_before_the_model(bundle):
 def test_work_whose_caller_has_gone_is_dropped_before_the_model(bundle):
     async def cancel_call(client, inner):
         call = asyncio.create_task(client.classify([PHOTO] * 6))
-        await wait_until(lambda: inner._admission.num_photos == 6)
+        await async_wait_until(lambda: inner.admission.num_photos == 6)
         call.cancel()
         await call
 
@@ -277,7 +213,7 @@ def test_work_whose_caller_has_gone_is_dropped_before_the_model(bundle):
 def test_a_model_that_fails_call_after_call_is_not_asked_any_more_until_its_golden_photos_are_right(bundle):
     async def call():
         async with run_gateway(bundle, health_interval_s=60) as (gateway_server, client):
-            release = gateway_server._router.stable
+            release = gateway_server.router.stable
             failing = FailingEngine(EngineUnavailable("away"))
             real, release.engine = release.engine, failing
             reasons = []
@@ -288,9 +224,9 @@ def test_a_model_that_fails_call_after_call_is_not_asked_any_more_until_its_gold
             asked = failing.calls
             with pytest.raises(CallFailed):
                 await client.classify([PHOTO])
-            await wait_until(lambda: not release.is_healthy)
+            await async_wait_until(lambda: not release.is_healthy)
             release.engine = real
-            await wait_until(lambda: release.is_healthy)
+            await async_wait_until(lambda: release.is_healthy)
             return reasons, asked, len((await client.classify([PHOTO])).photos)
 
     reasons, asked, answered = asyncio.run(call())
@@ -303,10 +239,10 @@ def test_a_model_that_fails_call_after_call_is_not_asked_any_more_until_its_gold
 def test_photos_that_crash_a_decoder_cost_an_error_each(bundle):
     async def call():
         async with run_gateway(bundle) as (gateway_server, client):
-            victims = list_decoder_pids(gateway_server._router.stable.decoders)
+            victims = list_decoder_pids(gateway_server.router.stable.decoders)
             async with stop_decoders(gateway_server):
                 asked = asyncio.create_task(client.classify([PHOTO] * (1 + len(victims))))
-                await wait_until(lambda: gateway_server._router.stable.decoders.num_waiting == 1)
+                await async_wait_until(lambda: gateway_server.router.stable.decoders.num_waiting == 1)
                 for victim in victims:
                     os.kill(victim, signal.SIGKILL)
                 return await asked, len(victims)
@@ -338,7 +274,7 @@ def test_a_call_of_several_megabytes_is_retried(bundle):
 
     async def call():
         async with run_gateway(bundle, health_interval_s=60) as (gateway_server, client):
-            release = gateway_server._router.stable
+            release = gateway_server.router.stable
             real = release.engine
             release.engine = engine = UnavailableOnce(real)
             padded = PHOTO + b"\0" * (3 << 20)
@@ -357,8 +293,8 @@ def test_a_deadline_ends_the_call(bundle):
 
 def test_a_full_gateway_refuses_at_once_with_a_delay(bundle):
     async def call():
-        async with run_gateway(bundle) as (gateway_server, client):
-            gateway_server._gateway._admission._max_photos = 3
+        admission = BusyAdmission(is_busy=False, max_photos=3)
+        async with run_gateway(bundle, admission=admission) as (_, client):
             with pytest.raises(CallFailed) as caught:
                 await client.classify([PHOTO] * 4)
             assert (await client.classify([PHOTO] * 3)).photos
@@ -386,8 +322,8 @@ async def call_without_a_message(address: str) -> tuple[grpc.StatusCode, str]:
 def test_a_full_gateway_refuses_by_the_headers_without_reading_photos(bundle):
     async def call():
         async with run_gateway(bundle) as (gateway_server, client):
-            admission = gateway_server._gateway._admission
-            admission.num_photos = admission._max_photos
+            admission = gateway_server.admission
+            admission.num_photos = admission.max_photos
             refused = await call_without_a_message(f"127.0.0.1:{gateway_server.port}")
             with pytest.raises(CallFailed) as caught:
                 await client.classify([PHOTO])
@@ -408,7 +344,7 @@ def test_health_and_model_description(bundle):
                 stub = health_pb2_grpc.HealthStub(channel)
                 states = [
                     (await stub.Check(health_pb2.HealthCheckRequest(service=name))).status
-                    for name in ("", service.SERVICE_NAME)
+                    for name in ("", SERVICE_NAME)
                 ]
             return states, await client.get_model()
 
@@ -428,8 +364,7 @@ def test_calls_in_flight_are_finished_when_it_stops(bundle):
         async with AsyncListingVisionClient(f"127.0.0.1:{gateway_server.port}") as client:
             await client.get_model()
             calls = [asyncio.create_task(client.classify([PHOTO] * 20)) for _ in range(4)]
-            while not gateway_server._gateway._admission.num_photos:
-                await asyncio.sleep(0.001)
+            await async_wait_until(lambda: gateway_server.admission.num_photos)
             await gateway_server.stop()
             return await asyncio.gather(*calls)
 

@@ -12,7 +12,8 @@ from serving.client.stream import MAX_ATTEMPTS, MAX_PENDING, StreamedListings
 from serving.gateway.admission import Admission, ThroughputEstimator
 from serving.gateway.streaming import MAX_CONCURRENT_LISTINGS, ListingStreams
 from serving.protocol import listing_vision_pb2 as pb
-from tests.serving.gateway.test_service import PHOTO, FailingEngine, run_gateway
+from tests.support.gateway import PHOTO, FailingEngine, run_gateway
+from tests.support.waiting import async_wait_until
 from vision.errors import EngineBusy
 
 NUM_LISTINGS = 150
@@ -104,8 +105,7 @@ def test_a_caller_that_goes_leaves_nothing_behind(bundle):
                     return next(iter(streaming.classify_stream(map(listing, itertools.count()))))
 
             await asyncio.to_thread(read)
-            await asyncio.sleep(0.5)
-            assert server._gateway._admission.num_photos == 0
+            await async_wait_until(lambda: server.admission.num_photos == 0)
             return await client.classify([PHOTO])
 
     assert asyncio.run(run()).category_path
@@ -204,8 +204,8 @@ def test_a_model_that_is_busy_for_a_moment_costs_a_stream_only_time(bundle):
     async def run():
         global engine
         async with run_gateway(bundle) as (server, _):
-            engine = server._router.stable.engine
-            server._router.stable.engine = BusyOnceEngine()
+            engine = server.router.stable.engine
+            server.router.stable.engine = BusyOnceEngine()
 
             def read():
                 with ListingVisionClient(f"127.0.0.1:{server.port}") as client:

@@ -13,7 +13,7 @@ from serving.outcomes.writer import Recorder
 from serving.protocol import listing_vision_pb2 as pb
 from serving.protocol import listing_vision_pb2_grpc as pb_grpc
 from serving.storage import Store
-from tests.serving.gateway.test_service import PHOTO, run_gateway
+from tests.support.gateway import PHOTO, run_gateway
 from tests.support.outcomes import read_table
 
 
