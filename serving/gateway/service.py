@@ -123,8 +123,7 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
         try:
             if self._recorder is None:
                 raise Refusal(reason="OUTCOMES_NOT_RECORDED", message="this service records no outcomes (--outcomes)")
-            taxonomies = self.router.taxonomies
-            if not self._recorder.record_outcome(request, taxonomies, max_listing_id_chars=MAX_LISTING_ID_CHARS):
+            if not self._recorder.record_outcome(request, self.router.taxonomies):
                 raise Refusal(
                     reason="TOO_BUSY", message="the buffer of outcomes is full; try later", retry_after_s=10.0
                 )

@@ -41,7 +41,7 @@ async def _serve(options: ServeOptions, supervisor: socket.socket) -> None:
     with supervisor:
         supervisor.send(str(listen_socket.getsockname()[1]).encode())
     try:
-        # It ends on SIGTERM, after the requests in work.
+        # SIGTERM ends it once the requests in flight are done.
         await server.serve(sockets=[listen_socket])
     finally:
         await control.close()
@@ -53,7 +53,7 @@ async def _ping() -> bool:
 
 
 def create_server(options: ServeOptions, upstream: Upstream) -> tuple[uvicorn.Server, socket.socket]:
-    """A server, and the socket that it is to listen on.
+    """Return a server and the socket to serve on.
 
     Raises:
         ListingVisionError: the port is taken, or a certificate cannot be read.
@@ -79,7 +79,11 @@ def create_server(options: ServeOptions, upstream: Upstream) -> tuple[uvicorn.Se
         listen_socket.listen(256)
         config.load()
     except (OSError, ssl.SSLError) as error:
-        raise ListingVisionError(f"cannot serve HTTP on {options.host}:{options.http_port}: {error}") from error
+        listen_socket.close()
+        certificate = f" with certificate {options.tls.certificate} and key {options.tls.key}" if options.tls else ""
+        raise ListingVisionError(
+            f"cannot serve HTTP on {options.host}:{options.http_port}{certificate}: {error}"
+        ) from error
     return uvicorn.Server(config), listen_socket
 
 

@@ -1,4 +1,4 @@
-"""The way from the HTTP process to the gateway processes of its tree: their local sockets."""
+"""Calls from the HTTP process to the gateway processes, over their local sockets."""
 
 import itertools
 import os
@@ -22,7 +22,7 @@ _UNREACHABLE_CODES = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 
 
 class Upstream:
-    """Asks one gateway process after another; one that has gone is passed over."""
+    """Calls the gateway processes in turn; a process that has exited is skipped."""
 
     def __init__(self, folder: Path) -> None:
         """Args: folder: where gateway processes listen, on sockets named by their pids."""
@@ -31,10 +31,10 @@ class Upstream:
         self._next_index = itertools.count()
 
     async def call(self, method: str, request: Any, *, timeout_s: float, metadata: Sequence[tuple[str, str]]) -> Any:
-        """What the service answers.
+        """Return the response of a gateway process.
 
         Raises:
-            grpc.aio.AioRpcError: as the service, or the last of the processes, said.
+            grpc.aio.AioRpcError: the error of the service, or of the last process tried.
         """
         pids = self._list_pids()
         start = next(self._next_index)
@@ -43,7 +43,7 @@ class Upstream:
             try:
                 return await getattr(stub, method)(request, timeout=timeout_s, metadata=metadata)
             except grpc.aio.AioRpcError as error:
-                # With details it was the service that refused, and not a process that has gone.
+                # With details the service refused the call; without, the process is unreachable.
                 has_details = any(name == "grpc-status-details-bin" for name, _ in error.trailing_metadata() or ())
                 if error.code() not in _UNREACHABLE_CODES or has_details or attempt + 1 >= len(pids):
                     raise

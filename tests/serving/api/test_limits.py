@@ -1,9 +1,12 @@
 """The documents of the wire contract state the limits that the service enforces."""
 
+import asyncio
 import json
 
-from serving.api.limits import MAX_ALTERNATIVES, MAX_LISTING_ID_CHARS, MAX_PHOTOS, MESSAGE_LIMIT_BYTES, PHOTO_LIMITS
+from serving.decoding.prepared import PHOTO_LIMITS
+from serving.api.limits import DEFAULT_ALTERNATIVES, MAX_ALTERNATIVES, MAX_LISTING_ID_CHARS, MAX_PHOTOS, MESSAGE_LIMIT_BYTES
 from tests.conftest import ROOT
+from tests.support.gateway import PHOTO, run_gateway
 
 
 def test_the_openapi_document_states_them():
@@ -24,3 +27,17 @@ def test_the_proto_states_them():
 
 def test_a_request_holds_a_photo_of_the_largest_size():
     assert PHOTO_LIMITS.max_bytes < MESSAGE_LIMIT_BYTES
+
+
+def test_a_request_at_all_limits_is_taken(bundle):
+    async def run():
+        async with run_gateway(bundle) as (_, client):
+            photos, listing_id = [PHOTO] * MAX_PHOTOS, "x" * MAX_LISTING_ID_CHARS
+            full = await client.classify(photos, listing_id=listing_id, num_alternatives=MAX_ALTERNATIVES)
+            return full, await client.classify([PHOTO]), await client.get_model()
+
+    full, plain, model = asyncio.run(run())
+    num_leaves = bundle.info.num_categories
+    assert len(full.photos) == MAX_PHOTOS == model.photo_count_limit
+    assert len(full.alternatives) == min(MAX_ALTERNATIVES, num_leaves)
+    assert len(plain.alternatives) == min(DEFAULT_ALTERNATIVES, num_leaves)

@@ -119,7 +119,7 @@ def test_names_are_those_of_any_release_that_is_loaded(bundle, other_bundle, sta
     assert served.log.count("HTTP at ") == 1  # it was not started anew
     unknown = request_status(f"{url}/v1/taxonomy?version=nowhere")[2]["error"]
     assert unknown["reason"] == "TAXONOMY_UNKNOWN"
-    assert "'nowhere' is of no model that is loaded; the one that answers has 'another'" in unknown["message"]
+    assert "'nowhere' is the version of no loaded model; the serving one has 'another'" in unknown["message"]
     assert served.stop() == 0
 
 

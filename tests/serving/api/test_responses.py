@@ -1,0 +1,20 @@
+import numpy as np
+
+from serving.api import responses
+from serving.protocol import listing_vision_pb2 as pb
+from tests.support.gateway import PHOTO, call_gateway
+
+
+def test_one_photo_is_answered_like_a_listing_of_that_photo(bundle):
+    one, three = call_gateway(bundle, [PHOTO]), call_gateway(bundle, [PHOTO] * 3)
+    assert [s.category_id for s in one.category_path] == [s.category_id for s in three.category_path]
+    np.testing.assert_allclose(one.category_path[0].probability, three.category_path[0].probability, rtol=1e-5)
+
+
+def test_every_photo_error_has_a_name_on_the_wire():
+    from vision import errors
+
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.PhotoError)]
+    names = {responses.to_wire_error_reason(kind("x")) for kind in kinds}
+    on_the_wire = {v.name for v in pb.PhotoErrorReason.DESCRIPTOR.values} - {"PHOTO_ERROR_REASON_UNSPECIFIED"}
+    assert names == on_the_wire

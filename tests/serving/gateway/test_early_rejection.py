@@ -1,0 +1,39 @@
+import asyncio
+import contextlib
+
+import grpc
+import pytest
+
+from serving.client import CallFailed
+from serving.gateway.early_rejection import CLASSIFY_METHOD
+from tests.support.gateway import PHOTO, run_gateway
+
+
+async def call_without_a_message(address: str) -> tuple[grpc.StatusCode, str]:
+    """The status of a call whose message is only begun to be sent when the server has ended it, or not at all."""
+    async with grpc.aio.insecure_channel(address) as channel:
+        call = channel.stream_unary(CLASSIFY_METHOD)(timeout=10)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(1):
+                await call.code()
+        if not call.done():
+            await call.done_writing()
+        return await call.code(), await call.details()
+
+
+def test_a_full_gateway_refuses_by_the_headers_without_reading_photos(bundle):
+    async def call():
+        async with run_gateway(bundle) as (gateway_server, client):
+            admission = gateway_server.admission
+            admission.num_photos = admission.max_photos
+            refused = await call_without_a_message(f"127.0.0.1:{gateway_server.port}")
+            with pytest.raises(CallFailed) as caught:
+                await client.classify([PHOTO])
+            admission.num_photos = 0
+            return refused, caught.value, await call_without_a_message(f"127.0.0.1:{gateway_server.port}")
+
+    refused, with_photo, let_in = asyncio.run(call())
+    assert refused[0] == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "photos are in flight" in refused[1]
+    assert with_photo.reason == "TOO_BUSY"
+    assert let_in == (grpc.StatusCode.INVALID_ARGUMENT, "the call has no request message")

@@ -1,0 +1,59 @@
+import asyncio
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from serving.client import AsyncListingVisionClient
+from serving.config import ServeOptions
+from serving.gateway.early_rejection import SERVICE_NAME
+from serving.gateway.server import GatewayServer
+from tests.support.gateway import PHOTO, run_gateway
+from tests.support.waiting import async_wait_until
+
+
+def test_health_and_model_description(bundle):
+    async def call():
+        async with run_gateway(bundle) as (gateway_server, client):
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{gateway_server.port}") as channel:
+                stub = health_pb2_grpc.HealthStub(channel)
+                states = [
+                    (await stub.Check(health_pb2.HealthCheckRequest(service=name))).status
+                    for name in ("", SERVICE_NAME)
+                ]
+            return states, await client.get_model()
+
+    states, model = asyncio.run(call())
+    assert states == [health_pb2.HealthCheckResponse.SERVING] * 2
+    assert model.category_count == bundle.info.num_categories
+    assert (model.photo_count_limit, model.photo_bytes_limit) == (20, 16 << 20)
+    assert [promise.field for promise in model.promises] == [field.name for field in bundle.calibration.fields]
+    for promise, field in zip(model.promises, bundle.calibration.fields, strict=True):
+        assert promise.HasField("threshold") == (field.threshold is not None)
+
+
+def test_calls_in_flight_are_finished_when_it_stops(bundle):
+    async def call():
+        gateway_server = GatewayServer(ServeOptions(bundle=bundle.folder, port=0, in_process=True))
+        await gateway_server.start()
+        async with AsyncListingVisionClient(f"127.0.0.1:{gateway_server.port}") as client:
+            await client.get_model()
+            calls = [asyncio.create_task(client.classify([PHOTO] * 20)) for _ in range(4)]
+            await async_wait_until(lambda: gateway_server.admission.num_photos)
+            await gateway_server.stop()
+            return await asyncio.gather(*calls)
+
+    answered = asyncio.run(call())
+    assert [len(answer.photos) for answer in answered] == [20] * 4
+
+
+def test_a_taken_port_is_named(bundle):
+    async def call():
+        async with run_gateway(bundle) as (gateway_server, _):
+            second = GatewayServer(ServeOptions(bundle=bundle.folder, port=gateway_server.port, in_process=True))
+            with pytest.raises(
+                OSError, match=f"cannot listen on 127.0.0.1:{gateway_server.port}.*choose another --port"
+            ):
+                await second.start()
+
+    asyncio.run(call())

@@ -1,0 +1,146 @@
+import asyncio
+
+import pytest
+
+from serving.config import ServeOptions
+from serving.gateway import shadow as shadows
+from serving.rollout.traffic_split import SHADOW, ReleaseSpec, TrafficShare, TrafficSplit
+from tests.support.gateway import PHOTO, BusyAdmission, FailingEngine, read_metric, run_gateway_with
+from tests.support.outcomes import read_table
+from tests.support.waiting import async_wait_until
+from vision.errors import EngineBusy, EngineUnavailable
+
+
+def create_routes(*bundles, **parts):
+    releases = tuple(ReleaseSpec(label=b.release, bundle=b.folder, model_name="unused") for b in bundles)
+    return TrafficSplit(releases=releases, stable=bundles[0].release, **parts)
+
+
+def run_gateway(traffic_split, *, admission=None, **options):
+    bundle = traffic_split.releases[0].bundle
+    fixed = {"traffic_split": traffic_split, "port": 0, "in_process": True, "isolate": False, "drain_s": 0}
+    return run_gateway_with(ServeOptions(bundle=bundle, **fixed, **options), admission=admission)
+
+
+def load_canary(bundle, share=1.0):
+    return TrafficShare(label=bundle.release, share=share)
+
+
+def served(server, bundle):
+    return server.router.releases[bundle.release]
+
+
+SATURATION_PHOTOS = 4
+
+
+def run_with_shadow(bundle, other_bundle, folder, work, *, share=1.0, **options):
+    """Runs work(server, client) with the other bundle as a shadow, until none of its listings waits."""
+
+    async def run():
+        traffic_split = create_routes(bundle, other_bundle, shadow=load_canary(other_bundle, share))
+        admission = BusyAdmission(is_busy=False)
+        async with run_gateway(traffic_split, admission=admission, outcomes=str(folder), **options) as (server, client):
+            found = await work(server, client)
+            await async_wait_until(lambda: not server.gateway.shadow_traffic.is_working)
+            return found
+
+    return asyncio.run(run())
+
+
+RESULTS = ("same", "different", "failed", "dropped")
+
+
+def read_shadow_counts(bundle):
+    return {result: read_metric("shadows_total", result=result, model_release=bundle.release) for result in RESULTS}
+
+
+def count_added(bundle, before):
+    return {result: num - before[result] for result, num in read_shadow_counts(bundle).items() if num != before[result]}
+
+
+def test_a_shadow_answers_for_the_record_only(bundle, other_bundle, tmp_path):
+    async def ask(server, client):
+        return [await client.classify([PHOTO], listing_id=f"m{n}") for n in range(6)] + [await client.classify([PHOTO])]
+
+    before, stages = read_shadow_counts(other_bundle), read_metric("stage_seconds_sum", stage="decision")
+    answers = run_with_shadow(bundle, other_bundle, tmp_path, ask, share=0.5)
+    assert {answer.model.version for answer in answers} == {bundle.info.model_version}
+    share = load_canary(other_bundle, 0.5)
+    expected = {f"m{n}" for n in range(6) if share.contains(f"m{n}", SHADOW)}
+    rows = read_table(tmp_path, "shadows")
+    assert {row["listing_id"] for row in rows} == expected != set()
+    assert {row["model_version"] for row in rows} == {other_bundle.info.model_version}
+    assert {row["answered_model_version"] for row in rows} == {bundle.info.model_version}
+    # One photo, so one verdict for all.
+    assert sum(count_added(other_bundle, before).values()) == len(expected)
+    assert set(count_added(other_bundle, before)) <= {"same", "different"}
+    observed = sum(1000 * answer.stage_times[-1].duration_ms for answer in answers) / 1e6
+    assert read_metric("stage_seconds_sum", stage="decision") - stages == pytest.approx(observed, rel=1e-6)
+
+
+def test_a_shadow_agrees_with_itself(bundle, other_bundle, tmp_path):
+    async def ask(server, client):
+        served(server, other_bundle).engine = server.router.stable.engine
+        served(server, other_bundle).bundle = server.router.stable.bundle
+        return await client.classify([PHOTO], listing_id="a")
+
+    before = read_shadow_counts(other_bundle)
+    run_with_shadow(bundle, other_bundle, tmp_path, ask)
+    assert count_added(other_bundle, before) == {"same": 1}
+
+
+@pytest.mark.parametrize("error", [EngineUnavailable("away"), EngineBusy("full"), ZeroDivisionError("bug")])
+def test_a_shadow_that_fails_is_counted_and_nobody_notices(bundle, other_bundle, tmp_path, error):
+    async def ask(server, client):
+        served(server, other_bundle).engine = FailingEngine(error)
+        return [await client.classify([PHOTO], listing_id=f"m{n}") for n in range(3)]
+
+    before = read_shadow_counts(other_bundle)
+    answers = run_with_shadow(bundle, other_bundle, tmp_path, ask, health_interval_s=60)
+    assert {answer.model.version for answer in answers} == {bundle.info.model_version}
+    assert count_added(other_bundle, before) == {"failed": 3}
+    assert not (tmp_path / "shadows").exists()
+
+
+def test_under_load_shadows_are_dropped_first(bundle, other_bundle, tmp_path):
+    async def ask(server, client):
+        with server.admission.admit(SATURATION_PHOTOS, 0, deadline_s=30):  # callers use the whole machine
+            answers = [await client.classify([PHOTO], listing_id=f"m{n}") for n in range(shadows.MAX_QUEUED + 3)]
+            assert count_added(other_bundle, before) == {"dropped": 3}
+        return answers
+
+    before = read_shadow_counts(other_bundle)
+    answers = run_with_shadow(bundle, other_bundle, tmp_path, ask)
+    assert len(answers) == shadows.MAX_QUEUED + 3
+    found = count_added(other_bundle, before)
+    assert found.pop("dropped") == 3
+    assert sum(found.values()) == shadows.MAX_QUEUED
+
+
+def test_what_waits_for_a_shadow_that_is_unloaded_is_dropped_and_counted(bundle, other_bundle, tmp_path):
+    async def ask(server, client):
+        server.admission.is_busy = True
+        await client.classify([PHOTO], listing_id="a")
+        await server.apply_traffic_split(create_routes(bundle))
+        server.admission.is_busy = False
+
+    before = read_shadow_counts(other_bundle)
+    run_with_shadow(bundle, other_bundle, tmp_path, ask)
+    assert count_added(other_bundle, before) == {"dropped": 1}
+
+
+def test_what_a_shadow_has_not_answered_when_the_gateway_stops_is_dropped_and_counted(bundle, other_bundle, tmp_path):
+    async def run():
+        traffic_split = create_routes(bundle, other_bundle, shadow=load_canary(other_bundle))
+        async with run_gateway(traffic_split, outcomes=str(tmp_path)) as (server, client):
+            shadow = served(server, other_bundle)
+            real, shadow.engine = shadow.engine, FailingEngine(EngineUnavailable("never"), seconds=60)
+            for listing_id in "ab":  # one is in work, one waits
+                await client.classify([PHOTO], listing_id=listing_id)
+            await async_wait_until(lambda: shadow.engine.calls)
+            await server.gateway.shadow_traffic.close()
+            shadow.engine = real
+
+    before = read_shadow_counts(other_bundle)
+    asyncio.run(run())
+    assert count_added(other_bundle, before) == {"dropped": 2}
