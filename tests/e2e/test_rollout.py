@@ -130,7 +130,7 @@ def test_a_release_whose_bundle_has_gone_is_left_out_and_told_of(bundle, other_b
     shutil.rmtree(copied)
     os.kill(min(served.list_gateways()), signal.SIGKILL)
     wait_until(lambda: served.num_started_gateways == 3, "another process")
-    assert f"release {other_bundle.release} is left out: {copied} is not a model bundle" in served.log
+    assert f"release {other_bundle.release} is skipped: {copied} is not a model bundle" in served.log
     # Of two processes one has it no longer: it answers nobody.
     wait_until(lambda: read_release_states(served)[other_bundle.release] == "loaded", "the canary is removed")
     assert {wait_for_release(served, "a") for _ in range(6)} == {bundle.info.model_version}

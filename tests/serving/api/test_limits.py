@@ -3,8 +3,14 @@
 import asyncio
 import json
 
+from serving.api.limits import (
+    DEFAULT_ALTERNATIVES,
+    MAX_ALTERNATIVES,
+    MAX_LISTING_ID_CHARS,
+    MAX_PHOTOS,
+    MESSAGE_LIMIT_BYTES,
+)
 from serving.decoding.prepared import PHOTO_LIMITS
-from serving.api.limits import DEFAULT_ALTERNATIVES, MAX_ALTERNATIVES, MAX_LISTING_ID_CHARS, MAX_PHOTOS, MESSAGE_LIMIT_BYTES
 from tests.conftest import ROOT
 from tests.support.gateway import PHOTO, run_gateway
 
