@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from serving.auth.tls import is_loopback
 from vision.errors import ListingVisionError
 
-__all__ = ["ALGORITHMS", "fetch", "parse", "read_file", "require_safe_url"]
+__all__ = ["ALGORITHMS", "fetch_key_set", "parse_key_set", "read_key_set", "require_safe_url"]
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ TIMEOUT_S = 5.0
 """For the whole fetch of a key set."""
 
 
-def parse(raw: bytes, name: str) -> Mapping[str, jwt.PyJWK]:
+def parse_key_set(raw: bytes, name: str) -> Mapping[str, jwt.PyJWK]:
     """The usable keys by their id (`kid`); keys of other kinds or uses are ignored.
 
     Raises:
@@ -70,7 +70,7 @@ def _parse_usable_key(jwk: Mapping[str, Any]) -> jwt.PyJWK | None:
     return key
 
 
-def read_file(path: Path) -> bytes:
+def read_key_set(path: Path) -> bytes:
     """Read a key set. Raises ListingVisionError: it cannot be read, or is too large."""
     try:
         with path.open("rb") as file:
@@ -90,7 +90,7 @@ def require_safe_url(url: str) -> None:
         )
 
 
-def fetch(url: str) -> bytes:
+def fetch_key_set(url: str) -> bytes:
     """Fetch the key set at a URL; a redirect is an error.
 
     Raises:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import jwt
 
 from serving.auth.file_watcher import FileWatcher
-from serving.auth.jwks import fetch, parse, read_file, require_safe_url
+from serving.auth.jwks import fetch_key_set, parse_key_set, read_key_set, require_safe_url
 from vision.errors import ListingVisionError
 from vision.runtime.files import write_atomically
 
@@ -148,12 +148,12 @@ class _FileKeys:
     def __init__(self, path: Path, clock: Callable[[], float]) -> None:
         self._path = path
         self._watcher = FileWatcher(path, clock=clock)
-        self._keys_by_id = parse(read_file(path), str(path))
+        self._keys_by_id = parse_key_set(read_key_set(path), str(path))
 
     async def find(self, key_id: str) -> jwt.PyJWK | None:
         if self._watcher.has_changed():
             try:
-                self._keys_by_id = parse(read_file(self._path), str(self._path))
+                self._keys_by_id = parse_key_set(read_key_set(self._path), str(self._path))
             except ListingVisionError as error:
                 _log.warning("%s; the old keys stay", error)
         return self._keys_by_id.get(key_id)
@@ -172,7 +172,7 @@ class _FetchedKeys:
         self._clock = clock
         self._last_fetch_s = clock()
         self._raw = self._load_initial()
-        self._keys_by_id = parse(self._raw, self._url)
+        self._keys_by_id = parse_key_set(self._raw, self._url)
 
     async def find(self, key_id: str) -> jwt.PyJWK | None:
         is_known = key_id in self._keys_by_id
@@ -189,9 +189,9 @@ class _FetchedKeys:
 
     async def _refresh(self) -> None:
         try:
-            raw = await asyncio.to_thread(fetch, self._url)
+            raw = await asyncio.to_thread(fetch_key_set, self._url)
             if raw != self._raw:
-                self._keys_by_id = parse(raw, self._url)
+                self._keys_by_id = parse_key_set(raw, self._url)
                 self._raw = raw
                 self._write_cache(raw)
                 _log.info("JWKS %s has changed: %d keys", self._url, len(self._keys_by_id))
@@ -202,8 +202,8 @@ class _FetchedKeys:
 
     def _load_initial(self) -> bytes:
         try:
-            raw = fetch(self._url)
-            parse(raw, self._url)
+            raw = fetch_key_set(self._url)
+            parse_key_set(raw, self._url)
         except ListingVisionError as error:
             if self._cache_path is None or not self._cache_path.is_file():
                 raise

@@ -1,4 +1,4 @@
-"""What the Compose file says of the project is true, and it is closed where the manifests are."""
+"""The Compose file agrees with the project, and restricts its containers as the manifests do."""
 
 import re
 
@@ -17,7 +17,7 @@ def test_variables_are_read_by_some_code():
     assert set(re.findall(r"LISTING_VISION_[A-Z_]+", COMPOSE.read_text())) <= find_known_variables()
 
 
-def test_the_gateway_speaks_tls_and_asks_the_triton_beside_it(monkeypatch):
+def test_the_gateway_speaks_tls_and_calls_the_triton_beside_it(monkeypatch):
     gateway = SERVICES["gateway"]
     options = parse_options(["serve"], read_environment("gateway") | gateway["environment"], monkeypatch)
     host, port = options["triton"].split(":")
@@ -59,7 +59,7 @@ def test_images_are_those_that_are_built_by_version():
     )
 
 
-def test_files_that_are_mounted_exist_and_prometheus_asks_services_that_answer():
+def test_files_that_are_mounted_exist_and_prometheus_scrapes_services_that_exist():
     mounted = re.findall(r"- \./(\S+?):", COMPOSE.read_text())
     assert mounted
     assert [path for path in mounted if not (DEPLOY / path).exists()] == []

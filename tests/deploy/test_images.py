@@ -1,4 +1,4 @@
-"""What the images are made from and started with exists."""
+"""The images are built from files and started by commands that exist."""
 
 import importlib.util
 import json
@@ -59,7 +59,7 @@ def test_variables_are_read_by_some_code():
     assert set(re.findall(r"LISTING_VISION_[A-Z_]+", (ROOT / "Dockerfile.gpu").read_text())) <= find_known_variables()
 
 
-def test_the_gateways_health_is_asked_where_it_is_answered():
+def test_the_gateways_health_check_calls_its_status_port():
     environment = read_environment("gateway")
     port = environment["LISTING_VISION_STATUS_PORT"]
     assert f"http://127.0.0.1:{port}/readyz" in find_last_value("gateway", "HEALTHCHECK")
@@ -75,7 +75,7 @@ def test_a_model_in_triton_finds_its_own_python_first_with_what_it_needs():
     names = {line.partition("==")[0]: line for line in listed if not line.startswith("#")}
     tried = {line.partition("==")[0]: line for line in MODEL_ENVIRONMENT}
     assert names["numpy"] == tried["numpy"]
-    # All that the models' code imports, beside the standard library and what Triton gives.
+    # All that the models' code imports, except the standard library and what Triton provides.
     sources = [path for name in ("model.py", "gpu_model.py") for path in (ROOT / "serving/triton/backend").glob(name)]
     sources += [ROOT / name for name in list_decoding_code(on_gpu=True)]
     imported = {

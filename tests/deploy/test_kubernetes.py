@@ -1,4 +1,4 @@
-"""What the manifests say of the project is true: variables, commands, ports, paths, times; and they fit together."""
+"""The manifests agree with the project (variables, commands, ports, paths, times) and with each other."""
 
 import asyncio
 import re
@@ -147,7 +147,7 @@ def test_a_triton_that_decodes_has_pytorch_and_its_repository(monkeypatch):
         for container in deployment["spec"]["template"]["spec"]["containers"]
     }
     assert images == {"listing-vision-gateway", "listing-vision-triton-torch"}
-    # Nothing else is another than where gateways decode.
+    # The overlays differ in nothing else.
     assert {m["kind"] + m["metadata"]["name"] for m in manifests(folder)} == {
         m["kind"] + m["metadata"]["name"] for m in manifests("overlays/gpu")
     }

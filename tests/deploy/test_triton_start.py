@@ -36,7 +36,7 @@ class Started(NamedTuple):
 def ports(bundle, other_bundle, triton_installation, tmp_path_factory):
     """Ports and process of a Triton that the script has started, with a canary beside the model."""
     folder = tmp_path_factory.mktemp("start")
-    # As a gateway's image writes it: the models' Python is the first on Triton's PATH.
+    # The gateway's image writes it in the same way: the first Python on Triton's PATH runs the models.
     options = RepositoryOptions(backend="python", instances=1)
     write_repository(bundle, folder / "models", options)
     write_repository(other_bundle, folder / "models", replace(options, model_name=CANARY_MODEL_NAME))
@@ -64,7 +64,7 @@ def ports(bundle, other_bundle, triton_installation, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def ready_ports(ports, bundle):
-    """The ports, once the model answers its golden photos: what a gateway asks for is open."""
+    """The ports, once the model answers its golden photos; a gateway needs no other method of Triton."""
 
     async def ask():
         engine = TritonEngine(f"127.0.0.1:{ports.grpc_port}")

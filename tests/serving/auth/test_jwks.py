@@ -28,7 +28,7 @@ def test_only_public_keys_for_signatures_are_used_and_no_secret_is_logged(caplog
         {**create_jwk("EdDSA", ""), "kid": None},
     ]
     with caplog.at_level(logging.DEBUG):
-        found = jwks.parse(json.dumps({"keys": keys}).encode(), "keys.json")
+        found = jwks.parse_key_set(json.dumps({"keys": keys}).encode(), "keys.json")
     assert set(found) == set(KINDS)
     assert "key 'private' is a private key" in caplog.text
     assert "key 'future' is ignored" in caplog.text
@@ -38,8 +38,9 @@ def test_only_public_keys_for_signatures_are_used_and_no_secret_is_logged(caplog
 
 
 def test_the_first_key_of_an_id_counts():
-    first, second = create_jwk("ES256", "key"), create_jwk("EdDSA", "key")
-    assert jwks.parse(json.dumps({"keys": [first, second]}).encode(), "keys.json")["key"].algorithm_name == "ES256"
+    keys = [create_jwk("ES256", "key"), create_jwk("EdDSA", "key")]
+    found = jwks.parse_key_set(json.dumps({"keys": keys}).encode(), "keys.json")
+    assert found["key"].algorithm_name == "ES256"
 
 
 def redirect(request):
@@ -82,11 +83,11 @@ def test_a_fetch_has_limits(provider, monkeypatch, respond, message):
     monkeypatch.setattr(jwks, "TIMEOUT_S", 0.2)
     provider.respond = respond
     with pytest.raises(ListingVisionError, match=message):
-        jwks.fetch(provider.url)
+        jwks.fetch_key_set(provider.url)
 
 
 def test_a_file_that_is_too_large_is_refused(tmp_path):
     path = tmp_path / "jwks.json"
     path.write_bytes(b" " * (jwks.MAX_BYTES + 1))
     with pytest.raises(ListingVisionError, match="larger than 256 KiB"):
-        jwks.read_file(path)
+        jwks.read_key_set(path)

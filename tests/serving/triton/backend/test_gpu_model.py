@@ -1,4 +1,4 @@
-"""The model that decodes on a device, in a real Triton; the device here is a CPU, which goes the same way."""
+"""The model that decodes on a device, in a real Triton; here the device is a CPU, with the same code."""
 
 import asyncio
 import re
@@ -22,7 +22,7 @@ PHOTOS = {
     "jpeg": encode_image(create_scene(640, 480), quality=90),
     "other jpeg": encode_image(create_scene(300, 500), quality=80, progressive=True),
     "png": encode_image(create_scene(90, 70), "PNG"),
-    "turned": encode_image(
+    "rotated": encode_image(
         create_scene(200, 150), exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
     ),
 }
@@ -38,7 +38,7 @@ def triton(bundle, triton_installation):
         pytest.skip("Triton was installed before its models could use this environment's PyTorch; install it again")
     server = LocalTriton(bundle, triton_installation, RepositoryOptions(backend="python-gpu", max_batch_size=8))
     config = server.repository / MODEL_NAME / "config.pbtxt"
-    # Fewer than photos of one listing, on any machine.
+    # Fewer decoders than photos of one listing, on any machine.
     two = r'\1"2"'
     written, number = re.subn(r'(key: "num_decoders"\s+value \{\s+string_value: )"\d+"', two, config.read_text())
     assert number == 1
@@ -51,82 +51,87 @@ def triton(bundle, triton_installation):
         server.stop()
 
 
-def run_query(triton, bundle, question):
-    async def ask():
+def run_with_engine(triton, bundle, work):
+    async def run():
         engine = TritonEngine(triton.address)
         try:
             await wait_for_golden_photos(engine, bundle)
             assert await engine.fetch_backend() == "torch-cuda-nvjpeg"
-            return await question(engine)
+            return await work(engine)
         finally:
             await engine.close()
 
-    return asyncio.run(ask())
+    return asyncio.run(run())
 
 
-def test_it_answers_pixels_and_files_alike(triton, bundle):
+def test_files_have_the_logits_of_their_pixels(triton, bundle):
     files = list(PHOTOS.values())
     pixels = np.stack([prepare_photo(data, bundle.info.preprocessing) for data in files])
 
     async def both(engine):
         return await engine.infer(pixels), await engine.infer_encoded(files)
 
-    of_pixels, of_files = run_query(triton, bundle, both)
+    of_pixels, of_files = run_with_engine(triton, bundle, both)
     assert of_files.errors == [None] * len(files)
-    # The device's resizing differs by a few grey values; PNG and turned photos are decoded as everywhere.
+    # The device's resizing differs by a few grey values; PNG and rotated photos are decoded by the CPU.
     np.testing.assert_allclose(of_files.logits.category[:2], of_pixels.category[:2], atol=0.3)
     np.testing.assert_allclose(of_files.logits.category[2:], of_pixels.category[2:], atol=1e-3)
 
 
-def test_bad_photos_are_named_and_the_others_answered(triton, bundle):
+def test_bad_photos_have_an_error_each_and_the_others_have_logits(triton, bundle):
     photos = [NOT_A_PHOTO, PHOTOS["jpeg"], CUT_SHORT, NO_TABLES, PHOTOS["png"]]
 
-    async def question(engine):
+    async def infer(engine):
         return await engine.infer_encoded(photos), await engine.infer_encoded([PHOTOS["jpeg"]])
 
-    found, alone = run_query(triton, bundle, question)
+    found, alone = run_with_engine(triton, bundle, infer)
     assert [type(error) for error in found.errors[:3]] == [PhotoNotAnImage, type(None), PhotoTruncated]
-    # The device refuses what has no tables, and what is wrong with it comes from the decoder of everywhere.
+    # The device refuses a JPEG without tables; its error comes from the decoder on the CPU.
     assert found.errors[3] is not None
     assert found.errors[4] is None
     assert len(found.logits.category) == 2
     np.testing.assert_allclose(found.logits.category[0], alone.logits.category[0], atol=1e-3)
 
 
-def test_more_photos_than_decoders_are_each_answered(triton, bundle):
+def test_more_photos_than_decoders_each_have_logits(triton, bundle):
     pngs = [encode_image(create_scene(200 + 8 * i, 150), "PNG") for i in range(7)]
 
-    async def question(engine):
+    async def infer(engine):
         together = await engine.infer_encoded([*pngs, PHOTOS["jpeg"]])
         return together, [await engine.infer_encoded([photo]) for photo in (*pngs, PHOTOS["jpeg"])]
 
-    together, alone = run_query(triton, bundle, question)
+    together, alone = run_with_engine(triton, bundle, infer)
     assert together.errors == [None] * 8
     for row, one in zip(together.logits.category, alone, strict=True):
         np.testing.assert_allclose(row, one.logits.category[0], atol=1e-3)
 
 
-def test_listings_of_many_callers_each_get_their_own_answer(triton, bundle):
-    listings = [[PHOTOS["jpeg"]], [PHOTOS["png"], PHOTOS["other jpeg"]], [PHOTOS["turned"]] * 3, [PHOTOS["other jpeg"]]]
+def test_listings_in_one_batch_each_get_their_own_logits(triton, bundle):
+    listings = [
+        [PHOTOS["jpeg"]],
+        [PHOTOS["png"], PHOTOS["other jpeg"]],
+        [PHOTOS["rotated"]] * 3,
+        [PHOTOS["other jpeg"]],
+    ]
 
-    async def question(engine):
+    async def infer(engine):
         alone = [await engine.infer_encoded(photos) for photos in listings]
         together = await asyncio.gather(*(engine.infer_encoded(photos) for photos in listings * 8))
         pixels = [engine.infer(bundle.golden.photos_nhwc) for _ in range(8)]
         mixed = await asyncio.gather(*pixels, *(engine.infer_encoded(photos) for photos in listings))
         return alone, together, mixed
 
-    alone, together, mixed = run_query(triton, bundle, question)
-    for number, answered in enumerate(together):
-        np.testing.assert_allclose(answered.logits.category, alone[number % 4].logits.category, atol=1e-3)
-    for answered in mixed[:8]:
-        assert isinstance(answered, Logits)
-        np.testing.assert_allclose(answered.category, bundle.golden.category_logits, atol=0.01)
-    for answered, expected in zip(mixed[8:], alone, strict=True):
-        np.testing.assert_allclose(answered.logits.category, expected.logits.category, atol=1e-3)
+    alone, together, mixed = run_with_engine(triton, bundle, infer)
+    for number, result in enumerate(together):
+        np.testing.assert_allclose(result.logits.category, alone[number % 4].logits.category, atol=1e-3)
+    for logits in mixed[:8]:
+        assert isinstance(logits, Logits)
+        np.testing.assert_allclose(logits.category, bundle.golden.category_logits, atol=0.01)
+    for result, expected in zip(mixed[8:], alone, strict=True):
+        np.testing.assert_allclose(result.logits.category, expected.logits.category, atol=1e-3)
 
 
-def test_promises_are_tested_on_what_the_device_decoded(triton, bundle, synthetic_dataset, tmp_path):
+def test_thresholds_are_certified_on_what_the_device_decoded(triton, bundle, synthetic_dataset, tmp_path):
     manifest = str(synthetic_dataset / "manifest.parquet")
     certified = {}
     for decode_in in ("triton", "gateway"):
@@ -134,7 +139,7 @@ def test_promises_are_tested_on_what_the_device_decoded(triton, bundle, syntheti
         certified[decode_in] = load_bundle(tmp_path / decode_in).calibration
     backends = {decode_in: calibration.certifies["backend"] for decode_in, calibration in certified.items()}
     assert backends == {"triton": "torch-cuda-nvjpeg", "gateway": "torch-cuda"}
-    # The same listings, and answers that differ as the photos do.
+    # The same listings, and logits that differ a little, as the pixels do.
     first, second = certified.values()
     assert first.expected.keys() == second.expected.keys()
     assert first.category_temperature != second.category_temperature
