@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import typer.main
 
@@ -12,9 +11,6 @@ from listing_vision.cli import app
 from tests.conftest import ROOT
 from tests.support.cli import run_cli
 from tests.support.helpers import create_scene, encode_image
-from training.inference.evaluated_model import load_evaluated_model
-from training.inference.predictions import predict
-from vision.manifest import Manifest
 
 
 def commands():
@@ -118,21 +114,3 @@ def test_import_check_evaluate_and_classify(tmp_path, bundle, synthetic_dataset)
 
     done = run_cli("classify", synthetic_dataset / "photos" / "test-00000-0.jpg", "--bundle", bundle.folder, "--json")
     assert json.loads(done.stdout)["model"]["version"] == bundle.info.model_version
-
-
-def test_a_run_is_judged_like_its_bundle(tmp_path, bundle, trained_run, synthetic_dataset):
-    figures = {}
-    for name, model in (("run", trained_run.folder), ("bundle", bundle.folder)):
-        done = run_cli("evaluate", model, synthetic_dataset / "manifest.parquet", "--output", tmp_path / f"{name}.json")
-        assert done.returncode == 0, done.stderr
-        figures[name] = json.loads((tmp_path / f"{name}.json").read_text())
-        assert not list(tmp_path.glob("*.html"))
-    # A run has no temperatures; before them its export answers alike.
-    assert figures["run"]["photo"]["num"] == figures["bundle"]["photo"]["num"]
-    rows = Manifest.load(str(synthetic_dataset / "manifest.parquet")).where_split("test")
-    by_run, by_bundle = (
-        predict(rows, judged.taxonomy, judged.preprocessing, judged.infer)
-        for judged in map(load_evaluated_model, (trained_run.folder, bundle.folder))
-    )
-    np.testing.assert_allclose(by_run.category_logits, by_bundle.category_logits, atol=1e-3)
-    np.testing.assert_allclose(by_run.brand_logits, by_bundle.brand_logits, atol=1e-3)

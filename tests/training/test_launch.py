@@ -3,25 +3,25 @@
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
 from tests.conftest import ROOT
+from tests.support.waiting import wait_until
 from vision.runtime.cli import EXIT_INTERRUPTED
 
 RANKS = """
-import os, signal, sys, time
+import os, signal, sys
 first = os.environ["RANK"] == "0"
 if sys.argv[1] == "one fails":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
     if first:
         sys.exit(3)
-    time.sleep(60)
+    signal.pause()
 if sys.argv[1] == "wait":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
     open(sys.argv[2] + os.environ["RANK"], "w").close()
-    time.sleep(60)
+    signal.pause()
 sys.exit(int(sys.argv[1]))
 """
 
@@ -42,10 +42,7 @@ def test_it_is_that_of_the_rank_that_ended_first(tmp_path, ranks, status):
 
 def test_a_launcher_that_is_told_to_stop_was_interrupted(tmp_path):
     process = start(tmp_path, "wait", str(tmp_path / "ready-"))
-    deadline_s = time.monotonic() + 60
-    while len(list(tmp_path.glob("ready-*"))) < 2:
-        assert time.monotonic() < deadline_s
-        time.sleep(0.05)
+    wait_until(lambda: len(list(tmp_path.glob("ready-*"))) == 2, timeout_s=60)
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=60)
     assert process.returncode == EXIT_INTERRUPTED, said

@@ -105,7 +105,9 @@ def run_range_test(recipe: Recipe, manifest: Manifest, taxonomy: Taxonomy, *, nu
         factor = _GROWTH ** (step / (num_steps - 1) - 0.5)
         for group in train_step.optimizer.param_groups:
             group["lr"] = recipe.backbone_learning_rate * group["lr_scale"] * factor
-        loss, _ = train_step.run(step, recipe.stages[0], [batch], _count_labelled(batch)).read()
+        loss, _ = train_step.run(
+            step, recipe.stages[0], [batch], NumLabelled.from_labels(batch.category_nodes.numpy(), batch.brands.numpy())
+        ).read()
         if not math.isfinite(loss):
             break
         mean = _SMOOTHING * mean + (1 - _SMOOTHING) * loss
@@ -237,11 +239,12 @@ def measure_loader(recipe: Recipe, manifest: Manifest, taxonomy: Taxonomy, *, nu
 
 
 def _measure_photos_per_s(train_step: TrainStep, stage: Stage, batch: Batch, num_steps: int) -> float:
+    num_labelled = NumLabelled.from_labels(batch.category_nodes.numpy(), batch.brands.numpy())
     seconds = []
     for step in range(num_steps + 1):
         begun_s = time.perf_counter()
         # Reading the loss waits until the device is done.
-        train_step.run(step, stage, [batch], _count_labelled(batch)).read()
+        train_step.run(step, stage, [batch], num_labelled).read()
         seconds.append(time.perf_counter() - begun_s)
     # The first step allocates and, on a GPU, compiles.
     return len(batch.rows) / float(np.median(seconds[1:]))
@@ -252,10 +255,6 @@ def _last_stage_on_photos(recipe: Recipe) -> Stage:
     if not stages:
         raise ListingVisionError("this recipe only trains heads_on_features, so no step runs photos through the model")
     return stages[-1]
-
-
-def _count_labelled(batch: Batch) -> NumLabelled:
-    return NumLabelled(int((batch.category_nodes >= 0).sum()), int((batch.brands >= 0).sum()), len(batch.brands))
 
 
 def _single_rank() -> Ranks:

@@ -1,4 +1,4 @@
-"""Checkpoints that are either whole or absent: tensors in safetensors, the rest in JSON, hashes over both."""
+"""Checkpoints written atomically: tensors in safetensors, other state in JSON, both with a sha256."""
 
 import hashlib
 import json
@@ -35,7 +35,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int = 2) -> P
     """Write `folder/step-NNNNNNNN` atomically (temporary name, fsync, rename); all but the newest `keep` are removed.
 
     Raises:
-        RunError: it cannot be written (a full disk); the ones before are as they were.
+        RunError: it cannot be written (a full disk); earlier checkpoints are unchanged.
     """
     final = folder / f"step-{checkpoint.step:08d}"
     if final in _list_checkpoints(folder) and _is_valid(final):
@@ -49,7 +49,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int = 2) -> P
         left = f"the last good one is {good}" if good else "there is no earlier one"
         raise RunError(
             f"the checkpoint of step {checkpoint.step} cannot be written to {folder}: {error}; {left}; make room and "
-            "repeat the command, it goes on from there"
+            "repeat the command to resume from it"
         ) from error
 
 
@@ -77,12 +77,12 @@ def _save_checkpoint(folder: Path, temporary: Path, checkpoint: Checkpoint, keep
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint whose hash is right; a damaged one is passed over in favour of the one before."""
+    """The newest checkpoint with a correct hash; damaged ones are skipped with a warning."""
     for path in reversed(_list_checkpoints(folder)):
         try:
             _read_state(path)
         except RunError as error:
-            _log.warning("%s; the one before is taken", error)
+            _log.warning("%s; trying the one before", error)
         else:
             return path
     return None
@@ -92,7 +92,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint folder.
 
     Raises:
-        RunError: a file is missing or not what was written.
+        RunError: a file is missing or damaged.
     """
     state = _read_state(path)
     tensors = safetensors.torch.load_file(path / "tensors.safetensors")

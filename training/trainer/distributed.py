@@ -1,10 +1,11 @@
-"""One process among those that torchrun started, or alone: who it is, and what all agree on."""
+"""The ranks that torchrun started, or a single one: their collective operations and stop signals."""
 
 import ctypes
 import os
 import platform
 import signal
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar, cast
@@ -12,7 +13,7 @@ from typing import TypeVar, cast
 import torch
 import torch.distributed as dist
 
-__all__ = ["Ranks", "join_ranks"]
+__all__ = ["Ranks", "call_on_stop_signals", "join_ranks"]
 
 T = TypeVar("T")
 
@@ -31,7 +32,7 @@ class Ranks:
         return self.rank == 0
 
     def sum(self, values: list[float]) -> list[float]:
-        """Each value summed over the ranks, in float64, by gloo: a GPU's queue is not waited for."""
+        """Each value summed over the ranks, in float64 by gloo, without waiting for a GPU's queue."""
         if self.world_size == 1:
             return values
         tensor = torch.tensor(values, dtype=torch.float64)
@@ -47,7 +48,7 @@ class Ranks:
         return cast(list[T], values)
 
     def broadcast(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Overwrite the tensors by those of the first rank."""
+        """Overwrite the tensors with those of the first rank."""
         if self.world_size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, src=0)
@@ -59,9 +60,9 @@ class Ranks:
 
 @contextmanager
 def join_ranks() -> Iterator[Ranks]:
-    """Join the processes that torchrun started (RANK, WORLD_SIZE, LOCAL_RANK in the environment), else be alone.
+    """Join the process group that torchrun started (RANK, WORLD_SIZE, LOCAL_RANK in the environment).
 
-    Tensors on a GPU travel by NCCL, those on a CPU by gloo.
+    Without torchrun the result is a single rank. NCCL carries tensors on a GPU, gloo those on a CPU.
     """
     on_gpu = torch.cuda.is_available()
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
@@ -74,11 +75,26 @@ def join_ranks() -> Iterator[Ranks]:
     _exit_with_launcher()
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
     yield Ranks(rank=dist.get_rank(), world_size=dist.get_world_size(), device=device)
-    # Not after an error: closing NCCL waits for ranks that wait for this one.
+    # Skipped after an error: closing NCCL would wait for ranks that wait for this one.
     dist.destroy_process_group()
 
 
 def _exit_with_launcher() -> None:
-    """Where torchrun itself is killed, its ranks would train on and write beside those of the restarted job."""
+    """Make the kernel kill this rank with torchrun; it would otherwise write to the folder of the restarted job."""
     if platform.system() == "Linux" and "TORCHELASTIC_RUN_ID" in os.environ:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+@contextmanager
+def call_on_stop_signals(stop: Callable[[], None]) -> Iterator[None]:
+    """Call `stop` on SIGTERM, SIGINT and SIGUSR1; has no effect outside the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    before = {number: signal.signal(number, lambda *_: stop()) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

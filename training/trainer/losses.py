@@ -17,12 +17,17 @@ __all__ = ["ListingLoss", "NumLabelled", "log_class_shares", "node_losses"]
 
 
 class NumLabelled(NamedTuple):
-    """How many photos carry each label; what a sum of losses is divided by."""
+    """Numbers of photos with each label, by which sums of losses are divided."""
 
     categories: int
     brands: int
     photos: int
     """All photos: the teacher's logits need no label."""
+
+    @classmethod
+    def from_labels(cls, category_nodes: npt.NDArray[np.int64], brands: npt.NDArray[np.int64]) -> "NumLabelled":
+        """Count (N,) labels, which are negative where missing."""
+        return cls(int((category_nodes >= 0).sum()), int((brands >= 0).sum()), len(brands))
 
 
 def node_losses(

@@ -1,9 +1,9 @@
-"""What a person sees of a run while it goes: one line, TensorBoard, and where the time is spent."""
+"""Progress of a run: a progress bar or log lines, TensorBoard, and the time spent waiting for data."""
 
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,16 +20,17 @@ _LOG_EVERY_S = 60.0
 
 
 class StepTimes:
-    """Seconds of an epoch, and how many of them were spent waiting for the next batch."""
+    """Seconds of an epoch, and the part of them spent waiting for the next batch."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self.seconds = 0.0
         self.waiting_s = 0.0
-        self._mark_s = time.monotonic()
+        self._mark_s = self._clock()
 
     def update_seconds(self) -> float:
-        """Seconds so far, those before an interruption included."""
-        now_s = time.monotonic()
+        """Seconds of the epoch so far, including those before an interruption."""
+        now_s = self._clock()
         self.seconds += now_s - self._mark_s
         self._mark_s = now_s
         return self.seconds
@@ -39,15 +40,15 @@ class StepTimes:
         self.seconds = self.waiting_s = 0.0
 
     def measure_wait(self, batches: Iterable[T]) -> Iterator[T]:
-        """The same batches; the time that each one is waited for is counted."""
+        """Yield the same batches and add up the time that each one takes to arrive."""
         source = iter(batches)
         while True:
-            begun_s = time.monotonic()
+            begun_s = self._clock()
             try:
                 batch = next(source)
             except StopIteration:
                 return
-            self.waiting_s += time.monotonic() - begun_s
+            self.waiting_s += self._clock() - begun_s
             yield batch
 
     @property
@@ -56,20 +57,20 @@ class StepTimes:
 
 
 class Progress:
-    """The first rank's display; the others' stays empty."""
+    """Progress display of the first rank; disabled on the others."""
 
     def __init__(self, folder: Path, *, num_steps: int, first_step: int, times: StepTimes, enabled: bool) -> None:
         self._bar = tqdm(total=num_steps, initial=first_step, unit="step", disable=None if enabled else True)
         self._times = times
         self._num_steps, self._first_step = num_steps, first_step
-        # Where no one watches a bar, a line a minute.
+        # A log line a minute replaces the bar if stderr is not a terminal.
         self._logs = enabled and not sys.stderr.isatty()
         self._begun_s = self._logged_s = time.monotonic()
         self._writer = None
         if enabled:
             from tensorboardX import SummaryWriter
 
-            # What an interrupted run wrote of steps that are done again is dropped.
+            # Drops what an interrupted run wrote about steps that are repeated.
             self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
 
     def __enter__(self) -> "Progress":

@@ -1,14 +1,11 @@
-"""The training run: steps, epochs and checkpoints, alone or as one of many ranks, from which a later run goes on."""
+"""The training loop: steps, epochs and checkpoints, on one rank or many, from which a later run resumes."""
 
-import json
 import logging
 import math
 import shutil
-import signal
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -19,22 +16,24 @@ import torch
 
 import vision
 from training.errors import LossNotFinite, RunError
-from training.evaluation.ground_truth import build_ground_truth
 from training.inference.features import extract_features
 from training.recipe import Recipe
 from training.run import Run, list_differences
+from training.trainer.bad_photos import BadPhotos
 from training.trainer.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint, save_checkpoint
-from training.trainer.dataloader import Batch, evaluation_batches, training_batches
+from training.trainer.dataloader import Batch, training_batches
 from training.trainer.distillation import Teacher
-from training.trainer.distributed import Ranks
+from training.trainer.distributed import Ranks, call_on_stop_signals
 from training.trainer.hardware import Machine
 from training.trainer.losses import NumLabelled
 from training.trainer.progress import Progress, StepTimes
 from training.trainer.sampler import ResumableBatchSampler
 from training.trainer.train_step import StepResult, TrainStep
+from training.trainer.validation import Validation, require_trained_labels
 from vision.errors import ManifestError
 from vision.images import Preprocessing
-from vision.manifest import Labels, Manifest
+from vision.manifest import Manifest
+from vision.model import ListingClassifier
 from vision.taxonomy import Taxonomy
 
 __all__ = ["Trainer"]
@@ -46,7 +45,7 @@ _CHECKPOINT_FORMAT = 2
 
 
 class _PendingStep(NamedTuple):
-    """A step whose loss has not been looked at yet."""
+    """A step whose loss has not been read yet."""
 
     step: int
     result: StepResult
@@ -54,7 +53,7 @@ class _PendingStep(NamedTuple):
 
 
 class Trainer:
-    """Fine-tunes one classifier by a recipe. Build it on every rank, call `run()`; `interrupted` tells how it ended."""
+    """Fine-tunes one classifier by a recipe. Create it on every rank and call `run()`; then read `interrupted`."""
 
     def __init__(
         self,
@@ -68,34 +67,35 @@ class Trainer:
         ranks: Ranks | None = None,
         teacher: Path | None = None,
     ) -> None:
-        """Args: teacher: bundle or finished run whose answers the recipe's `distillation_weight` is for."""
+        """Args:
+        teacher: bundle or finished run for recipes with a `distillation_weight`.
+        """
         self._recipe, self._run = recipe, run
         self._machine = machine or Machine()
         self._ranks = ranks or Ranks(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         self._manifest_url, self._manifest, self._taxonomy = manifest_url, manifest, taxonomy
-        self._num_workers = self._machine.count_workers(self._ranks.device)
-        self._train = manifest.where_split("train")
+        self._train, val = manifest.where_split("train"), manifest.where_split("val")
         self._train_labels = self._train.labels(taxonomy)
-        self._val = manifest.where_split("val")
-        self._val_labels = self._val.labels(taxonomy)
-        self._val_leaves = build_ground_truth(self._val_labels, taxonomy).leaves
-        require_trained_labels(self._train_labels, self._val_labels, taxonomy)
-        taught_by = Teacher.load(teacher, taxonomy, self._ranks.device) if teacher else None
+        require_trained_labels(self._train_labels, val.labels(taxonomy), taxonomy)
+        self._num_workers = self._machine.count_workers(self._ranks.device)
+        self._validation = Validation(
+            val, taxonomy, input_px=recipe.input_px, num_workers=self._num_workers, ranks=self._ranks
+        )
+        self._teacher = Teacher.load(teacher, taxonomy, self._ranks.device) if teacher else None
         self.train_step = TrainStep(
             recipe,
             taxonomy=taxonomy,
             train_labels=self._train_labels,
             machine=self._machine,
             ranks=self._ranks,
-            teacher=taught_by,
+            teacher=self._teacher,
         )
-        self._teacher_version = taught_by.version if taught_by else None
         self._step = 0
         self._losses: list[float] = []
-        """Of the epoch so far, one a step, over all ranks."""
-        self._bad_rows: set[int] = set()
-        """Of all ranks, as last agreed."""
-        self._new_bad_rows: set[int] = set()
+        """Losses of the epoch so far, one a step, over all ranks."""
+        self._bad_photos = BadPhotos(
+            run, self._ranks, num_photos=len(self._train), max_share=self._machine.bad_photo_share
+        )
         self._pending: deque[_PendingStep] = deque()
         self._stop_requested = threading.Event()
         self._stopping = False
@@ -105,17 +105,17 @@ class Trainer:
         return self._stopping
 
     def stop(self) -> None:
-        """Ask the run to save a checkpoint and return after the step in hand; what a signal does."""
+        """Request a checkpoint and an early return of `run()` after the current step, as a signal does."""
         self._stop_requested.set()
 
     def run(self) -> None:
-        """Train from the run's newest whole checkpoint, or from the start, to the end or to a signal.
+        """Train from the run's newest intact checkpoint, or from the start, until the end or a signal.
 
-        SIGTERM, SIGINT and SIGUSR1 on any rank stop all of them after the same step.
+        SIGTERM, SIGINT and SIGUSR1 on any rank stop all ranks after the same step.
 
         Raises:
-            LossNotFinite: a batch gave a NaN or infinite loss; no weight was changed by it, the batch is named.
-            RunError: too many photos cannot be read, a checkpoint is of something else or cannot be written.
+            LossNotFinite: a batch gave a NaN or infinite loss; names the batch, which has changed no weight.
+            RunError: too many photos cannot be read, or a checkpoint belongs to another run or cannot be written.
         """
         self._begin_run()
         self._times = StepTimes()
@@ -139,7 +139,7 @@ class Trainer:
             num_workers=self._num_workers,
             only_crop=self._machine.augments_on_device(self._ranks.device),
             decode_on=self._ranks.device if self._machine.decode_on == "device" else None,
-            features=self._features(),
+            features=self._extract_features(),
         )
         progress = Progress(
             self._run.folder,
@@ -148,7 +148,7 @@ class Trainer:
             times=self._times,
             enabled=self._ranks.is_first,
         )
-        with self._stopping_on_signals(), progress:
+        with call_on_stop_signals(self.stop), progress:
             self._train_on(batches, progress)
         if not self._stopping and not self._run.weights_path.exists():
             self._save()
@@ -164,48 +164,36 @@ class Trainer:
                 manifest=self._manifest,
                 taxonomy=self._taxonomy,
                 spec=self.train_step.spec,
-                teacher=self._teacher_version,
+                teacher=self._teacher.version if self._teacher else None,
             )
         self._ranks.barrier()
 
-    def _features(self) -> dict[int, npt.NDArray[np.float32]]:
-        """Of every training photo, for the stages that train heads_on_features; kept in the run's folder."""
+    def _extract_features(self) -> dict[int, npt.NDArray[np.float32]]:
+        """Features of every training photo for the stages ahead that train heads_on_features, by photo size."""
         epochs = range(self._step // self._sampler.steps_per_epoch, self._recipe.num_epochs)
         ahead = [self._recipe.stage_of_epoch(epoch) for epoch in epochs]
         sizes = {stage.photo_px for stage in ahead if stage.trains == "heads_on_features"}
-        found: dict[int, npt.NDArray[np.float32]] = {}
-        for photo_px in sorted(sizes):
-            features = extract_features(
-                self.train_step.model,
-                self._train,
-                Preprocessing(input_px=photo_px),
-                device=str(self._ranks.device),
-                cache=self._run.folder / "features",
-            )
-            if features.unusable:
-                # Once they are mended the same command must look at them again.
-                shutil.rmtree(self._run.folder / "features")
-                raise ManifestError(
-                    "a linear probe needs every training photo; these cannot be used:", features.unusable
-                )
-            found[photo_px] = features.values
-        return found
+        cache = self._run.folder / "features"
+        return {
+            photo_px: _extract_all_features(self.train_step.model, self._train, photo_px, self._ranks.device, cache)
+            for photo_px in sorted(sizes)
+        }
 
     def _train_on(self, batches: Iterable[Batch], progress: Progress) -> None:
         sampler = self._sampler
         source = self._times.measure_wait(batches)
         while micro_batches := list(islice(source, sampler.micro_batches_per_step)):
-            epoch = self._step // sampler.steps_per_epoch
             rows = sampler.rows_of_step(self._step)
-            result = self.train_step.run(
-                self._step, self._recipe.stage_of_epoch(epoch), micro_batches, self._num_labelled(rows)
-            )
+            labels = self._train_labels
+            num_labelled = NumLabelled.from_labels(labels.category_nodes[rows], labels.brands[rows])
+            stage = self._recipe.stage_of_epoch(self._step // sampler.steps_per_epoch)
+            result = self.train_step.run(self._step, stage, micro_batches, num_labelled)
             self._pending.append(_PendingStep(self._step, result, rows))
-            self._note_bad_photos(micro_batches)
+            self._bad_photos.record(micro_batches)
             self._step += 1
             epoch_ends = self._step % sampler.steps_per_epoch == 0
             save_due = self._step % self._recipe.checkpoint_every_steps == 0
-            self._sync_ranks(look_at_all=epoch_ends or save_due or self._ranks.device.type == "cpu")
+            self._sync_ranks(read_all=epoch_ends or save_due or self._ranks.device.type == "cpu")
             progress.after_step(
                 self._step,
                 loss=self._losses[-1] if self._losses else None,
@@ -215,63 +203,44 @@ class Trainer:
             if epoch_ends:
                 progress.after_epoch(self._end_epoch())
             if self._stopping:
-                self._sync_ranks(look_at_all=True)
+                self._sync_ranks(read_all=True)
                 self._save()
                 _log.info(
-                    "stopped after step %d of %d; the same command goes on from there", self._step, sampler.num_steps
+                    "stopped after step %d of %d; repeat the command to resume from there",
+                    self._step,
+                    sampler.num_steps,
                 )
                 return
             if save_due:
                 self._save()
 
-    def _num_labelled(self, rows: npt.NDArray[np.int64]) -> NumLabelled:
-        labels = self._train_labels
-        num_categories, num_brands = ((of[rows] >= 0).sum() for of in (labels.category_nodes, labels.brands))
-        return NumLabelled(int(num_categories), int(num_brands), len(rows))
+    def _sync_ranks(self, *, read_all: bool) -> None:
+        """Read the results of pending steps, with the same losses, bad photos and stop requests on every rank.
 
-    def _sync_ranks(self, *, look_at_all: bool) -> None:
-        """Learn of the steps before the one in hand, and whether any rank is to stop: the same on every rank.
-
-        On a GPU the newest step is left in its queue, so that the host prepares the next one meanwhile.
+        Without `read_all` the newest step stays pending, so that the host prepares the next step while a GPU works.
         """
-        while len(self._pending) > (0 if look_at_all else 1):
+        while len(self._pending) > (0 if read_all else 1):
             pending = self._pending.popleft()
             own, norm = pending.result.read()
             stop, num_new_bad, loss = self._ranks.sum(
-                [float(self._stop_requested.is_set()), len(self._new_bad_rows), own / self._ranks.world_size]
+                [float(self._stop_requested.is_set()), self._bad_photos.num_new, own / self._ranks.world_size]
             )
-            # Loss scaling meets gradients that are not finite now and then, and answers them itself.
+            # With loss scaling, gradients that are not finite are normal: the scaler skips the step.
             if not math.isfinite(loss) or not (math.isfinite(norm) or self.train_step.scaler.is_enabled()):
                 self._raise_not_finite(pending, own, norm)
             self._losses.append(loss)
             self._stopping = stop > 0
             if num_new_bad:
-                # A photo meets another rank each epoch and is still one bad photo.
-                self._bad_rows |= set().union(*self._ranks.gather(self._new_bad_rows))
-                self._new_bad_rows = set()
-            if len(self._bad_rows) > self._machine.bad_photo_share * len(self._train):
-                raise RunError(
-                    f"{len(self._bad_rows)} of {len(self._train)} training photos cannot be used, more than the share "
-                    f"of {self._machine.bad_photo_share:g} that is allowed; they are named in {self._run.folder}/"
-                    "bad_photos*.jsonl; mend them, or raise --bad-photo-share"
-                )
+                self._bad_photos.merge()
+            self._bad_photos.require_few()
 
     def _raise_not_finite(self, pending: _PendingStep, loss: float, norm: float) -> None:
-        named = ", ".join(self._train.photo_url(int(row)) for row in pending.rows[:4])
-        own = f"loss {loss}, gradient norm {norm}"
+        photos = ", ".join(self._train.photo_url(int(row)) for row in pending.rows[:4])
         raise LossNotFinite(
-            f"{own} at step {pending.step} on rows {(pending.rows + 1).tolist()} of the train split ({named}, …); no "
-            "weight was changed by it and the last checkpoint is unharmed; lower the learning rates or look at these "
-            "photos"
+            f"loss {loss}, gradient norm {norm} at step {pending.step} on rows {(pending.rows + 1).tolist()} of the "
+            f"train split ({photos}, …); no weight was changed by it and the last checkpoint is intact; lower the "
+            "learning rates or look at these photos"
         )
-
-    def _note_bad_photos(self, micro_batches: list[Batch]) -> None:
-        problems = [json.loads(text) for batch in micro_batches for text in batch.problems if text]
-        for problem in problems:
-            if problem["row"] not in self._bad_rows | self._new_bad_rows:
-                self._new_bad_rows.add(problem["row"])
-                self._run.append_bad_photo(problem, rank=self._ranks.rank)
-                _log.warning("%s cannot be used (%s); replaced", problem["photo"], problem["reason"])
 
     def _end_epoch(self) -> dict[str, float | None]:
         epoch = self._step // self._sampler.steps_per_epoch
@@ -282,13 +251,13 @@ class Trainer:
             "step": self._step,
             "photo_px": stage.photo_px,
             "loss": float(np.mean(self._losses)),
-            "bad_photos": len(self._bad_rows),
+            "bad_photos": len(self._bad_photos.rows),
             "photos_per_s": len(self._train) / train_seconds,
             "data_wait_share": self._times.data_wait_share,
         }
         due = epoch % EVALUATE_EVERY_EPOCHS == 0 and stage.trains != "heads_on_features"
         if due or epoch == self._recipe.num_epochs:
-            record |= self._evaluate()
+            record |= self._validation.evaluate(self.train_step)
         record["seconds"] = self._times.update_seconds()
         if self._ranks.is_first:
             self._run.append_metrics(record)
@@ -297,38 +266,6 @@ class Trainer:
         self._times.begin_epoch()
         return record
 
-    def _evaluate(self) -> dict[str, float | None]:
-        """Quick figures of the averaged weights on val, over photos whose label is a leaf; every rank judges a part."""
-        bounds = np.linspace(0, len(self._val), self._ranks.world_size + 1).astype(int)
-        batches = evaluation_batches(
-            self._val,
-            self._val_labels,
-            Preprocessing(input_px=self._recipe.input_px),
-            batch_size=64,
-            num_workers=self._num_workers,
-            rows=range(bounds[self._ranks.rank], bounds[self._ranks.rank + 1]),
-        )
-        # Batch-norm statistics are each rank's own until here.
-        self._ranks.broadcast(self.train_step.ema.module.buffers())
-        counts = np.zeros(5)
-        for batch in batches:
-            outputs = self.train_step.infer_averaged(batch.photos_nhwc)
-            leaves = torch.from_numpy(self._val_leaves[batch.rows.numpy()])
-            leaves[batch.category_nodes < 0] = -1
-            for at, logits, truth in ((0, outputs.category_logits, leaves), (2, outputs.brand_logits, batch.brands)):
-                known = truth >= 0
-                counts[at] += float((logits.argmax(dim=1).cpu() == truth)[known].sum())
-                counts[at + 1] += float(known.sum())
-            for problem in filter(None, batch.problems):
-                counts[4] += 1
-                _log.warning("val photo left out: %s", problem)
-        leaf_right, leaf_known, brand_right, brand_known, num_bad = self._ranks.sum(counts.tolist())
-        return {
-            "val_leaf_top1": leaf_right / leaf_known if leaf_known else None,
-            "val_brand_top1": brand_right / brand_known if brand_known else None,
-            "val_bad_photos": num_bad,
-        }
-
     def _save(self) -> None:
         seconds = self._times.update_seconds()
         if self._ranks.is_first:
@@ -336,20 +273,20 @@ class Trainer:
                 "identity": self._identity(),
                 "scaler": self.train_step.scaler.state_dict(),
                 "losses": self._losses,
-                "bad_rows": sorted(self._bad_rows),
+                "bad_rows": sorted(self._bad_photos.rows),
                 "seconds": seconds,
                 "waiting_s": self._times.waiting_s,
             }
             checkpoint = Checkpoint(step=self._step, tensors=self.train_step.export_tensors(), state=state)
             save_checkpoint(self._run.checkpoints, checkpoint, keep=self._machine.keep_checkpoints)
-        # No rank exits, and has the launcher stop the others, while the file is being written.
+        # A rank that exits while the file is being written would make the launcher stop the others.
         self._ranks.barrier()
 
     def _identity(self) -> dict[str, object]:
-        """What a checkpoint can only be gone on with."""
-        asked = {"format": _CHECKPOINT_FORMAT, "listing_vision": vision.__version__, **self._run.read_settings()}
+        """What must be equal for a run to resume from a checkpoint."""
+        settings = {"format": _CHECKPOINT_FORMAT, "listing_vision": vision.__version__, **self._run.read_settings()}
         kept = ("format", "listing_vision", "recipe", "manifest_sha256", "taxonomy_sha256", "teacher")
-        return {key: asked[key] for key in kept if key in asked}
+        return {key: settings[key] for key in kept if key in settings}
 
     def _resume(self) -> None:
         path = self._ranks.gather(latest_checkpoint(self._run.checkpoints) if self._ranks.is_first else None)[0]
@@ -361,14 +298,14 @@ class Trainer:
         differing = list_differences(checkpoint.state.get("identity", {}), self._identity())
         if differing:
             raise RunError(
-                f"{path} was made by something else ({'; '.join(differing)}); give another --run folder, or go on with "
-                "what it was made by"
+                f"{path} was made by something else ({'; '.join(differing)}); give another --run folder, or "
+                "resume with the same settings"
             )
         self.train_step.load_tensors(checkpoint.tensors)
-        # Empty where the run used another precision so far.
+        # Empty if the run has used another precision so far.
         if checkpoint.state["scaler"] and self.train_step.scaler.is_enabled():
             self.train_step.scaler.load_state_dict(checkpoint.state["scaler"])
-        self._bad_rows = set(checkpoint.state["bad_rows"])
+        self._bad_photos.rows = set(checkpoint.state["bad_rows"])
         self._step = checkpoint.step
         self._losses = list(checkpoint.state["losses"])
         self._times.seconds, self._times.waiting_s = checkpoint.state["seconds"], checkpoint.state["waiting_s"]
@@ -376,33 +313,13 @@ class Trainer:
             self._run.drop_metrics_after(self._step)
             _log.info("resumed from %s", path)
 
-    @contextmanager
-    def _stopping_on_signals(self) -> Iterator[None]:
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-        before = {number: signal.signal(number, lambda *_: self.stop()) for number in numbers}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
-
-def require_trained_labels(train: Labels, val: Labels, taxonomy: Taxonomy) -> None:
-    """Refuse a val split that asks for what train does not show."""
-    problems = []
-    train_leaves, val_leaves = (build_ground_truth(labels, taxonomy).leaves for labels in (train, val))
-    for kind, names, taught, asked in (
-        ("category", taxonomy.leaf_ids, train_leaves, val_leaves),
-        ("brand", taxonomy.brand_labels, train.brands, val.brands),
-    ):
-        for label in np.setdiff1d(asked[asked >= 0], taught):
-            problems.append(f"{kind} {names[label]!r}: {(asked == label).sum()} val photos, none in train")
-    if problems:
-        raise ManifestError(
-            "the val split has labels that no train photo has; make another split (`listing-vision data split`), or "
-            "leave these labels empty:",
-            problems,
-        )
+def _extract_all_features(
+    model: ListingClassifier, train: Manifest, photo_px: int, device: torch.device, cache: Path
+) -> npt.NDArray[np.float32]:
+    features = extract_features(model, train, Preprocessing(input_px=photo_px), device=str(device), cache=cache)
+    if features.unusable:
+        # The same command must read these photos again after they are repaired.
+        shutil.rmtree(cache)
+        raise ManifestError("a linear probe needs every training photo, and these cannot be used:", features.unusable)
+    return features.values

@@ -1,15 +1,9 @@
-import csv
-import hashlib
-import shutil
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.helpers import create_small_taxonomy
-from tests.support.pages import ParsedPage
-from training.cli.data import suspects as suspects_verb
 from training.data.label_errors import (
     assign_folds,
     compute_confident_thresholds,
@@ -121,24 +115,6 @@ def test_right_labels_give_few_suspects():
     assert len(find_label_errors(features, labels, listing_ids, 6)[0]) <= 0.02 * len(labels)
 
 
-@pytest.fixture(scope="module")
-def mislabelled_dataset(synthetic_dataset, tmp_path_factory):
-    """Folder of the drawn photos with six categories that were changed, and the rows (from 1) that were."""
-    folder = tmp_path_factory.mktemp("mislabelled")
-    manifest = Manifest.load(str(synthetic_dataset / "manifest.parquet"))
-    rows = manifest.table.to_pylist()
-    listings = sorted({row["listing_id"] for row in rows}, key=lambda id_: hashlib.sha256(id_.encode()).digest())
-    names = sorted({row["category"] for row in rows})
-    wrong = set(listings[:6])
-    for row in rows:
-        row["photo"] = f"{synthetic_dataset}/{row['photo']}"
-        if row["listing_id"] in wrong:
-            row["category"] = names[(names.index(row["category"]) + 5) % len(names)]
-    Manifest.from_rows(rows, str(folder)).save(str(folder / "manifest.parquet"))
-    Taxonomy.load(synthetic_dataset / "taxonomy.json").save(folder / "taxonomy.json")
-    return folder, {i for i, row in enumerate(rows, start=1) if row["listing_id"] in wrong}
-
-
 def test_wrong_categories_of_real_photos_come_first(mislabelled_dataset, synthetic_dataset):
     folder, wrong = mislabelled_dataset
     embedder, preprocessing = load_embedder(None)
@@ -201,46 +177,3 @@ def test_too_little_to_compare_is_an_error():
         find_suspects(manifest, create_small_taxonomy(), features)
     with pytest.raises(ListingVisionError, match="1 folds leave nothing"):
         find_suspects(manifest, create_small_taxonomy(), features, num_folds=1)
-
-
-def test_the_verb_writes_a_table_and_a_page_of_its_own(mislabelled_dataset, tmp_path, capsys):
-    folder, wrong = mislabelled_dataset
-    shutil.copy(folder / "taxonomy.json", tmp_path)
-    rows = Manifest.load(str(folder / "manifest.parquet")).table.to_pylist()
-    manifest = Manifest.from_rows([row | {"listing_id": f"<script>{row['listing_id']}"} for row in rows], "")
-    path = tmp_path / "manifest.parquet"
-    manifest.save(str(path))
-    output = tmp_path / "reports" / "suspects"
-    suspects_verb(str(path), output, input_px=96, folds=5, max_shown=3, model=None, taxonomy=None)
-
-    said = capsys.readouterr().out
-    assert f"suspected category labels of {len(manifest)} compared" in said
-    assert "next: open" in said
-    with (output / "suspects.csv").open(newline="") as file:
-        table = list(csv.DictReader(file))
-    assert list(table[0]) == [
-        "field",
-        "rank",
-        "row",
-        "photo",
-        "listing_id",
-        "given",
-        "suggested",
-        "given_probability",
-        "suggested_probability",
-    ]
-    assert {int(row["row"]) for row in table if row["field"] == "category"} & wrong
-    text = (output / "suspects.html").read_text()
-    page = ParsedPage(text)
-    assert "script" not in {tag for tag, _ in page.tags}
-    assert "&lt;script&gt;" in text
-    sources = [attrs["src"] for _, attrs in page.tags if "src" in attrs]
-    assert sources
-    assert all(source.startswith("data:image/jpeg;base64,") for source in sources)
-    assert all(attrs["alt"] for tag, attrs in page.tags if tag == "img")
-    assert all(attrs["href"].startswith("#") for _, attrs in page.tags if "href" in attrs)
-    assert "link" not in {tag for tag, _ in page.tags}
-    per_field = [sum(row["field"] == field for row in table) for field in ("category", "brand")]
-    assert sum(tag == "li" for tag, _ in page.tags) == sum(min(3, num) for num in per_field)
-    assert "http://" not in text
-    assert "https://" not in text

@@ -8,33 +8,12 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
-from tests.support.helpers import create_scene, create_small_taxonomy, encode_image
-from training.cli.data import data_app, taxonomy_beside
+from tests.support.helpers import create_small_taxonomy
+from training.cli.data import taxonomy_beside
 from training.data.shards import write_shards
-from vision.errors import ListingVisionError, ManifestError
+from vision.errors import ManifestError
 from vision.manifest import COLUMNS, Manifest, read_photo
-from vision.taxonomy import Taxonomy
-
-FORMATS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
-
-
-@pytest.fixture
-def source(tmp_path):
-    """Folder with a manifest of 30 photos of 12 listings, in formats that their names do not say."""
-    folder = tmp_path / "source"
-    (folder / "photos").mkdir(parents=True)
-    rows = []
-    for i in range(30):
-        format_ = list(FORMATS)[i % 3]
-        data = encode_image(create_scene(40 + i, 30), format_)
-        (folder / "photos" / f"{i}.JPEG").write_bytes(data if i else b"not a photo")
-        category = ("gala", "Fruit > Lemon", "")[i % 3]
-        rows.append({"listing_id": f"m{i % 12}", "photo": f"photos/{i}.JPEG", "category": category, "brand": "Ácme"})
-    Manifest.from_rows(rows, "").save(str(folder / "manifest.parquet"))
-    create_small_taxonomy().save(folder / "taxonomy.json")
-    return folder
 
 
 @pytest.fixture(params=["path", "memory"])
@@ -65,8 +44,8 @@ def values(manifest, *, but_photo=False):
     return [{name: row[name] for name in COLUMNS if not (but_photo and name == "photo")} for row in rows]
 
 
-def test_every_photo_is_in_the_shards_once_and_reads_back_equal(source, output):
-    manifest = load(source)
+def test_every_photo_is_in_the_shards_once_and_reads_back_equal(listing_folder, output):
+    manifest = load(listing_folder)
     done = write_shards(manifest, create_small_taxonomy(), output, shard_bytes=8 << 10, seed=4)
     sharded = load(output)
     assert done.num_shards > 2
@@ -84,8 +63,8 @@ def test_every_photo_is_in_the_shards_once_and_reads_back_equal(source, output):
     assert taxonomy == create_small_taxonomy()
 
 
-def test_shards_are_what_webdataset_reads(source, output):
-    write_shards(load(source), create_small_taxonomy(), output, shard_bytes=8 << 10)
+def test_shards_are_what_webdataset_reads(listing_folder, output):
+    write_shards(load(listing_folder), create_small_taxonomy(), output, shard_bytes=8 << 10)
     sharded = load(output)
     rows = values(sharded, but_photo=True)
     members = list(list_members(output))
@@ -103,9 +82,9 @@ def test_shards_are_what_webdataset_reads(source, output):
     assert endings == {"jpg": 9, "png": 10, "webp": 10, "jpeg": 1}
 
 
-def test_shards_keep_to_their_size_and_listings_to_each_other(source, tmp_path):
+def test_shards_keep_to_their_size_and_listings_to_each_other(listing_folder, tmp_path):
     out = tmp_path / "out"
-    write_shards(load(source), create_small_taxonomy(), str(out), shard_bytes=8 << 10)
+    write_shards(load(listing_folder), create_small_taxonomy(), str(out), shard_bytes=8 << 10)
     for path in out.glob("shard-*.tar"):
         # Plus what ends a tar file, filled up to a record.
         assert path.stat().st_size <= (8 << 10) + 2 * tarfile.RECORDSIZE
@@ -115,41 +94,41 @@ def test_shards_keep_to_their_size_and_listings_to_each_other(source, tmp_path):
     assert listings != sorted(listings)
 
 
-def test_the_same_seed_writes_the_same_bytes(source, tmp_path):
+def test_the_same_seed_writes_the_same_bytes(listing_folder, tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        write_shards(load(source), create_small_taxonomy(), str(tmp_path / name), seed=seed)
+        write_shards(load(listing_folder), create_small_taxonomy(), str(tmp_path / name), seed=seed)
     a, b, c = ((tmp_path / name / "shard-000000.tar").read_bytes() for name in "abc")
     assert a == b != c
 
 
-def test_shards_can_be_sharded_again(source, tmp_path):
-    write_shards(load(source), create_small_taxonomy(), str(tmp_path / "a"))
+def test_shards_can_be_sharded_again(listing_folder, tmp_path):
+    write_shards(load(listing_folder), create_small_taxonomy(), str(tmp_path / "a"))
     write_shards(load(tmp_path / "a"), create_small_taxonomy(), str(tmp_path / "b"), seed=9)
     photos = [Counter(data for _, name, data in list_members(str(tmp_path / f)) if "json" not in name) for f in "ab"]
     assert photos[0] == photos[1]
 
 
-def test_photos_that_cannot_be_read_are_all_named_and_nothing_is_left(source, output):
+def test_photos_that_cannot_be_read_are_all_named_and_nothing_is_left(listing_folder, output):
     for i in (3, 17):
-        (source / "photos" / f"{i}.JPEG").unlink()
+        (listing_folder / "photos" / f"{i}.JPEG").unlink()
     with pytest.raises(ManifestError, match="2 photos cannot be read; mend them or leave them out") as caught:
-        write_shards(load(source), create_small_taxonomy(), output, shard_bytes=4 << 10)
+        write_shards(load(listing_folder), create_small_taxonomy(), output, shard_bytes=4 << 10)
     assert {problem.split(":")[0] for problem in caught.value.problems} == {"row 4", "row 18"}
     assert list_names(output) == []
 
-    done = write_shards(load(source), create_small_taxonomy(), output, skip_unreadable=True)
+    done = write_shards(load(listing_folder), create_small_taxonomy(), output, skip_unreadable=True)
     assert len(done.unreadable) == 2
     assert len(load(output)) == 28
     assert sum(name.endswith(".json") for _, name, _ in list_members(output)) == 28
 
 
-def test_a_crash_leaves_nothing_under_a_final_name(source, tmp_path, monkeypatch):
+def test_a_crash_leaves_nothing_under_a_final_name(listing_folder, tmp_path, monkeypatch):
     def crash(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Manifest, "save", crash)
     with pytest.raises(KeyboardInterrupt):
-        write_shards(load(source), create_small_taxonomy(), str(tmp_path / "out"), shard_bytes=8 << 10)
+        write_shards(load(listing_folder), create_small_taxonomy(), str(tmp_path / "out"), shard_bytes=8 << 10)
     assert list_names(str(tmp_path / "out")) == ["taxonomy.json"]
 
 
@@ -159,70 +138,10 @@ def test_no_readable_photo_at_all_is_refused(tmp_path):
         write_shards(manifest, create_small_taxonomy(), str(tmp_path / "out"), skip_unreadable=True)
 
 
-def test_shards_of_two_runs_never_share_a_folder(source, output):
-    write_shards(load(source), create_small_taxonomy(), output)
+def test_shards_of_two_runs_never_share_a_folder(listing_folder, output):
+    write_shards(load(listing_folder), create_small_taxonomy(), output)
     with pytest.raises(ManifestError, match=r"already holds manifest\.parquet; give another folder"):
-        write_shards(load(source), create_small_taxonomy(), output)
-
-
-def test_the_verb_shards_and_says_what_it_left_out(source, tmp_path):
-    (source / "photos" / "5.JPEG").unlink()
-    words = ["shard", str(source / "manifest.parquet"), "--output", str(tmp_path / "out"), "--shard-mb", "1"]
-    refused = CliRunner().invoke(data_app, words)
-    assert isinstance(refused.exception, ManifestError)
-    done = CliRunner().invoke(data_app, [*words, "--skip-unreadable"])
-    assert done.exit_code == 0
-    assert "29 photos in 1 shards, 1 left out" in done.stdout
-    assert "left out: row 6: " in done.stderr
-    assert Taxonomy.load(tmp_path / "out" / "taxonomy.json") == create_small_taxonomy()
-
-
-def test_the_verb_splits_into_another_folder(source, tmp_path):
-    source_manifest = str(source / "manifest.parquet")
-    output = str(tmp_path / "there" / "split.parquet")
-    Path(output).parent.mkdir()
-    done = CliRunner().invoke(
-        data_app, ["split", source_manifest, "--output", output, "--val", "0.4", "--test", "0.4", "--seed", "1"]
-    )
-    assert done.exit_code == 0, done.exception
-    manifest = Manifest.load(output)
-    assert [read_photo(manifest.photo_url(row)) for row in (0, 7)] == [
-        (source / "photos" / f"{i}.JPEG").read_bytes() for i in (0, 7)
-    ]
-    counted = [line.split() for line in done.stdout.splitlines()[:4]]
-    assert [line[0] for line in counted] == ["train", "val", "calibrate", "test"]
-    assert sum(int(line[1]) for line in counted) == 30
-    assert sum(int(line[3]) for line in counted) == 12
-
-
-def test_the_verb_warns_of_leaves_that_are_not_trained(source, tmp_path):
-    rows = [
-        {"listing_id": str(i), "photo": "a", "category": "gala", "listed_at": f"2026-01-{i + 1:02d}"} for i in range(9)
-    ]
-    Manifest.from_rows(
-        [*rows, {**rows[0], "listing_id": "new", "category": "lemon", "listed_at": "2026-02-01"}], ""
-    ).save(str(source / "times.csv"))
-    done = CliRunner().invoke(
-        data_app, ["split", str(source / "times.csv"), "--output", str(source / "split.csv"), "--by", "time"]
-    )
-    assert done.exit_code == 0, done.exception
-    assert "warning: val or test has leaf categories that train lacks: Fruit > Lemon" in done.stderr
-    assert Manifest.load(str(source / "split.csv")).column("split").to_pylist() == ["train"] * 8 + ["val", "test"]
-
-
-def test_the_verb_never_writes_over_what_it_reads(source, monkeypatch):
-    monkeypatch.chdir(source)
-    before = (source / "manifest.parquet").read_bytes()
-    done = CliRunner().invoke(data_app, ["split", "manifest.parquet", "--output", str(source / "manifest.parquet")])
-    assert isinstance(done.exception, ListingVisionError)
-    assert "is the manifest that is read" in str(done.exception)
-    assert (source / "manifest.parquet").read_bytes() == before
-
-
-def test_a_manifest_at_a_url_without_a_taxonomy_is_named(tmp_path):
-    url = f"memory://{tmp_path.name}/manifest.parquet"
-    with pytest.raises(ListingVisionError, match=r"taxonomy memory://.*/taxonomy\.json cannot be read .*--taxonomy"):
-        taxonomy_beside(url, None)
+        write_shards(load(listing_folder), create_small_taxonomy(), output)
 
 
 def test_neighbouring_listings_are_spread_over_the_shards(tmp_path):

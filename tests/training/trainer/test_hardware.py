@@ -74,9 +74,12 @@ RUN = """
 import gc, sys
 from pathlib import Path
 import numpy as np
-from tests.support.helpers import create_trainer
 from training.recipe import Recipe, Stage
 from training.run import Run
+from training.trainer.hardware import Machine
+from training.trainer.trainer import Trainer
+from vision.manifest import Manifest
+from vision.taxonomy import Taxonomy
 
 resident_pages = []
 append = Run.append_metrics
@@ -90,7 +93,17 @@ Run.append_metrics = measured
 recipe = Recipe(
     stages=(Stage(photo_px=32, epochs=50),), backbone="test_efficientnet", weights="none", input_px=32, batch_size=32
 )
-create_trainer(Path(sys.argv[1]), Path(sys.argv[2]), recipe).run()
+source = Path(sys.argv[2])
+train = Manifest.load(str(source / "manifest.parquet")).where_split("train").take(np.arange(32)).table.to_pylist()
+val = [{**row, "split": "val"} for row in train[:4]]
+Trainer(
+    recipe,
+    manifest_url="",
+    manifest=Manifest.from_rows(train + val, str(source)),
+    taxonomy=Taxonomy.load(source / "taxonomy.json"),
+    run=Run(Path(sys.argv[1])),
+    machine=Machine(num_workers=0),
+).run()
 assert len(resident_pages) == 50
 print(np.polyfit(range(30), resident_pages[20:], 1)[0])
 """

@@ -9,6 +9,8 @@ from training.run import Run
 from training.trainer.optimizer import freeze_groups, frozen_modules, layer_groups, parameter_groups
 from vision.model import ListingClassifier, ModelSpec
 
+TINY = {"backbone": "test_efficientnet", "weights": "none"}
+
 
 def classifier(backbone):
     spec = ModelSpec(backbone=backbone, num_categories=4, num_brands=3, mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -28,7 +30,7 @@ def test_every_parameter_is_in_one_group_from_photo_to_features(backbone, num_gr
 
 
 def test_frozen_groups_keep_their_weights_and_their_statistics(synthetic_dataset, tmp_path):
-    recipe = Recipe(stages=(Stage(photo_px=48, epochs=1),), input_px=64, batch_size=16, frozen_groups=3)
+    recipe = Recipe(stages=(Stage(photo_px=48, epochs=1),), input_px=64, batch_size=16, **TINY, frozen_groups=3)
     before = timm_state(recipe)
     run = train_run(tmp_path / "run", synthetic_dataset, recipe)
     after = run.load_model().backbone.state_dict()
@@ -43,16 +45,17 @@ def test_frozen_groups_keep_their_weights_and_their_statistics(synthetic_dataset
 def timm_state(recipe):
     from training.inference.pretrained import create_backbone
 
+    torch.manual_seed(recipe.seed)
     return create_backbone(recipe.backbone, recipe.weights).state_dict()
 
 
 def test_a_stage_of_heads_leaves_the_backbone_alone_and_the_next_one_does_not(synthetic_dataset, tmp_path):
     heads = Stage(photo_px=48, epochs=1, trains="heads")
-    only_heads = Recipe(stages=(heads,), input_px=64, batch_size=16, ema_decay=0)
+    only_heads = Recipe(stages=(heads,), input_px=64, batch_size=16, **TINY, ema_decay=0)
     before = timm_state(only_heads)
     after = train_run(tmp_path / "heads", synthetic_dataset, only_heads).load_model()
     assert all(torch.equal(tensor, before[name]) for name, tensor in after.backbone.state_dict().items())
-    both = Recipe(stages=(heads, Stage(photo_px=48, epochs=1)), input_px=64, batch_size=16, ema_decay=0)
+    both = Recipe(stages=(heads, Stage(photo_px=48, epochs=1)), input_px=64, batch_size=16, **TINY, ema_decay=0)
     after = train_run(tmp_path / "both", synthetic_dataset, both).load_model()
     assert not torch.equal(after.backbone.get_parameter("conv_stem.weight"), before["conv_stem.weight"])
 
@@ -113,6 +116,7 @@ def test_a_run_of_frozen_layers_resumes(synthetic_dataset, tmp_path):
         stages=(Stage(photo_px=48, epochs=1, trains="heads"), Stage(photo_px=48, epochs=1)),
         input_px=64,
         batch_size=16,
+        **TINY,
         frozen_groups=3,
         checkpoint_every_steps=3,
     )

@@ -1,0 +1,125 @@
+"""The verbs of `listing-vision data`, called in this process."""
+
+import csv
+import shutil
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from tests.support.helpers import create_small_taxonomy
+from tests.support.pages import ParsedPage
+from training.cli.data import data_app, taxonomy_beside
+from training.cli.data import suspects as suspects_verb
+from vision.errors import ListingVisionError, ManifestError
+from vision.manifest import Manifest, read_photo
+from vision.taxonomy import Taxonomy
+
+
+def test_the_verb_shards_and_says_what_it_left_out(listing_folder, tmp_path):
+    (listing_folder / "photos" / "5.JPEG").unlink()
+    words = ["shard", str(listing_folder / "manifest.parquet"), "--output", str(tmp_path / "out"), "--shard-mb", "1"]
+    refused = CliRunner().invoke(data_app, words)
+    assert isinstance(refused.exception, ManifestError)
+    done = CliRunner().invoke(data_app, [*words, "--skip-unreadable"])
+    assert done.exit_code == 0
+    assert "29 photos in 1 shards, 1 left out" in done.stdout
+    assert "left out: row 6: " in done.stderr
+    assert Taxonomy.load(tmp_path / "out" / "taxonomy.json") == create_small_taxonomy()
+
+
+def test_the_verb_splits_into_another_folder(listing_folder, tmp_path):
+    source_manifest = str(listing_folder / "manifest.parquet")
+    output = str(tmp_path / "there" / "split.parquet")
+    Path(output).parent.mkdir()
+    done = CliRunner().invoke(
+        data_app, ["split", source_manifest, "--output", output, "--val", "0.4", "--test", "0.4", "--seed", "1"]
+    )
+    assert done.exit_code == 0, done.exception
+    manifest = Manifest.load(output)
+    assert [read_photo(manifest.photo_url(row)) for row in (0, 7)] == [
+        (listing_folder / "photos" / f"{i}.JPEG").read_bytes() for i in (0, 7)
+    ]
+    counted = [line.split() for line in done.stdout.splitlines()[:4]]
+    assert [line[0] for line in counted] == ["train", "val", "calibrate", "test"]
+    assert sum(int(line[1]) for line in counted) == 30
+    assert sum(int(line[3]) for line in counted) == 12
+
+
+def test_the_verb_warns_of_leaves_that_are_not_trained(listing_folder, tmp_path):
+    rows = [
+        {"listing_id": str(i), "photo": "a", "category": "gala", "listed_at": f"2026-01-{i + 1:02d}"} for i in range(9)
+    ]
+    Manifest.from_rows(
+        [*rows, {**rows[0], "listing_id": "new", "category": "lemon", "listed_at": "2026-02-01"}], ""
+    ).save(str(listing_folder / "times.csv"))
+    done = CliRunner().invoke(
+        data_app,
+        ["split", str(listing_folder / "times.csv"), "--output", str(listing_folder / "split.csv"), "--by", "time"],
+    )
+    assert done.exit_code == 0, done.exception
+    assert "warning: val or test has leaf categories that train lacks: Fruit > Lemon" in done.stderr
+    assert Manifest.load(str(listing_folder / "split.csv")).column("split").to_pylist() == ["train"] * 8 + [
+        "val",
+        "test",
+    ]
+
+
+def test_the_verb_never_writes_over_what_it_reads(listing_folder, monkeypatch):
+    monkeypatch.chdir(listing_folder)
+    before = (listing_folder / "manifest.parquet").read_bytes()
+    done = CliRunner().invoke(
+        data_app, ["split", "manifest.parquet", "--output", str(listing_folder / "manifest.parquet")]
+    )
+    assert isinstance(done.exception, ListingVisionError)
+    assert "is the manifest that is read" in str(done.exception)
+    assert (listing_folder / "manifest.parquet").read_bytes() == before
+
+
+def test_a_manifest_at_a_url_without_a_taxonomy_is_named(tmp_path):
+    url = f"memory://{tmp_path.name}/manifest.parquet"
+    with pytest.raises(ListingVisionError, match=r"taxonomy memory://.*/taxonomy\.json cannot be read .*--taxonomy"):
+        taxonomy_beside(url, None)
+
+
+def test_the_verb_writes_a_table_and_a_page_of_its_own(mislabelled_dataset, tmp_path, capsys):
+    folder, wrong = mislabelled_dataset
+    shutil.copy(folder / "taxonomy.json", tmp_path)
+    rows = Manifest.load(str(folder / "manifest.parquet")).table.to_pylist()
+    manifest = Manifest.from_rows([row | {"listing_id": f"<script>{row['listing_id']}"} for row in rows], "")
+    path = tmp_path / "manifest.parquet"
+    manifest.save(str(path))
+    output = tmp_path / "reports" / "suspects"
+    suspects_verb(str(path), output, input_px=96, folds=5, max_shown=3, model=None, taxonomy=None)
+
+    said = capsys.readouterr().out
+    assert f"suspected category labels of {len(manifest)} compared" in said
+    assert "next: open" in said
+    with (output / "suspects.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert list(table[0]) == [
+        "field",
+        "rank",
+        "row",
+        "photo",
+        "listing_id",
+        "given",
+        "suggested",
+        "given_probability",
+        "suggested_probability",
+    ]
+    assert {int(row["row"]) for row in table if row["field"] == "category"} & wrong
+    text = (output / "suspects.html").read_text()
+    page = ParsedPage(text)
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert "&lt;script&gt;" in text
+    sources = [attrs["src"] for _, attrs in page.tags if "src" in attrs]
+    assert sources
+    assert all(source.startswith("data:image/jpeg;base64,") for source in sources)
+    assert all(attrs["alt"] for tag, attrs in page.tags if tag == "img")
+    assert all(attrs["href"].startswith("#") for _, attrs in page.tags if "href" in attrs)
+    assert "link" not in {tag for tag, _ in page.tags}
+    per_field = [sum(row["field"] == field for row in table) for field in ("category", "brand")]
+    assert sum(tag == "li" for tag, _ in page.tags) == sum(min(3, num) for num in per_field)
+    assert "http://" not in text
+    assert "https://" not in text

@@ -1,0 +1,44 @@
+"""The verbs of `tune`, called in this process on a tiny network."""
+
+import pytest
+from typer.testing import CliRunner
+
+from training.cli.tune import tune_app
+
+RECIPE = """
+backbone = "test_efficientnet"
+weights = "none"
+input_px = 32
+batch_size = 16
+[[stages]]
+photo_px = 32
+epochs = 1
+"""
+
+
+@pytest.fixture
+def tune(synthetic_dataset, tmp_path):
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+
+    def call(verb, *words, with_photos=True):
+        photos = [str(synthetic_dataset / "manifest.parquet")] if with_photos else []
+        command = [verb, *photos, "--recipe", str(tmp_path / "recipe.toml"), *words]
+        done = CliRunner().invoke(tune_app, command, catch_exceptions=False)
+        assert done.exit_code == 0
+        return done.stdout
+
+    return call
+
+
+def test_the_learning_rate_is_suggested_as_recipe_lines(tune):
+    assert "use head_learning_rate = " in tune("learning-rate", "--steps", "20")
+
+
+def test_the_batch_size_is_suggested_as_a_flag(tune):
+    lines = tune("batch-size", "--largest", "4", with_photos=False).splitlines()
+    assert [line.split()[0] for line in lines[:2]] == ["2", "4"]
+    assert lines[2].startswith("use --micro-batch ")
+
+
+def test_the_loader_is_compared_with_the_model_at_each_size(tune):
+    assert tune("loader", "--photos", "32").startswith("32 px: loader ")
