@@ -45,9 +45,9 @@ def report(
 
     shares = dict(_share(text) for text in share or ())
     bundles = [load_bundle(folder) for folder in bundle]
-    promises = {loaded.release: loaded.calibration for loaded in bundles}
+    calibrations = {loaded.release: loaded.calibration for loaded in bundles}
     with open_tables(outcomes, {loaded.release: loaded.taxonomy for loaded in bundles}) as tables:
-        made = make_report(tables, promises=promises, control=control, shares=shares, days=days)
+        made = make_report(tables, calibrations=calibrations, control=control, shares=shares, days=days)
     typer.echo(format_report(made))
     if output:
         output.write_text(json.dumps(made.to_dict(), indent=1) + "\n")

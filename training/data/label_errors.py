@@ -43,13 +43,13 @@ _L2 = 0.03
 
 @dataclass(frozen=True, kw_only=True)
 class Suspect:
-    """One label that the photo contradicts."""
+    """A label that probably does not fit its photo."""
 
     field: Field
     rank: int
     """1 is the most suspicious of its field."""
     row: int
-    """Of the manifest, counted from 1."""
+    """Row of the manifest, counted from 1."""
     photo: str
     """Path or URL."""
     listing_id: str
@@ -62,24 +62,24 @@ class Suspect:
 
 @dataclass(frozen=True, kw_only=True)
 class FieldLabelErrors:
-    """What was found in one field, and what could not be looked at."""
+    """The suspected labels of one field, and what could not be compared."""
 
     field: Field
     suspects: tuple[Suspect, ...]
     """Most suspicious first."""
     num_compared: int
-    """Photos whose label was compared with the others' opinion."""
+    """Photos whose label was compared with predictions from the other listings."""
     accuracy: float
-    """Share of the judged photos whose label is also the likeliest; where it is low, expect false alarms."""
+    """Share of the compared photos whose label is also the most likely; where it is low, expect false alarms."""
     num_unlabelled: int
     num_inner: int
     """Photos labelled with an inner node of the taxonomy, which is no mistake."""
     rare_classes: tuple[str, ...]
-    """Labels of fewer listings than there are folds: neither judged nor suggested, as too little is known of them."""
+    """Labels with fewer listings than folds, too few to be compared or suggested."""
     num_rare: int
-    """Photos that carry one of them."""
+    """Photos with one of these labels."""
     examples: dict[str, tuple[str, ...]]
-    """Of each suggested label, the photos that fit it best, from different listings and not suspected themselves."""
+    """Suggested label to the photos that fit it best, from different listings and not suspected themselves."""
 
 
 def find_suspects(

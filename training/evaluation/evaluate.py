@@ -106,8 +106,8 @@ def _figures(view: ScoredRows, taxonomy: Taxonomy, calibration: Calibration) -> 
         },
         "hierarchy": {
             **estimate_hierarchical(
-                given=view.truth.nodes >= 0,
-                answered=view.steps.known,
+                labelled=view.truth.nodes >= 0,
+                predicted=view.steps.known,
                 right=view.steps.right,
                 clusters=view.clusters,
             ),

@@ -53,8 +53,8 @@ def evaluate_slices(cut: Slices, view: ScoredRows) -> list[dict[str, Any]]:
                 continue
             labelled, branded = rows & (truth.leaves >= 0), rows & (truth.brands != UNLABELLED)
             tree = estimate_hierarchical(
-                given=truth.nodes[rows] >= 0,
-                answered=steps.known[rows],
+                labelled=truth.nodes[rows] >= 0,
+                predicted=steps.known[rows],
                 right=steps.right[rows],
                 clusters=select_clusters(clusters, rows),
             )

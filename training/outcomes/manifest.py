@@ -1,4 +1,4 @@
-"""The next training manifest, from what sellers chose."""
+"""Training manifests from what sellers chose."""
 
 from collections import Counter
 from typing import Any, NamedTuple
@@ -13,28 +13,28 @@ __all__ = ["OutcomeManifests", "build_outcome_manifests"]
 
 class OutcomeManifests(NamedTuple):
     shown: Manifest
-    """Of listings whose sellers saw an answer, and may have kept a wrong one: to train on."""
+    """Listings whose sellers saw a suggestion and may have kept a wrong one: for training."""
     unseen: Manifest
-    """Of those who saw none: to judge by."""
+    """Listings whose sellers saw none: for evaluation."""
     new_brands: dict[str, int]
-    """Names that the taxonomy does not list, and how many sellers wrote each."""
+    """Names that the taxonomy does not list, with the number of sellers who wrote each."""
     num_without_photos: int
 
 
 def build_outcome_manifests(tables: OutcomeTables, photos: Manifest, taxonomy: Taxonomy) -> OutcomeManifests:
-    """A row a photo, labelled with the last outcome of its listing.
+    """One row per photo, labelled with the last outcome of its listing.
 
     Args:
-        tables: of suggestions and outcomes.
+        tables: the suggestions and outcomes.
         photos: a table with `listing_id` and `photo`.
-        taxonomy: of the outcomes.
+        taxonomy: the one of the outcomes.
 
     Raises:
         ManifestError: no listing with an outcome has a photo.
     """
     names: Counter[str] = Counter()
-    labels = {row["listing_id"]: _labels(row, taxonomy, names) for row in tables.chosen()}
-    hidden = {row["listing_id"] for row in tables.chosen() if row["hidden"]}
+    labels = {row["listing_id"]: _label(row, taxonomy, names) for row in tables.load_choices()}
+    hidden = {row["listing_id"] for row in tables.load_choices() if row["hidden"]}
     columns = {name: photos.column(name).to_pylist() for name in ("listing_id", "photo")}
     rows: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
     seen = set()
@@ -53,22 +53,22 @@ def build_outcome_manifests(tables: OutcomeTables, photos: Manifest, taxonomy: T
     )
 
 
-def _labels(row: dict[str, Any], taxonomy: Taxonomy, names: "Counter[str]") -> dict[str, str]:
+def _label(row: dict[str, Any], taxonomy: Taxonomy, names: "Counter[str]") -> dict[str, str]:
     brand = ""
     if row["brand_kind"] == "NO_BRAND":
         brand = taxonomy.brand_labels[0]
     elif row["brand_kind"] == "BRAND":
         brand = row["brand_id"]
     elif row["brand_kind"] == "OTHER":
-        known = _listed(row["brand_name"], taxonomy)
+        known = _find_brand_id(row["brand_name"], taxonomy)
         brand = known or ""
         if known is None:
             names[row["brand_name"].strip()] += 1
     return {"category": row["category_id"] or "", "brand": brand}
 
 
-def _listed(name: str, taxonomy: Taxonomy) -> str | None:
-    """The brand that a seller wrote by a name or alias of it."""
+def _find_brand_id(name: str, taxonomy: Taxonomy) -> str | None:
+    """The id of the brand that a seller wrote by one of its names or aliases."""
     wanted = name.strip().casefold()
     for brand in taxonomy.brands:
         if wanted in {text.casefold() for text in (brand.id, *brand.names.values(), *brand.aliases)}:

@@ -1,4 +1,4 @@
-"""What outcomes say of the models that answered: one report, for people and as JSON."""
+"""Report of an experiment: acceptance, comparisons, guarantees and drift from outcomes, as text and as JSON."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -38,11 +38,11 @@ DRIFT = {
     BYTES_PER_PHOTO: "photo_bytes / greatest(num_photos, 1)",
     "unusable_share": "num_unusable / greatest(num_photos, 1)",
 }
-"""Name to SQL of a suggestion's columns."""
+"""Name to SQL on the columns of a suggestion."""
 GUARANTEE_METRICS = {
-    "listing_vision_guarantee_met": "Whether filled fields of the last days may still be as precise as promised.",
-    "listing_vision_guarantee_recent_precision": "Share of the filled fields of the last days that sellers kept.",
-    "listing_vision_guarantee_recent_listings": "Filled fields of the last days with an outcome.",
+    "listing_vision_guarantee_met": "Whether prefilled fields of the last days may still be as precise as guaranteed.",
+    "listing_vision_guarantee_recent_precision": "Share of the prefilled fields of the last days that sellers kept.",
+    "listing_vision_guarantee_recent_listings": "Prefilled fields of the last days with an outcome.",
 }
 _DAY_US = 86_400_000_000
 
@@ -53,15 +53,15 @@ class FieldReport:
     release: str
     num_outcomes: int
     accepted: float
-    """Share of all outcomes; where the answer was shown, sellers accept wrong ones too."""
+    """Share of all outcomes; sellers also accept wrong suggestions that they see."""
     accepted_interval: Interval
     num_hidden: int
     accepted_unseen: float | None
-    """Share where nothing was shown: what the answer itself is worth."""
+    """Share where nothing was shown: the unbiased accuracy of the suggestions."""
     num_recent: int
     recent_precision: float | None
-    promised: float | None
-    """None: the bundle does not fill this field, or is another release."""
+    guaranteed: float | None
+    """Guaranteed precision. None: the bundle does not prefill this field, or is another release."""
     meets_guarantee: bool | None
 
 
@@ -71,31 +71,31 @@ class Comparison:
     control: str
     treatment: str
     difference: float
-    """Of the shares accepted, treatment minus control."""
+    """Difference of the accepted shares, treatment minus control."""
     interval: Interval
-    """Holds whenever it is looked at."""
+    """Valid however often it is looked at."""
 
     @property
     def verdict(self) -> str:
         if self.interval.low > 0:
             return "better"
-        return "worse" if self.interval.high < 0 else "not yet told apart"
+        return "worse" if self.interval.high < 0 else "no difference found yet"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShadowReport:
     field: str
     release: str
-    """Of the shadow."""
+    """The shadow's release."""
     num_outcomes: int
     accepted: float
-    """Share of the shadow's answers that sellers chose."""
+    """Share of the shadow's suggestions that sellers chose."""
     shown_accepted: float
-    """The same of the answers that were given, for the same listings."""
+    """The same share of the suggestions that were shown for these listings."""
     interval: Interval
-    """For the difference of the two; holds whenever it is looked at."""
+    """Interval of the difference of the two; valid however often it is looked at."""
     unseen: bool
-    """Only listings whose sellers saw no answer: elsewhere what they saw has an advantage."""
+    """Whether only listings count whose sellers saw no suggestion: otherwise the one that they saw has an advantage."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,21 +103,21 @@ class ExperimentReport:
     fields: list[FieldReport]
     comparisons: list[Comparison]
     shadow_agreement: Mapping[str, tuple[int, float]]
-    """By release of the shadow: answers, and the share that were the caller's."""
+    """By release of the shadow: its suggestions, and the share equal to what the caller got."""
     shadows: list[ShadowReport]
     listings_by_release: Mapping[str, int]
     sample_ratio_p_value: float | None
     num_unjoined: int
     drift: Mapping[str, float]
-    """Population stability index of the last days against the first."""
+    """Population stability index of the last days compared with the first."""
     drift_days: int | None
-    """None: too short a time to tell."""
+    """None: the time span is too short."""
     drift_from_bundle: Mapping[str, Mapping[str, float]]
-    """By release: the same, of what it answered in the last days against the listings that its bundle was made from."""
+    """By release: the same for its suggestions of the last days, compared with its bundle's calibration listings."""
 
     @property
     def switch_off(self) -> list[str]:
-        """Fields that no longer keep their promise."""
+        """Fields that no longer meet their guarantee."""
         return [f"{one.field} of {one.release}" for one in self.fields if one.meets_guarantee is False]
 
     def to_dict(self) -> dict[str, Any]:
@@ -128,65 +128,68 @@ class ExperimentReport:
 def make_report(
     tables: OutcomeTables,
     *,
-    promises: Mapping[str, Calibration],
+    calibrations: Mapping[str, Calibration],
     control: str | None = None,
     shares: Mapping[str, float] | None = None,
     days: int = 7,
 ) -> ExperimentReport:
-    """All that the tables say.
+    """Compute the report.
 
     Args:
-        tables: of suggestions and outcomes.
-        promises: by release.
-        control: release that the others are held against; default: the one with most listings.
-        shares: of listings by release, as they were to be assigned.
-        days: of the windows for promises and drift.
+        tables: the suggestions and outcomes.
+        calibrations: by release.
+        control: release that the others are compared with; default: the one with most listings.
+        shares: assigned shares of listings by release.
+        days: length of the windows for guarantees and drift.
 
     Raises:
-        ListingVisionError: a release of `control` or `shares` has answered nothing.
+        ListingVisionError: a release of `control` or `shares` has no suggestions.
     """
-    counts = tables.listings_by_release()
+    counts = tables.count_listings()
     for option, names in (("--control", [control] if control else []), ("--share", shares or {})):
         for name in names:
             if name not in counts:
-                raise ListingVisionError(f"{option} {name}: no such release answered; there are {', '.join(counts)}")
+                raise ListingVisionError(
+                    f"{option} {name}: this release has no suggestions; those that have are {', '.join(counts)}"
+                )
     base = control or max(counts, key=lambda release: counts[release])
     fields, comparisons, shadows = [], [], []
-    for name in tables.fields():
+    for name in tables.list_fields():
         outcomes = tables.load_outcomes(name)
         fields += [
-            _field(outcomes, release, promises.get(release), days) for release in np.unique(outcomes.releases).tolist()
+            _field(outcomes, release, calibrations.get(release), days)
+            for release in np.unique(outcomes.releases).tolist()
         ]
         comparisons += _comparisons(outcomes, base)
         shadows += _shadows(name, tables.load_shadows(name))
-    drift_days = days if tables.span_days() >= 2 * days else None
+    drift_days = days if tables.measure_span_days() >= 2 * days else None
     drift = {
         name: compute_population_stability(
-            build_histogram(tables.statistic(sql, days=days, from_end=False)),
-            tables.statistic(sql, days=days, from_end=True),
+            build_histogram(tables.load_statistic(sql, days=days, from_end=False)),
+            tables.load_statistic(sql, days=days, from_end=True),
         )
         for name, sql in (DRIFT.items() if drift_days else ())
     }
     return ExperimentReport(
         fields=fields,
         comparisons=comparisons,
-        shadow_agreement=tables.shadow_agreement(),
+        shadow_agreement=tables.measure_shadow_agreement(),
         shadows=shadows,
         listings_by_release=counts,
         sample_ratio_p_value=compute_sample_ratio_p_value(counts, shares) if shares else None,
-        num_unjoined=tables.num_unjoined(),
+        num_unjoined=tables.count_unjoined(),
         drift=drift,
         drift_days=drift_days,
         drift_from_bundle={
             release: {
                 name: compute_population_stability(
-                    histogram, tables.statistic(DRIFT[name], days=days, from_end=True, release=release)
+                    histogram, tables.load_statistic(DRIFT[name], days=days, from_end=True, release=release)
                 )
-                for name, histogram in promises[release].expected.items()
+                for name, histogram in calibrations[release].expected.items()
                 if name in DRIFT
             }
             for release in counts
-            if release in promises
+            if release in calibrations
         },
     )
 
@@ -195,8 +198,8 @@ def _field(outcomes: FieldOutcomes, release: str, calibration: Calibration | Non
     mine = outcomes.releases == release
     accepted, hidden = outcomes.accepted[mine], outcomes.hidden[mine]
     since_us = outcomes.time_us.max() - days * _DAY_US
-    lately = accepted[(outcomes.filled & ~outcomes.hidden & (outcomes.time_us > since_us))[mine]]
-    promised = (
+    recent = accepted[(outcomes.filled & ~outcomes.hidden & (outcomes.time_us > since_us))[mine]]
+    guaranteed = (
         next((1 - f.alpha for f in calibration.fields if f.name == outcomes.field and f.threshold is not None), None)
         if calibration
         else None
@@ -209,11 +212,11 @@ def _field(outcomes: FieldOutcomes, release: str, calibration: Calibration | Non
         accepted_interval=Interval(*wilson_interval(int(accepted.sum()), len(accepted))),
         num_hidden=int(hidden.sum()),
         accepted_unseen=float(accepted[hidden].mean()) if hidden.any() else None,
-        num_recent=len(lately),
-        recent_precision=float(lately.mean()) if len(lately) else None,
-        promised=promised,
-        meets_guarantee=is_guarantee_plausible(int(lately.sum()), len(lately), precision=promised)
-        if promised
+        num_recent=len(recent),
+        recent_precision=float(recent.mean()) if len(recent) else None,
+        guaranteed=guaranteed,
+        meets_guarantee=is_guarantee_plausible(int(recent.sum()), len(recent), precision=guaranteed)
+        if guaranteed
         else None,
     )
 
@@ -259,58 +262,58 @@ def _shadows(field: str, outcomes: ShadowOutcomes) -> list[ShadowReport]:
 
 
 def format_report(report: ExperimentReport) -> str:
-    """For people."""
-    lines = [f"{'field':<18} {'release':<20} {'outcomes':>9} {'accepted':>9} {'95 %':>15}  {'unseen':>7}  promise"]
+    """The report as text."""
+    lines = [f"{'field':<18} {'release':<20} {'outcomes':>9} {'accepted':>9} {'95 %':>15}  {'unseen':>7}  guarantee"]
     for one in report.fields:
         low, high = one.accepted_interval
         unseen = "-" if one.accepted_unseen is None else f"{one.accepted_unseen:.1%}"
         lines.append(
             f"{one.field:<18} {one.release:<20} {one.num_outcomes:>9} {one.accepted:>9.1%} {low:>7.1%}…{high:<7.1%} "
-            f"{unseen:>7}  {_promise(one)}"
+            f"{unseen:>7}  {_format_guarantee(one)}"
         )
     for other in report.comparisons:
         low, high = other.interval
         lines.append(
-            f"{other.field}: {other.treatment} against {other.control} {other.difference:+.1%} "
-            f"({low:+.1%}…{high:+.1%}, whenever looked at): {other.verdict}"
+            f"{other.field}: {other.treatment} compared with {other.control} {other.difference:+.1%} "
+            f"({low:+.1%}…{high:+.1%}, always valid): {other.verdict}"
         )
     for release, (count, same) in report.shadow_agreement.items():
-        lines.append(f"shadow {release}: {same:.1%} of {count} answers were the caller's")
+        lines.append(f"shadow {release}: {same:.1%} of {count} suggestions equal what the caller got")
     for shadow in report.shadows:
         low, high = shadow.interval
         kind = "unseen" if shadow.unseen else "outcomes"
         lines.append(
-            f"{shadow.field}: shadow {shadow.release} {shadow.accepted:.1%} against {shadow.shown_accepted:.1%} given, "
-            f"{shadow.num_outcomes} {kind} ({low:+.1%}…{high:+.1%}, whenever looked at)"
+            f"{shadow.field}: shadow {shadow.release} {shadow.accepted:.1%}, shown {shadow.shown_accepted:.1%}, "
+            f"{shadow.num_outcomes} {kind} ({low:+.1%}…{high:+.1%}, always valid)"
         )
     if report.sample_ratio_p_value is not None:
         broken = report.sample_ratio_p_value < SAMPLE_RATIO_ALPHA
-        said = "not as assigned: trust no comparison until it is known why" if broken else "as assigned"
-        lines.append(f"sample ratio: {said} (p = {report.sample_ratio_p_value:.2g})")
+        verdict = "not as assigned: trust no comparison before the cause is found" if broken else "as assigned"
+        lines.append(f"sample ratio: {verdict} (p = {report.sample_ratio_p_value:.2g})")
     for name, index in report.drift.items():
         lines.append(
-            f"drift of {name}, last {report.drift_days} days against the first: {index:.3f} ({_marked(index)})"
+            f"drift of {name}, last {report.drift_days} days compared with the first: {index:.3f} ({_grade(index)})"
         )
     for release, found in report.drift_from_bundle.items():
         for name, index in found.items():
-            lines.append(f"drift of {name}, {release} lately against its bundle: {index:.3f} ({_marked(index)})")
+            lines.append(f"drift of {name}, {release} recently compared with its bundle: {index:.3f} ({_grade(index)})")
     if report.num_unjoined:
-        lines.append(f"{report.num_unjoined} listings with an outcome were never suggested anything; they are left out")
-    lines += [f"switch off: {name} no longer keeps its promise" for name in report.switch_off]
+        lines.append(f"{report.num_unjoined} listings with an outcome have no suggestion and are left out")
+    lines += [f"switch off: {name} no longer meets its guarantee" for name in report.switch_off]
     return "\n".join(lines)
 
 
-def _marked(index: float) -> str:
+def _grade(index: float) -> str:
     return "large" if index >= PSI_LARGE else "moderate" if index >= PSI_MODERATE else "none"
 
 
 def format_metrics(report: ExperimentReport) -> str:
-    """Promises in Prometheus' text format, for a file that a node exporter reads."""
-    promised = [one for one in report.fields if one.promised is not None and one.recent_precision is not None]
+    """The guarantees in Prometheus' text format, for a file that a node exporter reads."""
+    guaranteed = [one for one in report.fields if one.guaranteed is not None and one.recent_precision is not None]
     lines = []
-    for name, told in GUARANTEE_METRICS.items():
-        lines += [f"# HELP {name} {told}", f"# TYPE {name} gauge"]
-        for one in promised:
+    for name, description in GUARANTEE_METRICS.items():
+        lines += [f"# HELP {name} {description}", f"# TYPE {name} gauge"]
+        for one in guaranteed:
             value = {
                 "listing_vision_guarantee_met": int(one.meets_guarantee is not False),
                 "listing_vision_guarantee_recent_precision": one.recent_precision,
@@ -320,10 +323,10 @@ def format_metrics(report: ExperimentReport) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _promise(one: FieldReport) -> str:
-    if one.promised is None:
+def _format_guarantee(one: FieldReport) -> str:
+    if one.guaranteed is None:
         return "-"
     if one.recent_precision is None:
-        return f"{one.promised:.0%}, not filled lately"
-    verdict = "kept" if one.meets_guarantee else "BROKEN"
-    return f"{one.promised:.0%}, {one.recent_precision:.1%} of {one.num_recent} lately: {verdict}"
+        return f"{one.guaranteed:.0%}, not prefilled recently"
+    verdict = "met" if one.meets_guarantee else "BROKEN"
+    return f"{one.guaranteed:.0%}, {one.recent_precision:.1%} of {one.num_recent} recently: {verdict}"

@@ -22,33 +22,33 @@ _RELEASE = "model_version || coalesce('.' || left(calibration_version, 6), '')"
 
 @dataclass(frozen=True, kw_only=True)
 class FieldOutcomes:
-    """What became of one field, by the time of its outcome; N listings whose outcome decides on it."""
+    """Outcomes of one field in the order of their time: N listings whose outcome decides on the field."""
 
     field: str
     time_us: npt.NDArray[np.int64]
     releases: npt.NDArray[np.str_]
-    """`Bundle.release` that answered."""
+    """The `Bundle.release` that made the suggestion."""
     accepted: npt.NDArray[np.bool_]
-    """The seller kept or chose what was answered."""
+    """Whether the seller kept or chose the suggestion."""
     filled: npt.NDArray[np.bool_]
     hidden: npt.NDArray[np.bool_]
-    """Nothing was shown, so that the answer had no part in the choice."""
+    """Whether nothing was shown, so that the suggestion did not influence the choice."""
     scores: npt.NDArray[np.float64]
-    """Probability of the answer."""
+    """Confidence of the suggestion."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShadowOutcomes:
-    """What a shadow's answers would have been worth beside those that were given; N listings, by time of outcome."""
+    """Outcomes of a shadow's suggestions beside those of the suggestions shown: N listings in the order of time."""
 
     releases: npt.NDArray[np.str_]
-    """Of the shadow."""
+    """The shadow's releases."""
     accepted: npt.NDArray[np.bool_]
-    """The seller chose what the shadow answered."""
+    """Whether the seller chose what the shadow suggested."""
     shown_accepted: npt.NDArray[np.bool_]
-    """The seller chose what was answered."""
+    """Whether the seller chose the suggestion that was shown."""
     hidden: npt.NDArray[np.bool_]
-    """Nothing was shown; elsewhere the answer that was shown has an advantage."""
+    """Whether nothing was shown; otherwise the suggestion that was shown has an advantage."""
 
 
 class OutcomeTables:
@@ -58,13 +58,13 @@ class OutcomeTables:
         self._connection = connection
         self._max_depth = max_depth
 
-    def fields(self) -> list[str]:
-        """Of the form, root level first, brand last."""
+    def list_fields(self) -> list[str]:
+        """The fields of the form, root level first, brand last."""
         return [*(field_name(depth) for depth in range(1, self._max_depth + 1)), BRAND_FIELD]
 
     def load_outcomes(self, field: str) -> FieldOutcomes:
-        accepted, filled, score, treatment = _columns(field, self.fields())
-        found = self._connection.execute(
+        accepted, filled, score, treatment = _build_columns(field, self.list_fields())
+        columns = self._connection.execute(
             f"""
             SELECT epoch_us(chosen_at) AS time_us, release, {accepted} AS accepted, {filled} AS filled,
                 {score} AS score, {treatment} = 'HIDDEN' AS hidden
@@ -73,18 +73,18 @@ class OutcomeTables:
         ).fetchnumpy()
         return FieldOutcomes(
             field=field,
-            time_us=np.asarray(found["time_us"], np.int64),
-            releases=np.asarray(found["release"], str),
-            accepted=np.asarray(found["accepted"], bool),
-            filled=np.asarray(found["filled"], bool),
-            hidden=np.asarray(found["hidden"], bool),
-            scores=np.asarray(found["score"], np.float64),
+            time_us=np.asarray(columns["time_us"], np.int64),
+            releases=np.asarray(columns["release"], str),
+            accepted=np.asarray(columns["accepted"], bool),
+            filled=np.asarray(columns["filled"], bool),
+            hidden=np.asarray(columns["hidden"], bool),
+            scores=np.asarray(columns["score"], np.float64),
         )
 
     def load_shadows(self, field: str) -> ShadowOutcomes:
-        """Of listings that a shadow saw too and whose outcome decides on both answers."""
-        accepted, _, _, treatment = _columns(field, self.fields())
-        found = self._connection.execute(
+        """Outcomes of listings that a shadow saw too, where the outcome decides on both suggestions."""
+        accepted, _, _, treatment = _build_columns(field, self.list_fields())
+        columns = self._connection.execute(
             f"""
             WITH shadow AS (
                     SELECT listing_id, release, {accepted} AS accepted FROM joined_shadows WHERE release IS NOT NULL
@@ -98,14 +98,14 @@ class OutcomeTables:
             """
         ).fetchnumpy()
         return ShadowOutcomes(
-            releases=np.asarray(found["release"], str),
-            accepted=np.asarray(found["accepted"], bool),
-            shown_accepted=np.asarray(found["shown_accepted"], bool),
-            hidden=np.asarray(found["hidden"], bool),
+            releases=np.asarray(columns["release"], str),
+            accepted=np.asarray(columns["accepted"], bool),
+            shown_accepted=np.asarray(columns["shown_accepted"], bool),
+            hidden=np.asarray(columns["hidden"], bool),
         )
 
-    def shadow_agreement(self) -> dict[str, tuple[int, float]]:
-        """Of each shadow: how many answers there are, and the share that were the caller's, category and brand."""
+    def measure_shadow_agreement(self) -> dict[str, tuple[int, float]]:
+        """For each shadow, its number of suggestions and the share equal to what the caller got, category and brand."""
         rows = self._connection.execute(
             """
             SELECT shadow.release, count(*), avg((
@@ -118,7 +118,7 @@ class OutcomeTables:
         ).fetchall()
         return {release: (int(count), float(same)) for release, count, same in rows}
 
-    def chosen(self) -> list[dict[str, Any]]:
+    def load_choices(self) -> list[dict[str, Any]]:
         """The last outcome of each listing: ids, and whether its seller saw neither category nor brand."""
         query = """
             SELECT listing_id, chosen_category AS category_id, chosen_brand_kind AS brand_kind,
@@ -126,34 +126,34 @@ class OutcomeTables:
                 category_treatment = 'HIDDEN' AND brand_treatment = 'HIDDEN' AS hidden
             FROM joined ORDER BY listing_id
         """
-        found = self._connection.execute(query)
-        names = [column[0] for column in found.description]
-        return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
+        columns = self._connection.execute(query)
+        names = [column[0] for column in columns.description]
+        return [dict(zip(names, row, strict=True)) for row in columns.fetchall()]
 
-    def listings_by_release(self) -> dict[str, int]:
-        """Distinct listings that each release answered."""
+    def count_listings(self) -> dict[str, int]:
+        """Distinct listings that each release made a suggestion for."""
         rows = self._connection.execute(
             "SELECT release, count(DISTINCT listing_id) FROM suggestions GROUP BY 1 ORDER BY 1"
         ).fetchall()
         return dict(rows)
 
-    def num_unjoined(self) -> int:
-        """Listings with an outcome for which nothing was suggested."""
+    def count_unjoined(self) -> int:
+        """Listings that have an outcome but no suggestion."""
         return int(self._one("SELECT count(*) FROM joined WHERE release IS NULL"))
 
-    def statistic(
+    def load_statistic(
         self, expression: str, *, days: int, from_end: bool, release: str | None = None
     ) -> npt.NDArray[np.float64]:
-        """Values of suggestions in the first or the last days that there are.
+        """Values of the suggestions in the first or the last days.
 
         Args:
-            expression: SQL of the columns of `suggestions`.
-            days: of the window.
-            from_end: the last ones.
-            release: that answered; None: any.
+            expression: SQL on the columns of `suggestions`.
+            days: length of the window.
+            from_end: take the last days.
+            release: only suggestions of this one; None: of any.
         """
         bound, sign, compare = ("max", "-", ">") if from_end else ("min", "+", "<")
-        found = self._connection.execute(
+        columns = self._connection.execute(
             f"""
             SELECT ({expression})::DOUBLE AS value FROM suggestions
             WHERE time {compare} (SELECT {bound}(time) FROM suggestions) {sign} INTERVAL {int(days)} DAY
@@ -161,11 +161,11 @@ class OutcomeTables:
             """,
             [release],
         ).fetchnumpy()
-        values = np.ma.filled(np.ma.asarray(found["value"], np.float64), np.nan)
+        values = np.ma.filled(np.ma.asarray(columns["value"], np.float64), np.nan)
         return np.asarray(values[np.isfinite(values)])
 
-    def span_days(self) -> float:
-        """Between the first suggestion and the last."""
+    def measure_span_days(self) -> float:
+        """Days between the first suggestion and the last."""
         found = self._one("SELECT coalesce(epoch(max(time)) - epoch(min(time)), 0) / 86400 FROM suggestions")
         return float(found)
 
@@ -175,12 +175,12 @@ class OutcomeTables:
 
 @contextmanager
 def open_tables(url: str, taxonomies: Mapping[str, Taxonomy]) -> Iterator[OutcomeTables]:
-    """Read lazily: a question reads the columns that it asks for, and spills to disk beyond 2 GB.
+    """Open the tables lazily: a query reads the columns that it needs, and spills to disk beyond 2 GB.
 
     Args:
         url: what `serve --outcomes` was given: a folder, or any fsspec URL.
-        taxonomies: by release: what its answers are judged by. A category that a release's lacks lies where the first
-            that has it says, and so does every one of a release that is not among them.
+        taxonomies: by release. The place of a category that a release's taxonomy lacks, and of all categories of a
+            release that is not among them, is taken from the first taxonomy that has it.
 
     Raises:
         ListingVisionError: there are no suggestions, or the files cannot be read.
@@ -203,14 +203,14 @@ def open_tables(url: str, taxonomies: Mapping[str, Taxonomy]) -> Iterator[Outcom
                 source = f"read_parquet({found!r})" if found else "suggestions WHERE FALSE"
                 columns = "*" if found else "* EXCLUDE (release)"
                 connection.execute(f"CREATE VIEW {table} AS SELECT {columns}{release} FROM {source}")
-            _join(connection, taxonomies)
+            _create_views(connection, taxonomies)
             yield OutcomeTables(connection, max(taxonomy.max_depth for taxonomy in taxonomies.values()))
         except duckdb.Error as error:
             raise ListingVisionError(f"{url} cannot be read: {str(error).splitlines()[0]}") from error
 
 
-def _join(connection: Any, taxonomies: Mapping[str, Taxonomy]) -> None:
-    """The last outcome of each listing beside the last suggestion before it."""
+def _create_views(connection: Any, taxonomies: Mapping[str, Taxonomy]) -> None:
+    """Create the views that join the last outcome of each listing with the last suggestion before it."""
     connection.execute("CREATE TABLE lineages (release VARCHAR, category_id VARCHAR, lineage VARCHAR[])")
     others: dict[str, list[str]] = {}
     for release, taxonomy in taxonomies.items():
@@ -239,13 +239,16 @@ def _join(connection: Any, taxonomies: Mapping[str, Taxonomy]) -> None:
         )
 
 
-def _columns(field: str, fields: Sequence[str]) -> tuple[str, str, str, str]:
-    """SQL of accepted, filled, score and treatment of a field."""
-    return _brand() if field == BRAND_FIELD else _category(fields.index(field) + 1)
+def _build_columns(field: str, fields: Sequence[str]) -> tuple[str, str, str, str]:
+    """SQL for accepted, filled, score and treatment of a field."""
+    return _build_brand_columns() if field == BRAND_FIELD else _build_category_columns(fields.index(field) + 1)
 
 
-def _category(depth: int) -> tuple[str, str, str, str]:
-    """SQL of accepted, filled, score and treatment. Not known is a step below what the seller chose in agreement."""
+def _build_category_columns(depth: int) -> tuple[str, str, str, str]:
+    """SQL for accepted, filled, score and treatment.
+
+    A step is unknown below the category that the seller chose, where that is on the suggested path.
+    """
     step = f"category_ids[{depth}]"
     accepted = (
         f"CASE WHEN lineage IS NULL OR len(category_ids) < {depth} THEN NULL "
@@ -255,7 +258,7 @@ def _category(depth: int) -> tuple[str, str, str, str]:
     return accepted, f"num_filled >= {depth}", f"category_probabilities[{depth}]", "category_treatment"
 
 
-def _brand() -> tuple[str, str, str, str]:
+def _build_brand_columns() -> tuple[str, str, str, str]:
     accepted = (
         "CASE WHEN chosen_brand_kind IS NULL THEN NULL WHEN brand_kind = 'UNKNOWN' THEN chosen_brand_kind = 'OTHER' "
         "ELSE brand_kind = chosen_brand_kind AND coalesce(brand_id, '') = coalesce(chosen_brand, '') END"

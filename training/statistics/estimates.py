@@ -35,27 +35,27 @@ Ints = npt.NDArray[np.int64]
 
 
 def select_clusters(clusters: Ints | None, rows: Bools) -> Ints | None:
-    """The clusters of some of the rows."""
+    """The clusters of the rows that are marked."""
     return None if clusters is None else clusters[rows]
 
 
 def estimate_share(name: str, hits: Bools, clusters: Ints | None) -> Figures:
-    """The share of the rows that are hits; NaN, and an interval from 0 to 1, for no rows."""
+    """Estimate the share of the rows that are hits; NaN, and an interval from 0 to 1, for no rows."""
     return {
         name: float(hits.mean()) if hits.size else float("nan"),
         f"{name}_interval": share_interval(hits, clusters),
     }
 
 
-def estimate_macro_accuracy(name: str, answers: Ints, labels: Ints, clusters: Ints | None) -> Figures:
-    """Mean over the labels that occur of the share of their rows answered right.
+def estimate_macro_accuracy(name: str, predicted: Ints, labels: Ints, clusters: Ints | None) -> Figures:
+    """Estimate the mean, over the labels that occur, of the share of their rows that is predicted right.
 
     Args:
         labels: (N,), -1 where not known; such rows do not count.
     """
     known = labels >= 0
     classes, cells = np.unique(labels[known], return_inverse=True)
-    right = answers[known] == labels[known]
+    right = predicted[known] == labels[known]
     sums = resampled_sums(
         cells,
         np.stack([np.ones(len(right)), right], axis=1),
@@ -68,31 +68,31 @@ def estimate_macro_accuracy(name: str, answers: Ints, labels: Ints, clusters: In
 
 
 def estimate_calibration_error(name: str, confidences: Floats, right: Bools, clusters: Ints | None) -> Figures:
-    """Mean gap between confidence and accuracy over 15 bins (Guo et al. 2017)."""
+    """Estimate the mean gap between confidence and accuracy over 15 bins (Guo et al. 2017)."""
     values = np.stack([confidences, right, np.ones(len(right))], axis=1)
     sums = resampled_sums(calibration_bins(confidences), values, num_cells=NUM_CALIBRATION_BINS, clusters=clusters)
     gaps = np.abs(sums[..., 0] - sums[..., 1]).sum(axis=1)
     return _estimate(name, gaps, sums[..., 2].sum(axis=1), right, clusters)
 
 
-def estimate_hierarchical(*, given: Bools, answered: Bools, right: Bools, clusters: Ints | None) -> Figures:
-    """Precision, recall and F1 of sets of ancestors (Kiritchenko, Matwin, Nock & Famili 2006), summed over the rows.
+def estimate_hierarchical(*, labelled: Bools, predicted: Bools, right: Bools, clusters: Ints | None) -> Figures:
+    """Estimate precision, recall and F1 of sets of ancestors (Kiritchenko, Matwin, Nock & Famili 2006) over all rows.
 
     The set of a category is itself and all above it: a Fuji taken for a Gala shares two of three with the truth.
 
     Args:
-        given: (N, D) depths at which the truth is known; `answered`: at which an answer is judged; `right`: of these.
+        labelled: (N, D) depths that the label has; `predicted`: those that are evaluated; `right`: of these.
     """
-    rows = np.logical_or.reduce(given, axis=1)
-    values = np.stack([right[rows].sum(axis=1), answered[rows].sum(axis=1), given[rows].sum(axis=1)], axis=1)
+    rows = np.logical_or.reduce(labelled, axis=1)
+    values = np.stack([right[rows].sum(axis=1), predicted[rows].sum(axis=1), labelled[rows].sum(axis=1)], axis=1)
     kept = select_clusters(clusters, rows)
     sums = resampled_sums(np.zeros(len(values), np.int64), values.astype(np.float64), num_cells=1, clusters=kept)[:, 0]
-    shared, in_answers, in_truths = sums.T
+    shared, in_predictions, in_labels = sums.T
     return {
         "num": int(rows.sum()),
-        **_estimate("precision", shared, in_answers, rows[rows], kept),
-        **_estimate("recall", shared, in_truths, rows[rows], kept),
-        **_estimate("f1", 2 * shared, in_answers + in_truths, rows[rows], kept),
+        **_estimate("precision", shared, in_predictions, rows[rows], kept),
+        **_estimate("recall", shared, in_labels, rows[rows], kept),
+        **_estimate("f1", 2 * shared, in_predictions + in_labels, rows[rows], kept),
     }
 
 
@@ -102,26 +102,27 @@ def clopper_pearson_upper(num_hits: int, num_rows: int, *, alpha: float) -> floa
 
 
 def bin_reliability(confidences: Floats, right: Bools, clusters: Ints | None) -> list[Figures]:
-    """Of each bin that holds answers: mean confidence, and the share that is right.
+    """Mean confidence and accuracy of each bin that holds predictions.
 
-    A confidence of 0 is no answer, such as below the leaf of a path that ends early; it widens no calibration error.
+    A confidence of 0 is no prediction, such as below the leaf of a path that ends early; the calibration error is the
+    same without it.
     """
     bins = calibration_bins(confidences)
-    found = []
+    bins_with_rows = []
     for number in np.unique(bins[confidences > 0]):
         rows = (bins == number) & (confidences > 0)
-        found.append(
+        bins_with_rows.append(
             {
                 "num": int(rows.sum()),
                 "confidence": float(confidences[rows].mean()),
                 **estimate_share("accuracy", right[rows], select_clusters(clusters, rows)),
             }
         )
-    return found
+    return bins_with_rows
 
 
 def _estimate(name: str, parts: Floats, wholes: Floats | Ints, rows: Bools, clusters: Ints | None) -> Figures:
-    """`parts / wholes`, (1 + R,) each, as a figure of so many rows."""
+    """`parts / wholes`, (1 + R,) each, as a figure with its interval."""
     estimates = np.divide(parts, wholes, out=np.full(len(parts), np.nan), where=wholes > 0)
     num_clusters = len(rows) if clusters is None else len(np.unique(clusters))
     return {name: float(estimates[0]), f"{name}_interval": bootstrap_interval(estimates, num_clusters=num_clusters)}

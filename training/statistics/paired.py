@@ -1,4 +1,4 @@
-"""Tests and intervals for two models that were judged on the same listings. Pure arithmetic on counts.
+"""Tests and intervals for two models that were evaluated on the same listings. Pure arithmetic on counts.
 
 Throughout, a listing is *lost* where A is right and B is wrong, and *won* where it is the other way round.
 """
@@ -27,7 +27,7 @@ Bools = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """How B differs from A on the listings that both were judged on."""
+    """How B differs from A on the listings that both were evaluated on."""
 
     num_listings: int
     num_right_a: int
@@ -57,7 +57,7 @@ class Difference:
 
 
 def count_differences(right_a: Bools, right_b: Bools) -> Difference:
-    """The counts from two (N,) verdicts on the same listings."""
+    """Count on the same listings, (N,), where A and where B is right."""
     return Difference(
         num_listings=len(right_a),
         num_right_a=int(right_a.sum()),
@@ -70,7 +70,7 @@ def count_differences(right_a: Bools, right_b: Bools) -> Difference:
 def compute_mcnemar_p(*, num_lost: int, num_won: int) -> float:
     """Two-sided exact p-value that lost and won are equally likely (McNemar 1947, with the binomial distribution).
 
-    1 where no listing tells the models apart.
+    1 where the models are right and wrong on the same listings.
     """
     num_discordant = num_lost + num_won
     return float(binomtest(num_lost, num_discordant, 0.5).pvalue) if num_discordant else 1.0
@@ -92,9 +92,9 @@ def bootstrap_difference(counts: Difference, *, seed: int) -> tuple[float, float
 
 
 def bound_small_sample(counts: Difference) -> tuple[float, float]:
-    """95 % interval of `change` that stays honest for a handful of listings (Bonett & Price 2012, adjusted Wald).
+    """95 % interval of `change` that is valid for a handful of listings (Bonett & Price 2012, adjusted Wald).
 
-    A bootstrap of five listings that are all alike has an interval of no width.
+    The bootstrap interval of five equal listings has a width of 0.
     """
     num = counts.num_listings + 2
     lost, won = (counts.num_lost + 1) / num, (counts.num_won + 1) / num

@@ -39,9 +39,9 @@ def two_versions(tmp_path):
 
 
 def test_the_report_names_what_is_better_broken_and_drifting(two_versions):
-    promises = {version: create_calibration(category_depth_3=0.8) for version in ("old", "new")}
+    calibrations = {version: create_calibration(category_depth_3=0.8) for version in ("old", "new")}
     with open_tables(two_versions, {"": create_small_taxonomy()}) as tables:
-        report = make_report(tables, promises=promises, control="old", shares={"old": 0.5, "new": 0.5})
+        report = make_report(tables, calibrations=calibrations, control="old", shares={"old": 0.5, "new": 0.5})
     by_name = {(one.field, one.release): one for one in report.fields}
     leaf = by_name["category_depth_3", "old"]
     assert (leaf.num_outcomes, leaf.num_hidden) == (3000, 600)
@@ -50,14 +50,14 @@ def test_the_report_names_what_is_better_broken_and_drifting(two_versions):
     assert report.switch_off == ["category_depth_3 of old"]
     verdicts = {one.field: one.verdict for one in report.comparisons}
     assert verdicts == {
-        "category_depth_1": "not yet told apart",
+        "category_depth_1": "no difference found yet",
         "category_depth_2": "better",
         "category_depth_3": "better",
     }
     assert report.sample_ratio_p_value == pytest.approx(1.0)
     assert report.drift["bytes_per_photo"] > 0.25 > 0.1 > report.drift["leaf_probability"]
     text = format_report(report)
-    assert "switch off: category_depth_3 of old no longer keeps its promise" in text
+    assert "switch off: category_depth_3 of old no longer meets its guarantee" in text
     assert "drift of bytes_per_photo" in text
     assert json.loads(json.dumps(report.to_dict()))["switch_off"] == report.switch_off
 
@@ -74,7 +74,7 @@ def test_a_shadow_is_held_against_what_was_answered_for_the_same_listings(tmp_pa
         [create_shadow(name, 1.5, path=("fruit", "apple", c)) for name, c in zip(listings[:-20], chosen, strict=False)],
     )
     with open_tables(url, {"": create_small_taxonomy()}) as tables:
-        report = make_report(tables, promises={})
+        report = make_report(tables, calibrations={})
     (same,) = report.shadow_agreement.items()
     assert same == ("shadow", (180, pytest.approx(0.75)))
     assert {one.release for one in report.shadows} == {"shadow"}
@@ -85,13 +85,13 @@ def test_a_shadow_is_held_against_what_was_answered_for_the_same_listings(tmp_pa
     unseen = by_part["category_depth_3", True]
     assert (unseen.num_outcomes, unseen.accepted, unseen.shown_accepted) == (90, 1.0, 1.0)
     assert report.listings_by_release == {"old": 200}  # nobody was answered by it
-    assert "shadow shadow: 75.0% of 180 answers were the caller's" in format_report(report)
+    assert "shadow shadow: 75.0% of 180 suggestions equal what the caller got" in format_report(report)
 
 
 def test_guarantees_are_written_for_prometheus(two_versions):
-    promises = {version: create_calibration(category_depth_3=0.8) for version in ("old", "new")}
+    calibrations = {version: create_calibration(category_depth_3=0.8) for version in ("old", "new")}
     with open_tables(two_versions, {"": create_small_taxonomy()}) as tables:
-        text = format_metrics(make_report(tables, promises=promises))
+        text = format_metrics(make_report(tables, calibrations=calibrations))
     families = {family.name: family.samples for family in text_string_to_metric_families(text)}
     assert set(families) == set(GUARANTEE_METRICS)
     kept = {(s.labels["field"], s.labels["model_release"]): s.value for s in families["listing_vision_guarantee_met"]}
@@ -103,13 +103,13 @@ def test_drift_is_measured_from_what_the_bundle_was_made_from(two_versions):
         "bytes_per_photo": build_histogram(np.arange(500.0, 504)),
         "leaf_probability": build_histogram(np.linspace(0.7, 0.9, 200)),
     }
-    promises = {"old": replace(create_calibration(category_depth_3=0.8), expected=expected)}
+    calibrations = {"old": replace(create_calibration(category_depth_3=0.8), expected=expected)}
     with open_tables(two_versions, {"": create_small_taxonomy()}) as tables:
-        report = make_report(tables, promises=promises)
+        report = make_report(tables, calibrations=calibrations)
     found = report.drift_from_bundle
     assert found.keys() == {"old"}  # of the other release no bundle is given
     assert found["old"]["bytes_per_photo"] > 0.25 > found["old"]["leaf_probability"]
-    assert "drift of bytes_per_photo, old lately against its bundle:" in format_report(report)
+    assert "drift of bytes_per_photo, old recently compared with its bundle:" in format_report(report)
 
 
 def test_two_calibrations_of_the_same_weights_are_two_releases(tmp_path):
@@ -122,13 +122,13 @@ def test_two_calibrations_of_the_same_weights_are_two_releases(tmp_path):
         [create_outcome(str(n), 2) for n in range(10)],
     )
     with open_tables(url, {"": create_small_taxonomy()}) as tables:
-        report = make_report(tables, promises={"w.aaaaaa": create_calibration(category_depth_3=0.8)})
+        report = make_report(tables, calibrations={"w.aaaaaa": create_calibration(category_depth_3=0.8)})
     assert report.listings_by_release == {"w.aaaaaa": 5, "w.cccccc": 5}
-    promised = {one.release: one.promised for one in report.fields if one.field == "category_depth_3"}
-    assert promised == {"w.aaaaaa": 0.95, "w.cccccc": None}
+    guaranteed = {one.release: one.guaranteed for one in report.fields if one.field == "category_depth_3"}
+    assert guaranteed == {"w.aaaaaa": 0.95, "w.cccccc": None}
 
 
-def test_each_release_is_judged_by_its_own_tree(tmp_path):
+def test_each_release_is_evaluated_with_its_own_tree(tmp_path):
     old = create_small_taxonomy()
     # In the new one a leaf has moved, and there is one that the old one lacks.
     moved = [replace(c, parent_id="pome") if c.id == "gala" else c for c in old.categories]
@@ -141,7 +141,7 @@ def test_each_release_is_judged_by_its_own_tree(tmp_path):
         [create_outcome(i, 2) for i in "ac"] + [create_outcome(i, 2, "pear") for i in "bd"],
     )
     with open_tables(url, {"old": old, "new": new}) as tables:
-        report = make_report(tables, promises={})
+        report = make_report(tables, calibrations={})
     accepted = {(one.field, one.release): (one.num_outcomes, one.accepted) for one in report.fields}
     for release in ("old", "new"):
         assert accepted["category_depth_1", release] == (2, 1.0)
@@ -154,9 +154,11 @@ def test_each_release_is_judged_by_its_own_tree(tmp_path):
 def test_a_release_that_has_answered_nothing_is_named(two_versions, wrong):
     with (
         open_tables(two_versions, {"": create_small_taxonomy()}) as tables,
-        pytest.raises(ListingVisionError, match=r"--\w+ odl: no such release answered; there are new, old"),
+        pytest.raises(
+            ListingVisionError, match=r"--\w+ odl: this release has no suggestions; those that have are new, old"
+        ),
     ):
-        make_report(tables, promises={}, **wrong)
+        make_report(tables, calibrations={}, **wrong)
 
 
 def test_the_verb_reports_and_exits_three_where_a_guarantee_is_broken(bundle, tmp_path):

@@ -27,12 +27,12 @@ def test_each_outcome_meets_the_last_suggestion_before_it_and_the_last_outcome_c
         ],
     )
     with open_tables(url, {"": create_small_taxonomy()}) as tables:
-        root, second, leaf, brand = map(tables.load_outcomes, tables.fields())
+        root, second, leaf, brand = map(tables.load_outcomes, tables.list_fields())
         assert root.accepted.tolist() == second.accepted.tolist() == [True, True, True]
         # Whether apple was gala is not known; fuji was not.
         assert leaf.accepted.tolist() == [False, True]
         assert brand.accepted.tolist() == [True, False, True]
-        assert tables.num_unjoined() == 1
+        assert tables.count_unjoined() == 1
 
 
 def test_without_suggestions_the_error_names_what_records_them(tmp_path):

@@ -35,7 +35,7 @@ def test_no_rows_say_nothing():
         assert np.isnan(figures["x"])
         assert figures["x_interval"] == (0.0, 1.0)
     tree = estimate_hierarchical(
-        given=np.zeros((2, 3), bool), answered=np.zeros((2, 3), bool), right=np.zeros((2, 3), bool), clusters=None
+        labelled=np.zeros((2, 3), bool), predicted=np.zeros((2, 3), bool), right=np.zeros((2, 3), bool), clusters=None
     )
     assert (tree["num"], tree["f1_interval"]) == (0, (0.0, 1.0))
 
@@ -59,7 +59,7 @@ def test_intervals_hold_the_true_value_nineteen_times_in_twenty(figure):
             # Right or wrong in the second of two steps, of two answered and two true.
             steps = np.stack([np.ones(300, bool), right], axis=1)
             all_known = np.ones((300, 2), bool)
-            found = estimate_hierarchical(given=all_known, answered=all_known, right=steps, clusters=None)
+            found = estimate_hierarchical(labelled=all_known, predicted=all_known, right=steps, clusters=None)
             truth, found = (1 + 0.78) / 2, {"x_interval": found["f1_interval"]}
         low, high = found["x_interval"]
         held += low <= truth <= high

@@ -32,7 +32,7 @@ def test_mcnemar_by_hand(num_lost, num_won, p):
     assert compute_mcnemar_p(num_lost=num_lost, num_won=num_won) == pytest.approx(p)
 
 
-def test_listings_that_both_judge_alike_do_not_count():
+def test_listings_that_both_predict_alike_do_not_count():
     right_a = np.array([True] * 90 + [True] + [False] * 9)
     right_b = np.array([True] * 90 + [False] + [True] * 9)
     counts = count_differences(right_a, right_b)
