@@ -37,6 +37,7 @@ def write_photos(folder: Path) -> None:
                 (folder / split / name / f"{number}.jpg").write_bytes(draw_photo(product, 0, rng))
 
 
+@pytest.mark.timeout(600)  # ten processes, five of which import PyTorch: under a minute on two idle cores
 def test_the_ten_commands_run_as_written(environment, triton_installation, tmp_path):
     assert len(COMMANDS) == 10
     write_photos(tmp_path / "photos")
