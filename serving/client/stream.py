@@ -1,4 +1,4 @@
-"""A caller's side of a stream of listings: lazy both ways, with what was refused for now sent again."""
+"""The client side of a stream of listings: lazy in both directions, with temporary refusals retried."""
 
 import heapq
 import threading
@@ -12,21 +12,21 @@ from serving.protocol import listing_vision_pb2 as pb
 __all__ = ["MAX_PENDING", "ListingResult", "StreamedListings"]
 
 MAX_PENDING = 64
-"""Listings that are kept, in case they must be sent again; until some are answered no more are taken."""
+"""Listings kept for a retry; no more are taken until some have a result."""
 MAX_ATTEMPTS = 5
-"""Times that a listing is sent."""
+"""Attempts per listing."""
 
 _T = TypeVar("_T")
 
 
 class ListingResult(NamedTuple, Generic[_T]):
-    """What became of one listing."""
+    """The result of one listing."""
 
     listing: _T
-    """As the caller gave it."""
+    """The listing that the caller gave."""
     response: pb.ClassifyListingResponse | None
     error: pb.ListingError | None
-    """Why there is no response."""
+    """The error, if there is no response."""
 
 
 @dataclass
@@ -44,12 +44,12 @@ class StreamedListings(Generic[_T]):
     build_request: Callable[[_T], pb.ClassifyListingRequest]
     _pending: dict[int, _PendingListing[_T]] = field(default_factory=dict)
     _retries: list[tuple[float, int]] = field(default_factory=list)
-    """When each of them is to be sent again; a heap."""
+    """A heap of times at which listings are to be sent again."""
     _condition: threading.Condition = field(default_factory=threading.Condition)
     _closed: bool = False
 
     def iter_requests(self) -> Iterator[pb.ClassifyListingsRequest]:
-        """Runs on gRPC's thread, as fast as the service reads."""
+        """Yield requests; runs on gRPC's thread, as fast as the service reads."""
         source, num_taken, has_more = iter(self.listings), 0, True
         while True:
             sequence = self._next_to_send(has_more=has_more)
@@ -70,7 +70,7 @@ class StreamedListings(Generic[_T]):
             yield pb.ClassifyListingsRequest(sequence=sequence, listing=pending.request)
 
     def iter_results(self, responses: Iterable[Any]) -> Iterator[ListingResult[_T]]:
-        """Each listing once, as soon as it is answered or finally refused."""
+        """Yield each listing once, as soon as it has a response or a final error."""
         try:
             for response in responses:
                 result = self._handle_response(response)
@@ -82,7 +82,7 @@ class StreamedListings(Generic[_T]):
                 self._condition.notify_all()
 
     def _next_to_send(self, *, has_more: bool) -> int | None:
-        """The listing to send again, -1 for the next new one, None when all is answered."""
+        """Return the listing to send again, -1 for the next new one, None when all have a result."""
         with self._condition:
             while not self._closed:
                 if self._retries and self._retries[0][0] <= time.monotonic():

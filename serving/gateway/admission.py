@@ -1,4 +1,4 @@
-"""Who may come in: what is in flight is bounded, and no call is begun that would be answered too late."""
+"""Admission control: bound the photos in flight, and refuse calls that would miss their deadline."""
 
 import math
 import random
@@ -13,20 +13,20 @@ __all__ = ["Admission", "ThroughputEstimator"]
 
 MAX_PHOTOS_IN_FLIGHT = 256
 MAX_BYTES_IN_FLIGHT = 256 << 20
-"""Of encoded photos: what a gateway process may hold of its callers' uploads."""
+"""Encoded photos that a gateway process may hold."""
 MAX_WAIT_S = 5.0
-"""Nobody waits longer than this for a photo that a person has just taken, whatever deadline the caller set."""
+"""Longest wait for a response, whatever deadline the caller set: a person is waiting."""
 MAX_DEADLINE_SHARE = 0.6
-"""A call is let in when its answer is expected within this share of what its caller allows: estimates err."""
+"""A call is admitted if its expected wait is within this share of its deadline; estimates err."""
 MIN_RETRY_DELAY_S = 0.1
 ESTIMATE_EXPIRES_AFTER_S = 10.0
-"""A drain rate, when the machine was not fully used since."""
+"""After this time without saturation a throughput estimate is dropped."""
 LOW_PRIORITY_SHARE = 0.5
-"""Of room and of waiting time that listings of streams may take."""
+"""Share of capacity and of waiting time that low-priority listings (streams) may take."""
 
 
 class ThroughputEstimator:
-    """Photos a second that leave while there is a queue: what the service can do, whatever is the bottleneck.
+    """Estimates the photos per second that complete while there is a queue, whatever the bottleneck is.
 
     Only stretches that begin with `saturation_photos` or more in flight count: with fewer the machine is not fully used
     and its speed says nothing. Older stretches fade away over `time_constant_s` seconds.
@@ -45,20 +45,20 @@ class ThroughputEstimator:
 
     @property
     def photos_per_s(self) -> float | None:
-        """None: it has not been busy for long enough to tell, or not lately."""
+        """The estimate; None if the gateway was not saturated long enough, or not recently."""
         is_known = self._weighted_seconds > 0.1 * self._time_constant_s and not self._is_stale()
         return self._weighted_photos / self._weighted_seconds if is_known else None
 
     def _is_stale(self) -> bool:
-        # A rate of a bad moment would let in too few to use the whole machine, and so never be measured anew.
+        # A low estimate would admit too few photos to saturate the machine and so would never be updated.
         return self._saturated_since_s is None and self._clock() - self._last_measured_s > ESTIMATE_EXPIRES_AFTER_S
 
     def is_saturated(self, num_in_flight: int) -> bool:
-        """Whether so many in flight use the whole machine."""
+        """Return whether that many photos in flight use the whole machine."""
         return num_in_flight >= self._saturation_photos
 
     def record_completion(self, num_photos: int, num_in_flight: int) -> None:
-        """Some photos have left, and so many are still in flight."""
+        """Record that photos completed while `num_in_flight` others remain."""
         now_s = self._clock()
         if self._is_stale():
             self._weighted_seconds = self._weighted_photos = 0.0
@@ -72,7 +72,7 @@ class ThroughputEstimator:
 
 
 class Admission:
-    """Counts photos and bytes in flight and refuses what is too much, or would come too late."""
+    """Counts photos and bytes in flight; refuses a listing that exceeds a limit or would be late."""
 
     def __init__(
         self,
@@ -89,15 +89,15 @@ class Admission:
 
     @contextmanager
     def admit(self, num_photos: int, num_bytes: int, *, deadline_s: float) -> Iterator[None]:
-        """Hold room for one listing's photos.
+        """Reserve capacity for one listing's photos.
 
         Args:
-            num_photos: of the listing.
-            num_bytes: of its encoded photos together.
-            deadline_s: seconds that the caller allows.
+            num_photos: photos of the listing.
+            num_bytes: bytes of its encoded photos together.
+            deadline_s: seconds until the caller's deadline.
 
         Raises:
-            Refusal: TOO_BUSY, with the time after which to try again.
+            Refusal: TOO_BUSY, with a retry delay.
         """
         self._check_capacity(num_photos, num_bytes, min(deadline_s, MAX_WAIT_S))
         self.num_photos += num_photos
@@ -112,7 +112,7 @@ class Admission:
             self._throughput.record_completion(num_photos, self.num_photos)
 
     def reject_early(self, *, deadline_s: float) -> None:
-        """Refuse a call of which nothing but the deadline is known, where not even one empty photo would be let in.
+        """Refuse a call before its photos are read, if not even one empty photo would be admitted.
 
         Raises:
             Refusal: TOO_BUSY.
@@ -120,7 +120,7 @@ class Admission:
         self._check_capacity(1, 0, min(deadline_s, MAX_WAIT_S))
 
     def has_low_priority_capacity(self, num_photos: int) -> bool:
-        """Whether photos that nobody waits for may be let in: half of all room is left to those that somebody does."""
+        """Return whether low-priority photos may be admitted; half of all capacity is kept for calls."""
         fits = self.num_photos + num_photos <= LOW_PRIORITY_SHARE * self.max_photos
         return (
             fits
@@ -129,13 +129,13 @@ class Admission:
         )
 
     def is_idle(self) -> bool:
-        """Whether callers leave some of the machine unused."""
+        """Return whether calls leave part of the machine unused."""
         return not self._throughput.is_saturated(self.num_photos)
 
     def estimate_wait_s(self, num_photos: int) -> float:
-        """Until so many photos more would be answered; 0: nobody waits for long.
+        """Estimate the seconds until that many more photos would be done; 0 if there is no estimate.
 
-        Args: num_photos: beside those that are let in.
+        Args: num_photos: in addition to those in flight.
         """
         rate = self._throughput.photos_per_s
         return 0.0 if rate is None else (self.num_photos + num_photos) / rate
@@ -153,12 +153,12 @@ class Admission:
             detail = f"{self.num_bytes >> 20} MiB of photos are in flight of at most {self._max_bytes >> 20}"
         elif self.estimate_wait_s(num_photos) > MAX_DEADLINE_SHARE * deadline_s and self.num_photos:
             detail = (
-                f"an answer is expected in {self.estimate_wait_s(num_photos):.2f} s, too close to {deadline_s:.2f} s"
+                f"a response is expected in {self.estimate_wait_s(num_photos):.2f} s, too close to {deadline_s:.2f} s"
             )
         else:
             return
         raise Refusal(reason="TOO_BUSY", message=f"{detail}; try later", retry_after_s=self._compute_retry_delay_s())
 
     def _compute_retry_delay_s(self) -> float:
-        """Until half of what is in flight has left; drawn, so that those who were refused together come back apart."""
+        """Return the time until half of the photos in flight are done, with jitter, so that retries spread."""
         return max(MIN_RETRY_DELAY_S, self.estimate_wait_s(0) / 2) * random.uniform(0.75, 1.5)

@@ -1,4 +1,4 @@
-"""Photos that the service fetches itself, from below prefixes that the operator allows and from nowhere else.
+"""Fetch photos from URIs below the prefixes that the operator allows, and from nowhere else (SSRF protection).
 
 Whoever may name a URI would otherwise have the service ask what only it can reach. So: a list of prefixes, https alone,
 names resolved once and only to public addresses, redirects held against the list again, limits of bytes and time.
@@ -24,14 +24,14 @@ __all__ = ["PhotoFetcher", "PublicResolver", "check_prefixes", "parse_prefix", "
 MAX_URI_CHARS = 2000
 MAX_REDIRECTS = 3
 FETCH_TIMEOUT_S = 5.0
-"""Of one photo, redirects included."""
+"""Timeout of one photo, redirects included."""
 CONNECT_TIMEOUT_S = 2.0
 _MAX_CONCURRENT_FETCHES = 16
-"""Photos that one gateway process fetches."""
+"""Photos that one gateway process fetches at a time."""
 _OBJECT_STORES = ("gs", "s3")
 _REDIRECTS = (301, 302, 303, 307, 308)
 _PLAIN_HOST = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?")
-# What servers and proxies read in different ways. (Not by IGNORECASE: under it a long s is an s.)
+# Characters that servers and proxies interpret differently. (Not by IGNORECASE: under it a long s is an s.)
 _AMBIGUOUS = re.compile(r"[\x00-\x20\x7f-\U0010ffff\\]|%(2[eEfF]|5[cC]|00|25)")
 
 
@@ -42,7 +42,7 @@ class _Location(NamedTuple):
 
 
 class PublicResolver(AbstractResolver):
-    """Addresses of a name, if all of them are public; aiohttp connects to these very ones."""
+    """Resolves a name to its addresses if all are public; aiohttp connects to exactly these."""
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
@@ -74,7 +74,7 @@ class PublicResolver(AbstractResolver):
 
 
 class PhotoFetcher:
-    """Make it inside the running loop, and close it."""
+    """Create it inside the running loop, and close it."""
 
     def __init__(
         self,
@@ -86,12 +86,12 @@ class PhotoFetcher:
     ) -> None:
         """Args:
         prefixes: `https://host/path/`, `gs://bucket/path/` or `s3://bucket/path/`.
-        max_bytes: of a photo.
+        max_bytes: largest photo.
         resolver: for tests; default: public addresses alone.
         ssl_context: for tests; default: the machine's.
 
         Raises:
-            ListingVisionError: a prefix is none, or its package is missing.
+            ListingVisionError: a prefix is malformed, or its package is missing.
         """
         self._prefixes = [parse_prefix(text) for text in prefixes]
         self._max_bytes = max_bytes
@@ -112,7 +112,7 @@ class PhotoFetcher:
         self._stores: dict[str, Any] = {}
 
     def check(self, uris: dict[int, str]) -> None:
-        """Raises Refusal: PHOTO_URI_NOT_ALLOWED, each photo named; nothing is fetched then."""
+        """Raises Refusal: PHOTO_URI_NOT_ALLOWED, naming each photo; nothing is fetched then."""
         wrong = {f"photos[{i}].uri": objection for i, uri in uris.items() if (objection := self._find_objection(uri))}
         if wrong:
             raise Refusal(
@@ -122,7 +122,7 @@ class PhotoFetcher:
             )
 
     async def fetch(self, uri: str) -> bytes | PhotoError:
-        """One photo that `check` has let pass; never raises a PhotoError."""
+        """Return the bytes of one photo that passed `check`, or its error; never raises a PhotoError."""
         try:
             async with self._fetch_slots, asyncio.timeout(FETCH_TIMEOUT_S):
                 if uri.startswith("https:"):
@@ -132,7 +132,7 @@ class PhotoFetcher:
             return error
         except TimeoutError:
             return PhotoNotFetched(f"the photo did not come within {FETCH_TIMEOUT_S:g} s; send its bytes")
-        # Clients of object stores raise types of their own. What they say may hold the URI.
+        # Clients of object stores raise their own types; their messages may contain the URI.
         except Exception as error:
             return PhotoNotFetched(f"the photo cannot be fetched ({type(error).__name__}); send its bytes")
 
@@ -178,7 +178,7 @@ class PhotoFetcher:
         return PhotoTooManyBytes(f"the photo has more than {self._max_bytes >> 20} MiB; send a smaller one")
 
     def _find_objection(self, uri: str) -> str:
-        """Why a URI is not fetched; empty: it is."""
+        """Return why a URI must not be fetched; empty if it may."""
         if len(uri) > MAX_URI_CHARS:
             return f"{len(uri)} characters exceed the limit of {MAX_URI_CHARS}"
         location = parse_uri(uri)
@@ -190,13 +190,13 @@ class PhotoFetcher:
 
 
 def check_prefixes(prefixes: Sequence[str]) -> None:
-    """Raises ListingVisionError: one is none, or its package is missing."""
+    """Raises ListingVisionError: a prefix is malformed, or its package is missing."""
     for text in prefixes:
         parse_prefix(text)
 
 
 def parse_uri(uri: str) -> _Location | None:
-    """None for whatever two readers might read in two ways."""
+    """Return the parsed URI; None if parsers may disagree about it."""
     if _AMBIGUOUS.search(uri) or "#" in uri:
         return None
     try:

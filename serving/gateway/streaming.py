@@ -1,4 +1,4 @@
-"""Listing after listing on one stream: so many at once, read no faster than they are answered."""
+"""Classify a stream of listings with bounded concurrency; the stream is read no faster than that."""
 
 import asyncio
 import time
@@ -11,40 +11,40 @@ from serving.protocol import listing_vision_pb2 as pb
 __all__ = ["MAX_CONCURRENT_LISTINGS", "ListingStreams"]
 
 MAX_CONCURRENT_LISTINGS = 16
-"""Of one stream at once; together with gRPC's own window all that a stream can hold of a gateway's memory."""
+"""Concurrent listings of one stream; with gRPC's window this bounds the memory that a stream can hold."""
 LISTING_DEADLINE_S = 30.0
-"""Of one listing, from when it was read."""
+"""Deadline of one listing, from when it was read."""
 POLL_INTERVAL_S = 0.02
-"""Whether there is room by now."""
+"""Between checks for capacity."""
 
 Classify = Callable[[pb.ClassifyListingRequest, float], Awaitable[pb.ClassifyListingResponse]]
-"""One listing's, within so many seconds. Raises Refusal."""
+"""Classify one listing within a deadline in seconds. Raises Refusal."""
 Write = Callable[[pb.ClassifyListingsResponse], Awaitable[Any]]
 
 
 class ListingStreams:
     """The streams of one gateway process.
 
-    They yield to the calls that people wait for: a listing of a stream is begun only while there is ample room, and
-    until then the stream is not read, so that its caller's writes wait.
+    Streams have lower priority than calls: a listing is started only while low-priority capacity is left. Until then
+    the stream is not read, so that gRPC's flow control blocks the caller's writes.
     """
 
     def __init__(self, *, has_low_priority_capacity: Callable[[int], bool]) -> None:
-        """Args: has_low_priority_capacity: whether so many more photos may be let in that nobody waits for."""
+        """Args: has_low_priority_capacity: whether that many more low-priority photos may be admitted."""
         self._has_low_priority_capacity = has_low_priority_capacity
         self._closing = asyncio.Event()
 
     def close(self) -> None:
-        """Have all streams read no further, answer what they have begun, and end."""
+        """End all streams: they stop reading and finish the listings that they have started."""
         self._closing.set()
 
     async def serve(
         self, requests: AsyncIterator[pb.ClassifyListingsRequest], classify: Classify, write: Write
     ) -> None:
-        """Answer a stream to its end.
+        """Serve one stream to its end.
 
         Raises:
-            Refusal: SHUTTING_DOWN; what was not answered may be sent elsewhere.
+            Refusal: SHUTTING_DOWN; listings without a response may be sent elsewhere.
         """
         slots = asyncio.Semaphore(MAX_CONCURRENT_LISTINGS)
         writing = asyncio.Lock()
@@ -66,7 +66,8 @@ class ListingStreams:
                 closing.cancel()
         if self._closing.is_set():
             raise Refusal(
-                reason="SHUTTING_DOWN", message="the service stops; send what was not answered on another stream"
+                reason="SHUTTING_DOWN",
+                message="the service stops; send the listings without a response on another stream",
             )
 
     async def _read_next(
@@ -75,7 +76,7 @@ class ListingStreams:
         slots: asyncio.Semaphore,
         closing: "asyncio.Task[Any]",
     ) -> pb.ClassifyListingsRequest | None:
-        """The next listing, once it may be begun; None: there is none, or the service stops."""
+        """Return the next listing once it may start; None at the end of the stream or when the service stops."""
 
         async def read_when_capacity() -> pb.ClassifyListingsRequest | None:
             await slots.acquire()
@@ -101,7 +102,7 @@ async def _classify_with_retries(
             return pb.ClassifyListingsResponse(sequence=request.sequence, listing=listing)
         except Refusal as refusal:
             wait_s = refusal.retry_after_s or 0.0
-            # Nobody waits for this listing but the stream: it stands in the queue instead of its caller.
+            # Only the stream waits for this listing: retry here instead of at the caller.
             if refusal.reason == "TOO_BUSY" and time.monotonic() + wait_s < until_s:
                 await asyncio.sleep(wait_s)
                 continue

@@ -1,4 +1,4 @@
-"""Stops asking a model that does not answer, so that callers learn it at once instead of after their deadline."""
+"""A circuit breaker around a model: callers of a failing model are refused at once, not after their deadline."""
 
 import asyncio
 from collections.abc import Callable
@@ -6,32 +6,32 @@ from collections.abc import Callable
 __all__ = ["CircuitBreaker"]
 
 FAILURE_THRESHOLD = 5
-"""Calls in a row, of callers; one alone may have met a moment's trouble."""
+"""Failed calls in a row that open it."""
 
 
 class CircuitBreaker:
-    """Opened by failed calls in a row or by failed golden photos; closed only by golden photos answered rightly."""
+    """Opened by failed calls in a row or by failed golden photos; closed only by golden photos that pass."""
 
     def __init__(self, *, on_change: Callable[[], None] = lambda: None) -> None:
-        """Args: on_change: called when it has opened or closed."""
+        """Args: on_change: called after it opened or closed."""
         self._num_failures = 0
         self._is_open = False
         self._on_change = on_change
         self.has_opened = False
-        """Since this was last set to False by whoever wants to know."""
+        """Whether it has opened since this was last set to False."""
         self.opened = asyncio.Event()
-        """Set while it is open: whoever checks the golden photos need not wait for the next turn."""
+        """Set while it is open, so that a health check can start at once."""
 
     @property
     def is_open(self) -> bool:
         return self._is_open
 
     def record_success(self) -> None:
-        """A caller's photos were answered. Does not close: what answered may be half of what is needed."""
+        """Record a successful call. It does not close the breaker: only golden photos prove the model."""
         self._num_failures = 0
 
     def record_failure(self) -> None:
-        """A caller's photos were not answered, and it was the model's fault."""
+        """Record a call that failed by the model's fault."""
         self._num_failures += 1
         if self._num_failures >= FAILURE_THRESHOLD:
             self.open()
@@ -44,7 +44,7 @@ class CircuitBreaker:
             self._on_change()
 
     def close(self) -> None:
-        """The golden photos are answered rightly."""
+        """Close it: the golden photos passed."""
         self._num_failures = 0
         self.opened.clear()
         if self._is_open:

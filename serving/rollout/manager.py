@@ -1,4 +1,4 @@
-"""The releases of a running service: loaded beside each other, promoted, tried on a share of listings, let go of."""
+"""Load, promote, roll back and unload the releases of a running service; set canary and shadow."""
 
 import asyncio
 import logging
@@ -19,11 +19,11 @@ __all__ = ["ReleaseManager"]
 _log = logging.getLogger(__name__)
 
 ApplyTrafficSplit = Callable[[TrafficSplit], Awaitable[None]]
-"""Has all gateway processes route so. Raises ListingVisionError: they do not, and route as before."""
+"""Switch all gateway processes to a traffic split. Raises ListingVisionError: it failed; nothing has changed."""
 
 
 class ReleaseManager:
-    """Its public coroutines are an operator's commands; one is carried out after another."""
+    """Its public coroutines are the operator's commands, executed one at a time."""
 
     def __init__(
         self,
@@ -35,11 +35,11 @@ class ReleaseManager:
         is_recording: bool,
     ) -> None:
         """Args:
-        traffic_split: as the service was started.
-        apply_traffic_split: how they are changed.
-        triton: of this service; None: gateway processes have models themselves, or ask somebody else's Triton.
-        can_load: whether it is no Triton of somebody else.
-        is_recording: whether answers of shadows are kept.
+        traffic_split: the split at the start.
+        apply_traffic_split: switches the gateway processes.
+        triton: this service's own Triton; None: the model runs in the gateway processes, or in an external Triton.
+        can_load: whether releases can be loaded, that is the Triton is not external.
+        is_recording: whether shadow results are stored.
         """
         self._traffic_split = traffic_split
         self._apply_traffic_split = apply_traffic_split
@@ -48,9 +48,9 @@ class ReleaseManager:
         self._is_recording = is_recording
         self._names = {release.label: load_bundle(release.bundle).info.model_name for release in traffic_split.releases}
         self._previous: str | None = None
-        """What answered before the last promotion."""
+        """Label of the stable release before the last promotion."""
         self._removal_reasons: dict[str, str] = {}
-        """Why canaries were removed, by label."""
+        """Reasons for which canaries were removed, by label."""
         self._num_loaded = 0
         self._command_lock = asyncio.Lock()
 
@@ -59,10 +59,10 @@ class ReleaseManager:
         return self._traffic_split.canary.label if self._traffic_split.canary else None
 
     async def load(self, bundle: str) -> str:
-        """Load a bundle beside what serves and return its release's name; it answers nobody yet.
+        """Load a bundle beside the serving ones and return its release name; it gets no traffic yet.
 
         Raises:
-            ListingVisionError: it is not whole, is loaded already, or does not answer its golden photos.
+            ListingVisionError: it is incomplete, loaded already, or fails its golden photos.
         """
         async with self._command_lock:
             loaded = await asyncio.to_thread(load_bundle, bundle)
@@ -90,10 +90,10 @@ class ReleaseManager:
             return label
 
     async def promote(self, release: str) -> None:
-        """Have a loaded release answer all that no canary does; no call fails.
+        """Make a loaded release the stable one; no call fails.
 
         Raises:
-            ListingVisionError: it is not loaded, or does not answer its golden photos; what answered goes on.
+            ListingVisionError: it is not loaded, or fails its golden photos; nothing has changed.
         """
         async with self._command_lock:
             await self._check_golden_photos(release)
@@ -110,10 +110,10 @@ class ReleaseManager:
             _log.info("release %s answers", release)
 
     async def rollback(self) -> str:
-        """Promote what answered before, and return its name.
+        """Promote the previous stable release and return its name.
 
         Raises:
-            ListingVisionError: there is nothing to go back to.
+            ListingVisionError: there is no previous release.
         """
         if self._previous is None:
             raise ListingVisionError("there is no release to go back to: none was promoted yet, or it is unloaded")
@@ -122,22 +122,22 @@ class ReleaseManager:
         return label
 
     async def set_canary(self, release: str, share: float) -> None:
-        """Have a loaded release answer a share of the listings, by their ids; it takes the place of any other canary.
+        """Make a loaded release the canary for a share of the listings, chosen by id; it replaces any other canary.
 
         Raises:
-            ListingVisionError: it is not loaded, answers the others, or is not well, or the share is no share.
+            ListingVisionError: it is not loaded, is the stable release, is unhealthy, or the share is outside (0, 1].
         """
         async with self._command_lock:
             await self._set_share(CANARY, release, share)
             self._removal_reasons.pop(release, None)
 
     async def clear_canary(self) -> None:
-        """Have the stable release answer all listings."""
+        """Send all listings to the stable release."""
         async with self._command_lock:
             await self._switch_to(self._traffic_split.with_share(CANARY, None))
 
     async def remove_canary(self, release: str, reason: str) -> bool:
-        """As `clear_canary`, by the service itself; False: it is the canary no longer."""
+        """Remove an unhealthy canary; return False if it is no longer the canary."""
         async with self._command_lock:
             if self.canary != release:
                 return False
@@ -147,10 +147,10 @@ class ReleaseManager:
             return True
 
     async def set_shadow(self, release: str, share: float) -> None:
-        """Have a loaded release see a share of the listings, by their ids; its answers are recorded, never returned.
+        """Copy a share of the listings, chosen by id, to a loaded release; its results are recorded, never returned.
 
         Raises:
-            ListingVisionError: as `set_canary`; or nothing is recorded.
+            ListingVisionError: as `set_canary`; or outcomes are not recorded.
         """
         async with self._command_lock:
             if not self._is_recording:
@@ -158,15 +158,15 @@ class ReleaseManager:
             await self._set_share(SHADOW, release, share)
 
     async def clear_shadow(self) -> None:
-        """Have no release see listings that it does not answer."""
+        """Stop shadow traffic."""
         async with self._command_lock:
             await self._switch_to(self._traffic_split.with_share(SHADOW, None))
 
     async def unload(self, release: str) -> None:
-        """Let go of a release.
+        """Unload a release.
 
         Raises:
-            ListingVisionError: it has a part to play, or is not loaded.
+            ListingVisionError: it is active, or is not loaded.
         """
         async with self._command_lock:
             spec = self._find_release(release)
@@ -187,7 +187,7 @@ class ReleaseManager:
             _log.info("release %s is unloaded", release)
 
     async def status(self) -> list[dict[str, object]]:
-        """All that is loaded."""
+        """Return all loaded releases with their state."""
         return [
             {
                 "release": release.label,

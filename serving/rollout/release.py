@@ -80,10 +80,10 @@ class ServedRelease:
         self.last_error: EngineError | None = None
 
     async def wait_until_healthy(self) -> None:
-        """Return once all golden photos are answered rightly.
+        """Return once all golden photos pass.
 
         Raises:
-            EngineError: they are not, or not in time.
+            EngineError: they fail, or do not pass in time.
         """
         await wait_for_golden_photos(self.engine, self._bundle)
         self._apply_backend(await self.engine.fetch_backend())
@@ -91,7 +91,7 @@ class ServedRelease:
         self._set_health(True)
 
     async def warm_up(self) -> None:
-        """Have all at hand that a first call needs; `is_healthy` says whether a golden photo is answered rightly."""
+        """Prepare what the first call needs and check one golden photo, which sets `is_healthy`."""
         if not self.is_healthy:
             await self.check_health()
         await asyncio.to_thread(responses.warm_up, self._bundle)
@@ -99,20 +99,20 @@ class ServedRelease:
             await self.decoders.start()
 
     def watch(self) -> None:
-        """Ask for the golden photos again and again, from now on."""
+        """Start to check the golden photos periodically."""
         if self._watch_task is None:
             self.breaker.has_opened = False
             self._watch_task = asyncio.create_task(self._watch_engine())
 
     def stop_watching(self) -> None:
-        """Leave off watching; it is taken for as well as it was."""
+        """Stop the periodic check; `is_healthy` keeps its value."""
         if self._watch_task:
             self._watch_task.cancel()
             self._watch_task = None
 
     @contextmanager
     def acquire(self) -> Iterator["ServedRelease"]:
-        """For as long as a call needs it."""
+        """Keep the release loaded during a call."""
         self.num_in_flight += 1
         try:
             yield self
@@ -120,7 +120,7 @@ class ServedRelease:
             self.num_in_flight -= 1
 
     async def close(self, *, when_idle: bool = False) -> None:
-        """Close the engine; the decoders are their owner's."""
+        """Close the engine; the decoders belong to the router."""
         self.stop_watching()
         if when_idle:
             with contextlib.suppress(TimeoutError):
@@ -131,11 +131,11 @@ class ServedRelease:
         await self.engine.close()
 
     async def check_health(self) -> None:
-        """Ask for a golden photo; `is_healthy` follows."""
+        """Check one golden photo and set `is_healthy`."""
         self._checked_while_open = self.breaker.is_open
         try:
             await check_golden_photos(self.engine, self._bundle, which=FIRST_GOLDEN_PHOTO, timeout_s=GOLDEN_TIMEOUT_S)
-            # A Triton that comes back, or is told to load anew, may be another one.
+            # A restarted or reloaded Triton may serve another model.
             self._apply_backend(await self.engine.fetch_backend())
         except EngineBusy:
             return  # it works, and has too much to do
@@ -158,13 +158,13 @@ class ServedRelease:
             await self._wait_for_next_check()
             try:
                 await self.check_health()
-            # Whatever it was, a watch that ends would leave the last health standing for ever.
+            # Without this, an unexpected error would end the check and freeze the last health.
             except Exception:
                 _log.exception("the health check itself failed")
                 self._set_health(False)
 
     async def _wait_for_next_check(self) -> None:
-        # Once it has been looked at, an open breaker is no reason for haste: a model that is busy leaves it open.
+        # After one check an open breaker is no reason for an early one: a busy model leaves it open.
         if self._num_failures or not self.is_healthy or self._checked_while_open:
             await asyncio.sleep(RECHECK_INTERVAL_S)
             return
@@ -173,7 +173,7 @@ class ServedRelease:
                 await self.breaker.opened.wait()
 
     def _apply_backend(self, backend: str) -> None:
-        """Let promises hold only where they were made."""
+        """Void guarantees that were certified for another backend."""
         if backend == self._backend:
             return
         self._backend = backend

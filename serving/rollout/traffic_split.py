@@ -1,4 +1,4 @@
-"""Which release answers which listing: a plain value that a supervisor hands to its gateway processes."""
+"""Which release serves which listing: a value that the supervisor sends to its gateway processes."""
 
 import hashlib
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ CANARY, SHADOW = "canary", "shadow"
 
 
 def hash_bucket(listing_id: str, salt: str) -> float:
-    """Where a listing lies in [0, 1): the first 64 bits of SHA-256 of `salt:listing_id`, in UTF-8, as a fraction.
+    """Return a listing's bucket in [0, 1): the first 64 bits of SHA-256 of `salt:listing_id`, in UTF-8, as a fraction.
 
     The same in every process and after every restart; independent for different salts, so that who was in one
     experiment says nothing of who is in the next.
@@ -26,25 +26,26 @@ def hash_bucket(listing_id: str, salt: str) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class ReleaseSpec:
-    """A bundle, and where it is served."""
+    """A bundle and its model name in Triton."""
 
     label: str
     """`Bundle.release`."""
     bundle: Path
     model_name: str
-    """Triton's name for it; never used again for another."""
+    """Name in Triton; never reused for another bundle."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrafficShare:
-    """A part of the listings for a release."""
+    """A share of the listings for a release."""
 
     label: str
     share: float
     """In (0, 1]."""
 
     def contains(self, listing_id: str, purpose: str) -> bool:
-        """Whether a listing is in it. A larger share of the same release holds all of a smaller one's listings.
+        """Return whether a listing is in the share. A larger share of the same release holds all of a smaller one's
+        listings.
 
         A listing without an id is in none: nobody could tell later what it was answered by.
         """
@@ -53,18 +54,18 @@ class TrafficShare:
 
 @dataclass(frozen=True, kw_only=True)
 class TrafficSplit:
-    """All releases that are loaded, and what each is for.
+    """All loaded releases and their purposes.
 
     Raises ListingVisionError: a label that is not loaded, a share outside (0, 1], or one release for two purposes.
     """
 
     releases: tuple[ReleaseSpec, ...]
     stable: str
-    """Label of the release that answers whatever no canary does."""
+    """Label of the release for all listings that go to no canary."""
     canary: TrafficShare | None = None
-    """Whose answers callers get."""
+    """Release whose results callers get for its share."""
     shadow: TrafficShare | None = None
-    """Whose answers are recorded and never returned."""
+    """Release whose results are recorded and never returned."""
 
     def __post_init__(self) -> None:
         for purpose, share in self.shares.items():
@@ -84,16 +85,16 @@ class TrafficSplit:
 
     @property
     def shares(self) -> dict[str, TrafficShare]:
-        """Those that there are, by purpose."""
+        """The canary and shadow shares that are set, by purpose."""
         return {purpose: share for purpose, share in ((CANARY, self.canary), (SHADOW, self.shadow)) if share}
 
     @property
     def active_labels(self) -> dict[str, str]:
-        """Labels of the releases that are asked, by purpose; the others only stand ready."""
+        """Labels of the releases that get traffic, by purpose."""
         return {"stable": self.stable, **{purpose: share.label for purpose, share in self.shares.items()}}
 
     def with_share(self, purpose: str, share: TrafficShare | None) -> "TrafficSplit":
-        """The same with another canary or shadow, or none. Raises ListingVisionError."""
+        """Return the split with another canary or shadow, or none. Raises ListingVisionError."""
         return replace(self, canary=share) if purpose == CANARY else replace(self, shadow=share)
 
     def to_dict(self) -> dict[str, Any]:

@@ -84,10 +84,10 @@ def test_a_canary_that_fails_costs_its_listings_nothing(bundle, other_bundle, en
             return answer, server.list_unhealthy()
 
     before = count_fallbacks(reason)
-    answer, unwell = asyncio.run(run())
+    answer, unhealthy = asyncio.run(run())
     assert answer.model.version == bundle.info.model_version
     assert count_fallbacks(reason) == before + 1
-    assert unwell == []  # one failure is no sickness
+    assert unhealthy == []  # one failure is no sickness
 
 
 def test_a_canary_that_fails_again_and_again_is_not_asked_any_more_and_told_of(bundle, other_bundle):

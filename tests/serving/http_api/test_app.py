@@ -116,7 +116,7 @@ def test_names_are_those_of_any_release_that_is_loaded(bundle, other_bundle, sta
     assert versions() == [(200, mine), (200, mine), (200, "another")]
     send_command(supervisor_control_path(port), "promote", release=release)
     assert versions() == [(200, "another"), (200, mine), (200, "another")]
-    assert served.log.count("HTTP at ") == 1  # it was not started anew
+    assert served.log.count("HTTP at ") == 1  # it was not started again
     unknown = request_status(f"{url}/v1/taxonomy?version=nowhere")[2]["error"]
     assert unknown["reason"] == "TAXONOMY_UNKNOWN"
     assert "'nowhere' is the version of no loaded model; the serving one has 'another'" in unknown["message"]

@@ -56,12 +56,12 @@ def test_a_canary_is_removed_only_while_it_is_the_canary(bundle, other_bundle):
     async def run():
         await releases.load(str(other_bundle.folder))
         await releases.set_canary(other, 0.5)
-        found = [await releases.remove_canary("another", "unwell"), await releases.remove_canary(other, "unwell")]
-        return found, await releases.status(), await releases.remove_canary(other, "unwell again")
+        found = [await releases.remove_canary("another", "unhealthy"), await releases.remove_canary(other, "unhealthy")]
+        return found, await releases.status(), await releases.remove_canary(other, "unhealthy again")
 
     found, status, again = asyncio.run(run())
     assert (found, again) == ([False, True], False)
-    assert [one["removal_reason"] for one in status] == [None, "unwell"]
+    assert [one["removal_reason"] for one in status] == [None, "unhealthy"]
 
 
 def test_a_promoted_canary_is_no_canary_any_more(bundle, other_bundle):

@@ -70,7 +70,7 @@ def test_a_release_whose_bundle_has_gone_keeps_no_process_from_starting(bundle, 
     async def run():
         async with run_gateway(traffic_split) as (server, client):
             answer = await client.classify([PHOTO], listing_id="a")
-            unwell = server.list_unhealthy()
+            unhealthy = server.list_unhealthy()
             off = replace(traffic_split, canary=None)
             await server.apply_traffic_split(off)
             later = server.list_unhealthy()
@@ -79,7 +79,7 @@ def test_a_release_whose_bundle_has_gone_keeps_no_process_from_starting(bundle, 
                 with pytest.raises(ListingVisionError, match="not a model bundle"):
                     await server.apply_traffic_split(replace(off, **part))
             await server.apply_traffic_split(both)
-            return answer.model.version, unwell, later, (await client.get_model()).model.version
+            return answer.model.version, unhealthy, later, (await client.get_model()).model.version
 
     version = bundle.info.model_version
     assert asyncio.run(run()) == (version, ["gone"], [], version)
