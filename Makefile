@@ -30,12 +30,12 @@ serve: setup  ## serve BUNDLE (default: the demo's) on 127.0.0.1:50051 until Ctr
 
 test: setup check pytest  ## everything that CI checks
 
-check: lint types contracts protocol docker-lint deploy-check version benchmark-check  ## all but the tests
+check: lint types contracts protocol docker-lint deploy-check version benchmark-check  ## everything but the tests
 
 lint:
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . && echo "lint: ok"
 
-format:  ## let ruff put the code in order
+format:  ## format the code with ruff
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 types:
@@ -52,7 +52,7 @@ protocol:
 docker-lint:
 	@$(BIN)/hadolint Dockerfile.gpu && echo "Dockerfile.gpu: ok"
 
-deploy-check:  ## manifests, Compose, Bake and scripts are what their readers take
+deploy-check:  ## validate manifests, Compose, Bake and scripts
 	@$(BIN)/python scripts/check_deploy.py
 
 version:
@@ -67,12 +67,12 @@ benchmark-check:
 pytest:
 	@$(BIN)/python -m pytest
 
-fuzz: setup  ## look for photos that break the decoder, half an hour long
+fuzz: setup  ## search for photos that break the decoder, for half an hour
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fuzz]'
 	@$(BIN)/python -m fuzz.decode_photo
 
 bench-%: setup  ## run benchmarks/NAME.py and write benchmarks/results/NAME.json
 	@$(BIN)/python -m benchmarks.$*
 
-clean:  ## remove what was installed and made
+clean:  ## remove everything that was installed and generated
 	rm -rf .venv build demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
