@@ -1,4 +1,4 @@
-"""`compare` through the real command line, on really trained models."""
+"""`compare` on really trained models; exit statuses 1 and 3 through a real process."""
 
 import dataclasses
 import json
@@ -8,20 +8,27 @@ import sys
 
 import pytest
 import safetensors.torch
+from typer.testing import CliRunner
 
+from listing_vision.cli import app
 from tests.conftest import ROOT
 from training.run import Run
+from vision.errors import ListingVisionError
 from vision.manifest import Manifest
 
 
 def compare(*words):
+    return CliRunner().invoke(app, ["compare", *map(str, words)])
+
+
+def run_compare_process(*words):
     command = [sys.executable, "-m", "listing_vision", "compare", *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=280)
 
 
 @pytest.fixture(scope="module")
 def shifted_run(trained_run, tmp_path_factory):
-    """The trained run with a category head that answers with its neighbour's category."""
+    """The trained run with a category head that predicts its neighbour's category."""
     folder = tmp_path_factory.mktemp("confused") / "run"
     shutil.copytree(trained_run.folder, folder)
     weights = safetensors.torch.load_file(folder / "weights.safetensors")
@@ -34,7 +41,7 @@ def shifted_run(trained_run, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def relabelled_manifest(trained_run, synthetic_dataset, tmp_path_factory):
-    """A manifest of the test split labelled with what the trained run answers, so that it is never wrong."""
+    """A manifest of the test split labelled with what the trained run predicts, so that it is never wrong."""
     from training.inference.evaluated_model import load_evaluated_model
     from training.inference.predictions import predict
     from vision.decision import predict_listings
@@ -66,7 +73,7 @@ def relabelled_manifest(trained_run, synthetic_dataset, tmp_path_factory):
 def test_a_model_passes_against_itself(bundle, trained_run, synthetic_dataset):
     manifest = synthetic_dataset / "manifest.parquet"
     done = compare(bundle.folder, bundle.folder, manifest, "--gate", ROOT / "training" / "gates" / "release.toml")
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     assert "gate passed" in done.stdout
     assert "10 listings" in done.stdout
     lost_and_won = [line.split()[-3:-1] for line in done.stdout.splitlines() if line.startswith("  leaf ")]
@@ -77,7 +84,7 @@ def test_a_worse_model_is_named_and_exits_3_only_with_a_gate(trained_run, shifte
     gate = tmp_path / "gate.yaml"
     gate.write_text("max_category_drop: 0.5\nmin_category_listings: 1\n")
     words = (trained_run.folder, shifted_run.folder, relabelled_manifest, "--output", tmp_path / "report")
-    done = compare(*words, "--gate", gate)
+    done = run_compare_process(*words, "--gate", gate)
     assert done.returncode == 3, done.stderr
     assert "gate not passed: max_overall_drop, max_category_drop" in done.stdout
     assert "max_overall_drop broken: leaf accuracy: 100.00% by A, 0.00% by B: -100.00 points" in done.stdout
@@ -95,16 +102,16 @@ def test_a_worse_model_is_named_and_exits_3_only_with_a_gate(trained_run, shifte
     assert "Gate not passed" in page
     assert "http" not in page.replace("http-equiv", "")
 
-    assert compare(*words).returncode == 0
+    assert compare(*words).exit_code == 0
     better = compare(shifted_run.folder, trained_run.folder, relabelled_manifest, "--gate", gate)
-    assert better.returncode == 0, better.stdout + better.stderr
+    assert better.exit_code == 0, better.stdout + better.stderr
 
 
 def test_failures_are_not_verdicts(bundle, shifted_run, synthetic_dataset, tmp_path):
     manifest = synthetic_dataset / "manifest.parquet"
     gate = tmp_path / "gate.toml"
     gate.write_text("max_overal_drop = 0\n")
-    done = compare(bundle.folder, bundle.folder, manifest, "--gate", gate)
+    done = run_compare_process(bundle.folder, bundle.folder, manifest, "--gate", gate)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].endswith(
         "all: max_brand_drop, max_category_drop, max_coverage_drop, max_overall_drop, min_category_listings"
@@ -130,7 +137,7 @@ def test_failures_are_not_verdicts(bundle, shifted_run, synthetic_dataset, tmp_p
     )
     renamed.save(stranger.folder / "taxonomy.json")
     done = compare(bundle.folder, stranger.folder, manifest)
-    assert done.returncode == 1
-    assert "nothing to compare" in done.stderr
-    assert "'stranger-1'" in done.stderr
-    assert compare(bundle.folder, manifest).returncode == 2
+    assert isinstance(done.exception, ListingVisionError)
+    assert "nothing to compare" in str(done.exception)
+    assert "'stranger-1'" in str(done.exception)
+    assert compare(bundle.folder, manifest).exit_code == 2
