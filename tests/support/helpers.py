@@ -74,7 +74,7 @@ def create_small_taxonomy() -> Taxonomy:
 
 
 def list_decoder_pids(decoders) -> list[int]:
-    """Of a decoder pool's children, from the kernel's own account of each pidfd."""
+    """Return the pids of a pool's decode workers, from what the kernel says of each pidfd."""
     found = []
     for pidfd in decoders.pidfds:
         fields = Path(f"/proc/self/fdinfo/{pidfd}").read_text().splitlines()

@@ -154,7 +154,7 @@ def gif(
 
 
 def gif_frame(width: int, height: int, index: int = 1, *, at: tuple[int, int] = (0, 0), disposal: int = 0) -> bytes:
-    """Of one colour, below 4; up to 126 pixels, so that no code grows longer than three bits before a clear code."""
+    """Return a frame of one colour below 4, of up to 126 pixels, so that no code grows beyond three bits."""
     control = b"!\xf9\x04" + bytes([disposal << 2, 10, 0, 0, 0])
     codes = []
     for _ in range(min(width * height, 126)):
@@ -178,7 +178,7 @@ def webp(*chunks: tuple[bytes, bytes]) -> bytes:
 
 
 def lossless_webp(width: int, height: int) -> bytes:
-    """Of one colour, in a few bytes whatever its size: each of its codes takes no bit at all."""
+    """Return a photo of one colour, in a few bytes whatever its size: each of its codes takes no bit at all."""
     sides = (width - 1) | (height - 1) << 14
     # No transform, no colour cache, no meta codes; five codes of one symbol each: green, red, blue, alpha, distance.
     bits, place = 0, 3
