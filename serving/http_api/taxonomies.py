@@ -1,22 +1,15 @@
 """Find the taxonomies of all loaded releases by version."""
 
-import json
 import logging
 from pathlib import Path
 
-from serving.rollout.traffic_split import TrafficSplit
+from serving.rollout.routes_file import read_traffic_split
 from vision.errors import TaxonomyError
-from vision.runtime.files import write_atomically
 from vision.taxonomy import Taxonomy
 
-__all__ = ["Taxonomies", "write_traffic_split"]
+__all__ = ["Taxonomies"]
 
 _log = logging.getLogger(__name__)
-
-
-def write_traffic_split(folder: Path, traffic_split: TrafficSplit) -> None:
-    """Write the loaded releases to `folder`, atomically, for a `Taxonomies` of the same folder."""
-    write_atomically(_traffic_split_path(folder), json.dumps(traffic_split.to_dict()))
 
 
 class Taxonomies:
@@ -31,8 +24,7 @@ class Taxonomies:
     def find(self, version: str) -> Taxonomy | None:
         """Return the taxonomy of a version; None if no loaded release has it. Reads files."""
         if version not in self._known:
-            traffic_split = TrafficSplit.from_dict(json.loads(_traffic_split_path(self._folder).read_text()))
-            for release in traffic_split.releases:
+            for release in read_traffic_split(self._folder).releases:
                 try:
                     # The gateway processes have checked its hash.
                     taxonomy = Taxonomy.load(release.bundle / "taxonomy.json")
@@ -43,7 +35,3 @@ class Taxonomies:
                     continue
                 self._known[taxonomy.version] = taxonomy
         return self._known.get(version)
-
-
-def _traffic_split_path(folder: Path) -> Path:
-    return folder / "traffic_split.json"

@@ -15,7 +15,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving.config import ServeOptions
 from serving.errors import TritonNotInstalled
-from serving.http_api.taxonomies import write_traffic_split
 from serving.inference.model_names import CANARY_MODEL_NAME, SHADOW_MODEL_NAME
 from serving.observability.admin_http import HttpResponse, StatusServer
 from serving.observability.metrics import MetricsFolder
@@ -24,6 +23,7 @@ from serving.processes.control import ControlServer
 from serving.processes.sockets import gateway_socket_address, reserve_port, supervisor_control_path
 from serving.rollout.manager import ReleaseManager
 from serving.rollout.router import create_single_release_split
+from serving.rollout.routes_file import write_traffic_split
 from serving.rollout.traffic_split import CANARY, SHADOW, ReleaseSpec, TrafficShare, TrafficSplit
 from serving.supervisor.gateway_pool import GatewayPool
 from serving.supervisor.http_process import HttpProcess

@@ -2,7 +2,8 @@ import dataclasses
 import logging
 import shutil
 
-from serving.http_api.taxonomies import Taxonomies, write_traffic_split
+from serving.http_api.taxonomies import Taxonomies
+from serving.rollout.routes_file import write_traffic_split
 from serving.rollout.traffic_split import ReleaseSpec, TrafficSplit
 
 
