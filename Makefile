@@ -5,7 +5,7 @@ BUNDLE ?= demo/bundle
 DATA ?=
 INSTALLED := .venv/.installed
 
-.PHONY: help setup demo serve test check lint format types contracts protocol docker-lint deploy-check version benchmark-tables benchmark-check pytest fuzz clean
+.PHONY: help setup demo serve test check lint format types contracts readability protocol docker-lint deploy-check version benchmark-tables benchmark-check pytest fuzz clean
 
 help:  ## this list
 	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z%-]+):[^#]*## */  make \1\t/' | expand -t 22
@@ -30,7 +30,7 @@ serve: setup  ## serve BUNDLE (default: the demo's) on 127.0.0.1:50051 until Ctr
 
 test: setup check pytest  ## everything that CI checks
 
-check: lint types contracts protocol docker-lint deploy-check version benchmark-check  ## everything but the tests
+check: lint types contracts readability protocol docker-lint deploy-check version benchmark-check  ## everything but the tests
 
 lint:
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . && echo "lint: ok"
@@ -44,6 +44,9 @@ types:
 contracts:
 	@$(BIN)/lint-imports --no-cache > .contracts.log || { cat .contracts.log; exit 1; }
 	@grep "^Contracts:" .contracts.log; rm -f .contracts.log
+
+readability:  ## sizes, mirrored tests, public names, plain words
+	@$(BIN)/python scripts/check_readability.py
 
 protocol:
 	@cd protos && ../$(BIN)/buf lint && echo "buf lint: ok"
