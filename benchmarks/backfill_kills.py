@@ -27,7 +27,7 @@ from benchmarks.load.processes import list_process_tree
 from benchmarks.serving import create_default_bundle
 from serving.backfill import inspection
 from serving.storage import Store
-from training.data.synthetic import PRODUCTS, draw_photo
+from training.data.synthetic import PRODUCTS, create_synthetic_photo
 
 FOLDER = BUILD / "backfill_kills"
 PHOTOS_PER_LISTING = 2
@@ -41,7 +41,7 @@ NUM_SYNTHETIC = 64
 @contextlib.contextmanager
 def serve_photos() -> Iterator[tuple[str, list[int]]]:
     """Serve photos; yield the address and, in a list of one, the number of requests."""
-    photos = [draw_photo(n % len(PRODUCTS), 1, np.random.default_rng(n)) for n in range(NUM_SYNTHETIC)]
+    photos = [create_synthetic_photo(n % len(PRODUCTS), 1, np.random.default_rng(n)) for n in range(NUM_SYNTHETIC)]
     num_requests, lock = [0], threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):

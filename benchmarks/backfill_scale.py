@@ -20,7 +20,7 @@ from benchmarks.common import BUILD, ROOT, create_parser, write_result
 from benchmarks.load.processes import sample_memory
 from benchmarks.serving import create_default_bundle
 from serving.storage import Store
-from training.data.synthetic import PRODUCTS, draw_photo
+from training.data.synthetic import PRODUCTS, create_synthetic_photo
 
 FOLDER = BUILD / "backfill_scale"
 NUM_FILES = 200
@@ -31,7 +31,7 @@ def create_small_photos() -> list[str]:
     FOLDER.mkdir(parents=True, exist_ok=True)
     paths = [FOLDER / f"{number}.jpg" for number in range(NUM_FILES)]
     for number, path in enumerate(paths):
-        path.write_bytes(draw_photo(number % len(PRODUCTS), 1, np.random.default_rng(number)))
+        path.write_bytes(create_synthetic_photo(number % len(PRODUCTS), 1, np.random.default_rng(number)))
     return list(map(str, paths))
 
 

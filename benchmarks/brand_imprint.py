@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 
 from benchmarks.common import BUILD, create_parser, find_grocery_source, run_cli, write_result
-from training.export.add_brand import extend_taxonomy, imprint
+from training.export.add_brand import extend_taxonomy, imprint_brand
 from training.inference.features import extract_features
 from training.recipe import Recipe, Stage, load_recipe
 from training.run import Run
@@ -66,7 +66,7 @@ def train_model(recipe: Recipe, manifest: Manifest, taxonomy: Taxonomy, name: st
 
 @torch.inference_mode()
 def predict_brands(model: ListingClassifier, embeddings: torch.Tensor, taxonomy: Taxonomy) -> list[str]:
-    labels = model.heads(embeddings).brand_logits.argmax(dim=1)
+    labels = model.apply_heads(embeddings).brand_logits.argmax(dim=1)
     return [taxonomy.brand_labels[label] for label in labels.tolist()]
 
 
@@ -91,7 +91,7 @@ def imprint_brands(
     rng = np.random.default_rng(draw)
     for name in HELD_OUT:
         rows = rng.choice([row for row, brand in enumerate(brands) if brand == name], NUM_PHOTOS, replace=False)
-        model, taxonomy = imprint(model, embeddings[rows]), extend_taxonomy(taxonomy, name)
+        model, taxonomy = imprint_brand(model, embeddings[rows]), extend_taxonomy(taxonomy, name)
     return model, taxonomy
 
 
@@ -113,13 +113,13 @@ def main() -> None:
     for head in heads:
         recipe = create_recipe(asked.recipe, head, epochs=asked.epochs, photo_px=asked.photo_px)
         model = train_model(recipe, whole, taxonomy, f"{asked.recipe}-{head}-all")
-        values, truth = compute_embeddings(model, whole.where_split("val"), recipe)
+        values, truth = compute_embeddings(model, whole.select_split("val"), recipe)
         figures[f"trained_{head}"] = compute_accuracy(predict_brands(model, values, taxonomy), truth, taxonomy.no_brand)
     fewer, smaller = exclude_brands(whole, taxonomy)
     model = train_model(recipe, fewer, smaller, f"{asked.recipe}-cosine-held-out")
-    values, truth = compute_embeddings(model, whole.where_split("val"), recipe)
+    values, truth = compute_embeddings(model, whole.select_split("val"), recipe)
     figures["before_imprint"] = compute_accuracy(predict_brands(model, values, smaller), truth, taxonomy.no_brand)
-    from_values, from_brands = compute_embeddings(model, whole.where_split("train"), recipe)
+    from_values, from_brands = compute_embeddings(model, whole.select_split("train"), recipe)
     draws = []
     for draw in range(asked.draws):
         larger, known = imprint_brands(model, smaller, from_values, from_brands, draw=draw)

@@ -25,11 +25,11 @@ from training.data.synthetic import create_synthetic_dataset
 from training.evaluation.ground_truth import build_ground_truth, evaluate_paths, merge_listing_labels
 from training.inference.predictions import Predictions, predict
 from vision.bundle import Bundle, load_bundle
-from vision.calibration import BRAND_FIELD, Calibration, field_name
+from vision.calibration import BRAND_FIELD, Calibration, get_field_name
 from vision.decision import ListingPredictions, compute_prefilled, fuse_logits, predict_listings
 from vision.engine import OnnxEngine
 from vision.manifest import Labels, Manifest
-from vision.metrics import expected_calibration_error, wilson_interval
+from vision.metrics import compute_expected_calibration_error, compute_wilson_interval
 
 FOLDER = BUILD / "certificate"
 NUM_RESAMPLES = 1000
@@ -75,7 +75,9 @@ def create_synthetic_manifest() -> Path:
     if not path.is_file():
         with ProcessPoolExecutor() as pool:
             parts = list(pool.map(create_synthetic_split, NUM_SYNTHETIC))
-        rows = [{**row, "photo": part.photo_url(i)} for part in parts for i, row in enumerate(part.table.to_pylist())]
+        rows = [
+            {**row, "photo": part.get_photo_url(i)} for part in parts for i, row in enumerate(part.table.to_pylist())
+        ]
         Manifest.from_rows(rows, str(path.parent)).save(str(path))
     return path
 
@@ -174,9 +176,9 @@ def evaluate_fields(evaluated: EvaluatedListings, calibration: Calibration, name
             "test_listings": int(known.sum()),
             "test_coverage": num_filled / int(known.sum()),
             "test_precision": num_right / num_filled if num_filled else None,
-            "test_precision_interval": wilson_interval(num_right, num_filled) if num_filled else None,
+            "test_precision_interval": compute_wilson_interval(num_right, num_filled) if num_filled else None,
             "best_possible_coverage": evaluated.compute_best_coverage(column, field.alpha),
-            "ece": expected_calibration_error(evaluated.scores[known, column], evaluated.right[known, column]),
+            "ece": compute_expected_calibration_error(evaluated.scores[known, column], evaluated.right[known, column]),
             "top1": float(evaluated.right[known, column].mean()),
         }
     return fields
@@ -190,11 +192,11 @@ def measure_dataset(name: str, manifest_path: Path, run: Path | None) -> dict[st
     rng = np.random.default_rng(0)
 
     def answered(split: str) -> Predictions:
-        rows = manifest.where_split(split)
+        rows = manifest.select_split(split)
         return fuse_listings(predict(rows, bundle.taxonomy, bundle.info.preprocessing, engine.infer), calibration)
 
     test, tune = answered("test"), answered("val")
-    names = [*(field_name(depth + 1) for depth in range(bundle.taxonomy.max_depth)), BRAND_FIELD]
+    names = [*(get_field_name(depth + 1) for depth in range(bundle.taxonomy.max_depth)), BRAND_FIELD]
     found = {"fields": evaluate_fields(EvaluatedListings(test, bundle, calibration), calibration, names)}
     if name == "drawn":
         # Where nearly all suggestions are right the usual guarantee holds at any threshold; a stricter one does not.

@@ -74,7 +74,7 @@ def _generate(folder: Path, num_rows: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     taxonomy = _create_taxonomy()
     taxonomy.save(folder / "taxonomy.json")
-    paths = [taxonomy.path_name(category.id) for category in taxonomy.categories]
+    paths = [taxonomy.format_path(category.id) for category in taxonomy.categories]
     leaves = np.array([taxonomy.node_index[leaf] for leaf in taxonomy.leaf_ids])
     inner = np.setdiff1d(np.arange(len(paths)), leaves)
     categories = pa.array([*paths, ""])
@@ -140,11 +140,11 @@ def _measure(folder: Path) -> dict[str, Any]:
     taxonomy = Taxonomy.load(folder / "taxonomy.json")
     manifest = Manifest.load(str(folder / "manifest.parquet"))
     done("load")
-    digest = manifest.digest()
+    digest = manifest.compute_digest()
     done("digest")
-    train, val = manifest.where_split("train"), manifest.where_split("val")
-    done("where_split")
-    labels = train.labels(taxonomy), val.labels(taxonomy)
+    train, val = manifest.select_split("train"), manifest.select_split("val")
+    done("select_split")
+    labels = train.resolve_labels(taxonomy), val.resolve_labels(taxonomy)
     done("labels")
     from training.recipe import Recipe, Stage
     from training.trainer.sampler import ResumableBatchSampler
@@ -154,7 +154,7 @@ def _measure(folder: Path) -> dict[str, Any]:
     shares = []
     for rank in range(RANKS):
         draws = ResumableBatchSampler(train, labels[0], recipe, rank=rank, world_size=RANKS)
-        shares.append(np.concatenate([draws.rows_of_step(step)[rank::RANKS] for step in range(draws.steps_per_epoch)]))
+        shares.append(np.concatenate([draws.get_step_rows(step)[rank::RANKS] for step in range(draws.steps_per_epoch)]))
         del draws
     done("shares")
     times_drawn = np.bincount(np.concatenate(shares), minlength=len(train))
@@ -166,7 +166,7 @@ def _measure(folder: Path) -> dict[str, Any]:
         "rows": len(manifest),
         "train_rows": len(train),
         "val_rows": len(val),
-        "listings": int(manifest.listing_groups().max()) + 1,
+        "listings": int(manifest.number_listings().max()) + 1,
         "digest": digest,
     }
 

@@ -24,7 +24,7 @@ FOLDER = BUILD / "precision"
 
 
 def measure_top1(bundle: Bundle, manifest: Manifest, split: str) -> float:
-    rows = manifest.where_split(split)
+    rows = manifest.select_split(split)
     answers = predict(rows, bundle.taxonomy, bundle.info.preprocessing, onnx_forward(bundle.onnx_path))
     leaves = build_ground_truth(answers.labels, bundle.taxonomy).leaves
     return float((answers.category_logits.argmax(axis=1) == leaves)[leaves >= 0].mean())

@@ -89,7 +89,16 @@ def main() -> None:
     random.seed(asked.seed)
     rmtree(FOLDER, ignore_errors=True)
     run_cli(
-        "data", "draw", "--output", FOLDER / "data", "--train-listings", 40, "--val-listings", 30, "--test-listings", 1
+        "data",
+        "synthesize",
+        "--output",
+        FOLDER / "data",
+        "--train-listings",
+        40,
+        "--val-listings",
+        30,
+        "--test-listings",
+        1,
     )
     (FOLDER / "recipe.toml").write_text(RECIPE)
     kills, equal, compared = 0, 0, 0

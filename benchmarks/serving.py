@@ -76,7 +76,7 @@ def create_default_bundle() -> Path:
         recipe = here / "recipe.toml"
         here.mkdir(parents=True, exist_ok=True)
         recipe.write_text("input_px = 224\n[[stages]]\nphoto_px = 64\nepochs = 1\n")
-        run_cli("data", "draw", "--output", here / "data", "--train-listings", 60, "--val-listings", 60)
+        run_cli("data", "synthesize", "--output", here / "data", "--train-listings", 60, "--val-listings", 60)
         run_cli("train", here / "data" / "manifest.parquet", "--recipe", recipe, "--run", here / "run")
         run_cli("export", here / "run", "--output", here / "bundle")
     return here / "bundle"

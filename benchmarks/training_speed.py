@@ -51,7 +51,7 @@ def run_ours(setting: Setting, manifest: Manifest, taxonomy: Taxonomy, *, worker
     from training.trainer.hardware import Machine
     from training.trainer.trainer import Trainer
 
-    train = manifest.where_split("train")
+    train = manifest.select_split("train")
     recipe = Recipe(
         stages=(Stage(photo_px=setting.photo_px, epochs=setting.num_epochs),),
         input_px=setting.photo_px,
@@ -93,14 +93,14 @@ def run_timm(setting: Setting, manifest: Manifest, taxonomy: Taxonomy, *, worker
         transform: Any = None
 
         def __init__(self) -> None:
-            self.rows = manifest.where_split("train")
-            self.targets = self.rows.labels(taxonomy).category_nodes
+            self.rows = manifest.select_split("train")
+            self.targets = self.rows.resolve_labels(taxonomy).category_nodes
 
         def __len__(self) -> int:
             return len(self.rows)
 
         def __getitem__(self, row: int) -> tuple[Any, int]:
-            photo = Image.open(self.rows.photo_url(row)).convert("RGB")
+            photo = Image.open(self.rows.get_photo_url(row)).convert("RGB")
             return self.transform(photo), int(self.targets[row])
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -167,7 +167,7 @@ def prepare_manifest(num_train: int, num_val: int) -> Path:
     try:
         run_cli("data", "import", "grocery-store", find_grocery_source(), "--output", FOLDER / "all")
     except SystemExit:
-        run_cli("data", "draw", "--output", FOLDER / "all", "--train-listings", num_train, "--val-listings", 50)
+        run_cli("data", "synthesize", "--output", FOLDER / "all", "--train-listings", num_train, "--val-listings", 50)
     whole = Manifest.load(str(FOLDER / "all" / "manifest.parquet"))
     splits = np.array(whole.column("split").to_pylist())
     labels = np.array(whole.column("category").to_pylist())

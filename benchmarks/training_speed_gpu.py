@@ -95,7 +95,16 @@ def measure_in_subprocess(name: str, side: str) -> dict[str, float]:
     manifest = FOLDER / "manifest.parquet"
     if not manifest.exists():
         run_cli(
-            "data", "draw", "--output", FOLDER, "--train-listings", 1700, "--val-listings", 100, "--test-listings", 1
+            "data",
+            "synthesize",
+            "--output",
+            FOLDER,
+            "--train-listings",
+            1700,
+            "--val-listings",
+            100,
+            "--test-listings",
+            1,
         )
     command = [sys.executable, "-m", "benchmarks.training_speed_gpu", side, name, str(manifest)]
     done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)

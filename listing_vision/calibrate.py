@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import typer
 
-from vision.bundle import UNKNOWN_BACKEND, Bundle, load_bundle, refuse_existing
+from vision.bundle import UNKNOWN_BACKEND, Bundle, load_bundle, require_new_folder
 from vision.engine import Engine, Logits, OnnxEngine
 from vision.errors import EngineBroken, PhotoError
 
@@ -60,7 +60,7 @@ def calibrate(
     from vision.manifest import Manifest
 
     guarantee = Guarantee(alpha_category=alpha_category, alpha_brand=alpha_brand, delta=delta)
-    refuse_existing(output)
+    require_new_folder(output)
     loaded = load_bundle(bundle)
     tune_rows, tested_rows, split = split_calibration_rows(Manifest.load(manifest), tune_split=tune_split)
     with _open_engine(loaded, triton, decode_in) as (engine, infer_files):

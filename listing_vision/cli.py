@@ -14,18 +14,18 @@ from serving.cli.triton import triton_app, tune
 from training.cli.brand import brand_app
 from training.cli.compare import compare
 from training.cli.data import data_app
-from training.cli.experiment import experiment_app, from_outcomes
+from training.cli.experiment import create_outcome_manifests, experiment_app
 from training.cli.model import convert, evaluate, export, runs
 from training.cli.train import distill, train
 from training.cli.tune import tune_app
-from vision.runtime.cli import new_app, run_app
+from vision.runtime.cli import create_cli_app, run_app
 
 __all__ = ["app", "main"]
 
-app = new_app(
+app = create_cli_app(
     "Suggest category and brand of a marketplace listing from its photos. --debug adds tracebacks to failures."
 )
-data_app.command("from-outcomes")(from_outcomes)
+data_app.command("from-outcomes")(create_outcome_manifests)
 app.add_typer(data_app, name="data")
 for verb in (
     train,

@@ -58,7 +58,7 @@ def demo(
     _run("evaluate", folder / "bundle", manifest, "--split", "test", "--output", folder / "evaluation")
     _print_step("5/6 start Triton and the gateway, send listings over gRPC")
     with _start_serve(folder) as address:
-        for title, photos in _select_listings(Manifest.load(str(manifest)).where_split("test")):
+        for title, photos in _select_listings(Manifest.load(str(manifest)).select_split("test")):
             print(f"\n{title}", flush=True)
             _run("classify", *photos, "--server", address)
     _print_step("6/6 Triton and the gateway are shut down")
@@ -73,7 +73,7 @@ SERVE_ADDRESS = "127.0.0.1:50051"
 def _prepare(data: Path | None, output: Path) -> None:
     if data is None:
         _print_step("1/6 draw synthetic listing photos (DATA=folder takes real ones)")
-        _run("data", "draw", "--output", output)
+        _run("data", "synthesize", "--output", output)
     elif (data / "classes.csv").is_file() or (data / "dataset" / "classes.csv").is_file():
         _print_step(f"1/6 import the Grocery Store photos of {data}")
         _run("data", "import", "grocery-store", data, "--output", output)
@@ -84,7 +84,7 @@ def _prepare(data: Path | None, output: Path) -> None:
 
 def _format_recipe(manifest: "Manifest") -> str:
     """Return the quick recipe with as many epochs as fit `TRAINING_PHOTO_BUDGET`."""
-    epochs = max(2, min(16, round(TRAINING_PHOTO_BUDGET / len(manifest.where_split("train")))))
+    epochs = max(2, min(16, round(TRAINING_PHOTO_BUDGET / len(manifest.select_split("train")))))
     return f"input_px = 160\n\n[[stages]]\nphoto_px = 128\nepochs = {epochs}\n"
 
 
@@ -122,14 +122,17 @@ def _wait_for_port(process: "subprocess.Popen[bytes]", log_path: Path) -> str:
 
 
 def _select_listings(test: "Manifest") -> Iterator[tuple[str, list[str]]]:
-    groups = test.listing_groups()
+    groups = test.number_listings()
     step = max(1, (int(groups.max()) + 1) // NUM_LISTINGS_SHOWN)
     # An odd stride, so that the categories of a cyclic manifest differ.
     for group in range(0, int(groups.max()) + 1, step + 1):
         rows = [int(row) for row in (groups == group).nonzero()[0]]
         first = test.table.slice(rows[0], 1).to_pylist()[0]
         brand = first["brand"] or "brand not labelled"
-        yield f"listing {first['listing_id']}, truly {first['category']}, {brand}:", [test.photo_url(r) for r in rows]
+        yield (
+            f"listing {first['listing_id']}, truly {first['category']}, {brand}:",
+            [test.get_photo_url(r) for r in rows],
+        )
 
 
 def _print_step(text: str) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.support.browser import open_browser
-from training.data.synthetic import draw_photo
+from training.data.synthetic import create_synthetic_photo
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -52,7 +52,7 @@ def take(url: str, folder: Path, options: argparse.Namespace) -> None:
     photos = []
     for number in range(3):
         photos.append(folder / f"{number}.jpg")
-        photos[-1].write_bytes(draw_photo(0, 2, np.random.default_rng(21 + number)))
+        photos[-1].write_bytes(create_synthetic_photo(0, 2, np.random.default_rng(21 + number)))
     with open_browser() as running:
         context = running.new_context(
             viewport={"width": options.width, "height": options.height},

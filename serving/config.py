@@ -12,7 +12,7 @@ from serving.inference.model_names import CANARY_MODEL_NAME, MODEL_NAME, SHADOW_
 from serving.observability.tracing import TraceOptions
 from serving.rollout.traffic_split import TrafficSplit
 from vision.errors import ListingVisionError
-from vision.runtime.cpus import usable_cores
+from vision.runtime.cpus import count_usable_cores
 
 if TYPE_CHECKING:  # gRPC is not installed where models are only trained, and the console script reads this module
     from serving.auth.interceptor import TokenVerifier
@@ -233,7 +233,7 @@ class ServeOptions:
     @property
     def num_decoders(self) -> int:
         """Decode processes of one gateway process: all gateway processes together have one a core."""
-        return max(1, usable_cores() // self.workers)
+        return max(1, count_usable_cores() // self.workers)
 
     @property
     def repository_options(self) -> "RepositoryOptions":

@@ -11,7 +11,7 @@ from vision.bundle import BrandHead
 
 __all__ = ["Recipe", "Stage", "load_recipe"]
 
-Trained = Literal["all", "heads", "heads_on_features"]
+TrainedPart = Literal["all", "heads", "heads_on_features"]
 LongTail = Literal["none", "logit_adjustment"]
 Schedule = Literal["cosine", "tanh", "poly"]
 
@@ -22,14 +22,16 @@ class Stage:
 
     photo_px: int
     epochs: int
-    trains: Trained = "all"
+    trains: TrainedPart = "all"
     """`heads` leaves the backbone as it is, which costs a third: new heads no longer pull pre-trained features about
     while they know nothing themselves (Kumar et al., ICLR 2022). `heads_on_features` computes the features of every
     photo once, unaugmented, and trains the heads on those: a linear probe."""
 
     def __post_init__(self) -> None:
         _require(32 <= self.photo_px <= 1024, "stages.photo_px", self.photo_px, "use 32..1024")
-        _require(self.trains in get_args(Trained), "stages.trains", self.trains, f"use one of {get_args(Trained)}")
+        _require(
+            self.trains in get_args(TrainedPart), "stages.trains", self.trains, f"use one of {get_args(TrainedPart)}"
+        )
         _require(self.epochs >= 1, "stages.epochs", self.epochs, "use at least 1")
 
 

@@ -63,19 +63,19 @@ class Run:
             RunError: the folder holds a run with another recipe, manifest or taxonomy; says what differs.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        asked = {
+        requested = {
             "recipe": recipe.to_dict(),
-            "manifest_sha256": manifest.digest(),
+            "manifest_sha256": manifest.compute_digest(),
             "taxonomy_sha256": hashlib.sha256(taxonomy.to_json().encode()).hexdigest(),
         }
         if teacher:
-            asked["teacher"] = teacher
-        asked = json.loads(json.dumps(asked))
+            requested["teacher"] = teacher
+        requested = json.loads(json.dumps(requested))
         path = self.folder / "run.json"
         if path.exists():
             known = json.loads(path.read_text())
             differing = list_differences(
-                {key: known.get(key) for key in {**asked, "teacher": None}}, {"teacher": None, **asked}
+                {key: known.get(key) for key in {**requested, "teacher": None}}, {"teacher": None, **requested}
             )
             if differing:
                 raise RunError(
@@ -86,7 +86,7 @@ class Run:
         taxonomy.save(self.folder / "taxonomy.json")
         (self.folder / "model.json").write_text(json.dumps(asdict(spec), indent=1) + "\n")
         write_atomically(
-            path, json.dumps({**asked, "manifest": manifest_url, "versions": _list_versions()}, indent=1) + "\n"
+            path, json.dumps({**requested, "manifest": manifest_url, "versions": _list_versions()}, indent=1) + "\n"
         )
 
     def append_metrics(self, record: Mapping[str, float | None]) -> None:
@@ -183,11 +183,11 @@ def find_runs(folder: Path) -> list[Run]:
     return found
 
 
-def list_differences(known: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> list[str]:
+def list_differences(known: Mapping[str, Any], requested: Mapping[str, Any], prefix: str = "") -> list[str]:
     """`recipe.seed: 0 there, 7 asked` for every value that is not the same in both."""
     found = []
-    for key in dict.fromkeys([*known, *asked]):
-        there, here = known.get(key), asked.get(key)
+    for key in dict.fromkeys([*known, *requested]):
+        there, here = known.get(key), requested.get(key)
         if isinstance(there, Mapping) and isinstance(here, Mapping):
             found += list_differences(there, here, f"{prefix}{key}.")
         elif there != here:

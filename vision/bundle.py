@@ -19,11 +19,11 @@ import safetensors.numpy
 from vision.calibration import Calibration
 from vision.errors import BundleError, TaxonomyError
 from vision.images import Preprocessing
-from vision.runtime.files import sha256_of
+from vision.runtime.files import compute_sha256
 from vision.taxonomy import Taxonomy
 
 __all__ = [
-    "FILES",
+    "BUNDLE_FILES",
     "ONNX_ON_CPU",
     "UNKNOWN_BACKEND",
     "BrandHead",
@@ -32,9 +32,9 @@ __all__ = [
     "Golden",
     "certificate_binding",
     "compute_digest",
+    "create_bundle",
     "load_bundle",
-    "new_bundle",
-    "refuse_existing",
+    "require_new_folder",
     "seal_bundle",
 ]
 
@@ -42,7 +42,7 @@ BrandHead = Literal["linear", "cosine"]
 """How brand logits are computed from the embedding; see `vision.model`."""
 
 SCHEMA_VERSION = 1
-FILES = (
+BUNDLE_FILES = (
     "taxonomy.json",
     "calibration.json",
     "weights.safetensors",
@@ -143,10 +143,10 @@ class Bundle:
 
         Guarantees that were certified with another backend are void: fields are suggested, not filled.
         """
-        made_with = self.calibration.certifies.get("backend")
-        if made_with == backend != UNKNOWN_BACKEND:
+        certified_backend = self.calibration.certifies.get("backend")
+        if certified_backend == backend != UNKNOWN_BACKEND:
             return self
-        reason = f"certificate void: made with backend {made_with}, served by {backend}"
+        reason = f"certificate void: made with backend {certified_backend}, served by {backend}"
         return dataclasses.replace(self, calibration=self.calibration.void(reason))
 
     @functools.cached_property
@@ -154,7 +154,7 @@ class Bundle:
         return Golden.load(self.folder / "golden.safetensors")
 
 
-def refuse_existing(folder: Path) -> None:
+def require_new_folder(folder: Path) -> None:
     """Check that an output folder is free, before hours of work.
 
     Raises:
@@ -165,13 +165,13 @@ def refuse_existing(folder: Path) -> None:
 
 
 @contextmanager
-def new_bundle(folder: Path) -> Iterator[Path]:
+def create_bundle(folder: Path) -> Iterator[Path]:
     """Yield a folder to build in; it is renamed to `folder` at the end if it then holds a complete bundle.
 
     Raises:
         BundleError: `folder` exists, or the built bundle is incomplete.
     """
-    refuse_existing(folder)
+    require_new_folder(folder)
     building = folder.with_name(f".{folder.name}.building")
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
@@ -184,20 +184,20 @@ def seal_bundle(folder: Path, info: BundleInfo) -> None:
     """Write `manifest.json` with the hashes of all other files, and make all files as readable as it is.
 
     Raises:
-        BundleError: a file of `FILES` is missing.
+        BundleError: a file of `BUNDLE_FILES` is missing.
     """
-    missing = [name for name in FILES if not (folder / name).is_file()]
+    missing = [name for name in BUNDLE_FILES if not (folder / name).is_file()]
     if missing:
         raise BundleError(f"bundle {folder} cannot be sealed; missing: {', '.join(missing)}")
     manifest: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         **asdict(info),
-        "sha256": {name: sha256_of(folder / name) for name in FILES},
+        "sha256": {name: compute_sha256(folder / name) for name in BUNDLE_FILES},
     }
     manifest["manifest_sha256"] = compute_digest(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     # safetensors creates files that only their owner can read; a serving container runs as another user.
-    for name in FILES:
+    for name in BUNDLE_FILES:
         (folder / name).chmod((folder / "manifest.json").stat().st_mode & 0o777)
 
 
@@ -262,12 +262,12 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _check_files(folder: Path, hashes: Mapping[str, str]) -> None:
-    for name in FILES:
+    for name in BUNDLE_FILES:
         if name not in hashes:
             raise BundleError(f"{folder / 'manifest.json'} has no sha256 of {name}")
         if not (folder / name).is_file():
             raise BundleError(f"bundle {folder}: {name} is missing; copy the bundle again")
-        if sha256_of(folder / name) != hashes[name]:
+        if compute_sha256(folder / name) != hashes[name]:
             raise BundleError(
                 f"bundle {folder}: {name} was altered (its sha256 is not the recorded one); copy it again"
             )

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from vision.errors import BundleError
 
-__all__ = ["BRAND_FIELD", "Calibration", "FieldGuarantee", "Histogram", "field_name"]
+__all__ = ["BRAND_FIELD", "Calibration", "FieldGuarantee", "Histogram", "get_field_name"]
 
 SCHEMA_VERSION = 2
 BRAND_FIELD = "brand"
@@ -17,7 +17,7 @@ _REASON_KEY = "why_not"
 """`FieldGuarantee.uncertified_reason` in the file, whose format is frozen."""
 
 
-def field_name(depth: int) -> str:
+def get_field_name(depth: int) -> str:
     return f"category_depth_{depth}"
 
 

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from vision.calibration import BRAND_FIELD, Calibration, FieldGuarantee, field_name
+from vision.calibration import BRAND_FIELD, Calibration, FieldGuarantee, get_field_name
 from vision.taxonomy import OTHER_BRAND, Taxonomy
 
 __all__ = [
@@ -36,8 +36,8 @@ __all__ = [
     "softmax",
 ]
 
-_TINY = 1e-300
-_CHUNK = 64
+_MIN_PROBABILITY = 1e-300
+_LISTINGS_PER_CHUNK = 64
 """Listings processed at a time; bounds the memory."""
 
 Floats = npt.NDArray[np.floating]
@@ -55,7 +55,7 @@ class CategorySuggestion:
     """Summed over the leaves below, in [0, 1]."""
     filled: bool
     """Whether to prefill the field; otherwise it is only suggested."""
-    why_suggested: str
+    explanation: str
     """Empty when filled."""
 
 
@@ -66,7 +66,7 @@ class BrandSuggestion:
     probability: float
     """In [0, 1]; 0 for an unknown brand, which has no probability of its own."""
     filled: bool
-    why_suggested: str
+    explanation: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,8 +163,8 @@ def predict_paths(leaf_probabilities: Floats, taxonomy: Taxonomy) -> Paths:
     """Return the path from root to likeliest leaf of each row, with the probability of each step."""
     nodes = taxonomy.leaf_paths[leaf_probabilities.argmax(axis=1)]
     scores = np.zeros(nodes.shape)
-    for begin in range(0, len(nodes), _CHUNK):
-        rows = slice(begin, begin + _CHUNK)
+    for begin in range(0, len(nodes), _LISTINGS_PER_CHUNK):
+        rows = slice(begin, begin + _LISTINGS_PER_CHUNK)
         for depth in range(taxonomy.max_depth):
             below = taxonomy.leaf_paths[None, :, depth] == nodes[rows, depth, None]
             scores[rows, depth] = np.einsum("nc,nc->n", leaf_probabilities[rows], below)
@@ -193,14 +193,16 @@ def predict_listings(
         groups: (P,) listing numbers 0…N-1, each at least once.
     """
     order = np.argsort(groups, kind="stable")
-    bounds = np.searchsorted(groups[order], np.arange(0, int(groups.max()) + 1 + _CHUNK, _CHUNK))
+    bounds = np.searchsorted(
+        groups[order], np.arange(0, int(groups.max()) + 1 + _LISTINGS_PER_CHUNK, _LISTINGS_PER_CHUNK)
+    )
     paths, brands = [], []
     for begin, end in itertools.pairwise(bounds.tolist()):
         photos = order[begin:end]
-        some = groups[photos] - groups[photos[0]]
-        leaves = compute_leaf_probabilities(category_logits[photos], some, calibration, taxonomy)
+        chunk_groups = groups[photos] - groups[photos[0]]
+        leaves = compute_leaf_probabilities(category_logits[photos], chunk_groups, calibration, taxonomy)
         paths.append(predict_paths(leaves, taxonomy))
-        brands.append(predict_brands(fuse_brand_logits(brand_logits[photos], some, calibration), calibration))
+        brands.append(predict_brands(fuse_brand_logits(brand_logits[photos], chunk_groups, calibration), calibration))
     return ListingPredictions(
         Paths(*(np.concatenate(parts) for parts in zip(*paths, strict=True))),
         Brands(*(np.concatenate(parts) for parts in zip(*brands, strict=True))),
@@ -221,22 +223,22 @@ def compute_brand_scores(brands: Brands) -> Floats:
 
 
 def compute_prefilled(
-    answers: ListingPredictions, *, taxonomy: Taxonomy, calibration: Calibration
+    predictions: ListingPredictions, *, taxonomy: Taxonomy, calibration: Calibration
 ) -> npt.NDArray[np.bool_]:
     """Return (N, D + 1) whether each depth's field is filled; the last column is the brand's.
 
     A filled step implies that all steps above it are filled. The sole category of the top depths, where the taxonomy
     has one root for all, is filled when the step below it is.
     """
-    num_rows, max_depth = answers.paths.nodes.shape
-    scores = compute_path_scores(answers.paths, taxonomy)
+    num_rows, max_depth = predictions.paths.nodes.shape
+    scores = compute_path_scores(predictions.paths, taxonomy)
     filled = np.ones((num_rows, max_depth + 1), dtype=bool)
     for depth in np.flatnonzero(taxonomy.decides_at_depth):
-        filled[:, depth] = scores[:, depth] >= _get_threshold(calibration.field(field_name(int(depth) + 1)))
+        filled[:, depth] = scores[:, depth] >= _get_threshold(calibration.field(get_field_name(int(depth) + 1)))
     filled[:, :-1] = np.logical_and.accumulate(filled[:, :-1], axis=1)
     for depth in np.flatnonzero(~taxonomy.decides_at_depth)[::-1]:
         filled[:, depth] = filled[:, depth + 1] if depth + 1 < max_depth else False
-    filled[:, -1] = compute_brand_scores(answers.brands) >= _get_threshold(calibration.field(BRAND_FIELD))
+    filled[:, -1] = compute_brand_scores(predictions.brands) >= _get_threshold(calibration.field(BRAND_FIELD))
     return filled
 
 
@@ -259,28 +261,30 @@ def decide(
         if node < 0:
             break
         probability = float(paths.scores[0, depth])
-        field = calibration.field(field_name(depth + 1))
-        why = "" if filled[depth] else _explain_suggestion(field, probability, catch_all=not taxonomy.fillable[node])
+        field = calibration.field(get_field_name(depth + 1))
+        explanation = (
+            "" if filled[depth] else _explain_suggestion(field, probability, catch_all=not taxonomy.fillable[node])
+        )
         steps.append(
             CategorySuggestion(
                 category_id=taxonomy.categories[int(node)].id,
                 depth=depth + 1,
                 probability=probability,
                 filled=bool(filled[depth]),
-                why_suggested=why,
+                explanation=explanation,
             )
         )
     brand_index, brand_probability = int(brands.labels[0]), float(brands.scores[0])
     if filled[-1]:
-        why = ""
+        explanation = ""
     elif brand_index == OTHER_BRAND:
-        why = "no brand of the taxonomy is likely enough"
+        explanation = "no brand of the taxonomy is likely enough"
     else:
-        why = _explain_suggestion(calibration.field(BRAND_FIELD), brand_probability)
+        explanation = _explain_suggestion(calibration.field(BRAND_FIELD), brand_probability)
     return Suggestion(
         path=tuple(steps),
         brand=BrandSuggestion(
-            brand_index=brand_index, probability=brand_probability, filled=bool(filled[-1]), why_suggested=why
+            brand_index=brand_index, probability=brand_probability, filled=bool(filled[-1]), explanation=explanation
         ),
         alternatives=tuple(
             LeafAlternative(category_id=taxonomy.leaf_ids[int(leaf)], probability=float(leaves[0, leaf]))
@@ -299,9 +303,9 @@ def _apply_depth_temperatures(leaves: Floats, temperatures: tuple[float, ...], t
     sums_above, above = leaves.sum(axis=1, keepdims=True), np.ones((len(leaves), 1))
     for groups, temperature in zip(taxonomy.leaf_groups, temperatures, strict=True):
         sums = np.add.reduceat(leaves[:, groups.order], groups.starts, axis=1)
-        shares = (sums / np.maximum(sums_above[:, groups.parents], _TINY)) ** (1 / temperature)
+        shares = (sums / np.maximum(sums_above[:, groups.parents], _MIN_PROBABILITY)) ** (1 / temperature)
         totals = np.add.reduceat(shares[:, groups.sibling_order], groups.sibling_starts, axis=1)
-        here = above[:, groups.parents] * shares / np.maximum(totals[:, groups.sibling_sets], _TINY)
+        here = above[:, groups.parents] * shares / np.maximum(totals[:, groups.sibling_sets], _MIN_PROBABILITY)
         found[:, groups.ending_leaves] = here[:, groups.ending_nodes]
         sums_above, above = sums, here
     return found

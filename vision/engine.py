@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from vision.bundle import ONNX_ON_CPU, Bundle
 from vision.errors import EngineBroken, EngineUnavailable
-from vision.runtime.cpus import usable_cores
+from vision.runtime.cpus import count_usable_cores
 
 __all__ = ["INPUT_NAME", "OUTPUT_NAMES", "Engine", "Logits", "OnnxEngine", "check_golden"]
 
@@ -58,7 +58,7 @@ class OnnxEngine:
                 "onnxruntime is not installed; install the 'local' extra, or give the address of a server"
             ) from None
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = num_threads or usable_cores()
+        options.intra_op_num_threads = num_threads or count_usable_cores()
         # Spinning worker threads take cores from photo decoding.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         available = onnxruntime.get_available_providers()
@@ -70,7 +70,7 @@ class OnnxEngine:
         return Logits(*self._session.run(list(OUTPUT_NAMES), {INPUT_NAME: photos_nhwc}))
 
 
-def check_golden(bundle: Bundle, answered: Logits, *, which: slice = slice(None)) -> None:
+def check_golden(bundle: Bundle, logits: Logits, *, which: slice = slice(None)) -> None:
     """Compare logits of the bundle's golden photos, or some of them, with those stored at export.
 
     READY is no proof: a Triton with an incompatible NumPy reports READY and returns zeros.
@@ -79,13 +79,13 @@ def check_golden(bundle: Bundle, answered: Logits, *, which: slice = slice(None)
         EngineBroken: a logit differs by more than the tolerance, or the shape differs.
     """
     tolerance = GOLDEN_TOLERANCE if bundle.info.precision == "fp32" else LOW_PRECISION_GOLDEN_TOLERANCE
-    for name, got, wanted in (
-        ("category_logits", answered.category, bundle.golden.category_logits[which]),
-        ("brand_logits", answered.brand, bundle.golden.brand_logits[which]),
+    for name, actual, expected in (
+        ("category_logits", logits.category, bundle.golden.category_logits[which]),
+        ("brand_logits", logits.brand, bundle.golden.brand_logits[which]),
     ):
-        if got.shape != wanted.shape:
-            raise EngineBroken(f"golden photos: {name} has shape {got.shape}, not {wanted.shape}")
-        difference = float(np.abs(got - wanted).max())
+        if actual.shape != expected.shape:
+            raise EngineBroken(f"golden photos: {name} has shape {actual.shape}, not {expected.shape}")
+        difference = float(np.abs(actual - expected).max())
         if not difference <= tolerance:
             raise EngineBroken(
                 f"golden photos: {name} differs by {difference:.3g} from the exported model, more than {tolerance}"

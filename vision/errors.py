@@ -6,7 +6,7 @@ ListingVisionError
 ├── TaxonomyError                 a taxonomy file that contradicts itself
 ├── ManifestError                 rows of a listing manifest that cannot be used
 ├── BundleError                   a model bundle that is incomplete or altered
-├── DeviceCannotDecode            a device that has no JPEG decoder
+├── DeviceDecoderUnavailable            a device that has no JPEG decoder
 ├── EngineError
 │   ├── EngineUnavailable         the model cannot be reached now; try again later
 │   ├── EngineBusy                the model's queue is full; try again later
@@ -28,7 +28,7 @@ from collections.abc import Sequence
 
 __all__ = [
     "BundleError",
-    "DeviceCannotDecode",
+    "DeviceDecoderUnavailable",
     "EngineBroken",
     "EngineBusy",
     "EngineError",
@@ -61,11 +61,11 @@ class TaxonomyError(ListingVisionError):
 class ManifestError(ListingVisionError):
     """Carries every problem found, not only the first one, in `problems`."""
 
-    _SHOWN = 20
+    _MAX_SHOWN = 20
 
     def __init__(self, headline: str, problems: Sequence[str] = ()) -> None:
         self.problems = tuple(problems)
-        shown = [f"  {problem}" for problem in self.problems[: self._SHOWN]]
+        shown = [f"  {problem}" for problem in self.problems[: self._MAX_SHOWN]]
         hidden = len(self.problems) - len(shown)
         if hidden > 0:
             shown.append(f"  … and {hidden} more")
@@ -76,7 +76,7 @@ class BundleError(ListingVisionError):
     pass
 
 
-class DeviceCannotDecode(ListingVisionError):
+class DeviceDecoderUnavailable(ListingVisionError):
     pass
 
 

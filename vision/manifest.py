@@ -32,9 +32,12 @@ UNLABELLED = -1
 
 # Ten million rows of one column are more bytes than 32-bit offsets reach, and joining chunks must not overflow;
 # columns of few values take four bytes a row as dictionaries.
-_FEW_VALUES = ("category", "brand", "split")
+_DICTIONARY_COLUMNS = ("category", "brand", "split")
 _SCHEMA = pa.schema(
-    [(name, pa.dictionary(pa.int32(), pa.string()) if name in _FEW_VALUES else pa.large_string()) for name in COLUMNS]
+    [
+        (name, pa.dictionary(pa.int32(), pa.string()) if name in _DICTIONARY_COLUMNS else pa.large_string())
+        for name in COLUMNS
+    ]
 )
 _SLICE_ROWS = 1 << 20
 
@@ -106,7 +109,7 @@ class Manifest:
         with open_for_replacement(path) as file:
             writer(self.table, file)
 
-    def digest(self) -> str:
+    def compute_digest(self) -> str:
         """sha256 of all values in order, the same however the table is chunked and encoded."""
         hashed = hashlib.sha256()
         for name in COLUMNS:
@@ -121,7 +124,7 @@ class Manifest:
     def column(self, name: str) -> pa.ChunkedArray:
         return self.table.column(name)
 
-    def where_split(self, split: str) -> "Manifest":
+    def select_split(self, split: str) -> "Manifest":
         """The rows of one split.
 
         Raises:
@@ -136,16 +139,18 @@ class Manifest:
     def take(self, rows: npt.NDArray[np.int64]) -> "Manifest":
         return Manifest(self.table.take(pa.array(rows)), self.base_url)
 
-    def photo_url(self, row: int) -> str:
+    def get_photo_url(self, row: int) -> str:
         return resolve_photo_url(self.base_url, str(self.column("photo")[row].as_py()))
 
-    def moved_to(self, base_url: str) -> "Manifest":
+    def rebase(self, base_url: str) -> "Manifest":
         """Return the same rows and photos for a manifest in another folder."""
-        here, there = (folder if "://" in folder else os.path.realpath(folder) for folder in (self.base_url, base_url))
-        if here == there:
+        source_folder, target_folder = (
+            folder if "://" in folder else os.path.realpath(folder) for folder in (self.base_url, base_url)
+        )
+        if source_folder == target_folder:
             return Manifest(self.table, base_url)
         position = COLUMNS.index("photo")
-        folder, slash = (pa.scalar(text, pa.large_string()) for text in (here.rstrip("/"), "/"))
+        folder, slash = (pa.scalar(text, pa.large_string()) for text in (source_folder.rstrip("/"), "/"))
         pieces = []
         for piece in _iter_slices(self.column("photo")):
             absolute = pa.compute.match_substring_regex(piece, "^/|://")
@@ -154,11 +159,11 @@ class Manifest:
         photos = pa.chunked_array(pieces, pa.large_string())
         return Manifest(self.table.set_column(position, _SCHEMA.field(position), photos), base_url)
 
-    def listing_groups(self) -> npt.NDArray[np.int64]:
+    def number_listings(self) -> npt.NDArray[np.int64]:
         """(num_photos,) group number of each row's listing, numbered by first appearance."""
         return _read_codes(self.column("listing_id").dictionary_encode()).astype(np.int64)
 
-    def labels(self, taxonomy: Taxonomy, *, other_brands: bool = False) -> Labels:
+    def resolve_labels(self, taxonomy: Taxonomy, *, other_brands: bool = False) -> Labels:
         """Category and brand names resolved against a taxonomy.
 
         Args:
@@ -234,10 +239,12 @@ def read_photo(url: str) -> bytes:
 
 
 def _read_from_shard(url: str) -> bytes:
-    shard, _, place = url.rpartition("#")
-    parsed = re.fullmatch(r"(\d{1,18})\+(\d{1,18})", place, re.ASCII)
+    shard, _, byte_range = url.rpartition("#")
+    parsed = re.fullmatch(r"(\d{1,18})\+(\d{1,18})", byte_range, re.ASCII)
     if parsed is None:
-        raise OSError(f"photo {url}: {place!r} is not offset+size in bytes; `listing-vision data shard` writes them")
+        raise OSError(
+            f"photo {url}: {byte_range!r} is not offset+size in bytes; `listing-vision data shard` writes them"
+        )
     offset, size = int(parsed[1]), int(parsed[2])
     fs, path = fsspec.core.url_to_fs(shard) if "://" in shard else (None, shard)
     if fs is None or isinstance(fs, LocalFileSystem):
@@ -277,9 +284,11 @@ def _get_ending(url: str) -> str:
 def _read_parquet(file: IO[bytes]) -> tuple[pa.Table, list[str]]:
     found = pyarrow.parquet.read_schema(file)
     wanted = [name for name in COLUMNS if name in found.names]
-    few = [name for name in _FEW_VALUES if name in wanted and pa.types.is_string(found.field(name).type)]
+    dictionary_columns = [
+        name for name in _DICTIONARY_COLUMNS if name in wanted and pa.types.is_string(found.field(name).type)
+    ]
     file.seek(0)
-    return pyarrow.parquet.read_table(file, columns=wanted, read_dictionary=few), found.names
+    return pyarrow.parquet.read_table(file, columns=wanted, read_dictionary=dictionary_columns), found.names
 
 
 def _read_csv(file: IO[bytes]) -> tuple[pa.Table, list[str]]:

@@ -7,21 +7,21 @@ import numpy.typing as npt
 
 __all__ = [
     "NUM_CALIBRATION_BINS",
-    "bootstrap_interval",
-    "calibration_bins",
-    "expected_calibration_error",
-    "resampled_sums",
-    "share_interval",
-    "top_k_hits",
-    "wilson_interval",
+    "assign_calibration_bins",
+    "compute_bootstrap_interval",
+    "compute_expected_calibration_error",
+    "compute_share_interval",
+    "compute_top_k_hits",
+    "compute_wilson_interval",
+    "resample_sums",
 ]
 
 NUM_CALIBRATION_BINS = 15
 
 _SEED = 0
-_MOST_VALUES = 20_000_000
+_MAX_VALUES = 20_000_000
 """Bounds the memory and the time of a bootstrap."""
-_MOST_DENSE_SUMS = 128
+_MAX_DENSE_SUMS = 128
 
 Floats = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.integer]
@@ -29,7 +29,7 @@ Bools = npt.NDArray[np.bool_]
 Interval = tuple[float, float]
 
 
-def top_k_hits(scores: Floats, labels: Ints, *, k: int) -> Bools:
+def compute_top_k_hits(scores: Floats, labels: Ints, *, k: int) -> Bools:
     """Return, for each labelled row in order, whether its label is among the k highest scores."""
     labelled = labels >= 0
     best = np.argsort(-scores[labelled], axis=1, kind="stable")[:, :k]
@@ -37,23 +37,25 @@ def top_k_hits(scores: Floats, labels: Ints, *, k: int) -> Bools:
     return hits
 
 
-def calibration_bins(confidences: Floats, *, num_bins: int = NUM_CALIBRATION_BINS) -> npt.NDArray[np.int64]:
+def assign_calibration_bins(confidences: Floats, *, num_bins: int = NUM_CALIBRATION_BINS) -> npt.NDArray[np.int64]:
     """(N,) the equal-width bin of each confidence."""
     return np.minimum((confidences * num_bins).astype(np.int64), num_bins - 1)
 
 
-def expected_calibration_error(confidences: Floats, correct: Bools, *, num_bins: int = NUM_CALIBRATION_BINS) -> float:
+def compute_expected_calibration_error(
+    confidences: Floats, correct: Bools, *, num_bins: int = NUM_CALIBRATION_BINS
+) -> float:
     """Mean gap between confidence and accuracy over equal-width bins (Guo et al. 2017, section 2)."""
     if confidences.size == 0:
         return float("nan")
-    bins = calibration_bins(confidences, num_bins=num_bins)
+    bins = assign_calibration_bins(confidences, num_bins=num_bins)
     gaps = [
         abs(confidences[bins == b].mean() - correct[bins == b].mean()) * (bins == b).mean() for b in np.unique(bins)
     ]
     return float(np.sum(gaps))
 
 
-def wilson_interval(num_right: float, num_rows: float, *, z: float = 1.96) -> Interval:
+def compute_wilson_interval(num_right: float, num_rows: float, *, z: float = 1.96) -> Interval:
     """Interval of a share (Wilson 1927), 95 % by default; (0, 1) for no rows."""
     if num_rows == 0:
         return 0.0, 1.0
@@ -64,7 +66,7 @@ def wilson_interval(num_right: float, num_rows: float, *, z: float = 1.96) -> In
     return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
 
 
-def share_interval(hits: Bools, clusters: Ints | None = None) -> Interval:
+def compute_share_interval(hits: Bools, clusters: Ints | None = None) -> Interval:
     """95 % Wilson interval of a share, on as many rows as the clustered ones are worth.
 
     Photos of one listing are right or wrong together, so a thousand photos tell less than a thousand listings. The rows
@@ -80,7 +82,7 @@ def share_interval(hits: Bools, clusters: Ints | None = None) -> Interval:
     present = sizes > 0
     num_clusters = int(present.sum())
     if clusters is None or num_clusters == hits.size:
-        return wilson_interval(int(hits.sum()), hits.size)
+        return compute_wilson_interval(int(hits.sum()), hits.size)
     share = float(hits.mean())
     effective = float(num_clusters)
     if 0 < share < 1 and num_clusters > 1:
@@ -88,10 +90,10 @@ def share_interval(hits: Bools, clusters: Ints | None = None) -> Interval:
         variance = float((gaps**2).sum()) * num_clusters / (num_clusters - 1) / hits.size**2
         most = share * (1 - share) / hits.size
         effective = max(1.0, hits.size * min(1.0, most / variance)) if variance > 0 else float(hits.size)
-    return wilson_interval(share * effective, effective)
+    return compute_wilson_interval(share * effective, effective)
 
 
-def resampled_sums(
+def resample_sums(
     cells: Ints, values: Floats, *, num_cells: int, clusters: Ints | None = None, seed: int = _SEED
 ) -> Floats:
     """(1 + R, num_cells, M) sums of the rows of each cell: of the data, then of R resamples of its clusters.
@@ -104,25 +106,25 @@ def resampled_sums(
         values: (N, M) what is summed.
         clusters: (N,) what is drawn together, such as the photos of a listing; without, each row is its own.
     """
-    rows_of = np.arange(len(cells)) if clusters is None else np.unique(clusters, return_inverse=True)[1]
-    num_clusters = int(rows_of.max()) + 1 if len(rows_of) else 0
-    sums = [_sums(cells, values, num_cells)[None]]
+    cluster_of_row = np.arange(len(cells)) if clusters is None else np.unique(clusters, return_inverse=True)[1]
+    num_clusters = int(cluster_of_row.max()) + 1 if len(cluster_of_row) else 0
+    sums = [_sum_cells(cells, values, num_cells)[None]]
     if num_clusters:
-        weights = _resamples(num_clusters, seed)
+        weights = _sample_cluster_weights(num_clusters, seed)
         num_sums = num_cells * values.shape[1]
-        dense = num_sums <= _MOST_DENSE_SUMS and num_sums * num_clusters <= _MOST_VALUES
+        dense = num_sums <= _MAX_DENSE_SUMS and num_sums * num_clusters <= _MAX_VALUES
         sums += (
-            _product(weights, cells, values, num_cells, rows_of)
+            _sum_resamples_densely(weights, cells, values, num_cells, cluster_of_row)
             if dense
-            else [_sums(cells, values * row[rows_of, None], num_cells)[None] for row in weights]
+            else [_sum_cells(cells, values * row[cluster_of_row, None], num_cells)[None] for row in weights]
         )
     return np.concatenate(sums)
 
 
 @functools.lru_cache(maxsize=8)  # most figures of one evaluation are of the same number of listings
-def _resamples(num_clusters: int, seed: int) -> npt.NDArray[np.uint8]:
+def _sample_cluster_weights(num_clusters: int, seed: int) -> npt.NDArray[np.uint8]:
     """(R, num_clusters) how often each cluster is in each resample."""
-    num_resamples = int(np.clip(_MOST_VALUES // num_clusters, 200, 1000))
+    num_resamples = int(np.clip(_MAX_VALUES // num_clusters, 200, 1000))
     rng = np.random.default_rng(seed)
     weights = np.empty((num_resamples, num_clusters), np.uint8)
     for row in weights:
@@ -130,27 +132,31 @@ def _resamples(num_clusters: int, seed: int) -> npt.NDArray[np.uint8]:
     return weights
 
 
-def _product(
-    weights: npt.NDArray[np.uint8], cells: Ints, values: Floats, num_cells: int, rows_of: Ints
+def _sum_resamples_densely(
+    weights: npt.NDArray[np.uint8], cells: Ints, values: Floats, num_cells: int, cluster_of_row: Ints
 ) -> list[Floats]:
     """The sums of each resample as a product of matrices, which is many times faster where the cells are few."""
     num_clusters = weights.shape[1]
-    by_cluster = _sums(rows_of * num_cells + cells, values, num_clusters * num_cells).reshape(num_clusters, -1)
-    at_once = max(1, _MOST_VALUES // 16 // num_clusters)
+    by_cluster = _sum_cells(cluster_of_row * num_cells + cells, values, num_clusters * num_cells).reshape(
+        num_clusters, -1
+    )
+    resamples_per_product = max(1, _MAX_VALUES // 16 // num_clusters)
     return [
-        (weights[start : start + at_once].astype(np.float64) @ by_cluster).reshape(-1, num_cells, values.shape[1])
-        for start in range(0, len(weights), at_once)
+        (weights[start : start + resamples_per_product].astype(np.float64) @ by_cluster).reshape(
+            -1, num_cells, values.shape[1]
+        )
+        for start in range(0, len(weights), resamples_per_product)
     ]
 
 
-def _sums(cells: Ints, values: Floats, num_cells: int) -> Floats:
+def _sum_cells(cells: Ints, values: Floats, num_cells: int) -> Floats:
     """(num_cells, M) from (N,) cells and (N, M) values."""
     sums = [np.bincount(cells, column, num_cells) for column in values.T]
     # Of no rows at all, bincount counts in integers.
     return np.stack(sums, axis=-1).astype(np.float64)
 
 
-def bootstrap_interval(estimates: Floats, *, num_clusters: int) -> Interval:
+def compute_bootstrap_interval(estimates: Floats, *, num_clusters: int) -> Interval:
     """95 % 'basic' interval of a figure in [0, 1] (Davison & Hinkley 1997, section 5.2); (0, 1) for NaN.
 
     Resamples of a calibration error lie above it, as it lies above the truth; the basic interval takes that back, where
@@ -164,6 +170,6 @@ def bootstrap_interval(estimates: Floats, *, num_clusters: int) -> Interval:
     if np.isnan(value):
         return 0.0, 1.0
     if np.ptp(resampled) == 0:
-        return wilson_interval(value * num_clusters, num_clusters)
+        return compute_wilson_interval(value * num_clusters, num_clusters)
     high, low = 2 * value - np.quantile(resampled, [0.025, 0.975])
     return max(0.0, min(float(low), value)), min(1.0, max(float(high), value))

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from vision.bundle import BrandHead
 
-__all__ = ["CosineHead", "ListingClassifier", "ModelSpec", "Outputs", "new_backbone"]
+__all__ = ["CosineHead", "ListingClassifier", "ModelSpec", "Outputs", "create_timm_backbone"]
 
 
 class Outputs(NamedTuple):
@@ -37,7 +37,7 @@ class ModelSpec:
     """Defaults to what models had before there was a choice."""
 
 
-def new_backbone(name: str, *, pretrained: bool = False, **options: Any) -> nn.Module:
+def create_timm_backbone(name: str, *, pretrained: bool = False, **options: Any) -> nn.Module:
     """Create a timm model without classifier for any photo size; vision transformers need an option for that."""
     try:
         return timm.create_model(name, pretrained=pretrained, num_classes=0, dynamic_img_size=True, **options)
@@ -70,11 +70,11 @@ class CosineHead(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, embedding: torch.Tensor) -> torch.Tensor:
-        directions = functional.normalize(self.dropout(self.standardised(embedding)), dim=1)
+        directions = functional.normalize(self.dropout(self.standardise(embedding)), dim=1)
         cosines = functional.linear(directions, functional.normalize(self.weight, dim=1))
         return cosines * self.log_scale.exp() + self.bias
 
-    def standardised(self, embedding: torch.Tensor) -> torch.Tensor:
+    def standardise(self, embedding: torch.Tensor) -> torch.Tensor:
         """(N, D), each feature with the mean 0 and the variance 1 that it had over the training photos."""
         # One photo has no variance: a micro-batch of one takes the running one.
         from_batch = self.training and embedding.shape[0] > 1
@@ -90,7 +90,7 @@ class ListingClassifier(nn.Module):
     def __init__(self, spec: ModelSpec, backbone: nn.Module | None = None, *, dropout: float = 0.0) -> None:
         super().__init__()
         self.spec = spec
-        self.backbone = backbone if backbone is not None else new_backbone(spec.backbone)
+        self.backbone = backbone if backbone is not None else create_timm_backbone(spec.backbone)
         # MobileNets keep a layer between pooling and classifier, and return its width.
         num_features = cast(int, getattr(self.backbone, "head_hidden_size", None) or self.backbone.num_features)
         self.dropout = nn.Dropout(dropout)
@@ -106,9 +106,9 @@ class ListingClassifier(nn.Module):
     def forward(self, photos_nhwc: torch.Tensor) -> Outputs:
         photos_nchw = photos_nhwc.permute(0, 3, 1, 2).float()
         photos_nchw = (photos_nchw - self.mean) / self.std
-        return self.heads(self.backbone(photos_nchw.contiguous(memory_format=torch.channels_last)))
+        return self.apply_heads(self.backbone(photos_nchw.contiguous(memory_format=torch.channels_last)))
 
-    def heads(self, embedding: torch.Tensor) -> Outputs:
+    def apply_heads(self, embedding: torch.Tensor) -> Outputs:
         """Return the outputs for photos whose (N, D) embedding is known."""
         dropped = self.dropout(embedding)
         category_logits = self.category_head(dropped)

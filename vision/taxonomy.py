@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from vision.errors import TaxonomyError
 
-__all__ = ["OTHER_BRAND", "SCHEMA_VERSION", "Brand", "Category", "LeafGroups", "Taxonomy", "slug"]
+__all__ = ["OTHER_BRAND", "SCHEMA_VERSION", "Brand", "Category", "LeafGroups", "Taxonomy", "create_slug"]
 
 SCHEMA_VERSION = 1
 OTHER_BRAND = -2
@@ -94,9 +94,9 @@ class Taxonomy:
             ("category", [category.id for category in self.categories]),
             ("brand", [brand.id for brand in self.brands]),
         ):
-            doubled = sorted(id_ for id_, count in Counter(ids).items() if count > 1)
-            if doubled:
-                raise TaxonomyError(f"taxonomy {self.version!r}: {kind} ids stand twice: {doubled}")
+            duplicates = sorted(id_ for id_, count in Counter(ids).items() if count > 1)
+            if duplicates:
+                raise TaxonomyError(f"taxonomy {self.version!r}: {kind} ids stand twice: {duplicates}")
         by_id = self.by_id
         for category in self.categories:
             if "en" not in category.names:
@@ -104,13 +104,13 @@ class Taxonomy:
             if category.parent_id is not None and category.parent_id not in by_id:
                 raise TaxonomyError(
                     f"category {category.id!r}: parent {category.parent_id!r} is not in the "
-                    f"taxonomy; nearest known id: {_nearest(category.parent_id, by_id)}"
+                    f"taxonomy; nearest known id: {_find_nearest(category.parent_id, by_id)}"
                 )
         for category in self.categories:
-            self.ancestry(category.id)
+            self.get_lineage(category.id)
         if not self.leaf_ids:
             raise TaxonomyError(f"taxonomy {self.version!r} has no categories")
-        for path, count in Counter(self.path_name(c.id).casefold() for c in self.categories).items():
+        for path, count in Counter(self.format_path(c.id).casefold() for c in self.categories).items():
             if count > 1:
                 raise TaxonomyError(f"taxonomy {self.version!r}: {count} categories have the path {path!r}; rename one")
         if self.no_brand.casefold() == self.other_brand.casefold():
@@ -144,7 +144,7 @@ class Taxonomy:
         """(num_categories, num_leaves) bool: whether the leaf is the category or stands below it."""
         below = np.zeros((len(self.categories), len(self.leaf_ids)), dtype=bool)
         for column, leaf_id in enumerate(self.leaf_ids):
-            for ancestor in self.ancestry(leaf_id):
+            for ancestor in self.get_lineage(leaf_id):
                 below[self.node_index[ancestor.id], column] = True
         return below
 
@@ -153,7 +153,7 @@ class Taxonomy:
         """(num_leaves, max_depth) index into `categories` of each step from root to leaf, -1 beyond a leaf's depth."""
         paths = np.full((len(self.leaf_ids), self.max_depth), -1, dtype=np.int64)
         for row, leaf_id in enumerate(self.leaf_ids):
-            for depth, category in enumerate(self.ancestry(leaf_id)):
+            for depth, category in enumerate(self.get_lineage(leaf_id)):
                 paths[row, depth] = self.node_index[category.id]
         return paths
 
@@ -192,7 +192,7 @@ class Taxonomy:
     @functools.cached_property
     def fillable(self) -> npt.NDArray[np.bool_]:
         """(num_categories,) bool: neither a catch-all nor below one."""
-        return np.array([not any(a.catch_all for a in self.ancestry(c.id)) for c in self.categories])
+        return np.array([not any(a.catch_all for a in self.get_lineage(c.id)) for c in self.categories])
 
     @functools.cached_property
     def decides_at_depth(self) -> npt.NDArray[np.bool_]:
@@ -201,16 +201,16 @@ class Taxonomy:
 
     @functools.cached_property
     def max_depth(self) -> int:
-        return max(len(self.ancestry(leaf_id)) for leaf_id in self.leaf_ids)
+        return max(len(self.get_lineage(leaf_id)) for leaf_id in self.leaf_ids)
 
     @functools.cached_property
     def leaf_path_names(self) -> dict[str, str]:
         """English path of each leaf id, as listed in responses."""
-        return {leaf_id: self.path_name(leaf_id) for leaf_id in self.leaf_ids}
+        return {leaf_id: self.format_path(leaf_id) for leaf_id in self.leaf_ids}
 
     @functools.cached_property
     def _ids_by_path(self) -> dict[str, str]:
-        return {self.path_name(category.id).casefold(): category.id for category in self.categories}
+        return {self.format_path(category.id).casefold(): category.id for category in self.categories}
 
     @functools.cached_property
     def _brand_index_by_name(self) -> dict[str, int]:
@@ -223,7 +223,7 @@ class Taxonomy:
                     raise TaxonomyError(f"brand name {name!r} stands for both {other!r} and {brand.name!r}; remove one")
         return index
 
-    def ancestry(self, category_id: str) -> tuple[Category, ...]:
+    def get_lineage(self, category_id: str) -> tuple[Category, ...]:
         """The category's path from its root down to itself."""
         path: list[Category] = []
         at: str | None = category_id
@@ -234,9 +234,9 @@ class Taxonomy:
             at = path[-1].parent_id
         return tuple(reversed(path))
 
-    def path_name(self, category_id: str, language: str = "en") -> str:
+    def format_path(self, category_id: str, language: str = "en") -> str:
         """A path for people, such as `Fruit > Apple > Granny Smith`."""
-        names = (c.names.get(language, c.name) for c in self.ancestry(category_id))
+        names = (c.names.get(language, c.name) for c in self.get_lineage(category_id))
         return PATH_SEPARATOR.join(names)
 
     def find_category(self, text: str) -> str:
@@ -250,8 +250,8 @@ class Taxonomy:
         key = PATH_SEPARATOR.join(part.strip() for part in text.split(">")).casefold()
         if key in self._ids_by_path:
             return self._ids_by_path[key]
-        known = {self.path_name(c.id): c.id for c in self.categories} | {i: i for i in self.by_id}
-        raise KeyError(f"unknown category {text!r}; nearest known: {_nearest(text, known)}")
+        known = {self.format_path(c.id): c.id for c in self.categories} | {i: i for i in self.by_id}
+        raise KeyError(f"unknown category {text!r}; nearest known: {_find_nearest(text, known)}")
 
     def find_brand(self, text: str) -> int:
         """The brand logit index of a brand given by id, name or alias; 0 for the no-brand literal, `OTHER_BRAND` for
@@ -263,7 +263,7 @@ class Taxonomy:
         try:
             return self._brand_index_by_name[text.strip().casefold()]
         except KeyError:
-            nearest = _nearest(text, dict.fromkeys(self.brand_labels))
+            nearest = _find_nearest(text, dict.fromkeys(self.brand_labels))
             raise KeyError(f"unknown brand {text!r}; nearest known: {nearest}") from None
 
     def to_json(self) -> str:
@@ -299,11 +299,11 @@ class Taxonomy:
         return cls.from_json(path.read_text(encoding="utf-8"), source=str(path))
 
 
-def _nearest(text: str, known: Mapping[str, Any]) -> str:
+def _find_nearest(text: str, known: Mapping[str, Any]) -> str:
     matches = difflib.get_close_matches(text, list(known), n=1, cutoff=0.0)
     return repr(matches[0]) if matches else "none"
 
 
-def slug(text: str) -> str:
+def create_slug(text: str) -> str:
     """Letters and digits of any script in lower case, the rest as dashes."""
     return re.sub(r"[\W_]+", "-", text.casefold()).strip("-")

@@ -23,7 +23,7 @@ from training.calibration.calibrate import calibrate
 from training.inference.network import load_bundle_model
 from training.inference.predictions import Predictions, predict
 from vision.bundle import Bundle, load_bundle
-from vision.calibration import BRAND_FIELD, field_name
+from vision.calibration import BRAND_FIELD, get_field_name
 from vision.engine import Logits
 from vision.errors import PhotoError
 from vision.images import prepare_photo
@@ -60,7 +60,7 @@ class DeviceModel:
         by_pillow = [torch.from_numpy(prepare_photo(data, self._preprocessing)) for data in files]
         others = [photo for photo, crop in zip(by_pillow, crops, strict=True) if crop is None]
         plain = bytearray(b"".join(data for data, crop in zip(files, crops, strict=True) if crop))
-        pixels, refused = self._decoder.photos(
+        pixels, refused = self._decoder.decode_crops(
             torch.frombuffer(plain, dtype=torch.uint8) if plain else torch.empty(0, dtype=torch.uint8),
             crops,
             torch.stack(others) if others else torch.empty(0, side, side, 3, dtype=torch.uint8),
@@ -109,7 +109,7 @@ def compare_decoding(
 ) -> dict[str, float]:
     """Return shares of changed suggestions and of broken guarantees, certified from pixels and from files."""
     calibration = bundle.calibration
-    names = [*(field_name(depth + 1) for depth in range(bundle.taxonomy.max_depth)), BRAND_FIELD]
+    names = [*(get_field_name(depth + 1) for depth in range(bundle.taxonomy.max_depth)), BRAND_FIELD]
     evaluated = test.map(lambda part: EvaluatedListings(part, bundle, calibration))
     # (N, D + 1), the brand last.
     answers = evaluated.map(
@@ -162,7 +162,7 @@ def _measure_violations(
 def measure(bundle: Bundle, manifest: Manifest, device: torch.device) -> tuple[dict[str, float], dict[str, Any]]:
     """Return metrics and details."""
     model = DeviceModel(bundle, device)
-    tune, test = (predict_both(bundle, manifest.where_split(split), model) for split in ("val", "test"))
+    tune, test = (predict_both(bundle, manifest.select_split(split), model) for split in ("val", "test"))
     greys = model.grey_differences
     metrics = {
         "decoded_on_device_share": model.num_on_device / model.num_photos,

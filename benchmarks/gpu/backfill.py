@@ -104,7 +104,7 @@ def classify_on_gpu(
         crops = [find_plain_crop(data, at_least_px=side) for data in files]
         joined = torch.frombuffer(bytearray(b"".join(files)), dtype=torch.uint8)
         with torch.cuda.stream(of_thread.stream):
-            pixels, refused = of_thread.decoder.photos(joined, crops, _NONE, photo_px=side)
+            pixels, refused = of_thread.decoder.decode_crops(joined, crops, _NONE, photo_px=side)
             if refused or None in crops:
                 raise SystemExit("a photo of the benchmark is not a plain JPEG that the card decodes")
             leaves: npt.NDArray[np.int64] = run(pixels)[0].argmax(dim=1).cpu().numpy()

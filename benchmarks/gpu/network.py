@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from training.export.precision import HalfClassifier
+from training.export.precision import Fp16Classifier
 from training.inference.network import load_bundle_model
 from vision.bundle import Bundle
 
@@ -29,7 +29,7 @@ def create_networks(bundle: Bundle, device: torch.device, *, batches: tuple[int,
     for name, half, tf32 in (("fp32", False, False), ("tf32", False, True), ("fp16", True, True)):
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
         trained = load_bundle_model(bundle)
-        model = (HalfClassifier(trained) if half else trained).to(device).eval()
+        model = (Fp16Classifier(trained) if half else trained).to(device).eval()
         yield Variant(name, _wrap_inference_mode(model), batches)
         if half and device.type == "cuda":
             model.compile(dynamic=False)

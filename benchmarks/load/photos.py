@@ -29,10 +29,14 @@ def read_photos(folder: Path) -> list[bytes]:
 
 
 def _create_phone_photo(number: int) -> bytes:
-    from training.data.synthetic import PRODUCTS, draw_photo
+    from training.data.synthetic import PRODUCTS, create_synthetic_photo
 
     rng = np.random.default_rng(number)
-    drawn = Image.open(io.BytesIO(draw_photo(number % len(PRODUCTS), 1, rng))).convert("RGB").resize((1440, 1080))
+    drawn = (
+        Image.open(io.BytesIO(create_synthetic_photo(number % len(PRODUCTS), 1, rng)))
+        .convert("RGB")
+        .resize((1440, 1080))
+    )
     grain = rng.normal(0, _NOISE_STD, (1080, 1440, 1))
     out = io.BytesIO()
     Image.fromarray((np.asarray(drawn) + grain).clip(0, 255).astype(np.uint8)).save(out, "JPEG", quality=_JPEG_QUALITY)

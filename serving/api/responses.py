@@ -135,7 +135,7 @@ def _build_category_path(bundle: Bundle, suggestion: Suggestion) -> list[pb.Cate
             name=bundle.taxonomy.by_id[step.category_id].name,
             probability=step.probability,
             outcome=_to_action(step.filled),
-            explanation=step.why_suggested,
+            explanation=step.explanation,
         )
         for step in suggestion.path
     ]
@@ -149,7 +149,7 @@ def _build_brand(bundle: Bundle, brand: BrandSuggestion) -> pb.BrandSuggestion:
         name=known.name if known else "",
         probability=brand.probability,
         outcome=_to_action(brand.filled),
-        explanation=brand.why_suggested,
+        explanation=brand.explanation,
     )
 
 

@@ -21,7 +21,7 @@ from vision.bundle import ONNX_ON_CPU, Bundle
 from vision.engine import Logits, OnnxEngine
 from vision.errors import EngineError
 from vision.images import PhotoLimits
-from vision.runtime.cpus import usable_cores
+from vision.runtime.cpus import count_usable_cores
 
 __all__ = ["BackfillEngine", "LogitsEngine", "ShardResult", "create_decoder", "create_local_engine"]
 
@@ -127,7 +127,7 @@ def create_local_engine(
 
     On a CPU a batch is slower per photo than single photos, since its activations leave the cache.
     """
-    cores = num_cores or usable_cores()
+    cores = num_cores or count_usable_cores()
     engine = OnnxEngine(bundle, num_threads=1)
     on_cpu = engine.backend == ONNX_ON_CPU
     return LogitsEngine(

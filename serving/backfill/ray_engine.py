@@ -27,7 +27,7 @@ from serving.errors import BackfillError
 from vision.bundle import ONNX_ON_CPU, load_bundle
 from vision.engine import Logits, OnnxEngine
 from vision.images import Photo
-from vision.runtime.cpus import usable_cores
+from vision.runtime.cpus import count_usable_cores
 
 __all__ = ["RayEngine", "create_ray_engine"]
 
@@ -222,7 +222,7 @@ def create_ray_engine(bundle: Path, *, address: str | None, isolate: bool, stop:
             ray.init(address=address, log_to_driver=False)
         else:
             ray.init(
-                num_cpus=usable_cores(),
+                num_cpus=count_usable_cores(),
                 include_dashboard=False,
                 log_to_driver=False,
                 object_store_memory=_OBJECT_STORE_BYTES,

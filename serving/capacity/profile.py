@@ -14,7 +14,7 @@ from vision.bundle import Bundle
 from vision.engine import OnnxEngine
 from vision.errors import ListingVisionError
 from vision.images import prepare_photo
-from vision.runtime.cpus import usable_cores
+from vision.runtime.cpus import count_usable_cores
 
 __all__ = ["Profile", "measure_profile"]
 
@@ -89,7 +89,7 @@ def measure_profile(bundle: Bundle, photos: Path, *, gateway_ms: float) -> Profi
     decode_ms = _measure_mean_ms(lambda content: prepare_photo(content, bundle.info.preprocessing), contents)
     model_ms = _measure_mean_ms(engine.infer, [golden] * NUM_MODEL_CALLS)
     return Profile(
-        machine=f"{platform.node()}, {platform.machine()}, {usable_cores()} cores",
+        machine=f"{platform.node()}, {platform.machine()}, {count_usable_cores()} cores",
         decode_ms=round(decode_ms, 3),
         model_ms={1: round(model_ms, 3)},
         gateway_ms=gateway_ms,

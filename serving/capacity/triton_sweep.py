@@ -22,7 +22,7 @@ from serving.triton.install import TritonInstallation
 from serving.triton.process import LocalTriton
 from vision.bundle import Bundle
 from vision.errors import ListingVisionError
-from vision.runtime.cpus import usable_cores
+from vision.runtime.cpus import count_usable_cores
 
 __all__ = ["Budget", "Measurement", "create_measure", "format_table", "tune", "write_tuning"]
 
@@ -105,7 +105,7 @@ def write_tuning(path: Path, best: Measurement, measured: Iterable[Measurement],
     written = {
         "best": _get_tuned_options(best.options),
         "budget": asdict(budget),
-        "cores": usable_cores(),
+        "cores": count_usable_cores(),
         "measured": [
             {**_get_tuned_options(m.options), "photos_per_s": m.photos_per_s, "p50_ms": m.p50_ms, "p99_ms": m.p99_ms}
             for m in measured
@@ -120,7 +120,7 @@ def _get_tuned_options(options: RepositoryOptions) -> dict[str, object]:
 
 
 def _list_instance_counts() -> list[int]:
-    cores = usable_cores()
+    cores = count_usable_cores()
     return sorted({max(1, cores // 2), cores, 2 * cores})
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vision.runtime.cli import new_app
+from vision.runtime.cli import create_cli_app
 
 if TYPE_CHECKING:
     from serving.backfill.local_engine import BackfillEngine
@@ -29,7 +29,7 @@ _MaxErrorShare = Annotated[
 ]
 
 
-backfill_app = new_app("Classify every stored listing, and inspect the result.")
+backfill_app = create_cli_app("Classify every stored listing, and inspect the result.")
 
 
 @backfill_app.command("run")

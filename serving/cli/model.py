@@ -6,11 +6,11 @@ from typing import Annotated, Any
 import typer
 
 from vision.errors import ListingVisionError
-from vision.runtime.cli import new_app
+from vision.runtime.cli import create_cli_app
 
 __all__ = ["model_app"]
 
-model_app = new_app("Load, try, promote, roll back and unload models of a running `listing-vision serve`.")
+model_app = create_cli_app("Load, try, promote, roll back and unload models of a running `listing-vision serve`.")
 
 _Port = Annotated[int, typer.Option(help="Port of the running `serve` on this machine.", envvar="LISTING_VISION_PORT")]
 _OptionalRelease = Annotated[str | None, typer.Argument(help="A release, as `model status` prints it.")]

@@ -5,11 +5,11 @@ from typing import Annotated
 
 import typer
 
-from vision.runtime.cli import new_app
+from vision.runtime.cli import create_cli_app
 
 __all__ = ["plan_app"]
 
-plan_app = new_app("Compute how many machines a load needs.")
+plan_app = create_cli_app("Compute how many machines a load needs.")
 
 
 @plan_app.command("capacity")

@@ -7,11 +7,11 @@ import typer
 
 from serving.errors import TritonUnsupported
 from vision.errors import ListingVisionError
-from vision.runtime.cli import new_app
+from vision.runtime.cli import create_cli_app
 
 __all__ = ["triton_app", "tune"]
 
-triton_app = new_app("Install a Triton server, or write a model repository for one.")
+triton_app = create_cli_app("Install a Triton server, or write a model repository for one.")
 
 
 @triton_app.command("install")
@@ -110,9 +110,9 @@ def tune(
     from serving.capacity import triton_sweep
     from serving.triton.install import find_triton
     from serving.triton.repository import write_repository
-    from vision.bundle import load_bundle, refuse_existing
+    from vision.bundle import load_bundle, require_new_folder
 
-    refuse_existing(output)
+    require_new_folder(output)
     loaded = load_bundle(bundle)
     budget = triton_sweep.Budget(p99_ms=p99_ms, callers=callers, seconds=seconds)
     best, measured = triton_sweep.tune(

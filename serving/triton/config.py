@@ -22,7 +22,7 @@ from serving.inference.triton_tensors import (
 from vision.bundle import ONNX_ON_CPU, Bundle
 from vision.engine import INPUT_NAME, OUTPUT_NAMES
 from vision.errors import ListingVisionError
-from vision.runtime.cpus import usable_cores
+from vision.runtime.cpus import count_usable_cores
 
 __all__ = [
     "BACKENDS",
@@ -104,12 +104,12 @@ class RepositoryOptions:
         if self.backend == "python-gpu":
             return 2
         # Two per core: while one waits for its decode worker the other computes. `tune triton` measures it.
-        return min(_MAX_INSTANCES, 2 * usable_cores()) if self.on_cpu else 1
+        return min(_MAX_INSTANCES, 2 * count_usable_cores()) if self.on_cpu else 1
 
     @property
     def num_threads(self) -> int:
         """Threads of each instance: an equal part of the cores, at least one."""
-        return max(1, usable_cores() // self.num_instances)
+        return max(1, count_usable_cores() // self.num_instances)
 
 
 def read_tuning(path: Path) -> RepositoryOptions:
@@ -197,7 +197,7 @@ def _set_decoding_parameters(
         _set_parameter(config, "num_threads", str(options.num_threads))
         _set_parameter(config, "preferred_batch_size", str(options.preferred_batch_size))
     else:
-        _set_parameter(config, "num_decoders", str(min(_MAX_DECODERS, usable_cores())))
+        _set_parameter(config, "num_decoders", str(min(_MAX_DECODERS, count_usable_cores())))
     decoding = DecodeSettings(
         preprocessing=bundle.info.preprocessing, limits=PHOTO_LIMITS, max_memory_bytes=MAX_MEMORY_BYTES
     )

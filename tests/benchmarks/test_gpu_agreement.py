@@ -14,7 +14,7 @@ from vision.manifest import Manifest
 def pair(bundle, synthetic_dataset):
     decodes = DeviceModel(bundle, torch.device("cpu"))
     found = predict_both(
-        bundle, Manifest.load(str(synthetic_dataset / "manifest.parquet")).where_split("test"), decodes
+        bundle, Manifest.load(str(synthetic_dataset / "manifest.parquet")).select_split("test"), decodes
     )
     assert decodes.num_photos == len(found.files.groups)
     assert decodes.num_on_device == len(decodes.grey_differences) > 0

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.support.browser import find_chromium, open_browser
-from training.data.synthetic import draw_photo
+from training.data.synthetic import create_synthetic_photo
 
 pytestmark = pytest.mark.skipif(find_chromium() is None, reason="needs a Chromium: apt-get install chromium")
 
@@ -51,7 +51,7 @@ def files(tmp_path_factory):
     paths = []
     for number in range(3):
         paths.append(folder / f"{number}.jpg")
-        paths[-1].write_bytes(draw_photo(2, 2, np.random.default_rng(number)))
+        paths[-1].write_bytes(create_synthetic_photo(2, 2, np.random.default_rng(number)))
     (folder / "bad.jpg").write_bytes(b"no photo at all")
     return [*map(str, paths), str(folder / "bad.jpg")]
 
@@ -67,7 +67,7 @@ def test_photos_of_a_listing_are_answered_and_explained(open_page, url, files, b
     page.set_input_files("#files", files)
     assert wait_for_suggestion(page) == "Answered from 3 of 4 photos."
     names = page.locator("#path .name").all_inner_texts()
-    paths = {tuple(c.name for c in bundle.taxonomy.ancestry(leaf)) for leaf in bundle.taxonomy.leaf_ids}
+    paths = {tuple(c.name for c in bundle.taxonomy.get_lineage(leaf)) for leaf in bundle.taxonomy.leaf_ids}
     assert tuple(names) in paths
     assert set(page.locator("#path .badge").all_inner_texts()) <= {"Filled in", "Suggested"}
     for step in page.locator("#path li.suggested").all():

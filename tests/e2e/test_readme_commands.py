@@ -13,7 +13,7 @@ import pytest
 from serving.processes.sockets import find_free_ports
 from tests.conftest import ROOT
 from tests.support.waiting import wait_until
-from training.data.synthetic import draw_photo
+from training.data.synthetic import create_synthetic_photo
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCK = re.search(r"## Your own photos in ten commands\n.*?```\n(.*?)```", README, re.DOTALL)[1]
@@ -34,7 +34,7 @@ def write_photos(folder: Path) -> None:
         for product, name in enumerate(("sneakers", "boots")):
             (folder / split / name).mkdir(parents=True)
             for number in numbers:
-                (folder / split / name / f"{number}.jpg").write_bytes(draw_photo(product, 0, rng))
+                (folder / split / name / f"{number}.jpg").write_bytes(create_synthetic_photo(product, 0, rng))
 
 
 @pytest.mark.timeout(600)  # ten processes, five of which import PyTorch: under a minute on two idle cores

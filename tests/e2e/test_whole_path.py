@@ -31,10 +31,10 @@ BUF = Path(sysconfig.get_path("scripts")) / "buf"
 @pytest.fixture(scope="module")
 def listings(synthetic_dataset):
     """Listing id to the bytes of its photos."""
-    test = Manifest.load(str(synthetic_dataset / "manifest.parquet")).where_split("test")
+    test = Manifest.load(str(synthetic_dataset / "manifest.parquet")).select_split("test")
     photos: dict[str, list[bytes]] = {}
     for row, listing in enumerate(test.column("listing_id").to_pylist()):
-        photos.setdefault(listing, []).append(read_photo(test.photo_url(row)))
+        photos.setdefault(listing, []).append(read_photo(test.get_photo_url(row)))
     return photos
 
 

@@ -28,7 +28,7 @@ def test_a_bundle_is_certified_by_the_triton_that_serves_it(bundle, synthetic_da
     for row in table:
         row["split"] = {"test": "calibrate"}.get(row["split"], row["split"])
     manifest = str(tmp_path / "manifest.parquet")
-    Manifest.from_rows(table, rows.base_url).moved_to(str(tmp_path)).save(manifest)
+    Manifest.from_rows(table, rows.base_url).rebase(str(tmp_path)).save(manifest)
     triton = LocalTriton(bundle, triton_installation)
     triton.start()
     try:
@@ -63,7 +63,7 @@ def test_brands_that_the_taxonomy_lacks_are_refused_unless_they_may_be_others(bu
     table = rows.table.to_pylist()
     table[next(i for i, row in enumerate(table) if row["split"] == "val")]["brand"] = "Brand Nobody Knows"
     manifest = str(tmp_path / "manifest.parquet")
-    Manifest.from_rows(table, rows.base_url).moved_to(str(tmp_path)).save(manifest)
+    Manifest.from_rows(table, rows.base_url).rebase(str(tmp_path)).save(manifest)
     refused = calibrate(bundle.folder, manifest, "--output", tmp_path / "new")
     assert "unknown brand 'Brand Nobody Knows'" in str(refused.exception)
     taken = calibrate(bundle.folder, manifest, "--output", tmp_path / "new", "--other-brands")

@@ -58,7 +58,7 @@ def test_the_verbs_of_the_work_are_all_there():
         )
     }
     data_verbs = {path[1] for path, _ in commands() if path[0] == "data"}
-    assert data_verbs == {"check", "draw", "from-outcomes", "import", "shard", "split", "suspects"}
+    assert data_verbs == {"check", "synthesize", "from-outcomes", "import", "shard", "split", "suspects"}
 
 
 def test_no_torch_is_needed_to_serve_or_to_see_the_help():

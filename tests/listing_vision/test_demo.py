@@ -1,7 +1,7 @@
 import numpy as np
 
 from tests.support.cli import run_cli
-from training.data.synthetic import draw_photo
+from training.data.synthetic import create_synthetic_photo
 from vision.bundle import load_bundle
 
 
@@ -11,7 +11,9 @@ def test_the_demo_takes_the_whole_path(tmp_path):
             for number in range(count):
                 photo = tmp_path / "photos" / split / f"Kind {product}" / f"{number}.jpg"
                 photo.parent.mkdir(parents=True, exist_ok=True)
-                photo.write_bytes(draw_photo(product, 0, np.random.default_rng([product, number, len(split)])))
+                photo.write_bytes(
+                    create_synthetic_photo(product, 0, np.random.default_rng([product, number, len(split)]))
+                )
     done = run_cli("demo", "--data", tmp_path / "photos", "--folder", tmp_path / "demo")
     assert done.returncode == 0, done.stderr
     for said in ("6/6 Triton and the gateway are shut down", "make serve", "category ", "per listing", "(bundle, run"):

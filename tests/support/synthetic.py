@@ -4,7 +4,7 @@ import numpy as np
 
 from tests.support.helpers import create_small_taxonomy
 from training.inference.predictions import Predictions
-from vision.calibration import BRAND_FIELD, Calibration, FieldGuarantee, field_name
+from vision.calibration import BRAND_FIELD, Calibration, FieldGuarantee, get_field_name
 from vision.manifest import Labels
 
 
@@ -35,7 +35,7 @@ def create_synthetic_predictions(*, num_listings: int, photos: tuple[str, ...] =
 
 def create_synthetic_calibration(*, uncertified_reason: str = "too few listings") -> Calibration:
     """A calibration that prefills the two upper depths, never the third and the brand."""
-    thresholds = {field_name(1): 0.6, field_name(2): 0.8, field_name(3): None, BRAND_FIELD: None}
+    thresholds = {get_field_name(1): 0.6, get_field_name(2): 0.8, get_field_name(3): None, BRAND_FIELD: None}
     fields = (
         FieldGuarantee(
             name=name,

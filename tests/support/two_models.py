@@ -54,9 +54,9 @@ def create_listings(rows, a, b, *, photo="{}.jpg") -> CommonListings:
         a=_logits([row[2] for row in rows], a.taxonomy),
         b=_logits([row[3] for row in rows], b.taxonomy),
         labels=match_labels(manifest, a.taxonomy, b.taxonomy),
-        groups=manifest.listing_groups(),
+        groups=manifest.number_listings(),
         listing_ids=tuple(manifest.column("listing_id").to_pylist()),
-        photo_urls=tuple(manifest.photo_url(row) for row in range(len(manifest))),
+        photo_urls=tuple(manifest.get_photo_url(row) for row in range(len(manifest))),
         unusable=(),
     )
 

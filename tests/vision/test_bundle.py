@@ -4,9 +4,9 @@ import shutil
 
 import pytest
 
-from vision.bundle import FILES, compute_digest, load_bundle
+from vision.bundle import BUNDLE_FILES, compute_digest, load_bundle
 from vision.errors import BundleError
-from vision.runtime.files import sha256_of
+from vision.runtime.files import compute_sha256
 
 
 @pytest.fixture
@@ -14,7 +14,7 @@ def copy_bundle(bundle, tmp_path):
     return shutil.copytree(bundle.folder, tmp_path / "copied")
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", BUNDLE_FILES)
 def test_a_changed_byte_is_refused_by_name_of_the_file(copy_bundle, name):
     path = copy_bundle / name
     data = bytearray(path.read_bytes())
@@ -31,7 +31,7 @@ def test_a_missing_file_is_named(copy_bundle):
 
 
 def test_whoever_may_read_a_file_of_it_may_read_them_all(bundle):
-    modes = {(bundle.folder / name).stat().st_mode for name in (*FILES, "manifest.json")}
+    modes = {(bundle.folder / name).stat().st_mode for name in (*BUNDLE_FILES, "manifest.json")}
     assert len(modes) == 1
 
 
@@ -60,7 +60,7 @@ def test_a_certificate_does_not_outlive_its_taxonomy(copy_bundle, bundle):
     raw = json.loads(path.read_text())
     raw["version"] = "moved-2"
     path.write_text(json.dumps(raw))
-    change_manifest(copy_bundle, sha256={**bundle.sha256, "taxonomy.json": sha256_of(path)})
+    change_manifest(copy_bundle, sha256={**bundle.sha256, "taxonomy.json": compute_sha256(path)})
     fields = load_bundle(copy_bundle).calibration.fields
     assert all(field.threshold is None and "taxonomy changed" in field.uncertified_reason for field in fields)
 

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from tests.support.helpers import create_small_taxonomy
-from vision.calibration import BRAND_FIELD, Calibration, FieldGuarantee, Histogram, field_name
+from vision.calibration import BRAND_FIELD, Calibration, FieldGuarantee, Histogram, get_field_name
 from vision.decision import (
     compute_leaf_probabilities,
     compute_node_probabilities,
@@ -44,7 +44,7 @@ def create_guarantee(name: str, threshold: float | None, uncertified_reason: str
 
 
 def calibration(*thresholds: float, brand: float = 0.5, **others: object) -> Calibration:
-    fields = [create_guarantee(field_name(d), t) for d, t in enumerate(thresholds, start=1)]
+    fields = [create_guarantee(get_field_name(d), t) for d, t in enumerate(thresholds, start=1)]
     return Calibration(fields=(*fields, create_guarantee(BRAND_FIELD, brand)), certifies={}, **others)
 
 
@@ -76,7 +76,7 @@ def test_a_suggestion_never_goes_deeper_when_more_is_asked_for(photos, one, othe
 def test_the_path_is_consistent_and_ends_in_the_first_alternative(photos):
     suggestion = decide(*photos, taxonomy=TAXONOMY, calibration=calibration(0.5, 0.6, 0.7))
     ids = [step.category_id for step in suggestion.path]
-    assert ids == [category.id for category in TAXONOMY.ancestry(ids[-1])]
+    assert ids == [category.id for category in TAXONOMY.get_lineage(ids[-1])]
     assert ids[-1] == suggestion.alternatives[0].category_id
     filled = [step.filled for step in suggestion.path]
     assert filled == sorted(filled, reverse=True)  # thresholds that grow with depth fill no child without its parent
@@ -219,19 +219,19 @@ def test_each_field_says_why_it_is_only_suggested():
     logits = np.array([[4.0, 0, 0, 0]]), np.array([[0.0, 9, 0]])
     suggestion = decide(*logits, taxonomy=TAXONOMY, calibration=certified)
     assert [step.filled for step in suggestion.path] == [True, False, False]
-    assert suggestion.path[0].why_suggested == ""
-    assert suggestion.path[1].why_suggested == "too few listings"
-    assert "no guarantee" in suggestion.path[2].why_suggested
-    assert "no guarantee" in suggestion.brand.why_suggested
+    assert suggestion.path[0].explanation == ""
+    assert suggestion.path[1].explanation == "too few listings"
+    assert "no guarantee" in suggestion.path[2].explanation
+    assert "no guarantee" in suggestion.brand.explanation
     strict = decide(*logits, taxonomy=TAXONOMY, calibration=calibration(0.9999))
-    assert "is below the certified threshold 1.000" in strict.path[0].why_suggested
+    assert "is below the certified threshold 1.000" in strict.path[0].explanation
 
 
 def test_a_void_calibration_fills_nothing_but_keeps_its_temperatures():
     voided = calibration(0.0, 0.0, 0.0, brand=0.0, category_temperature=1.5).void("weights changed")
     suggestion = decide(np.ones((1, NUM_LEAVES)), np.ones((1, NUM_BRANDS)), taxonomy=TAXONOMY, calibration=voided)
     assert not any(step.filled for step in suggestion.path)
-    assert suggestion.brand.why_suggested == "weights changed"
+    assert suggestion.brand.explanation == "weights changed"
     assert voided.category_temperature == 1.5
 
 

@@ -38,7 +38,7 @@ def test_labels_become_indices_and_missing_ones_minus_one(tmp_path):
         "listing_id,photo,category,brand\n1,a.jpg,Fruit > Apple > Gala,no brand\n2,b.jpg,fruit,\n3,c.jpg,,ACME Corp\n",
     )
     taxonomy = create_small_taxonomy()
-    labels = Manifest.load(path).labels(taxonomy)
+    labels = Manifest.load(path).resolve_labels(taxonomy)
     assert labels.category_nodes.tolist() == [taxonomy.node_index["gala"], taxonomy.node_index["fruit"], -1]
     assert labels.brands.tolist() == [0, -1, 1]
 
@@ -46,7 +46,7 @@ def test_labels_become_indices_and_missing_ones_minus_one(tmp_path):
 def test_unknown_labels_name_row_value_and_nearest(tmp_path):
     path = _write(tmp_path, "listing_id,photo,category,brand\n1,a,Fruit > Lemmon,\n2,b,Fruit > Lemmon,Acne\n")
     with pytest.raises(ManifestError) as caught:
-        Manifest.load(path).labels(create_small_taxonomy())
+        Manifest.load(path).resolve_labels(create_small_taxonomy())
     assert caught.value.problems == (
         "row 1 (2 in all): unknown category 'Fruit > Lemmon'; nearest known: 'Fruit > Lemon'",
         "row 2 (1 in all): unknown brand 'Acne'; nearest known: 'Acme'",
@@ -76,7 +76,7 @@ def test_a_missing_manifest_is_named(tmp_path):
 def test_photo_paths_are_relative_to_the_manifest(tmp_path):
     path = _write(tmp_path, "listing_id,photo\n1,a/b.jpg\n2,/abs.jpg\n3,s3://bucket/c.jpg\n")
     manifest = Manifest.load(path)
-    assert [manifest.photo_url(row) for row in range(3)] == [f"{tmp_path}/a/b.jpg", "/abs.jpg", "s3://bucket/c.jpg"]
+    assert [manifest.get_photo_url(row) for row in range(3)] == [f"{tmp_path}/a/b.jpg", "/abs.jpg", "s3://bucket/c.jpg"]
 
 
 def test_manifests_are_read_by_url(tmp_path):
@@ -92,15 +92,15 @@ def test_json_lines_keep_ids_that_look_like_dates_and_numbers(tmp_path):
 
 def test_listing_groups_number_by_first_appearance(tmp_path):
     path = _write(tmp_path, "listing_id,photo\nb,1\na,2\nb,3\n")
-    assert Manifest.load(path).listing_groups().tolist() == [0, 1, 0]
+    assert Manifest.load(path).number_listings().tolist() == [0, 1, 0]
 
 
 def test_a_split_without_rows_names_those_there_are(tmp_path):
     path = _write(tmp_path, "listing_id,photo,split\n1,a,train\n2,b,val\n")
     manifest = Manifest.load(path)
-    assert manifest.where_split("val").column("photo").to_pylist() == ["b"]
+    assert manifest.select_split("val").column("photo").to_pylist() == ["b"]
     with pytest.raises(ManifestError, match="'test'; it has: train, val"):
-        manifest.where_split("test")
+        manifest.select_split("test")
 
 
 def test_take_keeps_order(tmp_path):
@@ -133,8 +133,10 @@ def test_row_groups_with_dictionaries_of_their_own_are_one_column(tmp_path):
     pyarrow.parquet.write_table(table, path, row_group_size=2)
     manifest, taxonomy = Manifest.load(path), create_small_taxonomy()
     ids = ["lemon", "tools", "tools", "fuji", None, "lemon"]
-    assert manifest.labels(taxonomy).category_nodes.tolist() == [taxonomy.node_index[i] if i else -1 for i in ids]
-    assert manifest.listing_groups().tolist() == [0, 1, 0, 2, 1, 3]
+    assert manifest.resolve_labels(taxonomy).category_nodes.tolist() == [
+        taxonomy.node_index[i] if i else -1 for i in ids
+    ]
+    assert manifest.number_listings().tolist() == [0, 1, 0, 2, 1, 3]
     assert manifest.column("category").value_counts().to_pylist()[0] == {"values": "Fruit > Lemon", "counts": 2}
 
 
@@ -147,9 +149,11 @@ def test_no_column_overflows_32_bit_offsets_when_chunks_are_joined():
 def test_labels_of_other_splits_are_not_judged(tmp_path):
     path = _write(tmp_path, "listing_id,photo,category,split\n1,a,nonsense,val\n2,b,Tools,train\n")
     manifest, taxonomy = Manifest.load(path), create_small_taxonomy()
-    assert manifest.where_split("train").labels(taxonomy).category_nodes.tolist() == [taxonomy.node_index["tools"]]
+    assert manifest.select_split("train").resolve_labels(taxonomy).category_nodes.tolist() == [
+        taxonomy.node_index["tools"]
+    ]
     with pytest.raises(ManifestError, match=r"row 1 \(1 in all\): unknown category 'nonsense'"):
-        manifest.where_split("val").labels(taxonomy)
+        manifest.select_split("val").resolve_labels(taxonomy)
 
 
 @given(rows, st.data())
@@ -158,22 +162,22 @@ def test_the_digest_knows_every_value_and_not_the_chunks(written, data):
     cut = data.draw(st.integers(0, len(written)))
     pieces = [Manifest.from_rows(part, "").table for part in (written[:cut], written[cut:])]
     chunked = Manifest(pa.concat_tables(pieces, promote_options="none"), "elsewhere")
-    assert chunked.digest() == manifest.digest()
+    assert chunked.compute_digest() == manifest.compute_digest()
 
     row, column = data.draw(st.integers(0, len(written) - 1)), data.draw(st.sampled_from(COLUMNS))
     value = data.draw(words)
     assume(value != written[row][column])
     changed = [{**values, column: value} if i == row else values for i, values in enumerate(written)]
-    assert Manifest.from_rows(changed, "").digest() != manifest.digest()
+    assert Manifest.from_rows(changed, "").compute_digest() != manifest.compute_digest()
 
 
 def test_the_digest_sees_a_moved_boundary():
     def digest(*photos):
-        return Manifest.from_rows([{"listing_id": "1", "photo": photo} for photo in photos], "").digest()
+        return Manifest.from_rows([{"listing_id": "1", "photo": photo} for photo in photos], "").compute_digest()
 
     assert len({digest("ab", "c"), digest("a", "bc"), digest("c", "ab"), digest("ab", "c", "")}) == 4
     moved = [{"listing_id": "1", "photo": "2", "category": "x"}], [{"listing_id": "1", "photo": "2", "brand": "x"}]
-    assert Manifest.from_rows(moved[0], "").digest() != Manifest.from_rows(moved[1], "").digest()
+    assert Manifest.from_rows(moved[0], "").compute_digest() != Manifest.from_rows(moved[1], "").compute_digest()
 
 
 def test_the_digest_is_that_of_the_values_in_any_file_format(tmp_path):
@@ -182,7 +186,7 @@ def test_the_digest_is_that_of_the_values_in_any_file_format(tmp_path):
     )
     for ending in ("parquet", "csv", "jsonl"):
         manifest.save(str(tmp_path / f"m.{ending}"))
-        assert Manifest.load(str(tmp_path / f"m.{ending}")).digest() == manifest.digest()
+        assert Manifest.load(str(tmp_path / f"m.{ending}")).compute_digest() == manifest.compute_digest()
 
 
 def test_saved_over_an_old_manifest_or_not_at_all(tmp_path):
@@ -206,9 +210,9 @@ def test_saved_over_an_old_manifest_or_not_at_all(tmp_path):
 def test_a_manifest_moved_to_another_folder_keeps_its_photos(tmp_path):
     photos = ["a/b.jpg", "/abs.jpg", "s3://bucket/c.jpg", "shard-000000.tar#512+3"]
     manifest = Manifest.from_rows([{"listing_id": "1", "photo": photo} for photo in photos], str(tmp_path / "here"))
-    moved = manifest.moved_to(str(tmp_path / "there"))
-    assert [moved.photo_url(row) for row in range(4)] == [manifest.photo_url(row) for row in range(4)]
-    assert manifest.moved_to(str(tmp_path / "x" / ".." / "here")).column("photo").to_pylist() == photos
+    moved = manifest.rebase(str(tmp_path / "there"))
+    assert [moved.get_photo_url(row) for row in range(4)] == [manifest.get_photo_url(row) for row in range(4)]
+    assert manifest.rebase(str(tmp_path / "x" / ".." / "here")).column("photo").to_pylist() == photos
 
 
 @pytest.fixture(params=["path", "file", "memory"])

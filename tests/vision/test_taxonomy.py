@@ -33,7 +33,7 @@ def test_each_node_has_a_leaf_below_and_each_leaf_only_its_ancestors_above(taxon
     assert below.any(axis=1).all()
     for column, leaf in enumerate(taxonomy.leaf_ids):
         above = {taxonomy.categories[row].id for row in np.flatnonzero(below[:, column])}
-        assert above == {category.id for category in taxonomy.ancestry(leaf)}
+        assert above == {category.id for category in taxonomy.get_lineage(leaf)}
 
 
 def test_leaves_keep_file_order():
@@ -59,8 +59,8 @@ def test_brands_are_found_by_id_name_and_alias(text, index):
 
 
 def test_paths_are_localised_and_fall_back_to_english():
-    assert create_small_taxonomy().path_name("lemon", "ja") == "fruit-ja > lemon-ja"
-    assert create_small_taxonomy().path_name("lemon", "fr") == "Fruit > Lemon"
+    assert create_small_taxonomy().format_path("lemon", "ja") == "fruit-ja > lemon-ja"
+    assert create_small_taxonomy().format_path("lemon", "fr") == "Fruit > Lemon"
 
 
 @pytest.mark.parametrize(

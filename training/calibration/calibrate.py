@@ -7,7 +7,7 @@ import numpy as np
 
 from training.calibration.certify import Guarantee, certify_all
 from training.calibration.splits import CalibrationListings, choose_tune_half
-from training.calibration.temperature import fit_brands, fit_depth_temperatures, fit_temperature
+from training.calibration.temperature import fit_brand_fusion, fit_depth_temperatures, fit_temperature
 from training.inference.predictions import Predictions
 from training.statistics.drift import (
     BRAND_PROBABILITY,
@@ -25,7 +25,7 @@ __all__ = ["calibrate"]
 
 _MIN_OTHER_BRANDS = 20
 """Tune listings of brands outside the taxonomy from which on they decide where 'unknown brand' begins."""
-_RIGHT_LOST = 0.01
+_MAX_RIGHT_LOST_SHARE = 0.01
 """Share of right brands that may become 'unknown brand' where there are fewer."""
 
 
@@ -66,7 +66,7 @@ def calibrate(
     category_logits = fuse_logits(tune.category_logits, tune.groups, how="mean")
     if category_prior:
         category_logits = category_logits + np.asarray(category_prior)
-    brand_fusion, brand_temperature = fit_brands(tune, brand_prior)
+    brand_fusion, brand_temperature = fit_brand_fusion(tune, brand_prior)
     temperature = fit_temperature(category_logits, tune.truth.leaves)
     depth_temperatures = fit_depth_temperatures(softmax(category_logits / temperature), tune.truth, taxonomy)
     fitted = Calibration(
@@ -92,11 +92,11 @@ def _build_histograms(
     predictions: Predictions, listings: CalibrationListings, taxonomy: Taxonomy, fitted: Calibration
 ) -> dict[str, Histogram]:
     """Histograms of the confidences and of the photos, which drift is measured against."""
-    decided = listings.predict(taxonomy, fitted)
+    predicted = listings.predict(taxonomy, fitted)
     # Beyond a path's end the score is 0; along a path it only falls.
-    leaf = np.where(decided.paths.nodes >= 0, decided.paths.scores, np.inf).min(axis=1)
+    leaf = np.where(predicted.paths.nodes >= 0, predicted.paths.scores, np.inf).min(axis=1)
     num_photos = np.bincount(predictions.groups)
-    values = {LEAF_PROBABILITY: leaf, BRAND_PROBABILITY: decided.brands.scores, PHOTOS_PER_LISTING: num_photos}
+    values = {LEAF_PROBABILITY: leaf, BRAND_PROBABILITY: predicted.brands.scores, PHOTOS_PER_LISTING: num_photos}
     if predictions.num_bytes is not None:
         values[BYTES_PER_PHOTO] = np.bincount(predictions.groups, predictions.num_bytes) / num_photos
     return {name: build_histogram(column) for name, column in values.items()}
@@ -122,4 +122,4 @@ def _fit_unknown_brand_below(tune: CalibrationListings, taxonomy: Taxonomy, fitt
         )
         at = int(num_right.argmax())
         return float(logits[order][at]) if at < len(order) else float(np.nextafter(logits.max(), np.inf))
-    return float(np.quantile(logits[right], _RIGHT_LOST, method="lower")) if right.any() else None
+    return float(np.quantile(logits[right], _MAX_RIGHT_LOST_SHARE, method="lower")) if right.any() else None

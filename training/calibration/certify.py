@@ -15,8 +15,8 @@ from scipy.stats import binom
 
 from training.calibration.splits import CalibrationListings
 from training.evaluation.ground_truth import evaluate_paths
-from training.statistics.estimates import clopper_pearson_upper
-from vision.calibration import BRAND_FIELD, Calibration, FieldGuarantee, field_name
+from training.statistics.estimates import compute_clopper_pearson_upper
+from vision.calibration import BRAND_FIELD, Calibration, FieldGuarantee, get_field_name
 from vision.decision import compute_brand_scores, compute_path_scores
 from vision.errors import ListingVisionError
 from vision.manifest import UNLABELLED
@@ -24,7 +24,7 @@ from vision.taxonomy import Taxonomy
 
 __all__ = ["Guarantee", "certify", "certify_all"]
 
-_LEAST_FIRST_COVERAGE = 0.3
+_MIN_FIRST_COVERAGE = 0.3
 """Least coverage of the strictest threshold tried: with a stricter one the first test fails for want of listings."""
 
 
@@ -68,12 +68,12 @@ def certify(
         floor: least threshold allowed, so that a prefilled child implies prefilled parents.
         num_unlabelled: calibration listings that are not among the N, for the record.
     """
-    grid = _build_grid(tune_scores, len(scores), _num_needed(alpha, delta), thresholds_above)
-    passed: list[_Test] = []
-    failed = _Test(math.nan, 0, 0)
+    grid = _build_grid(tune_scores, len(scores), _count_needed(alpha, delta), thresholds_above)
+    passed: list[_ThresholdTest] = []
+    failed = _ThresholdTest(math.nan, 0, 0)
     for threshold in grid:
         filled = scores >= threshold
-        test = _Test(threshold, int(filled.sum()), int((~right[filled]).sum()))
+        test = _ThresholdTest(threshold, int(filled.sum()), int((~right[filled]).sum()))
         if not test.passes(alpha, delta):
             failed = test
             break
@@ -92,7 +92,7 @@ def certify(
     allowed = [test for test in passed if test.threshold >= floor]
     if allowed:
         last = allowed[-1]
-        bound = clopper_pearson_upper(last.num_errors, last.num_filled, alpha=delta)
+        bound = compute_clopper_pearson_upper(last.num_errors, last.num_filled, alpha=delta)
         return replace(
             field, threshold=last.threshold, num_filled=last.num_filled, num_errors=last.num_errors, bound=bound
         )
@@ -106,7 +106,7 @@ def certify(
 
 
 @dataclass(frozen=True)
-class _Test:
+class _ThresholdTest:
     """What one threshold prefills of the calibration listings."""
 
     threshold: float
@@ -117,9 +117,13 @@ class _Test:
         return bool(binom.cdf(self.num_errors, self.num_filled, alpha) <= delta)
 
 
-def _explain_failure(field: FieldGuarantee, failed: _Test) -> str:
+def _explain_failure(field: FieldGuarantee, failed: _ThresholdTest) -> str:
     """Why not even the strictest threshold of the grid passed its test."""
-    num, needed, precision = field.num_listings, _num_needed(field.alpha, field.delta), f"{100 * (1 - field.alpha):g}%"
+    num, needed, precision = (
+        field.num_listings,
+        _count_needed(field.alpha, field.delta),
+        f"{100 * (1 - field.alpha):g}%",
+    )
     if not field.grid:
         return "no tune listing has a known label and a prediction that can be prefilled: there is no threshold to test"
     if failed.num_filled == 0 and num >= needed:
@@ -133,17 +137,19 @@ def _explain_failure(field: FieldGuarantee, failed: _Test) -> str:
     if rate >= field.alpha:
         advice = "no number of listings would"
     else:
-        enough = failed.num_filled
-        while not _Test(failed.threshold, enough, math.ceil(rate * enough)).passes(field.alpha, field.delta):
-            enough = math.ceil(enough * 1.1) + 1
-        advice = f"about {math.ceil(enough * num / failed.num_filled)} listings would"
+        num_enough = failed.num_filled
+        while not _ThresholdTest(failed.threshold, num_enough, math.ceil(rate * num_enough)).passes(
+            field.alpha, field.delta
+        ):
+            num_enough = math.ceil(num_enough * 1.1) + 1
+        advice = f"about {math.ceil(num_enough * num / failed.num_filled)} listings would"
     return (
         f"the strictest threshold tried fills {failed.num_filled} of {num} calibration listings, {failed.num_errors} "
         f"of them wrongly, which does not prove {precision}; at this share of errors {advice}"
     )
 
 
-def _num_needed(alpha: float, delta: float) -> int:
+def _count_needed(alpha: float, delta: float) -> int:
     """Prefilled listings without any error that the test needs to pass."""
     return math.ceil(math.log(delta) / math.log(1 - alpha))
 
@@ -152,7 +158,7 @@ def _choose_first_coverage(num_listings: int, needed: int) -> float:
     # Half as many again as an errorless test needs: the calibration half fills a few more or fewer than the tune half
     # did, and one error must not end the sequence at its first step. With few listings, a thin margin is better than a
     # grid of one threshold.
-    return min(1.0, max(_LEAST_FIRST_COVERAGE, min(1.5 * needed / num_listings, 0.85), needed / num_listings))
+    return min(1.0, max(_MIN_FIRST_COVERAGE, min(1.5 * needed / num_listings, 0.85), needed / num_listings))
 
 
 def _build_grid(
@@ -180,33 +186,33 @@ def certify_all(
     # With one category and no brand nothing is to be decided, and nothing is guaranteed.
     delta = guarantee.delta / max(1, int(taxonomy.decides_at_depth.sum()) + has_brands)
     if len(tested.groups) == 0:
-        names = [*map(field_name, range(1, taxonomy.max_depth + 1)), BRAND_FIELD]
+        names = [*map(get_field_name, range(1, taxonomy.max_depth + 1)), BRAND_FIELD]
         reason = (
             f"{len(tune.truth.brands)} calibration listings are too few to fit thresholds on some and test on others"
         )
         alphas = [guarantee.alpha_category] * taxonomy.max_depth + [guarantee.alpha_brand]
-        return [_leave_uncertified(name, alpha, delta, reason) for name, alpha in zip(names, alphas, strict=True)]
+        return [_create_uncertified(name, alpha, delta, reason) for name, alpha in zip(names, alphas, strict=True)]
     tune_predictions, predictions = (part.predict(taxonomy, fitted) for part in (tune, tested))
     tune_known = evaluate_paths(tune_predictions.paths, tune.truth).known
-    verdicts = evaluate_paths(predictions.paths, tested.truth)
+    step_results = evaluate_paths(predictions.paths, tested.truth)
     tune_scores, scores = (compute_path_scores(a.paths, taxonomy) for a in (tune_predictions, predictions))
     fields: list[FieldGuarantee] = []
     floor = -math.inf
     grid: Sequence[float] = ()
     for depth in range(taxonomy.max_depth):
-        name = field_name(depth + 1)
+        name = get_field_name(depth + 1)
         if not taxonomy.decides_at_depth[depth]:
             reason = "the only category at this depth: prefilled when the one below it is"
-            fields.append(_leave_uncertified(name, guarantee.alpha_category, 0.0, reason))
+            fields.append(_create_uncertified(name, guarantee.alpha_category, 0.0, reason))
             continue
-        known = verdicts.known[:, depth]
+        known = step_results.known[:, depth]
         field = certify(
             name=name,
             alpha=guarantee.alpha_category,
             delta=delta,
             tune_scores=tune_scores[tune_known[:, depth], depth],
             scores=scores[known, depth],
-            right=verdicts.right[known, depth],
+            right=step_results.right[known, depth],
             thresholds_above=grid,
             floor=floor,
             num_unlabelled=int((~known).sum()),
@@ -224,11 +230,11 @@ def certify_all(
         right=(predictions.brands.labels == tested.truth.brands)[known],
         num_unlabelled=int((~known).sum()),
     )
-    no_brands = _leave_uncertified(BRAND_FIELD, guarantee.alpha_brand, 0.0, "the taxonomy lists no brand")
+    no_brands = _create_uncertified(BRAND_FIELD, guarantee.alpha_brand, 0.0, "the taxonomy lists no brand")
     return [*fields, brand if has_brands else no_brands]
 
 
-def _leave_uncertified(name: str, alpha: float, delta: float, reason: str) -> FieldGuarantee:
+def _create_uncertified(name: str, alpha: float, delta: float, reason: str) -> FieldGuarantee:
     return FieldGuarantee(
         name=name,
         alpha=alpha,

@@ -66,10 +66,10 @@ def split_calibration_rows(manifest: Manifest, *, tune_split: str = "val") -> tu
             "that nothing was chosen on; use val"
         )
     splits = set(manifest.column("split").unique().to_pylist())
-    tune = manifest.where_split(tune_split)
+    tune = manifest.select_split(tune_split)
     if CALIBRATION_SPLIT not in splits:
         return tune, None, f"{tune_split}, half of the listings by hash of listing id"
-    return tune, manifest.where_split(CALIBRATION_SPLIT), f"{CALIBRATION_SPLIT}; thresholds to test from {tune_split}"
+    return tune, manifest.select_split(CALIBRATION_SPLIT), f"{CALIBRATION_SPLIT}; thresholds to test from {tune_split}"
 
 
 def choose_tune_half(predictions: Predictions) -> npt.NDArray[np.bool_]:

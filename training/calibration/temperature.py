@@ -13,7 +13,7 @@ from training.evaluation.ground_truth import GroundTruth
 from vision.decision import fuse_logits, softmax
 from vision.taxonomy import Taxonomy
 
-__all__ = ["fit_brands", "fit_depth_temperatures", "fit_temperature"]
+__all__ = ["fit_brand_fusion", "fit_depth_temperatures", "fit_temperature"]
 
 _TEMPERATURE_SPREAD = 0.5
 """Standard deviation of the normal prior of the log of a depth's temperature. Chosen on Grocery Store's val split."""
@@ -64,12 +64,12 @@ def fit_depth_temperatures(
                 shares = sums[row, siblings] / max(sums_above[row, groups.parents[true]], 1e-300)
                 pieces.append(np.log(np.maximum(shares, 1e-300)))
                 positions.append(int(np.flatnonzero(siblings == true)[0]))
-        temperatures.append(_sibling_temperature(pieces, positions))
+        temperatures.append(_fit_sibling_temperature(pieces, positions))
         sums_above = sums
     return tuple(temperatures)
 
 
-def _sibling_temperature(log_shares: Sequence[npt.NDArray[np.float64]], true: Sequence[int]) -> float:
+def _fit_sibling_temperature(log_shares: Sequence[npt.NDArray[np.float64]], true: Sequence[int]) -> float:
     """The temperature that fits rows of log shares, which differ in length; `true` is the right position in each."""
     if not log_shares:
         return 1.0
@@ -90,7 +90,7 @@ def _sibling_temperature(log_shares: Sequence[npt.NDArray[np.float64]], true: Se
     return math.exp(float(result.x))
 
 
-def fit_brands(tune: CalibrationListings, log_prior: tuple[float, ...]) -> tuple[Literal["mean", "max"], float]:
+def fit_brand_fusion(tune: CalibrationListings, log_prior: tuple[float, ...]) -> tuple[Literal["mean", "max"], float]:
     """The fusion of photos and the temperature that explain the brands of the tune listings best.
 
     The maximum over photos fits where a logo is visible in one photo only.
@@ -98,8 +98,8 @@ def fit_brands(tune: CalibrationListings, log_prior: tuple[float, ...]) -> tuple
     known = tune.truth.brands >= 0
     brands = tune.truth.brands[known]
     best: tuple[float, Literal["mean", "max"], float] = (math.inf, "mean", 1.0)
-    hows: tuple[Literal["mean", "max"], ...] = ("mean", "max")
-    for how in hows:
+    fusions: tuple[Literal["mean", "max"], ...] = ("mean", "max")
+    for how in fusions:
         logits = fuse_logits(tune.brand_logits, tune.groups, how=how)[known]
         if len(logits) == 0:
             break

@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vision.errors import ListingVisionError
-from vision.runtime.cli import new_app
+from vision.runtime.cli import create_cli_app
 
 if TYPE_CHECKING:
     from training.export.add_brand import BrandShift
 
 __all__ = ["brand_app"]
 
-brand_app = new_app("Change the brands of a finished model.")
+brand_app = create_cli_app("Change the brands of a finished model.")
 
 
 @brand_app.callback()
-def _verbs() -> None:
+def _keep_subcommands() -> None:
     """Keeps `add` a verb of its own while it is the only one."""
 
 
@@ -46,9 +46,9 @@ def add(
     from vision.bundle import load_bundle
     from vision.manifest import Manifest
 
-    rows = None if manifest is None else Manifest.load(manifest).where_split(split)
+    rows = None if manifest is None else Manifest.load(manifest).select_split(split)
     source = load_bundle(bundle)
-    added = add_brand(source, _read(photos), name=name, output=output, aliases=alias or ())
+    added = add_brand(source, _read_photos(photos), name=name, output=output, aliases=alias or ())
     info = added.bundle.info
     typer.echo(
         f"brand {added.brand.name} ({added.brand.id}) imprinted from {added.num_photos} photos: model "
@@ -61,17 +61,17 @@ def add(
     )
     typer.echo(f"written: {output}; brand is suggested, not prefilled, until `listing-vision calibrate` has run")
     if rows is not None:
-        typer.echo(_table(compute_brand_shifts(source, added.bundle, rows), added.brand.name))
+        typer.echo(_format_shifts(compute_brand_shifts(source, added.bundle, rows), added.brand.name))
 
 
-def _read(paths: list[Path]) -> dict[str, bytes]:
+def _read_photos(paths: list[Path]) -> dict[str, bytes]:
     try:
         return {str(path): path.read_bytes() for path in paths}
     except OSError as error:
         raise ListingVisionError(f"photo {error.filename} cannot be read: {error.strerror}") from error
 
 
-def _table(shifts: "tuple[BrandShift, ...]", name: str) -> str:
+def _format_shifts(shifts: "tuple[BrandShift, ...]", name: str) -> str:
     lines = [f"{'labelled':<24} {'listings':>8} {'right before':>12} {'after':>6}  changed to {name}"]
     for shift in shifts:
         before, after = (shift.num_right_before, shift.num_right_after)
@@ -79,10 +79,12 @@ def _table(shifts: "tuple[BrandShift, ...]", name: str) -> str:
         line = f"{shift.label:<24} {shift.num_listings:>8} " + (
             f"{before:>12} {after:>6}" if known else f"{'-':>12} {'-':>6}"
         )
-        line += f"  {shift.num_to_new} ({shift.num_to_new / shift.num_listings:.1%})"
+        line += f"  {shift.num_moved_to_new} ({shift.num_moved_to_new / shift.num_listings:.1%})"
         if shift.num_changed_otherwise:
             line += f", to another answer {shift.num_changed_otherwise}"
         lines.append(line)
     num_listings = sum(shift.num_listings for shift in shifts)
-    num_to_new = sum(shift.num_to_new for shift in shifts)
-    return "\n".join([*lines, f"of {num_listings} listings, {num_to_new} ({num_to_new / num_listings:.1%}) now {name}"])
+    num_moved_to_new = sum(shift.num_moved_to_new for shift in shifts)
+    return "\n".join(
+        [*lines, f"of {num_listings} listings, {num_moved_to_new} ({num_moved_to_new / num_listings:.1%}) now {name}"]
+    )

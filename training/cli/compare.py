@@ -47,7 +47,7 @@ def compare(
     from vision.manifest import Manifest
 
     rules = load_gate(gate) if gate else None
-    rows = Manifest.load(manifest).where_split(split)
+    rows = Manifest.load(manifest).select_split(split)
     model_a, model_b = load_evaluated_model(a), load_evaluated_model(b)
     listings = predict_both(rows, model_a, model_b)
     for photo in listings.unusable:

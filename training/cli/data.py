@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from vision.errors import ListingVisionError
-from vision.runtime.cli import new_app
+from vision.runtime.cli import create_cli_app
 
 if TYPE_CHECKING:
     from training.data.label_errors import FieldLabelErrors
     from vision.manifest import Manifest
     from vision.taxonomy import Taxonomy
 
-__all__ = ["data_app", "taxonomy_beside"]
+__all__ = ["data_app", "load_taxonomy"]
 
-data_app = new_app("Make and check listing manifests.")
-import_app = new_app("Turn a published data set or a folder into a manifest and a taxonomy.")
+data_app = create_cli_app("Make and check listing manifests.")
+import_app = create_cli_app("Turn a published data set or a folder into a manifest and a taxonomy.")
 data_app.add_typer(import_app, name="import")
 
 _log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ def import_grocery_store(
     """
     from training.data.importers import import_grocery_store as run
 
-    _save(*run(source), output)
+    _save_dataset(*run(source), output)
 
 
 @import_app.command("folder")
@@ -54,11 +54,11 @@ def import_folder(
     """
     from training.data.importers import import_folder as run
 
-    _save(*run(source), output)
+    _save_dataset(*run(source), output)
 
 
-@data_app.command("draw")
-def draw(
+@data_app.command("synthesize")
+def synthesize(
     output: Output,
     train_listings: Annotated[int, typer.Option(min=1, help="Listings of the train split.")] = 300,
     val_listings: Annotated[int, typer.Option(min=1, help="Listings of the val split.")] = 420,
@@ -67,12 +67,12 @@ def draw(
 ) -> None:
     """Create synthetic listing photos of invented products and brands, without any data set.
 
-    Example: listing-vision data draw --output data/synthetic
+    Example: listing-vision data synthesize --output data/synthetic
     """
     from training.data.synthetic import create_synthetic_dataset
 
     listings = {"train": train_listings, "val": val_listings, "test": test_listings}
-    _save(*create_synthetic_dataset(output, listings=listings, seed=seed), output)
+    _save_dataset(*create_synthetic_dataset(output, listings=listings, seed=seed), output)
 
 
 @data_app.command("check")
@@ -88,7 +88,7 @@ def check(
     from vision.manifest import Manifest
 
     loaded = Manifest.load(manifest)
-    findings = check_manifest(loaded, taxonomy_beside(manifest, taxonomy))
+    findings = check_manifest(loaded, load_taxonomy(manifest, taxonomy))
     for finding in findings:
         typer.echo(f"{finding.kind}: {finding.message}")
     for kind, meaning in KINDS.items():
@@ -121,11 +121,11 @@ def split(
     from training.data.splits import count_splits, find_untrained_leaves, split_manifest
     from vision.manifest import Manifest
 
-    if _absolute(manifest) == _absolute(output):
+    if _make_absolute(manifest) == _make_absolute(output):
         raise ListingVisionError(f"--output {output} is the manifest that is read; give another file")
-    tree = taxonomy_beside(manifest, taxonomy)
+    tree = load_taxonomy(manifest, taxonomy)
     chosen = split_manifest(Manifest.load(manifest), by=by, val=val, calibrate=calibrate, test=test, seed=seed)
-    chosen.moved_to(posixpath.dirname(output)).save(output)
+    chosen.rebase(posixpath.dirname(output)).save(output)
     for name, (num_photos, num_listings) in count_splits(chosen).items():
         typer.echo(f"{name:<9} {num_photos:10d} photos {num_listings:10d} listings")
     missing = find_untrained_leaves(chosen, tree)
@@ -153,7 +153,7 @@ def shard(
     from training.data.shards import write_shards
     from vision.manifest import Manifest
 
-    tree = taxonomy_beside(manifest, taxonomy)
+    tree = load_taxonomy(manifest, taxonomy)
     done = write_shards(
         Manifest.load(manifest),
         tree,
@@ -200,8 +200,8 @@ def suspects(
     from training.inference.features import extract_features, load_embedder
     from vision.manifest import Manifest
 
-    loaded, tree = Manifest.load(manifest), taxonomy_beside(manifest, taxonomy)
-    loaded.labels(tree)  # unknown labels are named before an hour of decoding, not after
+    loaded, tree = Manifest.load(manifest), load_taxonomy(manifest, taxonomy)
+    loaded.resolve_labels(tree)  # unknown labels are named before an hour of decoding, not after
     embedder, preprocessing = load_embedder(model, input_px=input_px)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     features = extract_features(embedder, loaded, preprocessing, device=device, cache=output / "features")
@@ -212,7 +212,7 @@ def suspects(
     page = render_suspects(found, title=f"Suspected labels of {manifest}", max_shown=max_shown)
     (output / "suspects.html").write_text(page, encoding="utf-8")
     for part in found:
-        typer.echo(_summarize(part))
+        typer.echo(_format_summary(part))
     typer.echo(f"{len(features.unusable):6d}  photos could not be used")
     typer.echo(f"written: {output / 'suspects.csv'} (all), {output / 'suspects.html'} (with photos)")
     typer.echo(
@@ -220,7 +220,7 @@ def suspects(
     )
 
 
-def _save(manifest: "Manifest", taxonomy: "Taxonomy", output: Path) -> None:
+def _save_dataset(manifest: "Manifest", taxonomy: "Taxonomy", output: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
     manifest.save(str(output / "manifest.parquet"))
     taxonomy.save(output / "taxonomy.json")
@@ -233,7 +233,7 @@ def _save(manifest: "Manifest", taxonomy: "Taxonomy", output: Path) -> None:
     typer.echo(f"next: listing-vision data check {output / 'manifest.parquet'}")
 
 
-def _summarize(part: "FieldLabelErrors") -> str:
+def _format_summary(part: "FieldLabelErrors") -> str:
     lines = [f"{len(part.suspects):6d}  suspected {part.field} labels of {part.num_compared} compared"]
     if part.num_compared:
         lines[0] += f" ({part.accuracy:.1%} of those compared are also the likeliest)"
@@ -249,7 +249,7 @@ def _summarize(part: "FieldLabelErrors") -> str:
     return "\n".join(lines)
 
 
-def taxonomy_beside(manifest: str, taxonomy: Path | None) -> "Taxonomy":
+def load_taxonomy(manifest: str, taxonomy: Path | None) -> "Taxonomy":
     from vision.taxonomy import Taxonomy
 
     if taxonomy is None and "://" in manifest:
@@ -264,5 +264,5 @@ def taxonomy_beside(manifest: str, taxonomy: Path | None) -> "Taxonomy":
     return Taxonomy.load(taxonomy or Path(manifest).parent / "taxonomy.json")
 
 
-def _absolute(url: str) -> str:
+def _make_absolute(url: str) -> str:
     return url if "://" in url else os.path.realpath(url)

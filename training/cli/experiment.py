@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
-from vision.runtime.cli import new_app
+from vision.runtime.cli import create_cli_app
 from vision.runtime.files import write_atomically
 
-__all__ = ["experiment_app", "from_outcomes"]
+__all__ = ["create_outcome_manifests", "experiment_app"]
 
-experiment_app = new_app("Compare releases by what sellers chose.")
+experiment_app = create_cli_app("Compare releases by what sellers chose.")
 
 OutcomesUrl = Annotated[str, typer.Argument(help="Folder or fsspec URL that `serve --outcomes` writes to.")]
 
@@ -39,15 +39,15 @@ def report(
 
     Example: listing-vision experiment report outcomes --bundle a --bundle b --share 1f0a9c2e.5d21b7=0.95
     """
-    from training.outcomes.report import format_metrics, format_report, make_report
+    from training.outcomes.report import build_report, format_metrics, format_report
     from training.outcomes.tables import open_tables
     from vision.bundle import load_bundle
 
-    shares = dict(_share(text) for text in share or ())
+    shares = dict(_parse_share(text) for text in share or ())
     bundles = [load_bundle(folder) for folder in bundle]
     calibrations = {loaded.release: loaded.calibration for loaded in bundles}
     with open_tables(outcomes, {loaded.release: loaded.taxonomy for loaded in bundles}) as tables:
-        made = make_report(tables, calibrations=calibrations, control=control, shares=shares, days=days)
+        made = build_report(tables, calibrations=calibrations, control=control, shares=shares, days=days)
     typer.echo(format_report(made))
     if output:
         output.write_text(json.dumps(made.to_dict(), indent=1) + "\n")
@@ -55,11 +55,11 @@ def report(
     if metrics:
         # Prometheus' node exporter may read it at any time.
         write_atomically(metrics, format_metrics(made))
-    if made.switch_off:
+    if made.fields_to_switch_off:
         raise typer.Exit(3)
 
 
-def from_outcomes(
+def create_outcome_manifests(
     outcomes: OutcomesUrl,
     photos: Annotated[str, typer.Option(help="Table with listing_id and photo, of all listings.")],
     taxonomy: Annotated[Path, typer.Option(help="taxonomy.json of the models that made the suggestions.")],
@@ -90,7 +90,7 @@ def from_outcomes(
         typer.echo(f"not in the taxonomy: {name!r}, written {count} times; `listing-vision brand add` can add it")
 
 
-def _share(text: str) -> tuple[str, float]:
+def _parse_share(text: str) -> tuple[str, float]:
     release, _, share = text.partition("=")
     try:
         value = float(share)

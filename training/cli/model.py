@@ -84,7 +84,7 @@ def evaluate(
     from vision.manifest import Manifest
 
     whole = Manifest.load(manifest)
-    rows = whole.where_split(split)
+    rows = whole.select_split(split)
     judged = load_evaluated_model(model)
     predictions = predict(rows, judged.taxonomy, judged.preprocessing, judged.infer, other_brands=other_brands)
     for photo in predictions.unusable:

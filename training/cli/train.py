@@ -5,15 +5,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from training.cli.data import taxonomy_beside
-from vision.runtime.cli import EXIT_INTERRUPTED, new_app
+from training.cli.data import load_taxonomy
+from vision.runtime.cli import EXIT_INTERRUPTED, create_cli_app
 
 if TYPE_CHECKING:
     from training.trainer.hardware import Machine
 
 __all__ = ["RecipeName", "SplitManifest", "TaxonomyFile", "distill", "train", "train_app"]
 
-train_app = new_app("Fine-tune a backbone on listing photos.")
+train_app = create_cli_app("Fine-tune a backbone on listing photos.")
 
 SplitManifest = Annotated[str, typer.Argument(help="Manifest with train and val splits.")]
 RecipeName = Annotated[str, typer.Option(help="A shipped recipe's name, or a path that ends in .toml.")]
@@ -36,7 +36,7 @@ DecodeOn = Annotated[
 ]
 Compile = Annotated[bool | None, typer.Option(help="Use torch.compile. Default: on a GPU.")]
 KeepCheckpoints = Annotated[int, typer.Option(help="Number of newest checkpoints to keep.")]
-BadPhotoShare = Annotated[float, typer.Option(help="Stop above this share of unusable training photos.")]
+MaxBadPhotoShare = Annotated[float, typer.Option(help="Stop above this share of unusable training photos.")]
 TeacherBundle = Annotated[
     Path | None, typer.Option(help="A bundle or finished run to learn from, for recipes with a distillation_weight.")
 ]
@@ -57,7 +57,7 @@ def train(
     decode_on: DecodeOn = "loader",
     compile: Compile = None,
     keep_checkpoints: KeepCheckpoints = 2,
-    bad_photo_share: BadPhotoShare = 0.01,
+    max_bad_photo_share: MaxBadPhotoShare = 0.01,
 ) -> None:
     """Fine-tune a backbone on a manifest's listing photos. Repeat the same command to resume.
 
@@ -76,9 +76,9 @@ def train(
         decode_on=decode_on,  # type: ignore[arg-type]
         compile=compile,
         keep_checkpoints=keep_checkpoints,
-        bad_photo_share=bad_photo_share,
+        max_bad_photo_share=max_bad_photo_share,
     )
-    _train(manifest, run, recipe=recipe, taxonomy=taxonomy, teacher=teacher, seed=seed, machine=machine)
+    _run_training(manifest, run, recipe=recipe, taxonomy=taxonomy, teacher=teacher, seed=seed, machine=machine)
 
 
 def distill(
@@ -101,10 +101,10 @@ def distill(
     from training.trainer.hardware import Machine
 
     machine = Machine(num_workers=workers, compile=compile)
-    _train(manifest, run, recipe=recipe, taxonomy=taxonomy, teacher=teacher, seed=seed, machine=machine)
+    _run_training(manifest, run, recipe=recipe, taxonomy=taxonomy, teacher=teacher, seed=seed, machine=machine)
 
 
-def _train(
+def _run_training(
     manifest: str,
     run: Path,
     *,
@@ -126,12 +126,12 @@ def _train(
     chosen = load_recipe(recipe)
     if seed is not None:
         chosen = dataclasses.replace(chosen, seed=seed)
-    tree = taxonomy_beside(manifest, taxonomy)
+    tree = load_taxonomy(manifest, taxonomy)
     target = Run(run)
     with join_ranks() as ranks, suggest_smaller_batch(machine.micro_batch or chosen.batch_size // ranks.world_size):
         trainer = Trainer(
             chosen,
-            manifest_url=_absolute(manifest),
+            manifest_url=_make_absolute(manifest),
             manifest=Manifest.load(manifest),
             taxonomy=tree,
             run=target,
@@ -146,5 +146,5 @@ def _train(
         typer.echo(f"trained: {target.weights_path}; next: listing-vision export {run} --output BUNDLE")
 
 
-def _absolute(manifest: str) -> str:
+def _make_absolute(manifest: str) -> str:
     return manifest if "://" in manifest else str(Path(manifest).resolve())

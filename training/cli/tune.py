@@ -4,13 +4,13 @@ from typing import Annotated
 
 import typer
 
-from training.cli.data import taxonomy_beside
+from training.cli.data import load_taxonomy
 from training.cli.train import RecipeName, SplitManifest, TaxonomyFile
-from vision.runtime.cli import new_app
+from vision.runtime.cli import create_cli_app
 
 __all__ = ["tune_app"]
 
-tune_app = new_app("Measure which settings suit this machine and these photos before a long run.")
+tune_app = create_cli_app("Measure which settings suit this machine and these photos before a long run.")
 
 
 @tune_app.command("learning-rate")
@@ -30,7 +30,7 @@ def tune_learning_rate(
     from training.trainer.autotune import run_range_test
     from vision.manifest import Manifest
 
-    chosen, tree = load_recipe(recipe), taxonomy_beside(manifest, taxonomy)
+    chosen, tree = load_recipe(recipe), load_taxonomy(manifest, taxonomy)
     points = run_range_test(chosen, Manifest.load(manifest), tree, num_steps=steps)
     for point in points.thin_out():
         typer.echo(f"{point.factor:10.4f} x the recipe's rates: loss {point.loss:.3f}")
@@ -76,7 +76,7 @@ def tune_loader(
     from training.trainer.autotune import measure_loader
     from vision.manifest import Manifest
 
-    chosen, tree = load_recipe(recipe), taxonomy_beside(manifest, taxonomy)
+    chosen, tree = load_recipe(recipe), load_taxonomy(manifest, taxonomy)
     for speed in measure_loader(chosen, Manifest.load(manifest), tree, num_photos=photos):
         typer.echo(
             f"{speed.photo_px} px: loader {speed.loader_photos_per_s:.0f} photos/s with {speed.num_workers} workers, "

@@ -23,8 +23,8 @@ from vision.taxonomy import OTHER_BRAND, Taxonomy
 __all__ = ["CommonLabels", "CommonListings", "ExcludedLabel", "PhotoLogits", "match_labels", "predict_both"]
 
 Ints = npt.NDArray[np.int64]
-_Find = Callable[[str], str | None]
-Reason = Literal[
+_FindId = Callable[[str], str | None]
+ExclusionReason = Literal[
     "unknown to A", "unknown to B", "unknown to both", "not the same id in both", "a leaf of A only", "a leaf of B only"
 ]
 
@@ -36,7 +36,7 @@ class ExcludedLabel:
     field: Literal["category", "brand"]
     label: str
     """As written in the manifest."""
-    reason: Reason
+    reason: ExclusionReason
     num_listings: int
 
 
@@ -47,7 +47,7 @@ class _LabelTable(NamedTuple):
     in_a: Ints
     """(K,) node or brand index in A's own taxonomy."""
     in_b: Ints
-    reasons: tuple[Reason | None, ...]
+    reasons: tuple[ExclusionReason | None, ...]
     """(K,) why the label is not compared; None where both know it by one id."""
     codes: Ints
     """(rows of the manifest,) which of the K; -1 where empty."""
@@ -64,7 +64,7 @@ class CommonLabels:
     """(N,) labelled with a category that both know by one id."""
     brands_shared: npt.NDArray[np.bool_]
     """(N,) labelled with a brand that both know by one id, or that neither knows: `OTHER_BRAND` for both."""
-    left_out: tuple[ExcludedLabel, ...]
+    excluded_labels: tuple[ExcludedLabel, ...]
 
 
 class PhotoLogits(NamedTuple):
@@ -90,7 +90,7 @@ class CommonListings:
     unusable: tuple[str, ...]
     """The error of each photo that is not among the P."""
 
-    def photos_of(self, listing: int) -> tuple[str, ...]:
+    def get_photo_urls(self, listing: int) -> tuple[str, ...]:
         order, starts = self._rows_by_listing
         return tuple(self.photo_urls[row] for row in order[starts[listing] : starts[listing + 1]])
 
@@ -112,34 +112,34 @@ def predict_both(manifest: Manifest, a: EvaluatedModel, b: EvaluatedModel, *, ba
     _require_common(categories, brands, a, b)
     unusable: list[str] = []
     if a.preprocessing == b.preprocessing:
-        rows_a, (of_a, of_b) = _infer(manifest, a.preprocessing, [a, b], unusable, batch_size=batch_size)
+        rows_a, (logits_a, logits_b) = _infer(manifest, a.preprocessing, [a, b], unusable, batch_size=batch_size)
         rows_b = rows_a
     else:
-        rows_a, (of_a,) = _infer(manifest, a.preprocessing, [a], unusable, batch_size=batch_size)
-        rows_b, (of_b,) = _infer(manifest, b.preprocessing, [b], unusable, batch_size=batch_size)
+        rows_a, (logits_a,) = _infer(manifest, a.preprocessing, [a], unusable, batch_size=batch_size)
+        rows_b, (logits_b,) = _infer(manifest, b.preprocessing, [b], unusable, batch_size=batch_size)
     kept, from_a, from_b = np.intersect1d(rows_a, rows_b, assume_unique=True, return_indices=True)
     if len(kept) == 0:
         raise ManifestError("no photo of the manifest can be used by both models:", unusable)
     used = manifest.take(kept)
-    groups = used.listing_groups()
+    groups = used.number_listings()
     firsts = np.unique(groups, return_index=True)[1]
     ids = used.column("listing_id").to_pylist()
     return CommonListings(
-        a=PhotoLogits(of_a.category[from_a], of_a.brand[from_a]),
-        b=PhotoLogits(of_b.category[from_b], of_b.brand[from_b]),
+        a=PhotoLogits(logits_a.category[from_a], logits_a.brand[from_a]),
+        b=PhotoLogits(logits_b.category[from_b], logits_b.brand[from_b]),
         labels=_label_listings(categories, brands, kept, groups),
         groups=groups,
         listing_ids=tuple(ids[first] for first in firsts),
-        photo_urls=tuple(used.photo_url(row) for row in range(len(used))),
+        photo_urls=tuple(used.get_photo_url(row) for row in range(len(used))),
         unusable=tuple(dict.fromkeys(unusable)),
     )
 
 
 def match_labels(manifest: Manifest, a: Taxonomy, b: Taxonomy) -> CommonLabels:
     """The labels of the manifest's listings in two taxonomies."""
-    every = np.arange(len(manifest))
+    all_rows = np.arange(len(manifest))
     return _label_listings(
-        _look_up_categories(manifest, a, b), _look_up_brands(manifest, a, b), every, manifest.listing_groups()
+        _look_up_categories(manifest, a, b), _look_up_brands(manifest, a, b), all_rows, manifest.number_listings()
     )
 
 
@@ -164,28 +164,30 @@ def _infer(
 
 
 def _look_up_categories(manifest: Manifest, a: Taxonomy, b: Taxonomy) -> _LabelTable:
-    def finder(taxonomy: Taxonomy) -> _Find:
+    def create_finder(taxonomy: Taxonomy) -> _FindId:
         return _return_none_if_unknown(taxonomy.find_category)
 
-    return _look_up(manifest, "category", (finder(a), finder(b)), (a.node_index, b.node_index), missing=UNLABELLED)
+    return _look_up(
+        manifest, "category", (create_finder(a), create_finder(b)), (a.node_index, b.node_index), missing=UNLABELLED
+    )
 
 
 def _look_up_brands(manifest: Manifest, a: Taxonomy, b: Taxonomy) -> _LabelTable:
-    ids_a, ids_b = _brand_ids(a), _brand_ids(b)
+    ids_a, ids_b = _map_brand_ids(a), _map_brand_ids(b)
 
-    def finder(taxonomy: Taxonomy, ids: dict[int, str]) -> _Find:
+    def create_finder(taxonomy: Taxonomy, ids: dict[int, str]) -> _FindId:
         return _return_none_if_unknown(lambda text: ids[taxonomy.find_brand(text)])
 
     return _look_up(
         manifest,
         "brand",
-        (finder(a, ids_a), finder(b, ids_b)),
+        (create_finder(a, ids_a), create_finder(b, ids_b)),
         ({id_: index for index, id_ in ids_a.items()}, {id_: index for index, id_ in ids_b.items()}),
         missing=OTHER_BRAND,
     )
 
 
-def _brand_ids(taxonomy: Taxonomy) -> dict[int, str]:
+def _map_brand_ids(taxonomy: Taxonomy) -> dict[int, str]:
     """Brand index to id; 'no brand' and 'other brand' have one that no taxonomy file can hold by accident."""
     listed = {index: brand.id for index, brand in enumerate(taxonomy.brands, start=1)}
     return {0: "\0no brand", OTHER_BRAND: "\0other brand", **listed}
@@ -194,12 +196,12 @@ def _brand_ids(taxonomy: Taxonomy) -> dict[int, str]:
 def _look_up(
     manifest: Manifest,
     column: str,
-    finds: tuple[_Find, _Find],
-    places: tuple[Mapping[str, int], Mapping[str, int]],
+    find_ids: tuple[_FindId, _FindId],
+    id_indices: tuple[Mapping[str, int], Mapping[str, int]],
     *,
     missing: int,
 ) -> _LabelTable:
-    """Look up every label of a column in two taxonomies; `places` map an id to its index in each.
+    """Look up every label of a column in two taxonomies; `id_indices` map an id to its index in each.
 
     A manifest written for one version may name a category by a path that the other has moved: an id that only one of
     them finds is looked up in the other.
@@ -208,12 +210,12 @@ def _look_up(
     texts = tuple(dict.fromkeys(text for text in written if text))
     code_of = {text: code for code, text in enumerate(texts)} | {"": UNLABELLED}
     indices: tuple[list[int], list[int]] = ([], [])
-    reasons: list[Reason | None] = []
+    reasons: list[ExclusionReason | None] = []
     for text in texts:
-        found_a, found_b = (find(text) for find in finds)
+        found_a, found_b = (find(text) for find in find_ids)
         at_a, at_b = (
-            place.get(found if found is not None else other or "")
-            for place, found, other in zip(places, (found_a, found_b), (found_b, found_a), strict=True)
+            index_of_id.get(found if found is not None else other or "")
+            for index_of_id, found, other in zip(id_indices, (found_a, found_b), (found_b, found_a), strict=True)
         )
         reason = _explain_exclusion(at_a, at_b, same_id=found_a is None or found_b is None or found_a == found_b)
         reasons.append(None if reason == "unknown to both" and missing == OTHER_BRAND else reason)
@@ -228,7 +230,7 @@ def _look_up(
     )
 
 
-def _explain_exclusion(at_a: int | None, at_b: int | None, *, same_id: bool) -> Reason | None:
+def _explain_exclusion(at_a: int | None, at_b: int | None, *, same_id: bool) -> ExclusionReason | None:
     if at_a is None:
         return "unknown to both" if at_b is None else "unknown to A"
     if at_b is None:
@@ -236,7 +238,7 @@ def _explain_exclusion(at_a: int | None, at_b: int | None, *, same_id: bool) -> 
     return None if same_id else "not the same id in both"
 
 
-def _return_none_if_unknown(find: Callable[[str], str]) -> _Find:
+def _return_none_if_unknown(find: Callable[[str], str]) -> _FindId:
     def found(text: str) -> str | None:
         try:
             return find(text)
@@ -269,7 +271,7 @@ def _require_common(categories: _LabelTable, brands: _LabelTable, a: EvaluatedMo
 
 def _label_listings(categories: _LabelTable, brands: _LabelTable, rows: Ints, groups: Ints) -> CommonLabels:
     codes = merge_listing_labels(Labels(category_nodes=categories.codes[rows], brands=brands.codes[rows]), groups)
-    left_out: list[ExcludedLabel] = []
+    excluded_labels: list[ExcludedLabel] = []
     shared = []
     for field, known, of_listing in (
         ("category", categories, codes.category_nodes),
@@ -280,7 +282,7 @@ def _label_listings(categories: _LabelTable, brands: _LabelTable, rows: Ints, gr
         for code, num in sorted(Counter(of_listing[of_listing >= 0].tolist()).items()):
             reason = known.reasons[code]
             if reason:
-                left_out.append(
+                excluded_labels.append(
                     ExcludedLabel(
                         field="brand" if field == "brand" else "category",
                         label=known.texts[code],
@@ -293,7 +295,7 @@ def _label_listings(categories: _LabelTable, brands: _LabelTable, rows: Ints, gr
         in_b=_translate(categories.in_b, brands.in_b, codes),
         categories_shared=shared[0],
         brands_shared=shared[1],
-        left_out=tuple(left_out),
+        excluded_labels=tuple(excluded_labels),
     )
 
 

@@ -20,7 +20,7 @@ from training.statistics.paired import (
     bound_small_sample,
     count_differences,
 )
-from vision.calibration import BRAND_FIELD, Calibration, field_name
+from vision.calibration import BRAND_FIELD, Calibration, get_field_name
 from vision.decision import ListingPredictions, compute_prefilled, predict_listings
 from vision.manifest import Labels
 from vision.taxonomy import OTHER_BRAND, Taxonomy
@@ -133,8 +133,8 @@ class Flip:
     won: bool
     """B is right; otherwise A is."""
     truth: str
-    answer_a: str
-    answer_b: str
+    predicted_a: str
+    predicted_b: str
     probability_a: float
     probability_b: float
     filled_a: bool
@@ -151,7 +151,7 @@ class Comparison:
     coverage: tuple[CoverageChange, ...]
     flips: tuple[Flip, ...]
     """Lost ones before won ones, the most confident mistakes first."""
-    left_out: tuple[ExcludedLabel, ...]
+    excluded_labels: tuple[ExcludedLabel, ...]
 
     def field(self, name: str) -> FieldChange:
         return next(field for field in self.fields if field.name == name)
@@ -182,40 +182,50 @@ def compare(a: EvaluatedModel, b: EvaluatedModel, listings: CommonListings, *, s
     node there; a brand, where both know it, or neither does.
     """
     labels = listings.labels
-    of_a = evaluate_listings(a, listings.a, listings.groups, labels.in_a)
-    of_b = evaluate_listings(b, listings.b, listings.groups, labels.in_b)
-    leaf = labels.categories_shared & (of_a.truth.leaves >= 0) & (of_b.truth.leaves >= 0)
-    leaf_right = [_leaf_right(evaluated) & leaf for evaluated in (of_a, of_b)]
-    brand_right = [(j.predictions.brands.labels == j.truth.brands) & labels.brands_shared for j in (of_a, of_b)]
-    fields = [_field(LEAF, leaf, *leaf_right, seed=seed)]
-    for name, compared, right_a, right_b in _depths(of_a, of_b, labels.categories_shared):
-        fields.append(_field(name, compared, right_a, right_b, seed=seed))
-    fields.append(_field(BRAND_FIELD, labels.brands_shared, *brand_right, seed=seed))
+    evaluated_a = evaluate_listings(a, listings.a, listings.groups, labels.in_a)
+    evaluated_b = evaluate_listings(b, listings.b, listings.groups, labels.in_b)
+    leaf = labels.categories_shared & (evaluated_a.truth.leaves >= 0) & (evaluated_b.truth.leaves >= 0)
+    leaf_right = [_compute_leaf_correct(evaluated) & leaf for evaluated in (evaluated_a, evaluated_b)]
+    brand_right = [
+        (j.predictions.brands.labels == j.truth.brands) & labels.brands_shared for j in (evaluated_a, evaluated_b)
+    ]
+    fields = [_compare_field(LEAF, leaf, *leaf_right, seed=seed)]
+    for name, compared, right_a, right_b in _iterate_depths(evaluated_a, evaluated_b, labels.categories_shared):
+        fields.append(_compare_field(name, compared, right_a, right_b, seed=seed))
+    fields.append(_compare_field(BRAND_FIELD, labels.brands_shared, *brand_right, seed=seed))
     return Comparison(
         num_listings=len(listings.listing_ids),
         fields=tuple(fields),
-        categories=_categories(of_a, leaf, *leaf_right),
-        coverage=_coverage(of_a, of_b),
-        flips=(*_category_flips(of_a, of_b, *leaf_right), *_brand_flips(of_a, of_b, *brand_right)),
-        left_out=(*labels.left_out, *_leaves_of_one(of_a, of_b, labels.categories_shared)),
+        categories=_compare_categories(evaluated_a, leaf, *leaf_right),
+        coverage=_compare_coverage(evaluated_a, evaluated_b),
+        flips=(
+            *_find_category_flips(evaluated_a, evaluated_b, *leaf_right),
+            *_find_brand_flips(evaluated_a, evaluated_b, *brand_right),
+        ),
+        excluded_labels=(
+            *labels.excluded_labels,
+            *_exclude_unmatched_leaves(evaluated_a, evaluated_b, labels.categories_shared),
+        ),
     )
 
 
-def _leaf_right(evaluated: EvaluatedListings) -> Bools:
-    true_nodes = np.append(_leaf_node_of(evaluated.taxonomy), _NO_NODE)[evaluated.truth.leaves]
+def _compute_leaf_correct(evaluated: EvaluatedListings) -> Bools:
+    true_nodes = np.append(_list_leaf_nodes(evaluated.taxonomy), _NO_NODE)[evaluated.truth.leaves]
     return np.asarray(evaluated.leaf_nodes == true_nodes, dtype=np.bool_)
 
 
-def _leaf_node_of(taxonomy: Taxonomy) -> Ints:
+def _list_leaf_nodes(taxonomy: Taxonomy) -> Ints:
     return np.array([taxonomy.node_index[leaf] for leaf in taxonomy.leaf_ids], dtype=np.int64)
 
 
-def _field(name: str, compared: Bools, right_a: Bools, right_b: Bools, *, seed: int) -> FieldChange:
+def _compare_field(name: str, compared: Bools, right_a: Bools, right_b: Bools, *, seed: int) -> FieldChange:
     counts = count_differences(right_a[compared], right_b[compared])
     return FieldChange(name=name, counts=counts, interval=bootstrap_difference(counts, seed=seed))
 
 
-def _depths(a: EvaluatedListings, b: EvaluatedListings, shared: Bools) -> Iterator[tuple[str, Bools, Bools, Bools]]:
+def _iterate_depths(
+    a: EvaluatedListings, b: EvaluatedListings, shared: Bools
+) -> Iterator[tuple[str, Bools, Bools, Bools]]:
     """The name of each depth that both have, which listings it is compared on, and where A and B are right."""
     in_a = [a.taxonomy.node_index.get(category.id, _NOT_IN_A) for category in b.taxonomy.categories]
     to_a = np.array([*in_a, _NO_NODE])
@@ -225,10 +235,12 @@ def _depths(a: EvaluatedListings, b: EvaluatedListings, shared: Bools) -> Iterat
         right_a, right_b = (
             evaluated.predictions.paths.nodes[:, depth] == evaluated.truth.nodes[:, depth] for evaluated in (a, b)
         )
-        yield field_name(depth + 1), compared, right_a & compared, right_b & compared
+        yield get_field_name(depth + 1), compared, right_a & compared, right_b & compared
 
 
-def _categories(a: EvaluatedListings, compared: Bools, right_a: Bools, right_b: Bools) -> tuple[CategoryChange, ...]:
+def _compare_categories(
+    a: EvaluatedListings, compared: Bools, right_a: Bools, right_b: Bools
+) -> tuple[CategoryChange, ...]:
     truth = a.truth.leaves
     counted = []
     for leaf in np.unique(truth[compared]).tolist():
@@ -238,7 +250,7 @@ def _categories(a: EvaluatedListings, compared: Bools, right_a: Bools, right_b: 
     changes = [
         CategoryChange(
             category_id=category_id,
-            name=a.taxonomy.path_name(category_id),
+            name=a.taxonomy.format_path(category_id),
             counts=counts,
             interval=bound_small_sample(counts),
             p_holm=p_holm,
@@ -248,10 +260,10 @@ def _categories(a: EvaluatedListings, compared: Bools, right_a: Bools, right_b: 
     return tuple(sorted(changes, key=lambda change: (change.counts.change, -change.counts.num_listings)))
 
 
-def _coverage(a: EvaluatedListings, b: EvaluatedListings) -> tuple[CoverageChange, ...]:
+def _compare_coverage(a: EvaluatedListings, b: EvaluatedListings) -> tuple[CoverageChange, ...]:
     depths = range(max(a.taxonomy.max_depth, b.taxonomy.max_depth))
-    names = [*(field_name(depth + 1) for depth in depths), BRAND_FIELD]
-    by_name = [_coverage_of(evaluated) for evaluated in (a, b)]
+    names = [*(get_field_name(depth + 1) for depth in depths), BRAND_FIELD]
+    by_name = [_compute_coverage(evaluated) for evaluated in (a, b)]
     num = len(a.filled)
     never = Coverage(alpha=None, threshold=None, num_listings=num, num_filled=0, num_known=0, num_right=0)
     return tuple(
@@ -259,7 +271,7 @@ def _coverage(a: EvaluatedListings, b: EvaluatedListings) -> tuple[CoverageChang
     )
 
 
-def _coverage_of(evaluated: EvaluatedListings) -> dict[str, Coverage]:
+def _compute_coverage(evaluated: EvaluatedListings) -> dict[str, Coverage]:
     steps = evaluate_paths(evaluated.predictions.paths, evaluated.truth)
     labels = evaluated.predictions.brands.labels
     # A missing brand label decides nothing; with a brand outside the taxonomy, whatever is prefilled is wrong.
@@ -267,7 +279,7 @@ def _coverage_of(evaluated: EvaluatedListings) -> dict[str, Coverage]:
     known = np.column_stack([steps.known, brand_known])
     right = np.column_stack([steps.right, labels == evaluated.truth.brands])
     coverages = {}
-    for column, name in enumerate([*(field_name(d + 1) for d in range(evaluated.taxonomy.max_depth)), BRAND_FIELD]):
+    for column, name in enumerate([*(get_field_name(d + 1) for d in range(evaluated.taxonomy.max_depth)), BRAND_FIELD]):
         filled = evaluated.filled[:, column]
         guarantee = evaluated.calibration.field(name)
         coverages[name] = Coverage(
@@ -281,15 +293,15 @@ def _coverage_of(evaluated: EvaluatedListings) -> dict[str, Coverage]:
     return coverages
 
 
-def _category_flips(a: EvaluatedListings, b: EvaluatedListings, right_a: Bools, right_b: Bools) -> list[Flip]:
+def _find_category_flips(a: EvaluatedListings, b: EvaluatedListings, right_a: Bools, right_b: Bools) -> list[Flip]:
     nodes = [evaluated.leaf_nodes for evaluated in (a, b)]
     depths = [evaluated.leaf_depths for evaluated in (a, b)]
-    true_nodes = _leaf_node_of(a.taxonomy)
+    true_nodes = _list_leaf_nodes(a.taxonomy)
     flips = []
     for listing in np.flatnonzero(right_a != right_b).tolist():
         predicted, probabilities, filled = [], [], []
         for evaluated, node, depth in zip((a, b), nodes, depths, strict=True):
-            predicted.append(_path_name(evaluated.taxonomy, int(node[listing])))
+            predicted.append(_format_path(evaluated.taxonomy, int(node[listing])))
             probabilities.append(float(evaluated.predictions.paths.scores[listing, depth[listing]]))
             filled.append(bool(evaluated.filled[listing, depth[listing]]))
         flips.append(
@@ -297,24 +309,24 @@ def _category_flips(a: EvaluatedListings, b: EvaluatedListings, right_a: Bools, 
                 field="category",
                 listing=listing,
                 won=bool(right_b[listing]),
-                truth=_path_name(a.taxonomy, int(true_nodes[a.truth.leaves[listing]])),
-                answer_a=predicted[0],
-                answer_b=predicted[1],
+                truth=_format_path(a.taxonomy, int(true_nodes[a.truth.leaves[listing]])),
+                predicted_a=predicted[0],
+                predicted_b=predicted[1],
                 probability_a=probabilities[0],
                 probability_b=probabilities[1],
                 filled_a=filled[0],
                 filled_b=filled[1],
             )
         )
-    return sorted(flips, key=_most_confident_mistake_first)
+    return sorted(flips, key=_get_flip_sort_key)
 
 
-def _brand_flips(a: EvaluatedListings, b: EvaluatedListings, right_a: Bools, right_b: Bools) -> list[Flip]:
+def _find_brand_flips(a: EvaluatedListings, b: EvaluatedListings, right_a: Bools, right_b: Bools) -> list[Flip]:
     flips = []
     for listing in np.flatnonzero(right_a != right_b).tolist():
-        (answer_a, p_a), (answer_b, p_b) = (
+        (predicted_a, p_a), (predicted_b, p_b) = (
             (
-                _brand_name(j.taxonomy, int(j.predictions.brands.labels[listing])),
+                _format_brand(j.taxonomy, int(j.predictions.brands.labels[listing])),
                 float(j.predictions.brands.scores[listing]),
             )
             for j in (a, b)
@@ -324,31 +336,31 @@ def _brand_flips(a: EvaluatedListings, b: EvaluatedListings, right_a: Bools, rig
                 field="brand",
                 listing=listing,
                 won=bool(right_b[listing]),
-                truth=_brand_name(a.taxonomy, int(a.truth.brands[listing])),
-                answer_a=answer_a,
-                answer_b=answer_b,
+                truth=_format_brand(a.taxonomy, int(a.truth.brands[listing])),
+                predicted_a=predicted_a,
+                predicted_b=predicted_b,
                 probability_a=p_a,
                 probability_b=p_b,
                 filled_a=bool(a.filled[listing, -1]),
                 filled_b=bool(b.filled[listing, -1]),
             )
         )
-    return sorted(flips, key=_most_confident_mistake_first)
+    return sorted(flips, key=_get_flip_sort_key)
 
 
-def _most_confident_mistake_first(flip: Flip) -> tuple[bool, float, int]:
+def _get_flip_sort_key(flip: Flip) -> tuple[bool, float, int]:
     return flip.won, -(flip.probability_a if flip.won else flip.probability_b), flip.listing
 
 
-def _path_name(taxonomy: Taxonomy, node: int) -> str:
-    return taxonomy.path_name(taxonomy.categories[node].id)
+def _format_path(taxonomy: Taxonomy, node: int) -> str:
+    return taxonomy.format_path(taxonomy.categories[node].id)
 
 
-def _brand_name(taxonomy: Taxonomy, index: int) -> str:
+def _format_brand(taxonomy: Taxonomy, index: int) -> str:
     return taxonomy.other_brand if index == OTHER_BRAND else taxonomy.brand_labels[index]
 
 
-def _leaves_of_one(a: EvaluatedListings, b: EvaluatedListings, shared: Bools) -> list[ExcludedLabel]:
+def _exclude_unmatched_leaves(a: EvaluatedListings, b: EvaluatedListings, shared: Bools) -> list[ExcludedLabel]:
     """Labels that are a leaf of one taxonomy and an inner node of the other, which no predicted leaf can match."""
     excluded = []
     for has, lacks, node_of in ((a, b, a.truth.leaves), (b, a, b.truth.leaves)):
@@ -357,7 +369,7 @@ def _leaves_of_one(a: EvaluatedListings, b: EvaluatedListings, shared: Bools) ->
         excluded += [
             ExcludedLabel(
                 field="category",
-                label=has.taxonomy.path_name(has.taxonomy.leaf_ids[leaf]),
+                label=has.taxonomy.format_path(has.taxonomy.leaf_ids[leaf]),
                 reason="a leaf of A only" if has is a else "a leaf of B only",
                 num_listings=num,
             )

@@ -14,7 +14,7 @@ from vision.calibration import BRAND_FIELD
 
 __all__ = ["Gate", "RuleResult", "load_gate"]
 
-_ROUNDING = 1e-9
+_ROUNDING_TOLERANCE = 1e-9
 """Tolerance for rounding, so that a drop of exactly the limit passes."""
 
 
@@ -166,7 +166,7 @@ def _check_accuracy(name: str, what: str, counts: Difference, limit: float) -> R
 
 
 def _exceeds(drop: float, limit: float) -> bool:
-    return drop > limit + _ROUNDING
+    return drop > limit + _ROUNDING_TOLERANCE
 
 
 def _describe_drop(what: str, counts: Difference, limit: float) -> str:

@@ -10,8 +10,8 @@ from training.reporting.page import create_thumbnails, format_percent, is_measur
 __all__ = ["render_comparison"]
 
 _PHOTO_PX = 240
-_SMALL_PX = 96
-_MAX_SMALL = 4
+_SMALL_PHOTO_PX = 96
+_MAX_SMALL_PHOTOS = 4
 
 
 def render_comparison(
@@ -33,7 +33,7 @@ def render_comparison(
         for won in (False, True)
     ]
     shown = {flip.listing for group in groups for flip in group["flips"][:max_shown]}
-    photos = {listing: listings.photos_of(listing)[: 1 + _MAX_SMALL] for listing in shown}
+    photos = {listing: listings.get_photo_urls(listing)[: 1 + _MAX_SMALL_PHOTOS] for listing in shown}
     return render(
         "comparison.html",
         title="Two models on the same listings",
@@ -42,36 +42,36 @@ def render_comparison(
         listings=listings,
         format_verdict=format_verdict(verdict) if verdict else [],
         changes=["Listings", "A right", "B right", "B − A", "95 % interval", "Lost", "Won"],
-        counts=_counts,
-        coverage=_coverage,
+        counts=_format_counts,
+        coverage=_format_coverage,
         changed=[change for change in comparison.categories if change.counts.num_lost or change.counts.num_won],
         format_testing_note=format_testing_note(comparison.categories),
         groups=groups,
         max_shown=max_shown,
         photos=photos,
         thumbnails=create_thumbnails((urls[0] for urls in photos.values()), max_px=_PHOTO_PX),
-        small=create_thumbnails((url for urls in photos.values() for url in urls[1:]), max_px=_SMALL_PX),
+        small=create_thumbnails((url for urls in photos.values() for url in urls[1:]), max_px=_SMALL_PHOTO_PX),
     )
 
 
-def _counts(change: FieldChange | CategoryChange) -> list[object]:
+def _format_counts(change: FieldChange | CategoryChange) -> list[object]:
     counts, (low, high) = change.counts, change.interval
     return [
         counts.num_listings,
         format_percent(counts.accuracy_a),
         format_percent(counts.accuracy_b),
-        _signed(counts.change),
-        f"{_signed(low)} to {_signed(high)}",
+        _format_signed(counts.change),
+        f"{_format_signed(low)} to {_format_signed(high)}",
         counts.num_lost,
         counts.num_won,
         f"{counts.p_value:.3g}",
     ]
 
 
-def _coverage(coverage: Coverage) -> list[object]:
+def _format_coverage(coverage: Coverage) -> list[object]:
     guarantee = "nothing" if coverage.threshold is None or coverage.alpha is None else f"{1 - coverage.alpha:.0%}"
     return [format_percent(coverage.coverage), format_percent(coverage.precision), guarantee]
 
 
-def _signed(share: float) -> str:
+def _format_signed(share: float) -> str:
     return f"{100 * share + 0.0:+.1f}" if is_measured(share) else "–"

@@ -18,7 +18,7 @@ __all__ = [
     "format_verdict",
 ]
 
-_SHOWN_CATEGORIES = 10
+_MAX_CATEGORIES_SHOWN = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,25 +53,26 @@ def build_comparison_json(
         "num_photos": len(listings.photo_urls),
         "unusable_photos": list(listings.unusable),
         "num_resamples": NUM_RESAMPLES,
-        "fields": {field.name: _counts(field.counts, field.interval) for field in comparison.fields},
+        "fields": {field.name: _counts_to_dict(field.counts, field.interval) for field in comparison.fields},
         "categories": [
             {
                 "category_id": change.category_id,
                 "name": change.name,
-                **_counts(change.counts, change.interval),
+                **_counts_to_dict(change.counts, change.interval),
                 "p_holm": change.p_holm,
             }
             for change in comparison.categories
         ],
         "coverage": {
-            change.name: {"a": _coverage(change.a), "b": _coverage(change.b)} for change in comparison.coverage
+            change.name: {"a": _coverage_to_dict(change.a), "b": _coverage_to_dict(change.b)}
+            for change in comparison.coverage
         },
-        "left_out": [asdict(label) for label in comparison.left_out],
+        "excluded_labels": [asdict(label) for label in comparison.excluded_labels],
         "flips": [
             {
                 **asdict(flip),
                 "listing": listings.listing_ids[flip.listing],
-                "photos": list(listings.photos_of(flip.listing)),
+                "photos": list(listings.get_photo_urls(flip.listing)),
             }
             for flip in comparison.flips
         ],
@@ -81,7 +82,7 @@ def build_comparison_json(
     }
 
 
-def _counts(counts: Difference, interval: tuple[float, float]) -> dict[str, Any]:
+def _counts_to_dict(counts: Difference, interval: tuple[float, float]) -> dict[str, Any]:
     return {
         **asdict(counts),
         "accuracy_a": counts.accuracy_a,
@@ -92,7 +93,7 @@ def _counts(counts: Difference, interval: tuple[float, float]) -> dict[str, Any]
     }
 
 
-def _coverage(coverage: Coverage) -> dict[str, Any]:
+def _coverage_to_dict(coverage: Coverage) -> dict[str, Any]:
     return {**asdict(coverage), "coverage": coverage.coverage, "precision": coverage.precision}
 
 
@@ -108,15 +109,18 @@ def format_comparison(compared: ComparedModels, comparison: Comparison, listings
     for field in comparison.fields:
         c, (low, high) = field.counts, field.interval
         lines.append(
-            f"  {field.name:<20}  {c.num_listings:8d}  {_percent(c.accuracy_a)}  {_percent(c.accuracy_b)}  "
-            f"{_signed(c.change)}  {_signed(low)} – {_signed(high)}  {c.num_lost:5d}  {c.num_won:5d}   {c.p_value:.3g}"
+            f"  {field.name:<20}  {c.num_listings:8d}  {_format_percent(c.accuracy_a)}  {_format_percent(c.accuracy_b)}"
+            f"  {_format_signed(c.change)}  {_format_signed(low)} – {_format_signed(high)}"
+            f"  {c.num_lost:5d}  {c.num_won:5d}   {c.p_value:.3g}"
         )
     lines += ["", "prefilled, % of listings       A  (right)       B  (right)"]
     for change in comparison.coverage:
-        shown = "  ".join(f"{_percent(c.coverage)}  ({_percent(c.precision)})" for c in (change.a, change.b))
+        shown = "  ".join(
+            f"{_format_percent(c.coverage)}  ({_format_percent(c.precision)})" for c in (change.a, change.b)
+        )
         lines.append(f"  {change.name:<22}  {shown}")
-    lines += _category_lines(comparison.categories)
-    lines += _left_out_lines(comparison)
+    lines += _format_categories(comparison.categories)
+    lines += _format_excluded_labels(comparison)
     if listings.unusable:
         lines.append(f"{len(listings.unusable)} photos could not be used")
     return "\n".join(lines)
@@ -142,36 +146,37 @@ def format_verdict(verdict: GateVerdict) -> list[str]:
     return lines
 
 
-def _category_lines(categories: Sequence[CategoryChange]) -> list[str]:
+def _format_categories(categories: Sequence[CategoryChange]) -> list[str]:
     worse = [change for change in categories if change.counts.change < 0]
     better = [change for change in reversed(categories) if change.counts.change > 0]
     lines = []
     for name, changes in (("worse", worse), ("better", better)):
         lines += ["", f"{len(changes)} categories are {name}" + (":" if changes else "")]
-        for change in changes[:_SHOWN_CATEGORIES]:
+        for change in changes[:_MAX_CATEGORIES_SHOWN]:
             c, (low, high) = change.counts, change.interval
             lines.append(
-                f"  {_signed(c.change)} ({_signed(low)} – {_signed(high)})  {c.num_lost} lost, {c.num_won} won of "
-                f"{c.num_listings}, p = {c.p_value:.2g}, Holm {change.p_holm:.2g}  {change.name}"
+                f"  {_format_signed(c.change)} ({_format_signed(low)} – {_format_signed(high)})"
+                f"  {c.num_lost} lost, {c.num_won} won of {c.num_listings},"
+                f" p = {c.p_value:.2g}, Holm {change.p_holm:.2g}  {change.name}"
             )
-        if len(changes) > _SHOWN_CATEGORIES:
-            lines.append(f"  … and {len(changes) - _SHOWN_CATEGORIES} more; --output writes all")
+        if len(changes) > _MAX_CATEGORIES_SHOWN:
+            lines.append(f"  … and {len(changes) - _MAX_CATEGORIES_SHOWN} more; --output writes all")
     return [*lines, format_testing_note(categories)]
 
 
-def _left_out_lines(comparison: Comparison) -> list[str]:
+def _format_excluded_labels(comparison: Comparison) -> list[str]:
     lines = []
-    for field, reason in dict.fromkeys((label.field, label.reason) for label in comparison.left_out):
-        labels = [label for label in comparison.left_out if (label.field, label.reason) == (field, reason)]
+    for field, reason in dict.fromkeys((label.field, label.reason) for label in comparison.excluded_labels):
+        labels = [label for label in comparison.excluded_labels if (label.field, label.reason) == (field, reason)]
         num_listings = sum(label.num_listings for label in labels)
         named = ", ".join(repr(label.label) for label in labels[:5]) + (", …" if len(labels) > 5 else "")
         lines.append(f"not compared: {num_listings} listings whose {field} is {reason} ({named})")
     return lines
 
 
-def _percent(share: float) -> str:
+def _format_percent(share: float) -> str:
     return "    -" if share != share else f"{100 * share:5.1f}"
 
 
-def _signed(share: float) -> str:
+def _format_signed(share: float) -> str:
     return "    -" if share != share else f"{100 * share + 0.0:+5.1f}"

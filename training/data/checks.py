@@ -15,7 +15,7 @@ from tqdm import tqdm
 from vision.errors import PhotoError
 from vision.images import decode_photo
 from vision.manifest import SPLITS, Manifest, read_photo
-from vision.runtime.cpus import usable_cores
+from vision.runtime.cpus import count_usable_cores
 from vision.taxonomy import Taxonomy
 
 __all__ = ["KINDS", "Finding", "check_manifest"]
@@ -64,7 +64,7 @@ def check_manifest(manifest: Manifest, taxonomy: Taxonomy) -> list[Finding]:
 
 def _fingerprint_photos(manifest: Manifest) -> tuple[dict[int, _Fingerprint], list[Finding]]:
     def fingerprint(row: int) -> _Fingerprint | Finding:
-        url = manifest.photo_url(row)
+        url = manifest.get_photo_url(row)
         try:
             data = read_photo(url)
             photo = decode_photo(data, at_least_px=_HASHED_PX)
@@ -76,7 +76,7 @@ def _fingerprint_photos(manifest: Manifest) -> tuple[dict[int, _Fingerprint], li
 
     fingerprints: dict[int, _Fingerprint] = {}
     findings = []
-    with ThreadPoolExecutor(usable_cores()) as pool:
+    with ThreadPoolExecutor(count_usable_cores()) as pool:
         rows = range(len(manifest))
         for row, result in zip(rows, tqdm(pool.map(fingerprint, rows), total=len(manifest), disable=None), strict=True):
             if isinstance(result, Finding):
@@ -155,4 +155,5 @@ def _find_near_pairs(fingerprints: dict[int, _Fingerprint], splits: list[str | N
 
 def _describe_pair(manifest: Manifest, a: int, b: int) -> str:
     splits = manifest.column("split")
-    return f"row {a + 1} ({splits[a]}) {manifest.photo_url(a)} and row {b + 1} ({splits[b]}) {manifest.photo_url(b)}"
+    first, second = (f"row {row + 1} ({splits[row]}) {manifest.get_photo_url(row)}" for row in (a, b))
+    return f"{first} and {second}"

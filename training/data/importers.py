@@ -7,9 +7,9 @@ from pathlib import Path
 
 from vision.errors import ManifestError
 from vision.manifest import SPLITS, Manifest
-from vision.taxonomy import Brand, Category, Taxonomy, slug
+from vision.taxonomy import Brand, Category, Taxonomy, create_slug
 
-__all__ = ["GROCERY_BRANDS", "import_folder", "import_grocery_store", "taxonomy_of_paths"]
+__all__ = ["GROCERY_BRANDS", "build_taxonomy", "import_folder", "import_grocery_store"]
 
 _log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def import_grocery_store(source: Path) -> tuple[Manifest, Taxonomy]:
         if names[1] == names[2]:
             names.pop()
         paths[int(row["Class ID"])] = [name.replace("-", " ") for name in names]
-    taxonomy = taxonomy_of_paths("grocery-store-1", list(paths.values()), GROCERY_BRANDS)
+    taxonomy = build_taxonomy("grocery-store-1", list(paths.values()), GROCERY_BRANDS)
     rows, problems = [], []
     for split in _PUBLISHED_SPLITS:
         for line in (root / f"{split}.txt").read_text(encoding="utf-8").splitlines():
@@ -56,7 +56,7 @@ def import_grocery_store(source: Path) -> tuple[Manifest, Taxonomy]:
                     "listing_id": f"{split}-{Path(photo).stem}",
                     "photo": str((root / photo).resolve()),
                     "category": " > ".join(path),
-                    "brand": _brand_of(path, taxonomy.no_brand),
+                    "brand": _detect_brand(path, taxonomy.no_brand),
                     "split": split,
                 }
             )
@@ -79,7 +79,7 @@ def import_folder(source: Path) -> tuple[Manifest, Taxonomy]:
     if not photos:
         raise ManifestError(f"{source} holds no photo as split/class/name.jpg with split one of {', '.join(SPLITS)}")
     names = sorted({photo.parent.name for photo in photos})
-    taxonomy = taxonomy_of_paths(f"folder-{slug(source.resolve().name)}", [[name] for name in names], ())
+    taxonomy = build_taxonomy(f"folder-{create_slug(source.resolve().name)}", [[name] for name in names], ())
     rows = [
         {
             "listing_id": str(photo.relative_to(source)),
@@ -93,7 +93,7 @@ def import_folder(source: Path) -> tuple[Manifest, Taxonomy]:
     return Manifest.from_rows(rows, str(source)), taxonomy
 
 
-def _brand_of(path: Sequence[str], no_brand: str) -> str:
+def _detect_brand(path: Sequence[str], no_brand: str) -> str:
     if path[0] != "Packages":
         return no_brand
     for brand in GROCERY_BRANDS:
@@ -102,25 +102,25 @@ def _brand_of(path: Sequence[str], no_brand: str) -> str:
     raise ManifestError(f"the package {path[-1]!r} begins with none of the brands {', '.join(GROCERY_BRANDS)}")
 
 
-def taxonomy_of_paths(version: str, paths: Sequence[Sequence[str]], brands: Sequence[str]) -> Taxonomy:
+def build_taxonomy(version: str, paths: Sequence[Sequence[str]], brands: Sequence[str]) -> Taxonomy:
     """A taxonomy from root-to-leaf paths of names; ids are slugs of the path."""
     categories: dict[str, Category] = {}
     for path in paths:
         parent_id = None
         for depth, name in enumerate(path, start=1):
-            category_id = "/".join(slug(part) for part in path[:depth])
+            category_id = "/".join(create_slug(part) for part in path[:depth])
             known = categories.setdefault(
                 category_id, Category(id=category_id, names={"en": name}, parent_id=parent_id)
             )
-            if not slug(name) or known.name != name:
+            if not create_slug(name) or known.name != name:
                 raise ManifestError(
                     f"category {name!r} gets the id {category_id!r}"
-                    + (f", which {known.name!r} has" if slug(name) else "")
+                    + (f", which {known.name!r} has" if create_slug(name) else "")
                     + "; rename one"
                 )
             parent_id = category_id
     return Taxonomy(
         version=version,
         categories=tuple(categories.values()),
-        brands=tuple(Brand(id=slug(name), names={"en": name}) for name in brands),
+        brands=tuple(Brand(id=create_slug(name), names={"en": name}) for name in brands),
     )

@@ -16,14 +16,14 @@ from tqdm import tqdm
 
 from training.evaluation.ground_truth import build_ground_truth
 from training.inference.features import Features
-from training.inference.linear_probe import fit_softmax, softmax_probabilities
+from training.inference.linear_probe import compute_softmax_probabilities, fit_softmax
 from vision.errors import ListingVisionError, ManifestError
 from vision.manifest import Manifest
 from vision.taxonomy import Taxonomy
 
 __all__ = [
     "FieldLabelErrors",
-    "Suspect",
+    "SuspectedLabel",
     "assign_folds",
     "compute_confident_thresholds",
     "compute_out_of_fold_probabilities",
@@ -42,7 +42,7 @@ _L2 = 0.03
 
 
 @dataclass(frozen=True, kw_only=True)
-class Suspect:
+class SuspectedLabel:
     """A label that probably does not fit its photo."""
 
     field: Field
@@ -65,7 +65,7 @@ class FieldLabelErrors:
     """The suspected labels of one field, and what could not be compared."""
 
     field: Field
-    suspects: tuple[Suspect, ...]
+    suspects: tuple[SuspectedLabel, ...]
     """Most suspicious first."""
     num_compared: int
     """Photos whose label was compared with predictions from the other listings."""
@@ -97,13 +97,13 @@ def find_suspects(
     """
     if num_folds < 2:
         raise ListingVisionError(f"{num_folds} folds leave nothing to learn from; use at least 2")
-    labels = manifest.labels(taxonomy)
+    labels = manifest.resolve_labels(taxonomy)
     truth = build_ground_truth(labels, taxonomy)
     inner = (labels.category_nodes >= 0) & (truth.leaves < 0)
-    leaf_names = [taxonomy.path_name(leaf_id) for leaf_id in taxonomy.leaf_ids]
+    leaf_names = [taxonomy.format_path(leaf_id) for leaf_id in taxonomy.leaf_ids]
     found = (
-        _find_in_field("category", manifest, features, truth.leaves, inner, leaf_names, num_folds=num_folds),
-        _find_in_field(
+        _find_field_label_errors("category", manifest, features, truth.leaves, inner, leaf_names, num_folds=num_folds),
+        _find_field_label_errors(
             "brand", manifest, features, truth.brands, inner & False, taxonomy.brand_labels, num_folds=num_folds
         ),
     )
@@ -143,7 +143,7 @@ def compute_out_of_fold_probabilities(
     for fold in tqdm(np.unique(folds), unit="fold", disable=None):
         held_out = folds == fold
         weight, bias = fit_softmax(features[~held_out], labels[~held_out], num_classes, l2=l2)
-        probabilities[held_out] = softmax_probabilities(features[held_out], weight, bias)
+        probabilities[held_out] = compute_softmax_probabilities(features[held_out], weight, bias)
     return probabilities
 
 
@@ -175,7 +175,7 @@ def find_confident_suspects(probabilities: Floats, labels: Ints) -> tuple[Ints, 
 
 def write_csv(found: Sequence[FieldLabelErrors], path: Path) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Suspect)])
+        writer = csv.DictWriter(file, [field.name for field in fields(SuspectedLabel)])
         writer.writeheader()
         for part in found:
             for suspect in part.suspects:
@@ -185,7 +185,7 @@ def write_csv(found: Sequence[FieldLabelErrors], path: Path) -> None:
                 writer.writerow({**asdict(suspect), **probabilities})
 
 
-def _find_in_field(
+def _find_field_label_errors(
     field: Field,
     manifest: Manifest,
     features: Features,
@@ -209,11 +209,11 @@ def _find_in_field(
     probabilities = compute_out_of_fold_probabilities(features.values[at], given, folds, len(names))
     ranked, suggested = find_confident_suspects(probabilities, given)
     suspects = tuple(
-        Suspect(
+        SuspectedLabel(
             field=field,
             rank=rank,
             row=int(rows[i]) + 1,
-            photo=manifest.photo_url(int(rows[i])),
+            photo=manifest.get_photo_url(int(rows[i])),
             listing_id=str(ids[i]),
             given=names[int(given[i])],
             suggested=names[int(other)],
@@ -225,7 +225,7 @@ def _find_in_field(
     trusted = np.setdiff1d(np.arange(len(given)), ranked)
     examples = {
         names[int(label)]: tuple(
-            manifest.photo_url(int(rows[i]))
+            manifest.get_photo_url(int(rows[i]))
             for i in _pick_examples(trusted[given[trusted] == label], probabilities[:, label], ids)
         )
         for label in np.unique(suggested)

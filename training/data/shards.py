@@ -25,8 +25,8 @@ from vision.taxonomy import Taxonomy
 
 __all__ = ["ShardedManifest", "write_shards"]
 
-_READERS = 16
-_PHOTOS_AT_ONCE = 256
+_NUM_READERS = 16
+_MAX_PHOTOS_IN_MEMORY = 256
 """Photos held in memory; they are read side by side, for a store far away answers slowly but to many."""
 
 
@@ -46,7 +46,7 @@ def _open_shard(url: str) -> Iterator[tuple[IO[bytes], tarfile.TarFile]]:
 
 
 @dataclass(kw_only=True)
-class _Writer:
+class _ShardWriter:
     """Samples one after another into `shard-000000.tar`, …; each shard takes its name when it is whole."""
 
     folder: str
@@ -55,7 +55,7 @@ class _Writer:
     """Holds the shard that is being written."""
     num_photos: int = 0
     names: list[str] = field(default_factory=list)
-    places: list[pa.Array] = field(default_factory=list)
+    photo_urls: list[pa.Array] = field(default_factory=list)
     """The `photo` values of each finished shard."""
     _photos: list[str] = field(default_factory=list)
     _open: tuple[IO[bytes], tarfile.TarFile] | None = None
@@ -81,7 +81,7 @@ class _Writer:
 
     def finish_shard(self) -> None:
         self.closing.close()
-        self.places.append(pa.array(self._photos, pa.large_string()))
+        self.photo_urls.append(pa.array(self._photos, pa.large_string()))
         self._open, self._photos = None, []
 
 
@@ -108,11 +108,11 @@ def write_shards(
     kept: list[int] = []
     unreadable: list[str] = []
     with contextlib.ExitStack() as closing:
-        writer = _Writer(folder=output, shard_bytes=shard_bytes, closing=closing)
+        writer = _ShardWriter(folder=output, shard_bytes=shard_bytes, closing=closing)
         try:
             for row, read in _read_photos(manifest, _shuffle_listings(manifest, seed)):
                 if isinstance(read, OSError):
-                    unreadable.append(f"row {row + 1}: {manifest.photo_url(row)}: {read}")
+                    unreadable.append(f"row {row + 1}: {manifest.get_photo_url(row)}: {read}")
                 # Once the shards are lost, the rest is read only to name every photo at once.
                 elif skip_unreadable or not unreadable:
                     writer.add(read, manifest.table.slice(row, 1).to_pylist()[0])
@@ -125,7 +125,7 @@ def write_shards(
             if not kept:
                 raise ManifestError("no photo can be read:", unreadable)
             writer.finish_shard()
-            sharded = _replace_photos(writer.places, manifest.take(np.array(kept)), output)
+            sharded = _replace_photos(writer.photo_urls, manifest.take(np.array(kept)), output)
             with open_for_replacement(posixpath.join(output, "taxonomy.json")) as file:
                 file.write((taxonomy.to_json() + "\n").encode())
             sharded.save(posixpath.join(output, "manifest.parquet"))
@@ -147,29 +147,29 @@ def _require_unused(fs: fsspec.AbstractFileSystem, folder: str, output: str) -> 
 
 def _shuffle_listings(manifest: Manifest, seed: int) -> npt.NDArray[np.int64]:
     """Rows, listing by listing in random order."""
-    listings = manifest.listing_groups()
-    turns = np.random.default_rng(seed).permutation(int(listings.max()) + 1)
-    return np.argsort(turns[listings], kind="stable")
+    listings = manifest.number_listings()
+    random_order = np.random.default_rng(seed).permutation(int(listings.max()) + 1)
+    return np.argsort(random_order[listings], kind="stable")
 
 
 def _read_photos(manifest: Manifest, order: npt.NDArray[np.int64]) -> Iterator[tuple[int, bytes | OSError]]:
     def read(row: int) -> bytes | OSError:
         try:
-            return read_photo(manifest.photo_url(row))
+            return read_photo(manifest.get_photo_url(row))
         except OSError as error:
             return error
 
-    with ThreadPoolExecutor(_READERS) as pool, tqdm(total=len(order), unit="photo", disable=None) as progress:
-        for start in range(0, len(order), _PHOTOS_AT_ONCE):
-            rows = order[start : start + _PHOTOS_AT_ONCE].tolist()
+    with ThreadPoolExecutor(_NUM_READERS) as pool, tqdm(total=len(order), unit="photo", disable=None) as progress:
+        for start in range(0, len(order), _MAX_PHOTOS_IN_MEMORY):
+            rows = order[start : start + _MAX_PHOTOS_IN_MEMORY].tolist()
             yield from zip(rows, pool.map(read, rows), strict=True)
             progress.update(len(rows))
 
 
-def _replace_photos(places: list[pa.Array], manifest: Manifest, output: str) -> Manifest:
+def _replace_photos(photo_urls: list[pa.Array], manifest: Manifest, output: str) -> Manifest:
     position = COLUMNS.index("photo")
     field_ = manifest.table.schema.field(position)
-    return Manifest(manifest.table.set_column(position, field_, pa.chunked_array(places)), output)
+    return Manifest(manifest.table.set_column(position, field_, pa.chunked_array(photo_urls)), output)
 
 
 def _choose_ending(photo: bytes, name: str) -> str:

@@ -21,7 +21,7 @@ SplitBy = Literal["listing", "seller", "time"]
 _TRAIN, _VAL, _CALIBRATE, _TEST = range(4)
 _EPOCH = datetime(1970, 1, 1)
 _MICROSECOND = timedelta(microseconds=1)
-_SLICE = 1 << 17
+_VALUES_PER_SLICE = 1 << 17
 
 
 def split_manifest(
@@ -53,7 +53,7 @@ def split_manifest(
     # From the newest, or from the lowest hash.
     shares = [(_TEST, test), (_CALIBRATE, calibrate), (_VAL, val)]
     # Groups and distinct ids both count by first appearance.
-    listings = manifest.listing_groups()
+    listings = manifest.number_listings()
     if by == "time":
         split_of_listing = _split_by_time(manifest, listings, shares, seed=seed)
     else:
@@ -72,7 +72,7 @@ def split_manifest(
 
 def count_splits(manifest: Manifest) -> dict[str, tuple[int, int]]:
     """Split to its number of photos and of listings."""
-    listings = manifest.listing_groups()
+    listings = manifest.number_listings()
     counts = {}
     for split in SPLITS:
         chosen = np.asarray(pa.compute.equal(manifest.column("split"), split), dtype=bool)
@@ -93,7 +93,7 @@ def find_untrained_leaves(manifest: Manifest, taxonomy: Taxonomy) -> list[str]:
             seen[pair["split"] == "train"].add(taxonomy.find_category(pair["category"]))
         except KeyError:
             continue
-    return [taxonomy.path_name(leaf) for leaf in taxonomy.leaf_ids if leaf in (seen[False] - seen[True]) & leaves]
+    return [taxonomy.format_path(leaf) for leaf in taxonomy.leaf_ids if leaf in (seen[False] - seen[True]) & leaves]
 
 
 def _split_by_time(
@@ -155,8 +155,8 @@ def _encode_column(manifest: Manifest, column: str) -> tuple[pa.Array, npt.NDArr
 
 
 def _iterate_values(texts: pa.Array) -> Iterator[str]:
-    for start in range(0, len(texts), _SLICE):
-        yield from texts.slice(start, _SLICE).to_pylist()
+    for start in range(0, len(texts), _VALUES_PER_SLICE):
+        yield from texts.slice(start, _VALUES_PER_SLICE).to_pylist()
 
 
 def _read_times(manifest: Manifest) -> npt.NDArray[np.int64]:

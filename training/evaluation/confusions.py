@@ -9,10 +9,10 @@ from training.evaluation.scored_rows import ScoredRows
 from training.statistics.estimates import estimate_share, select_clusters
 from vision.taxonomy import Taxonomy
 
-__all__ = ["NUM_EXAMPLES", "NUM_PAIRS", "find_confusions"]
+__all__ = ["MAX_EXAMPLES", "MAX_PAIRS", "find_confusions"]
 
-NUM_PAIRS = 12
-NUM_EXAMPLES = 3
+MAX_PAIRS = 12
+MAX_EXAMPLES = 3
 
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.floating]
@@ -29,7 +29,7 @@ def find_confusions(view: ScoredRows, taxonomy: Taxonomy) -> list[dict[str, Any]
     wrong = (labels >= 0) & (predicted != labels)
     pairs, counts = np.unique(np.stack([labels[wrong], predicted[wrong]], axis=1), axis=0, return_counts=True)
     found = []
-    for at in np.argsort(-counts, kind="stable")[:NUM_PAIRS]:
+    for at in np.argsort(-counts, kind="stable")[:MAX_PAIRS]:
         truth, answer = (int(leaf) for leaf in pairs[at])
         of_truth, of_answer = labels == truth, labels == answer
         confused = of_truth & (predicted == answer)
@@ -39,8 +39,8 @@ def find_confusions(view: ScoredRows, taxonomy: Taxonomy) -> list[dict[str, Any]
             {
                 "truth": taxonomy.leaf_ids[truth],
                 "answer": taxonomy.leaf_ids[answer],
-                "truth_path": taxonomy.path_name(taxonomy.leaf_ids[truth]),
-                "answer_path": taxonomy.path_name(taxonomy.leaf_ids[answer]),
+                "truth_path": taxonomy.format_path(taxonomy.leaf_ids[truth]),
+                "answer_path": taxonomy.format_path(taxonomy.leaf_ids[answer]),
                 "num": int(confused.sum()),
                 "num_truth": int(of_truth.sum()),
                 **estimate_share("share", confused[of_truth], select_clusters(view.clusters, of_truth)),
@@ -55,5 +55,5 @@ def find_confusions(view: ScoredRows, taxonomy: Taxonomy) -> list[dict[str, Any]
 
 def _choose_most_confident(rows: Bools, confidences: Floats, photos: tuple[str, ...]) -> list[str]:
     numbers = np.flatnonzero(rows)
-    best = numbers[np.argsort(-confidences[numbers], kind="stable")][:NUM_EXAMPLES]
+    best = numbers[np.argsort(-confidences[numbers], kind="stable")][:MAX_EXAMPLES]
     return [photos[row] for row in best]

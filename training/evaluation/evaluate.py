@@ -20,10 +20,10 @@ from training.statistics.estimates import (
     estimate_share,
     select_clusters,
 )
-from vision.calibration import BRAND_FIELD, Calibration, FieldGuarantee, field_name
+from vision.calibration import BRAND_FIELD, Calibration, FieldGuarantee, get_field_name
 from vision.decision import compute_brand_scores, compute_node_probabilities, compute_path_scores
 from vision.manifest import UNLABELLED, Labels
-from vision.metrics import top_k_hits
+from vision.metrics import compute_top_k_hits
 from vision.taxonomy import OTHER_BRAND, Taxonomy
 
 __all__ = ["evaluate", "format_table", "group_pseudo_listings", "replace_nan"]
@@ -61,7 +61,7 @@ def evaluate(
     ):
         view = score_rows(predictions, rows_of, taxonomy=taxonomy, calibration=calibration, clusters=clusters)
         by_view[name] = {
-            **_figures(view, taxonomy, calibration),
+            **_evaluate_rows(view, taxonomy, calibration),
             "frequency": evaluate_by_frequency(
                 view.leaves.argmax(axis=1), view.truth.leaves, counts, clusters=clusters
             ),
@@ -87,13 +87,15 @@ def group_pseudo_listings(labels: Labels, *, num_photos: int, seed: int) -> Ints
     return groups
 
 
-def _figures(view: ScoredRows, taxonomy: Taxonomy, calibration: Calibration) -> dict[str, Any]:
+def _evaluate_rows(view: ScoredRows, taxonomy: Taxonomy, calibration: Calibration) -> dict[str, Any]:
     fields = _build_field_rows(view, taxonomy)
     return {
         "num": len(view.leaves),
-        **_levels(view, taxonomy),
-        "brand": _brand(view),
-        "fields": {field.name: _field(fields[field.name], field, view.clusters) for field in calibration.fields},
+        **_evaluate_levels(view, taxonomy),
+        "brand": _evaluate_brand(view),
+        "fields": {
+            field.name: _evaluate_field(fields[field.name], field, view.clusters) for field in calibration.fields
+        },
         "selective": {
             name: compute_risk_coverage(
                 field.scores[field.known],
@@ -111,15 +113,15 @@ def _figures(view: ScoredRows, taxonomy: Taxonomy, calibration: Calibration) -> 
                 right=view.steps.right,
                 clusters=view.clusters,
             ),
-            "mistakes": _mistakes(view),
+            "mistakes": _count_first_mistakes(view),
         },
     }
 
 
-def _levels(view: ScoredRows, taxonomy: Taxonomy) -> dict[str, Any]:
+def _evaluate_levels(view: ScoredRows, taxonomy: Taxonomy) -> dict[str, Any]:
     truth, paths = view.truth, view.paths
     levels = {
-        "leaf": _level(
+        "leaf": _evaluate_level(
             view.leaves,
             truth.leaves,
             predicted=view.leaves.argmax(axis=1),
@@ -129,12 +131,12 @@ def _levels(view: ScoredRows, taxonomy: Taxonomy) -> dict[str, Any]:
         )
     }
     nodes = compute_node_probabilities(view.leaves, taxonomy)
-    depth_of = np.array([len(taxonomy.ancestry(category.id)) for category in taxonomy.categories])
+    depth_of = np.array([len(taxonomy.get_lineage(category.id)) for category in taxonomy.categories])
     for depth in range(1, taxonomy.max_depth + 1):
         columns = np.flatnonzero(depth_of == depth)
         column_of = np.full(len(depth_of) + 1, UNLABELLED)
         column_of[columns] = np.arange(len(columns))
-        levels[f"depth_{depth}"] = _level(
+        levels[f"depth_{depth}"] = _evaluate_level(
             nodes[:, columns],
             column_of[truth.nodes[:, depth - 1]],
             predicted=column_of[paths.nodes[:, depth - 1]],
@@ -145,7 +147,7 @@ def _levels(view: ScoredRows, taxonomy: Taxonomy) -> dict[str, Any]:
     return levels
 
 
-def _level(
+def _evaluate_level(
     scores: Floats, labels: Ints, *, predicted: Ints, confidences: Floats, uncalibrated: Floats, clusters: Ints | None
 ) -> dict[str, Any]:
     """Figures of one level; `predicted` is what was decided, `scores` rank all nodes of the level for top-5."""
@@ -154,13 +156,15 @@ def _level(
     return {
         "num": int(labelled.sum()),
         **estimate_share("top1", right, kept),
-        **estimate_share("top5", top_k_hits(scores, labels, k=5), kept),
+        **estimate_share("top5", compute_top_k_hits(scores, labels, k=5), kept),
         **estimate_macro_accuracy("macro", predicted, labels, clusters),
-        **_calibration(confidences[labelled], uncalibrated[labelled], right, kept),
+        **_evaluate_calibration(confidences[labelled], uncalibrated[labelled], right, kept),
     }
 
 
-def _calibration(confidences: Floats, uncalibrated: Floats, right: Bools, clusters: Ints | None) -> dict[str, Any]:
+def _evaluate_calibration(
+    confidences: Floats, uncalibrated: Floats, right: Bools, clusters: Ints | None
+) -> dict[str, Any]:
     return {
         **estimate_calibration_error("ece", confidences, right, clusters),
         **estimate_calibration_error("ece_uncalibrated", uncalibrated, right, clusters),
@@ -169,7 +173,7 @@ def _calibration(confidences: Floats, uncalibrated: Floats, right: Bools, cluste
     }
 
 
-def _brand(view: ScoredRows) -> dict[str, Any]:
+def _evaluate_brand(view: ScoredRows) -> dict[str, Any]:
     """Figures of brands; for a brand outside the taxonomy only 'unknown brand' is right."""
     truth, predicted = view.truth.brands, view.brands.labels
     known, right = truth != UNLABELLED, predicted == truth
@@ -189,7 +193,7 @@ def _brand(view: ScoredRows) -> dict[str, Any]:
         "num": int(known.sum()),
         **estimate_share("top1", right[known], select_clusters(view.clusters, known)),
         **parts,
-        **_calibration(
+        **_evaluate_calibration(
             view.brands.scores[scored],
             view.uncalibrated_brand_scores[scored],
             right[scored],
@@ -212,7 +216,7 @@ def _build_field_rows(view: ScoredRows, taxonomy: Taxonomy) -> dict[str, _FieldR
     """The rows of each field by its name."""
     scores = compute_path_scores(view.paths, taxonomy)
     fields = {
-        field_name(depth + 1): _FieldRows(
+        get_field_name(depth + 1): _FieldRows(
             scores[:, depth], view.steps.known[:, depth], view.steps.right[:, depth], view.filled[:, depth]
         )
         for depth in range(taxonomy.max_depth)
@@ -226,7 +230,7 @@ def _build_field_rows(view: ScoredRows, taxonomy: Taxonomy) -> dict[str, _FieldR
     return fields
 
 
-def _field(rows: _FieldRows, guarantee: FieldGuarantee, clusters: Ints | None) -> dict[str, Any]:
+def _evaluate_field(rows: _FieldRows, guarantee: FieldGuarantee, clusters: Ints | None) -> dict[str, Any]:
     known = rows.known
     point = compute_operating_point(
         rows.filled[known],
@@ -237,7 +241,7 @@ def _field(rows: _FieldRows, guarantee: FieldGuarantee, clusters: Ints | None) -
     return {"alpha": guarantee.alpha, **point, "num": int(known.sum())}
 
 
-def _mistakes(view: ScoredRows) -> list[dict[str, Any]]:
+def _count_first_mistakes(view: ScoredRows) -> list[dict[str, Any]]:
     """How many predicted paths first leave the label at each depth, those that never do first (`depth` null)."""
     known, right = view.steps
     has_known = np.logical_or.reduce(known, axis=1)

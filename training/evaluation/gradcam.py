@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["GradcamExample", "choose_examples", "compute_heat_maps", "draw_overlay", "write_overlays"]
 
 _BATCH_SIZE = 8
-_STRENGTH = 0.65
+_OPACITY = 0.65
 """Opacity of the colour where the heat is greatest; the photo stays visible below it."""
 
 
@@ -73,7 +73,7 @@ def compute_heat_maps(
     assert not model.training
     assert len(targets) == len(photos_nhwc)
     maps = [
-        _heat(
+        _compute_heat(
             model,
             torch.from_numpy(photos_nhwc[at : at + _BATCH_SIZE]),
             torch.tensor(targets[at : at + _BATCH_SIZE]),
@@ -97,7 +97,7 @@ def draw_overlay(photo: npt.NDArray[np.uint8], heat: npt.NDArray[np.floating]) -
     resized = Image.fromarray(heat.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR)
     amount = np.asarray(resized).clip(0, 1)
     colours = matplotlib.colormaps["turbo"](amount)[..., :3] * 255
-    share = _STRENGTH * amount[..., None]
+    share = _OPACITY * amount[..., None]
     return np.asarray((1 - share) * photo + share * colours).round().astype(np.uint8)
 
 
@@ -122,7 +122,7 @@ def choose_examples(predictions: Predictions, model: EvaluatedModel, *, num_each
         [prepare_photo(read_photo(predictions.photo_urls[row]), model.preprocessing) for row in rows.tolist()]
     )
     heats = compute_heat_maps(model.load_network(), photos, predicted[rows].tolist())
-    names = [taxonomy.path_name(leaf) for leaf in taxonomy.leaf_ids]
+    names = [taxonomy.format_path(leaf) for leaf in taxonomy.leaf_ids]
     return [
         GradcamExample(
             photo=predictions.photo_urls[row],
@@ -170,13 +170,13 @@ def write_overlays(
     return sorted(written)
 
 
-def _heat(
+def _compute_heat(
     model: "ListingClassifier", photos_nhwc: "torch.Tensor", targets: "torch.Tensor", *, output: str
 ) -> npt.NDArray[np.float32]:
     import torch
 
-    attr = _captum()
-    layer = _last_feature_map(model.backbone)
+    attr = _import_captum()
+    layer = _find_last_feature_map(model.backbone)
 
     def logits(photos: torch.Tensor) -> torch.Tensor:
         values: torch.Tensor = getattr(model(photos), output)
@@ -189,14 +189,14 @@ def _heat(
             heat = attr.LayerGradCam(logits, layer).attribute(photos_nhwc, targets)
         else:
             products = attr.LayerGradientXActivation(logits, layer).attribute(photos_nhwc, targets)
-            heat = _as_grid(products.sum(dim=-1), model.backbone)[:, None]
+            heat = _reshape_to_grid(products.sum(dim=-1), model.backbone)[:, None]
     heat = attr.LayerAttribution.interpolate(heat.detach().relu(), tuple(photos_nhwc.shape[1:3]), "bilinear")[:, 0]
     strongest = heat.amax(dim=(1, 2), keepdim=True)
     scaled: npt.NDArray[np.float32] = torch.where(strongest > 0, heat / strongest, 0.0).numpy()
     return scaled
 
 
-def _captum() -> Any:
+def _import_captum() -> Any:
     try:
         import captum.attr
     except ModuleNotFoundError:
@@ -206,7 +206,7 @@ def _captum() -> Any:
     return captum.attr
 
 
-def _last_feature_map(backbone: "torch.nn.Module") -> "torch.nn.Module":
+def _find_last_feature_map(backbone: "torch.nn.Module") -> "torch.nn.Module":
     feature_info = getattr(backbone, "feature_info", None)
     if not feature_info:
         raise ListingVisionError(f"backbone {type(backbone).__name__} names no feature map to look at (feature_info)")
@@ -215,7 +215,7 @@ def _last_feature_map(backbone: "torch.nn.Module") -> "torch.nn.Module":
     return layer.get_submodule("norm1") if hasattr(layer, "norm1") else layer
 
 
-def _as_grid(places: "torch.Tensor", backbone: "torch.nn.Module") -> "torch.Tensor":
+def _reshape_to_grid(places: "torch.Tensor", backbone: "torch.nn.Module") -> "torch.Tensor":
     """(N, h, w) from (N, h, w), or from (N, T) tokens of a square photo, of which the first may be class tokens."""
     import torch
 

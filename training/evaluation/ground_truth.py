@@ -40,23 +40,24 @@ def evaluate_paths(paths: Paths, truth: GroundTruth) -> StepResults:
     A step deeper than the true leaf is wrong, and so is every step below one that is wrong. A step is unknown only
     where the label is missing, or is an inner node above the step on the predicted path.
     """
-    given = truth.nodes >= 0
-    labelled = given.any(axis=1, keepdims=True)
-    last_given = np.maximum(given.sum(axis=1, keepdims=True) - 1, 0)
-    agrees = np.take_along_axis(paths.nodes, last_given, 1) == np.take_along_axis(truth.nodes, last_given, 1)
-    to_the_leaf = truth.leaves[:, None] >= 0
-    known = (paths.nodes >= 0) & labelled & (given | to_the_leaf | ~agrees)
-    return StepResults(known, known & given & (paths.nodes == truth.nodes))
+    labelled_steps = truth.nodes >= 0
+    labelled = labelled_steps.any(axis=1, keepdims=True)
+    last_labelled = np.maximum(labelled_steps.sum(axis=1, keepdims=True) - 1, 0)
+    agrees = np.take_along_axis(paths.nodes, last_labelled, 1) == np.take_along_axis(truth.nodes, last_labelled, 1)
+    has_leaf = truth.leaves[:, None] >= 0
+    known = (paths.nodes >= 0) & labelled & (labelled_steps | has_leaf | ~agrees)
+    return StepResults(known, known & labelled_steps & (paths.nodes == truth.nodes))
 
 
 def merge_listing_labels(labels: Labels, groups: Ints) -> Labels:
     """The labels of each listing: for category and for brand, that of its first photo that has one."""
     return Labels(
-        category_nodes=_first_known(labels.category_nodes, groups), brands=_first_known(labels.brands, groups)
+        category_nodes=_select_first_known(labels.category_nodes, groups),
+        brands=_select_first_known(labels.brands, groups),
     )
 
 
-def _first_known(values: Ints, groups: Ints) -> Ints:
+def _select_first_known(values: Ints, groups: Ints) -> Ints:
     firsts = np.full(int(groups.max()) + 1, UNLABELLED, dtype=np.int64)
     known = values != UNLABELLED
     chosen, rows = np.unique(groups[known], return_index=True)
@@ -70,7 +71,7 @@ def build_ground_truth(labels: Labels, taxonomy: Taxonomy) -> GroundTruth:
     leaf_of = np.full(len(taxonomy.categories) + 1, UNLABELLED, dtype=np.int64)
     for category in taxonomy.categories:
         node = taxonomy.node_index[category.id]
-        for depth, ancestor in enumerate(taxonomy.ancestry(category.id)):
+        for depth, ancestor in enumerate(taxonomy.get_lineage(category.id)):
             paths[node, depth] = taxonomy.node_index[ancestor.id]
     for column, leaf_id in enumerate(taxonomy.leaf_ids):
         leaf_of[taxonomy.node_index[leaf_id]] = column

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["render_report", "write_report"]
 
 _PHOTO_PX = 200
-_MAX_SHARES = 40
+_MAX_BARS = 40
 """Shares in one plot, the largest slices; the table beside it has all."""
 
 Figures = Mapping[str, Any]
@@ -40,11 +40,11 @@ def render_report(figures: Figures, examples: "Sequence[GradcamExample]" = ()) -
         thumbnails=create_thumbnails(
             (url for pair in pairs for url in (*pair["photos"], *pair["photos_of_answer"])), max_px=_PHOTO_PX
         ),
-        levels=_levels,
-        field_title=_field_title,
-        risk_coverage_curves=_risk_coverage_curves,
-        reliability_diagrams=_reliability_diagrams,
-        shares_svg=_shares_svg,
+        levels=_iterate_levels,
+        field_title=_format_field_title,
+        risk_coverage_curves=_build_risk_coverage_curves,
+        reliability_diagrams=_build_reliability_diagrams,
+        shares_svg=_plot_column,
         slice_name=lambda row: row["name"],
         mistake_name=lambda row: "never" if row["depth"] is None else f"at depth {row['depth']}",
     )
@@ -71,14 +71,14 @@ def write_report(
     return metrics, report
 
 
-def _risk_coverage_curves(part: Figures, view: str) -> Sequence[Figures]:
+def _build_risk_coverage_curves(part: Figures, view: str) -> Sequence[Figures]:
     curves: list[Figures] = []
     for name, selective in part["selective"].items():
         if not selective["points"]:
             continue
-        title, certified, last = _field_title(name), selective["certified"], selective["points"][-1]
+        title, certified, last = _format_field_title(name), selective["certified"], selective["points"][-1]
         summary = f"never prefilled: {selective['uncertified_reason']}"
-        points = [(f"from {point['threshold']:.3f}", point) for point in _thin(selective["points"])]
+        points = [(f"from {point['threshold']:.3f}", point) for point in _thin_out(selective["points"])]
         if certified:
             summary = (
                 f"the certified threshold {certified['threshold']:.3f} prefills {format_points(certified['coverage'])} "
@@ -94,7 +94,7 @@ def _risk_coverage_curves(part: Figures, view: str) -> Sequence[Figures]:
     return curves
 
 
-def _thin(points: Sequence[Figures], *, num: int = 10) -> Sequence[Figures]:
+def _thin_out(points: Sequence[Figures], *, num: int = 10) -> Sequence[Figures]:
     """The first point of each further tenth, and the last one."""
     chosen, wanted = [], 1 / num
     for point in points:
@@ -104,13 +104,13 @@ def _thin(points: Sequence[Figures], *, num: int = 10) -> Sequence[Figures]:
     return chosen
 
 
-def _reliability_diagrams(part: Figures, view: str) -> Sequence[Figures]:
+def _build_reliability_diagrams(part: Figures, view: str) -> Sequence[Figures]:
     diagrams: list[Figures] = []
-    for name, level in (*_levels(part), (BRAND_FIELD, part["brand"])):
+    for name, level in (*_iterate_levels(part), (BRAND_FIELD, part["brand"])):
         before, after = level["reliability_uncalibrated"], level["reliability"]
         if not after:
             continue
-        title, errors = _field_title(name), [format_points(level[key]) for key in ("ece_uncalibrated", "ece")]
+        title, errors = _format_field_title(name), [format_points(level[key]) for key in ("ece_uncalibrated", "ece")]
         summary = f"calibration error {errors[0]} % before, {errors[1]} % after"
         label = f"{title} per {view}: right over confidence; {summary}."
         svg = plot_reliability(before, after, key=f"{view}-reliability-{name}", label=label)
@@ -119,9 +119,9 @@ def _reliability_diagrams(part: Figures, view: str) -> Sequence[Figures]:
     return diagrams
 
 
-def _shares_svg(rows: Sequence[Figures], name: Callable[[Figures], str], column: str, *, key: str, label: str) -> str:
+def _plot_column(rows: Sequence[Figures], name: Callable[[Figures], str], column: str, *, key: str, label: str) -> str:
     """The plot of one share of each row that has it; empty where none has."""
-    largest = sorted(rows, key=lambda row: -row["num"])[:_MAX_SHARES]
+    largest = sorted(rows, key=lambda row: -row["num"])[:_MAX_BARS]
     known = [row for row in rows if row in largest and is_measured(row[column])]
     if not known:
         return ""
@@ -132,13 +132,13 @@ def _shares_svg(rows: Sequence[Figures], name: Callable[[Figures], str], column:
     )
 
 
-def _levels(part: Figures) -> Iterator[tuple[str, Figures]]:
+def _iterate_levels(part: Figures) -> Iterator[tuple[str, Figures]]:
     depths = sorted((key for key in part if re.fullmatch(r"depth_\d+", key)), key=lambda key: int(key[6:]))
     for name in ("leaf", *depths):
         yield name, part[name]
 
 
-def _field_title(name: str) -> str:
+def _format_field_title(name: str) -> str:
     if name in ("leaf", BRAND_FIELD):
         return {"leaf": "Leaf category", BRAND_FIELD: "Brand"}[name]
     return f"Category, depth {name.rpartition('_')[2]}"

@@ -42,7 +42,7 @@ def compute_risk_coverage(
         "num": len(scores),
         "points": [
             compute_operating_point(scores >= threshold, right, threshold=float(threshold), clusters=clusters)
-            for threshold in _thresholds(scores)
+            for threshold in _choose_thresholds(scores)
         ],
         "certified": certified,
         "uncertified_reason": reason,
@@ -61,7 +61,7 @@ def compute_operating_point(
     }
 
 
-def _thresholds(scores: Floats) -> Floats:
+def _choose_thresholds(scores: Floats) -> Floats:
     """Occurring scores in falling order: each is the first that covers the next fiftieth of the rows."""
     values, counts = np.unique(-scores[np.isfinite(scores)], return_counts=True)
     if not len(values):

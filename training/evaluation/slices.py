@@ -28,7 +28,7 @@ _BRIGHTNESS = (0, 64, 128, 192)
 
 def build_slices(predictions: Predictions, view: ScoredRows, taxonomy: Taxonomy) -> Slices:
     """Slices by number of photos, by labelled top-level category, and by mean size and brightness of a row's photos."""
-    cut = {"photos of the listing": _ranges(view.num_photos, _NUM_PHOTOS)}
+    cut = {"photos of the listing": _split_into_ranges(view.num_photos, _NUM_PHOTOS)}
     roots = view.truth.nodes[:, 0]
     cut["top-level category"] = {
         taxonomy.categories[int(root)].name: roots == root for root in np.unique(roots[roots != UNLABELLED])
@@ -38,7 +38,7 @@ def build_slices(predictions: Predictions, view: ScoredRows, taxonomy: Taxonomy)
         ("brightness of the photo, of 255", predictions.brightness, _BRIGHTNESS),
     ):
         if facts is not None:
-            cut[name] = _ranges(np.bincount(view.rows_of, weights=facts) / np.bincount(view.rows_of), starts)
+            cut[name] = _split_into_ranges(np.bincount(view.rows_of, weights=facts) / np.bincount(view.rows_of), starts)
     return cut
 
 
@@ -72,7 +72,7 @@ def evaluate_slices(cut: Slices, view: ScoredRows) -> list[dict[str, Any]]:
     return found
 
 
-def _ranges(values: Floats | Ints, starts: tuple[int, ...]) -> dict[str, Bools]:
+def _split_into_ranges(values: Floats | Ints, starts: tuple[int, ...]) -> dict[str, Bools]:
     """One slice from each start to the next, named after its whole numbers."""
     found = {f"{starts[-1]} or more": values >= starts[-1]}
     parts = {}

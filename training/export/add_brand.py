@@ -14,11 +14,11 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional
 
-from training.export.export import Exported, build_bundle
+from training.export.export import UncalibratedBundle, build_bundle
 from training.inference.forward import onnx_forward
 from training.inference.network import load_bundle_model
 from training.inference.predictions import predict
-from vision.bundle import ONNX_ON_CPU, UNKNOWN_BACKEND, Bundle, certificate_binding, refuse_existing
+from vision.bundle import ONNX_ON_CPU, UNKNOWN_BACKEND, Bundle, certificate_binding, require_new_folder
 from vision.calibration import BRAND_FIELD, Calibration
 from vision.decision import fuse_brand_logits, predict_brands
 from vision.engine import Logits
@@ -26,9 +26,17 @@ from vision.errors import BundleError, ListingVisionError, ManifestError, PhotoE
 from vision.images import prepare_photo
 from vision.manifest import UNLABELLED, Manifest
 from vision.model import CosineHead, ListingClassifier
-from vision.taxonomy import Brand, Taxonomy, slug
+from vision.taxonomy import Brand, Taxonomy, create_slug
 
-__all__ = ["MIN_PHOTOS", "AddedBrand", "BrandShift", "add_brand", "compute_brand_shifts", "extend_taxonomy", "imprint"]
+__all__ = [
+    "MIN_PHOTOS",
+    "AddedBrand",
+    "BrandShift",
+    "add_brand",
+    "compute_brand_shifts",
+    "extend_taxonomy",
+    "imprint_brand",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -36,7 +44,7 @@ MIN_PHOTOS = 3
 """The brand's bias is found by leaving each photo out in turn; two remaining photos are the least that give a
 direction."""
 
-_KEPT_SHARE = 0.75
+_MIN_OWN_SHARE = 0.75
 """Share of the brand's own left-out photos that the new brand must win. Chosen on val of Grocery Store (296 photos),
 three brands imprinted from five photos each into heads on frozen tf_efficientnet_lite0 features; ranges over three
 settings of the head and two choices of the brands, means of five draws of the photos. Before, 93-96 % of the other
@@ -69,7 +77,7 @@ class BrandShift:
     num_listings: int
     num_right_before: int
     num_right_after: int
-    num_to_new: int
+    num_moved_to_new: int
     """Listings whose prediction changed to the new brand."""
     num_changed_otherwise: int
 
@@ -80,7 +88,7 @@ def extend_taxonomy(taxonomy: Taxonomy, name: str, *, aliases: Sequence[str] = (
     Raises:
         TaxonomyError: a name or alias that is known already, or from which no id can be made.
     """
-    new = Brand(id=slug(name), names={"en": name.strip()}, aliases=tuple(aliases))
+    new = Brand(id=create_slug(name), names={"en": name.strip()}, aliases=tuple(aliases))
     if not new.id:
         raise TaxonomyError(f"brand name {name!r} has no letter or digit that an id could be made from; give another")
     for text in (new.name, new.id, *aliases):
@@ -88,14 +96,14 @@ def extend_taxonomy(taxonomy: Taxonomy, name: str, *, aliases: Sequence[str] = (
             known = taxonomy.find_brand(text)
         except KeyError:
             continue
-        stands_for = taxonomy.brand_labels[known] if known >= 0 else taxonomy.other_brand
-        raise TaxonomyError(f"brand {text!r} is known already: it means {stands_for!r} in {taxonomy.version!r}")
+        known_brand = taxonomy.brand_labels[known] if known >= 0 else taxonomy.other_brand
+        raise TaxonomyError(f"brand {text!r} is known already: it means {known_brand!r} in {taxonomy.version!r}")
     return replace(taxonomy, version=f"{taxonomy.version}+{new.id}", brands=(*taxonomy.brands, new))
 
 
 @torch.inference_mode()
-def imprint(
-    model: ListingClassifier, embeddings: torch.Tensor, *, known_from: float | None = None
+def imprint_brand(
+    model: ListingClassifier, embeddings: torch.Tensor, *, unknown_below: float | None = None
 ) -> ListingClassifier:
     """The model with one more brand label, imprinted from the (N, D) embeddings of N photos; all else bit-equal.
 
@@ -106,19 +114,19 @@ def imprint(
     Args:
         model: with a cosine brand head.
         embeddings: those of at least `MIN_PHOTOS` photos.
-        known_from: the logit below which a brand is predicted as unknown; to win, the new brand must reach it too.
+        unknown_below: the logit below which a brand is predicted as unknown; to win, the new brand must reach it too.
     """
     head = model.brand_head
     assert isinstance(head, CosineHead)
-    directions = functional.normalize(head.standardised(embeddings), dim=1)
+    directions = functional.normalize(head.standardise(embeddings), dim=1)
     total = directions.sum(dim=0)
     without_each = functional.normalize(total - directions, dim=1)
     own = (directions * without_each).sum(dim=1) * head.log_scale.exp()
     rivals = head(embeddings).max(dim=1).values
-    if known_from is not None:
-        rivals = rivals.clamp(min=known_from)
+    if unknown_below is not None:
+        rivals = rivals.clamp(min=unknown_below)
     margins = (own - rivals).sort().values
-    surplus = margins[int((1 - _KEPT_SHARE) * len(margins))].clamp(min=0)
+    surplus = margins[int((1 - _MIN_OWN_SHARE) * len(margins))].clamp(min=0)
     state = dict(model.state_dict())
     state["brand_head.weight"] = torch.cat([head.weight, functional.normalize(total, dim=0)[None]])
     state["brand_head.bias"] = torch.cat([head.bias, -surplus[None]])
@@ -149,19 +157,19 @@ def add_brand(
         RunError: `output` exists.
         ExportMismatch: an export predicts differently from the model.
     """
-    refuse_existing(output)
-    _check(source, photos)
+    require_new_folder(output)
+    _check_source(source, photos)
     taxonomy = extend_taxonomy(source.taxonomy, name, aliases=aliases)
     new = taxonomy.brands[-1]
     photos_nhwc = _prepare_distinct(source, photos)
     before = load_bundle_model(source)
     with torch.inference_mode():
         embeddings = before(torch.from_numpy(photos_nhwc)).embedding
-        after = imprint(before, embeddings, known_from=source.calibration.unknown_brand_below)
+        after = imprint_brand(before, embeddings, unknown_below=source.calibration.unknown_brand_below)
     compared = np.concatenate([source.golden.photos_nhwc, photos_nhwc])
     equal = False
 
-    def calibrate_export(exported: Exported) -> Calibration:
+    def calibrate_export(exported: UncalibratedBundle) -> Calibration:
         nonlocal equal
         wanted, got = onnx_forward(source.onnx_path)(compared), exported.infer(compared)
         equal = _differs_only_in_brand_head(before, after) and bool((wanted.category == got.category).all())
@@ -209,21 +217,21 @@ def compute_brand_shifts(before: Bundle, after: Bundle, manifest: Manifest) -> t
     shifts = []
     for label in sorted(set(truth.tolist()), key=lambda label: (label < 0, label)):
         of = truth == label
-        to_new = of & (old != new) & (new == new_label)
+        moved_to_new = of & (old != new) & (new == new_label)
         shifts.append(
             BrandShift(
                 label=_name_label(label, after.taxonomy),
                 num_listings=int(of.sum()),
                 num_right_before=int((of & (old == truth)).sum()),
                 num_right_after=int((of & (new == truth)).sum()),
-                num_to_new=int(to_new.sum()),
-                num_changed_otherwise=int((of & (old != new) & ~to_new).sum()),
+                num_moved_to_new=int(moved_to_new.sum()),
+                num_changed_otherwise=int((of & (old != new) & ~moved_to_new).sum()),
             )
         )
     return tuple(shifts)
 
 
-def _check(source: Bundle, photos: Mapping[str, bytes]) -> None:
+def _check_source(source: Bundle, photos: Mapping[str, bytes]) -> None:
     if source.info.brand_head != "cosine":
         raise BundleError(
             f"bundle {source.folder} has a {source.info.brand_head} brand head, to which no brand can be added; train "
@@ -270,7 +278,9 @@ def _differs_only_in_brand_head(before: ListingClassifier, after: ListingClassif
     )
 
 
-def _carry_over_calibration(source: Bundle, exported: Exported, new: Brand, *, categories_equal: bool) -> Calibration:
+def _carry_over_calibration(
+    source: Bundle, exported: UncalibratedBundle, new: Brand, *, categories_equal: bool
+) -> Calibration:
     """The source's calibration for the new files: the brand is void, and so is every field if category logits
     changed."""
     reason = f"brand {new.name} was added since calibration; run `listing-vision calibrate`"

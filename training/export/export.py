@@ -22,16 +22,16 @@ from training.inference.forward import onnx_forward, torch_forward
 from training.inference.predictions import Infer, predict
 from training.recipe import Recipe
 from training.run import Run
-from training.trainer.losses import log_class_shares
-from training.trainer.sampler import sampling_weights
+from training.trainer.losses import compute_log_class_shares
+from training.trainer.sampler import compute_sampling_weights
 from vision.bundle import (
     Bundle,
     BundleInfo,
     Golden,
     certificate_binding,
+    create_bundle,
     load_bundle,
-    new_bundle,
-    refuse_existing,
+    require_new_folder,
     seal_bundle,
 )
 from vision.calibration import Calibration
@@ -40,15 +40,15 @@ from vision.errors import PhotoError
 from vision.images import Preprocessing, prepare_photo
 from vision.manifest import Manifest, read_photo
 from vision.model import ListingClassifier
-from vision.runtime.files import sha256_of
+from vision.runtime.files import compute_sha256
 from vision.taxonomy import Taxonomy
 
 __all__ = [
     "BATCH_SIZES",
     "TOLERANCE",
-    "Exported",
+    "UncalibratedBundle",
     "build_bundle",
-    "compare",
+    "compare_export",
     "compute_log_priors",
     "export_bundle",
     "export_onnx",
@@ -61,7 +61,7 @@ BATCH_SIZES = (1, 2, 7, 64)
 TOLERANCE = 1e-3
 """Largest allowed difference of a logit in fp32; measured differences are near 1e-5."""
 OPSET = 20
-_NUM_GOLDEN = 2
+_NUM_GOLDEN_PHOTOS = 2
 
 
 def export_bundle(run: Run, folder: Path, *, model_name: str) -> Bundle:
@@ -72,18 +72,18 @@ def export_bundle(run: Run, folder: Path, *, model_name: str) -> Bundle:
         BundleError: `folder` exists.
         ExportMismatch: an export predicts differently from the trained model on the same photos.
     """
-    refuse_existing(folder)
+    require_new_folder(folder)
     model, recipe, taxonomy = run.load_model(), run.recipe, run.taxonomy
     manifest = Manifest.load(run.read_settings()["manifest"])
-    if manifest.digest() != run.read_settings()["manifest_sha256"]:
+    if manifest.compute_digest() != run.read_settings()["manifest_sha256"]:
         _log.warning(
             "the manifest has changed since training; a guarantee holds only if no calibration listing was trained on"
         )
     val, tested, split = split_calibration_rows(manifest)
     preprocessing = Preprocessing(input_px=recipe.input_px)
-    category_log_prior, brand_log_prior = compute_log_priors(recipe, manifest.where_split("train"), taxonomy)
+    category_log_prior, brand_log_prior = compute_log_priors(recipe, manifest.select_split("train"), taxonomy)
 
-    def calibrate_export(exported: Exported) -> Calibration:
+    def calibrate_export(exported: UncalibratedBundle) -> Calibration:
         tune_predictions, tested_predictions = (
             predict(rows, taxonomy, preprocessing, exported.infer) if rows else None for rows in (val, tested)
         )
@@ -120,12 +120,12 @@ def compute_log_priors(recipe: Recipe, train: Manifest, taxonomy: Taxonomy) -> t
     """
     if recipe.long_tail == "none" and recipe.balanced_sampling == 0:
         return [], []
-    labels = train.labels(taxonomy)
-    weights = sampling_weights(labels.category_nodes, recipe.balanced_sampling)
+    labels = train.resolve_labels(taxonomy)
+    weights = compute_sampling_weights(labels.category_nodes, recipe.balanced_sampling)
 
     def log_prior(nodes: npt.NDArray[np.int64], leaves_below: npt.NDArray[np.bool_]) -> list[float]:
-        natural = log_class_shares(nodes, leaves_below)
-        learned = log_class_shares(nodes, leaves_below, weights) if recipe.long_tail == "none" else np.zeros(1)
+        natural = compute_log_class_shares(nodes, leaves_below)
+        learned = compute_log_class_shares(nodes, leaves_below, weights) if recipe.long_tail == "none" else np.zeros(1)
         return (natural - learned).tolist()  # type: ignore[no-any-return]
 
     each_brand = np.eye(len(taxonomy.brand_labels), dtype=bool)
@@ -133,7 +133,7 @@ def compute_log_priors(recipe: Recipe, train: Manifest, taxonomy: Taxonomy) -> t
 
 
 @dataclass(frozen=True, kw_only=True)
-class Exported:
+class UncalibratedBundle:
     """A bundle without its calibration."""
 
     info: BundleInfo
@@ -153,7 +153,7 @@ def build_bundle(
     photos_nhwc: npt.NDArray[np.uint8],
     photos_from: str,
     training: Mapping[str, Any],
-    calibrate_export: Callable[[Exported], Calibration],
+    calibrate_export: Callable[[UncalibratedBundle], Calibration],
 ) -> Bundle:
     """Export, compare, calibrate and seal a bundle, and load it back; `folder` appears when it is complete.
 
@@ -172,17 +172,19 @@ def build_bundle(
         BundleError: `folder` exists.
         ExportMismatch: an export predicts differently from the model on the same photos.
     """
-    with new_bundle(folder) as building:
+    with create_bundle(folder) as building:
         parity = _write_exports(model, building, photos_nhwc, photos_from=photos_from)
         safetensors.torch.save_file(
             {k: v.contiguous() for k, v in model.state_dict().items()}, building / "weights.safetensors"
         )
         infer = onnx_forward(building / "model.onnx")
-        golden = photos_nhwc[:_NUM_GOLDEN]
+        golden = photos_nhwc[:_NUM_GOLDEN_PHOTOS]
         logits = infer(golden)
         Golden(golden, logits.category, logits.brand).save(building / "golden.safetensors")
         taxonomy.save(building / "taxonomy.json")
-        sha256 = {name: sha256_of(building / name) for name in ("weights.safetensors", "model.onnx", "taxonomy.json")}
+        sha256 = {
+            name: compute_sha256(building / name) for name in ("weights.safetensors", "model.onnx", "taxonomy.json")
+        }
         info = BundleInfo(
             model_name=model_name,
             model_version=sha256["weights.safetensors"][:12],
@@ -201,7 +203,7 @@ def build_bundle(
             parity=parity,
             brand_head=model.spec.brand_head,
         )
-        calibration = calibrate_export(Exported(info=info, sha256=sha256, infer=infer))
+        calibration = calibrate_export(UncalibratedBundle(info=info, sha256=sha256, infer=infer))
         (building / "calibration.json").write_text(calibration.to_json() + "\n", encoding="utf-8")
         (building / "model_card.md").write_text(render_model_card(info, taxonomy, calibration), encoding="utf-8")
         seal_bundle(building, info)
@@ -223,8 +225,8 @@ def _write_exports(
         "photos": f"{num_distinct} photos of {photos_from}",
         "batch_sizes": list(BATCH_SIZES),
         "tolerance": TOLERANCE,
-        "onnx": compare(trained, onnx_forward(folder / "model.onnx"), photos, name="ONNX"),
-        "torchscript": compare(trained, torchscript, photos, name="TorchScript"),
+        "onnx": compare_export(trained, onnx_forward(folder / "model.onnx"), photos, name="ONNX"),
+        "torchscript": compare_export(trained, torchscript, photos, name="TorchScript"),
     }
 
 
@@ -248,7 +250,7 @@ def export_onnx(model: torch.nn.Module, photos_nhwc: npt.NDArray[np.uint8], path
     program.save(str(path), external_data=False)
 
 
-def compare(
+def compare_export(
     trained: Infer, exported: Infer, photos: npt.NDArray[np.uint8], *, name: str, tolerance: float = TOLERANCE
 ) -> dict[str, Any]:
     """Compare an export with the trained model: the largest difference of all outputs, and the share of equal
@@ -261,18 +263,20 @@ def compare(
     agreed = total = 0
     for batch_size in BATCH_SIZES:
         batch = photos[:batch_size]
-        wanted = trained(batch)
+        expected = trained(batch)
         try:
-            got = exported(batch)
+            actual = exported(batch)
         except Exception as error:  # each runtime raises its own types
             raise ExportMismatch(f"the {name} export does not run at batch {batch_size}: {error}") from error
-        for output, a, b in zip(OUTPUT_NAMES, wanted, got, strict=True):
+        for output, a, b in zip(OUTPUT_NAMES, expected, actual, strict=True):
             if a.shape != b.shape:
                 raise ExportMismatch(f"the {name} export returns {output} with shape {b.shape}, not {a.shape}")
             if not (np.isfinite(a).all() and np.isfinite(b).all()):
                 raise ExportMismatch(f"{output} holds NaN or infinity at batch {batch_size} ({name} or trained model)")
             largest[output] = max(largest[output], float(np.abs(a - b).max()))
-        same = (wanted.category.argmax(1) == got.category.argmax(1)) & (wanted.brand.argmax(1) == got.brand.argmax(1))
+        same = (expected.category.argmax(1) == actual.category.argmax(1)) & (
+            expected.brand.argmax(1) == actual.brand.argmax(1)
+        )
         agreed, total = agreed + int(same.sum()), total + batch_size
     worst = max(largest, key=lambda output: largest[output])
     if not largest[worst] <= tolerance:
@@ -295,9 +299,9 @@ def _prepare_photos(manifest: Manifest, preprocessing: Preprocessing, *, num_pho
         if len(photos) == num_photos:
             break
         try:
-            photos.append(prepare_photo(read_photo(manifest.photo_url(row)), preprocessing))
+            photos.append(prepare_photo(read_photo(manifest.get_photo_url(row)), preprocessing))
         except (OSError, PhotoError) as error:
-            _log.warning("photo %s left out of the comparison: %s", manifest.photo_url(row), error)
+            _log.warning("photo %s left out of the comparison: %s", manifest.get_photo_url(row), error)
     if not photos:
         raise RunError("no photo of the val split can be read; run `listing-vision data check`")
     return np.stack(photos)

@@ -20,7 +20,7 @@ from training.calibration.calibrate import calibrate
 from training.calibration.splits import split_calibration_rows
 from training.errors import PrecisionRefused
 from training.evaluation.ground_truth import build_ground_truth
-from training.export.export import compare, export_onnx
+from training.export.export import compare_export, export_onnx
 from training.export.model_card import render_model_card
 from training.export.quantization import METHODS, export_quantized_onnx
 from training.export.torchscript import export_torchscript, load_torchscript
@@ -31,18 +31,18 @@ from vision.bundle import (
     Bundle,
     Golden,
     certificate_binding,
+    create_bundle,
     load_bundle,
-    new_bundle,
-    refuse_existing,
+    require_new_folder,
     seal_bundle,
 )
 from vision.errors import BundleError, ListingVisionError, PhotoError
 from vision.images import prepare_photo
 from vision.manifest import Manifest, read_photo
 from vision.model import ListingClassifier, Outputs
-from vision.runtime.files import sha256_of
+from vision.runtime.files import compute_sha256
 
-__all__ = ["MAX_TOP1_LOSS", "HalfClassifier", "Precision", "convert_bundle", "measure_onnx_speeds"]
+__all__ = ["MAX_TOP1_LOSS", "Fp16Classifier", "Precision", "convert_bundle", "measure_onnx_speeds"]
 
 _log = logging.getLogger(__name__)
 
@@ -51,11 +51,11 @@ MAX_TOP1_LOSS = 0.005
 """Highest share of the tune photos with a known leaf whose prediction may become wrong."""
 NUM_RANGE_PHOTOS = 128
 """Training photos that the ranges of activations are taken from."""
-_HALF_TOLERANCE = 0.25
+_FP16_TOLERANCE = 0.25
 """Largest difference of a logit between the fp16 network and its exports; each rounds sums at other places."""
 
 
-class HalfClassifier(nn.Module):
+class Fp16Classifier(nn.Module):
     """The classifier with its backbone in fp16; normalisation and heads, which cost nothing, stay in fp32."""
 
     def __init__(self, model: ListingClassifier) -> None:
@@ -67,10 +67,10 @@ class HalfClassifier(nn.Module):
         model = self.model
         photos_nchw = (photos_nhwc.permute(0, 3, 1, 2).float() - model.mean) / model.std
         photos_nchw = photos_nchw.half().contiguous(memory_format=torch.channels_last)
-        return model.heads(model.backbone(photos_nchw).float())
+        return model.apply_heads(model.backbone(photos_nchw).float())
 
 
-class _Choice(NamedTuple):
+class _Candidate(NamedTuple):
     """One candidate conversion, evaluated on the tune split."""
 
     how: str
@@ -104,12 +104,12 @@ def convert_bundle(
         PrecisionRefused: the loss is higher.
         ExportMismatch: an export predicts differently from the network on the same photos.
     """
-    refuse_existing(folder)
+    require_new_folder(folder)
     if precision not in get_args(Precision):
         raise ListingVisionError(f"precision {precision!r} is not one of {', '.join(get_args(Precision))}")
     if bundle.info.precision != "fp32":
         raise BundleError(f"bundle {bundle.folder} is in {bundle.info.precision}; convert the fp32 one it came from")
-    with new_bundle(folder) as building:
+    with create_bundle(folder) as building:
         tune_rows, tested_rows, split = split_calibration_rows(manifest)
         reference = _predict(bundle, tune_rows, onnx_forward(bundle.onnx_path))
         candidates = (
@@ -135,15 +135,15 @@ def convert_bundle(
 
 
 def _predict(bundle: Bundle, rows: Manifest, infer: Infer) -> Predictions:
-    made = predict(rows, bundle.taxonomy, bundle.info.preprocessing, infer)
-    for photo in made.unusable:
+    predictions = predict(rows, bundle.taxonomy, bundle.info.preprocessing, infer)
+    for photo in predictions.unusable:
         _log.warning("left out: %s", photo)
-    return made
+    return predictions
 
 
 def _export_half(bundle: Bundle, building: Path) -> dict[str, Path]:
     """Export the network with its backbone in fp16 to ONNX and TorchScript, and compare both with it."""
-    model = HalfClassifier(load_bundle_model(bundle)).eval()
+    model = Fp16Classifier(load_bundle_model(bundle)).eval()
     photos = np.concatenate([bundle.golden.photos_nhwc] * 32)[:64]
     path = building / "candidate-fp16.onnx"
     export_onnx(model, photos, path)
@@ -153,14 +153,14 @@ def _export_half(bundle: Bundle, building: Path) -> dict[str, Path]:
         ("fp16 ONNX", onnx_forward(path)),
         ("fp16 TorchScript", torch_forward(load_torchscript(building / "model.torchscript.pt"))),
     ):
-        compare(network, exported, photos, name=name, tolerance=_HALF_TOLERANCE)
+        compare_export(network, exported, photos, name=name, tolerance=_FP16_TOLERANCE)
     return {"backbone in fp16": path}
 
 
 def _export_quantized(bundle: Bundle, manifest: Manifest, building: Path) -> dict[str, Path]:
     """Export one INT8 candidate for each method of finding activation ranges."""
     shutil.copy2(bundle.torchscript_path, building / "model.torchscript.pt")
-    photos = _prepare_training_photos(bundle, manifest.where_split("train"))
+    photos = _prepare_training_photos(bundle, manifest.select_split("train"))
     found = {}
     for method in METHODS:
         path = building / f"candidate-{method}.onnx"
@@ -176,15 +176,15 @@ def _prepare_training_photos(bundle: Bundle, train: Manifest) -> npt.NDArray[np.
         if len(photos) == NUM_RANGE_PHOTOS:
             break
         try:
-            photos.append(prepare_photo(read_photo(train.photo_url(int(row))), bundle.info.preprocessing))
+            photos.append(prepare_photo(read_photo(train.get_photo_url(int(row))), bundle.info.preprocessing))
         except (OSError, PhotoError) as error:
-            _log.warning("photo %s left out of the ranges: %s", train.photo_url(int(row)), error)
+            _log.warning("photo %s left out of the ranges: %s", train.get_photo_url(int(row)), error)
     if not photos:
         raise ListingVisionError("no photo of the train split can be read; run `listing-vision data check`")
     return np.stack(photos)
 
 
-def _choose(bundle: Bundle, rows: Manifest, reference: Predictions, candidates: Mapping[str, Path]) -> _Choice:
+def _choose(bundle: Bundle, rows: Manifest, reference: Predictions, candidates: Mapping[str, Path]) -> _Candidate:
     """Choose the candidate that loses least; among equals, the one whose logits are nearest to the reference."""
     leaves = build_ground_truth(reference.labels, bundle.taxonomy).leaves
     known = leaves >= 0
@@ -195,7 +195,7 @@ def _choose(bundle: Bundle, rows: Manifest, reference: Predictions, candidates: 
     choices, differences = [], []
     for how, path in candidates.items():
         predictions = _predict(bundle, rows, onnx_forward(path))
-        choices.append(_Choice(how, path, predictions, measure_top1(reference) - measure_top1(predictions)))
+        choices.append(_Candidate(how, path, predictions, measure_top1(reference) - measure_top1(predictions)))
         differences.append(float(np.square(predictions.category_logits - reference.category_logits).mean()))
         _log.info("%s: %.2f points of top-1 lost on the tune split", how, 100 * choices[-1].top1_loss)
     order = sorted(range(len(choices)), key=lambda i: (choices[i].top1_loss, differences[i]))
@@ -205,7 +205,7 @@ def _choose(bundle: Bundle, rows: Manifest, reference: Predictions, candidates: 
 def _seal(
     bundle: Bundle,
     building: Path,
-    chosen: _Choice,
+    chosen: _Candidate,
     precision: Precision,
     speeds: Mapping[str, float],
     tested_rows: Manifest | None,
@@ -230,7 +230,7 @@ def _seal(
         precision=precision,
         training={**bundle.info.training, "converted": converted},
     )
-    sha256 = {name: sha256_of(building / name) for name in ("weights.safetensors", "model.onnx", "taxonomy.json")}
+    sha256 = {name: compute_sha256(building / name) for name in ("weights.safetensors", "model.onnx", "taxonomy.json")}
     calibration = calibrate(
         chosen.tune,
         bundle.taxonomy,

@@ -16,9 +16,9 @@ __all__ = ["METHODS", "Method", "export_quantized_onnx"]
 Method = Literal["percentile", "entropy", "minmax"]
 METHODS: tuple[Method, ...] = get_args(Method)
 """Methods of finding the range of an activation from a sample of its values."""
-_PHOTOS_AT_ONCE = 8
+_CALIBRATION_BATCH_SIZE = 8
 """Photos whose activations are in memory at once while histograms are built: 130 MB per photo of 224 px."""
-_QUANTIZED = ("Conv", "Add", "Mul", "GlobalAveragePool", "AveragePool", "MaxPool", "Concat", "Clip", "Relu")
+_QUANTIZED_OPS = ("Conv", "Add", "Mul", "GlobalAveragePool", "AveragePool", "MaxPool", "Concat", "Clip", "Relu")
 """Quantized operations. The heads' matrix products stay in fp32: they are cheap, and rounding them changes logits."""
 
 
@@ -42,7 +42,7 @@ def export_quantized_onnx(model: Path, photos_nhwc: npt.NDArray[np.uint8], path:
         "entropy": CalibrationMethod.Entropy,
         "minmax": CalibrationMethod.MinMax,
     }
-    num_photos = len(photos_nhwc) - len(photos_nhwc) % _PHOTOS_AT_ONCE or len(photos_nhwc)
+    num_photos = len(photos_nhwc) - len(photos_nhwc) % _CALIBRATION_BATCH_SIZE or len(photos_nhwc)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         prepared = Path(folder) / "prepared.onnx"
@@ -50,31 +50,31 @@ def export_quantized_onnx(model: Path, photos_nhwc: npt.NDArray[np.uint8], path:
         quantize_static(
             str(prepared),
             str(path),
-            _Photos(photos_nhwc[:num_photos]),
+            _PhotoReader(photos_nhwc[:num_photos]),
             quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=list(_QUANTIZED),
+            op_types_to_quantize=list(_QUANTIZED_OPS),
             per_channel=True,
             reduce_range=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=methods[method],
-            extra_options={"CalibStridedMinMax": min(_PHOTOS_AT_ONCE, num_photos)},
+            extra_options={"CalibStridedMinMax": min(_CALIBRATION_BATCH_SIZE, num_photos)},
         )
 
 
-class _Photos:
+class _PhotoReader:
     """A `CalibrationDataReader` that gives the calibrator photos one at a time."""
 
     def __init__(self, photos_nhwc: npt.NDArray[np.uint8]) -> None:
         self._photos = photos_nhwc
-        self._rest: Iterator[int] = iter(range(len(photos_nhwc)))
+        self._remaining: Iterator[int] = iter(range(len(photos_nhwc)))
 
     def __len__(self) -> int:
         return len(self._photos)
 
     def set_range(self, start_index: int, end_index: int) -> None:
-        self._rest = iter(range(start_index, end_index))
+        self._remaining = iter(range(start_index, end_index))
 
     def get_next(self) -> dict[str, npt.NDArray[np.uint8]] | None:
-        at = next(self._rest, None)
+        at = next(self._remaining, None)
         return None if at is None else {INPUT_NAME: self._photos[at : at + 1]}

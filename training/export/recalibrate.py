@@ -7,7 +7,15 @@ from training.calibration.calibrate import calibrate
 from training.calibration.certify import Guarantee
 from training.export.model_card import render_model_card
 from training.inference.predictions import Predictions
-from vision.bundle import FILES, Bundle, certificate_binding, load_bundle, new_bundle, refuse_existing, seal_bundle
+from vision.bundle import (
+    BUNDLE_FILES,
+    Bundle,
+    certificate_binding,
+    create_bundle,
+    load_bundle,
+    require_new_folder,
+    seal_bundle,
+)
 
 __all__ = ["recalibrate"]
 
@@ -36,7 +44,7 @@ def recalibrate(
     Raises:
         BundleError: `folder` exists.
     """
-    refuse_existing(folder)  # before the work
+    require_new_folder(folder)  # before the work
     facts = certificate_binding(bundle.info, bundle.sha256, backend=backend)
     calibration = calibrate(
         tune,
@@ -47,8 +55,8 @@ def recalibrate(
         category_log_prior=bundle.calibration.category_log_prior,
         brand_log_prior=bundle.calibration.brand_log_prior,
     )
-    with new_bundle(folder) as building:
-        for name in FILES:
+    with create_bundle(folder) as building:
+        for name in BUNDLE_FILES:
             shutil.copy2(bundle.folder / name, building / name)
         (building / "calibration.json").write_text(calibration.to_json() + "\n")
         (building / "model_card.md").write_text(

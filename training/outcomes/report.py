@@ -27,11 +27,11 @@ from training.statistics.sequential import (
 )
 from vision.calibration import Calibration
 from vision.errors import ListingVisionError
-from vision.metrics import wilson_interval
+from vision.metrics import compute_wilson_interval
 
-__all__ = ["GUARANTEE_METRICS", "ExperimentReport", "format_metrics", "format_report", "make_report"]
+__all__ = ["GUARANTEE_METRICS", "ExperimentReport", "build_report", "format_metrics", "format_report"]
 
-DRIFT = {
+DRIFT_COLUMNS = {
     LEAF_PROBABILITY: "category_probabilities[-1]",
     BRAND_PROBABILITY: "brand_probability",
     PHOTOS_PER_LISTING: "num_photos",
@@ -116,16 +116,16 @@ class ExperimentReport:
     """By release: the same for its suggestions of the last days, compared with its bundle's calibration listings."""
 
     @property
-    def switch_off(self) -> list[str]:
+    def fields_to_switch_off(self) -> list[str]:
         """Fields that no longer meet their guarantee."""
         return [f"{one.field} of {one.release}" for one in self.fields if one.meets_guarantee is False]
 
     def to_dict(self) -> dict[str, Any]:
         comparisons = [asdict(one) | {"verdict": one.verdict} for one in self.comparisons]
-        return asdict(self) | {"comparisons": comparisons, "switch_off": self.switch_off}
+        return asdict(self) | {"comparisons": comparisons, "fields_to_switch_off": self.fields_to_switch_off}
 
 
-def make_report(
+def build_report(
     tables: OutcomeTables,
     *,
     calibrations: Mapping[str, Calibration],
@@ -157,18 +157,18 @@ def make_report(
     for name in tables.list_fields():
         outcomes = tables.load_outcomes(name)
         fields += [
-            _field(outcomes, release, calibrations.get(release), days)
+            _report_field(outcomes, release, calibrations.get(release), days)
             for release in np.unique(outcomes.releases).tolist()
         ]
-        comparisons += _comparisons(outcomes, base)
-        shadows += _shadows(name, tables.load_shadows(name))
+        comparisons += _compare_releases(outcomes, base)
+        shadows += _report_shadows(name, tables.load_shadows(name))
     drift_days = days if tables.measure_span_days() >= 2 * days else None
     drift = {
         name: compute_population_stability(
             build_histogram(tables.load_statistic(sql, days=days, from_end=False)),
             tables.load_statistic(sql, days=days, from_end=True),
         )
-        for name, sql in (DRIFT.items() if drift_days else ())
+        for name, sql in (DRIFT_COLUMNS.items() if drift_days else ())
     }
     return ExperimentReport(
         fields=fields,
@@ -183,10 +183,10 @@ def make_report(
         drift_from_bundle={
             release: {
                 name: compute_population_stability(
-                    histogram, tables.load_statistic(DRIFT[name], days=days, from_end=True, release=release)
+                    histogram, tables.load_statistic(DRIFT_COLUMNS[name], days=days, from_end=True, release=release)
                 )
                 for name, histogram in calibrations[release].expected.items()
-                if name in DRIFT
+                if name in DRIFT_COLUMNS
             }
             for release in counts
             if release in calibrations
@@ -194,11 +194,11 @@ def make_report(
     )
 
 
-def _field(outcomes: FieldOutcomes, release: str, calibration: Calibration | None, days: int) -> FieldReport:
-    mine = outcomes.releases == release
-    accepted, hidden = outcomes.accepted[mine], outcomes.hidden[mine]
+def _report_field(outcomes: FieldOutcomes, release: str, calibration: Calibration | None, days: int) -> FieldReport:
+    of_release = outcomes.releases == release
+    accepted, hidden = outcomes.accepted[of_release], outcomes.hidden[of_release]
     since_us = outcomes.time_us.max() - days * _DAY_US
-    recent = accepted[(outcomes.filled & ~outcomes.hidden & (outcomes.time_us > since_us))[mine]]
+    recent = accepted[(outcomes.filled & ~outcomes.hidden & (outcomes.time_us > since_us))[of_release]]
     guaranteed = (
         next((1 - f.alpha for f in calibration.fields if f.name == outcomes.field and f.threshold is not None), None)
         if calibration
@@ -209,7 +209,7 @@ def _field(outcomes: FieldOutcomes, release: str, calibration: Calibration | Non
         release=release,
         num_outcomes=len(accepted),
         accepted=float(accepted.mean()),
-        accepted_interval=Interval(*wilson_interval(int(accepted.sum()), len(accepted))),
+        accepted_interval=Interval(*compute_wilson_interval(int(accepted.sum()), len(accepted))),
         num_hidden=int(hidden.sum()),
         accepted_unseen=float(accepted[hidden].mean()) if hidden.any() else None,
         num_recent=len(recent),
@@ -221,7 +221,7 @@ def _field(outcomes: FieldOutcomes, release: str, calibration: Calibration | Non
     )
 
 
-def _comparisons(outcomes: FieldOutcomes, base: str) -> list[Comparison]:
+def _compare_releases(outcomes: FieldOutcomes, base: str) -> list[Comparison]:
     found = []
     control = outcomes.accepted[outcomes.releases == base]
     for release in np.unique(outcomes.releases).tolist():
@@ -239,14 +239,14 @@ def _comparisons(outcomes: FieldOutcomes, base: str) -> list[Comparison]:
     return found
 
 
-def _shadows(field: str, outcomes: ShadowOutcomes) -> list[ShadowReport]:
+def _report_shadows(field: str, outcomes: ShadowOutcomes) -> list[ShadowReport]:
     found = []
     for release in np.unique(outcomes.releases).tolist():
         for unseen in (False, True):
-            mine = (outcomes.releases == release) & (outcomes.hidden | (not unseen))
-            if not mine.any():
+            of_release = (outcomes.releases == release) & (outcomes.hidden | (not unseen))
+            if not of_release.any():
                 continue
-            accepted, given = outcomes.accepted[mine], outcomes.shown_accepted[mine]
+            accepted, given = outcomes.accepted[of_release], outcomes.shown_accepted[of_release]
             found.append(
                 ShadowReport(
                     field=field,
@@ -299,7 +299,7 @@ def format_report(report: ExperimentReport) -> str:
             lines.append(f"drift of {name}, {release} recently compared with its bundle: {index:.3f} ({_grade(index)})")
     if report.num_unjoined:
         lines.append(f"{report.num_unjoined} listings with an outcome have no suggestion and are left out")
-    lines += [f"switch off: {name} no longer meets its guarantee" for name in report.switch_off]
+    lines += [f"switch off: {name} no longer meets its guarantee" for name in report.fields_to_switch_off]
     return "\n".join(lines)
 
 

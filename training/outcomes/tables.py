@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vision.calibration import BRAND_FIELD, field_name
+from vision.calibration import BRAND_FIELD, get_field_name
 from vision.errors import ListingVisionError
 from vision.taxonomy import Taxonomy
 
@@ -60,7 +60,7 @@ class OutcomeTables:
 
     def list_fields(self) -> list[str]:
         """The fields of the form, root level first, brand last."""
-        return [*(field_name(depth) for depth in range(1, self._max_depth + 1)), BRAND_FIELD]
+        return [*(get_field_name(depth) for depth in range(1, self._max_depth + 1)), BRAND_FIELD]
 
     def load_outcomes(self, field: str) -> FieldOutcomes:
         accepted, filled, score, treatment = _build_columns(field, self.list_fields())
@@ -139,7 +139,7 @@ class OutcomeTables:
 
     def count_unjoined(self) -> int:
         """Listings that have an outcome but no suggestion."""
-        return int(self._one("SELECT count(*) FROM joined WHERE release IS NULL"))
+        return int(self._query_value("SELECT count(*) FROM joined WHERE release IS NULL"))
 
     def load_statistic(
         self, expression: str, *, days: int, from_end: bool, release: str | None = None
@@ -166,10 +166,10 @@ class OutcomeTables:
 
     def measure_span_days(self) -> float:
         """Days between the first suggestion and the last."""
-        found = self._one("SELECT coalesce(epoch(max(time)) - epoch(min(time)), 0) / 86400 FROM suggestions")
+        found = self._query_value("SELECT coalesce(epoch(max(time)) - epoch(min(time)), 0) / 86400 FROM suggestions")
         return float(found)
 
-    def _one(self, query: str) -> Any:
+    def _query_value(self, query: str) -> Any:
         return self._connection.execute(query).fetchone()[0]
 
 
@@ -214,7 +214,7 @@ def _create_views(connection: Any, taxonomies: Mapping[str, Taxonomy]) -> None:
     connection.execute("CREATE TABLE lineages (release VARCHAR, category_id VARCHAR, lineage VARCHAR[])")
     others: dict[str, list[str]] = {}
     for release, taxonomy in taxonomies.items():
-        own = {c.id: [one.id for one in taxonomy.ancestry(c.id)] for c in taxonomy.categories}
+        own = {c.id: [one.id for one in taxonomy.get_lineage(c.id)] for c in taxonomy.categories}
         connection.executemany("INSERT INTO lineages VALUES (?, ?, ?)", [(release, *item) for item in own.items()])
         others = own | others
     connection.execute("CREATE TABLE other_lineages (category_id VARCHAR, lineage VARCHAR[])")

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from vision.errors import PhotoError
 from vision.images import decode_photo
 from vision.manifest import read_photo
-from vision.runtime.cpus import usable_cores
+from vision.runtime.cpus import count_usable_cores
 
 __all__ = [
     "create_thumbnail",
@@ -31,7 +31,7 @@ __all__ = [
 
 def render(template: str, **values: object) -> str:
     """The text of a template; what an HTML template is given is escaped, unless it is `markupsafe.Markup`."""
-    return _environment().get_template(template).render(values)
+    return _create_environment().get_template(template).render(values)
 
 
 def is_measured(value: float | None) -> bool:
@@ -50,7 +50,7 @@ def format_percent(share: float | None) -> str:
 
 
 @functools.cache
-def _environment() -> jinja2.Environment:
+def _create_environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("training.reporting"),
         autoescape=jinja2.select_autoescape(["html"]),
@@ -84,6 +84,6 @@ def encode_photo_uri(photo: Image.Image) -> str:
 def create_thumbnails(urls: Iterable[str], *, max_px: int) -> dict[str, str | None]:
     """The `create_thumbnail` of each URL."""
     ordered = sorted(set(urls))
-    with ThreadPoolExecutor(usable_cores()) as pool:
+    with ThreadPoolExecutor(count_usable_cores()) as pool:
         made = pool.map(functools.partial(create_thumbnail, max_px=max_px), ordered)
         return dict(zip(ordered, tqdm(made, total=len(ordered), unit="photo", disable=None), strict=True))

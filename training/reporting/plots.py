@@ -20,7 +20,7 @@ _BLUE, _ORANGE = "#3b82d6", "#d9772b"
 """Both at least 3:1 against white and against black (WCAG 2.2, 1.4.11)."""
 _TEXT = "#010203"
 """Replaced by the page's text colour."""
-_LONGEST_NAME = 32
+_MAX_NAME_LENGTH = 32
 
 Points = Sequence[Mapping[str, Any]]
 
@@ -45,13 +45,13 @@ def plot_risk_coverage(selective: Mapping[str, Any], *, key: str, label: str) ->
             axes.axhline(guaranteed, color=_ORANGE, linestyle=":", label=f"guaranteed {guaranteed:g} %")
             if certified["num_filled"]:
                 at, precision = 100 * certified["coverage"], 100 * certified["precision"]
-                bars = _bars([precision], [[100 * end for end in certified["precision_interval"]]])
+                bars = _compute_error_bars([precision], [[100 * end for end in certified["precision_interval"]]])
                 axes.errorbar(at, precision, yerr=bars, color=_ORANGE, marker="D", capsize=3, label="certified")
         axes.set(xlabel="coverage, %", ylabel="precision, %", xlim=(0, 102))
         axes.set_ylim(max(0.0, float(low.min(initial=100)) - 2), 101)
         axes.legend(loc="lower left")
 
-    return _svg(draw, key=key, label=label)
+    return _render_svg(draw, key=key, label=label)
 
 
 def plot_reliability(before: Points, after: Points, *, key: str, label: str) -> Markup:
@@ -64,7 +64,7 @@ def plot_reliability(before: Points, after: Points, *, key: str, label: str) -> 
             (after, _BLUE, "o", "calibrated"),
         ):
             accuracy = [100 * part["accuracy"] for part in bins]
-            bars = _bars(accuracy, [[100 * end for end in part["accuracy_interval"]] for part in bins])
+            bars = _compute_error_bars(accuracy, [[100 * end for end in part["accuracy_interval"]] for part in bins])
             axes.errorbar(
                 [100 * part["confidence"] for part in bins],
                 accuracy,
@@ -79,7 +79,7 @@ def plot_reliability(before: Points, after: Points, *, key: str, label: str) -> 
         axes.set(xlabel="confidence, %", ylabel="right, %", xlim=(0, 102), ylim=(0, 102))
         axes.legend(loc="lower right")
 
-    return _svg(draw, key=key, label=label)
+    return _render_svg(draw, key=key, label=label)
 
 
 def plot_shares(
@@ -89,26 +89,26 @@ def plot_shares(
 
     def draw(axes: "Axes") -> None:
         values = [100 * share for share in shares]
-        bars = _bars(values, [[100 * end for end in interval] for interval in intervals])
+        bars = _compute_error_bars(values, [[100 * end for end in interval] for interval in intervals])
         axes.errorbar(values, range(len(values)), xerr=bars, color=_BLUE, marker="o", linestyle="none", capsize=3)
-        axes.set_yticks(range(len(names)), [_short(name) for name in names])
+        axes.set_yticks(range(len(names)), [_shorten(name) for name in names])
         axes.set(xlabel="%", xlim=(-2, 102), ylim=(len(names) - 0.5, -0.5))
 
-    return _svg(draw, key=key, label=label, height_in=0.9 + 0.28 * len(names))
+    return _render_svg(draw, key=key, label=label, height_in=0.9 + 0.28 * len(names))
 
 
-def _bars(values: Sequence[float], intervals: Sequence[Sequence[float]]) -> npt.NDArray[np.float64]:
+def _compute_error_bars(values: Sequence[float], intervals: Sequence[Sequence[float]]) -> npt.NDArray[np.float64]:
     """(2, N) lengths below and above."""
     ends = np.array(intervals, dtype=np.float64).reshape(-1, 2).T
     lengths: npt.NDArray[np.float64] = np.abs(ends - np.array(values))
     return lengths
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
+def _shorten(name: str) -> str:
+    return name if len(name) <= _MAX_NAME_LENGTH else name[: _MAX_NAME_LENGTH - 1] + "…"
 
 
-def _svg(draw: Callable[["Axes"], None], *, key: str, label: str, height_in: float = 3.2) -> Markup:
+def _render_svg(draw: Callable[["Axes"], None], *, key: str, label: str, height_in: float = 3.2) -> Markup:
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -136,10 +136,10 @@ def _svg(draw: Callable[["Axes"], None], *, key: str, label: str, height_in: flo
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure = Figure(figsize=(4.6, height_in), layout="constrained")
         draw(figure.subplots())
-        return _inline(figure, label)
+        return _to_inline_svg(figure, label)
 
 
-def _inline(figure: "Figure", label: str) -> Markup:
+def _to_inline_svg(figure: "Figure", label: str) -> Markup:
     """The figure as SVG to stand in HTML: without declarations, addresses of schemas and ids of groups."""
     out = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))

@@ -8,7 +8,7 @@ from vision.calibration import Histogram
 __all__ = [
     "BRAND_PROBABILITY",
     "BYTES_PER_PHOTO",
-    "EXPECTED",
+    "DRIFT_STATISTICS",
     "LEAF_PROBABILITY",
     "PHOTOS_PER_LISTING",
     "PSI_LARGE",
@@ -22,7 +22,7 @@ PSI_MODERATE, PSI_LARGE = 0.1, 0.25
 
 LEAF_PROBABILITY, BRAND_PROBABILITY = "leaf_probability", "brand_probability"
 PHOTOS_PER_LISTING, BYTES_PER_PHOTO = "photos_per_listing", "bytes_per_photo"
-EXPECTED = (LEAF_PROBABILITY, BRAND_PROBABILITY, PHOTOS_PER_LISTING, BYTES_PER_PHOTO)
+DRIFT_STATISTICS = (LEAF_PROBABILITY, BRAND_PROBABILITY, PHOTOS_PER_LISTING, BYTES_PER_PHOTO)
 """Histograms of a bundle's calibration listings, one value a listing; bytes are the mean of its photos."""
 
 Floats = npt.NDArray[np.float64]
@@ -32,7 +32,7 @@ def build_histogram(values: npt.ArrayLike, *, num_bins: int = 10) -> Histogram:
     """A histogram whose bins end at the quantiles of the values; fewer bins where quantiles are equal."""
     array = np.asarray(values, np.float64)
     edges = np.unique(np.quantile(array, np.linspace(0, 1, num_bins + 1)[1:-1])) if len(array) else np.empty(0)
-    counts = _count(edges, array)
+    counts = _count_by_bin(edges, array)
     shares = counts / len(array) if len(array) else counts.astype(float)
     return Histogram(edges=tuple(edges.tolist()), shares=tuple(shares.tolist()), num_values=len(array))
 
@@ -42,10 +42,10 @@ def compute_population_stability(reference: Histogram, recent: Floats) -> float:
     if not reference.num_values or not len(recent):
         return 0.0
     before = np.maximum(reference.shares, 0.5 / reference.num_values)
-    now = np.maximum(_count(np.asarray(reference.edges), recent), 0.5) / len(recent)
+    now = np.maximum(_count_by_bin(np.asarray(reference.edges), recent), 0.5) / len(recent)
     return float(((now - before) * np.log(now / before)).sum())
 
 
-def _count(edges: Floats, values: Floats) -> npt.NDArray[np.int64]:
+def _count_by_bin(edges: Floats, values: Floats) -> npt.NDArray[np.int64]:
     counts: npt.NDArray[np.int64] = np.bincount(np.searchsorted(edges, values, side="right"), minlength=len(edges) + 1)
     return counts

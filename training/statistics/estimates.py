@@ -12,15 +12,15 @@ from scipy.stats import beta
 
 from vision.metrics import (
     NUM_CALIBRATION_BINS,
-    bootstrap_interval,
-    calibration_bins,
-    resampled_sums,
-    share_interval,
+    assign_calibration_bins,
+    compute_bootstrap_interval,
+    compute_share_interval,
+    resample_sums,
 )
 
 __all__ = [
     "bin_reliability",
-    "clopper_pearson_upper",
+    "compute_clopper_pearson_upper",
     "estimate_calibration_error",
     "estimate_hierarchical",
     "estimate_macro_accuracy",
@@ -43,7 +43,7 @@ def estimate_share(name: str, hits: Bools, clusters: Ints | None) -> Figures:
     """Estimate the share of the rows that are hits; NaN, and an interval from 0 to 1, for no rows."""
     return {
         name: float(hits.mean()) if hits.size else float("nan"),
-        f"{name}_interval": share_interval(hits, clusters),
+        f"{name}_interval": compute_share_interval(hits, clusters),
     }
 
 
@@ -56,7 +56,7 @@ def estimate_macro_accuracy(name: str, predicted: Ints, labels: Ints, clusters: 
     known = labels >= 0
     classes, cells = np.unique(labels[known], return_inverse=True)
     right = predicted[known] == labels[known]
-    sums = resampled_sums(
+    sums = resample_sums(
         cells,
         np.stack([np.ones(len(right)), right], axis=1),
         num_cells=len(classes),
@@ -64,15 +64,19 @@ def estimate_macro_accuracy(name: str, predicted: Ints, labels: Ints, clusters: 
     )
     num_rows, num_right = sums[..., 0], sums[..., 1]
     shares = np.divide(num_right, num_rows, out=np.zeros_like(num_right), where=num_rows > 0)
-    return _estimate(name, shares.sum(axis=1), (num_rows > 0).sum(axis=1), right, select_clusters(clusters, known))
+    return _estimate_ratio(
+        name, shares.sum(axis=1), (num_rows > 0).sum(axis=1), right, select_clusters(clusters, known)
+    )
 
 
 def estimate_calibration_error(name: str, confidences: Floats, right: Bools, clusters: Ints | None) -> Figures:
     """Estimate the mean gap between confidence and accuracy over 15 bins (Guo et al. 2017)."""
     values = np.stack([confidences, right, np.ones(len(right))], axis=1)
-    sums = resampled_sums(calibration_bins(confidences), values, num_cells=NUM_CALIBRATION_BINS, clusters=clusters)
+    sums = resample_sums(
+        assign_calibration_bins(confidences), values, num_cells=NUM_CALIBRATION_BINS, clusters=clusters
+    )
     gaps = np.abs(sums[..., 0] - sums[..., 1]).sum(axis=1)
-    return _estimate(name, gaps, sums[..., 2].sum(axis=1), right, clusters)
+    return _estimate_ratio(name, gaps, sums[..., 2].sum(axis=1), right, clusters)
 
 
 def estimate_hierarchical(*, labelled: Bools, predicted: Bools, right: Bools, clusters: Ints | None) -> Figures:
@@ -86,17 +90,17 @@ def estimate_hierarchical(*, labelled: Bools, predicted: Bools, right: Bools, cl
     rows = np.logical_or.reduce(labelled, axis=1)
     values = np.stack([right[rows].sum(axis=1), predicted[rows].sum(axis=1), labelled[rows].sum(axis=1)], axis=1)
     kept = select_clusters(clusters, rows)
-    sums = resampled_sums(np.zeros(len(values), np.int64), values.astype(np.float64), num_cells=1, clusters=kept)[:, 0]
+    sums = resample_sums(np.zeros(len(values), np.int64), values.astype(np.float64), num_cells=1, clusters=kept)[:, 0]
     shared, in_predictions, in_labels = sums.T
     return {
         "num": int(rows.sum()),
-        **_estimate("precision", shared, in_predictions, rows[rows], kept),
-        **_estimate("recall", shared, in_labels, rows[rows], kept),
-        **_estimate("f1", 2 * shared, in_predictions + in_labels, rows[rows], kept),
+        **_estimate_ratio("precision", shared, in_predictions, rows[rows], kept),
+        **_estimate_ratio("recall", shared, in_labels, rows[rows], kept),
+        **_estimate_ratio("f1", 2 * shared, in_predictions + in_labels, rows[rows], kept),
     }
 
 
-def clopper_pearson_upper(num_hits: int, num_rows: int, *, alpha: float) -> float:
+def compute_clopper_pearson_upper(num_hits: int, num_rows: int, *, alpha: float) -> float:
     """The exact upper bound of a share, too low with probability at most alpha (Clopper & Pearson 1934)."""
     return 1.0 if num_hits >= num_rows else float(beta.ppf(1 - alpha, num_hits + 1, num_rows - num_hits))
 
@@ -107,7 +111,7 @@ def bin_reliability(confidences: Floats, right: Bools, clusters: Ints | None) ->
     A confidence of 0 is no prediction, such as below the leaf of a path that ends early; the calibration error is the
     same without it.
     """
-    bins = calibration_bins(confidences)
+    bins = assign_calibration_bins(confidences)
     bins_with_rows = []
     for number in np.unique(bins[confidences > 0]):
         rows = (bins == number) & (confidences > 0)
@@ -121,8 +125,11 @@ def bin_reliability(confidences: Floats, right: Bools, clusters: Ints | None) ->
     return bins_with_rows
 
 
-def _estimate(name: str, parts: Floats, wholes: Floats | Ints, rows: Bools, clusters: Ints | None) -> Figures:
+def _estimate_ratio(name: str, parts: Floats, wholes: Floats | Ints, rows: Bools, clusters: Ints | None) -> Figures:
     """`parts / wholes`, (1 + R,) each, as a figure with its interval."""
     estimates = np.divide(parts, wholes, out=np.full(len(parts), np.nan), where=wholes > 0)
     num_clusters = len(rows) if clusters is None else len(np.unique(clusters))
-    return {name: float(estimates[0]), f"{name}_interval": bootstrap_interval(estimates, num_clusters=num_clusters)}
+    return {
+        name: float(estimates[0]),
+        f"{name}_interval": compute_bootstrap_interval(estimates, num_clusters=num_clusters),
+    }

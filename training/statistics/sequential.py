@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from training.statistics.estimates import clopper_pearson_upper
+from training.statistics.estimates import compute_clopper_pearson_upper
 
 __all__ = [
     "ALPHA",
@@ -24,7 +24,7 @@ __all__ = [
 ALPHA = 0.05
 SAMPLE_RATIO_ALPHA = 0.0005
 """Low, as a check that is made all the time must rarely be a false alarm (Fabijan et al., KDD 2019, section 4)."""
-_LARGEST_BET = 0.5
+_MAX_BET = 0.5
 
 Floats = npt.NDArray[np.float64]
 
@@ -53,7 +53,7 @@ def bound_mean(values: npt.ArrayLike, *, alpha: float = ALPHA) -> tuple[Floats, 
     variance = (0.25 + np.cumsum((x - mean) ** 2)) / (t + 1)
     mean_before = np.concatenate([[0.5], mean[:-1]])
     variance_before = np.concatenate([[0.25], variance[:-1]])
-    bets = np.minimum(np.sqrt(2 * math.log(2 / alpha) / (variance_before * t * np.log1p(t))), _LARGEST_BET)
+    bets = np.minimum(np.sqrt(2 * math.log(2 / alpha) / (variance_before * t * np.log1p(t))), _MAX_BET)
     psi = (-np.log1p(-bets) - bets) / 4
     total = np.cumsum(bets)
     centre = np.cumsum(bets * x) / total
@@ -97,4 +97,4 @@ def is_guarantee_plausible(num_right: int, num: int, *, precision: float, alpha:
 
     False only where the upper bound of the precision that they leave possible (Clopper & Pearson 1934) is below it.
     """
-    return clopper_pearson_upper(num_right, num, alpha=alpha) >= precision if num else None
+    return compute_clopper_pearson_upper(num_right, num, alpha=alpha) >= precision if num else None

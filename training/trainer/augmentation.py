@@ -13,7 +13,7 @@ from training.recipe import Recipe
 
 __all__ = ["CHANGES", "apply_change", "create_crop", "create_distortion", "distort_batch"]
 
-_GREY = 127
+_GREY_LEVEL = 127
 _ERASED_SHARE = (0.02, 0.2)
 
 
@@ -28,10 +28,10 @@ def create_distortion(recipe: Recipe) -> v2.Transform:
     """Transform of a cropped Pillow photo into a (3, H, W) uint8 tensor with random flips, colours and erasing."""
     steps: list[v2.Transform] = [v2.RandomHorizontalFlip(recipe.flip_probability)]
     if recipe.trivial_augment:
-        steps.append(v2.TrivialAugmentWide(interpolation=v2.InterpolationMode.BILINEAR, fill=[_GREY] * 3))
+        steps.append(v2.TrivialAugmentWide(interpolation=v2.InterpolationMode.BILINEAR, fill=[_GREY_LEVEL] * 3))
     steps.append(v2.PILToTensor())
     if recipe.erasing_probability:
-        steps.append(v2.RandomErasing(recipe.erasing_probability, scale=_ERASED_SHARE, value=_GREY))
+        steps.append(v2.RandomErasing(recipe.erasing_probability, scale=_ERASED_SHARE, value=_GREY_LEVEL))
     return v2.Compose(steps)
 
 
@@ -68,7 +68,7 @@ def distort_batch(photos_nchw: torch.Tensor, recipe: Recipe, *, seeds: Sequence[
     for index, changes in enumerate(all_changes):
         if changes.erased:
             top, left, bottom, right = changes.erased
-            photos[index, :, top:bottom, left:right] = _GREY
+            photos[index, :, top:bottom, left:right] = _GREY_LEVEL
     return photos
 
 
@@ -102,7 +102,7 @@ CHANGES = {
     "AutoContrast": (0.0, False),
     "Equalize": (0.0, False),
 }
-_STRENGTHS = 10
+_NUM_STRENGTHS = 10
 """Steps from none to the largest. The paper has 31; fewer make larger groups, and so fewer kernels."""
 
 
@@ -113,7 +113,7 @@ def _sample_changes(recipe: Recipe, seed: int, *, height: int, width: int) -> _C
     if recipe.trivial_augment:
         change = list(CHANGES)[int(random.integers(len(CHANGES)))]
         largest, signed = CHANGES[change]
-        strength = largest * int(random.integers(_STRENGTHS + 1)) / _STRENGTHS
+        strength = largest * int(random.integers(_NUM_STRENGTHS + 1)) / _NUM_STRENGTHS
         strength *= -1 if signed and random.random() < 0.5 else 1
     erased = None
     if random.random() < recipe.erasing_probability:
@@ -174,7 +174,7 @@ def _apply_affine(
         scale=1.0,
         shear=list(shear),
         interpolation=v2.InterpolationMode.BILINEAR,
-        fill=[float(_GREY)] * 3,
+        fill=[float(_GREY_LEVEL)] * 3,
         # Shears turn about the corner, as TrivialAugment's do.
         center=[0.0, 0.0] if any(shear) else None,
     )

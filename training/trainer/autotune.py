@@ -12,7 +12,7 @@ import torch
 
 from training.errors import RunError
 from training.recipe import Recipe, Stage
-from training.trainer.dataloader import Batch, training_batches
+from training.trainer.dataloader import Batch, create_training_batches
 from training.trainer.distributed import Ranks
 from training.trainer.hardware import Machine
 from training.trainer.losses import NumLabelled
@@ -83,14 +83,14 @@ def run_range_test(recipe: Recipe, manifest: Manifest, taxonomy: Taxonomy, *, nu
     Source: Smith, WACV 2017, section 3.3.
     """
     ranks = _single_rank()
-    train = manifest.where_split("train")
-    labels = train.labels(taxonomy)
+    train = manifest.select_split("train")
+    labels = train.resolve_labels(taxonomy)
     machine = Machine()
     stage = _last_stage_on_photos(recipe)
     epochs = -(-num_steps // max(1, len(train) // recipe.batch_size))
     recipe = dataclasses.replace(recipe, stages=(dataclasses.replace(stage, epochs=epochs),))
     train_step = TrainStep(recipe, taxonomy=taxonomy, train_labels=labels, machine=machine, ranks=ranks)
-    loader = training_batches(
+    loader = create_training_batches(
         train,
         labels,
         recipe,
@@ -198,8 +198,8 @@ class LoaderSpeed:
 def measure_loader(recipe: Recipe, manifest: Manifest, taxonomy: Taxonomy, *, num_photos: int) -> list[LoaderSpeed]:
     """Speed of the data loader alone and of the model alone, at every photo size of the recipe."""
     ranks = _single_rank()
-    train = manifest.where_split("train")
-    labels = train.labels(taxonomy)
+    train = manifest.select_split("train")
+    labels = train.resolve_labels(taxonomy)
     machine = Machine()
     num_workers = machine.count_workers(ranks.device)
     speeds = []
@@ -209,7 +209,7 @@ def measure_loader(recipe: Recipe, manifest: Manifest, taxonomy: Taxonomy, *, nu
             continue
         epochs = 1 + num_photos // len(train)
         one = dataclasses.replace(recipe, stages=(dataclasses.replace(stage, epochs=epochs),))
-        loader = training_batches(
+        loader = create_training_batches(
             train,
             labels,
             one,

@@ -14,9 +14,9 @@ import torch
 from safetensors import SafetensorError
 
 from training.errors import RunError
-from vision.runtime.files import sha256_of, sync_to_disk
+from vision.runtime.files import compute_sha256, sync_to_disk
 
-__all__ = ["Checkpoint", "latest_checkpoint", "load_checkpoint", "save_checkpoint"]
+__all__ = ["Checkpoint", "find_latest_checkpoint", "load_checkpoint", "save_checkpoint"]
 
 _log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int = 2) -> P
         return _save_checkpoint(folder, temporary, checkpoint, keep)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        good = latest_checkpoint(folder)
+        good = find_latest_checkpoint(folder)
         left = f"the last good one is {good}" if good else "there is no earlier one"
         raise RunError(
             f"the checkpoint of step {checkpoint.step} cannot be written to {folder}: {error}; {left}; make room and "
@@ -60,7 +60,7 @@ def _save_checkpoint(folder: Path, temporary: Path, checkpoint: Checkpoint, keep
     temporary.mkdir(parents=True)
     tensors = {name: t.detach().cpu().contiguous() for name, t in checkpoint.tensors.items()}
     safetensors.torch.save_file(tensors, temporary / "tensors.safetensors")
-    digest = sha256_of(temporary / "tensors.safetensors")
+    digest = compute_sha256(temporary / "tensors.safetensors")
     state = {"step": checkpoint.step, "tensors_sha256": digest, "state": checkpoint.state}
     text = json.dumps(state)
     (temporary / "state.json").write_text(text)
@@ -76,7 +76,7 @@ def _save_checkpoint(folder: Path, temporary: Path, checkpoint: Checkpoint, keep
     return final
 
 
-def latest_checkpoint(folder: Path) -> Path | None:
+def find_latest_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint with a correct hash; damaged ones are skipped with a warning."""
     for path in reversed(_list_checkpoints(folder)):
         try:
@@ -112,7 +112,7 @@ def _read_state(path: Path) -> dict[str, Any]:
         text = (path / "state.json").read_text()
         whole = (path / "state.sha256").read_text() == hashlib.sha256(text.encode()).hexdigest()
         state: dict[str, Any] = json.loads(text)
-        whole = whole and state["tensors_sha256"] == sha256_of(path / "tensors.safetensors")
+        whole = whole and state["tensors_sha256"] == compute_sha256(path / "tensors.safetensors")
     except (OSError, ValueError, KeyError) as error:
         raise RunError(f"checkpoint {path} is damaged: {error}") from error
     if not whole:

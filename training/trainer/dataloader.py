@@ -16,19 +16,19 @@ from training.errors import RunError
 from training.recipe import Recipe
 from training.trainer.augmentation import create_crop, create_distortion
 from training.trainer.sampler import PhotoSample, ResumableBatchSampler
-from vision.errors import DeviceCannotDecode, PhotoError
+from vision.errors import DeviceDecoderUnavailable, PhotoError
 from vision.images import Preprocessing, decode_photo, prepare_photo
 from vision.images.gpu_decoding import Box, DeviceCrop, DeviceDecoder, find_plain_crop
 from vision.manifest import Labels, Manifest, read_photo
 
-__all__ = ["Batch", "FeaturesBySize", "evaluation_batches", "training_batches"]
+__all__ = ["Batch", "FeaturesBySize", "create_evaluation_batches", "create_training_batches"]
 
 _log = logging.getLogger(__name__)
 
 FeaturesBySize = Mapping[int, npt.NDArray[np.float32]]
 """(num_photos, D) by `photo_px`."""
 
-_REPLACEMENTS_TRIED = 10
+_MAX_REPLACEMENT_ATTEMPTS = 10
 
 PHOTOS_BEFORE_WARNING = 2000
 """After this many photos a warning is logged if the device could decode fewer than half of them."""
@@ -79,7 +79,7 @@ class _Photos(Dataset[_Item]):
         reason = error.reason if isinstance(error, PhotoError) else "PHOTO_MISSING"
         details = {
             "row": row + 1,
-            "photo": self._manifest.photo_url(row),
+            "photo": self._manifest.get_photo_url(row),
             "reason": reason,
             "message": str(error),
             **more,
@@ -87,7 +87,7 @@ class _Photos(Dataset[_Item]):
         return json.dumps(details, ensure_ascii=False)
 
     def _read(self, row: int) -> bytes:
-        return read_photo(self._manifest.photo_url(row))
+        return read_photo(self._manifest.get_photo_url(row))
 
 
 class _TrainingPhotos(_Photos):
@@ -119,8 +119,8 @@ class _TrainingPhotos(_Photos):
                 random_crop = self._crops[sample.photo_px]
                 crop = find_plain_crop(
                     data,
-                    at_least_px=self._at_least_px(sample),
-                    box_of=lambda photo: Box(**random_crop.make_params([photo])),
+                    at_least_px=self._compute_min_decode_px(sample),
+                    choose_box=lambda photo: Box(**random_crop.make_params([photo])),
                 )
             if crop:
                 return _EncodedItem(self._create_item(torch.empty(0), sample.row, seed=sample.seed), sample, crop, data)
@@ -129,12 +129,12 @@ class _TrainingPhotos(_Photos):
             item = self._load_replacement(sample, error)
         return _EncodedItem(item, sample, None, b"")
 
-    def _at_least_px(self, sample: PhotoSample) -> int:
+    def _compute_min_decode_px(self, sample: PhotoSample) -> int:
         """Side at which even the smallest crop has at least the training size."""
         return int(sample.photo_px / self._recipe.smallest_crop**0.5)
 
     def _load_photo(self, sample: PhotoSample, data: bytes) -> torch.Tensor:
-        photo = Image.fromarray(decode_photo(data, at_least_px=self._at_least_px(sample)))
+        photo = Image.fromarray(decode_photo(data, at_least_px=self._compute_min_decode_px(sample)))
         # The generator follows from the sample, not from the process that loads it: the number of workers
         # and restarts change nothing.
         with torch.random.fork_rng(devices=[]):
@@ -148,7 +148,7 @@ class _TrainingPhotos(_Photos):
     def _load_replacement(self, sample: PhotoSample, error: Exception) -> _Item:
         """A random other photo with its own labels, in place of one that cannot be used."""
         random = np.random.default_rng(sample.seed)
-        for row in random.integers(len(self._manifest), size=_REPLACEMENTS_TRIED):
+        for row in random.integers(len(self._manifest), size=_MAX_REPLACEMENT_ATTEMPTS):
             try:
                 photo = self._load_photo(sample, self._read(int(row)))
             except (OSError, PhotoError):
@@ -156,8 +156,8 @@ class _TrainingPhotos(_Photos):
             problem = self._describe_problem(sample.row, error, epoch=sample.epoch + 1, replaced_by_row=int(row) + 1)
             return self._create_item(photo, int(row), seed=sample.seed, problem=problem)
         raise RunError(
-            f"photo {self._manifest.photo_url(sample.row)} cannot be used ({error}), nor can {_REPLACEMENTS_TRIED} "
-            "other photos that were tried in its place; run `listing-vision data check` to find all of them"
+            f"photo {self._manifest.get_photo_url(sample.row)} cannot be used ({error}), nor can "
+            f"{_MAX_REPLACEMENT_ATTEMPTS} other photos tried instead; `listing-vision data check` finds all of them"
         ) from error
 
 
@@ -196,7 +196,7 @@ class _DeviceDecodedBatches:
         self._batches, self._photos, self._manifest, self._device = batches, photos, manifest, device
         try:
             self._decoder = DeviceDecoder(device)
-        except DeviceCannotDecode as error:
+        except DeviceDecoderUnavailable as error:
             raise RunError(f"decode_on = 'device': {error}; use --decode-on loader") from error
 
     def __iter__(self) -> Iterator[Batch]:
@@ -220,9 +220,11 @@ class _DeviceDecodedBatches:
         if not num_crops:
             return batch, 0
         try:
-            photos, refused = self._decoder.photos(encoded, crops, batch.photos_nhwc, photo_px=samples[0].photo_px)
+            photos, refused = self._decoder.decode_crops(
+                encoded, crops, batch.photos_nhwc, photo_px=samples[0].photo_px
+            )
         except torch.AcceleratorError as error:
-            named = ", ".join(self._manifest.photo_url(sample.row) for sample in samples[:4])
+            named = ", ".join(self._manifest.get_photo_url(sample.row) for sample in samples[:4])
             raise RunError(
                 f"{self._device} failed while it decoded {num_crops} photos ({named}, …): "
                 f"{str(error).splitlines()[0]}; the last checkpoint is intact; repeat the command with"
@@ -234,7 +236,7 @@ class _DeviceDecodedBatches:
         return batch, num_crops - len(refused)
 
     def _decode_on_cpu(self, batch: Batch, index: int, sample: PhotoSample) -> None:
-        _log.debug("%s was refused by %s", self._manifest.photo_url(sample.row), self._device)
+        _log.debug("%s was refused by %s", self._manifest.get_photo_url(sample.row), self._device)
         item = self._photos[sample]
         batch.photos_nhwc[index] = item.photo.to(self._device)
         batch.category_nodes[index], batch.brands[index] = item.category_node, item.brand
@@ -260,7 +262,7 @@ class _EvaluationPhotos(_Photos):
         return self._create_item(photo, row)
 
 
-def training_batches(
+def create_training_batches(
     manifest: Manifest,
     labels: Labels,
     recipe: Recipe,
@@ -302,7 +304,7 @@ def training_batches(
     return _DeviceDecodedBatches(loader, photos, manifest, decode_on) if decode_on else loader
 
 
-def evaluation_batches(
+def create_evaluation_batches(
     manifest: Manifest,
     labels: Labels,
     preprocessing: Preprocessing,

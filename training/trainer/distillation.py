@@ -13,13 +13,13 @@ from training.errors import RunError
 from training.inference.evaluated_model import EvaluatedModel, load_evaluated_model
 from training.run import Run
 from vision.model import Outputs
-from vision.runtime.files import sha256_of
+from vision.runtime.files import compute_sha256
 from vision.taxonomy import Taxonomy
 
-__all__ = ["Teacher", "distillation_losses"]
+__all__ = ["Teacher", "compute_distillation_losses"]
 
 
-def distillation_losses(logits: torch.Tensor, teacher: torch.Tensor, *, temperature: float) -> torch.Tensor:
+def compute_distillation_losses(logits: torch.Tensor, teacher: torch.Tensor, *, temperature: float) -> torch.Tensor:
     """KL divergence of the student's softened distribution from the teacher's, times the temperature squared.
 
     The factor keeps the gradients at the scale of a hard label's loss for every temperature.
@@ -51,8 +51,8 @@ class Teacher:
         self.version = version
         self._side_px = model.preprocessing.input_px
         self._network = model.load_network().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks the device + memory_format form
-        self._category_log_prior = _prior(model.calibration.category_log_prior, device)
-        self._brand_log_prior = _prior(model.calibration.brand_log_prior, device)
+        self._category_log_prior = _create_prior(model.calibration.category_log_prior, device)
+        self._brand_log_prior = _create_prior(model.calibration.brand_log_prior, device)
 
     @classmethod
     def load(cls, folder: Path, taxonomy: Taxonomy, device: torch.device) -> "Teacher":
@@ -70,7 +70,7 @@ class Teacher:
                     "holds their correction"
                 )
         model = load_evaluated_model(folder)
-        version = sha256_of(folder / "weights.safetensors")[:12]
+        version = compute_sha256(folder / "weights.safetensors")[:12]
         return cls(model, taxonomy, device, version=version)
 
     @torch.no_grad()
@@ -90,5 +90,5 @@ class Teacher:
         )
 
 
-def _prior(log_prior: tuple[float, ...], device: torch.device) -> torch.Tensor:
+def _create_prior(log_prior: tuple[float, ...], device: torch.device) -> torch.Tensor:
     return torch.tensor(log_prior, device=device) if log_prior else torch.zeros((), device=device)

@@ -9,11 +9,11 @@ from typing import Literal, get_args
 import torch
 
 from training.errors import RunError
-from vision.runtime.cpus import usable_cores
+from vision.runtime.cpus import count_usable_cores
 
 __all__ = ["Machine", "keep_freed_memory"]
 
-ENOUGH_WORKERS = 12
+MIN_WORKERS_TO_AUGMENT = 12
 """Loader processes that distort photos faster than a GPU does one by one: 1,300 photos/s against 750 with 15 beside an
 H100, `tf_efficientnet_lite2` at 224 px, batch 64, not compiled (benchmarks/results/gpu.json, training)."""
 
@@ -38,15 +38,15 @@ class Machine:
     precision: Precision = "auto"
     """Of the forward pass. auto: bf16 on a GPU that has it, fp16 with loss scaling on an older one, fp32 on a CPU."""
     augment_on: AugmentOn = "auto"
-    """Where flips, colours and erasing happen. auto: in the loader, unless a GPU has fewer than `ENOUGH_WORKERS` loader
-    processes beside it, or decodes."""
+    """Where flips, colours and erasing happen. auto: in the loader, unless a GPU has fewer than
+    `MIN_WORKERS_TO_AUGMENT` loader processes beside it, or decodes."""
     decode_on: DecodeOn = "loader"
     """Where plain JPEGs are decoded and cropped. device: for GPU nodes whose CPUs are too few; other photos stay with
     the loader, and flips, colours and erasing happen on the device too."""
     compile: bool | None = None
     """torch.compile. Default: on a GPU."""
     keep_checkpoints: int = 2
-    bad_photo_share: float = 0.01
+    max_bad_photo_share: float = 0.01
     """Of the training photos; above it the run stops."""
 
     def __post_init__(self) -> None:
@@ -61,18 +61,18 @@ class Machine:
             raise RunError(f"micro_batch = {self.micro_batch}: batch norm needs at least 2")
         if self.keep_checkpoints < 1:
             raise RunError(f"keep_checkpoints = {self.keep_checkpoints}: use at least 1")
-        if not 0 <= self.bad_photo_share <= 1:
-            raise RunError(f"bad_photo_share = {self.bad_photo_share}: use a share in 0..1")
+        if not 0 <= self.max_bad_photo_share <= 1:
+            raise RunError(f"max_bad_photo_share = {self.max_bad_photo_share}: use a share in 0..1")
 
     def count_workers(self, device: torch.device) -> int:
         if self.num_workers is not None:
             return self.num_workers
-        cores = usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        cores = count_usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         if device.type != "cuda":
             return min(2, cores)
         return min(16, max(1, cores - 1))
 
-    def amp_dtype(self, device: torch.device) -> torch.dtype | None:
+    def choose_amp_dtype(self, device: torch.device) -> torch.dtype | None:
         """None: no autocast."""
         if self.precision == "auto":
             if device.type != "cuda":
@@ -82,7 +82,7 @@ class Machine:
 
     def augments_on_device(self, device: torch.device) -> bool:
         if self.augment_on == "auto":
-            few_workers = device.type == "cuda" and self.count_workers(device) < ENOUGH_WORKERS
+            few_workers = device.type == "cuda" and self.count_workers(device) < MIN_WORKERS_TO_AUGMENT
             return few_workers or self.decode_on == "device"
         return self.augment_on == "device"
 

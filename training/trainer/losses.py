@@ -7,13 +7,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from training.trainer.distillation import distillation_losses
+from training.trainer.distillation import compute_distillation_losses
 from training.trainer.mixup import Mix
 from vision.manifest import Labels
 from vision.model import Outputs
 from vision.taxonomy import Taxonomy
 
-__all__ = ["ListingLoss", "NumLabelled", "log_class_shares", "node_losses"]
+__all__ = ["ListingLoss", "NumLabelled", "compute_log_class_shares", "compute_node_losses"]
 
 
 class NumLabelled(NamedTuple):
@@ -30,7 +30,7 @@ class NumLabelled(NamedTuple):
         return cls(int((category_nodes >= 0).sum()), int((brands >= 0).sum()), len(brands))
 
 
-def node_losses(
+def compute_node_losses(
     logits: torch.Tensor,
     nodes: torch.Tensor,
     leaves_below: torch.Tensor,
@@ -65,7 +65,7 @@ def node_losses(
     return torch.where(labelled, loss, torch.zeros_like(loss))
 
 
-def log_class_shares(
+def compute_log_class_shares(
     nodes: npt.NDArray[np.int64],
     leaves_below: npt.NDArray[np.bool_],
     weights: npt.NDArray[np.float64] | None = None,
@@ -114,9 +114,11 @@ class ListingLoss:
             each_brand = np.eye(len(taxonomy.brand_labels), dtype=bool)
             shares = {
                 "category_log_shares": torch.from_numpy(
-                    log_class_shares(labels.category_nodes, taxonomy.leaves_below, weights)
+                    compute_log_class_shares(labels.category_nodes, taxonomy.leaves_below, weights)
                 ).to(device),
-                "brand_log_shares": torch.from_numpy(log_class_shares(labels.brands, each_brand, weights)).to(device),
+                "brand_log_shares": torch.from_numpy(compute_log_class_shares(labels.brands, each_brand, weights)).to(
+                    device
+                ),
             }
         leaves_below = torch.from_numpy(taxonomy.leaves_below).to(device)
         return cls(leaves_below=leaves_below, **shares, **settings)  # type: ignore[arg-type]  # two kinds of keyword
@@ -167,7 +169,7 @@ class ListingLoss:
             (outputs.brand_logits, teacher.brand_logits, self.brand_log_shares, self.brand_weight),
         ):
             answered = logits if log_shares is None else logits + log_shares
-            total = total + weight * distillation_losses(answered, wanted, temperature=temperature).sum()
+            total = total + weight * compute_distillation_losses(answered, wanted, temperature=temperature).sum()
         return total / max(1, num_labelled.photos)
 
     def _mean(
@@ -180,7 +182,9 @@ class ListingLoss:
         num_labelled: int | None,
     ) -> torch.Tensor:
         def losses(of: torch.Tensor) -> torch.Tensor:
-            return node_losses(logits, of, leaves_below, label_smoothing=self.label_smoothing, log_shares=log_shares)
+            return compute_node_losses(
+                logits, of, leaves_below, label_smoothing=self.label_smoothing, log_shares=log_shares
+            )
 
         total = losses(nodes).sum()
         if mix is not None:

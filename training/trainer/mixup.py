@@ -41,14 +41,14 @@ def mix_photos(photos_nhwc: torch.Tensor, recipe: Recipe, *, seed: int) -> tuple
         photos = photos_nhwc.float()
         return photos.lerp(photos[partners], 1 - share), Mix(partners, share)
     height, width = photos_nhwc.shape[1:3]
-    top, bottom = _span(random, height, share)
-    left, right = _span(random, width, share)
+    top, bottom = _choose_span(random, height, share)
+    left, right = _choose_span(random, width, share)
     mixed = photos_nhwc.clone()
     mixed[:, top:bottom, left:right] = photos_nhwc[partners, top:bottom, left:right]
     return mixed, Mix(partners, 1 - (bottom - top) * (right - left) / (height * width))
 
 
-def _span(random: np.random.Generator, length: int, share: float) -> tuple[int, int]:
+def _choose_span(random: np.random.Generator, length: int, share: float) -> tuple[int, int]:
     """Where the cut of one side lies, cropped at the borders (Yun et al. 2019, eq. 2)."""
     half = int(length * (1 - share) ** 0.5) // 2
     centre = int(random.integers(length))

@@ -14,18 +14,18 @@ from training.recipe import Recipe
 from vision.model import ListingClassifier
 
 __all__ = [
+    "build_parameter_groups",
     "create_optimizer",
     "create_scheduler",
+    "find_frozen_modules",
     "freeze_groups",
-    "frozen_modules",
-    "layer_groups",
-    "parameter_groups",
+    "list_layer_groups",
 ]
 
 
 def create_optimizer(model: ListingClassifier, recipe: Recipe) -> torch.optim.AdamW:
     """AdamW over the parameters that are not frozen, with the recipe's learning rates and weight decay."""
-    groups = parameter_groups(
+    groups = build_parameter_groups(
         model,
         head_learning_rate=recipe.head_learning_rate,
         backbone_learning_rate=recipe.backbone_learning_rate,
@@ -52,7 +52,7 @@ def create_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, *, num_st
     return scheduler
 
 
-def layer_groups(backbone: nn.Module) -> list[list[str]]:
+def list_layer_groups(backbone: nn.Module) -> list[list[str]]:
     """Parameter names by layer group, from the input to the features (timm's coarse `group_matcher`)."""
     matcher = cast(Any, backbone).group_matcher(coarse=True)
     groups: Mapping[int, list[str]] = group_parameters(backbone, matcher)
@@ -65,7 +65,7 @@ def freeze_groups(backbone: nn.Module, num_groups: int) -> None:
     Raises:
         RecipeError: the backbone has fewer groups.
     """
-    groups = layer_groups(backbone)
+    groups = list_layer_groups(backbone)
     if num_groups > len(groups):
         raise RecipeError(f"frozen_groups = {num_groups}: this backbone has {len(groups)} layer groups; use fewer")
     for group in groups[:num_groups]:
@@ -73,7 +73,7 @@ def freeze_groups(backbone: nn.Module, num_groups: int) -> None:
             backbone.get_parameter(name).requires_grad_(False)
 
 
-def frozen_modules(model: nn.Module) -> list[nn.Module]:
+def find_frozen_modules(model: nn.Module) -> list[nn.Module]:
     """Modules whose parameters are all frozen.
 
     They belong in evaluation mode: running statistics of a batch norm and stochastic depth would still change a module
@@ -87,7 +87,7 @@ def frozen_modules(model: nn.Module) -> list[nn.Module]:
     return found
 
 
-def parameter_groups(
+def build_parameter_groups(
     model: ListingClassifier,
     *,
     head_learning_rate: float,
@@ -119,7 +119,7 @@ def parameter_groups(
                     }
                 )
 
-    by_depth = layer_groups(model.backbone)
+    by_depth = list_layer_groups(model.backbone)
     for index, names in enumerate(by_depth):
         peak_lr = backbone_learning_rate * layer_decay ** (len(by_depth) - 1 - index)
         add([model.backbone.get_parameter(name) for name in names], peak_lr)

@@ -81,7 +81,7 @@ class Progress:
         if self._writer:
             self._writer.close()
 
-    def after_step(self, step: int, *, loss: float | None, photos_per_s: float, learning_rate: float) -> None:
+    def on_step_end(self, step: int, *, loss: float | None, photos_per_s: float, learning_rate: float) -> None:
         self._bar.update()
         if self._logs and loss is not None and time.monotonic() - self._logged_s >= _LOG_EVERY_S:
             self._logged_s = time.monotonic()
@@ -101,7 +101,7 @@ class Progress:
             self._writer.add_scalar("speed/photos_per_s", photos_per_s, step)
             self._writer.add_scalar("speed/data_wait_share", wait, step)
 
-    def after_epoch(self, record: dict[str, float | None]) -> None:
+    def on_epoch_end(self, record: dict[str, float | None]) -> None:
         if self._writer:
             for name in ("loss", "val_leaf_top1", "val_brand_top1"):
                 value = record.get(name)

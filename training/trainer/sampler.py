@@ -14,7 +14,7 @@ from training.errors import RunError
 from training.recipe import Recipe
 from vision.manifest import Labels, Manifest
 
-__all__ = ["PhotoSample", "ResumableBatchSampler", "sampling_weights"]
+__all__ = ["PhotoSample", "ResumableBatchSampler", "compute_sampling_weights"]
 
 _SHARDS_PER_WINDOW = 16
 """Shards whose photos are shuffled together: enough to mix, few enough to be read ahead or cached."""
@@ -54,7 +54,7 @@ class ResumableBatchSampler(Sampler[list[PhotoSample]]):
         self._first_step = first_step
         self._rank, self._world_size = rank, world_size
         self._shards = _find_shards(manifest)
-        self._weights = sampling_weights(labels.category_nodes, recipe.balanced_sampling)
+        self._weights = compute_sampling_weights(labels.category_nodes, recipe.balanced_sampling)
         self._orders: dict[int, npt.NDArray[np.int64]] = {}
         self.steps_per_epoch = self._num_photos // recipe.batch_size
         if self.steps_per_epoch == 0:
@@ -80,18 +80,18 @@ class ResumableBatchSampler(Sampler[list[PhotoSample]]):
             photo_px = self._recipe.stage_of_epoch(epoch).photo_px
             begin, end = self._find_bounds(step % self.steps_per_epoch)
             share = np.arange(begin, end)[self._rank :: self._world_size]
-            order = self._epoch_order(epoch)
+            order = self._shuffle_epoch(epoch)
             for positions in np.array_split(share, self.micro_batches_per_step):
                 yield [
                     PhotoSample(int(order[at]), epoch, photo_px, _derive_seed(self._recipe.seed, epoch, int(at)))
                     for at in positions
                 ]
 
-    def rows_of_step(self, step: int) -> npt.NDArray[np.int64]:
+    def get_step_rows(self, step: int) -> npt.NDArray[np.int64]:
         """(N,) int64 rows of all ranks."""
         epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
         begin, end = self._find_bounds(step_of_epoch)
-        return self._epoch_order(epoch)[begin:end]
+        return self._shuffle_epoch(epoch)[begin:end]
 
     def _find_bounds(self, step_of_epoch: int) -> tuple[int, int]:
         """Where a step begins and ends in the epoch's order; the first steps are the larger ones."""
@@ -99,7 +99,7 @@ class ResumableBatchSampler(Sampler[list[PhotoSample]]):
         begin = step_of_epoch * size + min(step_of_epoch, larger)
         return begin, begin + size + (step_of_epoch < larger)
 
-    def _epoch_order(self, epoch: int) -> npt.NDArray[np.int64]:
+    def _shuffle_epoch(self, epoch: int) -> npt.NDArray[np.int64]:
         if epoch not in self._orders:
             random = np.random.default_rng([self._recipe.seed, epoch])
             if self._weights is not None:
@@ -135,7 +135,7 @@ def _shuffle_by_shard(shards: npt.NDArray[np.int64], random: np.random.Generator
     return order[np.argsort(windows[order], kind="stable")]
 
 
-def sampling_weights(nodes: npt.NDArray[np.int64], power: float) -> npt.NDArray[np.float64] | None:
+def compute_sampling_weights(nodes: npt.NDArray[np.int64], power: float) -> npt.NDArray[np.float64] | None:
     """(num_photos,) sampling probabilities; a photo without a category counts as one of an average class.
 
     None if every photo is sampled once per epoch.

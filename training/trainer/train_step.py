@@ -20,8 +20,8 @@ from training.trainer.distributed import Ranks
 from training.trainer.hardware import Machine, keep_freed_memory
 from training.trainer.losses import ListingLoss, NumLabelled
 from training.trainer.mixup import mix_photos
-from training.trainer.optimizer import create_optimizer, create_scheduler, freeze_groups, frozen_modules
-from training.trainer.sampler import sampling_weights
+from training.trainer.optimizer import create_optimizer, create_scheduler, find_frozen_modules, freeze_groups
+from training.trainer.sampler import compute_sampling_weights
 from vision.manifest import Labels
 from vision.model import ListingClassifier, ModelSpec, Outputs
 from vision.taxonomy import Taxonomy
@@ -34,12 +34,12 @@ class StepResult(NamedTuple):
 
     figures: torch.Tensor
     """(2,) float32 on the CPU: loss and gradient norm."""
-    arrived: torch.cuda.Event | None
+    transfer_done: torch.cuda.Event | None
 
     def read(self) -> tuple[float, float]:
         """This rank's part of the step's loss (the ranks' mean is the loss), and the norm of all ranks' gradients."""
-        if self.arrived:
-            self.arrived.synchronize()
+        if self.transfer_done:
+            self.transfer_done.synchronize()
         return float(self.figures[0]), float(self.figures[1])
 
 
@@ -73,7 +73,7 @@ class TrainStep:
         self.model = model.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks the device + memory_format form
         self.ema = ModelEmaV3(self.model, decay=recipe.ema_decay, use_warmup=True)
         self.optimizer = create_optimizer(self.model, recipe)
-        self._amp_dtype = machine.amp_dtype(self._device)
+        self._amp_dtype = machine.choose_amp_dtype(self._device)
         self.scaler = torch.amp.GradScaler(self._device.type, enabled=self._amp_dtype is torch.float16)
         self._compiles = machine.compiles(self._device)
         self._distorts = machine.augments_on_device(self._device)
@@ -82,7 +82,7 @@ class TrainStep:
             train_labels,
             self._device,
             adjust_logits=recipe.long_tail == "logit_adjustment",
-            weights=sampling_weights(train_labels.category_nodes, recipe.balanced_sampling),
+            weights=compute_sampling_weights(train_labels.category_nodes, recipe.balanced_sampling),
             brand_weight=recipe.brand_loss_weight,
             label_smoothing=recipe.label_smoothing,
         )
@@ -130,18 +130,18 @@ class TrainStep:
         self.scaler.update()
         self.ema.update(self.model, step=step + 1)
         figures = torch.stack([total, norm]).to("cpu", non_blocking=True)
-        arrived = None
+        transfer_done = None
         if self._device.type == "cuda":
-            arrived = torch.cuda.Event()
-            arrived.record()
-        return StepResult(figures, arrived)
+            transfer_done = torch.cuda.Event()
+            transfer_done.record()
+        return StepResult(figures, transfer_done)
 
     @torch.no_grad()
     def infer_averaged(self, photos_nhwc: torch.Tensor) -> Outputs:
         """The averaged weights' outputs, on the device."""
         return self.ema.module.eval()(photos_nhwc.to(self._device, non_blocking=True))  # type: ignore[no-any-return]
 
-    def learning_rates(self) -> list[float]:
+    def get_learning_rates(self) -> list[float]:
         return [group["lr"] for group in self.optimizer.param_groups]
 
     def export_tensors(self) -> dict[str, torch.Tensor]:
@@ -178,7 +178,7 @@ class TrainStep:
             inputs, mix = mix_photos(inputs, self._recipe, seed=seed)
         with torch.autocast(self._device.type, dtype=self._amp_dtype, enabled=self._amp_dtype is not None):
             on_features = stage.trains == "heads_on_features"
-            outputs: Outputs = self.model.heads(inputs) if on_features else self._forward(inputs)
+            outputs: Outputs = self.model.apply_heads(inputs) if on_features else self._forward(inputs)
             teacher_outputs = self._teacher.infer(inputs) if self._teacher else None
         loss = self._loss(outputs, category_nodes, brands, num_labelled=num_labelled, mix=mix)
         if teacher_outputs is None:
@@ -203,7 +203,7 @@ class TrainStep:
             if self._compiles:
                 self._forward.compile()
             self.model.train()
-            for module in frozen_modules(self.model):
+            for module in find_frozen_modules(self.model):
                 module.eval()
 
     def _no_gradient_sync(self, wanted: bool) -> AbstractContextManager[None]:

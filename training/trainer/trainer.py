@@ -20,8 +20,8 @@ from training.inference.features import extract_features
 from training.recipe import Recipe
 from training.run import Run, list_differences
 from training.trainer.bad_photos import BadPhotos
-from training.trainer.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint, save_checkpoint
-from training.trainer.dataloader import Batch, training_batches
+from training.trainer.checkpoint import Checkpoint, find_latest_checkpoint, load_checkpoint, save_checkpoint
+from training.trainer.dataloader import Batch, create_training_batches
 from training.trainer.distillation import Teacher
 from training.trainer.distributed import Ranks, call_on_stop_signals
 from training.trainer.hardware import Machine
@@ -74,9 +74,9 @@ class Trainer:
         self._machine = machine or Machine()
         self._ranks = ranks or Ranks(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         self._manifest_url, self._manifest, self._taxonomy = manifest_url, manifest, taxonomy
-        self._train, val = manifest.where_split("train"), manifest.where_split("val")
-        self._train_labels = self._train.labels(taxonomy)
-        require_trained_labels(self._train_labels, val.labels(taxonomy), taxonomy)
+        self._train, val = manifest.select_split("train"), manifest.select_split("val")
+        self._train_labels = self._train.resolve_labels(taxonomy)
+        require_trained_labels(self._train_labels, val.resolve_labels(taxonomy), taxonomy)
         self._num_workers = self._machine.count_workers(self._ranks.device)
         self._validation = Validation(
             val, taxonomy, input_px=recipe.input_px, num_workers=self._num_workers, ranks=self._ranks
@@ -94,7 +94,7 @@ class Trainer:
         self._losses: list[float] = []
         """Losses of the epoch so far, one a step, over all ranks."""
         self._bad_photos = BadPhotos(
-            run, self._ranks, num_photos=len(self._train), max_share=self._machine.bad_photo_share
+            run, self._ranks, num_photos=len(self._train), max_share=self._machine.max_bad_photo_share
         )
         self._pending: deque[_PendingStep] = deque()
         self._stop_requested = threading.Event()
@@ -131,7 +131,7 @@ class Trainer:
         )
         self._sampler = sampler
         self.train_step.start_schedule(sampler.num_steps)
-        batches = training_batches(
+        batches = create_training_batches(
             self._train,
             self._train_labels,
             self._recipe,
@@ -149,7 +149,7 @@ class Trainer:
             enabled=self._ranks.is_first,
         )
         with call_on_stop_signals(self.stop), progress:
-            self._train_on(batches, progress)
+            self._train_batches(batches, progress)
         if not self._stopping and not self._run.weights_path.exists():
             self._save()
             if self._ranks.is_first:
@@ -179,11 +179,11 @@ class Trainer:
             for photo_px in sorted(sizes)
         }
 
-    def _train_on(self, batches: Iterable[Batch], progress: Progress) -> None:
+    def _train_batches(self, batches: Iterable[Batch], progress: Progress) -> None:
         sampler = self._sampler
         source = self._times.measure_wait(batches)
         while micro_batches := list(islice(source, sampler.micro_batches_per_step)):
-            rows = sampler.rows_of_step(self._step)
+            rows = sampler.get_step_rows(self._step)
             labels = self._train_labels
             num_labelled = NumLabelled.from_labels(labels.category_nodes[rows], labels.brands[rows])
             stage = self._recipe.stage_of_epoch(self._step // sampler.steps_per_epoch)
@@ -194,14 +194,14 @@ class Trainer:
             epoch_ends = self._step % sampler.steps_per_epoch == 0
             save_due = self._step % self._recipe.checkpoint_every_steps == 0
             self._sync_ranks(read_all=epoch_ends or save_due or self._ranks.device.type == "cpu")
-            progress.after_step(
+            progress.on_step_end(
                 self._step,
                 loss=self._losses[-1] if self._losses else None,
                 photos_per_s=len(self._losses) * self._recipe.batch_size / max(1e-9, self._times.update_seconds()),
-                learning_rate=max(self.train_step.learning_rates()),
+                learning_rate=max(self.train_step.get_learning_rates()),
             )
             if epoch_ends:
-                progress.after_epoch(self._end_epoch())
+                progress.on_epoch_end(self._end_epoch())
             if self._stopping:
                 self._sync_ranks(read_all=True)
                 self._save()
@@ -227,15 +227,15 @@ class Trainer:
             )
             # With loss scaling, gradients that are not finite are normal: the scaler skips the step.
             if not math.isfinite(loss) or not (math.isfinite(norm) or self.train_step.scaler.is_enabled()):
-                self._raise_not_finite(pending, own, norm)
+                self._raise_loss_not_finite(pending, own, norm)
             self._losses.append(loss)
             self._stopping = stop > 0
             if num_new_bad:
                 self._bad_photos.merge()
             self._bad_photos.require_few()
 
-    def _raise_not_finite(self, pending: _PendingStep, loss: float, norm: float) -> None:
-        photos = ", ".join(self._train.photo_url(int(row)) for row in pending.rows[:4])
+    def _raise_loss_not_finite(self, pending: _PendingStep, loss: float, norm: float) -> None:
+        photos = ", ".join(self._train.get_photo_url(int(row)) for row in pending.rows[:4])
         raise LossNotFinite(
             f"loss {loss}, gradient norm {norm} at step {pending.step} on rows {(pending.rows + 1).tolist()} of the "
             f"train split ({photos}, …); no weight was changed by it and the last checkpoint is intact; lower the "
@@ -270,7 +270,7 @@ class Trainer:
         seconds = self._times.update_seconds()
         if self._ranks.is_first:
             state = {
-                "identity": self._identity(),
+                "identity": self._build_identity(),
                 "scaler": self.train_step.scaler.state_dict(),
                 "losses": self._losses,
                 "bad_rows": sorted(self._bad_photos.rows),
@@ -282,20 +282,20 @@ class Trainer:
         # A rank that exits while the file is being written would make the launcher stop the others.
         self._ranks.barrier()
 
-    def _identity(self) -> dict[str, object]:
+    def _build_identity(self) -> dict[str, object]:
         """What must be equal for a run to resume from a checkpoint."""
         settings = {"format": _CHECKPOINT_FORMAT, "listing_vision": vision.__version__, **self._run.read_settings()}
         kept = ("format", "listing_vision", "recipe", "manifest_sha256", "taxonomy_sha256", "teacher")
         return {key: settings[key] for key in kept if key in settings}
 
     def _resume(self) -> None:
-        path = self._ranks.gather(latest_checkpoint(self._run.checkpoints) if self._ranks.is_first else None)[0]
+        path = self._ranks.gather(find_latest_checkpoint(self._run.checkpoints) if self._ranks.is_first else None)[0]
         if path is None:
             if self._ranks.is_first:
                 self._run.drop_metrics_after(0)
             return
         checkpoint = load_checkpoint(path)
-        differing = list_differences(checkpoint.state.get("identity", {}), self._identity())
+        differing = list_differences(checkpoint.state.get("identity", {}), self._build_identity())
         if differing:
             raise RunError(
                 f"{path} was made by something else ({'; '.join(differing)}); give another --run folder, or "

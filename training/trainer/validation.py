@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from training.evaluation.ground_truth import build_ground_truth
-from training.trainer.dataloader import evaluation_batches
+from training.trainer.dataloader import create_evaluation_batches
 from training.trainer.distributed import Ranks
 from training.trainer.train_step import TrainStep
 from vision.errors import ManifestError
@@ -25,7 +25,7 @@ class Validation:
 
     def __init__(self, val: Manifest, taxonomy: Taxonomy, *, input_px: int, num_workers: int, ranks: Ranks) -> None:
         self._val, self._ranks = val, ranks
-        self._labels = val.labels(taxonomy)
+        self._labels = val.resolve_labels(taxonomy)
         self._leaves = build_ground_truth(self._labels, taxonomy).leaves
         self._preprocessing = Preprocessing(input_px=input_px)
         self._num_workers = num_workers
@@ -33,7 +33,7 @@ class Validation:
     def evaluate(self, train_step: TrainStep) -> dict[str, float | None]:
         """`val_leaf_top1` and `val_brand_top1` (None without labelled photos) and `val_bad_photos`, over all ranks."""
         bounds = np.linspace(0, len(self._val), self._ranks.world_size + 1).astype(int)
-        batches = evaluation_batches(
+        batches = create_evaluation_batches(
             self._val,
             self._labels,
             self._preprocessing,

@@ -1,6 +1,6 @@
 """Photos: from bytes to the model's input, by the one decoder that training and serving share."""
 
-from vision.images.decoding import ALLOWED_FORMATS, Photo, decode_photo, prepare_photo, size_px
+from vision.images.decoding import ALLOWED_FORMATS, Photo, decode_photo, prepare_photo, read_size_px
 from vision.images.limits import PhotoLimits, check_bytes
 from vision.images.preprocessing import Preprocessing
 
@@ -12,5 +12,5 @@ __all__ = [
     "check_bytes",
     "decode_photo",
     "prepare_photo",
-    "size_px",
+    "read_size_px",
 ]

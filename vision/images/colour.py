@@ -9,7 +9,7 @@ from PIL import Image, ImageCms
 __all__ = ["build_srgb_transform", "convert_to_srgb", "paste_on_white_screen"]
 
 _MAX_ICC_PROFILE_BYTES = 1 << 20
-_CACHED_TRANSFORMS = 32
+_NUM_CACHED_TRANSFORMS = 32
 """Phones, cameras and editors embed a handful of profiles. Building the transform of one takes 0.4 ms (grey) to 20 ms
 (inks), where a photo of 1.5 megapixels takes 3; measured on one core with tests/support/photo_files.py."""
 MAX_COMPOSITED_PIXELS = 1 << 20
@@ -34,10 +34,10 @@ def convert_to_srgb(image: Image.Image) -> Image.Image:
 def _to_eight_bits(grey: Image.Image) -> Image.Image:
     # Pillow's own conversion to 8 bits clips everything above 255 to white.
     values = np.asarray(grey)
-    eight = (values >> 8).astype(np.uint8)
+    eight_bits = (values >> 8).astype(np.uint8)
     if (clear := grey.info.get("transparency")) is not None:
-        eight[values == clear] = 255
-    return Image.fromarray(eight)
+        eight_bits[values == clear] = 255
+    return Image.fromarray(eight_bits)
 
 
 def _composite_on_white(image: Image.Image) -> Image.Image:
@@ -63,7 +63,7 @@ def paste_on_white_screen(frame: Image.Image, box: tuple[int, int, int, int]) ->
     return screen
 
 
-@lru_cache(_CACHED_TRANSFORMS)
+@lru_cache(_NUM_CACHED_TRANSFORMS)
 def build_srgb_transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     """Return the transform from `profile` to sRGB; None if it is sRGB, broken, or does not fit `mode`."""
     if mode not in ("RGB", "CMYK", "L"):

@@ -32,7 +32,7 @@ from vision.images.limits import PhotoLimits, check_bytes, check_cost, check_pix
 from vision.images.orientation import turn_upright
 from vision.images.preprocessing import Preprocessing
 
-__all__ = ["ALLOWED_FORMATS", "Photo", "decode_photo", "prepare_photo", "size_px"]
+__all__ = ["ALLOWED_FORMATS", "Photo", "decode_photo", "prepare_photo", "read_size_px"]
 
 Photo = npt.NDArray[np.uint8]
 """(H, W, 3) uint8, sRGB, upright."""
@@ -94,7 +94,7 @@ def decode_photo(data: bytes, *, at_least_px: int, limits: PhotoLimits | None = 
     return np.array(_decode(data, at_least_px=at_least_px, limits=limits or PhotoLimits()))
 
 
-def size_px(data: bytes) -> tuple[int, int]:
+def read_size_px(data: bytes) -> tuple[int, int]:
     """Return width and height of an encoded photo as stored, from its header.
 
     Raises:
@@ -123,7 +123,7 @@ def _decode(data: bytes, *, at_least_px: int, limits: PhotoLimits) -> Image.Imag
             return paste_on_white_screen(photo, frame_box) if frame_box else photo
         # A decoder meets hostile bytes here: whatever it raises is the photo's fault, never the service's.
         except Exception as error:
-            raise _as_photo_error(error, data, format_, "the file ends early") from error
+            raise _to_photo_error(error, data, format_, "the file ends early") from error
 
 
 def _open(data: bytes, format_: str, limits: PhotoLimits) -> ImageFile.ImageFile:
@@ -133,17 +133,17 @@ def _open(data: bytes, format_: str, limits: PhotoLimits) -> ImageFile.ImageFile
         opened = _READERS[format_](io.BytesIO(data))
     except Exception as error:
         ending = f"it begins like {format_} but its header is cut short"
-        raise _as_photo_error(error, data, format_, ending) from error
+        raise _to_photo_error(error, data, format_, ending) from error
     check_pixels(*opened.size, limits)
     return opened
 
 
-def _as_photo_error(error: Exception, data: bytes, format_: str, ending: str) -> PhotoError:
+def _to_photo_error(error: Exception, data: bytes, format_: str, ending: str) -> PhotoError:
     if isinstance(error, MemoryError):
         return PhotoDecoderCrashed("decoding it takes more memory than there is; send a smaller photo")
     if isinstance(error, Image.DecompressionBombError):  # Pillow's own limit, when a GIF's frame outgrows its screen
         return PhotoTooManyPixels(f"{error}; send a smaller photo")
-    if _ends_early(data, format_, error):
+    if _is_truncated(data, format_, error):
         return PhotoTruncated(f"{ending} ({error}); upload it again")
     return PhotoUnreadable(f"the decoder refused it: {error!r}; save it again as JPEG")
 
@@ -168,12 +168,12 @@ def _detect_format(data: bytes) -> str:
     )
 
 
-def _ends_early(data: bytes, format_: str, error: Exception) -> bool:
+def _is_truncated(data: bytes, format_: str, error: Exception) -> bool:
     """Return whether the photo is unreadable because its last bytes are missing."""
     if format_ == "WEBP":
         return int.from_bytes(data[4:8], "little") + 8 > len(data)
     if format_ in ("AVIF", "HEIF"):
-        return _boxes_end_early(data)
+        return _has_truncated_box(data)
     # Pillow wraps what a header without an end raises in a SyntaxError. Of the pixels it has no exception type for
     # this: ImageFile.load and the plugins raise OSError with these words.
     if isinstance(error.__cause__ or error, EOFError | IndexError | struct.error):
@@ -183,7 +183,7 @@ def _ends_early(data: bytes, format_: str, error: Exception) -> bool:
     return any(word in str(error) for word in ("truncated", "broken data stream", "unexpected end", "Truncated"))
 
 
-def _boxes_end_early(data: bytes) -> bool:
+def _has_truncated_box(data: bytes) -> bool:
     """Return whether a box extends beyond the end of the file (ISO/IEC 14496-12, section 4.2)."""
     at = 0
     while at < len(data):

@@ -14,22 +14,22 @@ import torchvision
 from PIL import Image, ImageCms
 from torch.nn import functional
 
-from vision.errors import DeviceCannotDecode
+from vision.errors import DeviceDecoderUnavailable
 from vision.images import PhotoLimits
 
 __all__ = ["Box", "DeviceCrop", "DeviceDecoder", "find_plain_crop", "get_whole_box"]
 
-_END_OF_JPEG = b"\xff\xd9"
+_JPEG_END_MARKER = b"\xff\xd9"
 _ORIENTATION_TAG = 0x0112
-_UPRIGHT = (None, 0, 1)
+_UPRIGHT_ORIENTATIONS = (None, 0, 1)
 
 _LUMA_SAMPLINGS = {(1, 1), (2, 1), (1, 2), (2, 2), (4, 1)}
 """4:4:4, 4:2:2, 4:4:0, 4:2:0 and 4:1:1, a subset of `nvjpegChromaSubsampling_t`."""
 
-_ONE_DECODER = threading.Lock()
+_DECODER_LOCK = threading.Lock()
 """torchvision has one decoder per process; the next call would overwrite its buffers during decoding."""
 
-MAX_PIXELS_AT_ONCE = 100_000_000
+MAX_PIXELS_PER_CALL = 100_000_000
 """Pixels decoded at full size at a time, 3 bytes each: 300 MB, or two photos of the largest allowed size."""
 
 
@@ -65,7 +65,7 @@ def find_plain_crop(
     data: bytes,
     *,
     at_least_px: int,
-    box_of: Callable[[Image.Image], Box] = get_whole_box,
+    choose_box: Callable[[Image.Image], Box] = get_whole_box,
     limits: PhotoLimits | None = None,
 ) -> DeviceCrop | None:
     """Return the crop that the photo would get from Pillow, from its header alone.
@@ -76,12 +76,12 @@ def find_plain_crop(
     Args:
         data: the encoded photo.
         at_least_px: as in `decode_photo`.
-        box_of: chooses from the size that a photo has after it was scaled down; called at most once.
+        choose_box: chooses from the size that a photo has after it was scaled down; called at most once.
         limits: default: `PhotoLimits`.
     """
     limits = limits or PhotoLimits()
     # A cut file without its end mark still decodes on a device, to grey; Pillow refuses it.
-    if len(data) > limits.max_bytes or not data.endswith(_END_OF_JPEG):
+    if len(data) > limits.max_bytes or not data.endswith(_JPEG_END_MARKER):
         return None
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as opened:
@@ -90,7 +90,7 @@ def find_plain_crop(
             width, height = opened.size
             opened.draft(opened.mode, (at_least_px, at_least_px))
             scale = next(s for s in (1, 2, 4, 8) if (-(-width // s), -(-height // s)) == opened.size)
-            box = box_of(opened)
+            box = choose_box(opened)
     # Header and EXIF of hostile bytes raise many types; `decode_photo` gives each its name.
     except Exception:
         return None
@@ -102,7 +102,7 @@ def _is_plain(opened: Image.Image, limits: PhotoLimits) -> bool:
     if width * height > limits.max_pixels or min(width, height) < limits.min_side_px:
         return False
     # An MPO opens here too: several JPEGs in one file.
-    if opened.format != "JPEG" or opened.getexif().get(_ORIENTATION_TAG) not in _UPRIGHT:
+    if opened.format != "JPEG" or opened.getexif().get(_ORIENTATION_TAG) not in _UPRIGHT_ORIENTATIONS:
         return False
     return _has_plain_components(opened) and _is_srgb(opened.info.get("icc_profile"))
 
@@ -113,9 +113,9 @@ def _has_plain_components(opened: Image.Image) -> bool:
     samplings = [layer[1:3] for layer in layers]
     if len(layers) == 1:
         return samplings == [(1, 1)]
-    says_ycbcr = "jfif" in opened.info or [layer[0] for layer in layers] == [1, 2, 3]
+    declares_ycbcr = "jfif" in opened.info or [layer[0] for layer in layers] == [1, 2, 3]
     return (
-        says_ycbcr
+        declares_ycbcr
         and opened.info.get("adobe_transform", 1) == 1
         and samplings[0] in _LUMA_SAMPLINGS
         and samplings[1:] == [(1, 1), (1, 1)]
@@ -130,7 +130,7 @@ class DeviceDecoder:
     """Decodes on one device; on a CPU too, where it is slow and the same.
 
     Raises:
-        DeviceCannotDecode: this torchvision cannot decode on this device.
+        DeviceDecoderUnavailable: this torchvision cannot decode on this device.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -141,13 +141,13 @@ class DeviceDecoder:
         # beside the step before.
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         try:
-            self.decode_whole(_encode_probe())
+            self.decode_files(_create_probe_files())
         except (AttributeError, ImportError, RuntimeError) as error:
-            raise DeviceCannotDecode(
-                f"torchvision {torchvision.__version__} cannot decode a JPEG on {device} ({_first_line(error)})"
+            raise DeviceDecoderUnavailable(
+                f"torchvision {torchvision.__version__} cannot decode a JPEG on {device} ({_get_first_line(error)})"
             ) from error
 
-    def photos(
+    def decode_crops(
         self, encoded: torch.Tensor, crops: Sequence[DeviceCrop | None], others_nhwc: torch.Tensor, *, photo_px: int
     ) -> tuple[torch.Tensor, list[int]]:
         """A batch on the device, for the current stream, and the indices of the photos that the decoder refused.
@@ -165,7 +165,7 @@ class DeviceDecoder:
             torch.AcceleratorError: the device itself failed.
         """
         with torch.cuda.stream(self._stream):  # does nothing where there is none
-            cropped = self._cropped_files(encoded, [crop for crop in crops if crop], photo_px)
+            cropped = self._crop_files(encoded, [crop for crop in crops if crop], photo_px)
             others = iter(others_nhwc.to(self._device, non_blocking=True).permute(0, 3, 1, 2).float())
             photos = [next(cropped) if crop else next(others) for crop in crops]
             refused = [index for index, photo in enumerate(photos) if photo is None]
@@ -179,21 +179,21 @@ class DeviceDecoder:
             photos_nhwc.record_stream(current)
         return photos_nhwc, refused
 
-    def _cropped_files(
+    def _crop_files(
         self, encoded: torch.Tensor, crops: Sequence[DeviceCrop], photo_px: int
     ) -> Iterator[torch.Tensor | None]:
         """(3, photo_px, photo_px) float32 each; None where refused."""
         files = encoded.split([crop.num_bytes for crop in crops])
         for begin, end in _group_crops(crops):
-            decoded = self._decoded([*files[begin:end]])
+            decoded = self._decode_or_skip([*files[begin:end]])
             for photo, crop in zip(decoded, crops[begin:end], strict=True):
                 yield None if photo is None else _crop_photo(photo, crop, photo_px)
 
-    def _decoded(self, files: list[torch.Tensor]) -> list[torch.Tensor | None]:
+    def _decode_or_skip(self, files: list[torch.Tensor]) -> list[torch.Tensor | None]:
         """(3, H, W) uint8 each; None where refused. The decoder does not name the photo it refuses, so the batch is
         halved."""
         try:
-            return [*self.decode_whole(files)]
+            return [*self.decode_files(files)]
         except torch.OutOfMemoryError:
             raise
         except RuntimeError:
@@ -203,16 +203,16 @@ class DeviceDecoder:
             if len(files) == 1:
                 return [None]
         half = len(files) // 2
-        return self._decoded(files[:half]) + self._decoded(files[half:])
+        return self._decode_or_skip(files[:half]) + self._decode_or_skip(files[half:])
 
-    def decode_whole(self, files: list[torch.Tensor]) -> list[torch.Tensor]:
+    def decode_files(self, files: list[torch.Tensor]) -> list[torch.Tensor]:
         # Deprecated since torchvision 0.29, in favour of TorchCodec, and not yet removed: imported where it is used, so
         # that its end is the end of this option only.
         from torchvision.io import ImageReadMode, decode_jpeg
 
         if self._stream:
             self._stream.synchronize()
-        with _ONE_DECODER, warnings.catch_warnings():
+        with _DECODER_LOCK, warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
             photos: list[torch.Tensor] = decode_jpeg(files, mode=ImageReadMode.RGB, device=self._device)
             if self._stream:
@@ -222,10 +222,10 @@ class DeviceDecoder:
 
 
 def _group_crops(crops: Sequence[DeviceCrop]) -> Iterator[tuple[int, int]]:
-    """Yield begin and end of groups that are decoded together, at most `MAX_PIXELS_AT_ONCE` each."""
+    """Yield begin and end of groups that are decoded together, at most `MAX_PIXELS_PER_CALL` each."""
     begin, num_pixels = 0, 0
     for index, crop in enumerate(crops):
-        if index > begin and num_pixels + crop.num_pixels > MAX_PIXELS_AT_ONCE:
+        if index > begin and num_pixels + crop.num_pixels > MAX_PIXELS_PER_CALL:
             yield begin, index
             begin, num_pixels = index, 0
         num_pixels += crop.num_pixels
@@ -248,11 +248,11 @@ def _crop_photo(photo: torch.Tensor, crop: DeviceCrop, photo_px: int) -> torch.T
     return functional.interpolate(part, size=(photo_px, photo_px), mode="bicubic", antialias=True)[0]
 
 
-def _encode_probe() -> list[torch.Tensor]:
+def _create_probe_files() -> list[torch.Tensor]:
     file = io.BytesIO()
     Image.new("RGB", (64, 64)).save(file, "JPEG")
     return [torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)]
 
 
-def _first_line(error: Exception) -> str:
+def _get_first_line(error: Exception) -> str:
     return (str(error).splitlines() or [repr(error)])[0]

@@ -64,14 +64,16 @@ def check_cost(data: bytes, format_: str, limits: PhotoLimits) -> None:
         _check_scans(data, limits)
     elif format_ == "PNG" and data.count(b"iCCP") > _MAX_PNG_PROFILES:
         raise PhotoUnreadable("it has several colour profiles; save it again")
-    elif format_ == "WEBP" and (canvas := _webp_canvas(data)):  # allocated four times over by Pillow when it opens it
+    elif format_ == "WEBP" and (
+        canvas := _read_webp_canvas(data)
+    ):  # allocated four times over by Pillow when it opens it
         check_pixels(*canvas, limits)
 
 
 def _check_scans(data: bytes, limits: PhotoLimits) -> None:
     num_scans = num_pixels = 0
     num_components, one_scan = b"", False
-    for number, (marker, at) in enumerate(_jpeg_segments(data)):
+    for number, (marker, at) in enumerate(_iterate_jpeg_segments(data)):
         if number == _MAX_JPEG_SEGMENTS:
             raise PhotoUnreadable(f"it has more than {_MAX_JPEG_SEGMENTS} segments; save it again as JPEG")
         if marker in _FRAME_MARKERS:
@@ -89,7 +91,7 @@ def _check_scans(data: bytes, limits: PhotoLimits) -> None:
                 )
 
 
-def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
+def _iterate_jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
     """Yield the marker of each segment and the offset of its length."""
     at = 2
     while (found := _MARKER.search(data, at)) and found[0][1] != _END_MARKER:
@@ -97,7 +99,7 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
         at = found.end() + int.from_bytes(data[found.end() : found.end() + 2])
 
 
-def _webp_canvas(data: bytes) -> tuple[int, int] | None:
+def _read_webp_canvas(data: bytes) -> tuple[int, int] | None:
     """Return width and height stated by the first chunk (RFC 9649, sections 2.5 to 2.7)."""
     kind, head = data[12:16], data[20:30]
     if len(head) < 10:
@@ -112,4 +114,4 @@ def _webp_canvas(data: bytes) -> tuple[int, int] | None:
 
 def has_scan(data: bytes) -> bool:
     """Return whether a JPEG has the header of a scan, that is any pixels at all."""
-    return any(marker == _SCAN_MARKER for marker, _ in _jpeg_segments(data))
+    return any(marker == _SCAN_MARKER for marker, _ in _iterate_jpeg_segments(data))

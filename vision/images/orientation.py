@@ -9,8 +9,8 @@ from PIL import Image
 
 __all__ = ["TRANSPOSITIONS", "turn_upright"]
 
-_ORIENTATION = 0x0112  # TIFF 6.0, tag 274
-_INTEGERS = {3: "H2x", 4: "I"}
+_ORIENTATION_TAG = 0x0112  # TIFF 6.0, tag 274
+_INTEGER_FORMATS = {3: "H2x", 4: "I"}
 """struct formats of SHORT and LONG in the four bytes of a TIFF value."""
 TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -25,18 +25,18 @@ TRANSPOSITIONS = {
 
 def turn_upright(image: Image.Image, format_: str) -> Image.Image:
     # libheif applies its own boxes; the EXIF tag beside them is a copy for other readers.
-    turn = None if format_ == "HEIF" else _orientation(image.info)
-    return image.transpose(TRANSPOSITIONS[turn]) if turn in TRANSPOSITIONS else image
+    transposition = None if format_ == "HEIF" else _read_orientation(image.info)
+    return image.transpose(TRANSPOSITIONS[transposition]) if transposition in TRANSPOSITIONS else image
 
 
-def _orientation(info: Mapping[str | tuple[int, int], Any]) -> int | None:
+def _read_orientation(info: Mapping[str | tuple[int, int], Any]) -> int | None:
     """Return the EXIF orientation, else the one in XMP; None, treated as upright, if it cannot be read, as viewers do.
 
     Pillow's reader reads every other tag too, and its `exif_transpose` fails where one of them is malformed.
     """
     try:
-        if (turn := _exif_orientation(_exif(info))) is not None:
-            return turn
+        if (transposition := _parse_exif_orientation(_get_exif_bytes(info))) is not None:
+            return transposition
     except (KeyError, ValueError, struct.error):
         return None
     xmp = info.get("xmp")
@@ -44,7 +44,7 @@ def _orientation(info: Mapping[str | tuple[int, int], Any]) -> int | None:
     return int(found[2]) if found else None
 
 
-def _exif(info: Mapping[str | tuple[int, int], Any]) -> bytes:
+def _get_exif_bytes(info: Mapping[str | tuple[int, int], Any]) -> bytes:
     exif = info.get("exif")
     if isinstance(exif, bytes):
         return exif
@@ -52,7 +52,7 @@ def _exif(info: Mapping[str | tuple[int, int], Any]) -> bytes:
     return bytes.fromhex("".join(str(info.get("Raw profile type exif", "")).split("\n")[3:]))
 
 
-def _exif_orientation(exif: bytes) -> int | None:
+def _parse_exif_orientation(exif: bytes) -> int | None:
     """Return the orientation in the first directory (TIFF 6.0, section 2)."""
     tiff = exif.removeprefix(b"Exif\0\0")
     if not tiff:
@@ -63,6 +63,6 @@ def _exif_orientation(exif: bytes) -> int | None:
     entries = tiff[at + 2 : at + 2 + 12 * num_entries]
     orientation = None
     for tag, kind, count, value in struct.iter_unpack(f"{order}HHI4s", entries[: len(entries) // 12 * 12]):
-        if tag == _ORIENTATION and kind in _INTEGERS and 0 < count <= 2:
-            orientation = struct.unpack(order + _INTEGERS[kind], value)[0]
+        if tag == _ORIENTATION_TAG and kind in _INTEGER_FORMATS and 0 < count <= 2:
+            orientation = struct.unpack(order + _INTEGER_FORMATS[kind], value)[0]
     return orientation

@@ -13,7 +13,7 @@ import typer
 
 from vision.errors import ListingVisionError
 
-__all__ = ["EXIT_INTERRUPTED", "LOG_FIELDS", "new_app", "run_app", "run_command"]
+__all__ = ["EXIT_INTERRUPTED", "LOG_FIELDS", "create_cli_app", "run_app", "run_command"]
 
 EXIT_INTERRUPTED = 75
 """Exit status of a command that a signal stopped and that resumes when it is repeated (EX_TEMPFAIL of sysexits.h)."""
@@ -38,7 +38,7 @@ class _JsonLines(logging.Formatter):
         return json.dumps(fields, ensure_ascii=False)
 
 
-def new_app(help: str) -> typer.Typer:
+def create_cli_app(help: str) -> typer.Typer:
     return typer.Typer(help=help, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -66,18 +66,18 @@ def run_app(app: typer.Typer) -> None:
     try:
         app()
     except (ListingVisionError, OSError) as error:
-        _fail(str(error), debug)
+        _exit_with_error(str(error), debug)
     except ModuleNotFoundError as error:
-        _fail(
+        _exit_with_error(
             f"this needs the package {error.name!r}; install the extra that brings it: listing-vision[train] to make "
             "models, [gateway] to serve, [local] to answer in this process",
             debug,
         )
     except Exception as error:
-        _fail(f"unexpected {type(error).__name__}: {error} (--debug shows where)", debug)
+        _exit_with_error(f"unexpected {type(error).__name__}: {error} (--debug shows where)", debug)
 
 
-def _fail(message: str, debug: bool) -> None:
+def _exit_with_error(message: str, debug: bool) -> None:
     if debug:
         traceback.print_exc()
     print(f"listing-vision: {message}", file=sys.stderr)

@@ -4,13 +4,13 @@ import math
 import os
 from pathlib import Path
 
-__all__ = ["usable_cores"]
+__all__ = ["count_usable_cores"]
 
 _CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 """cgroup v2 file with quota and period in microseconds, or `max` for no quota."""
 
 
-def usable_cores(cpu_max: Path = _CPU_MAX) -> int:
+def count_usable_cores(cpu_max: Path = _CPU_MAX) -> int:
     """Return the cores of the affinity mask, limited by the cgroup CPU quota, rounded up; at least 1.
 
     A quota leaves all cores of a node visible; a process per visible core would share the quota.

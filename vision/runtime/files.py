@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["replace_file", "sha256_of", "sync_to_disk", "write_atomically"]
+__all__ = ["compute_sha256", "replace_file", "sync_to_disk", "write_atomically"]
 
 
 @contextlib.contextmanager
@@ -41,7 +41,7 @@ def sync_to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
-def sha256_of(path: Path) -> str:
+def compute_sha256(path: Path) -> str:
     """Return the hex digest of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -89,7 +89,7 @@ class TritonPythonModel:
         if gpu_rows:
             joined = torch.frombuffer(bytearray(b"".join(photos[index] for index in gpu_rows)), dtype=torch.uint8)
             gpu_crops = [crops[index] for index in gpu_rows]
-            pixels[gpu_rows], rejected = self._device_decoder.photos(
+            pixels[gpu_rows], rejected = self._device_decoder.decode_crops(
                 joined, gpu_crops, self._create_empty_pixels(), photo_px=self._side
             )
             rejected = [gpu_rows[index] for index in rejected]

@@ -10,15 +10,15 @@ from google.rpc import error_details_pb2
 from serving.client import CallFailed
 from serving.protocol import listing_vision_pb2 as pb
 from tests.support.gateway import PHOTO, BusyAdmission, FailingEngine, call_gateway, run_gateway
-from training.data.synthetic import draw_photo
+from training.data.synthetic import create_synthetic_photo
 
 
 def test_a_listing_is_answered(bundle):
-    photos = [draw_photo(product, 1, np.random.default_rng(product)) for product in (0, 0, 6)]
+    photos = [create_synthetic_photo(product, 1, np.random.default_rng(product)) for product in (0, 0, 6)]
     response = call_gateway(bundle, photos, listing_id="listing-7", num_alternatives=3)
     assert response.listing_id == "listing-7"
     ids = [step.category_id for step in response.category_path]
-    assert ids == [category.id for category in bundle.taxonomy.ancestry(ids[-1])]
+    assert ids == [category.id for category in bundle.taxonomy.get_lineage(ids[-1])]
     probabilities = [step.probability for step in response.category_path]
     assert probabilities == sorted(probabilities, reverse=True)
     assert len(response.alternatives) == 3

@@ -86,7 +86,9 @@ def test_a_gateway_that_stops_answers_what_it_has_begun_and_tells_the_caller_to_
                         if len(found) == 5:
                             stopping.append(asyncio.run_coroutine_threadsafe(server.stop(), loop))
 
-            with pytest.raises(CallFailed, match="SHUTTING_DOWN: the service stops; send the listings without a response"):
+            with pytest.raises(
+                CallFailed, match="SHUTTING_DOWN: the service stops; send the listings without a response"
+            ):
                 await asyncio.to_thread(read)
             await asyncio.wrap_future(stopping[0])
             return found

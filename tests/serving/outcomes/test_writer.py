@@ -54,7 +54,7 @@ def test_suggestions_and_outcomes_are_kept_as_they_were(bundle, tmp_path):
     (suggested,) = read_table(tmp_path, "suggestions")  # a listing without an id can never be told apart
     assert suggested["listing_id"] == "known"
     assert suggested["model_version"] == bundle.info.model_version
-    assert suggested["category_ids"] == [c.id for c in bundle.taxonomy.ancestry(suggested["category_ids"][-1])]
+    assert suggested["category_ids"] == [c.id for c in bundle.taxonomy.get_lineage(suggested["category_ids"][-1])]
     assert (suggested["num_photos"], suggested["num_unusable"]) == (2, 1)
     assert suggested["photo_bytes"] == len(PHOTO) + len(b"text")
     rows = sorted(read_table(tmp_path, "outcomes"), key=lambda row: row["time"])

@@ -2,7 +2,7 @@ import pytest
 from tritonclient.grpc import model_config_pb2 as mc
 
 from serving.triton.config import BACKENDS, TENSORRT_CACHE, RepositoryOptions, build_model_config
-from vision.runtime.cpus import usable_cores
+from vision.runtime.cpus import count_usable_cores
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -44,7 +44,7 @@ def test_gpu_backends_warm_every_power_of_two_up_to_the_limit(bundle):
 
 
 def test_a_cpu_runs_two_instances_per_core_of_one_thread_each():
-    cores = usable_cores()
+    cores = count_usable_cores()
     options = RepositoryOptions(backend="python")
     assert options.num_instances == min(16, 2 * cores)
     assert options.num_threads == max(1, cores // options.num_instances)

@@ -164,7 +164,7 @@ def test_brands_not_listed_are_answered_as_such_and_count_as_errors_when_filled(
         np.zeros((1, 4)), np.array([[-9.0, -8.0, -9.0]]), taxonomy=create_small_taxonomy(), calibration=calibration
     ).brand
     assert (one.brand_index, one.probability, one.filled) == (OTHER_BRAND, 0.0, False)
-    assert "no brand of the taxonomy is likely enough" in one.why_suggested
+    assert "no brand of the taxonomy is likely enough" in one.explanation
 
 
 def test_without_strange_brands_one_in_a_hundred_right_answers_is_given_up():
@@ -200,7 +200,7 @@ def test_a_catch_all_is_answered_and_never_filled():
     # Elsewhere the field is filled as ever.
     assert filled[~in_apple & (answers.paths.nodes[:, 1] >= 0), 1].mean() > 0.98
     step = decide(logits[in_apple][:1], np.zeros((1, 3)), taxonomy=catch_all, calibration=calibration).path[1]
-    assert "fits nowhere else" in step.why_suggested
+    assert "fits nowhere else" in step.explanation
 
 
 def test_a_sole_root_guarantees_nothing_of_its_own():

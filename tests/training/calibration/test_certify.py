@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from training.calibration.certify import Guarantee, certify
-from training.statistics.estimates import clopper_pearson_upper
+from training.statistics.estimates import compute_clopper_pearson_upper
 from vision.errors import ListingVisionError
 
 
@@ -61,7 +61,7 @@ def test_a_filled_field_carries_the_evidence_for_its_guarantee():
     assert certified.threshold in certified.grid
     assert list(certified.grid) == sorted(certified.grid, reverse=True)
     assert certified.bound <= certified.alpha
-    assert certified.bound == clopper_pearson_upper(certified.num_errors, certified.num_filled, alpha=0.05)
+    assert certified.bound == compute_clopper_pearson_upper(certified.num_errors, certified.num_filled, alpha=0.05)
     assert certified.coverage == certified.num_filled / 2500
 
 

@@ -47,7 +47,7 @@ def relabelled_manifest(trained_run, synthetic_dataset, tmp_path_factory):
     from vision.decision import predict_listings
 
     model = load_evaluated_model(trained_run.folder)
-    rows = Manifest.load(str(synthetic_dataset / "manifest.parquet")).where_split("test")
+    rows = Manifest.load(str(synthetic_dataset / "manifest.parquet")).select_split("test")
     predictions = predict(rows, model.taxonomy, model.preprocessing, model.infer)
     answers = predict_listings(
         predictions.category_logits,

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from tests.support.helpers import create_small_taxonomy
 from tests.support.pages import ParsedPage
-from training.cli.data import data_app, taxonomy_beside
+from training.cli.data import data_app, load_taxonomy
 from training.cli.data import suspects as suspects_verb
 from vision.errors import ListingVisionError, ManifestError
 from vision.manifest import Manifest, read_photo
@@ -79,7 +79,7 @@ def test_the_verb_never_writes_over_what_it_reads(listing_folder, monkeypatch):
 def test_a_manifest_at_a_url_without_a_taxonomy_is_named(tmp_path):
     url = f"memory://{tmp_path.name}/manifest.parquet"
     with pytest.raises(ListingVisionError, match=r"taxonomy memory://.*/taxonomy\.json cannot be read .*--taxonomy"):
-        taxonomy_beside(url, None)
+        load_taxonomy(url, None)
 
 
 def test_the_verb_writes_a_table_and_a_page_of_its_own(mislabelled_dataset, tmp_path, capsys):

@@ -70,7 +70,7 @@ def test_labels_are_found_by_what_either_knows_and_held_together_by_id():
     assert labels.brands_shared.tolist() == [True, True, True, True, False, True, False]
     assert labels.in_a.brands.tolist() == [2, 2, 0, 0, 1, OTHER_BRAND, -1]
     assert labels.in_b.brands.tolist() == [1, 1, 0, 0, OTHER_BRAND, OTHER_BRAND, -1]
-    assert {(label.label, label.reason) for label in labels.left_out} == {
+    assert {(label.label, label.reason) for label in labels.excluded_labels} == {
         ("Fruit > Apple > Fuji", "not the same id in both"),
         ("tools", "unknown to B"),
         ("nowhere", "unknown to both"),
@@ -80,8 +80,8 @@ def test_labels_are_found_by_what_either_knows_and_held_together_by_id():
 
 def test_a_listing_counts_once_however_many_photos_it_has():
     rows = [("a", str(i), "tools" if i else "", "Acme") for i in range(4)]
-    left_out = match_labels(create_manifest(rows), TAXONOMY, OTHER).left_out
-    assert [(label.field, label.num_listings) for label in left_out] == [("category", 1), ("brand", 1)]
+    excluded_labels = match_labels(create_manifest(rows), TAXONOMY, OTHER).excluded_labels
+    assert [(label.field, label.num_listings) for label in excluded_labels] == [("category", 1), ("brand", 1)]
 
 
 def test_photos_are_decoded_once_for_one_preprocessing(photos):
@@ -94,7 +94,7 @@ def test_photos_are_decoded_once_for_one_preprocessing(photos):
     assert all(a is b for a, b in zip(seen_a, seen_b, strict=True))  # the very same arrays
     assert both.listing_ids == ("l0", "l1", "l2")
     assert both.groups.tolist() == [0, 0, 1, 1, 2]
-    assert both.photos_of(1) == (f"{photos}/2.jpg", f"{photos}/3.jpg")
+    assert both.get_photo_urls(1) == (f"{photos}/2.jpg", f"{photos}/3.jpg")
 
 
 def test_two_sizes_are_decoded_twice_and_stay_in_step(photos):

@@ -37,7 +37,7 @@ def test_every_field_by_hand():
     assert figures(comparison, "category_depth_3") == (1, 1, 0, 1, 0)
     assert figures(comparison, "brand") == (4, 3, 3, 1, 1)
     assert comparison.num_listings == 5
-    assert not comparison.left_out
+    assert not comparison.excluded_labels
 
 
 def test_categories_have_counts_intervals_and_adjusted_p_values():
@@ -70,14 +70,14 @@ def test_flips_are_listed_the_surest_mistake_first():
         ("brand", 2, True),
     ]
     lost, _, won, brand = flips
-    assert (lost.truth, lost.answer_a, lost.answer_b) == (
+    assert (lost.truth, lost.predicted_a, lost.predicted_b) == (
         "Fruit > Apple > Gala",
         "Fruit > Apple > Gala",
         "Fruit > Lemon",
     )
     assert lost.probability_b == pytest.approx(np.exp(8) / (np.exp(8) + 3))
     assert (won.filled_a, won.filled_b, brand.filled_a, brand.filled_b) == (False, True, False, True)
-    assert (brand.truth, brand.answer_a, brand.answer_b) == ("Acme", "Zeta", "Acme")
+    assert (brand.truth, brand.predicted_a, brand.predicted_b) == ("Acme", "Zeta", "Acme")
 
 
 def test_coverage_and_precision_of_what_is_filled():
@@ -174,14 +174,14 @@ def test_taxonomies_are_compared_by_id_on_what_both_know():
     assert figures(comparison, "category_depth_3") == (2, 2, 1, 1, 0)
     assert figures(comparison, "brand") == (2, 1, 2, 0, 1)
     assert {change.category_id for change in comparison.categories} == {"fuji", "lemon"}
-    assert set(comparison.left_out) == {
+    assert set(comparison.excluded_labels) == {
         ExcludedLabel(field="category", label="tools", reason="unknown to B", num_listings=1),
         ExcludedLabel(field="category", label="Fruit > Apple > Gala", reason="a leaf of A only", num_listings=1),
         ExcludedLabel(field="brand", label="Acme", reason="unknown to B", num_listings=1),
         ExcludedLabel(field="brand", label="Nova", reason="unknown to A", num_listings=1),
     }
     brands = [flip for flip in comparison.flips if flip.field == "brand"]
-    assert [(flip.truth, flip.answer_a, flip.answer_b) for flip in brands] == [("Zeta", "Acme", "Zeta")]
+    assert [(flip.truth, flip.predicted_a, flip.predicted_b) for flip in brands] == [("Zeta", "Acme", "Zeta")]
 
 
 def test_swapping_the_models_mirrors_the_figures():

@@ -43,7 +43,7 @@ def test_json_holds_every_figure_and_flip():
     assert len(figures["flips"]) == 8
     assert figures["flips"][0]["listing"] == "l0"
     assert figures["flips"][0]["photos"] == ["0.jpg"]
-    assert figures["left_out"] == [
+    assert figures["excluded_labels"] == [
         {"field": "category", "label": "nowhere", "reason": "unknown to both", "num_listings": 1}
     ]
     assert figures["gate"]["passed"] is False

@@ -6,7 +6,7 @@ from PIL import Image, ImageOps
 
 from tests.support.helpers import create_scene, create_small_taxonomy, encode_image
 from training.data.checks import KINDS, check_manifest
-from training.data.synthetic import draw_photo
+from training.data.synthetic import create_synthetic_photo
 from vision.manifest import Manifest
 
 
@@ -23,7 +23,7 @@ def run_checks(tmp_path):
 
 
 def photo(seed: int) -> bytes:
-    return draw_photo(seed % 10, 1, np.random.default_rng(seed))
+    return create_synthetic_photo(seed % 10, 1, np.random.default_rng(seed))
 
 
 def test_a_clean_manifest_has_no_findings(run_checks):

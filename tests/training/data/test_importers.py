@@ -14,7 +14,7 @@ def test_grocery_store_counts_its_classes_from_its_own_table(grocery_source):
     with (grocery_source / "dataset" / "classes.csv").open() as file:
         classes = list(csv.DictReader(file))
     assert len(taxonomy.leaf_ids) == len({row["Class ID (int)"] for row in classes})
-    depth_two = {taxonomy.ancestry(leaf)[1].id for leaf in taxonomy.leaf_ids}
+    depth_two = {taxonomy.get_lineage(leaf)[1].id for leaf in taxonomy.leaf_ids}
     assert len(depth_two) == len({row["Coarse Class ID (int)"] for row in classes})
     assert {category.name for category in taxonomy.categories if category.parent_id is None} == {
         "Fruit",
@@ -35,7 +35,7 @@ def test_grocery_store_labels(grocery_source):
     # A class that is its whole coarse class is a leaf at the second level.
     assert taxonomy.find_category("Fruit > Avocado") in taxonomy.leaf_ids
     assert {row["brand"] for row in rows} == {"no brand", *GROCERY_BRANDS}
-    manifest.labels(taxonomy)
+    manifest.resolve_labels(taxonomy)
     for row in rows:
         assert (row["brand"] == "no brand") == (not row["category"].startswith("Packages"))
 
@@ -61,14 +61,14 @@ def test_folders_become_categories(tmp_path):
         ("train", "Shoes", ""),
         ("val", "Cups", ""),
     ]
-    assert manifest.labels(taxonomy).brands.tolist() == [-1] * 4
+    assert manifest.resolve_labels(taxonomy).brands.tolist() == [-1] * 4
 
 
 def test_a_class_missing_from_val_shifts_no_index(tmp_path):
     for name in ("train/A/a.jpg", "train/B/a.jpg", "train/C/a.jpg", "val/C/c.jpg"):
         write_photo(tmp_path / name)
     manifest, taxonomy = import_folder(tmp_path)
-    assert manifest.where_split("val").labels(taxonomy).category_nodes.tolist() == [2]
+    assert manifest.select_split("val").resolve_labels(taxonomy).category_nodes.tolist() == [2]
 
 
 def test_endings_in_capitals_count_and_other_files_are_named(tmp_path, caplog):

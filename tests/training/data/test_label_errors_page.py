@@ -2,7 +2,7 @@ import pytest
 
 from tests.support.helpers import create_scene, encode_image
 from tests.support.pages import ParsedPage
-from training.data.label_errors import FieldLabelErrors, Suspect
+from training.data.label_errors import FieldLabelErrors, SuspectedLabel
 from training.data.label_errors_page import render_suspects
 
 HOSTILE = "<script>alert(1)</script>\"'&"
@@ -13,7 +13,7 @@ def found(tmp_path):
     photo = tmp_path / "photo.jpg"
     photo.write_bytes(encode_image(create_scene(400, 300)))
     suspects = tuple(
-        Suspect(
+        SuspectedLabel(
             field="category",
             rank=rank,
             row=rank,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.support.helpers import create_small_taxonomy
-from training.cli.data import taxonomy_beside
+from training.cli.data import load_taxonomy
 from training.data.shards import write_shards
 from vision.errors import ManifestError
 from vision.manifest import COLUMNS, Manifest, read_photo
@@ -52,14 +52,14 @@ def test_every_photo_is_in_the_shards_once_and_reads_back_equal(listing_folder, 
     assert values(done.manifest) == values(sharded)
 
     def samples(of):
-        photos = [read_photo(of.photo_url(row)) for row in range(len(of))]
+        photos = [read_photo(of.get_photo_url(row)) for row in range(len(of))]
         return Counter((photo, *row.values()) for photo, row in zip(photos, values(of, but_photo=True), strict=True))
 
     assert samples(sharded) == samples(manifest)
     assert list_names(output) == sorted(
         ["manifest.parquet", "taxonomy.json", *(f"shard-{i:06d}.tar" for i in range(done.num_shards))]
     )
-    taxonomy = taxonomy_beside(f"{output}/manifest.parquet", None)
+    taxonomy = load_taxonomy(f"{output}/manifest.parquet", None)
     assert taxonomy == create_small_taxonomy()
 
 
@@ -75,7 +75,7 @@ def test_shards_are_what_webdataset_reads(listing_folder, output):
     for row in range(30):
         (shard, photo_name, photo), (other_shard, _, labels) = members[2 * row : 2 * row + 2]
         assert shard == other_shard == sharded.column("photo")[row].as_py().partition("#")[0]
-        assert photo == read_photo(sharded.photo_url(row))
+        assert photo == read_photo(sharded.get_photo_url(row))
         assert json.loads(labels) == rows[row]
         endings[photo_name.partition(".")[2]] += 1
     # Row 0 is no photo and keeps the ending that it had.
@@ -149,6 +149,6 @@ def test_neighbouring_listings_are_spread_over_the_shards(tmp_path):
     for row in rows:
         (tmp_path / row["photo"]).write_bytes(row["photo"].encode())
     sharded = write_shards(Manifest.from_rows(rows, str(tmp_path)), create_small_taxonomy(), str(tmp_path / "shards"))
-    order = [int(read_photo(sharded.manifest.photo_url(row)).removesuffix(b".jpg")) for row in range(400)]
+    order = [int(read_photo(sharded.manifest.get_photo_url(row)).removesuffix(b".jpg")) for row in range(400)]
     assert sorted(order) == list(range(400))
     assert abs(np.corrcoef(order, np.arange(400))[0, 1]) < 0.2

@@ -1,18 +1,20 @@
 import numpy as np
 
-from training.data.synthetic import BRANDS, PRODUCTS, create_synthetic_dataset, draw_photo
+from training.data.synthetic import BRANDS, PRODUCTS, create_synthetic_dataset, create_synthetic_photo
 from vision.images import decode_photo
 from vision.manifest import Manifest
 
 
 def test_the_same_seed_draws_the_same_photo_and_another_another():
-    one, same, other = (draw_photo(0, 1, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    one, same, other = (create_synthetic_photo(0, 1, np.random.default_rng(seed)) for seed in (1, 1, 2))
     assert one == same != other
 
 
 def test_the_brand_shows_only_in_its_mark():
     with_mark, without = (
-        decode_photo(draw_photo(4, 3, np.random.default_rng(5), with_mark=mark), at_least_px=400).astype(int)
+        decode_photo(create_synthetic_photo(4, 3, np.random.default_rng(5), with_mark=mark), at_least_px=400).astype(
+            int
+        )
         for mark in (True, False)
     )
     changed = np.abs(with_mark - without).max(axis=2) > 60
@@ -21,12 +23,12 @@ def test_the_brand_shows_only_in_its_mark():
 
 def test_a_drawn_data_set_has_what_real_listings_have(synthetic_dataset, tmp_path):
     rows = Manifest.load(str(synthetic_dataset / "manifest.parquet")).table.to_pylist()
-    photos_of: dict[str, int] = {}
+    get_photo_urls: dict[str, int] = {}
     for row in rows:
-        photos_of[row["listing_id"]] = photos_of.get(row["listing_id"], 0) + 1
-    assert set(photos_of.values()) == {1, 2, 3}
+        get_photo_urls[row["listing_id"]] = get_photo_urls.get(row["listing_id"], 0) + 1
+    assert set(get_photo_urls.values()) == {1, 2, 3}
     assert {row["category"] for row in rows} == {" > ".join(product.path) for product in PRODUCTS}
     manifest, taxonomy = create_synthetic_dataset(tmp_path, listings={"train": 120}, seed=3)
     brands = set(manifest.column("brand").to_pylist())
     assert brands == {"", "no brand", *BRANDS}
-    manifest.labels(taxonomy)
+    manifest.resolve_labels(taxonomy)

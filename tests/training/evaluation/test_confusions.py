@@ -1,7 +1,7 @@
 import numpy as np
 
 from tests.support.helpers import create_small_taxonomy
-from training.evaluation.confusions import NUM_EXAMPLES, find_confusions
+from training.evaluation.confusions import MAX_EXAMPLES, find_confusions
 from training.evaluation.scored_rows import score_rows
 from training.inference.predictions import Predictions
 from vision.calibration import Calibration
@@ -39,7 +39,7 @@ def test_the_most_frequent_mistake_is_first_and_its_surest_photos_are_shown():
     assert first["share"] == 0.8
     assert first["truth_path"] == "Fruit > Apple > Fuji"
     assert first["photos"] == ["1.jpg", "2.jpg", "3.jpg"]
-    assert len(first["photos"]) == NUM_EXAMPLES
+    assert len(first["photos"]) == MAX_EXAMPLES
     assert first["photos_of_answer"] == ["6.jpg"]
     assert second["photos_of_answer"] == []  # no listing of tools is among them
 

@@ -8,7 +8,7 @@ from tests.support.helpers import create_small_taxonomy
 from training.evaluation.evaluate import evaluate, format_table, group_pseudo_listings, replace_nan
 from training.evaluation.long_tail import LeafCounts
 from training.inference.predictions import Predictions
-from vision.calibration import BRAND_FIELD, Calibration, FieldGuarantee, field_name
+from vision.calibration import BRAND_FIELD, Calibration, FieldGuarantee, get_field_name
 from vision.manifest import Labels
 from vision.taxonomy import OTHER_BRAND
 
@@ -43,7 +43,7 @@ def create_guarantee(name, threshold):
 
 def test_figures_by_hand():
     calibration = Calibration(
-        fields=(create_guarantee(field_name(1), 0.5), create_guarantee(BRAND_FIELD, None)), certifies={}
+        fields=(create_guarantee(get_field_name(1), 0.5), create_guarantee(BRAND_FIELD, None)), certifies={}
     )
     figures = evaluate(PREDICTIONS, taxonomy=TAXONOMY, calibration=calibration)
     photo, listing = figures["photo"], figures["listing"]
@@ -85,7 +85,7 @@ def find_figures(part, path=""):
 
 def test_every_figure_has_an_interval_that_holds_it():
     calibration = Calibration(
-        fields=(create_guarantee(field_name(1), 0.5), create_guarantee(BRAND_FIELD, None)), certifies={}
+        fields=(create_guarantee(get_field_name(1), 0.5), create_guarantee(BRAND_FIELD, None)), certifies={}
     )
     figures = evaluate(PREDICTIONS, taxonomy=TAXONOMY, calibration=calibration)
     found = list(find_figures(figures))
@@ -199,7 +199,7 @@ def test_a_catch_all_is_never_filled():
         category_logits=one_hot([0, 0, 3, 3], 4),
         labels=Labels(category_nodes=nodes("gala", "gala", "tools", "tools"), brands=PREDICTIONS.labels.brands),
     )
-    calibration = Calibration(fields=(create_guarantee(field_name(1), 0.5),), certifies={})
+    calibration = Calibration(fields=(create_guarantee(get_field_name(1), 0.5),), certifies={})
     listing = evaluate(predictions, taxonomy=tree, calibration=calibration)["listing"]
     assert listing["fields"]["category_depth_1"]["coverage"] == pytest.approx(1 / 3)
     curve = listing["selective"]["category_depth_1"]

@@ -123,7 +123,7 @@ def test_a_server_is_not_asked_where_it_looked(tmp_path):
 @pytest.fixture(scope="module")
 def evaluated(bundle, synthetic_dataset):
     model = load_evaluated_model(bundle.folder)
-    rows = Manifest.load(str(synthetic_dataset / "manifest.parquet")).where_split("val")
+    rows = Manifest.load(str(synthetic_dataset / "manifest.parquet")).select_split("val")
     return model, predict(rows, model.taxonomy, model.preprocessing, model.infer)
 
 

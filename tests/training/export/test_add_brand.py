@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from listing_vision.cli import app
 from tests.support.helpers import create_small_taxonomy, encode_image, train_run
-from training.export.add_brand import add_brand, compute_brand_shifts, extend_taxonomy, imprint
+from training.export.add_brand import add_brand, compute_brand_shifts, extend_taxonomy, imprint_brand
 from training.export.export import export_bundle
 from training.inference.forward import onnx_forward
 from training.recipe import Recipe, Stage
@@ -100,7 +100,7 @@ def train_brand_head():
 
 def test_an_imprinted_brand_is_known_and_leaves_the_others_theirs(train_brand_head):
     shots, labels = sample_clusters(5, seed=2)
-    larger = imprint(train_brand_head, shots[labels == 4])
+    larger = imprint_brand(train_brand_head, shots[labels == 4])
     seen, truth = sample_clusters(100, seed=3)
     with torch.inference_mode():
         before = train_brand_head.brand_head(seen).argmax(dim=1)
@@ -115,21 +115,21 @@ def test_an_imprinted_brand_is_known_and_leaves_the_others_theirs(train_brand_he
 def test_what_is_answered_as_unknown_has_not_won(train_brand_head):
     shots, labels = sample_clusters(8, seed=2)
     shots = shots[labels == 4]
-    free = imprint(train_brand_head, shots).brand_head(shots)[:, 4]
+    free = imprint_brand(train_brand_head, shots).brand_head(shots)[:, 4]
     limit = free.max().item() + 0.5
-    held = imprint(train_brand_head, shots, known_from=limit).brand_head(shots)[:, 4]
+    held = imprint_brand(train_brand_head, shots, unknown_below=limit).brand_head(shots)[:, 4]
     assert (held >= limit).float().mean() >= 0.75
     assert (free >= limit).sum() == 0
 
 
 def test_listings_keep_their_answers_or_get_the_new_one(bundle_with_brand, cosine_bundle, synthetic_dataset):
-    val = Manifest.load(str(synthetic_dataset / "manifest.parquet")).where_split("val")
+    val = Manifest.load(str(synthetic_dataset / "manifest.parquet")).select_split("val")
     shifts = compute_brand_shifts(cosine_bundle, bundle_with_brand.bundle, val)
     assert sum(shift.num_listings for shift in shifts) == 30
     assert {shift.label for shift in shifts} >= {"not known", cosine_bundle.taxonomy.no_brand}
     for shift in shifts:
         if shift.label != "not known":
-            num_lost = shift.num_to_new + shift.num_changed_otherwise
+            num_lost = shift.num_moved_to_new + shift.num_changed_otherwise
             assert shift.num_right_before - num_lost <= shift.num_right_after <= shift.num_right_before
 
 
@@ -142,7 +142,7 @@ def test_a_listing_of_the_new_brand_shows_as_one_that_is_right_now(bundle_with_b
         cosine_bundle, bundle_with_brand.bundle, Manifest.from_rows(rows, str(tmp_path))
     )
     assert (new.label, new.num_listings, new.num_right_before) == ("Öko Pink", 5, 0)
-    assert new.num_right_after == new.num_to_new >= 3
+    assert new.num_right_after == new.num_moved_to_new >= 3
     assert (unknown.label, unknown.num_listings) == ("not known", 1)
 
 
@@ -197,14 +197,14 @@ def test_imprinted_weights_are_the_mean_direction():
     head.running_mean.normal_()
     head.running_var.uniform_(0.5, 2)
     embeddings = torch.randn(8, head.weight.shape[1]) * 0.3 + torch.randn(head.weight.shape[1])
-    larger = imprint(model, embeddings)
+    larger = imprint_brand(model, embeddings)
     standard = (embeddings - head.running_mean) / (head.running_var + 1e-5).sqrt()
     mean = (standard / standard.norm(dim=1, keepdim=True)).mean(dim=0)
     torch.testing.assert_close(larger.brand_head.weight[4], mean / mean.norm())
     assert torch.equal(larger.brand_head.weight[:4], head.weight)
     assert torch.equal(larger.brand_head.bias[:4], head.bias)
     assert larger.brand_head.bias[4] <= 0
-    won = (larger.heads(embeddings).brand_logits.argmax(dim=1) == 4).float().mean()
+    won = (larger.apply_heads(embeddings).brand_logits.argmax(dim=1) == 4).float().mean()
     assert won >= 0.75
 
 

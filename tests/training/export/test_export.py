@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from training.errors import ExportMismatch
-from training.export.export import BATCH_SIZES, compare, compute_log_priors, export_bundle
+from training.export.export import BATCH_SIZES, compare_export, compute_log_priors, export_bundle
 from training.export.torchscript import load_torchscript
 from training.inference.forward import onnx_forward, torch_forward
 from training.run import Run
@@ -26,7 +26,7 @@ def test_both_exports_answer_like_the_trained_model_at_every_batch(bundle, train
         ("ONNX", onnx_forward(bundle.onnx_path)),
         ("TorchScript", torch_forward(load_torchscript(bundle.torchscript_path))),
     ):
-        report = compare(trained, forward, photos, name=name)
+        report = compare_export(trained, forward, photos, name=name)
         assert report["answers_agreeing"] == 1
         assert max(report["max_abs_difference"].values()) < 1e-3
 
@@ -39,16 +39,16 @@ def test_the_comparison_is_stored_in_the_bundle(bundle):
 
 
 def test_the_bundle_knows_what_its_listings_were_like(bundle, synthetic_dataset):
-    from training.statistics.drift import EXPECTED
+    from training.statistics.drift import DRIFT_STATISTICS
 
     expected = bundle.calibration.expected
-    assert set(expected) == set(EXPECTED)
-    val = Manifest.load(str(synthetic_dataset / "manifest.parquet")).where_split("val")
-    sizes = [len(read_photo(val.photo_url(row))) for row in range(len(val))]
+    assert set(expected) == set(DRIFT_STATISTICS)
+    val = Manifest.load(str(synthetic_dataset / "manifest.parquet")).select_split("val")
+    sizes = [len(read_photo(val.get_photo_url(row))) for row in range(len(val))]
     assert min(sizes) <= expected["bytes_per_photo"].edges[0] <= max(sizes)
     for spread in expected.values():
         assert sum(spread.shares) == pytest.approx(1)
-        assert spread.num_values == len(np.unique(val.listing_groups()))
+        assert spread.num_values == len(np.unique(val.number_listings()))
     assert all(0 < edge <= 1 for edge in expected["leaf_probability"].edges)
 
 
@@ -60,7 +60,7 @@ def test_a_difference_is_refused(bundle, trained_run, photos):
         return Logits(answer.category, answer.brand + 0.01, answer.embedding)
 
     with pytest.raises(ExportMismatch, match=r"brand_logits by 0\.01, more than 0\.001"):
-        compare(trained, shifted, photos, name="X")
+        compare_export(trained, shifted, photos, name="X")
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -72,14 +72,14 @@ def test_nan_and_infinity_are_refused(trained_run, photos, bad):
         return Logits(answer.category, answer.brand, np.full_like(answer.embedding, bad))
 
     with pytest.raises(ExportMismatch, match="embedding holds NaN or infinity at batch 1"):
-        compare(trained, poisoned, photos, name="X")
+        compare_export(trained, poisoned, photos, name="X")
 
 
 def test_one_row_for_seven_is_refused(trained_run, photos):
     trained = torch_forward(trained_run.load_model())
     same = np.repeat(photos[:1], len(photos), axis=0)
     with pytest.raises(ExportMismatch, match=r"category_logits with shape \(1, 10\), not \(2, 10\)"):
-        compare(trained, lambda batch: trained(batch[:1]), same, name="X")
+        compare_export(trained, lambda batch: trained(batch[:1]), same, name="X")
 
 
 def test_an_export_with_a_frozen_batch_is_refused(trained_run, photos):
@@ -91,7 +91,7 @@ def test_an_export_with_a_frozen_batch_is_refused(trained_run, photos):
         return trained(batch)
 
     with pytest.raises(ExportMismatch, match="does not run at batch 2: Got invalid dimensions"):
-        compare(trained, frozen, photos, name="X")
+        compare_export(trained, frozen, photos, name="X")
 
 
 def test_a_bundle_is_never_overwritten(bundle, trained_run):
@@ -100,7 +100,7 @@ def test_a_bundle_is_never_overwritten(bundle, trained_run):
 
 
 def test_answers_have_the_natural_frequencies_in_however_the_model_was_trained(synthetic_dataset, small_recipe):
-    rows = Manifest.load(str(synthetic_dataset / "manifest.parquet")).where_split("train").table.to_pylist()
+    rows = Manifest.load(str(synthetic_dataset / "manifest.parquet")).select_split("train").table.to_pylist()
     taxonomy = Taxonomy.load(synthetic_dataset / "taxonomy.json")
     first = rows[0]["category"]
     # The first row's category is made common.
@@ -128,7 +128,7 @@ def test_a_manifest_that_changed_since_training_is_said(trained_run, tmp_path, m
     changed = shutil.copytree(trained_run.folder, tmp_path / "run")
     rows = Manifest.load(trained_run.read_settings()["manifest"])
     elsewhere = str(tmp_path / "manifest.parquet")
-    table = rows.moved_to(str(tmp_path)).table.to_pylist()
+    table = rows.rebase(str(tmp_path)).table.to_pylist()
     Manifest.from_rows([*table, {**table[0], "listing_id": "one more"}], str(tmp_path)).save(elsewhere)
     settings = {**trained_run.read_settings(), "manifest": elsewhere}
     monkeypatch.setattr(Run, "read_settings", lambda self: settings)

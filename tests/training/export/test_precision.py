@@ -8,7 +8,7 @@ from listing_vision.cli import app
 from serving.triton.config import RepositoryOptions
 from serving.triton.repository import write_repository
 from training.errors import PrecisionRefused
-from training.export.precision import HalfClassifier, convert_bundle, measure_onnx_speeds
+from training.export.precision import Fp16Classifier, convert_bundle, measure_onnx_speeds
 from training.inference.network import load_bundle_model
 from vision.bundle import load_bundle
 from vision.engine import OnnxEngine, check_golden
@@ -64,7 +64,7 @@ def test_fp16_has_its_backbone_in_half_precision_in_both_exports(bundle, fp16):
     assert onnx.TensorProto.FLOAT16 in kinds
     for path in (fp16.onnx_path, fp16.torchscript_path):
         assert path.stat().st_size < 0.7 * bundle.onnx_path.stat().st_size
-    network = HalfClassifier(load_bundle_model(bundle)).eval()
+    network = Fp16Classifier(load_bundle_model(bundle)).eval()
     with torch.inference_mode():
         wanted = network(torch.from_numpy(bundle.golden.photos_nhwc)).category_logits.numpy()
     np.testing.assert_allclose(OnnxEngine(fp16).infer(bundle.golden.photos_nhwc).category, wanted, atol=0.1)

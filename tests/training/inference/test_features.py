@@ -23,7 +23,7 @@ def copy_dataset(synthetic_dataset, tmp_path):
     """A manifest of its own photos, two of which cannot be used."""
     shutil.copytree(synthetic_dataset, tmp_path / "data")
     manifest = Manifest.load(str(tmp_path / "data" / "manifest.parquet")).take(np.arange(12))
-    with open(manifest.photo_url(3), "r+b") as file:
+    with open(manifest.get_photo_url(3), "r+b") as file:
         file.truncate(700)
     (tmp_path / "data" / manifest.column("photo")[7].as_py()).unlink()
     return manifest
@@ -32,11 +32,11 @@ def copy_dataset(synthetic_dataset, tmp_path):
 def test_features_are_the_models_embeddings_of_the_usable_photos(copy_dataset, embedder):
     features = extract_features(embedder, copy_dataset, PX, batch_size=5)
     assert features.rows.tolist() == [0, 1, 2, 4, 5, 6, 8, 9, 10, 11]
-    assert [copy_dataset.photo_url(row) in said for row, said in zip((3, 7), features.unusable, strict=True)] == [
+    assert [copy_dataset.get_photo_url(row) in said for row, said in zip((3, 7), features.unusable, strict=True)] == [
         True,
         True,
     ]
-    photos = np.stack([prepare_photo(read_photo(copy_dataset.photo_url(row)), PX) for row in features.rows])
+    photos = np.stack([prepare_photo(read_photo(copy_dataset.get_photo_url(row)), PX) for row in features.rows])
     with torch.inference_mode():
         wanted = embedder(torch.from_numpy(photos)).embedding.numpy()
     assert features.values.dtype == np.float32
@@ -73,7 +73,7 @@ def test_the_cache_answers_without_photos_whatever_the_labels(copy_dataset, embe
     cache = tmp_path / "cache"
     first = extract_features(embedder, copy_dataset, PX, cache=cache)
     np.testing.assert_array_equal(first.values, extract_features(embedder, copy_dataset, PX).values)
-    shutil.rmtree(copy_dataset.photo_url(0).rsplit("/", 1)[0])
+    shutil.rmtree(copy_dataset.get_photo_url(0).rsplit("/", 1)[0])
     relabelled = copy_dataset.table.set_column(2, "category", [["Home > Mugs"] * len(copy_dataset)])
     again = extract_features(embedder, Manifest(relabelled, copy_dataset.base_url), PX, cache=cache)
     assert isinstance(again.values, np.memmap)

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.inference.linear_probe import fit_softmax, softmax_probabilities
+from training.inference.linear_probe import compute_softmax_probabilities, fit_softmax
 from vision.errors import ListingVisionError
 
 
@@ -60,7 +60,7 @@ def test_a_class_without_rows_has_probability_0_and_a_constant_feature_no_say():
     features, labels = table()
     features[:, 2] = 0.1
     weight, bias = fit_softmax(features, labels * 2, 6, l2=0.01)
-    probabilities = softmax_probabilities(features, weight, bias)
+    probabilities = compute_softmax_probabilities(features, weight, bias)
     assert (probabilities[:, [1, 3, 5]] == 0).all()
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-6)
     assert np.abs(weight[:, 2]).max() < 1e-3

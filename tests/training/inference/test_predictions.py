@@ -12,7 +12,7 @@ from vision.manifest import Manifest, read_photo
 
 def test_unusable_photos_are_counted_and_the_rest_judged(bundle, synthetic_dataset, tmp_path):
     (tmp_path / "cut.jpg").write_bytes(b"\xff\xd8\xff")
-    rows = Manifest.load(str(synthetic_dataset / "manifest.parquet")).where_split("test").table.to_pylist()
+    rows = Manifest.load(str(synthetic_dataset / "manifest.parquet")).select_split("test").table.to_pylist()
     rows = [{**row, "photo": f"{synthetic_dataset}/{row['photo']}"} for row in rows]
     rows.insert(2, {**rows[0], "photo": str(tmp_path / "cut.jpg")})
     infer = OnnxEngine(bundle).infer
@@ -25,7 +25,7 @@ def test_unusable_photos_are_counted_and_the_rest_judged(bundle, synthetic_datas
 
 
 def test_a_model_that_decodes_is_asked_for_files_and_what_it_refuses_left_out(bundle, synthetic_dataset):
-    rows = Manifest.load(str(synthetic_dataset / "manifest.parquet")).where_split("test")
+    rows = Manifest.load(str(synthetic_dataset / "manifest.parquet")).select_split("test")
     engine, files = OnnxEngine(bundle), []
 
     def infer_files(photos):
@@ -38,7 +38,7 @@ def test_a_model_that_decodes_is_asked_for_files_and_what_it_refuses_left_out(bu
     asked = (rows, bundle.taxonomy, bundle.info.preprocessing)
     of_files = predict(*asked, pytest.fail, infer_files=infer_files, batch_size=5)
     of_pixels = predict(*asked, engine.infer, batch_size=5)
-    assert files == [read_photo(rows.photo_url(row)) for row in range(len(rows))]
+    assert files == [read_photo(rows.get_photo_url(row)) for row in range(len(rows))]
     assert [url.partition(": ")[2] for url in of_files.unusable] == ["cut short"]
     rest = [row for row in range(len(rows)) if row != 3]
     np.testing.assert_allclose(of_files.category_logits, of_pixels.category_logits[rest], atol=1e-4)

@@ -25,7 +25,7 @@ def test_the_weights_tell_fruit_apart_before_any_training(grocery_source):
     rows = [i for i, c in enumerate(manifest.column("category").to_pylist()) if c in ("Fruit > Banana", "Fruit > Kiwi")]
     rows = rows[:8] + rows[-8:]
     backbone = create_backbone("tf_efficientnet_lite0", "imagenet").eval()
-    photos = [prepare_photo(read_photo(manifest.photo_url(r)), Preprocessing(input_px=128)) for r in rows]
+    photos = [prepare_photo(read_photo(manifest.get_photo_url(r)), Preprocessing(input_px=128)) for r in rows]
     batch = torch.stack([torch.tensor(p) for p in photos]).permute(0, 3, 1, 2).float().sub(127.5).div(127.5)
     with torch.inference_mode():
         features = torch.nn.functional.normalize(backbone(batch))

@@ -15,7 +15,7 @@ from tests.support.outcome_tables import (
     create_suggestion,
     write_tables,
 )
-from training.outcomes.report import GUARANTEE_METRICS, format_metrics, format_report, make_report
+from training.outcomes.report import GUARANTEE_METRICS, build_report, format_metrics, format_report
 from training.outcomes.tables import open_tables
 from training.statistics.drift import build_histogram
 from vision.errors import ListingVisionError
@@ -41,13 +41,13 @@ def two_versions(tmp_path):
 def test_the_report_names_what_is_better_broken_and_drifting(two_versions):
     calibrations = {version: create_calibration(category_depth_3=0.8) for version in ("old", "new")}
     with open_tables(two_versions, {"": create_small_taxonomy()}) as tables:
-        report = make_report(tables, calibrations=calibrations, control="old", shares={"old": 0.5, "new": 0.5})
+        report = build_report(tables, calibrations=calibrations, control="old", shares={"old": 0.5, "new": 0.5})
     by_name = {(one.field, one.release): one for one in report.fields}
     leaf = by_name["category_depth_3", "old"]
     assert (leaf.num_outcomes, leaf.num_hidden) == (3000, 600)
     assert leaf.accepted_interval.low < leaf.accepted < leaf.accepted_interval.high
     assert by_name["category_depth_1", "old"].accepted == 1.0  # lemon is a fruit
-    assert report.switch_off == ["category_depth_3 of old"]
+    assert report.fields_to_switch_off == ["category_depth_3 of old"]
     verdicts = {one.field: one.verdict for one in report.comparisons}
     assert verdicts == {
         "category_depth_1": "no difference found yet",
@@ -59,7 +59,7 @@ def test_the_report_names_what_is_better_broken_and_drifting(two_versions):
     text = format_report(report)
     assert "switch off: category_depth_3 of old no longer meets its guarantee" in text
     assert "drift of bytes_per_photo" in text
-    assert json.loads(json.dumps(report.to_dict()))["switch_off"] == report.switch_off
+    assert json.loads(json.dumps(report.to_dict()))["fields_to_switch_off"] == report.fields_to_switch_off
 
 
 def test_a_shadow_is_held_against_what_was_answered_for_the_same_listings(tmp_path):
@@ -74,7 +74,7 @@ def test_a_shadow_is_held_against_what_was_answered_for_the_same_listings(tmp_pa
         [create_shadow(name, 1.5, path=("fruit", "apple", c)) for name, c in zip(listings[:-20], chosen, strict=False)],
     )
     with open_tables(url, {"": create_small_taxonomy()}) as tables:
-        report = make_report(tables, calibrations={})
+        report = build_report(tables, calibrations={})
     (same,) = report.shadow_agreement.items()
     assert same == ("shadow", (180, pytest.approx(0.75)))
     assert {one.release for one in report.shadows} == {"shadow"}
@@ -91,7 +91,7 @@ def test_a_shadow_is_held_against_what_was_answered_for_the_same_listings(tmp_pa
 def test_guarantees_are_written_for_prometheus(two_versions):
     calibrations = {version: create_calibration(category_depth_3=0.8) for version in ("old", "new")}
     with open_tables(two_versions, {"": create_small_taxonomy()}) as tables:
-        text = format_metrics(make_report(tables, calibrations=calibrations))
+        text = format_metrics(build_report(tables, calibrations=calibrations))
     families = {family.name: family.samples for family in text_string_to_metric_families(text)}
     assert set(families) == set(GUARANTEE_METRICS)
     kept = {(s.labels["field"], s.labels["model_release"]): s.value for s in families["listing_vision_guarantee_met"]}
@@ -105,7 +105,7 @@ def test_drift_is_measured_from_what_the_bundle_was_made_from(two_versions):
     }
     calibrations = {"old": replace(create_calibration(category_depth_3=0.8), expected=expected)}
     with open_tables(two_versions, {"": create_small_taxonomy()}) as tables:
-        report = make_report(tables, calibrations=calibrations)
+        report = build_report(tables, calibrations=calibrations)
     found = report.drift_from_bundle
     assert found.keys() == {"old"}  # of the other release no bundle is given
     assert found["old"]["bytes_per_photo"] > 0.25 > found["old"]["leaf_probability"]
@@ -122,7 +122,7 @@ def test_two_calibrations_of_the_same_weights_are_two_releases(tmp_path):
         [create_outcome(str(n), 2) for n in range(10)],
     )
     with open_tables(url, {"": create_small_taxonomy()}) as tables:
-        report = make_report(tables, calibrations={"w.aaaaaa": create_calibration(category_depth_3=0.8)})
+        report = build_report(tables, calibrations={"w.aaaaaa": create_calibration(category_depth_3=0.8)})
     assert report.listings_by_release == {"w.aaaaaa": 5, "w.cccccc": 5}
     guaranteed = {one.release: one.guaranteed for one in report.fields if one.field == "category_depth_3"}
     assert guaranteed == {"w.aaaaaa": 0.95, "w.cccccc": None}
@@ -141,7 +141,7 @@ def test_each_release_is_evaluated_with_its_own_tree(tmp_path):
         [create_outcome(i, 2) for i in "ac"] + [create_outcome(i, 2, "pear") for i in "bd"],
     )
     with open_tables(url, {"old": old, "new": new}) as tables:
-        report = make_report(tables, calibrations={})
+        report = build_report(tables, calibrations={})
     accepted = {(one.field, one.release): (one.num_outcomes, one.accepted) for one in report.fields}
     for release in ("old", "new"):
         assert accepted["category_depth_1", release] == (2, 1.0)
@@ -158,15 +158,15 @@ def test_a_release_that_has_answered_nothing_is_named(two_versions, wrong):
             ListingVisionError, match=r"--\w+ odl: this release has no suggestions; those that have are new, old"
         ),
     ):
-        make_report(tables, calibrations={}, **wrong)
+        build_report(tables, calibrations={}, **wrong)
 
 
 def test_the_verb_reports_and_exits_three_where_a_guarantee_is_broken(bundle, tmp_path):
     leaf = bundle.taxonomy.leaf_ids[0]
-    path = [c.id for c in bundle.taxonomy.ancestry(leaf)]
+    path = [c.id for c in bundle.taxonomy.get_lineage(leaf)]
     version, calibrated = bundle.info.model_version, bundle.calibration.version
     broken = next((f for f in bundle.calibration.fields if f.threshold is not None), None)
-    other = next(one for one in bundle.taxonomy.leaf_ids if bundle.taxonomy.ancestry(one)[0].id != path[0])
+    other = next(one for one in bundle.taxonomy.leaf_ids if bundle.taxonomy.get_lineage(one)[0].id != path[0])
     url = write_tables(
         tmp_path / "outcomes",
         [

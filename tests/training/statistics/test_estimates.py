@@ -4,13 +4,13 @@ from scipy.stats import binom
 
 from training.statistics.estimates import (
     bin_reliability,
-    clopper_pearson_upper,
+    compute_clopper_pearson_upper,
     estimate_calibration_error,
     estimate_hierarchical,
     estimate_macro_accuracy,
     estimate_share,
 )
-from vision.metrics import expected_calibration_error
+from vision.metrics import compute_expected_calibration_error
 
 RNG = np.random.default_rng(0)
 
@@ -19,7 +19,7 @@ def test_the_values_are_those_of_the_plain_metrics():
     confidences, right = RNG.random(200), RNG.random(200) < 0.5
     answers, labels = RNG.integers(0, 5, 200), RNG.integers(-1, 5, 200)
     error = estimate_calibration_error("ece", confidences, right, None)
-    assert error["ece"] == pytest.approx(expected_calibration_error(confidences, right))
+    assert error["ece"] == pytest.approx(compute_expected_calibration_error(confidences, right))
     by_label = [(answers[labels == label] == label).mean() for label in np.unique(labels[labels >= 0])]
     assert estimate_macro_accuracy("macro", answers, labels, None)["macro"] == pytest.approx(np.mean(by_label))
 
@@ -74,7 +74,7 @@ def test_reliability_by_hand():
 
 
 def test_the_bound_is_the_share_at_which_so_few_errors_become_unlikely():
-    bound = clopper_pearson_upper(3, 200, alpha=0.05)
+    bound = compute_clopper_pearson_upper(3, 200, alpha=0.05)
     assert binom.cdf(3, 200, bound) == pytest.approx(0.05)
-    assert clopper_pearson_upper(0, 59, alpha=0.05) == pytest.approx(1 - 0.05 ** (1 / 59))
-    assert clopper_pearson_upper(5, 5, alpha=0.05) == 1.0
+    assert compute_clopper_pearson_upper(0, 59, alpha=0.05) == pytest.approx(1 - 0.05 ** (1 / 59))
+    assert compute_clopper_pearson_upper(5, 5, alpha=0.05) == 1.0

@@ -6,7 +6,7 @@ import torch
 
 from tests.conftest import ROOT
 from training.errors import RunError
-from training.trainer.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint, save_checkpoint
+from training.trainer.checkpoint import Checkpoint, find_latest_checkpoint, load_checkpoint, save_checkpoint
 
 
 def checkpoint(step: int) -> Checkpoint:
@@ -17,7 +17,7 @@ def test_round_trip_and_the_two_newest_are_kept(tmp_path):
     for step in (1, 2, 3):
         save_checkpoint(tmp_path, checkpoint(step))
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["step-00000002", "step-00000003"]
-    loaded = load_checkpoint(latest_checkpoint(tmp_path))
+    loaded = load_checkpoint(find_latest_checkpoint(tmp_path))
     assert (loaded.step, loaded.state) == (3, {"note": 3})
     assert torch.equal(loaded.tensors["model.w"], torch.full((3,), 3.0))
 
@@ -27,7 +27,7 @@ def test_a_damaged_one_is_passed_over_for_the_one_before(tmp_path):
         newest = save_checkpoint(tmp_path, checkpoint(step))
     damaged = newest / "tensors.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
-    assert latest_checkpoint(tmp_path).name == "step-00000001"
+    assert find_latest_checkpoint(tmp_path).name == "step-00000001"
     with pytest.raises(RunError, match="is damaged"):
         load_checkpoint(newest)
 
@@ -37,20 +37,20 @@ def test_a_half_deleted_one_is_passed_over_too(tmp_path, name):
     for step in (1, 2):
         newest = save_checkpoint(tmp_path, checkpoint(step))
     (newest / name).unlink()
-    assert latest_checkpoint(tmp_path).name == "step-00000001"
+    assert find_latest_checkpoint(tmp_path).name == "step-00000001"
 
 
 def test_a_changed_state_is_damage(tmp_path):
     path = save_checkpoint(tmp_path, checkpoint(1)) / "state.json"
     path.write_text(path.read_text().replace('"step": 1', '"step": 7'))
-    assert latest_checkpoint(tmp_path) is None
+    assert find_latest_checkpoint(tmp_path) is None
 
 
 def test_what_a_crash_left_half_written_is_ignored(tmp_path):
     (tmp_path / ".tmp-00000009").mkdir()
-    assert latest_checkpoint(tmp_path) is None
+    assert find_latest_checkpoint(tmp_path) is None
     save_checkpoint(tmp_path, checkpoint(9))
-    assert latest_checkpoint(tmp_path).name == "step-00000009"
+    assert find_latest_checkpoint(tmp_path).name == "step-00000009"
 
 
 def test_as_many_as_asked_for_are_kept(tmp_path):
@@ -77,4 +77,4 @@ save_checkpoint(Path({str(tmp_path)!r}), Checkpoint(step=2, tensors={{"model.w":
     assert "the last good one is" in done.stderr
     assert "step-00000001" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
-    assert load_checkpoint(latest_checkpoint(tmp_path)).step == 1
+    assert load_checkpoint(find_latest_checkpoint(tmp_path)).step == 1

@@ -8,7 +8,7 @@ from PIL import Image
 
 from tests.support.helpers import encode_image
 from training.errors import RunError
-from training.trainer.dataloader import evaluation_batches, training_batches
+from training.trainer.dataloader import create_evaluation_batches, create_training_batches
 from training.trainer.sampler import ResumableBatchSampler
 from vision.images import Preprocessing, prepare_photo
 from vision.images.gpu_decoding import DeviceDecoder
@@ -18,8 +18,8 @@ from vision.taxonomy import Taxonomy
 
 @pytest.fixture
 def data(synthetic_dataset):
-    manifest = Manifest.load(str(synthetic_dataset / "manifest.parquet")).where_split("train")
-    return manifest, manifest.labels(Taxonomy.load(synthetic_dataset / "taxonomy.json"))
+    manifest = Manifest.load(str(synthetic_dataset / "manifest.parquet")).select_split("train")
+    return manifest, manifest.resolve_labels(Taxonomy.load(synthetic_dataset / "taxonomy.json"))
 
 
 CPU = torch.device("cpu")
@@ -27,7 +27,9 @@ CPU = torch.device("cpu")
 
 def load_batches(data, recipe, *, num_workers=0, only_crop=False, decode_on=None, **draws):
     sampler = ResumableBatchSampler(*data, recipe, **draws)
-    loader = training_batches(*data, recipe, sampler, num_workers=num_workers, only_crop=only_crop, decode_on=decode_on)
+    loader = create_training_batches(
+        *data, recipe, sampler, num_workers=num_workers, only_crop=only_crop, decode_on=decode_on
+    )
     return loader, sampler.steps_per_epoch
 
 
@@ -59,9 +61,9 @@ def test_epochs_differ(data, small_recipe):
 
 def test_evaluation_photos_are_those_of_serving_in_order(data):
     preprocessing = Preprocessing(input_px=64)
-    batches = list(evaluation_batches(*data, preprocessing, batch_size=7, num_workers=0))
+    batches = list(create_evaluation_batches(*data, preprocessing, batch_size=7, num_workers=0))
     assert torch.cat([b.rows for b in batches]).tolist() == list(range(len(data[0])))
-    served = prepare_photo(read_photo(data[0].photo_url(9)), preprocessing)
+    served = prepare_photo(read_photo(data[0].get_photo_url(9)), preprocessing)
     assert np.array_equal(batches[1].photos_nhwc[2].numpy(), served)
 
 
@@ -69,7 +71,7 @@ def test_evaluation_photos_are_those_of_serving_in_order(data):
 def replace_with_bad_photo(data, tmp_path):
     """The training rows with row 6 broken and row 9 gone."""
     rows = data[0].table.to_pylist()
-    rows = [{**row, "photo": data[0].photo_url(i)} for i, row in enumerate(rows)]
+    rows = [{**row, "photo": data[0].get_photo_url(i)} for i, row in enumerate(rows)]
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff broken")
     rows[5]["photo"], rows[8]["photo"] = str(tmp_path / "broken.jpg"), str(tmp_path / "gone.jpg")
     return Manifest.from_rows(rows, ""), data[1]
@@ -95,7 +97,7 @@ def change_photos(data, folder, change):
     rows = data[0].table.to_pylist()
     for index, row in enumerate(rows):
         path = folder / f"{index}.jpg"
-        path.write_bytes(change(index, read_photo(data[0].photo_url(index))))
+        path.write_bytes(change(index, read_photo(data[0].get_photo_url(index))))
         row["photo"] = str(path)
     return Manifest.from_rows(rows, ""), data[1]
 
@@ -170,15 +172,15 @@ def test_photos_that_the_device_refuses_are_replaced_and_named_as_the_loader_doe
 
 
 def test_a_photo_that_only_the_device_refuses_is_decoded_by_pillow(data, small_recipe, monkeypatch):
-    decoded = DeviceDecoder.decode_whole
-    first = np.frombuffer(read_photo(data[0].photo_url(0)), np.uint8)
+    decoded = DeviceDecoder.decode_files
+    first = np.frombuffer(read_photo(data[0].get_photo_url(0)), np.uint8)
 
     def refuse_the_first(self, files):
         if any(np.array_equal(file.numpy(), first) for file in files):
             raise RuntimeError("Error while decoding JPEG images: Failed to get image info: 3")
         return decoded(self, files)
 
-    monkeypatch.setattr(DeviceDecoder, "decode_whole", refuse_the_first)
+    monkeypatch.setattr(DeviceDecoder, "decode_files", refuse_the_first)
     device, _ = load_batches(data, small_recipe, only_crop=True, decode_on=CPU)
     loader, _ = load_batches(data, small_recipe, only_crop=True)
     for one, other in zip(device, loader, strict=True):

@@ -11,7 +11,7 @@ from training.errors import RecipeError, RunError
 from training.inference.evaluated_model import load_evaluated_model
 from training.recipe import load_recipe
 from training.run import Run
-from training.trainer.distillation import Teacher, distillation_losses
+from training.trainer.distillation import Teacher, compute_distillation_losses
 from training.trainer.losses import ListingLoss, NumLabelled
 from vision.manifest import Labels
 from vision.model import Outputs
@@ -33,9 +33,9 @@ def test_the_loss_is_the_divergence_of_softened_answers_times_the_temperature_sq
 
     wanted, answered = softened(taught), softened(logits)
     expected = 9 * (wanted * np.log(wanted / answered)).sum(axis=1)
-    found = distillation_losses(torch.tensor(logits), torch.tensor(taught), temperature=3)
+    found = compute_distillation_losses(torch.tensor(logits), torch.tensor(taught), temperature=3)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
-    assert distillation_losses(torch.tensor(taught), torch.tensor(taught), temperature=3).max() < 1e-6
+    assert compute_distillation_losses(torch.tensor(taught), torch.tensor(taught), temperature=3).max() < 1e-6
 
 
 def test_micro_batches_add_up_to_the_step_and_the_brand_is_weighted():
@@ -55,8 +55,8 @@ def test_micro_batches_add_up_to_the_step_and_the_brand_is_weighted():
 
     whole = loss_of(slice(None))
     assert loss_of(slice(0, 1)) + loss_of(slice(1, 4)) == pytest.approx(whole)
-    category = distillation_losses(mine.category_logits, taught.category_logits, temperature=2.0).mean()
-    brand = distillation_losses(mine.brand_logits, taught.brand_logits, temperature=2.0).mean()
+    category = compute_distillation_losses(mine.category_logits, taught.category_logits, temperature=2.0).mean()
+    brand = compute_distillation_losses(mine.brand_logits, taught.brand_logits, temperature=2.0).mean()
     assert whole == pytest.approx(float(category + 0.5 * brand), rel=1e-5)
 
 
@@ -108,9 +108,9 @@ def test_a_student_without_labels_of_its_own_learns_to_answer_like_its_teacher(d
     taught = Teacher.load(bundle.folder, bundle.taxonomy, CPU).infer(photos)
     with torch.inference_mode():
         answered = distilled_run.load_model()(photos)
-    student = distillation_losses(answered.category_logits, taught.category_logits, temperature=1.0).mean()
+    student = compute_distillation_losses(answered.category_logits, taught.category_logits, temperature=1.0).mean()
     nothing_learned = torch.zeros_like(taught.category_logits)
-    assert student < 0.5 * distillation_losses(nothing_learned, taught.category_logits, temperature=1.0).mean()
+    assert student < 0.5 * compute_distillation_losses(nothing_learned, taught.category_logits, temperature=1.0).mean()
     records = distilled_run.metrics()
     assert records[-1]["loss"] < records[0]["loss"]
 

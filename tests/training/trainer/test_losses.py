@@ -4,7 +4,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from tests.support.helpers import create_small_taxonomy
-from training.trainer.losses import ListingLoss, NumLabelled, log_class_shares, node_losses
+from training.trainer.losses import ListingLoss, NumLabelled, compute_log_class_shares, compute_node_losses
 from training.trainer.mixup import Mix
 from vision.model import Outputs
 
@@ -15,7 +15,7 @@ LEAF_NODES = [TAXONOMY.node_index[leaf] for leaf in TAXONOMY.leaf_ids]
 
 def loss(logits, nodes, smoothing=0.0):
     nodes = torch.tensor(nodes)
-    losses = node_losses(logits, nodes, BELOW, label_smoothing=smoothing)
+    losses = compute_node_losses(logits, nodes, BELOW, label_smoothing=smoothing)
     return losses.sum() / (nodes >= 0).sum().clamp(min=1)
 
 
@@ -96,7 +96,7 @@ def test_mixed_photos_answer_for_both_by_their_shares_and_only_where_there_is_a_
 
 def test_class_shares_spread_an_inner_label_over_its_leaves():
     apple, lemon = TAXONOMY.node_index["apple"], TAXONOMY.node_index["lemon"]
-    shares = np.exp(log_class_shares(np.array([apple, apple, lemon, -1]), TAXONOMY.leaves_below))
+    shares = np.exp(compute_log_class_shares(np.array([apple, apple, lemon, -1]), TAXONOMY.leaves_below))
     by_leaf = dict(zip(TAXONOMY.leaf_ids, shares, strict=True))
     assert by_leaf["gala"] == pytest.approx(2 / 7)
     assert by_leaf["lemon"] == pytest.approx(2 / 7)
@@ -106,7 +106,7 @@ def test_class_shares_spread_an_inner_label_over_its_leaves():
 def test_class_shares_count_what_is_drawn():
     nodes = np.array([LEAF_NODES[0]] * 98 + [LEAF_NODES[1]] * 2)
     weights = np.where(nodes == LEAF_NODES[0], 0.5 / 98, 0.5 / 2)
-    shares = np.exp(log_class_shares(nodes, TAXONOMY.leaves_below, weights))
+    shares = np.exp(compute_log_class_shares(nodes, TAXONOMY.leaves_below, weights))
     assert shares == pytest.approx([51 / 104, 51 / 104, 1 / 104, 1 / 104])
 
 
@@ -122,7 +122,9 @@ def test_adjusted_logits_learn_the_balanced_answer():
 
         def closure():
             optimizer.zero_grad()
-            loss = node_losses(bias.expand(36, 4), nodes, BELOW, label_smoothing=0.0, log_shares=log_shares).mean()
+            loss = compute_node_losses(
+                bias.expand(36, 4), nodes, BELOW, label_smoothing=0.0, log_shares=log_shares
+            ).mean()
             loss.backward()
             return loss
 

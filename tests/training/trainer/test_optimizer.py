@@ -6,7 +6,7 @@ from tests.support.helpers import create_trainer, train_run
 from training.errors import RecipeError
 from training.recipe import Recipe, Stage
 from training.run import Run
-from training.trainer.optimizer import freeze_groups, frozen_modules, layer_groups, parameter_groups
+from training.trainer.optimizer import build_parameter_groups, find_frozen_modules, freeze_groups, list_layer_groups
 from vision.model import ListingClassifier, ModelSpec
 
 TINY = {"backbone": "test_efficientnet", "weights": "none"}
@@ -22,7 +22,7 @@ def classifier(backbone):
 )
 def test_every_parameter_is_in_one_group_from_photo_to_features(backbone, num_groups):
     model = timm.create_model(backbone, num_classes=0)
-    groups = layer_groups(model)
+    groups = list_layer_groups(model)
     assert len(groups) == num_groups
     names = [name for group in groups for name in group]
     assert sorted(names) == sorted(name for name, _ in model.named_parameters())
@@ -62,9 +62,9 @@ def test_a_stage_of_heads_leaves_the_backbone_alone_and_the_next_one_does_not(sy
 
 def test_modules_without_a_trained_parameter_are_the_frozen_ones():
     model = classifier("tf_efficientnet_lite0")
-    assert frozen_modules(model) == []
+    assert find_frozen_modules(model) == []
     freeze_groups(model.backbone, 2)
-    frozen = frozen_modules(model)
+    frozen = find_frozen_modules(model)
     assert model.backbone.bn1 in frozen
     assert model.backbone.blocks[0] in frozen
     assert model.backbone.blocks[1] not in frozen
@@ -78,7 +78,7 @@ def test_more_groups_than_there_are_is_refused():
 def test_rates_fall_towards_the_photo_and_every_trained_parameter_has_one():
     model = classifier("tf_efficientnet_lite0")
     freeze_groups(model.backbone, 1)
-    groups = parameter_groups(
+    groups = build_parameter_groups(
         model, head_learning_rate=1.0, backbone_learning_rate=0.1, layer_decay=0.5, weight_decay=0.05
     )
     rates = {id(p): group["lr"] * group["lr_scale"] for group in groups for p in group["params"]}
@@ -101,7 +101,7 @@ def test_scale_and_bias_of_a_cosine_head_learn_as_heads_and_are_not_decayed():
         brand_head="cosine",
     )  # fmt: skip
     head = (model := ListingClassifier(spec)).brand_head
-    groups = parameter_groups(
+    groups = build_parameter_groups(
         model, head_learning_rate=1.0, backbone_learning_rate=0.1, layer_decay=1.0, weight_decay=0.05
     )
     found = {

@@ -53,10 +53,10 @@ def test_the_ranks_share_every_step_without_overlap(num, batch_size, world_size,
     assert all(len(batch) >= 2 for batches in drawn for batch in batches)
     for index, step in enumerate(range(first_step, whole.num_steps)):
         together = [row for b in drawn for part in b[index * per_step : (index + 1) * per_step] for row in part]
-        assert sorted(together) == sorted(whole.rows_of_step(step))
+        assert sorted(together) == sorted(whole.get_step_rows(step))
     for epoch in range(2):
         steps = range(epoch * whole.steps_per_epoch, (epoch + 1) * whole.steps_per_epoch)
-        seen = np.concatenate([whole.rows_of_step(step) for step in steps])
+        seen = np.concatenate([whole.get_step_rows(step) for step in steps])
         assert sorted(seen) == list(range(num))
 
 

@@ -211,10 +211,10 @@ def test_bad_photos_are_counted_and_stop_the_run_above_the_share(
     synthetic_dataset, small_recipe, tmp_path, share, survives
 ):
     folder = shutil.copytree(synthetic_dataset, tmp_path / "data")
-    manifest = Manifest.load(str(folder / "manifest.parquet")).where_split("train")
+    manifest = Manifest.load(str(folder / "manifest.parquet")).select_split("train")
     for row in (2, 5, 9):
-        Path(manifest.photo_url(row)).write_bytes(b"not a photo")
-    trainer = create_trainer(tmp_path / "run", folder, small_recipe, bad_photo_share=share)
+        Path(manifest.get_photo_url(row)).write_bytes(b"not a photo")
+    trainer = create_trainer(tmp_path / "run", folder, small_recipe, max_bad_photo_share=share)
     if survives:
         trainer.run()
         assert Run(tmp_path / "run").metrics()[-1]["bad_photos"] == 3

@@ -27,7 +27,7 @@ from vision.images import (
     Preprocessing,
     decode_photo,
     prepare_photo,
-    size_px,
+    read_size_px,
 )
 
 PREPROCESSING = Preprocessing(input_px=64)
@@ -162,6 +162,6 @@ def test_damaged_bytes_give_a_photo_or_a_photo_error_and_nothing_else(format, da
 
 
 def test_the_size_is_read_from_the_header_alone():
-    assert size_px(encode_image(create_scene(300, 200), "PNG")[:100]) == (300, 200)
+    assert read_size_px(encode_image(create_scene(300, 200), "PNG")[:100]) == (300, 200)
     with pytest.raises(PhotoNotAnImage):
-        size_px(b"no photo at all")
+        read_size_px(b"no photo at all")

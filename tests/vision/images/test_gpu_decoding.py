@@ -9,7 +9,7 @@ import vision.images.gpu_decoding
 from tests.support.helpers import create_scene, encode_image
 from training.recipe import Recipe, Stage
 from training.trainer.augmentation import create_crop
-from vision.errors import DeviceCannotDecode
+from vision.errors import DeviceDecoderUnavailable
 from vision.images import Preprocessing, decode_photo, prepare_photo
 from vision.images.gpu_decoding import Box, DeviceDecoder, find_plain_crop
 
@@ -22,7 +22,7 @@ NONE = torch.empty(0, 0, 0, 3, dtype=torch.uint8)
 def find_crop(data, seed=0):
     torch.manual_seed(seed)
     crop = create_crop(RECIPE, 48)
-    return find_plain_crop(data, at_least_px=AT_LEAST_PX, box_of=lambda photo: Box(**crop.make_params([photo])))
+    return find_plain_crop(data, at_least_px=AT_LEAST_PX, choose_box=lambda photo: Box(**crop.make_params([photo])))
 
 
 def decode_with_pillow(data, seed=0):
@@ -34,7 +34,7 @@ def decode_with_pillow(data, seed=0):
 def decode_on_device(*files, others=NONE):
     crops = [find_crop(data) for data in files]
     joined = torch.frombuffer(bytearray(b"".join(files)), dtype=torch.uint8)
-    return DeviceDecoder(CPU).photos(joined, crops, others, photo_px=48)
+    return DeviceDecoder(CPU).decode_crops(joined, crops, others, photo_px=48)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
@@ -45,7 +45,7 @@ def test_the_crop_is_pillows_but_for_a_few_grey_values(size, options, mode, seed
     data = encode_image(create_scene(*size).convert(mode), quality=90, **options)
     crop = find_crop(data, seed)
     joined = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    photos, refused = DeviceDecoder(CPU).photos(joined, [crop], NONE, photo_px=48)
+    photos, refused = DeviceDecoder(CPU).decode_crops(joined, [crop], NONE, photo_px=48)
     assert (photos.shape, photos.dtype, refused) == ((1, 48, 48, 3), torch.uint8, [])
     differences = (photos[0].int() - decode_with_pillow(data, seed).int()).abs()
     assert differences.float().mean() < 1.5
@@ -56,7 +56,7 @@ def test_the_crop_is_pillows_but_for_a_few_grey_values(size, options, mode, seed
 def test_a_whole_photo_is_what_the_model_is_served_but_for_a_few_grey_values(size):
     data = encode_image(create_scene(*size), quality=90)
     joined = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    photos, _ = DeviceDecoder(CPU).photos(joined, [find_plain_crop(data, at_least_px=64)], NONE, photo_px=64)
+    photos, _ = DeviceDecoder(CPU).decode_crops(joined, [find_plain_crop(data, at_least_px=64)], NONE, photo_px=64)
     differences = np.abs(photos[0].numpy().astype(int) - prepare_photo(data, Preprocessing(input_px=64)))
     assert differences.mean() < 1.5
     assert differences.max() <= 12
@@ -147,11 +147,11 @@ def test_photos_too_large_to_be_held_together_are_decoded_in_turns(monkeypatch):
     files = [encode_image(create_scene(60 + index, 60)) for index in range(5)]
     together, _ = decode_on_device(*files)
     groups = []
-    decode = DeviceDecoder.decode_whole
+    decode = DeviceDecoder.decode_files
     monkeypatch.setattr(
-        DeviceDecoder, "decode_whole", lambda self, some: groups.append(len(some)) or decode(self, some)
+        DeviceDecoder, "decode_files", lambda self, some: groups.append(len(some)) or decode(self, some)
     )
-    monkeypatch.setattr(vision.images.gpu_decoding, "MAX_PIXELS_AT_ONCE", 2 * 62 * 60)
+    monkeypatch.setattr(vision.images.gpu_decoding, "MAX_PIXELS_PER_CALL", 2 * 62 * 60)
     in_turns, _ = decode_on_device(*files)
     assert groups == [1, 2, 1, 1, 1]  # the first is the one that tries the device
     assert torch.equal(in_turns, together)
@@ -162,7 +162,7 @@ def test_a_device_that_cannot_decode_is_told_at_the_start(monkeypatch):
         raise RuntimeError("torchvision not compiled with nvJPEG support\nmore")
 
     monkeypatch.setattr("torchvision.io.decode_jpeg", refuse)
-    with pytest.raises(DeviceCannotDecode, match=r"cannot decode a JPEG on cpu \(.*nvJPEG support\)"):
+    with pytest.raises(DeviceDecoderUnavailable, match=r"cannot decode a JPEG on cpu \(.*nvJPEG support\)"):
         DeviceDecoder(CPU)
 
 
@@ -172,13 +172,13 @@ def test_a_gpu_decodes_what_the_cpu_decodes_while_it_is_busy():
     files[5] = remove_quantization_tables(files[5])
     crops = [find_crop(data) for data in files]
     joined = torch.frombuffer(bytearray(b"".join(files)), dtype=torch.uint8)
-    expected, refused = DeviceDecoder(CPU).photos(joined, crops, NONE, photo_px=48)
+    expected, refused = DeviceDecoder(CPU).decode_crops(joined, crops, NONE, photo_px=48)
     decoder = DeviceDecoder(torch.device("cuda"))
     work = torch.randn(4096, 4096, device="cuda")
     for _ in range(5):
         for _ in range(20):
             work = torch.nn.functional.normalize(work @ work)
-        photos, refused_there = decoder.photos(joined.pin_memory(), crops, NONE, photo_px=48)
+        photos, refused_there = decoder.decode_crops(joined.pin_memory(), crops, NONE, photo_px=48)
         assert refused_there == refused == [5]
         # nvJPEG upsamples colours in its own way.
         assert (photos.cpu().float() - expected.float()).abs().mean() < 2

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tests.support.hostile_photos import hostile_photos
 from tests.support.photo_files import heif, hevc_item
 from vision.errors import PhotoError
-from vision.images import PhotoLimits, Preprocessing, decode_photo, prepare_photo, size_px
+from vision.images import PhotoLimits, Preprocessing, decode_photo, prepare_photo, read_size_px
 
 # Pillow's; vision.images silences them, and pytest turns them on again.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
@@ -49,7 +49,7 @@ def test_the_drawer(hostile):
 @pytest.mark.parametrize("hostile", hostile_photos(), ids=lambda hostile: hostile.name)
 def test_a_header_is_read_or_refused(hostile):
     with contextlib.suppress(PhotoError):
-        width, height = size_px(hostile.data)
+        width, height = read_size_px(hostile.data)
         assert 0 < width * height <= PhotoLimits().max_pixels
 
 

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from vision.runtime.cli import new_app, run_app
+from vision.runtime.cli import create_cli_app, run_app
 
 PROGRAM = """
 import logging
@@ -61,7 +61,7 @@ def test_logs_are_json_lines_where_asked_for():
 
 
 def test_an_app_without_a_verb_shows_its_help(capsys, monkeypatch):
-    app = new_app("Some help.")
+    app = create_cli_app("Some help.")
     app.command("one")(lambda: None)
     app.command("two")(lambda: None)
     monkeypatch.setattr(sys, "argv", ["program", "--help"])

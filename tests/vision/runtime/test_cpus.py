@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from vision.runtime.cpus import usable_cores
+from vision.runtime.cpus import count_usable_cores
 
 ALLOWED = len(os.sched_getaffinity(0))
 
@@ -20,8 +20,8 @@ ALLOWED = len(os.sched_getaffinity(0))
 )
 def test_a_quota_counts_where_it_is_less_than_the_machine(tmp_path, cpu_max, cores):
     (tmp_path / "cpu.max").write_text(cpu_max)
-    assert usable_cores(tmp_path / "cpu.max") == cores
+    assert count_usable_cores(tmp_path / "cpu.max") == cores
 
 
 def test_without_control_groups_it_is_what_the_process_may_run_on(tmp_path):
-    assert usable_cores(tmp_path / "cpu.max") == ALLOWED
+    assert count_usable_cores(tmp_path / "cpu.max") == ALLOWED

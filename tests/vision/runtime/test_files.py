@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from vision.runtime.files import replace_file, sha256_of, write_atomically
+from vision.runtime.files import compute_sha256, replace_file, write_atomically
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path):
@@ -43,4 +43,4 @@ def test_a_reader_sees_the_old_content_until_all_of_the_new_is_there(tmp_path):
 def test_sha256_is_that_of_the_content(tmp_path):
     path = tmp_path / "photo"
     path.write_bytes(b"bytes" * 100_000)
-    assert sha256_of(path) == hashlib.sha256(b"bytes" * 100_000).hexdigest()
+    assert compute_sha256(path) == hashlib.sha256(b"bytes" * 100_000).hexdigest()
