@@ -1,4 +1,4 @@
-"""torchrun with an exit status that a job queue can go by: 75 where the same command goes on with the training.
+"""torchrun with an exit status for job queues: 75 if repeating the same command resumes the training.
 
     python -m training.launch TORCHRUN-OPTIONS -m training MANIFEST --run-folder FOLDER
 
@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 
 def launch(arguments: Sequence[str]) -> int:
-    """The exit status: 0, 75 or 1.
+    """Return the exit status: 0, 75 or 1.
 
     75 where the rank that ended first was interrupted, where the launcher itself was told to stop (its ranks have then
     saved or been killed), and where the machine that the others meet at is not there, yet or any more.

@@ -76,11 +76,11 @@ class Recipe:
     """0 draws every photo once an epoch. Above, photos are drawn with replacement by class count ** -balanced_sampling:
     1 makes all classes equally frequent (Mahajan et al., ECCV 2018, use 0.5)."""
     distillation_weight: float = 0.0
-    """Of a teacher's answers against the labels, in [0, 1]; `listing-vision distill`."""
+    """Weight of the teacher's probabilities against the labels, in [0, 1]; `listing-vision distill`."""
     distillation_temperature: float = 2.0
     """Softens both answers (Hinton et al. 2015, section 2)."""
     mixup_alpha: float = 0.0
-    """Of the beta distribution that shares are drawn from (Zhang et al., ICLR 2018); 0 is off."""
+    """Parameter of the beta distribution of the mixing share (Zhang et al., ICLR 2018); 0 is off."""
     cutmix_alpha: float = 0.0
     """The same for CutMix (Yun et al., ICCV 2019); with both, a coin decides for each step."""
     brand_head: BrandHead = "linear"
@@ -101,7 +101,7 @@ class Recipe:
     flip_probability: float = 0.5
     """Mirroring; 0 where text matters more than variety."""
     ema_decay: float = 0.995
-    """Of the averaged weights, which are the ones evaluated and exported; warmed up as in timm's ModelEmaV3."""
+    """Decay of the averaged weights, which are evaluated and exported; warmed up as in timm's ModelEmaV3."""
     gradient_clip_norm: float = 5.0
     checkpoint_every_steps: int = 100
 

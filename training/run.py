@@ -1,4 +1,4 @@
-"""A training run's folder: what was asked, what came of it, and where the weights are."""
+"""A training run's folder: its settings, metrics, checkpoints and weights."""
 
 import hashlib
 import json
@@ -100,7 +100,7 @@ class Run:
             file.write(json.dumps(problem, ensure_ascii=False) + "\n")
 
     def save_weights(self, tensors: Mapping[str, "torch.Tensor"]) -> None:
-        """Whoever sees the file sees all of it: its existence says that the run has finished.
+        """Write the weights atomically: the file's existence means that the run has finished.
 
         Raises:
             RunError: it cannot be written.

@@ -14,8 +14,9 @@ from serving.gateway.deadline import deadline_refusal
 from serving.gateway.inference import check_breaker
 from serving.observability import metrics
 from serving.rollout.release import ServedRelease
+from serving.rollout.router import Router
 
-__all__ = ["CanaryFallback"]
+__all__ = ["CanaryRouting"]
 
 _log = logging.getLogger(__name__)
 
@@ -31,26 +32,35 @@ _FALLBACK_REASONS = ("TOO_BUSY", "MODEL_UNAVAILABLE", "MODEL_BROKEN", "DEADLINE_
 """Reasons that another release may not share; any other refusal is the request's fault."""
 
 
-class CanaryFallback:
-    """Runs a canary within its share of a call's time."""
+class CanaryRouting:
+    """Routes each listing to the canary or to the stable release."""
 
-    def __init__(self, admission: Admission) -> None:
+    def __init__(self, router: Router, admission: Admission) -> None:
+        self._router = router
         self._admission = admission
 
-    async def try_canary(
-        self, canary: ServedRelease, classify: Callable[[ServedRelease], Awaitable[_T]], *, time_s: float
-    ) -> _T | None:
-        """Return the canary's result; None if it failed or took too long.
+    async def route(self, listing_id: str, classify: Callable[[ServedRelease], Awaitable[_T]], *, time_s: float) -> _T:
+        """Return what `classify` returns for the release that serves a listing.
 
         Args:
-            canary: the release to try.
-            classify: what to run with it.
-            time_s: that the call has left.
+            listing_id: decides whether the listing is in the canary's share.
+            classify: called with the canary, if the listing is in its share, and with the stable release, if it is
+                not or the canary failed.
+            time_s: seconds that the call has left.
 
         Raises:
-            Refusal: the request itself is at fault, whatever the release.
+            Refusal: the stable release refused, or the request itself is at fault.
         """
-        time_s *= DEADLINE_SHARE
+        if canary := self._router.select_canary(listing_id):
+            result = await self._try_canary(canary, classify, time_s=DEADLINE_SHARE * time_s)
+            if result is not None:
+                return result
+        return await classify(self._router.stable)
+
+    async def _try_canary(
+        self, canary: ServedRelease, classify: Callable[[ServedRelease], Awaitable[_T]], *, time_s: float
+    ) -> _T | None:
+        """Return the canary's result; None if it failed or took too long."""
         try:
             check_breaker(canary)
             if self._expected_wait_exceeds(time_s):

@@ -15,7 +15,7 @@ from serving.api.status import Refusal, abort
 from serving.auth.interceptor import CALLER
 from serving.auth.quota import PhotoQuota
 from serving.gateway.admission import MAX_WAIT_S, Admission
-from serving.gateway.canary import CanaryFallback
+from serving.gateway.canary import CanaryRouting
 from serving.gateway.deadline import check_deadline, enforce_deadline, read_deadline_s, seconds_until
 from serving.gateway.inference import check_breaker, infer_photos
 from serving.gateway.occlusion import PhotoExplainer
@@ -66,7 +66,7 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
         self._quotas = quotas
         self._recorder = recorder
         self._photo_fetcher = photo_fetcher
-        self._canary = CanaryFallback(admission)
+        self._canary_routing = CanaryRouting(router, admission)
         self._explainer = PhotoExplainer(router, admission, quotas)
         self.streams = ListingStreams(has_low_priority_capacity=admission.has_low_priority_capacity)
         self.shadow_traffic = ShadowTraffic(
@@ -215,7 +215,7 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
         *,
         time_s: float,
     ) -> pb.ClassifyListingResponse:
-        """Classify with the canary for its share of the listings, else, or if it fails, with the stable release."""
+        """Classify with the release that serves the listing; note in `request_context` which is tried."""
 
         async def classify(release: ServedRelease) -> pb.ClassifyListingResponse:
             request_context.release = release
@@ -223,12 +223,7 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
                 release, photos, listing_id=listing.listing_id, num_alternatives=listing.num_alternatives
             )
 
-        if canary := self.router.select_canary(listing.listing_id):
-            request_context.release = canary
-            response = await self._canary.try_canary(canary, classify, time_s=min(time_s, MAX_WAIT_S))
-            if response is not None:
-                return response
-        return await classify(self.router.stable)
+        return await self._canary_routing.route(listing.listing_id, classify, time_s=min(time_s, MAX_WAIT_S))
 
     def _record(
         self,

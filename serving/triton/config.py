@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast, get_args
 
+from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from serving.decoding.fork_client import MAX_MEMORY_BYTES
@@ -32,6 +33,7 @@ __all__ = [
     "build_model_config",
     "build_plan_command",
     "read_tuning",
+    "write_config",
 ]
 
 Backend = Literal["onnxruntime", "tensorrt", "pytorch", "python", "python-gpu"]
@@ -261,3 +263,15 @@ def _build_shape_profile(bundle: Bundle, max_batch_size: int) -> dict[str, str]:
     side = bundle.info.preprocessing.input_px
     sizes = {"min": 1, "opt": max(1, max_batch_size // 2), "max": max_batch_size}
     return {name: f"{INPUT_NAME}:{size}x{side}x{side}x3" for name, size in sizes.items()}
+
+
+def write_config(bundle: Bundle, folder: Path, options: RepositoryOptions, *, num_instances: int | None = None) -> None:
+    """Write the configuration of a model in the repository; Triton applies it when it loads the model.
+
+    Args: num_instances: another number than that of the options; where nothing else has changed, Triton keeps the
+        running instances and adds or removes the others.
+    """
+    config = build_model_config(bundle, options)
+    if num_instances is not None:
+        config.instance_group[0].count = num_instances
+    (folder / options.model_name / "config.pbtxt").write_text(text_format.MessageToString(config))

@@ -17,9 +17,9 @@ from pathlib import Path
 from serving.inference.model_names import MODEL_NAME
 from serving.observability.tracing import TraceOptions
 from serving.processes.sockets import find_free_ports
-from serving.triton.config import RepositoryOptions
+from serving.triton.config import RepositoryOptions, write_config
 from serving.triton.install import TritonInstallation
-from serving.triton.repository import write_config, write_repository
+from serving.triton.repository import write_repository
 from vision.bundle import Bundle
 from vision.errors import EngineUnavailable
 

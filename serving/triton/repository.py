@@ -4,13 +4,11 @@ import shlex
 import shutil
 from pathlib import Path
 
-from google.protobuf import text_format
-
-from serving.triton.config import RepositoryOptions, build_model_config, build_plan_command
+from serving.triton.config import RepositoryOptions, build_plan_command, write_config
 from vision.bundle import Bundle
 from vision.errors import BundleError
 
-__all__ = ["list_decoding_code", "remove_model", "write_config", "write_repository"]
+__all__ = ["list_decoding_code", "remove_model", "write_repository"]
 
 _ROOT = Path(__file__).resolve().parents[2]
 _DECODING_CODE = (
@@ -66,18 +64,6 @@ def write_repository(bundle: Bundle, folder: Path, options: RepositoryOptions) -
     building.rename(version)
     write_config(bundle, folder, options)
     return model
-
-
-def write_config(bundle: Bundle, folder: Path, options: RepositoryOptions, *, num_instances: int | None = None) -> None:
-    """Write the configuration of a model in the repository; Triton applies it when it loads the model.
-
-    Args: num_instances: another number than that of the options; where nothing else has changed, Triton keeps the
-        running instances and adds or removes the others.
-    """
-    config = build_model_config(bundle, options)
-    if num_instances is not None:
-        config.instance_group[0].count = num_instances
-    (folder / options.model_name / "config.pbtxt").write_text(text_format.MessageToString(config))
 
 
 def _copy_code(folder: Path, *, on_gpu: bool) -> None:

@@ -1,4 +1,5 @@
-"""Which listings train a model, choose its thresholds and judge it: `split_manifest` writes the split column anew."""
+"""Split listings into those that train a model, certify its thresholds and test it: `split_manifest` writes the split
+column again."""
 
 import hashlib
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""A model as those who judge it need it, whether it is a bundle or a finished run."""
+"""A model to evaluate: a bundle or a finished run."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,18 +19,18 @@ __all__ = ["EvaluatedModel", "load_evaluated_model"]
 @dataclass(frozen=True, kw_only=True)
 class EvaluatedModel:
     name: str
-    """For people: `bundle grocery 1f3a…` or `run runs/grocery`."""
+    """Name for people: `bundle grocery 1f3a…` or `run runs/grocery`."""
     taxonomy: Taxonomy
     calibration: Calibration
     """Without fields for a run: only an export is certified."""
     preprocessing: Preprocessing
     infer: Infer
     load_network: "Callable[[], ListingClassifier]"
-    """The network itself, in evaluation mode, for those who must see inside."""
+    """Load the network in evaluation mode, for Grad-CAM."""
 
 
 def load_evaluated_model(folder: Path) -> EvaluatedModel:
-    """A bundle, judged by its ONNX export, or a finished run, judged by its trained weights.
+    """Load a bundle, evaluated by its ONNX export, or a finished run, evaluated by its trained weights.
 
     Raises:
         BundleError: the folder is neither, or the bundle is incomplete or altered.

@@ -35,7 +35,7 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class Features:
-    """Of the P usable photos of a manifest, in its order."""
+    """Features of the P usable photos of a manifest, in its order."""
 
     values: npt.NDArray[np.float32]
     """(P, D); read-only and memory-mapped where they come from a cache."""

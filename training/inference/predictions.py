@@ -1,4 +1,4 @@
-"""A model's answers for all photos of a manifest, with the photos that could not be used counted and named."""
+"""Predictions of a model for all photos of a manifest; unusable photos are named."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,25 +19,25 @@ __all__ = ["Infer", "InferFiles", "Predictions", "iterate_usable_photos", "predi
 
 Infer = Callable[[npt.NDArray[np.uint8]], Logits]
 InferFiles = Callable[[Sequence[bytes]], tuple[Sequence[PhotoError | None], Logits]]
-"""Of encoded photos: what was wrong with each, and the logits of those without error, in their order."""
+"""From encoded photos to the error of each, and the logits of those without error, in their order."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions:
-    """Answers and labels of the usable photos, in the manifest's order; P photos of N listings."""
+    """Logits and labels of the usable photos, in the manifest's order; P photos of N listings."""
 
     category_logits: npt.NDArray[np.float32]
     """(P, C)."""
     brand_logits: npt.NDArray[np.float32]
     """(P, B)."""
     labels: Labels
-    """Of the P photos."""
+    """Labels of the P photos."""
     groups: npt.NDArray[np.int64]
     """(P,) listing number 0…N-1."""
     listing_ids: tuple[str, ...]
     """N ids."""
     photo_urls: tuple[str, ...]
-    """Of the P photos."""
+    """URLs of the P photos."""
     unusable: tuple[str, ...]
     """What was wrong with each photo that is not among the P."""
     short_sides_px: npt.NDArray[np.int64] | None = None

@@ -1,4 +1,4 @@
-"""What of a training run hangs on the machine and not on the recipe: it changes the speed, not what is learnt."""
+"""Settings of a training run that depend on the machine: they change the speed, not what is learnt."""
 
 import ctypes
 import os
@@ -36,7 +36,8 @@ class Machine:
     """Loader processes. Default: as many as cores on a CPU, two at most (`benchmarks.training_speed` prints what they
     give); all cores of the rank but one beside a GPU, 16 at most."""
     precision: Precision = "auto"
-    """Of the forward pass. auto: bf16 on a GPU that has it, fp16 with loss scaling on an older one, fp32 on a CPU."""
+    """Precision of the forward pass. auto: bf16 on a GPU that has it, fp16 with loss scaling on an older one, fp32 on a
+    CPU."""
     augment_on: AugmentOn = "auto"
     """Where flips, colours and erasing happen. auto: in the loader, unless a GPU has fewer than
     `MIN_WORKERS_TO_AUGMENT` loader processes beside it, or decodes."""
@@ -47,7 +48,7 @@ class Machine:
     """torch.compile. Default: on a GPU."""
     keep_checkpoints: int = 2
     max_bad_photo_share: float = 0.01
-    """Of the training photos; above it the run stops."""
+    """Largest share of unusable training photos; above it the run stops."""
 
     def __post_init__(self) -> None:
         for name, choices in (("precision", Precision), ("augment_on", AugmentOn), ("decode_on", DecodeOn)):
@@ -93,7 +94,7 @@ class Machine:
 def keep_freed_memory() -> None:
     """Make glibc keep what is freed instead of returning it to the kernel; does nothing elsewhere.
 
-    By default each activation of a few megabytes is mapped anew for every step, and the kernel zeroes its pages again:
+    By default each activation of a few megabytes is mapped again for every step, and the kernel zeroes its pages again:
     5.9 million page faults in 24 steps at 160 px and 27 % of the processor time in the kernel, against 0.6 million and
     8 %; 27 photos/s against 40 (`python -m benchmarks.training_speed`, batch 32, `tf_efficientnet_lite0`, 2 cores).
     """

@@ -15,7 +15,7 @@ class Mix:
     partners: torch.Tensor
     """(N,) int64, a permutation: the photo that each one was mixed with."""
     share: float
-    """Of the photo itself in the result, in [0, 1]."""
+    """Share of the photo itself in the mix, in [0, 1]."""
 
 
 def mix_photos(photos_nhwc: torch.Tensor, recipe: Recipe, *, seed: int) -> tuple[torch.Tensor, Mix | None]:

@@ -37,7 +37,7 @@ def test_the_verb_splits_into_another_folder(listing_folder, tmp_path):
     )
     assert done.exit_code == 0, done.exception
     manifest = Manifest.load(output)
-    assert [read_photo(manifest.photo_url(row)) for row in (0, 7)] == [
+    assert [read_photo(manifest.get_photo_url(row)) for row in (0, 7)] == [
         (listing_folder / "photos" / f"{i}.JPEG").read_bytes() for i in (0, 7)
     ]
     counted = [line.split() for line in done.stdout.splitlines()[:4]]

@@ -37,7 +37,7 @@ def test_a_run_is_evaluated_like_its_bundle(tmp_path, bundle, trained_run, synth
         assert not list(tmp_path.glob("*.html"))
     # A run has no temperatures; before them its export answers alike.
     assert figures["run"]["photo"]["num"] == figures["bundle"]["photo"]["num"]
-    rows = Manifest.load(str(synthetic_dataset / "manifest.parquet")).where_split("test")
+    rows = Manifest.load(str(synthetic_dataset / "manifest.parquet")).select_split("test")
     by_run, by_bundle = (
         predict(rows, model.taxonomy, model.preprocessing, model.infer)
         for model in map(load_evaluated_model, (trained_run.folder, bundle.folder))

@@ -15,7 +15,7 @@ def table(seed: int = 0, *, num: int = 60, num_features: int = 5, num_classes: i
 
 
 def reference_gradient(features, labels, weight, bias, *, l2, weights):
-    """Of the documented loss, in the space of standardised features, by NumPy."""
+    """Return the documented loss, in the space of standardised features, by NumPy."""
     shares = weights / weights.sum()
     x = features.astype(np.float64)
     mean = shares @ x

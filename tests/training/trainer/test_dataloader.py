@@ -204,7 +204,7 @@ def test_a_device_that_fails_names_the_photos_and_the_way_on(data, small_recipe,
     def fail(*_, **__):
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nmore")
 
-    monkeypatch.setattr(DeviceDecoder, "photos", fail)
+    monkeypatch.setattr(DeviceDecoder, "decode_crops", fail)
     with pytest.raises(RunError, match=r"cpu failed while it decoded 1\d photos \(.*\.jpg, …\): CUDA error.*resume"):
         next(iter(loader))
 

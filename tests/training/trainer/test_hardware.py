@@ -94,7 +94,7 @@ recipe = Recipe(
     stages=(Stage(photo_px=32, epochs=50),), backbone="test_efficientnet", weights="none", input_px=32, batch_size=32
 )
 source = Path(sys.argv[2])
-train = Manifest.load(str(source / "manifest.parquet")).where_split("train").take(np.arange(32)).table.to_pylist()
+train = Manifest.load(str(source / "manifest.parquet")).select_split("train").take(np.arange(32)).table.to_pylist()
 val = [{**row, "split": "val"} for row in train[:4]]
 Trainer(
     recipe,

@@ -30,5 +30,5 @@ def test_val_labels_that_train_lacks_are_refused_by_name(synthetic_dataset, smal
 def test_val_labels_that_train_has_are_accepted(synthetic_dataset):
     manifest = Manifest.load(str(synthetic_dataset / "manifest.parquet"))
     taxonomy = Taxonomy.load(synthetic_dataset / "taxonomy.json")
-    train, val = (manifest.where_split(split).labels(taxonomy) for split in ("train", "val"))
+    train, val = (manifest.select_split(split).resolve_labels(taxonomy) for split in ("train", "val"))
     require_trained_labels(train, val, taxonomy)
