@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 
+from serving.api.error_details import read_error_details
 from serving.api.limits import MESSAGE_LIMIT_BYTES
 from serving.processes.sockets import gateway_socket_address
 from serving.protocol import listing_vision_pb2_grpc as pb_grpc
@@ -43,9 +44,8 @@ class Upstream:
             try:
                 return await getattr(stub, method)(request, timeout=timeout_s, metadata=metadata)
             except grpc.aio.AioRpcError as error:
-                # With details the service refused the call; without, the process is unreachable.
-                has_details = any(name == "grpc-status-details-bin" for name, _ in error.trailing_metadata() or ())
-                if error.code() not in _UNREACHABLE_CODES or has_details or attempt + 1 >= len(pids):
+                is_refused = read_error_details(error).is_from_service
+                if error.code() not in _UNREACHABLE_CODES or is_refused or attempt + 1 >= len(pids):
                     raise
         raise AssertionError("unreachable")
 

@@ -48,5 +48,5 @@ class BadPhotos:
             raise RunError(
                 f"{len(self.rows)} of {self._num_photos} training photos cannot be used, more than the share of "
                 f"{self._max_share:g} that is allowed; they are named in {self._run.folder}/bad_photos*.jsonl; repair "
-                "them, or raise --bad-photo-share"
+                "them, or raise --max-bad-photo-share"
             )
