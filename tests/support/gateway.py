@@ -13,6 +13,7 @@ from serving.config import ServeOptions
 from serving.gateway.admission import Admission, ThroughputEstimator
 from serving.gateway.server import GatewayServer
 from serving.protocol import listing_vision_pb2_grpc as pb_grpc
+from serving.rollout.traffic_split import ReleaseSpec, TrafficShare, TrafficSplit
 from tests.support.helpers import create_scene, encode_image, list_decoder_pids
 
 PHOTO = encode_image(create_scene(200, 150))
@@ -47,6 +48,19 @@ async def open_stub(gateway_server):
     """The generated stub, for what the client library does not send."""
     async with grpc.aio.insecure_channel(f"127.0.0.1:{gateway_server.port}") as channel:
         yield pb_grpc.ListingVisionServiceStub(channel)
+
+
+def classify_with_engine(bundle, engine, photos=(PHOTO,), **options):
+    async def call():
+        async with run_gateway(bundle, health_interval_s=60) as (gateway_server, client):
+            release = gateway_server.router.stable
+            real, release.engine = release.engine, engine
+            try:
+                return await client.classify(photos, **options)
+            finally:
+                release.engine = real
+
+    return asyncio.run(call())
 
 
 class FailingEngine:
@@ -100,3 +114,22 @@ async def stop_decoders(gateway_server):
 def read_metric(name: str, **labels: str) -> float:
     """A sample of the gateway's metrics; 0 before the first observation."""
     return prometheus_client.REGISTRY.get_sample_value(f"listing_vision_gateway_{name}", labels) or 0.0
+
+
+def create_split(*bundles, **parts):
+    releases = tuple(ReleaseSpec(label=b.release, bundle=b.folder, model_name="unused") for b in bundles)
+    return TrafficSplit(releases=releases, stable=bundles[0].release, **parts)
+
+
+def run_split(traffic_split, *, admission=None, **options):
+    bundle = traffic_split.releases[0].bundle
+    fixed = {"traffic_split": traffic_split, "port": 0, "in_process": True, "isolate": False, "drain_s": 0}
+    return run_gateway_with(ServeOptions(bundle=bundle, **fixed, **options), admission=admission)
+
+
+def create_share(bundle, share=1.0):
+    return TrafficShare(label=bundle.release, share=share)
+
+
+def get_release(server, bundle):
+    return server.router.releases[bundle.release]

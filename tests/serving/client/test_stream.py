@@ -1,28 +1,5 @@
-import asyncio
-
-from serving.client import ListingVisionClient
 from serving.client.stream import MAX_ATTEMPTS, StreamedListings
 from serving.protocol import listing_vision_pb2 as pb
-from tests.support.gateway import run_gateway
-
-
-def stream_listings(bundle, listings, look=lambda answered: None):
-    """All that was answered, the listings read by a client of its own thread."""
-
-    async def run():
-        async with run_gateway(bundle) as (server, _):
-
-            def read():
-                with ListingVisionClient(f"127.0.0.1:{server.port}") as client:
-                    found = []
-                    for answered in client.classify_stream(listings):
-                        found.append(answered)
-                        look(found)
-                    return found
-
-            return await asyncio.to_thread(read)
-
-    return asyncio.run(run())
 
 
 def refuse_with_retry(request, delay_ms=1):

@@ -5,30 +5,19 @@ import asyncio
 import pytest
 
 from serving.client import CallFailed
-from serving.config import ServeOptions
 from serving.rollout.circuit_breaker import FAILURE_THRESHOLD
-from serving.rollout.traffic_split import CANARY, ReleaseSpec, TrafficShare, TrafficSplit
-from tests.support.gateway import PHOTO, BusyAdmission, FailingEngine, read_metric, run_gateway_with
+from serving.rollout.traffic_split import CANARY
+from tests.support.gateway import (
+    PHOTO,
+    BusyAdmission,
+    FailingEngine,
+    create_share,
+    create_split,
+    get_release,
+    read_metric,
+    run_split,
+)
 from vision.errors import EngineBroken, EngineBusy, EngineUnavailable
-
-
-def create_routes(*bundles, **parts):
-    releases = tuple(ReleaseSpec(label=b.release, bundle=b.folder, model_name="unused") for b in bundles)
-    return TrafficSplit(releases=releases, stable=bundles[0].release, **parts)
-
-
-def run_gateway(traffic_split, *, admission=None, **options):
-    bundle = traffic_split.releases[0].bundle
-    fixed = {"traffic_split": traffic_split, "port": 0, "in_process": True, "isolate": False, "drain_s": 0}
-    return run_gateway_with(ServeOptions(bundle=bundle, **fixed, **options), admission=admission)
-
-
-def load_canary(bundle, share=1.0):
-    return TrafficShare(label=bundle.release, share=share)
-
-
-def served(server, bundle):
-    return server.router.releases[bundle.release]
 
 
 def count_calls(result, bundle):
@@ -40,10 +29,10 @@ def count_fallbacks(reason):
 
 
 def test_listings_are_answered_by_their_share_and_every_answer_names_its_model(bundle, other_bundle):
-    share = load_canary(other_bundle, 0.5)
+    share = create_share(other_bundle, 0.5)
 
     async def run():
-        async with run_gateway(create_routes(bundle, other_bundle, canary=share)) as (_, client):
+        async with run_split(create_split(bundle, other_bundle, canary=share)) as (_, client):
             ids = [f"m{number}" for number in range(30)]
             answers = [await client.classify([PHOTO], listing_id=name) for name in ids]
             again = [await client.classify([PHOTO], listing_id=name) for name in ids[:10]]
@@ -75,9 +64,9 @@ def test_listings_are_answered_by_their_share_and_every_answer_names_its_model(b
 )
 def test_a_canary_that_fails_costs_its_listings_nothing(bundle, other_bundle, engine, reason):
     async def run():
-        traffic_split = create_routes(bundle, other_bundle, canary=load_canary(other_bundle))
-        async with run_gateway(traffic_split, health_interval_s=60) as (server, client):
-            canary = served(server, other_bundle)
+        traffic_split = create_split(bundle, other_bundle, canary=create_share(other_bundle))
+        async with run_split(traffic_split, health_interval_s=60) as (server, client):
+            canary = get_release(server, other_bundle)
             real, canary.engine = canary.engine, engine
             answer = await client.classify([PHOTO], listing_id="a", timeout_s=2)
             canary.engine = real
@@ -92,9 +81,9 @@ def test_a_canary_that_fails_costs_its_listings_nothing(bundle, other_bundle, en
 
 def test_a_canary_that_fails_again_and_again_is_not_asked_any_more_and_told_of(bundle, other_bundle):
     async def run():
-        traffic_split = create_routes(bundle, other_bundle, canary=load_canary(other_bundle))
-        async with run_gateway(traffic_split, health_interval_s=60) as (server, client):
-            canary = served(server, other_bundle)
+        traffic_split = create_split(bundle, other_bundle, canary=create_share(other_bundle))
+        async with run_split(traffic_split, health_interval_s=60) as (server, client):
+            canary = get_release(server, other_bundle)
             real, canary.engine = canary.engine, FailingEngine(EngineUnavailable("away"))
             canary.stop_watching()  # nobody asks its golden photos
             for number in range(FAILURE_THRESHOLD + 3):
@@ -111,9 +100,9 @@ def test_a_canary_that_fails_again_and_again_is_not_asked_any_more_and_told_of(b
 
 def test_callers_in_a_hurry_are_no_proof_against_a_canary(bundle, other_bundle):
     async def run():
-        traffic_split = create_routes(bundle, other_bundle, canary=load_canary(other_bundle))
-        async with run_gateway(traffic_split, health_interval_s=60) as (server, client):
-            canary = served(server, other_bundle)
+        traffic_split = create_split(bundle, other_bundle, canary=create_share(other_bundle))
+        async with run_split(traffic_split, health_interval_s=60) as (server, client):
+            canary = get_release(server, other_bundle)
             real, canary.engine = canary.engine, FailingEngine(EngineUnavailable("never"), seconds=60)
             for number in range(FAILURE_THRESHOLD + 1):
                 answer = await client.classify([PHOTO], listing_id=str(number), timeout_s=1.2)
@@ -129,10 +118,10 @@ def test_callers_in_a_hurry_are_no_proof_against_a_canary(bundle, other_bundle):
 )
 def test_a_busy_machine_is_no_fault_of_the_canary(bundle, other_bundle, estimate_wait_s, num_asked, to_blame):
     async def run():
-        traffic_split = create_routes(bundle, other_bundle, canary=load_canary(other_bundle))
+        traffic_split = create_split(bundle, other_bundle, canary=create_share(other_bundle))
         admission = BusyAdmission(wait_s=estimate_wait_s)
-        async with run_gateway(traffic_split, admission=admission, health_interval_s=60) as (server, client):
-            canary = served(server, other_bundle)
+        async with run_split(traffic_split, admission=admission, health_interval_s=60) as (server, client):
+            canary = get_release(server, other_bundle)
             canary.stop_watching()
             real, canary.engine = canary.engine, (stuck := FailingEngine(EngineUnavailable("never"), seconds=60))
             for number in range(6):
@@ -147,9 +136,9 @@ def test_a_busy_machine_is_no_fault_of_the_canary(bundle, other_bundle, estimate
 
 def test_a_call_counts_for_who_was_asked_last(bundle, other_bundle):
     async def run():
-        traffic_split = create_routes(bundle, other_bundle, canary=load_canary(other_bundle))
-        async with run_gateway(traffic_split, health_interval_s=60) as (server, client):
-            releases = [served(server, one) for one in (bundle, other_bundle)]
+        traffic_split = create_split(bundle, other_bundle, canary=create_share(other_bundle))
+        async with run_split(traffic_split, health_interval_s=60) as (server, client):
+            releases = [get_release(server, one) for one in (bundle, other_bundle)]
             real = [release.engine for release in releases]
             for release in releases:
                 release.engine = FailingEngine(EngineBusy("full"))
@@ -172,7 +161,7 @@ def test_a_call_counts_for_who_was_asked_last(bundle, other_bundle):
 
 def test_photos_that_nobody_can_use_are_no_fault_of_the_canary(bundle, other_bundle):
     async def run():
-        async with run_gateway(create_routes(bundle, other_bundle, canary=load_canary(other_bundle))) as (_, client):
+        async with run_split(create_split(bundle, other_bundle, canary=create_share(other_bundle))) as (_, client):
             with pytest.raises(CallFailed) as caught:
                 await client.classify([b"text"], listing_id="a")
             mixed = await client.classify([b"text", PHOTO], listing_id="a")

@@ -4,22 +4,9 @@ import grpc
 import pytest
 
 from serving.client import CallFailed
-from tests.support.gateway import PHOTO, FailingEngine, run_gateway, stop_decoders
+from tests.support.gateway import PHOTO, FailingEngine, classify_with_engine, run_gateway, stop_decoders
 from tests.support.waiting import async_wait_until
 from vision.errors import EngineUnavailable
-
-
-def classify_with_engine(bundle, engine, photos=(PHOTO,), **options):
-    async def call():
-        async with run_gateway(bundle, health_interval_s=60) as (gateway_server, client):
-            release = gateway_server.router.stable
-            real, release.engine = release.engine, engine
-            try:
-                return await client.classify(photos, **options)
-            finally:
-                release.engine = real
-
-    return asyncio.run(call())
 
 
 def cancel_before_decode(bundle, stop_early):

@@ -7,7 +7,7 @@ import pytest
 
 from serving.client import CallFailed
 from serving.protocol import listing_vision_pb2 as pb
-from tests.support.gateway import PHOTO, FailingEngine, call_gateway, run_gateway, stop_decoders
+from tests.support.gateway import PHOTO, FailingEngine, call_gateway, classify_with_engine, run_gateway, stop_decoders
 from tests.support.helpers import list_decoder_pids
 from tests.support.waiting import async_wait_until
 from vision.errors import EngineBroken, EngineBusy, EngineUnavailable
@@ -20,19 +20,6 @@ def test_no_usable_photo_names_each(bundle):
     assert caught.value.reason == "NO_USABLE_PHOTO"
     assert caught.value.violations.keys() == {"photos[0].content", "photos[1].content"}
     assert caught.value.violations["photos[1].content"].startswith("PHOTO_NOT_AN_IMAGE: ")
-
-
-def classify_with_engine(bundle, engine, photos=(PHOTO,), **options):
-    async def call():
-        async with run_gateway(bundle, health_interval_s=60) as (gateway_server, client):
-            release = gateway_server.router.stable
-            real, release.engine = release.engine, engine
-            try:
-                return await client.classify(photos, **options)
-            finally:
-                release.engine = real
-
-    return asyncio.run(call())
 
 
 def test_a_model_that_is_away_is_unavailable_and_nothing_internal_is_told(bundle):

@@ -9,7 +9,7 @@ from google.rpc import error_details_pb2
 
 from serving.client import CallFailed
 from serving.protocol import listing_vision_pb2 as pb
-from tests.support.gateway import PHOTO, BusyAdmission, FailingEngine, call_gateway, run_gateway
+from tests.support.gateway import PHOTO, BusyAdmission, FailingEngine, call_gateway, classify_with_engine, run_gateway
 from training.data.synthetic import create_synthetic_photo
 
 
@@ -39,19 +39,6 @@ def test_a_bad_photo_is_reported_and_the_rest_answered(bundle):
     assert response.photos[1].HasField("recognition")
     alone = call_gateway(bundle, [PHOTO])
     assert response.category_path == alone.category_path
-
-
-def classify_with_engine(bundle, engine, photos=(PHOTO,), **options):
-    async def call():
-        async with run_gateway(bundle, health_interval_s=60) as (gateway_server, client):
-            release = gateway_server.router.stable
-            real, release.engine = release.engine, engine
-            try:
-                return await client.classify(photos, **options)
-            finally:
-                release.engine = real
-
-    return asyncio.run(call())
 
 
 def test_what_no_one_foresaw_is_internal_and_tells_nothing(bundle):

@@ -2,33 +2,21 @@ import asyncio
 
 import pytest
 
-from serving.config import ServeOptions
 from serving.gateway import shadow as shadows
-from serving.rollout.traffic_split import SHADOW, ReleaseSpec, TrafficShare, TrafficSplit
-from tests.support.gateway import PHOTO, BusyAdmission, FailingEngine, read_metric, run_gateway_with
+from serving.rollout.traffic_split import SHADOW
+from tests.support.gateway import (
+    PHOTO,
+    BusyAdmission,
+    FailingEngine,
+    create_share,
+    create_split,
+    get_release,
+    read_metric,
+    run_split,
+)
 from tests.support.outcomes import read_table
 from tests.support.waiting import async_wait_until
 from vision.errors import EngineBusy, EngineUnavailable
-
-
-def create_routes(*bundles, **parts):
-    releases = tuple(ReleaseSpec(label=b.release, bundle=b.folder, model_name="unused") for b in bundles)
-    return TrafficSplit(releases=releases, stable=bundles[0].release, **parts)
-
-
-def run_gateway(traffic_split, *, admission=None, **options):
-    bundle = traffic_split.releases[0].bundle
-    fixed = {"traffic_split": traffic_split, "port": 0, "in_process": True, "isolate": False, "drain_s": 0}
-    return run_gateway_with(ServeOptions(bundle=bundle, **fixed, **options), admission=admission)
-
-
-def load_canary(bundle, share=1.0):
-    return TrafficShare(label=bundle.release, share=share)
-
-
-def served(server, bundle):
-    return server.router.releases[bundle.release]
-
 
 SATURATION_PHOTOS = 4
 
@@ -37,9 +25,9 @@ def run_with_shadow(bundle, other_bundle, folder, work, *, share=1.0, **options)
     """Runs work(server, client) with the other bundle as a shadow, until none of its listings waits."""
 
     async def run():
-        traffic_split = create_routes(bundle, other_bundle, shadow=load_canary(other_bundle, share))
+        traffic_split = create_split(bundle, other_bundle, shadow=create_share(other_bundle, share))
         admission = BusyAdmission(is_busy=False)
-        async with run_gateway(traffic_split, admission=admission, outcomes=str(folder), **options) as (server, client):
+        async with run_split(traffic_split, admission=admission, outcomes=str(folder), **options) as (server, client):
             found = await work(server, client)
             await async_wait_until(lambda: not server.gateway.shadow_traffic.is_working)
             return found
@@ -67,7 +55,7 @@ def test_a_shadow_answers_for_the_record_only(bundle, other_bundle, tmp_path):
     before, stages = read_shadow_counts(other_bundle), read_metric("stage_seconds_sum", stage="decision")
     answers = run_with_shadow(bundle, other_bundle, tmp_path, ask, share=0.5)
     assert {answer.model.version for answer in answers} == {bundle.info.model_version}
-    share = load_canary(other_bundle, 0.5)
+    share = create_share(other_bundle, 0.5)
     expected = {name for name in names if share.contains(name, SHADOW)}
     rows = read_table(tmp_path, "shadows")
     assert {row["listing_id"] for row in rows} == expected != set()
@@ -82,8 +70,8 @@ def test_a_shadow_answers_for_the_record_only(bundle, other_bundle, tmp_path):
 
 def test_a_shadow_agrees_with_itself(bundle, other_bundle, tmp_path):
     async def ask(server, client):
-        served(server, other_bundle).engine = server.router.stable.engine
-        served(server, other_bundle).bundle = server.router.stable.bundle
+        get_release(server, other_bundle).engine = server.router.stable.engine
+        get_release(server, other_bundle).bundle = server.router.stable.bundle
         return await client.classify([PHOTO], listing_id="a")
 
     before = read_shadow_counts(other_bundle)
@@ -94,7 +82,7 @@ def test_a_shadow_agrees_with_itself(bundle, other_bundle, tmp_path):
 @pytest.mark.parametrize("error", [EngineUnavailable("away"), EngineBusy("full"), ZeroDivisionError("bug")])
 def test_a_shadow_that_fails_is_counted_and_nobody_notices(bundle, other_bundle, tmp_path, error):
     async def ask(server, client):
-        served(server, other_bundle).engine = FailingEngine(error)
+        get_release(server, other_bundle).engine = FailingEngine(error)
         return [await client.classify([PHOTO], listing_id=f"m{n}") for n in range(3)]
 
     before = read_shadow_counts(other_bundle)
@@ -123,7 +111,7 @@ def test_what_waits_for_a_shadow_that_is_unloaded_is_dropped_and_counted(bundle,
     async def ask(server, client):
         server.admission.is_busy = True
         await client.classify([PHOTO], listing_id="a")
-        await server.apply_traffic_split(create_routes(bundle))
+        await server.apply_traffic_split(create_split(bundle))
         server.admission.is_busy = False
 
     before = read_shadow_counts(other_bundle)
@@ -133,9 +121,9 @@ def test_what_waits_for_a_shadow_that_is_unloaded_is_dropped_and_counted(bundle,
 
 def test_what_a_shadow_has_not_answered_when_the_gateway_stops_is_dropped_and_counted(bundle, other_bundle, tmp_path):
     async def run():
-        traffic_split = create_routes(bundle, other_bundle, shadow=load_canary(other_bundle))
-        async with run_gateway(traffic_split, outcomes=str(tmp_path)) as (server, client):
-            shadow = served(server, other_bundle)
+        traffic_split = create_split(bundle, other_bundle, shadow=create_share(other_bundle))
+        async with run_split(traffic_split, outcomes=str(tmp_path)) as (server, client):
+            shadow = get_release(server, other_bundle)
             real, shadow.engine = shadow.engine, FailingEngine(EngineUnavailable("never"), seconds=60)
             for listing_id in "ab":  # one is in work, one waits
                 await client.classify([PHOTO], listing_id=listing_id)

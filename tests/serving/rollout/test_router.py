@@ -3,37 +3,17 @@ from dataclasses import replace
 
 import pytest
 
-from serving.config import ServeOptions
 from serving.protocol import listing_vision_pb2 as pb
-from serving.rollout.traffic_split import ReleaseSpec, TrafficShare, TrafficSplit
-from tests.support.gateway import PHOTO, FailingEngine, open_stub, run_gateway_with
+from serving.rollout.traffic_split import ReleaseSpec, TrafficShare
+from tests.support.gateway import PHOTO, FailingEngine, create_share, create_split, get_release, open_stub, run_split
 from tests.support.outcomes import read_table
 from tests.support.waiting import async_wait_until
 from vision.errors import ListingVisionError
 
 
-def create_routes(*bundles, **parts):
-    releases = tuple(ReleaseSpec(label=b.release, bundle=b.folder, model_name="unused") for b in bundles)
-    return TrafficSplit(releases=releases, stable=bundles[0].release, **parts)
-
-
-def run_gateway(traffic_split, *, admission=None, **options):
-    bundle = traffic_split.releases[0].bundle
-    fixed = {"traffic_split": traffic_split, "port": 0, "in_process": True, "isolate": False, "drain_s": 0}
-    return run_gateway_with(ServeOptions(bundle=bundle, **fixed, **options), admission=admission)
-
-
-def load_canary(bundle, share=1.0):
-    return TrafficShare(label=bundle.release, share=share)
-
-
-def served(server, bundle):
-    return server.router.releases[bundle.release]
-
-
 def test_routes_change_while_calls_go_on_and_what_is_not_well_changes_nothing(bundle, other_bundle, tmp_path):
     async def run():
-        async with run_gateway(create_routes(bundle)) as (server, client):
+        async with run_split(create_split(bundle)) as (server, client):
             versions, stop = ([], [], []), asyncio.Event()
 
             async def ask(mine):
@@ -41,7 +21,7 @@ def test_routes_change_while_calls_go_on_and_what_is_not_well_changes_nothing(bu
                     mine.append((await client.classify([PHOTO], listing_id="a")).model.version)
 
             asking = [asyncio.create_task(ask(mine)) for mine in versions]
-            both = create_routes(bundle, other_bundle)
+            both = create_split(bundle, other_bundle)
             await server.apply_traffic_split(both)
             await server.apply_traffic_split(replace(both, stable=other_bundle.release))
             after = (await client.classify([PHOTO])).model.version
@@ -49,7 +29,7 @@ def test_routes_change_while_calls_go_on_and_what_is_not_well_changes_nothing(bu
             with pytest.raises(ListingVisionError):
                 await server.apply_traffic_split(replace(both, releases=(*both.releases, gone)))
             unchanged = (await client.classify([PHOTO])).model.version
-            await server.apply_traffic_split(create_routes(other_bundle))  # the first one is let go of
+            await server.apply_traffic_split(create_split(other_bundle))  # the first one is let go of
             stop.set()
             await asyncio.gather(*asking)
             num_left = len(server.router.releases)
@@ -64,11 +44,11 @@ def test_routes_change_while_calls_go_on_and_what_is_not_well_changes_nothing(bu
 
 def test_a_release_whose_bundle_has_gone_keeps_no_process_from_starting(bundle, other_bundle, tmp_path):
     gone = ReleaseSpec(label="gone", bundle=tmp_path / "gone", model_name="unused")
-    both = create_routes(bundle, other_bundle)
+    both = create_split(bundle, other_bundle)
     traffic_split = replace(both, releases=(*both.releases, gone), canary=TrafficShare(label="gone", share=1))
 
     async def run():
-        async with run_gateway(traffic_split) as (server, client):
+        async with run_split(traffic_split) as (server, client):
             answer = await client.classify([PHOTO], listing_id="a")
             unhealthy = server.list_unhealthy()
             off = replace(traffic_split, canary=None)
@@ -93,13 +73,13 @@ def test_a_release_is_let_go_of_after_its_last_call(bundle, other_bundle):
             return await self.error.infer(photos_nhwc)
 
     async def run():
-        async with run_gateway(create_routes(bundle, other_bundle)) as (server, client):
-            old = served(server, bundle)
+        async with run_split(create_split(bundle, other_bundle)) as (server, client):
+            old = get_release(server, bundle)
             real, old.engine = old.engine, (slow := Slow(old.engine))
             asked = asyncio.create_task(client.classify([PHOTO]))
             await async_wait_until(lambda: slow.calls)
             old.engine, slow.error = real, real
-            await server.apply_traffic_split(create_routes(other_bundle))
+            await server.apply_traffic_split(create_split(other_bundle))
             was_answered = asked.done() or old.num_in_flight == 0
             return was_answered, old.is_closed, (await asked).model.version
 
@@ -108,9 +88,9 @@ def test_a_release_is_let_go_of_after_its_last_call(bundle, other_bundle):
 
 def test_a_chosen_category_may_be_of_any_taxonomy_that_is_loaded(bundle, other_bundle, tmp_path):
     async def run():
-        traffic_split = create_routes(bundle, other_bundle, canary=load_canary(other_bundle))
-        async with run_gateway(traffic_split, outcomes=str(tmp_path)) as (server, _):
-            release = served(server, other_bundle)
+        traffic_split = create_split(bundle, other_bundle, canary=create_share(other_bundle))
+        async with run_split(traffic_split, outcomes=str(tmp_path)) as (server, _):
+            release = get_release(server, other_bundle)
             tree = release.bundle.taxonomy
             first, *others = tree.categories
             renamed = replace(
