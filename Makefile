@@ -68,7 +68,7 @@ benchmark-check:
 	@$(BIN)/python scripts/benchmark_tables.py --check
 
 pytest:
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 fuzz: setup  ## search for photos that break the decoder, for half an hour
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fuzz]'

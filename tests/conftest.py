@@ -52,6 +52,9 @@ def small_recipe():
         input_px=64,
         backbone="test_efficientnet",
         weights="none",
+        # High rates: after these few steps predictions differ between photos.
+        head_learning_rate=1e-2,
+        backbone_learning_rate=5e-3,
         batch_size=16,
         checkpoint_every_steps=3,
     )

@@ -17,7 +17,7 @@ def test_it_serves_takes_commands_and_stops(bundle, tmp_path):
     options = ServeOptions(
         bundle=bundle.folder, port=0, in_process=True, isolate=False, drain_s=0, runtime_folder=tmp_path
     )
-    split = create_single_release_split(options)
+    split = create_single_release_split(options.bundle, model_name=options.model_name)
 
     async def run():
         process = await ManagedProcess.start("gateway process", "serving.supervisor.gateway_worker", options)
