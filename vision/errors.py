@@ -6,7 +6,7 @@ ListingVisionError
 ├── TaxonomyError                 a taxonomy file that contradicts itself
 ├── ManifestError                 rows of a listing manifest that cannot be used
 ├── BundleError                   a model bundle that is incomplete or altered
-├── DeviceDecoderUnavailable            a device that has no JPEG decoder
+├── DeviceDecoderUnavailable  a device that has no JPEG decoder
 ├── EngineError
 │   ├── EngineUnavailable         the model cannot be reached now; try again later
 │   ├── EngineBusy                the model's queue is full; try again later
@@ -21,7 +21,9 @@ ListingVisionError
     ├── PhotoUnreadable           PHOTO_UNREADABLE
     ├── PhotoDecoderCrashed       PHOTO_DECODER_CRASHED
     ├── PhotoTimedOut             PHOTO_TIMEOUT
-    └── PhotoNotFetched           PHOTO_NOT_FETCHED
+    ├── PhotoNotFetched           PHOTO_NOT_FETCHED
+    ├── PhotoFetchTimedOut        PHOTO_FETCH_TIMEOUT: not the photo's fault, try again
+    └── PhotoServiceBusy          PHOTO_SERVICE_BUSY: not the photo's fault, try again
 """
 
 from collections.abc import Sequence
@@ -38,8 +40,10 @@ __all__ = [
     "PhotoDecoderCrashed",
     "PhotoEmpty",
     "PhotoError",
+    "PhotoFetchTimedOut",
     "PhotoNotAnImage",
     "PhotoNotFetched",
+    "PhotoServiceBusy",
     "PhotoTimedOut",
     "PhotoTooManyBytes",
     "PhotoTooManyPixels",
@@ -137,12 +141,24 @@ class PhotoDecoderCrashed(PhotoError):
 
 
 class PhotoTimedOut(PhotoError):
-    """Decoding exceeded the time limit in its worker process."""
+    """Decoding this photo costs more CPU time than allowed."""
 
     reason = "PHOTO_TIMEOUT"
 
 
 class PhotoNotFetched(PhotoError):
-    """The URI could not be fetched: not allowed, not found, or not in time."""
+    """The URI could not be fetched: not found, or access denied."""
 
     reason = "PHOTO_NOT_FETCHED"
+
+
+class PhotoFetchTimedOut(PhotoError):
+    """The server of the URI did not answer in time, or failed; a retry may succeed."""
+
+    reason = "PHOTO_FETCH_TIMEOUT"
+
+
+class PhotoServiceBusy(PhotoError):
+    """The machine had no time to decode the photo; a retry may succeed."""
+
+    reason = "PHOTO_SERVICE_BUSY"
