@@ -5,13 +5,12 @@ which must be chosen before that package is imported); the supervisor reads the 
 """
 
 import os
-import shutil
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 
 import prometheus_client
 from prometheus_client import multiprocess
+
+from serving.processes.temporary_folders import TemporaryFolder, remove_abandoned_folders
 
 __all__ = [
     "BREAKER_OPEN",
@@ -30,6 +29,7 @@ __all__ = [
 
 _PREFIX = "listing_vision_gateway"
 _BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_FOLDER_PREFIX = "listing-vision-metrics-"
 _FOLDER_ENV = "PROMETHEUS_MULTIPROC_DIR"
 
 CALLS = prometheus_client.Counter(
@@ -82,7 +82,10 @@ class MetricsFolder:
     """The folder to which the gateway processes of one supervisor write their metrics."""
 
     def __init__(self) -> None:
-        self.path = Path(tempfile.mkdtemp(prefix="listing-vision-metrics-"))
+        remove_abandoned_folders(_FOLDER_PREFIX)
+        # The sockets of the gateway processes are in it too.
+        self._folder = TemporaryFolder(_FOLDER_PREFIX, longest_name="4194304.control")
+        self.path = self._folder.path
         self.registry = prometheus_client.CollectorRegistry()
         """Registry of all processes, the supervisor's own metrics included."""
         multiprocess.MultiProcessCollector(self.registry, path=str(self.path))
@@ -100,4 +103,4 @@ class MetricsFolder:
         return prometheus_client.generate_latest(self.registry)
 
     def remove(self) -> None:
-        shutil.rmtree(self.path, ignore_errors=True)
+        self._folder.remove()

@@ -3,8 +3,9 @@
 import contextlib
 import os
 import socket
-import tempfile
 from pathlib import Path
+
+from serving.processes.temporary_folders import create_private_folder, list_private_folders
 
 __all__ = [
     "find_free_ports",
@@ -16,8 +17,15 @@ __all__ = [
 
 
 def supervisor_control_path(port: int) -> Path:
-    """Return the control socket of the supervisor of a gateway port, for the same user of the same machine."""
-    return Path(tempfile.gettempdir()) / f"listing-vision-{os.getuid()}" / f"{port}.sock"
+    """Return the control socket of the supervisor of a gateway port, for the same user of the same machine.
+
+    Its folder has a random name, since another user could have taken a name that is known beforehand. It is found by
+    its owner and mode.
+    """
+    prefix, name = f"listing-vision-{os.getuid()}-", f"{port}.sock"
+    folders = list_private_folders(prefix) or [create_private_folder(prefix, longest_name="65535.sock")]
+    paths = [folder / name for folder in folders]
+    return next((path for path in paths if path.exists()), paths[0])
 
 
 def process_control_path(folder: Path, pid: int) -> Path:

@@ -62,6 +62,8 @@ class ManagedProcess:
                 env=environment,
                 # A terminal's Ctrl-C reaches the supervisor alone, which then stops the others in order.
                 start_new_session=True,
+                # Whatever it writes, suggestions and outcomes too, is for its user alone.
+                umask=0o077,
             )  # fmt: skip
             managed = cls(name, process, options)
             theirs.close()

@@ -8,7 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
-import tempfile
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -17,6 +17,8 @@ from pathlib import Path
 from serving.inference.model_names import MODEL_NAME
 from serving.observability.tracing import TraceOptions
 from serving.processes.sockets import find_free_ports
+from serving.processes.temporary_folders import TemporaryFolder, remove_abandoned_folders
+from serving.triton import launcher
 from serving.triton.config import RepositoryOptions, write_config
 from serving.triton.install import TritonInstallation
 from serving.triton.repository import write_repository
@@ -29,10 +31,21 @@ _log = logging.getLogger(__name__)
 
 _EXIT_TIMEOUT_S = 5
 _SHM_BYTES = 16 << 20
+_FOLDER_PREFIX = "listing-vision-triton-"
+_SOCKET_NAME = "grpc"
+# Triton adds a port to every address, to the path of a socket too.
+_SOCKET_PORT = 0
+_SHM_FOLDER = Path("/dev/shm")
 
 
 class LocalTriton:
-    """One `tritonserver` on loopback that serves bundles, until it is stopped."""
+    """One `tritonserver` that serves bundles, until it is stopped; only its user can reach it.
+
+    It listens on a Unix socket in a folder of mode 0700, and on loopback for its metrics. Whoever reaches its gRPC
+    methods can load a model, and so run code as its user (`file:` in RepositoryModelLoad); on a port of loopback, that
+    is every user of the machine and every web page in a browser on it. A key in its arguments would be no protection:
+    any user can read /proc/PID/cmdline.
+    """
 
     def __init__(
         self,
@@ -49,7 +62,9 @@ class LocalTriton:
         """
         self._traces = traces
         self._installation = installation
-        self._folder = Path(tempfile.mkdtemp(prefix="listing-vision-triton-"))
+        _remove_what_killed_owners_left()
+        self._temporary_folder = TemporaryFolder(_FOLDER_PREFIX, longest_name=f"{_SOCKET_NAME}:{_SOCKET_PORT}")
+        self._folder = self._temporary_folder.path
         self.repository = self._folder / "models"
         self.options = options or RepositoryOptions(backend="python")
         self.models: list[str] = []
@@ -61,14 +76,17 @@ class LocalTriton:
         self._lock = threading.Lock()
         self._stopped = False
         # The same after restarts, so that a client's channel reconnects to the new process.
-        self._grpc_port, self._http_port, self._metrics_port = find_free_ports(3)
+        self._socket_path = self._folder / f"{_SOCKET_NAME}:{_SOCKET_PORT}"
+        self._metrics_port = 0
 
     @property
     def address(self) -> str:
-        return f"127.0.0.1:{self._grpc_port}"
+        """gRPC address; it stays the same."""
+        return f"unix:{self._socket_path}"
 
     @property
     def metrics_url(self) -> str:
+        """URL of the process that was started last; each start takes another port."""
         return f"http://127.0.0.1:{self._metrics_port}/metrics"
 
     @property
@@ -117,10 +135,23 @@ class LocalTriton:
 
     def start(self) -> None:
         """Start the process; it listens some seconds later (see `wait_until_listening`)."""
+        self._socket_path.unlink(missing_ok=True)  # of a killed process
+        with self.log_path.open("ab") as log:
+            # In its own session, so that a terminal's Ctrl-C does not end it before the calls in flight.
+            self._process = subprocess.Popen(
+                self._build_command(),
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                env=self._installation.process_environment(),
+                start_new_session=True,
+            )
+
+    def _build_command(self) -> list[str]:
         root = self._installation.server_root
-        command = [
-            # Triton must not outlive this process.
-            *([setpriv, "--pdeathsig", "TERM", "--"] if (setpriv := shutil.which("setpriv")) else []),
+        (self._metrics_port,) = find_free_ports(1)
+        return [
+            *(sys.executable, "-I", "-S", launcher.__file__),
             str(self._installation.binary),
             f"--model-repository={self.repository}",
             f"--backend-directory={root / 'backends'}",
@@ -128,9 +159,10 @@ class LocalTriton:
             "--model-control-mode=explicit",
             *(f"--load-model={name}" for name in self.models),
             "--disable-auto-complete-config",
-            *(f"--{name}-address=127.0.0.1" for name in ("grpc", "http", "metrics")),
-            f"--grpc-port={self._grpc_port}",
-            f"--http-port={self._http_port}",
+            f"--grpc-address=unix:{self._folder / _SOCKET_NAME}",
+            f"--grpc-port={_SOCKET_PORT}",
+            "--allow-http=false",
+            "--metrics-address=127.0.0.1",
             f"--metrics-port={self._metrics_port}",
             "--allow-gpu-metrics=false",
             "--pinned-memory-pool-byte-size=0",
@@ -139,16 +171,6 @@ class LocalTriton:
             f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}",
             *(_build_trace_arguments(self._traces) if self._traces else ()),
         ]
-        with self.log_path.open("ab") as log:
-            # In its own session, so that a terminal's Ctrl-C does not end it before the calls in flight.
-            self._process = subprocess.Popen(
-                command,
-                stdout=log,
-                stderr=log,
-                stdin=subprocess.DEVNULL,
-                env=self._installation.process_environment(),
-                start_new_session=True,
-            )
 
     def wait_until_listening(self, timeout_s: float = 60) -> None:
         """Return once the server accepts connections; only golden photos show that its model works.
@@ -161,7 +183,10 @@ class LocalTriton:
             if not self.is_running():
                 code = self._process.returncode if self._process else None
                 raise EngineUnavailable(f"Triton exited with status {code} while starting:\n{self._log_tail()}")
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self._grpc_port), timeout=1):
+            with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
+                probe.settimeout(1)
+                probe.connect(str(self._socket_path))
+                self._warn_of_readable_memory()
                 return
             time.sleep(0.1)
         raise EngineUnavailable(f"Triton did not listen within {timeout_s:g} s:\n{self._log_tail()}")
@@ -171,10 +196,10 @@ class LocalTriton:
         with self._lock:
             self._stopped = True
             self._terminate_process(_EXIT_TIMEOUT_S + 2)
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._temporary_folder.remove()
 
     def restart(self) -> None:
-        """Stop the process if it still runs, killing it after two seconds, and start it on the same ports."""
+        """Stop the process if it still runs, killing it after two seconds, and start it on the same socket."""
         with self._lock:
             if not self._stopped:
                 self._terminate_process(2)
@@ -202,12 +227,31 @@ class LocalTriton:
                 os.kill(pid, signal.SIGKILL)
 
     def _remove_shared_memory(self) -> None:
-        for region in Path("/dev/shm").glob(f"{self._shm_prefix}*"):
+        for region in _SHM_FOLDER.glob(f"{self._shm_prefix}*"):
             region.unlink(missing_ok=True)
+
+    def _warn_of_readable_memory(self) -> None:
+        if readable := [r.name for r in _SHM_FOLDER.glob(f"{self._shm_prefix}*") if r.stat().st_mode & 0o077]:
+            _log.warning(
+                "other users of this machine can read photos in /dev/shm (%s): the kernel takes no seccomp filter",
+                ", ".join(readable),
+            )
 
     def _log_tail(self) -> str:
         lines = self.log_path.read_text(errors="replace").splitlines() if self.log_path.exists() else []
         return "\n".join(lines[-40:])
+
+
+def _remove_what_killed_owners_left() -> None:
+    """Remove folders, model processes and shared memory of Tritons whose owner was killed."""
+    for folder in remove_abandoned_folders(_FOLDER_PREFIX):
+        _log.info("removed %s, which a killed process had left", folder)
+        for pid in _find_model_pids(f"{folder}/"):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        for region in _SHM_FOLDER.glob(f"listing_vision_*_{folder.name[-8:]}_*"):
+            with contextlib.suppress(OSError):
+                region.unlink()
 
 
 def _build_trace_arguments(options: TraceOptions) -> list[str]:

@@ -1,6 +1,8 @@
 """The port that a supervisor keeps, and the addresses of its processes."""
 
+import os
 import socket
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -40,3 +42,20 @@ def test_processes_have_addresses_of_their_own():
     assert process_control_path(folder, 1) != process_control_path(folder, 2)
     assert supervisor_control_path(1) != supervisor_control_path(2)
     assert supervisor_control_path(1).parent == supervisor_control_path(2).parent
+
+
+def test_a_name_that_another_user_has_taken_first_is_not_used(monkeypatch):
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        taken = [Path(folder) / f"listing-vision-{os.getuid()}{end}" for end in ("", "-", "-aaaaaaaa")]
+        for path in taken:
+            path.mkdir(mode=0o777)
+        found = supervisor_control_path(1)
+        assert found.parent not in taken
+        assert found.parent.stat().st_mode & 0o777 == 0o700
+        assert supervisor_control_path(1) == found
+        # Where two supervisors have started at once, each is found by its socket.
+        another = Path(folder) / f"listing-vision-{os.getuid()}-zzzzzzzz"
+        another.mkdir(mode=0o700)
+        (another / "2.sock").touch()
+        assert supervisor_control_path(2) == another / "2.sock"

@@ -1,5 +1,8 @@
 import asyncio
+import subprocess
+import sys
 import urllib.request
+from pathlib import Path
 
 import pytest
 
@@ -7,6 +10,7 @@ from serving.inference.health import wait_for_golden_photos
 from serving.inference.model_names import MODEL_NAME
 from serving.inference.triton import TritonEngine
 from serving.triton.process import LocalTriton
+from tests.conftest import ROOT
 from tests.support.waiting import wait_until
 from vision.errors import EngineUnavailable
 
@@ -51,3 +55,20 @@ def test_a_server_that_does_not_start_says_why_and_leaves_nothing(bundle, triton
     assert not triton.log_path.exists()
     triton.restart()
     assert not triton.is_running()  # a restart that comes after the stop starts nothing
+
+
+def test_what_a_killed_owner_left_is_removed_by_the_next_one(bundle, triton_installation):
+    program = """
+import os, pathlib, signal
+from serving.processes.temporary_folders import TemporaryFolder
+folder = TemporaryFolder("listing-vision-triton-", longest_name="grpc:0").path
+region = pathlib.Path(f"/dev/shm/listing_vision_{os.getpid()}_{folder.name[-8:]}_region")
+region.touch()
+print(folder, region, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    killed = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    left = [Path(path) for path in killed.stdout.split()]
+    assert [path.exists() for path in left] == [True, True]
+    LocalTriton(bundle, triton_installation).stop()
+    assert [path.exists() for path in left] == [False, False]
