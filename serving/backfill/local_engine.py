@@ -16,6 +16,7 @@ from serving.backfill.pipeline import PhotoDecoder, Pipeline, WaitTimes
 from serving.backfill.plan import ShardPhotos
 from serving.decoding.fork_client import MAX_MEMORY_BYTES, Decoder, ForkServer, InlineDecoder
 from serving.decoding.fork_server import DecodeSettings
+from serving.decoding.time_limits import TimeLimits
 from serving.errors import BackfillError
 from vision.bundle import ONNX_ON_CPU, Bundle
 from vision.engine import Logits, OnnxEngine
@@ -26,8 +27,8 @@ from vision.runtime.cpus import count_usable_cores
 __all__ = ["BackfillEngine", "LogitsEngine", "ShardResult", "create_decoder", "create_local_engine"]
 
 GPU_BATCH_SIZE = 128
-DECODE_TIMEOUT_S = 15.0
-"""Timeout of one photo; generous, so that a machine that is paused for a second loses no photo."""
+DECODE_LIMITS = TimeLimits(wall_s=60.0)
+"""A backfill has time to wait for a busy machine; the CPU time of a photo is that of the service."""
 
 
 class ShardResult(NamedTuple):
@@ -61,7 +62,7 @@ def create_decoder(bundle: Bundle, *, isolate: bool) -> PhotoDecoder:
     return Decoder(
         ForkServer(settings, [sys.executable], path=Path(__file__).resolve().parents[2]),
         settings,
-        timeout_s=DECODE_TIMEOUT_S,
+        time_limits=DECODE_LIMITS,
     )
 
 

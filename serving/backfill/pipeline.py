@@ -18,8 +18,9 @@ import numpy.typing as npt
 from serving.backfill.output import Failure
 from serving.backfill.photo_reader import PhotoReader
 from serving.backfill.plan import ShardPhotos
+from serving.errors import BackfillError
 from vision.engine import Logits
-from vision.errors import PhotoDecoderCrashed, PhotoError, PhotoTimedOut
+from vision.errors import PhotoDecoderCrashed, PhotoError, PhotoServiceBusy, PhotoTimedOut
 from vision.images import Photo
 
 __all__ = [
@@ -36,6 +37,8 @@ READERS_PER_DECODER = 8
 """Photos read at once: a core decodes a hundred per second, and object storage takes 0.1 s for each."""
 MAX_OPEN_SHARDS = 8
 """Shards that are open or not yet taken; bounds memory where results are written slowly."""
+MAX_BUSY_ATTEMPTS = 10
+"""Attempts to decode a photo on a machine that is too busy for it, before the backfill ends."""
 _POLL_INTERVAL_S = 0.5
 """Interval at which waiting threads check whether to stop."""
 
@@ -118,17 +121,36 @@ class _Stopped(Exception):
     pass
 
 
-def decode_with_retry(decoder: PhotoDecoder, data: bytes) -> Photo | Failure:
+def decode_with_retry(
+    decoder: PhotoDecoder, data: bytes, *, raise_if_stopped: Callable[[], None] = lambda: None
+) -> Photo | Failure:
     """Return the photo, or why it cannot be used.
 
-    A decoder that crashes or times out may do so because of the machine; only the second time the photo is blamed.
+    A decoder may crash because of the machine, and its CPU time grows where cores are shared; only the second time the
+    photo is blamed. A machine that is too busy is never stored as the photo's failure.
+
+    Args:
+        decoder: it must not be decoding.
+        data: encoded.
+        raise_if_stopped: called before a photo is decoded again.
+
+    Raises:
+        BackfillError: the machine remains too busy to decode it.
     """
-    decoder.begin(data)
-    found = decoder.end()
-    if isinstance(found, (PhotoDecoderCrashed, PhotoTimedOut)):
+    may_blame_photo = False
+    for _ in range(MAX_BUSY_ATTEMPTS):
         decoder.begin(data)
         found = decoder.end()
-    return Failure(reason=found.reason, message=str(found)) if isinstance(found, PhotoError) else found
+        if not isinstance(found, PhotoError):
+            return found
+        if not isinstance(found, PhotoServiceBusy):
+            if may_blame_photo or not isinstance(found, (PhotoDecoderCrashed, PhotoTimedOut)):
+                return Failure(reason=found.reason, message=str(found))
+            may_blame_photo = True
+        raise_if_stopped()
+    raise BackfillError(
+        f"a photo is not decoded after {MAX_BUSY_ATTEMPTS} attempts: {found}; rerun the same command to resume"
+    )
 
 
 class Pipeline:
@@ -176,6 +198,7 @@ class Pipeline:
         """Yield each shard once all its photos are classified or failed, in any order.
 
         Raises:
+            BackfillError: the machine is too busy to decode.
             Exception: what reading shards or the model raised; a photo's failure raises nothing.
         """
         readers = ThreadPoolExecutor(self._num_readers, thread_name_prefix="read")
@@ -247,7 +270,7 @@ class Pipeline:
             began_s = time.monotonic()
             work, photo, data = self._get(self._encoded_photos)
             self._wait_times.add("read", time.monotonic() - began_s)
-            found = decode_with_retry(decoder, data)
+            found = decode_with_retry(decoder, data, raise_if_stopped=self._raise_if_stopped)
             if isinstance(found, Failure):
                 self._record_photo(work, {photo: found}, {})
                 continue

@@ -29,7 +29,7 @@ from serving.inference.triton import TritonEngine
 from serving.protocol import listing_vision_pb2 as pb
 from vision.bundle import UNKNOWN_BACKEND, Bundle
 from vision.engine import Logits
-from vision.errors import EngineBusy, EngineUnavailable
+from vision.errors import EngineBusy, EngineUnavailable, PhotoServiceBusy
 
 __all__ = ["RateLimiter", "create_remote_engine"]
 
@@ -201,11 +201,13 @@ class GatewayEngine:
             self._limit.wait(len(contents), self._stop)
             began_s = time.monotonic()
             try:
-                return self._client.classify(
+                response = self._client.classify(
                     contents, listing_id=listing_id, num_alternatives=job.top_k, timeout_s=CALL_TIMEOUT_S
                 )
             finally:
                 self.wait_times.add("model", time.monotonic() - began_s)
+            _raise_if_busy(response)
+            return response
 
         is_retryable = tenacity.retry_if_exception(_is_retryable)
         policy = _create_retry_policy(is_retryable, self._stop, self._unavailable, on_give_up=self._give_up)
@@ -255,7 +257,18 @@ def _is_retryable(error: BaseException) -> bool:
         return False
     # Without a reason it is gRPC itself that rejects the message as too large.
     too_large = error.code == grpc.StatusCode.RESOURCE_EXHAUSTED and not error.reason
-    return error.code in _RETRYABLE_CODES and not too_large
+    is_busy = any(what.startswith(PhotoServiceBusy.reason) for what in error.violations.values())
+    return is_busy or (error.code in _RETRYABLE_CODES and not too_large)
+
+
+def _raise_if_busy(response: "pb.ClassifyListingResponse") -> None:
+    """Raises CallFailed, which is retried: the gateway had no time to decode a photo, which is no result of it."""
+    errors = [_to_failure(photo.error) for photo in response.photos if photo.HasField("error")]
+    for error in errors:
+        if error.reason == PhotoServiceBusy.reason:
+            raise CallFailed(
+                code=grpc.StatusCode.UNAVAILABLE, reason=error.reason, message=error.message, violations={}
+            )
 
 
 _PHOTO_NOT_SENT = Failure(

@@ -7,6 +7,7 @@ Its calls block. Triton's Python backend decodes with it too, so it imports only
 import contextlib
 import mmap
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -27,40 +28,15 @@ from serving.decoding.fork_server import (
     DecodeSettings,
     parse_photo_error,
 )
-from vision.errors import PhotoDecoderCrashed, PhotoError, PhotoTimedOut
+from serving.decoding.time_limits import PhotoTimer, TimeLimits
+from vision.errors import PhotoDecoderCrashed, PhotoError
 from vision.images import Photo, check_bytes, prepare_photo
 
-__all__ = [
-    "LISTING_TIMEOUT_S",
-    "MAX_MEMORY_BYTES",
-    "PHOTO_TIMEOUT_S",
-    "DecodeWorker",
-    "Decoder",
-    "ForkServer",
-    "InlineDecoder",
-    "create_crash_error",
-    "create_timeout_error",
-]
+__all__ = ["MAX_MEMORY_BYTES", "DecodeWorker", "Decoder", "ForkServer", "InlineDecoder", "create_crash_error"]
 
-PHOTO_TIMEOUT_S = 1.5
-"""For one photo in a worker, so that any bytes have a result within two seconds.
-
-Photos of phones take a hundredth of it; a noisy 48-megapixel HEIC may take longer and is refused.
-"""
-LISTING_TIMEOUT_S = 3.0
-"""For the photos of one listing that an instance of the model decodes one after another; later photos are not begun.
-
-Twenty photos that each take all their time would otherwise block the instance for half a minute.
-"""
 MAX_MEMORY_BYTES = 2 << 30
 """Address space of a worker; the largest photos within the limits take 0.8 GiB."""
 _START_TIMEOUT_S = 60.0
-_MIN_WAIT_S = 0.001
-"""A timeout of 0 would make a socket non-blocking."""
-
-
-def create_timeout_error(timeout_s: float) -> PhotoTimedOut:
-    return PhotoTimedOut(f"decoding took longer than {timeout_s:g} s; save it again as JPEG")
 
 
 def create_crash_error() -> PhotoDecoderCrashed:
@@ -69,9 +45,10 @@ def create_crash_error() -> PhotoDecoderCrashed:
 
 @dataclass(eq=False)
 class DecodeWorker:
-    """One decoding process: write a photo, wait until `sock` is readable, read the result."""
+    """One decoding process: write a photo, wait until `sock`, which never blocks, is readable, read the result."""
 
     sock: socket.socket
+    pid: int
     memory: mmap.mmap
     pidfd: int
     side_px: int
@@ -82,10 +59,14 @@ class DecodeWorker:
         self.sock.send(NUM_BYTES_STRUCT.pack(len(data)))
 
     def read(self) -> Photo | PhotoError | None:
-        """The decoded photo or what was wrong with it; None: the worker has died, or not responded in time."""
+        """The decoded photo or what was wrong with it; None: the worker has died.
+
+        Raises:
+            BlockingIOError: the worker has not responded yet.
+        """
         try:
             response = self.sock.recv(MAX_RESPONSE_BYTES)
-        except (ConnectionError, TimeoutError):  # TimeoutError: of a socket that has a timeout
+        except ConnectionError:
             return None
         if not response:
             return None
@@ -130,7 +111,8 @@ class ForkServer:
             memory = mmap.mmap(memory_fd, self._settings.shared_memory_bytes)
             with self._lock:
                 pid = self._request_fork([theirs.fileno(), memory_fd])
-            return DecodeWorker(ours, memory, os.pidfd_open(pid), self._settings.preprocessing.input_px)
+            ours.setblocking(False)
+            return DecodeWorker(ours, pid, memory, os.pidfd_open(pid), self._settings.preprocessing.input_px)
         except BaseException:
             ours.close()
             raise
@@ -179,23 +161,22 @@ class ForkServer:
 
 
 class Decoder:
-    """One decode worker for one caller, who waits for it; a worker that dies is replaced."""
+    """One decode worker for one caller; a worker that dies is replaced."""
 
     def __init__(
         self,
         fork_server: ForkServer,
         settings: DecodeSettings,
         *,
-        timeout_s: float = PHOTO_TIMEOUT_S,
+        time_limits: TimeLimits | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._fork_server = fork_server
         self._limits = settings.limits
-        self._timeout_s = timeout_s
+        self._time_limits = time_limits or TimeLimits()
         self._clock = clock
         self._rejection: PhotoError | None = None
-        self._in_progress = False
-        self._deadline_s = 0.0
+        self._timer: PhotoTimer | None = None
         self._worker = self._fork_worker()
 
     @property
@@ -203,58 +184,79 @@ class Decoder:
         """File descriptor of the worker's process."""
         return self._worker.pidfd
 
-    def begin(self, data: bytes | memoryview) -> None:
+    def fileno(self) -> int:
+        """The descriptor that is readable once the worker has responded or died."""
+        return self._worker.sock.fileno()
+
+    @property
+    def next_check_s(self) -> float:
+        """Seconds after which to call `poll` although the worker has not responded."""
+        return self._timer.next_check_s if self._timer else 0.0
+
+    def begin(self, data: bytes | memoryview, *, deadline_s: float = float("inf")) -> None:
         """Start decoding a photo; the caller is free until it calls `end`.
 
         If the caller has failed between `begin` and `end`, the worker is replaced, so that the pixels of that photo are
         not returned for the next one.
+
+        Args:
+            data: encoded.
+            deadline_s: on the clock; when the machine counts as busy, if not before by the limit of one photo.
         """
-        if self._in_progress:
+        if self._timer:
             self._replace_worker()
-            self._in_progress = False
+            self._timer = None
         self._rejection = None
         try:
             check_bytes(data, self._limits)
         except PhotoError as error:
             self._rejection = error
         else:
-            self._write(data)
-            self._in_progress, self._deadline_s = True, self._clock() + self._timeout_s
+            self._write(data, deadline_s)
+
+    def poll(self) -> Photo | PhotoError | None:
+        """The decoded photo, or what was wrong with it; None: it is still being decoded."""
+        if self._rejection:
+            return self._rejection
+        assert self._timer
+        result: Photo | PhotoError | None
+        try:
+            result = self._worker.read()
+        except BlockingIOError:
+            result = self._timer.check()
+            if result is None:
+                return None
+            self._replace_worker()
+        else:
+            if result is None:
+                result = create_crash_error()
+                self._replace_worker()
+        self._timer = None
+        return result
 
     def end(self) -> Photo | PhotoError:
         """The decoded photo, or what was wrong with it."""
-        if self._rejection:
-            return self._rejection
-        # The time counts from `begin`: of several photos that are decoded at once, all have the same time.
-        self._worker.sock.settimeout(max(self._deadline_s - self._clock(), _MIN_WAIT_S))
-        result = self._worker.read()
-        if result is None:
-            result = create_crash_error() if self._replace_and_check_exited() else create_timeout_error(self._timeout_s)
-        self._in_progress = False
+        responses = select.poll()
+        responses.register(self, select.POLLIN)
+        while (result := self.poll()) is None:
+            responses.poll(1000 * self.next_check_s)
         return result
 
     def close(self) -> None:
         self._worker.close()
         self._fork_server.close()
 
-    def _write(self, data: bytes | memoryview) -> None:
+    def _write(self, data: bytes | memoryview, deadline_s: float) -> None:
         try:
+            self._begin_timer(deadline_s)
             self._worker.write(data)
         except OSError:  # it died while idle, so this photo is not the cause
             self._replace_worker()
+            self._begin_timer(deadline_s)
             self._worker.write(data)
 
-    def _replace_and_check_exited(self) -> bool:
-        """Replace the worker; return whether it had ended by itself."""
-        self._worker.sock.setblocking(False)
-        try:
-            ended = self._worker.sock.recv(1) == b""
-        except BlockingIOError:
-            ended = False
-        except OSError:
-            ended = True
-        self._replace_worker()
-        return ended
+    def _begin_timer(self, deadline_s: float) -> None:
+        self._timer = PhotoTimer(self._worker.pid, self._time_limits, deadline_s=deadline_s, clock=self._clock)
 
     def _replace_worker(self) -> None:
         successor = self._fork_worker()
@@ -263,11 +265,9 @@ class Decoder:
 
     def _fork_worker(self) -> DecodeWorker:
         try:
-            worker = self._fork_server.fork()
+            return self._fork_server.fork()
         except ConnectionResetError:  # the fork server had died; this starts another one
-            worker = self._fork_server.fork()
-        worker.sock.settimeout(self._timeout_s)
-        return worker
+            return self._fork_server.fork()
 
 
 class InlineDecoder:

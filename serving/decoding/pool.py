@@ -11,14 +11,13 @@ from pathlib import Path
 
 from serving.decoding.fork_client import (
     MAX_MEMORY_BYTES,
-    PHOTO_TIMEOUT_S,
     DecodeWorker,
     ForkServer,
     create_crash_error,
-    create_timeout_error,
 )
 from serving.decoding.fork_server import DecodeSettings
 from serving.decoding.prepared import PHOTO_LIMITS, PreparedPhoto, prepare
+from serving.decoding.time_limits import PhotoTimer, TimeLimits
 from vision.errors import PhotoError
 from vision.images import PhotoLimits, Preprocessing, check_bytes
 
@@ -39,12 +38,13 @@ class _Job:
 class _WorkerSlot:
     worker: DecodeWorker
     job: _Job | None = None
-    timer: asyncio.TimerHandle | None = None
-    timed_out: bool = False
+    next_check: asyncio.TimerHandle | None = None
+    killed_for: PhotoError | None = None
+    """Why it was killed, if it was."""
 
     def close(self) -> None:
-        if self.timer:
-            self.timer.cancel()
+        if self.next_check:
+            self.next_check.cancel()
         self.worker.close()
 
 
@@ -57,7 +57,7 @@ class DecoderPool:
 
     preprocessing: Preprocessing
     num_workers: int
-    timeout_s: float = PHOTO_TIMEOUT_S
+    time_limits: TimeLimits = field(default_factory=TimeLimits)
     max_memory_bytes: int = MAX_MEMORY_BYTES
     limits: PhotoLimits = PHOTO_LIMITS
     num_workers_lost: int = field(default=0, init=False)
@@ -150,7 +150,6 @@ class DecoderPool:
                 await asyncio.sleep(_RESTART_DELAY_S)
         else:
             return
-        slot.worker.sock.setblocking(False)
         self._workers.add(slot)
         self._idle.append(slot)
         asyncio.get_running_loop().add_reader(slot.worker.sock, self._on_response, slot)
@@ -163,13 +162,14 @@ class DecoderPool:
                 continue
             slot = self._idle.pop()
             try:
+                timer = PhotoTimer(slot.worker.pid, self.time_limits)
                 slot.worker.write(job.data)
             except OSError:  # it died while idle, so this photo is not the cause
                 self._waiting.appendleft(job)
                 self._on_worker_exit(slot)
                 continue
             slot.job = job
-            slot.timer = asyncio.get_running_loop().call_later(self.timeout_s, self._on_timeout, slot)
+            self._schedule_check(slot, timer)
 
     def _on_response(self, slot: _WorkerSlot) -> None:
         try:
@@ -181,18 +181,24 @@ class DecoderPool:
             return
         job, slot.job = slot.job, None
         assert job is not None
-        assert slot.timer is not None
-        slot.timer.cancel()
+        assert slot.next_check is not None
+        slot.next_check.cancel()
         if not job.future.done():
             photo = PreparedPhoto(None, result) if isinstance(result, PhotoError) else PreparedPhoto(result, None)
             job.future.set_result(photo)
-        if not slot.timed_out:  # otherwise it responded as it was being killed; the end of its socket comes next
+        if not slot.killed_for:  # otherwise it responded as it was being killed; the end of its socket comes next
             self._idle.append(slot)
             self._dispatch()
 
-    def _on_timeout(self, slot: _WorkerSlot) -> None:
-        slot.timed_out = True
-        slot.worker.kill()  # _on_response reads the end of its socket
+    def _schedule_check(self, slot: _WorkerSlot, timer: PhotoTimer) -> None:
+        slot.next_check = asyncio.get_running_loop().call_later(timer.next_check_s, self._check_time, slot, timer)
+
+    def _check_time(self, slot: _WorkerSlot, timer: PhotoTimer) -> None:
+        slot.killed_for = timer.check()
+        if slot.killed_for:
+            slot.worker.kill()  # _on_response reads the end of its socket
+        else:
+            self._schedule_check(slot, timer)
 
     def _on_worker_exit(self, slot: _WorkerSlot) -> None:
         """A worker has ended: its photo gets the error, and another worker is started."""
@@ -204,7 +210,7 @@ class DecoderPool:
         slot.close()
         if job:
             self.num_workers_lost += 1
-            error = create_timeout_error(self.timeout_s) if slot.timed_out else create_crash_error()
+            error = slot.killed_for or create_crash_error()
             _log.warning("a decode worker is replaced: %s, photo of %d bytes", error.reason, len(job.data))
             if not job.future.done():
                 job.future.set_result(PreparedPhoto(None, error))

@@ -38,8 +38,10 @@ _T = TypeVar("_T")
 
 QUEUE_STAGE = "queue"
 """The stage of a call that waits for its turn at Triton."""
-# Longer than Triton's own queue timeout (5 s), so that Triton is the first to give up.
 _RPC_TIMEOUT_S = 10.0
+# Longer than Triton's own queue timeout (5 s) and the time in which a model decodes the photos of a listing
+# (`serving.decoding.time_limits`), so that Triton is the first to give up.
+_INFER_TIMEOUT_S = 20.0
 # A full or overdue queue is UNAVAILABLE like a dead server; only Triton's message tells them apart.
 _QUEUE_FULL_MESSAGES = ("Exceeds maximum queue size", "Request timeout expired")
 _CHANNEL_OPTIONS = [
@@ -145,7 +147,7 @@ class TritonEngine:
 
     async def close(self) -> None:
         if self._in_flight:
-            await asyncio.wait(self._in_flight, timeout=_RPC_TIMEOUT_S)
+            await asyncio.wait(self._in_flight, timeout=_INFER_TIMEOUT_S)
         await self._channel.close(None)
 
     async def _run_shielded(self, call: Coroutine[Any, Any, _T], slots: "_Slots | None") -> _T:
@@ -189,7 +191,7 @@ class TritonEngine:
         )
         try:
             with tracing.sampled_client_span(_INFER_METHOD) as headers:
-                return await self._stub.ModelInfer(request, timeout=_RPC_TIMEOUT_S, metadata=headers)
+                return await self._stub.ModelInfer(request, timeout=_INFER_TIMEOUT_S, metadata=headers)
         except grpc.aio.AioRpcError as error:
             raise self._to_engine_error(error) from error
 

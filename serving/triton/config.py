@@ -50,8 +50,9 @@ _LOGITS_BACKENDS: dict[Backend, str] = {
     "python-gpu": "torch-cuda",
 }
 _ENCODED_BACKENDS: dict[Backend, str] = {"python-gpu": "torch-cuda-nvjpeg"}
-_MAX_DECODERS = 8
-"""Decode workers of a model that decodes on a GPU, for photos that a GPU cannot decode; few photos are not JPEGs."""
+_MAX_DECODERS_ON_CPU, _MAX_DECODERS_ON_GPU = 4, 8
+"""Decode workers of an instance, started as listings need them: on a CPU there are two instances per core, on a GPU two
+in all, whose workers decode the photos that a GPU cannot decode."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,8 +199,8 @@ def _set_decoding_parameters(
     if options.on_cpu:
         _set_parameter(config, "num_threads", str(options.num_threads))
         _set_parameter(config, "preferred_batch_size", str(options.preferred_batch_size))
-    else:
-        _set_parameter(config, "num_decoders", str(min(_MAX_DECODERS, count_usable_cores())))
+    max_decoders = _MAX_DECODERS_ON_CPU if options.on_cpu else _MAX_DECODERS_ON_GPU
+    _set_parameter(config, "num_decoders", str(min(max_decoders, count_usable_cores())))
     decoding = DecodeSettings(
         preprocessing=bundle.info.preprocessing, limits=PHOTO_LIMITS, max_memory_bytes=MAX_MEMORY_BYTES
     )

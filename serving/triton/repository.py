@@ -14,8 +14,10 @@ _ROOT = Path(__file__).resolve().parents[2]
 _DECODING_CODE = (
     "serving/__init__.py",
     "serving/decoding/__init__.py",
+    "serving/decoding/decoder_group.py",
     "serving/decoding/fork_client.py",
     "serving/decoding/fork_server.py",
+    "serving/decoding/time_limits.py",
     "serving/processes/__init__.py",
     "serving/processes/lifetime.py",
     "vision/__init__.py",

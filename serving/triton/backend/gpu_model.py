@@ -14,7 +14,6 @@ import contextlib
 import json
 import os
 import sys
-import time
 import warnings
 from pathlib import Path
 
@@ -26,7 +25,7 @@ CODE = Path(__file__).resolve().parent / "code"
 # At the end of the path, so that it hides no package of this environment.
 sys.path.append(str(CODE))
 
-from serving.decoding import fork_client, fork_server  # noqa
+from serving.decoding import decoder_group, fork_client, fork_server  # noqa
 from vision.images.gpu_decoding import DeviceDecoder, find_plain_crop  # noqa: E402
 
 OUTPUTS = ("category_logits", "brand_logits", "embedding")
@@ -70,8 +69,7 @@ class TritonPythonModel:
         return responses
 
     def finalize(self):
-        for decoder in self._decoders:
-            decoder.close()
+        self._decoders.close()
 
     def _create_empty_pixels(self):
         return torch.empty(0, self._side, self._side, 3, dtype=torch.uint8, device=self._device)
@@ -82,8 +80,8 @@ class TritonPythonModel:
         cpu_rows = [index for index, crop in enumerate(crops) if crop is None]
         gpu_rows = [index for index, crop in enumerate(crops) if crop]
         # The cores decode some photos while the device decodes the others.
-        deadline_s = time.monotonic() + fork_client.LISTING_TIMEOUT_S
-        cpu_batch = _CpuDecodeBatch(self._decoders, [photos[index] for index in cpu_rows], deadline_s)
+        deadline_s = self._decoders.compute_deadline_s()
+        cpu_batch = self._decoders.begin([photos[index] for index in cpu_rows], deadline_s=deadline_s)
         pixels = torch.zeros(len(photos), self._side, self._side, 3, dtype=torch.uint8, device=self._device)
         rejected = []
         if gpu_rows:
@@ -93,9 +91,9 @@ class TritonPythonModel:
                 joined, gpu_crops, self._create_empty_pixels(), photo_px=self._side
             )
             rejected = [gpu_rows[index] for index in rejected]
-        decoded = dict(zip(cpu_rows, cpu_batch.end(), strict=True))
-        retry_batch = _CpuDecodeBatch(self._decoders, [photos[index] for index in rejected], deadline_s)
-        decoded |= zip(rejected, retry_batch.end(), strict=True)
+        decoded = {cpu_rows[number]: result for number, result in cpu_batch}
+        retry_batch = self._decoders.begin([photos[index] for index in rejected], deadline_s=deadline_s)
+        decoded |= {rejected[number]: result for number, result in retry_batch}
         errors = [b""] * len(photos)
         for index, found in decoded.items():
             if isinstance(found, np.ndarray):
@@ -103,31 +101,6 @@ class TritonPythonModel:
             else:
                 errors[index] = f"{type(found).__name__}\n{found}".encode()
         return pixels, errors
-
-
-class _CpuDecodeBatch:
-    """Decodes photos in all decode workers at once; after the deadline no more photos are begun."""
-
-    def __init__(self, decoders, photos, deadline_s):
-        self._decoders, self._photos, self._deadline_s = decoders, photos, deadline_s
-        self._first_before_deadline = time.monotonic() < deadline_s
-        if self._first_before_deadline:
-            self._begin(0)
-
-    def end(self):
-        """Yield each photo, (S, S, 3) uint8, or what was wrong with it."""
-        size = len(self._decoders)
-        for at in range(0, len(self._photos), size):
-            in_time = time.monotonic() < self._deadline_s if at else self._first_before_deadline
-            if in_time and at:
-                self._begin(at)
-            for decoder, _ in zip(self._decoders, self._photos[at : at + size], strict=False):
-                late = fork_client.create_timeout_error(fork_client.LISTING_TIMEOUT_S)
-                yield decoder.end() if in_time else late
-
-    def _begin(self, at):
-        for decoder, photo in zip(self._decoders, self._photos[at:], strict=False):
-            decoder.begin(photo)
 
 
 def _use_device(device):
@@ -216,8 +189,7 @@ class _Graph:
 
 
 def _create_decoders(parameters, settings):
-    number = int(parameters["num_decoders"])
     if parameters["isolate"] != "true":
-        return [fork_client.InlineDecoder(settings) for _ in range(number)]
+        return decoder_group.InlineDecoderGroup(settings)
     server = fork_client.ForkServer(settings, [parameters["python"]], path=CODE)
-    return [fork_client.Decoder(server, settings) for _ in range(number)]
+    return decoder_group.DecoderGroup(server, settings, size=int(parameters["num_decoders"]))

@@ -1,8 +1,8 @@
 """ONNX Runtime inside Triton's Python backend; copied beside `model.onnx` and run by Triton's own Python.
 
 A request has photos as pixels (`photos`) or encoded (`encoded`, rows padded to the longest, with `sizes`). Encoded
-photos are decoded here by the project's decoder, in a decode worker that a photo may crash. The row of a photo that
-cannot be used is NaN, and `photo_errors` has what was wrong with it.
+photos are decoded here by the project's decoder, in decode workers that a photo may crash, several at once where a
+listing has several. The row of a photo that cannot be used is NaN, and `photo_errors` has what was wrong with it.
 
 Needs numpy 1.26: with numpy 2 this version of Triton passes zeros without any error.
 """
@@ -10,7 +10,6 @@ Needs numpy 1.26: with numpy 2 this version of Triton passes zeros without any e
 import json
 import os
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ CODE = Path(__file__).resolve().parent / "code"
 # At the end of the path, so that it hides no package of this environment.
 sys.path.append(str(CODE))
 
-from serving.decoding import fork_client, fork_server  # noqa
+from serving.decoding import decoder_group, fork_client, fork_server  # noqa
 
 OUTPUTS = ("category_logits", "brand_logits", "embedding")
 
@@ -41,13 +40,13 @@ class TritonPythonModel:
         for num_photos in range(1, self._preferred_batch_size + 1):
             widths = [output.shape[1] for output in self._run(np.zeros((num_photos, side, side, 3), np.uint8))]
         self._unusable = [np.full((1, width), np.nan, np.float32) for width in widths]
-        self._decoder = _create_decoder(parameters)
+        self._decoders = _create_decoders(parameters)
 
     def execute(self, requests):
         return [self._infer_request(request) for request in requests]
 
     def finalize(self):
-        self._decoder.close()
+        self._decoders.close()
 
     def _infer_request(self, request):
         encoded = pb_utils.get_input_tensor_by_name(request, "encoded")
@@ -65,35 +64,23 @@ class TritonPythonModel:
         return pb_utils.InferenceResponse(tensors)
 
     def _decode_and_run(self, encoded, sizes):
-        """Compute photo by photo; the next is decoded meanwhile."""
+        """Compute photo by photo, while others are decoded."""
         photos = [row[:size].data for row, size in zip(encoded, sizes[:, 0], strict=True)]
-        rows, errors = [], []
-        deadline_s = time.monotonic() + fork_client.LISTING_TIMEOUT_S
-        self._decoder.begin(photos[0])
-        for following in (*photos[1:], None):
-            result = self._decoder.end()
-            in_time = time.monotonic() < deadline_s
-            if in_time and following is not None:
-                self._decoder.begin(following)
-            self._append_result(result, rows, errors)
-            if not in_time:
-                break
-        for _ in photos[len(rows) :]:
-            self._append_result(fork_client.create_timeout_error(fork_client.LISTING_TIMEOUT_S), rows, errors)
+        rows, errors = [self._unusable] * len(photos), [b""] * len(photos)
+        for number, result in self._decoders.begin(photos):
+            if isinstance(result, np.ndarray):
+                rows[number] = self._run(result[None])
+            else:
+                errors[number] = f"{type(result).__name__}\n{result}".encode()
         return rows, errors
-
-    def _append_result(self, result, rows, errors):
-        usable = isinstance(result, np.ndarray)
-        rows.append(self._run(result[None]) if usable else self._unusable)
-        errors.append(b"" if usable else f"{type(result).__name__}\n{result}".encode())
 
     def _run(self, photos):
         return self._session.run(list(OUTPUTS), {"photos": photos})
 
 
-def _create_decoder(parameters):
+def _create_decoders(parameters):
     settings = fork_server.DecodeSettings.from_json(parameters["decoding"])
     if parameters["isolate"] != "true":
-        return fork_client.InlineDecoder(settings)
+        return decoder_group.InlineDecoderGroup(settings)
     server = fork_client.ForkServer(settings, [parameters["python"]], path=CODE)
-    return fork_client.Decoder(server, settings)
+    return decoder_group.DecoderGroup(server, settings, size=int(parameters["num_decoders"]))

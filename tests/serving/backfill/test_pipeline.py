@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from serving.backfill.photo_reader import PhotoReader
-from serving.backfill.pipeline import Pipeline, WaitTimes
+from serving.backfill.pipeline import MAX_BUSY_ATTEMPTS, Pipeline, WaitTimes, decode_with_retry
 from serving.backfill.plan import ShardPhotos
+from serving.errors import BackfillError
 from vision.engine import Logits
-from vision.errors import EngineBroken, PhotoDecoderCrashed, PhotoTruncated
+from vision.errors import EngineBroken, PhotoDecoderCrashed, PhotoServiceBusy, PhotoTruncated
 
 
 class NumberDecoder:
@@ -164,6 +165,40 @@ def test_only_a_second_crash_of_the_decoder_fails_the_photo(tmp_path):
         [done] = pipeline.run([create_shard(0, [2, 4, 6])])
         assert {photo: failure.reason for photo, failure in done.failures.items()} == {2: "PHOTO_DECODER_CRASHED"}
         assert done.logits.category[:, 0].tolist() == [2, 4]
+
+
+class BusyDecoder(NumberDecoder):
+    """Finds the machine busy as often as it is given."""
+
+    def __init__(self, num_busy):
+        self._num_busy = num_busy
+
+    def end(self):
+        self._num_busy -= 1
+        return PhotoServiceBusy("busy") if self._num_busy >= 0 else super().end()
+
+
+def test_a_busy_machine_is_no_result_of_a_photo():
+    pixels = decode_with_retry(BusyDecoder(MAX_BUSY_ATTEMPTS - 1), b"4")
+    assert pixels[0, 0, 0] == 4
+    with pytest.raises(BackfillError, match=r"not decoded after 10 attempts: busy; rerun the same command"):
+        decode_with_retry(BusyDecoder(MAX_BUSY_ATTEMPTS), b"4")
+
+
+def test_a_machine_that_remains_busy_ends_the_pipeline(tmp_path):
+    write_photos(tmp_path, [2])
+    stop = threading.Event()
+    pipeline = Pipeline(
+        PhotoReader(str(tmp_path), stop=stop),
+        [BusyDecoder(1000)],
+        infer,
+        num_infer_threads=1,
+        max_batch_size=1,
+        stop=stop,
+        wait_times=WaitTimes(),
+    )
+    with pytest.raises(BackfillError, match="busy"):
+        list(pipeline.run([create_shard(0, [2])]))
 
 
 def test_shards_that_are_not_taken_are_bounded(tmp_path):

@@ -8,10 +8,11 @@ import pytest
 
 from serving.decoding.fork_client import MAX_MEMORY_BYTES, Decoder, ForkServer, InlineDecoder
 from serving.decoding.fork_server import DecodeSettings
+from serving.decoding.time_limits import TimeLimits
 from tests.conftest import ROOT
 from tests.support.clock import ManualClock
 from tests.support.helpers import create_scene, encode_image
-from vision.errors import PhotoEmpty, PhotoNotAnImage, PhotoTimedOut
+from vision.errors import PhotoEmpty, PhotoNotAnImage, PhotoServiceBusy, PhotoTimedOut
 from vision.images import PhotoLimits, Preprocessing, prepare_photo
 
 PREPROCESSING = Preprocessing(input_px=64)
@@ -19,9 +20,9 @@ SETTINGS = DecodeSettings(preprocessing=PREPROCESSING, limits=PhotoLimits(), max
 PHOTO = encode_image(create_scene(800, 600))
 
 
-def create_decoder(**options) -> Decoder:
-    options = {"timeout_s": 60, **options}
-    return Decoder(ForkServer(SETTINGS, [sys.executable], path=ROOT), SETTINGS, **options)
+def create_decoder(*, cpu_s=60, wall_s=60, **options) -> Decoder:
+    server = ForkServer(SETTINGS, [sys.executable], path=ROOT)
+    return Decoder(server, SETTINGS, time_limits=TimeLimits(cpu_s=cpu_s, wall_s=wall_s), **options)
 
 
 def test_a_photo_that_was_begun_and_never_ended_is_not_returned_for_the_next():
@@ -37,11 +38,22 @@ def test_a_photo_that_was_begun_and_never_ended_is_not_returned_for_the_next():
 def test_a_photos_time_counts_from_its_begin():
     # Otherwise the last of several photos that are decoded at once could take as often its time as there are photos.
     clock = ManualClock()
-    decoder = create_decoder(timeout_s=3600, clock=clock)
+    decoder = create_decoder(wall_s=3600, clock=clock)
     try:
         signal.pidfd_send_signal(decoder.pidfd, signal.SIGSTOP)
         decoder.begin(PHOTO)
         clock.advance(3600)
+        assert isinstance(decoder.end(), PhotoServiceBusy)
+        decoder.begin(PHOTO)
+        np.testing.assert_array_equal(decoder.end(), prepare_photo(PHOTO, PREPROCESSING))
+    finally:
+        decoder.close()
+
+
+def test_a_photo_that_takes_too_much_cpu_time_is_at_fault():
+    decoder = create_decoder(cpu_s=0.1)
+    try:
+        decoder.begin(encode_image(create_scene(5000, 4000), "PNG"))
         assert isinstance(decoder.end(), PhotoTimedOut)
         decoder.begin(PHOTO)
         np.testing.assert_array_equal(decoder.end(), prepare_photo(PHOTO, PREPROCESSING))

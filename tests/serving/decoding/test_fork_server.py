@@ -1,7 +1,7 @@
 import pytest
 
 from serving.decoding.fork_server import DecodeSettings, parse_photo_error
-from vision.errors import PhotoDecoderCrashed, PhotoTruncated
+from vision.errors import PhotoDecoderCrashed, PhotoServiceBusy, PhotoTruncated
 from vision.images import PhotoLimits, Preprocessing
 
 
@@ -23,6 +23,7 @@ def test_a_photo_error_is_read_with_its_message():
     error = parse_photo_error(b"PhotoTruncated\nit is cut short")
     assert type(error) is PhotoTruncated
     assert str(error) == "it is cut short"
+    assert type(parse_photo_error(b"PhotoServiceBusy\ntry again")) is PhotoServiceBusy
 
 
 @pytest.mark.parametrize("response", [b"", b"nonsense", b"ListingVisionError\nx", b"Sequence\nx", b"\xff\xff\n"])

@@ -13,14 +13,23 @@ from PIL import Image
 
 from serving.decoding.pool import DecoderPool, DecoderThreads
 from serving.decoding.prepared import prepare
+from serving.decoding.time_limits import TimeLimits
 from tests.support.helpers import create_scene, encode_image, list_decoder_pids
 from tests.support.hostile_photos import hostile_photos
 from tests.support.waiting import async_wait_until
-from vision.errors import PhotoDecoderCrashed, PhotoEmpty, PhotoNotAnImage, PhotoTimedOut, PhotoTooManyBytes
+from vision.errors import (
+    PhotoDecoderCrashed,
+    PhotoEmpty,
+    PhotoNotAnImage,
+    PhotoServiceBusy,
+    PhotoTimedOut,
+    PhotoTooManyBytes,
+)
 from vision.images import PhotoLimits, Preprocessing, prepare_photo
 
 PREPROCESSING = Preprocessing(input_px=64)
 PHOTO = encode_image(create_scene(800, 600))
+PATIENT = TimeLimits(cpu_s=60, wall_s=60)
 
 
 @contextlib.asynccontextmanager
@@ -82,7 +91,7 @@ def test_every_hostile_photo_has_its_result_and_crashes_no_worker(photo, single_
 def single_worker_pool():
     """Decodes one photo after another in one worker, with all the time that a slow machine may need."""
     with asyncio.Runner() as runner:
-        pool = DecoderPool(PREPROCESSING, 1, timeout_s=60)
+        pool = DecoderPool(PREPROCESSING, 1, time_limits=PATIENT)
         runner.run(pool.start())
         yield lambda data: runner.run(pool.prepare(data))
         assert pool.num_workers_lost == 0
@@ -114,7 +123,7 @@ def test_a_worker_that_dies_over_a_photo_fails_that_photo_alone():
             list_decoder_pids(pool),
         )
 
-    first, others, num_workers_lost, victim, now = run_with_pool(work, timeout_s=60)
+    first, others, num_workers_lost, victim, now = run_with_pool(work, time_limits=PATIENT)
     assert isinstance(first.error, PhotoDecoderCrashed)
     assert all(other.pixels is not None for other in others)
     assert num_workers_lost == 1
@@ -122,16 +131,42 @@ def test_a_worker_that_dies_over_a_photo_fails_that_photo_alone():
     assert victim not in now
 
 
-def test_a_worker_that_hangs_is_killed_and_replaced():
+def test_a_worker_that_hangs_is_replaced_and_its_photo_is_not_at_fault():
     async def work(pool):
         (victim,) = list_decoder_pids(pool)
         os.kill(victim, signal.SIGSTOP)
         hung = await pool.prepare(PHOTO)
         return hung, await pool.prepare(PHOTO)
 
-    hung, after = run_with_pool(work, timeout_s=0.5)
-    assert isinstance(hung.error, PhotoTimedOut)
-    assert "longer than 0.5 s" in str(hung.error)
+    hung, after = run_with_pool(work, time_limits=TimeLimits(cpu_s=60, wall_s=0.5))
+    assert isinstance(hung.error, PhotoServiceBusy)
+    assert "within 0.5 s" in str(hung.error)
+    assert after.pixels is not None
+
+
+def test_a_photo_is_decoded_although_its_worker_had_no_core_for_seconds():
+    async def work(pool):
+        (worker,) = list_decoder_pids(pool)
+        os.kill(worker, signal.SIGSTOP)
+        preparing = asyncio.create_task(pool.prepare(PHOTO))
+        await asyncio.sleep(3)
+        os.kill(worker, signal.SIGCONT)
+        return await preparing, pool.num_workers_lost
+
+    prepared, num_workers_lost = run_with_pool(work)
+    np.testing.assert_array_equal(prepared.pixels, prepare_photo(PHOTO, PREPROCESSING))
+    assert num_workers_lost == 0
+
+
+def test_a_photo_that_takes_too_much_cpu_time_is_refused():
+    large = encode_image(create_scene(5000, 4000), "PNG")
+
+    async def work(pool):
+        return await pool.prepare(large), await pool.prepare(PHOTO)
+
+    slow, after = run_with_pool(work, time_limits=TimeLimits(cpu_s=0.1, wall_s=60))
+    assert isinstance(slow.error, PhotoTimedOut)
+    assert "more than 0.1 s of CPU time" in str(slow.error)
     assert after.pixels is not None
 
 
@@ -142,11 +177,11 @@ def test_a_photo_that_needs_too_much_memory_fails_alone():
     async def work(pool):
         return await pool.prepare(out.getvalue()), await pool.prepare(PHOTO)
 
-    huge, after = run_with_pool(work, max_memory_bytes=400 << 20, timeout_s=60)
+    huge, after = run_with_pool(work, max_memory_bytes=400 << 20, time_limits=PATIENT)
     assert huge.error is not None
     assert huge.error.reason in ("PHOTO_UNREADABLE", "PHOTO_DECODER_CRASHED")
     assert after.pixels is not None
-    enough = run_with_pool(lambda pool: pool.prepare(out.getvalue()), timeout_s=60)
+    enough = run_with_pool(lambda pool: pool.prepare(out.getvalue()), time_limits=PATIENT)
     assert enough.pixels is not None
 
 
@@ -187,7 +222,7 @@ def test_a_photo_that_is_cancelled_while_it_waits_is_never_decoded():
         # A worker would have one of them now if they were not skipped.
         return result, pool.num_waiting, pool.num_decoding
 
-    first, num_waiting, num_decoding = run_with_pool(work, timeout_s=60)
+    first, num_waiting, num_decoding = run_with_pool(work, time_limits=PATIENT)
     assert first.pixels is not None
     assert num_waiting == 0
     assert num_decoding == 0
@@ -206,7 +241,7 @@ def test_a_photo_that_is_cancelled_in_a_worker_is_not_returned_for_the_next():
         os.kill(worker, signal.SIGCONT)
         return await following
 
-    np.testing.assert_array_equal(run_with_pool(work, timeout_s=60).pixels, prepare_photo(other, PREPROCESSING))
+    np.testing.assert_array_equal(run_with_pool(work, time_limits=PATIENT).pixels, prepare_photo(other, PREPROCESSING))
 
 
 def test_closing_ends_every_process():

@@ -24,7 +24,7 @@ HEADS = (
     b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf",
     heif(hevc_item())[:300],
 )
-SMALL = [photo.data for photo in hostile_photos() if len(photo.data) < 20_000 and not photo.may_time_out]
+SMALL = [photo.data for photo in hostile_photos() if len(photo.data) < 20_000 and not photo.is_slow]
 LIMITS = PhotoLimits(max_pixels=2_000_000)
 
 
