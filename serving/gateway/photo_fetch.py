@@ -11,13 +11,14 @@ import socket
 import ssl
 from collections.abc import Sequence
 from typing import Any, NamedTuple
-from urllib.parse import SplitResult, urljoin, urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import aiohttp
+import yarl
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 from serving.api.status import Refusal
-from vision.errors import ListingVisionError, PhotoError, PhotoNotFetched, PhotoTooManyBytes
+from vision.errors import ListingVisionError, PhotoError, PhotoFetchTimedOut, PhotoNotFetched, PhotoTooManyBytes
 
 __all__ = ["PhotoFetcher", "PublicResolver", "check_prefixes", "parse_prefix", "parse_uri"]
 
@@ -30,15 +31,44 @@ _MAX_CONCURRENT_FETCHES = 16
 """Photos that one gateway process fetches at a time."""
 _OBJECT_STORES = ("gs", "s3")
 _REDIRECTS = (301, 302, 303, 307, 308)
+_RETRYABLE_STATUSES = (408, 429)
+"""These, and all from 500 on, say that the server had no time or failed."""
 _PLAIN_HOST = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?")
 # Characters that servers and proxies interpret differently. (Not by IGNORECASE: under it a long s is an s.)
-_AMBIGUOUS = re.compile(r"[\x00-\x20\x7f-\U0010ffff\\]|%(2[eEfF]|5[cC]|00|25)")
+_AMBIGUOUS = re.compile(r"[\x00-\x20\x7f-\U0010ffff\\]|%(?![0-9a-fA-F]{2})")
+# Control characters, dots, slashes, semicolons, percent signs, backslashes: some servers decode a path before they
+# split it. A query is not split, and signed URLs have escaped slashes there.
+_AMBIGUOUS_PATH = re.compile(r"%([01][0-9a-fA-F]|2[5eEfF]|3[bB]|5[cC]|7[fF])")
+_GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
+"""All of IPv6 that IANA has allocated to public addresses. The rest includes NAT64 (64:ff9b::/96), which leads to IPv4
+addresses behind a translator, IPv4-compatible (::/96), unique local (fc00::/7) and site-local addresses."""
+_NOT_PUBLIC = tuple(
+    map(
+        ipaddress.ip_network,
+        (
+            "168.63.129.16/32",  # Azure's host: metadata, keys, DNS
+            "192.0.0.0/24",  # IANA's special purposes; Oracle's metadata
+            "192.88.99.0/24",  # relays of 6to4, deprecated by RFC 7526
+        ),
+    )
+)
+"""Public in IANA's registry, at least in part. Other metadata services are at link-local, shared or unique local
+addresses."""
+
+
+class _AddressNotPublic(OSError):
+    pass
 
 
 class _Location(NamedTuple):
     scheme: str
     host: str
     path: str
+    query: str
+
+    @property
+    def uri(self) -> str:
+        return f"{self.scheme}://{self.host}{self.path}" + (f"?{self.query}" if self.query else "")
 
 
 class PublicResolver(AbstractResolver):
@@ -51,7 +81,7 @@ class PublicResolver(AbstractResolver):
         results = []
         for kind, _, protocol, _, address in found:
             if not self.is_public(str(address[0])):
-                raise OSError(f"{host} is at an address that is not public")
+                raise _AddressNotPublic(f"{host} is at an address that is not public")
             results.append(
                 ResolveResult(
                     hostname=host,
@@ -67,7 +97,9 @@ class PublicResolver(AbstractResolver):
     def is_public(self, address: str) -> bool:
         ip: Any = ipaddress.ip_address(address.partition("%")[0])
         ip = getattr(ip, "ipv4_mapped", None) or getattr(ip, "sixtofour", None) or ip
-        return bool(ip.is_global and not ip.is_multicast)
+        if ip.version == 6 and ip not in _GLOBAL_UNICAST:
+            return False
+        return bool(ip.is_global and not ip.is_multicast and not any(ip in network for network in _NOT_PUBLIC))
 
     async def close(self) -> None:
         """Nothing is held."""
@@ -122,34 +154,45 @@ class PhotoFetcher:
             )
 
     async def fetch(self, uri: str) -> bytes | PhotoError:
-        """Return the bytes of one photo that passed `check`, or its error; never raises a PhotoError."""
+        """Return the bytes of one photo that passed `check`, or its error; never raises a PhotoError.
+
+        PhotoFetchTimedOut where a retry may help: its server did not answer in time, failed, or cannot be reached.
+        """
+        location = parse_uri(uri)
+        assert location
         try:
             async with self._fetch_slots, asyncio.timeout(FETCH_TIMEOUT_S):
-                if uri.startswith("https:"):
-                    return await self._fetch_https(uri)
-                return await asyncio.to_thread(self._fetch_from_store, uri)
+                if location.scheme == "https":
+                    return await self._fetch_https(location)
+                return await asyncio.to_thread(self._fetch_from_store, location)
         except PhotoError as error:
             return error
-        except TimeoutError:
-            return PhotoNotFetched(f"the photo did not come within {FETCH_TIMEOUT_S:g} s; send its bytes")
         # Clients of object stores raise their own types; their messages may contain the URI.
         except Exception as error:
-            return PhotoNotFetched(f"the photo cannot be fetched ({type(error).__name__}); send its bytes")
+            return _to_photo_error(error)
 
     async def close(self) -> None:
         await self._session.close()
 
-    async def _fetch_https(self, uri: str) -> bytes:
+    async def _fetch_https(self, location: _Location) -> bytes:
         for _ in range(MAX_REDIRECTS + 1):
-            async with self._session.get(uri, allow_redirects=False) as response:
+            # As it was given: a signature would not hold for escapes that are decoded and encoded again.
+            url = yarl.URL.build(
+                scheme="https", host=location.host, path=location.path, query_string=location.query, encoded=True
+            )
+            async with self._session.get(url, allow_redirects=False) as response:
                 if response.status not in _REDIRECTS:
                     return await self._read_body(response)
-                uri = urljoin(uri, response.headers.get("Location", ""))
-            if self._find_objection(uri):
+                uri = urljoin(location.uri, response.headers.get("Location", ""))
+            following = parse_uri(uri)
+            if following is None or self._find_objection(uri):
                 raise PhotoNotFetched("the photo's URI leads to another one that is not allowed")
+            location = following
         raise PhotoNotFetched(f"the photo's URI leads on more than {MAX_REDIRECTS} times")
 
     async def _read_body(self, response: aiohttp.ClientResponse) -> bytes:
+        if response.status >= 500 or response.status in _RETRYABLE_STATUSES:
+            raise PhotoFetchTimedOut(f"the photo's server answered {response.status}; try again")
         if response.status != 200:
             raise PhotoNotFetched(f"the photo's server answered {response.status}")
         if (response.content_length or 0) > self._max_bytes:
@@ -161,11 +204,11 @@ class PhotoFetcher:
                 raise self._too_many_bytes()
         return bytes(body)
 
-    def _fetch_from_store(self, uri: str) -> bytes:
-        store = self._get_store(uri.partition(":")[0])
-        if store.info(uri)["size"] > self._max_bytes:
+    def _fetch_from_store(self, location: _Location) -> bytes:
+        store = self._get_store(location.scheme)
+        if store.info(location.uri)["size"] > self._max_bytes:
             raise self._too_many_bytes()
-        return bytes(store.cat_file(uri))
+        return bytes(store.cat_file(location.uri))
 
     def _get_store(self, scheme: str) -> Any:
         if scheme not in self._stores:
@@ -196,7 +239,7 @@ def check_prefixes(prefixes: Sequence[str]) -> None:
 
 
 def parse_uri(uri: str) -> _Location | None:
-    """Return the parsed URI; None if parsers may disagree about it."""
+    """Return the parsed URI, scheme and host in lower case; None if parsers may disagree about it."""
     if _AMBIGUOUS.search(uri) or "#" in uri:
         return None
     try:
@@ -210,13 +253,38 @@ def parse_uri(uri: str) -> _Location | None:
         and _PLAIN_HOST.fullmatch(host)
         and "@" not in parts.netloc
         and port in (None, 443)
-        and not _has_dot_segments(parts)
+        and not _AMBIGUOUS_PATH.search(parts.path)
+        and not _has_dot_segments(parts.path)
     )
-    return _Location(parts.scheme, host, parts.path or "/") if plain else None
+    return _Location(parts.scheme, host, parts.path or "/", parts.query) if plain else None
 
 
-def _has_dot_segments(parts: SplitResult) -> bool:
-    return any(segment in (".", "..") for segment in parts.path.split("/"))
+def _has_dot_segments(path: str) -> bool:
+    # Some servers cut parameters off a segment before they resolve it: `..;/` leads up there.
+    return any(segment.partition(";")[0] in (".", "..") for segment in path.split("/"))
+
+
+def _to_photo_error(error: Exception) -> PhotoError:
+    if isinstance(error, TimeoutError):
+        return PhotoFetchTimedOut(f"the photo did not come within {FETCH_TIMEOUT_S:g} s; try again")
+    if _may_succeed_later(error):
+        return PhotoFetchTimedOut(f"the photo's server cannot be reached ({type(error).__name__}); try again")
+    return PhotoNotFetched(f"the photo cannot be fetched ({type(error).__name__}); send its bytes")
+
+
+def _may_succeed_later(error: Exception) -> bool:
+    if isinstance(error, aiohttp.ClientConnectorError):  # before any connection: the name, the route, the port
+        cause = error.os_error
+        if isinstance(cause, socket.gaierror):
+            return cause.errno == socket.EAI_AGAIN
+        if isinstance(cause, (_AddressNotPublic, ssl.SSLError)):
+            return False
+    if isinstance(error, (aiohttp.ClientSSLError, ssl.SSLError, FileNotFoundError, PermissionError)):
+        return False
+    if isinstance(error, (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, OSError)):
+        return True
+    status = getattr(error, "code", None)  # gcsfs.retry.HttpError
+    return isinstance(status, int) and (status >= 500 or status in _RETRYABLE_STATUSES)
 
 
 def parse_prefix(text: str) -> _Location:

@@ -17,7 +17,7 @@ from serving.gateway.photo_fetch import PhotoFetcher, PublicResolver, check_pref
 from serving.protocol import listing_vision_pb2 as pb
 from tests.support.certificates import Authority
 from tests.support.gateway import PHOTO, open_stub, run_gateway
-from vision.errors import ListingVisionError, PhotoNotFetched, PhotoTooManyBytes
+from vision.errors import ListingVisionError, PhotoFetchTimedOut, PhotoNotFetched, PhotoTooManyBytes
 
 PREFIX = "https://localhost/photos/"
 MAX_BYTES = 100_000
@@ -77,6 +77,22 @@ async def send_endless(request):
             await response.write(b"x" * 10_000)
 
 
+async def send_status(request):
+    return web.Response(status=int(request.match_info["status"]))
+
+
+async def cut_body(request):
+    response = web.StreamResponse(headers={"Content-Length": "1000"})
+    await response.prepare(request)
+    await response.write(b"x")
+    request.transport.abort()
+    return response
+
+
+async def abort_connection(request):
+    request.transport.abort()
+
+
 class Server:
     def __init__(self):
         self.seen = []
@@ -97,6 +113,9 @@ async def serving(authority):
     app.router.add_get("/photos/drip", send_slowly)
     app.router.add_get("/photos/endless", send_endless)
     app.router.add_get("/photos/large", large)
+    app.router.add_get("/photos/status/{status}", send_status)
+    app.router.add_get("/photos/cut", cut_body)
+    app.router.add_get("/photos/abort", abort_connection)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -153,7 +172,122 @@ def test_what_is_too_long_is_left_whether_it_says_so_or_not(authority, path):
 
 def test_what_drips_is_left_in_time(authority, monkeypatch):
     monkeypatch.setattr("serving.gateway.photo_fetch.FETCH_TIMEOUT_S", 0.5)
-    assert "did not come within 0.5 s" in str(fetch_photo(authority, "drip")[0])
+    found, _, _ = fetch_photo(authority, "drip")
+    assert isinstance(found, PhotoFetchTimedOut)
+    assert "did not come within 0.5 s" in str(found)
+
+
+@pytest.mark.parametrize("path", ["status/408", "status/429", "status/500", "status/503", "cut", "abort"])
+def test_a_server_that_fails_is_not_the_photos_fault(authority, path):
+    assert isinstance(fetch_photo(authority, path)[0], PhotoFetchTimedOut)
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 410])
+def test_a_photo_that_its_server_refuses_is_not_fetched(authority, status):
+    assert isinstance(fetch_photo(authority, f"status/{status}")[0], PhotoNotFetched)
+
+
+class FailingResolver(LoopbackResolver):
+    def __init__(self, error):
+        super().__init__(0)
+        self.error = error
+
+    async def resolve(self, host, port=0, family=socket.AF_INET):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("resolver", "expected"),
+    [
+        (FailingResolver(socket.gaierror(socket.EAI_AGAIN, "later")), PhotoFetchTimedOut),
+        (FailingResolver(socket.gaierror(socket.EAI_NONAME, "unknown")), PhotoNotFetched),
+        (LoopbackResolver(1), PhotoFetchTimedOut),
+        (PublicResolver(), PhotoNotFetched),  # localhost is not public
+    ],
+    ids=["the name server has no time", "no such name", "connection refused", "not public"],
+)
+def test_a_server_that_cannot_be_reached_may_be_later_but_a_name_that_leads_nowhere_will_not(resolver, expected):
+    async def run():
+        photo_fetcher = PhotoFetcher([PREFIX], max_bytes=MAX_BYTES, resolver=resolver)
+        try:
+            return await photo_fetcher.fetch(PREFIX + "a.jpg")
+        finally:
+            await photo_fetcher.close()
+
+    assert type(asyncio.run(run())) is expected
+
+
+class StoreError(Exception):
+    """What gcsfs raises, with the status of the response."""
+
+    def __init__(self, code):
+        super().__init__(f"status {code}")
+        self.code = code
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (FileNotFoundError("gone"), PhotoNotFetched),
+        (PermissionError("not yours"), PhotoNotFetched),
+        (StoreError(400), PhotoNotFetched),
+        (StoreError(503), PhotoFetchTimedOut),
+        (StoreError(429), PhotoFetchTimedOut),
+        (ConnectionResetError("reset"), PhotoFetchTimedOut),
+        (TimeoutError("late"), PhotoFetchTimedOut),
+    ],
+    ids=str,
+)
+def test_errors_of_object_stores_are_told_apart(monkeypatch, error, expected):
+    class Store:
+        def info(self, uri):
+            raise error
+
+    monkeypatch.setattr(photo_fetch, "parse_prefix", photo_fetch.parse_uri)
+    monkeypatch.setattr("fsspec.filesystem", lambda scheme: Store())
+
+    async def run():
+        photo_fetcher = PhotoFetcher(["gs://bucket/listings/"], max_bytes=1)
+        try:
+            return await photo_fetcher.fetch("gs://bucket/listings/a.jpg")
+        finally:
+            await photo_fetcher.close()
+
+    assert type(asyncio.run(run())) is expected
+
+
+SIGNED = "photos/a%20b%2B(1)~%C3%A9.jpg?X-Amz-Credential=AK%2F2026%2fus&sig=a%2Bb+c%3d&e=%7E'*,%25"
+
+
+@pytest.mark.parametrize("scheme_and_host", ["https://localhost/", "HTTPS://LocalHost/", "https://localhost:443/"])
+def test_the_request_line_has_the_bytes_of_the_uri(authority, scheme_and_host):
+    lines = []
+
+    async def answer(reader, writer):
+        lines.append(await reader.readline())
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx")
+        await writer.drain()
+        writer.close()
+
+    async def run():
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(*authority.issue("server"))
+        server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=context)
+        photo_fetcher = PhotoFetcher(
+            [PREFIX],
+            max_bytes=MAX_BYTES,
+            resolver=LoopbackResolver(server.sockets[0].getsockname()[1]),
+            ssl_context=ssl.create_default_context(cafile=str(authority.certificate)),
+        )
+        try:
+            photo_fetcher.check({0: scheme_and_host + SIGNED})
+            return await photo_fetcher.fetch(scheme_and_host + SIGNED)
+        finally:
+            await photo_fetcher.close()
+            server.close()
+
+    assert asyncio.run(run()) == b"x"
+    assert lines == [f"GET /{SIGNED} HTTP/1.1\r\n".encode()]
 
 
 def test_what_is_not_there_is_told_without_its_place(authority):
@@ -176,7 +310,10 @@ def test_a_server_without_the_names_certificate_is_not_believed(authority):
 @pytest.mark.parametrize(
     "address",
     ["127.0.0.1", "10.1.2.3", "169.254.169.254", "0.0.0.0", "224.0.0.1", "100.64.0.1", "::1", "::", "fe80::1%eth0",
-     "fd00::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "2002:7f00:1::", "ff02::1"],
+     "fd00::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "2002:7f00:1::", "ff02::1", "64:ff9b::7f00:1",
+     "64:ff9b::808:808", "64:ff9b:1::1", "::127.0.0.1", "::8.8.8.8", "fec0::1", "2001::1", "168.63.129.16",
+     "::ffff:168.63.129.16", "2002:a83f:8110::", "100.100.100.200", "fd00:ec2::254", "192.88.99.1", "255.255.255.255",
+     "192.0.0.192"],
 )  # fmt: skip
 def test_addresses_that_are_not_public_are_nobodys(address):
     assert not PublicResolver().is_public(address)
@@ -214,6 +351,17 @@ OUTSIDE = [
     "https://photos.example/listings/./../secret",
     "https://photos.example/listings/%2e%2e/secret",
     "https://photos.example/listings/..%2fsecret",
+    "https://photos.example/listings/..;/secret",
+    "https://photos.example/listings/..;a=b/secret",
+    "https://photos.example/listings/.;/secret",
+    "https://photos.example/listings/..%3b/secret",
+    "https://photos.example/listings/.%2e/secret",
+    "https://photos.example/listings/%2E./secret",
+    "https://photos.example/listings/%252e%252e/secret",
+    "https://photos.example/listings/..%5csecret",
+    "https://photos.example/listings/a%0d%0aHost:evil",
+    "https://photos.example/listings/a%.jpg",
+    "https://photos.example/listings/a%4.jpg",
     "https://photos.example/listings/a%00.jpg",
     "https://photos.example/listings/a b.jpg",
     "https://photos.example/listings/a.jpg\r\nHost: evil",
