@@ -21,6 +21,7 @@ from vision.runtime.files import replace_file, write_atomically
 __all__ = ["Store"]
 
 _CHUNK_BYTES = 1 << 20
+_MARKER = ".listing-vision"
 READ_BATCH_SIZE = 500
 """How many small files are read in one round trip."""
 
@@ -33,10 +34,24 @@ class Store:
         self._fs, root = fsspec.core.url_to_fs(self.url)
         self._root = root.rstrip("/")
         self.is_local = isinstance(self._fs, LocalFileSystem)
+        self._requires_marker = False
 
     @property
     def fs(self) -> fsspec.AbstractFileSystem:
         return self._fs
+
+    def require_same_folder(self) -> bool:
+        """From now on, refuse to write where the folder is no longer the one of this moment; return whether it is new.
+
+        A local folder may be removed, or lie on a disk that is unmounted. Writing would then create it again, on the
+        disk below the mount point, where nobody looks for the files. A hidden file marks the folder.
+        """
+        if not self.is_local:
+            return False
+        is_new = not os.path.isdir(self._root)
+        self.write(_MARKER, b"")
+        self._requires_marker = True
+        return is_new
 
     def full_path(self, path: str) -> str:
         """Return the path or the URL by which other programs open the file."""
@@ -102,8 +117,15 @@ class Store:
             yield cast(IO[bytes], file)
 
     def write(self, path: str, data: bytes) -> None:
-        """Write a file atomically, replacing the one before; a local file survives a power failure."""
+        """Write a file atomically, replacing the one before; a local file survives a power failure.
+
+        Raises:
+            OSError: it cannot be written; nothing of a local file remains then.
+            StorageError: the folder has been removed or unmounted since `require_same_folder`.
+        """
         at = self._resolve(path)
+        if self._requires_marker and not self.exists(_MARKER):
+            raise StorageError(f"{self.url} has been removed or unmounted; mount it, or restart to create it")
         self._fs.makedirs(posixpath.dirname(at), exist_ok=True)
         if not self.is_local:
             self._fs.pipe_file(at, data)

@@ -1,5 +1,6 @@
 """Buffer rows in memory, bounded, and write them from a thread as files that never change."""
 
+import contextlib
 import io
 import logging
 import os
@@ -38,11 +39,14 @@ class Recorder:
         """Raises ListingVisionError, OSError: the URL cannot be used."""
         self._store = Store(url)
         probe = f"probe-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        if self._store.require_same_folder():
+            _log.warning("outcomes: %s did not exist and is created", url)
         self._store.write(probe, b"")  # fail at the start if the URL cannot be written
         self._store.remove(probe)
         self._flush_interval_s = flush_interval_s
         self._max_rows = max_rows
         self._rows: dict[str, list[dict[str, Any]]] = {table: [] for table in SCHEMAS}
+        self._paths: dict[str, str] = {}
         self._changed = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._flush_until_closed, name="outcomes", daemon=True)
@@ -78,8 +82,10 @@ class Recorder:
             self._closing = True
             self._changed.notify()
         self._thread.join(_CLOSE_TIMEOUT_S)
-        if self._thread.is_alive():
-            _log.error("outcomes: %d rows are lost, the storage fails", sum(map(len, self._rows.values())))
+        for table, rows in self._rows.items():
+            if rows:
+                _log.error("outcomes: %d rows of %s are lost, the storage fails", len(rows), table)
+                RECORDS.labels(table, "dropped").inc(len(rows))
 
     def _flush_until_closed(self) -> None:
         closing = False
@@ -93,13 +99,18 @@ class Recorder:
 
     def _flush(self, table: str) -> None:
         while rows := self._rows[table][:MAX_ROWS_PER_FILE]:
+            # Attempts have the same path: one that wrote the file and failed nevertheless leaves no second copy.
+            path = self._paths.setdefault(table, _new_path(table))
             try:
-                self._store.write(_new_path(table), _to_parquet(rows, table))
+                self._store.write(path, _to_parquet(rows, table))
             # Storage libraries raise types of their own; the rows stay and are retried.
             except Exception as error:
                 _log.warning("outcomes: %d rows of %s are delayed, the storage fails: %s", len(rows), table, error)
                 RECORDS.labels(table, "delayed").inc(len(rows))
+                with contextlib.suppress(Exception):  # some file systems keep what was written of it
+                    self._store.remove(path)
                 return
+            del self._paths[table]
             with self._changed:
                 del self._rows[table][: len(rows)]
 

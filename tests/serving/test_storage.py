@@ -76,6 +76,23 @@ def test_a_write_that_fails_leaves_the_file_before(tmp_path, monkeypatch):
     assert store.list_files("") == ["x.json"]
 
 
+def test_a_folder_that_was_removed_is_created_again_unless_it_must_be_the_same(store):
+    is_new = store.require_same_folder()
+    store.write("a", b"")
+    store.remove_all()
+    if store.is_local:
+        assert is_new
+        with pytest.raises(StorageError, match="has been removed or unmounted"):
+            store.write("b", b"")
+        assert not Store(store.url).exists("")
+        assert Store(store.url).require_same_folder()
+        store.write("b", b"")
+        assert not Store(store.url).require_same_folder()
+    else:  # object storage has no folders
+        assert not is_new
+        store.write("b", b"")
+
+
 def test_a_folder_that_cannot_be_listed_is_no_empty_one(tmp_path, monkeypatch):
     def fail(folder):
         raise OSError(5, "Input/output error", str(folder))

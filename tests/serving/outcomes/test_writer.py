@@ -1,6 +1,10 @@
 """What was suggested and what was chosen, from a real gateway into real files."""
 
 import asyncio
+import logging
+import os
+import shutil
+import subprocess
 import threading
 
 import grpc
@@ -15,6 +19,7 @@ from serving.protocol import listing_vision_pb2_grpc as pb_grpc
 from serving.storage import Store
 from tests.support.gateway import PHOTO, run_gateway
 from tests.support.outcomes import read_table
+from tests.support.waiting import wait_until
 
 
 def report_outcomes(bundle, *requests, folder=None):
@@ -115,6 +120,111 @@ def test_rows_wait_for_a_storage_that_fails_and_are_written_once_it_works(tmp_pa
     recorder.close()
     assert read_record_count("delayed") > before
     assert sorted(found["listing_id"] for found in read_table(tmp_path, "outcomes")) == ["0", "1", "2"]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a disk of its own, of 512 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", folder], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"a disk cannot be mounted: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", folder], check=False, capture_output=True)
+
+
+def list_files(folder):
+    return [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
+
+
+def test_a_full_disk_holds_no_partial_file_and_gets_the_rows_once_there_is_space(small_disk):
+    recorder = Recorder(str(small_disk), flush_interval_s=0.05)
+    filler = small_disk / "filler"
+    filler.write_bytes(b"x" * 480_000)
+    before = read_record_count("delayed")
+    names = [os.urandom(60).hex() for _ in range(2000)]  # 130 kB, compressed
+    for name in names:
+        assert recorder.add("outcomes", row(listing_id=name))
+    wait_until(lambda: read_record_count("delayed") >= before + 3 * len(names), "three attempts")
+    filler.unlink()
+    wait_until(lambda: list(small_disk.glob("outcomes/*/*.parquet")), "all rows")
+    recorder.close()
+    assert len(list_files(small_disk)) == 1
+    assert sorted(found["listing_id"] for found in read_table(small_disk, "outcomes")) == sorted(names)
+
+
+def test_rows_that_a_full_disk_does_not_take_until_the_end_are_counted_and_logged(small_disk, caplog):
+    recorder = Recorder(str(small_disk), flush_interval_s=3600)
+    (small_disk / "filler").write_bytes(b"x" * 500_000)
+    for _ in range(2000):
+        recorder.add("outcomes", row(listing_id=os.urandom(60).hex()))
+    before = read_record_count("dropped")
+    recorder.close()
+    assert read_record_count("dropped") == before + 2000
+    assert "2000 rows of outcomes are lost" in caplog.text
+    assert list_files(small_disk) == [small_disk / "filler"]
+
+
+@pytest.mark.parametrize("how", ["removed", "unmounted"])
+def test_a_folder_that_is_lost_is_not_created_again_and_gets_the_rows_when_it_is_back(how, request, tmp_path, caplog):
+    disk = request.getfixturevalue("small_disk") if how == "unmounted" else tmp_path
+    folder, elsewhere = disk / "outcomes", tmp_path / "elsewhere"
+    recorder = Recorder(str(folder), flush_interval_s=0.02)
+    if how == "unmounted":
+        elsewhere.mkdir()
+        subprocess.run(["mount", "--bind", disk, elsewhere], check=True)
+        subprocess.run(["umount", disk], check=True)
+    else:
+        shutil.move(folder, elsewhere)
+    try:
+        before = read_record_count("delayed")
+        assert recorder.add("outcomes", row())
+        wait_until(lambda: read_record_count("delayed") >= before + 3, "three attempts")
+        assert not folder.exists()
+        assert "has been removed or unmounted" in caplog.text
+        if how == "unmounted":
+            subprocess.run(["mount", "--bind", elsewhere, disk], check=True)
+        else:
+            shutil.move(elsewhere, folder)
+        wait_until(lambda: list(folder.glob("outcomes/*/*.parquet")), "the row")
+        recorder.close()
+        assert len(read_table(folder, "outcomes")) == 1
+    finally:
+        if how == "unmounted":
+            subprocess.run(["umount", elsewhere], check=False)
+
+
+def test_a_folder_that_is_created_is_named(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        Recorder(str(tmp_path / "new")).close()
+        assert f"{tmp_path}/new did not exist and is created" in caplog.text
+        caplog.clear()
+        Recorder(str(tmp_path / "new")).close()
+    assert not caplog.text
+
+
+def test_what_a_failed_write_leaves_elsewhere_is_removed_and_nothing_is_written_twice(monkeypatch):
+    store = Store("memory://outcomes-of-a-test")
+    store.remove_all()
+    recorder = Recorder(store.url, flush_interval_s=0.02)
+    failing, write = threading.Event(), Store.write
+    failing.set()
+
+    def write_and_fail(self, path, data):
+        write(self, path, data)
+        if failing.is_set():
+            raise OSError("no space left")
+
+    monkeypatch.setattr(Store, "write", write_and_fail)
+    before = read_record_count("delayed")
+    recorder.add("outcomes", row())
+    wait_until(lambda: read_record_count("delayed") >= before + 3, "three attempts")
+    failing.clear()
+    recorder.close()
+    assert len(store.list_files("outcomes")) == 1
 
 
 def test_files_are_written_at_intervals(tmp_path, monkeypatch):
