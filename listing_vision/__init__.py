@@ -12,11 +12,12 @@ if TYPE_CHECKING:
     from serving.client import Access, AsyncListingVisionClient, CallFailed, ListingVisionClient
     from vision.bundle import Bundle, load_bundle
     from vision.calibration import Calibration
-    from vision.decision import Suggestion, decide
+    from vision.decision import decide
     from vision.engine import Logits, OnnxEngine
     from vision.errors import ListingVisionError, PhotoError
     from vision.images import PhotoLimits, Preprocessing, decode_photo, prepare_photo
     from vision.manifest import Manifest
+    from vision.suggestion import Suggestion
     from vision.taxonomy import Brand, Category, Taxonomy
 
 __all__ = [
@@ -48,11 +49,12 @@ _MODULES = {
     "serving.client": ("Access", "AsyncListingVisionClient", "CallFailed", "ListingVisionClient"),
     "vision.bundle": ("Bundle", "load_bundle"),
     "vision.calibration": ("Calibration",),
-    "vision.decision": ("Suggestion", "decide"),
+    "vision.decision": ("decide",),
     "vision.engine": ("Logits", "OnnxEngine"),
     "vision.errors": ("ListingVisionError", "PhotoError"),
     "vision.images": ("PhotoLimits", "Preprocessing", "decode_photo", "prepare_photo"),
     "vision.manifest": ("Manifest",),
+    "vision.suggestion": ("Suggestion",),
     "vision.taxonomy": ("Brand", "Category", "Taxonomy"),
 }
 

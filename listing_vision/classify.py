@@ -10,9 +10,12 @@ import typer
 from vision.errors import ListingVisionError, PhotoError
 
 if TYPE_CHECKING:
-    from serving.protocol import listing_vision_pb2 as pb
+    from listing_vision_client.protocol import listing_vision_pb2 as pb
 
 __all__ = ["classify", "classify_at_server", "classify_with_bundle", "format_response", "read_photos", "to_json"]
+
+MIN_SHOWN_PROBABILITY = 0.01
+"""Alternatives below it are not shown."""
 
 
 def classify(
@@ -113,28 +116,29 @@ def to_json(response: "pb.ClassifyListingResponse") -> str:
 
 def format_response(response: "pb.ClassifyListingResponse", names: Sequence[str]) -> str:
     """Return a table of category, confidence and action, then a line per photo; `names` are those of the photos."""
-    from serving.protocol import listing_vision_pb2 as pb
+    from listing_vision_client.protocol import listing_vision_pb2 as pb
+    from listing_vision_client.protocol import reasons_pb2
 
-    def format_action(outcome: "pb.SuggestionOutcome", explanation: str) -> str:
-        return "prefill" if outcome == pb.SUGGESTION_OUTCOME_FILL else f"suggest: {explanation}"
+    def format_action(field: "pb.CategorySuggestion | pb.BrandSuggestion") -> str:
+        return "prefill" if field.action == pb.ACTION_PREFILL else f"suggest: {field.not_prefilled.message}"
 
     lines = [f"{'category':<44} {'confidence':>10}  action"]
     for depth, step in enumerate(response.category_path):
         name = "  " * depth + step.name
-        lines.append(f"{name:<44} {step.probability:>10.1%}  {format_action(step.outcome, step.explanation)}")
+        lines.append(f"{name:<44} {step.probability:>10.1%}  {format_action(step)}")
     brand = response.brand
-    name = {pb.BRAND_KIND_BRAND: brand.name, pb.BRAND_KIND_UNKNOWN: "not in the taxonomy"}.get(brand.kind, "no brand")
-    action = format_action(brand.outcome, brand.explanation)
-    lines.append(f"{'brand: ' + name:<44} {brand.probability:>10.1%}  {action}")
-    others = ", ".join(f"{a.path.rsplit(' > ', 1)[-1]} {a.probability:.1%}" for a in response.alternatives[1:4])
-    if others:
+    name = {pb.BRAND_KIND_BRAND: brand.name, pb.BRAND_KIND_OTHER: "not in the taxonomy"}.get(brand.kind, "no brand")
+    confidence = f"{brand.probability:.1%}" if brand.HasField("probability") else ""
+    lines.append(f"{'brand: ' + name:<44} {confidence:>10}  {format_action(brand)}")
+    likely = [a for a in response.category_alternatives[1:4] if a.probability >= MIN_SHOWN_PROBABILITY]
+    if others := ", ".join(f"{a.path_names[-1]} {a.probability:.1%}" for a in likely):
         lines.append(f"alternatives: {others}")
     for name, photo in zip(names, response.photos, strict=True):
         if photo.HasField("error"):
-            reason = pb.PhotoErrorReason.Name(photo.error.reason)
+            reason = reasons_pb2.PhotoErrorReason.Name(photo.error.reason)
             lines.append(f"{name}: not used, {reason}: {photo.error.message}")
         elif len(names) > 1:
             recognition = photo.recognition
-            lines.append(f"{name}: {recognition.category_id} {recognition.category_probability:.1%}")
+            lines.append(f"{name}: {recognition.category_name} {recognition.category_probability:.1%}")
     lines.append(f"model {response.model.name} {response.model.version}, taxonomy {response.model.taxonomy_version}")
     return "\n".join(lines)

@@ -1,13 +1,12 @@
-"""Generate the OpenAPI document of the HTTP/JSON service from the proto's descriptors and comments."""
+"""Generate the OpenAPI document of the HTTP/JSON service from the contract's descriptors and comments."""
 
-import tempfile
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+from google.api import annotations_pb2
 from google.protobuf import descriptor_pb2
-from grpc_tools import protoc
 
-__all__ = ["openapi"]
+__all__ = ["Route", "build_openapi", "read_route"]
 
 _FIELD = descriptor_pb2.FieldDescriptorProto
 _SCALARS: dict[int, dict[str, Any]] = {
@@ -22,12 +21,10 @@ _SCALARS: dict[int, dict[str, Any]] = {
 }
 _MESSAGE_PATH, _ENUM_PATH, _SERVICE_PATH = 4, 5, 6
 """Field numbers of google.protobuf.FileDescriptorProto in the paths of source locations."""
-_ROUTES = {
-    "ClassifyListing": ("post", "/v1/listings:classify"),
-    "GetModel": ("get", "/v1/model"),
-    "ExplainPhoto": ("post", "/v1/photos:explain"),
-    "ReportOutcome": ("post", "/v1/outcomes"),
+_WELL_KNOWN: dict[str, dict[str, Any]] = {
+    ".google.protobuf.Duration": {"type": "string", "pattern": r"^-?\d+(\.\d+)?s$", "examples": ["1.5s"]},
 }
+_PACKAGE = "listing.vision.v1"
 _FORM = {
     "type": "object",
     "required": ["photos"],
@@ -79,68 +76,42 @@ _REQUEST_ID = {
     "schema": {"type": "string", "maxLength": 100},
     "description": "The caller's own id of the request, for logs.",
 }
-_VERSION = {
-    "name": "version",
-    "in": "query",
-    "schema": {"type": "string"},
-    "description": "As `taxonomyVersion` of an answer; that of `GET /v1/model` where it is absent.",
-}
-_NAMED = {
-    "type": "array",
-    "items": {
-        "type": "object",
-        "properties": {
-            "id": {"type": "string"},
-            "parentId": {"type": ["string", "null"]},
-            "names": {"type": "object", "additionalProperties": {"type": "string"}},
-        },
-    },
-}
-_TAXONOMY = {
-    "type": "object",
-    "properties": {"version": {"type": "string"}, "categories": _NAMED, "brands": _NAMED},
-}
 
 
-def openapi(root: Path, proto: str, version: str) -> dict[str, Any]:
+def build_openapi(image: bytes, *, version: str) -> dict[str, Any]:
     """Return the document.
 
     Args:
-        root: folder of the proto files.
-        proto: path of the service's file in it.
+        image: serialized FileDescriptorSet of the contract, with imports and comments.
         version: version of the project.
     """
-    file = _described(root, proto)
-    comments = {tuple(place.path): _text(place.leading_comments) for place in file.source_code_info.location}
-    schemas: dict[str, Any] = {"Error": _ERROR, "Taxonomy": _TAXONOMY}
-    for number, message in enumerate(file.message_type):
-        schemas[message.name] = _message(message, number, comments)
-    for number, enum in enumerate(file.enum_type):
-        schemas[enum.name] = {
-            "type": "string",
-            "enum": [value.name for value in enum.value],
-            "description": comments.get((_ENUM_PATH, number), ""),
-        }
-    paths: dict[str, Any] = {
-        "/v1/taxonomy": {
-            "get": _operation(
-                "GetTaxonomy", "Ids and names of categories and brands, in all languages.", None, "Taxonomy"
-            )
-        }
-    }
-    paths["/v1/taxonomy"]["get"]["parameters"].append(_VERSION)
-    (service,) = file.service
-    for number, method in enumerate(service.method):
-        if method.name in _ROUTES:
-            verb, path = _ROUTES[method.name]
-            asked = method.input_type.rpartition(".")[2] if verb == "post" else None
-            said = comments.get((_SERVICE_PATH, 0, 2, number), "")
-            paths[path] = {verb: _operation(method.name, said, asked, method.output_type.rpartition(".")[2])}
+    files = [f for f in descriptor_pb2.FileDescriptorSet.FromString(image).file if f.package == _PACKAGE]
+    schemas: dict[str, Any] = {"Error": _ERROR}
+    paths: dict[str, Any] = {}
+    description = ""
+    for file in files:
+        comments = {tuple(place.path): _join_lines(place.leading_comments) for place in file.source_code_info.location}
+        for number, message in enumerate(file.message_type):
+            schemas[message.name] = _message_schema(message, number, comments)
+        for number, enum in enumerate(file.enum_type):
+            schemas[enum.name] = {
+                "type": "string",
+                "enum": [value.name for value in enum.value],
+                "description": comments.get((_ENUM_PATH, number), ""),
+            }
+        for service in file.service:
+            description = comments[_SERVICE_PATH, 0]
+            for number, method in enumerate(service.method):
+                route = read_route(method)
+                if route:
+                    paths[route.path] = {
+                        route.verb: _operation(method, route, comments.get((_SERVICE_PATH, 0, 2, number), ""), files)
+                    }
     content = paths["/v1/listings:classify"]["post"]["requestBody"]["content"]
     content["multipart/form-data"] = {"schema": _FORM}
     return {
         "openapi": "3.1.0",
-        "info": {"title": "listing-vision", "version": version, "description": comments.get((_SERVICE_PATH, 0), "")},
+        "info": {"title": "listing-vision", "version": version, "description": description},
         "paths": dict(sorted(paths.items())),
         "components": {
             "schemas": dict(sorted(schemas.items())),
@@ -150,48 +121,65 @@ def openapi(root: Path, proto: str, version: str) -> dict[str, Any]:
     }
 
 
-def _described(root: Path, proto: str) -> descriptor_pb2.FileDescriptorProto:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "set"
-        arguments = ["protoc", f"-I{root}", f"--descriptor_set_out={path}", "--include_source_info", proto]
-        if protoc.main(arguments) != 0:
-            raise SystemExit("protoc failed")
-        (file,) = descriptor_pb2.FileDescriptorSet.FromString(path.read_bytes()).file
-    return file
+class Route(NamedTuple):
+    verb: str
+    """`get` or `post`."""
+    path: str
 
 
-def _text(comment: str) -> str:
+def read_route(method: descriptor_pb2.MethodDescriptorProto) -> Route | None:
+    """Return the google.api.http option of a method; None if it has none."""
+    rule = method.options.Extensions[annotations_pb2.http]
+    verb = rule.WhichOneof("pattern")
+    return Route(verb, getattr(rule, verb)) if verb else None
+
+
+def _join_lines(comment: str) -> str:
     return " ".join(comment.split())
 
 
-def _message(message: Any, number: int, comments: dict[tuple[int, ...], str]) -> dict[str, Any]:
+def _message_schema(message: Any, number: int, comments: dict[tuple[int, ...], str]) -> dict[str, Any]:
     properties = {}
+    maps = {f".{_PACKAGE}.{message.name}.{nested.name}": nested for nested in message.nested_type}
     for at, field in enumerate(message.field):
-        properties[field.json_name] = _field(field) | {"description": comments.get((_MESSAGE_PATH, number, 2, at), "")}
+        schema = _map_schema(maps[field.type_name]) if field.type_name in maps else _field_schema(field)
+        properties[field.json_name] = schema | {"description": comments.get((_MESSAGE_PATH, number, 2, at), "")}
     return {"type": "object", "properties": properties, "description": comments.get((_MESSAGE_PATH, number), "")}
 
 
-def _field(field: Any) -> dict[str, Any]:
-    if field.type in (_FIELD.TYPE_MESSAGE, _FIELD.TYPE_ENUM):
+def _map_schema(entry: Any) -> dict[str, Any]:
+    return {"type": "object", "additionalProperties": _field_schema(entry.field[1])}
+
+
+def _field_schema(field: Any) -> dict[str, Any]:
+    if field.type_name in _WELL_KNOWN:
+        schema = _WELL_KNOWN[field.type_name]
+    elif field.type in (_FIELD.TYPE_MESSAGE, _FIELD.TYPE_ENUM):
         schema = {"$ref": f"#/components/schemas/{field.type_name.rpartition('.')[2]}"}
     else:
         schema = _SCALARS[field.type]
     return {"type": "array", "items": schema} if field.label == _FIELD.LABEL_REPEATED else dict(schema)
 
 
-def _operation(name: str, description: str, asked: str | None, answer: str) -> dict[str, Any]:
-    def holding(schema: str) -> dict[str, Any]:
+def _operation(method: Any, route: Route, description: str, files: Sequence[Any]) -> dict[str, Any]:
+    def json_content(schema: str) -> dict[str, Any]:
         return {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
 
+    request, response = (name.rpartition(".")[2] for name in (method.input_type, method.output_type))
     operation: dict[str, Any] = {
-        "operationId": name[0].lower() + name[1:],
+        "operationId": method.name[0].lower() + method.name[1:],
         "description": description,
         "parameters": [_TIMEOUT, _REQUEST_ID],
         "responses": {
-            "200": {"description": "The answer.", "content": holding(answer)},
-            "default": {"description": "Why there is none.", "content": holding("Error")},
+            "200": {"description": "The answer.", "content": json_content(response)},
+            "default": {"description": "Why there is none.", "content": json_content("Error")},
         },
     }
-    if asked:
-        operation["requestBody"] = {"required": True, "content": holding(asked)}
+    if route.verb == "post":
+        operation["requestBody"] = {"required": True, "content": json_content(request)}
+    else:
+        (message,) = (m for file in files for m in file.message_type if m.name == request)
+        operation["parameters"] += [
+            {"name": field.json_name, "in": "query", "schema": _field_schema(field)} for field in message.field
+        ]
     return operation

@@ -15,11 +15,15 @@ from vision.errors import ListingVisionError
 from vision.runtime.cpus import count_usable_cores
 
 if TYPE_CHECKING:  # gRPC is not installed where models are only trained, and the console script reads this module
+    from serving.api.suggestion_id import SuggestionSigner
     from serving.auth.interceptor import TokenVerifier
     from serving.auth.tls import ServerTls
     from serving.triton.config import RepositoryOptions
 
-__all__ = ["ServeOptions"]
+__all__ = ["SUGGESTION_KEY_FILE", "ServeOptions"]
+
+SUGGESTION_KEY_FILE = "suggestion.key"
+"""In the runtime folder: the key that the supervisor draws where none is given."""
 
 
 def _split_at_commas(text: str | None) -> tuple[str, ...]:
@@ -116,6 +120,15 @@ class ServeOptions:
             callback=_resolve_unless_url,
         ),
     ] = None
+    suggestion_key: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of keys, one a line, that sign suggestion ids; the first one signs. All replicas need the same. "
+            "Default: a key drawn at start, so that outcomes reported after a restart are unverified.",
+            resolve_path=True,
+        ),
+    ] = None
+    suggestion_days: Annotated[float, typer.Option(min=0.01, help="Days for which a suggestion id is valid.")] = 30.0
     runtime_folder: Path | None = None
     """Folder of the sockets on which the supervisor reaches its processes; None: there is no supervisor."""
     tls_certificate: Annotated[
@@ -222,6 +235,20 @@ class ServeOptions:
             )
             verifiers.append(JwtVerifier(jwt_options))
         return verifiers
+
+    def create_suggestion_signer(self) -> "SuggestionSigner":
+        """Return the signer that all gateway processes of a supervisor share.
+
+        Raises:
+            ListingVisionError: the keys cannot be used.
+        """
+        from serving.api.suggestion_id import SuggestionSigner, load_signing_keys
+
+        path = self.suggestion_key or (self.runtime_folder and self.runtime_folder / SUGGESTION_KEY_FILE)
+        validity_s = 86_400 * self.suggestion_days
+        if path is None:
+            return SuggestionSigner.with_random_key(validity_s=validity_s)
+        return SuggestionSigner(load_signing_keys(path), validity_s=validity_s)
 
     @property
     def connection_age_options(self) -> list[tuple[str, int]]:

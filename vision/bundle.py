@@ -16,7 +16,7 @@ import numpy.typing as npt
 import safetensors
 import safetensors.numpy
 
-from vision.calibration import Calibration
+from vision.calibration import Calibration, UncertifiedCode
 from vision.errors import BundleError, TaxonomyError
 from vision.images import Preprocessing
 from vision.runtime.files import compute_sha256
@@ -146,8 +146,13 @@ class Bundle:
         certified_backend = self.calibration.certifies.get("backend")
         if certified_backend == backend != UNKNOWN_BACKEND:
             return self
-        reason = f"certificate void: made with backend {certified_backend}, served by {backend}"
-        return dataclasses.replace(self, calibration=self.calibration.void(reason))
+        return self.without_guarantees(
+            f"certificate void: made with backend {certified_backend}, served by {backend}", code="CERTIFICATE_VOID"
+        )
+
+    def without_guarantees(self, reason: str, *, code: UncertifiedCode) -> "Bundle":
+        """Return the bundle with all guarantees void, so that nothing is filled."""
+        return dataclasses.replace(self, calibration=self.calibration.void(reason, code=code))
 
     @functools.cached_property
     def golden(self) -> Golden:

@@ -9,12 +9,20 @@ from typing import Any, Literal
 
 from vision.errors import BundleError
 
-__all__ = ["BRAND_FIELD", "Calibration", "FieldGuarantee", "Histogram", "get_field_name"]
+__all__ = ["BRAND_FIELD", "Calibration", "FieldGuarantee", "Histogram", "UncertifiedCode", "get_field_name"]
 
 SCHEMA_VERSION = 2
 BRAND_FIELD = "brand"
 _REASON_KEY = "why_not"
 """`FieldGuarantee.uncertified_reason` in the file, whose format is frozen."""
+
+
+UncertifiedCode = Literal[
+    "NOT_CERTIFIED", "CERTIFICATE_VOID", "RELEASE_UNHEALTHY", "PARENT_NOT_PREFILLED", "ONLY_CATEGORY"
+]
+"""Why a field has no threshold: values of the contract's NotPrefilledReason, without its prefix."""
+_NEWER_KEYS = {"uncertified_code": "NOT_CERTIFIED", "num_required": None}
+"""Default by key. Defaults are omitted, so that the version of earlier calibrations stays what it was."""
 
 
 def get_field_name(depth: int) -> str:
@@ -48,6 +56,10 @@ class FieldGuarantee:
     """Calibration listings left out because their truth for this field is not known."""
     uncertified_reason: str = ""
     """Why the field is never filled; empty when it is."""
+    uncertified_code: UncertifiedCode = "NOT_CERTIFIED"
+    """The same for machines; without meaning when there is a threshold."""
+    num_required: int | None = None
+    """Filled calibration listings, all right, that the test needs to pass. None: not known."""
 
     @property
     def coverage(self) -> float:
@@ -98,14 +110,23 @@ class Calibration:
     def field(self, name: str) -> FieldGuarantee | None:
         return next((field for field in self.fields if field.name == name), None)
 
-    def void(self, reason: str) -> "Calibration":
+    def void(self, reason: str, *, code: UncertifiedCode = "CERTIFICATE_VOID") -> "Calibration":
         """Return the same temperatures without any guarantee, so that nothing is filled."""
-        fields = (replace(field, threshold=None, uncertified_reason=reason) for field in self.fields)
+        fields = (
+            replace(field, threshold=None, uncertified_reason=reason, uncertified_code=code) for field in self.fields
+        )
         return replace(self, fields=tuple(fields))
 
     def to_json(self) -> str:
         raw = asdict(self)
-        raw["fields"] = [_rename_key(one, "uncertified_reason", _REASON_KEY) for one in raw["fields"]]
+        raw["fields"] = [
+            {
+                key: value
+                for key, value in _rename_key(one, "uncertified_reason", _REASON_KEY).items()
+                if key not in _NEWER_KEYS or value != _NEWER_KEYS[key]
+            }
+            for one in raw["fields"]
+        ]
         if not self.expected:  # omitted, so that the version of earlier calibrations stays what it was
             del raw["expected"]
         return json.dumps({"schema_version": SCHEMA_VERSION, **raw}, indent=1)

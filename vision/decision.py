@@ -5,29 +5,34 @@ C leaf categories, B brand labels (0 is 'no brand'), V nodes of the tree, D its 
 """
 
 import itertools
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from vision.calibration import BRAND_FIELD, Calibration, FieldGuarantee, get_field_name
+from vision.suggestion import (
+    BrandAlternative,
+    BrandSuggestion,
+    CategorySuggestion,
+    LeafAlternative,
+    NotPrefilled,
+    Suggestion,
+)
 from vision.taxonomy import OTHER_BRAND, Taxonomy
 
 __all__ = [
-    "BrandSuggestion",
     "Brands",
-    "CategorySuggestion",
-    "LeafAlternative",
     "ListingPredictions",
     "Paths",
-    "Suggestion",
+    "compute_brand_probabilities",
     "compute_brand_scores",
     "compute_leaf_probabilities",
     "compute_node_probabilities",
     "compute_path_scores",
     "compute_prefilled",
     "decide",
+    "explain_uncertified",
     "fuse_brand_logits",
     "fuse_logits",
     "predict_brands",
@@ -42,48 +47,6 @@ _LISTINGS_PER_CHUNK = 64
 
 Floats = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.integer]
-
-
-@dataclass(frozen=True, kw_only=True)
-class CategorySuggestion:
-    """One step of the suggested path, from the root down."""
-
-    category_id: str
-    depth: int
-    """1 for a root."""
-    probability: float
-    """Summed over the leaves below, in [0, 1]."""
-    filled: bool
-    """Whether to prefill the field; otherwise it is only suggested."""
-    explanation: str
-    """Empty when filled."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BrandSuggestion:
-    brand_index: int
-    """Index into `taxonomy.brand_labels`; 0 means 'has no brand', `OTHER_BRAND` an unknown brand."""
-    probability: float
-    """In [0, 1]; 0 for an unknown brand, which has no probability of its own."""
-    filled: bool
-    explanation: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class LeafAlternative:
-    category_id: str
-    probability: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Suggestion:
-    """The suggestion for one listing."""
-
-    path: tuple[CategorySuggestion, ...]
-    """Ancestors of the likeliest leaf and the leaf itself: always one consistent path."""
-    brand: BrandSuggestion
-    alternatives: tuple[LeafAlternative, ...]
-    """The likeliest leaves, best first."""
 
 
 class Paths(NamedTuple):
@@ -175,7 +138,7 @@ def predict_paths(leaf_probabilities: Floats, taxonomy: Taxonomy) -> Paths:
 
 def predict_brands(fused_logits: Floats, calibration: Calibration) -> Brands:
     """Return the predicted brand of each row of `fuse_brand_logits`."""
-    probabilities = _brand_softmax(fused_logits, calibration)
+    probabilities = compute_brand_probabilities(fused_logits, calibration)
     labels, scores = probabilities.argmax(axis=1), probabilities.max(axis=1)
     if calibration.unknown_brand_below is not None:
         best_logits = np.take_along_axis(fused_logits, labels[:, None], axis=1)[:, 0]
@@ -254,42 +217,66 @@ def decide(
     one_listing = np.zeros(len(category_logits), dtype=np.int64)
     leaves = compute_leaf_probabilities(category_logits, one_listing, calibration, taxonomy)
     paths = predict_paths(leaves, taxonomy)
-    brands = predict_brands(fuse_brand_logits(brand_logits, one_listing, calibration), calibration)
+    fused_brands = fuse_brand_logits(brand_logits, one_listing, calibration)
+    brands = predict_brands(fused_brands, calibration)
     filled = compute_prefilled(ListingPredictions(paths, brands), taxonomy=taxonomy, calibration=calibration)[0]
     steps = []
     for depth, node in enumerate(paths.nodes[0]):
         if node < 0:
             break
         probability = float(paths.scores[0, depth])
-        field = calibration.field(get_field_name(depth + 1))
-        explanation = (
-            "" if filled[depth] else _explain_suggestion(field, probability, catch_all=not taxonomy.fillable[node])
-        )
+        not_prefilled = None
+        if not filled[depth]:
+            is_catch_all = not taxonomy.fillable[node]
+            field = calibration.field(get_field_name(depth + 1))
+            not_prefilled = _explain_suggestion(field, probability, catch_all=is_catch_all)
         steps.append(
             CategorySuggestion(
                 category_id=taxonomy.categories[int(node)].id,
                 depth=depth + 1,
                 probability=probability,
-                filled=bool(filled[depth]),
-                explanation=explanation,
+                not_prefilled=not_prefilled,
             )
         )
-    brand_index, brand_probability = int(brands.labels[0]), float(brands.scores[0])
-    if filled[-1]:
-        explanation = ""
-    elif brand_index == OTHER_BRAND:
-        explanation = "no brand of the taxonomy is likely enough"
-    else:
-        explanation = _explain_suggestion(calibration.field(BRAND_FIELD), brand_probability)
     return Suggestion(
         path=tuple(steps),
-        brand=BrandSuggestion(
-            brand_index=brand_index, probability=brand_probability, filled=bool(filled[-1]), explanation=explanation
-        ),
+        brand=_suggest_brand(int(brands.labels[0]), float(brands.scores[0]), calibration, filled=bool(filled[-1])),
         alternatives=tuple(
             LeafAlternative(category_id=taxonomy.leaf_ids[int(leaf)], probability=float(leaves[0, leaf]))
             for leaf in _select_best(leaves[0], num_alternatives)
         ),
+        brand_alternatives=_select_brand_alternatives(fused_brands, calibration, num_alternatives),
+    )
+
+
+def explain_uncertified(field: FieldGuarantee) -> NotPrefilled:
+    """Return why a field without a threshold is never prefilled."""
+    counts_matter = field.uncertified_code == "NOT_CERTIFIED" and field.num_required is not None
+    return NotPrefilled(
+        code=field.uncertified_code,
+        message=field.uncertified_reason,
+        num_listings=field.num_listings if counts_matter else None,
+        num_required=field.num_required if counts_matter else None,
+    )
+
+
+def _suggest_brand(brand_index: int, probability: float, calibration: Calibration, *, filled: bool) -> BrandSuggestion:
+    if filled:
+        not_prefilled = None
+    elif brand_index == OTHER_BRAND:
+        not_prefilled = NotPrefilled(code="OTHER_BRAND", message="no brand of the taxonomy is likely enough")
+    else:
+        not_prefilled = _explain_suggestion(calibration.field(BRAND_FIELD), probability)
+    return BrandSuggestion(brand_index=brand_index, probability=probability, not_prefilled=not_prefilled)
+
+
+def _select_brand_alternatives(
+    fused_logits: Floats, calibration: Calibration, num_wanted: int
+) -> tuple[BrandAlternative, ...]:
+    probabilities = compute_brand_probabilities(fused_logits, calibration)[0]
+    return tuple(
+        BrandAlternative(brand_index=int(label), probability=float(probabilities[label]))
+        for label in _select_best(probabilities, num_wanted)
     )
 
 
@@ -315,7 +302,8 @@ def _add_prior(logits: Floats, log_prior: tuple[float, ...]) -> Floats:
     return logits + np.asarray(log_prior) if log_prior else logits
 
 
-def _brand_softmax(fused_logits: Floats, calibration: Calibration) -> Floats:
+def compute_brand_probabilities(fused_logits: Floats, calibration: Calibration) -> Floats:
+    """Return (N, B) brand probabilities of rows of `fuse_brand_logits`."""
     return softmax(_add_prior(fused_logits, calibration.brand_log_prior) / calibration.brand_temperature)
 
 
@@ -331,13 +319,15 @@ def _get_threshold(field: FieldGuarantee | None) -> float:
     return np.inf if field is None or field.threshold is None else field.threshold
 
 
-def _explain_suggestion(field: FieldGuarantee | None, probability: float, *, catch_all: bool = False) -> str:
+def _explain_suggestion(field: FieldGuarantee | None, probability: float, *, catch_all: bool = False) -> NotPrefilled:
     if field is None:
-        return "this model carries no guarantee for this field"
+        return NotPrefilled(code="NOT_CALIBRATED", message="this model carries no guarantee for this field")
     if catch_all:
-        return "a category for what fits nowhere else is never filled in"
+        message = "a category for what fits nowhere else is never filled in"
+        return NotPrefilled(code="CATCH_ALL_CATEGORY", message=message)
     if field.threshold is None:
-        return field.uncertified_reason
+        return explain_uncertified(field)
     if probability < field.threshold:
-        return f"probability {probability:.3f} is below the certified threshold {field.threshold:.3f}"
-    return "the level above is not filled"
+        message = f"probability {probability:.3f} is below the certified threshold {field.threshold:.3f}"
+        return NotPrefilled(code="BELOW_THRESHOLD", message=message, threshold=field.threshold)
+    return NotPrefilled(code="PARENT_NOT_PREFILLED", message="the level above is not filled")

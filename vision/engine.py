@@ -35,7 +35,7 @@ class Logits(NamedTuple):
     brand: npt.NDArray[np.float32]
     """(P, B); column 0 is 'no brand'."""
     embedding: npt.NDArray[np.float32]
-    """(P, D)."""
+    """(P, D); (P, 0) where it was not asked for."""
 
 
 class Engine(Protocol):

@@ -38,6 +38,10 @@ class Category:
     def name(self) -> str:
         return self.names["en"]
 
+    def get_name(self, language: str) -> str:
+        """Return the name in a language; English if it has none."""
+        return self.names.get(language) or self.names["en"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Brand:
@@ -48,6 +52,10 @@ class Brand:
     @property
     def name(self) -> str:
         return self.names["en"]
+
+    def get_name(self, language: str) -> str:
+        """Return the name in a language; English if it has none."""
+        return self.names.get(language) or self.names["en"]
 
 
 class LeafGroups(NamedTuple):
@@ -204,9 +212,35 @@ class Taxonomy:
         return max(len(self.get_lineage(leaf_id)) for leaf_id in self.leaf_ids)
 
     @functools.cached_property
-    def leaf_path_names(self) -> dict[str, str]:
-        """English path of each leaf id, as listed in responses."""
-        return {leaf_id: self.format_path(leaf_id) for leaf_id in self.leaf_ids}
+    def language_codes(self) -> tuple[str, ...]:
+        """Languages in which at least one category or brand has a name, English first."""
+        all_names = [*(category.names for category in self.categories), *(brand.names for brand in self.brands)]
+        found = {code for names in all_names for code in names}
+        return ("en", *sorted(found - {"en"}))
+
+    def match_language(self, code: str) -> str:
+        """Return the language of names to show for a BCP 47 tag.
+
+        The tag itself, else the tag without its last subtags, as in RFC 4647, section 3.4, else English.
+        """
+        known = {known.casefold(): known for known in self.language_codes}
+        subtags = code.casefold().split("-")
+        for num in range(len(subtags), 0, -1):
+            if match := known.get("-".join(subtags[:num])):
+                return match
+        return "en"
+
+    def get_path_names(self, category_id: str, language: str = "en") -> tuple[str, ...]:
+        """Return the names from the root to the category; English where a name is not translated."""
+        names = self._path_names.get((category_id, language))
+        if names is None:
+            names = tuple(category.get_name(language) for category in self.get_lineage(category_id))
+            self._path_names[category_id, language] = names
+        return names
+
+    @functools.cached_property
+    def _path_names(self) -> dict[tuple[str, str], tuple[str, ...]]:
+        return {}
 
     @functools.cached_property
     def _ids_by_path(self) -> dict[str, str]:
@@ -236,8 +270,7 @@ class Taxonomy:
 
     def format_path(self, category_id: str, language: str = "en") -> str:
         """A path for people, such as `Fruit > Apple > Granny Smith`."""
-        names = (c.names.get(language, c.name) for c in self.get_lineage(category_id))
-        return PATH_SEPARATOR.join(names)
+        return PATH_SEPARATOR.join(self.get_path_names(category_id, language))
 
     def find_category(self, text: str) -> str:
         """The id of a category given by id or by path.

@@ -7,8 +7,8 @@ from typing import Protocol
 
 import grpc
 
-from serving.api.error_details import read_error_details
-from serving.protocol import listing_vision_pb2 as pb
+from listing_vision_client.errors import read_error_details
+from listing_vision_client.protocol import listing_vision_pb2 as pb
 
 __all__ = ["CLASSIFY_METHOD", "CallError", "Connect", "Connection", "connect_grpc"]
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from google.protobuf.message import DecodeError
 
-from serving.protocol import listing_vision_pb2 as pb
+from listing_vision_client.protocol import listing_vision_pb2 as pb
 
 __all__ = ["ExpectedResponse", "Listing", "make_listings"]
 
@@ -102,8 +102,8 @@ def _summarize(response: bytes) -> _ResponseSummary:
     answer = pb.ClassifyListingResponse.FromString(response)
     return _ResponseSummary(
         category_id=answer.category_path[-1].category_id,
-        actions=tuple(step.outcome for step in answer.category_path),
-        brand=(answer.brand.kind, answer.brand.brand_id, answer.brand.outcome),
+        actions=tuple(step.action for step in answer.category_path),
+        brand=(answer.brand.kind, answer.brand.brand_id, answer.brand.action),
         photos=tuple(
             (photo.recognition.category_id, photo.recognition.brand_id, photo.error.reason) for photo in answer.photos
         ),

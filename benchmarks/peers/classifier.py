@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
+from listing_vision_client.protocol import listing_vision_pb2 as pb
 from serving.api import responses
 from serving.decoding.prepared import prepare
-from serving.protocol import listing_vision_pb2 as pb
 from vision.bundle import load_bundle
 from vision.engine import OnnxEngine
 
@@ -28,4 +28,5 @@ class Classifier:
         prepared = [prepare(photo.content, self._bundle.info.preprocessing) for photo in asked.photos]
         logits = self._engine.infer(np.stack([photo.pixels for photo in prepared if photo.pixels is not None]))
         errors = [photo.error for photo in prepared]
-        return responses.build_response(self._bundle, errors, logits, listing_id=asked.listing_id).SerializeToString()
+        options = responses.ResponseOptions(listing_id=asked.listing_id)
+        return responses.build_response(self._bundle, errors, logits, options).SerializeToString()

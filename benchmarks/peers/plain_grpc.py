@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 
 from benchmarks.peers.classifier import Classifier
-from serving.protocol import listing_vision_pb2 as pb
+from listing_vision_client.protocol import listing_vision_pb2 as pb
 
 
 async def _serve(bundle: Path, port: int) -> None:

@@ -1,100 +1,168 @@
 """Build responses from logits: one implementation for the gateway and for `classify` with a bundle."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+from google.protobuf import duration_pb2
 
-from serving.api.limits import DEFAULT_ALTERNATIVES, MAX_PHOTOS
-from serving.decoding.prepared import PHOTO_LIMITS
-from serving.protocol import listing_vision_pb2 as pb
-from vision.bundle import Bundle
-from vision.decision import (
-    BrandSuggestion,
-    Suggestion,
-    compute_leaf_probabilities,
-    decide,
-    fuse_brand_logits,
-    predict_brands,
+from listing_vision_client.protocol import listing_vision_pb2 as pb
+from serving.api.limits import (
+    DEFAULT_ALTERNATIVES,
+    MAX_ALTERNATIVES,
+    MAX_LISTING_ID_CHARS,
+    MAX_PHOTOS,
+    MAX_URI_CHARS,
+    REQUEST_LIMIT_BYTES,
 )
+from serving.decoding.prepared import PHOTO_LIMITS
+from vision.bundle import Bundle
+from vision.calibration import BRAND_FIELD, FieldGuarantee
+from vision.decision import compute_leaf_probabilities, decide, explain_uncertified, fuse_brand_logits, predict_brands
 from vision.engine import Logits
 from vision.errors import PhotoError
-from vision.taxonomy import OTHER_BRAND
+from vision.suggestion import BrandSuggestion, NotPrefilled, Suggestion
+from vision.taxonomy import OTHER_BRAND, Taxonomy
 
 __all__ = [
+    "ResponseOptions",
     "build_model_response",
+    "build_model_version",
     "build_response",
-    "from_wire_error_reason",
-    "to_wire_error_reason",
+    "build_stage_times",
+    "build_taxonomy_response",
     "warm_up",
 ]
 
 
+@dataclass(frozen=True, kw_only=True)
+class ResponseOptions:
+    """What a caller asks of a response."""
+
+    listing_id: str = ""
+    num_alternatives: int = DEFAULT_ALTERNATIVES
+    language: str = "en"
+    """BCP 47 tag; the taxonomy's nearest language is taken."""
+    with_embedding: bool = False
+
+
 def build_response(
-    bundle: Bundle,
-    errors: Sequence[PhotoError | None],
-    logits: Logits,
-    *,
-    listing_id: str = "",
-    num_alternatives: int = DEFAULT_ALTERNATIVES,
+    bundle: Bundle, errors: Sequence[PhotoError | None], logits: Logits, options: ResponseOptions = ResponseOptions()
 ) -> pb.ClassifyListingResponse:
-    """Return the response for one listing.
+    """Return the response for one listing, without `suggestion_id` and `stage_times`.
 
     Args:
+        bundle: that computed the logits.
         errors: the error of each photo of the request, or None.
         logits: logits of the photos without error, in their order; at least one.
+        options: what the caller asked for.
     """
-    suggestion = _decide_suggestion(bundle, logits, num_alternatives)
+    taxonomy, language = bundle.taxonomy, bundle.taxonomy.match_language(options.language)
+    suggestion = decide(
+        logits.category,
+        logits.brand,
+        taxonomy=taxonomy,
+        calibration=bundle.calibration,
+        num_alternatives=options.num_alternatives,
+    )
     recognitions = iter(
-        [_build_single_recognition(suggestion, bundle)]
+        [_build_single_recognition(suggestion, bundle, language)]
         if len(logits.category) == 1
-        else _build_recognitions(bundle, logits)
+        else _build_recognitions(bundle, logits, language)
     )
     return pb.ClassifyListingResponse(
-        listing_id=listing_id,
-        category_path=_build_category_path(bundle, suggestion),
-        brand=_build_brand(bundle, suggestion.brand),
-        alternatives=[
+        listing_id=options.listing_id,
+        category_path=_build_category_path(taxonomy, suggestion, language),
+        brand=_build_brand(taxonomy, suggestion.brand, language),
+        category_alternatives=[
             pb.CategoryAlternative(
                 category_id=alternative.category_id,
-                path=bundle.taxonomy.leaf_path_names[alternative.category_id],
+                path_names=taxonomy.get_path_names(alternative.category_id, language),
                 probability=alternative.probability,
             )
             for alternative in suggestion.alternatives
         ],
+        brand_alternatives=[
+            pb.BrandAlternative(
+                kind=_to_brand_kind(alternative.brand_index),
+                brand_id=_get_brand_id(taxonomy, alternative.brand_index),
+                name=_get_brand_name(taxonomy, alternative.brand_index, language),
+                probability=alternative.probability,
+            )
+            for alternative in suggestion.brand_alternatives
+        ],
         photos=[
-            pb.PhotoResult(error=_to_photo_error(error)) if error else pb.PhotoResult(recognition=next(recognitions))
+            pb.PhotoResult(error=pb.PhotoError(reason=error.reason, message=str(error)))
+            if error
+            else pb.PhotoResult(recognition=next(recognitions))
             for error in errors
         ],
         model=build_model_version(bundle),
+        language_code=language,
+        embedding=logits.embedding.mean(axis=0, dtype=np.float64).tolist() if options.with_embedding else (),
     )
+
+
+def build_stage_times(seconds: Mapping[str, float]) -> list[pb.StageTime]:
+    """Return the stages of a call from their seconds by name; see `measure_stage`."""
+    return [
+        pb.StageTime(stage=f"STAGE_{name.upper()}", duration=_to_duration(value)) for name, value in seconds.items()
+    ]
 
 
 def warm_up(bundle: Bundle) -> None:
     """Fill the caches of a first response: with thousands of categories that takes long."""
     golden = bundle.golden
     logits = Logits(golden.category_logits, golden.brand_logits, golden.category_logits)
-    build_response(bundle, [None] * len(golden.photos_nhwc), logits)
+    for language in bundle.taxonomy.language_codes:
+        build_response(bundle, [None] * len(golden.photos_nhwc), logits, ResponseOptions(language=language))
 
 
-def build_model_response(bundle: Bundle) -> pb.GetModelResponse:
+def build_model_response(
+    bundle: Bundle, *, photo_uris_enabled: bool, outcomes_enabled: bool, suggestion_validity_s: float
+) -> pb.GetModelResponse:
     return pb.GetModelResponse(
         model=build_model_version(bundle),
         category_count=bundle.info.num_categories,
         brand_count=len(bundle.taxonomy.brands),
-        photo_count_limit=MAX_PHOTOS,
-        photo_bytes_limit=PHOTO_LIMITS.max_bytes,
-        photo_pixels_limit=PHOTO_LIMITS.max_pixels,
-        promises=[
-            pb.FieldPromise(
-                field=field.name,
-                precision=1 - field.alpha,
-                failure_probability=field.delta,
-                threshold=field.threshold,
-                explanation=field.uncertified_reason,
-                coverage=field.coverage,
-                precision_bound=None if field.bound is None or field.threshold is None else 1 - field.bound,
+        language_codes=bundle.taxonomy.language_codes,
+        limits=pb.RequestLimits(
+            photo_count_limit=MAX_PHOTOS,
+            photo_bytes_limit=PHOTO_LIMITS.max_bytes,
+            photo_pixels_limit=PHOTO_LIMITS.max_pixels,
+            photo_side_minimum=PHOTO_LIMITS.min_side_px,
+            request_bytes_limit=REQUEST_LIMIT_BYTES,
+            listing_id_length_limit=MAX_LISTING_ID_CHARS,
+            alternative_count_limit=MAX_ALTERNATIVES,
+            photo_uri_length_limit=MAX_URI_CHARS,
+        ),
+        guarantees=[_build_guarantee(field) for field in bundle.calibration.fields],
+        photo_uris_enabled=photo_uris_enabled,
+        outcomes_enabled=outcomes_enabled,
+        suggestion_validity=_to_duration(suggestion_validity_s),
+    )
+
+
+def build_taxonomy_response(taxonomy: Taxonomy, *, language: str) -> pb.GetTaxonomyResponse:
+    """Args: language: BCP 47 tag; the taxonomy's nearest language is taken."""
+    language = taxonomy.match_language(language)
+    return pb.GetTaxonomyResponse(
+        taxonomy_version=taxonomy.version,
+        language_code=language,
+        language_codes=taxonomy.language_codes,
+        categories=[
+            pb.Category(
+                category_id=category.id,
+                parent_id=category.parent_id,
+                name=category.get_name(language),
+                names=category.names,
+                catch_all=category.catch_all,
             )
-            for field in bundle.calibration.fields
+            for category in taxonomy.categories
+        ],
+        brands=[
+            pb.Brand(brand_id=brand.id, name=brand.get_name(language), names=brand.names, aliases=brand.aliases)
+            for brand in taxonomy.brands
         ],
     )
 
@@ -108,92 +176,118 @@ def build_model_version(bundle: Bundle) -> pb.ModelVersion:
     )
 
 
-def to_wire_error_reason(error: PhotoError) -> str:
-    """Return the enum's name of a photo error: `PhotoError.reason` with the enum's prefix."""
-    return error.reason.replace("PHOTO_", "PHOTO_ERROR_REASON_", 1)
-
-
-def from_wire_error_reason(error: pb.PhotoError) -> str:
-    """Return `PhotoError.reason` of an error on the wire."""
-    return pb.PhotoErrorReason.Name(error.reason).replace("PHOTO_ERROR_REASON_", "PHOTO_", 1)
-
-
-def _decide_suggestion(bundle: Bundle, logits: Logits, num_alternatives: int) -> Suggestion:
-    return decide(
-        logits.category,
-        logits.brand,
-        taxonomy=bundle.taxonomy,
-        calibration=bundle.calibration,
-        num_alternatives=num_alternatives,
+def _build_guarantee(field: FieldGuarantee) -> pb.FieldGuarantee:
+    is_brand = field.name == BRAND_FIELD
+    has_threshold = field.threshold is not None
+    return pb.FieldGuarantee(
+        field=pb.FORM_FIELD_BRAND if is_brand else pb.FORM_FIELD_CATEGORY,
+        category_depth=0 if is_brand else int(field.name.rpartition("_")[2]),
+        precision=1 - field.alpha,
+        failure_probability=field.delta,
+        threshold=field.threshold,
+        precision_bound=1 - field.bound if has_threshold and field.bound is not None else None,
+        not_prefilled=None if has_threshold else _to_not_prefilled(explain_uncertified(field)),
+        coverage=field.coverage,
     )
 
 
-def _build_category_path(bundle: Bundle, suggestion: Suggestion) -> list[pb.CategorySuggestion]:
+def _to_not_prefilled(reason: NotPrefilled | None) -> pb.NotPrefilled | None:
+    if reason is None:
+        return None
+    return pb.NotPrefilled(
+        reason=f"NOT_PREFILLED_REASON_{reason.code}",
+        message=reason.message,
+        threshold=reason.threshold,
+        calibration_listing_count=reason.num_listings,
+        required_listing_count=reason.num_required,
+    )
+
+
+def _build_category_path(taxonomy: Taxonomy, suggestion: Suggestion, language: str) -> list[pb.CategorySuggestion]:
     return [
         pb.CategorySuggestion(
             category_id=step.category_id,
-            name=bundle.taxonomy.by_id[step.category_id].name,
+            name=taxonomy.by_id[step.category_id].get_name(language),
             probability=step.probability,
-            outcome=_to_action(step.filled),
-            explanation=step.explanation,
+            action=_to_action(step.filled),
+            not_prefilled=_to_not_prefilled(step.not_prefilled),
         )
         for step in suggestion.path
     ]
 
 
-def _build_brand(bundle: Bundle, brand: BrandSuggestion) -> pb.BrandSuggestion:
-    known = bundle.taxonomy.brands[brand.brand_index - 1] if brand.brand_index > 0 else None
+def _build_brand(taxonomy: Taxonomy, brand: BrandSuggestion, language: str) -> pb.BrandSuggestion:
     return pb.BrandSuggestion(
         kind=_to_brand_kind(brand.brand_index),
-        brand_id=known.id if known else "",
-        name=known.name if known else "",
-        probability=brand.probability,
-        outcome=_to_action(brand.filled),
-        explanation=brand.explanation,
+        brand_id=_get_brand_id(taxonomy, brand.brand_index),
+        name=_get_brand_name(taxonomy, brand.brand_index, language),
+        probability=None if brand.brand_index == OTHER_BRAND else brand.probability,
+        action=_to_action(brand.filled),
+        not_prefilled=_to_not_prefilled(brand.not_prefilled),
     )
 
 
-def _build_single_recognition(suggestion: Suggestion, bundle: Bundle) -> pb.PhotoRecognition:
+def _build_single_recognition(suggestion: Suggestion, bundle: Bundle, language: str) -> pb.PhotoRecognition:
     """Return the listing's suggestion as the recognition of its only photo."""
     leaf, brand = suggestion.path[-1], suggestion.brand
-    return _build_recognition(bundle, leaf.category_id, leaf.probability, brand.brand_index, brand.probability)
+    return _build_recognition(
+        bundle.taxonomy, language, leaf.category_id, leaf.probability, brand.brand_index, brand.probability
+    )
 
 
-def _build_recognitions(bundle: Bundle, logits: Logits) -> list[pb.PhotoRecognition]:
+def _build_recognitions(bundle: Bundle, logits: Logits, language: str) -> list[pb.PhotoRecognition]:
     """Recognise each photo alone, all in one batch."""
     one_listing_per_photo = np.arange(len(logits.category))
-    leaves = compute_leaf_probabilities(logits.category, one_listing_per_photo, bundle.calibration, bundle.taxonomy)
+    taxonomy, calibration = bundle.taxonomy, bundle.calibration
+    leaves = compute_leaf_probabilities(logits.category, one_listing_per_photo, calibration, taxonomy)
     best_leaves = leaves.argmax(axis=1)
-    brands = predict_brands(
-        fuse_brand_logits(logits.brand, one_listing_per_photo, bundle.calibration), bundle.calibration
-    )
+    brands = predict_brands(fuse_brand_logits(logits.brand, one_listing_per_photo, calibration), calibration)
     return [
-        _build_recognition(bundle, bundle.taxonomy.leaf_ids[leaf], leaves[row, leaf], brand, brands.scores[row])
+        _build_recognition(
+            taxonomy, language, taxonomy.leaf_ids[leaf], leaves[row, leaf], brand, float(brands.scores[row])
+        )
         for row, (leaf, brand) in enumerate(zip(best_leaves.tolist(), brands.labels.tolist(), strict=True))
     ]
 
 
 def _build_recognition(
-    bundle: Bundle, category_id: str, category_probability: float, brand_index: int, brand_probability: float
+    taxonomy: Taxonomy,
+    language: str,
+    category_id: str,
+    category_probability: float,
+    brand_index: int,
+    brand_probability: float,
 ) -> pb.PhotoRecognition:
     return pb.PhotoRecognition(
         category_id=category_id,
+        category_name=taxonomy.by_id[category_id].get_name(language),
         category_probability=category_probability,
-        brand_id=bundle.taxonomy.brands[brand_index - 1].id if brand_index > 0 else "",
-        brand_probability=brand_probability,
         brand_kind=_to_brand_kind(brand_index),
+        brand_id=_get_brand_id(taxonomy, brand_index),
+        brand_name=_get_brand_name(taxonomy, brand_index, language),
+        brand_probability=None if brand_index == OTHER_BRAND else brand_probability,
     )
+
+
+def _get_brand_id(taxonomy: Taxonomy, brand_index: int) -> str:
+    return taxonomy.brands[brand_index - 1].id if brand_index > 0 else ""
+
+
+def _get_brand_name(taxonomy: Taxonomy, brand_index: int, language: str) -> str:
+    return taxonomy.brands[brand_index - 1].get_name(language) if brand_index > 0 else ""
 
 
 def _to_brand_kind(brand_index: int) -> pb.BrandKind:
     if brand_index == OTHER_BRAND:
-        return pb.BRAND_KIND_UNKNOWN
+        return pb.BRAND_KIND_OTHER
     return pb.BRAND_KIND_BRAND if brand_index > 0 else pb.BRAND_KIND_NO_BRAND
 
 
-def _to_photo_error(error: PhotoError) -> pb.PhotoError:
-    return pb.PhotoError(reason=to_wire_error_reason(error), message=str(error))
+def _to_action(filled: bool) -> pb.Action:
+    return pb.ACTION_PREFILL if filled else pb.ACTION_SUGGEST
 
 
-def _to_action(filled: bool) -> pb.SuggestionOutcome:
-    return pb.SUGGESTION_OUTCOME_FILL if filled else pb.SUGGESTION_OUTCOME_SUGGEST
+def _to_duration(seconds: float) -> duration_pb2.Duration:
+    duration = duration_pb2.Duration()
+    duration.FromNanoseconds(int(seconds * 1e9))
+    return duration

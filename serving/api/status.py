@@ -1,6 +1,6 @@
 """The one table from what went wrong to the gRPC status that a client sees."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Never
 
@@ -8,19 +8,27 @@ import grpc
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 
-__all__ = ["CODES", "DOMAIN", "Refusal", "abort"]
+from listing_vision_client.errors import FieldViolation
+
+__all__ = ["CODES", "DOMAIN", "FieldViolation", "Refusal", "abort", "build_status"]
 
 DOMAIN = "listing.vision"
 
 CODES: Mapping[str, grpc.StatusCode] = {
-    "LISTING_ID_TOO_LONG": grpc.StatusCode.INVALID_ARGUMENT,
-    "ALTERNATIVE_COUNT_OUT_OF_RANGE": grpc.StatusCode.INVALID_ARGUMENT,
-    "PHOTO_URI_NOT_ALLOWED": grpc.StatusCode.INVALID_ARGUMENT,
-    "OUTCOME_INVALID": grpc.StatusCode.INVALID_ARGUMENT,
-    "OUTCOMES_NOT_RECORDED": grpc.StatusCode.UNIMPLEMENTED,
     "NO_PHOTOS": grpc.StatusCode.INVALID_ARGUMENT,
     "TOO_MANY_PHOTOS": grpc.StatusCode.INVALID_ARGUMENT,
+    "REQUEST_TOO_LARGE": grpc.StatusCode.RESOURCE_EXHAUSTED,
     "NO_USABLE_PHOTO": grpc.StatusCode.INVALID_ARGUMENT,
+    "PHOTOS_UNAVAILABLE": grpc.StatusCode.UNAVAILABLE,
+    "LISTING_ID_TOO_LONG": grpc.StatusCode.INVALID_ARGUMENT,
+    "ALTERNATIVE_COUNT_OUT_OF_RANGE": grpc.StatusCode.INVALID_ARGUMENT,
+    "LANGUAGE_CODE_INVALID": grpc.StatusCode.INVALID_ARGUMENT,
+    "PHOTO_URI_NOT_ALLOWED": grpc.StatusCode.INVALID_ARGUMENT,
+    "PHOTO_URIS_DISABLED": grpc.StatusCode.UNIMPLEMENTED,
+    "OUTCOME_INVALID": grpc.StatusCode.INVALID_ARGUMENT,
+    "OUTCOMES_NOT_RECORDED": grpc.StatusCode.UNIMPLEMENTED,
+    "TAXONOMY_UNKNOWN": grpc.StatusCode.NOT_FOUND,
+    "FIELD_MISSING": grpc.StatusCode.INVALID_ARGUMENT,
     "UNAUTHENTICATED": grpc.StatusCode.UNAUTHENTICATED,
     "QUOTA_EXCEEDED": grpc.StatusCode.RESOURCE_EXHAUSTED,
     "TOO_BUSY": grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -30,6 +38,7 @@ CODES: Mapping[str, grpc.StatusCode] = {
     "MODEL_BROKEN": grpc.StatusCode.INTERNAL,
     "INTERNAL": grpc.StatusCode.INTERNAL,
 }
+"""Reasons of ErrorReason with which a call ends. The other reasons are of fields, or of HTTP alone."""
 
 
 # Not frozen: Python itself writes an exception's traceback and cause.
@@ -41,8 +50,9 @@ class Refusal(Exception):
     """Stable, for machines; a key of the table."""
     message: str
     """For people: what, which value, what to do."""
-    violations: Mapping[str, str] = field(default_factory=dict)
-    """Field of the request to what is wrong with it."""
+    violations: Sequence[FieldViolation] = ()
+    metadata: Mapping[str, object] = field(default_factory=dict)
+    """Limits and counts, for machines."""
     retry_after_s: float | None = None
 
     def __str__(self) -> str:
@@ -53,26 +63,28 @@ class Refusal(Exception):
         return CODES[self.reason]
 
 
-async def abort(context: "grpc.aio.ServicerContext[Any, Any]", refusal: Refusal) -> Never:
-    """End the call with the refusal's status and details (AIP-193)."""
-    packed = [_pack(error_details_pb2.ErrorInfo(reason=refusal.reason, domain=DOMAIN))]
+def build_status(refusal: Refusal) -> status_pb2.Status:
+    """Return the refusal's status with its details (AIP-193)."""
+    metadata = {key: str(value) for key, value in refusal.metadata.items()}
+    packed = [_pack(error_details_pb2.ErrorInfo(reason=refusal.reason, domain=DOMAIN, metadata=metadata))]
     if refusal.violations:
-        violation = error_details_pb2.BadRequest.FieldViolation
-        packed.append(
-            _pack(
-                error_details_pb2.BadRequest(
-                    field_violations=[violation(field=f, description=d) for f, d in refusal.violations.items()]
-                )
-            )
-        )
+        violations = [
+            error_details_pb2.BadRequest.FieldViolation(field=one.field, reason=one.reason, description=one.description)
+            for one in refusal.violations
+        ]
+        packed.append(_pack(error_details_pb2.BadRequest(field_violations=violations)))
     if refusal.retry_after_s is not None:
         delay = duration_pb2.Duration()
         delay.FromMilliseconds(int(refusal.retry_after_s * 1000))
         packed.append(_pack(error_details_pb2.RetryInfo(retry_delay=delay)))
-    code, message = refusal.code, refusal.message
-    status = status_pb2.Status(code=code.value[0], message=message, details=packed)
+    return status_pb2.Status(code=refusal.code.value[0], message=refusal.message, details=packed)
+
+
+async def abort(context: "grpc.aio.ServicerContext[Any, Any]", refusal: Refusal) -> Never:
+    """End the call with the refusal's status and details."""
     # grpc.aio has no abort_with_status; this is the metadata that it would send.
-    await context.abort(code, message, (("grpc-status-details-bin", status.SerializeToString()),))
+    details = (("grpc-status-details-bin", build_status(refusal).SerializeToString()),)
+    await context.abort(refusal.code, refusal.message, details)
 
 
 def _pack(message: object) -> any_pb2.Any:

@@ -36,6 +36,7 @@ class PhotoQuota:
             raise Refusal(
                 reason="QUOTA_EXCEEDED",
                 message=f"caller {caller!r} may send {self._rate:g} photos a second; try later",
+                metadata={"limit": f"{self._rate:g}"},
                 retry_after_s=(min(num_photos, burst) - remaining) / self._rate,
             )
         self._buckets[caller] = remaining - num_photos, now_s

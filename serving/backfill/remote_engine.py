@@ -15,7 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import tenacity
 
-from serving.api.limits import MAX_ALTERNATIVES, MAX_LISTING_ID_CHARS, MAX_PHOTOS, MESSAGE_LIMIT_BYTES
+from listing_vision_client.errors import ErrorDetails
+from listing_vision_client.protocol import listing_vision_pb2 as pb
+from listing_vision_client.protocol import reasons_pb2
+from serving.api.limits import MAX_ALTERNATIVES, MAX_LISTING_ID_CHARS, MAX_PHOTOS, REQUEST_LIMIT_BYTES
 from serving.backfill.job import Job, ModelVersions
 from serving.backfill.local_engine import BackfillEngine, LogitsEngine, ShardResult
 from serving.backfill.output import Failure, build_suggestion, build_tables
@@ -26,10 +29,9 @@ from serving.client.client import Access, CallFailed, ListingVisionClient
 from serving.errors import BackfillError
 from serving.inference.health import check_golden_photos, wait_for_golden_photos
 from serving.inference.triton import TritonEngine
-from serving.protocol import listing_vision_pb2 as pb
 from vision.bundle import UNKNOWN_BACKEND, Bundle
 from vision.engine import Logits
-from vision.errors import EngineBusy, EngineUnavailable, PhotoServiceBusy
+from vision.errors import EngineBusy, EngineUnavailable
 
 __all__ = ["RateLimiter", "create_remote_engine"]
 
@@ -41,7 +43,7 @@ CALL_TIMEOUT_S = 10.0
 INITIAL_BACKOFF_S = 0.2
 MAX_BACKOFF_S = 10.0
 MAX_CONCURRENT_LISTINGS = 8
-MAX_LISTING_BYTES = MESSAGE_LIMIT_BYTES - (1 << 20)
+MAX_LISTING_BYTES = REQUEST_LIMIT_BYTES
 """Limit of a listing's photos together: a request less its other fields."""
 NUM_DECODERS = 2
 
@@ -256,19 +258,15 @@ def _is_retryable(error: BaseException) -> bool:
     if not isinstance(error, CallFailed):
         return False
     # Without a reason it is gRPC itself that rejects the message as too large.
-    too_large = error.code == grpc.StatusCode.RESOURCE_EXHAUSTED and not error.reason
-    is_busy = any(what.startswith(PhotoServiceBusy.reason) for what in error.violations.values())
-    return is_busy or (error.code in _RETRYABLE_CODES and not too_large)
+    too_large = error.code == grpc.StatusCode.RESOURCE_EXHAUSTED and error.reason in ("", "REQUEST_TOO_LARGE")
+    return error.code in _RETRYABLE_CODES and not too_large
 
 
 def _raise_if_busy(response: "pb.ClassifyListingResponse") -> None:
     """Raises CallFailed, which is retried: the gateway had no time to decode a photo, which is no result of it."""
-    errors = [_to_failure(photo.error) for photo in response.photos if photo.HasField("error")]
-    for error in errors:
-        if error.reason == PhotoServiceBusy.reason:
-            raise CallFailed(
-                code=grpc.StatusCode.UNAVAILABLE, reason=error.reason, message=error.message, violations={}
-            )
+    for photo in response.photos:
+        if photo.error.reason == reasons_pb2.PHOTO_SERVICE_BUSY:
+            raise CallFailed(code=grpc.StatusCode.UNAVAILABLE, message=photo.error.message, details=ErrorDetails())
 
 
 _PHOTO_NOT_SENT = Failure(
@@ -297,34 +295,33 @@ def _to_model_versions(model: "pb.ModelVersion") -> ModelVersions:
 
 
 def _to_failure(error: "pb.PhotoError") -> Failure:
-    reason = pb.PhotoErrorReason.Name(error.reason).replace("PHOTO_ERROR_REASON_", "PHOTO_", 1)
-    return Failure(reason=reason, message=error.message)
+    return Failure(reason=reasons_pb2.PhotoErrorReason.Name(error.reason), message=error.message)
 
 
 def _to_failures(failed: CallFailed, sent: Sequence[int]) -> dict[int, Failure]:
-    """Return the failure of each photo of a call that had no usable one (`photos[2].content`: `PHOTO_TRUNCATED: …`)."""
-    failures = {}
-    for place, photo in enumerate(sent):
-        reason, _, message = failed.violations.get(f"photos[{place}].content", "PHOTO_UNREADABLE: ").partition(": ")
-        failures[photo] = Failure(reason=reason, message=message)
-    return failures
+    """Return the failure of each photo of a call that had no usable one."""
+    by_field = {one.field: one for one in failed.details.violations}
+    violations = {photo: by_field[f"photos[{place}].content"] for place, photo in enumerate(sent)}
+    return {photo: Failure(reason=one.reason, message=one.description) for photo, one in violations.items()}
 
 
 def _to_row(response: "pb.ClassifyListingResponse", job: Job) -> dict[str, Any]:
-    fill, brand = pb.SUGGESTION_OUTCOME_FILL, response.brand
+    prefill, brand = pb.ACTION_PREFILL, response.brand
     kinds: Mapping[int, str] = {pb.BRAND_KIND_BRAND: "brand", pb.BRAND_KIND_NO_BRAND: "no_brand"}
     row = build_suggestion(
-        [(step.category_id, step.name, step.probability, step.outcome == fill) for step in response.category_path],
+        [(step.category_id, step.name, step.probability, step.action == prefill) for step in response.category_path],
         (
             kinds.get(brand.kind, "unknown"),
             brand.brand_id or None,
             brand.name or None,
             brand.probability,
-            brand.outcome == fill,
+            brand.action == prefill,
         ),
     )
     if job.top_k:
-        row["alternatives"] = [{"id": a.category_id, "probability": a.probability} for a in response.alternatives]
+        row["alternatives"] = [
+            {"id": a.category_id, "probability": a.probability} for a in response.category_alternatives
+        ]
     return row
 
 
@@ -366,7 +363,7 @@ def _create_triton_engine(
 
     def call(photos_nhwc: npt.NDArray[np.uint8]) -> Logits:
         limit.wait(len(photos_nhwc), stop)
-        return loop.run(engine.infer(photos_nhwc))
+        return loop.run(engine.infer(photos_nhwc, with_embedding=True))
 
     def infer(photos_nhwc: npt.NDArray[np.uint8]) -> Logits:
         is_retryable = tenacity.retry_if_exception_type((EngineUnavailable, EngineBusy))

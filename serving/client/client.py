@@ -13,12 +13,12 @@ from typing import NamedTuple, Self
 
 import grpc
 
-from serving.api.error_details import read_error_details
+from listing_vision_client.errors import CallFailed, read_error_details
+from listing_vision_client.protocol import listing_vision_pb2 as pb
+from listing_vision_client.protocol import listing_vision_pb2_grpc as pb_grpc
 from serving.api.limits import DEFAULT_TIMEOUT_S, MESSAGE_LIMIT_BYTES
 from serving.client.stream import ListingResult, StreamedListings
 from serving.observability import tracing
-from serving.protocol import listing_vision_pb2 as pb
-from serving.protocol import listing_vision_pb2_grpc as pb_grpc
 
 __all__ = ["Access", "AsyncListingVisionClient", "CallFailed", "ClientTls", "ListingToClassify", "ListingVisionClient"]
 
@@ -51,23 +51,6 @@ _OPTIONS = [
 ]
 
 
-# Not frozen: Python itself writes an exception's traceback and cause.
-@dataclass(kw_only=True, eq=False)
-class CallFailed(Exception):
-    """A call that the service refused or that did not reach it."""
-
-    code: grpc.StatusCode
-    reason: str
-    """Stable, such as `NO_USABLE_PHOTO`; empty when gRPC itself failed the call."""
-    message: str
-    violations: dict[str, str]
-    """Field of the request to what is wrong with it."""
-
-    def __str__(self) -> str:
-        named = "".join(f"\n  {field}: {what}" for field, what in self.violations.items())
-        return f"{self.reason or self.code.name}: {self.message}{named}"
-
-
 class ListingToClassify(NamedTuple):
     """One listing to classify on a stream."""
 
@@ -90,7 +73,7 @@ def _to_call_failed(error: grpc.RpcError) -> CallFailed:
     details = read_error_details(error)
     if code == grpc.StatusCode.RESOURCE_EXHAUSTED and not details.reason:
         message = f"{message}; a request may hold {MESSAGE_LIMIT_BYTES >> 20} MiB: send fewer or smaller photos"
-    return CallFailed(code=code, reason=details.reason, message=message, violations=details.violations)
+    return CallFailed(code=code, message=message, details=details)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from serving.protocol import listing_vision_pb2 as pb
+from google.rpc import status_pb2
+
+from listing_vision_client.errors import parse_status
+from listing_vision_client.protocol import listing_vision_pb2 as pb
 
 __all__ = ["MAX_PENDING", "ListingResult", "StreamedListings"]
 
@@ -25,7 +28,7 @@ class ListingResult(NamedTuple, Generic[_T]):
     listing: _T
     """The listing that the caller gave."""
     response: pb.ClassifyListingResponse | None
-    error: pb.ListingError | None
+    error: status_pb2.Status | None
     """The error, if there is no response."""
 
 
@@ -67,7 +70,7 @@ class StreamedListings(Generic[_T]):
             with self._condition:
                 pending = self._pending[sequence]
                 pending.num_attempts += 1
-            yield pb.ClassifyListingsRequest(sequence=sequence, listing=pending.request)
+            yield pb.ClassifyListingsRequest(sequence=sequence, request=pending.request)
 
     def iter_results(self, responses: Iterable[Any]) -> Iterator[ListingResult[_T]]:
         """Yield each listing once, as soon as it has a response or a final error."""
@@ -99,11 +102,12 @@ class StreamedListings(Generic[_T]):
         with self._condition:
             pending = self._pending[response.sequence]
             error = response.error if response.HasField("error") else None
-            if error and error.HasField("retry_delay_ms") and pending.num_attempts < MAX_ATTEMPTS:
-                at_s = time.monotonic() + error.retry_delay_ms / 1000
+            retry_delay_s = parse_status(error).retry_delay_s if error else None
+            if retry_delay_s is not None and pending.num_attempts < MAX_ATTEMPTS:
+                at_s = time.monotonic() + retry_delay_s
                 heapq.heappush(self._retries, (at_s, response.sequence))
                 self._condition.notify_all()
                 return None
             del self._pending[response.sequence]
             self._condition.notify_all()
-        return ListingResult(pending.listing, None if error else response.listing, error)
+        return ListingResult(pending.listing, None if error else response.response, error)

@@ -51,4 +51,5 @@ def deadline_refusal(deadline_s: float) -> Refusal:
     return Refusal(
         reason="DEADLINE_TOO_SHORT",
         message=f"no response within the {deadline_s * 1000:.0f} ms that the call had left; allow more time",
+        metadata={"deadline_ms": round(deadline_s * 1000)},
     )

@@ -6,12 +6,12 @@ from typing import Any
 
 import grpc
 
+from listing_vision_client.protocol import listing_vision_pb2 as pb
 from serving.api.status import Refusal, abort
 from serving.gateway.admission import Admission
 from serving.gateway.deadline import check_deadline, read_deadline_s
 from serving.gateway.inference import check_breaker
 from serving.observability import metrics
-from serving.protocol import listing_vision_pb2 as pb
 from serving.rollout.router import Router
 
 __all__ = ["SERVICE_NAME", "EarlyRejectionInterceptor"]

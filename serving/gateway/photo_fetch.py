@@ -9,7 +9,7 @@ import ipaddress
 import re
 import socket
 import ssl
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import urljoin, urlsplit
 
@@ -17,12 +17,12 @@ import aiohttp
 import yarl
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from serving.api.status import Refusal
+from serving.api.limits import MAX_URI_CHARS
+from serving.api.status import FieldViolation, Refusal
 from vision.errors import ListingVisionError, PhotoError, PhotoFetchTimedOut, PhotoNotFetched, PhotoTooManyBytes
 
 __all__ = ["PhotoFetcher", "PublicResolver", "check_prefixes", "parse_prefix", "parse_uri"]
 
-MAX_URI_CHARS = 2000
 MAX_REDIRECTS = 3
 FETCH_TIMEOUT_S = 5.0
 """Timeout of one photo, redirects included."""
@@ -143,14 +143,22 @@ class PhotoFetcher:
         )
         self._stores: dict[str, Any] = {}
 
-    def check(self, uris: dict[int, str]) -> None:
-        """Raises Refusal: PHOTO_URI_NOT_ALLOWED, naming each photo; nothing is fetched then."""
-        wrong = {f"photos[{i}].uri": objection for i, uri in uris.items() if (objection := self._find_objection(uri))}
+    def check(self, uris: Mapping[str, str]) -> None:
+        """Check URIs by the path of their field.
+
+        Raises:
+            Refusal: PHOTO_URI_NOT_ALLOWED, naming each field; nothing is fetched then.
+        """
+        wrong = {field: objection for field, uri in uris.items() if (objection := self._find_objection(uri))}
         if wrong:
+            reason = "PHOTO_URI_NOT_ALLOWED"
             raise Refusal(
-                reason="PHOTO_URI_NOT_ALLOWED",
+                reason=reason,
                 message="; ".join(f"{field}: {objection}" for field, objection in wrong.items()),
-                violations=wrong,
+                violations=[
+                    FieldViolation(field=field, reason=reason, description=objection)
+                    for field, objection in wrong.items()
+                ],
             )
 
     async def fetch(self, uri: str) -> bytes | PhotoError:

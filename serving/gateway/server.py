@@ -9,6 +9,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from listing_vision_client.protocol import listing_vision_pb2_grpc as pb_grpc
 from serving.api.limits import MESSAGE_LIMIT_BYTES
 from serving.auth.interceptor import AuthInterceptor
 from serving.auth.quota import PhotoQuota
@@ -23,7 +24,6 @@ from serving.inference.in_process import InProcessEngine
 from serving.inference.triton import TritonEngine
 from serving.observability.metrics import BREAKER_OPEN, SERVING
 from serving.processes.sockets import gateway_socket_address
-from serving.protocol import listing_vision_pb2_grpc as pb_grpc
 from serving.rollout.release import ServedRelease
 from serving.rollout.router import Router, create_single_release_split
 from serving.rollout.traffic_split import TrafficSplit
@@ -153,6 +153,7 @@ class GatewayServer:
             admission=self.admission,
             recorder=self._recorder,
             photo_fetcher=self._photo_fetcher,
+            signer=self._options.create_suggestion_signer(),
             quotas=PhotoQuota(quota / self._options.workers) if quota else None,
         )
 

@@ -9,9 +9,13 @@ from typing import TYPE_CHECKING
 
 import grpc
 
+from listing_vision_client.protocol import listing_vision_pb2 as pb
+from listing_vision_client.protocol import listing_vision_pb2_grpc as pb_grpc
+from listing_vision_client.protocol import reasons_pb2
 from serving.api import responses
-from serving.api.limits import DEFAULT_ALTERNATIVES, MAX_LISTING_ID_CHARS
-from serving.api.status import Refusal, abort
+from serving.api.limits import MAX_LISTING_ID_CHARS
+from serving.api.status import FieldViolation, Refusal, abort
+from serving.api.suggestion_id import SuggestionSigner
 from serving.auth.interceptor import CALLER
 from serving.auth.quota import PhotoQuota
 from serving.gateway.admission import MAX_WAIT_S, Admission
@@ -21,14 +25,13 @@ from serving.gateway.inference import check_breaker, infer_photos
 from serving.gateway.occlusion import PhotoExplainer
 from serving.gateway.shadow import ShadowTraffic
 from serving.gateway.streaming import ListingStreams
-from serving.gateway.validation import ValidListing, read_request_id, validate_listing
+from serving.gateway.validation import ValidListing, check_language_code, read_request_id, validate_listing
 from serving.observability import metrics, tracing
 from serving.observability.stage_timer import collect_stage_timings, measure_stage
-from serving.protocol import listing_vision_pb2 as pb
-from serving.protocol import listing_vision_pb2_grpc as pb_grpc
 from serving.rollout.release import ServedRelease
 from serving.rollout.router import Router
 from vision.errors import PhotoError
+from vision.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
     from serving.gateway.photo_fetch import PhotoFetcher
@@ -57,21 +60,26 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
         router: Router,
         *,
         admission: Admission,
+        signer: SuggestionSigner,
         quotas: PhotoQuota | None = None,
         recorder: "Recorder | None" = None,
         photo_fetcher: "PhotoFetcher | None" = None,
     ) -> None:
         self.router = router
         self._admission = admission
+        self._signer = signer
         self._quotas = quotas
         self._recorder = recorder
         self._photo_fetcher = photo_fetcher
         self._canary_routing = CanaryRouting(router, admission)
-        self._explainer = PhotoExplainer(router, admission, quotas)
+        self._explainer = PhotoExplainer(router, admission, quotas, photo_fetcher)
         self.streams = ListingStreams(has_low_priority_capacity=admission.has_low_priority_capacity)
         self.shadow_traffic = ShadowTraffic(
             lambda release, listing_id, photos: _classify_with_release(
-                release, photos, listing_id=listing_id, num_alternatives=DEFAULT_ALTERNATIVES
+                release,
+                photos,
+                fields=[f"photos[{i}]" for i in range(len(photos))],
+                options=responses.ResponseOptions(listing_id=listing_id),
             ),
             is_idle=admission.is_idle,
             recorder=recorder,
@@ -111,7 +119,7 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
         context: "grpc.aio.ServicerContext[pb.ExplainPhotoRequest, pb.ExplainPhotoResponse]",
     ) -> pb.ExplainPhotoResponse:
         try:
-            return await self._explainer.explain(request.photo.content, deadline_s=read_deadline_s(context))
+            return await self._explainer.explain(request, deadline_s=read_deadline_s(context))
         except Refusal as refusal:
             await abort(context, refusal)
 
@@ -123,20 +131,38 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
         try:
             if self._recorder is None:
                 raise Refusal(reason="OUTCOMES_NOT_RECORDED", message="this service records no outcomes (--outcomes)")
-            if not self._recorder.record_outcome(request, self.router.taxonomies):
+            status, claims = self._signer.verify(request.suggestion_id, caller=CALLER.get())
+            if not self._recorder.record_outcome(request, status, claims, self.router.taxonomies, caller=CALLER.get()):
                 raise Refusal(
                     reason="TOO_BUSY", message="the buffer of outcomes is full; try later", retry_after_s=10.0
                 )
         except Refusal as refusal:
             await abort(context, refusal)
-        return pb.ReportOutcomeResponse()
+        return pb.ReportOutcomeResponse(suggestion_id_status=status)
 
     async def GetModel(
         self,
         request: pb.GetModelRequest,
         context: "grpc.aio.ServicerContext[pb.GetModelRequest, pb.GetModelResponse]",
     ) -> pb.GetModelResponse:
-        return responses.build_model_response(self.router.stable.bundle)
+        return responses.build_model_response(
+            self.router.stable.bundle,
+            photo_uris_enabled=self._photo_fetcher is not None,
+            outcomes_enabled=self._recorder is not None,
+            suggestion_validity_s=self._signer.validity_s,
+        )
+
+    async def GetTaxonomy(
+        self,
+        request: pb.GetTaxonomyRequest,
+        context: "grpc.aio.ServicerContext[pb.GetTaxonomyRequest, pb.GetTaxonomyResponse]",
+    ) -> pb.GetTaxonomyResponse:
+        try:
+            check_language_code(request.language_code)
+            taxonomy = find_taxonomy(request.taxonomy_version, self.router)
+        except Refusal as refusal:
+            await abort(context, refusal)
+        return responses.build_taxonomy_response(taxonomy, language=request.language_code)
 
     async def _classify_and_log(
         self, request: pb.ClassifyListingRequest, deadline_s: float, *, request_id: str
@@ -192,8 +218,11 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
                     photos = await self._load_photos(listing)
                     response = await self._route(listing, photos, request_context, time_s=seconds_until(timeout))
         # The caller's time is over: nothing below waits.
-        response.stage_times.extend(pb.StageTime(stage=name, duration_ms=1000 * s) for name, s in seconds.items())
-        self._record(request, response, photos)
+        response.stage_times.extend(responses.build_stage_times(seconds))
+        response.suggestion_id, uid = self._signer.sign(
+            listing_id=response.listing_id, caller=CALLER.get(), model=response.model
+        )
+        self._record(request, response, photos, uid=uid)
         return response
 
     async def _load_photos(self, listing: ValidListing) -> list[bytes | PhotoError]:
@@ -219,35 +248,60 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
 
         async def classify(release: ServedRelease) -> pb.ClassifyListingResponse:
             request_context.release = release
-            return await _classify_with_release(
-                release, photos, listing_id=listing.listing_id, num_alternatives=listing.num_alternatives
-            )
+            return await _classify_with_release(release, photos, fields=listing.photo_fields, options=listing.options)
 
-        return await self._canary_routing.route(listing.listing_id, classify, time_s=min(time_s, MAX_WAIT_S))
+        return await self._canary_routing.route(listing.options.listing_id, classify, time_s=min(time_s, MAX_WAIT_S))
 
     def _record(
         self,
         request: pb.ClassifyListingRequest,
         response: pb.ClassifyListingResponse,
         photos: Sequence[bytes | PhotoError],
+        *,
+        uid: str,
     ) -> None:
         """Count the photos, store the suggestion, and copy the listing to the shadow. Whatever is full drops it."""
         for photo in response.photos:
-            unusable = photo.HasField("error")
-            metrics.PHOTOS.labels(responses.from_wire_error_reason(photo.error) if unusable else "ok").inc()
+            is_usable = photo.HasField("recognition")
+            metrics.PHOTOS.labels("ok" if is_usable else reasons_pb2.PhotoErrorReason.Name(photo.error.reason)).inc()
         if shadow := self.router.select_shadow(request.listing_id):
             self.shadow_traffic.submit(shadow, [p for p in photos if isinstance(p, bytes)], response)
         if self._recorder and request.listing_id:
-            self._recorder.record_suggestion(request, response)
+            self._recorder.record_suggestion(request, response, uid=uid)
+
+
+def find_taxonomy(version: str, router: Router) -> Taxonomy:
+    """Return a loaded taxonomy.
+
+    Args:
+        version: empty: that of the stable release.
+        router: has the loaded releases.
+
+    Raises:
+        Refusal: TAXONOMY_UNKNOWN.
+    """
+    found = next((one for one in router.taxonomies if version in ("", one.version)), None)
+    if found is None:
+        serving_version = router.stable.bundle.taxonomy.version
+        detail = f"{version[:100]!r} is the version of no loaded release; the serving one has {serving_version!r}"
+        raise Refusal(
+            reason="TAXONOMY_UNKNOWN",
+            message=f"taxonomy_version: {detail}",
+            violations=[FieldViolation(field="taxonomy_version", reason="TAXONOMY_UNKNOWN", description=detail)],
+            metadata={"serving_version": serving_version},
+        )
+    return found
 
 
 async def _classify_with_release(
-    release: ServedRelease, photos: Sequence[bytes | PhotoError], *, listing_id: str, num_alternatives: int
+    release: ServedRelease,
+    photos: Sequence[bytes | PhotoError],
+    *,
+    fields: Sequence[str],
+    options: responses.ResponseOptions,
 ) -> pb.ClassifyListingResponse:
     """Infer, decide and build the response with one release, which stays loaded meanwhile."""
     with release.acquire():
-        result = await infer_photos(release, photos)
+        result = await infer_photos(release, photos, fields=fields, with_embedding=options.with_embedding)
         with measure_stage("decision"):
-            return responses.build_response(
-                release.bundle, result.errors, result.logits, listing_id=listing_id, num_alternatives=num_alternatives
-            )
+            return responses.build_response(release.bundle, result.errors, result.logits, options)

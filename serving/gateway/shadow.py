@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from listing_vision_client.protocol import listing_vision_pb2 as pb
 from serving.api.status import Refusal
 from serving.observability.metrics import SHADOWS
 from serving.observability.stage_timer import suppress_metrics
-from serving.protocol import listing_vision_pb2 as pb
 from serving.rollout.release import ServedRelease
 
 if TYPE_CHECKING:
@@ -139,5 +139,5 @@ def _count_result(release: ServedRelease, result: str) -> None:
 def _visible_result(response: pb.ClassifyListingResponse) -> tuple[object, ...]:
     """Return the parts of a response that a form shows."""
     brand = response.brand
-    path = [(step.category_id, step.outcome) for step in response.category_path]
-    return path, brand.kind, brand.brand_id, brand.outcome
+    path = [(step.category_id, step.action) for step in response.category_path]
+    return path, brand.kind, brand.brand_id, brand.action

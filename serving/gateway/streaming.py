@@ -5,8 +5,8 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-from serving.api.status import Refusal
-from serving.protocol import listing_vision_pb2 as pb
+from listing_vision_client.protocol import listing_vision_pb2 as pb
+from serving.api.status import Refusal, build_status
 
 __all__ = ["MAX_CONCURRENT_LISTINGS", "ListingStreams"]
 
@@ -98,24 +98,12 @@ async def _classify_with_retries(
     until_s = time.monotonic() + LISTING_DEADLINE_S
     while True:
         try:
-            listing = await classify(request.listing, until_s - time.monotonic())
-            return pb.ClassifyListingsResponse(sequence=request.sequence, listing=listing)
+            response = await classify(request.request, until_s - time.monotonic())
+            return pb.ClassifyListingsResponse(sequence=request.sequence, response=response)
         except Refusal as refusal:
             wait_s = refusal.retry_after_s or 0.0
             # Only the stream waits for this listing: retry here instead of at the caller.
             if refusal.reason == "TOO_BUSY" and time.monotonic() + wait_s < until_s:
                 await asyncio.sleep(wait_s)
                 continue
-            return pb.ClassifyListingsResponse(sequence=request.sequence, error=_to_listing_error(refusal))
-
-
-def _to_listing_error(refusal: Refusal) -> pb.ListingError:
-    error = pb.ListingError(
-        code=refusal.code.value[0],
-        message=refusal.message,
-        reason=refusal.reason,
-        violations=[pb.FieldViolation(field=f, description=d) for f, d in refusal.violations.items()],
-    )
-    if refusal.retry_after_s is not None:
-        error.retry_delay_ms = int(1000 * refusal.retry_after_s)
-    return error
+            return pb.ClassifyListingsResponse(sequence=request.sequence, error=build_status(refusal))

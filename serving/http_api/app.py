@@ -1,7 +1,6 @@
 """The HTTP routes: each converts a request to the gRPC message and the response to proto3 JSON."""
 
 import functools
-import json
 from collections.abc import Awaitable, Callable, Mapping
 from importlib import resources
 from typing import Any
@@ -10,7 +9,6 @@ import grpc
 from google.protobuf import json_format
 from google.protobuf.message import Message
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 from starlette.middleware import Middleware
@@ -20,16 +18,15 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as AsgiMessage
 
-from serving.api.limits import DEFAULT_TIMEOUT_S, MAX_PHOTOS, MAX_TIMEOUT_S, MESSAGE_LIMIT_BYTES
+from listing_vision_client.errors import FieldViolation
+from listing_vision_client.protocol import listing_vision_pb2 as pb
+from serving.api.limits import DEFAULT_TIMEOUT_S, MAX_PHOTOS, MAX_TIMEOUT_S, REQUEST_LIMIT_BYTES
 from serving.http_api.errors import error_response, from_grpc_error
-from serving.http_api.taxonomies import Taxonomies
 from serving.http_api.upstream import Upstream
-from serving.protocol import listing_vision_pb2 as pb
-from vision.taxonomy import Taxonomy
 
 __all__ = ["BODY_LIMIT_BYTES", "create_app"]
 
-BODY_LIMIT_BYTES = MESSAGE_LIMIT_BYTES * 4 // 3 + (1 << 20)
+BODY_LIMIT_BYTES = REQUEST_LIMIT_BYTES * 4 // 3 + (1 << 20)
 """Largest body: the largest message, in base64."""
 _FORWARDED_HEADERS = ("authorization", "x-request-id", "traceparent", "tracestate")
 _PAGE_FILES = {
@@ -49,13 +46,8 @@ _SECURITY_HEADERS = {
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-def create_app(upstream: Upstream, taxonomies: Taxonomies) -> Starlette:
-    """Create the application.
-
-    Args:
-        upstream: the connection to the service.
-        taxonomies: taxonomies of the loaded releases.
-    """
+def create_app(upstream: Upstream) -> Starlette:
+    """Create the application; `upstream` is the connection to the service."""
 
     async def classify(request: Request) -> Response:
         if request.headers.get("content-type", "").startswith("multipart/form-data"):
@@ -76,17 +68,11 @@ def create_app(upstream: Upstream, taxonomies: Taxonomies) -> Starlette:
         return await _call_service(upstream, "ReportOutcome", grpc_request, request)
 
     async def get_taxonomy(request: Request) -> Response:
-        # Only callers that may call the model may read its labels.
-        response = await _call_service(upstream, "GetModel", pb.GetModelRequest(), request)
-        if response.status_code != 200:
-            return response
-        serving_version = json.loads(bytes(response.body))["model"]["taxonomyVersion"]
-        version = request.query_params.get("version", serving_version)
-        found = await run_in_threadpool(taxonomies.find, version)
-        if found is None:
-            detail = f"{version[:100]!r} is the version of no loaded model; the serving one has {serving_version!r}"
-            return error_response(404, f"version: {detail}", reason="TAXONOMY_UNKNOWN", status="NOT_FOUND")
-        return JSONResponse(_taxonomy_to_json(found))
+        grpc_request = pb.GetTaxonomyRequest(
+            taxonomy_version=request.query_params.get("taxonomyVersion", ""),
+            language_code=request.query_params.get("languageCode", ""),
+        )
+        return await _call_service(upstream, "GetTaxonomy", grpc_request, request)
 
     routes = [
         Route("/v1/listings:classify", _catch_error_response(classify), methods=["POST"]),
@@ -185,8 +171,14 @@ async def _parse_form(request: Request) -> pb.ClassifyListingRequest:
         unknown = [name for name in form if name not in ("photos", "listing_id", "alternative_count")]
         if unknown:
             detail = f"{unknown[0]!r} is not one of photos, listing_id, alternative_count"
+            violation = FieldViolation(field=unknown[0][:100], reason="FIELD_UNKNOWN", description=detail)
             raise _ErrorResponse(
-                error_response(400, detail, reason="FIELD_UNKNOWN", violations={unknown[0][:100]: detail})
+                error_response(
+                    400,
+                    detail,
+                    reason="FIELD_UNKNOWN",
+                    violations=[violation],
+                )
             )
         grpc_request = pb.ClassifyListingRequest(listing_id=fields.get("listing_id", ""))
         for photo in form.getlist("photos"):
@@ -209,19 +201,14 @@ def _set_alternative_count(
                     400,
                     f"alternative_count: {detail}",
                     reason="ALTERNATIVE_COUNT_OUT_OF_RANGE",
-                    violations={"alternative_count": detail},
+                    violations=[
+                        FieldViolation(
+                            field="alternative_count", reason="ALTERNATIVE_COUNT_OUT_OF_RANGE", description=detail
+                        )
+                    ],
                 )
             ) from error
     return grpc_request
-
-
-def _taxonomy_to_json(taxonomy: Taxonomy) -> dict[str, Any]:
-    """Return ids, parents and names in all languages."""
-    return {
-        "version": taxonomy.version,
-        "categories": [{"id": c.id, "parentId": c.parent_id, "names": dict(c.names)} for c in taxonomy.categories],
-        "brands": [{"id": b.id, "names": dict(b.names)} for b in taxonomy.brands],
-    }
 
 
 class _SecurityHeaders:

@@ -1,11 +1,14 @@
 """Convert gRPC errors to HTTP errors, details included."""
 
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import grpc
 from starlette.responses import JSONResponse
 
-from serving.api.error_details import read_error_details
+from listing_vision_client.errors import FieldViolation, read_error_details
 
 __all__ = ["error_response", "from_grpc_error"]
 
@@ -30,18 +33,21 @@ def error_response(
     message: str,
     *,
     reason: str,
-    violations: dict[str, str] | None = None,
-    retry_delay_ms: int | None = None,
+    violations: Sequence[FieldViolation] = (),
+    metadata: Mapping[str, str] | None = None,
+    retry_delay_s: float | None = None,
     status: str = "INVALID_ARGUMENT",
 ) -> JSONResponse:
     """`{"error": {"code", "status", "reason", "message", "violations", "retryDelayMs"}}`."""
     error: dict[str, Any] = {"code": http_status, "status": status, "reason": reason, "message": message}
     if violations:
-        error["violations"] = [{"field": field, "description": text} for field, text in violations.items()]
+        error["violations"] = [asdict(violation) for violation in violations]
+    if metadata:
+        error["metadata"] = metadata
     headers = {}
-    if retry_delay_ms is not None:
-        error["retryDelayMs"] = retry_delay_ms
-        headers["Retry-After"] = str(-(-retry_delay_ms // 1000))
+    if retry_delay_s is not None:
+        error["retryDelayMs"] = round(1000 * retry_delay_s)
+        headers["Retry-After"] = str(math.ceil(retry_delay_s))
     if http_status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse({"error": error}, http_status, headers)
@@ -58,7 +64,8 @@ def from_grpc_error(error: grpc.aio.AioRpcError) -> JSONResponse:
         message or code.name.lower().replace("_", " "),
         reason=details.reason or code.name,
         violations=details.violations,
-        retry_delay_ms=details.retry_delay_ms,
+        metadata=dict(details.metadata),
+        retry_delay_s=details.retry_delay_s,
         status=code.name,
     )
 

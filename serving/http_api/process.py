@@ -16,7 +16,6 @@ import uvicorn
 
 from serving.config import ServeOptions
 from serving.http_api.app import create_app
-from serving.http_api.taxonomies import Taxonomies
 from serving.http_api.upstream import Upstream
 from serving.processes.control import ControlServer
 from serving.processes.lifetime import die_with_parent
@@ -60,7 +59,7 @@ def create_server(options: ServeOptions, upstream: Upstream) -> tuple[uvicorn.Se
     """
     assert options.runtime_folder is not None
     config = uvicorn.Config(
-        create_app(upstream, Taxonomies(options.runtime_folder)),
+        create_app(upstream),
         log_config=None,
         access_log=False,
         server_header=False,

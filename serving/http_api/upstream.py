@@ -8,10 +8,10 @@ from typing import Any
 
 import grpc
 
-from serving.api.error_details import read_error_details
+from listing_vision_client.errors import read_error_details
+from listing_vision_client.protocol import listing_vision_pb2_grpc as pb_grpc
 from serving.api.limits import MESSAGE_LIMIT_BYTES
 from serving.processes.sockets import gateway_socket_address
-from serving.protocol import listing_vision_pb2_grpc as pb_grpc
 
 __all__ = ["Upstream"]
 

@@ -1,7 +1,7 @@
 """What the gateway needs of an engine, whether it is a Triton server or ONNX Runtime in this process."""
 
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,12 +21,15 @@ class EncodedInferenceResult(NamedTuple):
     """The rows of the photos without error, in their order."""
 
 
-InferEncoded = Callable[[Sequence[bytes]], Coroutine[Any, Any, EncodedInferenceResult]]
+class InferEncoded(Protocol):
+    async def __call__(self, photos: Sequence[bytes], *, with_embedding: bool = False) -> EncodedInferenceResult:
+        """Infer from the encoded photos of one listing, each of at least one byte and at most the size limit."""
+        ...
 
 
 class AsyncEngine(Protocol):
-    async def infer(self, photos_nhwc: npt.NDArray[np.uint8]) -> Logits:
-        """Logits of (P, S, S, 3) uint8 photos of one listing.
+    async def infer(self, photos_nhwc: npt.NDArray[np.uint8], *, with_embedding: bool = False) -> Logits:
+        """Logits of (P, S, S, 3) uint8 photos of one listing; with their embeddings only if these are asked for.
 
         Raises:
             EngineUnavailable: not now; the same call may succeed later.
@@ -41,8 +44,7 @@ class AsyncEngine(Protocol):
 
     @property
     def infer_encoded(self) -> InferEncoded | None:
-        """Like `infer`, for encoded photos of at least one byte and at most the size limit; None: it takes pixels
-        only."""
+        """Like `infer`, for encoded photos; None: it takes pixels only."""
         ...
 
     async def fetch_backend(self) -> str:

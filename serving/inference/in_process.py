@@ -21,7 +21,7 @@ class InProcessEngine:
         self._engine = OnnxEngine(bundle)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="onnxruntime")
 
-    async def infer(self, photos_nhwc: npt.NDArray[np.uint8]) -> Logits:
+    async def infer(self, photos_nhwc: npt.NDArray[np.uint8], *, with_embedding: bool = False) -> Logits:
         with measure_stage("model"):
             return await self.infer_golden(photos_nhwc)
 

@@ -76,7 +76,7 @@ class TritonEngine:
         self._channel = grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         output = service_pb2.ModelInferRequest.InferRequestedOutputTensor
-        self._outputs = [output(name=name) for name in OUTPUT_NAMES]
+        self._outputs = {name: output(name=name) for name in OUTPUT_NAMES}
         self._errors_output = output(name=ERRORS_NAME)
         self._slots = _Slots(_DEFAULT_MAX_CONCURRENT_REQUESTS)
         self._allow_decoding = allow_decoding
@@ -87,11 +87,13 @@ class TritonEngine:
     def infer_encoded(self) -> InferEncoded | None:
         return self._queue_and_infer_encoded if self._decodes else None
 
-    async def infer(self, photos_nhwc: npt.NDArray[np.uint8]) -> Logits:
-        return await self._run_in_slot(lambda: self._infer(photos_nhwc))
+    async def infer(self, photos_nhwc: npt.NDArray[np.uint8], *, with_embedding: bool = False) -> Logits:
+        return await self._run_in_slot(lambda: self._infer(photos_nhwc, _list_outputs(with_embedding)))
 
-    async def _queue_and_infer_encoded(self, photos: Sequence[bytes]) -> EncodedInferenceResult:
-        return await self._run_in_slot(lambda: self._infer_encoded(photos))
+    async def _queue_and_infer_encoded(
+        self, photos: Sequence[bytes], *, with_embedding: bool = False
+    ) -> EncodedInferenceResult:
+        return await self._run_in_slot(lambda: self._infer_encoded(photos, _list_outputs(with_embedding)))
 
     async def _run_in_slot(self, begin: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
         with measure_stage(QUEUE_STAGE):
@@ -100,7 +102,7 @@ class TritonEngine:
             return await self._run_shielded(begin(), self._slots)
 
     async def infer_golden(self, photos_nhwc: npt.NDArray[np.uint8]) -> Logits:
-        return await self._run_shielded(self._infer(photos_nhwc), None)
+        return await self._run_shielded(self._infer(photos_nhwc, _list_outputs(with_embedding=False)), None)
 
     async def fetch_backend(self) -> str:
         request = service_pb2.ModelConfigRequest(name=self._model_name)
@@ -166,15 +168,17 @@ class TritonEngine:
         task.add_done_callback(on_done)
         return await asyncio.shield(task)
 
-    async def _infer(self, photos_nhwc: npt.NDArray[np.uint8]) -> Logits:
-        response = await self._model_infer(encode_pixels(photos_nhwc), self._outputs)
-        return parse_logits(response, len(photos_nhwc), address=self._address)
+    async def _infer(self, photos_nhwc: npt.NDArray[np.uint8], outputs: Sequence[str]) -> Logits:
+        response = await self._model_infer(encode_pixels(photos_nhwc), [self._outputs[name] for name in outputs])
+        return parse_logits(response, len(photos_nhwc), outputs=outputs, address=self._address)
 
-    async def _infer_encoded(self, photos: Sequence[bytes]) -> EncodedInferenceResult:
-        response = await self._model_infer(encode_files(photos), [*self._outputs, self._errors_output])
+    async def _infer_encoded(self, photos: Sequence[bytes], outputs: Sequence[str]) -> EncodedInferenceResult:
+        requested = [*(self._outputs[name] for name in outputs), self._errors_output]
+        response = await self._model_infer(encode_files(photos), requested)
         errors = parse_photo_errors(response, len(photos))
         usable = [error is None for error in errors]
-        return EncodedInferenceResult(errors, parse_logits(response, len(photos), usable, address=self._address))
+        logits = parse_logits(response, len(photos), usable, outputs=outputs, address=self._address)
+        return EncodedInferenceResult(errors, logits)
 
     async def _model_infer(
         self, inputs: Sequence[InputTensor], outputs: Sequence[Any]
@@ -201,6 +205,10 @@ class TritonEngine:
             return EngineBusy(message)
         refused = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNIMPLEMENTED)
         return EngineBroken(message) if error.code() in refused else EngineUnavailable(message)
+
+
+def _list_outputs(with_embedding: bool) -> Sequence[str]:
+    return OUTPUT_NAMES if with_embedding else OUTPUT_NAMES[:2]
 
 
 def compute_max_concurrent_requests(config: "model_config_pb2.ModelConfig") -> int:

@@ -60,9 +60,17 @@ def encode_files(photos: Sequence[bytes]) -> list[InputTensor]:
 
 
 def parse_logits(
-    response: "service_pb2.ModelInferResponse", num_photos: int, usable: Sequence[bool] | None = None, *, address: str
+    response: "service_pb2.ModelInferResponse",
+    num_photos: int,
+    usable: Sequence[bool] | None = None,
+    *,
+    outputs: Sequence[str] = OUTPUT_NAMES,
+    address: str,
 ) -> Logits:
     """The logits of all photos, or of the usable ones.
+
+    Args:
+        outputs: those of `OUTPUT_NAMES` that were requested.
 
     Raises:
         EngineBroken: tensors are missing, or the logits are zero or not finite.
@@ -72,12 +80,12 @@ def parse_logits(
         shape = tuple(output.shape)
         if output.datatype == "FP32" and shape[:1] == (num_photos,) and len(raw) == 4 * np.prod(shape):
             found[output.name] = np.frombuffer(raw, np.float32).reshape(shape)
-    missing = [name for name in OUTPUT_NAMES if name not in found]
+    missing = [name for name in outputs if name not in found]
     if missing:
         raise EngineBroken(f"Triton at {address} returned no {', '.join(missing)} for {num_photos} photos")
-    logits = Logits(*(found[name] for name in OUTPUT_NAMES))
-    if usable is not None and not all(usable):
-        logits = Logits(*(rows[np.asarray(usable)] for rows in logits))
+    rows = slice(None) if usable is None or all(usable) else np.asarray(usable)
+    found.setdefault("embedding", np.empty((num_photos, 0), np.float32))
+    logits = Logits(*(found[name][rows] for name in OUTPUT_NAMES))
     # A model process with the wrong NumPy returns zeros without any error.
     if len(logits.category) and not (np.isfinite(logits.category).all() and logits.category.any()):
         raise EngineBroken(f"Triton at {address} returned category logits that are zero or not finite")

@@ -14,9 +14,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from listing_vision_client.protocol import listing_vision_pb2 as pb
+from serving.api.suggestion_id import SuggestionClaims
 from serving.observability.metrics import RECORDS
 from serving.outcomes.records import SCHEMAS, build_outcome_row, build_shadow_row, build_suggestion_row
-from serving.protocol import listing_vision_pb2 as pb
 from serving.storage import Store
 from vision.taxonomy import Taxonomy
 
@@ -64,17 +65,27 @@ class Recorder:
         RECORDS.labels(table, "accepted" if accepted else "dropped").inc()
         return accepted
 
-    def record_suggestion(self, request: pb.ClassifyListingRequest, response: pb.ClassifyListingResponse) -> bool:
+    def record_suggestion(
+        self, request: pb.ClassifyListingRequest, response: pb.ClassifyListingResponse, *, uid: str
+    ) -> bool:
         """Add a suggestion that was returned; see `add`."""
-        return self.add("suggestions", build_suggestion_row(request, response))
+        return self.add("suggestions", build_suggestion_row(request, response, uid=uid))
 
     def record_shadow(self, response: pb.ClassifyListingResponse, visible: pb.ClassifyListingResponse) -> bool:
         """Add a shadow's suggestion beside the one that was returned; see `add`."""
         return self.add("shadows", build_shadow_row(response, visible))
 
-    def record_outcome(self, request: pb.ReportOutcomeRequest, taxonomies: Sequence[Taxonomy]) -> bool:
-        """Add an outcome; see `add`. Raises Refusal: OUTCOME_INVALID."""
-        return self.add("outcomes", build_outcome_row(request, taxonomies))
+    def record_outcome(
+        self,
+        request: pb.ReportOutcomeRequest,
+        status: pb.SuggestionIdStatus,
+        claims: SuggestionClaims | None,
+        taxonomies: Sequence[Taxonomy],
+        *,
+        caller: str,
+    ) -> bool:
+        """Add an outcome; see `add` and `build_outcome_row`. Raises Refusal: OUTCOME_INVALID."""
+        return self.add("outcomes", build_outcome_row(request, status, claims, taxonomies, caller=caller))
 
     def close(self) -> None:
         """Write the held rows, for at most ten seconds."""

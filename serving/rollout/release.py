@@ -68,7 +68,8 @@ class ServedRelease:
         self._bundle = bundle
         self._health_interval_s = health_interval_s
         self._on_change = on_change
-        self._backend = UNKNOWN_BACKEND
+        self._backend: str | None = UNKNOWN_BACKEND
+        """None: the guarantees are suspended."""
         self._watch_task: asyncio.Task[None] | None = None
         self.num_in_flight = 0
         self._num_failures = 0
@@ -144,13 +145,13 @@ class ServedRelease:
             self._num_failures += 1
             if self._num_failures >= UNHEALTHY_THRESHOLD:
                 if self.is_healthy:
-                    _log.error("%s is not well: %s", self.label, error)
+                    _log.error("%s is unhealthy: %s", self.label, error)
                 self._set_health(False)
-                self._apply_backend(UNKNOWN_BACKEND)  # what answers next may be another model
+                self._suspend_guarantees()
         else:
             self._num_failures = 0
             if not self.is_healthy:
-                _log.info("%s is well: golden photos are answered as the exported model answered them", self.label)
+                _log.info("%s is healthy: golden photos get the exported model's logits", self.label)
             self._set_health(True)
 
     async def _watch_engine(self) -> None:
@@ -179,10 +180,13 @@ class ServedRelease:
         self._backend = backend
         self.bundle = self._bundle.for_backend(backend)
         if self.bundle is not self._bundle:
-            certified_backend = self._bundle.calibration.certifies.get("backend")
-            _log.warning(
-                "fields are suggested, never filled: promises were made with %s, not %s", certified_backend, backend
-            )
+            certified = self._bundle.calibration.certifies.get("backend")
+            _log.warning("nothing is prefilled: thresholds were certified with %s, not %s", certified, backend)
+
+    def _suspend_guarantees(self) -> None:
+        """Fill nothing until the golden photos pass: what answers next may be another model."""
+        self._backend = None
+        self.bundle = self._bundle.without_guarantees("the release fails its health check", code="RELEASE_UNHEALTHY")
 
     def _set_health(self, healthy: bool) -> None:
         self.is_healthy = healthy

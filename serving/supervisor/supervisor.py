@@ -13,7 +13,8 @@ import grpc
 import prometheus_client
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from serving.config import ServeOptions
+from serving.api.suggestion_id import write_random_key
+from serving.config import SUGGESTION_KEY_FILE, ServeOptions
 from serving.errors import TritonNotInstalled
 from serving.inference.model_names import CANARY_MODEL_NAME, SHADOW_MODEL_NAME
 from serving.observability.admin_http import HttpResponse, StatusServer
@@ -69,6 +70,8 @@ class Supervisor:
         self._metrics = MetricsFolder()
         self._options = replace(options, runtime_folder=self._metrics.path)
         try:
+            write_random_key(self._metrics.path / SUGGESTION_KEY_FILE)
+            self._options.create_suggestion_signer()
             self._options.create_token_verifiers()
         except ListingVisionError:
             self._metrics.remove()

@@ -25,9 +25,10 @@ from benchmarks.load import (
 )
 from benchmarks.load.processes import CpuMeter, list_process_tree, measure_resident_mb, measure_resident_mb_by_name
 from benchmarks.load.report import BUCKET_S
+from listing_vision_client.protocol import listing_vision_pb2 as pb
+from listing_vision_client.protocol import listing_vision_pb2_grpc as pb_grpc
+from listing_vision_client.protocol import reasons_pb2
 from serving.api.status import Refusal, abort
-from serving.protocol import listing_vision_pb2 as pb
-from serving.protocol import listing_vision_pb2_grpc as pb_grpc
 
 PHOTOS = [b"boots", b"mugs", b"bags"]
 HOSTILE = b"hostile"
@@ -61,12 +62,12 @@ def _answer(photos):
     good = [photo for photo in photos if photo != HOSTILE]
     return pb.ClassifyListingResponse(
         category_path=[
-            pb.CategorySuggestion(category_id="all", outcome=pb.SUGGESTION_OUTCOME_FILL),
-            pb.CategorySuggestion(category_id=good[0].decode(), outcome=pb.SUGGESTION_OUTCOME_FILL, probability=0.9),
+            pb.CategorySuggestion(category_id="all", action=pb.ACTION_PREFILL),
+            pb.CategorySuggestion(category_id=good[0].decode(), action=pb.ACTION_PREFILL, probability=0.9),
         ],
         brand=pb.BrandSuggestion(kind=pb.BRAND_KIND_BRAND, brand_id="stella"),
         photos=[
-            pb.PhotoResult(error=pb.PhotoError(reason=pb.PHOTO_ERROR_REASON_NOT_AN_IMAGE))
+            pb.PhotoResult(error=pb.PhotoError(reason=reasons_pb2.PHOTO_NOT_AN_IMAGE))
             if photo == HOSTILE
             else pb.PhotoResult(recognition=pb.PhotoRecognition(category_id=photo.decode()))
             for photo in photos

@@ -9,6 +9,7 @@ import pytest
 import safetensors.numpy
 from google.protobuf import json_format
 
+from listing_vision_client.protocol import listing_vision_pb2 as pb
 from serving.api import responses
 from tests.support.helpers import create_trainer
 from training.data.synthetic import create_synthetic_dataset
@@ -42,18 +43,17 @@ def test_a_bundle_gives_the_logits_that_it_recorded(earlier_bundle):
 
 def test_a_bundle_gives_the_suggestion_that_version_0_1_gave(earlier_bundle):
     logits = OnnxEngine(earlier_bundle).infer(earlier_bundle.golden.photos_nhwc)
-    response = responses.build_response(earlier_bundle, [None] * len(logits.category), logits, num_alternatives=5)
-    expected = json_format.ParseDict(json.loads((WRITTEN / "suggestion.json").read_text()), type(response)())
-    for ours, theirs in zip(response.category_path, expected.category_path, strict=True):
-        assert (ours.category_id, ours.outcome, ours.explanation) == (
-            theirs.category_id,
-            theirs.outcome,
-            theirs.explanation,
-        )
-        assert ours.probability == pytest.approx(theirs.probability, abs=1e-4)
-    assert response.brand.brand_id == expected.brand.brand_id
-    assert response.model == expected.model
-    assert [a.category_id for a in response.alternatives] == [a.category_id for a in expected.alternatives]
+    response = responses.build_response(earlier_bundle, [None] * len(logits.category), logits)
+    expected = json.loads((WRITTEN / "suggestion.json").read_text())
+    for ours, theirs in zip(response.category_path, expected["category_path"], strict=True):
+        assert ours.category_id == theirs["category_id"]
+        assert (ours.action == pb.ACTION_PREFILL) == (theirs["outcome"] == "SUGGESTION_OUTCOME_FILL")
+        assert ours.not_prefilled.message == theirs.get("explanation", "")
+        assert ours.probability == pytest.approx(theirs["probability"], abs=1e-4)
+    assert response.brand.brand_id == expected["brand"].get("brand_id", "")
+    assert json_format.MessageToDict(response.model, preserving_proto_field_name=True) == expected["model"]
+    likely = [one.category_id for one in response.category_alternatives]
+    assert likely == [one["category_id"] for one in expected["alternatives"]]
 
 
 def test_a_run_resumes_from_its_checkpoint(tmp_path):

@@ -12,8 +12,8 @@ import sys
 import grpc
 import pytest
 
-from serving.protocol import listing_vision_pb2 as pb
-from serving.protocol import listing_vision_pb2_grpc as pb_grpc
+from listing_vision_client.protocol import listing_vision_pb2 as pb
+from listing_vision_client.protocol import listing_vision_pb2_grpc as pb_grpc
 from tests.conftest import ROOT
 from tests.support.otlp_collector import Collector
 from tests.support.serving_process import PHOTO

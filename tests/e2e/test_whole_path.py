@@ -45,7 +45,7 @@ def test_listings_through_triton_are_answered_as_by_the_bundle_alone(served, bun
             alone = classify_with_bundle(bundle.folder, photos)
             assert over_grpc.listing_id == listing_id
             assert [s.category_id for s in over_grpc.category_path] == [s.category_id for s in alone.category_path]
-            assert [s.outcome for s in over_grpc.category_path] == [s.outcome for s in alone.category_path]
+            assert [s.action for s in over_grpc.category_path] == [s.action for s in alone.category_path]
             assert over_grpc.brand.brand_id == alone.brand.brand_id
             for got, wanted in zip(over_grpc.category_path, alone.category_path, strict=True):
                 assert got.probability == pytest.approx(wanted.probability, abs=1e-4)

@@ -8,10 +8,10 @@ import grpc
 from typer.testing import CliRunner
 
 from listing_vision.cli import app
+from listing_vision_client.protocol import listing_vision_pb2 as pb
+from listing_vision_client.protocol import listing_vision_pb2_grpc as pb_grpc
 from serving.config import ServeOptions
 from serving.gateway.server import GatewayServer
-from serving.protocol import listing_vision_pb2 as pb
-from serving.protocol import listing_vision_pb2_grpc as pb_grpc
 from serving.triton.process import LocalTriton
 from vision.bundle import load_bundle, seal_bundle
 from vision.manifest import Manifest
@@ -103,7 +103,7 @@ def test_a_certificate_ends_when_another_backend_takes_over(bundle, tmp_path, mo
 
                 async def until_fills(wanted):
                     while True:
-                        promises = (await stub.GetModel(pb.GetModelRequest())).promises
+                        promises = (await stub.GetModel(pb.GetModelRequest())).guarantees
                         if all(promise.HasField("threshold") == wanted for promise in promises):
                             return
                         await asyncio.sleep(0.02)
@@ -126,10 +126,10 @@ def test_a_gateway_fills_nothing_on_a_backend_that_was_not_certified(bundle, tmp
         await server.start()
         try:
             async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-                return (await pb_grpc.ListingVisionServiceStub(channel).GetModel(pb.GetModelRequest())).promises
+                return (await pb_grpc.ListingVisionServiceStub(channel).GetModel(pb.GetModelRequest())).guarantees
         finally:
             await server.stop()
 
     for promise in asyncio.run(promises()):
         assert not promise.HasField("threshold")
-        assert "made with backend onnxruntime-tensorrt, served by onnxruntime-cpu" in promise.explanation
+        assert "made with backend onnxruntime-tensorrt, served by onnxruntime-cpu" in promise.not_prefilled.message

@@ -15,7 +15,7 @@ def test_a_table_shows_path_brand_and_each_photo(bundle):
     for step in response.category_path:
         assert step.name in table
     assert "brand: " in table
-    assert "empty.jpg: not used, PHOTO_ERROR_REASON_EMPTY: 0 bytes" in table
+    assert "empty.jpg: not used, PHOTO_EMPTY: 0 bytes" in table
     assert bundle.info.model_version in table
 
 

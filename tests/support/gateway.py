@@ -8,11 +8,11 @@ import signal
 import grpc
 import prometheus_client
 
+from listing_vision_client.protocol import listing_vision_pb2_grpc as pb_grpc
 from serving.client import AsyncListingVisionClient
 from serving.config import ServeOptions
 from serving.gateway.admission import Admission, ThroughputEstimator
 from serving.gateway.server import GatewayServer
-from serving.protocol import listing_vision_pb2_grpc as pb_grpc
 from serving.rollout.traffic_split import ReleaseSpec, TrafficShare, TrafficSplit
 from tests.support.helpers import create_scene, encode_image, list_decoder_pids
 
@@ -71,7 +71,7 @@ class FailingEngine:
     def __init__(self, error=None, seconds=0.0):
         self.error, self.seconds, self.calls = error, seconds, 0
 
-    async def infer(self, photos_nhwc):
+    async def infer(self, photos_nhwc, **options):
         self.calls += 1
         await asyncio.sleep(self.seconds)
         raise self.error

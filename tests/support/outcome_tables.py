@@ -37,7 +37,8 @@ def create_suggestion(
 def create_outcome(listing_id, day, category="gala", *, treatment="UNSPECIFIED", **more):
     row = dict.fromkeys(SCHEMAS["outcomes"].names)
     treatments = {"category_treatment": treatment, "brand_treatment": treatment}
-    return row | {"time": int(day * DAY_US), "listing_id": listing_id, "category_id": category} | treatments | more
+    named = {"listing_id": listing_id, "category_id": category, "suggestion_id_status": "VALID"}
+    return row | {"time": int(day * DAY_US)} | named | treatments | more
 
 
 def create_shadow(listing_id, day, **more):

@@ -18,6 +18,7 @@ from vision.decision import (
     softmax,
 )
 from vision.errors import BundleError
+from vision.suggestion import NotPrefilled
 
 TAXONOMY = create_small_taxonomy()
 NUM_LEAVES, NUM_BRANDS = len(TAXONOMY.leaf_ids), len(TAXONOMY.brand_labels)
@@ -219,19 +220,21 @@ def test_each_field_says_why_it_is_only_suggested():
     logits = np.array([[4.0, 0, 0, 0]]), np.array([[0.0, 9, 0]])
     suggestion = decide(*logits, taxonomy=TAXONOMY, calibration=certified)
     assert [step.filled for step in suggestion.path] == [True, False, False]
-    assert suggestion.path[0].explanation == ""
-    assert suggestion.path[1].explanation == "too few listings"
-    assert "no guarantee" in suggestion.path[2].explanation
-    assert "no guarantee" in suggestion.brand.explanation
+    assert suggestion.path[0].not_prefilled is None
+    assert suggestion.path[1].not_prefilled == NotPrefilled(code="NOT_CERTIFIED", message="too few listings")
+    assert suggestion.path[2].not_prefilled.code == "NOT_CALIBRATED"
+    assert suggestion.brand.not_prefilled.code == "NOT_CALIBRATED"
     strict = decide(*logits, taxonomy=TAXONOMY, calibration=calibration(0.9999))
-    assert "is below the certified threshold 1.000" in strict.path[0].explanation
+    below = strict.path[0].not_prefilled
+    assert (below.code, below.threshold) == ("BELOW_THRESHOLD", 0.9999)
+    assert "is below the certified threshold 1.000" in below.message
 
 
 def test_a_void_calibration_fills_nothing_but_keeps_its_temperatures():
     voided = calibration(0.0, 0.0, 0.0, brand=0.0, category_temperature=1.5).void("weights changed")
     suggestion = decide(np.ones((1, NUM_LEAVES)), np.ones((1, NUM_BRANDS)), taxonomy=TAXONOMY, calibration=voided)
     assert not any(step.filled for step in suggestion.path)
-    assert suggestion.brand.explanation == "weights changed"
+    assert suggestion.brand.not_prefilled == NotPrefilled(code="CERTIFICATE_VOID", message="weights changed")
     assert voided.category_temperature == 1.5
 
 

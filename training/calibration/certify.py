@@ -16,7 +16,7 @@ from scipy.stats import binom
 from training.calibration.splits import CalibrationListings
 from training.evaluation.ground_truth import evaluate_paths
 from training.statistics.estimates import compute_clopper_pearson_upper
-from vision.calibration import BRAND_FIELD, Calibration, FieldGuarantee, get_field_name
+from vision.calibration import BRAND_FIELD, Calibration, FieldGuarantee, UncertifiedCode, get_field_name
 from vision.decision import compute_brand_scores, compute_path_scores
 from vision.errors import ListingVisionError
 from vision.manifest import UNLABELLED
@@ -88,6 +88,7 @@ def certify(
         num_errors=0,
         grid=tuple(grid),
         num_unlabelled=num_unlabelled,
+        num_required=_count_needed(alpha, delta),
     )
     allowed = [test for test in passed if test.threshold >= floor]
     if allowed:
@@ -98,11 +99,10 @@ def certify(
         )
     if floor == math.inf:
         reason = "the level above is never prefilled"
-    elif passed:
-        reason = "no certified threshold is as strict as that of the level above"
-    else:
-        reason = _explain_failure(field, failed)
-    return replace(field, uncertified_reason=reason)
+        return replace(field, uncertified_reason=reason, uncertified_code="PARENT_NOT_PREFILLED")
+    if passed:
+        return replace(field, uncertified_reason="no certified threshold is as strict as that of the level above")
+    return replace(field, uncertified_reason=_explain_failure(field, failed))
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ def certify_all(
         name = get_field_name(depth + 1)
         if not taxonomy.decides_at_depth[depth]:
             reason = "the only category at this depth: prefilled when the one below it is"
-            fields.append(_create_uncertified(name, guarantee.alpha_category, 0.0, reason))
+            fields.append(_create_uncertified(name, guarantee.alpha_category, 0.0, reason, code="ONLY_CATEGORY"))
             continue
         known = step_results.known[:, depth]
         field = certify(
@@ -234,7 +234,9 @@ def certify_all(
     return [*fields, brand if has_brands else no_brands]
 
 
-def _create_uncertified(name: str, alpha: float, delta: float, reason: str) -> FieldGuarantee:
+def _create_uncertified(
+    name: str, alpha: float, delta: float, reason: str, *, code: UncertifiedCode = "NOT_CERTIFIED"
+) -> FieldGuarantee:
     return FieldGuarantee(
         name=name,
         alpha=alpha,
@@ -244,4 +246,5 @@ def _create_uncertified(name: str, alpha: float, delta: float, reason: str) -> F
         num_filled=0,
         num_errors=0,
         uncertified_reason=reason,
+        uncertified_code=code,
     )

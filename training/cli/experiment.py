@@ -14,6 +14,9 @@ __all__ = ["create_outcome_manifests", "experiment_app"]
 experiment_app = create_cli_app("Compare releases by what sellers chose.")
 
 OutcomesUrl = Annotated[str, typer.Argument(help="Folder or fsspec URL that `serve --outcomes` writes to.")]
+IncludeUnverified = Annotated[
+    bool, typer.Option("--include-unverified", help="Take outcomes without a valid suggestion_id too.")
+]
 
 
 @experiment_app.command("report")
@@ -32,6 +35,7 @@ def report(
         Path | None,
         typer.Option(help="Write the guarantees' state for Prometheus, to a .prom file of the node exporter."),
     ] = None,
+    include_unverified: IncludeUnverified = False,
 ) -> None:
     """Report acceptance by field and release, sequential comparisons, guarantees and drift.
 
@@ -46,7 +50,8 @@ def report(
     shares = dict(_parse_share(text) for text in share or ())
     bundles = [load_bundle(folder) for folder in bundle]
     calibrations = {loaded.release: loaded.calibration for loaded in bundles}
-    with open_tables(outcomes, {loaded.release: loaded.taxonomy for loaded in bundles}) as tables:
+    taxonomies = {loaded.release: loaded.taxonomy for loaded in bundles}
+    with open_tables(outcomes, taxonomies, include_unverified=include_unverified) as tables:
         made = build_report(tables, calibrations=calibrations, control=control, shares=shares, days=days)
     typer.echo(format_report(made))
     if output:
@@ -64,6 +69,7 @@ def create_outcome_manifests(
     photos: Annotated[str, typer.Option(help="Table with listing_id and photo, of all listings.")],
     taxonomy: Annotated[Path, typer.Option(help="taxonomy.json of the models that made the suggestions.")],
     output: Annotated[Path, typer.Option(help="Folder of the new manifests.")],
+    include_unverified: IncludeUnverified = False,
 ) -> None:
     """Write manifests of what sellers chose: one to train on, and one of listings whose sellers saw no suggestion.
 
@@ -77,13 +83,16 @@ def create_outcome_manifests(
     from vision.taxonomy import Taxonomy
 
     tree = Taxonomy.load(taxonomy)
-    with open_tables(outcomes, {"": tree}) as tables:
+    with open_tables(outcomes, {"": tree}, include_unverified=include_unverified) as tables:
         made = build_outcome_manifests(tables, Manifest.load(photos), tree)
+        num_left_out = tables.num_left_out
     output.mkdir(parents=True, exist_ok=True)
     tree.save(output / "taxonomy.json")
     for name, manifest in (("manifest", made.shown), ("unseen", made.unseen)):
         manifest.save(str(output / f"{name}.parquet"))
         typer.echo(f"{output / f'{name}.parquet'}: {len(manifest)} photos")
+    if num_left_out:
+        typer.echo(f"{num_left_out} outcomes without a valid suggestion_id are left out (--include-unverified)")
     if made.num_without_photos:
         typer.echo(f"{made.num_without_photos} listings with an outcome have no photo in {photos}")
     for name, count in list(made.new_brands.items())[:10]:

@@ -108,6 +108,8 @@ class ExperimentReport:
     listings_by_release: Mapping[str, int]
     sample_ratio_p_value: float | None
     num_unjoined: int
+    num_left_out: int
+    """Outcomes without a valid suggestion id."""
     drift: Mapping[str, float]
     """Population stability index of the last days compared with the first."""
     drift_days: int | None
@@ -178,6 +180,7 @@ def build_report(
         listings_by_release=counts,
         sample_ratio_p_value=compute_sample_ratio_p_value(counts, shares) if shares else None,
         num_unjoined=tables.count_unjoined(),
+        num_left_out=tables.num_left_out,
         drift=drift,
         drift_days=drift_days,
         drift_from_bundle={
@@ -297,6 +300,10 @@ def format_report(report: ExperimentReport) -> str:
     for release, found in report.drift_from_bundle.items():
         for name, index in found.items():
             lines.append(f"drift of {name}, {release} recently compared with its bundle: {index:.3f} ({_grade(index)})")
+    if report.num_left_out:
+        lines.append(
+            f"{report.num_left_out} outcomes without a valid suggestion_id are left out (--include-unverified)"
+        )
     if report.num_unjoined:
         lines.append(f"{report.num_unjoined} listings with an outcome have no suggestion and are left out")
     lines += [f"switch off: {name} no longer meets its guarantee" for name in report.fields_to_switch_off]

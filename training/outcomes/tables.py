@@ -137,6 +137,16 @@ class OutcomeTables:
         ).fetchall()
         return dict(rows)
 
+    @property
+    def num_outcomes(self) -> int:
+        """Outcomes that are taken; of each listing the last one counts."""
+        return int(self._query_value("SELECT count(*) FROM outcomes"))
+
+    @property
+    def num_left_out(self) -> int:
+        """Outcomes that are left out because they have no valid suggestion id."""
+        return int(self._query_value("SELECT count(*) FROM all_outcomes")) - self.num_outcomes
+
     def count_unjoined(self) -> int:
         """Listings that have an outcome but no suggestion."""
         return int(self._query_value("SELECT count(*) FROM joined WHERE release IS NULL"))
@@ -174,13 +184,17 @@ class OutcomeTables:
 
 
 @contextmanager
-def open_tables(url: str, taxonomies: Mapping[str, Taxonomy]) -> Iterator[OutcomeTables]:
+def open_tables(
+    url: str, taxonomies: Mapping[str, Taxonomy], *, include_unverified: bool = False
+) -> Iterator[OutcomeTables]:
     """Open the tables lazily: a query reads the columns that it needs, and spills to disk beyond 2 GB.
 
     Args:
         url: what `serve --outcomes` was given: a folder, or any fsspec URL.
         taxonomies: by release. The place of a category that a release's taxonomy lacks, and of all categories of a
             release that is not among them, is taken from the first taxonomy that has it.
+        include_unverified: take outcomes without a valid suggestion id too. Anybody who can call the service may have
+            reported them.
 
     Raises:
         ListingVisionError: there are no suggestions, or the files cannot be read.
@@ -200,11 +214,20 @@ def open_tables(url: str, taxonomies: Mapping[str, Taxonomy]) -> Iterator[Outcom
         try:
             for table, found in files.items():
                 release = "" if table == "outcomes" else f", {_RELEASE} AS release"
-                source = f"read_parquet({found!r})" if found else "suggestions WHERE FALSE"
+                source = f"read_parquet({found!r}, union_by_name=true)" if found else "suggestions WHERE FALSE"
                 columns = "*" if found else "* EXCLUDE (release)"
-                connection.execute(f"CREATE VIEW {table} AS SELECT {columns}{release} FROM {source}")
+                name = "all_outcomes" if table == "outcomes" else table
+                connection.execute(f"CREATE VIEW {name} AS SELECT {columns}{release} FROM {source}")
+            condition = "" if include_unverified else "WHERE suggestion_id_status = 'VALID'"
+            connection.execute(f"CREATE VIEW outcomes AS SELECT * FROM all_outcomes {condition}")
             _create_views(connection, taxonomies)
-            yield OutcomeTables(connection, max(taxonomy.max_depth for taxonomy in taxonomies.values()))
+            tables = OutcomeTables(connection, max(taxonomy.max_depth for taxonomy in taxonomies.values()))
+            if tables.num_left_out and not tables.num_outcomes:
+                raise ListingVisionError(
+                    f"none of the {tables.num_left_out} outcomes in {url} has a valid suggestion_id: report outcomes "
+                    "with the suggestion_id of their response, or give --include-unverified"
+                )
+            yield tables
         except duckdb.Error as error:
             raise ListingVisionError(f"{url} cannot be read: {str(error).splitlines()[0]}") from error
 
@@ -219,20 +242,25 @@ def _create_views(connection: Any, taxonomies: Mapping[str, Taxonomy]) -> None:
         others = own | others
     connection.execute("CREATE TABLE other_lineages (category_id VARCHAR, lineage VARCHAR[])")
     connection.executemany("INSERT INTO other_lineages VALUES (?, ?)", list(others.items()))
-    for view, answers in (("joined", "suggestions"), ("joined_shadows", "shadows")):
+    # A signed outcome names its suggestion; another one is taken for that of the last suggestion before it.
+    for view, answers, until in (("joined", "suggestions", "until"), ("joined_shadows", "shadows", "time")):
         connection.execute(
             f"""
         CREATE VIEW {view} AS
-        WITH chosen AS (
+        WITH last AS (
             SELECT * EXCLUDE (place) FROM (
                 SELECT *, row_number() OVER (PARTITION BY listing_id ORDER BY time DESC) AS place FROM outcomes
             ) WHERE place = 1
+        ),
+        chosen AS (
+            SELECT o.*, coalesce(e.time, o.time) AS until
+            FROM last o LEFT JOIN suggestions e ON e.suggestion_uid = o.suggestion_uid
         )
         SELECT o.listing_id, o.time AS chosen_at, o.category_id AS chosen_category, o.brand_kind AS chosen_brand_kind,
             o.brand_id AS chosen_brand, o.brand_name AS chosen_brand_name, o.category_treatment, o.brand_treatment,
             coalesce(own.lineage, other.lineage) AS lineage, s.* EXCLUDE (listing_id, time)
         FROM chosen o
-        ASOF LEFT JOIN {answers} s ON o.listing_id = s.listing_id AND o.time >= s.time
+        ASOF LEFT JOIN {answers} s ON o.listing_id = s.listing_id AND o.{until} >= s.time
         LEFT JOIN lineages own ON own.category_id = o.category_id AND own.release = s.release
         LEFT JOIN other_lineages other ON other.category_id = o.category_id
         """
@@ -260,7 +288,7 @@ def _build_category_columns(depth: int) -> tuple[str, str, str, str]:
 
 def _build_brand_columns() -> tuple[str, str, str, str]:
     accepted = (
-        "CASE WHEN chosen_brand_kind IS NULL THEN NULL WHEN brand_kind = 'UNKNOWN' THEN chosen_brand_kind = 'OTHER' "
+        "CASE WHEN chosen_brand_kind IS NULL THEN NULL WHEN brand_kind = 'OTHER' THEN chosen_brand_kind = 'OTHER' "
         "ELSE brand_kind = chosen_brand_kind AND coalesce(brand_id, '') = coalesce(chosen_brand, '') END"
     )
     return accepted, "brand_filled", "brand_probability", "brand_treatment"

@@ -27,7 +27,7 @@ def test_the_openapi_document_states_them():
 def test_the_proto_states_them():
     proto = (ROOT / "protos" / "listing" / "vision" / "v1" / "listing_vision.proto").read_text(encoding="utf-8")
     assert f"The listing's photos, 1 to {MAX_PHOTOS}." in proto
-    assert f"`alternatives`. Range [0, {MAX_ALTERNATIVES}]" in proto
+    assert f"`brand_alternatives`. Range [0, {MAX_ALTERNATIVES}]" in proto
     assert f"At most {MAX_LISTING_ID_CHARS} characters; may be empty" in proto
 
 
@@ -44,6 +44,6 @@ def test_a_request_at_all_limits_is_taken(bundle):
 
     full, plain, model = asyncio.run(run())
     num_leaves = bundle.info.num_categories
-    assert len(full.photos) == MAX_PHOTOS == model.photo_count_limit
-    assert len(full.alternatives) == min(MAX_ALTERNATIVES, num_leaves)
-    assert len(plain.alternatives) == min(DEFAULT_ALTERNATIVES, num_leaves)
+    assert len(full.photos) == MAX_PHOTOS == model.limits.photo_count_limit
+    assert len(full.category_alternatives) == min(MAX_ALTERNATIVES, num_leaves)
+    assert len(plain.category_alternatives) == min(DEFAULT_ALTERNATIVES, num_leaves)

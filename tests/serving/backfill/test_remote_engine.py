@@ -8,6 +8,7 @@ import grpc
 import numpy as np
 import pytest
 
+from listing_vision_client.errors import ErrorDetails
 from serving.backfill import inspection
 from serving.backfill.job import LOCK_PATH, Job
 from serving.backfill.local_engine import create_local_engine
@@ -116,8 +117,8 @@ class FlakyClient(ListingVisionClient):
             self.num_calls += 1
             failure = self._failures.pop(0) if self._failures else None
         if failure:
-            code, reason, *violations = failure
-            raise CallFailed(code=code, reason=reason, message="later", violations=dict(violations))
+            code, reason = failure
+            raise CallFailed(code=code, message="later", details=ErrorDetails(reason=reason))
         return super().classify(photos, **options)
 
 
@@ -144,8 +145,7 @@ def test_an_overloaded_or_unavailable_gateway_is_called_again(bundle, market, tm
 
 def test_a_gateway_without_time_to_decode_is_called_again(bundle, market, tmp_path, served, monkeypatch):
     monkeypatch.setattr("serving.backfill.remote_engine.INITIAL_BACKOFF_S", 0.01)
-    busy = ("photos[0].content", "PHOTO_SERVICE_BUSY: the machine is busy; try again")
-    client = FlakyClient(served.address, [(grpc.StatusCode.INVALID_ARGUMENT, "NO_USABLE_PHOTO", busy)])
+    client = FlakyClient(served.address, [(grpc.StatusCode.UNAVAILABLE, "PHOTOS_UNAVAILABLE")])
     store = backfill_through(client, served.address, bundle, market, tmp_path / "out")
     assert client.num_calls == len(group_photos_by_listing(market)) + 1
     assert not read_dead_letters(store)

@@ -8,6 +8,7 @@ import pyarrow.parquet
 import pytest
 
 from listing_vision.classify import classify_with_bundle
+from listing_vision_client.protocol import listing_vision_pb2 as pb
 from serving.backfill import inspection
 from serving.backfill.job import read_job
 from serving.backfill.ledger import Ledger
@@ -15,7 +16,6 @@ from serving.backfill.local_engine import create_local_engine
 from serving.backfill.run import open_or_create_job, retry
 from serving.backfill.shutdown import GracefulShutdown, Interrupted
 from serving.errors import BackfillError
-from serving.protocol import listing_vision_pb2 as pb
 from serving.storage import Store
 from tests.support.backfill import (
     create_request,
@@ -39,12 +39,12 @@ def test_every_listing_gets_the_suggestion_of_the_service(bundle, market, tmp_pa
         assert [step["id"] for step in row["category_path"]] == [step.category_id for step in alone.category_path]
         for step, wanted in zip(row["category_path"], alone.category_path, strict=True):
             assert step["probability"] == pytest.approx(wanted.probability, abs=1e-5)
-            assert step["filled"] == (wanted.outcome == pb.SUGGESTION_OUTCOME_FILL)
+            assert step["filled"] == (wanted.action == pb.ACTION_PREFILL)
             assert step["name"] == wanted.name
         assert row["category_id"] == alone.category_path[-1].category_id
         assert row["brand"]["id"] == (alone.brand.brand_id or None)
-        assert row["brand"]["filled"] == (alone.brand.outcome == pb.SUGGESTION_OUTCOME_FILL)
-        assert [a["id"] for a in row["alternatives"]] == [a.category_id for a in alone.alternatives[:3]]
+        assert row["brand"]["filled"] == (alone.brand.action == pb.ACTION_PREFILL)
+        assert [a["id"] for a in row["alternatives"]] == [a.category_id for a in alone.category_alternatives[:3]]
         assert len(row["embedding"]) == bundle.info.embedding_size
         assert row["num_photos"] == len(photos[listing_id])
         versions = (row["model_version"], row["taxonomy_version"], row["calibration_version"])

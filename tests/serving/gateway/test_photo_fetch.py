@@ -11,10 +11,12 @@ import pytest
 from aiohttp import web
 from aiohttp.abc import AbstractResolver
 
+from listing_vision_client.errors import read_error_details
+from listing_vision_client.protocol import listing_vision_pb2 as pb
+from listing_vision_client.protocol import reasons_pb2
 from serving.api.status import Refusal
 from serving.gateway import photo_fetch
 from serving.gateway.photo_fetch import PhotoFetcher, PublicResolver, check_prefixes
-from serving.protocol import listing_vision_pb2 as pb
 from tests.support.certificates import Authority
 from tests.support.gateway import PHOTO, open_stub, run_gateway
 from vision.errors import ListingVisionError, PhotoFetchTimedOut, PhotoNotFetched, PhotoTooManyBytes
@@ -135,7 +137,7 @@ async def serving(authority):
 def fetch_photo(authority, path):
     async def run():
         async with serving(authority) as (server, resolver, uris):
-            uris.check({0: PREFIX + path})
+            uris.check({"photos[0].uri": PREFIX + path})
             return await uris.fetch(PREFIX + path), server.seen, resolver.asked
 
     return asyncio.run(run())
@@ -387,16 +389,18 @@ def test_whatever_is_not_plainly_below_a_prefix_is_refused(uri, monkeypatch):
     async def run():
         uris = PhotoFetcher(["https://photos.example/listings/", "gs://bucket/listings/"], max_bytes=1)
         try:
-            uris.check({0: "https://photos.example/listings/a.jpg", 1: "https://PHOTOS.example:443/listings/b.jpg?w=1"})
-            uris.check({0: "gs://bucket/listings/a/b.jpg"})
+            uris.check(
+                {"a": "https://photos.example/listings/a.jpg", "b": "https://PHOTOS.example:443/listings/b.jpg?w=1"}
+            )
+            uris.check({"a": "gs://bucket/listings/a/b.jpg"})
             with pytest.raises(Refusal) as refused:
-                uris.check({0: "https://photos.example/listings/a.jpg", 3: uri})
+                uris.check({"photos[0].uri": "https://photos.example/listings/a.jpg", "photos[3].uri": uri})
             return refused.value
         finally:
             await uris.close()
 
     refused = asyncio.run(run())
-    assert (refused.reason, list(refused.violations)) == ("PHOTO_URI_NOT_ALLOWED", ["photos[3].uri"])
+    assert (refused.reason, [one.field for one in refused.violations]) == ("PHOTO_URI_NOT_ALLOWED", ["photos[3].uri"])
 
 
 @pytest.mark.parametrize(
@@ -440,9 +444,14 @@ def test_a_listing_is_answered_from_what_could_be_fetched(bundle, authority, cap
     ]
     answer, _ = classify_uris(bundle, authority, caplog, *photos)
     reasons = [photo.error.reason for photo in answer.photos]
-    assert reasons == [pb.PHOTO_ERROR_REASON_NOT_FETCHED, 0, 0, pb.PHOTO_ERROR_REASON_NOT_AN_IMAGE]
+    assert reasons == [reasons_pb2.PHOTO_NOT_FETCHED, 0, 0, reasons_pb2.PHOTO_NOT_AN_IMAGE]
     assert answer.photos[1].recognition == answer.photos[2].recognition
-    assert [one.stage for one in answer.stage_times] == ["fetch", "decode", "model", "decision"]
+    assert [pb.Stage.Name(one.stage) for one in answer.stage_times] == [
+        "STAGE_FETCH",
+        "STAGE_DECODE",
+        "STAGE_MODEL",
+        "STAGE_DECISION",
+    ]
     ours = [record.getMessage() for record in caplog.records if record.name.startswith("serving")]
     assert not any("secret" in text or "gone.jpg" in text for text in ours)
 
@@ -450,13 +459,16 @@ def test_a_listing_is_answered_from_what_could_be_fetched(bundle, authority, cap
 def test_where_none_can_be_fetched_each_is_named(bundle, authority, caplog):
     error, _ = classify_uris(bundle, authority, caplog, pb.Photo(uri=PREFIX + "gone.jpg"))
     assert error.code() == grpc.StatusCode.INVALID_ARGUMENT
-    assert "none of the 1 photos can be used" in error.details()
+    assert error.details() == "none of the 1 photos can be used: PHOTO_NOT_FETCHED"
+    (violation,) = read_error_details(error).violations
+    assert (violation.field, violation.reason) == ("photos[0].uri", "PHOTO_NOT_FETCHED")
 
 
 @pytest.mark.parametrize("allowed", [True, False])
 def test_one_uri_outside_the_list_and_nothing_is_fetched(bundle, authority, caplog, allowed):
     photos = [pb.Photo(uri=PREFIX + "a.jpg"), pb.Photo(uri="https://localhost/secret/a.jpg")]
     error, seen = classify_uris(bundle, authority, caplog, *photos, allowed=allowed)
-    assert error.code() == grpc.StatusCode.INVALID_ARGUMENT
+    code = grpc.StatusCode.INVALID_ARGUMENT if allowed else grpc.StatusCode.UNIMPLEMENTED
+    assert error.code() == code
     assert ("photos[1].uri: it is below none" if allowed else "fetches no photos; send their bytes") in error.details()
     assert not seen

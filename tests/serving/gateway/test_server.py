@@ -1,9 +1,11 @@
 import asyncio
+from datetime import timedelta
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from listing_vision_client.protocol import listing_vision_pb2 as pb
 from serving.client import AsyncListingVisionClient
 from serving.config import ServeOptions
 from serving.gateway.early_rejection import SERVICE_NAME
@@ -26,10 +28,25 @@ def test_health_and_model_description(bundle):
     states, model = asyncio.run(call())
     assert states == [health_pb2.HealthCheckResponse.SERVING] * 2
     assert model.category_count == bundle.info.num_categories
-    assert (model.photo_count_limit, model.photo_bytes_limit) == (20, 16 << 20)
-    assert [promise.field for promise in model.promises] == [field.name for field in bundle.calibration.fields]
-    for promise, field in zip(model.promises, bundle.calibration.fields, strict=True):
-        assert promise.HasField("threshold") == (field.threshold is not None)
+    assert model.language_codes == list(bundle.taxonomy.language_codes)
+    limits = {name.name: value for name, value in model.limits.ListFields()}
+    assert limits == {
+        "photo_count_limit": 20,
+        "photo_bytes_limit": 16 << 20,
+        "photo_pixels_limit": 50_000_000,
+        "photo_side_minimum": 8,
+        "request_bytes_limit": 64 << 20,
+        "listing_id_length_limit": 200,
+        "alternative_count_limit": 20,
+        "photo_uri_length_limit": 2000,
+    }
+    assert (model.photo_uris_enabled, model.outcomes_enabled) == (False, False)
+    assert model.suggestion_validity.ToTimedelta() == timedelta(days=30)
+    depths = [(one.field, one.category_depth) for one in model.guarantees]
+    assert depths == [*((pb.FORM_FIELD_CATEGORY, d) for d in range(1, len(depths))), (pb.FORM_FIELD_BRAND, 0)]
+    for guarantee, field in zip(model.guarantees, bundle.calibration.fields, strict=True):
+        assert guarantee.HasField("threshold") == (field.threshold is not None)
+        assert guarantee.HasField("not_prefilled") == (field.threshold is None)
 
 
 def test_calls_in_flight_are_finished_when_it_stops(bundle):

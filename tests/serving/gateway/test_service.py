@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from google.rpc import error_details_pb2
 
+from listing_vision_client.protocol import listing_vision_pb2 as pb
+from listing_vision_client.protocol import reasons_pb2
 from serving.client import CallFailed
-from serving.protocol import listing_vision_pb2 as pb
 from tests.support.gateway import PHOTO, BusyAdmission, FailingEngine, call_gateway, classify_with_engine, run_gateway
 from training.data.synthetic import create_synthetic_photo
 
@@ -21,21 +22,21 @@ def test_a_listing_is_answered(bundle):
     assert ids == [category.id for category in bundle.taxonomy.get_lineage(ids[-1])]
     probabilities = [step.probability for step in response.category_path]
     assert probabilities == sorted(probabilities, reverse=True)
-    assert len(response.alternatives) == 3
-    assert response.alternatives[0].category_id == ids[-1]
+    assert len(response.category_alternatives) == 3
+    assert response.category_alternatives[0].category_id == ids[-1]
     assert all(result.HasField("recognition") for result in response.photos)
     assert len(response.photos) == 3
     assert response.brand.kind in (pb.BRAND_KIND_BRAND, pb.BRAND_KIND_NO_BRAND)
     assert response.model.version == bundle.info.model_version
     for step in response.category_path:
-        assert step.outcome in (pb.SUGGESTION_OUTCOME_FILL, pb.SUGGESTION_OUTCOME_SUGGEST)
-        assert bool(step.explanation) == (step.outcome == pb.SUGGESTION_OUTCOME_SUGGEST)
+        assert step.action in (pb.ACTION_PREFILL, pb.ACTION_SUGGEST)
+        assert step.HasField("not_prefilled") == (step.action == pb.ACTION_SUGGEST)
 
 
 def test_a_bad_photo_is_reported_and_the_rest_answered(bundle):
     response = call_gateway(bundle, [b"", PHOTO, PHOTO[:-500], b"text"])
     reasons = [result.error.reason for result in response.photos if result.HasField("error")]
-    assert reasons == [pb.PHOTO_ERROR_REASON_EMPTY, pb.PHOTO_ERROR_REASON_TRUNCATED, pb.PHOTO_ERROR_REASON_NOT_AN_IMAGE]
+    assert reasons == [reasons_pb2.PHOTO_EMPTY, reasons_pb2.PHOTO_TRUNCATED, reasons_pb2.PHOTO_NOT_AN_IMAGE]
     assert response.photos[1].HasField("recognition")
     alone = call_gateway(bundle, [PHOTO])
     assert response.category_path == alone.category_path

@@ -6,12 +6,13 @@ import itertools
 import grpc
 import pytest
 
+from listing_vision_client.errors import parse_status
+from listing_vision_client.protocol import listing_vision_pb2 as pb
 from serving.api.status import Refusal
 from serving.client import CallFailed, ListingToClassify, ListingVisionClient
 from serving.client.stream import MAX_PENDING
 from serving.gateway.admission import Admission, ThroughputEstimator
 from serving.gateway.streaming import MAX_CONCURRENT_LISTINGS, ListingStreams
-from serving.protocol import listing_vision_pb2 as pb
 from tests.support.gateway import PHOTO, FailingEngine, run_gateway
 from tests.support.waiting import async_wait_until
 from vision.errors import EngineBusy
@@ -61,16 +62,22 @@ def test_every_listing_is_answered_once_and_a_bad_one_has_an_error_of_its_own(bu
     assert sorted(one.listing.listing_id for one in answered) == sorted(f"listing-{n}" for n in range(NUM_LISTINGS))
     bad = [one for one in answered if one.error]
     assert [one.listing.listing_id for one in bad] == ["listing-70"]
-    assert (bad[0].error.reason, bad[0].error.code) == ("NO_USABLE_PHOTO", grpc.StatusCode.INVALID_ARGUMENT.value[0])
-    assert [v.field for v in bad[0].error.violations] == ["photos[0].content"]
+    assert bad[0].error.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
+    details = parse_status(bad[0].error)
+    assert details.reason == "NO_USABLE_PHOTO"
+    assert [v.field for v in details.violations] == ["photos[0].content"]
     assert all(one.response.listing_id == one.listing.listing_id for one in answered if one.response)
     assert 0 < max(ahead) <= MAX_PENDING
 
 
 def test_an_answer_says_how_long_its_stages_took(bundle):
     (answered,) = stream_listings(bundle, [listing(0)])
-    assert [time.stage for time in answered.response.stage_times] == ["decode", "model", "decision"]
-    assert all(time.duration_ms > 0 for time in answered.response.stage_times)
+    assert [time.stage for time in answered.response.stage_times] == [
+        pb.STAGE_DECODE,
+        pb.STAGE_MODEL,
+        pb.STAGE_DECISION,
+    ]
+    assert all(time.duration.ToNanoseconds() > 0 for time in answered.response.stage_times)
 
 
 def test_a_gateway_that_stops_answers_what_it_has_begun_and_tells_the_caller_to_go_on_elsewhere(bundle):
@@ -189,7 +196,8 @@ def test_a_listing_that_finds_no_room_waits_instead_of_its_caller():
         _, written, serving = served(ListingStreams(has_low_priority_capacity=lambda photos: True), answer, range(1))
         await serving
         (response,) = written
-        assert (response.error.reason, response.error.retry_delay_ms) == ("QUOTA_EXCEEDED", 250)
+        details = parse_status(response.error)
+        assert (details.reason, details.retry_delay_s) == ("QUOTA_EXCEEDED", 0.25)
         assert refused == sorted(refused, reverse=True)
 
     asyncio.run(run())
@@ -197,7 +205,7 @@ def test_a_listing_that_finds_no_room_waits_instead_of_its_caller():
 
 def test_a_model_that_is_busy_for_a_moment_costs_a_stream_only_time(bundle):
     class BusyOnceEngine(FailingEngine):
-        async def infer(self, photos_nhwc):
+        async def infer(self, photos_nhwc, **options):
             self.calls += 1
             if self.calls <= 3:
                 raise EngineBusy("full")

@@ -14,10 +14,10 @@ from urllib.parse import urlsplit
 import pytest
 from openapi_spec_validator import validate
 
+from listing_vision_client.protocol import listing_vision_pb2 as pb
 from serving.http_api.app import BODY_LIMIT_BYTES
 from serving.processes.control import send_command
 from serving.processes.sockets import supervisor_control_path
-from serving.protocol import listing_vision_pb2 as pb
 from tests.conftest import ROOT
 from tests.support.helpers import create_scene, encode_image
 from vision.bundle import seal_bundle

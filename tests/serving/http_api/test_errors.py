@@ -30,7 +30,7 @@ def test_codes_are_those_of_google_rpc(code, http_status):
 
 
 def test_a_delay_and_a_challenge_are_headers_too():
-    response = error_response(429, "busy", reason="TOO_BUSY", retry_delay_ms=1200)
+    response = error_response(429, "busy", reason="TOO_BUSY", retry_delay_s=1.2)
     assert response.headers["Retry-After"] == "2"
     assert json.loads(response.body)["error"]["retryDelayMs"] == 1200
     assert error_response(401, "no", reason="UNAUTHENTICATED").headers["WWW-Authenticate"] == "Bearer"

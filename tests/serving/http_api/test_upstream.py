@@ -5,9 +5,9 @@ import sys
 import grpc
 import pytest
 
+from listing_vision_client.protocol import listing_vision_pb2 as pb
 from serving.http_api.upstream import Upstream
 from serving.processes.sockets import gateway_socket_address
-from serving.protocol import listing_vision_pb2 as pb
 from tests.support.gateway import run_gateway
 
 

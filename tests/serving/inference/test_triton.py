@@ -30,7 +30,7 @@ def test_triton_computes_what_onnx_runtime_computes(bundle, running_triton):
         try:
             await wait_for_golden_photos(engine, bundle)
             assert await engine.fetch_backend() == "onnxruntime-cpu"
-            together = await asyncio.gather(*(engine.infer(photos[:n]) for n in (1, 2, 7)))
+            together = await asyncio.gather(*(engine.infer(photos[:n], with_embedding=True) for n in (1, 2, 7)))
             with pytest.raises(EngineBroken, match="shape"):
                 await engine.infer(photos[:, :32])
             return together
@@ -65,7 +65,7 @@ def infer_encoded_files(triton, bundle, *listings, meanwhile=None) -> list[Encod
             await wait_for_golden_photos(engine, bundle)
             await engine.fetch_backend()
             assert engine.infer_encoded
-            results = asyncio.gather(*(engine.infer_encoded(photos) for photos in listings))
+            results = asyncio.gather(*(engine.infer_encoded(photos, with_embedding=True) for photos in listings))
             if meanwhile:
                 await meanwhile()
             return await results

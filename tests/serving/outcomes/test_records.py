@@ -4,14 +4,65 @@ from dataclasses import replace
 
 import pytest
 
+from listing_vision_client.protocol import listing_vision_pb2 as pb
 from serving.api.status import Refusal
+from serving.api.suggestion_id import SuggestionClaims
 from serving.outcomes.records import SCHEMAS, build_outcome_row, build_shadow_row, build_suggestion_row
-from serving.protocol import listing_vision_pb2 as pb
 from tests.support.helpers import create_small_taxonomy
 
 
 def create_outcome(listing_id="known", **fields):
     return pb.ReportOutcomeRequest(listing_id=listing_id, **fields)
+
+
+def build_row(request, taxonomies, *, status=pb.SUGGESTION_ID_STATUS_MISSING, claims=None):
+    return build_outcome_row(request, status, claims, taxonomies, caller="shop")
+
+
+def create_claims(**changes):
+    model = pb.ModelVersion(version="w1", calibration_version="c1", taxonomy_version=create_small_taxonomy().version)
+    return SuggestionClaims(**({"uid": "1f", "listing_id": "known", "caller": "shop", "model": model} | changes))
+
+
+def build_signed_row(claims=None, taxonomies=None, **request):
+    request = pb.ReportOutcomeRequest(**({"category_id": create_small_taxonomy().leaf_ids[0]} | request))
+    taxonomies = [create_small_taxonomy()] if taxonomies is None else taxonomies
+    return build_row(request, taxonomies, status=pb.SUGGESTION_ID_STATUS_VALID, claims=claims or create_claims())
+
+
+def test_a_signed_outcome_has_listing_and_release_of_its_suggestion():
+    row = build_signed_row()
+    assert row["listing_id"] == "known"
+    assert (row["suggestion_id_status"], row["suggestion_uid"], row["model_version"]) == ("VALID", "1f", "w1")
+    assert row["taxonomy_version"] == create_small_taxonomy().version
+    assert row["caller"] == "shop"
+
+
+def test_an_outcome_for_another_listing_than_the_signed_one_is_refused():
+    with pytest.raises(Refusal) as refused:
+        build_signed_row(listing_id="other")
+    assert [(one.field, one.reason) for one in refused.value.violations] == [("listing_id", "LISTING_ID_MISMATCH")]
+
+
+def test_a_suggestion_without_listing_id_takes_the_one_of_the_outcome():
+    assert build_signed_row(create_claims(listing_id=""), listing_id="later")["listing_id"] == "later"
+
+
+def test_a_taxonomy_that_no_release_has_is_refused_unless_it_was_signed():
+    with pytest.raises(Refusal) as refused:
+        build_signed_row(taxonomy_version="nowhere")
+    assert [one.reason for one in refused.value.violations] == ["TAXONOMY_UNKNOWN"]
+    row = build_signed_row(taxonomies=[replace(create_small_taxonomy(), version="newer")])
+    assert row["taxonomy_version"] == create_small_taxonomy().version
+
+
+def test_ids_are_checked_in_the_named_taxonomy_alone():
+    taxonomy = create_small_taxonomy()
+    other = replace(taxonomy, version="other", categories=taxonomy.categories[:1])
+    request = create_outcome(category_id=taxonomy.leaf_ids[0], taxonomy_version="other")
+    with pytest.raises(Refusal) as refused:
+        build_row(request, [taxonomy, other])
+    assert [one.reason for one in refused.value.violations] == ["CATEGORY_UNKNOWN"]
 
 
 BAD_REQUESTS = {
@@ -41,7 +92,7 @@ BAD_REQUESTS = {
 @pytest.mark.parametrize(("request_", "message"), BAD_REQUESTS.values(), ids=BAD_REQUESTS)
 def test_a_bad_outcome_is_refused_with_its_field(request_, message):
     with pytest.raises(Refusal) as refused:
-        build_outcome_row(request_, [create_small_taxonomy()])
+        build_row(request_, [create_small_taxonomy()])
     assert refused.value.reason == "OUTCOME_INVALID"
     assert message in refused.value.message
 
@@ -50,15 +101,15 @@ def test_ids_may_be_of_any_release_in_use():
     taxonomy = create_small_taxonomy()
     request = create_outcome(category_id=taxonomy.leaf_ids[0])
     other = replace(taxonomy, version="other", categories=taxonomy.categories[:1])
-    row = build_outcome_row(request, [other, taxonomy])
+    row = build_row(request, [other, taxonomy])
     assert (row["category_id"], row["brand_kind"]) == (taxonomy.leaf_ids[0], None)
     assert set(row) == set(SCHEMAS["outcomes"].names)
 
 
 def test_rows_of_suggestions_and_shadows_have_the_columns_of_their_tables():
     response = pb.ClassifyListingResponse(listing_id="a", model=pb.ModelVersion(version="2"))
-    response.category_path.add(category_id="x", probability=0.5, outcome=pb.SUGGESTION_OUTCOME_FILL)
-    row = build_suggestion_row(pb.ClassifyListingRequest(photos=[pb.Photo(content=b"123")]), response)
+    response.category_path.add(category_id="x", probability=0.5, action=pb.ACTION_PREFILL)
+    row = build_suggestion_row(pb.ClassifyListingRequest(photos=[pb.Photo(content=b"123")]), response, uid="1f")
     assert (row["num_filled"], row["photo_bytes"], row["category_ids"]) == (1, 3, ["x"])
     assert set(row) == set(SCHEMAS["suggestions"].names)
     visible = pb.ClassifyListingResponse(model=pb.ModelVersion(version="1"))

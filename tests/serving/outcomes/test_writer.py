@@ -12,10 +12,10 @@ import pyarrow.parquet
 import pytest
 from prometheus_client import REGISTRY
 
+from listing_vision_client.protocol import listing_vision_pb2 as pb
+from listing_vision_client.protocol import listing_vision_pb2_grpc as pb_grpc
 from serving.outcomes.records import SCHEMAS
 from serving.outcomes.writer import Recorder
-from serving.protocol import listing_vision_pb2 as pb
-from serving.protocol import listing_vision_pb2_grpc as pb_grpc
 from serving.storage import Store
 from tests.support.gateway import PHOTO, run_gateway
 from tests.support.outcomes import read_table
@@ -50,7 +50,7 @@ def test_suggestions_and_outcomes_are_kept_as_they_were(bundle, tmp_path):
     leaf, brand = bundle.taxonomy.leaf_ids[0], bundle.taxonomy.brands[0].id
     requests = [
         create_outcome(
-            category_id=leaf, brand=pb.BrandChoice(brand_id=brand), category_treatment=pb.FORM_TREATMENT_FILLED
+            category_id=leaf, brand=pb.BrandChoice(brand_id=brand), category_treatment=pb.FORM_TREATMENT_PREFILLED
         ),
         create_outcome(brand=pb.BrandChoice(no_brand=True), brand_treatment=pb.FORM_TREATMENT_HIDDEN),
         create_outcome("never suggested", brand=pb.BrandChoice(other_name="Somebody")),
@@ -65,7 +65,7 @@ def test_suggestions_and_outcomes_are_kept_as_they_were(bundle, tmp_path):
     rows = sorted(read_table(tmp_path, "outcomes"), key=lambda row: row["time"])
     assert [row["listing_id"] for row in rows] == ["known", "known", "never suggested"]
     assert (rows[0]["category_id"], rows[0]["brand_kind"], rows[0]["brand_id"]) == (leaf, "BRAND", brand)
-    assert (rows[0]["category_treatment"], rows[0]["brand_treatment"]) == ("FILLED", "UNSPECIFIED")
+    assert (rows[0]["category_treatment"], rows[0]["brand_treatment"]) == ("PREFILLED", "UNSPECIFIED")
     assert (rows[1]["category_id"], rows[1]["brand_kind"], rows[1]["brand_treatment"]) == (None, "NO_BRAND", "HIDDEN")
     assert (rows[2]["brand_kind"], rows[2]["brand_name"]) == ("OTHER", "Somebody")
 

@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from serving.protocol import listing_vision_pb2 as pb
+from listing_vision_client.protocol import listing_vision_pb2 as pb
 from serving.rollout.traffic_split import ReleaseSpec, TrafficShare
 from tests.support.gateway import PHOTO, FailingEngine, create_share, create_split, get_release, open_stub, run_split
 from tests.support.outcomes import read_table
@@ -67,7 +67,7 @@ def test_a_release_whose_bundle_has_gone_keeps_no_process_from_starting(bundle, 
 
 def test_a_release_is_let_go_of_after_its_last_call(bundle, other_bundle):
     class Slow(FailingEngine):
-        async def infer(self, photos_nhwc):
+        async def infer(self, photos_nhwc, **options):
             self.calls += 1
             await asyncio.sleep(0.5)
             return await self.error.infer(photos_nhwc)

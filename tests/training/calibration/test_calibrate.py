@@ -164,7 +164,7 @@ def test_brands_not_listed_are_answered_as_such_and_count_as_errors_when_filled(
         np.zeros((1, 4)), np.array([[-9.0, -8.0, -9.0]]), taxonomy=create_small_taxonomy(), calibration=calibration
     ).brand
     assert (one.brand_index, one.probability, one.filled) == (OTHER_BRAND, 0.0, False)
-    assert "no brand of the taxonomy is likely enough" in one.explanation
+    assert one.not_prefilled.code == "OTHER_BRAND"
 
 
 def test_without_strange_brands_one_in_a_hundred_right_answers_is_given_up():
@@ -200,7 +200,7 @@ def test_a_catch_all_is_answered_and_never_filled():
     # Elsewhere the field is filled as ever.
     assert filled[~in_apple & (answers.paths.nodes[:, 1] >= 0), 1].mean() > 0.98
     step = decide(logits[in_apple][:1], np.zeros((1, 3)), taxonomy=catch_all, calibration=calibration).path[1]
-    assert "fits nowhere else" in step.explanation
+    assert step.not_prefilled.code == "CATCH_ALL_CATEGORY"
 
 
 def test_a_sole_root_guarantees_nothing_of_its_own():
@@ -229,6 +229,7 @@ def test_a_sole_root_guarantees_nothing_of_its_own():
     root, leaf, _ = calibration.fields
     assert root.threshold is None
     assert "the only category at this depth" in root.uncertified_reason
+    assert root.uncertified_code == "ONLY_CATEGORY"
     assert leaf.delta == pytest.approx(DELTA / 2)  # the root takes no share
     answers = predict_listings(
         made.category_logits, made.brand_logits, made.groups, taxonomy=tree, calibration=calibration

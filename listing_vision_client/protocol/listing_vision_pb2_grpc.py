@@ -3,7 +3,7 @@
 import grpc
 import warnings
 
-from serving.protocol import listing_vision_pb2 as listing_dot_vision_dot_v1_dot_listing__vision__pb2
+from listing_vision_client.protocol import listing_vision_pb2 as listing_dot_vision_dot_v1_dot_listing__vision__pb2
 
 GRPC_GENERATED_VERSION = '1.81.1'
 GRPC_VERSION = grpc.__version__
@@ -27,8 +27,8 @@ if _version_not_supported:
 
 class ListingVisionServiceStub:
     """Suggests category and brand for marketplace listings from their photos. Errors are google.rpc.Status with one
-    google.rpc.ErrorInfo (domain "listing.vision", a stable reason) and, for invalid requests, a google.rpc.BadRequest
-    that names each field.
+    google.rpc.ErrorInfo (domain "listing.vision", a reason of ErrorReason, numbers in its metadata), for invalid requests
+    a google.rpc.BadRequest that names each field with its own reason, and a google.rpc.RetryInfo where a retry may help.
     """
 
     def __init__(self, channel):
@@ -62,21 +62,26 @@ class ListingVisionServiceStub:
                 request_serializer=listing_dot_vision_dot_v1_dot_listing__vision__pb2.GetModelRequest.SerializeToString,
                 response_deserializer=listing_dot_vision_dot_v1_dot_listing__vision__pb2.GetModelResponse.FromString,
                 _registered_method=True)
+        self.GetTaxonomy = channel.unary_unary(
+                '/listing.vision.v1.ListingVisionService/GetTaxonomy',
+                request_serializer=listing_dot_vision_dot_v1_dot_listing__vision__pb2.GetTaxonomyRequest.SerializeToString,
+                response_deserializer=listing_dot_vision_dot_v1_dot_listing__vision__pb2.GetTaxonomyResponse.FromString,
+                _registered_method=True)
 
 
 class ListingVisionServiceServicer:
     """Suggests category and brand for marketplace listings from their photos. Errors are google.rpc.Status with one
-    google.rpc.ErrorInfo (domain "listing.vision", a stable reason) and, for invalid requests, a google.rpc.BadRequest
-    that names each field.
+    google.rpc.ErrorInfo (domain "listing.vision", a reason of ErrorReason, numbers in its metadata), for invalid requests
+    a google.rpc.BadRequest that names each field with its own reason, and a google.rpc.RetryInfo where a retry may help.
     """
 
     def ClassifyListing(self, request, context):
         """Suggests a category and a brand for one listing from all its photos together.
 
         An unusable photo is reported in `photos`; the suggestion is computed from the remaining photos. Errors:
-        INVALID_ARGUMENT (no photo, too many photos, or no usable photo), RESOURCE_EXHAUSTED (the service is overloaded,
-        with google.rpc.RetryInfo; or the message exceeds the size limit), UNAVAILABLE (the model cannot be reached;
-        retry), DEADLINE_EXCEEDED.
+        INVALID_ARGUMENT (no photo, too many photos, or no usable photo), RESOURCE_EXHAUSTED (the service is overloaded or
+        the caller's quota is used up, with google.rpc.RetryInfo; or the request is too large), UNAVAILABLE (the model or
+        the photos cannot be reached; retry), DEADLINE_EXCEEDED, UNIMPLEMENTED (photo URIs are off).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -85,15 +90,15 @@ class ListingVisionServiceServicer:
     def ClassifyListings(self, request_iterator, context):
         """Classifies a stream of listings. Responses are sent as soon as they are ready and may be out of order; match them
         by `sequence`. A failed listing gets an `error` response and the stream continues. When the service is at capacity
-        it stops reading, so gRPC flow control blocks the caller's writes.
+        it stops reading, so gRPC flow control blocks the caller's writes. Not available over HTTP.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ExplainPhoto(self, request, context):
-        """Computes an occlusion map: how much each region of one photo contributes to its most likely category. Costs as much
-        as several dozen photos; for debugging, not for the upload flow. Same errors as ClassifyListing.
+        """Computes an occlusion map: how much each region of one photo contributes to its most likely category or brand.
+        Costs as much as several dozen photos; for debugging, not for the upload flow. Same errors as ClassifyListing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -101,8 +106,8 @@ class ListingVisionServiceServicer:
 
     def ReportOutcome(self, request, context):
         """Records the outcome of a listing: what the seller finally chose. Does not wait for storage. Errors:
-        INVALID_ARGUMENT (an invalid field, see google.rpc.BadRequest), UNIMPLEMENTED (outcome recording is off),
-        RESOURCE_EXHAUSTED (the buffer is full; retry later).
+        INVALID_ARGUMENT (an invalid field), UNIMPLEMENTED (outcome recording is off), RESOURCE_EXHAUSTED (the buffer is
+        full; retry later).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -110,6 +115,14 @@ class ListingVisionServiceServicer:
 
     def GetModel(self, request, context):
         """Returns the versions of the serving model, the request limits and the guarantee of each field.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetTaxonomy(self, request, context):
+        """Returns ids and names of all categories and brands of a loaded release. Errors: NOT_FOUND (no loaded release has
+        that version).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -143,6 +156,11 @@ def add_ListingVisionServiceServicer_to_server(servicer, server):
                     request_deserializer=listing_dot_vision_dot_v1_dot_listing__vision__pb2.GetModelRequest.FromString,
                     response_serializer=listing_dot_vision_dot_v1_dot_listing__vision__pb2.GetModelResponse.SerializeToString,
             ),
+            'GetTaxonomy': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTaxonomy,
+                    request_deserializer=listing_dot_vision_dot_v1_dot_listing__vision__pb2.GetTaxonomyRequest.FromString,
+                    response_serializer=listing_dot_vision_dot_v1_dot_listing__vision__pb2.GetTaxonomyResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'listing.vision.v1.ListingVisionService', rpc_method_handlers)
@@ -153,8 +171,8 @@ def add_ListingVisionServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class ListingVisionService:
     """Suggests category and brand for marketplace listings from their photos. Errors are google.rpc.Status with one
-    google.rpc.ErrorInfo (domain "listing.vision", a stable reason) and, for invalid requests, a google.rpc.BadRequest
-    that names each field.
+    google.rpc.ErrorInfo (domain "listing.vision", a reason of ErrorReason, numbers in its metadata), for invalid requests
+    a google.rpc.BadRequest that names each field with its own reason, and a google.rpc.RetryInfo where a retry may help.
     """
 
     @staticmethod
@@ -282,6 +300,33 @@ class ListingVisionService:
             '/listing.vision.v1.ListingVisionService/GetModel',
             listing_dot_vision_dot_v1_dot_listing__vision__pb2.GetModelRequest.SerializeToString,
             listing_dot_vision_dot_v1_dot_listing__vision__pb2.GetModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTaxonomy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/listing.vision.v1.ListingVisionService/GetTaxonomy',
+            listing_dot_vision_dot_v1_dot_listing__vision__pb2.GetTaxonomyRequest.SerializeToString,
+            listing_dot_vision_dot_v1_dot_listing__vision__pb2.GetTaxonomyResponse.FromString,
             options,
             channel_credentials,
             insecure,

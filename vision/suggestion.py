@@ -1,0 +1,90 @@
+"""What is suggested for one listing, and why a field is not prefilled."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from vision.calibration import UncertifiedCode
+
+__all__ = [
+    "BrandAlternative",
+    "BrandSuggestion",
+    "CategorySuggestion",
+    "LeafAlternative",
+    "NotPrefilled",
+    "NotPrefilledCode",
+    "Suggestion",
+]
+
+NotPrefilledCode = UncertifiedCode | Literal["BELOW_THRESHOLD", "NOT_CALIBRATED", "CATCH_ALL_CATEGORY", "OTHER_BRAND"]
+"""Values of the contract's NotPrefilledReason, without its prefix."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NotPrefilled:
+    """Why a field is only suggested."""
+
+    code: NotPrefilledCode
+    message: str
+    threshold: float | None = None
+    """The certified threshold that the probability does not reach."""
+    num_listings: int | None = None
+    """Calibration listings with a known truth, where these were too few or the model erred too often on them."""
+    num_required: int | None = None
+    """Filled calibration listings, all right, that the certificate needs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CategorySuggestion:
+    """One step of the suggested path, from the root down."""
+
+    category_id: str
+    depth: int
+    """1 for a root."""
+    probability: float
+    """Summed over the leaves below, in [0, 1]."""
+    not_prefilled: NotPrefilled | None
+    """Why the field is only suggested; None: it is prefilled."""
+
+    @property
+    def filled(self) -> bool:
+        return self.not_prefilled is None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BrandSuggestion:
+    brand_index: int
+    """Index into `taxonomy.brand_labels`; 0 means 'has no brand', `OTHER_BRAND` an unknown brand."""
+    probability: float
+    """In [0, 1]; 0 for an unknown brand, which has no probability of its own."""
+    not_prefilled: NotPrefilled | None
+    """As of `CategorySuggestion`."""
+
+    @property
+    def filled(self) -> bool:
+        return self.not_prefilled is None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeafAlternative:
+    category_id: str
+    probability: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class BrandAlternative:
+    brand_index: int
+    """Index into `taxonomy.brand_labels`."""
+    probability: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suggestion:
+    """The suggestion for one listing."""
+
+    path: tuple[CategorySuggestion, ...]
+    """Ancestors of the likeliest leaf and the leaf itself: always one consistent path."""
+    brand: BrandSuggestion
+    alternatives: tuple[LeafAlternative, ...]
+    """The likeliest leaves, best first."""
+    brand_alternatives: tuple[BrandAlternative, ...]
+    """The likeliest brand labels, 'no brand' being one, best first."""
