@@ -2,23 +2,28 @@
 
 import dataclasses
 import functools
-import hashlib
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import safetensors
 import safetensors.numpy
 
+from vision.bundle_manifest import (
+    NUM_VERSION_DIGITS,
+    BrandHead,
+    BundleInfo,
+    check_model_name,
+    compute_digest,
+    read_manifest,
+    write_manifest,
+)
 from vision.calibration import Calibration, UncertifiedCode
 from vision.errors import BundleError, TaxonomyError
-from vision.images import Preprocessing
 from vision.runtime.files import compute_sha256
 from vision.taxonomy import Taxonomy
 
@@ -31,6 +36,8 @@ __all__ = [
     "BundleInfo",
     "Golden",
     "certificate_binding",
+    "check_beside",
+    "check_model_name",
     "compute_digest",
     "create_bundle",
     "load_bundle",
@@ -38,10 +45,6 @@ __all__ = [
     "seal_bundle",
 ]
 
-BrandHead = Literal["linear", "cosine"]
-"""How brand logits are computed from the embedding; see `vision.model`."""
-
-SCHEMA_VERSION = 1
 BUNDLE_FILES = (
     "taxonomy.json",
     "calibration.json",
@@ -51,38 +54,14 @@ BUNDLE_FILES = (
     "model.torchscript.pt",
     "model_card.md",
 )
+_MODEL_FILES = ("weights.safetensors", "model.onnx", "model.torchscript.pt")
+"""Whose logits a version stands for."""
 
 
 ONNX_ON_CPU = "onnxruntime-cpu"
 """The backend that an export is calibrated with."""
 UNKNOWN_BACKEND = "unknown"
 """A backend that does not name itself; no guarantee holds for it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BundleInfo:
-    """`manifest.json` without the file hashes."""
-
-    model_name: str
-    model_version: str
-    """First hex digits of the sha256 of the weights."""
-    backbone: str
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    num_categories: int
-    num_brands: int
-    embedding_size: int
-    precision: str
-    taxonomy_version: str
-    preprocessing: Preprocessing
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    training: Mapping[str, Any]
-    """Recipe, versions and last metrics of the run."""
-    parity: Mapping[str, Any]
-    """Largest difference between the exports' logits and the trained model's, and on which photos."""
-    brand_head: BrandHead = "linear"
-    """Together with the fields above this suffices to rebuild the network. Older bundles lack it."""
 
 
 @dataclass(frozen=True)
@@ -194,13 +173,7 @@ def seal_bundle(folder: Path, info: BundleInfo) -> None:
     missing = [name for name in BUNDLE_FILES if not (folder / name).is_file()]
     if missing:
         raise BundleError(f"bundle {folder} cannot be sealed; missing: {', '.join(missing)}")
-    manifest: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION,
-        **asdict(info),
-        "sha256": {name: compute_sha256(folder / name) for name in BUNDLE_FILES},
-    }
-    manifest["manifest_sha256"] = compute_digest(manifest)
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    write_manifest(folder, info, {name: compute_sha256(folder / name) for name in BUNDLE_FILES})
     # safetensors creates files that only their owner can read; a serving container runs as another user.
     for name in BUNDLE_FILES:
         (folder / name).chmod((folder / "manifest.json").stat().st_mode & 0o777)
@@ -212,23 +185,28 @@ def load_bundle(folder: Path | str) -> Bundle:
     A calibration made for other weights or another preprocessing is loaded without its guarantees.
 
     Raises:
-        BundleError: no bundle, another schema version, a missing or altered file (by name), or contradictions.
+        BundleError: no bundle, another schema version, a missing or altered file (by name), a version that is not that
+            of the weights, or contradictions.
     """
     folder = Path(folder)
-    raw = _read_manifest(folder)
-    hashes: dict[str, str] = raw.pop("sha256", {})
+    info, hashes = read_manifest(folder)
     _check_files(folder, hashes)
+    if info.model_version not in info.valid_versions(hashes["weights.safetensors"]):
+        raise BundleError(
+            f"bundle {folder}: model_version {info.model_version!r} is not that of its weights, "
+            f"{hashes['weights.safetensors'][:NUM_VERSION_DIGITS]}; export it again"
+        )
     try:
-        info = _parse_info(raw)
         taxonomy = Taxonomy.load(folder / "taxonomy.json")
-    except (TypeError, ValueError, KeyError, TaxonomyError) as error:
+        calibration = Calibration.from_json((folder / "calibration.json").read_text(encoding="utf-8"))
+    # Values of a wrong type or nesting.
+    except (TypeError, ValueError, AttributeError, RecursionError, TaxonomyError, BundleError) as error:
         raise BundleError(f"bundle {folder}: {error}") from error
     if (info.num_categories, info.num_brands) != (len(taxonomy.leaf_ids), len(taxonomy.brand_labels)):
         raise BundleError(
             f"bundle {folder}: the model has {info.num_categories} categories and {info.num_brands} brand labels, "
             f"its taxonomy {len(taxonomy.leaf_ids)} and {len(taxonomy.brand_labels)}"
         )
-    calibration = Calibration.from_json((folder / "calibration.json").read_text(encoding="utf-8"))
     calibration_version = calibration.version
     for name, actual in certificate_binding(
         info, hashes, backend=calibration.certifies.get("backend", UNKNOWN_BACKEND)
@@ -246,24 +224,20 @@ def load_bundle(folder: Path | str) -> Bundle:
     )
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / "manifest.json"
-    if not path.is_file():
-        raise BundleError(f"{folder} is not a model bundle (no manifest.json); `listing-vision export` makes one")
-    try:
-        raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BundleError(f"{path} is not JSON: {error}") from error
-    schema_version = raw.pop("schema_version", None)
-    if schema_version != SCHEMA_VERSION:
-        raise BundleError(
-            f"{path}: schema_version {schema_version!r} is not {SCHEMA_VERSION}, the one this version reads"
-        )
-    if raw.pop("manifest_sha256", None) != compute_digest({"schema_version": schema_version, **raw}):
-        raise BundleError(
-            f"bundle {folder}: manifest.json was altered (its sha256 is not the recorded one); copy it again"
-        )
-    return raw
+def check_beside(bundle: Bundle, loaded: Bundle) -> None:
+    """Check that a bundle may be loaded beside another one.
+
+    Raises:
+        BundleError: they have one model version but not the same weights and exports. Their suggestions could not be
+            told apart, and a cache by version would serve one for the other.
+    """
+    if bundle.info.model_version == loaded.info.model_version:
+        differing = [name for name in _MODEL_FILES if bundle.sha256[name] != loaded.sha256[name]]
+        if differing:
+            raise BundleError(
+                f"bundle {bundle.folder} has the model version of the loaded {loaded.folder}, "
+                f"{bundle.info.model_version}, but another {differing[0]}; unload that one first, or export again"
+            )
 
 
 def _check_files(folder: Path, hashes: Mapping[str, str]) -> None:
@@ -294,21 +268,3 @@ def certificate_binding(info: BundleInfo, sha256: Mapping[str, str], *, backend:
         "preprocessing": info.preprocessing.fingerprint(),
         "precision": info.precision,
     }
-
-
-def compute_digest(manifest: Mapping[str, Any]) -> str:
-    canonical = json.dumps(manifest, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-def _parse_info(raw: dict[str, Any]) -> BundleInfo:
-    return BundleInfo(
-        **{
-            **raw,
-            "preprocessing": Preprocessing(**raw["preprocessing"]),
-            "mean": tuple(raw["mean"]),
-            "std": tuple(raw["std"]),
-            "inputs": tuple(raw["inputs"]),
-            "outputs": tuple(raw["outputs"]),
-        }
-    )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from serving.inference.model_names import MODEL_NAME
 from serving.rollout.traffic_split import CANARY, SHADOW, ReleaseSpec, TrafficShare, TrafficSplit
-from vision.bundle import load_bundle
+from vision.bundle import check_beside, load_bundle
 from vision.errors import ListingVisionError
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class ReleaseManager:
         self._triton = triton
         self._can_load = can_load
         self._is_recording = is_recording
-        self._names = {release.label: load_bundle(release.bundle).info.model_name for release in traffic_split.releases}
+        self._bundles = {release.label: load_bundle(release.bundle) for release in traffic_split.releases}
         self._previous: str | None = None
         """Label of the stable release before the last promotion."""
         self._removal_reasons: dict[str, str] = {}
@@ -62,7 +62,8 @@ class ReleaseManager:
         """Load a bundle beside the serving ones and return its release name; it gets no traffic yet.
 
         Raises:
-            ListingVisionError: it is incomplete, loaded already, or fails its golden photos.
+            ListingVisionError: it is incomplete, loaded already, fails its golden photos, or is another model under the
+                version of a loaded one.
         """
         async with self._command_lock:
             loaded = await asyncio.to_thread(load_bundle, bundle)
@@ -72,6 +73,8 @@ class ReleaseManager:
                     "gateway for it"
                 )
             label = loaded.release
+            for other in self._traffic_split.labels:
+                check_beside(loaded, self._bundles[other])
             if label in self._traffic_split.labels:
                 raise ListingVisionError(f"{label} is loaded already")
             self._num_loaded += 1
@@ -85,7 +88,7 @@ class ReleaseManager:
                 if self._triton:
                     await self._triton.remove(name)
                 raise
-            self._names[label] = loaded.info.model_name
+            self._bundles[label] = loaded
             _log.info("release %s is loaded", label)
             return label
 
@@ -182,6 +185,7 @@ class ReleaseManager:
             if release == self._previous:
                 self._previous = None
             self._removal_reasons.pop(release, None)
+            del self._bundles[release]
             if self._triton:
                 await self._triton.remove(spec.model_name)
             _log.info("release %s is unloaded", release)
@@ -191,7 +195,7 @@ class ReleaseManager:
         return [
             {
                 "release": release.label,
-                "name": self._names[release.label],
+                "name": self._bundles[release.label].info.model_name,
                 "bundle": str(release.bundle),
                 "state": self._state(release.label),
                 "removal_reason": self._removal_reasons.get(release.label),

@@ -9,7 +9,7 @@ from pathlib import Path
 from serving.inference.engine import AsyncEngine
 from serving.rollout.release import Decoders, OnReleaseChange, ServedRelease
 from serving.rollout.traffic_split import CANARY, SHADOW, ReleaseSpec, TrafficSplit
-from vision.bundle import Bundle, load_bundle
+from vision.bundle import Bundle, check_beside, load_bundle
 from vision.errors import ListingVisionError
 from vision.images import Preprocessing
 from vision.taxonomy import Taxonomy
@@ -126,7 +126,9 @@ class Router:
                     is_required = release.label in needed
                     try:
                         added[release.label] = await self._start_release(
-                            release, must_be_healthy=is_required and self._traffic_split is not None
+                            release,
+                            beside=[*self._releases.values(), *added.values()],
+                            must_be_healthy=is_required and self._traffic_split is not None,
                         )
                     except (ListingVisionError, OSError) as error:
                         if is_required:
@@ -156,10 +158,14 @@ class Router:
         for release in self._releases.values():
             await self._close_release(release)
 
-    async def _start_release(self, release: ReleaseSpec, *, must_be_healthy: bool) -> ServedRelease:
+    async def _start_release(
+        self, release: ReleaseSpec, *, beside: Sequence[ServedRelease], must_be_healthy: bool
+    ) -> ServedRelease:
         bundle = await asyncio.to_thread(load_bundle, release.bundle)
         if bundle.release != release.label:
             raise ListingVisionError(f"{release.bundle} now holds {bundle.release}, not {release.label}")
+        for other in beside:
+            check_beside(bundle, other.bundle)
         engine = await self._create_engine(bundle, release.model_name)
         served = ServedRelease(
             release.label,

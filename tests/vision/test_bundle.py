@@ -4,7 +4,8 @@ import shutil
 
 import pytest
 
-from vision.bundle import BUNDLE_FILES, compute_digest, load_bundle
+from tests.support.bundles import change_manifest
+from vision.bundle import BUNDLE_FILES, check_beside, load_bundle
 from vision.errors import BundleError
 from vision.runtime.files import compute_sha256
 
@@ -38,14 +39,6 @@ def test_whoever_may_read_a_file_of_it_may_read_them_all(bundle):
 def test_no_bundle_says_what_makes_one(tmp_path):
     with pytest.raises(BundleError, match="listing-vision export"):
         load_bundle(tmp_path)
-
-
-def change_manifest(folder, **changes):
-    """As if the bundle had been sealed with other values."""
-    path = folder / "manifest.json"
-    raw = json.loads(path.read_text()) | changes
-    del raw["manifest_sha256"]
-    path.write_text(json.dumps(raw | {"manifest_sha256": compute_digest(raw)}))
 
 
 def test_a_changed_value_in_the_manifest_itself_is_refused(copy_bundle):
@@ -98,3 +91,34 @@ def test_the_bundle_says_where_it_comes_from(bundle, small_recipe):
     assert bundle.golden.photos_nhwc.shape[1:] == (64, 64, 3)
     assert dataclasses.asdict(bundle.info)["outputs"] == ("category_logits", "brand_logits", "embedding")
     assert bundle.info.backbone in (bundle.folder / "model_card.md").read_text()
+
+
+def test_the_version_is_that_of_the_weights(copy_bundle, bundle):
+    version = bundle.info.model_version
+    for claimed in ("0123456789ab", version[:11], f"{version}-int8", f"{version}0", "../" + version[:9]):
+        change_manifest(copy_bundle, model_version=claimed)
+        with pytest.raises(BundleError, match=f"model_version '{claimed}' is not that of its weights, {version}"):
+            load_bundle(copy_bundle)
+    change_manifest(copy_bundle, model_version=f"{version}-int8", precision="int8")
+    assert load_bundle(copy_bundle).info.precision == "int8"
+
+
+def test_another_model_of_the_same_version_may_not_be_loaded_beside(copy_bundle, bundle):
+    check_beside(load_bundle(copy_bundle), bundle)
+    with (copy_bundle / "model.onnx").open("ab") as file:
+        file.write(b"\x32\x01x")  # a doc_string, which changes nothing but the hash
+    change_manifest(copy_bundle, sha256={**bundle.sha256, "model.onnx": compute_sha256(copy_bundle / "model.onnx")})
+    with pytest.raises(BundleError, match=r"has the model version of the loaded .*, but another model\.onnx"):
+        check_beside(load_bundle(copy_bundle), bundle)
+
+
+@pytest.mark.parametrize("name", ["taxonomy.json", "calibration.json"])
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, "[]", "3", '{"schema_version": 1}'], ids=["deep", "list", "3", "empty"]
+)
+def test_a_part_of_another_shape_is_refused_in_one_line(copy_bundle, bundle, name, text):
+    (copy_bundle / name).write_text(text)
+    change_manifest(copy_bundle, sha256={**bundle.sha256, name: compute_sha256(copy_bundle / name)})
+    with pytest.raises(BundleError, match=r"^bundle ") as refused:
+        load_bundle(copy_bundle)
+    assert "\n" not in str(refused.value)

@@ -29,11 +29,13 @@ from vision.bundle import (
     BundleInfo,
     Golden,
     certificate_binding,
+    check_model_name,
     create_bundle,
     load_bundle,
     require_new_folder,
     seal_bundle,
 )
+from vision.bundle_manifest import NUM_VERSION_DIGITS
 from vision.calibration import Calibration
 from vision.engine import INPUT_NAME, OUTPUT_NAMES
 from vision.errors import PhotoError
@@ -69,10 +71,11 @@ def export_bundle(run: Run, folder: Path, *, model_name: str) -> Bundle:
 
     Raises:
         RunError: the run has not finished.
-        BundleError: `folder` exists.
+        BundleError: `folder` exists, or the name cannot be one.
         ExportMismatch: an export predicts differently from the trained model on the same photos.
     """
     require_new_folder(folder)
+    check_model_name(model_name)
     model, recipe, taxonomy = run.load_model(), run.recipe, run.taxonomy
     manifest = Manifest.load(run.read_settings()["manifest"])
     if manifest.compute_digest() != run.read_settings()["manifest_sha256"]:
@@ -187,7 +190,7 @@ def build_bundle(
         }
         info = BundleInfo(
             model_name=model_name,
-            model_version=sha256["weights.safetensors"][:12],
+            model_version=sha256["weights.safetensors"][:NUM_VERSION_DIGITS],
             backbone=model.spec.backbone,
             mean=model.spec.mean,
             std=model.spec.std,

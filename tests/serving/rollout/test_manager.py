@@ -1,12 +1,15 @@
 """An operator's commands, one after another, with gateways that may refuse what they are told."""
 
 import asyncio
+import shutil
 
 import pytest
 
 from serving.rollout.manager import ReleaseManager
 from serving.rollout.traffic_split import ReleaseSpec, TrafficSplit
+from tests.support.bundles import change_manifest
 from vision.errors import ListingVisionError
+from vision.runtime.files import compute_sha256
 
 
 class Gateways:
@@ -85,3 +88,16 @@ def test_the_triton_of_somebody_else_is_theirs_to_load(bundle, other_bundle):
     releases = create_releases(bundle, Gateways(), can_load=False)
     with pytest.raises(ListingVisionError, match="is not this service's own; load the model there"):
         asyncio.run(releases.load(str(other_bundle.folder)))
+
+
+def test_another_model_under_the_version_of_a_loaded_one_is_refused(bundle, other_bundle, tmp_path):
+    gateways = Gateways()
+    releases = create_releases(bundle, gateways)
+    fake = shutil.copytree(bundle.folder, tmp_path / "fake")
+    shutil.copy(other_bundle.folder / "model.onnx", fake)
+    change_manifest(fake, sha256={**bundle.sha256, "model.onnx": compute_sha256(fake / "model.onnx")})
+    with pytest.raises(ListingVisionError, match=r"has the model version of the loaded .* but another model\.onnx"):
+        asyncio.run(releases.load(str(fake)))
+    with pytest.raises(ListingVisionError, match="is loaded already"):
+        asyncio.run(releases.load(str(bundle.folder)))
+    assert gateways.told == []
