@@ -17,6 +17,7 @@ __all__ = [
     "CALLS",
     "CALL_SECONDS",
     "CANARY_FALLBACKS",
+    "CERTIFICATE_EXPIRY_S",
     "PHOTOS",
     "PHOTOS_IN_FLIGHT",
     "PHOTOS_PER_LISTING",
@@ -67,7 +68,7 @@ SHADOWS = prometheus_client.Counter(
 )
 RECORDS = prometheus_client.Counter(
     f"{_PREFIX}_records",
-    "Rows of the tables suggestions, shadows and outcomes: taken, dropped by a full buffer, delayed by the storage.",
+    "Rows of the tables suggestions, shadows and outcomes: accepted, dropped by a full buffer, delayed by the storage.",
     ["table", "result"],
 )
 SERVING = prometheus_client.Gauge(
@@ -75,6 +76,13 @@ SERVING = prometheus_client.Gauge(
 )
 BREAKER_OPEN = prometheus_client.Gauge(
     f"{_PREFIX}_breaker_open", "Gateway processes whose circuit breaker is open.", multiprocess_mode="livesum"
+)
+# With a label, because a gauge without one is exported as 0 where there is no certificate.
+CERTIFICATE_EXPIRY_S = prometheus_client.Gauge(
+    f"{_PREFIX}_certificate_expiry_timestamp_seconds",
+    "Unix time at which the certificate in use, or one of its chain, expires; the earliest of the gateway processes.",
+    ["certificate"],
+    multiprocess_mode="livemin",
 )
 
 

@@ -1,7 +1,11 @@
 """Certificates made for a test, by openssl."""
 
 import subprocess
+from datetime import datetime
 from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
 
 
 def run_openssl(*words: object) -> None:
@@ -26,4 +30,22 @@ class Authority:
         run_openssl(*new, "-subj", f"/CN={name}", "-keyout", key, "-out", request)
         signing = ("-CA", self.certificate, "-CAkey", self._key, "-CAcreateserial", "-days", 2, "-extfile", extra)
         run_openssl("x509", "-req", "-in", request, *signing, "-out", certificate)
+        return certificate, key
+
+    def issue_for(self, name: str, begins: datetime, ends: datetime) -> tuple[Path, Path]:
+        """Make a certificate that is valid for that time, and its key."""
+        certificate, key = self.issue(name)
+        issued = x509.load_pem_x509_certificate(certificate.read_bytes())
+        builder = x509.CertificateBuilder(
+            issuer_name=issued.issuer,
+            subject_name=issued.subject,
+            public_key=issued.public_key(),
+            serial_number=issued.serial_number,
+            not_valid_before=begins,
+            not_valid_after=ends,
+            extensions=list(issued.extensions),
+        )
+        signing_key = serialization.load_pem_private_key(self._key.read_bytes(), password=None)
+        signed = builder.sign(signing_key, hashes.SHA256())
+        certificate.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
         return certificate, key

@@ -1,8 +1,11 @@
 """TLS over real connections, with certificates made for the test."""
 
 import asyncio
+import logging
+from datetime import UTC, datetime, timedelta
 
 import pytest
+from prometheus_client import REGISTRY
 
 from serving.auth.tls import ServerTls, is_loopback
 from serving.client import Access, ClientTls, ListingVisionClient
@@ -91,6 +94,65 @@ def test_an_unusable_certificate_is_refused_at_the_start(authority, tmp_path):
         ServerTls(certificate=certificate, key=key).create_credentials()
     with pytest.raises(ListingVisionError, match="cannot be used"):
         ServerTls(certificate=tmp_path / "missing.pem", key=key).create_credentials()
+
+
+DAY = timedelta(days=1)
+
+
+def read_expiry_s():
+    labels = {"certificate": "server"}
+    return REGISTRY.get_sample_value("listing_vision_gateway_certificate_expiry_timestamp_seconds", labels)
+
+
+@pytest.mark.parametrize(
+    ("begins", "ends", "warning"),
+    [(-2 * DAY, -DAY, "has expired"), (DAY, 2 * DAY, "is not valid before"), (-DAY, DAY, None)],
+    ids=["expired", "not yet valid", "valid"],
+)
+def test_a_certificate_that_is_not_valid_now_is_named_at_the_start(authority, caplog, begins, ends, warning):
+    now = datetime.now(UTC).replace(microsecond=0)
+    certificate, key = authority.issue_for("dated", now + begins, now + ends)
+    with caplog.at_level(logging.WARNING):
+        ServerTls(certificate=certificate, key=key).create_credentials()
+    assert read_expiry_s() == (now + ends).timestamp()
+    if warning:
+        assert f"TLS certificate {certificate} {warning}" in caplog.text
+    else:
+        assert not caplog.text
+
+
+def test_the_first_certificate_of_a_chain_to_expire_counts(authority, caplog):
+    now = datetime.now(UTC).replace(microsecond=0)
+    expired, _ = authority.issue_for("intermediate", now - 2 * DAY, now - DAY)
+    certificate, key = authority.issue("leaf")
+    certificate.write_bytes(certificate.read_bytes() + expired.read_bytes())
+    ServerTls(certificate=certificate, key=key).create_credentials()
+    assert read_expiry_s() == (now - DAY).timestamp()
+    assert "has expired" in caplog.text
+
+
+def test_a_reloaded_certificate_that_has_expired_is_named(bundle, authority, tmp_path, caplog):
+    now = datetime.now(UTC).replace(microsecond=0)
+    certificate, key = tmp_path / "server.pem", tmp_path / "server.key"
+
+    def install(issued) -> None:
+        for path, source in zip((certificate, key), issued, strict=True):
+            path.write_bytes(source.read_bytes())
+
+    install(authority.issue("first"))
+    access = Access(tls=ClientTls(ca=authority.certificate))
+
+    async def call():
+        async with run_secured_gateway(bundle, tls_certificate=certificate, tls_key=key) as address:
+            assert await classify(address, access) == "OK"
+            assert "has expired" not in caplog.text
+            install(authority.issue_for("old", now - 2 * DAY, now - DAY))
+            async with asyncio.timeout(60):
+                while "has expired" not in caplog.text:
+                    await classify(address, access)
+
+    asyncio.run(call())
+    assert read_expiry_s() == (now - DAY).timestamp()
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "[::1]", "localhost"])
