@@ -28,7 +28,6 @@ CODES: Mapping[str, grpc.StatusCode] = {
     "OUTCOME_INVALID": grpc.StatusCode.INVALID_ARGUMENT,
     "OUTCOMES_NOT_RECORDED": grpc.StatusCode.UNIMPLEMENTED,
     "TAXONOMY_UNKNOWN": grpc.StatusCode.NOT_FOUND,
-    "FIELD_MISSING": grpc.StatusCode.INVALID_ARGUMENT,
     "UNAUTHENTICATED": grpc.StatusCode.UNAUTHENTICATED,
     "QUOTA_EXCEEDED": grpc.StatusCode.RESOURCE_EXHAUSTED,
     "TOO_BUSY": grpc.StatusCode.RESOURCE_EXHAUSTED,

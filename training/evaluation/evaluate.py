@@ -185,6 +185,7 @@ def _evaluate_brand(view: ScoredRows) -> dict[str, Any]:
         parts |= {
             f"num_{name}": int(rows.sum()),
             **estimate_share(f"top1_{name}", right[rows], kept),
+            **estimate_share(f"top5_{name}", view.brand_top5[rows], kept),
             **estimate_share(f"none_known_{name}", predicted[rows] == OTHER_BRAND, kept),
             **estimate_share(f"filled_{name}", view.filled[rows, -1], kept),
             **estimate_share(f"filled_wrong_{name}", view.filled[rows, -1] & ~right[rows], kept),
@@ -192,6 +193,7 @@ def _evaluate_brand(view: ScoredRows) -> dict[str, Any]:
     return {
         "num": int(known.sum()),
         **estimate_share("top1", right[known], select_clusters(view.clusters, known)),
+        **estimate_share("top5", view.brand_top5[truth >= 0], select_clusters(view.clusters, truth >= 0)),
         **parts,
         **_evaluate_calibration(
             view.brands.scores[scored],
@@ -285,7 +287,7 @@ def format_table(figures: dict[str, Any]) -> str:
             )
         b = part["brand"]
         lines.append(
-            f"  brand            {b['num']:8d}   {percent(b['top1'])}   branded "
+            f"  brand            {b['num']:8d}   {percent(b['top1'])}  {percent(b['top5'])}   branded "
             f"{percent(b['top1_branded'])} of {b['num_branded']}, unbranded {percent(b['top1_unbranded'])} of "
             f"{b['num_unbranded']}, unseen {percent(b['top1_unseen'])} of {b['num_unseen']}"
         )

@@ -18,6 +18,7 @@ from vision.decision import (
     Brands,
     ListingPredictions,
     Paths,
+    compute_brand_probabilities,
     compute_leaf_probabilities,
     compute_node_probabilities,
     compute_prefilled,
@@ -25,6 +26,7 @@ from vision.decision import (
     predict_brands,
     predict_paths,
 )
+from vision.metrics import compute_top_k_hits
 from vision.taxonomy import Taxonomy
 
 __all__ = ["ScoredRows", "score_rows"]
@@ -42,6 +44,8 @@ class ScoredRows:
     """(N, C) probabilities."""
     paths: Paths
     brands: Brands
+    brand_top5: Bools
+    """(N,) whether the labelled brand, or 'no brand', is among the five likeliest; False where none is labelled."""
     filled: Bools
     """(N, D + 1) whether each depth, then the brand, is prefilled."""
     uncalibrated_leaf_scores: Floats
@@ -73,12 +77,17 @@ def score_rows(
     brands = predict_brands(brand_logits, calibration)
     as_trained = replace(calibration, category_temperature=1.0, category_depth_temperatures=(), brand_temperature=1.0)
     raw_leaves = compute_leaf_probabilities(predictions.category_logits, rows_of, as_trained, taxonomy)
+    brand_top5 = np.zeros(len(leaves), dtype=bool)
+    brand_top5[truth.brands >= 0] = compute_top_k_hits(
+        compute_brand_probabilities(brand_logits, calibration), truth.brands, k=5
+    )
     firsts = np.unique(rows_of, return_index=True)[1]
     num_photos = np.bincount(rows_of if clusters is None else clusters)
     return ScoredRows(
         leaves=leaves,
         paths=paths,
         brands=brands,
+        brand_top5=brand_top5,
         filled=compute_prefilled(ListingPredictions(paths, brands), taxonomy=taxonomy, calibration=calibration),
         # For the same predictions: temperatures by depth may prefer another leaf.
         uncalibrated_leaf_scores=raw_leaves[np.arange(len(leaves)), leaves.argmax(axis=1)],

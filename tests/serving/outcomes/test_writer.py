@@ -17,7 +17,7 @@ from listing_vision_client.protocol import listing_vision_pb2_grpc as pb_grpc
 from serving.outcomes.records import SCHEMAS
 from serving.outcomes.writer import Recorder
 from serving.storage import Store
-from tests.support.gateway import PHOTO, run_gateway
+from tests.support.gateway import PHOTO, open_stub, run_gateway
 from tests.support.outcomes import read_table
 from tests.support.waiting import wait_until
 
@@ -68,6 +68,32 @@ def test_suggestions_and_outcomes_are_kept_as_they_were(bundle, tmp_path):
     assert (rows[0]["category_treatment"], rows[0]["brand_treatment"]) == ("PREFILLED", "UNSPECIFIED")
     assert (rows[1]["category_id"], rows[1]["brand_kind"], rows[1]["brand_treatment"]) == (None, "NO_BRAND", "HIDDEN")
     assert (rows[2]["brand_kind"], rows[2]["brand_name"]) == ("OTHER", "Somebody")
+
+
+def test_an_outcome_with_the_suggestion_id_of_its_response_joins_it(bundle, tmp_path):
+    async def run():
+        async with run_gateway(bundle, outcomes=str(tmp_path)) as (server, _), open_stub(server) as stub:
+            request = pb.ClassifyListingRequest(listing_id="known", photos=[{"content": PHOTO}])
+            signed = (await stub.ClassifyListing(request)).suggestion_id
+            leaf = bundle.taxonomy.leaf_ids[0]
+            reports = [
+                pb.ReportOutcomeRequest(suggestion_id=signed, category_id=leaf),
+                pb.ReportOutcomeRequest(suggestion_id=signed[:-2], listing_id="known", category_id=leaf),
+                pb.ReportOutcomeRequest(listing_id="known", category_id=leaf),
+            ]
+            return [(await stub.ReportOutcome(report)).suggestion_id_status for report in reports]
+
+    assert asyncio.run(run()) == [
+        pb.SUGGESTION_ID_STATUS_VALID,
+        pb.SUGGESTION_ID_STATUS_INVALID,
+        pb.SUGGESTION_ID_STATUS_MISSING,
+    ]
+    (suggested,) = read_table(tmp_path, "suggestions")
+    rows = {row["suggestion_id_status"]: row for row in read_table(tmp_path, "outcomes")}
+    assert rows["VALID"]["suggestion_uid"] == suggested["suggestion_uid"] is not None
+    assert rows["VALID"]["listing_id"] == "known"
+    assert rows["VALID"]["model_version"] == bundle.info.model_version
+    assert rows["INVALID"]["suggestion_uid"] is rows["MISSING"]["suggestion_uid"] is None
 
 
 def test_a_bad_outcome_is_refused_with_its_field_and_not_written(bundle, tmp_path):

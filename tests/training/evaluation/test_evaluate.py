@@ -57,6 +57,7 @@ def test_figures_by_hand():
     assert photo["brand"]["top1_branded"] == 0.5
     assert listing["brand"]["top1_branded"] == 1
     assert photo["brand"]["top1_unbranded"] == 1
+    assert (photo["brand"]["top5"], photo["brand"]["top5_branded"]) == (1, 1)  # there are fewer than five brands
     assert listing["fields"]["category_depth_1"]["coverage"] == 1
     assert listing["fields"]["category_depth_1"]["precision"] == 1
     assert listing["fields"]["brand"]["num_filled"] == 0

@@ -35,6 +35,45 @@ def test_each_outcome_meets_the_last_suggestion_before_it_and_the_last_outcome_c
         assert tables.count_unjoined() == 1
 
 
+def test_a_signed_outcome_meets_the_suggestion_that_it_names(tmp_path):
+    url = write_tables(
+        tmp_path,
+        [
+            create_suggestion("a", 1, path=("fruit", "apple", "gala"), suggestion_uid="first"),
+            create_suggestion("a", 2, path=("tools",), suggestion_uid="second"),
+        ],
+        [create_outcome("a", 3, "gala", suggestion_uid="first")],
+    )
+    with open_tables(url, {"": create_small_taxonomy()}) as tables:
+        assert tables.load_outcomes("category_depth_3").accepted.tolist() == [True]
+
+
+@pytest.mark.parametrize("status", ["MISSING", "EXPIRED", "INVALID", "OTHER_CALLER"])
+def test_unverified_outcomes_count_only_when_asked_for(tmp_path, status):
+    url = write_tables(
+        tmp_path,
+        [create_suggestion("a", 1), create_suggestion("b", 1)],
+        [create_outcome("a", 2, "gala"), create_outcome("b", 2, "tools", suggestion_id_status=status)],
+    )
+    taxonomies = {"": create_small_taxonomy()}
+    with open_tables(url, taxonomies) as tables:
+        assert (tables.num_outcomes, tables.num_left_out) == (1, 1)
+        assert tables.load_outcomes("category_depth_1").accepted.tolist() == [True]
+    with open_tables(url, taxonomies, include_unverified=True) as tables:
+        assert (tables.num_outcomes, tables.num_left_out) == (2, 0)
+        assert tables.load_outcomes("category_depth_1").accepted.tolist() == [True, False]
+
+
+def test_where_no_outcome_is_verified_the_error_says_what_to_do(tmp_path):
+    outcomes = [create_outcome("a", 2, suggestion_id_status="MISSING")]
+    url = write_tables(tmp_path, [create_suggestion("a", 1)], outcomes)
+    with (
+        pytest.raises(ListingVisionError, match=r"none of the 1 outcomes .* --include-unverified"),
+        open_tables(url, {"": create_small_taxonomy()}),
+    ):
+        pass
+
+
 def test_without_suggestions_the_error_names_what_records_them(tmp_path):
     with (
         pytest.raises(ListingVisionError, match=r"holds no suggestions; `serve --outcomes"),
