@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from listing_vision_client.errors import ErrorDetails
+from listing_vision_client.protocol import reasons_pb2
 from serving.backfill import inspection
 from serving.backfill.job import LOCK_PATH, Job
 from serving.backfill.local_engine import create_local_engine
@@ -146,6 +147,30 @@ def test_an_overloaded_or_unavailable_gateway_is_called_again(bundle, market, tm
 def test_a_gateway_without_time_to_decode_is_called_again(bundle, market, tmp_path, served, monkeypatch):
     monkeypatch.setattr("serving.backfill.remote_engine.INITIAL_BACKOFF_S", 0.01)
     client = FlakyClient(served.address, [(grpc.StatusCode.UNAVAILABLE, "PHOTOS_UNAVAILABLE")])
+    store = backfill_through(client, served.address, bundle, market, tmp_path / "out")
+    assert client.num_calls == len(group_photos_by_listing(market)) + 1
+    assert not read_dead_letters(store)
+
+
+class BusyClient(ListingVisionClient):
+    """The first response lacks a photo for which the gateway had no time."""
+
+    def __init__(self, address):
+        super().__init__(address)
+        self._lock, self.num_calls = threading.Lock(), 0
+
+    def classify(self, photos, **options):
+        response = super().classify(photos, **options)
+        with self._lock:
+            self.num_calls += 1
+            if self.num_calls == 1:
+                response.photos[0].error.reason = reasons_pb2.PHOTO_SERVICE_BUSY
+        return response
+
+
+def test_a_photo_that_a_gateway_had_no_time_for_is_sent_again(bundle, market, tmp_path, served, monkeypatch):
+    monkeypatch.setattr("serving.backfill.remote_engine.INITIAL_BACKOFF_S", 0.01)
+    client = BusyClient(served.address)
     store = backfill_through(client, served.address, bundle, market, tmp_path / "out")
     assert client.num_calls == len(group_photos_by_listing(market)) + 1
     assert not read_dead_letters(store)
