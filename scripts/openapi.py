@@ -92,6 +92,8 @@ def build_openapi(image: bytes, *, version: str) -> dict[str, Any]:
     for file in files:
         comments = {tuple(place.path): _join_lines(place.leading_comments) for place in file.source_code_info.location}
         for number, message in enumerate(file.message_type):
+            if message.name.startswith("ClassifyListings"):  # of the stream, which is not served over HTTP
+                continue
             schemas[message.name] = _message_schema(message, number, comments)
         for number, enum in enumerate(file.enum_type):
             schemas[enum.name] = {

@@ -126,7 +126,8 @@ def test_photos_of_which_none_can_be_used_are_each_told_why(open_page, url, file
     page = open_page(url)
     page.set_input_files("#files", files[3:])
     page.wait_for_selector("#views .error")
-    assert page.locator("#state").inner_text().startswith("No answer: none of the 1 photos can be used")
+    assert page.locator("#state").inner_text() == "None of the photos could be read."
+    assert page.locator("#views .error").inner_text().startswith("Not a photo we can read.")
     assert not page.locator("#found").is_visible()
 
 
@@ -136,6 +137,10 @@ def test_a_token_is_asked_for_and_forgotten(open_page, bundle, start_serving, fi
     page = open_page(start_serving(bundle.folder, tmp_path / "serve.log", *options).http_url)
     page.set_input_files("#files", files[:1])
     page.wait_for_selector("#access:not([hidden])")
+    assert page.locator("#state").inner_text() == "This service needs an access token."
+    page.fill("#token", "another")
+    page.keyboard.press("Enter")
+    page.get_by_text("Token not accepted").wait_for()
     page.fill("#token", TOKEN)
     page.keyboard.press("Enter")
     assert wait_for_suggestion(page) == "Answered from 1 of 1 photos."

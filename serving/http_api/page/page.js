@@ -21,7 +21,8 @@ function word(key, ...values) {
 
 function percent(share) {
   const format = new Intl.NumberFormat(state.language, { style: "percent", maximumFractionDigits: 1 });
-  return share > 0 && share < 0.0005 ? `<${format.format(0.001)}` : format.format(share);
+  if (share > 0 && share < 0.0005) return `<${format.format(0.001)}`;
+  return share > 0.999 ? word("over", format.format(0.999)) : format.format(share);
 }
 
 function element(tag, properties = {}, ...children) {
@@ -47,8 +48,11 @@ async function call(path, body) {
 /** A canary may answer in another taxonomy than the last answer was in. */
 async function loadNames(version) {
   if (state.named === version) return;
-  const { categories, brands } = await call(`v1/taxonomy?version=${encodeURIComponent(version)}`);
-  state.names = new Map([...categories, ...brands].map(({ id, names }) => [id, names]));
+  const { categories, brands } = await call(`v1/taxonomy?taxonomyVersion=${encodeURIComponent(version)}`);
+  state.names = new Map([
+    ...categories.map(({ categoryId, names }) => [categoryId, names]),
+    ...brands.map(({ brandId, names }) => [brandId, names]),
+  ]);
   state.named = version;
 }
 
@@ -86,7 +90,7 @@ async function ask() {
 async function failed(error) {
   if (error.status === "UNAUTHENTICATED") {
     at("access").hidden = false;
-    say("failed", error.message);
+    say(state.token ? "tokenRefused" : "tokenMissing");
     at("token").focus();
   } else if (error.retryDelayMs && error.status === "RESOURCE_EXHAUSTED") {
     const seconds = Math.ceil(error.retryDelayMs / 1000);
@@ -94,11 +98,12 @@ async function failed(error) {
     const number = state.asked;
     setTimeout(() => number === state.asked && ask(), 1000 * seconds);
   } else {
-    for (const { field, description } of error.violations ?? []) {
+    for (const { field, reason, description } of error.violations ?? []) {
       const found = /^photos\[(\d+)\]/.exec(field);
-      if (found && state.photos[found[1]]) state.photos[found[1]].result = { error: { message: description } };
+      if (found && state.photos[found[1]]) state.photos[found[1]].result = { error: { reason, message: description } };
     }
-    if (error.status) say("failed", error.message);
+    if (error.reason === "NO_USABLE_PHOTO") say("noUsablePhoto");
+    else if (error.status) say("failed", error.message);
     else say("unreachable");
   }
 }
@@ -139,12 +144,11 @@ function showAnswer(answer) {
     ...answer.categoryPath.map((step) => field(nameOf(step.categoryId, step.name), step.probability, step)),
   );
   const { brand } = answer;
-  const named = { BRAND_KIND_BRAND: nameOf(brand.brandId, brand.name), BRAND_KIND_UNKNOWN: word("unknownBrand") };
-  const known = brand.kind === "BRAND_KIND_UNKNOWN" ? null : brand.probability;
-  at("brand").replaceChildren(field(named[brand.kind] ?? word("noBrand"), known, brand));
+  const named = { BRAND_KIND_BRAND: nameOf(brand.brandId, brand.name), BRAND_KIND_OTHER: word("otherBrand") };
+  at("brand").replaceChildren(field(named[brand.kind] ?? word("noBrand"), brand.probability ?? null, brand));
   at("alternatives").replaceChildren(
-    ...answer.alternatives.slice(1).map((one) =>
-      element("li", {}, element("span", { textContent: nameOf(one.categoryId, one.path) }), element("b", { textContent: percent(one.probability) })),
+    ...answer.categoryAlternatives.slice(1).map((one) =>
+      element("li", {}, element("span", { textContent: nameOf(one.categoryId, one.pathNames.at(-1)) }), element("b", { textContent: percent(one.probability) })),
     ),
   );
   const { model } = answer;
@@ -157,15 +161,24 @@ function showAnswer(answer) {
 }
 
 function times(answer) {
-  const stages = answer.stageTimes.map(({ stage, durationMs }) => [stage === "model" ? "model_stage" : stage, durationMs]);
+  const stages = answer.stageTimes.map(({ stage, duration }) => [stage, 1000 * parseFloat(duration)]);
   const rest = answer.totalMs - stages.reduce((sum, [, ms]) => sum + ms, 0);
-  return [...stages, ["other", Math.max(0, rest)]]
+  return [...stages, ["otherStages", Math.max(0, rest)]]
     .map(([name, ms]) => `${WORDS[state.language][name] ?? name} ${ms < 10 ? ms.toFixed(1) : Math.round(ms)} ms`)
     .join(" · ");
 }
 
-function field(name, probability, { outcome, explanation }) {
-  const filled = outcome === "SUGGESTION_OUTCOME_FILL";
+/** The reason in the page's language, or the service's own sentence where the page does not know the reason. */
+function why({ reason, message, threshold, calibrationListingCount, requiredListingCount }, probability) {
+  if (reason === "NOT_PREFILLED_REASON_BELOW_THRESHOLD") return word(reason, percent(probability), percent(threshold));
+  if (reason === "NOT_PREFILLED_REASON_NOT_CERTIFIED" && calibrationListingCount < requiredListingCount) {
+    return word("tooFewListings", calibrationListingCount, requiredListingCount);
+  }
+  return WORDS[state.language][reason] ?? message;
+}
+
+function field(name, probability, { action, notPrefilled }) {
+  const filled = action === "ACTION_PREFILL";
   const bar = element("meter", { min: 0, max: 1, value: probability ?? 0 });
   bar.setAttribute("aria-hidden", "true");
   return element(
@@ -176,7 +189,7 @@ function field(name, probability, { outcome, explanation }) {
       element("span", { className: "badge", textContent: word(filled ? "fill" : "suggest") }),
     ),
     probability === null ? null : element("div", { className: "line" }, bar, element("span", { className: "sure", textContent: word("sure", percent(probability)) })),
-    explanation ? element("details", {}, element("summary", { textContent: word("why", "").replace(/[：:]\s*$/, "") }), element("p", { textContent: explanation, lang: "en" })) : null,
+    notPrefilled ? element("details", {}, element("summary", { textContent: word("why") }), element("p", { textContent: why(notPrefilled, probability) })) : null,
   );
 }
 
@@ -188,11 +201,11 @@ function photoView(photo, i) {
   removing.setAttribute("aria-label", word("remove", title));
   const view = element("li", { className: error ? "bad" : "" }, picture, removing);
   if (recognition) {
-    const text = `${nameOf(recognition.categoryId)} ${percent(recognition.categoryProbability)}`;
+    const text = `${nameOf(recognition.categoryId, recognition.categoryName)} ${percent(recognition.categoryProbability)}`;
     view.append(element("p", { textContent: word("alone", text) }));
     view.append(photo.looked ? lookedAt(photo, picture) : lookButton(photo));
   } else if (error) {
-    view.append(element("p", { className: "error", textContent: error.message, lang: "en" }));
+    view.append(element("p", { className: "error", textContent: WORDS[state.language][error.reason] ?? error.message }));
   }
   return view;
 }
@@ -226,7 +239,7 @@ function lookedAt(photo, picture) {
     pen.fillStyle = `rgb(0 0 0 / ${(0.72 * (1 - share)).toFixed(3)})`;
     pen.fillRect(i % looked.columnCount, Math.floor(i / looked.columnCount), 1, 1);
   });
-  const seen = element("img", { src: `data:image/jpeg;base64,${looked.seen}`, alt: "" });
+  const seen = element("img", { src: `data:image/jpeg;base64,${looked.modelInput}`, alt: "" });
   picture.replaceChildren(seen, canvas);
   picture.classList.add("squash");
   const hide = element("button", { type: "button", className: "quiet look", textContent: word("hide") });
@@ -234,7 +247,7 @@ function lookedAt(photo, picture) {
     photo.looked = null;
     show();
   };
-  const text = word(tells ? "lookedAt" : "lookedAtNone", nameOf(looked.categoryId), percent(Math.max(0, most)));
+  const text = word(tells ? "lookedAt" : "lookedAtNone", nameOf(looked.categoryId, looked.name), percent(Math.max(0, most)));
   return element("div", {}, element("p", { textContent: text }), hide);
 }
 

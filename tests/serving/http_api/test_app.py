@@ -79,22 +79,23 @@ def test_json_and_a_form_are_answered_alike(url, bundle):
     status, headers, of_form = request_status(f"{url}/v1/listings:classify", body, content_type)
     assert status == 200
     for answer in (of_json, of_form):
-        assert {stage["stage"] for stage in answer.pop("stageTimes")} == {"decode", "model", "decision"}
+        assert answer.pop("suggestionId")
+        assert {stage["stage"] for stage in answer.pop("stageTimes")} == {"STAGE_DECODE", "STAGE_MODEL", "STAGE_DECISION"}
     assert of_form == of_json
     assert of_json["listingId"] == "a"
     assert of_json["model"]["version"] == bundle.info.model_version
-    assert of_json["categoryPath"][0]["outcome"] in {"SUGGESTION_OUTCOME_FILL", "SUGGESTION_OUTCOME_SUGGEST"}
-    assert len(of_json["alternatives"]) == 2
-    assert of_json["photos"][1]["error"]["reason"] == "PHOTO_ERROR_REASON_NOT_AN_IMAGE"
+    assert of_json["categoryPath"][0]["action"] in {"ACTION_PREFILL", "ACTION_SUGGEST"}
+    assert len(of_json["categoryAlternatives"]) == 2
+    assert of_json["photos"][1]["error"]["reason"] == "PHOTO_NOT_AN_IMAGE"
     assert headers["Content-Security-Policy"].startswith("default-src 'none'")
 
 
 def test_the_model_and_its_names(url, bundle):
     assert request_status(f"{url}/v1/model")[2]["model"]["version"] == bundle.info.model_version
     names = request_status(f"{url}/v1/taxonomy")[2]
-    assert [c["id"] for c in names["categories"]] == [c.id for c in bundle.taxonomy.categories]
+    assert [c["categoryId"] for c in names["categories"]] == [c.id for c in bundle.taxonomy.categories]
     assert [c["names"] for c in names["categories"]] == [dict(c.names) for c in bundle.taxonomy.categories]
-    assert [b["id"] for b in names["brands"]] == [b.id for b in bundle.taxonomy.brands]
+    assert [b["brandId"] for b in names["brands"]] == [b.id for b in bundle.taxonomy.brands]
 
 
 def test_names_are_those_of_any_release_that_is_loaded(bundle, other_bundle, start_serving, tmp_path):
@@ -108,8 +109,8 @@ def test_names_are_those_of_any_release_that_is_loaded(bundle, other_bundle, sta
     mine = bundle.taxonomy.version
 
     def versions():
-        asked_for = [f"{url}/v1/taxonomy", *(f"{url}/v1/taxonomy?version={v}" for v in (mine, "another"))]
-        return [(status, answer.get("version")) for status, _, answer in map(request_status, asked_for)]
+        asked_for = [f"{url}/v1/taxonomy", *(f"{url}/v1/taxonomy?taxonomyVersion={v}" for v in (mine, "another"))]
+        return [(status, answer.get("taxonomyVersion")) for status, _, answer in map(request_status, asked_for)]
 
     assert versions() == [(200, mine), (200, mine), (404, None)]
     release = send_command(supervisor_control_path(port), "load", bundle=str(other))
@@ -117,9 +118,9 @@ def test_names_are_those_of_any_release_that_is_loaded(bundle, other_bundle, sta
     send_command(supervisor_control_path(port), "promote", release=release)
     assert versions() == [(200, "another"), (200, mine), (200, "another")]
     assert served.log.count("HTTP at ") == 1  # it was not started again
-    unknown = request_status(f"{url}/v1/taxonomy?version=nowhere")[2]["error"]
+    unknown = request_status(f"{url}/v1/taxonomy?taxonomyVersion=nowhere")[2]["error"]
     assert unknown["reason"] == "TAXONOMY_UNKNOWN"
-    assert "'nowhere' is the version of no loaded model; the serving one has 'another'" in unknown["message"]
+    assert "'nowhere' is the version of no loaded release; the serving one has 'another'" in unknown["message"]
     assert served.stop() == 0
 
 
@@ -130,7 +131,7 @@ def test_a_photo_is_explained(url):
     assert status == 200
     assert len(answer["importances"]) == answer["rowCount"] * answer["columnCount"] == 49
     assert max(map(abs, answer["importances"])) > 0
-    assert base64.b64decode(answer["seen"]).startswith(b"\xff\xd8")
+    assert base64.b64decode(answer["modelInput"]).startswith(b"\xff\xd8")
     status, _, answer = request_status(
         f"{url}/v1/photos:explain", {"photo": {"content": base64.b64encode(b"text").decode()}}
     )

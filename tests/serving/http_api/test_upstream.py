@@ -6,6 +6,8 @@ import grpc
 import pytest
 
 from listing_vision_client.protocol import listing_vision_pb2 as pb
+from serving.api.suggestion_id import write_random_key
+from serving.config import SUGGESTION_KEY_FILE
 from serving.http_api.upstream import Upstream
 from serving.processes.sockets import gateway_socket_address
 from tests.support.gateway import run_gateway
@@ -23,6 +25,7 @@ def call_model(folder):
 
 
 def test_a_gateway_that_has_gone_is_passed_over(bundle, tmp_path):
+    write_random_key(tmp_path / SUGGESTION_KEY_FILE)
     with subprocess.Popen([sys.executable, "-c", ""]) as ended:
         pass
     for pid in (ended.pid, 1):  # one is dead, one lives and does not listen
