@@ -105,6 +105,15 @@ class ServeOptions:
         int | None,
         typer.Option(min=0, help="Port of HTTP/JSON and the web page; 0 takes a free one. Needs the extra `http`."),
     ] = None
+    http_hosts: Annotated[
+        tuple[str, ...],
+        typer.Option(
+            help="Comma-separated host names by which HTTP may be called, beside those of this machine. Default: "
+            "any; on a loopback address none.",
+            metavar="HOSTS",
+            callback=_split_at_commas,
+        ),
+    ] = ()
     photo_uris: Annotated[
         tuple[str, ...],
         typer.Option(
@@ -280,4 +289,5 @@ class ServeOptions:
             if Path in (hints[name], *get_args(hints[name])):
                 raw[name] = Path(raw[name])
         traffic_split = TrafficSplit.from_dict(raw["traffic_split"]) if raw["traffic_split"] else None
-        return cls(**{**raw, "traffic_split": traffic_split, "photo_uris": tuple(raw["photo_uris"])})
+        lists = {name: tuple(raw[name]) for name in ("http_hosts", "photo_uris")}
+        return cls(**{**raw, **lists, "traffic_split": traffic_split})

@@ -16,6 +16,7 @@ import uvicorn
 
 from serving.config import ServeOptions
 from serving.http_api.app import create_app
+from serving.http_api.browser_guard import list_allowed_hosts
 from serving.http_api.upstream import Upstream
 from serving.processes.control import ControlServer
 from serving.processes.lifetime import die_with_parent
@@ -59,7 +60,11 @@ def create_server(options: ServeOptions, upstream: Upstream) -> tuple[uvicorn.Se
     """
     assert options.runtime_folder is not None
     config = uvicorn.Config(
-        create_app(upstream),
+        create_app(
+            upstream,
+            allowed_hosts=list_allowed_hosts(options.host, options.http_hosts),
+            has_tls=options.tls is not None,
+        ),
         log_config=None,
         access_log=False,
         server_header=False,

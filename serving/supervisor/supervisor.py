@@ -100,7 +100,7 @@ class Supervisor:
         self._status: StatusServer | None = None
         self._http: HttpProcess | None = None
         if options.http_port is not None:
-            _require_installed("--http-port", "http", "starlette", "uvicorn", "python_multipart")
+            _require_installed("--http-port", "http", "starlette", "uvicorn")
             self._http = HttpProcess(on_exit=lambda: self._restarts.labels("http").inc())
 
     async def start(self) -> None:

@@ -4,8 +4,8 @@ import base64
 import hashlib
 import http.client
 import json
-import re
 import shutil
+import socket
 import urllib.error
 import urllib.request
 from dataclasses import replace
@@ -15,7 +15,8 @@ import pytest
 from openapi_spec_validator import validate
 
 from listing_vision_client.protocol import listing_vision_pb2 as pb
-from serving.http_api.app import BODY_LIMIT_BYTES
+from serving.api.limits import REQUEST_LIMIT_BYTES
+from serving.http_api.body_limits import BODY_LIMIT_BYTES
 from serving.processes.control import send_command
 from serving.processes.sockets import supervisor_control_path
 from tests.conftest import ROOT
@@ -26,14 +27,10 @@ PHOTO = encode_image(create_scene(200, 150))
 TOKEN = "a-token-of-the-tests"
 
 
-def http_url(served):
-    return re.findall(r"HTTP at (\S+)", served.log)[-1]
-
-
 @pytest.fixture(scope="module")
 def url(bundle, start_serving, tmp_path_factory):
     log = tmp_path_factory.mktemp("http") / "serve.log"
-    return http_url(start_serving(bundle.folder, log, "--in-process", "--http-port", "0"))
+    return start_serving(bundle.folder, log, "--in-process", "--http-port", "0").http_url
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +77,11 @@ def test_json_and_a_form_are_answered_alike(url, bundle):
     assert status == 200
     for answer in (of_json, of_form):
         assert answer.pop("suggestionId")
-        assert {stage["stage"] for stage in answer.pop("stageTimes")} == {"STAGE_DECODE", "STAGE_MODEL", "STAGE_DECISION"}
+        assert {stage["stage"] for stage in answer.pop("stageTimes")} == {
+            "STAGE_DECODE",
+            "STAGE_MODEL",
+            "STAGE_DECISION",
+        }
     assert of_form == of_json
     assert of_json["listingId"] == "a"
     assert of_json["model"]["version"] == bundle.info.model_version
@@ -105,7 +106,7 @@ def test_names_are_those_of_any_release_that_is_loaded(bundle, other_bundle, sta
     renamed.save(other / "taxonomy.json")
     seal_bundle(other, replace(other_bundle.info, taxonomy_version="another"))
     served = start_serving(bundle.folder, tmp_path / "serve.log", "--in-process", "--http-port", "0")
-    url, port = http_url(served), int(served.address.rpartition(":")[2])
+    url, port = served.http_url, int(served.address.rpartition(":")[2])
     mine = bundle.taxonomy.version
 
     def versions():
@@ -140,15 +141,17 @@ def test_a_photo_is_explained(url):
 
 BAD = {
     "no JSON": (b"{", "application/json", 400, "BODY_UNREADABLE"),
-    "not UTF-8": (b"\xff\xfe{}", "application/json", 400, "BODY_UNREADABLE"),
     "an unknown field": (b'{"photo": 1}', "application/json", 400, "BODY_UNREADABLE"),
-    "too deep": (b'{"a":' * 5000, "application/json", 400, "BODY_UNREADABLE"),
-    "no photo": (b"{}", "application/json", 400, "NO_PHOTOS"),
+    "no photo": (b"{}", "application/json; charset=UTF-8", 400, "NO_PHOTOS"),
+    "another charset": (b"{}", "application/json; charset=shift_jis", 415, "CONTENT_TYPE_UNSUPPORTED"),
+    "another content type": (b"{}", "text/plain", 415, "CONTENT_TYPE_UNSUPPORTED"),
+    "no content type": (b"{}", "", 415, "CONTENT_TYPE_UNSUPPORTED"),
     "a form without a boundary": (b"x", "multipart/form-data", 400, "BODY_UNREADABLE"),
-    "a form field that is not known": (*form(PHOTO, colour="red"), 400, "FIELD_UNKNOWN"),
-    "a number that is none": (*form(PHOTO, alternative_count="two"), 400, "ALTERNATIVE_COUNT_OUT_OF_RANGE"),
+    "a form field that is not known": (*form(PHOTO, colour="red"), 400, "BODY_UNREADABLE"),
+    "a number that is none": (*form(PHOTO, alternative_count="two"), 400, "BODY_UNREADABLE"),
+    "a number out of range": (*form(PHOTO, alternative_count="21"), 400, "ALTERNATIVE_COUNT_OUT_OF_RANGE"),
     "too many photos": (*form(*[b"x"] * 21), 400, "TOO_MANY_PHOTOS"),
-    "far too many photos": (*form(*[b"x"] * 40), 400, "BODY_UNREADABLE"),
+    "far too many photos": (*form(*[b"x"] * 140), 400, "BODY_UNREADABLE"),
 }
 
 
@@ -160,38 +163,103 @@ def test_bad_requests_are_named(url, name):
     assert found[2]["error"]["message"]
 
 
-@pytest.mark.parametrize("timeout_ms", ["0", "-5", "nan", "soon", "60001"])
+def test_damaged_base64_is_refused_and_names_the_photo(url):
+    body = in_json(PHOTO, PHOTO)
+    body["photos"][1]["content"] = body["photos"][1]["content"][:-8] + "*" * 8
+    status, _, answer = request_status(f"{url}/v1/listings:classify", body)
+    (violation,) = answer["error"]["violations"]
+    assert (status, violation["field"], violation["reason"]) == (400, "photos[1].content", "FIELD_INVALID")
+
+
+def test_only_classify_takes_a_form(url):
+    status, headers, answer = request_status(f"{url}/v1/photos:explain", *form(PHOTO))
+    assert (status, answer["error"]["reason"]) == (415, "CONTENT_TYPE_UNSUPPORTED")
+    assert headers["Accept-Post"] == "application/json"
+
+
+@pytest.mark.parametrize("timeout_ms", ["0", "-5", "nan", "soon", "60001", "1_000", "1e3", "\xb2"])
 def test_a_timeout_that_is_none_is_refused(url, timeout_ms):
     status, _, answer = request_status(f"{url}/v1/model", **{"x-timeout-ms": timeout_ms})
     assert (status, answer["error"]["reason"]) == (400, "TIMEOUT_OUT_OF_RANGE")
+    assert answer["error"]["metadata"] == {"limit": "60000"}
+
+
+def test_headers_that_grpc_does_not_take_are_dropped(url, guarded):
+    for name in ("authorization", "x-request-id", "traceparent"):
+        assert request_status(f"{url}/v1/model", **{name: "caf\xe9 \t"})[0] == 200
+    status, _, answer = request_status(f"{guarded.http_url}/v1/model", authorization="Bearer caf\xe9")
+    assert (status, answer["error"]["reason"]) == (401, "UNAUTHENTICATED")
+
+
+def test_query_parameters_are_checked(url):
+    status, _, answer = request_status(f"{url}/v1/taxonomy?version=1")
+    (violation,) = answer["error"]["violations"]
+    assert (status, violation["field"], violation["reason"]) == (400, "version", "FIELD_UNKNOWN")
+    assert request_status(f"{url}/v1/taxonomy?languageCode=ja")[2]["languageCode"] in ("ja", "en")
 
 
 def test_too_little_time_is_504_and_what_is_not_served_501(url):
     status, _, answer = request_status(f"{url}/v1/listings:classify", in_json(PHOTO), **{"x-timeout-ms": "1"})
     assert (status, answer["error"]["status"]) == (504, "DEADLINE_EXCEEDED")
     status, _, answer = request_status(f"{url}/v1/outcomes", {"listingId": "a"})
-    assert (status, answer["error"]["status"]) == (501, "UNIMPLEMENTED")
-    assert request_status(f"{url}/v1/nothing")[0] == 404
-    assert request_status(f"{url}/v1/listings:classify")[0] == 405
+    assert (status, answer["error"]["reason"]) == (501, "OUTCOMES_NOT_RECORDED")
+
+
+def test_what_is_no_route_has_its_own_status(url):
+    for path in ("/v1/nothing", "/v1/model/", "/"):
+        status, headers, answer = request_status(f"{url}{path}", b"{}")
+        if path == "/":
+            assert (status, answer["error"]["reason"]) == (405, "METHOD_NOT_ALLOWED")
+        else:
+            assert (status, answer["error"]["status"]) == (404, "NOT_FOUND")
+            assert answer["error"]["reason"] == "ROUTE_NOT_FOUND"
+    status, headers, answer = request_status(f"{url}/v1/listings:classify")
+    assert (status, answer["error"]["reason"], headers["Allow"]) == (405, "METHOD_NOT_ALLOWED", "POST")
+    assert headers["X-Content-Type-Options"] == "nosniff"
+
+
+def send_raw(url, request):
+    """Status and JSON of the response to bytes."""
+    place = urlsplit(url)
+    with socket.create_connection((place.hostname, place.port), timeout=30) as connection:
+        connection.sendall(request)
+        response = http.client.HTTPResponse(connection)
+        response.begin()
+        return response.status, json.loads(response.read())
 
 
 def test_a_body_over_the_limit_is_refused_by_its_header(url):
-    place = urlsplit(url)
-    connection = http.client.HTTPConnection(place.hostname, place.port, timeout=30)
-    connection.putrequest("POST", "/v1/listings:classify")
-    connection.putheader("Content-Length", str(BODY_LIMIT_BYTES + 1))
-    connection.endheaders()
-    answer = connection.getresponse()
-    assert answer.status == 413
-    assert "send fewer or smaller photos" in json.loads(answer.read())["error"]["message"]
-    connection.close()
+    request = b"POST /v1/listings:classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
+    status, answer = send_raw(url, request % (BODY_LIMIT_BYTES + 1))
+    assert (status, answer["error"]["reason"]) == (413, "REQUEST_TOO_LARGE")
+    assert answer["error"]["metadata"]["limit"] == str(BODY_LIMIT_BYTES)
+    assert "send fewer or smaller photos" in answer["error"]["message"]
+
+
+def test_photos_over_the_limit_of_a_request_are_413_too(url):
+    status, _, answer = request_status(f"{url}/v1/listings:classify", *form(*[b"x" * (4 << 20)] * 17))
+    assert (status, answer["error"]["reason"]) == (413, "REQUEST_TOO_LARGE")
+    assert answer["error"]["metadata"]["limit"] == str(REQUEST_LIMIT_BYTES)
+
+
+def test_a_body_with_two_kinds_of_length_is_refused(url):
+    request = (
+        b"POST /v1/outcomes HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+    assert send_raw(url, request + b"2\r\n{}\r\n0\r\n\r\n")[0] == 400
+
+
+def test_other_sites_are_refused(url):
+    for headers in ({"Origin": "http://evil.example"}, {"Sec-Fetch-Site": "cross-site"}, {"Host": "evil.example"}):
+        status, _, answer = request_status(f"{url}/v1/listings:classify", in_json(PHOTO), **headers)
+        assert (status, answer["error"]["reason"]) == (403, "CROSS_SITE_REQUEST")
 
 
 def test_tokens_and_quotas_are_those_of_the_service(guarded):
-    url = http_url(guarded)
+    url = guarded.http_url
     for path in ("/v1/model", "/v1/taxonomy"):
         status, headers, answer = request_status(f"{url}{path}")
-        assert (status, headers["WWW-Authenticate"], answer["error"]["message"]) == (401, "Bearer", "unauthenticated")
+        assert (status, headers["WWW-Authenticate"], answer["error"]["reason"]) == (401, "Bearer", "UNAUTHENTICATED")
     access = {"Authorization": f"Bearer {TOKEN}"}
     assert request_status(f"{url}/v1/model", **access)[0] == 200
     many = [request_status(f"{url}/v1/listings:classify", in_json(*[PHOTO] * 20), **access) for _ in range(6)]
@@ -210,7 +278,7 @@ def test_the_document_is_openapi_and_names_what_is_served(url):
     assert document == json.loads((ROOT / "serving" / "http_api" / "openapi.json").read_text())
     for path, verbs in document["paths"].items():
         for verb in verbs:
-            body = b"" if verb == "post" else None
+            body = b"{}" if verb == "post" else None
             assert request_status(f"{url}{path}", body)[0] not in (404, 405), path
     answer = document["components"]["schemas"]["ClassifyListingResponse"]["properties"]
     assert set(answer) == {field.json_name for field in pb.ClassifyListingResponse.DESCRIPTOR.fields}
