@@ -114,9 +114,10 @@ class _BlockingTritonEngine:
     def __init__(self, bundle: Bundle, address: str, runner: asyncio.Runner, *, allow_decoding: bool) -> None:
         from serving.inference.health import check_golden_photos
         from serving.inference.triton import TritonEngine
+        from serving.inference.triton_channel import TritonAccess
 
         async def connect() -> tuple[TritonEngine, str]:
-            engine = TritonEngine(address, allow_decoding=allow_decoding)
+            engine = TritonEngine(address, allow_decoding=allow_decoding, access=TritonAccess.from_environment())
             try:
                 await check_golden_photos(engine, bundle)
                 return engine, await engine.fetch_backend()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # gRPC is not installed where models are only trained, and th
     from serving.api.suggestion_id import SuggestionSigner
     from serving.auth.interceptor import TokenVerifier
     from serving.auth.tls import ServerTls
+    from serving.inference.triton_channel import TritonAccess
     from serving.triton.config import RepositoryOptions
 
 __all__ = ["SUGGESTION_KEY_FILE", "ServeOptions"]
@@ -48,6 +49,21 @@ class ServeOptions:
     triton: Annotated[
         str | None, typer.Option(help="HOST:PORT of a Triton that serves the bundle. Default: `serve` starts one.")
     ] = None
+    triton_ca: Annotated[
+        Path | None,
+        typer.Option(help="PEM file of the CA of --triton's certificate; without it plain text.", resolve_path=True),
+    ] = None
+    triton_key_file: Annotated[
+        Path | None,
+        typer.Option(help="File of a line NAME=VALUE: the key of --triton's restricted protocols.", resolve_path=True),
+    ] = None
+    require_triton: Annotated[
+        bool,
+        typer.Option(
+            "--require-triton",
+            help="Do not start without Triton. Default: gateway processes run the model where Triton does not start.",
+        ),
+    ] = False
     model_name: str = MODEL_NAME
     """Name of the bundle's model in Triton."""
     in_process: Annotated[
@@ -182,26 +198,13 @@ class ServeOptions:
 
     def find_conflict(self) -> str | None:
         """Return what is wrong with the combination of flags, None if nothing is."""
-        jwt = (self.jwks, self.jwt_audience, self.jwt_issuer)
-        rules: Sequence[tuple[object, str]] = (
-            (self.triton and self.in_process, "give --triton or --in-process, not both"),
-            (
-                self.tuning and (self.triton or self.in_process),
-                "--tuning is for the Triton that `serve` starts; drop it with --triton and --in-process",
-            ),
-            ((self.tls_certificate is None) != (self.tls_key is None), "--tls-certificate and --tls-key go together"),
-            (
-                self.tls_client_ca and not self.tls_certificate,
-                "--tls-client-ca needs --tls-certificate and --tls-key",
-            ),
-            (any(jwt) and not all(jwt), "--jwks, --jwt-audience and --jwt-issuer go together"),
-            (
-                self.quota_photos_per_s and not (self.tokens or self.jwks),
-                "--quota counts by caller and needs --tokens or --jwks",
-            ),
-            (self.shadow and not self.outcomes, "--shadow records suggestions and needs --outcomes"),
-        )
-        return next((message for is_violated, message in rules if is_violated), None)
+        return _find_conflict(self)
+
+    @property
+    def triton_access(self) -> "TritonAccess":
+        from serving.inference.triton_channel import TritonAccess
+
+        return TritonAccess(ca=self.triton_ca, key_file=self.triton_key_file)
 
     def require_tls_beyond_loopback(self) -> None:
         """Raise ListingVisionError if photos and tokens would cross a network in plain text."""
@@ -291,3 +294,34 @@ class ServeOptions:
         traffic_split = TrafficSplit.from_dict(raw["traffic_split"]) if raw["traffic_split"] else None
         lists = {name: tuple(raw[name]) for name in ("http_hosts", "photo_uris")}
         return cls(**{**raw, **lists, "traffic_split": traffic_split})
+
+
+def _find_conflict(options: ServeOptions) -> str | None:
+    jwt = (options.jwks, options.jwt_audience, options.jwt_issuer)
+    rules: Sequence[tuple[object, str]] = (
+        (options.triton and options.in_process, "give --triton or --in-process, not both"),
+        (
+            options.require_triton and (options.triton or options.in_process),
+            "--require-triton is for the Triton that `serve` starts; drop it with --triton and --in-process",
+        ),
+        (
+            (options.triton_ca or options.triton_key_file) and not options.triton,
+            "--triton-ca and --triton-key-file are for --triton; the Triton that `serve` starts needs neither",
+        ),
+        (
+            options.tuning and (options.triton or options.in_process),
+            "--tuning is for the Triton that `serve` starts; drop it with --triton and --in-process",
+        ),
+        ((options.tls_certificate is None) != (options.tls_key is None), "--tls-certificate and --tls-key go together"),
+        (
+            options.tls_client_ca and not options.tls_certificate,
+            "--tls-client-ca needs --tls-certificate and --tls-key",
+        ),
+        (any(jwt) and not all(jwt), "--jwks, --jwt-audience and --jwt-issuer go together"),
+        (
+            options.quota_photos_per_s and not (options.tokens or options.jwks),
+            "--quota counts by caller and needs --tokens or --jwks",
+        ),
+        (options.shadow and not options.outcomes, "--shadow records suggestions and needs --outcomes"),
+    )
+    return next((message for is_violated, message in rules if is_violated), None)

@@ -4,6 +4,9 @@
 # Loading models, shared memory, tracing and log settings need TRITON_CONTROL_KEY in a header; by default it is a random secret.
 # Open over gRPC: inference, health, metadata, and the model's configuration, by which a gateway recognises the model. Open over
 # HTTP: health alone, for probes. Arguments are passed to Triton.
+#
+# TRITON_KEY_FILE: a file of a line NAME=VALUE, a key that inference and model configuration need too (`serve --triton-key-file`).
+# TRITON_TLS_CERTIFICATE, TRITON_TLS_KEY: PEM files for TLS over gRPC (`serve --triton-ca`). Probes then need HTTP.
 set -eu
 
 models=${TRITON_MODELS:-/models}
@@ -17,6 +20,12 @@ done
 export NVIDIA_TF32_OVERRIDE="${NVIDIA_TF32_OVERRIDE:-0}"
 key=${TRITON_CONTROL_KEY:-$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')}
 control=model-repository,shared-memory,trace,logging,statistics
+if [ -n "${TRITON_KEY_FILE:-}" ]; then
+    set -- --grpc-restricted-protocol="inference,metadata,model-config:$(cat "$TRITON_KEY_FILE")" "$@"
+fi
+if [ -n "${TRITON_TLS_CERTIFICATE:-}" ]; then
+    set -- --grpc-use-ssl=true --grpc-server-cert="$TRITON_TLS_CERTIFICATE" --grpc-server-key="$TRITON_TLS_KEY" "$@"
+fi
 
 exec tritonserver \
     --model-repository="$models" \

@@ -187,6 +187,7 @@ class GatewayServer:
             model_name=model_name,
             num_gateways=self._options.workers,
             allow_decoding=self._options.decode_in == "triton",
+            access=self._options.triton_access,
         )
 
     def _create_decoders(self, preprocessing: Preprocessing) -> DecoderPool | DecoderThreads:

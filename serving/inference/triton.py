@@ -13,6 +13,7 @@ from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
 from serving.inference.engine import EncodedInferenceResult, InferEncoded
 from serving.inference.model_names import MODEL_NAME
+from serving.inference.triton_channel import TritonAccess
 from serving.inference.triton_tensors import (
     BACKEND_PARAMETER,
     ENCODED_BACKEND_PARAMETER,
@@ -44,13 +45,6 @@ _RPC_TIMEOUT_S = 10.0
 _INFER_TIMEOUT_S = 20.0
 # A full or overdue queue is UNAVAILABLE like a dead server; only Triton's message tells them apart.
 _QUEUE_FULL_MESSAGES = ("Exceeds maximum queue size", "Request timeout expired")
-_CHANNEL_OPTIONS = [
-    ("grpc.max_send_message_length", -1),
-    ("grpc.max_receive_message_length", -1),
-    # Reconnects to a restarted Triton within seconds, not after gRPC's default of two minutes.
-    ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.max_reconnect_backoff_ms", 2000),
-]
 _INFER_METHOD = "/inference.GRPCInferenceService/ModelInfer"
 _DEFAULT_MAX_CONCURRENT_REQUESTS = 64
 """The limit until the model's configuration is known."""
@@ -64,16 +58,29 @@ class TritonEngine:
     """
 
     def __init__(
-        self, address: str, *, model_name: str = MODEL_NAME, num_gateways: int = 1, allow_decoding: bool = True
+        self,
+        address: str,
+        *,
+        model_name: str = MODEL_NAME,
+        num_gateways: int = 1,
+        allow_decoding: bool = True,
+        access: TritonAccess | None = None,
     ) -> None:
         """Args:
+        address: `HOST:PORT`, or `unix:PATH`.
         num_gateways: processes that share this Triton, and so its instances.
         allow_decoding: whether to send encoded photos to a model that takes them.
+        access: TLS and key of a Triton on another machine; None: neither.
+
+        Raises:
+            ListingVisionError: a file of `access` cannot be used.
         """
+        access = access or TritonAccess()
         self._address = address
         self._model_name = model_name
         self._num_gateways = num_gateways
-        self._channel = grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
+        self._headers = access.build_headers()
+        self._channel = access.open_channel(address)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         output = service_pb2.ModelInferRequest.InferRequestedOutputTensor
         self._outputs = {name: output(name=name) for name in OUTPUT_NAMES}
@@ -107,7 +114,7 @@ class TritonEngine:
     async def fetch_backend(self) -> str:
         request = service_pb2.ModelConfigRequest(name=self._model_name)
         try:
-            response = await self._stub.ModelConfig(request, timeout=_RPC_TIMEOUT_S)
+            response = await self._stub.ModelConfig(request, timeout=_RPC_TIMEOUT_S, metadata=self._headers)
         except grpc.aio.AioRpcError as error:
             raise self._to_engine_error(error) from error
         self._slots.limit = max(2, -(-compute_max_concurrent_requests(response.config) // self._num_gateways))
@@ -141,7 +148,7 @@ class TritonEngine:
 
     async def _call_model_control(self, call: Any, request: Any, what: str, timeout_s: float) -> None:
         try:
-            await call(request, timeout=timeout_s)
+            await call(request, timeout=timeout_s, metadata=self._headers)
         except grpc.aio.AioRpcError as error:
             raise EngineUnavailable(
                 f"Triton at {self._address} did not {what} {self._model_name}: {error.details()}"
@@ -195,7 +202,9 @@ class TritonEngine:
         )
         try:
             with tracing.sampled_client_span(_INFER_METHOD) as headers:
-                return await self._stub.ModelInfer(request, timeout=_INFER_TIMEOUT_S, metadata=headers)
+                return await self._stub.ModelInfer(
+                    request, timeout=_INFER_TIMEOUT_S, metadata=(*self._headers, *headers)
+                )
         except grpc.aio.AioRpcError as error:
             raise self._to_engine_error(error) from error
 

@@ -9,10 +9,6 @@ import socket
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 
-import grpc
-import prometheus_client
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-
 from serving.api.suggestion_id import write_random_key
 from serving.config import SUGGESTION_KEY_FILE, ServeOptions
 from serving.errors import TritonNotInstalled
@@ -21,13 +17,15 @@ from serving.observability.admin_http import HttpResponse, StatusServer
 from serving.observability.metrics import MetricsFolder
 from serving.observability.tracing import require_packages
 from serving.processes.control import ControlServer
-from serving.processes.sockets import gateway_socket_address, reserve_port, supervisor_control_path
+from serving.processes.sockets import reserve_port, supervisor_control_path
 from serving.rollout.manager import ReleaseManager
 from serving.rollout.router import create_single_release_split
 from serving.rollout.routes_file import write_traffic_split
 from serving.rollout.traffic_split import CANARY, SHADOW, ReleaseSpec, TrafficShare, TrafficSplit
 from serving.supervisor.gateway_pool import GatewayPool
 from serving.supervisor.http_process import HttpProcess
+from serving.supervisor.status_pages import StatusPages
+from serving.supervisor.supervisor_metrics import SupervisorMetrics
 from serving.triton.install import find_triton
 from serving.triton.process import LocalTriton
 from serving.triton.watchdog import TritonWatchdog
@@ -37,9 +35,6 @@ from vision.errors import EngineUnavailable, ListingVisionError
 __all__ = ["Supervisor", "serve"]
 
 _log = logging.getLogger(__name__)
-
-READY_TIMEOUT_S = 2.0
-SERVING = "SERVING"
 
 
 class Supervisor:
@@ -63,6 +58,7 @@ class Supervisor:
         self._restart_lock = asyncio.Lock()
         self._port_reservation: socket.socket | None = None
         options.require_tls_beyond_loopback()
+        options.triton_access.check()
         if options.traces:
             require_packages()  # as each gateway process would
         if options.tls:
@@ -76,22 +72,10 @@ class Supervisor:
         except ListingVisionError:
             self._metrics.remove()
             raise
-        self._restarts = prometheus_client.Counter(
-            "listing_vision_restarts",
-            "Restarts after an exit or a failed health check, by component: gateway, http, triton, or its model.",
-            ["component"],
-            registry=self._metrics.registry,
-        )
-        self._canaries_removed = prometheus_client.Counter(
-            "listing_vision_canaries_removed",
-            "Canaries that were removed because they were unhealthy.",
-            registry=self._metrics.registry,
-        )
-        prometheus_client.Gauge(
-            "listing_vision_gateway_processes_desired",
-            "Gateway processes that should serve.",
-            registry=self._metrics.registry,
-        ).set(options.workers)
+        self._own_metrics = SupervisorMetrics(self._metrics.registry)
+        self._own_metrics.gateway_processes_desired.set(options.workers)
+        self._fallback_reason: str | None = None
+        """Why there is no Triton where one was to be started."""
         if options.photo_uris:
             _require_installed("--photo-uris", "photo-uris", "aiohttp")
             _validate_prefixes(options.photo_uris)
@@ -101,7 +85,7 @@ class Supervisor:
         self._http: HttpProcess | None = None
         if options.http_port is not None:
             _require_installed("--http-port", "http", "starlette", "uvicorn")
-            self._http = HttpProcess(on_exit=lambda: self._restarts.labels("http").inc())
+            self._http = HttpProcess(on_exit=lambda: self._own_metrics.restarts.labels("http").inc())
 
     async def start(self) -> None:
         """Return once all gateway processes serve.
@@ -121,7 +105,10 @@ class Supervisor:
             self._options = replace(self._options, traffic_split=traffic_split)
             write_traffic_split(self._metrics.path, traffic_split)
             self._gateways = GatewayPool(
-                self._options, self._metrics, restarts=self._restarts, on_unhealthy_releases=self._on_unhealthy_releases
+                self._options,
+                self._metrics,
+                restarts=self._own_metrics.restarts,
+                on_unhealthy_releases=self._on_unhealthy_releases,
             )
             await self._gateways.start()
             if self._http:
@@ -231,7 +218,7 @@ class Supervisor:
         assert self._releases is not None
         try:
             if await self._releases.remove_canary(canary, reason):
-                self._canaries_removed.inc()
+                self._own_metrics.canaries_removed.inc()
         except ListingVisionError as error:  # the next gateway process that finds it unhealthy tries again
             _log.error("the canary %s could not be removed: %s", canary, error)
         finally:
@@ -246,54 +233,39 @@ class Supervisor:
     @property
     def status_pages(self) -> Mapping[str, Callable[[], HttpResponse]]:
         """Paths of the status port, each with the function that responds."""
-        return {
-            "/metrics": lambda: HttpResponse(200, prometheus_client.CONTENT_TYPE_LATEST, self._render_metrics()),
-            "/healthz": lambda: HttpResponse(200, "text/plain", b"alive\n"),
-            "/readyz": self._check_readiness,
-        }
-
-    def _render_metrics(self) -> bytes:
-        """Return the metrics of all processes, and of Triton if it runs here: batch sizes, queues, GPU."""
-        return self._metrics.render() + (self._triton.fetch_metrics() if self._triton else b"")
-
-    def _check_readiness(self) -> HttpResponse:
-        """Return 200 if any gateway process serves, by the health that clients see."""
-        states = [self._fetch_health(pid) for pid in (self._gateways.pids if self._gateways else [])]
-        if SERVING in states:
-            return HttpResponse(200, "text/plain", b"ready\n")
-        return HttpResponse(503, "text/plain", f"not ready: {', '.join(states) or 'no gateway process'}\n".encode())
-
-    def _fetch_health(self, pid: int) -> str:
-        """Return `SERVING`, another health, or the status of a failed call."""
-        try:
-            with grpc.insecure_channel(gateway_socket_address(self._metrics.path, pid)) as channel:
-                health = health_pb2_grpc.HealthStub(channel)
-                response = health.Check(health_pb2.HealthCheckRequest(), timeout=READY_TIMEOUT_S)
-        except grpc.RpcError as error:
-            return str(error.code().name)
-        return str(health_pb2.HealthCheckResponse.ServingStatus.Name(response.status))
+        return StatusPages(
+            self._metrics,
+            list_gateways=lambda: self._gateways.pids if self._gateways else [],
+            fetch_triton_metrics=lambda: self._triton.fetch_metrics() if self._triton else b"",
+            list_problems=lambda: [self._fallback_reason] if self._fallback_reason else [],
+        ).by_path
 
     async def _start_triton(self) -> None:
         try:
             installation = find_triton()
         except TritonNotInstalled as error:
-            self._fall_back_to_in_process(str(error))
+            self._fall_back_to_in_process(error)
             return
         local = LocalTriton(self._bundle, installation, self._options.repository_options, traces=self._options.traces)
         self._triton = TritonWatchdog(
-            local, self._bundle, health_interval_s=self._options.health_interval_s, restarts=self._restarts
+            local, self._bundle, health_interval_s=self._options.health_interval_s, restarts=self._own_metrics.restarts
         )
         try:
             await self._triton.start()
         except EngineUnavailable as error:
             await self._triton.stop()
             self._triton = None
-            self._fall_back_to_in_process(f"Triton did not start: {error}")
+            self._fall_back_to_in_process(error)
             return
         self._options = replace(self._options, triton=self._triton.address)
 
-    def _fall_back_to_in_process(self, reason: str) -> None:
-        _log.warning("the gateway runs the model with ONNX Runtime in its own process: %s", reason)
+    def _fall_back_to_in_process(self, cause: ListingVisionError) -> None:
+        if self._options.require_triton:
+            raise cause
+        _log.error("no Triton: the gateway processes run the model themselves, with ONNX Runtime: %s", cause)
+        first_line = str(cause).partition("\n")[0]
+        self._fallback_reason = f"the gateway processes run the model themselves: {first_line}"
+        self._own_metrics.engine_fallback.set(1)
         self._options = replace(self._options, in_process=True)
 
     def _spawn(self, work: Coroutine[object, object, None]) -> None:

@@ -182,14 +182,14 @@ class LocalTriton:
         while time.monotonic() < deadline:
             if not self.is_running():
                 code = self._process.returncode if self._process else None
-                raise EngineUnavailable(f"Triton exited with status {code} while starting:\n{self._log_tail()}")
+                raise EngineUnavailable(f"Triton exited with status {code} while starting{self._describe_cause()}")
             with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
                 probe.settimeout(1)
                 probe.connect(str(self._socket_path))
                 self._warn_of_readable_memory()
                 return
             time.sleep(0.1)
-        raise EngineUnavailable(f"Triton did not listen within {timeout_s:g} s:\n{self._log_tail()}")
+        raise EngineUnavailable(f"Triton did not listen within {timeout_s:g} s{self._describe_cause()}")
 
     def stop(self) -> None:
         """Have it drain and exit, or kill it; then remove its files and shared memory."""
@@ -237,9 +237,19 @@ class LocalTriton:
                 ", ".join(readable),
             )
 
-    def _log_tail(self) -> str:
+    def _describe_cause(self) -> str:
+        """Return what may have kept it from starting, and the end of its log."""
         lines = self.log_path.read_text(errors="replace").splitlines() if self.log_path.exists() else []
-        return "\n".join(lines[-40:])
+        tail = "\n".join(lines[-40:])
+        with contextlib.suppress(OSError):
+            memory = os.statvfs(_SHM_FOLDER)
+            size_bytes, needed_bytes = memory.f_blocks * memory.f_frsize, self.options.num_instances * _SHM_BYTES
+            if size_bytes <= needed_bytes:
+                return (
+                    f"; {_SHM_FOLDER} has {size_bytes >> 20} MiB and {self.options.num_instances} instances need "
+                    f"more than {needed_bytes >> 20} (docker run --shm-size, or a larger emptyDir in memory):\n{tail}"
+                )
+        return f":\n{tail}"
 
 
 def _remove_what_killed_owners_left() -> None:

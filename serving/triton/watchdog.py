@@ -34,6 +34,8 @@ RESTART_THRESHOLD = 4
 RELOAD_TIMEOUT_S = 10.0
 LOAD_TIMEOUT_S = 300.0
 METRICS_TIMEOUT_S = 2.0
+# Not through the proxy of http_proxy, which does not know this machine's loopback.
+_open_directly = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 KILL_REPLACED_AFTER_S = 15.0
 """Longer than any call to Triton takes."""
 
@@ -76,7 +78,7 @@ class TritonWatchdog:
     def fetch_metrics(self) -> bytes:
         """Triton's metrics in Prometheus' text format; empty if it does not respond. Blocks."""
         try:
-            with urllib.request.urlopen(self._triton.metrics_url, timeout=METRICS_TIMEOUT_S) as response:
+            with _open_directly(self._triton.metrics_url, timeout=METRICS_TIMEOUT_S) as response:
                 text: bytes = response.read()
                 return text
         except OSError as error:

@@ -1,6 +1,7 @@
 """The Triton image's start script, with a real Triton."""
 
 import asyncio
+import contextlib
 import os
 import subprocess
 import urllib.error
@@ -18,9 +19,11 @@ from scripts.check_deploy import DEPLOY
 from serving.inference.health import wait_for_golden_photos
 from serving.inference.model_names import CANARY_MODEL_NAME
 from serving.inference.triton import TritonEngine
+from serving.inference.triton_channel import TritonAccess
 from serving.processes.sockets import find_free_ports
 from serving.triton.config import RepositoryOptions
 from serving.triton.repository import write_repository
+from tests.support.certificates import Authority
 from vision.errors import EngineUnavailable
 
 KEY = "a-key-of-the-operator"
@@ -32,21 +35,16 @@ class Started(NamedTuple):
     pid: int
 
 
-@pytest.fixture(scope="module")
-def ports(bundle, other_bundle, triton_installation, tmp_path_factory):
-    """Ports and process of a Triton that the script has started, with a canary beside the model."""
-    folder = tmp_path_factory.mktemp("start")
-    # The gateway's image writes it in the same way: the first Python on Triton's PATH runs the models.
-    options = RepositoryOptions(backend="python", instances=1)
-    write_repository(bundle, folder / "models", options)
-    write_repository(other_bundle, folder / "models", replace(options, model_name=CANARY_MODEL_NAME))
+@contextlib.contextmanager
+def run_start_script(installation, folder, settings):
+    """Ports and process of a Triton that the script has started on the repository `models` of a folder."""
     grpc_port, http_port, metrics_port = find_free_ports(3)
-    root = triton_installation.server_root
-    variables = triton_installation.process_environment()
+    root = installation.server_root
+    variables = installation.process_environment()
     variables |= {
-        "PATH": f"{triton_installation.binary.parent}:{variables['PATH']}",
+        "PATH": f"{installation.binary.parent}:{variables['PATH']}",
         "TRITON_MODELS": str(folder / "models"),
-        "TRITON_CONTROL_KEY": KEY,
+        **settings,
     }
     command = [str(DEPLOY / "triton" / "start.sh"), f"--backend-directory={root / 'backends'}"]
     command += [f"--cache-directory={root / 'caches'}", "--allow-gpu-metrics=false"]
@@ -60,6 +58,18 @@ def ports(bundle, other_bundle, triton_installation, tmp_path_factory):
     finally:
         process.terminate()
         assert process.wait(40) == 0, (folder / "log.txt").read_text()[-3000:]
+
+
+@pytest.fixture(scope="module")
+def ports(bundle, other_bundle, triton_installation, tmp_path_factory):
+    """Ports and process of a Triton that the script has started, with a canary beside the model."""
+    folder = tmp_path_factory.mktemp("start")
+    # The gateway's image writes it in the same way: the first Python on Triton's PATH runs the models.
+    options = RepositoryOptions(backend="python", instances=1)
+    write_repository(bundle, folder / "models", options)
+    write_repository(other_bundle, folder / "models", replace(options, model_name=CANARY_MODEL_NAME))
+    with run_start_script(triton_installation, folder, {"TRITON_CONTROL_KEY": KEY}) as started:
+        yield started
 
 
 @pytest.fixture(scope="module")
@@ -136,3 +146,30 @@ def test_probes_are_answered_and_http_has_nothing_but_these(ready_ports):
             urllib.request.urlopen(f"http://127.0.0.1:{ready_ports.http_port}{path}", data=body, timeout=5)
         assert refused.value.code == 403
         refused.value.close()
+
+
+def test_a_key_and_tls_protect_inference_where_they_are_given(bundle, triton_installation, tmp_path):
+    write_repository(bundle, tmp_path / "models", RepositoryOptions(backend="python", instances=1))
+    authority = Authority(tmp_path / "ca", "triton")
+    certificate, key = authority.issue("server")
+    key_file = tmp_path / "key"
+    key_file.write_text("listing-vision=a-key-of-the-gateways\n")
+    settings = {"TRITON_KEY_FILE": key_file, "TRITON_TLS_CERTIFICATE": certificate, "TRITON_TLS_KEY": key}
+
+    async def fetch_backend(access, *, is_ready=True):
+        engine = TritonEngine(f"localhost:{started.grpc_port}", access=access)
+        try:
+            if is_ready:
+                await wait_for_golden_photos(engine, bundle)
+            return await engine.fetch_backend()
+        finally:
+            await engine.close()
+
+    with run_start_script(triton_installation, tmp_path, {k: str(v) for k, v in settings.items()}) as started:
+        access = TritonAccess(ca=authority.certificate, key_file=key_file)
+        assert asyncio.run(fetch_backend(access)) == "onnxruntime-cpu"
+        for missing in (TritonAccess(ca=authority.certificate), TritonAccess(key_file=key_file)):
+            with pytest.raises(EngineUnavailable):
+                asyncio.run(fetch_backend(missing, is_ready=False))
+        with urllib.request.urlopen(f"http://127.0.0.1:{started.http_port}/v2/health/ready", timeout=5) as answer:
+            assert answer.status == 200

@@ -61,6 +61,10 @@ def test_paths_are_absolute_and_urls_stay(parse, monkeypatch, tmp_path):
     [
         (["--triton", "h:1", "--in-process"], "--in-process"),
         (["--tuning", "t.json", "--triton", "h:1"], "--tuning"),
+        (["--require-triton", "--triton", "h:1"], "--require-triton"),
+        (["--require-triton", "--in-process"], "--require-triton"),
+        (["--triton-ca", "ca.pem"], "--triton-ca"),
+        (["--triton-key-file", "key"], "--triton-key-file"),
         (["--tls-key", "k.pem"], "--tls-certificate"),
         (["--tls-client-ca", "ca.pem"], "--tls-client-ca"),
         (["--jwks", "https://login.example/keys", "--jwt-audience", "a"], "--jwt-issuer"),

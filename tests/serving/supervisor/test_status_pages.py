@@ -1,0 +1,65 @@
+"""What the status port says where the Triton that `serve` is to start does not run."""
+
+import subprocess
+import sys
+
+import prometheus_client
+
+from serving.observability.metrics import MetricsFolder
+from serving.supervisor.status_pages import StatusPages
+from serving.supervisor.supervisor_metrics import SupervisorMetrics
+from serving.triton.install import HOME_VARIABLE
+from tests.conftest import ROOT
+
+
+def test_without_triton_the_fallback_is_visible_everywhere(bundle, start_serving, tmp_path, monkeypatch):
+    monkeypatch.setenv(HOME_VARIABLE, str(tmp_path / "nothing"))
+    served = start_serving(bundle.folder, tmp_path / "serve.log", "--status-port", "0")
+    code, text = served.fetch_status("/readyz")
+    cause = f"no Triton server at {tmp_path / 'nothing'}; `listing-vision triton install` installs it"
+    assert (code, text.splitlines()[0]) == (200, "ready")
+    assert text.splitlines()[1].startswith(f"degraded: the gateway processes run the model themselves: {cause}")
+    assert served.read_metrics()["listing_vision_engine_fallback",] == 1
+    (line,) = [line for line in served.log.splitlines() if "no Triton: " in line]
+    assert "ERROR" in line
+    assert cause in line
+    assert served.stop() == 0
+
+
+def test_a_required_triton_that_is_missing_is_an_error(bundle, tmp_path, monkeypatch):
+    monkeypatch.setenv(HOME_VARIABLE, str(tmp_path / "nothing"))
+    command = [sys.executable, "-m", "listing_vision", "serve", str(bundle.folder), "--port", "0", "--require-triton"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.returncode == 1
+    assert "no Triton server at" in done.stderr
+
+
+def test_an_engine_that_was_chosen_is_no_fallback(shared):
+    assert shared.read_metrics()["listing_vision_engine_fallback",] == 0
+    assert shared.fetch_status("/readyz") == (200, "ready\n")
+
+
+def test_problems_are_named_while_nothing_serves():
+    metrics = MetricsFolder()
+    try:
+        pages = StatusPages(
+            metrics,
+            list_gateways=list,
+            fetch_triton_metrics=lambda: b"# of Triton\n",
+            list_problems=lambda: ["one", "two"],
+        ).by_path
+        assert pages["/readyz"]().status == 503
+        assert pages["/readyz"]().body == b"not ready: no gateway process\ndegraded: one\ndegraded: two\n"
+        assert pages["/metrics"]().body.endswith(b"# of Triton\n")
+    finally:
+        metrics.remove()
+
+
+def test_metrics_of_two_supervisors_are_apart():
+    registries = prometheus_client.CollectorRegistry(), prometheus_client.CollectorRegistry()
+    first, _ = map(SupervisorMetrics, registries)
+    first.restarts.labels("http").inc()
+    values = [
+        registry.get_sample_value("listing_vision_restarts_total", {"component": "http"}) for registry in registries
+    ]
+    assert values == [1, None]
