@@ -1,15 +1,19 @@
 """The HTTP process of a supervised tree.
 
-    python -m serving.http_api.process OPTIONS FD
+    python -m serving.http_api.process OPTIONS FD SOCKET
 
-OPTIONS are `ServeOptions` as JSON; the port is written to FD once it listens. The process ends when its parent does.
+OPTIONS are `ServeOptions` as JSON. SOCKET is a listening socket that the process shares with its predecessor and its
+successor; FD is where it writes that it listens. The process ends when its parent does.
 """
 
 import asyncio
+import functools
 import os
+import resource
 import signal
 import socket
 import ssl
+from collections.abc import Callable
 from typing import Any
 
 import uvicorn
@@ -17,6 +21,7 @@ import uvicorn
 from serving.config import ServeOptions
 from serving.http_api.app import create_app
 from serving.http_api.browser_guard import list_allowed_hosts
+from serving.http_api.connections import ConnectionLimits, ConnectionTable, LimitedProtocol
 from serving.http_api.upstream import Upstream
 from serving.processes.control import ControlServer
 from serving.processes.lifetime import die_with_parent
@@ -24,22 +29,29 @@ from serving.processes.sockets import process_control_path
 from vision.errors import ListingVisionError
 from vision.runtime.cli import run_command
 
-__all__ = ["create_server"]
+__all__ = ["HttpServer"]
+
+_OPEN_FILES = 4096
+"""For connections, those in TLS handshakes included, whose number has no limit but time."""
 
 
-def main(options: str, descriptor: int) -> None:
+def main(options: str, descriptor: int, listen_descriptor: int) -> None:
     die_with_parent(signal.SIGTERM)
-    asyncio.run(_serve(ServeOptions.from_json(options), socket.socket(fileno=descriptor)))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < _OPEN_FILES:
+        limit = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    supervisor, listen_socket = socket.socket(fileno=descriptor), socket.socket(fileno=listen_descriptor)
+    asyncio.run(_serve(ServeOptions.from_json(options), supervisor, listen_socket))
 
 
-async def _serve(options: ServeOptions, supervisor: socket.socket) -> None:
+async def _serve(options: ServeOptions, supervisor: socket.socket, listen_socket: socket.socket) -> None:
     assert options.runtime_folder is not None
     upstream = Upstream(options.runtime_folder)
-    server, listen_socket = create_server(options, upstream)
+    server = HttpServer(options, upstream)
     control = ControlServer(process_control_path(options.runtime_folder, os.getpid()), {"ping": _ping})
     await control.start()
-    with supervisor:
-        supervisor.send(str(listen_socket.getsockname()[1]).encode())
+    server.on_started = functools.partial(_report_ready, supervisor)
     try:
         # SIGTERM ends it once the requests in flight are done.
         await server.serve(sockets=[listen_socket])
@@ -52,43 +64,64 @@ async def _ping() -> bool:
     return True
 
 
-def create_server(options: ServeOptions, upstream: Upstream) -> tuple[uvicorn.Server, socket.socket]:
-    """Return a server and the socket to serve on.
+def _report_ready(supervisor: socket.socket) -> None:
+    with supervisor:
+        supervisor.send(b"ready")
 
-    Raises:
-        ListingVisionError: the port is taken, or a certificate cannot be read.
-    """
-    assert options.runtime_folder is not None
-    config = uvicorn.Config(
-        create_app(
-            upstream,
-            allowed_hosts=list_allowed_hosts(options.host, options.http_hosts),
-            has_tls=options.tls is not None,
-        ),
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        date_header=False,
-        lifespan="off",
-        limit_concurrency=256,
-        timeout_keep_alive=15,
-        timeout_graceful_shutdown=int(options.grace_period_s),
-        **_build_tls_options(options),
-    )
-    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
-    listen_socket = socket.socket(family)
-    listen_socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listen_socket.bind((options.host, options.http_port or 0))
-        listen_socket.listen(256)
-        config.load()
-    except (OSError, ssl.SSLError) as error:
-        listen_socket.close()
-        certificate = f" with certificate {options.tls.certificate} and key {options.tls.key}" if options.tls else ""
-        raise ListingVisionError(
-            f"cannot serve HTTP on {options.host}:{options.http_port}{certificate}: {error}"
-        ) from error
-    return uvicorn.Server(config), listen_socket
+
+class HttpServer(uvicorn.Server):
+    """uvicorn with `serving.http_api.connections`; call `serve` with a listening socket."""
+
+    def __init__(self, options: ServeOptions, upstream: Upstream, *, limits: ConnectionLimits | None = None) -> None:
+        """Raises ListingVisionError: a certificate cannot be read."""
+        allowed_hosts = list_allowed_hosts(options.host, options.http_hosts)
+        self._limits = limits = limits or ConnectionLimits()
+        table = ConnectionTable(limits.max_connections)
+        config = uvicorn.Config(
+            create_app(upstream, allowed_hosts=allowed_hosts, has_tls=options.tls is not None),
+            http=functools.partial(LimitedProtocol, limits=limits, table=table),  # type: ignore[arg-type]
+            ws="none",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            date_header=False,
+            lifespan="off",
+            timeout_keep_alive=limits.idle_timeout_s,
+            timeout_graceful_shutdown=int(options.grace_period_s),
+            **_build_tls_options(options),
+        )
+        try:
+            config.load()
+        except (OSError, ssl.SSLError) as error:
+            certificate = f"{options.tls.certificate} and key {options.tls.key}" if options.tls else ""
+            raise ListingVisionError(f"cannot serve HTTPS with certificate {certificate}: {error}") from error
+        super().__init__(config)
+        self.on_started: Callable[[], None] = lambda: None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen. uvicorn's own method has no deadline for the TLS handshake."""
+        await self.lifespan.startup()
+        loop = asyncio.get_running_loop()
+        self.servers = [
+            await loop.create_server(
+                self._create_protocol,
+                sock=listen_socket,
+                ssl=self.config.ssl,
+                ssl_handshake_timeout=self._limits.handshake_timeout_s if self.config.ssl else None,
+                backlog=self.config.backlog,
+            )
+            for listen_socket in sockets or []
+        ]
+        self.started = True
+        self.on_started()
+
+    def _create_protocol(self) -> asyncio.Protocol:
+        create: Any = self.config.http_protocol_class
+        protocol: asyncio.Protocol = create(
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        return protocol
 
 
 def _build_tls_options(options: ServeOptions) -> dict[str, Any]:

@@ -10,10 +10,14 @@ from serving.processes.temporary_folders import create_private_folder, list_priv
 __all__ = [
     "find_free_ports",
     "gateway_socket_address",
+    "open_listening_socket",
     "process_control_path",
     "reserve_port",
     "supervisor_control_path",
 ]
+
+LISTEN_BACKLOG = 1024
+"""Connections that wait to be accepted; the kernel may allow fewer (`net.core.somaxconn`)."""
 
 
 def supervisor_control_path(port: int) -> Path:
@@ -36,6 +40,26 @@ def process_control_path(folder: Path, pid: int) -> Path:
 def gateway_socket_address(folder: Path, pid: int) -> str:
     """Return the gRPC address of a gateway process for its supervisor and the HTTP process."""
     return f"unix:{folder}/{pid}.sock"
+
+
+def open_listening_socket(host: str, port: int) -> socket.socket:
+    """Return a socket that listens on an address; port 0 takes a free one.
+
+    Raises:
+        OSError: another process listens there.
+    """
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    listening = socket.socket(family, kind, protocol)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+        listening.listen(LISTEN_BACKLOG)
+    except OSError:
+        listening.close()
+        raise
+    return listening
 
 
 def reserve_port(host: str, port: int) -> tuple[socket.socket, int]:

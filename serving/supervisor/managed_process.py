@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -44,9 +44,21 @@ class ManagedProcess:
 
     @classmethod
     async def start(
-        cls, name: str, module: str, options: ServeOptions, environment: Mapping[str, str] | None = None
+        cls,
+        name: str,
+        module: str,
+        options: ServeOptions,
+        environment: Mapping[str, str] | None = None,
+        listening: Sequence[socket.socket] = (),
     ) -> Self:
         """Run `python -m module OPTIONS FD`; return once the process has written to FD that it is ready.
+
+        Args:
+            name: of the process, in logs.
+            module: the process runs.
+            options: as JSON, its first argument.
+            environment: default: that of this process.
+            listening: sockets that the process gets; their descriptors are further arguments.
 
         Raises:
             OSError: the process did not become ready; its log says why.
@@ -54,10 +66,11 @@ class ManagedProcess:
         """
         ours, theirs = socket.socketpair()
         with ours, theirs:
+            descriptors = [theirs.fileno(), *(shared.fileno() for shared in listening)]
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", module, options.to_json(), str(theirs.fileno()),
+                sys.executable, "-m", module, options.to_json(), *map(str, descriptors),
                 stdin=asyncio.subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
+                pass_fds=descriptors,
                 cwd=Path(__file__).resolve().parents[2],
                 env=environment,
                 # A terminal's Ctrl-C reaches the supervisor alone, which then stops the others in order.

@@ -9,6 +9,7 @@ import pytest
 
 from serving.processes.sockets import (
     gateway_socket_address,
+    open_listening_socket,
     process_control_path,
     reserve_port,
     supervisor_control_path,
@@ -34,6 +35,14 @@ def test_a_reserved_port_is_for_processes_that_share_it_and_no_other_supervisor(
     reservation, same = reserve_port("127.0.0.1", port)
     reservation.close()
     assert same == port
+
+
+def test_a_listening_socket_is_for_one_service():
+    with open_listening_socket("127.0.0.1", 0) as listening:
+        port = listening.getsockname()[1]
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+        with pytest.raises(OSError, match="in use"):
+            open_listening_socket("127.0.0.1", port)
 
 
 def test_processes_have_addresses_of_their_own():
