@@ -30,6 +30,7 @@ from serving.errors import BackfillError
 from serving.inference.health import check_golden_photos, wait_for_golden_photos
 from serving.inference.triton import TritonEngine
 from serving.inference.triton_channel import TritonAccess
+from serving.inference.triton_tensors import BACKFILL_PRIORITY
 from vision.bundle import UNKNOWN_BACKEND, Bundle
 from vision.engine import Logits
 from vision.errors import EngineBusy, EngineUnavailable
@@ -350,7 +351,8 @@ def _create_triton_engine(
 
     async def connect() -> tuple[TritonEngine, str]:
         # The pipeline decodes: logits are those of pixels, and so are the certified thresholds.
-        engine = TritonEngine(address, allow_decoding=False, access=TritonAccess.from_environment())
+        access = TritonAccess.from_environment()
+        engine = TritonEngine(address, allow_decoding=False, access=access, priority=BACKFILL_PRIORITY)
         await wait_for_golden_photos(engine, bundle)
         return engine, await engine.fetch_backend()
 

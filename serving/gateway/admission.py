@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from serving.api.status import Refusal
+from serving.gateway.caller_shares import CallerShares
 from serving.observability.metrics import PHOTOS_IN_FLIGHT
 
 __all__ = ["Admission", "ThroughputEstimator"]
@@ -86,38 +87,41 @@ class Admission:
         self._max_bytes = max_bytes
         self.num_photos = 0
         self.num_bytes = 0
+        self._callers = CallerShares()
 
     @contextmanager
-    def admit(self, num_photos: int, num_bytes: int, *, deadline_s: float) -> Iterator[None]:
+    def admit(self, num_photos: int, num_bytes: int, *, deadline_s: float, caller: str | None = None) -> Iterator[None]:
         """Reserve capacity for one listing's photos.
 
         Args:
             num_photos: photos of the listing.
             num_bytes: bytes of its encoded photos together.
             deadline_s: seconds until the caller's deadline.
+            caller: who shares the capacity with others; None: nobody does.
 
         Raises:
             Refusal: TOO_BUSY, with a retry delay.
         """
-        self._check_capacity(num_photos, num_bytes, min(deadline_s, MAX_WAIT_S))
+        self._check_capacity(num_photos, num_bytes, min(deadline_s, MAX_WAIT_S), caller)
         self.num_photos += num_photos
         self.num_bytes += num_bytes
         PHOTOS_IN_FLIGHT.inc(num_photos)
         try:
-            yield
+            with self._callers.hold(caller, num_photos, num_bytes):
+                yield
         finally:
             PHOTOS_IN_FLIGHT.dec(num_photos)
             self.num_photos -= num_photos
             self.num_bytes -= num_bytes
             self._throughput.record_completion(num_photos, self.num_photos)
 
-    def reject_early(self, *, deadline_s: float) -> None:
+    def reject_early(self, *, deadline_s: float, caller: str | None = None) -> None:
         """Refuse a call before its photos are read, if not even one empty photo would be admitted.
 
         Raises:
             Refusal: TOO_BUSY.
         """
-        self._check_capacity(1, 0, min(deadline_s, MAX_WAIT_S))
+        self._check_capacity(1, 0, min(deadline_s, MAX_WAIT_S), caller)
 
     def has_low_priority_capacity(self, num_photos: int) -> bool:
         """Return whether low-priority photos may be admitted; half of all capacity is kept for calls."""
@@ -132,13 +136,16 @@ class Admission:
         """Return whether calls leave part of the machine unused."""
         return not self._throughput.is_saturated(self.num_photos)
 
-    def estimate_wait_s(self, num_photos: int) -> float:
+    def estimate_wait_s(self, num_photos: int, caller: str | None = None) -> float:
         """Estimate the seconds until that many more photos would be done; 0 if there is no estimate.
 
-        Args: num_photos: in addition to those in flight.
+        Args:
+            num_photos: in addition to those in flight.
+            caller: whose photos wait for their share of those before them; None: for all.
         """
         rate = self._throughput.photos_per_s
-        return 0.0 if rate is None else (self.num_photos + num_photos) / rate
+        num_before = self.num_photos if caller is None else self._callers.count_before(caller, self.num_photos)
+        return 0.0 if rate is None else (num_before + num_photos) / rate
 
     def _exceeds_low_priority_wait(self, num_photos: int) -> bool:
         return (
@@ -146,15 +153,18 @@ class Admission:
             and self.estimate_wait_s(num_photos) > LOW_PRIORITY_SHARE * MAX_WAIT_S * MAX_DEADLINE_SHARE
         )
 
-    def _check_capacity(self, num_photos: int, num_bytes: int, deadline_s: float) -> None:
+    def _check_capacity(self, num_photos: int, num_bytes: int, deadline_s: float, caller: str | None) -> None:
+        wait_s = self.estimate_wait_s(num_photos, caller)
         if self.num_photos + num_photos > self.max_photos:
             detail = f"{self.num_photos} photos are in flight of at most {self.max_photos}"
         elif self.num_bytes + num_bytes > self._max_bytes:
             detail = f"{self.num_bytes >> 20} MiB of photos are in flight of at most {self._max_bytes >> 20}"
-        elif self.estimate_wait_s(num_photos) > MAX_DEADLINE_SHARE * deadline_s and self.num_photos:
-            detail = (
-                f"a response is expected in {self.estimate_wait_s(num_photos):.2f} s, too close to {deadline_s:.2f} s"
-            )
+        elif caller is not None and self._callers.exceeds_share(
+            caller, num_photos, num_bytes, max_photos=self.max_photos, max_bytes=self._max_bytes
+        ):
+            detail = "this caller has its share of all photos in flight"
+        elif wait_s > MAX_DEADLINE_SHARE * deadline_s and self.num_photos:
+            detail = f"a response is expected in {wait_s:.2f} s, too close to {deadline_s:.2f} s"
         else:
             return
         raise Refusal(reason="TOO_BUSY", message=f"{detail}; try later", retry_after_s=self._compute_retry_delay_s())

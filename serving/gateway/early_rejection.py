@@ -1,7 +1,7 @@
 """Refuse calls by their headers while the gateway is overloaded, without the cost of reading their photos."""
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -11,6 +11,8 @@ from serving.api.status import Refusal, abort
 from serving.gateway.admission import Admission
 from serving.gateway.deadline import check_deadline, read_deadline_s
 from serving.gateway.inference import check_breaker
+from serving.gateway.receiving import Receiver, Sized
+from serving.inference.fair_slots import CALLER_KEY
 from serving.observability import metrics
 from serving.rollout.router import Router
 
@@ -20,10 +22,11 @@ _log = logging.getLogger(__name__)
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["ListingVisionService"].full_name
 CLASSIFY_METHOD = f"/{SERVICE_NAME}/ClassifyListing"
+STREAM_METHOD = f"/{SERVICE_NAME}/ClassifyListings"
 
 
 class EarlyRejectionInterceptor(grpc.aio.ServerInterceptor):
-    """Handles the unary ClassifyListing as a stream of one message.
+    """Handles the unary ClassifyListing as a stream of one message, and receives messages within bounds.
 
     gRPC reads a unary call's message before it calls the handler, and a streaming call's when the handler asks for it;
     on the wire they are the same.
@@ -32,37 +35,52 @@ class EarlyRejectionInterceptor(grpc.aio.ServerInterceptor):
     def __init__(self, router: Router, admission: Admission) -> None:
         self._router = router
         self._admission = admission
+        self._receiver = Receiver(num_held_bytes=lambda: admission.num_bytes)
 
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable["grpc.RpcMethodHandler[Any, Any] | None"]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> "grpc.RpcMethodHandler[Any, Any] | None":
-        handler = await continuation(handler_call_details)
-        if handler is None or handler_call_details.method != CLASSIFY_METHOD:
-            return handler
+        handler: Any = await continuation(handler_call_details)
+        if handler is None or handler_call_details.method not in (CLASSIFY_METHOD, STREAM_METHOD):
+            return handler  # type: ignore[no-any-return]
 
-        classify: Any = handler.unary_unary
+        def deserialize(data: bytes) -> Sized[Any]:
+            return Sized(handler.request_deserializer(data), len(data))
 
-        async def handle(requests: Any, context: "grpc.aio.ServicerContext[Any, Any]") -> Any:
+        async def classify(messages: Any, context: "grpc.aio.ServicerContext[Any, Any]") -> Any:
             try:
                 self._reject_early(read_deadline_s(context))
+                request = await self._receive(messages, context, deadline_s=read_deadline_s(context))
             except Refusal as refusal:
                 _log.debug("a call is rejected early: %s", refusal.reason)
+                metrics.CALLS.labels(refusal.reason, self._router.stable.label).inc()
                 await abort(context, refusal)
-            async for request in requests:
-                return await classify(request, context)
-            # The caller disconnected, or sent no message.
-            return await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the call has no request message")
+            if request is None:  # the caller disconnected, or sent no message
+                return await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the call has no request message")
+            return await handler.unary_unary(request, context)
 
-        return grpc.stream_unary_rpc_method_handler(handle, handler.request_deserializer, handler.response_serializer)
+        async def classify_stream(messages: Any, context: "grpc.aio.ServicerContext[Any, Any]") -> Any:
+            async def receive_all() -> AsyncIterator[Any]:
+                while (request := await self._receive(messages, context, deadline_s=None)) is not None:
+                    yield request
+
+            return await handler.stream_stream(receive_all(), context)
+
+        if handler_call_details.method == STREAM_METHOD:
+            return grpc.stream_stream_rpc_method_handler(classify_stream, deserialize, handler.response_serializer)
+        return grpc.stream_unary_rpc_method_handler(classify, deserialize, handler.response_serializer)
+
+    async def _receive(
+        self, messages: Any, context: "grpc.aio.ServicerContext[Any, Any]", *, deadline_s: float | None
+    ) -> Any:
+        return await self._receiver.receive(
+            messages, caller=CALLER_KEY.get(), peer=context.peer(), deadline_s=deadline_s
+        )
 
     def _reject_early(self, deadline_s: float) -> None:
         """Raise the Refusal that the call would certainly get once its photos were read."""
-        try:
-            check_deadline(deadline_s)
-            check_breaker(self._router.stable)
-            self._admission.reject_early(deadline_s=deadline_s)
-        except Refusal as refusal:
-            metrics.CALLS.labels(refusal.reason, self._router.stable.label).inc()
-            raise
+        check_deadline(deadline_s)
+        check_breaker(self._router.stable)
+        self._admission.reject_early(deadline_s=deadline_s, caller=CALLER_KEY.get())

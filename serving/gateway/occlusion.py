@@ -22,6 +22,7 @@ from serving.gateway.deadline import enforce_deadline
 from serving.gateway.inference import call_engine, check_breaker, no_usable_photo_refusal
 from serving.gateway.validation import check_language_code, check_photo_uris
 from serving.inference.engine import AsyncEngine
+from serving.inference.fair_slots import CALLER_KEY
 from serving.rollout.router import Router
 from vision.bundle import Bundle
 from vision.decision import compute_brand_probabilities, compute_leaf_probabilities, fuse_brand_logits
@@ -88,7 +89,9 @@ class PhotoExplainer:
                 self._quotas.consume(CALLER.get(), NUM_VARIANTS)
             async with self._lock:
                 with (
-                    self._admission.admit(NUM_VARIANTS, len(request.photo.content), deadline_s=deadline_s),
+                    self._admission.admit(
+                        NUM_VARIANTS, len(request.photo.content), deadline_s=deadline_s, caller=CALLER_KEY.get()
+                    ),
                     self._router.stable.acquire() as release,
                 ):
                     content = await self._load_photo(request.photo)

@@ -16,7 +16,8 @@ from serving.auth.quota import PhotoQuota
 from serving.config import ServeOptions
 from serving.decoding.pool import DecoderPool, DecoderThreads
 from serving.decoding.prepared import PHOTO_LIMITS
-from serving.gateway.admission import MAX_PHOTOS_IN_FLIGHT, Admission, ThroughputEstimator
+from serving.gateway.admission import Admission, ThroughputEstimator
+from serving.gateway.call_limits import CallLimits, CallLimitsInterceptor
 from serving.gateway.early_rejection import SERVICE_NAME, EarlyRejectionInterceptor
 from serving.gateway.service import Gateway
 from serving.inference.engine import AsyncEngine
@@ -38,6 +39,11 @@ if TYPE_CHECKING:
 __all__ = ["GatewayServer"]
 
 _log = logging.getLogger(__name__)
+
+MAX_CONNECTION_STREAMS = 512
+"""Calls that one connection may have open; a client keeps further ones back."""
+MAX_CONNECTION_IDLE_MS = 300_000
+"""A connection without calls is closed after this time; a client connects again when it needs to."""
 
 
 class GatewayServer:
@@ -61,6 +67,7 @@ class GatewayServer:
             on_change=self._on_release_change,
         )
         self._recorder: Recorder | None = None
+        self._quotas: PhotoQuota | None = None
         self._photo_fetcher = photo_fetcher
         self.gateway: Gateway | None = None
         self._health_tasks: set[asyncio.Task[None]] = set()
@@ -127,9 +134,9 @@ class GatewayServer:
                 ("grpc.http2.bdp_probe", 0),
                 ("grpc.so_reuseport", int(self._options.reuse_port)),
                 *self._options.connection_age_options,
+                ("grpc.max_concurrent_streams", MAX_CONNECTION_STREAMS),
+                ("grpc.max_connection_idle_ms", MAX_CONNECTION_IDLE_MS),
             ],
-            # A second limit, without reason or retry delay: calls that have only begun hold memory too.
-            maximum_concurrent_rpcs=4 * MAX_PHOTOS_IN_FLIGHT,
         )
         pb_grpc.add_ListingVisionServiceServicer_to_server(self.gateway, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -147,18 +154,23 @@ class GatewayServer:
             from serving.outcomes.writer import Recorder  # needs pyarrow and fsspec
 
             self._recorder = await asyncio.to_thread(Recorder, self._options.outcomes)
-        quota = self._options.quota_photos_per_s
+        if rate := self._options.quota_photos_per_s:
+            folder = self._options.runtime_folder
+            self._quotas = PhotoQuota(rate, folder / "quotas" if folder else None)
         return Gateway(
             self.router,
             admission=self.admission,
             recorder=self._recorder,
             photo_fetcher=self._photo_fetcher,
             signer=self._options.create_suggestion_signer(),
-            quotas=PhotoQuota(quota / self._options.workers) if quota else None,
+            quotas=self._quotas,
         )
 
     def _create_interceptors(self) -> list[grpc.aio.ServerInterceptor]:
-        interceptors: list[grpc.aio.ServerInterceptor] = [EarlyRejectionInterceptor(self.router, self.admission)]
+        interceptors: list[grpc.aio.ServerInterceptor] = [
+            CallLimitsInterceptor(CallLimits()),
+            EarlyRejectionInterceptor(self.router, self.admission),
+        ]
         if verifiers := self._options.create_token_verifiers():
             interceptors.insert(0, AuthInterceptor(*verifiers))
         if self._options.traces:
@@ -201,6 +213,8 @@ class GatewayServer:
             await self._photo_fetcher.close()
         if self._recorder:
             await asyncio.to_thread(self._recorder.close)
+        if self._quotas:
+            self._quotas.close()
         await self.router.close()
 
     def _on_release_change(self, release: ServedRelease) -> None:

@@ -26,6 +26,7 @@ from serving.gateway.occlusion import PhotoExplainer
 from serving.gateway.shadow import ShadowTraffic
 from serving.gateway.streaming import ListingStreams
 from serving.gateway.validation import ValidListing, check_language_code, read_request_id, validate_listing
+from serving.inference.fair_slots import CALLER_KEY
 from serving.observability import metrics, tracing
 from serving.observability.stage_timer import collect_stage_timings, measure_stage
 from serving.rollout.release import ServedRelease
@@ -131,6 +132,8 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
         try:
             if self._recorder is None:
                 raise Refusal(reason="OUTCOMES_NOT_RECORDED", message="this service records no outcomes (--outcomes)")
+            if self._quotas:
+                self._quotas.consume(f"outcomes of {CALLER.get()}", 1)
             status, claims = self._signer.verify(request.suggestion_id, caller=CALLER.get())
             if not self._recorder.record_outcome(request, status, claims, self.router.taxonomies, caller=CALLER.get()):
                 raise Refusal(
@@ -212,7 +215,8 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
         check_breaker(self.router.stable)
         if self._quotas:
             self._quotas.consume(CALLER.get(), listing.num_photos)
-        with self._admission.admit(listing.num_photos, listing.num_bytes, deadline_s=deadline_s):
+        caller = CALLER_KEY.get()
+        with self._admission.admit(listing.num_photos, listing.num_bytes, deadline_s=deadline_s, caller=caller):
             async with enforce_deadline(deadline_s) as timeout:
                 with collect_stage_timings() as seconds:
                     photos = await self._load_photos(listing)

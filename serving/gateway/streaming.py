@@ -57,13 +57,18 @@ class ListingStreams:
             finally:
                 slots.release()
 
+        refused: Refusal | None = None
         async with asyncio.TaskGroup() as tasks:
             closing = tasks.create_task(self._closing.wait())
             try:
                 while (request := await self._read_next(requests, slots, closing)) is not None:
                     tasks.create_task(respond(request))
+            except Refusal as refusal:  # of the next message; those that were read are answered
+                refused = refusal
             finally:
                 closing.cancel()
+        if refused is not None:
+            raise refused
         if self._closing.is_set():
             raise Refusal(
                 reason="SHUTTING_DOWN",
@@ -103,6 +108,10 @@ async def _classify_with_retries(
         except Refusal as refusal:
             wait_s = refusal.retry_after_s or 0.0
             # Only the stream waits for this listing: retry here instead of at the caller.
+            if refusal.reason == "QUOTA_EXCEEDED":
+                await asyncio.sleep(wait_s)
+                until_s = time.monotonic() + LISTING_DEADLINE_S  # a low quota may take longer than any deadline
+                continue
             if refusal.reason == "TOO_BUSY" and time.monotonic() + wait_s < until_s:
                 await asyncio.sleep(wait_s)
                 continue

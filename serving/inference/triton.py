@@ -1,9 +1,10 @@
 """A Triton server as an engine of the gateway."""
 
 import asyncio
+import functools
 import logging
-from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+import time
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any, TypeVar
 
 import grpc
@@ -12,6 +13,7 @@ import numpy.typing as npt
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
 from serving.inference.engine import EncodedInferenceResult, InferEncoded
+from serving.inference.fair_slots import CALLER_KEY, FairSlots
 from serving.inference.model_names import MODEL_NAME
 from serving.inference.triton_channel import TritonAccess
 from serving.inference.triton_tensors import (
@@ -19,6 +21,7 @@ from serving.inference.triton_tensors import (
     ENCODED_BACKEND_PARAMETER,
     ENCODED_NAME,
     ERRORS_NAME,
+    GOLDEN_PRIORITY,
     InputTensor,
     encode_files,
     encode_pixels,
@@ -31,12 +34,14 @@ from vision.bundle import UNKNOWN_BACKEND
 from vision.engine import OUTPUT_NAMES, Logits
 from vision.errors import EngineBroken, EngineBusy, EngineError, EngineUnavailable
 
-__all__ = ["QUEUE_STAGE", "TritonEngine", "compute_max_concurrent_requests"]
+__all__ = ["QUEUE_STAGE", "TritonEngine", "compute_max_concurrent_photos"]
 
 _log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
+MAX_ENCODED_PER_REQUEST = 4
+"""Encoded photos of one request; those of a larger listing are sent in several."""
 QUEUE_STAGE = "queue"
 """The stage of a call that waits for its turn at Triton."""
 _RPC_TIMEOUT_S = 10.0
@@ -46,7 +51,7 @@ _INFER_TIMEOUT_S = 20.0
 # A full or overdue queue is UNAVAILABLE like a dead server; only Triton's message tells them apart.
 _QUEUE_FULL_MESSAGES = ("Exceeds maximum queue size", "Request timeout expired")
 _INFER_METHOD = "/inference.GRPCInferenceService/ModelInfer"
-_DEFAULT_MAX_CONCURRENT_REQUESTS = 64
+_DEFAULT_MAX_CONCURRENT_PHOTOS = 64
 """The limit until the model's configuration is known."""
 
 
@@ -64,12 +69,14 @@ class TritonEngine:
         model_name: str = MODEL_NAME,
         num_gateways: int = 1,
         allow_decoding: bool = True,
+        priority: int = 0,
         access: TritonAccess | None = None,
     ) -> None:
         """Args:
         address: `HOST:PORT`, or `unix:PATH`.
         num_gateways: processes that share this Triton, and so its instances.
         allow_decoding: whether to send encoded photos to a model that takes them.
+        priority: in Triton's queue, 1 being first; 0: the model's default.
         access: TLS and key of a Triton on another machine; None: neither.
 
         Raises:
@@ -85,8 +92,9 @@ class TritonEngine:
         output = service_pb2.ModelInferRequest.InferRequestedOutputTensor
         self._outputs = {name: output(name=name) for name in OUTPUT_NAMES}
         self._errors_output = output(name=ERRORS_NAME)
-        self._slots = _Slots(_DEFAULT_MAX_CONCURRENT_REQUESTS)
+        self._slots = FairSlots(_DEFAULT_MAX_CONCURRENT_PHOTOS)
         self._allow_decoding = allow_decoding
+        self._priority = priority
         self._decodes = False
         self._in_flight: set[asyncio.Task[Any]] = set()
 
@@ -95,21 +103,39 @@ class TritonEngine:
         return self._queue_and_infer_encoded if self._decodes else None
 
     async def infer(self, photos_nhwc: npt.NDArray[np.uint8], *, with_embedding: bool = False) -> Logits:
-        return await self._run_in_slot(lambda: self._infer(photos_nhwc, _list_outputs(with_embedding)))
+        outputs = _list_outputs(with_embedding)
+        return await self._run_in_slots(lambda: self._infer(photos_nhwc, outputs), len(photos_nhwc))
 
     async def _queue_and_infer_encoded(
         self, photos: Sequence[bytes], *, with_embedding: bool = False
     ) -> EncodedInferenceResult:
-        return await self._run_in_slot(lambda: self._infer_encoded(photos, _list_outputs(with_embedding)))
+        """Infer in parts, so that a listing of many large photos does not occupy an instance for seconds."""
+        outputs = _list_outputs(with_embedding)
+        parts = [photos[at : at + MAX_ENCODED_PER_REQUEST] for at in range(0, len(photos), MAX_ENCODED_PER_REQUEST)]
+        if len(parts) == 1:
+            return await self._run_in_slots(lambda: self._infer_encoded(photos, outputs), len(photos))
+        results = await _gather(
+            self._run_in_slots(functools.partial(self._infer_encoded, part, outputs), len(part)) for part in parts
+        )
+        errors = [error for result in results for error in result.errors]
+        logits = Logits(*map(np.concatenate, zip(*(result.logits for result in results), strict=True)))
+        return EncodedInferenceResult(errors, logits)
 
-    async def _run_in_slot(self, begin: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
+    async def _run_in_slots(self, begin: Callable[[], Coroutine[Any, Any, _T]], num_photos: int) -> _T:
+        caller = CALLER_KEY.get()
         with measure_stage(QUEUE_STAGE):
-            await self._slots.acquire()
+            await self._slots.acquire(caller, num_photos)
+        began_s = time.monotonic()
+
+        def release() -> None:
+            self._slots.release(caller, num_photos, seconds=time.monotonic() - began_s)
+
         with measure_stage("model"):
-            return await self._run_shielded(begin(), self._slots)
+            return await self._run_shielded(begin(), release)
 
     async def infer_golden(self, photos_nhwc: npt.NDArray[np.uint8]) -> Logits:
-        return await self._run_shielded(self._infer(photos_nhwc, _list_outputs(with_embedding=False)), None)
+        outputs = _list_outputs(with_embedding=False)
+        return await self._run_shielded(self._infer(photos_nhwc, outputs, priority=GOLDEN_PRIORITY), None)
 
     async def fetch_backend(self) -> str:
         request = service_pb2.ModelConfigRequest(name=self._model_name)
@@ -117,7 +143,10 @@ class TritonEngine:
             response = await self._stub.ModelConfig(request, timeout=_RPC_TIMEOUT_S, metadata=self._headers)
         except grpc.aio.AioRpcError as error:
             raise self._to_engine_error(error) from error
-        self._slots.limit = max(2, -(-compute_max_concurrent_requests(response.config) // self._num_gateways))
+        num_photos = compute_max_concurrent_photos(response.config) // self._num_gateways
+        self._slots.limit = max(2, num_photos)
+        # As many as all instances but one compute at a time: that one is free for whoever comes next.
+        self._slots.caller_limit = max(1, num_photos // 2 - compute_batch_size(response.config))
         takes_encoded = any(tensor.name == ENCODED_NAME for tensor in response.config.input)
         self._decodes = self._allow_decoding and takes_encoded
         parameters = response.config.parameters
@@ -159,15 +188,15 @@ class TritonEngine:
             await asyncio.wait(self._in_flight, timeout=_INFER_TIMEOUT_S)
         await self._channel.close(None)
 
-    async def _run_shielded(self, call: Coroutine[Any, Any, _T], slots: "_Slots | None") -> _T:
+    async def _run_shielded(self, call: Coroutine[Any, Any, _T], release: Callable[[], None] | None) -> _T:
         # A caller that cancels must not cancel the call to Triton: many short deadlines and cancellations crash
         # Triton before 24.12 (server#7368).
         task = asyncio.create_task(call)
         self._in_flight.add(task)
 
         def on_done(task: "asyncio.Task[_T]") -> None:
-            if slots:
-                slots.release()
+            if release:
+                release()
             self._in_flight.discard(task)
             if not task.cancelled() and task.exception() is not None:
                 _log.debug("call to Triton failed: %s", task.exception())
@@ -175,8 +204,9 @@ class TritonEngine:
         task.add_done_callback(on_done)
         return await asyncio.shield(task)
 
-    async def _infer(self, photos_nhwc: npt.NDArray[np.uint8], outputs: Sequence[str]) -> Logits:
-        response = await self._model_infer(encode_pixels(photos_nhwc), [self._outputs[name] for name in outputs])
+    async def _infer(self, photos_nhwc: npt.NDArray[np.uint8], outputs: Sequence[str], *, priority: int = 0) -> Logits:
+        requested = [self._outputs[name] for name in outputs]
+        response = await self._model_infer(encode_pixels(photos_nhwc), requested, priority=priority)
         return parse_logits(response, len(photos_nhwc), outputs=outputs, address=self._address)
 
     async def _infer_encoded(self, photos: Sequence[bytes], outputs: Sequence[str]) -> EncodedInferenceResult:
@@ -188,7 +218,7 @@ class TritonEngine:
         return EncodedInferenceResult(errors, logits)
 
     async def _model_infer(
-        self, inputs: Sequence[InputTensor], outputs: Sequence[Any]
+        self, inputs: Sequence[InputTensor], outputs: Sequence[Any], *, priority: int = 0
     ) -> "service_pb2.ModelInferResponse":
         tensor = service_pb2.ModelInferRequest.InferInputTensor
         request = service_pb2.ModelInferRequest(
@@ -200,6 +230,8 @@ class TritonEngine:
             outputs=outputs,
             raw_input_contents=[input_tensor.raw for input_tensor in inputs],
         )
+        if priority := priority or self._priority:
+            request.parameters["priority"].uint64_param = priority
         try:
             with tracing.sampled_client_span(_INFER_METHOD) as headers:
                 return await self._stub.ModelInfer(
@@ -220,38 +252,21 @@ def _list_outputs(with_embedding: bool) -> Sequence[str]:
     return OUTPUT_NAMES if with_embedding else OUTPUT_NAMES[:2]
 
 
-def compute_max_concurrent_requests(config: "model_config_pb2.ModelConfig") -> int:
-    """Requests that keep all instances of a model busy: for each one batch that runs and one that waits."""
+async def _gather(calls: Iterable[Coroutine[Any, Any, _T]]) -> list[_T]:
+    """Await all calls; the first that fails cancels the others."""
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            running = [tasks.create_task(call) for call in calls]
+    except* EngineError as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in running]
+
+
+def compute_max_concurrent_photos(config: "model_config_pb2.ModelConfig") -> int:
+    """Photos that keep all instances of a model busy: for each one batch that runs and one that waits."""
     instances = sum(max(1, group.count) * max(1, len(group.gpus)) for group in config.instance_group) or 1
-    batch: int = max(config.dynamic_batching.preferred_batch_size, default=config.max_batch_size) or 1
-    return 2 * instances * batch
+    return 2 * instances * compute_batch_size(config)
 
 
-class _Slots:
-    """A first-in, first-out semaphore whose limit may change while it is in use."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self._num_acquired = 0
-        self._waiting: deque[asyncio.Future[None]] = deque()
-
-    async def acquire(self) -> None:
-        if self._num_acquired < self.limit and not self._waiting:
-            self._num_acquired += 1
-            return
-        turn = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():  # it was granted at the same moment
-                self.release()
-            raise
-
-    def release(self) -> None:
-        self._num_acquired -= 1
-        while self._waiting and self._num_acquired < self.limit:
-            turn = self._waiting.popleft()
-            if not turn.done():
-                self._num_acquired += 1
-                turn.set_result(None)
+def compute_batch_size(config: "model_config_pb2.ModelConfig") -> int:
+    return max(config.dynamic_batching.preferred_batch_size, default=config.max_batch_size) or 1

@@ -18,9 +18,12 @@ from vision.errors import EngineBroken, PhotoError
 
 __all__ = [
     "BACKEND_PARAMETER",
+    "BACKFILL_PRIORITY",
     "ENCODED_BACKEND_PARAMETER",
     "ENCODED_NAME",
     "ERRORS_NAME",
+    "GOLDEN_PRIORITY",
+    "LIVE_PRIORITY",
     "SIZES_NAME",
     "InputTensor",
     "encode_files",
@@ -35,6 +38,9 @@ BACKEND_PARAMETER = "logits_backend"
 """The parameter of the model's configuration that names what computes the logits; certificates depend on it."""
 ENCODED_BACKEND_PARAMETER = "encoded_backend"
 """The same for photos that the model decodes, where it decodes them in another way than the gateway."""
+
+GOLDEN_PRIORITY, LIVE_PRIORITY, BACKFILL_PRIORITY = 1, 2, 3
+"""Priorities in the model's queue, first things first: health checks, callers, backfills."""
 
 
 class InputTensor(NamedTuple):

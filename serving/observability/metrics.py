@@ -15,9 +15,12 @@ from serving.processes.temporary_folders import TemporaryFolder, remove_abandone
 __all__ = [
     "BREAKER_OPEN",
     "CALLS",
+    "CALLS_IN_FLIGHT",
+    "CALLS_REFUSED",
     "CALL_SECONDS",
     "CANARY_FALLBACKS",
     "CERTIFICATE_EXPIRY_S",
+    "INCOMPLETE_MESSAGES_DROPPED",
     "PHOTOS",
     "PHOTOS_IN_FLIGHT",
     "PHOTOS_PER_LISTING",
@@ -57,6 +60,21 @@ PHOTOS_PER_LISTING = prometheus_client.Histogram(
 )
 PHOTOS_IN_FLIGHT = prometheus_client.Gauge(
     f"{_PREFIX}_photos_in_flight", "Photos that are admitted and have no response yet.", multiprocess_mode="livesum"
+)
+CALLS_IN_FLIGHT = prometheus_client.Gauge(
+    f"{_PREFIX}_calls_in_flight",
+    "Calls that have begun, by kind: call, stream, watch.",
+    ["kind"],
+    multiprocess_mode="livesum",
+)
+CALLS_REFUSED = prometheus_client.Counter(
+    f"{_PREFIX}_calls_refused_at_limit",
+    "Calls refused because too many are open, by limit: all, caller, stream, watch.",
+    ["limit"],
+)
+INCOMPLETE_MESSAGES_DROPPED = prometheus_client.Counter(
+    f"{_PREFIX}_incomplete_messages_dropped",
+    "Messages dropped before their end because such messages took too much memory.",
 )
 CANARY_FALLBACKS = prometheus_client.Counter(
     f"{_PREFIX}_canary_fallbacks", "Listings of the canary that fell back to the stable release.", ["reason"]

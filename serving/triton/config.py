@@ -15,9 +15,11 @@ from serving.decoding.prepared import PHOTO_LIMITS
 from serving.inference.model_names import MODEL_NAME
 from serving.inference.triton_tensors import (
     BACKEND_PARAMETER,
+    BACKFILL_PRIORITY,
     ENCODED_BACKEND_PARAMETER,
     ENCODED_NAME,
     ERRORS_NAME,
+    LIVE_PRIORITY,
     SIZES_NAME,
 )
 from vision.bundle import ONNX_ON_CPU, Bundle
@@ -187,6 +189,8 @@ def _set_scheduling(config: "model_config_pb2.ModelConfig", options: RepositoryO
     config.dynamic_batching.max_queue_delay_microseconds = delay_us
     if options.on_cpu:
         config.dynamic_batching.preferred_batch_size.append(options.preferred_batch_size)
+    config.dynamic_batching.priority_levels = BACKFILL_PRIORITY
+    config.dynamic_batching.default_priority_level = LIVE_PRIORITY
     policy = config.dynamic_batching.default_queue_policy
     policy.max_queue_size = options.max_queue_size
     policy.default_timeout_microseconds = options.queue_timeout_us

@@ -93,8 +93,8 @@ class BusyAdmission(Admission):
     def is_idle(self):
         return not self.is_busy and super().is_idle()
 
-    def estimate_wait_s(self, num_photos):
-        return super().estimate_wait_s(num_photos) if self.wait_s is None else self.wait_s
+    def estimate_wait_s(self, num_photos, caller=None):
+        return super().estimate_wait_s(num_photos, caller) if self.wait_s is None else self.wait_s
 
 
 @contextlib.asynccontextmanager

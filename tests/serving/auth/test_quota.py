@@ -1,3 +1,5 @@
+import multiprocessing
+
 import pytest
 
 from serving.api.status import Refusal
@@ -5,9 +7,14 @@ from serving.auth.quota import PhotoQuota
 from tests.support.clock import ManualClock
 
 
-def test_a_quota_fills_up_again_and_never_beyond_its_burst():
+@pytest.fixture(params=[False, True], ids=["one process", "a shared file"])
+def path(request, tmp_path):
+    return tmp_path / "quotas" if request.param else None
+
+
+def test_a_quota_fills_up_again_and_never_beyond_its_burst(path):
     clock = ManualClock()
-    quota = PhotoQuota(2.0, clock=clock)
+    quota = PhotoQuota(2.0, path, clock=clock)
     quota.consume("a", 10)
     with pytest.raises(Refusal) as caught:
         quota.consume("a", 4)
@@ -20,20 +27,51 @@ def test_a_quota_fills_up_again_and_never_beyond_its_burst():
         quota.consume("a", 1)
 
 
-def test_callers_whose_quota_is_whole_again_are_forgotten(monkeypatch):
-    monkeypatch.setattr(PhotoQuota, "MAX_TRACKED_CALLERS", 3)
-    clock = ManualClock()
-    quota = PhotoQuota(2.0, clock=clock)
-    for name in "abc":
+def test_callers_have_a_quota_each(path):
+    quota = PhotoQuota(2.0, path, clock=ManualClock())
+    for name in map(str, range(1000)):
         quota.consume(name, 10)
-    clock.advance(3.0)
-    quota.consume("d", 10)
-    assert quota.num_tracked_callers == 4  # none is whole, so none may be forgotten
-    with pytest.raises(Refusal):
-        quota.consume("a", 10)
-    clock.advance(2.0)
-    quota.consume("e", 1)
-    assert quota.num_tracked_callers == 2
-    for name in "de":
+    for name in map(str, range(1000)):
         with pytest.raises(Refusal):
-            quota.consume(name, 10)
+            quota.consume(name, 1)
+
+
+def test_invented_names_replace_the_quietest_ones(monkeypatch):
+    monkeypatch.setattr("serving.auth.quota.NUM_RECORDS", 16)  # as many as are searched
+    clock = ManualClock(1.0)
+    quota = PhotoQuota(2.0, clock=clock)
+    for name in map(str, range(16)):
+        clock.advance(0.01)
+        quota.consume(name, 10)
+    quota.consume("new", 10)
+    with pytest.raises(Refusal):
+        quota.consume("new", 1)
+    with pytest.raises(Refusal):
+        quota.consume("1", 10)
+    quota.consume("0", 10)  # the quietest one was forgotten
+
+
+def consume_many(path, count, results):
+    quota = PhotoQuota(0.01, path)
+    accepted = 0
+    for _ in range(count):
+        try:
+            quota.consume("a", 1)
+            accepted += 1
+        except Refusal:
+            pass
+    results.put(accepted)
+    quota.close()
+
+
+def test_processes_share_a_quota(tmp_path, monkeypatch):
+    monkeypatch.setattr(PhotoQuota, "BURST_S", 50_000.0)  # 500 photos at once
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    processes = [context.Process(target=consume_many, args=(tmp_path / "q", 300, results)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    accepted = sum(results.get(timeout=30) for _ in processes)
+    for process in processes:
+        process.join()
+    assert 500 <= accepted <= 501

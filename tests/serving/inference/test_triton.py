@@ -10,7 +10,7 @@ import pytest
 from serving.decoding.prepared import PHOTO_LIMITS, prepare
 from serving.inference.engine import EncodedInferenceResult
 from serving.inference.health import wait_for_golden_photos
-from serving.inference.triton import TritonEngine, compute_max_concurrent_requests
+from serving.inference.triton import TritonEngine, compute_max_concurrent_photos
 from serving.triton.config import RepositoryOptions, build_model_config
 from serving.triton.process import LocalTriton
 from tests.support.helpers import create_scene, encode_image, list_children
@@ -110,7 +110,8 @@ def test_the_photos_of_a_listing_are_decoded_on_several_cores(triton, bundle):
     assert max(per_instance.values()) == min(4, count_usable_cores())
 
 
-def test_slow_photos_hold_a_model_for_a_bounded_time(triton, bundle):
+def test_slow_photos_hold_a_model_for_a_bounded_time(triton, bundle, monkeypatch):
+    monkeypatch.setattr("serving.inference.triton.MAX_ENCODED_PER_REQUEST", 60)
     (bomb,) = (photo.data for photo in hostile_photos() if photo.name == "webp_zip_bomb")
     # To decode them all would take longer than the gateway waits for Triton.
     (decoded,) = infer_encoded_files(triton, bundle, [bomb] * 60)
@@ -120,6 +121,16 @@ def test_slow_photos_hold_a_model_for_a_bounded_time(triton, bundle):
     photo = encode_image(create_scene(300, 200))
     (after,) = infer_encoded_files(triton, bundle, [photo])
     assert after.errors == [None]
+
+
+def test_a_large_listing_is_sent_in_parts_and_answered_in_order(triton, bundle):
+    photos = [encode_image(create_scene(100 + 10 * i, 90)) for i in range(11)]
+    photos[6] = b"no photo"
+    (together,) = infer_encoded_files(triton, bundle, photos)
+    assert [i for i, error in enumerate(together.errors) if error] == [6]
+    alone = infer_encoded_files(triton, bundle, *([photo] for photo in photos if photo != b"no photo"))
+    expected = np.concatenate([one.logits.category for one in alone])
+    np.testing.assert_allclose(together.logits.category, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("triton", [True], indirect=True)
@@ -193,6 +204,6 @@ def test_no_server_is_unavailable():
 
 def test_requests_are_limited_to_what_keeps_all_instances_busy(bundle):
     on_cpu = RepositoryOptions(backend="python", instances=3, preferred_batch_size=4)
-    assert compute_max_concurrent_requests(build_model_config(bundle, on_cpu)) == 2 * 3 * 4
+    assert compute_max_concurrent_photos(build_model_config(bundle, on_cpu)) == 2 * 3 * 4
     on_gpu = RepositoryOptions(backend="pytorch", instances=1, max_batch_size=16)
-    assert compute_max_concurrent_requests(build_model_config(bundle, on_gpu)) == 2 * 16
+    assert compute_max_concurrent_photos(build_model_config(bundle, on_gpu)) == 2 * 16

@@ -1,0 +1,153 @@
+"""Receive messages under a deadline and within a bound of memory, however slowly they come.
+
+gRPC holds a message in memory from its first byte, before any limit of the gateway applies to it.
+"""
+
+import asyncio
+import logging
+import time
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Generic, NamedTuple, TypeVar
+
+from serving.api.status import Refusal
+from serving.gateway.admission import MAX_BYTES_IN_FLIGHT
+from serving.gateway.connection_meter import ConnectionMeter
+from serving.gateway.deadline import deadline_refusal
+from serving.observability import metrics
+
+__all__ = ["Receiver", "Sized"]
+
+_log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+CHECK_INTERVAL_S = 0.02
+"""Between checks of the memory, while a message takes longer than this to arrive."""
+MAX_CHECK_LOAD = 10
+"""The least time between checks, as a multiple of what the last one took."""
+MAX_CALLER_SHARE = 0.5
+"""Share of the memory that the incomplete messages of one caller may take."""
+RETRY_DELAY_S = 1.0
+
+
+class Sized(NamedTuple, Generic[_T]):
+    """A message and its size on the wire in bytes."""
+
+    message: _T
+    num_bytes: int
+
+
+@dataclass(eq=False)
+class _Reception:
+    caller: str
+    peer: str
+    timeout: asyncio.Timeout
+    is_refused: bool = False
+
+
+class Receiver:
+    """Receives the messages of all calls of one gateway process.
+
+    When incomplete messages take more than their share of the memory, the oldest reception of the caller whose
+    incomplete messages take most is refused, until the rest fits.
+    """
+
+    def __init__(self, *, num_held_bytes: Callable[[], int], max_bytes: int = MAX_BYTES_IN_FLIGHT) -> None:
+        """Args:
+        num_held_bytes: bytes of complete messages that are in flight.
+        max_bytes: bound of complete and incomplete messages together.
+        """
+        self._num_held_bytes = num_held_bytes
+        self._max_bytes = max_bytes
+        self._meter = ConnectionMeter()
+        self._receptions: dict[_Reception, None] = {}
+        """In the order in which they began."""
+        self._check_timer: asyncio.TimerHandle | None = None
+
+    async def receive(
+        self, messages: AsyncIterator[Sized[_T]], *, caller: str, peer: str, deadline_s: float | None
+    ) -> _T | None:
+        """Return the next message; None: the caller sends no more.
+
+        Args:
+            messages: of one call.
+            caller: who shares the memory with others.
+            peer: the connection, as `ServicerContext.peer` names it.
+            deadline_s: seconds until the whole message must be there; None: no limit.
+
+        Raises:
+            Refusal: DEADLINE_TOO_SHORT, or TOO_BUSY.
+        """
+        self._meter.watch(peer)
+        try:
+            async with asyncio.timeout(deadline_s) as timeout:
+                reception = _Reception(caller, peer, timeout)
+                self._receptions[reception] = None
+                self._schedule_check()
+                found = None
+                try:
+                    found = await anext(messages, None)
+                finally:
+                    if found is None:  # what has arrived of a message is dropped with its call
+                        self._meter.discard(peer, self._weigh()[reception])
+                    del self._receptions[reception]
+        except TimeoutError:
+            if reception.is_refused:
+                raise self._create_refusal() from None
+            raise deadline_refusal(deadline_s or 0.0) from None
+        if found is None:
+            return None
+        self._meter.count_message(peer, found.num_bytes)
+        return found.message
+
+    def _schedule_check(self, delay_s: float = CHECK_INTERVAL_S) -> None:
+        if self._check_timer is None:
+            self._check_timer = asyncio.get_running_loop().call_later(delay_s, self._check)
+
+    def _check(self) -> None:
+        self._check_timer = None
+        if not self._receptions:
+            return
+        began_s = time.perf_counter()
+        now_s = asyncio.get_running_loop().time()
+        for reception in self._find_excess():
+            _log.warning("an incomplete message of %r is dropped: such messages take too much memory", reception.caller)
+            reception.is_refused = True
+            reception.timeout.reschedule(now_s)
+            metrics.INCOMPLETE_MESSAGES_DROPPED.inc()
+        # With thousands of quiet connections a check takes milliseconds; it must not take a noticeable share of a core.
+        self._schedule_check(max(CHECK_INTERVAL_S, MAX_CHECK_LOAD * (time.perf_counter() - began_s)))
+
+    def _weigh(self) -> dict[_Reception, float]:
+        """Return the bytes that have arrived for each reception; those of one connection are split evenly."""
+        counts = Counter(one.peer for one in self._receptions)
+        weights = {peer: self._meter.measure(peer) / count for peer, count in counts.items()}
+        return {one: weights[one.peer] for one in self._receptions}
+
+    def _find_excess(self) -> list[_Reception]:
+        """Return the receptions to refuse, so that the others fit."""
+        weights = {one: weight for one, weight in self._weigh().items() if not one.is_refused and weight}
+        by_caller: dict[str, float] = defaultdict(float)
+        for one, weight in weights.items():
+            by_caller[one.caller] += weight
+        excess = []
+        limit = max(0, self._max_bytes - self._num_held_bytes())
+        while by_caller:
+            caller = max(by_caller, key=by_caller.__getitem__)
+            if sum(by_caller.values()) <= limit and by_caller[caller] <= MAX_CALLER_SHARE * self._max_bytes:
+                break
+            oldest = next(one for one in weights if one.caller == caller)
+            by_caller[caller] -= weights.pop(oldest)
+            excess.append(oldest)
+            if by_caller[caller] <= 0 or not any(one.caller == caller for one in weights):
+                del by_caller[caller]
+        return excess
+
+    def _create_refusal(self) -> Refusal:
+        return Refusal(
+            reason="TOO_BUSY",
+            message="the message did not arrive, and messages that arrive slowly take too much memory; try later",
+            retry_after_s=RETRY_DELAY_S,
+        )

@@ -1,0 +1,92 @@
+"""Messages that never end: real connections that stop before their last byte."""
+
+import asyncio
+import contextlib
+
+import grpc
+import pytest
+
+from listing_vision_client.errors import read_error_details
+from listing_vision_client.protocol import listing_vision_pb2 as pb
+from serving.api.status import Refusal
+from serving.gateway.receiving import Receiver, Sized
+from tests.support.gateway import PHOTO, open_stub, run_gateway
+from tests.support.stalled_upload import StalledUpload
+from tests.support.waiting import async_wait_until
+
+MIB = 1 << 20
+
+
+async def messages(*sized, then_wait=False):
+    for one in sized:
+        yield one
+    if then_wait:
+        await asyncio.Event().wait()
+
+
+def receive(source, deadline_s):
+    async def run():
+        receiver = Receiver(num_held_bytes=lambda: 0)
+        return await receiver.receive(source, caller="a", peer="unix:", deadline_s=deadline_s)
+
+    return asyncio.run(run())
+
+
+def test_a_message_is_returned_and_the_end_is_none():
+    assert receive(messages(Sized("m", 3)), 1.0) == "m"
+    assert receive(messages(), None) is None
+
+
+def test_a_message_that_does_not_come_in_time_is_refused():
+    with pytest.raises(Refusal) as refused:
+        receive(messages(then_wait=True), 0.01)
+    assert refused.value.reason == "DEADLINE_TOO_SHORT"
+
+
+@contextlib.asynccontextmanager
+async def stalled_uploads(port, count, num_bytes, **options):
+    uploads = [StalledUpload(port, num_bytes, **options) for _ in range(count)]
+    try:
+        for upload in uploads:
+            await asyncio.to_thread(upload.start)
+        yield uploads
+    finally:
+        for upload in uploads:
+            upload.close()
+
+
+@pytest.mark.parametrize("method", ["ClassifyListing", "ClassifyListings"])
+def test_uploads_that_stop_before_their_end_are_dropped_and_others_answered(bundle, method):
+    async def run():
+        async with (
+            run_gateway(bundle) as (gateway_server, _),
+            open_stub(gateway_server) as stub,
+            # 1,200 MiB in all; a process may hold 256.
+            stalled_uploads(gateway_server.port, 20, 60 * MIB, method=method) as uploads,
+        ):
+            await async_wait_until(lambda: sum(upload.is_refused for upload in uploads) >= 16, "refusals")
+            answered = await stub.ClassifyListing(pb.ClassifyListingRequest(photos=[{"content": PHOTO}]))
+            return answered, [upload.is_refused for upload in uploads]
+
+    answered, refused = asyncio.run(run())
+    assert answered.category_path
+    assert not all(refused)  # what fits may wait until its deadline
+
+
+def test_a_quiet_stream_beside_busy_calls_on_one_connection_is_kept(bundle):
+    async def run():
+        async with run_gateway(bundle) as (gateway_server, _), open_stub(gateway_server) as stub:
+            quiet = stub.ClassifyListings()
+            await quiet.write(pb.ClassifyListingsRequest(sequence=1, request={"photos": [{"content": PHOTO}]}))
+            assert (await quiet.read()).response.category_path
+            large = pb.ClassifyListingRequest(photos=[{"content": b"x" * (15 * MIB)}] * 4)
+            for _ in range(8):  # 480 MiB pass by, more than may wait
+                with pytest.raises(grpc.aio.AioRpcError) as refused:
+                    await stub.ClassifyListing(large)
+                assert read_error_details(refused.value).reason == "NO_USABLE_PHOTO"
+            await quiet.write(pb.ClassifyListingsRequest(sequence=2, request={"photos": [{"content": PHOTO}]}))
+            answer = await quiet.read()
+            await quiet.done_writing()
+            return answer
+
+    assert asyncio.run(run()).response.category_path
