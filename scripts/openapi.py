@@ -1,81 +1,45 @@
-"""Generate the OpenAPI document of the HTTP/JSON service from the contract's descriptors and comments."""
+"""Generate the OpenAPI document of the HTTP/JSON service from the contract's descriptors and comments.
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+Limits are read from the comments, in the forms that they have there: `Range [0, 1]`, `At most 200 characters`,
+`1 to 20`, `always set`.
+"""
 
-from google.api import annotations_pb2
-from google.protobuf import descriptor_pb2
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-__all__ = ["Route", "build_openapi", "read_route"]
+from google.api import field_behavior_pb2
+from google.protobuf import descriptor_pb2, descriptor_pool
 
-_FIELD = descriptor_pb2.FieldDescriptorProto
-_SCALARS: dict[int, dict[str, Any]] = {
-    _FIELD.TYPE_STRING: {"type": "string"},
-    _FIELD.TYPE_BYTES: {"type": "string", "contentEncoding": "base64"},
-    _FIELD.TYPE_BOOL: {"type": "boolean"},
-    _FIELD.TYPE_INT32: {"type": "integer", "format": "int32"},
-    # proto3's JSON writes 64 bits as text.
-    _FIELD.TYPE_INT64: {"type": "string", "format": "int64"},
-    _FIELD.TYPE_FLOAT: {"type": "number", "format": "float"},
-    _FIELD.TYPE_DOUBLE: {"type": "number", "format": "double"},
-}
-_MESSAGE_PATH, _ENUM_PATH, _SERVICE_PATH = 4, 5, 6
-"""Field numbers of google.protobuf.FileDescriptorProto in the paths of source locations."""
-_WELL_KNOWN: dict[str, dict[str, Any]] = {
-    ".google.protobuf.Duration": {"type": "string", "pattern": r"^-?\d+(\.\d+)?s$", "examples": ["1.5s"]},
-}
+from scripts.openapi_errors import build_error_components, build_error_responses
+from scripts.openapi_schemas import SchemaBuilder, read_limits
+from serving.api.limits import DEFAULT_TIMEOUT_S, MAX_REQUEST_ID_CHARS, MAX_TIMEOUT_S
+from serving.http_api.form_requests import PHOTO_NAMES
+from serving.http_api.routes import FORM_METHOD, HttpRule, read_http_rule
+
+__all__ = ["build_openapi"]
+
 _PACKAGE = "listing.vision.v1"
-_FORM = {
-    "type": "object",
-    "required": ["photos"],
-    "properties": {
-        "photos": {
-            "type": "array",
-            "minItems": 1,
-            "maxItems": 20,
-            "items": {"type": "string", "contentMediaType": "application/octet-stream"},
-            "description": "The photos' files.",
-        },
-        "listing_id": {"type": "string", "maxLength": 200},
-        "alternative_count": {"type": "integer", "minimum": 0, "maximum": 20},
+_HEADERS = (
+    {
+        "name": "x-timeout-ms",
+        "in": "header",
+        "schema": {"type": "number", "exclusiveMinimum": 0, "maximum": round(1000 * MAX_TIMEOUT_S)},
+        "description": f"Deadline of the request in milliseconds; {DEFAULT_TIMEOUT_S:.0f} s if it is absent.",
     },
-}
-_ERROR = {
-    "type": "object",
-    "required": ["error"],
-    "properties": {
-        "error": {
-            "type": "object",
-            "required": ["code", "status", "reason", "message"],
-            "properties": {
-                "code": {"type": "integer", "description": "The HTTP status."},
-                "status": {"type": "string", "description": "The gRPC status."},
-                "reason": {"type": "string", "description": "Stable, for machines."},
-                "message": {"type": "string", "description": "For people."},
-                "violations": {
-                    "type": "array",
-                    "items": {
-                        "type": "object",
-                        "properties": {"field": {"type": "string"}, "description": {"type": "string"}},
-                    },
-                },
-                "retryDelayMs": {"type": "integer", "description": "After which to try again."},
-            },
-        }
+    {
+        "name": "x-request-id",
+        "in": "header",
+        "schema": {"type": "string", "maxLength": MAX_REQUEST_ID_CHARS},
+        "description": "The caller's own id of the request, for logs. Printable ASCII.",
     },
-}
-_TIMEOUT = {
-    "name": "x-timeout-ms",
-    "in": "header",
-    "schema": {"type": "number", "exclusiveMinimum": 0, "maximum": 60000},
-    "description": "How long the answer may take; 10 seconds where it is absent.",
-}
-_REQUEST_ID = {
-    "name": "x-request-id",
-    "in": "header",
-    "schema": {"type": "string", "maxLength": 100},
-    "description": "The caller's own id of the request, for logs.",
-}
+    {
+        "name": "traceparent",
+        "in": "header",
+        "schema": {"type": "string"},
+        "description": "W3C trace context: the trace that the service's spans belong to.",
+    },
+)
 
 
 def build_openapi(image: bytes, *, version: str) -> dict[str, Any]:
@@ -85,103 +49,105 @@ def build_openapi(image: bytes, *, version: str) -> dict[str, Any]:
         image: serialized FileDescriptorSet of the contract, with imports and comments.
         version: version of the project.
     """
-    files = [f for f in descriptor_pb2.FileDescriptorSet.FromString(image).file if f.package == _PACKAGE]
-    schemas: dict[str, Any] = {"Error": _ERROR}
-    paths: dict[str, Any] = {}
-    description = ""
+    files = descriptor_pb2.FileDescriptorSet.FromString(image).file
+    pool = descriptor_pool.DescriptorPool()
     for file in files:
-        comments = {tuple(place.path): _join_lines(place.leading_comments) for place in file.source_code_info.location}
-        for number, message in enumerate(file.message_type):
-            if message.name.startswith("ClassifyListings"):  # of the stream, which is not served over HTTP
-                continue
-            schemas[message.name] = _message_schema(message, number, comments)
-        for number, enum in enumerate(file.enum_type):
-            schemas[enum.name] = {
-                "type": "string",
-                "enum": [value.name for value in enum.value],
-                "description": comments.get((_ENUM_PATH, number), ""),
-            }
-        for service in file.service:
-            description = comments[_SERVICE_PATH, 0]
-            for number, method in enumerate(service.method):
-                route = read_route(method)
-                if route:
-                    paths[route.path] = {
-                        route.verb: _operation(method, route, comments.get((_SERVICE_PATH, 0, 2, number), ""), files)
-                    }
-    content = paths["/v1/listings:classify"]["post"]["requestBody"]["content"]
-    content["multipart/form-data"] = {"schema": _FORM}
+        pool.Add(file)
+    comments = {name: text for file in files if file.package == _PACKAGE for name, text in _read_comments(file)}
+    service = pool.FindServiceByName(f"{_PACKAGE}.ListingVisionService")
+    routes = {method: rule for method in service.methods if (rule := read_http_rule(method.GetOptions()))}
+    builder = SchemaBuilder(comments)
+    for method, rule in routes.items():
+        if rule.verb == "POST":
+            builder.add_message(method.input_type, is_request=True)
+        builder.add_message(method.output_type, is_request=False)
+    reasons = [pool.FindEnumTypeByName(f"{_PACKAGE}.{name}") for name in ("ErrorReason", "PhotoErrorReason")]
+    for enum in reasons:
+        builder.add_enum(enum, is_request=False)
+    components = build_error_components(reasons[0], comments)
     return {
         "openapi": "3.1.0",
-        "info": {"title": "listing-vision", "version": version, "description": description},
-        "paths": dict(sorted(paths.items())),
+        "info": {
+            "title": "listing-vision",
+            "version": version,
+            "description": comments[service.full_name],
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "servers": [{"url": "/"}],
+        "paths": {
+            rule.path: {rule.verb.lower(): _build_operation(method, rule, builder, comments)}
+            for method, rule in sorted(routes.items(), key=lambda item: item[1].path)
+        },
         "components": {
-            "schemas": dict(sorted(schemas.items())),
+            **components,
+            "schemas": dict(sorted({**builder.schemas, **components["schemas"]}.items())),
             "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
         },
         "security": [{}, {"bearer": []}],
     }
 
 
-class Route(NamedTuple):
-    verb: str
-    """`get` or `post`."""
-    path: str
+def _read_comments(file: Any) -> Iterator[tuple[str, str]]:
+    """Yield the full name and the comment of each message, field, enum, value, service and method."""
+    by_path = {tuple(place.path): " ".join(place.leading_comments.split()) for place in file.source_code_info.location}
+    # The numbers are those of the fields of FileDescriptorProto and of what it consists of.
+    groups = ((4, file.message_type, 2, "field"), (5, file.enum_type, 2, "value"), (6, file.service, 2, "method"))
+    for number, elements, child_number, children in groups:
+        for index, element in enumerate(elements):
+            yield f"{file.package}.{element.name}", by_path.get((number, index), "")
+            for at, child in enumerate(getattr(element, children)):
+                path = (number, index, child_number, at)
+                yield f"{file.package}.{element.name}.{child.name}", by_path.get(path, "")
 
 
-def read_route(method: descriptor_pb2.MethodDescriptorProto) -> Route | None:
-    """Return the google.api.http option of a method; None if it has none."""
-    rule = method.options.Extensions[annotations_pb2.http]
-    verb = rule.WhichOneof("pattern")
-    return Route(verb, getattr(rule, verb)) if verb else None
-
-
-def _join_lines(comment: str) -> str:
-    return " ".join(comment.split())
-
-
-def _message_schema(message: Any, number: int, comments: dict[tuple[int, ...], str]) -> dict[str, Any]:
-    properties = {}
-    maps = {f".{_PACKAGE}.{message.name}.{nested.name}": nested for nested in message.nested_type}
-    for at, field in enumerate(message.field):
-        schema = _map_schema(maps[field.type_name]) if field.type_name in maps else _field_schema(field)
-        properties[field.json_name] = schema | {"description": comments.get((_MESSAGE_PATH, number, 2, at), "")}
-    return {"type": "object", "properties": properties, "description": comments.get((_MESSAGE_PATH, number), "")}
-
-
-def _map_schema(entry: Any) -> dict[str, Any]:
-    return {"type": "object", "additionalProperties": _field_schema(entry.field[1])}
-
-
-def _field_schema(field: Any) -> dict[str, Any]:
-    if field.type_name in _WELL_KNOWN:
-        schema = _WELL_KNOWN[field.type_name]
-    elif field.type in (_FIELD.TYPE_MESSAGE, _FIELD.TYPE_ENUM):
-        schema = {"$ref": f"#/components/schemas/{field.type_name.rpartition('.')[2]}"}
-    else:
-        schema = _SCALARS[field.type]
-    return {"type": "array", "items": schema} if field.label == _FIELD.LABEL_REPEATED else dict(schema)
-
-
-def _operation(method: Any, route: Route, description: str, files: Sequence[Any]) -> dict[str, Any]:
-    def json_content(schema: str) -> dict[str, Any]:
-        return {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
-
-    request, response = (name.rpartition(".")[2] for name in (method.input_type, method.output_type))
+def _build_operation(
+    method: Any, rule: HttpRule, builder: SchemaBuilder, comments: Mapping[str, str]
+) -> dict[str, Any]:
+    description = comments[method.full_name]
+    response = {"$ref": f"#/components/schemas/{method.output_type.name}"}
     operation: dict[str, Any] = {
         "operationId": method.name[0].lower() + method.name[1:],
+        "summary": re.split(r"(?<=\.) ", description, maxsplit=1)[0],
         "description": description,
-        "parameters": [_TIMEOUT, _REQUEST_ID],
+        "parameters": list(_HEADERS),
         "responses": {
-            "200": {"description": "The answer.", "content": json_content(response)},
-            "default": {"description": "Why there is none.", "content": json_content("Error")},
+            "200": {
+                "description": comments[method.output_type.full_name],
+                "content": {"application/json": {"schema": response}},
+            },
+            **build_error_responses(method.name, rule.verb, comments),
         },
     }
-    if route.verb == "post":
-        operation["requestBody"] = {"required": True, "content": json_content(request)}
-    else:
-        (message,) = (m for file in files for m in file.message_type if m.name == request)
+    if rule.verb == "GET":
         operation["parameters"] += [
-            {"name": field.json_name, "in": "query", "schema": _field_schema(field)} for field in message.field
+            {
+                "name": field.json_name,
+                "in": "query",
+                "schema": builder.build_field(field, is_request=True),
+                "description": comments[f"{method.input_type.full_name}.{field.name}"],
+            }
+            for field in method.input_type.fields
         ]
+        return operation
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{method.input_type.name}"}}}
+    if method.name == FORM_METHOD:
+        content["multipart/form-data"] = {"schema": _build_form(method.input_type, builder, comments)}
+    operation["requestBody"] = {"required": True, "content": content}
     return operation
+
+
+def _build_form(message: Any, builder: SchemaBuilder, comments: Mapping[str, str]) -> dict[str, Any]:
+    """Return the schema of a form: a file for each photo, and the scalar fields."""
+    properties, required = {}, []
+    for field in message.fields:
+        comment = comments[f"{message.full_name}.{field.name}"]
+        if field.name in PHOTO_NAMES:
+            photo = {"type": "string", "contentMediaType": "application/octet-stream"}
+            schema = {"type": "array", "items": photo, **read_limits(field, comment)}
+        else:
+            schema = builder.build_field(field, is_request=True)
+        properties[field.name] = schema | {"description": comment}
+        behaviors = field.GetOptions().Extensions[field_behavior_pb2.field_behavior]
+        if field_behavior_pb2.REQUIRED in behaviors:
+            required.append(field.name)
+    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
