@@ -14,7 +14,7 @@ __all__ = ["ConnectionMeter"]
 
 _DESCRIPTORS = "/proc/self/fd"
 _BYTES_RECEIVED_OFFSET = 128
-"""Of `tcpi_bytes_received` in `struct tcp_info` (linux/tcp.h), since Linux 4.1."""
+"""Offset of `tcpi_bytes_received` in `struct tcp_info` (linux/tcp.h), since Linux 4.1."""
 _MAX_CONNECTIONS = 2048
 """Above it, closed connections are dropped."""
 _FRAMING = 1.02

@@ -15,7 +15,8 @@ from serving.config import ServeOptions
 from serving.inference.triton import QUEUE_STAGE
 from serving.observability import metrics
 from serving.supervisor.managed_process import KILL_MARGIN_S
-from serving.supervisor.supervisor import READY_TIMEOUT_S, Supervisor
+from serving.supervisor.status_pages import READY_TIMEOUT_S
+from serving.supervisor.supervisor import Supervisor
 from serving.triton.config import TENSORRT_CACHE
 from tests.support.deploy_settings import find_known_variables, parse_command_line, parse_options
 from training.recipe import load_recipe
