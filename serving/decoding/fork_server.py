@@ -81,6 +81,7 @@ def main() -> None:
     # Ended workers need no wait: the gateway notices the end of their socket.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     die_with_parent(signal.SIGKILL)
+    own_pid = os.getpid()
     while True:
         message, descriptors, _, _ = socket.recv_fds(fork_server, 65536, 2)
         if not message:
@@ -90,7 +91,7 @@ def main() -> None:
             # A worker must never continue as a second fork server, whatever happens.
             try:
                 fork_server.close()
-                die_with_parent(signal.SIGKILL)
+                die_with_parent(signal.SIGKILL, parent=own_pid)
                 _run_worker(DecodeSettings.from_json(message.decode()), *descriptors)
             finally:
                 os._exit(0)

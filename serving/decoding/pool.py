@@ -26,6 +26,8 @@ __all__ = ["DecoderPool", "DecoderThreads"]
 _log = logging.getLogger(__name__)
 
 _RESTART_DELAY_S = 0.5
+_TIME_LIMITS = TimeLimits(wall_s=30.0)
+"""A photo here holds a decode worker and no model, so it may wait for a core as long as a call without a deadline."""
 
 
 @dataclass(eq=False)
@@ -57,7 +59,7 @@ class DecoderPool:
 
     preprocessing: Preprocessing
     num_workers: int
-    time_limits: TimeLimits = field(default_factory=TimeLimits)
+    time_limits: TimeLimits = _TIME_LIMITS
     max_memory_bytes: int = MAX_MEMORY_BYTES
     limits: PhotoLimits = PHOTO_LIMITS
     num_workers_lost: int = field(default=0, init=False)
@@ -115,8 +117,7 @@ class DecoderPool:
     async def close(self) -> None:
         """End all workers; photos that still wait are cancelled."""
         self._closed = True
-        for task in self._starting:
-            task.cancel()
+        # Not cancelled: a thread that forks cannot be, and its worker would be left open.
         await asyncio.gather(*self._starting, return_exceptions=True)
         for slot in self._workers:
             if slot.job:
@@ -149,6 +150,9 @@ class DecoderPool:
                 _log.error("no new decode worker: %s; trying again", error)
                 await asyncio.sleep(_RESTART_DELAY_S)
         else:
+            return
+        if self._closed:
+            slot.close()
             return
         self._workers.add(slot)
         self._idle.append(slot)

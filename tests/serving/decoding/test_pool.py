@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import io
 import os
 import signal
@@ -242,6 +243,19 @@ def test_a_photo_that_is_cancelled_in_a_worker_is_not_returned_for_the_next():
         return await following
 
     np.testing.assert_array_equal(run_with_pool(work, time_limits=PATIENT).pixels, prepare_photo(other, PREPROCESSING))
+
+
+def test_a_worker_that_starts_while_the_pool_closes_is_ended_too():
+    async def run():
+        pool = DecoderPool(PREPROCESSING, 2)
+        starting = asyncio.create_task(pool.start())
+        await async_wait_until(lambda: pool.fork_server_pid, "a fork server, with its workers to come")
+        await pool.close()
+        await starting
+        return pool.pidfds
+
+    assert asyncio.run(run()) == []
+    gc.collect()  # an open socket would be a warning, and so an error
 
 
 def test_closing_ends_every_process():

@@ -23,3 +23,14 @@ def test_a_killed_parent_is_noticed():
         assert parent.stdout.readline() == "ready\n"
         parent.send_signal(signal.SIGKILL)
         assert parent.stdout.read() == "parent exited\n"  # until the child has closed it too
+
+
+def test_a_parent_that_exited_before_is_noticed_where_its_pid_is_known():
+    # A process that is no longer the parent, like one that has exited; the kernel would never send the signal.
+    child = CHILD.replace(
+        "die_with_parent(signal.SIGUSR1)", "import os; die_with_parent(signal.SIGUSR1, parent=os.getpid())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", child], capture_output=True, text=True, cwd=ROOT, timeout=60, check=True
+    )
+    assert done.stdout == "parent exited\n"
