@@ -237,8 +237,12 @@ class Supervisor:
             self._metrics,
             list_gateways=lambda: self._gateways.pids if self._gateways else [],
             fetch_triton_metrics=lambda: self._triton.fetch_metrics() if self._triton else b"",
-            list_problems=lambda: [self._fallback_reason] if self._fallback_reason else [],
+            list_problems=self._list_problems,
         ).by_path
+
+    def _list_problems(self) -> list[str]:
+        fallback = [self._fallback_reason] if self._fallback_reason else []
+        return [*fallback, *(self._triton.problems if self._triton else [])]
 
     async def _start_triton(self) -> None:
         try:
@@ -248,7 +252,11 @@ class Supervisor:
             return
         local = LocalTriton(self._bundle, installation, self._options.repository_options, traces=self._options.traces)
         self._triton = TritonWatchdog(
-            local, self._bundle, health_interval_s=self._options.health_interval_s, restarts=self._own_metrics.restarts
+            local,
+            self._bundle,
+            health_interval_s=self._options.health_interval_s,
+            restarts=self._own_metrics.restarts,
+            degraded=self._own_metrics.triton_degraded,
         )
         try:
             await self._triton.start()

@@ -28,3 +28,8 @@ class SupervisorMetrics:
             "1 if the gateway processes run the model themselves because Triton could not be started.",
             registry=registry,
         )
+        self.triton_degraded = prometheus_client.Gauge(
+            "listing_vision_triton_degraded",
+            "1 while the Triton that runs here fails the golden photos, or a model of it lacks processes.",
+            registry=registry,
+        )

@@ -19,6 +19,7 @@ from serving.inference.health import (
     wait_for_golden_photos,
 )
 from serving.inference.triton import TritonEngine
+from serving.triton.model_processes import RESTART_BACKOFF_S, ModelProcesses, RecoveryBackoff
 from serving.triton.process import LocalTriton
 from vision.bundle import Bundle
 from vision.errors import EngineBusy, EngineError, EngineUnavailable
@@ -53,13 +54,20 @@ class TritonWatchdog:
     """
 
     def __init__(
-        self, triton: LocalTriton, bundle: Bundle, *, health_interval_s: float, restarts: prometheus_client.Counter
+        self,
+        triton: LocalTriton,
+        bundle: Bundle,
+        *,
+        health_interval_s: float,
+        restarts: prometheus_client.Counter,
+        degraded: prometheus_client.Gauge,
     ) -> None:
         """Args:
         triton: not started yet.
         bundle: of its first model.
         health_interval_s: between two golden-photo checks.
         restarts: counter by `component`, `triton` or `model`.
+        degraded: 1 while Triton fails the golden photos or a model lacks processes.
         """
         self._triton = triton
         self._health_interval_s = health_interval_s
@@ -67,13 +75,22 @@ class TritonWatchdog:
         self.main_model = triton.models[0]
         """Triton's name of the model of the stable release."""
         self._models = {self.main_model: self._create_model(self.main_model, bundle)}
-        self._processes: dict[str, frozenset[int]] = {}
-        """Pids by model; if one of them ends, the model is reloaded."""
+        self._degraded = degraded
+        self._processes = {self.main_model: ModelProcesses()}
+        """By model; if one of them ends, the model is reloaded."""
+        self._restart_backoff = RecoveryBackoff(RESTART_BACKOFF_S)
+        self._num_failures = 0
+        self._problems: list[str] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def address(self) -> str:
         return self._triton.address
+
+    @property
+    def problems(self) -> list[str]:
+        """What the last check found, a sentence each; empty if all processes run and answer."""
+        return list(self._problems)
 
     def fetch_metrics(self) -> bytes:
         """Triton's metrics in Prometheus' text format; empty if it does not respond. Blocks."""
@@ -117,6 +134,7 @@ class TritonWatchdog:
             EngineError: it cannot be loaded, or fails its golden photos; it has been removed.
         """
         self._models[name] = self._create_model(name, bundle)
+        self._processes[name] = ModelProcesses()
         try:
             # One instance after another: all at once would take every core from the models that serve.
             for num_instances in range(1, self._triton.options.num_instances + 1):
@@ -146,27 +164,49 @@ class TritonWatchdog:
         return _Model(bundle=bundle, engine=TritonEngine(self._triton.address, model_name=name))
 
     async def _run_watchdog(self) -> None:
-        num_failures = 0
         while True:
-            await asyncio.sleep(RECHECK_INTERVAL_S if num_failures else self._health_interval_s)
+            await asyncio.sleep(RECHECK_INTERVAL_S if self._num_failures else self._health_interval_s)
             try:
-                # A golden photo seldom reaches a model process that has died; each call to it takes a second.
-                for name in list(self._models):
-                    expected = self._processes.get(name, frozenset())
-                    if self._triton.is_running() and expected - self._triton.list_model_pids(name):
-                        await self._reload(name, "one of its processes has exited")
-                num_failures = 0 if await self._is_healthy() else num_failures + 1
-                if num_failures and not self._triton.is_running():
-                    await self._restart("it has exited")
-                    num_failures = 0
-                elif num_failures == RELOAD_THRESHOLD:
-                    await self._reload(self.main_model, "it fails the golden photos")
-                elif num_failures >= RESTART_THRESHOLD:
-                    await self._restart("it fails the golden photos")
-                    num_failures = 0
+                self._report(await self._check())
             # The watchdog must never end, whatever the error.
             except Exception:
                 _log.exception("the check of Triton failed")
+
+    async def _check(self) -> list[str]:
+        """Check and recover what fails; return what was found."""
+        # A golden photo seldom reaches a model process that has died; each call to it takes a second.
+        incomplete = [name for name in self._models if self._triton.is_running() and not self._is_complete(name)]
+        problems = [f"{name} lacks processes in Triton" for name in incomplete]
+        if problems:
+            self._report(problems)
+        for name in incomplete:
+            if name in self._models:
+                await self._reload(name, "one of its processes has exited")
+        is_healthy = await self._is_healthy()
+        self._num_failures = 0 if is_healthy else self._num_failures + 1
+        if is_healthy:
+            if not self._processes[self.main_model].is_known:  # after a restart that took too long
+                for name in self._models:
+                    self._record_processes(name)
+            return problems
+        if not self._triton.is_running():
+            await self._restart("it has exited")
+        elif self._num_failures == RELOAD_THRESHOLD:
+            await self._reload(self.main_model, "it fails the golden photos")
+        elif self._num_failures >= RESTART_THRESHOLD:
+            await self._restart("it fails the golden photos")
+        return [*problems, "Triton fails the golden photos"]
+
+    def _report(self, problems: list[str]) -> None:
+        self._problems = problems
+        self._degraded.set(bool(problems))
+
+    def _is_complete(self, name: str) -> bool:
+        """Return whether a model has all its processes; those that are not needed are killed some time later."""
+        state, living = self._processes[name], self._triton.list_model_pids(name)
+        if to_end := state.observe(living):
+            self._spawn(self._kill_later(to_end))
+        return not state.is_known or state.is_complete(living)
 
     async def _is_healthy(self) -> bool:
         """Return whether the main model answers the golden photo once per instance."""
@@ -185,38 +225,41 @@ class TritonWatchdog:
         return not wrong
 
     async def _reload(self, name: str, reason: str) -> None:
+        state, before = self._processes[name], self._triton.list_model_pids(name)
+        if not state.may_reload(before):
+            return
         _log.error("reloading %s in Triton: %s", name, reason)
         self._restarts.labels("model").inc()
-        before = self._triton.list_model_pids(name)
+        # Before the load, whose end may not be seen: under load it takes longer than any time limit.
+        state.begin_reload(before)
         self._triton.touch_model(name)
         try:
             await self._models[name].engine.load(timeout_s=RELOAD_TIMEOUT_S)
         except EngineUnavailable as error:
-            _log.warning("%s", error)
+            _log.warning("%s; the next checks look for its new processes", error)
             return
-        started = self._triton.list_model_pids(name) - before
-        if started:
-            self._processes[name] = started
-            self._spawn(self._kill_replaced_processes(before))
-            _log.info("Triton has reloaded %s", name)
-        else:
-            _log.warning("Triton has started no new process for %s", name)
-            self._record_processes(name)
+        if to_end := state.observe(self._triton.list_model_pids(name)):
+            self._spawn(self._kill_later(to_end))
+        _log.info("Triton has reloaded %s", name)
 
     def _record_processes(self, name: str) -> None:
-        self._processes[name] = self._triton.list_model_pids(name)
+        self._processes[name].record(self._triton.list_model_pids(name))
 
-    async def _kill_replaced_processes(self, pids: frozenset[int]) -> None:
-        """Kill processes of a reloaded model: Triton waits for one that has died, and never ends the others."""
+    async def _kill_later(self, pids: frozenset[int]) -> None:
+        """Kill processes that a reload has replaced: Triton waits for one that has died, and never ends the others."""
         await asyncio.sleep(KILL_REPLACED_AFTER_S)
         for pid in pids & self._triton.list_all_model_pids():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
     async def _restart(self, reason: str) -> None:
+        if not self._restart_backoff.is_due():
+            return
         _log.error("restarting Triton: %s", reason)
+        self._restart_backoff.record_attempt()
         self._restarts.labels("triton").inc()
-        self._processes.clear()
+        self._num_failures = 0
+        self._processes = {name: ModelProcesses() for name in self._models}
         await asyncio.to_thread(self._triton.restart)
         with contextlib.suppress(EngineUnavailable):  # then the next checks fail, and it is restarted again
             await asyncio.to_thread(self._triton.wait_until_listening)

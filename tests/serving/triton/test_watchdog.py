@@ -9,6 +9,7 @@ import prometheus_client
 import pytest
 
 from serving.inference.model_names import MODEL_NAME
+from serving.triton import watchdog as watchdog_module
 from serving.triton.config import RepositoryOptions
 from serving.triton.process import LocalTriton
 from serving.triton.watchdog import TritonWatchdog
@@ -18,6 +19,12 @@ from vision.errors import EngineBroken
 
 def list_shared_memory() -> set[str]:
     return {path.name for path in Path("/dev/shm").glob(f"listing_vision_{os.getpid()}_*")}
+
+
+def create_metrics():
+    registry = prometheus_client.CollectorRegistry()
+    restarts = prometheus_client.Counter("restarts", "", ["component"], registry=registry)
+    return registry, {"restarts": restarts, "degraded": prometheus_client.Gauge("degraded", "", registry=registry)}
 
 
 @pytest.fixture
@@ -31,8 +38,7 @@ def wrong_bundle(bundle, other_bundle, tmp_path):
 def test_models_are_reloaded_added_and_removed_and_triton_is_restarted(
     bundle, other_bundle, wrong_bundle, triton_installation
 ):
-    registry = prometheus_client.CollectorRegistry()
-    restarts = prometheus_client.Counter("restarts", "", ["component"], registry=registry)
+    registry, metrics = create_metrics()
     triton = LocalTriton(bundle, triton_installation, RepositoryOptions(backend="python", instances=1))
     main, other = MODEL_NAME, "other_model"
 
@@ -69,7 +75,7 @@ def test_models_are_reloaded_added_and_removed_and_triton_is_restarted(
         assert (count_restarts("model"), count_restarts("triton")) == (1, 1)
 
     async def run():
-        watchdog = TritonWatchdog(triton, bundle, health_interval_s=0.2, restarts=restarts)
+        watchdog = TritonWatchdog(triton, bundle, health_interval_s=0.2, **metrics)
         try:
             await watchdog.start()
             watchdog.watch()
@@ -87,3 +93,37 @@ def test_models_are_reloaded_added_and_removed_and_triton_is_restarted(
     assert triton.list_all_model_pids() == frozenset()
     assert not triton.repository.exists()
     assert list_shared_memory() <= memory_before
+
+
+def test_a_reload_that_takes_too_long_is_not_begun_again(bundle, triton_installation, monkeypatch):
+    """The reload is under way when its caller gives up, as on a busy machine; its processes are found later."""
+    monkeypatch.setattr(watchdog_module, "RELOAD_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(watchdog_module, "KILL_REPLACED_AFTER_S", 1.0)
+    registry, metrics = create_metrics()
+    triton = LocalTriton(bundle, triton_installation, RepositoryOptions(backend="python", instances=2))
+    num_processes, degraded = [], []
+
+    async def run():
+        watchdog = TritonWatchdog(triton, bundle, health_interval_s=0.2, **metrics)
+        try:
+            await watchdog.start()
+            before = triton.list_model_pids(MODEL_NAME)
+            watchdog.watch()
+            os.kill(min(before), signal.SIGKILL)
+
+            def is_replaced():
+                num_processes.append(len(triton.list_model_pids(MODEL_NAME)))
+                degraded.append((registry.get_sample_value("degraded"), len(watchdog.problems)))
+                return not triton.list_model_pids(MODEL_NAME) & before and num_processes[-1] == 2
+
+            await async_wait_until(is_replaced, "two other processes")
+            await asyncio.sleep(3)  # another reload would begin meanwhile
+            assert is_replaced()
+            assert degraded[-1] == (0, 0)
+        finally:
+            await watchdog.stop()
+
+    asyncio.run(run())
+    assert registry.get_sample_value("restarts_total", {"component": "model"}) == 1
+    assert max(num_processes) <= 4
+    assert (1, 1) in degraded
