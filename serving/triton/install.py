@@ -25,7 +25,8 @@ __all__ = ["TritonInstallation", "find_triton", "install_triton"]
 _log = logging.getLogger(__name__)
 
 PYTRITON = "nvidia-pytriton==0.7.0"
-"""Contains Triton 2.51."""
+TRITON_VERSION = "2.51"
+"""The version that it contains."""
 MODEL_ENVIRONMENT = (
     "numpy==1.26.4",
     "onnxruntime==1.32.0",
@@ -41,6 +42,7 @@ HOME_VARIABLE = "LISTING_VISION_TRITON_HOME"
 @dataclass(frozen=True)
 class TritonInstallation:
     home: Path
+    version: str = TRITON_VERSION
 
     @property
     def server_root(self) -> Path:

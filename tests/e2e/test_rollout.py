@@ -265,7 +265,7 @@ def test_a_canary_and_a_shadow_may_be_given_at_the_start(
     assert read_release_states(served) == {bundle.release: "stable", other_bundle.release: "canary 0.3"}
     assert (wait_for_release(served, mine), wait_for_release(served, others)) == (new, old)
     # Gateways before somebody else's Triton, which serves the canary until it does no longer.
-    triton = re.search(r"Triton \(pid \d+\) answers at ([0-9.:]+)", served.log).group(1)
+    triton = re.search(r"Triton \(pid \d+\) answers at (\S+)", served.log).group(1)
     second = start_serving(bundle.folder, tmp_path / "second.log", "--triton", triton, *options)
     assert wait_for_release(second, mine) == new
     shadow = ("--shadow", str(other_bundle.folder), "--outcomes", str(tmp_path / "outcomes"))

@@ -1,6 +1,5 @@
-"""One trace from a caller over the gateway into Triton, as a collector sees it."""
+"""One trace from a caller over the gateway to Triton, as a collector sees it."""
 
-import contextlib
 import json
 import os
 import re
@@ -21,7 +20,6 @@ from tests.support.waiting import wait_until
 
 CALL = "listing.vision.v1.ListingVisionService/ClassifyListing"
 TO_TRITON = "inference.GRPCInferenceService/ModelInfer"
-TRITON = ("InferRequest", "listing_vision", "compute")
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +47,7 @@ def traced_gateway(bundle, start_serving, triton_installation, collector, enviro
 @pytest.fixture(scope="module")
 def decoding_gateway(bundle, start_serving, traced_gateway, collector, environment, tmp_path_factory):
     """Another gateway before the same Triton, which decodes itself and traces nobody of its own accord."""
-    triton = re.search(r"Triton \(pid \d+\) answers at ([0-9.:]+)", traced_gateway.log).group(1)
+    triton = re.search(r'answers at ([^\s",]+)', traced_gateway.log).group(1)
     options = ("--triton", triton, "--decode-in", "gateway", "--trace-ratio", "0")
     log = tmp_path_factory.mktemp("decoding") / "serve.log"
     return start_serving(bundle.folder, log, *options, "--otlp-endpoint", collector.endpoint)
@@ -90,23 +88,16 @@ def select_client_spans(spans):
     return [span for span in spans if span.service == "listing-vision-classify"]
 
 
-def test_one_trace_from_the_client_library_over_the_gateway_into_triton(traced_gateway, collector, tmp_path):
+def test_one_trace_from_the_client_library_over_the_gateway_to_triton(traced_gateway, collector, tmp_path):
     photo = tmp_path / "photo.jpg"
     photo.write_bytes(PHOTO)
     command = [sys.executable, "-m", "listing_vision", "classify", str(photo), "--server", traced_gateway.address]
     asked = {**os.environ, "OTEL_EXPORTER_OTLP_ENDPOINT": collector.endpoint}
-    for attempt in range(1, 4):  # on a busy machine Triton's exporter may lose a batch of its spans
-        done = subprocess.run(command, cwd=ROOT, env=asked, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr
-        clients = select_client_spans(
-            collector.wait_until(lambda spans, n=attempt: len(select_client_spans(spans)) == n, "client")
-        )
-        with contextlib.suppress(AssertionError):
-            collector.wait_for_trace(clients[-1].trace_id, CALL, CALL, "decision", TO_TRITON, *TRITON, seconds=10)
-            break
-    client = clients[-1]
+    done = subprocess.run(command, cwd=ROOT, env=asked, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    [client] = select_client_spans(collector.wait_until(lambda spans: select_client_spans(spans), "client"))
     assert (client.name, client.kind, client.parent_id) == (CALL, "SPAN_KIND_CLIENT", "")
-    spans = collector.wait_for_trace(client.trace_id, CALL, CALL, "decision", TO_TRITON, *TRITON, seconds=1)
+    spans = collector.wait_for_trace(client.trace_id, CALL, CALL, "decision", TO_TRITON)
     [call] = [span for span in spans if span.parent_id == client.span_id]
     assert (call.name, call.kind, call.service) == (CALL, "SPAN_KIND_SERVER", "listing-vision-gateway")
     assert call.attributes["listing_vision.result"] == "OK"
@@ -115,29 +106,23 @@ def test_one_trace_from_the_client_library_over_the_gateway_into_triton(traced_g
     assert set(stages) == {"queue", "model", "decision"}
     [to_triton] = [span for span in spans if span.parent_id == stages["model"].span_id]
     assert (to_triton.name, to_triton.kind) == (TO_TRITON, "SPAN_KIND_CLIENT")
-    [triton] = [span for span in spans if span.parent_id == to_triton.span_id]
-    assert (triton.name, triton.service, triton.format) == ("InferRequest", "listing-vision-triton", "json")
+    # Triton 2.51 crashes while it traces.
+    assert [span for span in spans if span.parent_id == to_triton.span_id] == []
     assert call.format == client.format == "protobuf"
-    assert len(spans) == 2 + 3 + 1 + len(TRITON)
+    assert len(spans) == 2 + 3 + 1
     [line] = read_log_lines(traced_gateway, client.trace_id)
     assert "OK" in line["message"]
     assert line["span_id"] == call.span_id
 
 
 def test_a_gateway_that_decodes_shows_it_and_follows_its_caller(decoding_gateway, collector):
-    # On a busy machine Triton's exporter may lose a batch of its spans.
-    for _ in range(3):
-        trace_id, span_id, header = create_parent(sampled=True)
-        assert classify_traced(decoding_gateway, parent=header) == grpc.StatusCode.OK
-        with contextlib.suppress(AssertionError):
-            collector.wait_for_trace(trace_id, CALL, TO_TRITON, *TRITON, seconds=10)
-            break
-    spans = group_by_name(collector.wait_for_trace(trace_id, CALL, TO_TRITON, *TRITON, seconds=1))
+    trace_id, span_id, header = create_parent(sampled=True)
+    assert classify_traced(decoding_gateway, parent=header) == grpc.StatusCode.OK
+    spans = group_by_name(collector.wait_for_trace(trace_id, CALL, TO_TRITON))
     assert spans[CALL].parent_id == span_id
     stages = {span.name for span in spans.values() if span.parent_id == spans[CALL].span_id}
     assert stages == {"queue", "decode", "model", "decision"}
-    assert spans["InferRequest"].parent_id == spans[TO_TRITON].span_id
-    assert set(spans) == {CALL, TO_TRITON, *stages, *TRITON}
+    assert set(spans) == {CALL, TO_TRITON, *stages}
 
 
 def test_who_is_not_to_be_traced_is_not_and_is_found_in_the_log(traced_gateway, decoding_gateway, collector):
@@ -171,7 +156,7 @@ def test_a_refusal_is_the_callers_doing_and_names_its_reason(traced_gateway, col
 def test_a_stream_is_one_span_and_each_of_its_listings_one_below(traced_gateway, collector):
     trace_id, _, header = create_parent(sampled=True)
     requests = [
-        pb.ClassifyListingsRequest(sequence=n, listing=pb.ClassifyListingRequest(photos=[pb.Photo(content=PHOTO)]))
+        pb.ClassifyListingsRequest(sequence=n, request=pb.ClassifyListingRequest(photos=[pb.Photo(content=PHOTO)]))
         for n in range(2)
     ]
     with grpc.insecure_channel(traced_gateway.address) as channel:
@@ -191,13 +176,6 @@ def test_a_headers_nonsense_is_no_parent(traced_gateway, collector):
     trace_id = secrets.token_hex(16)
     assert classify_traced(traced_gateway, parent=f"00-{trace_id}-nonsense-01") == grpc.StatusCode.OK
     assert trace_id not in {span.trace_id for span in collector.spans}
-
-
-def test_a_triton_that_is_traced_ends_cleanly(bundle, start_serving, triton_installation, environment, tmp_path):
-    # Nobody listens there.
-    served = start_serving(bundle.folder, tmp_path / "serve.log", "--otlp-endpoint", "http://127.0.0.1:1")
-    assert {classify_traced(served) for _ in range(5)} == {grpc.StatusCode.OK}
-    assert served.stop() == 0
 
 
 def test_a_collector_that_never_answers_holds_up_no_call(bundle, start_serving, environment, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@ import asyncio
 import subprocess
 import sys
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from serving.inference.health import wait_for_golden_photos
 from serving.inference.model_names import MODEL_NAME
 from serving.inference.triton import TritonEngine
+from serving.observability.tracing import TraceOptions
 from serving.triton.process import LocalTriton
 from tests.conftest import ROOT
 from tests.support.waiting import wait_until
@@ -72,3 +74,20 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert [path.exists() for path in left] == [True, True]
     LocalTriton(bundle, triton_installation).stop()
     assert [path.exists() for path in left] == [False, False]
+
+
+@pytest.mark.parametrize(("version", "is_traced"), [("2.51", False), ("2.60", True)])
+def test_a_version_that_crashes_while_tracing_does_not_trace(bundle, triton_installation, version, is_traced):
+    installation = replace(triton_installation, version=version)
+    triton = LocalTriton(bundle, installation, traces=TraceOptions(endpoint="http://127.0.0.1:1", ratio=1.0))
+    try:
+        triton.start()
+        command = Path(f"/proc/{triton.pid}/cmdline")
+        wait_until(lambda: b"--model-repository" in command.read_bytes(), "it has begun")
+        assert (b"--trace-config" in command.read_bytes()) == is_traced
+    finally:
+        triton.stop()
+
+
+def test_the_installed_version_is_one_that_crashes_while_tracing(triton_installation):
+    assert triton_installation.version == "2.51"
