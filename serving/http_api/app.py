@@ -1,8 +1,10 @@
 """The HTTP application: each route converts a request to the gRPC message and the response to proto3 JSON."""
 
+import asyncio
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from importlib import resources
+from typing import Any
 
 import grpc
 from google.protobuf import json_format
@@ -89,15 +91,39 @@ def _create_endpoint(route: Route, upstream: Upstream) -> Endpoint:
             parse_query(request.query_params.multi_items(), message)
         else:
             await _parse_body(request, message, takes_form=route.method == FORM_METHOD)
+        metadata = _list_forwarded_headers(request)
         try:
-            response = await upstream.call(
-                route.method, message, timeout_s=timeout_s, metadata=_list_forwarded_headers(request)
+            response = await _await_unless_disconnected(
+                upstream.call(route.method, message, timeout_s=timeout_s, metadata=metadata), request
             )
         except grpc.aio.AioRpcError as error:
             return from_grpc_error(error)
         return JSONResponse(json_format.MessageToDict(response, always_print_fields_with_no_presence=True))
 
     return call
+
+
+async def _await_unless_disconnected(call: Coroutine[Any, Any, Any], request: Request) -> Any:
+    """Return the result of a call, which is cancelled when the caller of the request goes.
+
+    Raises:
+        ClientDisconnect: the caller has gone.
+    """
+    calling = asyncio.create_task(call)
+    watching = asyncio.create_task(_wait_for_disconnect(request))
+    try:
+        await asyncio.wait((calling, watching), return_when=asyncio.FIRST_COMPLETED)
+        if not calling.done():
+            raise ClientDisconnect
+        return calling.result()
+    finally:
+        calling.cancel()
+        watching.cancel()
+
+
+async def _wait_for_disconnect(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _parse_body(request: Request, message: Message, *, takes_form: bool) -> None:
@@ -146,7 +172,7 @@ async def _handle_http_exception(request: Request, error: Exception) -> Response
     """Respond to what matches no route: the framework raises 404 and 405 alone."""
     assert isinstance(error, HTTPException)
     if error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "")
+        allowed = ", ".join(sorted((error.headers or {}).get("Allow", "").split(", ")))
         message = f"{request.method[:20]} is not a method of this route; use {allowed}"
         return error_response("METHOD_NOT_ALLOWED", message, headers={"Allow": allowed})
     return error_response("ROUTE_NOT_FOUND", f"no route {request.url.path[:100]!r}; see /openapi.json")

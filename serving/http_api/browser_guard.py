@@ -1,6 +1,7 @@
 """Refuse what a browser sends for another site, and tell browsers how far to trust the responses."""
 
 import ipaddress
+import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
@@ -22,6 +23,8 @@ _SECURITY_HEADERS = {
     "cache-control": "no-store",
 }
 _HSTS = "max-age=31536000"
+_DEFAULT_PORT = re.compile(r":(80|443)$")
+"""Origins leave it out; a proxy may add it to `Host`."""
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 
 
@@ -74,7 +77,9 @@ class BrowserGuard:
     def _is_own_origin(self, origin: str, host: str) -> bool:
         """Whether it has the request's host; the scheme may differ where something in front speaks TLS."""
         _, _, origin_host = origin.lower().rpartition("://")
-        return origin_host == host.lower() or _strip_port(origin_host) in (self._allowed_hosts or ())
+        return origin_host == _DEFAULT_PORT.sub("", host.lower()) or _strip_port(origin_host) in (
+            self._allowed_hosts or ()
+        )
 
 
 class SecurityHeaders:

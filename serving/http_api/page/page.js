@@ -92,7 +92,7 @@ async function failed(error) {
     at("access").hidden = false;
     say(state.token ? "tokenRefused" : "tokenMissing");
     at("token").focus();
-  } else if (error.retryDelayMs && error.status === "RESOURCE_EXHAUSTED") {
+  } else if (error.retryDelayMs && [429, 503].includes(error.code)) {
     const seconds = Math.ceil(error.retryDelayMs / 1000);
     say("busy", seconds);
     const number = state.asked;

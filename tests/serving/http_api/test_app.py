@@ -1,5 +1,6 @@
 """HTTP/JSON over real sockets, in front of a real gateway with the model in its own process."""
 
+import asyncio
 import base64
 import hashlib
 import http.client
@@ -15,6 +16,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from serving.api.limits import REQUEST_LIMIT_BYTES
+from serving.http_api.app import create_app
 from serving.http_api.body_limits import BODY_LIMIT_BYTES
 from serving.processes.control import send_command
 from serving.processes.sockets import supervisor_control_path
@@ -209,6 +211,7 @@ def test_what_is_no_route_has_its_own_status(url):
         status, headers, answer = request_status(f"{url}{path}", b"{}")
         if path == "/":
             assert (status, answer["error"]["reason"]) == (405, "METHOD_NOT_ALLOWED")
+            assert headers["Allow"] == "GET, HEAD"
         else:
             assert (status, answer["error"]["status"]) == (404, "NOT_FOUND")
             assert answer["error"]["reason"] == "ROUTE_NOT_FOUND"
@@ -299,6 +302,39 @@ def test_responses_and_errors_are_as_the_document_says(url):
         operation = document["paths"][path.partition("?")[0]]["get" if body is None else "post"]
         schema = operation["responses"][str(status)]["content"]["application/json"]["schema"]
         Draft202012Validator({**document, **schema}).validate(answer)
+
+
+def test_a_call_is_cancelled_when_its_caller_goes():
+    class SlowUpstream:
+        def __init__(self):
+            self.has_begun, self.is_cancelled = asyncio.Event(), False
+
+        async def call(self, method, request, *, timeout_s, metadata):
+            self.has_begun.set()
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                self.is_cancelled = True
+                raise
+
+    async def run():
+        upstream, sent = SlowUpstream(), []
+
+        async def receive():
+            if not upstream.has_begun.is_set():
+                return {"type": "http.request", "body": b"{}", "more_body": False}
+            return {"type": "http.disconnect"}
+
+        async def send(message):
+            sent.append(message)
+
+        headers = [(b"content-type", b"application/json")]
+        scope = {"type": "http", "method": "POST", "path": "/v1/outcomes", "query_string": b"", "headers": headers}
+        await create_app(upstream)(scope, receive, send)
+        await asyncio.sleep(0)
+        return upstream.is_cancelled
+
+    assert asyncio.run(run())
 
 
 def test_the_verb_says_what_is_missing(monkeypatch, bundle):

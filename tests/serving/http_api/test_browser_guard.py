@@ -63,6 +63,12 @@ def test_requests_with_effects_come_from_the_own_page(headers, status):
     assert call(app, "GET", host="127.0.0.1:8080", **headers)[0] == 200
 
 
+def test_the_default_port_may_be_left_out():
+    app = guard("0.0.0.0")
+    assert call(app, host="shop.example:443", origin="https://shop.example")[0] == 200
+    assert call(app, host="shop.example:8443", origin="https://shop.example")[0] == 403
+
+
 def test_an_allowed_host_may_be_the_origin_of_a_proxy():
     app = guard("0.0.0.0", "shop.example", "gateway.internal")
     assert call(app, host="gateway.internal", origin="https://shop.example")[0] == 200

@@ -5,6 +5,7 @@ import contextlib
 import http.client
 import json
 import socket
+import ssl
 import threading
 import time
 
@@ -15,6 +16,7 @@ from serving.http_api.connections import ConnectionLimits
 from serving.http_api.process import HttpServer
 from serving.http_api.upstream import Upstream
 from serving.processes.sockets import open_listening_socket
+from tests.support.certificates import Authority
 
 HALF_HEADERS = b"GET / HTTP/1.1\r\nHost: localhost\r\n"
 HALF_BODY = (
@@ -24,9 +26,12 @@ GET = b"GET /page.css HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 @contextlib.contextmanager
-def run_server(folder, **limits):
+def run_server(folder, tls=(None, None), **limits):
     """A port on which the server listens."""
-    options = ServeOptions(bundle=folder, http_port=0, runtime_folder=folder, grace_period_s=2)
+    certificate, key = tls
+    options = ServeOptions(
+        bundle=folder, runtime_folder=folder, grace_period_s=2, tls_certificate=certificate, tls_key=key
+    )
     listening = open_listening_socket("127.0.0.1", 0)
     port = listening.getsockname()[1]
     server = HttpServer(options, Upstream(folder), limits=ConnectionLimits(**limits))
@@ -119,6 +124,21 @@ def test_what_is_not_http_is_refused_as_json(tmp_path):
     with run_server(tmp_path) as port, open_connections(port, 1, b"\x16\x03\x01 TLS\r\n\r\n") as (connection,):
         status, body = read_response(connection)
         assert (status, json.loads(body)["error"]["reason"]) == (400, "BODY_UNREADABLE")
+
+
+def test_a_silent_tls_handshake_ends_and_responses_ask_for_https(tmp_path):
+    authority = Authority(tmp_path, "test")
+    certificate, key = authority.issue("server")
+    context = ssl.create_default_context(cafile=str(authority.certificate))
+    with (
+        run_server(tmp_path, tls=(certificate, key), handshake_timeout_s=0.5) as port,
+        open_connections(port, 3, b"\x16") as silent,
+    ):
+        with contextlib.closing(http.client.HTTPSConnection("127.0.0.1", port, context=context)) as connection:
+            connection.request("GET", "/page.css")
+            response = connection.getresponse()
+            assert (response.status, response.headers["Strict-Transport-Security"]) == (200, "max-age=31536000")
+        assert all(is_closed(one) for one in silent)
 
 
 def test_a_server_that_stops_answers_what_is_on_its_way(tmp_path):
