@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 from vision import __version__
 
 if TYPE_CHECKING:
-    from serving.client import Access, AsyncListingVisionClient, CallFailed, ListingVisionClient
+    from listing_vision_client import (
+        Access,
+        AsyncListingVisionClient,
+        CallFailed,
+        ClientTls,
+        ListingToClassify,
+        ListingVisionClient,
+    )
     from vision.bundle import Bundle, load_bundle
     from vision.calibration import Calibration
     from vision.decision import decide
@@ -28,6 +35,8 @@ __all__ = [
     "Calibration",
     "CallFailed",
     "Category",
+    "ClientTls",
+    "ListingToClassify",
     "ListingVisionClient",
     "ListingVisionError",
     "Logits",
@@ -46,7 +55,14 @@ __all__ = [
 ]
 
 _MODULES = {
-    "serving.client": ("Access", "AsyncListingVisionClient", "CallFailed", "ListingVisionClient"),
+    "listing_vision_client": (
+        "Access",
+        "AsyncListingVisionClient",
+        "CallFailed",
+        "ClientTls",
+        "ListingToClassify",
+        "ListingVisionClient",
+    ),
     "vision.bundle": ("Bundle", "load_bundle"),
     "vision.calibration": ("Calibration",),
     "vision.decision": ("decide",),

@@ -1,18 +1,19 @@
 """The verb `classify`: classify one listing's photos with a server or a bundle, and print the suggestion."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vision.errors import ListingVisionError, PhotoError
 
-if TYPE_CHECKING:
-    from listing_vision_client.protocol import listing_vision_pb2 as pb
+if TYPE_CHECKING:  # gRPC is not installed where models are only trained
+    from listing_vision_client.results import BrandSuggestion, CategorySuggestion, ListingSuggestion
 
-__all__ = ["classify", "classify_at_server", "classify_with_bundle", "format_response", "read_photos", "to_json"]
+__all__ = ["classify", "classify_at_server", "classify_with_bundle", "format_suggestion", "read_photos", "to_json"]
 
 MIN_SHOWN_PROBABILITY = 0.01
 """Alternatives below it are not shown."""
@@ -22,7 +23,7 @@ def classify(
     photos: Annotated[list[Path], typer.Argument(help="The photos of one listing.")],
     server: Annotated[str | None, typer.Option(help="HOST:PORT of a running gateway.")] = None,
     bundle: Annotated[Path | None, typer.Option(help="A bundle to classify with, without a server.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the gRPC response as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the suggestion as JSON.")] = False,
     explain: Annotated[
         Path | None,
         typer.Option(help="Folder for the photos with Grad-CAM heat maps; needs --bundle."),
@@ -37,44 +38,46 @@ def classify(
     if explain and bundle is None:
         raise typer.BadParameter("--explain needs --bundle FOLDER: heat maps need the weights")
     read = read_photos(photos)
-    response = classify_with_bundle(bundle, read) if bundle else classify_at_server(str(server), read)
-    typer.echo(to_json(response) if as_json else format_response(response, [path.name for path in photos]))
+    suggestion = classify_with_bundle(bundle, read) if bundle else classify_at_server(str(server), read)
+    typer.echo(to_json(suggestion) if as_json else format_suggestion(suggestion, [path.name for path in photos]))
     if explain and bundle:
-        usable = [not photo.HasField("error") for photo in response.photos]
+        usable = [photo.error is None for photo in suggestion.photos]
         named = [(path.name, data) for path, data, used in zip(photos, read, usable, strict=True) if used]
-        _explain(bundle, named, response, explain)
+        _explain(bundle, named, suggestion, explain)
 
 
-def _explain(
-    bundle: Path, photos: list[tuple[str, bytes]], response: "pb.ClassifyListingResponse", folder: Path
-) -> None:
+def _explain(bundle: Path, photos: list[tuple[str, bytes]], suggestion: "ListingSuggestion", folder: Path) -> None:
     from training.evaluation.gradcam import write_overlays
     from vision.bundle import load_bundle
 
-    leaf_id, brand_id = response.category_path[-1].category_id, response.brand.brand_id
+    leaf_id, brand_id = suggestion.category_path[-1].category_id, suggestion.brand.brand_id
     written = write_overlays(load_bundle(bundle), photos, folder, category_id=leaf_id, brand_id=brand_id)
     # On stderr: with --json, stdout holds the JSON alone.
     typer.echo(f"written: {len(written)} photos with heat maps in {folder}, the first is {written[0].name}", err=True)
 
 
-def classify_at_server(address: str, photos: Sequence[bytes], *, listing_id: str = "") -> "pb.ClassifyListingResponse":
-    """Return the response of a running gateway.
+def classify_at_server(address: str, photos: Sequence[bytes], *, listing_id: str = "") -> "ListingSuggestion":
+    """Return the suggestion of a running gateway.
 
     Raises:
         ListingVisionError: the call failed; the service's reason is in the message.
     """
-    from serving.client import Access, CallFailed, ListingVisionClient
-    from serving.observability.tracing import trace_program
+    from listing_vision_client import Access, CallFailed, ListingVisionClient
+    from serving.observability.tracing import client_span, trace_program
 
-    with trace_program("listing-vision-classify"), ListingVisionClient(address, Access.from_environment()) as client:
+    access = Access.from_environment()
+    with (
+        trace_program("listing-vision-classify"),
+        ListingVisionClient(address, access, call_hook=client_span) as client,
+    ):
         try:
             return client.classify(photos, listing_id=listing_id)
         except CallFailed as error:
             raise ListingVisionError(f"{address} returned {error}") from error
 
 
-def classify_with_bundle(folder: Path, photos: Sequence[bytes]) -> "pb.ClassifyListingResponse":
-    """Return the response computed in this process by the decoder, model and decision rule of the gateway.
+def classify_with_bundle(folder: Path, photos: Sequence[bytes]) -> "ListingSuggestion":
+    """Return the suggestion computed in this process by the decoder, model and decision rule of the gateway.
 
     Raises:
         BundleError: the bundle is incomplete or altered.
@@ -82,6 +85,8 @@ def classify_with_bundle(folder: Path, photos: Sequence[bytes]) -> "pb.ClassifyL
     """
     import numpy as np
 
+    from listing_vision_client.convert import from_message
+    from listing_vision_client.results import ListingSuggestion
     from serving.api import responses
     from serving.decoding.prepared import prepare
     from vision.bundle import load_bundle
@@ -96,7 +101,8 @@ def classify_with_bundle(folder: Path, photos: Sequence[bytes]) -> "pb.ClassifyL
         )
     engine = OnnxEngine(bundle)
     errors = [photo.error for photo in prepared]
-    return responses.build_response(bundle.for_backend(engine.backend), errors, engine.infer(np.stack(usable)))
+    response = responses.build_response(bundle.for_backend(engine.backend), errors, engine.infer(np.stack(usable)))
+    return from_message(ListingSuggestion, response)
 
 
 def read_photos(paths: Sequence[Path]) -> list[bytes]:
@@ -106,39 +112,40 @@ def read_photos(paths: Sequence[Path]) -> list[bytes]:
         raise ListingVisionError(f"photo {error.filename} cannot be read: {error.strerror}") from error
 
 
-def to_json(response: "pb.ClassifyListingResponse") -> str:
-    from google.protobuf import json_format
+def to_json(suggestion: "ListingSuggestion") -> str:
+    """Return the suggestion with the names of the contract; what is absent is left out."""
 
-    return json.dumps(
-        json_format.MessageToDict(response, preserving_proto_field_name=True), indent=2, ensure_ascii=False
-    )
+    def drop_absent(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+        return {name: value for name, value in pairs if value is not None}
+
+    return json.dumps(asdict(suggestion, dict_factory=drop_absent), indent=2, ensure_ascii=False)
 
 
-def format_response(response: "pb.ClassifyListingResponse", names: Sequence[str]) -> str:
+def format_suggestion(suggestion: "ListingSuggestion", names: Sequence[str]) -> str:
     """Return a table of category, confidence and action, then a line per photo; `names` are those of the photos."""
-    from listing_vision_client.protocol import listing_vision_pb2 as pb
-    from listing_vision_client.protocol import reasons_pb2
+    from listing_vision_client.enums import Action, BrandKind
 
-    def format_action(field: "pb.CategorySuggestion | pb.BrandSuggestion") -> str:
-        return "prefill" if field.action == pb.ACTION_PREFILL else f"suggest: {field.not_prefilled.message}"
+    def format_action(field: "CategorySuggestion | BrandSuggestion") -> str:
+        if field.action == Action.PREFILL:
+            return "prefill"
+        return f"suggest: {field.not_prefilled.message}" if field.not_prefilled else "suggest"
 
     lines = [f"{'category':<44} {'confidence':>10}  action"]
-    for depth, step in enumerate(response.category_path):
+    for depth, step in enumerate(suggestion.category_path):
         name = "  " * depth + step.name
         lines.append(f"{name:<44} {step.probability:>10.1%}  {format_action(step)}")
-    brand = response.brand
-    name = {pb.BRAND_KIND_BRAND: brand.name, pb.BRAND_KIND_OTHER: "not in the taxonomy"}.get(brand.kind, "no brand")
-    confidence = f"{brand.probability:.1%}" if brand.HasField("probability") else ""
+    brand = suggestion.brand
+    name = {BrandKind.BRAND: brand.name, BrandKind.OTHER: "not in the taxonomy"}.get(brand.kind, "no brand")
+    confidence = f"{brand.probability:.1%}" if brand.probability is not None else ""
     lines.append(f"{'brand: ' + name:<44} {confidence:>10}  {format_action(brand)}")
-    likely = [a for a in response.category_alternatives[1:4] if a.probability >= MIN_SHOWN_PROBABILITY]
+    likely = [a for a in suggestion.category_alternatives[1:4] if a.probability >= MIN_SHOWN_PROBABILITY]
     if others := ", ".join(f"{a.path_names[-1]} {a.probability:.1%}" for a in likely):
         lines.append(f"alternatives: {others}")
-    for name, photo in zip(names, response.photos, strict=True):
-        if photo.HasField("error"):
-            reason = reasons_pb2.PhotoErrorReason.Name(photo.error.reason)
-            lines.append(f"{name}: not used, {reason}: {photo.error.message}")
-        elif len(names) > 1:
-            recognition = photo.recognition
-            lines.append(f"{name}: {recognition.category_name} {recognition.category_probability:.1%}")
-    lines.append(f"model {response.model.name} {response.model.version}, taxonomy {response.model.taxonomy_version}")
+    for name, photo in zip(names, suggestion.photos, strict=True):
+        if photo.error:
+            lines.append(f"{name}: not used, {photo.error.reason}: {photo.error.message}")
+        elif photo.recognition and len(names) > 1:
+            lines.append(f"{name}: {photo.recognition.category_name} {photo.recognition.category_probability:.1%}")
+    model = suggestion.model
+    lines.append(f"model {model.name} {model.version}, taxonomy {model.taxonomy_version}")
     return "\n".join(lines)

@@ -1,5 +1,6 @@
 """Errors of calls: google.rpc.Status with ErrorInfo, BadRequest and RetryInfo (AIP-193), as Python values."""
 
+import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -7,9 +8,21 @@ from typing import Any
 import grpc
 from google.rpc import error_details_pb2, status_pb2
 
-__all__ = ["CallFailed", "ErrorDetails", "FieldViolation", "parse_status", "read_error_details"]
+from listing_vision_client.limits import REQUEST_LIMIT_BYTES
+
+__all__ = [
+    "CallFailed",
+    "ErrorDetails",
+    "FieldViolation",
+    "choose_retry_delay_s",
+    "convert_rpc_error",
+    "convert_status",
+    "parse_status",
+    "read_error_details",
+]
 
 _STATUS_KEY = "grpc-status-details-bin"
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,3 +103,32 @@ def read_error_details(error: grpc.RpcError) -> ErrorDetails:
         if key == _STATUS_KEY and isinstance(value, bytes):
             return parse_status(status_pb2.Status.FromString(value))
     return ErrorDetails()
+
+
+def convert_rpc_error(error: grpc.RpcError) -> CallFailed:
+    """Return the failure of a call that gRPC raised."""
+    code, message, details = error.code(), error.details() or "", read_error_details(error)
+    if code == grpc.StatusCode.RESOURCE_EXHAUSTED and not details.reason:
+        limit = f"{REQUEST_LIMIT_BYTES >> 20} MiB"
+        message = f"{message}; the photos of a request may have {limit} together: send fewer or smaller photos"
+    return CallFailed(code=code, message=message, details=details)
+
+
+def convert_status(status: status_pb2.Status) -> CallFailed:
+    """Return the failure of one listing of a stream."""
+    code = _CODES.get(status.code, grpc.StatusCode.UNKNOWN)
+    return CallFailed(code=code, message=status.message, details=parse_status(status))
+
+
+def choose_retry_delay_s(failed: CallFailed, *, num_retries_left: int, time_left_s: float) -> float | None:
+    """Return the delay before a refused call is repeated; None: it is not repeated.
+
+    Only what the service refused for lack of capacity or quota, and with a delay, is repeated here: gRPC itself repeats
+    what was UNAVAILABLE. Delays are up to a fifth longer, so that calls which were refused together do not come back
+    together.
+    """
+    delay_s = failed.retry_delay_s
+    if failed.code != grpc.StatusCode.RESOURCE_EXHAUSTED or delay_s is None or num_retries_left <= 0:
+        return None
+    delay_s *= random.uniform(1.0, 1.2)
+    return delay_s if delay_s < time_left_s else None

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-PACKAGES = ("listing_vision", "serving", "training", "vision")
+PACKAGES = ("listing_vision", "listing_vision_client", "serving", "training", "vision")
 GENERATED = ("_pb2.py", "_pb2_grpc.py")
 MAX_MODULES, MAX_LINES, MAX_BODY, MAX_CLASS, MAX_PARAMETERS = 16, 400, 50, 260, 12
 MAX_EXCEPTIONS = 10

@@ -6,7 +6,7 @@ import itertools
 import random
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -15,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import tenacity
 
+from listing_vision_client import Access, CallFailed, ListingVisionClient
+from listing_vision_client.enums import Action, BrandKind, PhotoErrorReason
 from listing_vision_client.errors import ErrorDetails
-from listing_vision_client.protocol import listing_vision_pb2 as pb
-from listing_vision_client.protocol import reasons_pb2
+from listing_vision_client.results import ListingSuggestion, ModelVersion, PhotoError
 from serving.api.limits import MAX_ALTERNATIVES, MAX_LISTING_ID_CHARS, MAX_PHOTOS, REQUEST_LIMIT_BYTES
 from serving.backfill.job import Job, ModelVersions
 from serving.backfill.local_engine import BackfillEngine, LogitsEngine, ShardResult
@@ -25,12 +26,12 @@ from serving.backfill.output import Failure, build_suggestion, build_tables
 from serving.backfill.photo_reader import PhotoReader
 from serving.backfill.pipeline import WaitTimes
 from serving.backfill.plan import ShardPhotos
-from serving.client.client import Access, CallFailed, ListingVisionClient
 from serving.errors import BackfillError
 from serving.inference.health import check_golden_photos, wait_for_golden_photos
 from serving.inference.triton import TritonEngine
 from serving.inference.triton_channel import TritonAccess
 from serving.inference.triton_tensors import BACKFILL_PRIORITY
+from serving.observability.tracing import client_span
 from vision.bundle import UNKNOWN_BACKEND, Bundle
 from vision.engine import Logits
 from vision.errors import EngineBusy, EngineUnavailable
@@ -77,7 +78,7 @@ def create_remote_engine(
     Raises:
         BackfillError: no server responds there, or a gateway that serves another model than the bundle.
     """
-    client = ListingVisionClient(address, Access.from_environment())
+    client = ListingVisionClient(address, Access.from_environment(), call_hook=client_span)
     limit = RateLimiter(photos_per_s)
     try:
         return GatewayEngine(address, client, bundle, limit, stop=stop)
@@ -194,14 +195,14 @@ class GatewayEngine:
                 "the committed shards are those of the model before"
             )
         for photo, result in zip(sent, response.photos, strict=True):
-            if result.HasField("error"):
+            if result.error:
                 failures[photo] = _to_failure(result.error)
         return _to_row(response, job), failures
 
-    def _call_with_retries(self, contents: list[bytes], listing_id: str, job: Job) -> "pb.ClassifyListingResponse":
+    def _call_with_retries(self, contents: list[bytes], listing_id: str, job: Job) -> ListingSuggestion:
         """Raises CallFailed where a retry cannot help; BackfillError: the gateway is unavailable for too long."""
 
-        def call() -> "pb.ClassifyListingResponse":
+        def call() -> ListingSuggestion:
             self._limit.wait(len(contents), self._stop)
             began_s = time.monotonic()
             try:
@@ -217,7 +218,7 @@ class GatewayEngine:
         policy = _create_retry_policy(is_retryable, self._stop, self._unavailable, on_give_up=self._give_up)
         return policy(call)
 
-    def _give_up(self, state: tenacity.RetryCallState) -> "pb.ClassifyListingResponse":
+    def _give_up(self, state: tenacity.RetryCallState) -> ListingSuggestion:
         assert state.outcome
         failed = state.outcome.exception()
         self._unavailable.set()
@@ -264,10 +265,10 @@ def _is_retryable(error: BaseException) -> bool:
     return error.code in _RETRYABLE_CODES and not too_large
 
 
-def _raise_if_busy(response: "pb.ClassifyListingResponse") -> None:
+def _raise_if_busy(response: ListingSuggestion) -> None:
     """Raises CallFailed, which is retried: the gateway had no time to decode a photo, which is no result of it."""
     for photo in response.photos:
-        if photo.error.reason == reasons_pb2.PHOTO_SERVICE_BUSY:
+        if photo.error and photo.error.reason == PhotoErrorReason.SERVICE_BUSY:
             raise CallFailed(code=grpc.StatusCode.UNAVAILABLE, message=photo.error.message, details=ErrorDetails())
 
 
@@ -286,7 +287,7 @@ _RETRYABLE_CODES = (
 )
 
 
-def _to_model_versions(model: "pb.ModelVersion") -> ModelVersions:
+def _to_model_versions(model: ModelVersion) -> ModelVersions:
     return ModelVersions(
         name=model.name,
         version=model.version,
@@ -296,8 +297,8 @@ def _to_model_versions(model: "pb.ModelVersion") -> ModelVersions:
     )
 
 
-def _to_failure(error: "pb.PhotoError") -> Failure:
-    return Failure(reason=reasons_pb2.PhotoErrorReason.Name(error.reason), message=error.message)
+def _to_failure(error: PhotoError) -> Failure:
+    return Failure(reason=error.reason.value, message=error.message)
 
 
 def _to_failures(failed: CallFailed, sent: Sequence[int]) -> dict[int, Failure]:
@@ -307,16 +308,16 @@ def _to_failures(failed: CallFailed, sent: Sequence[int]) -> dict[int, Failure]:
     return {photo: Failure(reason=one.reason, message=one.description) for photo, one in violations.items()}
 
 
-def _to_row(response: "pb.ClassifyListingResponse", job: Job) -> dict[str, Any]:
-    prefill, brand = pb.ACTION_PREFILL, response.brand
-    kinds: Mapping[int, str] = {pb.BRAND_KIND_BRAND: "brand", pb.BRAND_KIND_NO_BRAND: "no_brand"}
+def _to_row(response: ListingSuggestion, job: Job) -> dict[str, Any]:
+    prefill, brand = Action.PREFILL, response.brand
+    kinds = {BrandKind.BRAND: "brand", BrandKind.NO_BRAND: "no_brand"}
     row = build_suggestion(
         [(step.category_id, step.name, step.probability, step.action == prefill) for step in response.category_path],
         (
             kinds.get(brand.kind, "unknown"),
             brand.brand_id or None,
             brand.name or None,
-            brand.probability,
+            brand.probability or 0.0,
             brand.action == prefill,
         ),
     )

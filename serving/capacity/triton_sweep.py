@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from serving.client import AsyncListingVisionClient
+from listing_vision_client import AsyncListingVisionClient
 from serving.config import ServeOptions
 from serving.gateway.server import GatewayServer
 from serving.inference.health import wait_for_golden_photos

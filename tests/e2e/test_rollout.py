@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from grpc_health.v1 import health_pb2
 
-from serving.client import ListingVisionClient
+from listing_vision_client import ListingVisionClient
 from serving.rollout.traffic_split import CANARY, SHADOW, TrafficShare
 from serving.triton.config import RepositoryOptions
 from tests.conftest import ROOT

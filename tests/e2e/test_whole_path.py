@@ -17,7 +17,7 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2
 
 from listing_vision.classify import classify_with_bundle
-from serving.client import CallFailed, ListingVisionClient
+from listing_vision_client import CallFailed, ListingVisionClient
 from serving.triton.process import LocalTriton
 from tests.conftest import ROOT
 from tests.support.helpers import list_children

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from listing_vision.classify import classify_with_bundle, format_response, read_photos, to_json
+from listing_vision.classify import classify_with_bundle, format_suggestion, read_photos, to_json
 from tests.support.helpers import create_scene, encode_image
 from vision.errors import ListingVisionError, PhotoError
 
@@ -11,7 +11,7 @@ PHOTO = encode_image(create_scene(200, 150))
 
 def test_a_table_shows_path_brand_and_each_photo(bundle):
     response = classify_with_bundle(bundle.folder, [PHOTO, b""])
-    table = format_response(response, ["front.jpg", "empty.jpg"])
+    table = format_suggestion(response, ["front.jpg", "empty.jpg"])
     for step in response.category_path:
         assert step.name in table
     assert "brand: " in table

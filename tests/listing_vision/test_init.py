@@ -4,9 +4,9 @@ import sys
 import listing_vision
 
 PUBLIC = """
-Access AsyncListingVisionClient Brand Bundle Calibration CallFailed Category ListingVisionClient ListingVisionError
-Logits Manifest OnnxEngine PhotoError PhotoLimits Preprocessing Suggestion Taxonomy __version__ decide decode_photo
-load_bundle prepare_photo
+Access AsyncListingVisionClient Brand Bundle Calibration CallFailed Category ClientTls ListingToClassify
+ListingVisionClient ListingVisionError Logits Manifest OnnxEngine PhotoError PhotoLimits Preprocessing Suggestion
+Taxonomy __version__ decide decode_photo load_bundle prepare_photo
 """
 
 

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 from pathlib import Path
 
-from serving.client import Access, AsyncListingVisionClient, CallFailed
+from listing_vision_client import Access, AsyncListingVisionClient, CallFailed
 from serving.config import ServeOptions
 from serving.gateway.server import GatewayServer
 from tests.support.helpers import create_scene, encode_image

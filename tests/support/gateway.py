@@ -8,8 +8,8 @@ import signal
 import grpc
 import prometheus_client
 
+from listing_vision_client import AsyncListingVisionClient
 from listing_vision_client.protocol import listing_vision_pb2_grpc as pb_grpc
-from serving.client import AsyncListingVisionClient
 from serving.config import ServeOptions
 from serving.gateway.admission import Admission, ThroughputEstimator
 from serving.gateway.server import GatewayServer

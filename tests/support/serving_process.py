@@ -15,7 +15,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
 
-from serving.client import CallFailed, ListingVisionClient
+from listing_vision_client import CallFailed, ListingVisionClient
 from tests.conftest import ROOT
 from tests.support.helpers import create_scene, encode_image, list_children
 from tests.support.waiting import wait_until

@@ -7,11 +7,11 @@ from types import SimpleNamespace
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from listing_vision_client import Access
 from listing_vision_client.protocol import listing_vision_pb2 as pb
 from listing_vision_client.protocol import listing_vision_pb2_grpc as pb_grpc
 from serving.auth.interceptor import CALLER, AuthInterceptor
 from serving.auth.quota import PhotoQuota
-from serving.client import Access
 from tests.support.callers import PHOTO, classify, run_secured_gateway, write_token_file
 from tests.support.waiting import wait_until
 

@@ -13,11 +13,11 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from listing_vision_client import Access
 from serving.auth import jwt_verifier
 from serving.auth.file_watcher import CHECK_INTERVAL_S
 from serving.auth.jwt_verifier import JwtOptions, JwtVerifier
 from serving.auth.quota import PhotoQuota
-from serving.client import Access
 from tests.support.callers import classify, run_secured_gateway, write_token_file
 from tests.support.clock import ManualClock
 from tests.support.identity_provider import AUDIENCE, ISSUER, KINDS, create_claims, create_jwk, sign_token

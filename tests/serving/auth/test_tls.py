@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from prometheus_client import REGISTRY
 
+from listing_vision_client import Access, ClientTls, ListingVisionClient
 from serving.auth.tls import ServerTls, is_loopback
-from serving.client import Access, ClientTls, ListingVisionClient
 from tests.support.callers import PHOTO, classify, run_secured_gateway, write_token_file
 from tests.support.certificates import Authority
 from tests.support.waiting import wait_until

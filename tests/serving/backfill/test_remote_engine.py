@@ -1,5 +1,6 @@
 """The same job against a running gateway and a running Triton."""
 
+import dataclasses
 import re
 import threading
 import time
@@ -8,8 +9,9 @@ import grpc
 import numpy as np
 import pytest
 
+from listing_vision_client import CallFailed, ListingVisionClient, PhotoErrorReason
 from listing_vision_client.errors import ErrorDetails
-from listing_vision_client.protocol import reasons_pb2
+from listing_vision_client.results import PhotoError, PhotoResult
 from serving.backfill import inspection
 from serving.backfill.job import LOCK_PATH, Job
 from serving.backfill.local_engine import create_local_engine
@@ -18,7 +20,6 @@ from serving.backfill.plan import ShardPhotos
 from serving.backfill.remote_engine import GatewayEngine, RateLimiter, create_remote_engine
 from serving.backfill.run import open_or_create_job, run
 from serving.backfill.shutdown import GracefulShutdown
-from serving.client import CallFailed, ListingVisionClient
 from serving.errors import BackfillError
 from serving.storage import Store
 from tests.support.backfill import (
@@ -164,7 +165,9 @@ class BusyClient(ListingVisionClient):
         with self._lock:
             self.num_calls += 1
             if self.num_calls == 1:
-                response.photos[0].error.reason = reasons_pb2.PHOTO_SERVICE_BUSY
+                busy = PhotoError(reason=PhotoErrorReason.SERVICE_BUSY, message="later")
+                photos = (PhotoResult(recognition=None, error=busy), *response.photos[1:])
+                return dataclasses.replace(response, photos=photos)
         return response
 
 

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from serving.client import CallFailed
+from listing_vision_client import CallFailed
 from serving.rollout.circuit_breaker import FAILURE_THRESHOLD
 from serving.rollout.traffic_split import CANARY
 from tests.support.gateway import (
@@ -170,4 +170,4 @@ def test_photos_that_nobody_can_use_are_no_fault_of_the_canary(bundle, other_bun
     reason, mixed = asyncio.run(run())
     assert reason == "NO_USABLE_PHOTO"
     assert mixed.model.version == other_bundle.info.model_version
-    assert [photo.HasField("error") for photo in mixed.photos] == [True, False]
+    assert [photo.error is not None for photo in mixed.photos] == [True, False]

@@ -5,7 +5,7 @@ import asyncio
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from serving.client import AsyncListingVisionClient
+from listing_vision_client import AsyncListingVisionClient
 from serving.config import ServeOptions
 from serving.gateway.server import GatewayServer
 from tests.support.helpers import create_scene, encode_image

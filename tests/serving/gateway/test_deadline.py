@@ -3,7 +3,7 @@ import asyncio
 import grpc
 import pytest
 
-from serving.client import CallFailed
+from listing_vision_client import CallFailed
 from tests.support.gateway import PHOTO, FailingEngine, classify_with_engine, run_gateway, stop_decoders
 from tests.support.waiting import async_wait_until
 from vision.errors import EngineUnavailable

@@ -4,7 +4,7 @@ import contextlib
 import grpc
 import pytest
 
-from serving.client import CallFailed
+from listing_vision_client import CallFailed
 from serving.gateway.early_rejection import CLASSIFY_METHOD
 from tests.support.gateway import PHOTO, run_gateway
 

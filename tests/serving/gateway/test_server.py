@@ -1,12 +1,12 @@
 import asyncio
+from dataclasses import asdict
 from datetime import timedelta
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from listing_vision_client.protocol import listing_vision_pb2 as pb
-from serving.client import AsyncListingVisionClient
+from listing_vision_client import AsyncListingVisionClient, FormField
 from serving.config import ServeOptions
 from serving.gateway.early_rejection import SERVICE_NAME
 from serving.gateway.server import GatewayServer
@@ -28,9 +28,8 @@ def test_health_and_model_description(bundle):
     states, model = asyncio.run(call())
     assert states == [health_pb2.HealthCheckResponse.SERVING] * 2
     assert model.category_count == bundle.info.num_categories
-    assert model.language_codes == list(bundle.taxonomy.language_codes)
-    limits = {name.name: value for name, value in model.limits.ListFields()}
-    assert limits == {
+    assert model.language_codes == tuple(bundle.taxonomy.language_codes)
+    assert asdict(model.limits) == {
         "photo_count_limit": 20,
         "photo_bytes_limit": 16 << 20,
         "photo_pixels_limit": 50_000_000,
@@ -41,12 +40,12 @@ def test_health_and_model_description(bundle):
         "photo_uri_length_limit": 2000,
     }
     assert (model.photo_uris_enabled, model.outcomes_enabled) == (False, False)
-    assert model.suggestion_validity.ToTimedelta() == timedelta(days=30)
+    assert model.suggestion_validity_s == timedelta(days=30).total_seconds()
     depths = [(one.field, one.category_depth) for one in model.guarantees]
-    assert depths == [*((pb.FORM_FIELD_CATEGORY, d) for d in range(1, len(depths))), (pb.FORM_FIELD_BRAND, 0)]
+    assert depths == [*((FormField.CATEGORY, d) for d in range(1, len(depths))), (FormField.BRAND, 0)]
     for guarantee, field in zip(model.guarantees, bundle.calibration.fields, strict=True):
-        assert guarantee.HasField("threshold") == (field.threshold is not None)
-        assert guarantee.HasField("not_prefilled") == (field.threshold is None)
+        assert (guarantee.threshold is not None) == (field.threshold is not None)
+        assert (guarantee.not_prefilled is not None) == (field.threshold is None)
 
 
 def test_calls_in_flight_are_finished_when_it_stops(bundle):

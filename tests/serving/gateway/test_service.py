@@ -7,9 +7,7 @@ import numpy as np
 import pytest
 from google.rpc import error_details_pb2
 
-from listing_vision_client.protocol import listing_vision_pb2 as pb
-from listing_vision_client.protocol import reasons_pb2
-from serving.client import CallFailed
+from listing_vision_client import Action, BrandKind, CallFailed, PhotoErrorReason
 from tests.support.gateway import PHOTO, BusyAdmission, FailingEngine, call_gateway, classify_with_engine, run_gateway
 from training.data.synthetic import create_synthetic_photo
 
@@ -24,20 +22,20 @@ def test_a_listing_is_answered(bundle):
     assert probabilities == sorted(probabilities, reverse=True)
     assert len(response.category_alternatives) == 3
     assert response.category_alternatives[0].category_id == ids[-1]
-    assert all(result.HasField("recognition") for result in response.photos)
+    assert all(result.recognition for result in response.photos)
     assert len(response.photos) == 3
-    assert response.brand.kind in (pb.BRAND_KIND_BRAND, pb.BRAND_KIND_NO_BRAND)
+    assert response.brand.kind in (BrandKind.BRAND, BrandKind.NO_BRAND)
     assert response.model.version == bundle.info.model_version
     for step in response.category_path:
-        assert step.action in (pb.ACTION_PREFILL, pb.ACTION_SUGGEST)
-        assert step.HasField("not_prefilled") == (step.action == pb.ACTION_SUGGEST)
+        assert step.action in (Action.PREFILL, Action.SUGGEST)
+        assert (step.not_prefilled is not None) == (step.action == Action.SUGGEST)
 
 
 def test_a_bad_photo_is_reported_and_the_rest_answered(bundle):
     response = call_gateway(bundle, [b"", PHOTO, PHOTO[:-500], b"text"])
-    reasons = [result.error.reason for result in response.photos if result.HasField("error")]
-    assert reasons == [reasons_pb2.PHOTO_EMPTY, reasons_pb2.PHOTO_TRUNCATED, reasons_pb2.PHOTO_NOT_AN_IMAGE]
-    assert response.photos[1].HasField("recognition")
+    reasons = [result.error.reason for result in response.photos if result.error]
+    assert reasons == [PhotoErrorReason.EMPTY, PhotoErrorReason.TRUNCATED, PhotoErrorReason.NOT_AN_IMAGE]
+    assert response.photos[1].recognition
     alone = call_gateway(bundle, [PHOTO])
     assert response.category_path == alone.category_path
 

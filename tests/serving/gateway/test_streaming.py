@@ -6,11 +6,11 @@ import itertools
 import grpc
 import pytest
 
+from listing_vision_client import CallFailed, ListingToClassify, ListingVisionClient, Stage
 from listing_vision_client.errors import parse_status
 from listing_vision_client.protocol import listing_vision_pb2 as pb
+from listing_vision_client.stream import MAX_PENDING
 from serving.api.status import Refusal
-from serving.client import CallFailed, ListingToClassify, ListingVisionClient
-from serving.client.stream import MAX_PENDING
 from serving.gateway.admission import Admission, ThroughputEstimator
 from serving.gateway.streaming import MAX_CONCURRENT_LISTINGS, ListingStreams
 from tests.support.gateway import PHOTO, FailingEngine, run_gateway
@@ -62,22 +62,19 @@ def test_every_listing_is_answered_once_and_a_bad_one_has_an_error_of_its_own(bu
     assert sorted(one.listing.listing_id for one in answered) == sorted(f"listing-{n}" for n in range(NUM_LISTINGS))
     bad = [one for one in answered if one.error]
     assert [one.listing.listing_id for one in bad] == ["listing-70"]
-    assert bad[0].error.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
-    details = parse_status(bad[0].error)
+    assert bad[0].error.code == grpc.StatusCode.INVALID_ARGUMENT
+    details = bad[0].error.details
     assert details.reason == "NO_USABLE_PHOTO"
     assert [v.field for v in details.violations] == ["photos[0].content"]
-    assert all(one.response.listing_id == one.listing.listing_id for one in answered if one.response)
+    assert all(one.suggestion.listing_id == one.listing.listing_id for one in answered if one.suggestion)
     assert 0 < max(ahead) <= MAX_PENDING
 
 
 def test_an_answer_says_how_long_its_stages_took(bundle):
     (answered,) = stream_listings(bundle, [listing(0)])
-    assert [time.stage for time in answered.response.stage_times] == [
-        pb.STAGE_DECODE,
-        pb.STAGE_MODEL,
-        pb.STAGE_DECISION,
-    ]
-    assert all(time.duration.ToNanoseconds() > 0 for time in answered.response.stage_times)
+    stage_times = answered.suggestion.stage_times
+    assert [time.stage for time in stage_times] == [Stage.DECODE, Stage.MODEL, Stage.DECISION]
+    assert all(time.duration_s > 0 for time in stage_times)
 
 
 def test_a_gateway_that_stops_answers_what_it_has_begun_and_tells_the_caller_to_go_on_elsewhere(bundle):

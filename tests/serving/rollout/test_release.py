@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 
-from serving.client import CallFailed
+from listing_vision_client import CallFailed
 from serving.rollout.circuit_breaker import FAILURE_THRESHOLD
 from tests.support.gateway import PHOTO, FailingEngine, run_gateway
 from tests.support.waiting import async_wait_until

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from serving.client import CallFailed, ListingVisionClient
+from listing_vision_client import CallFailed, ListingVisionClient
 from tests.conftest import ROOT
 from tests.support.serving_process import Callers, is_alive, list_process_tree
 from tests.support.waiting import wait_until
