@@ -44,6 +44,8 @@ MAX_CONNECTION_STREAMS = 512
 """Calls that one connection may have open; a client keeps further ones back."""
 MAX_CONNECTION_IDLE_MS = 300_000
 """A connection without calls is closed after this time; a client connects again when it needs to."""
+MIN_PING_INTERVAL_MS = 10_000
+"""Clients may send a keep-alive ping this often."""
 
 
 class GatewayServer:
@@ -128,8 +130,8 @@ class GatewayServer:
             options=[
                 ("grpc.max_receive_message_length", MESSAGE_LIMIT_BYTES),
                 ("grpc.max_send_message_length", MESSAGE_LIMIT_BYTES),
-                # Clients may keep connections alive every 10 s; the default answers with too_many_pings.
-                ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+                # The default, 5 minutes, answers a client that keeps a quiet stream alive with too_many_pings.
+                ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),
                 # Photos arrive a round trip after the headers; of calls that are rejected early they never arrive.
                 ("grpc.http2.bdp_probe", 0),
                 ("grpc.so_reuseport", int(self._options.reuse_port)),

@@ -1,0 +1,49 @@
+"""A stream on which nothing is sent for long stays open: gateway and client agree on how often a ping is allowed."""
+
+import asyncio
+import threading
+import time
+
+import pytest
+
+from listing_vision_client import CallFailed, ListingToClassify, ListingVisionClient
+from tests.support.gateway import PHOTO, run_gateway
+
+PING_MS = 100
+QUIET_S = 3.0
+
+
+def classify_before_and_after_a_quiet_time(bundle):
+    async def run():
+        async with run_gateway(bundle, isolate=False) as (server, _):
+            is_answered = threading.Event()
+
+            def listings():
+                yield ListingToClassify([PHOTO], listing_id="before")
+                is_answered.wait(60)  # until then gRPC may repeat the stream on another connection
+                time.sleep(QUIET_S)
+                yield ListingToClassify([PHOTO], listing_id="after")
+
+            def read():
+                options = [("grpc.keepalive_time_ms", PING_MS)]
+                with ListingVisionClient(f"127.0.0.1:{server.port}", channel_options=options) as client:
+                    found = []
+                    for result in client.classify_stream(listings()):
+                        found.append(result.suggestion.listing_id)
+                        is_answered.set()
+                    return found
+
+            return await asyncio.to_thread(read)
+
+    return asyncio.run(run())
+
+
+def test_a_quiet_stream_that_is_kept_alive_stays_open(bundle, monkeypatch):
+    monkeypatch.setattr("serving.gateway.server.MIN_PING_INTERVAL_MS", PING_MS // 2)
+    assert classify_before_and_after_a_quiet_time(bundle) == ["before", "after"]
+
+
+def test_pings_more_often_than_a_gateway_allows_end_the_connection(bundle):
+    # So the test above shows that the gateway's option has an effect.
+    with pytest.raises(CallFailed, match="Too many pings"):
+        classify_before_and_after_a_quiet_time(bundle)
