@@ -1,5 +1,6 @@
 """HTTP errors: one table from each reason to its status, and gRPC errors with their details."""
 
+import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,8 @@ from listing_vision_client.errors import FieldViolation, read_error_details
 from serving.api.status import CODES
 
 __all__ = ["HTTP_ERRORS", "STATUSES_BY_CODE", "HttpRefusal", "error_response", "from_grpc_error", "get_statuses"]
+
+_log = logging.getLogger(__name__)
 
 STATUSES_BY_CODE = {
     grpc.StatusCode.INVALID_ARGUMENT: 400,
@@ -79,6 +82,7 @@ class HttpRefusal(Exception):
         return self.message
 
     def to_response(self) -> JSONResponse:
+        _log.info("refused: %s: %s", self.reason, self.message)
         return error_response(
             self.reason,
             self.message,

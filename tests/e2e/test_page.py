@@ -7,6 +7,8 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 
+from listing_vision_client.protocol import listing_vision_pb2 as pb
+from listing_vision_client.protocol import reasons_pb2
 from tests.support.browser import find_chromium, open_browser
 from training.data.synthetic import create_synthetic_photo
 
@@ -95,6 +97,16 @@ def test_it_speaks_japanese_to_those_who_do(open_page, url, files):
     page.get_by_role("button", name="English").click()
     assert page.locator("#state").inner_text() == "Answered from 1 of 1 photos."
     assert page.locator("html").get_attribute("lang") == "en"
+
+
+def test_each_reason_and_stage_of_the_contract_has_words_in_both_languages(open_page, url):
+    words = open_page(url).evaluate("import('./words.js').then(({ WORDS }) => WORDS)")
+    enums = (pb.NotPrefilledReason, pb.Stage, reasons_pb2.PhotoErrorReason)
+    expected = {name for enum in enums for name in enum.keys()[1:]}  # the first one is never sent
+    assert expected <= set(words["en"])
+    assert set(words["en"]) == set(words["ja"])
+    for key, text in words["en"].items():
+        assert set(re.findall(r"{\d}", text)) == set(re.findall(r"{\d}", words["ja"][key])), key
 
 
 def test_the_keyboard_is_enough(open_page, url, files):

@@ -102,7 +102,7 @@ async function failed(error) {
       const found = /^photos\[(\d+)\]/.exec(field);
       if (found && state.photos[found[1]]) state.photos[found[1]].result = { error: { reason, message: description } };
     }
-    if (error.reason === "NO_USABLE_PHOTO") say("noUsablePhoto");
+    if (WORDS.en[error.reason]) say(error.reason);
     else if (error.status) say("failed", error.message);
     else say("unreachable");
   }
