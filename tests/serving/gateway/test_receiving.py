@@ -6,12 +6,12 @@ import contextlib
 import grpc
 import pytest
 
+from benchmarks.load.stalled_upload import StalledUpload
 from listing_vision_client.errors import read_error_details
 from listing_vision_client.protocol import listing_vision_pb2 as pb
 from serving.api.status import Refusal
 from serving.gateway.receiving import Receiver, Sized
 from tests.support.gateway import PHOTO, open_stub, run_gateway
-from tests.support.stalled_upload import StalledUpload
 from tests.support.waiting import async_wait_until
 
 MIB = 1 << 20

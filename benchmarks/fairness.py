@@ -1,0 +1,142 @@
+"""Measure what one caller gets while another one floods the service with large photos.
+
+    python -m benchmarks.fairness [--bundle FOLDER] [--seconds 30]
+
+The victim classifies one photo of a phone at a time, first alone, then beside a caller with another token that keeps 20
+calls of 20 photos of 50 megapixels in flight and ignores retry delays.
+"""
+
+import asyncio
+import hashlib
+import io
+import re
+import time
+import urllib.request
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+from PIL import Image
+
+from benchmarks.common import BUILD, create_parser, write_result
+from benchmarks.load import create_phone_photos
+from benchmarks.serving import create_default_bundle, serve_gateway
+from listing_vision_client.errors import read_error_details
+from listing_vision_client.protocol import listing_vision_pb2 as pb
+from listing_vision_client.protocol import listing_vision_pb2_grpc as pb_grpc
+
+NUM_FLOOD_CALLS = 20
+PHOTOS_PER_CALL = 20
+LARGE_SIDES_PX = (8000, 6250)
+DEADLINE_S = 5.0
+VICTIM_PAUSE_S = 0.1
+_CALLERS = ("victim", "flood")
+
+
+def create_large_photo() -> bytes:
+    """Return a JPEG of 50 megapixels."""
+    small = np.random.default_rng(0).integers(0, 256, (250, 320, 3), np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(small).resize(LARGE_SIDES_PX, Image.Resampling.BILINEAR).save(out, "JPEG", quality=75)
+    return out.getvalue()
+
+
+def write_tokens(path: Path) -> None:
+    lines = [f"{name} {hashlib.sha256(name.encode()).hexdigest()}" for name in _CALLERS]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n")
+
+
+class Caller:
+    """Calls with one token over a connection of its own, and counts how its calls end."""
+
+    def __init__(self, address: str, name: str) -> None:
+        options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)]
+        self._channel = grpc.aio.insecure_channel(address, options=options)
+        self._stub = pb_grpc.ListingVisionServiceStub(self._channel)
+        self._metadata = [("authorization", f"Bearer {name}")]
+        self.results: Counter[str] = Counter()
+        self.latencies_ms: list[float] = []
+
+    async def call(self, request: pb.ClassifyListingRequest) -> None:
+        began_s = time.perf_counter()
+        try:
+            await self._stub.ClassifyListing(request, timeout=DEADLINE_S, metadata=self._metadata)
+        except grpc.aio.AioRpcError as error:
+            self.results[read_error_details(error).reason or error.code().name] += 1
+            return
+        self.results["ok"] += 1
+        self.latencies_ms.append(1000 * (time.perf_counter() - began_s))
+
+    async def call_until(self, until_s: float, request: pb.ClassifyListingRequest, *, pause_s: float) -> None:
+        while time.monotonic() < until_s:
+            await self.call(request)
+            await asyncio.sleep(pause_s)
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+
+async def count_breaker_openings(status_url: str, until_s: float) -> int:
+    """Poll the gauge of open circuit breakers; return how often it rose."""
+    num_openings, was_open = 0, False
+    while time.monotonic() < until_s:
+        text = await asyncio.to_thread(_read_metrics, status_url)
+        is_open = bool(re.search(r"^listing_vision_gateway_breaker_open(\{[^}]*\})? [1-9]", text, re.MULTILINE))
+        num_openings += is_open and not was_open
+        was_open = is_open
+        await asyncio.sleep(0.25)
+    return num_openings
+
+
+def _read_metrics(url: str) -> str:
+    with urllib.request.urlopen(f"{url}/metrics", timeout=10) as response:
+        return str(response.read().decode())
+
+
+async def measure(address: str, status_url: str, seconds: float) -> dict[str, Any]:
+    small = pb.ClassifyListingRequest(photos=[{"content": create_phone_photos([0])[0]}])
+    large = pb.ClassifyListingRequest(photos=[{"content": create_large_photo()}] * PHOTOS_PER_CALL)
+    quiet, victim, flood = Caller(address, "victim"), Caller(address, "victim"), Caller(address, "flood")
+    await quiet.call_until(time.monotonic() + seconds, small, pause_s=VICTIM_PAUSE_S)
+    until_s = time.monotonic() + seconds
+    *_, num_openings = await asyncio.gather(
+        victim.call_until(until_s, small, pause_s=VICTIM_PAUSE_S),
+        *(flood.call_until(until_s, large, pause_s=0.02) for _ in range(NUM_FLOOD_CALLS)),
+        count_breaker_openings(status_url, until_s),
+    )
+    for caller in (quiet, victim, flood):
+        await caller.close()
+    return {
+        "quiet": dict(quiet.results),
+        "victim": dict(victim.results),
+        "flood": dict(flood.results),
+        "quiet_p50_ms": float(np.percentile(quiet.latencies_ms, 50)),
+        "quiet_p99_ms": float(np.percentile(quiet.latencies_ms, 99)),
+        "victim_p50_ms": float(np.percentile(victim.latencies_ms, 50)),
+        "victim_p99_ms": float(np.percentile(victim.latencies_ms, 99)),
+        "breaker_openings": num_openings,
+        "large_photo_bytes": len(large.photos[0].content),
+    }
+
+
+def main() -> None:
+    options = create_parser(__doc__, bundle=None, seconds=30.0, status_port=8099).parse_args()
+    folder: Path = options.bundle or create_default_bundle()
+    tokens = BUILD / "fairness" / "tokens"
+    write_tokens(tokens)
+    port = int(options.status_port)
+    with serve_gateway(folder, "--tokens", str(tokens), "--status-port", str(port)) as (address, _):
+        found = asyncio.run(measure(address, f"http://127.0.0.1:{port}", options.seconds))
+    metrics = {
+        "victim_answered_share": found["victim"].get("ok", 0) / sum(found["victim"].values()),
+        "victim_p99_ratio": found["victim_p99_ms"] / found["quiet_p99_ms"],
+        "breaker_openings": found["breaker_openings"],
+    }
+    write_result("fairness", metrics, found)
+
+
+if __name__ == "__main__":
+    main()
