@@ -31,6 +31,10 @@ def _split_at_commas(text: str | None) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",")) if text else ()
 
 
+def _strip_brackets(host: str) -> str:
+    return host.removeprefix("[").removesuffix("]")
+
+
 def _resolve_unless_url(text: str | None) -> str | None:
     return text if text is None or "://" in text else str(Path(text).resolve())
 
@@ -44,7 +48,9 @@ class ServeOptions:
     """
 
     bundle: Annotated[Path, typer.Argument(help="A model bundle.", envvar="LISTING_VISION_BUNDLE", resolve_path=True)]
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1"
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; :: for all, IPv6 and IPv4.", callback=_strip_brackets)
+    ] = "127.0.0.1"
     port: Annotated[int, typer.Option(help="gRPC port; 0 takes a free one.")] = 50051
     triton: Annotated[
         str | None, typer.Option(help="HOST:PORT of a Triton that serves the bundle. Default: `serve` starts one.")

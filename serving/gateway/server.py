@@ -24,7 +24,7 @@ from serving.inference.engine import AsyncEngine
 from serving.inference.in_process import InProcessEngine
 from serving.inference.triton import TritonEngine
 from serving.observability.metrics import BREAKER_OPEN, SERVING
-from serving.processes.sockets import gateway_socket_address
+from serving.processes.sockets import format_address, gateway_socket_address
 from serving.rollout.release import ServedRelease
 from serving.rollout.router import Router, create_single_release_split
 from serving.rollout.traffic_split import TrafficSplit
@@ -182,7 +182,7 @@ class GatewayServer:
         return interceptors
 
     def _bind(self, server: grpc.aio.Server) -> None:
-        address = f"{self._options.host}:{self._options.port}"
+        address = format_address(self._options.host, self._options.port)
         try:
             if tls := self._options.tls:
                 self.port = server.add_secure_port(address, tls.create_credentials())

@@ -1,10 +1,13 @@
 """The operators' HTTP port: `/metrics`, `/healthz`, `/readyz`."""
 
 import logging
+import socket
 import threading
 from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import NamedTuple
+
+from serving.processes.sockets import format_address
 
 __all__ = ["HttpResponse", "StatusServer"]
 
@@ -44,6 +47,7 @@ class StatusServer:
 
         class Server(ThreadingHTTPServer):
             daemon_threads = True
+            address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
 
             def handle_error(self, request: object, client_address: object) -> None:
                 _log.debug("a status request failed", exc_info=True)
@@ -51,7 +55,9 @@ class StatusServer:
         try:
             self._server = Server((host, port), Handler)
         except OSError as error:
-            raise OSError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --status-port") from error
+            raise OSError(
+                f"cannot listen on {format_address(host, port)}: {error.strerror}; choose another --status-port"
+            ) from error
         self.port = self._server.server_port
         self._thread = threading.Thread(target=self._server.serve_forever, name="status", daemon=True)
         self._thread.start()

@@ -9,6 +9,7 @@ from serving.processes.temporary_folders import create_private_folder, list_priv
 
 __all__ = [
     "find_free_ports",
+    "format_address",
     "gateway_socket_address",
     "open_listening_socket",
     "process_control_path",
@@ -62,6 +63,11 @@ def open_listening_socket(host: str, port: int) -> socket.socket:
     return listening
 
 
+def format_address(host: str, port: int | str) -> str:
+    """Return `HOST:PORT`, with brackets around an IPv6 address."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def reserve_port(host: str, port: int) -> tuple[socket.socket, int]:
     """Bind a port so that it stays ours while gateway processes come and go; return the socket and the port.
 
@@ -80,7 +86,9 @@ def reserve_port(host: str, port: int) -> tuple[socket.socket, int]:
         shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         shared.bind((address[0], port, *address[2:]))
     except OSError as error:
-        raise OSError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from error
+        raise OSError(
+            f"cannot listen on {format_address(host, port)}: {error.strerror}; choose another --port"
+        ) from error
     return shared, port
 
 

@@ -19,7 +19,7 @@ from serving.gateway.server import GatewayServer
 from serving.observability import tracing
 from serving.processes.control import Command, ControlServer
 from serving.processes.lifetime import die_with_parent
-from serving.processes.sockets import process_control_path
+from serving.processes.sockets import format_address, process_control_path
 from serving.rollout.traffic_split import TrafficSplit
 from vision.runtime.cli import run_command
 
@@ -46,7 +46,7 @@ async def _serve(options: ServeOptions, supervisor: socket.socket) -> None:
     # What exists by now stays; a garbage collection during calls need not walk it.
     gc.collect()
     gc.freeze()
-    _log.info("gateway process %d serves on %s:%d", os.getpid(), options.host, server.port)
+    _log.info("gateway process %d serves on %s", os.getpid(), format_address(options.host, server.port))
     with supervisor:
         supervisor.send(b"ready")
     await stop_requested.wait()

@@ -17,7 +17,7 @@ from serving.observability.admin_http import HttpResponse, StatusServer
 from serving.observability.metrics import MetricsFolder
 from serving.observability.tracing import require_packages
 from serving.processes.control import ControlServer
-from serving.processes.sockets import reserve_port, supervisor_control_path
+from serving.processes.sockets import format_address, reserve_port, supervisor_control_path
 from serving.rollout.manager import ReleaseManager
 from serving.rollout.router import create_single_release_split
 from serving.rollout.routes_file import write_traffic_split
@@ -129,7 +129,7 @@ class Supervisor:
 
     @property
     def address(self) -> str:
-        return f"{self._options.host}:{self._options.port}"
+        return format_address(self._options.host, self._options.port)
 
     async def stop(self) -> None:
         """Stop the gateways after their calls in flight, then Triton."""
@@ -228,7 +228,7 @@ class Supervisor:
         if self._options.status_port is None:
             return
         self._status = StatusServer(self._options.host, self._options.status_port, self.status_pages)
-        _log.info("metrics and health at http://%s:%d", self._options.host, self._status.port)
+        _log.info("metrics and health at http://%s", format_address(self._options.host, self._status.port))
 
     @property
     def status_pages(self) -> Mapping[str, Callable[[], HttpResponse]]:

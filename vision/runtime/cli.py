@@ -58,6 +58,9 @@ def run_app(app: typer.Typer) -> None:
         sys.argv.remove("--debug")
     handler = logging.StreamHandler(sys.stderr)
     as_json = os.environ.get("LISTING_VISION_LOG_FORMAT") == "json"
+    if as_json:
+        # gRPC's C core writes lines of its own to stderr. It reads this when it is loaded, here or in a child process.
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     handler.setFormatter(_JsonLines() if as_json else logging.Formatter(_LOG_FORMAT))
     level = logging.DEBUG if debug else os.environ.get("LISTING_VISION_LOG", "INFO")
     logging.basicConfig(level=level, handlers=[handler])

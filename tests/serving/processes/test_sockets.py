@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from serving.processes.sockets import (
+    format_address,
     gateway_socket_address,
     open_listening_socket,
     process_control_path,
@@ -43,6 +44,12 @@ def test_a_listening_socket_is_for_one_service():
         socket.create_connection(("127.0.0.1", port), timeout=5).close()
         with pytest.raises(OSError, match="in use"):
             open_listening_socket("127.0.0.1", port)
+
+
+def test_an_ipv6_address_has_brackets():
+    assert format_address("::1", 50051) == "[::1]:50051"
+    assert format_address("127.0.0.1", 50051) == "127.0.0.1:50051"
+    assert format_address("localhost", 0) == "localhost:0"
 
 
 def test_processes_have_addresses_of_their_own():
