@@ -1,5 +1,6 @@
 """The one table from what went wrong to the gRPC status that a client sees."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Never
@@ -83,7 +84,11 @@ async def abort(context: "grpc.aio.ServicerContext[Any, Any]", refusal: Refusal)
     """End the call with the refusal's status and details."""
     # grpc.aio has no abort_with_status; this is the metadata that it would send.
     details = (("grpc-status-details-bin", build_status(refusal).SerializeToString()),)
-    await context.abort(refusal.code, refusal.message, details)
+    try:
+        await context.abort(refusal.code, refusal.message, details)
+    except grpc.aio.InternalError as error:
+        # The caller has gone, and gRPC has ended the call before us: there is nobody to tell, and nothing to log.
+        raise asyncio.CancelledError from error
 
 
 def _pack(message: object) -> any_pb2.Any:

@@ -24,6 +24,7 @@ ESTIMATE_EXPIRES_AFTER_S = 10.0
 """After this time without saturation a throughput estimate is dropped."""
 LOW_PRIORITY_SHARE = 0.5
 """Share of capacity and of waiting time that low-priority listings (streams) may take."""
+_SHARE_USED = "this caller has its share of all photos in flight"
 
 
 class ThroughputEstimator:
@@ -102,6 +103,8 @@ class Admission:
         Raises:
             Refusal: TOO_BUSY, with a retry delay.
         """
+        if caller is not None:
+            self._callers.record_size(caller, num_photos, num_bytes)
         self._check_capacity(num_photos, num_bytes, min(deadline_s, MAX_WAIT_S), caller)
         self.num_photos += num_photos
         self.num_bytes += num_bytes
@@ -122,6 +125,10 @@ class Admission:
             Refusal: TOO_BUSY.
         """
         self._check_capacity(1, 0, min(deadline_s, MAX_WAIT_S), caller)
+        if caller is not None and self._callers.will_exceed_share(
+            caller, max_photos=self.max_photos, max_bytes=self._max_bytes
+        ):
+            raise self._create_refusal(_SHARE_USED)
 
     def has_low_priority_capacity(self, num_photos: int) -> bool:
         """Return whether low-priority photos may be admitted; half of all capacity is kept for calls."""
@@ -162,12 +169,15 @@ class Admission:
         elif caller is not None and self._callers.exceeds_share(
             caller, num_photos, num_bytes, max_photos=self.max_photos, max_bytes=self._max_bytes
         ):
-            detail = "this caller has its share of all photos in flight"
+            detail = _SHARE_USED
         elif wait_s > MAX_DEADLINE_SHARE * deadline_s and self.num_photos:
             detail = f"a response is expected in {wait_s:.2f} s, too close to {deadline_s:.2f} s"
         else:
             return
-        raise Refusal(reason="TOO_BUSY", message=f"{detail}; try later", retry_after_s=self._compute_retry_delay_s())
+        raise self._create_refusal(detail)
+
+    def _create_refusal(self, detail: str) -> Refusal:
+        return Refusal(reason="TOO_BUSY", message=f"{detail}; try later", retry_after_s=self._compute_retry_delay_s())
 
     def _compute_retry_delay_s(self) -> float:
         """Return the time until half of the photos in flight are done, with jitter, so that retries spread."""

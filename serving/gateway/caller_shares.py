@@ -13,6 +13,7 @@ SHARED_SHARE = 0.5
 """Share of all capacity that a caller may hold while others are active."""
 SOLE_SHARE = 0.875
 """The same while none is: whoever comes next finds room."""
+_SMOOTHING = 0.5
 
 
 @dataclass
@@ -20,6 +21,9 @@ class _Share:
     num_photos: int = 0
     num_bytes: int = 0
     last_seen_s: float = 0.0
+    typical_photos: float = 1.0
+    typical_bytes: float = 0.0
+    """Size of its listings, as a moving average."""
 
 
 class CallerShares:
@@ -47,6 +51,18 @@ class CallerShares:
             share.num_photos + num_photos <= allowed * max_photos and share.num_bytes + num_bytes <= allowed * max_bytes
         )
         return share.num_photos > 0 and not fits
+
+    def record_size(self, caller: str, num_photos: int, num_bytes: int) -> None:
+        """Note the size of a listing that a caller has sent, admitted or not."""
+        share = self._see(caller)
+        share.typical_photos += _SMOOTHING * (num_photos - share.typical_photos)
+        share.typical_bytes += _SMOOTHING * (num_bytes - share.typical_bytes)
+
+    def will_exceed_share(self, caller: str, *, max_photos: int, max_bytes: int) -> bool:
+        """Return whether a listing of a caller's usual size would be too much, before it is read."""
+        share = self._see(caller)
+        num_photos, num_bytes = int(share.typical_photos), int(share.typical_bytes)
+        return self.exceeds_share(caller, num_photos, num_bytes, max_photos=max_photos, max_bytes=max_bytes)
 
     def count_before(self, caller: str, num_in_flight: int) -> int:
         """Return the photos that are done before another one of a caller: callers take turns."""

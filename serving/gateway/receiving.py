@@ -4,6 +4,7 @@ gRPC holds a message in memory from its first byte, before any limit of the gate
 """
 
 import asyncio
+import ctypes
 import logging
 import time
 from collections import Counter, defaultdict
@@ -23,13 +24,15 @@ _log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
-CHECK_INTERVAL_S = 0.02
+CHECK_INTERVAL_S = 0.01
 """Between checks of the memory, while a message takes longer than this to arrive."""
 MAX_CHECK_LOAD = 10
 """The least time between checks, as a multiple of what the last one took."""
-MAX_CALLER_SHARE = 0.5
-"""Share of the memory that the incomplete messages of one caller may take."""
+MAX_CALLER_SHARE = 0.375
+"""Share of the memory that the incomplete messages of one caller may take; one of the largest size fits."""
 RETRY_DELAY_S = 1.0
+TRIM_INTERVAL_S = 0.05
+_LIBC = ctypes.CDLL(None)
 
 
 class Sized(NamedTuple, Generic[_T]):
@@ -65,6 +68,7 @@ class Receiver:
         self._receptions: dict[_Reception, None] = {}
         """In the order in which they began."""
         self._check_timer: asyncio.TimerHandle | None = None
+        self._trim_timer: asyncio.TimerHandle | None = None
 
     async def receive(
         self, messages: AsyncIterator[Sized[_T]], *, caller: str, peer: str, deadline_s: float | None
@@ -117,8 +121,19 @@ class Receiver:
             reception.is_refused = True
             reception.timeout.reschedule(now_s)
             metrics.INCOMPLETE_MESSAGES_DROPPED.inc()
+            self._schedule_trim()
         # With thousands of quiet connections a check takes milliseconds; it must not take a noticeable share of a core.
         self._schedule_check(max(CHECK_INTERVAL_S, MAX_CHECK_LOAD * (time.perf_counter() - began_s)))
+
+    def _schedule_trim(self) -> None:
+        """Return freed memory to the system soon: glibc keeps what gRPC's threads have freed."""
+        if self._trim_timer is None:
+            self._trim_timer = asyncio.get_running_loop().call_later(TRIM_INTERVAL_S, self._trim)
+
+    def _trim(self) -> None:
+        self._trim_timer = None
+        if hasattr(_LIBC, "malloc_trim"):
+            asyncio.get_running_loop().run_in_executor(None, _LIBC.malloc_trim, 0)
 
     def _weigh(self) -> dict[_Reception, float]:
         """Return the bytes that have arrived for each reception; those of one connection are split evenly."""

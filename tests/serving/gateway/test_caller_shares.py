@@ -55,3 +55,11 @@ def test_admission_refuses_the_caller_who_has_its_share_and_admits_another():
             pass
         with admission.admit(10, 0, deadline_s=1, caller="b"):
             pass
+
+
+def test_a_caller_of_large_listings_is_refused_before_the_next_one_is_read():
+    admission = Admission(ThroughputEstimator(saturation_photos=4), max_photos=80, max_bytes=1000)
+    with admission.admit(5, 400, deadline_s=1, caller="b"), admission.admit(5, 400, deadline_s=1, caller="a"):
+        with pytest.raises(Refusal, match="its share"):
+            admission.reject_early(deadline_s=1, caller="a")
+        admission.reject_early(deadline_s=1, caller="c")
