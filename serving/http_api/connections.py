@@ -2,7 +2,8 @@
 
 uvicorn has a deadline for idle connections alone: a request whose headers or body never arrive would keep its
 connection for ever, and with it a place under uvicorn's `limit_concurrency`. Here every phase of a connection has a
-deadline, and a new connection that is one too many ends the oldest waiting one of the address that has the most.
+deadline, one address has half of the connections at most, and a new connection that is one too many ends the oldest
+waiting one of the address that has the most.
 """
 
 import asyncio
@@ -18,7 +19,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from serving.http_api.errors import error_response
 
-__all__ = ["ConnectionLimits", "ConnectionTable", "LimitedProtocol"]
+__all__ = ["ConnectionLimits", "ConnectionTable", "LimitedProtocol", "group_address"]
 
 _CLOSE_TIMEOUT_S = 5.0
 """Longest time for a peer to take the last response."""
@@ -31,7 +32,7 @@ class ConnectionLimits:
     """Deadlines, and the number of connections."""
 
     max_connections: int = 1024
-    """In any phase. h11 holds up to 64 KiB of headers for each; bodies have a limit of their own."""
+    """In any phase; half of them for one address. h11 holds up to 64 KiB of headers for each."""
     handshake_timeout_s: float = 10.0
     """For TLS."""
     header_timeout_s: float = 10.0
@@ -39,6 +40,7 @@ class ConnectionLimits:
     body_timeout_s: float = 60.0
     """For a body that arrives more slowly than `min_body_bytes_per_s`."""
     min_body_bytes_per_s: float = 64 << 10
+    """In the first `body_timeout_s`, and in each further quarter of it."""
     idle_timeout_s: int = 75
     """Between two requests. More than the 60 s of common load balancers, which would otherwise send a request to a
     connection that is being closed."""
@@ -59,18 +61,22 @@ class ConnectionTable:
     def __init__(self, max_connections: int) -> None:
         self._max_connections = max_connections
         self._networks: dict[LimitedProtocol, str] = {}
+        self._counts: Counter[str] = Counter()
         self._waiting: dict[LimitedProtocol, None] = {}  # the oldest first
 
     def add(self, connection: "LimitedProtocol", address: str) -> None:
         """Add a connection; end another one if it is one too many, or this one if all others are being served."""
-        if len(self._networks) >= self._max_connections:
-            victim = self._choose_victim()
+        network = group_address(address)
+        is_share_used = self._counts[network] >= max(1, self._max_connections // 2)
+        if is_share_used or len(self._networks) >= self._max_connections:
+            victim = self._choose_victim(network if is_share_used else None)
             if victim is None:
                 connection.transport.abort()
                 return
             self.remove(victim)
             victim.transport.abort()
-        self._networks[connection] = _group_address(address)
+        self._networks[connection] = network
+        self._counts[network] += 1
 
     def set_waiting(self, connection: "LimitedProtocol", is_waiting: bool) -> None:
         self._waiting.pop(connection, None)
@@ -78,15 +84,18 @@ class ConnectionTable:
             self._waiting[connection] = None
 
     def remove(self, connection: "LimitedProtocol") -> None:
-        self._networks.pop(connection, None)
         self._waiting.pop(connection, None)
+        if network := self._networks.pop(connection, None):
+            self._counts[network] -= 1
+            if not self._counts[network]:
+                del self._counts[network]
 
-    def _choose_victim(self) -> "LimitedProtocol | None":
-        counts = Counter(self._networks[connection] for connection in self._waiting)
-        if not counts:
-            return None
-        ((network, _),) = counts.most_common(1)
-        return next(connection for connection in self._waiting if self._networks[connection] == network)
+    def _choose_victim(self, network: str | None) -> "LimitedProtocol | None":
+        """Return the oldest waiting connection of a network; None: of the network that has the most of them."""
+        if network is None:
+            counts = Counter(self._networks[connection] for connection in self._waiting)
+            network = counts.most_common(1)[0][0] if counts else None
+        return next((connection for connection in self._waiting if self._networks[connection] == network), None)
 
 
 class LimitedProtocol(H11Protocol):
@@ -98,8 +107,9 @@ class LimitedProtocol(H11Protocol):
         self._table = table
         self._timer: asyncio.TimerHandle | None = None
         self._phase: tuple[_Phase, object] | None = None
-        self._phase_start_s = 0.0
-        self._num_phase_bytes = 0
+        self._check_start_s = 0.0
+        self._num_received_bytes = 0
+        """Since `_check_start_s`."""
         self._is_shutting_down = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -108,7 +118,7 @@ class LimitedProtocol(H11Protocol):
         self._update_phase()
 
     def data_received(self, data: bytes) -> None:
-        self._num_phase_bytes += len(data)
+        self._num_received_bytes += len(data)
         super().data_received(data)
         self._update_phase()
 
@@ -120,6 +130,18 @@ class LimitedProtocol(H11Protocol):
         self._cancel_timer()
         self._table.remove(self)
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._table.set_waiting(self, True)  # the peer does not read
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._table.set_waiting(self, self._find_phase() is not _Phase.RESPONSE)
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        self.loop.call_later(_CLOSE_TIMEOUT_S, self.transport.abort)
 
     def shutdown(self) -> None:
         """Close the connection after its request, or after a short time in which a request on its way may arrive."""
@@ -148,8 +170,8 @@ class LimitedProtocol(H11Protocol):
         phase = self._find_phase()
         if self._phase == (phase, self.cycle):
             return
-        self._phase, self._phase_start_s, self._num_phase_bytes = (phase, self.cycle), self.loop.time(), 0
-        self._table.set_waiting(self, phase is not _Phase.RESPONSE)
+        self._phase, self._check_start_s, self._num_received_bytes = (phase, self.cycle), self.loop.time(), 0
+        self._table.set_waiting(self, phase is not _Phase.RESPONSE or self.flow.write_paused)
         timeouts_s = {
             _Phase.HEADERS: self._limits.header_timeout_s,
             _Phase.BODY: self._limits.body_timeout_s,
@@ -175,13 +197,14 @@ class LimitedProtocol(H11Protocol):
         if phase is _Phase.RESPONSE or is_refused:
             self.transport.abort()
         elif phase is _Phase.BODY and self._is_body_fast():
+            self._check_start_s, self._num_received_bytes = self.loop.time(), 0
             self._set_timer(self._limits.body_timeout_s / 4)
         else:
             self._refuse(error_response("REQUEST_TIMEOUT", f"{phase.value} too slowly; send the request faster"))
 
     def _is_body_fast(self) -> bool:
-        elapsed_s = self.loop.time() - self._phase_start_s
-        return self._num_phase_bytes >= self._limits.min_body_bytes_per_s * elapsed_s
+        elapsed_s = self.loop.time() - self._check_start_s
+        return self._num_received_bytes >= self._limits.min_body_bytes_per_s * elapsed_s
 
     def _refuse(self, response: Response) -> None:
         """Send a response of the server itself, and close the connection."""
@@ -204,7 +227,7 @@ class LimitedProtocol(H11Protocol):
         self.loop.call_later(_CLOSE_TIMEOUT_S, self.transport.abort)
 
 
-def _group_address(address: str) -> str:
+def group_address(address: str) -> str:
     """Return what one caller has: an IPv4 address, or a network of IPv6."""
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])

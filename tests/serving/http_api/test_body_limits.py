@@ -10,7 +10,7 @@ from starlette.routing import Route
 from serving.http_api.body_limits import BodyLimits
 from serving.http_api.errors import HttpRefusal
 
-LIMITS = {"body_limit_bytes": 10, "bodies_limit_bytes": 15}
+LIMITS = {"body_limit_bytes": 10, "bodies_limit_bytes": 24}
 
 
 def create_app():
@@ -27,7 +27,7 @@ def create_app():
     )
 
 
-async def call(app, chunks, **headers):
+async def call(app, chunks, address="192.0.2.1", **headers):
     """Status, headers and body of the response to a body in chunks; a chunk may be awaitable."""
     sent, pending = [], list(chunks)
 
@@ -41,6 +41,7 @@ async def call(app, chunks, **headers):
 
     raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
     scope = {"type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": raw}
+    scope["client"] = (address, 1)
     await app(scope, receive, send)
     return sent[0]["status"], dict(sent[0]["headers"]), sent[1]["body"]
 
@@ -69,15 +70,37 @@ def test_a_body_with_two_kinds_of_length_is_refused():
     assert (status, headers[b"connection"], read_error(body)["reason"]) == (400, b"close", "BODY_UNREADABLE")
 
 
+async def hold(app, address):
+    """A call whose body has arrived in part, and what its rest is to be set on."""
+    rest = asyncio.get_running_loop().create_future()
+    slow = asyncio.create_task(call(app, [b"x" * 9, rest], address=address))
+    await asyncio.sleep(0)
+    return slow, rest
+
+
+def test_bodies_in_memory_are_limited_for_each_address():
+    async def run():
+        app = create_app()
+        slow, rest = await hold(app, "2001:db8::1")
+        refused = await call(app, [b"x" * 9], address="2001:db8::2")
+        other = await call(app, [b"x" * 9], address="192.0.2.9")
+        rest.set_result(b"")
+        return await slow, refused, other, await call(app, [b"x" * 9], address="2001:db8::2")
+
+    slow, refused, other, later = asyncio.run(run())
+    assert (slow[0], refused[0], other[0], later[0]) == (200, 429, 200, 200)
+    assert (read_error(refused[2])["reason"], refused[1][b"retry-after"]) == ("TOO_BUSY", b"1")
+
+
 def test_all_bodies_in_memory_are_limited_together():
     async def run():
-        app, rest = create_app(), asyncio.get_running_loop().create_future()
-        slow = asyncio.create_task(call(app, [b"x" * 9, rest]))
-        await asyncio.sleep(0)
-        refused = await call(app, [b"x" * 9])
-        rest.set_result(b"")
-        return await slow, refused, await call(app, [b"x" * 9])
+        app = create_app()
+        slow = [await hold(app, f"192.0.2.{number}") for number in range(2)]
+        refused = await call(app, [b"x" * 9], address="192.0.2.9")
+        for _, rest in slow:
+            rest.set_result(b"")
+        return refused, [await task for task, _ in slow]
 
-    slow, refused, later = asyncio.run(run())
-    assert (slow[0], refused[0], later[0]) == (200, 429, 200)
-    assert (read_error(refused[2])["reason"], refused[1][b"retry-after"]) == ("TOO_BUSY", b"1")
+    refused, others = asyncio.run(run())
+    assert refused[0] == 429
+    assert [one[0] for one in others] == [200, 200]

@@ -84,11 +84,36 @@ def test_the_address_with_the_most_waiting_connections_loses_first(tmp_path):
     with (
         run_server(tmp_path, max_connections=10, header_timeout_s=60) as port,
         open_connections(port, 3, HALF_HEADERS) as early,
-        open_connections(port, 30, HALF_HEADERS, source="127.0.0.2"),
+        open_connections(port, 4, HALF_HEADERS, source="127.0.0.2"),
+        open_connections(port, 1, HALF_HEADERS, source="127.0.0.3"),
+        open_connections(port, 1, HALF_HEADERS, source="127.0.0.4"),
+        open_connections(port, 1, HALF_HEADERS, source="127.0.0.5"),
+        open_connections(port, 1, HALF_HEADERS, source="127.0.0.6"),
     ):
         for connection in early:
             connection.sendall(b"\r\n")
             assert read_response(connection)[0] == 200
+
+
+def test_one_address_has_half_of_the_connections(tmp_path):
+    with (
+        run_server(tmp_path, max_connections=10, header_timeout_s=60) as port,
+        open_connections(port, 8, HALF_HEADERS) as many,
+        open_connections(port, 1, GET, source="127.0.0.2") as (other,),
+    ):
+        assert read_response(other)[0] == 200
+        assert all(is_closed(connection) for connection in many[:3])
+        for connection in many[3:]:
+            connection.sendall(b"\r\n")
+            assert read_response(connection)[0] == 200
+
+
+def test_callers_who_do_not_read_do_not_shut_out_others(tmp_path):
+    requests = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 100  # more than the kernel buffers
+    with run_server(tmp_path, max_connections=6) as port, open_connections(port, 12, requests):
+        time.sleep(0.5)
+        with open_connections(port, 1, GET) as (caller,):
+            assert read_response(caller)[0] == 200
 
 
 @pytest.mark.parametrize(
@@ -102,12 +127,18 @@ def test_what_does_not_arrive_in_time_is_408(tmp_path, limits, data):
 
 
 def test_a_body_may_take_long_if_it_keeps_arriving(tmp_path):
-    limits = {"body_timeout_s": 0.2, "min_body_bytes_per_s": 1}
+    limits = {"body_timeout_s": 2, "min_body_bytes_per_s": 1}
     with run_server(tmp_path, **limits) as port, open_connections(port, 1, HALF_BODY) as (connection,):
-        for _ in range(9):
+        for _ in range(33):
             time.sleep(0.1)
-            connection.sendall(b" " * 11)
+            connection.sendall(b" " * 3)
         assert read_response(connection)[0] == 400  # it arrived, and is no JSON
+
+
+def test_a_body_that_stops_after_a_fast_start_is_408(tmp_path):
+    limits = {"body_timeout_s": 0.4, "min_body_bytes_per_s": 10}
+    with run_server(tmp_path, **limits) as port, open_connections(port, 1, HALF_BODY + b" " * 90) as (connection,):
+        assert read_response(connection)[0] == 408
 
 
 def test_a_connection_serves_many_requests(tmp_path):
