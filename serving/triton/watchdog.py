@@ -81,6 +81,7 @@ class TritonWatchdog:
         self._restart_backoff = RecoveryBackoff(RESTART_BACKOFF_S)
         self._num_failures = 0
         self._problems: list[str] = []
+        self._logged_error = ""
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -220,8 +221,10 @@ class TritonWatchdog:
         for error in wrong:
             if not isinstance(error, EngineError):
                 raise error
-        if wrong:
+        # The same line at every check would bury the others.
+        if wrong and str(wrong[0]) != self._logged_error:
             _log.warning("Triton is unhealthy: %s", wrong[0])
+        self._logged_error = str(wrong[0]) if wrong else ""
         return not wrong
 
     async def _reload(self, name: str, reason: str) -> None:

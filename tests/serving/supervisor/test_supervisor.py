@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -53,6 +54,11 @@ def test_health_over_http_follows_the_service(shared):
         for worker in shared.list_gateways():
             os.kill(worker, signal.SIGCONT)
     wait_until(lambda: shared.fetch_status("/readyz")[0] == 200, "ready again")
+
+
+def test_what_gateways_write_is_for_their_user_alone(shared):
+    for pid in shared.list_gateways():
+        assert "Umask:\t0077\n" in Path(f"/proc/{pid}/status").read_text()
 
 
 def test_a_port_of_another_supervisor_is_taken(shared, bundle):
