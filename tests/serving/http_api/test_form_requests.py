@@ -1,4 +1,8 @@
+import contextlib
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from listing_vision_client.protocol import listing_vision_pb2 as pb
 from serving.http_api.errors import HttpRefusal
@@ -26,6 +30,17 @@ def parse(body, content_type=TYPE):
 def test_photos_are_parts_with_or_without_a_file_name(name, rest):
     body = build(part(name, b"\x00\r\n--b-12\r\n", rest), part(name, b""))
     assert [photo.content for photo in parse(body).photos] == [b"\x00\r\n--b-12\r\n", b""]
+
+
+@given(st.lists(st.binary() | st.sampled_from([b"\r\n", b"--b-1x", b"\r\n--b-", b"\r\n--b-1x", b"--"]), max_size=5))
+def test_photos_are_read_byte_for_byte(contents):
+    assert [photo.content for photo in parse(build(*(part(b"photos", one) for one in contents))).photos] == contents
+
+
+@given(st.binary(max_size=200) | st.binary(max_size=100).map(lambda rest: build(part(b"photos", b"x"))[:-9] + rest))
+def test_any_other_body_is_refused_or_read(body):
+    with contextlib.suppress(HttpRefusal):
+        parse(body)
 
 
 def test_header_names_may_have_any_case():
