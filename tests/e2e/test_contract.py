@@ -67,10 +67,8 @@ def test_the_released_client_is_served(bundle, released):
 
 def run_generator(protos_change, tmp_path):
     """Run the contract's check on a copy of the project with a changed proto."""
-    for name in ("protos", "scripts", "vision", "listing_vision_client"):
+    for name in ("protos", "scripts", "vision", "listing_vision_client", "serving"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / "serving" / "http_api").mkdir(parents=True)
-    shutil.copy(ROOT / "serving" / "http_api" / "openapi.json", tmp_path / "serving" / "http_api")
     proto = tmp_path / "protos" / "listing" / "vision" / "v1" / "listing_vision.proto"
     proto.write_text(protos_change(proto.read_text()))
     command = [sys.executable, "scripts/generate_protocol.py"]
