@@ -8,6 +8,7 @@ from listing_vision.classify import classify
 from listing_vision.demo import demo
 from serving.cli.backfill import backfill_app
 from serving.cli.model import model_app
+from serving.cli.outcomes import outcomes_app
 from serving.cli.plan import plan_app
 from serving.cli.serve import serve
 from serving.cli.triton import triton_app, tune
@@ -48,6 +49,7 @@ app.add_typer(model_app, name="model")
 app.add_typer(triton_app, name="triton")
 app.add_typer(backfill_app, name="backfill")
 app.add_typer(experiment_app, name="experiment")
+app.add_typer(outcomes_app, name="outcomes")
 app.add_typer(plan_app, name="plan")
 
 

@@ -151,6 +151,9 @@ class ServeOptions:
             callback=_resolve_unless_url,
         ),
     ] = None
+    outcomes_days: Annotated[
+        float, typer.Option(min=1, help="Days after which stored suggestions and outcomes are deleted.")
+    ] = 400.0
     suggestion_key: Annotated[
         Path | None,
         typer.Option(

@@ -155,7 +155,9 @@ class GatewayServer:
         if self._options.outcomes:
             from serving.outcomes.writer import Recorder  # needs pyarrow and fsspec
 
-            self._recorder = await asyncio.to_thread(Recorder, self._options.outcomes)
+            self._recorder = await asyncio.to_thread(
+                Recorder, self._options.outcomes, retention_days=self._options.outcomes_days
+            )
         if rate := self._options.quota_photos_per_s:
             folder = self._options.runtime_folder
             self._quotas = PhotoQuota(rate, folder / "quotas" if folder else None)

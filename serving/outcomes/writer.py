@@ -18,6 +18,7 @@ from listing_vision_client.protocol import listing_vision_pb2 as pb
 from serving.api.suggestion_id import SuggestionClaims
 from serving.observability.metrics import RECORDS
 from serving.outcomes.records import SCHEMAS, build_outcome_row, build_shadow_row, build_suggestion_row
+from serving.outcomes.retention import expire
 from serving.storage import Store
 from vision.taxonomy import Taxonomy
 
@@ -27,6 +28,7 @@ _log = logging.getLogger(__name__)
 
 FLUSH_INTERVAL_S = 10.0
 """Interval between writes: the most that a killed process can lose."""
+EXPIRY_INTERVAL_S = 86_400.0
 MAX_ROWS_PER_FILE = 20_000
 MAX_ROWS = 100_000
 """Rows of a table held in memory, some 60 MB, while the storage fails."""
@@ -36,9 +38,26 @@ _CLOSE_TIMEOUT_S = 10.0
 class Recorder:
     """Never blocks: a row that does not fit is dropped. Files are `TABLE/DATE/TIME-PID-RANDOM.parquet`."""
 
-    def __init__(self, url: str, *, flush_interval_s: float = FLUSH_INTERVAL_S, max_rows: int = MAX_ROWS) -> None:
-        """Raises ListingVisionError, OSError: the URL cannot be used."""
+    def __init__(
+        self,
+        url: str,
+        *,
+        retention_days: float | None = None,
+        flush_interval_s: float = FLUSH_INTERVAL_S,
+        max_rows: int = MAX_ROWS,
+    ) -> None:
+        """Args:
+        url: folder or fsspec URL.
+        retention_days: days after which files are deleted; None: never.
+        flush_interval_s: between writes.
+        max_rows: of a table, held in memory.
+
+        Raises:
+            ListingVisionError, OSError: the URL cannot be used.
+        """
         self._store = Store(url)
+        self._retention_days = retention_days
+        self._next_expiry_s = time.monotonic()
         probe = f"probe-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         if self._store.require_same_folder():
             _log.warning("outcomes: %s did not exist and is created", url)
@@ -107,6 +126,19 @@ class Recorder:
                 closing = self._closing
             for table in SCHEMAS:
                 self._flush(table)
+            if self._retention_days is not None and time.monotonic() >= self._next_expiry_s:
+                self._next_expiry_s = time.monotonic() + EXPIRY_INTERVAL_S
+                self._expire(self._retention_days)
+
+    def _expire(self, days: float) -> None:
+        try:
+            num_deleted = expire(self._store, days=days)
+        # Storage libraries raise types of their own; another gateway process may delete the same files.
+        except Exception as error:
+            _log.warning("outcomes: files older than %g days are not deleted: %s", days, error)
+            return
+        if num_deleted:
+            _log.info("outcomes: %d files older than %g days are deleted", num_deleted, days)
 
     def _flush(self, table: str) -> None:
         while rows := self._rows[table][:MAX_ROWS_PER_FILE]:

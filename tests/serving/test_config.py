@@ -45,6 +45,7 @@ EVERY_FIELD = ServeOptions(
     outcomes="/o",
     suggestion_key=Path("/key"),
     suggestion_days=2.5,
+    outcomes_days=30.5,
     runtime_folder=Path("/run"),
     tls_certificate=Path("/tls.crt"),
     tls_key=Path("/tls.key"),
