@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # gRPC is not installed where models are only trained, and th
     from serving.inference.triton_channel import TritonAccess
     from serving.triton.config import RepositoryOptions
 
-__all__ = ["SUGGESTION_KEY_FILE", "ServeOptions"]
+__all__ = ["SUGGESTION_KEY_FILE", "ServeOptions", "create_suggestion_signer"]
 
 SUGGESTION_KEY_FILE = "suggestion.key"
 """In the runtime folder: the key that the supervisor draws where none is given."""
@@ -257,20 +257,6 @@ class ServeOptions:
             verifiers.append(JwtVerifier(jwt_options))
         return verifiers
 
-    def create_suggestion_signer(self) -> "SuggestionSigner":
-        """Return the signer that all gateway processes of a supervisor share.
-
-        Raises:
-            ListingVisionError: the keys cannot be used.
-        """
-        from serving.api.suggestion_id import SuggestionSigner, load_signing_keys
-
-        path = self.suggestion_key or (self.runtime_folder and self.runtime_folder / SUGGESTION_KEY_FILE)
-        validity_s = 86_400 * self.suggestion_days
-        if path is None:
-            return SuggestionSigner.with_random_key(validity_s=validity_s)
-        return SuggestionSigner(load_signing_keys(path), validity_s=validity_s)
-
     @property
     def connection_age_options(self) -> list[tuple[str, int]]:
         """gRPC server options: a load balancer can move a client to another server only when it connects."""
@@ -334,3 +320,18 @@ def _find_conflict(options: ServeOptions) -> str | None:
         (options.shadow and not options.outcomes, "--shadow records suggestions and needs --outcomes"),
     )
     return next((message for is_violated, message in rules if is_violated), None)
+
+
+def create_suggestion_signer(options: ServeOptions) -> "SuggestionSigner":
+    """Return the signer that all gateway processes of a supervisor share.
+
+    Raises:
+        ListingVisionError: the keys cannot be used.
+    """
+    from serving.api.suggestion_id import SuggestionSigner, load_signing_keys
+
+    path = options.suggestion_key or (options.runtime_folder and options.runtime_folder / SUGGESTION_KEY_FILE)
+    validity_s = 86_400 * options.suggestion_days
+    if path is None:
+        return SuggestionSigner.with_random_key(validity_s=validity_s)
+    return SuggestionSigner(load_signing_keys(path), validity_s=validity_s)

@@ -13,7 +13,7 @@ from listing_vision_client.protocol import listing_vision_pb2_grpc as pb_grpc
 from serving.api.limits import MESSAGE_LIMIT_BYTES
 from serving.auth.interceptor import AuthInterceptor
 from serving.auth.quota import PhotoQuota
-from serving.config import ServeOptions
+from serving.config import ServeOptions, create_suggestion_signer
 from serving.decoding.pool import DecoderPool, DecoderThreads
 from serving.decoding.prepared import PHOTO_LIMITS
 from serving.gateway.admission import Admission, ThroughputEstimator
@@ -166,7 +166,7 @@ class GatewayServer:
             admission=self.admission,
             recorder=self._recorder,
             photo_fetcher=self._photo_fetcher,
-            signer=self._options.create_suggestion_signer(),
+            signer=create_suggestion_signer(self._options),
             quotas=self._quotas,
         )
 

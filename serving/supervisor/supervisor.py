@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 
 from serving.api.suggestion_id import write_random_key
-from serving.config import SUGGESTION_KEY_FILE, ServeOptions
+from serving.config import SUGGESTION_KEY_FILE, ServeOptions, create_suggestion_signer
 from serving.errors import TritonNotInstalled
 from serving.inference.model_names import CANARY_MODEL_NAME, SHADOW_MODEL_NAME
 from serving.observability.admin_http import HttpResponse, StatusServer
@@ -67,7 +67,7 @@ class Supervisor:
         self._options = replace(options, runtime_folder=self._metrics.path)
         try:
             write_random_key(self._metrics.path / SUGGESTION_KEY_FILE)
-            self._options.create_suggestion_signer()
+            create_suggestion_signer(self._options)
             self._options.create_token_verifiers()
         except ListingVisionError:
             self._metrics.remove()

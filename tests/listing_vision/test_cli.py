@@ -50,6 +50,7 @@ def test_the_verbs_of_the_work_are_all_there():
             "model",
             "backfill",
             "experiment",
+            "outcomes",
             "plan",
             "classify",
             "demo",
