@@ -175,7 +175,7 @@ async def _handle_http_exception(request: Request, error: Exception) -> Response
         allowed = ", ".join(sorted((error.headers or {}).get("Allow", "").split(", ")))
         message = f"{request.method[:20]} is not a method of this route; use {allowed}"
         return error_response("METHOD_NOT_ALLOWED", message, headers={"Allow": allowed})
-    return error_response("ROUTE_NOT_FOUND", f"no route {request.url.path[:100]!r}; see /openapi.json")
+    return error_response("ROUTE_NOT_FOUND", f"no route {request.scope['path'][:100]!r}; see /openapi.json")
 
 
 async def _handle_refusal(request: Request, error: Exception) -> Response:

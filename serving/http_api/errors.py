@@ -82,7 +82,7 @@ class HttpRefusal(Exception):
         return self.message
 
     def to_response(self) -> JSONResponse:
-        _log.info("refused: %s: %s", self.reason, self.message)
+        _log.info("refused: %s: %.300r", self.reason, self.message)  # it may quote what the caller sent
         return error_response(
             self.reason,
             self.message,

@@ -100,7 +100,7 @@ def _parse_object(value: dict[str, Any], message: Message, prefix: str) -> list[
     violations: list[FieldViolation] = []
     seen = set()
     for key, item in value.items():
-        path = f"{prefix}{key[:_MAX_NAME_CHARS]}"
+        path = f"{prefix}{key[:_MAX_NAME_CHARS].encode(errors='replace').decode()}"  # JSON can name half a character
         field = find_field(message, key)
         if field is None:
             violations.append(_unknown(path, message))

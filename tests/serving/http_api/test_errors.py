@@ -1,4 +1,5 @@
 import json
+import logging
 
 import grpc
 import pytest
@@ -79,6 +80,12 @@ def test_a_delay_and_a_challenge_are_headers_too():
     assert (response.status_code, response.headers["Retry-After"], read(response)["retryDelayMs"]) == (429, "2", 1200)
     assert error_response("SHUTTING_DOWN", "stops").headers["Retry-After"] == "1"
     assert error_response("UNAUTHENTICATED", "no").headers["WWW-Authenticate"] == "Bearer"
+
+
+def test_a_refusal_is_one_line_of_the_log(caplog):
+    with caplog.at_level(logging.INFO):
+        HttpRefusal(reason="BODY_UNREADABLE", message="a\nfaked line").to_response()
+    assert caplog.messages == ["refused: BODY_UNREADABLE: 'a\\nfaked line'"]
 
 
 def test_a_refusal_is_a_response():

@@ -66,6 +66,7 @@ def test_base64_of_an_impossible_length_is_refused(text):
     ("value", "violations"),
     [
         ({"colour": 1}, [("colour", "FIELD_UNKNOWN")]),
+        ({"\ud800": 1}, [("?", "FIELD_UNKNOWN")]),
         ({"photos": [{"file": 1}, {"a": 2}]}, [("photos[0].file", "FIELD_UNKNOWN"), ("photos[1].a", "FIELD_UNKNOWN")]),
         ({"photos": [{"content": "", "uri": "a"}]}, [("photos[0].uri", "FIELD_INVALID")]),
         ({"photos": {}}, [("photos", "FIELD_INVALID")]),
