@@ -105,7 +105,9 @@ func main() {
 		}
 	}
 	// WithInsecure and Dial: this also compiles with the grpc-go 1.33 of Debian.
-	conn, err := grpc.Dial(address, grpc.WithInsecure(), grpc.WithDefaultServiceConfig(serviceConfig))
+	conn, err := grpc.Dial(address, grpc.WithInsecure(), grpc.WithDefaultServiceConfig(serviceConfig),
+		// Larger requests are not retried; the default is 256 KiB.
+		grpc.WithDefaultCallOptions(grpc.MaxRetryRPCBufferSize(128<<20)))
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -128,7 +130,7 @@ func main() {
 		_, err := client.ClassifyListing(ctx, listing("a", []byte{}, []byte("no photo")))
 		finish(nil, err)
 	case "retry":
-		model, err := client.GetModel(ctx, &pb.GetModelRequest{})
-		finish(map[string]int32{"categoryCount": model.GetCategoryCount()}, err)
+		response, err := client.ClassifyListing(ctx, listing("a", make([]byte, 3<<20)))
+		finish(map[string]string{"listingId": response.GetListingId()}, err)
 	}
 }
