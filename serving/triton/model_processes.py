@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 __all__ = ["RELOAD_BACKOFF_S", "RESTART_BACKOFF_S", "ModelProcesses", "RecoveryBackoff"]
 
-RELOAD_BACKOFF_S = (0.0, 10.0, 30.0, 60.0, 120.0)
+RELOAD_BACKOFF_S = (0.0, 0.0, 10.0, 30.0, 60.0, 120.0)
 """Time from a reload to the next one, by the number of recent ones; the last one for all larger numbers."""
 RESTART_BACKOFF_S = (0.0, 0.5, 2.0, 5.0, 15.0, 30.0)
 RECENT_S = 600.0

@@ -133,20 +133,25 @@ def wait_for_response(client: ListingVisionClient, photos: list[bytes]):
     return found[0]
 
 
+def get_category_ids(response) -> list[str]:
+    """Whether they are prefilled depends on the release's health, which is checked a moment later."""
+    return [category.category_id for category in response.category_path]
+
+
 @pytest.mark.parametrize("how_many", [1, None])
 def test_killed_model_processes_are_replaced(bundle, start_serving, triton_installation, listings, tmp_path, how_many):
     # Triton itself stays READY for ever with a dead stub, and never starts another.
     served = start_serving(bundle.folder, tmp_path / "serve.log")
     photos = next(iter(listings.values()))
     with ListingVisionClient(served.address) as client:
-        before = client.classify(photos)
+        before = get_category_ids(client.classify(photos))
         triton_pid = served.triton_pid()
         first = list_model_pids(triton_pid)
         second = wait_for_replacements(served, first, how_many, num_loads=1)
-        assert wait_for_response(client, photos).category_path == before.category_path
+        assert get_category_ids(wait_for_response(client, photos)) == before
         # What was healed once is healed again.
         wait_for_replacements(served, second, how_many, num_loads=2)
-        assert wait_for_response(client, photos).category_path == before.category_path
+        assert get_category_ids(wait_for_response(client, photos)) == before
     assert served.triton_pid() == triton_pid
     assert Path(f"/proc/{triton_pid}").exists()
     assert served.stop() == 0
@@ -241,7 +246,7 @@ def test_a_machine_without_triton_answers_in_process_and_says_so(
     served = start_serving(bundle.folder, tmp_path / "serve.log")
     with ListingVisionClient(served.address) as client:
         assert client.classify(next(iter(listings.values()))).category_path
-    assert "runs the model with ONNX Runtime in its own process" in served.log
+    assert "no Triton: the gateway processes run the model themselves" in served.log
     assert "listing-vision triton install" in served.log
     assert served.stop() == 0
 
