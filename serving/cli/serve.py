@@ -43,9 +43,11 @@ def serve(**flags: Any) -> None:
     `listing-vision tune triton --help`: find the best settings of its Triton by measurement.
     """
     from serving.observability.tracing import read_standard_endpoint
+    from serving.processes.lifetime import raise_descriptor_limit
     from serving.supervisor.supervisor import serve as run
 
     options = ServeOptions(**flags)
     if conflict := options.find_conflict():
         raise typer.BadParameter(conflict)
+    raise_descriptor_limit()
     asyncio.run(run(replace(options, otlp_endpoint=options.otlp_endpoint or read_standard_endpoint())))

@@ -1,12 +1,18 @@
-"""The lifetime of a child process, bound to its parent's."""
+"""What a process takes over from its parent: its end, and its limit of open files."""
 
 import ctypes
+import logging
 import os
+import resource
 import signal
 
-__all__ = ["die_with_parent"]
+__all__ = ["die_with_parent", "raise_descriptor_limit"]
+
+_log = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1
+MAX_DESCRIPTORS = 65_536
+"""Some programs walk through all that they might have open: a limit of a billion would keep them busy."""
 
 
 def die_with_parent(number: signal.Signals, *, parent: int | None = None) -> None:
@@ -20,3 +26,13 @@ def die_with_parent(number: signal.Signals, *, parent: int | None = None) -> Non
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
     if os.getppid() != parent:  # the parent exited before prctl was called
         os.kill(os.getpid(), number)
+
+
+def raise_descriptor_limit() -> None:
+    """Allow this process and its children many open files; the usual 1024 are used up by as many connections."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+    except (ValueError, OSError) as error:
+        _log.warning("at most %d open files: the limit cannot be raised: %s", soft, error)

@@ -1,5 +1,6 @@
 """The pages of the status port: metrics, liveness, readiness."""
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 
 import grpc
@@ -13,6 +14,7 @@ from serving.processes.sockets import gateway_socket_address
 __all__ = ["StatusPages"]
 
 READY_TIMEOUT_S = 2.0
+LIVENESS_TIMEOUT_S = 5.0
 SERVING = "SERVING"
 
 
@@ -26,29 +28,44 @@ class StatusPages:
         list_gateways: Callable[[], Sequence[int]],
         fetch_triton_metrics: Callable[[], bytes],
         list_problems: Callable[[], Sequence[str]],
+        loop: asyncio.AbstractEventLoop | None,
     ) -> None:
         """Args:
         list_gateways: pids of the gateway processes.
         fetch_triton_metrics: in Prometheus' text format; empty if no Triton runs here.
         list_problems: what does not work as configured though callers are served, a line each.
+        loop: the supervisor's, which must run; None: it does not yet.
         """
         self._metrics = metrics
         self._list_gateways = list_gateways
         self._fetch_triton_metrics = fetch_triton_metrics
         self._list_problems = list_problems
+        self._loop = loop
 
     @property
     def by_path(self) -> Mapping[str, Callable[[], HttpResponse]]:
         """Paths, each with the function that responds."""
         return {
             "/metrics": lambda: HttpResponse(200, prometheus_client.CONTENT_TYPE_LATEST, self._render_metrics()),
-            "/healthz": lambda: HttpResponse(200, "text/plain", b"alive\n"),
+            "/healthz": self._check_liveness,
             "/readyz": self._check_readiness,
         }
 
     def _render_metrics(self) -> bytes:
         """Return the metrics of all processes, and of Triton if it runs here: batch sizes, queues, GPU."""
         return self._metrics.render() + self._fetch_triton_metrics()
+
+    def _check_liveness(self) -> HttpResponse:
+        """Return 200 if the supervisor's event loop runs. This is another thread, which says nothing by itself."""
+        if self._loop is not None:
+            turn = asyncio.run_coroutine_threadsafe(asyncio.sleep(0), self._loop)
+            try:
+                turn.result(LIVENESS_TIMEOUT_S)
+            except TimeoutError:
+                turn.cancel()
+                detail = f"the supervisor has not run for {LIVENESS_TIMEOUT_S:g} s\n"
+                return HttpResponse(503, "text/plain", detail.encode())
+        return HttpResponse(200, "text/plain", b"alive\n")
 
     def _check_readiness(self) -> HttpResponse:
         """Return 200 if any gateway process serves, by the health that clients see."""

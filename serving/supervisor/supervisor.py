@@ -56,6 +56,7 @@ class Supervisor:
         self._is_removing_canary = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._restart_lock = asyncio.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._port_reservation: socket.socket | None = None
         options.require_tls_beyond_loopback()
         options.triton_access.check()
@@ -95,6 +96,7 @@ class Supervisor:
             OSError: the port is taken, or a gateway process did not start; its log says why.
         """
         try:
+            self._loop = asyncio.get_running_loop()
             self._start_status()
             self._port_reservation, port = reserve_port(self._options.host, self._options.port)
             self._options = replace(self._options, port=port, reuse_port=True)
@@ -238,6 +240,7 @@ class Supervisor:
             list_gateways=lambda: self._gateways.pids if self._gateways else [],
             fetch_triton_metrics=lambda: self._triton.fetch_metrics() if self._triton else b"",
             list_problems=self._list_problems,
+            loop=self._loop,
         ).by_path
 
     def _list_problems(self) -> list[str]:

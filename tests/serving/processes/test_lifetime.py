@@ -34,3 +34,13 @@ def test_a_parent_that_exited_before_is_noticed_where_its_pid_is_known():
         [sys.executable, "-c", child], capture_output=True, text=True, cwd=ROOT, timeout=60, check=True
     )
     assert done.stdout == "parent exited\n"
+
+
+def test_a_process_may_open_more_files_than_connections_come():
+    code = (
+        "import resource; from serving.processes.lifetime import raise_descriptor_limit\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (100, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))\n"
+        "raise_descriptor_limit()\n"
+        "soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE); assert soft == min(hard, 65_536), (soft, hard)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -1,11 +1,15 @@
 """What the status port says where the Triton that `serve` is to start does not run."""
 
+import asyncio
 import subprocess
 import sys
+import threading
 
 import prometheus_client
+import pytest
 
 from serving.observability.metrics import MetricsFolder
+from serving.supervisor import status_pages
 from serving.supervisor.status_pages import StatusPages
 from serving.supervisor.supervisor_metrics import SupervisorMetrics
 from serving.triton.install import HOME_VARIABLE
@@ -47,6 +51,7 @@ def test_problems_are_named_while_nothing_serves():
             list_gateways=list,
             fetch_triton_metrics=lambda: b"# of Triton\n",
             list_problems=lambda: ["one", "two"],
+            loop=None,
         ).by_path
         assert pages["/readyz"]().status == 503
         assert pages["/readyz"]().body == b"not ready: no gateway process\ndegraded: one\ndegraded: two\n"
@@ -63,3 +68,32 @@ def test_metrics_of_two_supervisors_are_apart():
         registry.get_sample_value("listing_vision_restarts_total", {"component": "http"}) for registry in registries
     ]
     assert values == [1, None]
+
+
+def check_liveness(loop):
+    pages = StatusPages(None, list_gateways=list, fetch_triton_metrics=bytes, list_problems=list, loop=loop)
+    return pages.by_path["/healthz"]()
+
+
+@pytest.fixture
+def loop():
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    yield loop
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+
+
+def test_a_supervisor_that_runs_or_has_not_begun_is_alive(loop):
+    assert check_liveness(loop).status == check_liveness(None).status == 200
+
+
+def test_a_supervisor_whose_loop_stands_still_is_not_alive(loop, monkeypatch):
+    monkeypatch.setattr(status_pages, "LIVENESS_TIMEOUT_S", 0.05)
+    released = threading.Event()
+    loop.call_soon_threadsafe(released.wait)
+    response = check_liveness(loop)
+    released.set()
+    assert (response.status, response.body) == (503, b"the supervisor has not run for 0.05 s\n")
