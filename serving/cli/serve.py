@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import signal
 from collections.abc import Callable
 from dataclasses import MISSING, fields, replace
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
@@ -43,6 +44,8 @@ def serve(**flags: Any) -> None:
     `listing-vision tune triton --help`: find the best settings of its Triton by measurement.
     """
     from serving.observability.tracing import read_standard_endpoint
+
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there are processes to replace; the default would end this one
     from serving.processes.lifetime import raise_descriptor_limit
     from serving.supervisor.supervisor import serve as run
 

@@ -303,6 +303,7 @@ async def serve(options: ServeOptions) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop_requested.set)
+    loop.add_signal_handler(signal.SIGHUP, _log.info, "SIGHUP is ignored: the start is not complete")
     supervisor = Supervisor(options)
     starting = asyncio.create_task(supervisor.start())
     stopping = asyncio.create_task(stop_requested.wait())

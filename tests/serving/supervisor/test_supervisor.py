@@ -92,3 +92,27 @@ def test_a_port_of_another_program_is_taken(bundle):
         refused = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert refused.returncode == 1
     assert "Address already in use; choose another --port" in refused.stderr
+
+
+def test_hangups_before_the_start_is_complete_are_ignored(bundle, tmp_path):
+    log_path = tmp_path / "serve.log"
+    command = [sys.executable, "-m", "listing_vision", "serve", str(bundle.folder), "--port", "0", "--in-process"]
+    with log_path.open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT)
+
+    def is_protected():
+        masks = dict(line.split(":\t") for line in Path(f"/proc/{process.pid}/status").read_text().splitlines())
+        handled = int(masks["SigIgn"], 16) | int(masks["SigCgt"], 16)
+        return handled >> (signal.SIGHUP - 1) & 1
+
+    def hang_up_until_listening():
+        process.send_signal(signal.SIGHUP)
+        assert process.poll() is None, log_path.read_text()
+        return "listening on" in log_path.read_text()
+
+    try:
+        wait_until(is_protected)
+        wait_until(hang_up_until_listening)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0, log_path.read_text()
