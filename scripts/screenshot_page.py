@@ -2,7 +2,7 @@
 
     python -m scripts.screenshot_page BUNDLE [docs/page.jpg] [--width 1200 --height 900] [--dark] [--language en]
 
-Needs a Chromium (`apt-get install chromium`).
+Needs a Chromium and a Japanese font (`apt-get install chromium fonts-ipaexfont-gothic`).
 """
 
 import argparse
