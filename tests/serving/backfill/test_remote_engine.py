@@ -101,8 +101,8 @@ def test_a_gateway_with_another_model_is_refused(bundle, served):
         create_remote_engine(served.address, other, photos_per_s=None, stop=threading.Event())
 
 
-def test_a_gateway_returns_no_embeddings(bundle, market, tmp_path, served):
-    with pytest.raises(BackfillError, match="--embedding: a gateway returns none"):
+def test_no_embeddings_are_written_through_a_gateway(bundle, market, tmp_path, served):
+    with pytest.raises(BackfillError, match="--embedding is not written through a gateway"):
         backfill_remote(served.address, bundle, market, tmp_path / "out", embedding=True)
 
 
