@@ -5,6 +5,7 @@ from listing_vision_client.limits import DEFAULT_TIMEOUT_S, MESSAGE_LIMIT_BYTES,
 __all__ = [
     "DEFAULT_ALTERNATIVES",
     "DEFAULT_TIMEOUT_S",
+    "HTTP_PEER_HEADER",
     "MAX_ALTERNATIVES",
     "MAX_LISTING_ID_CHARS",
     "MAX_PHOTOS",
@@ -22,6 +23,8 @@ MAX_REQUEST_ID_CHARS = 100
 """A longer `x-request-id` is cut."""
 MAX_ALTERNATIVES = 20
 DEFAULT_ALTERNATIVES = 5
+HTTP_PEER_HEADER = "x-listing-vision-http-peer"
+"""Address of an HTTP caller, which the HTTP process tells the gateways over their local sockets."""
 MAX_URI_CHARS = 2000
 """Length of a photo's URI."""
 MAX_TIMEOUT_S = 60.0

@@ -123,7 +123,7 @@ class GatewayEngine:
         if job.top_k > MAX_ALTERNATIVES:
             raise BackfillError(f"--top-k {job.top_k}: a gateway returns {MAX_ALTERNATIVES} at most")
         if job.embedding:
-            raise BackfillError("--embedding is not written through a gateway; leave it out, or classify without --target")
+            raise BackfillError("--embedding is not written through a gateway; leave it out, or leave --target out")
         with ThreadPoolExecutor(MAX_CONCURRENT_LISTINGS, thread_name_prefix="listing") as pool:
             pending: list[tuple[ShardPhotos, float, list[Future[_ListingResult]]]] = []
             submitted: list[Future[_ListingResult]] = []

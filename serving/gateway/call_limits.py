@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 
+from serving.api.limits import HTTP_PEER_HEADER
 from serving.api.status import Refusal, abort
 from serving.auth.interceptor import CALLER
 from serving.inference.fair_slots import CALLER_KEY
@@ -109,12 +110,20 @@ class CallLimitsInterceptor(grpc.aio.ServerInterceptor):
     @contextmanager
     def _open(self, method: str, is_stream: bool, context: "grpc.aio.ServicerContext[Any, Any]") -> Iterator[None]:
         peer = context.peer()
-        CALLER_KEY.set(CALLER.get() or peer.rpartition(":")[0])
-        if peer.startswith("unix:") and not CALLER.get():
+        is_local = peer.startswith("unix:")
+        address = _read_http_peer(context) if is_local else peer.rpartition(":")[0]
+        CALLER_KEY.set(CALLER.get() or address)
+        if is_local and not CALLER.get():  # the HTTP process has limits of its own
             yield
             return
         with self._limits.open(method, caller=CALLER_KEY.get(), is_stream=is_stream):
             yield
+
+
+def _read_http_peer(context: "grpc.aio.ServicerContext[Any, Any]") -> str:
+    """Return the address of the HTTP caller; only our own processes reach the socket that tells it."""
+    metadata = context.invocation_metadata() or ()
+    return next((f"http:{value!s}" for name, value in metadata if name == HTTP_PEER_HEADER), "unix")
 
 
 def _wrap_handler(handler: Any, opened: Callable[[Any], Any]) -> "grpc.RpcMethodHandler[Any, Any]":

@@ -16,7 +16,7 @@ from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from serving.api.limits import DEFAULT_TIMEOUT_S, MAX_TIMEOUT_S
+from serving.api.limits import DEFAULT_TIMEOUT_S, HTTP_PEER_HEADER, MAX_TIMEOUT_S
 from serving.http_api.body_limits import BodyLimits
 from serving.http_api.browser_guard import BrowserGuard, SecurityHeaders
 from serving.http_api.errors import HttpRefusal, error_response, from_grpc_error
@@ -150,7 +150,8 @@ async def _parse_body(request: Request, message: Message, *, takes_form: bool) -
 def _list_forwarded_headers(request: Request) -> list[tuple[str, str]]:
     """Return the headers that the gateway reads; gRPC takes printable ASCII only, and others are dropped."""
     found = ((name, request.headers.get(name)) for name in _FORWARDED_HEADERS)
-    return [(name, value) for name, value in found if value and re.fullmatch(r"[ -~]+", value)]
+    headers = [(name, value) for name, value in found if value and re.fullmatch(r"[ -~]+", value)]
+    return [*headers, (HTTP_PEER_HEADER, request.client.host if request.client else "")]
 
 
 def _read_timeout_s(request: Request) -> float:

@@ -1,6 +1,7 @@
 """Open calls are bounded: a flood of watches or streams stops nobody else, and is counted."""
 
 import asyncio
+import os
 from contextlib import ExitStack
 
 import grpc
@@ -10,8 +11,13 @@ from prometheus_client import REGISTRY
 
 from listing_vision_client.errors import read_error_details
 from listing_vision_client.protocol import listing_vision_pb2 as pb
+from listing_vision_client.protocol import listing_vision_pb2_grpc as pb_grpc
 from serving.api.status import Refusal
+from serving.api.suggestion_id import write_random_key
+from serving.config import SUGGESTION_KEY_FILE
 from serving.gateway.call_limits import WATCH_METHOD, CallLimits
+from serving.inference.fair_slots import CALLER_KEY
+from serving.processes.sockets import gateway_socket_address
 from tests.support.gateway import PHOTO, open_stub, run_gateway
 
 METHOD = "/listing.vision.v1.ListingVisionService/ClassifyListing"
@@ -132,3 +138,29 @@ async def _read_error(stream):
     except grpc.aio.AioRpcError as error:
         return error
     raise AssertionError("the stream did not fail")
+
+
+@pytest.mark.parametrize(
+    ("headers", "key"), [([("x-listing-vision-http-peer", "192.0.2.7")], "http:192.0.2.7"), ([], "unix")]
+)
+def test_http_callers_share_capacity_by_their_own_address(bundle, tmp_path, headers, key):
+    write_random_key(tmp_path / SUGGESTION_KEY_FILE)
+
+    async def run():
+        async with run_gateway(bundle, runtime_folder=tmp_path) as (gateway_server, _):
+            engine, keys = gateway_server.router.stable.engine, []
+            infer = engine.infer
+
+            async def infer_and_note(photos_nhwc, **options):
+                keys.append(CALLER_KEY.get())
+                return await infer(photos_nhwc, **options)
+
+            engine.infer = infer_and_note
+            async with grpc.aio.insecure_channel(gateway_socket_address(tmp_path, os.getpid())) as channel:
+                request = pb.ClassifyListingRequest(photos=[{"content": PHOTO}])
+                await pb_grpc.ListingVisionServiceStub(channel).ClassifyListing(request, metadata=headers)
+            async with open_stub(gateway_server) as stub:  # whoever comes over the network cannot choose
+                await stub.ClassifyListing(request, metadata=headers)
+            return keys
+
+    assert asyncio.run(run()) == [key, "ipv4:127.0.0.1"]
