@@ -1,4 +1,4 @@
-"""Inject faults under load (kills, freezes, deadline storms, hostile photos); measure recovery and wrong responses.
+"""Inject faults under load (kills, freezes, floods, hostile photos); measure recovery and wrong responses.
 
     python -m benchmarks.faults [--bundle FOLDER] [--only FAULT …] [--seconds 25]
 
@@ -11,11 +11,16 @@ import asyncio
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from benchmarks.common import create_parser, write_result
 from benchmarks.load import (
@@ -28,14 +33,20 @@ from benchmarks.load import (
     run_load,
 )
 from benchmarks.load.processes import list_process_tree
+from benchmarks.load.stalled_upload import StalledUpload
 from benchmarks.serving import create_default_bundle, serve_gateway
 from tests.support.hostile_photos import hostile_photos
+from vision.runtime.cpus import count_usable_cores
 
 SHARE_OF_PEAK = 0.5
 DEADLINE_S = 5.0
 INJECT_AFTER_S = 5.0
 FREEZE_S = 10.0
 NUM_HOSTILE = 1000
+FLOOD_S = 10.0
+NUM_WATCHES = 1100
+NUM_STALLED = 40
+STALLED_BYTES = 60 << 20
 
 
 @dataclass(frozen=True)
@@ -43,6 +54,8 @@ class Tree:
     """The served processes."""
 
     supervisor: int
+    port: int
+    """The gRPC port."""
 
     def find_pids(self, what: bytes) -> list[int]:
         """Return the pids whose command line contains the words."""
@@ -83,6 +96,39 @@ async def rolling_restart(tree: Tree) -> None:
     os.kill(tree.supervisor, signal.SIGHUP)
 
 
+async def flood_watches(tree: Tree) -> None:
+    """Open more health watches than a process may have open calls, over few connections."""
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    channels = [grpc.aio.insecure_channel(f"127.0.0.1:{tree.port}", options=options) for _ in range(4)]
+    stubs = [health_pb2_grpc.HealthStub(channel) for channel in channels]
+    watches = [stubs[i % 4].Watch(health_pb2.HealthCheckRequest()) for i in range(NUM_WATCHES)]
+    with contextlib.suppress(grpc.aio.AioRpcError):
+        await watches[0].read()
+    await asyncio.sleep(FLOOD_S)
+    for channel in channels:
+        await channel.close()
+
+
+async def stall_uploads(tree: Tree) -> None:
+    """Hold uploads open that stop before their last byte."""
+    uploads = [StalledUpload(tree.port, STALLED_BYTES) for _ in range(NUM_STALLED)]
+    for upload in uploads:
+        upload.start()
+    await asyncio.sleep(FLOOD_S)
+    for upload in uploads:
+        upload.close()
+
+
+async def occupy_cores(tree: Tree) -> None:
+    """Run two busy processes a core beside the service."""
+    command = [sys.executable, "-c", "while True: pass"]
+    busy = [subprocess.Popen(command) for _ in range(2 * count_usable_cores())]
+    await asyncio.sleep(FLOOD_S)
+    for process in busy:
+        process.kill()
+        process.wait()
+
+
 async def inject_nothing(tree: Tree) -> None:
     """Do nothing: the load itself is the fault."""
 
@@ -112,6 +158,9 @@ FAULTS = {
     "freeze_triton": Fault(inject=freeze_triton),
     "freeze_worker": Fault(inject=freeze_worker, extra_s=15),
     "rolling_restart": Fault(inject=rolling_restart),
+    "watch_flood": Fault(inject=flood_watches),
+    "stalled_uploads": Fault(inject=stall_uploads),
+    "busy_machine": Fault(inject=occupy_cores),
     "deadline_storm": Fault(inject=inject_nothing, short_deadlines=True),
     "hostile_photos": Fault(inject=inject_nothing, hostile=True),
 }
@@ -176,7 +225,7 @@ def main() -> None:
         fault = FAULTS[name]
         hostile = create_hostile_files() if fault.hostile else []
         with serve_gateway(folder, "--workers", "2") as (address, pids):
-            tree = Tree(pids[0])
+            tree = Tree(pids[0], int(address.rpartition(":")[2]))
             report, injected_s = asyncio.run(
                 run_fault(fault, tree, address, photos, hostile, options.seconds + fault.extra_s)
             )

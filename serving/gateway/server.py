@@ -23,7 +23,8 @@ from serving.gateway.service import Gateway
 from serving.inference.engine import AsyncEngine
 from serving.inference.in_process import InProcessEngine
 from serving.inference.triton import TritonEngine
-from serving.observability.metrics import BREAKER_OPEN, SERVING
+from serving.observability.metrics import BREAKER_OPEN, FREE_DESCRIPTORS, GOLDEN_SUCCESS_S, SERVING
+from serving.processes.lifetime import count_free_descriptors
 from serving.processes.sockets import format_address, gateway_socket_address
 from serving.rollout.release import ServedRelease
 from serving.rollout.router import Router, create_single_release_split
@@ -226,6 +227,9 @@ class GatewayServer:
         if not self.router.is_stable(release):
             return
         SERVING.set(int(release.is_healthy))
+        FREE_DESCRIPTORS.set(count_free_descriptors())
+        if release.is_healthy:
+            GOLDEN_SUCCESS_S.set_to_current_time()
         BREAKER_OPEN.set(int(release.breaker.is_open))
         task = asyncio.get_running_loop().create_task(self._publish_health())
         self._health_tasks.add(task)

@@ -20,6 +20,8 @@ __all__ = [
     "CALL_SECONDS",
     "CANARY_FALLBACKS",
     "CERTIFICATE_EXPIRY_S",
+    "FREE_DESCRIPTORS",
+    "GOLDEN_SUCCESS_S",
     "INCOMPLETE_MESSAGES_DROPPED",
     "PHOTOS",
     "PHOTOS_IN_FLIGHT",
@@ -57,6 +59,16 @@ STAGE_SECONDS = prometheus_client.Histogram(
 PHOTOS = prometheus_client.Counter(f"{_PREFIX}_photos", "Photos by result: ok, or the reason of the error.", ["result"])
 PHOTOS_PER_LISTING = prometheus_client.Histogram(
     f"{_PREFIX}_photos_per_listing", "Photos per call.", buckets=(1, 2, 3, 4, 6, 8, 12, 16, 20)
+)
+FREE_DESCRIPTORS = prometheus_client.Gauge(
+    f"{_PREFIX}_free_descriptors",
+    "Files and connections that a gateway process may still open; the least of all processes.",
+    multiprocess_mode="livemin",
+)
+GOLDEN_SUCCESS_S = prometheus_client.Gauge(
+    f"{_PREFIX}_golden_success_timestamp_seconds",
+    "Unix time at which the stable release last answered its golden photo correctly; the earliest of all processes.",
+    multiprocess_mode="livemin",
 )
 PHOTOS_IN_FLIGHT = prometheus_client.Gauge(
     f"{_PREFIX}_photos_in_flight", "Photos that are admitted and have no response yet.", multiprocess_mode="livesum"

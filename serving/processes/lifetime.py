@@ -6,7 +6,7 @@ import os
 import resource
 import signal
 
-__all__ = ["die_with_parent", "raise_descriptor_limit"]
+__all__ = ["count_free_descriptors", "die_with_parent", "raise_descriptor_limit"]
 
 _log = logging.getLogger(__name__)
 
@@ -36,3 +36,8 @@ def raise_descriptor_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
     except (ValueError, OSError) as error:
         _log.warning("at most %d open files: the limit cannot be raised: %s", soft, error)
+
+
+def count_free_descriptors() -> int:
+    """Return how many more files and connections this process may open (Linux)."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0] - len(os.listdir("/proc/self/fd"))

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 
+from serving.processes.lifetime import count_free_descriptors
 from tests.conftest import ROOT
 
 CHILD = """
@@ -44,3 +45,9 @@ def test_a_process_may_open_more_files_than_connections_come():
         "soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE); assert soft == min(hard, 65_536), (soft, hard)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_free_descriptors_are_what_is_left_of_the_limit():
+    before = count_free_descriptors()
+    with open("/dev/null"), open("/dev/null"):
+        assert count_free_descriptors() == before - 2
