@@ -2,13 +2,15 @@
 
 import asyncio
 import logging
+import shutil
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from serving.inference.model_names import MODEL_NAME
 from serving.rollout.traffic_split import CANARY, SHADOW, ReleaseSpec, TrafficShare, TrafficSplit
-from vision.bundle import check_beside, load_bundle
+from vision.bundle import Bundle, check_beside, load_bundle
 from vision.errors import ListingVisionError
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ class ReleaseManager:
         triton: "TritonWatchdog | None",
         can_load: bool,
         is_recording: bool,
+        folder: Path,
     ) -> None:
         """Args:
         traffic_split: the split at the start.
@@ -40,12 +43,16 @@ class ReleaseManager:
         triton: this service's own Triton; None: the model runs in the gateway processes, or in an external Triton.
         can_load: whether releases can be loaded, that is the Triton is not external.
         is_recording: whether shadow results are stored.
+        folder: for copies of the bundles that are loaded, which an operator may move or delete.
         """
         self._traffic_split = traffic_split
         self._apply_traffic_split = apply_traffic_split
         self._triton = triton
         self._can_load = can_load
         self._is_recording = is_recording
+        self._folder = folder
+        self._sources = {release.label: release.bundle for release in traffic_split.releases}
+        """Folders that the operator gave, by label."""
         self._bundles = {release.label: load_bundle(release.bundle) for release in traffic_split.releases}
         self._previous: str | None = None
         """Label of the stable release before the last promotion."""
@@ -79,18 +86,26 @@ class ReleaseManager:
                 raise ListingVisionError(f"{label} is loaded already")
             self._num_loaded += 1
             name = f"{MODEL_NAME}_{self._num_loaded + 1}"
-            if self._triton:
-                await self._triton.add(name, loaded)
-            release = ReleaseSpec(label=label, bundle=loaded.folder, model_name=name)
+            own = await asyncio.to_thread(_copy_bundle, loaded.folder, self._folder / name)
             try:
-                await self._switch_to(replace(self._traffic_split, releases=(*self._traffic_split.releases, release)))
+                await self._start(ReleaseSpec(label=label, bundle=own.folder, model_name=name), own)
             except BaseException:
-                if self._triton:
-                    await self._triton.remove(name)
+                shutil.rmtree(own.folder)
                 raise
-            self._bundles[label] = loaded
+            self._bundles[label], self._sources[label] = own, loaded.folder
             _log.info("release %s is loaded", label)
             return label
+
+    async def _start(self, release: ReleaseSpec, bundle: Bundle) -> None:
+        """Load a release in Triton and in all gateway processes, or in none."""
+        if self._triton:
+            await self._triton.add(release.model_name, bundle)
+        try:
+            await self._switch_to(replace(self._traffic_split, releases=(*self._traffic_split.releases, release)))
+        except BaseException:
+            if self._triton:
+                await self._triton.remove(release.model_name)
+            raise
 
     async def promote(self, release: str) -> None:
         """Make a loaded release the stable one; no call fails.
@@ -185,9 +200,11 @@ class ReleaseManager:
             if release == self._previous:
                 self._previous = None
             self._removal_reasons.pop(release, None)
-            del self._bundles[release]
+            del self._bundles[release], self._sources[release]
             if self._triton:
                 await self._triton.remove(spec.model_name)
+            if spec.bundle.is_relative_to(self._folder):
+                await asyncio.to_thread(shutil.rmtree, spec.bundle)
             _log.info("release %s is unloaded", release)
 
     async def status(self) -> list[dict[str, object]]:
@@ -196,7 +213,7 @@ class ReleaseManager:
             {
                 "release": release.label,
                 "name": self._bundles[release.label].info.model_name,
-                "bundle": str(release.bundle),
+                "bundle": str(self._sources[release.label]),
                 "state": self._state(release.label),
                 "removal_reason": self._removal_reasons.get(release.label),
             }
@@ -231,3 +248,15 @@ class ReleaseManager:
     async def _switch_to(self, traffic_split: TrafficSplit) -> None:
         await self._apply_traffic_split(traffic_split)
         self._traffic_split = traffic_split
+
+
+def _copy_bundle(folder: Path, copy: Path) -> Bundle:
+    """Copy a bundle and return the copy, its hashes checked again."""
+    try:
+        shutil.copytree(folder, copy)
+        return load_bundle(copy)
+    except BaseException as error:
+        shutil.rmtree(copy, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise ListingVisionError(f"bundle {folder} cannot be copied: {error}") from error
+        raise

@@ -121,6 +121,7 @@ class Supervisor:
                 triton=self._triton,
                 can_load=can_load,
                 is_recording=bool(self._options.outcomes),
+                folder=self._metrics.path / "releases",
             )
             await self._start_control(port)
         except BaseException:

@@ -123,9 +123,8 @@ def test_a_stopped_gateway_process_does_not_keep_routes_from_changing(bundle, ot
 def test_a_release_whose_bundle_has_gone_is_left_out_and_told_of(bundle, other_bundle, start_serving, tmp_path):
     copied = tmp_path / "copied"
     shutil.copytree(other_bundle.folder, copied)
-    served = start_serving(bundle.folder, tmp_path / "serve.log", "--in-process", "--workers", "2")
-    assert model(served, "load", copied)[0] == 0
-    assert model(served, "canary", other_bundle.release, "--share", "1")[0] == 0
+    options = ("--in-process", "--workers", "2", "--canary", copied, "--canary-share", "1")
+    served = start_serving(bundle.folder, tmp_path / "serve.log", *map(str, options))
     assert wait_for_release(served, "a") == other_bundle.info.model_version
     shutil.rmtree(copied)
     os.kill(min(served.list_gateways()), signal.SIGKILL)
@@ -138,6 +137,18 @@ def test_a_release_whose_bundle_has_gone_is_left_out_and_told_of(bundle, other_b
     assert (code, "is not a model bundle" in said) == (1, True), said
     assert {wait_for_release(served, "a") for _ in range(6)} == {bundle.info.model_version}
     assert model(served, "unload", other_bundle.release)[0] == 0
+    assert served.stop() == 0
+
+
+def test_a_loaded_release_outlives_the_folder_that_was_given(bundle, other_bundle, start_serving, tmp_path):
+    given = shutil.copytree(other_bundle.folder, tmp_path / "given")
+    served = start_serving(bundle.folder, tmp_path / "serve.log", "--in-process", "--workers", "2")
+    assert model(served, "load", given)[0] == 0
+    assert model(served, "promote", other_bundle.release)[0] == 0
+    shutil.rmtree(given)
+    os.kill(min(served.list_gateways()), signal.SIGKILL)
+    wait_until(lambda: served.num_started_gateways == 3, "another process")
+    assert {wait_for_release(served) for _ in range(6)} == {other_bundle.info.model_version}
     assert served.stop() == 0
 
 

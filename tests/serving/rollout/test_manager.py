@@ -25,10 +25,22 @@ class Gateways:
         self.told.append(traffic_split)
 
 
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """Where the manager keeps its copies."""
+    monkeypatch.setattr(f"{__name__}.COPIES", tmp_path / "copies")
+    return tmp_path / "copies"
+
+
+COPIES = None
+
+
 def create_releases(bundle, gateways, *, can_load=True):
     first = ReleaseSpec(label=bundle.release, bundle=bundle.folder, model_name="listing_vision")
     traffic_split = TrafficSplit(releases=(first,), stable=bundle.release)
-    return ReleaseManager(traffic_split, gateways.route, triton=None, can_load=can_load, is_recording=False)
+    return ReleaseManager(
+        traffic_split, gateways.route, triton=None, can_load=can_load, is_recording=False, folder=COPIES
+    )
 
 
 def list_states(releases):
@@ -101,3 +113,24 @@ def test_another_model_under_the_version_of_a_loaded_one_is_refused(bundle, othe
     with pytest.raises(ListingVisionError, match="is loaded already"):
         asyncio.run(releases.load(str(bundle.folder)))
     assert gateways.told == []
+
+
+def test_a_loaded_release_does_not_need_the_folder_that_was_given(bundle, other_bundle, tmp_path, folder):
+    given = shutil.copytree(other_bundle.folder, tmp_path / "given")
+    gateways = Gateways()
+    releases, other = create_releases(bundle, gateways), other_bundle.release
+    asyncio.run(releases.load(str(given)))
+    shutil.rmtree(given)
+    (loaded,) = (one for one in gateways.told[-1].releases if one.label == other)
+    assert compute_sha256(loaded.bundle / "model.onnx") == other_bundle.sha256["model.onnx"]
+    assert [one["bundle"] for one in asyncio.run(releases.status())][1] == str(given)
+    asyncio.run(releases.unload(other))
+    assert list(folder.iterdir()) == []
+
+
+def test_what_gateways_refuse_leaves_no_copy(bundle, other_bundle, folder):
+    gateways = Gateways()
+    gateways.refuses = "it does not answer its golden photos"
+    with pytest.raises(ListingVisionError):
+        asyncio.run(create_releases(bundle, gateways).load(str(other_bundle.folder)))
+    assert list(folder.iterdir()) == []
