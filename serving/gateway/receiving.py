@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
+from serving.api.limits import REQUEST_LIMIT_BYTES
 from serving.api.status import Refusal
 from serving.gateway.admission import MAX_BYTES_IN_FLIGHT
 from serving.gateway.connection_meter import ConnectionMeter
@@ -28,10 +29,16 @@ CHECK_INTERVAL_S = 0.01
 """Between checks of the memory, while a message takes longer than this to arrive."""
 MAX_CHECK_LOAD = 10
 """The least time between checks, as a multiple of what the last one took."""
+MAX_INCOMPLETE_SHARE = 0.5
+"""Share of the memory that incomplete messages may take."""
 MAX_CALLER_SHARE = 0.375
 """Share of the memory that the incomplete messages of one caller may take; one of the largest size fits."""
 RETRY_DELAY_S = 1.0
-TRIM_INTERVAL_S = 0.05
+_HEADROOM = 4
+"""A message is expected to be at most this multiple of its caller's usual size until the next check."""
+_SMOOTHING = 0.2
+_MAX_CALLERS = 10_000
+TRIM_INTERVAL_S = 0.5
 _LIBC = ctypes.CDLL(None)
 
 
@@ -67,6 +74,11 @@ class Receiver:
         self._meter = ConnectionMeter()
         self._receptions: dict[_Reception, None] = {}
         """In the order in which they began."""
+        self._num_expected_bytes = 0.0
+        """What has arrived by the last check, and what may arrive of the messages that began since."""
+        self._typical_bytes: dict[str, float] = {}
+        """Size of each caller's messages, as a moving average."""
+        self._checked = asyncio.Event()
         self._check_timer: asyncio.TimerHandle | None = None
         self._trim_timer: asyncio.TimerHandle | None = None
 
@@ -88,8 +100,8 @@ class Receiver:
         try:
             async with asyncio.timeout(deadline_s) as timeout:
                 reception = _Reception(caller, peer, timeout)
+                await self._wait_for_room(caller)
                 self._receptions[reception] = None
-                self._schedule_check()
                 found = None
                 try:
                     found = await anext(messages, None)
@@ -104,7 +116,22 @@ class Receiver:
         if found is None:
             return None
         self._meter.count_message(peer, found.num_bytes)
+        self._record_size(caller, found.num_bytes)
         return found.message
+
+    async def _wait_for_room(self, caller: str) -> None:
+        """Begin only as much as fits, whatever arrives before the next check: gRPC reads what a call asks for."""
+        num_bytes = min(REQUEST_LIMIT_BYTES, _HEADROOM * self._typical_bytes.get(caller, REQUEST_LIMIT_BYTES))
+        self._schedule_check()
+        while self._receptions and self._num_expected_bytes + num_bytes > self._limit_bytes:
+            await self._checked.wait()
+        self._num_expected_bytes += num_bytes
+
+    def _record_size(self, caller: str, num_bytes: int) -> None:
+        typical = self._typical_bytes.get(caller, num_bytes)
+        if len(self._typical_bytes) >= _MAX_CALLERS:
+            self._typical_bytes.clear()
+        self._typical_bytes[caller] = max(num_bytes, typical + _SMOOTHING * (num_bytes - typical))
 
     def _schedule_check(self, delay_s: float = CHECK_INTERVAL_S) -> None:
         if self._check_timer is None:
@@ -112,6 +139,9 @@ class Receiver:
 
     def _check(self) -> None:
         self._check_timer = None
+        self._num_expected_bytes = sum(self._weigh().values())
+        self._checked.set()
+        self._checked = asyncio.Event()
         if not self._receptions:
             return
         began_s = time.perf_counter()
@@ -148,7 +178,7 @@ class Receiver:
         for one, weight in weights.items():
             by_caller[one.caller] += weight
         excess = []
-        limit = max(0, self._max_bytes - self._num_held_bytes())
+        limit = self._limit_bytes
         while by_caller:
             caller = max(by_caller, key=by_caller.__getitem__)
             if sum(by_caller.values()) <= limit and by_caller[caller] <= MAX_CALLER_SHARE * self._max_bytes:
@@ -159,6 +189,11 @@ class Receiver:
             if by_caller[caller] <= 0 or not any(one.caller == caller for one in weights):
                 del by_caller[caller]
         return excess
+
+    @property
+    def _limit_bytes(self) -> float:
+        """Bound of all incomplete messages together."""
+        return max(0, min(MAX_INCOMPLETE_SHARE * self._max_bytes, self._max_bytes - self._num_held_bytes()))
 
     def _create_refusal(self) -> Refusal:
         return Refusal(

@@ -6,7 +6,8 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from serving.config import ServeOptions
+from serving.api.suggestion_id import write_random_key
+from serving.config import SUGGESTION_KEY_FILE, ServeOptions
 from serving.processes.sockets import gateway_socket_address
 from serving.rollout.router import create_single_release_split
 from serving.supervisor.managed_process import ManagedProcess
@@ -14,6 +15,7 @@ from vision.errors import ListingVisionError
 
 
 def test_it_serves_takes_commands_and_stops(bundle, tmp_path):
+    write_random_key(tmp_path / SUGGESTION_KEY_FILE)  # as its supervisor does
     options = ServeOptions(
         bundle=bundle.folder, port=0, in_process=True, isolate=False, drain_s=0, runtime_folder=tmp_path
     )
