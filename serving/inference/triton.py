@@ -145,8 +145,8 @@ class TritonEngine:
             raise self._to_engine_error(error) from error
         num_photos = compute_max_concurrent_photos(response.config) // self._num_gateways
         self._slots.limit = max(2, num_photos)
-        # As many as all instances but one compute at a time: that one is free for whoever comes next.
-        self._slots.caller_limit = max(1, num_photos // 2 - compute_batch_size(response.config))
+        # As many as half of the instances compute at a time, so that another caller finds instances and cores.
+        self._slots.caller_limit = max(1, num_photos // 4)
         takes_encoded = any(tensor.name == ENCODED_NAME for tensor in response.config.input)
         self._decodes = self._allow_decoding and takes_encoded
         parameters = response.config.parameters
