@@ -8,7 +8,7 @@ import ctypes
 import logging
 import time
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
@@ -27,7 +27,7 @@ _T = TypeVar("_T")
 
 CHECK_INTERVAL_S = 0.01
 """Between checks of the memory, while a message takes longer than this to arrive."""
-MAX_CHECK_LOAD = 10
+MAX_CHECK_LOAD = 50
 """The least time between checks, as a multiple of what the last one took."""
 MAX_INCOMPLETE_SHARE = 0.5
 """Share of the memory that incomplete messages may take."""
@@ -54,6 +54,9 @@ class _Reception:
     caller: str
     peer: str
     timeout: asyncio.Timeout
+    num_expected_bytes: float = 0.0
+    """What may arrive of it before it is measured."""
+    began_s: float = 0.0
     is_refused: bool = False
 
 
@@ -100,14 +103,15 @@ class Receiver:
         try:
             async with asyncio.timeout(deadline_s) as timeout:
                 reception = _Reception(caller, peer, timeout)
-                await self._wait_for_room(caller)
+                await self._wait_for_room(reception)
                 self._receptions[reception] = None
                 found = None
                 try:
                     found = await anext(messages, None)
                 finally:
                     if found is None:  # what has arrived of a message is dropped with its call
-                        self._meter.discard(peer, self._weigh()[reception])
+                        num_sharing = sum(one.peer == peer for one in self._receptions)
+                        self._meter.discard(peer, self._meter.measure(peer) / num_sharing)
                     del self._receptions[reception]
         except TimeoutError:
             if reception.is_refused:
@@ -119,13 +123,15 @@ class Receiver:
         self._record_size(caller, found.num_bytes)
         return found.message
 
-    async def _wait_for_room(self, caller: str) -> None:
+    async def _wait_for_room(self, reception: _Reception) -> None:
         """Begin only as much as fits, whatever arrives before the next check: gRPC reads what a call asks for."""
-        num_bytes = min(REQUEST_LIMIT_BYTES, _HEADROOM * self._typical_bytes.get(caller, REQUEST_LIMIT_BYTES))
+        typical = self._typical_bytes.get(reception.caller, REQUEST_LIMIT_BYTES)
+        reception.num_expected_bytes = num_bytes = min(REQUEST_LIMIT_BYTES, _HEADROOM * typical)
         self._schedule_check()
         while self._receptions and self._num_expected_bytes + num_bytes > self._limit_bytes:
             await self._checked.wait()
         self._num_expected_bytes += num_bytes
+        reception.began_s = asyncio.get_running_loop().time()
 
     def _record_size(self, caller: str, num_bytes: int) -> None:
         typical = self._typical_bytes.get(caller, num_bytes)
@@ -139,14 +145,15 @@ class Receiver:
 
     def _check(self) -> None:
         self._check_timer = None
-        self._num_expected_bytes = sum(self._weigh().values())
+        began_s, now_s = time.perf_counter(), asyncio.get_running_loop().time()
+        weights = self._weigh([one for one in self._receptions if now_s - one.began_s >= CHECK_INTERVAL_S])
+        young = sum(one.num_expected_bytes for one in self._receptions if one not in weights)
+        self._num_expected_bytes = young + sum(weights.values())
         self._checked.set()
         self._checked = asyncio.Event()
         if not self._receptions:
             return
-        began_s = time.perf_counter()
-        now_s = asyncio.get_running_loop().time()
-        for reception in self._find_excess():
+        for reception in self._find_excess(weights):
             _log.warning("an incomplete message of %r is dropped: such messages take too much memory", reception.caller)
             reception.is_refused = True
             reception.timeout.reschedule(now_s)
@@ -165,15 +172,15 @@ class Receiver:
         if hasattr(_LIBC, "malloc_trim"):
             asyncio.get_running_loop().run_in_executor(None, _LIBC.malloc_trim, 0)
 
-    def _weigh(self) -> dict[_Reception, float]:
+    def _weigh(self, receptions: Sequence[_Reception]) -> dict[_Reception, float]:
         """Return the bytes that have arrived for each reception; those of one connection are split evenly."""
-        counts = Counter(one.peer for one in self._receptions)
+        counts = Counter(one.peer for one in receptions)
         weights = {peer: self._meter.measure(peer) / count for peer, count in counts.items()}
-        return {one: weights[one.peer] for one in self._receptions}
+        return {one: weights[one.peer] for one in receptions}
 
-    def _find_excess(self) -> list[_Reception]:
+    def _find_excess(self, arrived: Mapping[_Reception, float]) -> list[_Reception]:
         """Return the receptions to refuse, so that the others fit."""
-        weights = {one: weight for one, weight in self._weigh().items() if not one.is_refused and weight}
+        weights = {one: weight for one, weight in arrived.items() if not one.is_refused and weight}
         by_caller: dict[str, float] = defaultdict(float)
         for one, weight in weights.items():
             by_caller[one.caller] += weight
