@@ -27,7 +27,7 @@ _T = TypeVar("_T")
 
 CHECK_INTERVAL_S = 0.01
 """Between checks of the memory, while a message takes longer than this to arrive."""
-MAX_CHECK_LOAD = 50
+MAX_CHECK_LOAD = 10
 """The least time between checks, as a multiple of what the last one took."""
 MAX_INCOMPLETE_SHARE = 0.5
 """Share of the memory that incomplete messages may take."""
