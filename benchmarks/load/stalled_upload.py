@@ -23,11 +23,12 @@ class StalledUpload:
         *,
         method: str = "ClassifyListing",
         host: str = "127.0.0.1",
+        source: str = "",
         timeout_s: int = 60,
         token: str | None = None,
     ) -> None:
-        self._connection = socket.create_connection((host, port))
-        self._num_left = num_bytes + 5 - 1
+        self._connection = socket.create_connection((host, port), source_address=(source, 0) if source else None)
+        self.num_left = num_bytes + 5 - 1
         self._num_bytes = num_bytes
         self._headers = {
             ":method": "POST",
@@ -66,12 +67,12 @@ class StalledUpload:
             self.is_refused = True
 
     def _send_what_fits(self, prefix: bytes) -> None:
-        while self._num_left and (room := min(self._windows[0], self._windows[1], self._num_left, 16_384)) > 0:
+        while self.num_left and (room := min(self._windows[0], self._windows[1], self.num_left, 16_384)) > 0:
             payload = (prefix + b"x" * room)[:room]
             prefix = prefix[room:]
             self._connection.sendall(_frame(DATA, payload, stream=1))
             self.num_sent += room
-            self._num_left -= room
+            self.num_left -= room
             self._windows[0] -= room
             self._windows[1] -= room
 

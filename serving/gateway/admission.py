@@ -88,7 +88,7 @@ class Admission:
         self._max_bytes = max_bytes
         self.num_photos = 0
         self.num_bytes = 0
-        self._callers = CallerShares()
+        self.callers = CallerShares()
 
     @contextmanager
     def admit(self, num_photos: int, num_bytes: int, *, deadline_s: float, caller: str | None = None) -> Iterator[None]:
@@ -104,13 +104,13 @@ class Admission:
             Refusal: TOO_BUSY, with a retry delay.
         """
         if caller is not None:
-            self._callers.record_size(caller, num_photos, num_bytes)
+            self.callers.record_size(caller, num_photos, num_bytes)
         self._check_capacity(num_photos, num_bytes, min(deadline_s, MAX_WAIT_S), caller)
         self.num_photos += num_photos
         self.num_bytes += num_bytes
         PHOTOS_IN_FLIGHT.inc(num_photos)
         try:
-            with self._callers.hold(caller, num_photos, num_bytes):
+            with self.callers.hold(caller, num_photos, num_bytes):
                 yield
         finally:
             PHOTOS_IN_FLIGHT.dec(num_photos)
@@ -125,7 +125,7 @@ class Admission:
             Refusal: TOO_BUSY.
         """
         self._check_capacity(1, 0, min(deadline_s, MAX_WAIT_S), caller)
-        if caller is not None and self._callers.will_exceed_share(
+        if caller is not None and self.callers.will_exceed_share(
             caller, max_photos=self.max_photos, max_bytes=self._max_bytes
         ):
             raise self._create_refusal(_SHARE_USED)
@@ -151,7 +151,7 @@ class Admission:
             caller: whose photos wait for their share of those before them; None: for all.
         """
         rate = self._throughput.photos_per_s
-        num_before = self.num_photos if caller is None else self._callers.count_before(caller, self.num_photos)
+        num_before = self.num_photos if caller is None else self.callers.count_before(caller, self.num_photos)
         return 0.0 if rate is None else (num_before + num_photos) / rate
 
     def _exceeds_low_priority_wait(self, num_photos: int) -> bool:
@@ -166,7 +166,7 @@ class Admission:
             detail = f"{self.num_photos} photos are in flight of at most {self.max_photos}"
         elif self.num_bytes + num_bytes > self._max_bytes:
             detail = f"{self.num_bytes >> 20} MiB of photos are in flight of at most {self._max_bytes >> 20}"
-        elif caller is not None and self._callers.exceeds_share(
+        elif caller is not None and self.callers.exceeds_share(
             caller, num_photos, num_bytes, max_photos=self.max_photos, max_bytes=self._max_bytes
         ):
             detail = _SHARE_USED

@@ -22,8 +22,8 @@ class _Share:
     num_bytes: int = 0
     last_seen_s: float = 0.0
     typical_photos: float = 1.0
-    typical_bytes: float = 0.0
-    """Size of its listings, as a moving average."""
+    typical_bytes: float | None = None
+    """Size of its listings, as a moving average; None: it has sent none."""
 
 
 class CallerShares:
@@ -56,12 +56,18 @@ class CallerShares:
         """Note the size of a listing that a caller has sent, admitted or not."""
         share = self._see(caller)
         share.typical_photos += _SMOOTHING * (num_photos - share.typical_photos)
-        share.typical_bytes += _SMOOTHING * (num_bytes - share.typical_bytes)
+        before = num_bytes if share.typical_bytes is None else share.typical_bytes
+        share.typical_bytes = before + _SMOOTHING * (num_bytes - before)
+
+    def get_typical_bytes(self, caller: str) -> float | None:
+        """Return the size of a caller's listings, as a moving average; None: it has sent none lately."""
+        share = self._shares.get(caller)
+        return share.typical_bytes if share else None
 
     def will_exceed_share(self, caller: str, *, max_photos: int, max_bytes: int) -> bool:
         """Return whether a listing of a caller's usual size would be too much, before it is read."""
         share = self._see(caller)
-        num_photos, num_bytes = int(share.typical_photos), int(share.typical_bytes)
+        num_photos, num_bytes = int(share.typical_photos), int(share.typical_bytes or 0)
         return self.exceeds_share(caller, num_photos, num_bytes, max_photos=max_photos, max_bytes=max_bytes)
 
     def count_before(self, caller: str, num_in_flight: int) -> int:

@@ -35,7 +35,9 @@ class EarlyRejectionInterceptor(grpc.aio.ServerInterceptor):
     def __init__(self, router: Router, admission: Admission) -> None:
         self._router = router
         self._admission = admission
-        self._receiver = Receiver(num_held_bytes=lambda: admission.num_bytes)
+        self._receiver = Receiver(
+            num_held_bytes=lambda: admission.num_bytes, get_typical_bytes=admission.callers.get_typical_bytes
+        )
 
     async def intercept_service(
         self,

@@ -36,8 +36,6 @@ MAX_CALLER_SHARE = 0.375
 RETRY_DELAY_S = 1.0
 _HEADROOM = 4
 """A message is expected to be at most this multiple of its caller's usual size until the next check."""
-_SMOOTHING = 0.2
-_MAX_CALLERS = 10_000
 TRIM_INTERVAL_S = 0.5
 _LIBC = ctypes.CDLL(None)
 
@@ -63,24 +61,32 @@ class _Reception:
 class Receiver:
     """Receives the messages of all calls of one gateway process.
 
-    When incomplete messages take more than their share of the memory, the oldest reception of the caller whose
-    incomplete messages take most is refused, until the rest fits.
+    When incomplete messages take more than their share of the memory, or other messages wait for room, the oldest
+    reception of the caller whose incomplete messages take most is refused, until the rest fits.
     """
 
-    def __init__(self, *, num_held_bytes: Callable[[], int], max_bytes: int = MAX_BYTES_IN_FLIGHT) -> None:
+    def __init__(
+        self,
+        *,
+        num_held_bytes: Callable[[], int],
+        get_typical_bytes: Callable[[str], float | None],
+        max_bytes: int = MAX_BYTES_IN_FLIGHT,
+    ) -> None:
         """Args:
         num_held_bytes: bytes of complete messages that are in flight.
+        get_typical_bytes: size of a caller's messages so far; None: not known.
         max_bytes: bound of complete and incomplete messages together.
         """
         self._num_held_bytes = num_held_bytes
+        self._get_typical_bytes = get_typical_bytes
         self._max_bytes = max_bytes
         self._meter = ConnectionMeter()
         self._receptions: dict[_Reception, None] = {}
         """In the order in which they began."""
         self._num_expected_bytes = 0.0
         """What has arrived by the last check, and what may arrive of the messages that began since."""
-        self._typical_bytes: dict[str, float] = {}
-        """Size of each caller's messages, as a moving average."""
+        self._waiting_bytes: Counter[float] = Counter()
+        """What the messages that wait for room are expected to take, with the number of such messages."""
         self._checked = asyncio.Event()
         self._check_timer: asyncio.TimerHandle | None = None
         self._trim_timer: asyncio.TimerHandle | None = None
@@ -120,24 +126,23 @@ class Receiver:
         if found is None:
             return None
         self._meter.count_message(peer, found.num_bytes)
-        self._record_size(caller, found.num_bytes)
         return found.message
 
     async def _wait_for_room(self, reception: _Reception) -> None:
         """Begin only as much as fits, whatever arrives before the next check: gRPC reads what a call asks for."""
-        typical = self._typical_bytes.get(reception.caller, REQUEST_LIMIT_BYTES)
-        reception.num_expected_bytes = num_bytes = min(REQUEST_LIMIT_BYTES, _HEADROOM * typical)
+        typical = self._get_typical_bytes(reception.caller)
+        num_bytes = REQUEST_LIMIT_BYTES if typical is None else min(REQUEST_LIMIT_BYTES, _HEADROOM * typical)
         self._schedule_check()
-        while self._receptions and self._num_expected_bytes + num_bytes > self._limit_bytes:
-            await self._checked.wait()
+        self._waiting_bytes[num_bytes] += 1
+        try:
+            while self._receptions and self._num_expected_bytes + num_bytes > self._limit_bytes:
+                await self._checked.wait()
+        finally:
+            self._waiting_bytes[num_bytes] -= 1
+            self._waiting_bytes += Counter()  # keeps what is above 0
+        reception.num_expected_bytes = num_bytes
         self._num_expected_bytes += num_bytes
         reception.began_s = asyncio.get_running_loop().time()
-
-    def _record_size(self, caller: str, num_bytes: int) -> None:
-        typical = self._typical_bytes.get(caller, num_bytes)
-        if len(self._typical_bytes) >= _MAX_CALLERS:
-            self._typical_bytes.clear()
-        self._typical_bytes[caller] = max(num_bytes, typical + _SMOOTHING * (num_bytes - typical))
 
     def _schedule_check(self, delay_s: float = CHECK_INTERVAL_S) -> None:
         if self._check_timer is None:
@@ -185,7 +190,8 @@ class Receiver:
         for one, weight in weights.items():
             by_caller[one.caller] += weight
         excess = []
-        limit = self._limit_bytes
+        # Whoever waits for room must not wait for messages that never end.
+        limit = self._limit_bytes - min(self._waiting_bytes, default=0.0)
         while by_caller:
             caller = max(by_caller, key=by_caller.__getitem__)
             if sum(by_caller.values()) <= limit and by_caller[caller] <= MAX_CALLER_SHARE * self._max_bytes:

@@ -26,7 +26,7 @@ async def messages(*sized, then_wait=False):
 
 def receive(source, deadline_s):
     async def run():
-        receiver = Receiver(num_held_bytes=lambda: 0)
+        receiver = Receiver(num_held_bytes=lambda: 0, get_typical_bytes=lambda caller: None)
         return await receiver.receive(source, caller="a", peer="unix:", deadline_s=deadline_s)
 
     return asyncio.run(run())
@@ -71,6 +71,22 @@ def test_uploads_that_stop_before_their_end_are_dropped_and_others_answered(bund
     answered, refused = asyncio.run(run())
     assert answered.category_path
     assert not all(refused)  # what fits may wait until its deadline
+
+
+def test_a_new_caller_does_not_wait_for_uploads_that_never_end(bundle):
+    async def run():
+        async with (
+            run_gateway(bundle) as (gateway_server, _),
+            open_stub(gateway_server) as stub,
+            # Of other addresses, and as much as may wait.
+            stalled_uploads(gateway_server.port, 1, 60 * MIB, source="127.0.0.2") as first,
+            stalled_uploads(gateway_server.port, 1, 60 * MIB, source="127.0.0.3") as second,
+        ):
+            await async_wait_until(lambda: all(one.num_left == 0 for one in (*first, *second)), "all but the last byte")
+            request = pb.ClassifyListingRequest(photos=[{"content": PHOTO}])
+            return await stub.ClassifyListing(request, timeout=20)
+
+    assert asyncio.run(run()).category_path
 
 
 def test_a_quiet_stream_beside_busy_calls_on_one_connection_is_kept(bundle):
