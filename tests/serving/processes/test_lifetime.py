@@ -7,10 +7,11 @@ import sys
 from serving.processes.lifetime import count_free_descriptors
 from tests.conftest import ROOT
 
+# os.write: a signal handler must not use a buffer that the program may be writing to.
 CHILD = """
-import signal
+import os, signal
 from serving.processes.lifetime import die_with_parent
-signal.signal(signal.SIGUSR1, lambda *_: (print("parent exited", flush=True), exit()))
+signal.signal(signal.SIGUSR1, lambda *_: (os.write(1, b"parent exited\\n"), os._exit(0)))
 die_with_parent(signal.SIGUSR1)
 print("ready", flush=True)
 signal.pause()
@@ -28,9 +29,7 @@ def test_a_killed_parent_is_noticed():
 
 def test_a_parent_that_exited_before_is_noticed_where_its_pid_is_known():
     # A process that is no longer the parent, like one that has exited; the kernel would never send the signal.
-    child = CHILD.replace(
-        "die_with_parent(signal.SIGUSR1)", "import os; die_with_parent(signal.SIGUSR1, parent=os.getpid())"
-    )
+    child = CHILD.replace("die_with_parent(signal.SIGUSR1)", "die_with_parent(signal.SIGUSR1, parent=os.getpid())")
     done = subprocess.run(
         [sys.executable, "-c", child], capture_output=True, text=True, cwd=ROOT, timeout=60, check=True
     )
