@@ -4,6 +4,7 @@ import difflib
 import functools
 import json
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -15,47 +16,54 @@ import numpy.typing as npt
 
 from vision.errors import TaxonomyError
 
-__all__ = ["OTHER_BRAND", "SCHEMA_VERSION", "Brand", "Category", "LeafGroups", "Taxonomy", "create_slug"]
+__all__ = [
+    "OTHER_BRAND",
+    "PATH_SEPARATOR",
+    "SCHEMA_VERSION",
+    "Brand",
+    "Category",
+    "LeafGroups",
+    "Taxonomy",
+    "create_slug",
+    "normalize_name",
+]
 
 SCHEMA_VERSION = 1
 OTHER_BRAND = -2
 """Brand label of a brand that the taxonomy does not list."""
 PATH_SEPARATOR = " > "
+_VARIATION_SELECTORS = re.compile("[\ufe00-\ufe0f]")
+"""Marks that say how an emoji is drawn; without its emoji, one would be an invisible id."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Category:
+class _Named:
     id: str
     """Stable; survives renaming and moving in the tree."""
     names: Mapping[str, str]
-    """Language tag to name; `en` is required."""
+    """Language tag to name, at least one."""
+
+    @property
+    def name(self) -> str:
+        """The English name, or else the first one."""
+        return self.names.get("en") or next(iter(self.names.values()))
+
+    def get_name(self, language: str) -> str:
+        """Return the name in a language, or else `name`."""
+        return self.names.get(language) or self.name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Category(_Named):
     parent_id: str | None = None
     """None for a root of the forest."""
     catch_all: bool = False
     """A category such as 'Other …' for what fits nowhere else. It is suggested, never filled."""
 
-    @property
-    def name(self) -> str:
-        return self.names["en"]
-
-    def get_name(self, language: str) -> str:
-        """Return the name in a language; English if it has none."""
-        return self.names.get(language) or self.names["en"]
-
 
 @dataclass(frozen=True, kw_only=True)
-class Brand:
-    id: str
-    names: Mapping[str, str]
+class Brand(_Named):
     aliases: tuple[str, ...] = ()
-
-    @property
-    def name(self) -> str:
-        return self.names["en"]
-
-    def get_name(self, language: str) -> str:
-        """Return the name in a language; English if it has none."""
-        return self.names.get(language) or self.names["en"]
 
 
 class LeafGroups(NamedTuple):
@@ -106,9 +114,11 @@ class Taxonomy:
             if duplicates:
                 raise TaxonomyError(f"taxonomy {self.version!r}: {kind} ids stand twice: {duplicates}")
         by_id = self.by_id
+        for kind, named in (("category", self.categories), ("brand", self.brands)):
+            for one in named:
+                if not one.names:
+                    raise TaxonomyError(f"{kind} {one.id!r} has no name; add one to its names, such as names.en")
         for category in self.categories:
-            if "en" not in category.names:
-                raise TaxonomyError(f"category {category.id!r} has no English name; add names.en")
             if category.parent_id is not None and category.parent_id not in by_id:
                 raise TaxonomyError(
                     f"category {category.id!r}: parent {category.parent_id!r} is not in the "
@@ -118,10 +128,10 @@ class Taxonomy:
             self.get_lineage(category.id)
         if not self.leaf_ids:
             raise TaxonomyError(f"taxonomy {self.version!r} has no categories")
-        for path, count in Counter(self.format_path(c.id).casefold() for c in self.categories).items():
+        for path, count in Counter(_normalize_path(self.format_path(c.id)) for c in self.categories).items():
             if count > 1:
                 raise TaxonomyError(f"taxonomy {self.version!r}: {count} categories have the path {path!r}; rename one")
-        if self.no_brand.casefold() == self.other_brand.casefold():
+        if normalize_name(self.no_brand) == normalize_name(self.other_brand):
             raise TaxonomyError(
                 f"taxonomy {self.version!r}: no_brand and other_brand are both {self.no_brand!r}; rename one, they "
                 "mean different things"
@@ -168,34 +178,7 @@ class Taxonomy:
     @functools.cached_property
     def leaf_groups(self) -> tuple[LeafGroups, ...]:
         """`max_depth` groupings of the leaves, from the roots down."""
-        groups: list[LeafGroups] = []
-        num_steps = (self.leaf_paths >= 0).sum(axis=1)
-        for depth, ancestors in enumerate(self.leaf_paths.T):
-            order = np.argsort(ancestors, kind="stable")
-            order = order[ancestors[order] >= 0]
-            nodes, starts = np.unique(ancestors[order], return_index=True)
-            parents = np.zeros(len(nodes), dtype=np.int64)
-            if depth:
-                parents = np.searchsorted(groups[-1].nodes, self.leaf_paths[order[starts], depth - 1])
-            sibling_order = np.argsort(parents, kind="stable")
-            _, sibling_starts, sibling_sets = np.unique(parents[sibling_order], return_index=True, return_inverse=True)
-            sets = np.empty(len(nodes), dtype=np.int64)
-            sets[sibling_order] = sibling_sets
-            ending = np.flatnonzero(num_steps == depth + 1)
-            groups.append(
-                LeafGroups(
-                    order=order,
-                    starts=starts,
-                    nodes=nodes,
-                    parents=parents,
-                    sibling_order=sibling_order,
-                    sibling_starts=sibling_starts,
-                    sibling_sets=sets,
-                    ending_leaves=ending,
-                    ending_nodes=np.searchsorted(nodes, ancestors[ending]),
-                )
-            )
-        return tuple(groups)
+        return _group_leaves(self.leaf_paths)
 
     @functools.cached_property
     def fillable(self) -> npt.NDArray[np.bool_]:
@@ -213,25 +196,26 @@ class Taxonomy:
 
     @functools.cached_property
     def language_codes(self) -> tuple[str, ...]:
-        """Languages in which at least one category or brand has a name, English first."""
-        all_names = [*(category.names for category in self.categories), *(brand.names for brand in self.brands)]
-        found = {code for names in all_names for code in names}
-        return ("en", *sorted(found - {"en"}))
+        """Languages in which a category or brand has a name; first English, or else that of the first category."""
+        found = {code for named in (*self.categories, *self.brands) for code in named.names}
+        first = "en" if "en" in found else next(iter(self.categories[0].names))
+        return (first, *sorted(found - {first}))
 
     def match_language(self, code: str) -> str:
         """Return the language of names to show for a BCP 47 tag.
 
-        The tag itself, else the tag without its last subtags, as in RFC 4647, section 3.4, else English.
+        The tag itself, else the tag without its last subtags, as in RFC 4647, section 3.4, else the first of
+        `language_codes`.
         """
         known = {known.casefold(): known for known in self.language_codes}
         subtags = code.casefold().split("-")
         for num in range(len(subtags), 0, -1):
             if match := known.get("-".join(subtags[:num])):
                 return match
-        return "en"
+        return self.language_codes[0]
 
     def get_path_names(self, category_id: str, language: str = "en") -> tuple[str, ...]:
-        """Return the names from the root to the category; English where a name is not translated."""
+        """Return the names from the root to the category; `Category.name` where a name is not translated."""
         names = self._path_names.get((category_id, language))
         if names is None:
             names = tuple(category.get_name(language) for category in self.get_lineage(category_id))
@@ -244,14 +228,24 @@ class Taxonomy:
 
     @functools.cached_property
     def _ids_by_path(self) -> dict[str, str]:
-        return {self.format_path(category.id).casefold(): category.id for category in self.categories}
+        return {_normalize_path(self.format_path(category.id)): category.id for category in self.categories}
+
+    @functools.cached_property
+    def _ids_by_any_name(self) -> dict[str, tuple[str, ...]]:
+        """Categories by their paths in each language and by their names alone."""
+        found: dict[str, dict[str, None]] = {}
+        for category in self.categories:
+            paths = (self.format_path(category.id, language) for language in self.language_codes)
+            for text in (*paths, *category.names.values()):
+                found.setdefault(_normalize_path(text), {})[category.id] = None
+        return {text: tuple(ids) for text, ids in found.items()}
 
     @functools.cached_property
     def _brand_index_by_name(self) -> dict[str, int]:
-        index = {self.no_brand.casefold(): 0, self.other_brand.casefold(): OTHER_BRAND}
+        index = {normalize_name(self.no_brand): 0, normalize_name(self.other_brand): OTHER_BRAND}
         for i, brand in enumerate(self.brands, start=1):
             for name in (brand.id, *brand.names.values(), *brand.aliases):
-                known = index.setdefault(name.casefold(), i)
+                known = index.setdefault(normalize_name(name), i)
                 if known != i:
                     other = self.other_brand if known == OTHER_BRAND else self.brand_labels[known]
                     raise TaxonomyError(f"brand name {name!r} stands for both {other!r} and {brand.name!r}; remove one")
@@ -273,16 +267,22 @@ class Taxonomy:
         return PATH_SEPARATOR.join(self.get_path_names(category_id, language))
 
     def find_category(self, text: str) -> str:
-        """The id of a category given by id or by path.
+        """The id of a category given by id, by path in any language, or by a name that no other category has.
 
         Raises:
-            KeyError: unknown; its message names the nearest known category.
+            KeyError: unknown, or a name of several; its message names the nearest known category, or the several.
         """
         if text in self.by_id:
             return text
-        key = PATH_SEPARATOR.join(part.strip() for part in text.split(">")).casefold()
+        key = _normalize_path(text)
         if key in self._ids_by_path:
             return self._ids_by_path[key]
+        ids = self._ids_by_any_name.get(key, ())
+        if len(ids) == 1:
+            return ids[0]
+        if ids:
+            paths = ", ".join(repr(self.format_path(id_)) for id_ in ids)
+            raise KeyError(f"category {text!r} stands for {len(ids)}: {paths}; write the path")
         known = {self.format_path(c.id): c.id for c in self.categories} | {i: i for i in self.by_id}
         raise KeyError(f"unknown category {text!r}; nearest known: {_find_nearest(text, known)}")
 
@@ -294,7 +294,7 @@ class Taxonomy:
             KeyError: unknown; its message names the nearest known brand.
         """
         try:
-            return self._brand_index_by_name[text.strip().casefold()]
+            return self._brand_index_by_name[normalize_name(text)]
         except KeyError:
             nearest = _find_nearest(text, dict.fromkeys(self.brand_labels))
             raise KeyError(f"unknown brand {text!r}; nearest known: {nearest}") from None
@@ -332,11 +332,56 @@ class Taxonomy:
         return cls.from_json(path.read_text(encoding="utf-8"), source=str(path))
 
 
+def _group_leaves(leaf_paths: npt.NDArray[np.int64]) -> tuple[LeafGroups, ...]:
+    groups: list[LeafGroups] = []
+    num_steps = (leaf_paths >= 0).sum(axis=1)
+    for depth, ancestors in enumerate(leaf_paths.T):
+        order = np.argsort(ancestors, kind="stable")
+        order = order[ancestors[order] >= 0]
+        nodes, starts = np.unique(ancestors[order], return_index=True)
+        parents = np.zeros(len(nodes), dtype=np.int64)
+        if depth:
+            parents = np.searchsorted(groups[-1].nodes, leaf_paths[order[starts], depth - 1])
+        sibling_order = np.argsort(parents, kind="stable")
+        _, sibling_starts, sibling_sets = np.unique(parents[sibling_order], return_index=True, return_inverse=True)
+        sets = np.empty(len(nodes), dtype=np.int64)
+        sets[sibling_order] = sibling_sets
+        ending = np.flatnonzero(num_steps == depth + 1)
+        groups.append(
+            LeafGroups(
+                order=order,
+                starts=starts,
+                nodes=nodes,
+                parents=parents,
+                sibling_order=sibling_order,
+                sibling_starts=sibling_starts,
+                sibling_sets=sets,
+                ending_leaves=ending,
+                ending_nodes=np.searchsorted(nodes, ancestors[ending]),
+            )
+        )
+    return tuple(groups)
+
+
 def _find_nearest(text: str, known: Mapping[str, Any]) -> str:
     matches = difflib.get_close_matches(text, list(known), n=1, cutoff=0.0)
     return repr(matches[0]) if matches else "none"
 
 
+def normalize_name(text: str) -> str:
+    """Return a name as it is compared: NFC, without case and without space around it."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold()).strip()
+
+
+def _normalize_path(text: str) -> str:
+    return PATH_SEPARATOR.join(normalize_name(part) for part in text.split(">"))
+
+
 def create_slug(text: str) -> str:
-    """Letters and digits of any script in lower case, the rest as dashes."""
-    return re.sub(r"[\W_]+", "-", text.casefold()).strip("-")
+    """Return an id for a name: letters, marks and digits of any script in NFC and lower case, the rest as dashes.
+
+    A name that has none of these, such as an emoji, becomes its code points (`u1f45f`).
+    """
+    name = _VARIATION_SELECTORS.sub("", normalize_name(text))
+    kept = "".join(char if unicodedata.category(char)[0] in "LMN" else " " for char in name)
+    return "-".join(kept.split()) or "-".join(f"u{ord(char):04x}" for char in name)

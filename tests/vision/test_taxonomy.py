@@ -1,4 +1,5 @@
 import json
+import unicodedata
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import strategies as st
 
 from tests.support.helpers import create_small_taxonomy
 from vision.errors import TaxonomyError
-from vision.taxonomy import Brand, Category, Taxonomy
+from vision.taxonomy import Brand, Category, Taxonomy, create_slug
 
 
 @st.composite
@@ -97,6 +98,88 @@ def test_another_schema_version_is_refused():
     raw = json.loads(create_small_taxonomy().to_json()) | {"schema_version": 2}
     with pytest.raises(TaxonomyError, match="schema_version 2 is not 1"):
         Taxonomy.from_json(json.dumps(raw))
+
+
+def create_japanese_taxonomy() -> Taxonomy:
+    """婦人 (Women) with shoes that alone have an English name, and 紳士 with shoes of the same Japanese name."""
+    return Taxonomy(
+        version="ja-1",
+        categories=(
+            Category(id="women", names={"ja": "婦人"}),
+            Category(id="women/shoes", names={"ja": "靴", "en": "Shoes"}, parent_id="women"),
+            Category(id="men", names={"ja": "紳士"}),
+            Category(id="men/shoes", names={"ja": "靴"}, parent_id="men"),
+            Category(id="men/bags", names={"ja": "かば\u3093"}, parent_id="men"),
+        ),
+        brands=(Brand(id="shiseido", names={"ja": "資生堂"}),),
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "category"),
+    [
+        ("婦人 > 靴", "women/shoes"),
+        ("婦人>Shoes", "women/shoes"),
+        ("Shoes", "women/shoes"),
+        ("shoes ", "women/shoes"),
+        ("かばん", "men/bags"),
+        (unicodedata.normalize("NFD", "かばん"), "men/bags"),
+    ],
+)
+def test_categories_are_found_by_any_of_their_names(text, category):
+    assert create_japanese_taxonomy().find_category(text) == category
+
+
+def test_a_name_of_several_categories_names_them():
+    with pytest.raises(KeyError, match=r"category '靴' stands for 2: '婦人 > Shoes', '紳士 > 靴'; write the path"):
+        create_japanese_taxonomy().find_category("靴")
+    # A root's name is its path.
+    roots = tuple(Category(id=i, names={"en": name}, parent_id=p) for i, name, p in [("a", "A", None), ("b", "A", "a")])
+    assert Taxonomy(version="x", categories=roots, brands=()).find_category("A") == "a"
+
+
+def test_a_name_with_the_separator_is_found_by_its_own_path():
+    taxonomy = Taxonomy(version="x", categories=(Category(id="a", names={"en": "Bags>Totes"}),), brands=())
+    assert taxonomy.find_category(taxonomy.format_path("a")) == "a"
+
+
+@given(taxonomies())
+def test_each_category_is_found_by_its_path(taxonomy):
+    for category in taxonomy.categories:
+        assert taxonomy.find_category(taxonomy.format_path(category.id)) == category.id
+
+
+def test_names_need_not_be_english():
+    taxonomy = create_japanese_taxonomy()
+    assert taxonomy.language_codes == ("en", "ja")
+    assert taxonomy.format_path("women/shoes", "ja") == "婦人 > 靴"
+    assert taxonomy.brand_labels[1] == "資生堂"
+    only_japanese = Taxonomy(version="x", categories=(Category(id="a", names={"ja": "靴"}),), brands=())
+    assert only_japanese.language_codes == ("ja",)
+    assert [only_japanese.match_language(code) for code in ("ja-JP", "en", "")] == ["ja"] * 3
+
+
+@pytest.mark.parametrize("kind", ["category", "brand"])
+def test_a_name_is_needed_in_some_language(kind):
+    categories = (Category(id="a", names={"en": "A"} if kind == "brand" else {}),)
+    with pytest.raises(TaxonomyError, match=f"{kind} '.' has no name; add one"):
+        Taxonomy(version="x", categories=categories, brands=(Brand(id="b", names={}),) if kind == "brand" else ())
+
+
+@pytest.mark.parametrize(
+    ("name", "slug"),
+    [
+        ("T-Shirts & Tops", "t-shirts-tops"),
+        ("เสื้อ", "เสื้อ"),
+        (unicodedata.normalize("NFD", "Café"), "café"),
+        ("👟", "u1f45f"),
+        ("\u2764\ufe0f Cups", "cups"),
+        ("\u2764\ufe0f", "u2764"),
+        (" ", ""),
+    ],
+)
+def test_ids_keep_letters_and_marks_of_every_script(name, slug):
+    assert create_slug(name) == slug
 
 
 def test_a_missing_file_says_what_writes_one(tmp_path):

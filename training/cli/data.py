@@ -27,6 +27,11 @@ _log = logging.getLogger(__name__)
 ManifestUrl = Annotated[str, typer.Argument(help="Manifest: Parquet, CSV or JSON Lines, a path or fsspec URL.")]
 TaxonomyPath = Annotated[Path | None, typer.Option(help="Default: taxonomy.json beside the manifest.")]
 Output = Annotated[Path, typer.Option("--output", help="Folder for manifest.parquet and taxonomy.json.")]
+Skip = Annotated[
+    list[str] | None,
+    typer.Option(help="Path or pattern of what to leave out, such as train/unsorted or */unsorted; several times."),
+]
+Language = Annotated[str, typer.Option(help="BCP 47 tag of the names' language, such as ja.")]
 
 
 @import_app.command("grocery-store")
@@ -45,16 +50,24 @@ def import_grocery_store(
 
 @import_app.command("folder")
 def import_folder(
-    source: Annotated[Path, typer.Argument(help="A folder with split/class/name.jpg, split one of train, val, test.")],
+    source: Annotated[Path, typer.Argument(help="A folder with split/class/name.jpg or class/name.jpg.")],
     output: Output,
+    skip: Skip = None,
+    language: Language = "en",
 ) -> None:
-    """Import folders of photos, one per category.
+    """Import folders of photos, one per category; folders inside a class are its subcategories.
 
     Example: listing-vision data import folder photos --output data/mine
-    """
-    from training.data.importers import import_folder as run
 
-    _save_dataset(*run(source), output)
+    Splits are folders named train, val (valid, validation, dev), test and calibrate. What is left out is counted; a
+    whole folder that would be left out is an error, unless --skip names it.
+    """
+    from training.data.folder_importer import import_folder as run
+
+    imported = run(source, skip=skip or (), language=language)
+    for left_out in imported.left_out:
+        typer.echo(f"left out: {left_out}", err=True)
+    _save_dataset(imported.manifest, imported.taxonomy, output)
 
 
 @data_app.command("synthesize")
@@ -221,16 +234,19 @@ def suspects(
 
 
 def _save_dataset(manifest: "Manifest", taxonomy: "Taxonomy", output: Path) -> None:
-    output.mkdir(parents=True, exist_ok=True)
-    manifest.save(str(output / "manifest.parquet"))
-    taxonomy.save(output / "taxonomy.json")
+    from training.data.importers import save_dataset
+
+    path = save_dataset(manifest, taxonomy, output)
     splits = manifest.column("split").value_counts().to_pylist()
-    counts = ", ".join(f"{entry['counts']} {entry['values']}" for entry in splits)
+    counts = ", ".join(f"{entry['counts']} {entry['values'] or 'in no split'}" for entry in splits)
     typer.echo(
-        f"{output / 'manifest.parquet'}: {len(manifest)} photos ({counts}), {len(taxonomy.leaf_ids)} leaf categories, "
+        f"{path}: {len(manifest)} photos ({counts}), {len(taxonomy.leaf_ids)} leaf categories, "
         f"{len(taxonomy.brands)} brands"
     )
-    typer.echo(f"next: listing-vision data check {output / 'manifest.parquet'}")
+    if any(entry["values"] for entry in splits):
+        typer.echo(f"next: listing-vision data check {path}")
+    else:
+        typer.echo(f"next: listing-vision data split {path} --output {output / 'split.parquet'}")
 
 
 def _format_summary(part: "FieldLabelErrors") -> str:

@@ -1,19 +1,23 @@
-"""Published data sets and plain folders turned into a listing manifest and a taxonomy."""
+"""Published data sets turned into a listing manifest and a taxonomy, and what every importer shares."""
 
 import csv
-import logging
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from vision.errors import ManifestError
-from vision.manifest import SPLITS, Manifest
-from vision.taxonomy import Brand, Category, Taxonomy, create_slug
+from vision.manifest import Manifest
+from vision.taxonomy import PATH_SEPARATOR, Brand, Category, Taxonomy, create_slug, normalize_name
 
-__all__ = ["GROCERY_BRANDS", "build_taxonomy", "import_folder", "import_grocery_store"]
-
-_log = logging.getLogger(__name__)
-
-_PHOTO_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".avif", ".heic", ".heif")
+__all__ = [
+    "GROCERY_BRANDS",
+    "build_brands",
+    "build_taxonomy",
+    "compute_version",
+    "import_grocery_store",
+    "save_dataset",
+]
 
 # Klasson et al., WACV 2019. Read off the package names; the data set itself has no brand column.
 GROCERY_BRANDS = ("Alpro", "Arla", "Bravo", "Garant", "God Morgon", "Oatly", "Tropicana", "Valio", "Yoggi")
@@ -43,7 +47,7 @@ def import_grocery_store(source: Path) -> tuple[Manifest, Taxonomy]:
         if names[1] == names[2]:
             names.pop()
         paths[int(row["Class ID"])] = [name.replace("-", " ") for name in names]
-    taxonomy = build_taxonomy("grocery-store-1", list(paths.values()), GROCERY_BRANDS)
+    taxonomy = build_taxonomy("grocery-store-1", paths.values(), build_brands(GROCERY_BRANDS))
     rows, problems = [], []
     for split in _PUBLISHED_SPLITS:
         for line in (root / f"{split}.txt").read_text(encoding="utf-8").splitlines():
@@ -65,34 +69,6 @@ def import_grocery_store(source: Path) -> tuple[Manifest, Taxonomy]:
     return Manifest.from_rows(rows, str(root)), taxonomy
 
 
-def import_folder(source: Path) -> tuple[Manifest, Taxonomy]:
-    """A `split/class/*.jpg` folder, a listing a photo, a flat taxonomy, brands not known.
-
-    Raises:
-        ManifestError: no such folder, or no photo in it.
-    """
-    files = sorted(path for split in SPLITS for path in (source / split).glob("*/*") if path.is_file())
-    photos = [path for path in files if path.suffix.lower() in _PHOTO_ENDINGS]
-    if len(photos) < len(files):
-        others = sorted({path.suffix or path.name for path in files if path not in set(photos)})
-        _log.warning("%d files are no photos and are left out: %s", len(files) - len(photos), ", ".join(others))
-    if not photos:
-        raise ManifestError(f"{source} holds no photo as split/class/name.jpg with split one of {', '.join(SPLITS)}")
-    names = sorted({photo.parent.name for photo in photos})
-    taxonomy = build_taxonomy(f"folder-{create_slug(source.resolve().name)}", [[name] for name in names], ())
-    rows = [
-        {
-            "listing_id": str(photo.relative_to(source)),
-            "photo": str(photo.resolve()),
-            "category": photo.parent.name,
-            "brand": "",
-            "split": photo.parent.parent.name,
-        }
-        for photo in photos
-    ]
-    return Manifest.from_rows(rows, str(source)), taxonomy
-
-
 def _detect_brand(path: Sequence[str], no_brand: str) -> str:
     if path[0] != "Packages":
         return no_brand
@@ -102,25 +78,54 @@ def _detect_brand(path: Sequence[str], no_brand: str) -> str:
     raise ManifestError(f"the package {path[-1]!r} begins with none of the brands {', '.join(GROCERY_BRANDS)}")
 
 
-def build_taxonomy(version: str, paths: Sequence[Sequence[str]], brands: Sequence[str]) -> Taxonomy:
-    """A taxonomy from root-to-leaf paths of names; ids are slugs of the path."""
+def build_taxonomy(
+    version: str, paths: Iterable[Sequence[str]], brands: Iterable[Brand] = (), *, language: str = "en"
+) -> Taxonomy:
+    """A taxonomy from root-to-node paths of names in one language; ids are slugs of the path.
+
+    Raises:
+        ManifestError: two different names get the same id, or a name is empty; it lists all of them.
+    """
     categories: dict[str, Category] = {}
+    problems: dict[str, None] = {}
     for path in paths:
         parent_id = None
         for depth, name in enumerate(path, start=1):
             category_id = "/".join(create_slug(part) for part in path[:depth])
             known = categories.setdefault(
-                category_id, Category(id=category_id, names={"en": name}, parent_id=parent_id)
+                category_id, Category(id=category_id, names={language: name}, parent_id=parent_id)
             )
-            if not create_slug(name) or known.name != name:
-                raise ManifestError(
-                    f"category {name!r} gets the id {category_id!r}"
-                    + (f", which {known.name!r} has" if create_slug(name) else "")
-                    + "; rename one"
-                )
+            if not create_slug(name):
+                problems[f"category {PATH_SEPARATOR.join(path)!r} has an empty name; give it one"] = None
+            elif normalize_name(known.name) != normalize_name(name):
+                problems[f"category {name!r} gets the id {category_id!r}, which {known.name!r} has; rename one"] = None
             parent_id = category_id
-    return Taxonomy(
-        version=version,
-        categories=tuple(categories.values()),
-        brands=tuple(Brand(id=create_slug(name), names={"en": name}) for name in brands),
+    if problems:
+        raise ManifestError(f"taxonomy {version!r} cannot be made:", list(problems))
+    return Taxonomy(version=version, categories=tuple(categories.values()), brands=tuple(brands))
+
+
+def build_brands(names: Iterable[str], *, language: str = "en") -> tuple[Brand, ...]:
+    """Brands from their names, the usual spelling first: a name with the id of an earlier one is its alias."""
+    spellings: dict[str, list[str]] = {}
+    for name in names:
+        known = spellings.setdefault(create_slug(name), [])
+        if normalize_name(name) not in map(normalize_name, known):
+            known.append(name)
+    return tuple(
+        Brand(id=id_, names={language: first}, aliases=tuple(others)) for id_, (first, *others) in spellings.items()
     )
+
+
+def compute_version(prefix: str, paths: Iterable[Sequence[str]], brands: Iterable[str] = ()) -> str:
+    """Return a taxonomy version that differs where the categories or brands do."""
+    content = json.dumps([[list(path) for path in paths], list(brands)], ensure_ascii=False)
+    return f"{prefix}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
+
+
+def save_dataset(manifest: Manifest, taxonomy: Taxonomy, folder: Path) -> Path:
+    """Write `manifest.parquet` and `taxonomy.json` to a folder, which is made; return the manifest's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest.save(str(folder / "manifest.parquet"))
+    taxonomy.save(folder / "taxonomy.json")
+    return folder / "manifest.parquet"

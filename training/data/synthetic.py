@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
 from tqdm import tqdm
 
-from training.data.importers import build_taxonomy
+from training.data.importers import build_brands, build_taxonomy
 from vision.manifest import Manifest
 from vision.taxonomy import Taxonomy
 
@@ -165,7 +165,7 @@ _BRAND_MARKS = (_draw_ring, _draw_triangle, _draw_star, _draw_wave, _draw_square
 
 
 def create_synthetic_taxonomy() -> Taxonomy:
-    return build_taxonomy("drawn-1", [product.path for product in PRODUCTS], BRANDS)
+    return build_taxonomy("drawn-1", [product.path for product in PRODUCTS], build_brands(BRANDS))
 
 
 def create_synthetic_photo(product: int, brand: int, rng: np.random.Generator, *, with_mark: bool = True) -> bytes:

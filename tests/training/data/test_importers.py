@@ -1,11 +1,16 @@
 import csv
 import io
-from pathlib import Path
+import unicodedata
 
 import pytest
 
-from tests.support.helpers import create_scene, encode_image
-from training.data.importers import GROCERY_BRANDS, import_folder, import_grocery_store
+from training.data.importers import (
+    GROCERY_BRANDS,
+    build_brands,
+    build_taxonomy,
+    compute_version,
+    import_grocery_store,
+)
 from vision.errors import ManifestError
 
 
@@ -45,60 +50,41 @@ def test_a_folder_that_is_not_the_data_set_is_refused(tmp_path):
         import_grocery_store(tmp_path)
 
 
-def write_photo(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(encode_image(create_scene()))
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["T-Shirts", "T Shirts"], "category 'T Shirts' gets the id 't-shirts', which 'T-Shirts' has; rename one"),
+        (["Cups", " "], "category ' ' has an empty name; give it one"),
+    ],
+)
+def test_names_that_would_share_an_id_are_refused(names, said):
+    with pytest.raises(ManifestError) as caught:
+        build_taxonomy("x", [[name] for name in names])
+    assert caught.value.problems == (said,)
 
 
-def test_folders_become_categories(tmp_path):
-    for name in ("train/Cups/a.jpg", "train/Shoes/b.jpg", "val/Cups/c.jpg", "test/Shoes/d.png"):
-        write_photo(tmp_path / name)
-    manifest, taxonomy = import_folder(tmp_path)
-    assert [category.name for category in taxonomy.categories] == ["Cups", "Shoes"]
-    assert sorted((r["split"], r["category"], r["brand"]) for r in manifest.table.to_pylist()) == [
-        ("test", "Shoes", ""),
-        ("train", "Cups", ""),
-        ("train", "Shoes", ""),
-        ("val", "Cups", ""),
+def test_names_of_every_script_get_ids_of_their_own():
+    names = ["เสื้อ", "เสือ", "靴", "かばん", "हिंदी", "👟", "👠", "Café"]
+    taxonomy = build_taxonomy("x", [[unicodedata.normalize("NFD", name)] for name in names], language="und")
+    assert taxonomy.leaf_ids == ("เสื้อ", "เสือ", "靴", "かばん", "हिंदी", "u1f45f", "u1f460", "café")
+    assert [taxonomy.find_category(name) for name in names] == list(taxonomy.leaf_ids)
+
+
+def test_spellings_of_a_brand_are_its_aliases():
+    brands = build_brands(["Dr. Martens", "Dr Martens", "DR. MARTENS", "資生堂"], language="ja")
+    assert [(brand.id, brand.name, brand.aliases) for brand in brands] == [
+        ("dr-martens", "Dr. Martens", ("Dr Martens",)),
+        ("資生堂", "資生堂", ()),
     ]
-    assert manifest.resolve_labels(taxonomy).brands.tolist() == [-1] * 4
 
 
-def test_a_class_missing_from_val_shifts_no_index(tmp_path):
-    for name in ("train/A/a.jpg", "train/B/a.jpg", "train/C/a.jpg", "val/C/c.jpg"):
-        write_photo(tmp_path / name)
-    manifest, taxonomy = import_folder(tmp_path)
-    assert manifest.select_split("val").resolve_labels(taxonomy).category_nodes.tolist() == [2]
-
-
-def test_endings_in_capitals_count_and_other_files_are_named(tmp_path, caplog):
-    for name in ("train/Cups/IMG_1.JPG", "train/Cups/IMG_1.png", "val/Cups/a.jpeg"):
-        write_photo(tmp_path / name)
-    (tmp_path / "train" / "Cups" / "notes.txt").write_text("x")
-    manifest, _ = import_folder(tmp_path)
-    ids = manifest.column("listing_id").to_pylist()
-    assert sorted(ids) == ["train/Cups/IMG_1.JPG", "train/Cups/IMG_1.png", "val/Cups/a.jpeg"]
-    assert "1 files are no photos and are left out: .txt" in caplog.text
-
-
-def test_names_in_any_script_are_kept_apart(tmp_path):
-    for name in ("train/靴/a.jpg", "train/かばん/b.jpg"):
-        write_photo(tmp_path / name)
-    _, taxonomy = import_folder(tmp_path)
-    assert sorted(taxonomy.leaf_ids) == sorted(["靴", "かばん"])
-
-
-@pytest.mark.parametrize("names", [("T-Shirts", "T Shirts"), ("!", "Cups")])
-def test_names_that_would_share_an_id_are_refused(tmp_path, names):
-    for name in names:
-        write_photo(tmp_path / "train" / name / "a.jpg")
-    with pytest.raises(ManifestError, match="rename one"):
-        import_folder(tmp_path)
-
-
-def test_an_empty_folder_is_refused(tmp_path):
-    with pytest.raises(ManifestError, match="holds no photo"):
-        import_folder(tmp_path)
+def test_a_taxonomy_version_follows_from_what_is_in_it():
+    version = compute_version("mine", [["Cups"], ["Shoes"]])
+    assert version.startswith("mine-")
+    assert version == compute_version("mine", [["Cups"], ["Shoes"]])
+    assert (
+        version != compute_version("mine", [["Cups", "Shoes"]]) != compute_version("mine", [["Cups"], ["Shoes"]], "a")
+    )
 
 
 def test_a_listed_photo_that_is_missing_is_named(tmp_path):
