@@ -147,7 +147,7 @@ def _measure(folder: Path) -> dict[str, Any]:
     labels = train.resolve_labels(taxonomy), val.resolve_labels(taxonomy)
     done("labels")
     from training.recipe import Recipe, Stage
-    from training.trainer.sampler import ResumableBatchSampler
+    from training.trainer.loading.sampler import ResumableBatchSampler
 
     done("import of the training package")
     recipe = Recipe(stages=(Stage(photo_px=224, epochs=1),), batch_size=1024)

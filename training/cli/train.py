@@ -11,7 +11,7 @@ from vision.runtime.cli import EXIT_INTERRUPTED, create_cli_app
 if TYPE_CHECKING:
     from training.trainer.hardware import Machine
 
-__all__ = ["RecipeName", "SplitManifest", "TaxonomyFile", "distill", "train", "train_app"]
+__all__ = ["RecipeName", "SplitManifest", "TaxonomyFile", "distill", "start_loading", "train", "train_app"]
 
 train_app = create_cli_app("Fine-tune a backbone on listing photos.")
 
@@ -66,6 +66,7 @@ def train(
 
     Example: listing-vision train data/grocery/manifest.parquet --recipe grocery --run runs/grocery
     """
+    start_loading(workers)
     from training.trainer.hardware import Machine
 
     machine = Machine(
@@ -98,10 +99,19 @@ def distill(
 
     Example: listing-vision distill data/grocery/manifest.parquet --teacher bundles/large --run runs/student
     """
+    start_loading(workers)
     from training.trainer.hardware import Machine
 
     machine = Machine(num_workers=workers, compile=compile)
     _run_training(manifest, run, recipe=recipe, taxonomy=taxonomy, teacher=teacher, seed=seed, machine=machine)
+
+
+def start_loading(workers: int | None) -> None:
+    """Start the data loader's server before this process imports torch, so that both do so at once."""
+    from training.trainer.loading.processes import start_loader_server
+
+    if workers != 0:
+        start_loader_server()
 
 
 def _run_training(

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from training.cli.data import load_taxonomy
-from training.cli.train import RecipeName, SplitManifest, TaxonomyFile
+from training.cli.train import RecipeName, SplitManifest, TaxonomyFile, start_loading
 from vision.runtime.cli import create_cli_app
 
 __all__ = ["tune_app"]
@@ -26,6 +26,7 @@ def tune_learning_rate(
 
     Example: listing-vision tune learning-rate data/grocery/manifest.parquet --recipe grocery
     """
+    start_loading(None)
     from training.recipe import load_recipe
     from training.trainer.autotune import run_range_test
     from vision.manifest import Manifest
@@ -72,6 +73,7 @@ def tune_loader(
 
     Example: listing-vision tune loader data/grocery/manifest.parquet --recipe grocery
     """
+    start_loading(None)
     from training.recipe import load_recipe
     from training.trainer.autotune import measure_loader
     from vision.manifest import Manifest

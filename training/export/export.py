@@ -22,8 +22,8 @@ from training.inference.forward import onnx_forward, torch_forward
 from training.inference.predictions import Infer, predict
 from training.recipe import Recipe
 from training.run import Run
+from training.trainer.loading.sampler import compute_sampling_weights
 from training.trainer.losses import compute_log_class_shares
-from training.trainer.sampler import compute_sampling_weights
 from vision.bundle import (
     Bundle,
     BundleInfo,

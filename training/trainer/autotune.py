@@ -12,11 +12,11 @@ import torch
 
 from training.errors import RunError
 from training.recipe import Recipe, Stage
-from training.trainer.dataloader import Batch, create_training_batches
 from training.trainer.distributed import Ranks
 from training.trainer.hardware import Machine
+from training.trainer.loading.dataloader import Batch, create_training_batches
+from training.trainer.loading.sampler import ResumableBatchSampler
 from training.trainer.losses import NumLabelled
-from training.trainer.sampler import ResumableBatchSampler
 from training.trainer.train_step import TrainStep
 from vision.errors import ListingVisionError
 from vision.manifest import Labels, Manifest

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 from training.errors import RunError
 from training.run import Run
-from training.trainer.dataloader import Batch
 from training.trainer.distributed import Ranks
+from training.trainer.loading.dataloader import Batch
 
 __all__ = ["BadPhotos"]
 

@@ -13,15 +13,15 @@ from torch.nn.parallel import DistributedDataParallel
 from training.errors import RecipeError, RunError
 from training.inference.pretrained import create_backbone
 from training.recipe import Recipe, Stage
-from training.trainer.augmentation import distort_batch
-from training.trainer.dataloader import Batch
 from training.trainer.distillation import Teacher
 from training.trainer.distributed import Ranks
 from training.trainer.hardware import Machine, keep_freed_memory
+from training.trainer.loading.augmentation import distort_batch
+from training.trainer.loading.dataloader import Batch
+from training.trainer.loading.sampler import compute_sampling_weights
 from training.trainer.losses import ListingLoss, NumLabelled
 from training.trainer.mixup import mix_photos
 from training.trainer.optimizer import create_optimizer, create_scheduler, find_frozen_modules, freeze_groups
-from training.trainer.sampler import compute_sampling_weights
 from vision.manifest import Labels
 from vision.model import ListingClassifier, ModelSpec, Outputs
 from vision.taxonomy import Taxonomy

@@ -21,13 +21,13 @@ from training.recipe import Recipe
 from training.run import Run, list_differences
 from training.trainer.bad_photos import BadPhotos
 from training.trainer.checkpoint import Checkpoint, find_latest_checkpoint, load_checkpoint, save_checkpoint
-from training.trainer.dataloader import Batch, create_training_batches
 from training.trainer.distillation import Teacher
 from training.trainer.distributed import Ranks, call_on_stop_signals
 from training.trainer.hardware import Machine
+from training.trainer.loading.dataloader import Batch, create_training_batches
+from training.trainer.loading.sampler import ResumableBatchSampler
 from training.trainer.losses import NumLabelled
 from training.trainer.progress import Progress, StepTimes
-from training.trainer.sampler import ResumableBatchSampler
 from training.trainer.train_step import StepResult, TrainStep
 from training.trainer.validation import Validation, require_trained_labels
 from vision.errors import ManifestError

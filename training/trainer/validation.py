@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from training.evaluation.ground_truth import build_ground_truth
-from training.trainer.dataloader import create_evaluation_batches
 from training.trainer.distributed import Ranks
+from training.trainer.loading.dataloader import create_evaluation_batches
 from training.trainer.train_step import TrainStep
 from vision.errors import ManifestError
 from vision.images import Preprocessing

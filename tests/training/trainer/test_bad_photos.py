@@ -6,8 +6,8 @@ import torch
 from training.errors import RunError
 from training.run import Run
 from training.trainer.bad_photos import BadPhotos
-from training.trainer.dataloader import Batch
 from training.trainer.distributed import Ranks
+from training.trainer.loading.dataloader import Batch
 
 
 def batch_of(*rows):

@@ -8,7 +8,7 @@ from PIL import Image, ImageCms
 import vision.images.gpu_decoding
 from tests.support.helpers import create_scene, encode_image
 from training.recipe import Recipe, Stage
-from training.trainer.augmentation import create_crop
+from training.trainer.loading.augmentation import create_crop
 from vision.errors import DeviceDecoderUnavailable
 from vision.images import Preprocessing, decode_photo, prepare_photo
 from vision.images.gpu_decoding import Box, DeviceDecoder, find_plain_crop

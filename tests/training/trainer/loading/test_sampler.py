@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from training.errors import RunError
 from training.recipe import Recipe, Stage
-from training.trainer.sampler import ResumableBatchSampler
+from training.trainer.loading.sampler import ResumableBatchSampler
 from vision.manifest import Labels, Manifest
 
 

@@ -4,7 +4,7 @@ import torch
 
 from tests.support.helpers import create_scene
 from training.recipe import Recipe, Stage
-from training.trainer.augmentation import CHANGES, apply_change, distort_batch
+from training.trainer.loading.augmentation import CHANGES, apply_change, distort_batch
 
 
 def recipe(**changes):

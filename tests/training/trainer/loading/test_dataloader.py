@@ -8,8 +8,8 @@ from PIL import Image
 
 from tests.support.helpers import encode_image
 from training.errors import RunError
-from training.trainer.dataloader import create_evaluation_batches, create_training_batches
-from training.trainer.sampler import ResumableBatchSampler
+from training.trainer.loading.dataloader import create_evaluation_batches, create_training_batches
+from training.trainer.loading.sampler import ResumableBatchSampler
 from vision.images import Preprocessing, prepare_photo
 from vision.images.gpu_decoding import DeviceDecoder
 from vision.manifest import Manifest, read_photo
@@ -143,7 +143,7 @@ def test_photos_that_are_no_plain_jpegs_are_decoded_by_the_loader(data, small_re
         assert torch.equal(one.photos_nhwc[by_loader], other.photos_nhwc[by_loader])
         assert_same(one, other, by_at_most=1.0)
 
-    monkeypatch.setattr("training.trainer.dataloader.PHOTOS_BEFORE_WARNING", 40)
+    monkeypatch.setattr("training.trainer.loading.dataloader.PHOTOS_BEFORE_WARNING", 40)
     all_turned = change_photos(data, tmp_path, lambda _, data: encode_image(Image.open(io.BytesIO(data)), exif=turned))
     device, _ = load_batches(all_turned, small_recipe, only_crop=True, decode_on=CPU)
     loader, _ = load_batches(all_turned, small_recipe, only_crop=True)

@@ -2,24 +2,25 @@
 
 import json
 import logging
-import signal
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from training.errors import RunError
 from training.recipe import Recipe
-from training.trainer.augmentation import create_crop, create_distortion
-from training.trainer.sampler import PhotoSample, ResumableBatchSampler
+from training.trainer.loading.augmentation import create_crop, create_distortion
+from training.trainer.loading.processes import LOADER_CONTEXT, LoaderStart, SharedTable
+from training.trainer.loading.sampler import PhotoSample, ResumableBatchSampler
 from vision.errors import DeviceDecoderUnavailable, PhotoError
 from vision.images import Preprocessing, decode_photo, prepare_photo
 from vision.images.gpu_decoding import Box, DeviceCrop, DeviceDecoder, find_plain_crop
-from vision.manifest import Labels, Manifest, read_photo
+from vision.manifest import Labels, Manifest, read_photo, resolve_photo_url
 
 __all__ = ["Batch", "FeaturesBySize", "create_evaluation_batches", "create_training_batches"]
 
@@ -61,15 +62,31 @@ class _Item(NamedTuple):
 
 class _Photos(Dataset[_Item]):
     def __init__(self, manifest: Manifest, labels: Labels) -> None:
-        self._manifest = manifest
-        self._labels = labels
+        self._base_url = manifest.base_url
+        self._shared = SharedTable(
+            pa.table(
+                {
+                    "photo": manifest.column("photo"),
+                    "category_node": pa.array(labels.category_nodes),
+                    "brand": pa.array(labels.brands),
+                }
+            )
+        )
+
+    def __len__(self) -> int:
+        return int(self._shared.table.num_rows)
+
+    def get_photo_url(self, row: int) -> str:
+        return resolve_photo_url(self._base_url, str(self._get("photo", row)))
+
+    def _get(self, column: str, row: int) -> object:
+        return self._shared.table.column(column)[row].as_py()
 
     def _create_item(self, photo: torch.Tensor, row: int, *, seed: int = 0, problem: str = "") -> _Item:
-        labels = self._labels
         return _Item(
             photo,
-            torch.tensor(labels.category_nodes[row]),
-            torch.tensor(labels.brands[row]),
+            torch.tensor(self._get("category_node", row)),
+            torch.tensor(self._get("brand", row)),
             torch.tensor(row),
             torch.tensor(seed),
             problem,
@@ -79,7 +96,7 @@ class _Photos(Dataset[_Item]):
         reason = error.reason if isinstance(error, PhotoError) else "PHOTO_MISSING"
         details = {
             "row": row + 1,
-            "photo": self._manifest.get_photo_url(row),
+            "photo": self.get_photo_url(row),
             "reason": reason,
             "message": str(error),
             **more,
@@ -87,7 +104,7 @@ class _Photos(Dataset[_Item]):
         return json.dumps(details, ensure_ascii=False)
 
     def _read(self, row: int) -> bytes:
-        return read_photo(self._manifest.get_photo_url(row))
+        return read_photo(self.get_photo_url(row))
 
 
 class _TrainingPhotos(_Photos):
@@ -148,7 +165,7 @@ class _TrainingPhotos(_Photos):
     def _load_replacement(self, sample: PhotoSample, error: Exception) -> _Item:
         """A random other photo with its own labels, in place of one that cannot be used."""
         random = np.random.default_rng(sample.seed)
-        for row in random.integers(len(self._manifest), size=_MAX_REPLACEMENT_ATTEMPTS):
+        for row in random.integers(len(self), size=_MAX_REPLACEMENT_ATTEMPTS):
             try:
                 photo = self._load_photo(sample, self._read(int(row)))
             except (OSError, PhotoError):
@@ -156,7 +173,7 @@ class _TrainingPhotos(_Photos):
             problem = self._describe_problem(sample.row, error, epoch=sample.epoch + 1, replaced_by_row=int(row) + 1)
             return self._create_item(photo, int(row), seed=sample.seed, problem=problem)
         raise RunError(
-            f"photo {self._manifest.get_photo_url(sample.row)} cannot be used ({error}), nor can "
+            f"photo {self.get_photo_url(sample.row)} cannot be used ({error}), nor can "
             f"{_MAX_REPLACEMENT_ATTEMPTS} other photos tried instead; `listing-vision data check` finds all of them"
         ) from error
 
@@ -190,10 +207,8 @@ class _DeviceDecodedBatches:
     """Batches whose plain JPEGs are decoded on the device. Photos that it refuses are decoded by Pillow in this
     process."""
 
-    def __init__(
-        self, batches: Iterable[_EncodedBatch], photos: _TrainingPhotos, manifest: Manifest, device: torch.device
-    ) -> None:
-        self._batches, self._photos, self._manifest, self._device = batches, photos, manifest, device
+    def __init__(self, batches: Iterable[_EncodedBatch], photos: _TrainingPhotos, device: torch.device) -> None:
+        self._batches, self._photos, self._device = batches, photos, device
         try:
             self._decoder = DeviceDecoder(device)
         except DeviceDecoderUnavailable as error:
@@ -224,7 +239,7 @@ class _DeviceDecodedBatches:
                 encoded, crops, batch.photos_nhwc, photo_px=samples[0].photo_px
             )
         except torch.AcceleratorError as error:
-            named = ", ".join(self._manifest.get_photo_url(sample.row) for sample in samples[:4])
+            named = ", ".join(self._photos.get_photo_url(sample.row) for sample in samples[:4])
             raise RunError(
                 f"{self._device} failed while it decoded {num_crops} photos ({named}, …): "
                 f"{str(error).splitlines()[0]}; the last checkpoint is intact; repeat the command with"
@@ -236,7 +251,7 @@ class _DeviceDecodedBatches:
         return batch, num_crops - len(refused)
 
     def _decode_on_cpu(self, batch: Batch, index: int, sample: PhotoSample) -> None:
-        _log.debug("%s was refused by %s", self._manifest.get_photo_url(sample.row), self._device)
+        _log.debug("%s was refused by %s", self._photos.get_photo_url(sample.row), self._device)
         item = self._photos[sample]
         batch.photos_nhwc[index] = item.photo.to(self._device)
         batch.category_nodes[index], batch.brands[index] = item.category_node, item.brand
@@ -295,13 +310,14 @@ def create_training_batches(
         _EncodedPhotos(photos) if decode_on else photos,  # its keys are samples
         batch_sampler=sampler,
         num_workers=num_workers,
-        worker_init_fn=_ignore_signals,
+        multiprocessing_context=LOADER_CONTEXT if num_workers else None,
+        worker_init_fn=LoaderStart(),
         collate_fn=_collate_encoded if decode_on else _collate,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=False,
         prefetch_factor=4 if num_workers else None,
     )
-    return _DeviceDecodedBatches(loader, photos, manifest, decode_on) if decode_on else loader
+    return _DeviceDecodedBatches(loader, photos, decode_on) if decode_on else loader
 
 
 def create_evaluation_batches(
@@ -320,7 +336,8 @@ def create_evaluation_batches(
         sampler=sampler,
         batch_size=batch_size,
         num_workers=num_workers,
-        worker_init_fn=_ignore_signals,
+        multiprocessing_context=LOADER_CONTEXT if num_workers else None,
+        worker_init_fn=LoaderStart(),
         collate_fn=_collate,
         pin_memory=torch.cuda.is_available(),
     )
@@ -347,11 +364,3 @@ def _collate_encoded(loaded: list[_EncodedItem]) -> _EncodedBatch:
         [one.crop for one in loaded],
         torch.frombuffer(bytearray(encoded), dtype=torch.uint8) if encoded else torch.empty(0, dtype=torch.uint8),
     )
-
-
-def _ignore_signals(worker: int) -> None:
-    # A terminal's Ctrl-C and a scheduler's signals reach the whole process group. Workers must survive them: the main
-    # process still needs their batch for its last checkpoint.
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-    torch.set_num_threads(1)

@@ -1,0 +1,1 @@
+"""From a manifest to batches of photos: order, data loader processes, augmentation."""
