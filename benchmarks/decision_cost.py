@@ -13,7 +13,7 @@ import tracemalloc
 import numpy as np
 
 from benchmarks.common import write_result
-from vision.calibration import BRAND_FIELD, Calibration, FieldGuarantee, get_field_name
+from vision.calibration import BRAND_FIELD, PATH_FIELD, Calibration, FieldGuarantee
 from vision.decision import compute_prefilled, decide, predict_listings
 from vision.taxonomy import Brand, Category, Taxonomy
 
@@ -34,12 +34,11 @@ def create_large_taxonomy() -> Taxonomy:
 
 
 def create_calibration() -> Calibration:
-    names = (*(get_field_name(depth + 1) for depth in range(len(BRANCHES))), BRAND_FIELD)
     fields = tuple(
         FieldGuarantee(
             name=name, alpha=0.05, delta=0.0125, threshold=0.5, num_listings=2000, num_filled=1000, num_errors=20
         )
-        for name in names
+        for name in (PATH_FIELD, BRAND_FIELD)
     )
     return Calibration(
         category_temperature=1.3, brand_temperature=1.2, unknown_brand_below=0.0, fields=fields, certifies={}

@@ -31,6 +31,13 @@ def calibrate(
     tune_split: Annotated[str, typer.Option(help="Split for temperatures and candidate thresholds.")] = "val",
     alpha_category: Annotated[float, typer.Option(help="Maximum error rate of prefilled categories.")] = 0.05,
     alpha_brand: Annotated[float, typer.Option(help="Maximum error rate of prefilled brands.")] = 0.02,
+    categories: Annotated[
+        Literal["path", "depth"],
+        typer.Option(
+            help="path: one guarantee for the deepest prefilled category. depth: one for each depth, which needs more "
+            "listings."
+        ),
+    ] = "path",
     delta: Annotated[float, typer.Option(help="Maximum probability that any guarantee fails.")] = 0.05,
     triton: Annotated[
         str | None, typer.Option(help="HOST:PORT of a Triton that serves the bundle, to certify its backend.")
@@ -48,7 +55,7 @@ def calibrate(
 ) -> None:
     """Certify the thresholds of each field again; writes a new bundle with the same weights.
 
-    Guarantees are tested on the manifest's calibrate split, or on half of the tune split where there is none.
+    Guarantees are tested on the manifest's calibrate split, or on four fifths of the tune split where there is none.
 
     Example: listing-vision calibrate bundles/grocery data/grocery/manifest.parquet --output bundles/grocery-2
     """
@@ -59,10 +66,17 @@ def calibrate(
     from training.inference.predictions import Predictions, predict
     from vision.manifest import Manifest
 
-    guarantee = Guarantee(alpha_category=alpha_category, alpha_brand=alpha_brand, delta=delta)
+    guarantee = Guarantee(alpha_category=alpha_category, alpha_brand=alpha_brand, delta=delta, categories=categories)
     require_new_folder(output)
     loaded = load_bundle(bundle)
     tune_rows, tested_rows, split = split_calibration_rows(Manifest.load(manifest), tune_split=tune_split)
+    if tested_rows is None:
+        _log.warning(
+            "%s has no calibrate split: the guarantee is tested on %s, which models may have been selected on; for "
+            "real use keep listings for it (`data split --calibrate 0.1`)",
+            manifest,
+            tune_split,
+        )
     with _open_engine(loaded, triton, decode_in) as (engine, infer_files):
 
         def run_predictions(rows: Manifest) -> Predictions:

@@ -219,7 +219,7 @@ class FieldGuarantee:
 
     field: FormField
     category_depth: int
-    """1 for the roots; 0 if the field is the brand."""
+    """1 for the roots; 0 for the brand, and if the guarantee is for the deepest prefilled category of the path."""
     precision: float
     failure_probability: float
     threshold: float | None

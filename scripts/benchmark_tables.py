@@ -85,11 +85,13 @@ def _guarantees(details: Mapping[str, Any]) -> str:
         "| --- | ---: | ---: | ---: | ---: |",
     ]
     for name, field in details["fields"].items():
+        # Whether a path is right depends on how deep it is filled: no one number could be the best.
+        best = f"{100 * field['best_possible_coverage']:.1f} %" if "best_possible_coverage" in field else ""
         right = "–" if field["test_precision"] is None else f"{100 * field['test_precision']:.1f} %"
         lines.append(
             f"| {name.replace('_', ' ')} | {100 * (1 - field['alpha']):.0f} % "
             f"| {100 * field['test_coverage']:.1f} % of {field['test_listings']:,} | {right} "
-            f"| {100 * field['best_possible_coverage']:.1f} % |"
+            f"| {best} |"
         )
     reasons = [f"{name.replace('_', ' ')}: {field['uncertified_reason']}." for name, field in details["fields"].items()]
     lines += ["", *(f"- {reason[0].upper()}{reason[1:]}" for reason in reasons if not reason.endswith(": ."))]

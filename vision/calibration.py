@@ -9,10 +9,21 @@ from typing import Any, Literal
 
 from vision.errors import BundleError
 
-__all__ = ["BRAND_FIELD", "Calibration", "FieldGuarantee", "Histogram", "UncertifiedCode", "get_field_name"]
+__all__ = [
+    "BRAND_FIELD",
+    "PATH_FIELD",
+    "Calibration",
+    "DepthEvidence",
+    "FieldGuarantee",
+    "Histogram",
+    "UncertifiedCode",
+    "get_field_name",
+]
 
 SCHEMA_VERSION = 2
 BRAND_FIELD = "brand"
+PATH_FIELD = "category_path"
+"""The guarantee for all category levels together: the deepest that is prefilled."""
 _REASON_KEY = "why_not"
 """`FieldGuarantee.uncertified_reason` in the file, whose format is frozen."""
 
@@ -21,7 +32,12 @@ UncertifiedCode = Literal[
     "NOT_CERTIFIED", "CERTIFICATE_VOID", "RELEASE_UNHEALTHY", "PARENT_NOT_PREFILLED", "ONLY_CATEGORY"
 ]
 """Why a field has no threshold: values of the contract's NotPrefilledReason, without its prefix."""
-_NEWER_KEYS = {"uncertified_code": "NOT_CERTIFIED", "num_required": None}
+_NEWER_KEYS: dict[str, Any] = {
+    "uncertified_code": "NOT_CERTIFIED",
+    "num_required": None,
+    "depths": (),
+    "num_below_truth": 0,
+}
 """Default by key. Defaults are omitted, so that the version of earlier calibrations stays what it was."""
 
 
@@ -30,11 +46,26 @@ def get_field_name(depth: int) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DepthEvidence:
+    """What a path guarantee's threshold fills of the calibration listings at one depth; guaranteed is the path."""
+
+    depth: int
+    """1 for the roots."""
+    num_listings: int
+    """Calibration listings whose suggestion reaches this depth and whose truth is known there."""
+    num_filled: int
+    num_errors: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class FieldGuarantee:
-    """The guarantee for one field of the seller's form: a depth of the tree, or the brand."""
+    """The guarantee for one field of the seller's form: the path of categories, a depth of the tree, or the brand.
+
+    A path is wrong if its deepest filled category is neither the true one nor an ancestor of it.
+    """
 
     name: str
-    """`category_depth_1` … or `brand`."""
+    """`category_path`, or `category_depth_1` …; or `brand`."""
     alpha: float
     """Highest guaranteed share of wrong values among filled ones."""
     delta: float
@@ -60,6 +91,10 @@ class FieldGuarantee:
     """The same for machines; without meaning when there is a threshold."""
     num_required: int | None = None
     """Filled calibration listings, all right, that the test needs to pass. None: not known."""
+    depths: tuple[DepthEvidence, ...] = ()
+    """For a path: the evidence at each depth from the roots down. Empty: never filled, or no path."""
+    num_below_truth: int = 0
+    """For a path: how many of the errors are a filled category below the known truth, an inner node: perhaps right."""
 
     @property
     def coverage(self) -> float:
@@ -97,6 +132,9 @@ class Calibration:
     """If the fused logit of the likeliest brand is below this, the brand is unknown (maximum logit score, Vaze et
     al. 2022). None: never."""
     fields: tuple[FieldGuarantee, ...] = ()
+    delta: float | None = None
+    """Highest probability, over the draw of the calibration listings, that any of the guarantees is false. None: the
+    sum over the fields."""
     certifies: Mapping[str, str]
     """What the guarantees hold for: sha256 of the model file, preprocessing fingerprint, precision, backend, splits."""
     expected: Mapping[str, Histogram] = field(default_factory=dict)
@@ -109,6 +147,15 @@ class Calibration:
 
     def field(self, name: str) -> FieldGuarantee | None:
         return next((field for field in self.fields if field.name == name), None)
+
+    def get_category_guarantee(self, depth: int) -> FieldGuarantee | None:
+        """Return the guarantee whose threshold decides at a depth, 1 for the roots: of the path, or of the depth."""
+        return self.field(PATH_FIELD) or self.field(get_field_name(depth))
+
+    @property
+    def total_delta(self) -> float:
+        """Highest probability that any of the guarantees is false."""
+        return sum(field.delta for field in self.fields) if self.delta is None else self.delta
 
     def void(self, reason: str, *, code: UncertifiedCode = "CERTIFICATE_VOID") -> "Calibration":
         """Return the same temperatures without any guarantee, so that nothing is filled."""
@@ -127,8 +174,10 @@ class Calibration:
             }
             for one in raw["fields"]
         ]
-        if not self.expected:  # omitted, so that the version of earlier calibrations stays what it was
-            del raw["expected"]
+        # Omitted, so that the version of earlier calibrations stays what it was.
+        for key, default in (("expected", {}), ("delta", None)):
+            if raw[key] == default:
+                del raw[key]
         return json.dumps({"schema_version": SCHEMA_VERSION, **raw}, indent=1)
 
     @classmethod
@@ -151,12 +200,7 @@ class Calibration:
                     "category_depth_temperatures": tuple(raw["category_depth_temperatures"]),
                     "category_log_prior": tuple(raw["category_log_prior"]),
                     "brand_log_prior": tuple(raw["brand_log_prior"]),
-                    "fields": tuple(
-                        FieldGuarantee(
-                            **{**_rename_key(one, _REASON_KEY, "uncertified_reason"), "grid": tuple(one["grid"])}
-                        )
-                        for one in raw["fields"]
-                    ),
+                    "fields": tuple(map(_read_field, raw["fields"])),
                     "expected": {
                         name: Histogram(
                             edges=tuple(spread["edges"]),
@@ -169,6 +213,16 @@ class Calibration:
             )
         except (ValueError, TypeError, KeyError) as error:
             raise BundleError(f"calibration is not readable: {error}") from error
+
+
+def _read_field(raw: Mapping[str, Any]) -> FieldGuarantee:
+    return FieldGuarantee(
+        **{
+            **_rename_key(raw, _REASON_KEY, "uncertified_reason"),
+            "grid": tuple(raw["grid"]),
+            "depths": tuple(DepthEvidence(**depth) for depth in raw.get("depths", ())),
+        }
+    )
 
 
 def _rename_key(raw: Mapping[str, Any], old: str, new: str) -> dict[str, Any]:

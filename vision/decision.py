@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from vision.calibration import BRAND_FIELD, Calibration, FieldGuarantee, get_field_name
+from vision.calibration import BRAND_FIELD, Calibration, FieldGuarantee
 from vision.suggestion import (
     BrandAlternative,
     BrandSuggestion,
@@ -22,6 +22,7 @@ from vision.suggestion import (
 from vision.taxonomy import OTHER_BRAND, Taxonomy
 
 __all__ = [
+    "ONLY_CATEGORY",
     "Brands",
     "ListingPredictions",
     "Paths",
@@ -42,6 +43,7 @@ __all__ = [
 ]
 
 _MIN_PROBABILITY = 1e-300
+ONLY_CATEGORY = "the only category at this depth: prefilled when the one below it is"
 _LISTINGS_PER_CHUNK = 64
 """Listings processed at a time; bounds the memory."""
 
@@ -197,7 +199,7 @@ def compute_prefilled(
     scores = compute_path_scores(predictions.paths, taxonomy)
     filled = np.ones((num_rows, max_depth + 1), dtype=bool)
     for depth in np.flatnonzero(taxonomy.decides_at_depth):
-        filled[:, depth] = scores[:, depth] >= _get_threshold(calibration.field(get_field_name(int(depth) + 1)))
+        filled[:, depth] = scores[:, depth] >= _get_threshold(calibration.get_category_guarantee(int(depth) + 1))
     filled[:, :-1] = np.logical_and.accumulate(filled[:, :-1], axis=1)
     for depth in np.flatnonzero(~taxonomy.decides_at_depth)[::-1]:
         filled[:, depth] = filled[:, depth + 1] if depth + 1 < max_depth else False
@@ -227,9 +229,12 @@ def decide(
         probability = float(paths.scores[0, depth])
         not_prefilled = None
         if not filled[depth]:
-            is_catch_all = not taxonomy.fillable[node]
-            field = calibration.field(get_field_name(depth + 1))
-            not_prefilled = _explain_suggestion(field, probability, catch_all=is_catch_all)
+            field = calibration.get_category_guarantee(depth + 1)
+            not_prefilled = (
+                _explain_suggestion(field, probability, catch_all=not taxonomy.fillable[node])
+                if taxonomy.decides_at_depth[depth]
+                else NotPrefilled(code="ONLY_CATEGORY", message=ONLY_CATEGORY)
+            )
         steps.append(
             CategorySuggestion(
                 category_id=taxonomy.categories[int(node)].id,

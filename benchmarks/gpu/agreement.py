@@ -23,7 +23,6 @@ from training.calibration.calibrate import calibrate
 from training.inference.network import load_bundle_model
 from training.inference.predictions import Predictions, predict
 from vision.bundle import Bundle, load_bundle
-from vision.calibration import BRAND_FIELD, get_field_name
 from vision.engine import Logits
 from vision.errors import PhotoError
 from vision.images import prepare_photo
@@ -109,8 +108,9 @@ def compare_decoding(
 ) -> dict[str, float]:
     """Return shares of changed suggestions and of broken guarantees, certified from pixels and from files."""
     calibration = bundle.calibration
-    names = [*(get_field_name(depth + 1) for depth in range(bundle.taxonomy.max_depth)), BRAND_FIELD]
     evaluated = test.map(lambda part: EvaluatedListings(part, bundle, calibration))
+    filled = evaluated.map(lambda part: part.apply(calibration)[0])
+    right = evaluated.map(lambda part: part.apply(calibration)[1])
     # (N, D + 1), the brand last.
     answers = evaluated.map(
         lambda part: np.column_stack([part.predictions.paths.nodes, part.predictions.brands.labels])
@@ -118,15 +118,16 @@ def compare_decoding(
     found = {
         "changed_leaf_share": _compute_changed_share(test.map(lambda part: part.category_logits.argmax(axis=1))),
         "mean_logit_difference": float(np.abs(test.pixels.category_logits - test.files.category_logits).mean()),
-        "changed_fills_share": _compute_changed_share(evaluated.map(lambda part: part.find_filled(calibration))),
+        "changed_fills_share": _compute_changed_share(filled),
     }
-    for column, name in enumerate(names):
+    names = evaluated.pixels.names
+    for column, name in enumerate(names[1:], start=1):  # after the path
         known = evaluated.pixels.known[:, column]
         found[f"changed_{name}_share"] = _compute_changed_share(
-            Pair(answers.pixels[:, column], answers.files[:, column])
+            Pair(answers.pixels[:, column - 1], answers.files[:, column - 1])
         )
-        found[f"{name}_top1_from_pixels"] = float(evaluated.pixels.right[known, column].mean())
-        found[f"{name}_top1_from_files"] = float(evaluated.files.right[known, column].mean())
+        found[f"{name}_top1_from_pixels"] = float(right.pixels[known, column].mean())
+        found[f"{name}_top1_from_files"] = float(right.files[known, column].mean())
     tunes, tests = (pair.map(lambda part: fuse_listings(part, calibration)) for pair in (tune, test))
     for how, tuned, pool in (("pixels", tunes.pixels, tests.pixels), ("files", tunes.files, tests.files)):
         broken, filled_shares = _measure_violations(bundle, tuned, pool, tests.files, num_resamples)
@@ -150,12 +151,9 @@ def _measure_violations(
     for _ in range(num_resamples):
         tested = resample(pool, rng.integers(0, len(pool.groups), len(pool.groups)))
         certified = calibrate(tune, bundle.taxonomy, certifies={}, calibration_predictions=tested)
-        evaluated = EvaluatedListings(served, bundle, certified)
-        filled = evaluated.find_filled(certified)
-        alphas = np.array([field.alpha for field in certified.fields])
-        wrong = (filled & ~evaluated.right).sum(axis=0) / np.maximum(filled.sum(axis=0), 1)
-        broken += bool((wrong > alphas).any())
-        filled_shares.append(filled.sum(axis=0) / evaluated.known.sum(axis=0))
+        measured = EvaluatedListings(served, bundle, certified).measure(certified)
+        broken += bool(measured.broken.any())
+        filled_shares.append(measured.filled_shares)
     return broken / num_resamples, np.mean(filled_shares, axis=0).tolist()
 
 

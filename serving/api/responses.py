@@ -17,7 +17,7 @@ from serving.api.limits import (
 )
 from serving.decoding.prepared import PHOTO_LIMITS
 from vision.bundle import Bundle
-from vision.calibration import BRAND_FIELD, FieldGuarantee
+from vision.calibration import BRAND_FIELD, PATH_FIELD, FieldGuarantee
 from vision.decision import compute_leaf_probabilities, decide, explain_uncertified, fuse_brand_logits, predict_brands
 from vision.engine import Logits
 from vision.errors import PhotoError
@@ -181,7 +181,7 @@ def _build_guarantee(field: FieldGuarantee) -> pb.FieldGuarantee:
     has_threshold = field.threshold is not None
     return pb.FieldGuarantee(
         field=pb.FORM_FIELD_BRAND if is_brand else pb.FORM_FIELD_CATEGORY,
-        category_depth=0 if is_brand else int(field.name.rpartition("_")[2]),
+        category_depth=0 if is_brand or field.name == PATH_FIELD else int(field.name.rpartition("_")[2]),
         precision=1 - field.alpha,
         failure_probability=field.delta,
         threshold=field.threshold,

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from tests.support.helpers import create_small_taxonomy
-from vision.calibration import BRAND_FIELD, Calibration, FieldGuarantee, Histogram, get_field_name
+from vision.calibration import BRAND_FIELD, PATH_FIELD, Calibration, FieldGuarantee, Histogram, get_field_name
 from vision.decision import (
     compute_leaf_probabilities,
     compute_node_probabilities,
@@ -19,6 +19,7 @@ from vision.decision import (
 )
 from vision.errors import BundleError
 from vision.suggestion import NotPrefilled
+from vision.taxonomy import Category, Taxonomy
 
 TAXONOMY = create_small_taxonomy()
 NUM_LEAVES, NUM_BRANDS = len(TAXONOMY.leaf_ids), len(TAXONOMY.brand_labels)
@@ -249,3 +250,29 @@ def test_calibration_round_trip_and_schema():
     assert Calibration.from_json(written.to_json()) == written
     with pytest.raises(BundleError, match="schema_version"):
         Calibration.from_json("{}")
+
+
+def test_one_guarantee_of_the_path_decides_at_each_depth():
+    path = create_guarantee(PATH_FIELD, 0.6)
+    certified = Calibration(fields=(path, create_guarantee(BRAND_FIELD, None)), certifies={})
+    logits = np.log([[0.5, 0.3, 0.1, 0.1]])
+    made = decide(logits, np.zeros((1, 3)), taxonomy=TAXONOMY, calibration=certified)
+    assert [step.filled for step in made.path] == [True, True, False]
+    assert made.path[2].not_prefilled.code == "BELOW_THRESHOLD"
+    assert made.path[2].not_prefilled.threshold == 0.6
+
+
+def test_a_sole_root_is_filled_with_the_level_below_and_says_so():
+    tree = Taxonomy(
+        version="x",
+        categories=(
+            Category(id="all", names={"en": "All"}),
+            *(Category(id=i, names={"en": i}, parent_id="all") for i in ("a", "b")),
+        ),
+        brands=(),
+    )
+    certified = Calibration(fields=(create_guarantee(PATH_FIELD, 0.8),), certifies={})
+    for shares, filled in (((0.9, 0.1), True), ((0.7, 0.3), False)):
+        root, leaf = decide(np.log([shares]), np.zeros((1, 1)), taxonomy=tree, calibration=certified).path
+        assert (root.filled, leaf.filled) == (filled, filled)
+    assert root.not_prefilled.code == "ONLY_CATEGORY"

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from training.calibration.certify import Guarantee, certify_all
-from training.calibration.splits import CalibrationListings, choose_tune_half
+from training.calibration.splits import CalibrationListings, choose_tune_listings
 from training.calibration.temperature import fit_brand_fusion, fit_depth_temperatures, fit_temperature
 from training.inference.predictions import Predictions
 from training.statistics.drift import (
@@ -42,8 +42,8 @@ def calibrate(
     """Fit temperatures and grids on tune listings, and test guarantees on others.
 
     Args:
-        predictions: the tune listings; without `calibration_predictions`, half of them are, by hash of the listing id,
-            and the other half is for the tests.
+        predictions: the tune listings; without `calibration_predictions`, a fifth of them are, by hash of the listing
+            id, and the others are for the tests.
         taxonomy: that of the model.
         certifies: what the guarantees hold for.
         calibration_predictions: listings kept for the tests alone.
@@ -52,9 +52,9 @@ def calibrate(
         brand_log_prior: see `Calibration`.
     """
     if calibration_predictions is None:
-        # Where too few to halve, none is left for the tests: temperatures are useful without guarantees too.
-        is_tune = choose_tune_half(predictions)
-        certifies = {"split": "val, half of the listings by hash of listing id", **certifies}
+        # Where too few to divide, none is left for the tests: temperatures are useful without guarantees too.
+        is_tune = choose_tune_listings(predictions)
+        certifies = {"split": "val, four fifths of the listings by hash of listing id", **certifies}
         tune, tested = (
             CalibrationListings.from_predictions(predictions, taxonomy, chosen) for chosen in (is_tune, ~is_tune)
         )
@@ -85,7 +85,8 @@ def calibrate(
             predictions, CalibrationListings.from_predictions(predictions, taxonomy), taxonomy, fitted
         ),
     )
-    return replace(fitted, fields=tuple(certify_all(tune, tested, taxonomy, fitted, guarantee or Guarantee())))
+    guarantee = guarantee or Guarantee()
+    return replace(fitted, fields=tuple(certify_all(tune, tested, taxonomy, fitted, guarantee)), delta=guarantee.delta)
 
 
 def _build_histograms(

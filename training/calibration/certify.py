@@ -1,31 +1,32 @@
 """Certified thresholds: from which confidence on a field is prefilled, with a guarantee of its precision.
 
-Learn-then-Test (Angelopoulos et al. 2021) with a fixed sequence of exact binomial tests: the grid of thresholds
-comes from one half of the listings (tune), the tests from the other (calibrate), strictest threshold first,
-until the first that fails.
+Learn-then-Test (Angelopoulos et al. 2021) with fixed sequences of exact binomial tests: the grids of thresholds come
+from some listings (tune), the tests from others (calibrate), strictest threshold first, until the first that fails.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import binom
 
+from training.calibration.fixed_sequences import SequenceResult, run_fixed_sequences
+from training.calibration.path_tests import PathRows
 from training.calibration.splits import CalibrationListings
+from training.calibration.threshold_tests import FieldTests, build_grid, count_required
 from training.evaluation.ground_truth import evaluate_paths
 from training.statistics.estimates import compute_clopper_pearson_upper
-from vision.calibration import BRAND_FIELD, Calibration, FieldGuarantee, UncertifiedCode, get_field_name
-from vision.decision import compute_brand_scores, compute_path_scores
+from vision.calibration import BRAND_FIELD, PATH_FIELD, Calibration, FieldGuarantee, UncertifiedCode, get_field_name
+from vision.decision import ONLY_CATEGORY, ListingPredictions, compute_brand_scores, compute_path_scores
 from vision.errors import ListingVisionError
 from vision.manifest import UNLABELLED
 from vision.taxonomy import Taxonomy
 
-__all__ = ["Guarantee", "certify", "certify_all"]
+__all__ = ["CategoryRule", "Guarantee", "certify", "certify_all"]
 
-_MIN_FIRST_COVERAGE = 0.3
-"""Least coverage of the strictest threshold tried: with a stricter one the first test fails for want of listings."""
+CategoryRule = Literal["path", "depth"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,9 @@ class Guarantee:
     """Highest probability that a prefilled brand is wrong."""
     delta: float = 0.05
     """Highest probability, over the draw of the calibration listings, that any of these statements is false."""
+    categories: CategoryRule = "path"
+    """`path`: one guarantee for the deepest category that is prefilled. `depth`: one for each depth, among the listings
+    prefilled to it, which needs more calibration listings."""
 
     def __post_init__(self) -> None:
         for name in ("alpha_category", "alpha_brand", "delta"):
@@ -46,132 +50,52 @@ class Guarantee:
                 raise ListingVisionError(f"{name} is {value}; give a probability between 0 and 1, such as 0.05")
 
 
-def certify(
-    *,
-    name: str,
-    alpha: float,
-    delta: float,
-    tune_scores: npt.NDArray[np.floating],
-    scores: npt.NDArray[np.floating],
-    right: npt.NDArray[np.bool_],
-    thresholds_above: Sequence[float] = (),
-    floor: float = -math.inf,
-    num_unlabelled: int = 0,
-) -> FieldGuarantee:
-    """The loosest threshold of a fixed grid that passes its exact binomial test, stricter ones having passed.
+def certify(fields: Sequence[FieldTests], *, delta: float) -> list[FieldGuarantee]:
+    """Return the guarantee of each field at the loosest threshold that passes its test, stricter ones having passed.
 
     Args:
-        delta: of this field alone, the union bound already taken.
-        tune_scores: (M,) scores that the grid is taken from, -inf where nothing can be prefilled.
-        scores: (N,) scores of the calibration listings, likewise; `right`: (N,) whether their prediction is right.
-        thresholds_above: the grid of the level above, so that its threshold can be this level's too.
-        floor: least threshold allowed, so that a prefilled child implies prefilled parents.
-        num_unlabelled: calibration listings that are not among the N, for the record.
+        fields: one threshold each; a field that is one depth of several must not fill where the depth above does not.
+        delta: highest probability that any guarantee is false.
     """
-    grid = _build_grid(tune_scores, len(scores), _count_needed(alpha, delta), thresholds_above)
-    passed: list[_ThresholdTest] = []
-    failed = _ThresholdTest(math.nan, 0, 0)
-    for threshold in grid:
-        filled = scores >= threshold
-        test = _ThresholdTest(threshold, int(filled.sum()), int((~right[filled]).sum()))
-        if not test.passes(alpha, delta):
-            failed = test
-            break
-        passed.append(test)
-    field = FieldGuarantee(
-        name=name,
-        alpha=alpha,
-        delta=delta,
+    certified: list[FieldGuarantee] = []
+    floor = -math.inf
+    for field, result in zip(fields, run_fixed_sequences(fields, delta=delta), strict=True):
+        is_depth = field.name not in (PATH_FIELD, BRAND_FIELD)
+        guarantee = _build_guarantee(field, result, floor=floor if is_depth else -math.inf)
+        if is_depth:  # a level that is never prefilled keeps all deeper ones from being prefilled
+            floor = math.inf if guarantee.threshold is None else guarantee.threshold
+        certified.append(guarantee)
+    return certified
+
+
+def _build_guarantee(field: FieldTests, result: SequenceResult, *, floor: float) -> FieldGuarantee:
+    """Args: floor: least threshold allowed, so that a prefilled child implies prefilled parents."""
+    guarantee = FieldGuarantee(
+        name=field.name,
+        alpha=field.alpha,
+        delta=result.delta,
         threshold=None,
-        num_listings=len(scores),
+        num_listings=field.num_listings,
         num_filled=0,
         num_errors=0,
-        grid=tuple(grid),
-        num_unlabelled=num_unlabelled,
-        num_required=_count_needed(alpha, delta),
+        grid=field.grid,
+        num_unlabelled=field.num_unlabelled,
+        num_required=count_required(field.alpha, result.delta),
     )
+    passed = field.tests[: result.num_passed]
     allowed = [test for test in passed if test.threshold >= floor]
     if allowed:
         last = allowed[-1]
-        bound = compute_clopper_pearson_upper(last.num_errors, last.num_filled, alpha=delta)
+        bound = compute_clopper_pearson_upper(last.num_errors, last.num_filled, alpha=result.delta)
         return replace(
-            field, threshold=last.threshold, num_filled=last.num_filled, num_errors=last.num_errors, bound=bound
+            guarantee, threshold=last.threshold, num_filled=last.num_filled, num_errors=last.num_errors, bound=bound
         )
     if floor == math.inf:
         reason = "the level above is never prefilled"
-        return replace(field, uncertified_reason=reason, uncertified_code="PARENT_NOT_PREFILLED")
+        return replace(guarantee, uncertified_reason=reason, uncertified_code="PARENT_NOT_PREFILLED")
     if passed:
-        return replace(field, uncertified_reason="no certified threshold is as strict as that of the level above")
-    return replace(field, uncertified_reason=_explain_failure(field, failed))
-
-
-@dataclass(frozen=True)
-class _ThresholdTest:
-    """What one threshold prefills of the calibration listings."""
-
-    threshold: float
-    num_filled: int
-    num_errors: int
-
-    def passes(self, alpha: float, delta: float) -> bool:
-        return bool(binom.cdf(self.num_errors, self.num_filled, alpha) <= delta)
-
-
-def _explain_failure(field: FieldGuarantee, failed: _ThresholdTest) -> str:
-    """Why not even the strictest threshold of the grid passed its test."""
-    num, needed, precision = (
-        field.num_listings,
-        _count_needed(field.alpha, field.delta),
-        f"{100 * (1 - field.alpha):g}%",
-    )
-    if not field.grid:
-        return "no tune listing has a known label and a prediction that can be prefilled: there is no threshold to test"
-    if failed.num_filled == 0 and num >= needed:
-        return f"the strictest threshold tried, {field.grid[0]:.3f}, fills none of {num} calibration listings"
-    if num < needed:
-        return (
-            f"{num} calibration listings are too few: with no error at all, {needed} filled ones are needed for "
-            f"{precision} precision"
-        )
-    rate = failed.num_errors / failed.num_filled if failed.num_filled else 1.0
-    if rate >= field.alpha:
-        advice = "no number of listings would"
-    else:
-        num_enough = failed.num_filled
-        while not _ThresholdTest(failed.threshold, num_enough, math.ceil(rate * num_enough)).passes(
-            field.alpha, field.delta
-        ):
-            num_enough = math.ceil(num_enough * 1.1) + 1
-        advice = f"about {math.ceil(num_enough * num / failed.num_filled)} listings would"
-    return (
-        f"the strictest threshold tried fills {failed.num_filled} of {num} calibration listings, {failed.num_errors} "
-        f"of them wrongly, which does not prove {precision}; at this share of errors {advice}"
-    )
-
-
-def _count_needed(alpha: float, delta: float) -> int:
-    """Prefilled listings without any error that the test needs to pass."""
-    return math.ceil(math.log(delta) / math.log(1 - alpha))
-
-
-def _choose_first_coverage(num_listings: int, needed: int) -> float:
-    # Half as many again as an errorless test needs: the calibration half fills a few more or fewer than the tune half
-    # did, and one error must not end the sequence at its first step. With few listings, a thin margin is better than a
-    # grid of one threshold.
-    return min(1.0, max(_MIN_FIRST_COVERAGE, min(1.5 * needed / num_listings, 0.85), needed / num_listings))
-
-
-def _build_grid(
-    tune_scores: npt.NDArray[np.floating], num_listings: int, needed: int, thresholds_above: Sequence[float] = ()
-) -> Sequence[float]:
-    """Quantiles of the tune scores, strictest first; the first covers enough listings for a test that can pass."""
-    strictest_first = np.sort(tune_scores[np.isfinite(tune_scores)])[::-1]
-    if strictest_first.size == 0 or num_listings == 0:
-        return ()
-    coverages = np.linspace(_choose_first_coverage(num_listings, needed), 1.0, 12 if num_listings < 2000 else 40)
-    last = np.minimum(np.ceil(coverages * len(tune_scores)).astype(int), strictest_first.size) - 1
-    own = set(strictest_first[np.maximum(last, 0)].tolist())
-    return sorted(own | {above for above in thresholds_above if above <= max(own)}, reverse=True)
+        return replace(guarantee, uncertified_reason="no certified threshold is as strict as that of the level above")
+    return replace(guarantee, uncertified_reason=field.explain_failure(result.delta))
 
 
 def certify_all(
@@ -181,57 +105,105 @@ def certify_all(
     fitted: Calibration,
     guarantee: Guarantee,
 ) -> list[FieldGuarantee]:
-    """The guarantee of each field, `delta` shared equally among those that have something to decide."""
-    has_brands = len(taxonomy.brands) > 0
-    # With one category and no brand nothing is to be decided, and nothing is guaranteed.
-    delta = guarantee.delta / max(1, int(taxonomy.decides_at_depth.sum()) + has_brands)
+    """The guarantee of each field; they hold together with probability at least 1 - `guarantee.delta`."""
+    depths = np.flatnonzero(taxonomy.decides_at_depth).tolist()
+    if guarantee.categories == "path":
+        names = [PATH_FIELD] if depths else []
+    else:
+        names = [get_field_name(depth + 1) for depth in depths]
+    if taxonomy.brands:
+        names.append(BRAND_FIELD)
+    alphas = {name: guarantee.alpha_brand if name == BRAND_FIELD else guarantee.alpha_category for name in names}
     if len(tested.groups) == 0:
-        names = [*map(get_field_name, range(1, taxonomy.max_depth + 1)), BRAND_FIELD]
         reason = (
             f"{len(tune.truth.brands)} calibration listings are too few to fit thresholds on some and test on others"
         )
-        alphas = [guarantee.alpha_category] * taxonomy.max_depth + [guarantee.alpha_brand]
-        return [_create_uncertified(name, alpha, delta, reason) for name, alpha in zip(names, alphas, strict=True)]
-    tune_predictions, predictions = (part.predict(taxonomy, fitted) for part in (tune, tested))
-    tune_known = evaluate_paths(tune_predictions.paths, tune.truth).known
-    step_results = evaluate_paths(predictions.paths, tested.truth)
-    tune_scores, scores = (compute_path_scores(a.paths, taxonomy) for a in (tune_predictions, predictions))
-    fields: list[FieldGuarantee] = []
-    floor = -math.inf
-    grid: Sequence[float] = ()
-    for depth in range(taxonomy.max_depth):
-        name = get_field_name(depth + 1)
-        if not taxonomy.decides_at_depth[depth]:
-            reason = "the only category at this depth: prefilled when the one below it is"
-            fields.append(_create_uncertified(name, guarantee.alpha_category, 0.0, reason, code="ONLY_CATEGORY"))
-            continue
-        known = step_results.known[:, depth]
-        field = certify(
-            name=name,
-            alpha=guarantee.alpha_category,
-            delta=delta,
-            tune_scores=tune_scores[tune_known[:, depth], depth],
-            scores=scores[known, depth],
-            right=step_results.right[known, depth],
-            thresholds_above=grid,
-            floor=floor,
+        found = {name: _create_uncertified(name, alphas[name], guarantee.delta / len(names), reason) for name in names}
+    else:
+        rows = _FieldRows(tune, tested, taxonomy, fitted)
+        fields: list[FieldTests] = []
+        for name in names:
+            required = count_required(alphas[name], guarantee.delta / len(names))
+            fields.append(rows.build_tests(name, alphas[name], required, fields[-1].grid if fields else ()))
+        found = {field.name: rows.add_depths(field) for field in certify(fields, delta=guarantee.delta)}
+    return _complete(found, taxonomy, guarantee)
+
+
+class _FieldRows:
+    """Scores and correctness of the tune and the calibration listings, by field."""
+
+    def __init__(
+        self, tune: CalibrationListings, tested: CalibrationListings, taxonomy: Taxonomy, fitted: Calibration
+    ) -> None:
+        self._tune, self._tested, self._taxonomy = tune, tested, taxonomy
+        self._tune_predictions, self._predictions = (part.predict(taxonomy, fitted) for part in (tune, tested))
+        self._tune_path_rows, self._path_rows = (
+            PathRows.from_paths(predictions.paths, listings.truth, taxonomy)
+            for predictions, listings in ((self._tune_predictions, tune), (self._predictions, tested))
+        )
+
+    def build_tests(self, name: str, alpha: float, required: int, grid_above: Sequence[float]) -> FieldTests:
+        """Args: required: filled listings that a test needs; grid_above: of the depth above, if there is one."""
+        if name == PATH_FIELD:
+            num_listings = len(self._path_rows.scores)
+            grid = self._tune_path_rows.build_grid(num_listings=num_listings, required=required)
+            return self._path_rows.build_tests(alpha, grid)
+        tune_scores, _, tune_known = self._select(name, self._tune_predictions, self._tune)
+        scores, right, known = self._select(name, self._predictions, self._tested)
+        grid = build_grid(
+            tune_scores[tune_known],
+            num_listings=int(known.sum()),
+            required=required,
+            thresholds_above=() if name == BRAND_FIELD else grid_above,
+        )
+        return FieldTests.from_scores(
+            name,
+            alpha=alpha,
+            grid=grid,
+            scores=scores[known],
+            right=right[known],
             num_unlabelled=int((~known).sum()),
         )
-        # A level that is never prefilled keeps all deeper ones from being prefilled.
-        floor, grid = (math.inf if field.threshold is None else field.threshold), field.grid
-        fields.append(field)
-    known = tested.truth.brands != UNLABELLED
-    brand = certify(
-        name=BRAND_FIELD,
-        alpha=guarantee.alpha_brand,
-        delta=delta,
-        tune_scores=compute_brand_scores(tune_predictions.brands)[tune.truth.brands != UNLABELLED],
-        scores=compute_brand_scores(predictions.brands)[known],
-        right=(predictions.brands.labels == tested.truth.brands)[known],
-        num_unlabelled=int((~known).sum()),
-    )
+
+    def add_depths(self, field: FieldGuarantee) -> FieldGuarantee:
+        """Add the evidence at each depth to the guarantee of a path."""
+        if field.name != PATH_FIELD or field.threshold is None:
+            return field
+        rows = self._path_rows
+        return replace(
+            field,
+            depths=rows.count_depths(field.threshold),
+            num_below_truth=rows.count_below_truth(field.threshold),
+        )
+
+    def _select(
+        self, name: str, predictions: ListingPredictions, listings: CalibrationListings
+    ) -> tuple[npt.NDArray[np.floating], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+        """(N,) scores, whether right, whether known, of the brand or of a depth."""
+        if name == BRAND_FIELD:
+            brands, truth = predictions.brands, listings.truth.brands
+            return compute_brand_scores(brands), brands.labels == truth, truth != UNLABELLED
+        depth = int(name.rpartition("_")[2]) - 1
+        steps = evaluate_paths(predictions.paths, listings.truth)
+        return (
+            compute_path_scores(predictions.paths, self._taxonomy)[:, depth],
+            steps.right[:, depth],
+            steps.known[:, depth],
+        )
+
+
+def _complete(found: dict[str, FieldGuarantee], taxonomy: Taxonomy, guarantee: Guarantee) -> list[FieldGuarantee]:
+    """All fields of the form, those with nothing to decide too, root level first and the brand last."""
+    if guarantee.categories == "path":
+        names, only = [PATH_FIELD], "the taxonomy has no choice of categories"
+    else:
+        names, only = [get_field_name(depth + 1) for depth in range(taxonomy.max_depth)], ONLY_CATEGORY
+    fields = [
+        found.get(name) or _create_uncertified(name, guarantee.alpha_category, 0.0, only, code="ONLY_CATEGORY")
+        for name in names
+    ]
     no_brands = _create_uncertified(BRAND_FIELD, guarantee.alpha_brand, 0.0, "the taxonomy lists no brand")
-    return [*fields, brand if has_brands else no_brands]
+    return [*fields, found.get(BRAND_FIELD) or no_brands]
 
 
 def _create_uncertified(

@@ -121,7 +121,8 @@ def split(
     ] = "listing",
     val: Annotated[float, typer.Option(min=0, max=1, help="Share of the listings.")] = 0.1,
     calibrate: Annotated[
-        float, typer.Option(min=0, max=1, help="Share reserved to certify thresholds; if 0, half of val is used.")
+        float,
+        typer.Option(min=0, max=1, help="Share reserved to certify thresholds; if 0, four fifths of val are used."),
     ] = 0.0,
     test: Annotated[float, typer.Option(min=0, max=1, help="Share of the listings.")] = 0.1,
     seed: Annotated[int, typer.Option(help="Seed of the random numbers.")] = 0,

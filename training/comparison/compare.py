@@ -11,7 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from training.comparison.common_listings import CommonListings, ExcludedLabel, PhotoLogits
-from training.evaluation.ground_truth import GroundTruth, build_ground_truth, evaluate_paths
+from training.evaluation.ground_truth import (
+    GroundTruth,
+    build_ground_truth,
+    evaluate_deepest_filled,
+    evaluate_paths,
+)
 from training.inference.evaluated_model import EvaluatedModel
 from training.statistics.paired import (
     Difference,
@@ -20,7 +25,7 @@ from training.statistics.paired import (
     bound_small_sample,
     count_differences,
 )
-from vision.calibration import BRAND_FIELD, Calibration, get_field_name
+from vision.calibration import BRAND_FIELD, PATH_FIELD, Calibration, get_field_name
 from vision.decision import ListingPredictions, compute_prefilled, predict_listings
 from vision.manifest import Labels
 from vision.taxonomy import OTHER_BRAND, Taxonomy
@@ -262,7 +267,8 @@ def _compare_categories(
 
 def _compare_coverage(a: EvaluatedListings, b: EvaluatedListings) -> tuple[CoverageChange, ...]:
     depths = range(max(a.taxonomy.max_depth, b.taxonomy.max_depth))
-    names = [*(get_field_name(depth + 1) for depth in depths), BRAND_FIELD]
+    has_path = any(evaluated.calibration.field(PATH_FIELD) for evaluated in (a, b))
+    names = [*([PATH_FIELD] * has_path), *(get_field_name(depth + 1) for depth in depths), BRAND_FIELD]
     by_name = [_compute_coverage(evaluated) for evaluated in (a, b)]
     num = len(a.filled)
     never = Coverage(alpha=None, threshold=None, num_listings=num, num_filled=0, num_known=0, num_right=0)
@@ -276,11 +282,17 @@ def _compute_coverage(evaluated: EvaluatedListings) -> dict[str, Coverage]:
     labels = evaluated.predictions.brands.labels
     # A missing brand label decides nothing; with a brand outside the taxonomy, whatever is prefilled is wrong.
     brand_known = (evaluated.truth.brands >= 0) | (evaluated.truth.brands == OTHER_BRAND)
-    known = np.column_stack([steps.known, brand_known])
-    right = np.column_stack([steps.right, labels == evaluated.truth.brands])
+    category_known = (evaluated.truth.nodes >= 0).any(axis=1)
+    category_filled = evaluated.filled[:, :-1]
+    known = np.column_stack([category_known, steps.known, brand_known])
+    right = np.column_stack(
+        [evaluate_deepest_filled(category_filled, steps), steps.right, labels == evaluated.truth.brands]
+    )
+    all_filled = np.column_stack([category_filled.any(axis=1), evaluated.filled])
+    depths = [get_field_name(depth + 1) for depth in range(evaluated.taxonomy.max_depth)]
     coverages = {}
-    for column, name in enumerate([*(get_field_name(d + 1) for d in range(evaluated.taxonomy.max_depth)), BRAND_FIELD]):
-        filled = evaluated.filled[:, column]
+    for column, name in enumerate([PATH_FIELD, *depths, BRAND_FIELD]):
+        filled = all_filled[:, column]
         guarantee = evaluated.calibration.field(name)
         coverages[name] = Coverage(
             alpha=guarantee.alpha if guarantee else None,

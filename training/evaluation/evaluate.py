@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from training.evaluation.confusions import find_confusions
+from training.evaluation.ground_truth import evaluate_deepest_filled
 from training.evaluation.long_tail import LeafCounts, count_leaves, evaluate_by_frequency
 from training.evaluation.risk_coverage import compute_operating_point, compute_risk_coverage
 from training.evaluation.scored_rows import ScoredRows, score_rows
@@ -20,7 +21,7 @@ from training.statistics.estimates import (
     estimate_share,
     select_clusters,
 )
-from vision.calibration import BRAND_FIELD, Calibration, FieldGuarantee, get_field_name
+from vision.calibration import BRAND_FIELD, PATH_FIELD, Calibration, FieldGuarantee, get_field_name
 from vision.decision import compute_brand_scores, compute_node_probabilities, compute_path_scores
 from vision.manifest import UNLABELLED, Labels
 from vision.metrics import compute_top_k_hits
@@ -89,19 +90,21 @@ def group_pseudo_listings(labels: Labels, *, num_photos: int, seed: int) -> Ints
 
 def _evaluate_rows(view: ScoredRows, taxonomy: Taxonomy, calibration: Calibration) -> dict[str, Any]:
     fields = _build_field_rows(view, taxonomy)
+    rows_by_guarantee = {**fields, PATH_FIELD: _build_path_rows(view)}
     return {
         "num": len(view.leaves),
         **_evaluate_levels(view, taxonomy),
         "brand": _evaluate_brand(view),
         "fields": {
-            field.name: _evaluate_field(fields[field.name], field, view.clusters) for field in calibration.fields
+            field.name: _evaluate_field(rows_by_guarantee[field.name], field, view.clusters)
+            for field in calibration.fields
         },
         "selective": {
             name: compute_risk_coverage(
                 field.scores[field.known],
                 field.right[field.known],
                 filled=field.filled[field.known],
-                guarantee=calibration.field(name),
+                guarantee=calibration.field(name) or (calibration.field(PATH_FIELD) if name != BRAND_FIELD else None),
                 clusters=select_clusters(view.clusters, field.known),
             )
             for name, field in fields.items()
@@ -230,6 +233,14 @@ def _build_field_rows(view: ScoredRows, taxonomy: Taxonomy) -> dict[str, _FieldR
         view.filled[:, -1],
     )
     return fields
+
+
+def _build_path_rows(view: ScoredRows) -> _FieldRows:
+    """The rows of the path of categories; right where the deepest prefilled one is."""
+    filled = view.filled[:, :-1]
+    labelled = np.logical_or.reduce(view.truth.nodes >= 0, axis=1)
+    right = evaluate_deepest_filled(filled, view.steps)
+    return _FieldRows(view.paths.scores[:, 0], labelled, right, filled[:, 0])
 
 
 def _evaluate_field(rows: _FieldRows, guarantee: FieldGuarantee, clusters: Ints | None) -> dict[str, Any]:

@@ -9,7 +9,14 @@ from vision.decision import Paths
 from vision.manifest import UNLABELLED, Labels
 from vision.taxonomy import Taxonomy
 
-__all__ = ["GroundTruth", "StepResults", "build_ground_truth", "evaluate_paths", "merge_listing_labels"]
+__all__ = [
+    "GroundTruth",
+    "StepResults",
+    "build_ground_truth",
+    "evaluate_deepest_filled",
+    "evaluate_paths",
+    "merge_listing_labels",
+]
 
 Ints = npt.NDArray[np.int64]
 
@@ -47,6 +54,18 @@ def evaluate_paths(paths: Paths, truth: GroundTruth) -> StepResults:
     has_leaf = truth.leaves[:, None] >= 0
     known = (paths.nodes >= 0) & labelled & (labelled_steps | has_leaf | ~agrees)
     return StepResults(known, known & labelled_steps & (paths.nodes == truth.nodes))
+
+
+def evaluate_deepest_filled(filled: npt.NDArray[np.bool_], steps: StepResults) -> npt.NDArray[np.bool_]:
+    """Return (N,) whether the deepest filled step is known to be right; false where nothing is filled.
+
+    Args:
+        filled: (N, D), a filled step implying that all steps above it are filled.
+        steps: the evaluation of the same paths.
+    """
+    deepest = filled.sum(axis=1) - 1
+    right: npt.NDArray[np.bool_] = steps.right[np.arange(len(deepest)), np.maximum(deepest, 0)] & (deepest >= 0)
+    return right
 
 
 def merge_listing_labels(labels: Labels, groups: Ints) -> Labels:

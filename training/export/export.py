@@ -96,7 +96,11 @@ def export_bundle(run: Run, folder: Path, *, model_name: str) -> Bundle:
         return calibrate(
             tune_predictions,
             taxonomy,
-            certifies={**certificate_binding(exported.info, exported.sha256), "split": split},
+            certifies={
+                **certificate_binding(exported.info, exported.sha256),
+                "split": split,
+                "selected_on": "val, whose metrics each epoch of the training shows",
+            },
             calibration_predictions=tested_predictions,
             category_log_prior=category_log_prior,
             brand_log_prior=brand_log_prior,

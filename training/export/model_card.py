@@ -1,15 +1,18 @@
 """The model card of a bundle: what the model is, how it was trained, what is guaranteed."""
 
+from collections.abc import Iterator
+
 from training.reporting.page import render
+from training.statistics.estimates import compute_clopper_pearson_interval
 from vision.bundle import BundleInfo
-from vision.calibration import Calibration
+from vision.calibration import Calibration, FieldGuarantee
 from vision.taxonomy import Taxonomy
 
-__all__ = ["format_guarantees", "render_model_card"]
+__all__ = ["describe_depths", "format_guarantees", "render_model_card"]
 
 
 def format_guarantees(calibration: Calibration) -> list[str]:
-    """One line for each field: the certified threshold with its evidence, or why there is none."""
+    """Lines for each field: the certified threshold with its evidence, or why there is none."""
     lines = []
     for field in calibration.fields:
         if field.threshold is None and field.delta == 0:
@@ -22,9 +25,24 @@ def format_guarantees(calibration: Calibration) -> list[str]:
                 f"calibration listings; guaranteed precision {100 * (1 - field.alpha):g}% ({field.num_errors} of "
                 f"{field.num_filled} were wrong)"
             )
+            lines += [f"  {line}" for line in describe_depths(field)]
     return lines
+
+
+def describe_depths(field: FieldGuarantee) -> Iterator[str]:
+    """Yield what a path's threshold did at each depth, with exact 95 % intervals; the guarantee is for the path."""
+    for depth in field.depths:
+        low, high = compute_clopper_pearson_interval(depth.num_errors, depth.num_filled)
+        yield (
+            f"depth {depth.depth}: {depth.num_filled} of {depth.num_listings} prefilled, {depth.num_errors} wrong "
+            f"({low:.1%}-{high:.1%}; measured, not guaranteed)"
+        )
+    if field.num_below_truth:
+        yield f"{field.num_below_truth} of the errors are categories below a label that is an inner category"
 
 
 def render_model_card(info: BundleInfo, taxonomy: Taxonomy, calibration: Calibration) -> str:
     """The text of `model_card.md`."""
-    return render("model_card.md", info=info, taxonomy=taxonomy, calibration=calibration)
+    return render(
+        "model_card.md", info=info, taxonomy=taxonomy, calibration=calibration, describe_depths=describe_depths
+    )

@@ -36,7 +36,7 @@ def recalibrate(
         bundle: its weights, exports and golden photos are copied.
         folder: the new bundle.
         tune: predictions for the listings that temperatures and thresholds come from.
-        tested: predictions for the listings that the tests are made on; None: half of `tune`.
+        tested: predictions for the listings that the tests are made on; None: four fifths of `tune`.
         split: their description for the certificate.
         backend: what computed the predictions.
         guarantee: what to certify.
@@ -46,6 +46,8 @@ def recalibrate(
     """
     require_new_folder(folder)  # before the work
     facts = certificate_binding(bundle.info, bundle.sha256, backend=backend)
+    if "selected_on" in bundle.calibration.certifies:
+        facts["selected_on"] = bundle.calibration.certifies["selected_on"]
     calibration = calibrate(
         tune,
         bundle.taxonomy,

@@ -25,7 +25,7 @@ from training.statistics.sequential import (
     compute_sample_ratio_p_value,
     is_guarantee_plausible,
 )
-from vision.calibration import Calibration
+from vision.calibration import PATH_FIELD, Calibration
 from vision.errors import ListingVisionError
 from vision.metrics import compute_wilson_interval
 
@@ -155,13 +155,12 @@ def build_report(
                     f"{option} {name}: this release has no suggestions; those that have are {', '.join(counts)}"
                 )
     base = control or max(counts, key=lambda release: counts[release])
-    fields, comparisons, shadows = [], [], []
+    # Without comparisons: the listings that have an outcome of the path differ from release to release.
+    fields = _report_releases(tables.load_outcomes(PATH_FIELD), calibrations, days)
+    comparisons, shadows = [], []
     for name in tables.list_fields():
         outcomes = tables.load_outcomes(name)
-        fields += [
-            _report_field(outcomes, release, calibrations.get(release), days)
-            for release in np.unique(outcomes.releases).tolist()
-        ]
+        fields += _report_releases(outcomes, calibrations, days)
         comparisons += _compare_releases(outcomes, base)
         shadows += _report_shadows(name, tables.load_shadows(name))
     drift_days = days if tables.measure_span_days() >= 2 * days else None
@@ -195,6 +194,13 @@ def build_report(
             if release in calibrations
         },
     )
+
+
+def _report_releases(outcomes: FieldOutcomes, calibrations: Mapping[str, Calibration], days: int) -> list[FieldReport]:
+    return [
+        _report_field(outcomes, release, calibrations.get(release), days)
+        for release in np.unique(outcomes.releases).tolist()
+    ]
 
 
 def _report_field(outcomes: FieldOutcomes, release: str, calibration: Calibration | None, days: int) -> FieldReport:

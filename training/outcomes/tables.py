@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vision.calibration import BRAND_FIELD, get_field_name
+from vision.calibration import BRAND_FIELD, PATH_FIELD, get_field_name
 from vision.errors import ListingVisionError
 from vision.taxonomy import Taxonomy
 
@@ -63,6 +63,10 @@ class OutcomeTables:
         return [*(get_field_name(depth) for depth in range(1, self._max_depth + 1)), BRAND_FIELD]
 
     def load_outcomes(self, field: str) -> FieldOutcomes:
+        """Load the outcomes of one of `list_fields`, or of `PATH_FIELD`: only listings with a prefilled category.
+
+        The path is accepted if its deepest prefilled category is an ancestor of the seller's choice, or the choice.
+        """
         accepted, filled, score, treatment = _build_columns(field, self.list_fields())
         columns = self._connection.execute(
             f"""
@@ -269,6 +273,12 @@ def _create_views(connection: Any, taxonomies: Mapping[str, Taxonomy]) -> None:
 
 def _build_columns(field: str, fields: Sequence[str]) -> tuple[str, str, str, str]:
     """SQL for accepted, filled, score and treatment of a field."""
+    if field == PATH_FIELD:
+        accepted = (
+            "CASE WHEN lineage IS NULL OR num_filled = 0 THEN NULL "
+            "ELSE list_contains(lineage, category_ids[num_filled]) END"
+        )
+        return accepted, "num_filled > 0", "category_probabilities[num_filled]", "category_treatment"
     return _build_brand_columns() if field == BRAND_FIELD else _build_category_columns(fields.index(field) + 1)
 
 

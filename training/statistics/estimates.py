@@ -20,6 +20,7 @@ from vision.metrics import (
 
 __all__ = [
     "bin_reliability",
+    "compute_clopper_pearson_interval",
     "compute_clopper_pearson_upper",
     "estimate_calibration_error",
     "estimate_hierarchical",
@@ -103,6 +104,12 @@ def estimate_hierarchical(*, labelled: Bools, predicted: Bools, right: Bools, cl
 def compute_clopper_pearson_upper(num_hits: int, num_rows: int, *, alpha: float) -> float:
     """The exact upper bound of a share, too low with probability at most alpha (Clopper & Pearson 1934)."""
     return 1.0 if num_hits >= num_rows else float(beta.ppf(1 - alpha, num_hits + 1, num_rows - num_hits))
+
+
+def compute_clopper_pearson_interval(num_hits: int, num_rows: int) -> tuple[float, float]:
+    """The exact 95 % interval of a share; (0, 1) for no rows."""
+    upper = compute_clopper_pearson_upper(num_hits, num_rows, alpha=0.025)
+    return 1 - compute_clopper_pearson_upper(num_rows - num_hits, num_rows, alpha=0.025), upper
 
 
 def bin_reliability(confidences: Floats, right: Bools, clusters: Ints | None) -> list[Figures]:

@@ -10,7 +10,7 @@ from training.calibration.calibrate import calibrate
 from training.calibration.certify import Guarantee
 from training.evaluation.ground_truth import build_ground_truth
 from training.inference.predictions import Predictions
-from vision.calibration import BRAND_FIELD, Calibration
+from vision.calibration import BRAND_FIELD, PATH_FIELD, Calibration
 from vision.decision import (
     ListingPredictions,
     compute_leaf_probabilities,
@@ -24,6 +24,7 @@ from vision.manifest import Labels
 from vision.taxonomy import OTHER_BRAND, Brand, Category, Taxonomy
 
 ALPHA_CATEGORY, DELTA = Guarantee().alpha_category, Guarantee().delta
+EACH_DEPTH = Guarantee(categories="depth")
 
 
 def test_one_category_and_no_brand_promise_nothing():
@@ -33,8 +34,9 @@ def test_one_category_and_no_brand_promise_nothing():
         made, category_logits=np.zeros((50, 1)), brand_logits=np.zeros((50, 1)),
         labels=Labels(category_nodes=np.zeros(50, int), brands=np.zeros(50, int)),
     )  # fmt: skip
-    fields = calibrate(alone, tree, certifies={}).fields
-    assert [(field.threshold, field.delta) for field in fields] == [(None, 0), (None, 0)]
+    for guarantee in (Guarantee(), EACH_DEPTH):
+        fields = calibrate(alone, tree, certifies={}, guarantee=guarantee).fields
+        assert [(field.threshold, field.delta) for field in fields] == [(None, 0), (None, 0)]
 
 
 def tree_predictions(rng, count):
@@ -46,7 +48,7 @@ def tree_predictions(rng, count):
     return create_small_taxonomy(), create_predictions(np.log(shown) * 2.5, leaves)
 
 
-def test_the_guarantee_holds_for_filled_paths_on_a_tree():
+def test_the_guarantee_of_each_depth_holds_for_filled_paths_on_a_tree():
     """Whoever receives a filled field sees it wrong at most alpha of the time, shallow truths included."""
     rng = np.random.default_rng(7)
     taxonomy, judged = tree_predictions(rng, 200_000)
@@ -54,7 +56,7 @@ def test_the_guarantee_holds_for_filled_paths_on_a_tree():
     broken = np.zeros(3)
     filled_runs = np.zeros(3)
     for _ in range(60):
-        calibration = calibrate(tree_predictions(rng, 3000)[1], taxonomy, certifies={})
+        calibration = calibrate(tree_predictions(rng, 3000)[1], taxonomy, certifies={}, guarantee=EACH_DEPTH)
         leaves = compute_leaf_probabilities(judged.category_logits, judged.groups, calibration, taxonomy)
         paths = predict_paths(leaves, taxonomy)
         for depth, field_ in enumerate(calibration.fields[:3]):
@@ -71,6 +73,30 @@ def test_the_guarantee_holds_for_filled_paths_on_a_tree():
     assert (broken / 60 <= limit).all(), (broken, filled_runs)
 
 
+def test_one_threshold_for_the_whole_path_is_the_default():
+    rng = np.random.default_rng(8)
+    taxonomy, made = tree_predictions(rng, 3000)
+    calibration = calibrate(made, taxonomy, certifies={})
+    assert [field.name for field in calibration.fields] == [PATH_FIELD, BRAND_FIELD]
+    path = calibration.field(PATH_FIELD)
+    assert path.threshold in path.grid
+    assert path.bound <= ALPHA_CATEGORY
+    assert [depth.depth for depth in path.depths] == [1, 2, 3]
+    assert Calibration.from_json(calibration.to_json()) == calibration
+    # What serving fills is what was tested.
+    judged = tree_predictions(rng, 20_000)[1]
+    predictions = decide_fields(judged, calibration)
+    filled = compute_prefilled(predictions, taxonomy=taxonomy, calibration=calibration)[:, :-1]
+    assert (filled == (np.where(predictions.paths.nodes >= 0, predictions.paths.scores, 0) >= path.threshold)).all()
+    deepest = np.maximum(filled.sum(axis=1) - 1, 0)[:, None]
+    true_nodes = build_ground_truth(judged.labels, taxonomy).nodes
+    wrong = (np.take_along_axis(predictions.paths.nodes, deepest, 1) != np.take_along_axis(true_nodes, deepest, 1))[
+        :, 0
+    ]
+    assert 0.2 < filled[:, 0].mean() < 1
+    assert wrong[filled[:, 0]].mean() <= ALPHA_CATEGORY
+
+
 def test_a_saturated_model_is_filled_at_every_level():
     # Every answer is right and parents are surer than children: the parent's threshold must serve the child too.
     taxonomy, rng = create_small_taxonomy(), np.random.default_rng(6)
@@ -81,7 +107,7 @@ def test_a_saturated_model_is_filled_at_every_level():
     for _ in range(20):  # whichever half of the listings is drawn
         ids = tuple(str(i) for i in rng.integers(0, 1 << 40, count))
         drawn = dataclasses.replace(create_predictions(logits, leaves), listing_ids=ids)
-        fields = calibrate(drawn, taxonomy, certifies={}).fields
+        fields = calibrate(drawn, taxonomy, certifies={}, guarantee=EACH_DEPTH).fields
         assert None not in [f.threshold for f in fields[:3]]
     assert None not in [f.threshold for f in fields[:3]]
     assert fields[3].threshold is None  # no brand label at all
@@ -106,16 +132,16 @@ def test_calibration_of_a_whole_model_keeps_thresholds_growing_with_depth():
         photo_urls=tuple(f"{i}.jpg" for i in range(count)),
         unusable=(),
     )
-    calibration = calibrate(predictions, taxonomy, certifies={"precision": "fp32"})
+    calibration = calibrate(predictions, taxonomy, certifies={"precision": "fp32"}, guarantee=EACH_DEPTH)
     categories = [f for f in calibration.fields if f.name.startswith("category")]
     assert [f.name for f in calibration.fields] == ["category_depth_1", "category_depth_2", "category_depth_3", "brand"]
     thresholds = [f.threshold for f in categories]
     assert None not in thresholds
     assert thresholds == sorted(thresholds)
     assert all(f.alpha == ALPHA_CATEGORY for f in categories)
-    assert sum(f.delta for f in calibration.fields) == pytest.approx(DELTA)
-    # Half of the listings at each depth; 'tools' is a root and a leaf, so fewer answers reach the third.
-    assert 1300 < categories[0].num_listings < 1700
+    assert calibration.total_delta == DELTA
+    # Four fifths of the listings; 'tools' is a root and a leaf, so fewer answers reach the third depth.
+    assert 2300 < categories[0].num_listings < 2500
     assert categories[2].num_listings < categories[0].num_listings
     assert calibration.certifies["precision"] == "fp32"
 
@@ -225,7 +251,7 @@ def test_a_sole_root_guarantees_nothing_of_its_own():
         photo_urls=("",) * 1000,
         unusable=(),
     )
-    calibration = calibrate(made, tree, certifies={})
+    calibration = calibrate(made, tree, certifies={}, guarantee=EACH_DEPTH)
     root, leaf, _ = calibration.fields
     assert root.threshold is None
     assert "the only category at this depth" in root.uncertified_reason

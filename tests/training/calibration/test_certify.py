@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from training.calibration.certify import Guarantee, certify
+from training.calibration.threshold_tests import FieldTests, build_grid, count_required
 from training.statistics.estimates import compute_clopper_pearson_upper
 from vision.errors import ListingVisionError
 
@@ -24,7 +25,15 @@ def error_share_by_threshold(scores, right):
 def field(rng, num_listings, alpha=0.05, delta=0.05):
     tune_scores, _ = sample_scores(rng, num_listings)
     scores, right = sample_scores(rng, num_listings)
-    return certify(name="x", alpha=alpha, delta=delta, tune_scores=tune_scores, scores=scores, right=right)
+    return certify_scores(tune_scores, scores, right, alpha=alpha, delta=delta)
+
+
+def certify_scores(tune_scores, scores, right, *, alpha=0.05, delta=0.05):
+    grid = build_grid(tune_scores, num_listings=len(scores), required=count_required(alpha, delta))
+    (certified,) = certify(
+        [FieldTests.from_scores("brand", alpha=alpha, grid=grid, scores=scores, right=right)], delta=delta
+    )
+    return certified
 
 
 @pytest.mark.parametrize("num_listings", [500, 2500])
@@ -67,9 +76,9 @@ def test_a_filled_field_carries_the_evidence_for_its_guarantee():
 
 def test_no_tune_listing_says_that_there_was_nothing_to_test():
     scores = np.linspace(0.5, 1, 500)
-    never = certify(name="x", alpha=0.05, delta=0.05, tune_scores=np.empty(0), scores=scores, right=np.ones(500, bool))
+    never = certify_scores(np.empty(0), scores, np.ones(500, bool))
     assert "there is no threshold to test" in never.uncertified_reason
-    shifted = certify(name="x", alpha=0.05, delta=0.05, tune_scores=scores + 1, scores=scores, right=np.ones(500, bool))
+    shifted = certify_scores(scores + 1, scores, np.ones(500, bool))
     assert "the strictest threshold tried, 1.851, fills none of 500 calibration listings" in shifted.uncertified_reason
 
 
@@ -87,7 +96,7 @@ def test_too_few_listings_say_how_many_are_needed():
 def test_a_model_that_is_wrong_too_often_is_never_filled():
     rng = np.random.default_rng(2)
     scores = rng.random(1000)
-    never = certify(name="x", alpha=0.05, delta=0.05, tune_scores=scores, scores=scores, right=rng.random(1000) < 0.5)
+    never = certify_scores(scores, scores, rng.random(1000) < 0.5)
     assert never.threshold is None
     assert "of them wrongly, which does not prove 95%; at this share of errors no number" in never.uncertified_reason
 
@@ -95,19 +104,17 @@ def test_a_model_that_is_wrong_too_often_is_never_filled():
 def test_where_more_listings_would_do_it_says_how_many():
     # 3 % of all are wrong whatever the score: 200 cannot prove 95 %, some more can.
     scores, right = np.linspace(0.5, 1, 200), np.arange(200) % 33 != 0
-    never = certify(name="x", alpha=0.05, delta=0.05, tune_scores=scores, scores=scores, right=right)
+    never = certify_scores(scores, scores, right)
     assert never.threshold is None
     wanted = int(never.uncertified_reason.split("about ")[1].split(" ")[0])
     scores, right = np.linspace(0.5, 1, 2 * wanted), np.arange(2 * wanted) % 33 != 0
-    assert (
-        certify(name="x", alpha=0.05, delta=0.05, tune_scores=scores, scores=scores, right=right).threshold is not None
-    )
+    assert certify_scores(scores, scores, right).threshold is not None
 
 
 def test_what_cannot_be_filled_has_no_part_in_the_test():
     scores = np.concatenate([np.linspace(0.5, 1, 300), np.full(100, -np.inf)])
     right = np.isfinite(scores)
-    certified = certify(name="x", alpha=0.05, delta=0.05, tune_scores=scores, scores=scores, right=right)
+    certified = certify_scores(scores, scores, right)
     assert certified.num_filled == 300
     assert certified.num_listings == 400
     assert certified.threshold == 0.5
@@ -115,6 +122,6 @@ def test_what_cannot_be_filled_has_no_part_in_the_test():
 
 def test_a_perfect_model_is_filled_everywhere():
     scores = np.random.default_rng(3).random(300)
-    always = certify(name="x", alpha=0.05, delta=0.05, tune_scores=scores, scores=scores, right=np.ones(300, bool))
+    always = certify_scores(scores, scores, np.ones(300, bool))
     assert always.num_filled == 300
     assert always.num_errors == 0

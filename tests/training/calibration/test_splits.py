@@ -5,7 +5,7 @@ import pytest
 
 from tests.support.helpers import create_small_taxonomy
 from tests.support.predictions import create_predictions
-from training.calibration.splits import CalibrationListings, choose_tune_half, split_calibration_rows
+from training.calibration.splits import CalibrationListings, choose_tune_listings, split_calibration_rows
 from vision.errors import ManifestError
 from vision.manifest import Manifest
 
@@ -14,7 +14,7 @@ def test_a_calibration_split_is_kept_for_the_tests():
     rows = [{"listing_id": str(i), "photo": f"{i}.jpg", "split": split} for i, split in enumerate(("train", "val"))]
     tune, tested, description = split_calibration_rows(Manifest.from_rows(rows, ""))
     assert (len(tune), tested) == (1, None)
-    assert description == "val, half of the listings by hash of listing id"
+    assert description == "val, four fifths of the listings by hash of listing id"
     rows.append({"listing_id": "9", "photo": "9.jpg", "split": "calibrate"})
     tune, tested, description = split_calibration_rows(Manifest.from_rows(rows, ""))
     assert tune.column("listing_id").to_pylist() == ["1"]
@@ -27,16 +27,16 @@ def test_a_calibration_split_is_kept_for_the_tests():
         split_calibration_rows(Manifest.from_rows(rows, ""), tune_split="tune")
 
 
-def test_half_of_the_listings_are_for_tuning_the_same_ones_each_time():
+def test_a_fifth_of_the_listings_is_for_tuning_the_same_ones_each_time():
     predictions = create_predictions(np.zeros((400, 4)), np.zeros(400, int))
-    is_tune = choose_tune_half(predictions)
-    assert 150 < is_tune.sum() < 250
+    is_tune = choose_tune_listings(predictions)
+    assert 50 < is_tune.sum() < 110
     reversed_ids = dataclasses.replace(predictions, listing_ids=predictions.listing_ids[::-1])
-    assert (choose_tune_half(reversed_ids) == is_tune[::-1]).all()
+    assert (choose_tune_listings(reversed_ids) == is_tune[::-1]).all()
 
 
 def test_too_few_listings_are_all_for_tuning():
-    assert choose_tune_half(create_predictions(np.zeros((1, 4)), np.zeros(1, int))).tolist() == [True]
+    assert choose_tune_listings(create_predictions(np.zeros((1, 4)), np.zeros(1, int))).tolist() == [True]
 
 
 def test_chosen_listings_are_numbered_from_zero():

@@ -193,3 +193,16 @@ def test_swapping_the_models_mirrors_the_figures():
         mirrored = back.field(field.name).counts
         assert (field.counts.num_lost, field.counts.num_won) == (mirrored.num_won, mirrored.num_lost)
         assert field.counts.change == -mirrored.change
+
+
+def test_a_path_is_compared_by_its_deepest_prefilled_category():
+    a, b = model(TAXONOMY, thresholds={"category_path": 0.9}), model(TAXONOMY)
+    rows = [
+        ("gala", "", ("gala", 1), ("gala", 1)),
+        ("fuji", "", ("gala", 1), ("gala", 1)),
+        ("apple", "", ("gala", 1), ("gala", 1)),  # filled below what its label tells
+        ("", "", ("gala", 1), ("gala", 1)),
+    ]
+    path = compare_rows(rows, a, b).coverage[0]
+    assert (path.name, path.a.num_filled, path.a.num_known, path.a.num_right) == ("category_path", 4, 3, 1)
+    assert (path.a.alpha, path.b.alpha, path.b.num_filled) == (0.05, None, 0)

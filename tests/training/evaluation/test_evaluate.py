@@ -8,7 +8,7 @@ from tests.support.helpers import create_small_taxonomy
 from training.evaluation.evaluate import evaluate, format_table, group_pseudo_listings, replace_nan
 from training.evaluation.long_tail import LeafCounts
 from training.inference.predictions import Predictions
-from vision.calibration import BRAND_FIELD, Calibration, FieldGuarantee, get_field_name
+from vision.calibration import BRAND_FIELD, PATH_FIELD, Calibration, FieldGuarantee, get_field_name
 from vision.manifest import Labels
 from vision.taxonomy import OTHER_BRAND
 
@@ -229,3 +229,13 @@ def test_pseudo_listings_hold_photos_of_one_category_and_brand():
     for group in range(groups.max() + 1):
         assert len(set(labels.category_nodes[groups == group])) == 1
         assert len(set(labels.brands[groups == group])) == 1
+
+
+def test_a_path_is_evaluated_by_its_deepest_prefilled_category():
+    calibration = Calibration(fields=(create_guarantee(PATH_FIELD, 0.5),), certifies={})
+    listing = evaluate(PREDICTIONS, taxonomy=TAXONOMY, calibration=calibration)["listing"]
+    path = listing["fields"][PATH_FIELD]
+    # The Gala and the lemon are right; the third has the label 'apple', the leaf below it is a guess.
+    assert (path["num"], path["num_filled"]) == (3, 3)
+    assert path["precision"] in (pytest.approx(2 / 3), 1)
+    assert listing["selective"]["category_depth_1"]["certified"]["threshold"] == 0.5

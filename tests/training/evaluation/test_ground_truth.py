@@ -2,7 +2,14 @@ import numpy as np
 import pytest
 
 from tests.support.helpers import create_small_taxonomy
-from training.evaluation.ground_truth import GroundTruth, build_ground_truth, evaluate_paths, merge_listing_labels
+from training.evaluation.ground_truth import (
+    GroundTruth,
+    StepResults,
+    build_ground_truth,
+    evaluate_deepest_filled,
+    evaluate_paths,
+    merge_listing_labels,
+)
 from vision.decision import Paths
 from vision.manifest import Labels
 
@@ -68,3 +75,10 @@ def test_truth_has_an_ancestor_at_each_known_depth():
         [-1, -1, -1],
     ]
     assert truth.leaves.tolist() == [1, -1, 3, -1]
+
+
+def test_the_deepest_filled_step_decides():
+    known = np.ones((4, 2), bool)
+    steps = StepResults(known, np.array([[1, 1], [1, 0], [1, 0], [1, 1]], bool))
+    filled = np.array([[1, 1], [1, 1], [1, 0], [0, 0]], bool)
+    assert evaluate_deepest_filled(filled, steps).tolist() == [True, False, True, False]

@@ -5,6 +5,7 @@ import pytest
 from tests.conftest import ROOT
 from training.export.model_card import format_guarantees, render_model_card
 from vision.bundle import load_bundle
+from vision.calibration import DepthEvidence, FieldGuarantee
 
 
 @pytest.fixture(scope="module")
@@ -48,3 +49,17 @@ def test_a_converted_model_and_added_brands_are_named(stored):
     assert "- Brands added without training: Öko (3 photos), Pink (5 photos)\n" in card
     assert "by rounding: +0.00 points of top-1 against fp32 on 9 tune photos; photos/s" in card
     assert "that converted it: fp32 50\n\n## Metrics" in card
+
+
+def test_a_path_is_shown_with_what_it_did_at_each_depth(stored):
+    path = FieldGuarantee(
+        name="category_path", alpha=0.05, delta=0.025, threshold=0.9, num_listings=200, num_filled=150, num_errors=3,
+        depths=(DepthEvidence(depth=1, num_listings=200, num_filled=150, num_errors=0),), num_below_truth=1,
+    )  # fmt: skip
+    calibration = dataclasses.replace(stored.calibration, fields=(path,), delta=0.05)
+    lines = format_guarantees(calibration)
+    assert lines[1] == "  depth 1: 150 of 200 prefilled, 0 wrong (0.0%-2.4%; measured, not guaranteed)"
+    assert lines[2].startswith("  1 of the errors are categories below a label")
+    card = render_model_card(stored.info, stored.taxonomy, calibration)
+    assert "together with probability at least\n95%." in card
+    assert f"\n- {lines[1].strip()}\n" in card

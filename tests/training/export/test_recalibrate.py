@@ -75,5 +75,7 @@ def test_guarantees_hold_only_for_the_backend_that_they_were_made_with(bundle, t
 
 def test_a_certificate_names_all_that_it_holds_for(bundle):
     certifies = json.loads(bundle.calibration.to_json())["certifies"]
-    assert set(certifies) == {"backend", "weights", "model", "taxonomy", "preprocessing", "precision", "split"}
+    assert set(certifies) == {
+        "backend", "weights", "model", "taxonomy", "preprocessing", "precision", "split", "selected_on"
+    }  # fmt: skip
     assert certifies["backend"] == "onnxruntime-cpu"

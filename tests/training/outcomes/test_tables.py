@@ -80,3 +80,16 @@ def test_without_suggestions_the_error_names_what_records_them(tmp_path):
         open_tables(str(tmp_path), {"": create_small_taxonomy()}),
     ):
         pass
+
+
+def test_a_path_is_accepted_by_its_deepest_prefilled_category(tmp_path):
+    url = write_tables(
+        tmp_path,
+        [create_suggestion(str(i), 1, filled=filled) for i, filled in enumerate((3, 2, 2, 0, 3))],
+        [create_outcome(str(i), 2, chosen) for i, chosen in enumerate(("gala", "fuji", "lemon", "lemon", "apple"))],
+    )
+    with open_tables(url, {"": create_small_taxonomy()}) as tables:
+        found = tables.load_outcomes("category_path")
+    # Nothing was prefilled for the fourth; the fifth is prefilled below what the seller chose.
+    assert found.accepted.tolist() == [True, True, False, False]
+    assert found.filled.all()

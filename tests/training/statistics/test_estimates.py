@@ -4,6 +4,7 @@ from scipy.stats import binom
 
 from training.statistics.estimates import (
     bin_reliability,
+    compute_clopper_pearson_interval,
     compute_clopper_pearson_upper,
     estimate_calibration_error,
     estimate_hierarchical,
@@ -78,3 +79,11 @@ def test_the_bound_is_the_share_at_which_so_few_errors_become_unlikely():
     assert binom.cdf(3, 200, bound) == pytest.approx(0.05)
     assert compute_clopper_pearson_upper(0, 59, alpha=0.05) == pytest.approx(1 - 0.05 ** (1 / 59))
     assert compute_clopper_pearson_upper(5, 5, alpha=0.05) == 1.0
+
+
+def test_an_exact_interval_leaves_a_fortieth_at_each_end():
+    low, high = compute_clopper_pearson_interval(3, 200)
+    assert binom.cdf(3, 200, high) == pytest.approx(0.025)
+    assert binom.sf(2, 200, low) == pytest.approx(0.025)
+    assert compute_clopper_pearson_interval(0, 0) == (0, 1)
+    assert compute_clopper_pearson_interval(0, 50)[0] == 0
