@@ -32,5 +32,6 @@ def onnx_forward(path: Path, *, num_threads: int | None = None) -> Infer:
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads or 0
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # as in vision/engine.py
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return lambda photos_nhwc: Logits(*session.run(list(OUTPUT_NAMES), {INPUT_NAME: photos_nhwc}))

@@ -12,6 +12,7 @@ from typing import Any
 import typer
 
 from vision.errors import ListingVisionError
+from vision.runtime.cpus import set_thread_policy
 
 __all__ = ["EXIT_INTERRUPTED", "LOG_FIELDS", "create_cli_app", "run_app", "run_command"]
 
@@ -53,6 +54,7 @@ def run_app(app: typer.Typer) -> None:
 
     A failure is one message on stderr; `--debug` anywhere on the line adds the traceback.
     """
+    set_thread_policy()
     debug = "--debug" in sys.argv
     if debug:
         sys.argv.remove("--debug")

@@ -8,6 +8,8 @@ from vision.runtime.cli import create_cli_app, run_app
 
 PROGRAM = """
 import logging
+import os
+import sys
 from vision.errors import ListingVisionError
 from vision.runtime.cli import run_command
 
@@ -17,6 +19,8 @@ def verb(kind: str) -> None:
         raise ListingVisionError("a file is missing; give another one")
     if kind == "package":
         import no_such_package
+    if kind == "threads":
+        print(os.environ["OMP_WAIT_POLICY"], "torch" in sys.modules)
     if kind == "bug":
         raise KeyError("x")
 
@@ -68,3 +72,7 @@ def test_an_app_without_a_verb_shows_its_help(capsys, monkeypatch):
     with pytest.raises(SystemExit, match="0"):
         run_app(app)
     assert "Some help." in capsys.readouterr().out
+
+
+def test_the_thread_policy_is_set_before_torch_is_loaded():
+    assert run("threads").stdout.split() == ["PASSIVE", "False"]
