@@ -34,7 +34,7 @@ MODEL_ENVIRONMENT = (
     "packaging==26.3",
     "protobuf==7.36.2",
     # A model must decode photos exactly as this environment does.
-    *(f"{package}=={metadata.version(package)}" for package in ("pillow", "pi-heif")),
+    *(f"{package}=={metadata.version(package)}" for package in ("pillow", "pi-heif", "simplejpeg")),
 )
 HOME_VARIABLE = "LISTING_VISION_TRITON_HOME"
 

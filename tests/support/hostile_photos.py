@@ -139,11 +139,42 @@ def _truncated_uploads() -> Iterator[HostilePhoto]:
     yield _create_decodable(
         "png_without_end", png[:-12], "Written by a program that forgets its last chunk.", create_scene()
     )
-    ended = encode_image(create_scene())[:-300] + b"\xff\xd9"
+    yield _create_refused("gif_without_frame", PhotoUnreadable, files.gif([], 16, 16), "A screen, but no photo on it.")
+    yield from _damaged_jpegs()
+
+
+def _damaged_jpegs() -> Iterator[HostilePhoto]:
+    """JPEGs whose structure is whole or nearly so: libjpeg shows each of them, without an error."""
+    unreadable, cmyk = PhotoUnreadable, create_scene(120, 90).convert("CMYK")
+    kinds = {
+        "jpeg": encode_image(create_scene(120, 90), quality=95),
+        "progressive": encode_image(create_scene(120, 90), quality=95, progressive=True),
+        "jpeg_with_restarts": encode_image(create_scene(120, 90), quality=95, restart_marker_blocks=8),
+        "grey_jpeg": encode_image(create_scene(120, 90).convert("L"), quality=95),
+        "cmyk_jpeg": encode_image(cmyk, quality=95),
+    }
+    for name, whole in kinds.items():
+        shown = create_scene(120, 90).convert("L") if name == "grey_jpeg" else create_scene(120, 90)
+        yield _create_decodable(
+            f"{name}_without_end", whole[:-2], "A camera that forgets the end marker.", shown.convert("RGB")
+        )
+        at = whole.index(b"\xff\xda")
+        at += (len(whole) - at) // 20
+        closed = whole[:at] + b"\xff\xd9"
+        yield _create_refused(
+            f"{name}_cut_and_closed", unreadable, closed, "Cut by a tool that then wrote an end marker."
+        )
+        zeros = bytes(len(whole) - at)
+        yield _create_refused(f"{name}_zeroed", PhotoTruncated, whole[:at] + zeros, "A disk that was full.")
+        yield _create_refused(
+            f"{name}_zeroed_and_closed", unreadable, whole[:at] + zeros[:-2] + b"\xff\xd9", "A sync that lost blocks."
+        )
+    padded = kinds["jpeg"][:-2] + bytes(500) + b"\xff\xd9"
     yield _create_decodable(
-        "jpeg_cut_and_closed", ended, "Cut by a tool that then wrote an end mark: nobody can tell any more."
+        "jpeg_padded", padded, "A camera that fills up its card's block before the end.", create_scene(120, 90)
     )
-    yield _create_refused("gif_without_frame", PhotoTruncated, files.gif([], 16, 16), "A screen, but no photo on it.")
+    tail = kinds["jpeg"][:-2] + random.Random(3).randbytes(500).replace(b"\xff", b"\0") + b"\xff\xd9"
+    yield _create_refused("jpeg_with_too_many_codes", unreadable, tail, "More coded data than its pixels take.")
 
 
 def _bombs() -> Iterator[HostilePhoto]:
@@ -203,10 +234,11 @@ def _bombs() -> Iterator[HostilePhoto]:
     yield _create_refused("arithmetic_scan_bomb", unreadable, bomb, "The same, arithmetic coded: 50 kB, and minutes.")
     bomb = files.jpeg_by_scans(*_LARGEST, [files.jpeg_scan(spectrum=(0, 63))] * 5000, frame=0xC0, num_components=3)
     yield _create_refused("sequential_scan_bomb", unreadable, bomb, "The same, of a JPEG that is not even progressive.")
-    skip = files.empty_blocks(num_blocks)
-    first = files.jpeg_scan(spectrum=(1, 63), bit=1, data=skip)
-    again = files.jpeg_scan(spectrum=(1, 63), bit=0x10, data=skip)
-    heavy = files.jpeg_by_scans(*_LARGEST, [dc, first, *[again] * 18])
+    scans = [files.jpeg_scan(data=bytes(num_blocks // 8 + 1), bit=bit) for bit in (5, 0x54, 0x43, 0x32, 0x21, 0x10)]
+    bits = (13, *(bit << 4 | bit - 1 for bit in range(13, 0, -1)))
+    scans += [files.jpeg_scan(spectrum=(1, 63), bit=bit, data=files.empty_blocks(num_blocks)) for bit in bits]
+    assert len(scans) == 20
+    heavy = files.jpeg_by_scans(*_LARGEST, scans)
     yield HostilePhoto(
         name="scans_at_limit",
         story="Twenty scans over 50 megapixels, as many as are allowed, of the kind that costs most without data.",
@@ -239,8 +271,28 @@ def _jpegs() -> Iterator[HostilePhoto]:
     places = [at for at in range(len(restarts) - 1) if restarts[at] == 0xFF and 0xD0 <= restarts[at + 1] <= 0xD7]
     for at in places[::3]:
         restarts[at + 1] = 0xD0 | (restarts[at + 1] + 3) % 8
+    yield _create_refused(
+        "jpeg_restarts_in_disorder", unreadable, bytes(restarts), "A damaged memory card: strips are in wrong places."
+    )
+    at = jpeg.index(b"\xff\xdb")
     yield _create_decodable(
-        "jpeg_restarts_in_disorder", bytes(restarts), "A damaged memory card; libjpeg finds its way again."
+        "jpeg_with_bytes_between_segments", jpeg[:at] + b"abc" + jpeg[at:], "A careless editor.", create_scene()
+    )
+    yield _create_decodable(
+        "jpeg_of_jfif_3", jpeg.replace(b"JFIF\0\1", b"JFIF\0\3"), "A version that there is not.", create_scene()
+    )
+    at = jpeg.index(b"\xff\xda") + 11
+    assert jpeg[at : at + 3] == b"\0\x3f\0"
+    yield _create_decodable(
+        "jpeg_of_no_spectrum",
+        jpeg[:at] + bytes(3) + jpeg[at + 3 :],
+        "Its scan states no spectrum.",
+        create_scene(),
+    )
+    at = jpeg.index(b"\xff\xe0")
+    adobe = files.jpeg_segment(0xEE, b"Adobe\0\x64" + bytes(4) + b"\x09")
+    yield _create_decodable(
+        "jpeg_of_unknown_transform", jpeg[:at] + adobe + jpeg[at:], "Colours stored in an unknown way.", create_scene()
     )
     scan = [files.jpeg_scan()]
     for num_components, name in ((2, "two"), (5, "five")):
@@ -250,6 +302,16 @@ def _jpegs() -> Iterator[HostilePhoto]:
         )
     data = files.jpeg_by_scans(64, 64, scan, bits=12)
     yield _create_refused("jpeg_of_12_bits", unreadable, data, "A medical image, or a camera's raw preview.")
+    lossless = files.jpeg_by_scans(1600, 1600, [files.jpeg_scan(spectrum=(1, 0), data=bytes(400_000))], frame=0xC3)
+    yield _create_refused("jpeg_lossless", unreadable, lossless, "Of 1993, shown by no browser; it crashes decoders.")
+    samplings = [(3, 1), (1, 1), (1, 1)]
+    scans = [
+        files.jpeg_scan(number, data=files.zero_bits(across * down * 32 // 3))
+        for number, (across, down) in enumerate(samplings, 1)
+    ]
+    data = files.jpeg_by_scans(96, 64, scans, num_components=3, samplings=samplings)
+    grey = Image.new("RGB", (96, 64), "#808080")
+    yield _create_decodable("jpeg_of_rare_sampling", data, "Three luma samples to one of colour.", grey)
     data = files.jpeg_by_scans(64, 64, [files.jpeg_scan(spectrum=(0, 63))], frame=0xC9)
     yield _create_decodable("jpeg_arithmetic", data, "Patented when JPEG was young; some optimisers write it now.")
     yield _create_refused(
@@ -427,7 +489,7 @@ def _pngs() -> Iterator[HostilePhoto]:
     at = whole.index(b"IDAT") + 100
     damaged = whole[:at] + bytes(100) + whole[at + 100 :]
     yield _create_refused(
-        "png_with_damaged_pixels", PhotoTruncated, damaged, "A damaged memory card: its zlib stream breaks off."
+        "png_with_damaged_pixels", unreadable, damaged, "A damaged memory card: its zlib stream breaks off."
     )
 
     much = zlib.compress(bytes(20 << 20), 9)
@@ -479,7 +541,7 @@ def _gifs() -> Iterator[HostilePhoto]:
     )
     damaged = black[:-6] + b"\xff" * 4 + black[-2:]
     yield _create_refused(
-        "gif_with_damaged_pixels", PhotoTruncated, files.gif([damaged], 10, 10), "Its codes name what is not there."
+        "gif_with_damaged_pixels", PhotoUnreadable, files.gif([damaged], 10, 10), "Its codes name what is not there."
     )
 
 

@@ -94,20 +94,34 @@ def with_segments(jpeg: bytes, *segments: bytes) -> bytes:
 
 
 def jpeg_by_scans(
-    width: int, height: int, scans: Sequence[bytes], *, frame: int = 0xC2, num_components: int = 1, bits: int = 8
+    width: int,
+    height: int,
+    scans: Sequence[bytes],
+    *,
+    frame: int = 0xC2,
+    num_components: int = 1,
+    bits: int = 8,
+    samplings: Sequence[tuple[int, int]] = (),
 ) -> bytes:
     """Its Huffman tables know one code each, the bit 0: no difference for DC, a run of empty blocks for AC."""
     tables = jpeg_segment(0xDB, b"\0" + b"\1" * 64)
     tables += jpeg_segment(0xC4, b"\x00\x01" + bytes(15) + b"\x00") + jpeg_segment(
         0xC4, b"\x10\x01" + bytes(15) + b"\xe0"
     )
-    components = b"".join(bytes([number + 1, 0x11, 0]) for number in range(num_components))
+    samplings = samplings or [(1, 1)] * num_components
+    components = b"".join(bytes([number, across << 4 | down, 0]) for number, (across, down) in enumerate(samplings, 1))
     header = jpeg_segment(frame, struct.pack(">BHHB", bits, height, width, num_components) + components)
     return b"\xff\xd8" + tables + header + b"".join(scans) + b"\xff\xd9"
 
 
 def jpeg_scan(component: int = 1, *, spectrum: tuple[int, int] = (0, 0), bit: int = 0, data: bytes = b"") -> bytes:
     return jpeg_segment(0xDA, bytes([1, component, 0, *spectrum, bit])) + data
+
+
+def zero_bits(num_bits: int) -> bytes:
+    """For a scan of `jpeg_by_scans` of DC: so many blocks without a difference."""
+    num_bytes = -(-num_bits // 8)
+    return ((1 << 8 * num_bytes - num_bits) - 1).to_bytes(num_bytes)
 
 
 def empty_blocks(num_blocks: int) -> bytes:

@@ -3,8 +3,7 @@ import shutil
 
 import pytest
 
-from tests.conftest import ROOT
-from tests.support.bundles import change_manifest
+from tests.support.bundles import change_manifest, copy_version_0_1_bundle
 from vision.bundle import load_bundle
 from vision.bundle_manifest import check_model_name, read_manifest, write_manifest
 from vision.errors import BundleError
@@ -29,8 +28,8 @@ def test_what_is_written_is_read(bundle, tmp_path):
     assert read_manifest(tmp_path) == (bundle.info, bundle.sha256)
 
 
-def test_the_manifest_of_an_earlier_version_is_read():
-    assert load_bundle(ROOT / "tests/data/version_0_1/bundle").info.model_version == "03c6c8e484ab"
+def test_the_manifest_of_an_earlier_version_is_read(tmp_path):
+    assert load_bundle(copy_version_0_1_bundle(tmp_path)).info.model_version == "03c6c8e484ab"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Photos: from bytes to the model's input, by the one decoder that training and serving share."""
 
-from vision.images.decoding import ALLOWED_FORMATS, Photo, decode_photo, prepare_photo, read_size_px
+from vision.images.decoding import Photo, decode_photo, prepare_photo, read_size_px
+from vision.images.formats import ALLOWED_FORMATS
 from vision.images.limits import PhotoLimits, check_bytes
 from vision.images.preprocessing import Preprocessing
 

@@ -15,7 +15,8 @@ from PIL import Image, ImageCms
 from torch.nn import functional
 
 from vision.errors import DeviceDecoderUnavailable
-from vision.images import PhotoLimits
+from vision.images.jpeg import choose_jpeg_scale
+from vision.images.limits import PhotoLimits, check_cost
 
 __all__ = ["Box", "DeviceCrop", "DeviceDecoder", "find_plain_crop", "get_whole_box"]
 
@@ -40,7 +41,7 @@ class DeviceCrop(NamedTuple):
     num_pixels: int
     """As stored."""
     scale: int
-    """1, 2, 4 or 8: the divisor of both sides that Pillow's draft mode would use."""
+    """1, 2, 4 or 8: the divisor of both sides that `decode_photo` would use."""
     top: int
     left: int
     height: int
@@ -68,10 +69,11 @@ def find_plain_crop(
     choose_box: Callable[[Image.Image], Box] = get_whole_box,
     limits: PhotoLimits | None = None,
 ) -> DeviceCrop | None:
-    """Return the crop that the photo would get from Pillow, from its header alone.
+    """Return the crop that the photo would get from `decode_photo`, from its header alone.
 
-    None for whatever is not a whole, upright sRGB or grey JPEG that any decoder reads alike, within the limits: such
-    photos, and what is wrong with them, are left to `decode_photo`.
+    None for whatever is not an upright sRGB or grey JPEG with an end marker that any decoder reads alike, within the
+    limits: such photos, and what is wrong with them, are left to `decode_photo`. Damage between the header and the end
+    marker is not seen here, and a device shows it as grey or wrong colours.
 
     Args:
         data: the encoded photo.
@@ -80,16 +82,17 @@ def find_plain_crop(
         limits: default: `PhotoLimits`.
     """
     limits = limits or PhotoLimits()
-    # A cut file without its end mark still decodes on a device, to grey; Pillow refuses it.
+    # A device decodes a cut file to grey; `decode_photo` tells it from one that only lacks its end marker.
     if len(data) > limits.max_bytes or not data.endswith(_JPEG_END_MARKER):
         return None
     try:
+        check_cost(data, "JPEG", limits)
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as opened:
             if not _is_plain(opened, limits):
                 return None
             width, height = opened.size
             opened.draft(opened.mode, (at_least_px, at_least_px))
-            scale = next(s for s in (1, 2, 4, 8) if (-(-width // s), -(-height // s)) == opened.size)
+            scale = choose_jpeg_scale(width, height, at_least_px)
             box = choose_box(opened)
     # Header and EXIF of hostile bytes raise many types; `decode_photo` gives each its name.
     except Exception:

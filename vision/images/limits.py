@@ -1,14 +1,19 @@
 """Limits of what a photo may cost to decode: bytes, pixels, segments and scans, checked before anything is
 allocated."""
 
-import re
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vision.errors import PhotoEmpty, PhotoTooManyBytes, PhotoTooManyPixels, PhotoUnreadable
+from vision.images.jpeg_segments import (
+    FRAME_MARKERS,
+    PROGRESSIVE_MARKERS,
+    SCAN_MARKER,
+    SEQUENTIAL_MARKERS,
+    iterate_jpeg_segments,
+)
 
-__all__ = ["PhotoLimits", "check_bytes", "check_cost", "check_pixels", "has_scan"]
+__all__ = ["PhotoLimits", "check_bytes", "check_cost", "check_pixels"]
 
 _MAX_JPEG_SEGMENTS = 1000
 """Pillow reads them one by one and joins those of EXIF, in time that grows with their square. Phones write some dozens;
@@ -18,12 +23,6 @@ _MAX_SCANNED_PIXELS = 1_000_000_000
 of ten bytes costs up to 22 ms at 50 megapixels, so that 16 MiB of them would take half a day; measured on one core."""
 _MAX_PNG_PROFILES = 16
 """The standard allows one. Pillow inflates each of them, up to 1 MiB, before it keeps the last."""
-_MARKER = re.compile(rb"\xff[\x02-\xcf\xd9-\xfe]")
-"""Marker of a JPEG segment that has a length, or of the end: all but restarts and stuffed bytes."""
-_END_MARKER, _SCAN_MARKER = 0xD9, 0xDA
-_PROGRESSIVE_MARKERS = {0xC2, 0xC6, 0xCA, 0xCE}
-_FRAME_MARKERS = {0xC0, 0xC1, 0xC3, 0xC5, 0xC7, 0xC9, 0xCB, 0xCD, 0xCF} | _PROGRESSIVE_MARKERS
-"""Start of frame; ITU-T T.81, table B.1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,15 +72,17 @@ def check_cost(data: bytes, format_: str, limits: PhotoLimits) -> None:
 def _check_scans(data: bytes, limits: PhotoLimits) -> None:
     num_scans = num_pixels = 0
     num_components, one_scan = b"", False
-    for number, (marker, at) in enumerate(_iterate_jpeg_segments(data)):
+    for number, (marker, at) in enumerate(iterate_jpeg_segments(data)):
         if number == _MAX_JPEG_SEGMENTS:
             raise PhotoUnreadable(f"it has more than {_MAX_JPEG_SEGMENTS} segments; save it again as JPEG")
-        if marker in _FRAME_MARKERS:
+        if marker in FRAME_MARKERS:
+            if marker not in SEQUENTIAL_MARKERS | PROGRESSIVE_MARKERS:
+                raise PhotoUnreadable("it is a lossless or hierarchical JPEG; save it again as plain JPEG")
             height, width = struct.unpack(">HH", data[at + 3 : at + 7].ljust(4, b"\0"))
             check_pixels(width, height, limits)
             num_pixels, num_components = width * height, data[at + 7 : at + 8]
-            one_scan = marker not in _PROGRESSIVE_MARKERS
-        elif marker == _SCAN_MARKER:
+            one_scan = marker in SEQUENTIAL_MARKERS
+        elif marker == SCAN_MARKER:
             if one_scan and data[at + 2 : at + 3] == num_components:
                 return  # no decoder looks for another one
             num_scans += 1
@@ -89,14 +90,6 @@ def _check_scans(data: bytes, limits: PhotoLimits) -> None:
                 raise PhotoUnreadable(
                     f"more than {num_scans - 1} scans of {num_pixels / 1e6:.1f} MP; save it again as plain JPEG"
                 )
-
-
-def _iterate_jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
-    """Yield the marker of each segment and the offset of its length."""
-    at = 2
-    while (found := _MARKER.search(data, at)) and found[0][1] != _END_MARKER:
-        yield found[0][1], found.end()
-        at = found.end() + int.from_bytes(data[found.end() : found.end() + 2])
 
 
 def _read_webp_canvas(data: bytes) -> tuple[int, int] | None:
@@ -110,8 +103,3 @@ def _read_webp_canvas(data: bytes) -> tuple[int, int] | None:
         sides = int.from_bytes(head[1:5], "little")
         return (sides & 0x3FFF) + 1, (sides >> 14 & 0x3FFF) + 1
     return int.from_bytes(head[6:8], "little") & 0x3FFF, int.from_bytes(head[8:10], "little") & 0x3FFF
-
-
-def has_scan(data: bytes) -> bool:
-    """Return whether a JPEG has the header of a scan, that is any pixels at all."""
-    return any(marker == _SCAN_MARKER for marker, _ in _iterate_jpeg_segments(data))

@@ -7,11 +7,12 @@ from typing import Literal
 
 __all__ = ["Preprocessing"]
 
-_DECODER_REVISION = 2
+_DECODER_REVISION = 3
 """Raise it whenever the same bytes decode to other pixels; part of the fingerprint.
 
 2: orientation read although the rest of the EXIF block is malformed; transparency and profile of 16-bit greys; the grey
 profile of greys with alpha; white around a GIF frame that is smaller than its screen.
+3: JPEGs without an end marker are decoded, damaged ones are refused.
 """
 
 

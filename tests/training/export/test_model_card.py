@@ -2,15 +2,15 @@ import dataclasses
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.support.bundles import copy_version_0_1_bundle
 from training.export.model_card import format_guarantees, render_model_card
 from vision.bundle import load_bundle
 from vision.calibration import DepthEvidence, FieldGuarantee
 
 
 @pytest.fixture(scope="module")
-def stored():
-    return load_bundle(ROOT / "tests" / "data" / "version_0_1" / "bundle")
+def stored(tmp_path_factory):
+    return load_bundle(copy_version_0_1_bundle(tmp_path_factory.mktemp("stored")))
 
 
 def certify_first_field(calibration):

@@ -37,10 +37,6 @@ def resize(photo: np.ndarray, side: int) -> np.ndarray:
     return np.asarray(Image.fromarray(photo).resize((side, side), Image.Resampling.BICUBIC))
 
 
-def test_the_accepted_formats():
-    assert ALLOWED_FORMATS == ("JPEG", "PNG", "WEBP", "GIF", "AVIF", "HEIF")
-
-
 def create_heic_scene() -> bytes:
     return files.heif(files.hevc_item())
 
@@ -136,8 +132,7 @@ JPEG = encode_image(create_scene(400, 300))
     [
         (b"", PhotoEmpty, "0 bytes"),
         (b"hello, I am a text file", PhotoNotAnImage, "68656c6c6f2c2049 are those of no accepted format"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", PhotoNotAnImage, "no accepted format"),
-        (encode_image(create_scene(), "BMP"), PhotoNotAnImage, "no accepted format"),
+        (encode_image(create_scene(), "BMP"), PhotoNotAnImage, "it is of format BMP"),
         (JPEG[: len(JPEG) // 2], PhotoTruncated, "ends early"),
         (JPEG[:-400], PhotoTruncated, "ends early"),
         (JPEG[:20], PhotoTruncated, "header is cut short"),

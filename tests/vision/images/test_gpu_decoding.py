@@ -6,6 +6,7 @@ import torch
 from PIL import Image, ImageCms
 
 import vision.images.gpu_decoding
+from tests.support import photo_files as files
 from tests.support.helpers import create_scene, encode_image
 from training.recipe import Recipe, Stage
 from training.trainer.loading.augmentation import create_crop
@@ -107,6 +108,8 @@ NOT_PLAIN = {
     "too many pixels": encode_image(Image.new("L", (7072, 7072))),
     "header only": encode_image(create_scene())[:30],
     "cut short": encode_image(create_scene())[:-50],
+    "without an end marker": encode_image(create_scene())[:-2],
+    "lossless": files.jpeg_by_scans(64, 64, [files.jpeg_scan(spectrum=(1, 0), data=bytes(900))], frame=0xC3),
 }
 
 
