@@ -168,7 +168,9 @@ class Store:
         Raises:
             StorageError: another process holds the lock.
         """
-        with open(self._lock_file(path), "a+") as file:
+        lock_file = self._lock_file(path)
+        os.makedirs(posixpath.dirname(lock_file), exist_ok=True)
+        with open(lock_file, "a+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -182,23 +184,21 @@ class Store:
             yield
 
     def is_locked(self, path: str) -> bool:
-        with open(self._lock_file(path), "a+") as file:
-            try:
+        """Whether another process of this machine holds the lock; writes nothing, so the folder may be read-only."""
+        try:
+            with open(self._lock_file(path)) as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
         return False
 
     def _lock_file(self, path: str) -> str:
         """Return the path of the lock: among the files, or for remote storage in this machine's temporary folder."""
         if self.is_local:
-            at = self._resolve(path)
-        else:
-            at = posixpath.join(
-                tempfile.gettempdir(), f"listing-vision-{hashlib.sha256(self.url.encode()).hexdigest()}"
-            )
-        os.makedirs(posixpath.dirname(at), exist_ok=True)
-        return at
+            return self._resolve(path)
+        return posixpath.join(tempfile.gettempdir(), f"listing-vision-{hashlib.sha256(self.url.encode()).hexdigest()}")
 
     def _resolve(self, path: str) -> str:
         return posixpath.join(self._root, path)

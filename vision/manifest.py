@@ -11,24 +11,41 @@ from dataclasses import dataclass
 from typing import IO, cast
 
 import fsspec
+import fsspec.asyn
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute
 import pyarrow.csv
-import pyarrow.json
 import pyarrow.parquet
 from fsspec.implementations.local import LocalFileSystem
 
 from vision.errors import ManifestError
+from vision.tables import open_table
 from vision.taxonomy import OTHER_BRAND, Taxonomy
 
-__all__ = ["COLUMNS", "SPLITS", "Labels", "Manifest", "open_for_replacement", "read_photo", "resolve_photo_url"]
+__all__ = [
+    "COLUMNS",
+    "PHOTO_TIMEOUT_S",
+    "SPLITS",
+    "Labels",
+    "Manifest",
+    "open_for_replacement",
+    "read_photo",
+    "resolve_photo_url",
+]
 
 COLUMNS = ("listing_id", "photo", "category", "brand", "split", "seller_id", "listed_at")
 REQUIRED_COLUMNS = ("listing_id", "photo")
 SPLITS = ("train", "val", "calibrate", "test")
 UNLABELLED = -1
+PHOTO_TIMEOUT_S = 30.0
+_ERRORS_BY_HTTP_STATUS: dict[int | None, type[OSError]] = {
+    401: PermissionError,
+    403: PermissionError,
+    404: FileNotFoundError,
+    410: FileNotFoundError,
+}
 
 # Ten million rows of one column are more bytes than 32-bit offsets reach, and joining chunks must not overflow;
 # columns of few values take four bytes a row as dictionaries.
@@ -69,26 +86,20 @@ class Manifest:
 
     @classmethod
     def load(cls, url: str) -> "Manifest":
-        """Read a manifest from Parquet, CSV or JSON Lines, by its ending.
+        """Read a manifest from Parquet, CSV or JSON Lines, by its ending; `vision.tables` says how.
 
         Raises:
             ManifestError: missing or unreadable file, unknown ending, missing column or value.
         """
-        readers = {".parquet": _read_parquet, ".csv": _read_csv, ".jsonl": _read_jsonl}
-        reader = readers.get(_get_ending(url))
-        if reader is None:
-            raise ManifestError(f"manifest {url}: ending {_get_ending(url)!r} is not one of {', '.join(readers)}")
-        try:
-            with fsspec.open(url, "rb") as file:
-                table, found = reader(cast(IO[bytes], file))
-        except (OSError, pa.ArrowInvalid) as error:
-            raise ManifestError(f"manifest {url} cannot be read: {error}") from error
-        missing = [name for name in REQUIRED_COLUMNS if name not in found]
+        source = open_table(url)
+        missing = [name for name in REQUIRED_COLUMNS if name not in source.columns]
         if missing:
-            raise ManifestError(f"manifest {url}: column {missing[0]!r} is missing; it has {', '.join(found)}")
-        completed = _complete_columns(table)
-        _check_required(completed, url)
-        return cls(completed, posixpath.dirname(url))
+            raise ManifestError(f"manifest {url}: column {missing[0]!r} is missing; it has {', '.join(source.columns)}")
+        batches = source.read([name for name in COLUMNS if name in source.columns], paths=("photo",))
+        pieces = [_complete_columns(pa.Table.from_batches([batch])) for batch in batches]
+        table = pa.concat_tables([_SCHEMA.empty_table(), *pieces]).unify_dictionaries()
+        _check_required(table, url)
+        return cls(table, posixpath.dirname(url))
 
     @classmethod
     def from_rows(cls, rows: Sequence[Mapping[str, str]], base_url: str) -> "Manifest":
@@ -216,29 +227,45 @@ def resolve_photo_url(base_url: str, photo: str) -> str:
     return photo if "://" in photo or photo.startswith("/") else posixpath.join(base_url, photo)
 
 
-def read_photo(url: str) -> bytes:
+def read_photo(url: str, *, timeout_s: float = PHOTO_TIMEOUT_S) -> bytes:
     """Return the stored bytes of one photo, by path or fsspec URL, or from a tar shard by `….tar#offset+size`.
 
+    Args:
+        timeout_s: how long a server may take; file systems that block, such as local disks, have no limit.
+
     Raises:
+        FileNotFoundError: it does not exist (HTTP 404, 410).
+        PermissionError: it may not be read (HTTP 401, 403).
+        TimeoutError: the server has not answered in time.
         OSError: it cannot be read.
     """
     try:
         if ".tar#" in url:
-            return _read_from_shard(url)
+            return _read_from_shard(url, timeout_s)
         if "://" not in url:
             with open(url, "rb") as file:
                 return file.read()
         fs, path = fsspec.core.url_to_fs(url)
-        # One request; an opened file would first ask for its size.
-        return cast(bytes, fs.cat_file(path))
+        return _fetch(fs, path, timeout_s)
     except OSError:
         raise
     # Each file system behind fsspec raises its own types, and a missing driver an ImportError.
     except Exception as error:
-        raise OSError(f"{type(error).__name__}: {error}") from error
+        kind = _ERRORS_BY_HTTP_STATUS.get(getattr(error, "status", None), OSError)
+        raise kind(f"{type(error).__name__}: {error}") from error
 
 
-def _read_from_shard(url: str) -> bytes:
+def _fetch(fs: fsspec.AbstractFileSystem, path: str, timeout_s: float, **byte_range: int) -> bytes:
+    # One request; an opened file would first ask for its size.
+    if not fs.async_impl:
+        return cast(bytes, fs.cat_file(path, **byte_range))
+    try:
+        return cast(bytes, fsspec.asyn.sync(fs.loop, fs._cat_file, path, timeout=timeout_s, **byte_range))
+    except TimeoutError as error:
+        raise TimeoutError(f"{path}: the server has not answered within {timeout_s:.3g} s") from error
+
+
+def _read_from_shard(url: str, timeout_s: float) -> bytes:
     shard, _, byte_range = url.rpartition("#")
     parsed = re.fullmatch(r"(\d{1,18})\+(\d{1,18})", byte_range, re.ASCII)
     if parsed is None:
@@ -253,7 +280,7 @@ def _read_from_shard(url: str) -> bytes:
             # No more is allocated than there is, whatever size is asked for.
             data = file.read(min(size, max(0, os.fstat(file.fileno()).st_size - offset)))
     else:
-        data = cast(bytes, fs.cat_file(path, start=offset, end=offset + size)) if size else b""
+        data = _fetch(fs, path, timeout_s, start=offset, end=offset + size) if size else b""
     if len(data) != size:
         raise OSError(
             f"photo {url}: the shard has {len(data)} of its {size} bytes; it is cut short or another one, "
@@ -279,31 +306,6 @@ def open_for_replacement(url: str) -> Iterator[IO[bytes]]:
 
 def _get_ending(url: str) -> str:
     return posixpath.splitext(url)[1].lower()
-
-
-def _read_parquet(file: IO[bytes]) -> tuple[pa.Table, list[str]]:
-    found = pyarrow.parquet.read_schema(file)
-    wanted = [name for name in COLUMNS if name in found.names]
-    dictionary_columns = [
-        name for name in _DICTIONARY_COLUMNS if name in wanted and pa.types.is_string(found.field(name).type)
-    ]
-    file.seek(0)
-    return pyarrow.parquet.read_table(file, columns=wanted, read_dictionary=dictionary_columns), found.names
-
-
-def _read_csv(file: IO[bytes]) -> tuple[pa.Table, list[str]]:
-    options = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(COLUMNS, pa.string()))
-    table = pyarrow.csv.read_csv(file, convert_options=options)
-    return table, table.column_names
-
-
-def _read_jsonl(file: IO[bytes]) -> tuple[pa.Table, list[str]]:
-    # Inferred types would read an id that looks like a date as one.
-    options = pyarrow.json.ParseOptions(
-        explicit_schema=pa.schema([(name, pa.string()) for name in COLUMNS]), unexpected_field_behavior="ignore"
-    )
-    table = pyarrow.json.read_json(file, parse_options=options)
-    return table, table.column_names
 
 
 def _write_parquet(table: pa.Table, file: IO[bytes]) -> None:

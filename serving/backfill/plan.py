@@ -5,6 +5,7 @@ stored together are read together; it spills to disk what exceeds its memory. Th
 one with the first row and the number of rows of each shard.
 """
 
+import bisect
 import hashlib
 import posixpath
 import tempfile
@@ -21,17 +22,21 @@ import pyarrow.compute
 import pyarrow.parquet
 from fsspec.implementations.local import LocalFileSystem
 
+from serving.errors import BackfillError
 from serving.storage import Store
 from vision.errors import ManifestError
+from vision.tables import TABLE_ENDINGS, get_table_format, open_table
 
 __all__ = ["Plan", "ShardPhotos", "ShardReader", "hash_manifest", "list_manifest_files", "write_plan"]
 
 ROWS_PATH = "_job/rows.parquet"
 SHARDS_PATH = "_job/shards.parquet"
-MANIFEST_EXTENSIONS = (".parquet", ".csv", ".jsonl")
 DUCKDB_MEMORY_LIMIT = "1500MB"
 _ROW_GROUP_ROWS = 16_384
 _CHUNK_BYTES = 1 << 20
+_COLUMNS = ("listing_id", "photo")
+_MAX_NAMED_ROWS = 20
+_ENDINGS = ", ".join(TABLE_ENDINGS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,28 +71,35 @@ class Plan:
 
 
 def list_manifest_files(url: str) -> list[str]:
-    """Return the sorted files of a manifest: a file, the files of a folder, or those that match a pattern.
+    """Return the sorted files of a manifest: a file, all files below a folder, or those that match a pattern.
+
+    Names in the folder that begin with `.` or `_` are skipped, as Spark and Hive do.
 
     Raises:
-        ManifestError: there is no file, or the files' endings differ or are unknown.
+        ManifestError: there is no file, or one that cannot be read.
     """
     fs, path = fsspec.core.url_to_fs(url)
     if "*" in path:
-        found = sorted(fs.glob(path))
+        found = [name for name, info in fs.glob(path, detail=True).items() if info["type"] == "file"]
+        found = [name for name in found if not posixpath.basename(name).startswith(("_", "."))]
     elif fs.isdir(path):
-        found = sorted(name for name in fs.find(path) if name.endswith(MANIFEST_EXTENSIONS))
+        below = len(path.rstrip("/")) + 1
+        found = [name for name in fs.find(path) if not _is_skipped(name[below:])]
     else:
         found = [path] if fs.exists(path) else []
     if not found:
+        raise ManifestError(f"manifest {url}: there is no such file, nor any that is read; give {_ENDINGS}")
+    if foreign := [name for name in sorted(found) if get_table_format(name) is None]:
         raise ManifestError(
-            f"manifest {url}: there is no such file, nor any ending in {', '.join(MANIFEST_EXTENSIONS)}"
+            f"manifest {url}: {len(foreign)} of {len(found)} files cannot be read, as they end in none of {_ENDINGS}; "
+            "move them, begin their names with _, or give a pattern such as '*.parquet':",
+            foreign,
         )
-    endings = {posixpath.splitext(name)[1].lower() for name in found}
-    if len(endings) > 1 or not endings <= set(MANIFEST_EXTENSIONS):
-        raise ManifestError(
-            f"manifest {url}: files end in {', '.join(sorted(endings))}; use one of {', '.join(MANIFEST_EXTENSIONS)}"
-        )
-    return found if isinstance(fs, LocalFileSystem) else [fs.unstrip_protocol(name) for name in found]
+    return sorted(found if isinstance(fs, LocalFileSystem) else [fs.unstrip_protocol(name) for name in found])
+
+
+def _is_skipped(path: str) -> bool:
+    return any(part.startswith(("_", ".")) for part in path.split("/"))
 
 
 def hash_manifest(urls: Sequence[str]) -> str:
@@ -107,21 +119,27 @@ def write_plan(
     store: Store,
     *,
     listings_per_shard: int,
+    absolute_photos: bool = False,
     notify: Callable[[str], None] = lambda _: None,
     before_write: Callable[[], None] = lambda: None,
 ) -> Plan:
     """Split a manifest into shards and write the plan to the store.
 
     Args:
+        absolute_photos: whether relative paths of photos are refused.
         before_write: called once the plan is made, before anything is written to the store.
 
     Raises:
-        ManifestError: the manifest cannot be read, or a row has no listing or no photo.
+        ManifestError: the manifest cannot be read, or a row has no listing, no photo, or a relative path that is
+            refused.
+        BackfillError: the temporary files cannot be written.
     """
     with tempfile.TemporaryDirectory(prefix="listing-vision-backfill-") as folder:
-        rows = Path(folder) / "rows.parquet"
+        collected, rows = Path(folder) / "collected.parquet", Path(folder) / "rows.parquet"
         notify(f"reading {len(urls)} manifest files" if len(urls) > 1 else f"reading {urls[0]}")
-        _group_rows_by_listing(urls, rows, folder)
+        first_rows = _collect_rows(urls, collected)
+        _check_rows(collected, urls, first_rows, absolute_photos=absolute_photos)
+        _group_rows_by_listing(collected, rows, folder)
         plan, shards = _split_into_shards(rows, listings_per_shard)
         before_write()
         store.upload(ROWS_PATH, rows)
@@ -182,58 +200,66 @@ class ShardReader:
             begin, group = min(end, stop), group + 1
 
 
-def _group_rows_by_listing(urls: Sequence[str], output: Path, temporary: str) -> None:
+def _collect_rows(urls: Sequence[str], output: Path) -> list[int]:
+    """Write the needed columns of all files, with the row's number from 0; return the first row of each file."""
+    first_rows, num_rows = [], 0
+    schema = pa.schema([*((name, pa.string()) for name in _COLUMNS), ("row", pa.int64())])
+    with pyarrow.parquet.ParquetWriter(output, schema) as writer:
+        for url in urls:
+            first_rows.append(num_rows)
+            table = open_table(url)
+            for name in _COLUMNS:
+                if name not in table.columns:
+                    raise ManifestError(
+                        f"manifest {url}: column {name!r} is missing; it has {', '.join(table.columns)}"
+                    )
+            for batch in table.read(_COLUMNS, paths=("photo",)):
+                rows = pa.array(np.arange(num_rows, num_rows + len(batch)))
+                writer.write_batch(pa.RecordBatch.from_arrays([*batch.columns, rows], schema=schema))
+                num_rows += len(batch)
+    return first_rows
+
+
+def _group_rows_by_listing(collected: Path, output: Path, temporary: str) -> None:
     import duckdb
 
     with duckdb.connect(
         config={"memory_limit": DUCKDB_MEMORY_LIMIT, "temp_directory": f"{temporary}/spilled"}
     ) as connection:
-        fs = fsspec.core.url_to_fs(urls[0])[0]
-        if not isinstance(fs, LocalFileSystem):
-            connection.register_filesystem(fs)
-        source = _source_sql(urls)
         try:
-            found = [row[0] for row in connection.execute(f"DESCRIBE SELECT * FROM {source}").fetchall()]
-            for name in ("listing_id", "photo"):
-                if name not in found:
-                    raise ManifestError(f"manifest {urls[0]}: column {name!r} is missing; it has {', '.join(found)}")
             connection.execute(
                 f"""
                 COPY (
-                    WITH numbered AS (
-                        SELECT coalesce(listing_id::VARCHAR, '') AS listing_id, coalesce(photo::VARCHAR, '') AS photo,
-                            row_number() OVER () AS row
-                        FROM {source}
-                    ),
-                    placed AS (SELECT *, min(row) OVER (PARTITION BY listing_id) AS first FROM numbered)
-                    SELECT listing_id, photo, row FROM placed ORDER BY first, row
+                    WITH placed AS (SELECT *, min(row) OVER (PARTITION BY listing_id) AS first FROM '{collected}')
+                    SELECT listing_id, photo FROM placed ORDER BY first, row
                 ) TO '{output}' (FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {_ROW_GROUP_ROWS})
                 """
             )
-            empty = connection.execute(
-                f"""
-                SELECT row, listing_id = '', count(*) OVER () FROM '{output}' WHERE listing_id = '' OR photo = ''
-                ORDER BY row LIMIT 20
-                """
-            ).fetchall()
         except duckdb.Error as error:
-            raise ManifestError(f"manifest {urls[0]} cannot be read: {error}") from error
-    if empty:
-        problems = [f"row {row}: {'listing_id' if no_id else 'photo'} is empty" for row, no_id, _ in empty]
-        raise ManifestError(f"manifest {urls[0]}: {empty[0][2]} rows cannot be used:", problems)
+            raise BackfillError(f"the manifest's rows cannot be grouped in {temporary}: {error}") from error
 
 
-def _source_sql(urls: Sequence[str]) -> str:
-    """Return SQL that reads the files; text columns stay text, since an id may look like a date."""
-    listed = "[" + ", ".join("'" + url.replace("'", "''") + "'" for url in urls) + "]"
-    ending = posixpath.splitext(urls[0])[1].lower()
-    if ending == ".parquet":
-        return f"read_parquet({listed})"
-    if ending == ".csv":
-        # No sniffing: an id may begin with a comment character.
-        form = "delim = ',', quote = '\"', escape = '\"', comment = '', skip = 0"
-        return f"read_csv({listed}, all_varchar = true, header = true, {form})"
-    return f"read_json({listed}, format = 'newline_delimited', columns = {{listing_id: 'VARCHAR', photo: 'VARCHAR'}})"
+def _check_rows(collected: Path, urls: Sequence[str], first_rows: Sequence[int], *, absolute_photos: bool) -> None:
+    """Raise ManifestError where a row cannot be used, with the number of such rows and the first ones."""
+    problems: list[str] = []
+    num_problems = 0
+    for batch in pyarrow.parquet.ParquetFile(collected).iter_batches():
+        ids, photos = batch["listing_id"], batch["photo"]
+        no_id, no_photo = pa.compute.equal(ids, ""), pa.compute.equal(photos, "")
+        bad = pa.compute.or_(no_id, no_photo)
+        if absolute_photos:
+            bad = pa.compute.or_(bad, pa.compute.invert(pa.compute.match_substring_regex(photos, "^/|://")))
+        num_problems += pa.compute.sum(bad).as_py() or 0
+        for at in pa.compute.indices_nonzero(bad)[: _MAX_NAMED_ROWS - len(problems)].to_pylist():
+            row = batch["row"][at].as_py()
+            file = bisect.bisect_right(first_rows, row) - 1
+            if no_id[at].as_py() or no_photo[at].as_py():
+                what = f"{'listing_id' if no_id[at].as_py() else 'photo'} is empty"
+            else:
+                what = f"photo {photos[at]} is relative, and the files are in several folders; write the whole path"
+            problems.append(f"{urls[file]} row {row - first_rows[file] + 1}: {what}")
+    if problems:
+        raise ManifestError(f"{num_problems} rows of the manifest cannot be used:", problems)
 
 
 def _split_into_shards(rows: Path, listings_per_shard: int) -> tuple[Plan, pa.Table]:

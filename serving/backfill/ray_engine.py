@@ -27,6 +27,7 @@ from serving.errors import BackfillError
 from vision.bundle import ONNX_ON_CPU, load_bundle
 from vision.engine import Logits, OnnxEngine
 from vision.images import Photo
+from vision.manifest import PHOTO_TIMEOUT_S
 from vision.runtime.cpus import count_usable_cores
 
 __all__ = ["RayEngine", "create_ray_engine"]
@@ -52,13 +53,14 @@ class _DecodedShard(NamedTuple):
 class _Worker:
     """Reads, decodes and classifies whole shards on one core."""
 
-    def __init__(self, bundle: str, isolate: bool) -> None:
+    def __init__(self, bundle: str, isolate: bool, photo_timeout_s: float) -> None:
         self._stop = threading.Event()
+        self._photo_timeout_s = photo_timeout_s
         self._engine = create_local_engine(load_bundle(bundle), stop=self._stop, num_cores=1, isolate=isolate)
 
     def classify(self, job: Job, shard: ShardPhotos) -> tuple[ShardTables, float]:
         _require_same_model(job, self._engine.versions)
-        reader = PhotoReader(job.base_url, stop=self._stop)
+        reader = PhotoReader(job.base_url, stop=self._stop, timeout_s=self._photo_timeout_s)
         [result] = self._engine.classify(job, [shard], reader)
         return result.rows, result.seconds
 
@@ -66,14 +68,15 @@ class _Worker:
 class _DecodeWorker:
     """Reads and decodes whole shards on one core, for a worker with a GPU."""
 
-    def __init__(self, bundle: str, isolate: bool) -> None:
+    def __init__(self, bundle: str, isolate: bool, photo_timeout_s: float) -> None:
         loaded = load_bundle(bundle)
+        self._photo_timeout_s = photo_timeout_s
         self._side_px = loaded.info.preprocessing.input_px
         self._decoder = create_decoder(loaded, isolate=isolate)
         self._readers = ThreadPoolExecutor(READERS_PER_DECODER)
 
     def decode(self, job: Job, shard: ShardPhotos) -> _DecodedShard:
-        reader = PhotoReader(job.base_url, stop=threading.Event())
+        reader = PhotoReader(job.base_url, stop=threading.Event(), timeout_s=self._photo_timeout_s)
         photos: list[Photo] = []
         failures: dict[int, Failure] = {}
         for begin in range(0, len(shard.photos), 2 * READERS_PER_DECODER):
@@ -124,11 +127,13 @@ class RayEngine:
         *,
         isolate: bool,
         stop: threading.Event,
+        photo_timeout_s: float = PHOTO_TIMEOUT_S,
         separate_decoding: bool | None = None,
         shut_down_ray: bool = True,
     ) -> None:
         """Args:
         bundle: the same path on every node.
+        photo_timeout_s: how long a server may take for a photo.
         separate_decoding: whether decoding and the model have workers of their own; None: where the cluster has GPUs.
         shut_down_ray: whether `close` leaves the cluster; otherwise it only ends the workers.
         """
@@ -147,7 +152,9 @@ class RayEngine:
             num_models = num_gpus or 1
             num_decoders = max(1, num_cores - (0 if num_gpus else num_models))
             models = [self._create_actor(_ModelWorker, model_resources).remote(folder) for _ in range(num_models)]
-            decoders = [self._create_actor(_DecodeWorker).remote(folder, isolate) for _ in range(num_decoders)]
+            decoders = [
+                self._create_actor(_DecodeWorker).remote(folder, isolate, photo_timeout_s) for _ in range(num_decoders)
+            ]
             backend = ray.get(models[0].backend.remote())
             self._submit_slots = [
                 _chain_decode_and_model(decoders[number % num_decoders], models[number % num_models])
@@ -155,7 +162,9 @@ class RayEngine:
             ]
             self._actors = [*decoders, *models]
         else:
-            self._actors = [self._create_actor(_Worker).remote(folder, isolate) for _ in range(num_cores)]
+            self._actors = [
+                self._create_actor(_Worker).remote(folder, isolate, photo_timeout_s) for _ in range(num_cores)
+            ]
             self._submit_slots = [actor.classify.remote for actor in self._actors]
         _log.info("Ray: %d cores, %d GPUs, %d workers", num_cores, num_gpus, len(self._actors))
         self.versions = ModelVersions.from_bundle(load_bundle(bundle), backend)
@@ -205,7 +214,9 @@ def _chain_decode_and_model(decoder: Any, model: Any) -> Callable[..., Any]:
     return submit
 
 
-def create_ray_engine(bundle: Path, *, address: str | None, isolate: bool, stop: threading.Event) -> RayEngine:
+def create_ray_engine(
+    bundle: Path, *, address: str | None, isolate: bool, stop: threading.Event, photo_timeout_s: float
+) -> RayEngine:
     """Return an engine on the cluster at `address`, or on a Ray that is started on this machine for the job.
 
     Raises:
@@ -233,7 +244,7 @@ def create_ray_engine(bundle: Path, *, address: str | None, isolate: bool, stop:
         # Ray installs a handler that exits at once.
         signal.signal(signal.SIGTERM, on_sigterm)
     try:
-        return RayEngine(bundle, isolate=isolate, stop=stop)
+        return RayEngine(bundle, isolate=isolate, stop=stop, photo_timeout_s=photo_timeout_s)
     except BaseException:
         with contextlib.suppress(Exception):
             ray.shutdown()

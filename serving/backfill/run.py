@@ -25,6 +25,7 @@ from serving.backfill.progress import Progress
 from serving.backfill.shutdown import HOW_TO_RESUME, GracefulShutdown, Interrupted
 from serving.errors import BackfillError
 from serving.storage import Store
+from vision.manifest import PHOTO_TIMEOUT_S
 
 __all__ = ["BackfillRequest", "commit_shard", "open_or_create_job", "retry", "run", "write_success_file"]
 
@@ -54,7 +55,7 @@ def open_or_create_job(
     urls = list_manifest_files(request.manifest)
     found: dict[str, Any] = {
         "manifest_sha256": hash_manifest(urls),
-        "base_url": _find_base_url(urls),
+        "base_url": _find_base_url(urls),  # empty: files in several folders, whose photos must be absolute
         "model": engine.versions,
         "listings_per_shard": request.listings_per_shard,
         "top_k": request.top_k,
@@ -78,7 +79,12 @@ def open_or_create_job(
                 store.remove(path)
 
     plan = write_plan(
-        urls, store, listings_per_shard=request.listings_per_shard, notify=notify, before_write=delete_previous_output
+        urls,
+        store,
+        listings_per_shard=request.listings_per_shard,
+        absolute_photos=not found["base_url"],
+        notify=notify,
+        before_write=delete_previous_output,
     )
     job = Job(
         manifest=request.manifest,
@@ -92,13 +98,9 @@ def open_or_create_job(
 
 
 def _find_base_url(urls: Sequence[str]) -> str:
-    folders = sorted({posixpath.dirname(url) for url in urls})
-    if len(folders) > 1:
-        raise BackfillError(
-            f"the manifest's files are in {len(folders)} folders, such as {folders[0]} and {folders[1]}, and their "
-            "relative photo paths are ambiguous; give files of one folder"
-        )
-    return folders[0]
+    """The folder of the files; empty if they are in several."""
+    folders = {posixpath.dirname(url) for url in urls}
+    return folders.pop() if len(folders) == 1 else ""
 
 
 def run(
@@ -108,6 +110,7 @@ def run(
     *,
     max_error_share: float,
     shutdown: GracefulShutdown,
+    photo_timeout_s: float = PHOTO_TIMEOUT_S,
     notify: Callable[[str], None] = lambda _: None,
     registry: prometheus_client.CollectorRegistry | None = None,
 ) -> Progress:
@@ -135,7 +138,7 @@ def run(
         registry=registry,
     )
     error_budget = ErrorBudget(max_error_share, job.num_photos)
-    reader = PhotoReader(job.base_url, stop=shutdown.abort)
+    reader = PhotoReader(job.base_url, stop=shutdown.abort, timeout_s=photo_timeout_s)
     wanted = shutdown.take_until_stopped(map(shards.read, remaining))
     try:
         for result in shutdown.raise_interrupted(engine.classify(job, wanted, reader)):
@@ -159,6 +162,7 @@ def retry(
     reasons: Sequence[str],
     max_error_share: float,
     shutdown: GracefulShutdown,
+    photo_timeout_s: float = PHOTO_TIMEOUT_S,
 ) -> Mapping[str, int]:
     """Classify again the listings that have dead letters; return counts of listings and photos.
 
@@ -172,7 +176,7 @@ def retry(
     ledger.recover()
     entries = {entry.shard: entry for entry in ledger.entries() if _has_any_reason(entry.errors, reasons)}
     shards = ShardReader(store)
-    reader = PhotoReader(job.base_url, stop=shutdown.abort)
+    reader = PhotoReader(job.base_url, stop=shutdown.abort, timeout_s=photo_timeout_s)
     counted: Counter[str] = Counter()
 
     def read_failed_listings() -> Iterator[ShardPhotos]:

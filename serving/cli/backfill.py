@@ -24,6 +24,9 @@ _Target = Annotated[
 _Rate = Annotated[float | None, typer.Option(min=0.1, help="Maximum photos per second, with --target.")]
 _Cores = Annotated[int | None, typer.Option(min=1, help="Cores to use. Default: all.")]
 _Isolate = Annotated[bool, typer.Option(help="Decode photos in separate processes, which a broken photo may crash.")]
+_PhotoTimeout = Annotated[
+    float, typer.Option(min=0.1, help="Seconds that a photo's server may take, all attempts together.")
+]
 _MaxErrorShare = Annotated[
     float, typer.Option(min=0, max=1, help="Stop when a larger share of the last thousand photos cannot be used.")
 ]
@@ -54,6 +57,7 @@ def run(
     ] = 200,
     cores: _Cores = None,
     isolate: _Isolate = True,
+    photo_timeout_s: _PhotoTimeout = 30.0,
     metrics_port: Annotated[int | None, typer.Option(help="Port on which to serve Prometheus metrics.")] = None,
     compare_with: Annotated[
         str | None, typer.Option(help="Output of an earlier backfill to compare with at the end.")
@@ -92,7 +96,9 @@ def run(
         if ray or ray_address:
             from serving.backfill.ray_engine import create_ray_engine
 
-            engine: BackfillEngine = create_ray_engine(model, address=ray_address, isolate=isolate, stop=shutdown.abort)
+            engine: BackfillEngine = create_ray_engine(
+                model, address=ray_address, isolate=isolate, stop=shutdown.abort, photo_timeout_s=photo_timeout_s
+            )
         else:
             engine = _create_engine(model, shutdown, target=target, rate=rate, cores=cores, isolate=isolate)
         try:
@@ -104,6 +110,7 @@ def run(
                 engine,
                 max_error_share=max_error_share,
                 shutdown=shutdown,
+                photo_timeout_s=photo_timeout_s,
                 notify=typer.echo,
                 registry=registry,
             )
@@ -126,6 +133,7 @@ def retry(
     max_error_share: _MaxErrorShare = 1.0,
     cores: _Cores = None,
     isolate: _Isolate = True,
+    photo_timeout_s: _PhotoTimeout = 30.0,
 ) -> None:
     """Classify the listings of dead letters again and replace their rows.
 
@@ -143,7 +151,13 @@ def retry(
         try:
             job.require_match({"model": engine.versions})
             found = retry_job(
-                store, job, engine, reasons=reason or (), max_error_share=max_error_share, shutdown=shutdown
+                store,
+                job,
+                engine,
+                reasons=reason or (),
+                max_error_share=max_error_share,
+                shutdown=shutdown,
+                photo_timeout_s=photo_timeout_s,
             )
         finally:
             engine.close()

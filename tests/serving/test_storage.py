@@ -65,6 +65,27 @@ def test_one_process_of_a_machine_writes(store):
     assert not other.is_locked("_job/lock")
 
 
+def test_asking_for_a_lock_writes_nothing(tmp_path):
+    folder = tmp_path / "out"
+    assert not Store(str(folder)).is_locked("_job/lock")
+    assert not folder.exists()
+
+
+def test_a_lock_that_may_only_be_read_can_be_asked_for(tmp_path, monkeypatch):
+    store = Store(str(tmp_path / "out"))
+    with store.lock("_job/lock"):
+        pass
+
+    # Root may write whatever the mode says.
+    def open_to_read(path, mode="r", *arguments, **named):
+        if set(mode) & set("wa+x"):
+            raise OSError(30, "Read-only file system", path)
+        return open(path, mode, *arguments, **named)
+
+    monkeypatch.setattr("serving.storage.open", open_to_read, raising=False)
+    assert not store.is_locked("_job/lock")
+
+
 def test_a_write_that_fails_leaves_the_file_before(tmp_path, monkeypatch):
     store = Store(str(tmp_path))
     store.write_json("x.json", 1)

@@ -59,7 +59,7 @@ def test_unknown_labels_name_row_value_and_nearest(tmp_path):
         ("listing_id,category\n1,x\n", "m.csv", "column 'photo' is missing"),
         ("listing_id,photo\n1,\n", "m.csv", "row 1: photo is empty"),
         ("listing_id,photo\n", "m.csv", "no rows"),
-        ("x", "m.txt", "ending '.txt' is not one of"),
+        ("x", "m.txt", "its ending is not one of .parquet"),
         ("not parquet", "m.parquet", "cannot be read"),
     ],
 )

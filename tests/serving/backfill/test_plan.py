@@ -1,6 +1,8 @@
 """Manifests of all kinds cut into shards of whole listings."""
 
+import gzip
 import random
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -20,7 +22,7 @@ def write_manifest_file(folder, name: str, rows=ROWS) -> str:
     table = pa.table({"listing_id": ids, "photo": photos, "category": ["x"] * len(rows)})
     if name.endswith(".parquet"):
         pyarrow.parquet.write_table(table, path)
-    elif name.endswith(".csv"):
+    elif name.lower().endswith(".csv"):
         path.write_text("listing_id,photo,category\n" + "".join(f"{i},{p},x\n" for i, p in rows))
     else:
         path.write_text("".join(f'{{"listing_id": "{i}", "photo": "{p}", "extra": 1}}\n' for i, p in rows))
@@ -92,9 +94,9 @@ def test_some_listings_of_a_shard(tmp_path):
 
 def test_rows_that_cannot_be_used_are_named(tmp_path):
     url = write_manifest_file(tmp_path, "m.csv", [("a", "1.jpg"), ("", "2.jpg"), ("c", "")])
-    with pytest.raises(ManifestError, match="2 rows cannot be used") as caught:
+    with pytest.raises(ManifestError, match="2 rows of the manifest cannot be used") as caught:
         write_plan([url], Store(str(tmp_path / "out")), listings_per_shard=4)
-    assert caught.value.problems == ("row 2: listing_id is empty", "row 3: photo is empty")
+    assert caught.value.problems == (f"{url} row 2: listing_id is empty", f"{url} row 3: photo is empty")
 
 
 @pytest.mark.parametrize(
@@ -114,10 +116,61 @@ def test_a_manifest_that_cannot_be_used_says_why(tmp_path, name, text, said):
 def test_what_is_no_manifest_is_refused(tmp_path):
     with pytest.raises(ManifestError, match="no such file"):
         list_manifest_files(str(tmp_path / "missing.csv"))
+    (tmp_path / "listings.xlsx").touch()
+    with pytest.raises(ManifestError, match="1 of 1 files cannot be read"):
+        list_manifest_files(str(tmp_path / "listings.xlsx"))
+
+
+def test_every_file_of_a_folder_is_read_whatever_its_format(tmp_path):
+    write_manifest_file(tmp_path, "m/a.parquet", ROWS[:2])
+    write_manifest_file(tmp_path, "m/b.CSV", ROWS[2:3])
+    csv = Path(write_manifest_file(tmp_path, "plain.csv", ROWS[3:4])).read_bytes()
+    (tmp_path / "m" / "c.csv.gz").write_bytes(gzip.compress(csv))
+    write_manifest_file(tmp_path, "m/day=2/d.jsonl", ROWS[4:])
+    for skipped in ("_SUCCESS", ".d.jsonl.crc", "_temporary/e.csv", ".hidden/f.csv"):
+        (tmp_path / "m" / skipped).parent.mkdir(exist_ok=True)
+        (tmp_path / "m" / skipped).write_text("no table")
+    store = Store(str(tmp_path / "out"))
+    files = list_manifest_files(str(tmp_path / "m"))
+    assert [Path(file).name for file in files] == ["a.parquet", "b.CSV", "c.csv.gz", "d.jsonl"]
+    assert write_plan(files, store, listings_per_shard=9).num_photos == len(ROWS)
+    assert read_all_shards(store)[0][0] == ["b", "a", "c", "d"]
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
     write_manifest_file(tmp_path, "m/a.csv")
-    write_manifest_file(tmp_path, "m/b.jsonl")
-    with pytest.raises(ManifestError, match=r"\.csv, \.jsonl; use one of"):
+    (tmp_path / "m" / "b.csv.zip").touch()
+    (tmp_path / "m" / "notes.txt").touch()
+    with pytest.raises(ManifestError, match="2 of 3 files cannot be read") as caught:
         list_manifest_files(str(tmp_path / "m"))
+    assert caught.value.problems == (f"{tmp_path}/m/b.csv.zip", f"{tmp_path}/m/notes.txt")
+    assert list_manifest_files(str(tmp_path / "m" / "*.csv")) == [f"{tmp_path}/m/a.csv"]
+
+
+def test_of_each_file_only_the_needed_columns_are_asked(tmp_path):
+    (tmp_path / "a.csv").write_text("listing_id,photo\n1,1.jpg\n")
+    (tmp_path / "b.csv").write_text("price;photo;listing_id\n7;2.jpg;2\n")
+    pyarrow.parquet.write_table(
+        pa.table({"photo": ["3.jpg", "4.jpg"], "listing_id": [3.0, 4.0], "tags": [["a"], []]}), tmp_path / "c.parquet"
+    )
+    store = Store(str(tmp_path / "out"))
+    write_plan([str(tmp_path / name) for name in ("a.csv", "b.csv", "c.parquet")], store, listings_per_shard=9)
+    assert read_all_shards(store)[0][:2] == (["1", "2", "3", "4"], ["1.jpg", "2.jpg", "3.jpg", "4.jpg"])
+    (tmp_path / "d.csv").write_text("listing,photo\n1,1.jpg\n")
+    with pytest.raises(ManifestError, match=r"d\.csv: column 'listing_id' is missing; it has listing, photo"):
+        write_plan([str(tmp_path / "a.csv"), str(tmp_path / "d.csv")], store, listings_per_shard=9)
+
+
+def test_relative_photos_are_refused_where_they_are_ambiguous(tmp_path):
+    good = write_manifest_file(tmp_path, "1/a.csv", [("a", "/photos/1.jpg"), ("b", "s3://photos/2.jpg")])
+    bad = write_manifest_file(tmp_path, "2/a.csv", [("c", "https://photos/3.jpg"), ("d", "4.jpg")])
+    store = Store(str(tmp_path / "out"))
+    assert write_plan([good], store, listings_per_shard=9, absolute_photos=True).num_photos == 2
+    with pytest.raises(ManifestError, match="1 rows of the manifest cannot be used") as caught:
+        write_plan([good, bad], store, listings_per_shard=9, absolute_photos=True)
+    assert caught.value.problems == (
+        f"{bad} row 2: photo 4.jpg is relative, and the files are in several folders; write the whole path",
+    )
 
 
 def test_the_digest_is_of_contents_and_their_order(tmp_path):

@@ -29,6 +29,23 @@ from tests.support.backfill import (
 from vision.errors import ManifestError
 
 
+def test_files_of_several_folders_are_one_manifest_if_their_photos_are_absolute(bundle, market, tmp_path):
+    rows = [{**row, "photo": str(market / row["photo"])} for row in read_manifest(market / "manifest.csv")]
+    (market / "manifest.csv").unlink()
+    for number in range(2):
+        (market / f"{number}").mkdir()
+        write_manifest(market / f"{number}" / "rows.CSV", rows[number::2])
+    request = replace(create_request(market), manifest=str(market / "[01]*" / "*.CSV"))
+    engine = create_local_engine(bundle, stop=GracefulShutdown().abort, isolate=False)
+    job = open_or_create_job(Store(str(tmp_path / "out")), request, engine, lambda _: None)
+    assert (job.base_url, job.num_photos) == ("", len(rows))
+    assert open_or_create_job(Store(str(tmp_path / "out")), request, engine, lambda _: None) == job
+    write_manifest(market / "0" / "rows.CSV", [{**rows[0], "photo": "0.jpg"}])
+    with pytest.raises(ManifestError, match=r"photo 0\.jpg is relative, and the files are in several folders"):
+        open_or_create_job(Store(str(tmp_path / "new")), request, engine, lambda _: None)
+    engine.close()
+
+
 def test_every_listing_gets_the_suggestion_of_the_service(bundle, market, tmp_path):
     store = run_backfill(bundle, market, tmp_path / "out", isolate=True, top_k=3, embedding=True)
     answers, photos = read_suggestions(store), group_photos_by_listing(market)
@@ -189,20 +206,6 @@ def test_a_shard_whose_file_is_missing_is_classified_again(bundle, market, tmp_p
     store.remove(next(Ledger(store).entries()).suggestions.path)
     run_backfill(bundle, market, tmp_path / "out")
     assert inspection.verify(store).is_valid
-
-
-def test_files_of_several_folders_are_refused(bundle, market, tmp_path):
-    for name in ("1", "2"):
-        (market / name).mkdir()
-        (market / name / "m.csv").write_text("listing_id,photo\na,1.jpg\n")
-    store, engine = (
-        Store(str(tmp_path / "out")),
-        create_local_engine(bundle, stop=GracefulShutdown().abort, isolate=False),
-    )
-    request = replace(create_request(market), manifest=str(market / "*" / "m.csv"))
-    with pytest.raises(BackfillError, match="are in 2 folders"):
-        open_or_create_job(store, request, engine, lambda _: None)
-    engine.close()
 
 
 def test_too_many_errors_stop_the_job_and_it_resumes_once_they_are_fixed(bundle, market, tmp_path):
