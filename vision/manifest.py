@@ -143,8 +143,9 @@ class Manifest:
         """
         chosen = self.table.filter(pa.compute.equal(self.column("split"), split))
         if chosen.num_rows == 0:
-            known = sorted({str(value) for value in self.column("split").unique().to_pylist()})
-            raise ManifestError(f"no row of the manifest has split {split!r}; it has: {', '.join(known)}")
+            known = sorted(filter(None, self.column("split").unique().to_pylist()))
+            there = ", ".join(known) if known else "none, `listing-vision data split` makes them"
+            raise ManifestError(f"no row of the manifest has split {split!r}; it has: {there}")
         return Manifest(chosen, self.base_url)
 
     def take(self, rows: npt.NDArray[np.int64]) -> "Manifest":

@@ -101,6 +101,8 @@ def test_a_split_without_rows_names_those_there_are(tmp_path):
     assert manifest.select_split("val").column("photo").to_pylist() == ["b"]
     with pytest.raises(ManifestError, match="'test'; it has: train, val"):
         manifest.select_split("test")
+    with pytest.raises(ManifestError, match="'test'; it has: none, `listing-vision data split` makes them"):
+        Manifest.from_rows([{"listing_id": "1", "photo": "a"}], "").select_split("test")
 
 
 def test_take_keeps_order(tmp_path):

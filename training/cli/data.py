@@ -31,6 +31,9 @@ Skip = Annotated[
     list[str] | None,
     typer.Option(help="Path or pattern of what to leave out, such as train/unsorted or */unsorted; several times."),
 ]
+Calibrate = Annotated[
+    float, typer.Option(min=0, max=0.9, help="Share of the train listings that become the calibrate split; 0: none.")
+]
 Language = Annotated[str, typer.Option(help="BCP 47 tag of the names' language, such as ja.")]
 
 
@@ -38,14 +41,17 @@ Language = Annotated[str, typer.Option(help="BCP 47 tag of the names' language, 
 def import_grocery_store(
     source: Annotated[Path, typer.Argument(help="The published repository's folder, or its dataset folder.")],
     output: Output,
+    calibrate: Calibrate = 0.0,
 ) -> None:
-    """Import the Grocery Store data set (Klasson et al., WACV 2019).
+    """Import the Grocery Store data set (Klasson et al., WACV 2019), in its published splits.
 
     Example: listing-vision data import grocery-store ~/GroceryStoreDataset --output data/grocery
     """
     from training.data.importers import import_grocery_store as run
+    from training.data.splits import carve_calibrate
 
-    _save_dataset(*run(source), output)
+    manifest, taxonomy = run(source)
+    _save_dataset(carve_calibrate(manifest, share=calibrate), taxonomy, output)
 
 
 @import_app.command("folder")
@@ -54,6 +60,7 @@ def import_folder(
     output: Output,
     skip: Skip = None,
     language: Language = "en",
+    calibrate: Calibrate = 0.1,
 ) -> None:
     """Import folders of photos, one per category; folders inside a class are its subcategories.
 
@@ -63,11 +70,12 @@ def import_folder(
     whole folder that would be left out is an error, unless --skip names it.
     """
     from training.data.folder_importer import import_folder as run
+    from training.data.splits import carve_calibrate
 
     imported = run(source, skip=skip or (), language=language)
     for left_out in imported.left_out:
         typer.echo(f"left out: {left_out}", err=True)
-    _save_dataset(imported.manifest, imported.taxonomy, output)
+    _save_dataset(carve_calibrate(imported.manifest, share=calibrate), imported.taxonomy, output)
 
 
 @data_app.command("synthesize")
@@ -123,30 +131,39 @@ def split(
     calibrate: Annotated[
         float,
         typer.Option(min=0, max=1, help="Share reserved to certify thresholds; if 0, four fifths of val are used."),
-    ] = 0.0,
+    ] = 0.1,
     test: Annotated[float, typer.Option(min=0, max=1, help="Share of the listings.")] = 0.1,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(help="Split that stays as it is, such as a published test split; several times."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the random numbers.")] = 0,
     taxonomy: TaxonomyPath = None,
 ) -> None:
     """Assign listings to splits. By listing or seller, new listings do not move earlier ones.
 
     Example: listing-vision data split data/mine/manifest.parquet --output data/mine/split.parquet --by seller
+
+    With --keep test --keep val, only a calibrate split is carved out of train.
     """
-    from training.data.splits import count_splits, find_untrained_leaves, split_manifest
+    from training.data.splits import count_splits, find_untrained_leaves, save_split, split_manifest
     from vision.manifest import Manifest
 
     if _make_absolute(manifest) == _make_absolute(output):
         raise ListingVisionError(f"--output {output} is the manifest that is read; give another file")
     tree = load_taxonomy(manifest, taxonomy)
-    chosen = split_manifest(Manifest.load(manifest), by=by, val=val, calibrate=calibrate, test=test, seed=seed)
-    chosen.rebase(posixpath.dirname(output)).save(output)
+    chosen = split_manifest(
+        Manifest.load(manifest), by=by, val=val, calibrate=calibrate, test=test, seed=seed, keep=keep or ()
+    )
+    save_split(chosen, tree, output)
     for name, (num_photos, num_listings) in count_splits(chosen).items():
         typer.echo(f"{name:<9} {num_photos:10d} photos {num_listings:10d} listings")
     missing = find_untrained_leaves(chosen, tree)
     if missing:
         named = ", ".join(missing[:20]) + (f" and {len(missing) - 20} more" if len(missing) > 20 else "")
-        typer.echo(f"warning: val or test has leaf categories that train lacks: {named}", err=True)
+        typer.echo(f"warning: another split has leaf categories that train lacks: {named}", err=True)
     typer.echo(f"written: {output}")
+    typer.echo(f"next: listing-vision data check {output}")
 
 
 @data_app.command("shard")

@@ -2,20 +2,29 @@
 column again."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import posixpath
+from collections.abc import Collection, Iterator, Sequence
 from datetime import UTC, date, datetime, timedelta
 from typing import Literal, get_args
 
+import fsspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute
 
 from vision.errors import ManifestError
-from vision.manifest import COLUMNS, SPLITS, UNLABELLED, Manifest
+from vision.manifest import COLUMNS, SPLITS, UNLABELLED, Manifest, open_for_replacement
 from vision.taxonomy import Taxonomy
 
-__all__ = ["SplitBy", "count_splits", "find_untrained_leaves", "split_manifest"]
+__all__ = [
+    "SplitBy",
+    "carve_calibrate",
+    "count_splits",
+    "find_untrained_leaves",
+    "save_split",
+    "split_manifest",
+]
 
 SplitBy = Literal["listing", "seller", "time"]
 
@@ -30,9 +39,10 @@ def split_manifest(
     *,
     by: SplitBy = "listing",
     val: float = 0.1,
-    calibrate: float = 0.0,
+    calibrate: float = 0.1,
     test: float = 0.1,
     seed: int = 0,
+    keep: Collection[str] = (),
 ) -> Manifest:
     """The same rows with a new split column; photos of one listing always share a split.
 
@@ -41,9 +51,13 @@ def split_manifest(
     split, the next newest `calibrate` the calibration split and the next `val` the validation split; among listings of
     the same time the hash decides.
 
+    Args:
+        keep: splits whose listings keep theirs; the shares are of all other listings, and nothing is added to these.
+
     Raises:
-        ManifestError: shares that leave nothing to train on; a listing of two sellers; by time, rows without a
-            readable `listed_at` or with another kind of time than the first row.
+        ManifestError: shares that leave nothing to train on; a split to keep that no row has, or with part of a
+            listing; by seller, no seller, or a listing of two; by time, rows without a readable `listed_at` or with
+            another kind of time than the first row.
     """
     if by not in get_args(SplitBy):
         raise ManifestError(f"cannot split by {by!r}; take one of {', '.join(get_args(SplitBy))}")
@@ -53,6 +67,78 @@ def split_manifest(
         )
     # From the newest, or from the lowest hash.
     shares = [(_TEST, test), (_CALIBRATE, calibrate), (_VAL, val)]
+    if keep:
+        codes = _read_kept_splits(manifest, keep)
+        others = np.flatnonzero(codes == UNLABELLED)
+        shares = [(code, share) for code, share in shares if SPLITS[code] not in keep]
+        if len(others):
+            codes[others] = _split_rows(manifest.take(others), by, shares, seed=seed)
+    else:
+        codes = _split_rows(manifest, by, shares, seed=seed)
+    column = pa.DictionaryArray.from_arrays(pa.array(codes.astype(np.int32)), pa.array(SPLITS, pa.string()))
+    position = COLUMNS.index("split")
+    field = manifest.table.schema.field(position)
+    return Manifest(manifest.table.set_column(position, field, column), manifest.base_url)
+
+
+def carve_calibrate(manifest: Manifest, *, share: float = 0.1, seed: int = 0) -> Manifest:
+    """The same rows with a share of the train listings as the calibrate split.
+
+    What a model was selected on must not certify it. A manifest that has a calibrate split, or no train split, is
+    returned as it is.
+    """
+    found = {split for split, (num_photos, _) in count_splits(manifest).items() if num_photos}
+    if not share or "train" not in found or "calibrate" in found:
+        return manifest
+    return split_manifest(manifest, val=0, calibrate=share, test=0, seed=seed, keep=found - {"train"})
+
+
+def save_split(manifest: Manifest, taxonomy: Taxonomy, output: str) -> None:
+    """Write a manifest, its photos' paths adapted to its folder, and the taxonomy beside it; the folder is made.
+
+    Raises:
+        ManifestError: another taxonomy is beside it, or an unknown ending.
+    """
+    folder = posixpath.dirname(output)
+    fs, path = fsspec.core.url_to_fs(folder or ".")
+    fs.makedirs(path, exist_ok=True)
+    beside = posixpath.join(path, "taxonomy.json")
+    if not fs.exists(beside):
+        with open_for_replacement(posixpath.join(folder, "taxonomy.json")) as file:
+            file.write((taxonomy.to_json() + "\n").encode())
+    elif Taxonomy.from_json(fs.cat_file(beside).decode(), source=beside) != taxonomy:
+        raise ManifestError(f"{beside} is another taxonomy than the manifest's; give --output in another folder")
+    manifest.rebase(folder).save(output)
+
+
+def _read_kept_splits(manifest: Manifest, keep: Collection[str]) -> npt.NDArray[np.int64]:
+    """(num_photos,) index into `SPLITS` of the rows whose split is kept, else -1."""
+    # What no other split takes is train.
+    if other := [split for split in keep if split not in SPLITS[1:]]:
+        raise ManifestError(f"cannot keep split {other[0]!r}; take one of {', '.join(SPLITS[1:])}")
+    codes = np.full(len(manifest), UNLABELLED)
+    for split in keep:
+        rows = np.asarray(pa.compute.equal(manifest.column("split"), split), dtype=bool)
+        if not rows.any():
+            raise ManifestError(f"no row has the split {split!r} that is to be kept")
+        codes[rows] = SPLITS.index(split)
+    listings = manifest.number_listings()
+    kept_as = np.full(int(listings.max()) + 1, UNLABELLED)
+    np.maximum.at(kept_as, listings, codes)
+    torn = np.flatnonzero(codes != kept_as[listings])
+    if len(torn):
+        row = int(torn[0])
+        raise ManifestError(
+            f"listing {manifest.column('listing_id')[row]} has photos in the split {SPLITS[kept_as[listings[row]]]}, "
+            f"which is kept, and in another one ({len(torn)} such rows in all); give each listing one split"
+        )
+    return codes
+
+
+def _split_rows(
+    manifest: Manifest, by: SplitBy, shares: Sequence[tuple[int, float]], *, seed: int
+) -> npt.NDArray[np.int64]:
+    """(num_photos,) index into `SPLITS`."""
     # Groups and distinct ids both count by first appearance.
     listings = manifest.number_listings()
     if by == "time":
@@ -64,11 +150,7 @@ def split_manifest(
         bounds = np.cumsum([share for _, share in shares])
         codes_in_order = np.array([*(code for code, _ in shares), _TRAIN])
         split_of_listing = codes_in_order[np.searchsorted(bounds, place, side="right")]
-    codes = pa.array(split_of_listing[listings].astype(np.int32))
-    column = pa.DictionaryArray.from_arrays(codes, pa.array(SPLITS, pa.string()))
-    position = COLUMNS.index("split")
-    field = manifest.table.schema.field(position)
-    return Manifest(manifest.table.set_column(position, field, column), manifest.base_url)
+    return split_of_listing[listings]
 
 
 def count_splits(manifest: Manifest) -> dict[str, tuple[int, int]]:
@@ -82,7 +164,7 @@ def count_splits(manifest: Manifest) -> dict[str, tuple[int, int]]:
 
 
 def find_untrained_leaves(manifest: Manifest, taxonomy: Taxonomy) -> list[str]:
-    """Path names of leaf categories that val or test have and train lacks; labels unknown to the taxonomy are left
+    """Path names of leaf categories that another split has and train lacks; labels unknown to the taxonomy are left
     out, `listing-vision data check` names them."""
     leaves = set(taxonomy.leaf_ids)
     pairs = manifest.table.select(["split", "category"]).group_by(["split", "category"]).aggregate([]).to_pylist()
@@ -117,9 +199,15 @@ def _split_by_time(
 def _place_by_seller(
     manifest: Manifest, listings: npt.NDArray[np.int64], place: npt.NDArray[np.float64], seed: int
 ) -> npt.NDArray[np.float64]:
-    """`place` of each listing, replaced by its seller's where one is known."""
+    """`place` of each listing, replaced by its seller's where one is known.
+
+    Raises:
+        ManifestError: no seller is known, or a listing has two.
+    """
     sellers, codes = _encode_column(manifest, "seller_id")
     codes[np.asarray(pa.compute.equal(manifest.column("seller_id"), ""), dtype=bool)] = UNLABELLED
+    if (codes == UNLABELLED).all():
+        raise ManifestError("no row has a seller_id; fill it in, or split by listing")
     seller_of = np.full(len(place), UNLABELLED)
     np.maximum.at(seller_of, listings, codes)
     torn = np.flatnonzero((codes != UNLABELLED) & (codes != seller_of[listings]))

@@ -2,12 +2,11 @@
 
 import csv
 import shutil
-from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from tests.support.helpers import create_small_taxonomy
+from tests.support.helpers import create_scene, create_small_taxonomy, encode_image
 from tests.support.pages import ParsedPage
 from training.cli.data import data_app, load_taxonomy
 from training.cli.data import suspects as suspects_verb
@@ -31,11 +30,11 @@ def test_the_verb_shards_and_says_what_it_left_out(listing_folder, tmp_path):
 def test_the_verb_splits_into_another_folder(listing_folder, tmp_path):
     source_manifest = str(listing_folder / "manifest.parquet")
     output = str(tmp_path / "there" / "split.parquet")
-    Path(output).parent.mkdir()
     done = CliRunner().invoke(
         data_app, ["split", source_manifest, "--output", output, "--val", "0.4", "--test", "0.4", "--seed", "1"]
     )
     assert done.exit_code == 0, done.exception
+    assert load_taxonomy(output, None) == load_taxonomy(source_manifest, None)
     manifest = Manifest.load(output)
     assert [read_photo(manifest.get_photo_url(row)) for row in (0, 7)] == [
         (listing_folder / "photos" / f"{i}.JPEG").read_bytes() for i in (0, 7)
@@ -55,14 +54,48 @@ def test_the_verb_warns_of_leaves_that_are_not_trained(listing_folder, tmp_path)
     ).save(str(listing_folder / "times.csv"))
     done = CliRunner().invoke(
         data_app,
-        ["split", str(listing_folder / "times.csv"), "--output", str(listing_folder / "split.csv"), "--by", "time"],
+        [
+            "split",
+            str(listing_folder / "times.csv"),
+            *("--output", str(listing_folder / "split.csv")),
+            *("--by", "time", "--calibrate", "0"),
+        ],
     )
     assert done.exit_code == 0, done.exception
-    assert "warning: val or test has leaf categories that train lacks: Fruit > Lemon" in done.stderr
+    assert "warning: another split has leaf categories that train lacks: Fruit > Lemon" in done.stderr
     assert Manifest.load(str(listing_folder / "split.csv")).column("split").to_pylist() == ["train"] * 8 + [
         "val",
         "test",
     ]
+
+
+def test_a_published_split_is_kept(listing_folder):
+    rows = [{"listing_id": f"m{i}", "photo": "a", "split": "test" if i < 20 else "train"} for i in range(200)]
+    source, output = listing_folder / "published.csv", listing_folder / "split.csv"
+    Manifest.from_rows(rows, "").save(str(source))
+    done = CliRunner().invoke(data_app, ["split", str(source), "--output", str(output), "--keep", "test", "--val", "0"])
+    assert done.exit_code == 0, done.exception
+    found = Manifest.load(str(output)).column("split").to_pylist()
+    assert found[:20] == ["test"] * 20
+    assert set(found[20:]) == {"train", "calibrate"}
+
+
+def test_an_imported_folder_gets_a_calibrate_split(tmp_path):
+    for number in range(60):
+        photo = tmp_path / "photos" / ("val" if number < 6 else "train") / "Cups" / f"{number}.png"
+        photo.parent.mkdir(parents=True, exist_ok=True)
+        photo.write_bytes(encode_image(create_scene(), "PNG"))
+    (tmp_path / "photos" / "notes.txt").touch()
+    for name, words in (("default", []), ("none", ["--calibrate", "0"])):
+        output = tmp_path / name
+        done = CliRunner().invoke(
+            data_app, ["import", "folder", str(tmp_path / "photos"), "--output", str(output), *words]
+        )
+        assert done.exit_code == 0, done.exception
+        assert "left out: files that are no photo: 1 (1 .txt), such as notes.txt" in done.stderr
+        splits = Manifest.load(str(output / "manifest.parquet")).column("split").to_pylist()
+        assert splits.count("val") == 6
+        assert ("calibrate" in splits) == (name == "default")
 
 
 def test_the_verb_never_writes_over_what_it_reads(listing_folder, monkeypatch):

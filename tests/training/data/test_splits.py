@@ -1,14 +1,17 @@
+import dataclasses
 import itertools
 
+import fsspec
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.helpers import create_small_taxonomy
-from training.data.splits import count_splits, find_untrained_leaves, split_manifest
+from training.data.splits import carve_calibrate, count_splits, find_untrained_leaves, save_split, split_manifest
 from vision.errors import ManifestError
 from vision.manifest import SPLITS, Manifest
+from vision.taxonomy import Taxonomy
 
 
 def create_manifest(rows):
@@ -28,7 +31,8 @@ def listings(draw):
     sellers = draw(st.dictionaries(ids, st.sampled_from(["", "s1", "s2", "s3"]), min_size=1))
     chosen = draw(st.lists(st.sampled_from(sorted(sellers)), min_size=1, max_size=40))
     # One photo of a listing may lack the seller that another has.
-    return [{"listing_id": i, "seller_id": sellers[i] if draw(st.booleans()) else ""} for i in chosen]
+    rows = [{"listing_id": i, "seller_id": sellers[i] if draw(st.booleans()) else ""} for i in chosen]
+    return [*rows, {"listing_id": "known", "seller_id": "s0"}]
 
 
 @given(listings(), st.sampled_from(["listing", "seller"]), st.integers(0, 5))
@@ -56,7 +60,7 @@ def test_rows_that_come_later_move_no_earlier_one(rows, more, by):
 def test_a_split_is_the_same_for_ever():
     rows = [{"listing_id": f"m{i}", "split": "val"} for i in range(12)]
     assert (
-        "".join(s[:2] for s in splits(split_manifest(create_manifest(rows), val=0.2, test=0.3)))
+        "".join(s[:2] for s in splits(split_manifest(create_manifest(rows), val=0.2, calibrate=0, test=0.3)))
         == "vatrtetrtetrvatevatetrtr"
     )
 
@@ -71,7 +75,7 @@ def test_shares_come_out_as_asked(by):
 
 def test_more_validation_changes_no_test_split_and_another_seed_changes_all():
     manifest = create_manifest([{"listing_id": str(i)} for i in range(500)])
-    few, many = (np.array(splits(split_manifest(manifest, val=val, test=0.2))) for val in (0.1, 0.4))
+    few, many = (np.array(splits(split_manifest(manifest, val=val, calibrate=0, test=0.2))) for val in (0.1, 0.4))
     assert ((few == "test") == (many == "test")).all()
     other = np.array(splits(split_manifest(manifest, val=0.1, test=0.2, seed=1)))
     assert 0.05 < (few == other).mean() < 0.9
@@ -105,7 +109,7 @@ def test_by_time_the_newest_listings_are_judged_on(synthetic_dataset, val, calib
 def test_times_with_zones_are_compared_as_instants():
     times = ["2026-01-01T09:00:00+09:00", "2026-01-01T00:00:01.5Z", "2025-12-31 23:00:00-02:00", "2026-01-01T00:00:02Z"]
     rows = [{"listing_id": str(i), "listed_at": time} for i, time in enumerate(times)]
-    result = split_manifest(create_manifest(rows), by="time", val=0.25, test=0.25)
+    result = split_manifest(create_manifest(rows), by="time", val=0.25, calibrate=0, test=0.25)
     assert splits(result) == ["train", "train", "test", "val"]
 
 
@@ -138,6 +142,80 @@ def test_a_listing_of_two_sellers_is_refused():
 def test_shares_that_leave_nothing_to_train_on_are_refused(val, test):
     with pytest.raises(ManifestError, match="leave a share to train on"):
         split_manifest(create_manifest([{"listing_id": "1"}]), val=val, test=test)
+
+
+def test_a_tenth_is_for_calibration_unless_told_otherwise():
+    rows = [{"listing_id": f"m{i}"} for i in range(5_000)]
+    counts = count_splits(split_manifest(create_manifest(rows)))
+    assert counts["calibrate"][1] / 5_000 == pytest.approx(0.1, abs=0.015)
+
+
+def test_by_seller_needs_sellers():
+    rows = [{"listing_id": "1"}, {"listing_id": "2"}]
+    with pytest.raises(ManifestError, match="no row has a seller_id; fill it in, or split by listing"):
+        split_manifest(create_manifest(rows), by="seller")
+    split_manifest(create_manifest([*rows, {"listing_id": "3", "seller_id": "a"}]), by="seller")
+
+
+@given(
+    st.lists(st.tuples(ids, st.sampled_from(SPLITS)), min_size=1, max_size=40),
+    st.sets(st.sampled_from(SPLITS[1:])),
+    st.sampled_from(["listing", "time"]),
+)
+def test_a_split_that_is_kept_loses_and_wins_no_listing(listed, keep, by):
+    split_of = dict(listed)
+    rows = [{"listing_id": i, "split": split_of[i], "listed_at": f"2026-01-{int(i) + 1:02d}"} for i, _ in listed]
+    kept = keep & set(split_of.values())
+    given_splits = splits(split_manifest(create_manifest(rows), by=by, val=0.3, test=0.2, calibrate=0.2, keep=kept))
+    for row, split in zip(rows, given_splits, strict=True):
+        assert (split in kept) == (row["split"] in kept)
+        assert row["split"] not in kept or split == row["split"]
+
+
+def test_calibrate_is_carved_out_of_train_alone():
+    rows = [{"listing_id": f"m{i}", "split": SPLITS[(0, 0, 0, 1, 3)[i % 5]]} for i in range(5_000)]
+    counts = count_splits(split_manifest(create_manifest(rows), calibrate=0.2, keep=["test", "val"]))
+    assert (counts["val"][1], counts["test"][1]) == (1000, 1000)
+    assert counts["calibrate"][1] / 3000 == pytest.approx(0.2, abs=0.03)
+    assert count_splits(carve_calibrate(create_manifest(rows), share=0.2)) == counts
+
+
+def test_what_has_a_calibrate_split_or_no_train_split_is_left_alone():
+    for found in (["train", "calibrate", "val"], ["", ""], ["val", "test"]):
+        manifest = create_manifest([{"listing_id": str(i), "split": split} for i, split in enumerate(found)])
+        assert carve_calibrate(manifest) is manifest
+    manifest = create_manifest([{"listing_id": "1", "split": "train"}])
+    assert carve_calibrate(manifest, share=0) is manifest
+
+
+@pytest.mark.parametrize(
+    ("keep", "said"),
+    [
+        ("tset", "cannot keep split 'tset'; take one of val, calibrate, test"),
+        ("train", "cannot keep split 'train'"),
+        ("val", "no row has the split 'val' that is to be kept"),
+        ("test", r"listing 1 has photos in the split test, which is kept, and in another one \(1 such rows"),
+    ],
+)
+def test_a_split_that_cannot_be_kept_is_named(keep, said):
+    manifest = create_manifest([{"listing_id": "1", "split": "test"}, {"listing_id": "1", "split": "train"}])
+    with pytest.raises(ManifestError, match=said):
+        split_manifest(manifest, keep=[keep])
+
+
+@pytest.mark.parametrize("place", ["{}/new/folder", "memory://{}/new"])
+def test_a_split_is_written_with_its_taxonomy_to_a_new_folder(tmp_path, place):
+    output = place.format(tmp_path) + "/manifest.parquet"
+    manifest = Manifest.from_rows([{"listing_id": "1", "photo": "a.jpg"}], "/photos")
+    save_split(manifest, create_small_taxonomy(), output)
+    save_split(manifest, create_small_taxonomy(), output)
+    assert Manifest.load(output).get_photo_url(0) == "/photos/a.jpg"
+    fs, path = fsspec.core.url_to_fs(output)
+    beside = path.replace("manifest.parquet", "taxonomy.json")
+    assert Taxonomy.from_json(fs.cat_file(beside).decode()) == create_small_taxonomy()
+    other = dataclasses.replace(create_small_taxonomy(), version="small-2")
+    with pytest.raises(ManifestError, match="is another taxonomy than the manifest's"):
+        save_split(manifest, other, output)
 
 
 def test_leaves_that_are_judged_but_not_trained_are_named():
