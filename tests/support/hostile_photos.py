@@ -470,7 +470,10 @@ def _pngs() -> Iterator[HostilePhoto]:
     data = files.png(16, 16, files.scanlines(stripes + 200), colour=3, before=palette)
     yield _create_decodable("png_beyond_its_palette", data, "Its pixels name colours that its palette lacks.")
     data = files.png(16, 16, files.scanlines(stripes), colour=3)
-    yield _create_decodable("png_without_palette", data, "Its pixels name colours, and none is given: black.")
+    yield _create_refused("png_without_palette", unreadable, data, "Its pixels name colours, and none is given.")
+    damaged = bytearray(files.png(16, 16, files.scanlines(stripes), colour=3, before=palette))
+    damaged[damaged.index(b"PLTE") + 5] ^= 1
+    yield _create_refused("png_with_damaged_palette", unreadable, bytes(damaged), "A bit fell over in its colours.")
     data = files.png(16, 16, files.scanlines(stripes), colour=0, depth=3)
     yield _create_refused("png_of_3_bits", unreadable, data, "A depth that there is not.")
     yield _create_refused("png_of_no_width", unreadable, files.png(0, 16), "A header overwritten by zeros.")
@@ -496,20 +499,25 @@ def _pngs() -> Iterator[HostilePhoto]:
     bombs = {"iCCP": b"a\0\0" + much, "zTXt": b"a\0\0" + much, "iTXt": b"a\0\1\0\0\0" + much}
     for kind, body in bombs.items():
         data = files.png(96, 64, rgb, colour=2, before=chunk(kind.encode(), body))
-        yield _create_refused(
-            f"png_{kind.lower()}_bomb", unreadable, data, "20 MB of zeros in 20 kB, none of them a pixel."
+        yield _create_decodable(
+            f"png_{kind.lower()}_bomb", data, "20 MB of zeros in 20 kB, none of them a pixel.", create_scene()
         )
     profile = chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(1 << 20)))
     data = files.png(96, 64, rgb, colour=2, before=profile * 100)
-    yield _create_refused(
-        "png_of_many_profiles", unreadable, data, "100 profiles of 1 MiB; 16,000 would take half a minute."
+    yield _create_decodable(
+        "png_of_many_profiles", data, "100 profiles of 1 MiB, of which the first counts.", create_scene()
     )
+    data = files.png(96, 64, rgb, colour=2, before=chunk(b"teXt", b"") * 1_300_000)
+    yield _create_refused("png_of_many_chunks", unreadable, data, "A million empty chunks: a second to walk.")
+    yield from _damaged_pngs(files.png(96, 64, rgb, colour=2), rgb)
     data = files.png(96, 64, rgb, colour=2, before=chunk(b"iCCP", b"a\0\0broken"))
     yield _create_decodable("png_with_broken_profile", data, "Its profile cannot be inflated: ignored.", create_scene())
     data = files.png(
         96, 64, rgb, colour=2, before=chunk(b"tEXt", b"transparency\0yes") + chunk(b"tEXt", b"icc_profile\0no")
     )
-    yield _create_refused("png_with_words_for_alpha", unreadable, data, "Texts whose names Pillow takes for its own.")
+    yield _create_decodable(
+        "png_with_words_for_alpha", data, "Texts whose names Pillow takes for its own.", create_scene()
+    )
     frames = [files.scanlines(np.full((16, 16), value, np.uint8)) for value in (10, 200)] * 1000
     yield _create_decodable(
         "apng", files.apng(frames, 16, 16), "2,000 frames: the first counts.", Image.new("RGB", (16, 16), "#0a0a0a")
@@ -517,6 +525,41 @@ def _pngs() -> Iterator[HostilePhoto]:
     data = files.apng(frames[:2], 16, 16, num_frames=0x7FFFFFFF)
     yield _create_decodable(
         "apng_that_boasts", data, "Two frames that claim to be two billion.", Image.new("RGB", (16, 16), "#0a0a0a")
+    )
+
+
+def _damaged_pngs(whole: bytes, rgb: bytes) -> Iterator[HostilePhoto]:
+    """PNGs with damage in what no pixel needs."""
+    bodies = {
+        b"tEXt": b"Title\0Shoes",
+        b"zTXt": b"Title\0\0" + zlib.compress(b"Shoes"),
+        b"pHYs": struct.pack(">IIB", 3000, 3000, 1),
+        b"gAMA": struct.pack(">I", 20_000),
+        b"cHRM": struct.pack(">8I", *[10_000] * 8),
+        b"iCCP": b"P3\0\0" + zlib.compress(files.display_p3_profile()),
+        b"cICP": bytes([9, 16, 0, 1]),
+        b"sRGB": b"\0",
+        b"tRNS": bytes(6),
+        b"eXIf": files.exif(files.short_tag(0x0112, 6))[6:],
+    }
+    for kind, body in bodies.items():
+        name = kind.decode().lower()
+        damaged = files.png_chunk(kind, body)[:-4] + b"bad!"
+        data = whole[:33] + damaged + whole[33:]
+        yield _create_decodable(f"png_with_wrong_sum_of_{name}", data, "A bit fell over in it.", create_scene())
+        if kind not in (b"tEXt", b"zTXt", b"iCCP", b"eXIf"):
+            data = whole[:33] + files.png_chunk(kind, body + b"\0") + whole[33:]
+            yield _create_decodable(f"png_with_odd_length_of_{name}", data, "A careless program.", create_scene())
+    for kind, body in {"empty": b"", "cut": b"P3\0\0" + zlib.compress(bytes(900))[:-6], "nameless": bytes(3)}.items():
+        data = files.png(96, 64, rgb, colour=2, before=files.png_chunk(b"iCCP", body))
+        yield _create_decodable(f"png_with_{kind}_profile", data, "A profile that is none: ignored.", create_scene())
+    data = files.png(96, 64, rgb, colour=2, before=files.png_chunk(b"gAMA", bytes(4)))
+    yield _create_decodable("png_of_gamma_zero", data, "A division by zero, if it were heeded.", create_scene())
+    data = files.png(96, 64, rgb, colour=2, before=files.png_chunk(b"cHRM", bytes(32)))
+    yield _create_decodable("png_of_no_colours", data, "All its primaries are black.", create_scene())
+    data = whole[:-12] + b"\0\0\xff\xfftEXt"
+    yield _create_decodable(
+        "png_cut_behind_pixels", data, "The connection broke within a text at its end.", create_scene()
     )
 
 

@@ -337,6 +337,20 @@ def display_p3_profile(name: str = "Wide") -> bytes:
     return _icc(b"RGB ", b"mntr", b"XYZ ", _described(name) | colours | curves)
 
 
+def srgb_profile(name: str = "sRGB", *, gamma: float | None = None) -> bytes:
+    """The primaries of sRGB, adapted to D50, and its curve in 1024 steps, or a plain gamma."""
+    codes = np.arange(1024) / 1023
+    light = np.where(codes > 0.04045, ((codes + 0.055) / 1.055) ** 2.4, codes / 12.92)
+    table = b"curv" + struct.pack(">4xI1024H", 1024, *np.round(light * 65535).astype(int))
+    colours = {
+        b"rXYZ": _xyz(0.43607, 0.22249, 0.01392),
+        b"gXYZ": _xyz(0.38515, 0.71687, 0.09708),
+        b"bXYZ": _xyz(0.14307, 0.06061, 0.71410),
+    }
+    curves = dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), table if gamma is None else _gamma(gamma))
+    return _icc(b"RGB ", b"mntr", b"XYZ ", _described(name) | colours | curves)
+
+
 def grey_profile(gamma: float = 1.0) -> bytes:
     return _icc(b"GRAY", b"mntr", b"XYZ ", _described("Grey") | {b"kTRC": _gamma(gamma)})
 

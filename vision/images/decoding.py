@@ -13,7 +13,6 @@ from PIL import (
     Image,
     ImageFile,
     JpegImagePlugin,
-    PngImagePlugin,
     WebPImagePlugin,
 )
 
@@ -27,9 +26,11 @@ from vision.errors import (
 )
 from vision.images.colour import convert_to_srgb, paste_on_white_screen
 from vision.images.formats import detect_format
+from vision.images.heif import find_code_point_profile
 from vision.images.jpeg import decode_jpeg
 from vision.images.limits import PhotoLimits, check_bytes, check_cost, check_pixels
 from vision.images.orientation import turn_upright
+from vision.images.png import PngFile, load_png, open_png
 from vision.images.preprocessing import Preprocessing
 from vision.images.truncation import is_truncated
 
@@ -55,13 +56,13 @@ class _JpegFile(JpegImagePlugin.JpegImageFile):
 
 # By their own classes, not by Image.open, which swallows what they say of a broken header, parses the directory of
 # phones' MPO files (a JPEG with more behind it), and counts pixels by a limit of its own.
-_READERS: dict[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
-    "JPEG": _JpegFile,
-    "PNG": PngImagePlugin.PngImageFile,
-    "WEBP": WebPImagePlugin.WebPImageFile,
-    "GIF": GifImagePlugin.GifImageFile,
-    "AVIF": AvifImagePlugin.AvifImageFile,
-    "HEIF": pi_heif.HeifImageFile,
+_READERS: dict[str, Callable[[bytes], ImageFile.ImageFile]] = {
+    "JPEG": lambda data: _JpegFile(io.BytesIO(data)),
+    "PNG": open_png,
+    "WEBP": lambda data: WebPImagePlugin.WebPImageFile(io.BytesIO(data)),
+    "GIF": lambda data: GifImagePlugin.GifImageFile(io.BytesIO(data)),
+    "AVIF": lambda data: AvifImagePlugin.AvifImageFile(io.BytesIO(data)),
+    "HEIF": lambda data: pi_heif.HeifImageFile(io.BytesIO(data)),
 }
 
 
@@ -125,19 +126,23 @@ def _decode(data: bytes, *, at_least_px: int, limits: PhotoLimits) -> Image.Imag
 
 def _load(opened: ImageFile.ImageFile, data: bytes, format_: str, at_least_px: int) -> Image.Image:
     """Return the photo as stored; its `info` has its profile and orientation."""
-    if format_ != "JPEG":
-        opened.load()
-        return opened
-    stored = decode_jpeg(data, opened.mode, opened.size, at_least_px=at_least_px)
-    stored.info = opened.info
-    return stored
+    if format_ in ("AVIF", "HEIF") and "icc_profile" not in opened.info:
+        opened.info["icc_profile"] = find_code_point_profile(opened, data, format_)
+    if format_ == "JPEG":
+        stored = decode_jpeg(data, opened.mode, opened.size, at_least_px=at_least_px)
+        stored.info = opened.info
+        return stored
+    if isinstance(opened, PngFile):
+        return load_png(opened)
+    opened.load()
+    return opened
 
 
 def _open(data: bytes, format_: str, limits: PhotoLimits) -> ImageFile.ImageFile:
     """Open the photo and read its header; at most `max_pixels` large."""
     check_cost(data, format_, limits)
     try:
-        opened = _READERS[format_](io.BytesIO(data))
+        opened = _READERS[format_](data)
     except Exception as error:
         ending = f"it begins like {format_} but its header is cut short"
         raise _to_photo_error(error, data, format_, ending) from error

@@ -11,10 +11,11 @@ from typing import NamedTuple
 
 import torch
 import torchvision
-from PIL import Image, ImageCms
+from PIL import Image
 from torch.nn import functional
 
 from vision.errors import DeviceDecoderUnavailable
+from vision.images.colour import find_srgb_transform
 from vision.images.jpeg import choose_jpeg_scale
 from vision.images.limits import PhotoLimits, check_cost
 
@@ -107,7 +108,7 @@ def _is_plain(opened: Image.Image, limits: PhotoLimits) -> bool:
     # An MPO opens here too: several JPEGs in one file.
     if opened.format != "JPEG" or opened.getexif().get(_ORIENTATION_TAG) not in _UPRIGHT_ORIENTATIONS:
         return False
-    return _has_plain_components(opened) and _is_srgb(opened.info.get("icc_profile"))
+    return _has_plain_components(opened) and not find_srgb_transform(opened.info.get("icc_profile"), opened.mode)
 
 
 def _has_plain_components(opened: Image.Image) -> bool:
@@ -123,10 +124,6 @@ def _has_plain_components(opened: Image.Image) -> bool:
         and samplings[0] in _LUMA_SAMPLINGS
         and samplings[1:] == [(1, 1), (1, 1)]
     )
-
-
-def _is_srgb(profile: bytes | None) -> bool:
-    return not profile or "sRGB" in ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(io.BytesIO(profile)))
 
 
 class DeviceDecoder:

@@ -21,8 +21,6 @@ _MAX_JPEG_SEGMENTS = 1000
 _MAX_SCANNED_PIXELS = 1_000_000_000
 """Scans of a JPEG times its pixels: twice the ten scans of a usual encoder at the pixel limit, decoded in 0.4 s. A scan
 of ten bytes costs up to 22 ms at 50 megapixels, so that 16 MiB of them would take half a day; measured on one core."""
-_MAX_PNG_PROFILES = 16
-"""The standard allows one. Pillow inflates each of them, up to 1 MiB, before it keeps the last."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +59,6 @@ def check_cost(data: bytes, format_: str, limits: PhotoLimits) -> None:
     """Refuse files whose header alone is expensive to read, or that cost far more than their pixels suggest."""
     if format_ == "JPEG":
         _check_scans(data, limits)
-    elif format_ == "PNG" and data.count(b"iCCP") > _MAX_PNG_PROFILES:
-        raise PhotoUnreadable("it has several colour profiles; save it again")
     elif format_ == "WEBP" and (
         canvas := _read_webp_canvas(data)
     ):  # allocated four times over by Pillow when it opens it

@@ -1,6 +1,5 @@
-"""Turn a photo upright by its EXIF block or XMP."""
+"""Turn a photo upright by its EXIF block, as browsers and libvips do; what XMP or a text chunk says is not heeded."""
 
-import re
 import struct
 from collections.abc import Mapping
 from typing import Any
@@ -30,26 +29,15 @@ def turn_upright(image: Image.Image, format_: str) -> Image.Image:
 
 
 def _read_orientation(info: Mapping[str | tuple[int, int], Any]) -> int | None:
-    """Return the EXIF orientation, else the one in XMP; None, treated as upright, if it cannot be read, as viewers do.
+    """Return the EXIF orientation; None, treated as upright, if there is none or it cannot be read, as viewers do.
 
     Pillow's reader reads every other tag too, and its `exif_transpose` fails where one of them is malformed.
     """
-    try:
-        if (transposition := _parse_exif_orientation(_get_exif_bytes(info))) is not None:
-            return transposition
-    except (KeyError, ValueError, struct.error):
-        return None
-    xmp = info.get("xmp")
-    found = re.search(rb'tiff:Orientation(="|>)([0-9])', xmp) if isinstance(xmp, bytes) else None
-    return int(found[2]) if found else None
-
-
-def _get_exif_bytes(info: Mapping[str | tuple[int, int], Any]) -> bytes:
     exif = info.get("exif")
-    if isinstance(exif, bytes):
-        return exif
-    # ImageMagick's way to keep it in a PNG: three lines of heading, then hex digits.
-    return bytes.fromhex("".join(str(info.get("Raw profile type exif", "")).split("\n")[3:]))
+    try:
+        return _parse_exif_orientation(exif) if isinstance(exif, bytes) else None
+    except (KeyError, struct.error):
+        return None
 
 
 def _parse_exif_orientation(exif: bytes) -> int | None:

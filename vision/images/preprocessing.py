@@ -12,7 +12,9 @@ _DECODER_REVISION = 3
 
 2: orientation read although the rest of the EXIF block is malformed; transparency and profile of 16-bit greys; the grey
 profile of greys with alpha; white around a GIF frame that is smaller than its screen.
-3: JPEGs without an end marker are decoded, damaged ones are refused.
+3: JPEGs without an end marker are decoded, damaged ones are refused; profiles are sRGB by their curves, not by their
+names; gamma, chromaticities and code points are heeded; damage in what no pixel of a PNG needs does not matter; the
+clear colour of greys of 2 and 4 bits and of 16-bit colours; an orientation in XMP or in a PNG's text is ignored.
 """
 
 

@@ -10,7 +10,7 @@ from vision.images import (
     colour,
     decode_photo,
 )
-from vision.images.colour import build_srgb_transform
+from vision.images.colour import build_srgb_transform, find_srgb_transform
 
 
 def convert_p3_to_srgb(photo):
@@ -106,9 +106,29 @@ def test_many_threads_share_the_profiles():
 
 
 def test_srgb_broken_and_mismatched_profiles_change_nothing():
-    lab = ImageCms.createProfile("LAB")
-    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
-    assert "sRGB" in ImageCms.getProfileDescription(srgb)
+    lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     wanted = decode_photo(encode_image(create_scene(), "PNG"), at_least_px=64)
-    for profile in (srgb.tobytes(), b"not a profile", ImageCms.ImageCmsProfile(lab).tobytes()):
+    for profile in (srgb, files.srgb_profile("c2"), b"not a profile", lab, files.grey_profile()):
+        assert find_srgb_transform(profile, "RGB") is None
         assert (decode_photo(encode_image(create_scene(), "PNG", icc_profile=profile), at_least_px=64) == wanted).all()
+
+
+@pytest.mark.parametrize("name", ["GIMP built-in Linear sRGB", "sRGB-elle-V2-g10", "sRGB"])
+def test_a_profile_is_srgb_by_its_curves_and_not_by_its_name(name):
+    data = encode_image(create_scene(), "PNG", icc_profile=files.srgb_profile(name, gamma=1.0))
+    light = np.asarray(create_scene()) / 255
+    wanted = 255 * np.where(light > 0.0031308, 1.055 * light ** (1 / 2.4) - 0.055, 12.92 * light)
+    assert mean_difference(decode_photo(data, at_least_px=64), wanted) < 1
+
+
+def test_a_profile_is_srgb_by_its_primaries_and_not_by_its_name():
+    named = encode_image(create_scene(), "PNG", icc_profile=files.display_p3_profile("sRGB IEC61966-2.1"))
+    plain = encode_image(create_scene(), "PNG", icc_profile=files.display_p3_profile())
+    shown = decode_photo(named, at_least_px=64)
+    assert (shown == decode_photo(plain, at_least_px=64)).all()
+    assert mean_difference(shown, np.asarray(create_scene())) > 3
+
+
+def test_a_profile_larger_than_is_read_is_ignored():
+    assert find_srgb_transform(files.display_p3_profile() + bytes(1 << 20), "RGB") is None

@@ -90,6 +90,8 @@ PLAIN = {
     "smallest side": encode_image(create_scene(8, 64)),
     "tagged upright": encode_image(create_scene(), exif=exif(1)),
     "sRGB profile": encode_image(create_scene(), icc_profile=profile("sRGB")),
+    "profile that does not fit": encode_image(create_scene(), icc_profile=profile("LAB")),
+    "broken profile": encode_image(create_scene(), icc_profile=b"not a profile" * 20),
     "grey": encode_image(create_scene().convert("L")),
 }
 NOT_PLAIN = {
@@ -97,8 +99,8 @@ NOT_PLAIN = {
     "no photo": b"hello",
     "turned": encode_image(create_scene(), exif=exif(6)),
     "mirrored": encode_image(create_scene(), exif=exif(2)),
-    "other profile": encode_image(create_scene(), icc_profile=profile("LAB")),
-    "broken profile": encode_image(create_scene(), icc_profile=b"not a profile" * 20),
+    "wide profile": encode_image(create_scene(), icc_profile=files.display_p3_profile("sRGB, it says")),
+    "grey profile": encode_image(create_scene().convert("L"), icc_profile=files.grey_profile(1.0)),
     "CMYK": encode_image(create_scene().convert("CMYK")),
     "RGB components": create_rgb_jpeg(),
     "PNG": encode_image(create_scene(), "PNG"),

@@ -69,3 +69,28 @@ def test_avif_and_heif_are_turned_once_by_their_own_properties(orientation):
     got = decode_photo(data, at_least_px=64)
     assert got.shape == np.asarray(shown[orientation]).shape
     assert mean_difference(got, np.asarray(shown[orientation])) < 3
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "AVIF"])
+@pytest.mark.parametrize(
+    "words", [b"tiff:Orientation='6'", b'tiff:Orientation="6"', b"<tiff:Orientation>6</tiff:Orientation>"]
+)
+def test_an_orientation_in_xmp_alone_is_not_heeded_in_any_format(format, words):
+    xmp = b"<x:xmpmeta><rdf:Description " + words + b"/></x:xmpmeta>"
+    data = encode_image(create_scene(), format, xmp=xmp) if format != "PNG" else encode_png_with_xmp(xmp)
+    assert words in data
+    plain = encode_image(create_scene(), format)
+    assert (decode_photo(data, at_least_px=64) == decode_photo(plain, at_least_px=64)).all()
+
+
+def encode_png_with_xmp(xmp):
+    text = files.png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp)
+    return files.png(96, 64, files.scanlines(np.asarray(create_scene())), colour=2, before=text)
+
+
+def test_an_exif_block_in_a_text_chunk_is_not_heeded():
+    """ImageMagick's, from before PNG had a chunk for it; browsers read that chunk only."""
+    block = files.exif(files.short_tag(0x0112, 6))
+    text = files.png_chunk(b"tEXt", b"Raw profile type exif\0\nexif\n%8d\n%s" % (len(block), block.hex().encode()))
+    data = files.png(96, 64, files.scanlines(np.asarray(create_scene())), colour=2, before=text)
+    assert (decode_photo(data, at_least_px=64) == np.asarray(create_scene())).all()
