@@ -107,6 +107,11 @@ class Manifest:
         schema = pa.schema([(name, pa.string()) for name in COLUMNS])
         return cls(_complete_columns(pa.Table.from_pylist([dict(row) for row in rows], schema=schema)), base_url)
 
+    @classmethod
+    def from_table(cls, table: pa.Table, base_url: str) -> "Manifest":
+        """Build a manifest from columns of text by the names of `COLUMNS`; missing ones are not known."""
+        return cls(_complete_columns(table), base_url)
+
     def save(self, path: str) -> None:
         """Write as Parquet, CSV or JSON Lines, by the ending of `path`, atomically.
 

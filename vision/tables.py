@@ -59,8 +59,6 @@ class TextTable:
 
     url: str
     columns: tuple[str, ...]
-    encoding: str
-    """Encoding of a CSV, by Python's name; else empty."""
     read_batches: Callable[[Sequence[str]], Iterator[pa.RecordBatch]]
 
     def read(self, names: Sequence[str], *, paths: Collection[str] = ()) -> Iterator[pa.RecordBatch]:
@@ -132,7 +130,7 @@ def _open_parquet(url: str) -> TextTable:
         with _open_file(url) as file, pyarrow.parquet.ParquetFile(file) as parquet:
             yield from parquet.iter_batches(_PARQUET_ROWS, columns=list(names))
 
-    return TextTable(url=url, columns=tuple(schema.names), encoding="", read_batches=read)
+    return TextTable(url=url, columns=tuple(schema.names), read_batches=read)
 
 
 def _open_csv(url: str, encoding: str) -> TextTable:
@@ -155,7 +153,7 @@ def _open_csv(url: str, encoding: str) -> TextTable:
                 pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), include_columns=list(names)),
             )
 
-    return TextTable(url=url, columns=tuple(header), encoding=encoding, read_batches=read)
+    return TextTable(url=url, columns=tuple(header), read_batches=read)
 
 
 def _detect_encoding(prefix: bytes, url: str) -> str:
@@ -193,7 +191,7 @@ def _open_jsonl(url: str) -> TextTable:
                 columns = [[_json_to_text(row.get(name), url, name) for row in some] for name in names]
                 yield pa.RecordBatch.from_arrays([pa.array(column, pa.string()) for column in columns], list(names))
 
-    return TextTable(url=url, columns=tuple(columns), encoding="", read_batches=read)
+    return TextTable(url=url, columns=tuple(columns), read_batches=read)
 
 
 def _iterate_json(file: IO[bytes], url: str) -> Iterator[dict[str, Any]]:

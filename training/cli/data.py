@@ -78,6 +78,61 @@ def import_folder(
     _save_dataset(carve_calibrate(imported.manifest, share=calibrate), imported.taxonomy, output)
 
 
+@import_app.command("table")
+def import_table(
+    source: Annotated[str, typer.Argument(help="CSV (also Excel's), JSON Lines or Parquet, a path or fsspec URL.")],
+    output: Output,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="COLUMN=NAME: which column of the table is photo, category, brand, listing_id, split, seller_id or "
+            "listed_at; several times. Columns of these names are taken by themselves."
+        ),
+    ] = None,
+    photos: Annotated[
+        str, typer.Option(help="Folder or URL that relative photos start from. Default: the table's folder.")
+    ] = "",
+    separator: Annotated[str, typer.Option(help="Between the names of a category's path.")] = ">",
+    language: Language = "en",
+    no_brand: Annotated[str, typer.Option(help="What the table writes for a product without brand.")] = "no brand",
+    other_brand: Annotated[
+        str, typer.Option(help="What the table writes for a brand that is not to be learned.")
+    ] = "other brand",
+    encoding: Annotated[str, typer.Option(help="Of a CSV, such as cp1252. Default: UTF-8, UTF-16 or cp932.")] = "",
+    calibrate: Calibrate = 0.1,
+) -> None:
+    """Import a table of photos with category paths and brands by name; the taxonomy is made from them.
+
+    Example: listing-vision data import table items.csv --column photo=画像 --column category=カテゴリ --language ja
+    --output data/mine
+
+    Levels of a category may be in several columns, from the root down: --column category=大分類 --column
+    category=小分類.
+    """
+    from training.data.splits import carve_calibrate
+    from training.data.table_importer import import_table as run
+
+    columns: dict[str, list[str]] = {}
+    for given in column or []:
+        name, equals, found = given.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"--column {given} is not COLUMN=NAME, such as photo=画像")
+        columns.setdefault(name, []).append(found)
+    imported = run(
+        source,
+        columns=columns,
+        photos=photos,
+        separator=separator,
+        language=language,
+        no_brand=no_brand,
+        other_brand=other_brand,
+        encoding=encoding,
+    )
+    for note in imported.notes:
+        typer.echo(note, err=True)
+    _save_dataset(carve_calibrate(imported.manifest, share=calibrate), imported.taxonomy, output)
+
+
 @data_app.command("synthesize")
 def synthesize(
     output: Output,

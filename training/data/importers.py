@@ -124,8 +124,8 @@ def compute_version(prefix: str, paths: Iterable[Sequence[str]], brands: Iterabl
 
 
 def save_dataset(manifest: Manifest, taxonomy: Taxonomy, folder: Path) -> Path:
-    """Write `manifest.parquet` and `taxonomy.json` to a folder, which is made; return the manifest's path."""
+    """Write `manifest.parquet`, with paths adapted to the folder, and `taxonomy.json`; return the manifest's path."""
     folder.mkdir(parents=True, exist_ok=True)
-    manifest.save(str(folder / "manifest.parquet"))
+    manifest.rebase(str(folder)).save(str(folder / "manifest.parquet"))
     taxonomy.save(folder / "taxonomy.json")
     return folder / "manifest.parquet"
