@@ -155,22 +155,36 @@ def synthesize(
 def check(
     manifest: ManifestUrl,
     taxonomy: TaxonomyPath = None,
+    findings: Annotated[
+        Path | None, typer.Option(help="CSV for every row and photo of every finding; shown are the first three.")
+    ] = None,
 ) -> None:
-    """Decode every photo and list the problems. Near duplicates are only listed; anything else exits 1.
+    """Show the photos of each class and split, decode every photo, and list the problems; exits 1 if there are any.
 
     Example: listing-vision data check data/grocery/manifest.parquet
+
+    Near duplicates, missing splits and classes with few photos are warnings.
     """
-    from training.data.checks import KINDS, check_manifest
+    from training.data.checks import KINDS, WARNINGS, check_labels, check_photos, write_findings
+    from training.data.class_counts import count_classes
     from vision.manifest import Manifest
 
-    loaded = Manifest.load(manifest)
-    findings = check_manifest(loaded, load_taxonomy(manifest, taxonomy))
-    for finding in findings:
-        typer.echo(f"{finding.kind}: {finding.message}")
+    loaded, tree = Manifest.load(manifest), load_taxonomy(manifest, taxonomy)
+    typer.echo(count_classes(loaded, tree).format_table() + "\n")
+    found = check_labels(loaded, tree)
+    for finding in found:
+        typer.echo(str(finding))
+    for finding in check_photos(loaded):
+        typer.echo(str(finding))
+        found.append(finding)
     for kind, meaning in KINDS.items():
-        typer.echo(f"{sum(finding.kind == kind for finding in findings):6d}  {kind} ({meaning})")
+        number = sum(len(finding.places) for finding in found if finding.kind == kind)
+        typer.echo(f"{number:6d}  {kind} ({meaning}{'; a warning' if kind in WARNINGS else ''})")
     typer.echo(f"{len(loaded):6d}  photos looked at")
-    if any(finding.kind != "near_duplicate" for finding in findings):
+    if findings:
+        write_findings(found, findings)
+        typer.echo(f"written: {findings}")
+    if any(finding.kind not in WARNINGS for finding in found):
         raise typer.Exit(1)
 
 

@@ -109,6 +109,37 @@ def test_the_verb_never_writes_over_what_it_reads(listing_folder, monkeypatch):
     assert (listing_folder / "manifest.parquet").read_bytes() == before
 
 
+def test_the_verb_imports_a_table(tmp_path):
+    lines = ["写真,大分類,小分類,split", *(f"{i}.jpg,婦人,靴,train" for i in range(80)), "v.jpg,婦人,,val", ",,,"]
+    (tmp_path / "items.csv").write_bytes("\r\n".join(lines).encode("cp932"))
+    words = ["import", "table", str(tmp_path / "items.csv"), "--output", str(tmp_path / "out"), "--language", "ja"]
+    words += ["--column", "photo=写真", "--column", "category=大分類", "--column", "category=小分類"]
+    done = CliRunner().invoke(data_app, words)
+    assert done.exit_code == 0, done.exception
+    assert "left out: 1 rows without a photo" in done.stderr
+    manifest = Manifest.load(str(tmp_path / "out" / "manifest.parquet"))
+    assert set(manifest.column("split").to_pylist()) == {"train", "val", "calibrate"}
+    assert manifest.get_photo_url(0) == f"{tmp_path}/0.jpg"
+    assert load_taxonomy(str(tmp_path / "out" / "manifest.parquet"), None).leaf_ids == ("婦人/靴",)
+    refused = CliRunner().invoke(data_app, [*words, "--column", "brand"])
+    assert (refused.exit_code, "is not COLUMN=NAME" in refused.output) == (2, True)
+
+
+def test_the_verb_checks_labels_first_and_names_every_place_in_a_file(listing_folder, tmp_path):
+    rows = [{"listing_id": str(i), "photo": f"gone{i}.jpg", "category": "gala"} for i in range(5)]
+    Manifest.from_rows(rows, "").save(str(listing_folder / "gone.csv"))
+    findings = tmp_path / "findings.csv"
+    done = CliRunner().invoke(data_app, ["check", str(listing_folder / "gone.csv"), "--findings", str(findings)])
+    assert done.exit_code == 1
+    lines = done.stdout.splitlines()
+    assert lines[0].split() == ["photos", "by", "class", "(none)", "all"]
+    assert lines[1].split() == ["Fruit", ">", "Apple", ">", "Gala", "5", "5"]
+    assert "split_missing: no photo has a split: `listing-vision data split` makes them" in lines
+    assert any(line.startswith("bad_photo: PHOTO_MISSING: 5 in all, such as row 1: ") for line in lines)
+    assert "     5  bad_photo (a photo that cannot be used)" in lines
+    assert len([line for line in findings.read_text().splitlines() if line.startswith("bad_photo")]) == 5
+
+
 def test_a_manifest_at_a_url_without_a_taxonomy_is_named(tmp_path):
     url = f"memory://{tmp_path.name}/manifest.parquet"
     with pytest.raises(ListingVisionError, match=r"taxonomy memory://.*/taxonomy\.json cannot be read .*--taxonomy"):
