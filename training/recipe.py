@@ -9,11 +9,12 @@ from typing import Any, Literal, get_args
 from training.errors import RecipeError
 from vision.bundle import BrandHead
 
-__all__ = ["Recipe", "Stage", "load_recipe"]
+__all__ = ["KeptWeights", "Recipe", "Stage", "load_recipe"]
 
 TrainedPart = Literal["all", "heads", "heads_on_features"]
 LongTail = Literal["none", "logit_adjustment"]
 Schedule = Literal["cosine", "tanh", "poly"]
+KeptWeights = Literal["last", "best"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +103,12 @@ class Recipe:
     """Mirroring; 0 where text matters more than variety."""
     ema_decay: float = 0.995
     """Decay of the averaged weights, which are evaluated and exported; warmed up as in timm's ModelEmaV3."""
+    final_weights: KeptWeights = "last"
+    """Which epoch's averaged weights the finished run has, and `export` takes: the last one's, or those that val judged
+    best. Both are kept. The learning rate ends at zero, so that the last ones are seldom much worse, and a choice on
+    val uses val up: certify on another split then."""
+    early_stopping_epochs: int = 0
+    """End after so many epochs without a better result on val; 0 never. Needs `final_weights = "best"`."""
     gradient_clip_norm: float = 5.0
     checkpoint_every_steps: int = 100
 
@@ -150,6 +157,23 @@ class Recipe:
         _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "use 0 or more")
         _require(self.brand_loss_weight >= 0, "brand_loss_weight", self.brand_loss_weight, "use 0 or more")
         _require(self.checkpoint_every_steps >= 1, "checkpoint_every_steps", self.checkpoint_every_steps, "use 1+")
+
+        self._check_choice_of_weights()
+
+    def _check_choice_of_weights(self) -> None:
+        _require(
+            self.final_weights in get_args(KeptWeights),
+            "final_weights",
+            self.final_weights,
+            f"use one of {get_args(KeptWeights)}",
+        )
+        _require(self.early_stopping_epochs >= 0, "early_stopping_epochs", self.early_stopping_epochs, "use 0 or more")
+        _require(
+            self.final_weights == "best" or not self.early_stopping_epochs,
+            "early_stopping_epochs",
+            self.early_stopping_epochs,
+            'the last weights of a run that ends early are none to keep: set final_weights = "best"',
+        )
 
     @property
     def num_epochs(self) -> int:

@@ -7,10 +7,10 @@ import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from training.errors import RunError
-from training.recipe import Recipe
+from training.recipe import KeptWeights, Recipe
 from vision.manifest import Manifest
 from vision.model import ListingClassifier, ModelSpec
 from vision.runtime.files import replace_file, write_atomically
@@ -32,8 +32,12 @@ class Run:
 
     @property
     def weights_path(self) -> Path:
-        """The averaged weights of the finished run."""
+        """The averaged weights of the finished run, as its recipe's `final_weights` chose them."""
         return self.folder / "weights.safetensors"
+
+    def get_weights_path(self, kind: KeptWeights) -> Path:
+        """The averaged weights of the last epoch, or of the one that val judged best."""
+        return self.folder / f"weights_{kind}.safetensors"
 
     @property
     def metrics_path(self) -> Path:
@@ -99,18 +103,29 @@ class Run:
         with (self.folder / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(problem, ensure_ascii=False) + "\n")
 
-    def save_weights(self, tensors: Mapping[str, "torch.Tensor"]) -> None:
-        """Write the weights atomically: the file's existence means that the run has finished.
+    def save_weights(
+        self, *, last: Mapping[str, "torch.Tensor"], best: Mapping[str, "torch.Tensor"], final: KeptWeights
+    ) -> None:
+        """Write the weights atomically: `weights_path` comes last, and means that the run has finished.
 
         Raises:
-            RunError: it cannot be written.
+            RunError: they cannot be written.
         """
         import safetensors.torch
         from safetensors import SafetensorError
 
+        files = {
+            self.get_weights_path("last"): last,
+            self.get_weights_path("best"): best,
+            self.weights_path: {"last": last, "best": best}[final],
+        }
+        # safetensors makes its files readable by their owner alone; whoever reads the rest of the folder may read them.
+        mode = (self.folder / "run.json").stat().st_mode
         try:
-            with replace_file(self.weights_path) as temporary:
-                safetensors.torch.save_file({name: t.contiguous() for name, t in tensors.items()}, temporary)
+            for path, tensors in files.items():
+                with replace_file(path) as temporary:
+                    safetensors.torch.save_file({name: t.contiguous() for name, t in tensors.items()}, temporary)
+                    temporary.chmod(mode)
         except (OSError, SafetensorError) as error:
             raise RunError(
                 f"{self.weights_path} cannot be written: {error}; make room and repeat the command, the last "
@@ -153,8 +168,11 @@ class Run:
     def finished(self) -> bool:
         return self.weights_path.is_file()
 
-    def load_model(self) -> ListingClassifier:
+    def load_model(self, weights: KeptWeights | None = None) -> ListingClassifier:
         """The finished model, on the CPU, in evaluation mode.
+
+        Args:
+            weights: of which epoch; None for the one that the recipe chose.
 
         Raises:
             RunError: the run has not finished.
@@ -167,7 +185,12 @@ class Run:
         raw = json.loads((self.folder / "model.json").read_text())
         spec = ModelSpec(**{**raw, "mean": tuple(raw["mean"]), "std": tuple(raw["std"])})
         model = ListingClassifier(spec)
-        model.load_state_dict(safetensors.torch.load_file(self.weights_path))
+        if weights not in (None, *get_args(KeptWeights)):
+            raise RunError(f"weights {weights!r}: use one of {', '.join(get_args(KeptWeights))}")
+        path = self.get_weights_path(weights) if weights else self.weights_path
+        if not path.is_file():
+            raise RunError(f"{path} is missing: an earlier version trained this run and kept {self.weights_path} only")
+        model.load_state_dict(safetensors.torch.load_file(path))
         return model.eval()
 
 

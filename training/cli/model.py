@@ -119,6 +119,10 @@ def export(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
     output: Annotated[Path, typer.Option("--output", help="Folder of the new bundle; must not exist.")],
     name: Annotated[str, typer.Option(help="The model's name in responses.")] = "listing-vision",
+    weights: Annotated[
+        str | None,
+        typer.Option(help="last or best: the epoch whose weights are exported. Default: as the recipe says."),
+    ] = None,
 ) -> None:
     """Export to ONNX and TorchScript, compare both with the trained model, calibrate on val, and seal a bundle.
 
@@ -128,7 +132,7 @@ def export(
     from training.export.model_card import format_guarantees
     from training.run import Run
 
-    bundle = export_bundle(Run(run), output, model_name=name)
+    bundle = export_bundle(Run(run), output, model_name=name, weights=weights)  # type: ignore[arg-type]  # checked there
     for export_name in ("onnx", "torchscript"):
         parity = bundle.info.parity[export_name]
         worst = max(parity["max_abs_difference"].values())

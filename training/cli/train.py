@@ -1,17 +1,21 @@
 """The verbs `train` and `distill`. Torch is imported when one runs."""
 
+import dataclasses
+import logging
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
 from training.cli.data import load_taxonomy
+from training.cli.startup import load_torch, request_stop_on_signals
+from training.recipe import load_recipe
 from vision.runtime.cli import EXIT_INTERRUPTED, create_cli_app
 
-if TYPE_CHECKING:
-    from training.trainer.hardware import Machine
+__all__ = ["RecipeName", "SplitManifest", "TaxonomyFile", "distill", "train", "train_app"]
 
-__all__ = ["RecipeName", "SplitManifest", "TaxonomyFile", "distill", "start_loading", "train", "train_app"]
+_log = logging.getLogger(__name__)
 
 train_app = create_cli_app("Fine-tune a backbone on listing photos.")
 
@@ -66,19 +70,16 @@ def train(
 
     Example: listing-vision train data/grocery/manifest.parquet --recipe grocery --run runs/grocery
     """
-    start_loading(workers)
-    from training.trainer.hardware import Machine
-
-    machine = Machine(
-        micro_batch=micro_batch,
-        num_workers=workers,
-        precision=precision,  # type: ignore[arg-type]  # checked there
-        augment_on=augment_on,  # type: ignore[arg-type]
-        decode_on=decode_on,  # type: ignore[arg-type]
-        compile=compile,
-        keep_checkpoints=keep_checkpoints,
-        max_bad_photo_share=max_bad_photo_share,
-    )
+    machine = {
+        "micro_batch": micro_batch,
+        "num_workers": workers,
+        "precision": precision,
+        "augment_on": augment_on,
+        "decode_on": decode_on,
+        "compile": compile,
+        "keep_checkpoints": keep_checkpoints,
+        "max_bad_photo_share": max_bad_photo_share,
+    }
     _run_training(manifest, run, recipe=recipe, taxonomy=taxonomy, teacher=teacher, seed=seed, machine=machine)
 
 
@@ -99,19 +100,8 @@ def distill(
 
     Example: listing-vision distill data/grocery/manifest.parquet --teacher bundles/large --run runs/student
     """
-    start_loading(workers)
-    from training.trainer.hardware import Machine
-
-    machine = Machine(num_workers=workers, compile=compile)
+    machine = {"num_workers": workers, "compile": compile}
     _run_training(manifest, run, recipe=recipe, taxonomy=taxonomy, teacher=teacher, seed=seed, machine=machine)
-
-
-def start_loading(workers: int | None) -> None:
-    """Start the data loader's server before this process imports torch, so that both do so at once."""
-    from training.trainer.loading.processes import start_loader_server
-
-    if workers != 0:
-        start_loader_server()
 
 
 def _run_training(
@@ -122,34 +112,39 @@ def _run_training(
     taxonomy: Path | None,
     teacher: Path | None,
     seed: int | None,
-    machine: "Machine",
+    machine: Mapping[str, Any],
 ) -> None:
-    import dataclasses
+    with request_stop_on_signals() as stop_requested:
+        chosen = load_recipe(recipe)
+        if seed is not None:
+            chosen = dataclasses.replace(chosen, seed=seed)
+        _log.info("%s: %d epochs of %s on %s, in %s", recipe, chosen.num_epochs, chosen.backbone, manifest, run)
+        load_torch(workers=machine.get("num_workers"))
+        from training.run import Run
+        from training.trainer.autotune import suggest_smaller_batch
+        from training.trainer.distributed import join_ranks
+        from training.trainer.hardware import Machine
+        from training.trainer.trainer import Trainer
+        from vision.manifest import Manifest
 
-    from training.recipe import load_recipe
-    from training.run import Run
-    from training.trainer.autotune import suggest_smaller_batch
-    from training.trainer.distributed import join_ranks
-    from training.trainer.trainer import Trainer
-    from vision.manifest import Manifest
-
-    chosen = load_recipe(recipe)
-    if seed is not None:
-        chosen = dataclasses.replace(chosen, seed=seed)
-    tree = load_taxonomy(manifest, taxonomy)
-    target = Run(run)
-    with join_ranks() as ranks, suggest_smaller_batch(machine.micro_batch or chosen.batch_size // ranks.world_size):
-        trainer = Trainer(
-            chosen,
-            manifest_url=_make_absolute(manifest),
-            manifest=Manifest.load(manifest),
-            taxonomy=tree,
-            run=target,
-            machine=machine,
-            ranks=ranks,
-            teacher=teacher,
-        )
-        trainer.run()
+        settings, target = Machine(**machine), Run(run)
+        tree = load_taxonomy(manifest, taxonomy)
+        with (
+            join_ranks() as ranks,
+            suggest_smaller_batch(settings.micro_batch or chosen.batch_size // ranks.world_size),
+        ):
+            trainer = Trainer(
+                chosen,
+                manifest_url=_make_absolute(manifest),
+                manifest=Manifest.load(manifest),
+                taxonomy=tree,
+                run=target,
+                machine=settings,
+                ranks=ranks,
+                teacher=teacher,
+                stop_requested=stop_requested,
+            )
+            trainer.run()
     if trainer.interrupted:
         raise typer.Exit(EXIT_INTERRUPTED)
     if ranks.is_first:

@@ -5,7 +5,8 @@ from typing import Annotated
 import typer
 
 from training.cli.data import load_taxonomy
-from training.cli.train import RecipeName, SplitManifest, TaxonomyFile, start_loading
+from training.cli.startup import load_torch
+from training.cli.train import RecipeName, SplitManifest, TaxonomyFile
 from vision.runtime.cli import create_cli_app
 
 __all__ = ["tune_app"]
@@ -26,7 +27,7 @@ def tune_learning_rate(
 
     Example: listing-vision tune learning-rate data/grocery/manifest.parquet --recipe grocery
     """
-    start_loading(None)
+    load_torch(workers=None)
     from training.recipe import load_recipe
     from training.trainer.autotune import run_range_test
     from vision.manifest import Manifest
@@ -51,6 +52,7 @@ def tune_batch_size(
 
     Example: listing-vision tune batch-size --recipe grocery_gpu
     """
+    load_torch()
     from training.recipe import load_recipe
     from training.trainer.autotune import measure_batch_sizes
 
@@ -73,7 +75,7 @@ def tune_loader(
 
     Example: listing-vision tune loader data/grocery/manifest.parquet --recipe grocery
     """
-    start_loading(None)
+    load_torch(workers=None)
     from training.recipe import load_recipe
     from training.trainer.autotune import measure_loader
     from vision.manifest import Manifest

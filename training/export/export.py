@@ -20,7 +20,7 @@ from training.export.model_card import render_model_card
 from training.export.torchscript import export_torchscript, load_torchscript
 from training.inference.forward import onnx_forward, torch_forward
 from training.inference.predictions import Infer, predict
-from training.recipe import Recipe
+from training.recipe import KeptWeights, Recipe
 from training.run import Run
 from training.trainer.loading.sampler import compute_sampling_weights
 from training.trainer.losses import compute_log_class_shares
@@ -66,17 +66,23 @@ OPSET = 20
 _NUM_GOLDEN_PHOTOS = 2
 
 
-def export_bundle(run: Run, folder: Path, *, model_name: str) -> Bundle:
+def export_bundle(run: Run, folder: Path, *, model_name: str, weights: KeptWeights | None = None) -> Bundle:
     """Export, compare, calibrate on the val split, seal, and load back what was written.
 
+    Args:
+        run: a finished one.
+        folder: of the new bundle.
+        model_name: in responses.
+        weights: of which epoch; None for the one that the recipe chose.
+
     Raises:
-        RunError: the run has not finished.
+        RunError: the run has not finished, or has no such weights.
         BundleError: `folder` exists, or the name cannot be one.
         ExportMismatch: an export predicts differently from the trained model on the same photos.
     """
     require_new_folder(folder)
     check_model_name(model_name)
-    model, recipe, taxonomy = run.load_model(), run.recipe, run.taxonomy
+    model, recipe, taxonomy = run.load_model(weights), run.recipe, run.taxonomy
     manifest = Manifest.load(run.read_settings()["manifest"])
     if manifest.compute_digest() != run.read_settings()["manifest_sha256"]:
         _log.warning(

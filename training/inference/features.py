@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import shutil
 import tempfile
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from training.inference.predictions import iterate_usable_photos
-from vision.errors import ListingVisionError
+from training.inference.predictions import iterate_photos
+from vision.errors import ListingVisionError, ManifestError
 from vision.images import Preprocessing
 from vision.manifest import Manifest
+from vision.runtime.files import replace_file
+from vision.runtime.progress import Progress
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,9 +26,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT_BACKBONE",
+    "FeatureExtraction",
     "Features",
     "extract_features",
     "load_embedder",
+    "load_features",
 ]
 
 DEFAULT_BACKBONE = "tf_efficientnet_lite0"
@@ -61,27 +67,144 @@ def extract_features(
             evaluation mode.
         cache: a folder that keeps the features. They are taken from it where the photo paths, the preprocessing and
             the backbone's weights are the same, whatever the labels are now; a photo replaced under its old path is
-            not noticed, nor one that has become readable since.
+            not noticed, nor one that has become readable since. Interrupted, the same call resumes.
 
     Raises:
         ManifestError: no photo can be used.
     """
-    embedder = _create_embedder(model)
     if cache is None:
-        values = np.empty((len(manifest), embedder.category_head.in_features), np.float32)
-        return _embed_photos(embedder, manifest, preprocessing, into=values, batch_size=batch_size, device=device)
-    folder = cache / _cache_key(embedder, manifest, preprocessing)
-    if not folder.is_dir():
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache, prefix="building-", ignore_cleanup_errors=True) as temporary:
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            found = extract_features(model, manifest, preprocessing, batch_size=batch_size, device=device, cache=folder)
+            return Features(values=np.array(found.values), rows=found.rows, unusable=found.unusable)
+    extraction = FeatureExtraction(model, manifest, preprocessing, cache=cache, batch_size=batch_size, device=device)
+    missing = extraction.list_missing()
+    with Progress("features", len(manifest), done=len(manifest) - extraction.count_photos(missing)) as progress:
+        for count in extraction.extract(missing):
+            progress.advance(count)
+    return extraction.combine()
+
+
+class FeatureExtraction:
+    """Features of a manifest in parts of a batch each, saved one by one: what is interrupted can be resumed.
+
+    Several processes may share the parts of one cache among them.
+    """
+
+    def __init__(
+        self,
+        model: "nn.Module",
+        manifest: Manifest,
+        preprocessing: Preprocessing,
+        *,
+        cache: Path,
+        batch_size: int = 64,
+        device: str = "cpu",
+    ) -> None:
+        self._embedder = _create_embedder(model)
+        self._manifest, self._preprocessing = manifest, preprocessing
+        self._device = device
+        self._starts = range(0, len(manifest), batch_size)
+        key = _cache_key(self._embedder, manifest, preprocessing)
+        self.folder = cache / key
+        """Where `combine` puts the features."""
+        self._parts = cache / f"{key}.{batch_size}.parts"
+
+    def list_missing(self) -> list[int]:
+        """First rows of the parts that are not saved yet."""
+        if self.folder.is_dir():
+            return []
+        return [start for start in self._starts if not self._get_path(start).is_file()]
+
+    def count_photos(self, starts: Sequence[int]) -> int:
+        """Photos of these parts."""
+        return sum(len(self._get_rows(start)) for start in starts)
+
+    def _get_rows(self, start: int) -> range:
+        return range(start, min(start + self._starts.step, len(self._manifest)))
+
+    def extract(self, starts: Sequence[int]) -> Generator[int]:
+        """Make and save these parts; yield the number of photos of each one saved."""
+        import torch
+
+        embedder = self._embedder.to(self._device).eval()
+        if starts:
+            self._parts.mkdir(parents=True, exist_ok=True)
+        unusable: list[str] = []
+        batches = [self._get_rows(start) for start in starts]
+        photos_of = iterate_photos(self._manifest, self._preprocessing, batches, unusable=unusable)
+        for batch, (rows, photos_nhwc) in zip(batches, photos_of, strict=True):
+            with torch.inference_mode():
+                embedding = embedder(torch.from_numpy(photos_nhwc).to(self._device)).embedding if rows else None
+            values = np.empty((0, embedder.category_head.in_features)) if embedding is None else embedding.cpu().numpy()
+            with replace_file(self._get_path(batch.start)) as temporary, temporary.open("wb") as file:
+                np.savez(
+                    file,
+                    values=values.astype(np.float32),
+                    rows=np.array(rows, dtype=np.int64),
+                    unusable=np.array(json.dumps(unusable)),
+                )
+            unusable.clear()
+            yield len(batch)
+
+    def drop_unusable(self) -> tuple[str, ...]:
+        """Remove the parts with photos that cannot be used, so that they are read again; return what was wrong."""
+        found: list[str] = []
+        for start in self._starts:
+            if unusable := self._load(start)[2]:
+                found += unusable
+                self._get_path(start).unlink()
+        return tuple(found)
+
+    def combine(self) -> Features:
+        """Join the parts, which must all be there.
+
+        Raises:
+            ManifestError: no photo can be used.
+        """
+        if not self.folder.is_dir():
+            self._join_parts()
+            shutil.rmtree(self._parts, ignore_errors=True)
+        return load_features(self.folder)
+
+    def _join_parts(self) -> None:
+        with tempfile.TemporaryDirectory(
+            dir=self.folder.parent, prefix="building-", ignore_cleanup_errors=True
+        ) as temporary:
             building = Path(temporary) / "features"
             building.mkdir()
-            _build_cache(building, embedder, manifest, preprocessing, batch_size=batch_size, device=device)
+            # As long as the manifest; the features of usable photos stand at its head, the rest is a hole in the file.
+            shape = (len(self._manifest), self._embedder.category_head.in_features)
+            values = np.lib.format.open_memmap(building / "values.npy", mode="w+", dtype=np.float32, shape=shape)
+            kept: list[int] = []
+            unusable: list[str] = []
+            for start in self._starts:
+                part, rows, problems = self._load(start)
+                values[len(kept) : len(kept) + len(rows)] = part
+                kept += rows.tolist()
+                unusable += problems
+            if not kept:
+                shutil.rmtree(self._parts)
+                raise ManifestError("no photo of the manifest can be used:", unusable)
+            values.flush()
+            np.save(building / "rows.npy", np.array(kept, dtype=np.int64))
+            (building / "unusable.json").write_text(json.dumps(unusable), encoding="utf-8")
             try:
-                building.rename(folder)
+                building.rename(self.folder)
             except OSError:  # another process made the same features meanwhile
-                if not folder.is_dir():
+                if not self.folder.is_dir():
                     raise
+
+    def _get_path(self, start: int) -> Path:
+        return self._parts / f"{start:010d}.npz"
+
+    def _load(self, start: int) -> tuple[npt.NDArray[np.float32], Ints, list[str]]:
+        with np.load(self._get_path(start)) as part:
+            return part["values"], part["rows"], json.loads(str(part["unusable"]))
+
+
+def load_features(folder: Path) -> Features:
+    """What `FeatureExtraction.combine` wrote."""
     rows = np.load(folder / "rows.npy")
     return Features(
         values=np.load(folder / "values.npy", mmap_mode="r")[: len(rows)],
@@ -136,47 +259,6 @@ def _create_embedder(model: "nn.Module") -> "ListingClassifier":
         std=tuple(cfg.get("std", (0.5, 0.5, 0.5))),
     )
     return ListingClassifier(spec, model)
-
-
-def _embed_photos(
-    embedder: "ListingClassifier",
-    manifest: Manifest,
-    preprocessing: Preprocessing,
-    *,
-    into: npt.NDArray[np.float32],
-    batch_size: int,
-    device: str,
-) -> Features:
-    import torch
-
-    embedder = embedder.to(device).eval()
-    kept: list[int] = []
-    unusable: list[str] = []
-    for rows, photos_nhwc in iterate_usable_photos(manifest, preprocessing, unusable=unusable, batch_size=batch_size):
-        with torch.inference_mode():
-            embedding = embedder(torch.from_numpy(photos_nhwc).to(device)).embedding
-        into[len(kept) : len(kept) + len(rows)] = embedding.cpu().numpy()
-        kept.extend(rows)
-    return Features(values=into[: len(kept)], rows=np.array(kept, dtype=np.int64), unusable=tuple(unusable))
-
-
-def _build_cache(
-    folder: Path,
-    embedder: "ListingClassifier",
-    manifest: Manifest,
-    preprocessing: Preprocessing,
-    *,
-    batch_size: int,
-    device: str,
-) -> None:
-    # As long as the manifest; the features of usable photos stand at its head, the rest is a hole in the file.
-    values = np.lib.format.open_memmap(
-        folder / "values.npy", mode="w+", dtype=np.float32, shape=(len(manifest), embedder.category_head.in_features)
-    )
-    made = _embed_photos(embedder, manifest, preprocessing, into=values, batch_size=batch_size, device=device)
-    values.flush()
-    np.save(folder / "rows.npy", made.rows)
-    (folder / "unusable.json").write_text(json.dumps(made.unusable), encoding="utf-8")
 
 
 def _cache_key(embedder: "ListingClassifier", manifest: Manifest, preprocessing: Preprocessing) -> str:

@@ -6,16 +6,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from vision.engine import Logits
 from vision.errors import ManifestError, PhotoError
 from vision.images import Preprocessing, prepare_photo, read_size_px
 from vision.manifest import Labels, Manifest, read_photo
 from vision.runtime.cpus import count_usable_cores
+from vision.runtime.progress import Progress
 from vision.taxonomy import Taxonomy
 
-__all__ = ["Infer", "InferFiles", "Predictions", "iterate_usable_photos", "predict"]
+__all__ = ["Infer", "InferFiles", "Predictions", "iterate_photos", "iterate_usable_photos", "predict"]
 
 Infer = Callable[[npt.NDArray[np.uint8]], Logits]
 InferFiles = Callable[[Sequence[bytes]], tuple[Sequence[PhotoError | None], Logits]]
@@ -48,24 +48,24 @@ class Predictions:
     """(P,) mean of a photo's values as the model sees them, 0…255; None where not known."""
 
 
-def iterate_usable_photos(
+def iterate_photos(
     manifest: Manifest,
     preprocessing: Preprocessing,
+    batches: Sequence[Sequence[int]],
     *,
     unusable: list[str],
     sizes_px: list[tuple[int, int]] | None = None,
     num_bytes: list[int] | None = None,
-    batch_size: int = 64,
 ) -> Iterator[tuple[list[int], npt.NDArray[np.uint8]]]:
-    """Rows of the manifest and their photos (N, S, S, 3), a batch at a time, the next one decoding meanwhile.
+    """The usable ones of each batch of rows and their photos (N, S, S, 3), the next batch decoding meanwhile.
+
+    N may be 0.
 
     Args:
+        batches: rows of the manifest, in the order in which they are wanted.
         unusable: takes up what is wrong with each photo that is left out.
         sizes_px: takes up width and height, as stored, of each photo that is not.
         num_bytes: takes up how many bytes each of these has.
-
-    Raises:
-        ManifestError: no photo can be used; raised after the last batch.
     """
 
     def prepare(row: int) -> tuple[npt.NDArray[np.uint8], tuple[int, int], int] | str:
@@ -76,22 +76,48 @@ def iterate_usable_photos(
         except (OSError, PhotoError) as error:
             return f"{url}: {error}"
 
-    batches = [range(at, min(at + batch_size, len(manifest))) for at in range(0, len(manifest), batch_size)]
-    num_used = 0
+    side = preprocessing.input_px
     with ThreadPoolExecutor(count_usable_cores()) as pool:
         upcoming = pool.map(prepare, batches[0] if batches else ())
-        for i, rows in enumerate(tqdm(batches, unit="batch", disable=None)):
+        for i, rows in enumerate(batches):
             decoded = list(upcoming)
             upcoming = pool.map(prepare, batches[i + 1] if i + 1 < len(batches) else ())
             unusable.extend(photo for photo in decoded if isinstance(photo, str))
             used = {row: photo for row, photo in zip(rows, decoded, strict=True) if not isinstance(photo, str)}
-            num_used += len(used)
             if sizes_px is not None:
                 sizes_px.extend(size for _, size, _ in used.values())
             if num_bytes is not None:
                 num_bytes.extend(length for _, _, length in used.values())
-            if used:
-                yield list(used), np.stack([photo for photo, *_ in used.values()])
+            photos = [photo for photo, *_ in used.values()]
+            yield list(used), np.stack(photos) if photos else np.empty((0, side, side, 3), np.uint8)
+
+
+def iterate_usable_photos(
+    manifest: Manifest,
+    preprocessing: Preprocessing,
+    *,
+    unusable: list[str],
+    sizes_px: list[tuple[int, int]] | None = None,
+    num_bytes: list[int] | None = None,
+    batch_size: int = 64,
+) -> Iterator[tuple[list[int], npt.NDArray[np.uint8]]]:
+    """`iterate_photos` over the whole manifest with its progress shown, without empty batches.
+
+    Raises:
+        ManifestError: no photo can be used; raised after the last batch.
+    """
+    batches = [range(at, min(at + batch_size, len(manifest))) for at in range(0, len(manifest), batch_size)]
+    num_used = 0
+    with Progress("photos through the model", len(manifest)) as progress:
+        for batch, (rows, photos) in zip(
+            batches,
+            iterate_photos(manifest, preprocessing, batches, unusable=unusable, sizes_px=sizes_px, num_bytes=num_bytes),
+            strict=True,
+        ):
+            if rows:
+                yield rows, photos
+            num_used += len(rows)
+            progress.advance(len(batch))
     if num_used == 0:
         raise ManifestError("no photo of the manifest can be used:", unusable)
 

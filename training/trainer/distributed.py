@@ -4,8 +4,7 @@ import ctypes
 import os
 import platform
 import signal
-import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar, cast
@@ -13,7 +12,7 @@ from typing import TypeVar, cast
 import torch
 import torch.distributed as dist
 
-__all__ = ["Ranks", "call_on_stop_signals", "join_ranks"]
+__all__ = ["Ranks", "join_ranks"]
 
 T = TypeVar("T")
 
@@ -83,18 +82,3 @@ def _exit_with_launcher() -> None:
     """Make the kernel kill this rank with torchrun; it would otherwise write to the folder of the restarted job."""
     if platform.system() == "Linux" and "TORCHELASTIC_RUN_ID" in os.environ:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-@contextmanager
-def call_on_stop_signals(stop: Callable[[], None]) -> Iterator[None]:
-    """Call `stop` on SIGTERM, SIGINT and SIGUSR1; has no effect outside the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-    before = {number: signal.signal(number, lambda *_: stop()) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

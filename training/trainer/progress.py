@@ -1,22 +1,21 @@
 """Progress of a run: a progress bar or log lines, TensorBoard, and the time spent waiting for data."""
 
-import logging
-import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from tqdm import tqdm
+from training.recipe import Recipe, Stage
+from vision.runtime.progress import Progress
 
-__all__ = ["Progress", "StepTimes"]
+__all__ = ["RunProgress", "StepTimes", "TimeLeft"]
 
 T = TypeVar("T")
 
-_log = logging.getLogger(__name__)
-
-_LOG_EVERY_STEPS = 10
-_LOG_EVERY_S = 60.0
+_EVERY_STEPS = 10
+_PASSES = {"all": 3.0, "heads": 1.0, "heads_on_features": 0.01}
+"""Work of a step in forward passes: a backward pass costs two."""
 
 
 class StepTimes:
@@ -34,6 +33,10 @@ class StepTimes:
         self.seconds += now_s - self._mark_s
         self._mark_s = now_s
         return self.seconds
+
+    def skip(self) -> None:
+        """Leave out the time since the last call."""
+        self._mark_s = self._clock()
 
     def begin_epoch(self) -> None:
         self.update_seconds()
@@ -56,16 +59,55 @@ class StepTimes:
         return self.waiting_s / max(1e-9, self.update_seconds())
 
 
-class Progress:
+class TimeLeft:
+    """Seconds that a run still takes. Stages that have not begun are estimated by their work, which grows with the
+    area of a photo; the others by their own steps so far."""
+
+    def __init__(self, recipe: Recipe, *, steps_per_epoch: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._recipe, self._steps_per_epoch, self._clock = recipe, steps_per_epoch, clock
+        self.num_steps = steps_per_epoch * recipe.num_epochs
+        self._seconds: dict[Stage, float] = defaultdict(float)
+        self._num_steps: dict[Stage, int] = defaultdict(int)
+        self._val_s: float | None = None
+        self._mark_s = clock()
+
+    def end_step(self, step: int) -> None:
+        """Count the time since the last call for this step, counted from 0."""
+        stage = self._recipe.stage_of_epoch(step // self._steps_per_epoch)
+        now_s = self._clock()
+        self._seconds[stage] += now_s - self._mark_s
+        self._num_steps[stage] += 1
+        self._mark_s = now_s
+
+    def end_epoch(self) -> None:
+        """Count the time since the last step for val."""
+        now_s = self._clock()
+        self._val_s, self._mark_s = now_s - self._mark_s, now_s
+
+    def estimate(self, num_done: int) -> float:
+        """Seconds left after so many steps of the run, at least one of them of this process."""
+        work = sum(_compute_work(stage) * count for stage, count in self._num_steps.items())
+        per_work = sum(self._seconds.values()) / work
+        left_s, end = 0.0, 0
+        for stage in self._recipe.stages:
+            begin, end = end, end + stage.epochs * self._steps_per_epoch
+            num_left = max(0, end - max(begin, num_done))
+            measured = self._num_steps[stage]
+            left_s += num_left * (self._seconds[stage] / measured if measured else per_work * _compute_work(stage))
+        num_epochs_left = self._recipe.num_epochs - num_done // self._steps_per_epoch
+        return left_s + (self._val_s or 0.0) * num_epochs_left
+
+
+def _compute_work(stage: Stage) -> float:
+    return _PASSES[stage.trains] * stage.photo_px**2
+
+
+class RunProgress:
     """Progress display of the first rank; disabled on the others."""
 
-    def __init__(self, folder: Path, *, num_steps: int, first_step: int, times: StepTimes, enabled: bool) -> None:
-        self._bar = tqdm(total=num_steps, initial=first_step, unit="step", disable=None if enabled else True)
-        self._times = times
-        self._num_steps, self._first_step = num_steps, first_step
-        # A log line a minute replaces the bar if stderr is not a terminal.
-        self._logs = enabled and not sys.stderr.isatty()
-        self._begun_s = self._logged_s = time.monotonic()
+    def __init__(self, folder: Path, left: TimeLeft, *, first_step: int, enabled: bool) -> None:
+        self._shown = Progress("training", left.num_steps, unit="step", done=first_step, enabled=enabled)
+        self._left = left
         self._writer = None
         if enabled:
             from tensorboardX import SummaryWriter
@@ -73,35 +115,40 @@ class Progress:
             # Drops what an interrupted run wrote about steps that are repeated.
             self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> "RunProgress":
+        self._shown.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.close()
+        self._shown.__exit__()
         if self._writer:
             self._writer.close()
 
-    def on_step_end(self, step: int, *, loss: float | None, photos_per_s: float, learning_rate: float) -> None:
-        self._bar.update()
-        if self._logs and loss is not None and time.monotonic() - self._logged_s >= _LOG_EVERY_S:
-            self._logged_s = time.monotonic()
-            left_s = (self._num_steps - step) * (self._logged_s - self._begun_s) / max(1, step - self._first_step)
-            wait = self._times.data_wait_share
-            _log.info(
-                "step %d of %d: loss %.3f, %.0f photos/s, %.0f %% waiting for data, %.0f min left",
-                *(step, self._num_steps, loss, photos_per_s, 100 * wait, left_s / 60),
-            )
-        if step % _LOG_EVERY_STEPS or loss is None:
+    def on_step_end(
+        self, step: int, *, loss: float | None, photos_per_s: float, data_wait_share: float, learning_rate: float
+    ) -> None:
+        """Args:
+        step: steps done.
+        loss: of the newest step that is known.
+        photos_per_s: of the epoch so far.
+        data_wait_share: of the epoch so far.
+        learning_rate: the highest one.
+        """
+        self._left.end_step(step - 1)
+        self._shown.advance(
+            details=f"loss {'?' if loss is None else f'{loss:.3f}'}, {photos_per_s:.0f} photos/s, "
+            f"{data_wait_share:.0%} waiting for data",
+            seconds_left=self._left.estimate(step),
+        )
+        if step % _EVERY_STEPS or loss is None or self._writer is None:
             return
-        wait = self._times.data_wait_share
-        self._bar.set_postfix_str(f"loss {loss:.3f}, {photos_per_s:.0f} photos/s, {wait:.0%} waiting for data")
-        if self._writer:
-            self._writer.add_scalar("train/loss", loss, step)
-            self._writer.add_scalar("train/learning_rate", learning_rate, step)
-            self._writer.add_scalar("speed/photos_per_s", photos_per_s, step)
-            self._writer.add_scalar("speed/data_wait_share", wait, step)
+        self._writer.add_scalar("train/loss", loss, step)
+        self._writer.add_scalar("train/learning_rate", learning_rate, step)
+        self._writer.add_scalar("speed/photos_per_s", photos_per_s, step)
+        self._writer.add_scalar("speed/data_wait_share", data_wait_share, step)
 
     def on_epoch_end(self, record: dict[str, float | None]) -> None:
+        self._left.end_epoch()
         if self._writer:
             for name in ("loss", "val_leaf_top1", "val_brand_top1"):
                 value = record.get(name)

@@ -10,7 +10,7 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from training.errors import RecipeError, RunError
+from training.errors import RecipeError
 from training.inference.pretrained import create_backbone
 from training.recipe import Recipe, Stage
 from training.trainer.distillation import Teacher
@@ -137,9 +137,16 @@ class TrainStep:
         return StepResult(figures, transfer_done)
 
     @torch.no_grad()
-    def infer_averaged(self, photos_nhwc: torch.Tensor) -> Outputs:
-        """The averaged weights' outputs, on the device."""
-        return self.ema.module.eval()(photos_nhwc.to(self._device, non_blocking=True))  # type: ignore[no-any-return]
+    def infer_averaged(self, inputs: torch.Tensor, *, on_features: bool = False) -> Outputs:
+        """The averaged weights' outputs, on the device.
+
+        Args:
+            inputs: (N, S, S, 3) uint8 photos.
+            on_features: `inputs` are (N, D) features of the backbone instead.
+        """
+        model: Any = self.ema.module.eval()
+        outputs: Outputs = (model.apply_heads if on_features else model)(inputs.to(self._device, non_blocking=True))
+        return outputs
 
     def get_learning_rates(self) -> list[float]:
         return [group["lr"] for group in self.optimizer.param_groups]
@@ -177,8 +184,7 @@ class TrainStep:
                 inputs = distorted.permute(0, 2, 3, 1)
             inputs, mix = mix_photos(inputs, self._recipe, seed=seed)
         with torch.autocast(self._device.type, dtype=self._amp_dtype, enabled=self._amp_dtype is not None):
-            on_features = stage.trains == "heads_on_features"
-            outputs: Outputs = self.model.apply_heads(inputs) if on_features else self._forward(inputs)
+            outputs: Outputs = self._forward(inputs)
             teacher_outputs = self._teacher.infer(inputs) if self._teacher else None
         loss = self._loss(outputs, category_nodes, brands, num_labelled=num_labelled, mix=mix)
         if teacher_outputs is None:
@@ -192,14 +198,12 @@ class TrainStep:
     def _configure_stage(self, stage: Stage) -> None:
         if stage.trains != self._configured_for:
             self._configured_for = stage.trains
-            if stage.trains == "heads_on_features" and self._ranks.world_size > 1:
-                raise RunError("a stage that trains heads_on_features takes minutes in one process; use one rank")
             for parameter in self._trainable_backbone:
                 parameter.requires_grad_(stage.trains == "all")
-            self._forward = self.model
+            self._forward = _Heads(self.model) if stage.trains == "heads_on_features" else self.model
             if self._ranks.world_size > 1:
                 # DDP notes at its start which parameters learn.
-                self._forward = DistributedDataParallel(self.model, gradient_as_bucket_view=True)
+                self._forward = DistributedDataParallel(self._forward, gradient_as_bucket_view=True)
             if self._compiles:
                 self._forward.compile()
             self.model.train()
@@ -210,6 +214,17 @@ class TrainStep:
         if wanted and isinstance(self._forward, DistributedDataParallel):
             return self._forward.no_sync()
         return nullcontext()
+
+
+class _Heads(nn.Module):
+    """The model from features on, for DDP, which sees what goes through `forward`."""
+
+    def __init__(self, model: ListingClassifier) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, features: torch.Tensor) -> Outputs:
+        return self.model.apply_heads(features)
 
 
 def _create_spec(recipe: Recipe, backbone: nn.Module, taxonomy: Taxonomy) -> ModelSpec:

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import shutil
 import threading
 from collections import deque
 from collections.abc import Iterable
@@ -16,32 +15,29 @@ import torch
 
 import vision
 from training.errors import LossNotFinite, RunError
-from training.inference.features import extract_features
 from training.recipe import Recipe
 from training.run import Run, list_differences
 from training.trainer.bad_photos import BadPhotos
 from training.trainer.checkpoint import Checkpoint, find_latest_checkpoint, load_checkpoint, save_checkpoint
 from training.trainer.distillation import Teacher
-from training.trainer.distributed import Ranks, call_on_stop_signals
+from training.trainer.distributed import Ranks
 from training.trainer.hardware import Machine
 from training.trainer.loading.dataloader import Batch, create_training_batches
 from training.trainer.loading.sampler import ResumableBatchSampler
 from training.trainer.losses import NumLabelled
-from training.trainer.progress import Progress, StepTimes
+from training.trainer.probe_features import make_probe_features
+from training.trainer.progress import RunProgress, StepTimes, TimeLeft
+from training.trainer.stop_signals import call_on_stop_signals
 from training.trainer.train_step import StepResult, TrainStep
-from training.trainer.validation import Validation, require_trained_labels
-from vision.errors import ManifestError
-from vision.images import Preprocessing
+from training.trainer.validation import Validation, WeightChoice, require_trained_labels
 from vision.manifest import Manifest
-from vision.model import ListingClassifier
 from vision.taxonomy import Taxonomy
 
 __all__ = ["Trainer"]
 
 _log = logging.getLogger(__name__)
 
-EVALUATE_EVERY_EPOCHS = 4
-_CHECKPOINT_FORMAT = 2
+_CHECKPOINT_FORMAT = 3
 
 
 class _PendingStep(NamedTuple):
@@ -66,9 +62,11 @@ class Trainer:
         machine: Machine | None = None,
         ranks: Ranks | None = None,
         teacher: Path | None = None,
+        stop_requested: threading.Event | None = None,
     ) -> None:
         """Args:
         teacher: bundle or finished run for recipes with a `distillation_weight`.
+        stop_requested: set, by whoever, it does what `stop` does.
         """
         self._recipe, self._run = recipe, run
         self._machine = machine or Machine()
@@ -78,7 +76,7 @@ class Trainer:
         self._train_labels = self._train.resolve_labels(taxonomy)
         require_trained_labels(self._train_labels, val.resolve_labels(taxonomy), taxonomy)
         self._num_workers = self._machine.count_workers(self._ranks.device)
-        self._validation = Validation(
+        self.validation = Validation(
             val, taxonomy, input_px=recipe.input_px, num_workers=self._num_workers, ranks=self._ranks
         )
         self._teacher = Teacher.load(teacher, taxonomy, self._ranks.device) if teacher else None
@@ -96,9 +94,12 @@ class Trainer:
         self._bad_photos = BadPhotos(
             run, self._ranks, num_photos=len(self._train), max_share=self._machine.max_bad_photo_share
         )
+        self._choice = WeightChoice(recipe.early_stopping_epochs)
         self._pending: deque[_PendingStep] = deque()
-        self._stop_requested = threading.Event()
+        self._stop_requested = stop_requested or threading.Event()
         self._stopping = False
+        self._val_features: Path | None = None
+        """Features of val's photos, until a stage trains the backbone."""
 
     @property
     def interrupted(self) -> bool:
@@ -117,7 +118,17 @@ class Trainer:
             LossNotFinite: a batch gave a NaN or infinite loss; names the batch, which has changed no weight.
             RunError: too many photos cannot be read, or a checkpoint belongs to another run or cannot be written.
         """
-        self._begin_run()
+        if self._ranks.is_first:
+            self._run.begin(
+                recipe=self._recipe,
+                manifest_url=self._manifest_url,
+                manifest=self._manifest,
+                taxonomy=self._taxonomy,
+                spec=self.train_step.spec,
+                teacher=self._teacher.version if self._teacher else None,
+            )
+        if self._ranks.gather(self._run.finished)[0]:
+            return
         self._times = StepTimes()
         self._resume()
         sampler = ResumableBatchSampler(
@@ -131,58 +142,58 @@ class Trainer:
         )
         self._sampler = sampler
         self.train_step.start_schedule(sampler.num_steps)
-        batches = create_training_batches(
+        with call_on_stop_signals(self.stop):
+            batches = self._create_batches()
+            if not self._stopping:
+                self._times.skip()
+                left = TimeLeft(self._recipe, steps_per_epoch=sampler.steps_per_epoch)
+                with RunProgress(
+                    self._run.folder, left, first_step=self._step, enabled=self._ranks.is_first
+                ) as progress:
+                    self._train_batches(batches, progress)
+        if not self._stopping:
+            self._save()
+            if self._ranks.is_first:
+                last, best = self.train_step.ema.module.state_dict(), self._choice.tensors
+                self._run.save_weights(last=last, best=best, final=self._recipe.final_weights)
+        self._ranks.barrier()
+
+    def _create_batches(self) -> Iterable[Batch]:
+        """Batches of the steps ahead; none if a stop was requested before their features were made."""
+        epochs = range(self._step // self._sampler.steps_per_epoch, self._recipe.num_epochs)
+        stages = {self._recipe.stage_of_epoch(epoch) for epoch in epochs}
+        sizes_px = {stage.photo_px for stage in stages if stage.trains == "heads_on_features"}
+        features = make_probe_features(
+            self.train_step.model,
+            *(self._train, sizes_px),
+            *(self.validation.manifest, self._recipe.input_px),
+            cache=self._run.folder / "features",
+            ranks=self._ranks,
+            stop=self._stop_requested.is_set,
+        )
+        if features is None:
+            self._stopping = True
+            _log.info("stopped before the first step; repeat the command to resume from there")
+            return []
+        self._val_features = features.val
+        return create_training_batches(
             self._train,
             self._train_labels,
             self._recipe,
-            sampler,
-            num_workers=self._num_workers,
+            self._sampler,
+            # Rows of a table need no process to load them.
+            num_workers=0 if all(stage.trains == "heads_on_features" for stage in stages) else self._num_workers,
             only_crop=self._machine.augments_on_device(self._ranks.device),
             decode_on=self._ranks.device if self._machine.decode_on == "device" else None,
-            features=self._extract_features(),
+            features=features.train,
         )
-        progress = Progress(
-            self._run.folder,
-            num_steps=sampler.num_steps,
-            first_step=self._step,
-            times=self._times,
-            enabled=self._ranks.is_first,
-        )
-        with call_on_stop_signals(self.stop), progress:
-            self._train_batches(batches, progress)
-        if not self._stopping and not self._run.weights_path.exists():
-            self._save()
-            if self._ranks.is_first:
-                self._run.save_weights(self.train_step.ema.module.state_dict())
-        self._ranks.barrier()
 
-    def _begin_run(self) -> None:
-        if self._ranks.is_first:
-            self._run.begin(
-                recipe=self._recipe,
-                manifest_url=self._manifest_url,
-                manifest=self._manifest,
-                taxonomy=self._taxonomy,
-                spec=self.train_step.spec,
-                teacher=self._teacher.version if self._teacher else None,
-            )
-        self._ranks.barrier()
-
-    def _extract_features(self) -> dict[int, npt.NDArray[np.float32]]:
-        """Features of every training photo for the stages ahead that train heads_on_features, by photo size."""
-        epochs = range(self._step // self._sampler.steps_per_epoch, self._recipe.num_epochs)
-        ahead = [self._recipe.stage_of_epoch(epoch) for epoch in epochs]
-        sizes = {stage.photo_px for stage in ahead if stage.trains == "heads_on_features"}
-        cache = self._run.folder / "features"
-        return {
-            photo_px: _extract_all_features(self.train_step.model, self._train, photo_px, self._ranks.device, cache)
-            for photo_px in sorted(sizes)
-        }
-
-    def _train_batches(self, batches: Iterable[Batch], progress: Progress) -> None:
+    def _train_batches(self, batches: Iterable[Batch], progress: RunProgress) -> None:
         sampler = self._sampler
         source = self._times.measure_wait(batches)
-        while micro_batches := list(islice(source, sampler.micro_batches_per_step)):
+        while not self._choice.ends_run(self._step / sampler.steps_per_epoch) and (
+            micro_batches := list(islice(source, sampler.micro_batches_per_step))
+        ):
             rows = sampler.get_step_rows(self._step)
             labels = self._train_labels
             num_labelled = NumLabelled.from_labels(labels.category_nodes[rows], labels.brands[rows])
@@ -198,6 +209,7 @@ class Trainer:
                 self._step,
                 loss=self._losses[-1] if self._losses else None,
                 photos_per_s=len(self._losses) * self._recipe.batch_size / max(1e-9, self._times.update_seconds()),
+                data_wait_share=self._times.data_wait_share,
                 learning_rate=max(self.train_step.get_learning_rates()),
             )
             if epoch_ends:
@@ -205,11 +217,8 @@ class Trainer:
             if self._stopping:
                 self._sync_ranks(read_all=True)
                 self._save()
-                _log.info(
-                    "stopped after step %d of %d; repeat the command to resume from there",
-                    self._step,
-                    sampler.num_steps,
-                )
+                where = f"step {self._step} of {sampler.num_steps}"
+                _log.info("stopped after %s; repeat the command to resume from there", where)
                 return
             if save_due:
                 self._save()
@@ -227,20 +236,12 @@ class Trainer:
             )
             # With loss scaling, gradients that are not finite are normal: the scaler skips the step.
             if not math.isfinite(loss) or not (math.isfinite(norm) or self.train_step.scaler.is_enabled()):
-                self._raise_loss_not_finite(pending, own, norm)
+                raise _create_loss_error(pending, own, norm, self._train)
             self._losses.append(loss)
             self._stopping = stop > 0
             if num_new_bad:
                 self._bad_photos.merge()
             self._bad_photos.require_few()
-
-    def _raise_loss_not_finite(self, pending: _PendingStep, loss: float, norm: float) -> None:
-        photos = ", ".join(self._train.get_photo_url(int(row)) for row in pending.rows[:4])
-        raise LossNotFinite(
-            f"loss {loss}, gradient norm {norm} at step {pending.step} on rows {(pending.rows + 1).tolist()} of the "
-            f"train split ({photos}, …); no weight was changed by it and the last checkpoint is intact; lower the "
-            "learning rates or look at these photos"
-        )
 
     def _end_epoch(self) -> dict[str, float | None]:
         epoch = self._step // self._sampler.steps_per_epoch
@@ -255,10 +256,12 @@ class Trainer:
             "photos_per_s": len(self._train) / train_seconds,
             "data_wait_share": self._times.data_wait_share,
         }
-        due = epoch % EVALUATE_EVERY_EPOCHS == 0 and stage.trains != "heads_on_features"
-        if due or epoch == self._recipe.num_epochs:
-            record |= self._validation.evaluate(self.train_step)
-        record["seconds"] = self._times.update_seconds()
+        on_features = self._val_features if stage.trains == "heads_on_features" else None
+        record |= self.validation.evaluate(self.train_step, on_features)
+        averaged = self.train_step.ema.module.state_dict()
+        self._choice.judge(epoch, record, averaged if self._ranks.is_first else {})
+        seconds = self._times.update_seconds()
+        record |= {"val_seconds": seconds - train_seconds, "seconds": seconds}
         if self._ranks.is_first:
             self._run.append_metrics(record)
             _log.info("%s", " ".join(f"{k}={v:.4g}" for k, v in record.items() if v is not None))
@@ -270,23 +273,19 @@ class Trainer:
         seconds = self._times.update_seconds()
         if self._ranks.is_first:
             state = {
-                "identity": self._build_identity(),
+                "identity": _build_identity(self._run),
                 "scaler": self.train_step.scaler.state_dict(),
                 "losses": self._losses,
                 "bad_rows": sorted(self._bad_photos.rows),
                 "seconds": seconds,
                 "waiting_s": self._times.waiting_s,
+                "best": self._choice.export_state(),
             }
-            checkpoint = Checkpoint(step=self._step, tensors=self.train_step.export_tensors(), state=state)
+            tensors = self.train_step.export_tensors() | self._choice.export_tensors()
+            checkpoint = Checkpoint(step=self._step, tensors=tensors, state=state)
             save_checkpoint(self._run.checkpoints, checkpoint, keep=self._machine.keep_checkpoints)
         # A rank that exits while the file is being written would make the launcher stop the others.
         self._ranks.barrier()
-
-    def _build_identity(self) -> dict[str, object]:
-        """What must be equal for a run to resume from a checkpoint."""
-        settings = {"format": _CHECKPOINT_FORMAT, "listing_vision": vision.__version__, **self._run.read_settings()}
-        kept = ("format", "listing_vision", "recipe", "manifest_sha256", "taxonomy_sha256", "teacher")
-        return {key: settings[key] for key in kept if key in settings}
 
     def _resume(self) -> None:
         path = self._ranks.gather(find_latest_checkpoint(self._run.checkpoints) if self._ranks.is_first else None)[0]
@@ -294,17 +293,12 @@ class Trainer:
             if self._ranks.is_first:
                 self._run.drop_metrics_after(0)
             return
-        checkpoint = load_checkpoint(path)
-        differing = list_differences(checkpoint.state.get("identity", {}), self._build_identity())
-        if differing:
-            raise RunError(
-                f"{path} was made by something else ({'; '.join(differing)}); give another --run folder, or "
-                "resume with the same settings"
-            )
+        checkpoint = _load_own_checkpoint(path, self._run)
         self.train_step.load_tensors(checkpoint.tensors)
         # Empty if the run has used another precision so far.
         if checkpoint.state["scaler"] and self.train_step.scaler.is_enabled():
             self.train_step.scaler.load_state_dict(checkpoint.state["scaler"])
+        self._choice.load(checkpoint.state["best"], checkpoint.tensors)
         self._bad_photos.rows = set(checkpoint.state["bad_rows"])
         self._step = checkpoint.step
         self._losses = list(checkpoint.state["losses"])
@@ -314,12 +308,28 @@ class Trainer:
             _log.info("resumed from %s", path)
 
 
-def _extract_all_features(
-    model: ListingClassifier, train: Manifest, photo_px: int, device: torch.device, cache: Path
-) -> npt.NDArray[np.float32]:
-    features = extract_features(model, train, Preprocessing(input_px=photo_px), device=str(device), cache=cache)
-    if features.unusable:
-        # The same command must read these photos again after they are repaired.
-        shutil.rmtree(cache)
-        raise ManifestError("a linear probe needs every training photo, and these cannot be used:", features.unusable)
-    return features.values
+def _create_loss_error(pending: _PendingStep, loss: float, norm: float, train: Manifest) -> LossNotFinite:
+    photos = ", ".join(train.get_photo_url(int(row)) for row in pending.rows[:4])
+    return LossNotFinite(
+        f"loss {loss}, gradient norm {norm} at step {pending.step} on rows {(pending.rows + 1).tolist()} of the "
+        f"train split ({photos}, …); no weight was changed by it and the last checkpoint is intact; lower the "
+        "learning rates or look at these photos"
+    )
+
+
+def _build_identity(run: Run) -> dict[str, object]:
+    """What must be equal for a run to resume from a checkpoint."""
+    settings = {"format": _CHECKPOINT_FORMAT, "listing_vision": vision.__version__, **run.read_settings()}
+    kept = ("format", "listing_vision", "recipe", "manifest_sha256", "taxonomy_sha256", "teacher")
+    return {key: settings[key] for key in kept if key in settings}
+
+
+def _load_own_checkpoint(path: Path, run: Run) -> Checkpoint:
+    checkpoint = load_checkpoint(path)
+    differing = list_differences(checkpoint.state.get("identity", {}), _build_identity(run))
+    if differing:
+        raise RunError(
+            f"{path} was made by something else ({'; '.join(differing)}); give another --run folder, or "
+            "resume with the same settings"
+        )
+    return checkpoint

@@ -152,9 +152,13 @@ epochs = 1
 """
 
 
-def test_two_ranks_learn_what_one_learns(synthetic_dataset, tmp_path):
+PROBE = WITHOUT_BATCH_NORM + 'trains = "heads_on_features"\n'
+
+
+@pytest.mark.parametrize("recipe", [WITHOUT_BATCH_NORM, PROBE], ids=["all", "probe"])
+def test_two_ranks_learn_what_one_learns(synthetic_dataset, tmp_path, recipe):
     """No batch norm and no dropout: the ranks' gradients must add up to those of the whole batch."""
-    alone, together = (Job(tmp_path / name, synthetic_dataset, WITHOUT_BATCH_NORM) for name in ("alone", "together"))
+    alone, together = (Job(tmp_path / name, synthetic_dataset, recipe) for name in ("alone", "together"))
     alone.finish(1)
     together.finish(2)
     assert together.run.metrics()[-1]["loss"] == pytest.approx(alone.run.metrics()[-1]["loss"], rel=1e-5)

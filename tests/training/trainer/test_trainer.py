@@ -17,7 +17,10 @@ from tests.support.waiting import wait_until
 from training.errors import LossNotFinite, RunError
 from training.recipe import Recipe, Stage, load_recipe
 from training.run import Run
+from training.trainer.distributed import Ranks
+from training.trainer.validation import Validation
 from vision.manifest import Manifest
+from vision.taxonomy import Taxonomy
 
 
 def test_a_run_holds_what_it_was_made_of(trained_run, small_recipe):
@@ -25,7 +28,8 @@ def test_a_run_holds_what_it_was_made_of(trained_run, small_recipe):
     records = trained_run.metrics()
     assert [record["epoch"] for record in records] == [1, 2, 3]
     assert [record["photo_px"] for record in records] == [48, 64, 64]
-    assert 0 <= records[-1]["val_leaf_top1"] <= 1
+    assert all(0 <= record["val_leaf_top1"] <= 1 for record in records)
+    assert all(record["seconds"] > record["val_seconds"] > 0 for record in records)
     assert records[-1]["loss"] < records[0]["loss"]
     assert trained_run.read_settings()["versions"]["torch"] == torch.__version__
 
@@ -81,7 +85,7 @@ def test_a_run_killed_and_one_terminated_end_bit_equal_to_an_unbroken_one(synthe
 
     def without_times(run):
         return [
-            {k: v for k, v in r.items() if k not in ("seconds", "photos_per_s", "data_wait_share")}
+            {k: v for k, v in r.items() if k not in ("seconds", "val_seconds", "photos_per_s", "data_wait_share")}
             for r in run.metrics()
         ]
 
@@ -120,9 +124,20 @@ def test_a_loss_that_is_not_finite_changes_no_weight(synthetic_dataset, small_re
     assert all(torch.equal(p.nan_to_num(7), before[name].nan_to_num(7)) for name, p in model.named_parameters())
 
 
+def stop_at_step(trainer, stopped):
+    run_step = trainer.train_step.run
+
+    def run(number, *more):
+        if number == stopped:
+            trainer.stop()
+        return run_step(number, *more)
+
+    trainer.train_step.run = run
+
+
 def test_a_run_of_another_version_is_refused_with_what_differs(synthetic_dataset, small_recipe, tmp_path, monkeypatch):
     trainer = create_trainer(tmp_path, synthetic_dataset, small_recipe)
-    trainer.stop()
+    stop_at_step(trainer, 0)
     trainer.run()
     assert trainer.interrupted
     monkeypatch.setattr("vision.__version__", "9.9")
@@ -172,8 +187,7 @@ def test_decoding_on_the_device_trains_and_goes_on_as_if_unbroken(synthetic_data
     records = whole.metrics()
     assert records[-1]["loss"] < records[0]["loss"]
     broken = create_trainer(tmp_path / "broken", synthetic_dataset, small_recipe, decode_on="device")
-    step = broken.train_step.run
-    broken.train_step.run = lambda number, *more: (number == 3 and broken.stop(), step(number, *more))[1]
+    stop_at_step(broken, 3)
     broken.run()
     assert broken.interrupted
     resumed = weights(train_run(tmp_path / "broken", synthetic_dataset, small_recipe, decode_on="device"))
@@ -200,10 +214,75 @@ def test_a_linear_probe_decodes_each_photo_once(synthetic_dataset, tmp_path, mon
     )
     records = train_run(tmp_path / "run", synthetic_dataset, recipe).metrics()
     assert records[-1]["loss"] < 0.5 * records[0]["loss"]
-    assert len(list((tmp_path / "run" / "features").glob("*"))) == 1
+    assert all(0 <= record["val_leaf_top1"] <= 1 for record in records)
+    assert len(list((tmp_path / "run" / "features").glob("*"))) == 2  # of train and of val
     before = Run(tmp_path / "run").load_model().backbone.state_dict()
     fresh = create_trainer(tmp_path / "other", synthetic_dataset, recipe).train_step.model.backbone.state_dict()
     assert all(torch.equal(before[name], fresh[name]) for name in fresh)
+
+
+def test_val_judges_a_linear_probe_by_features_as_by_photos(synthetic_dataset, tmp_path):
+    recipe = Recipe(
+        stages=(Stage(photo_px=48, epochs=2, trains="heads_on_features"),),
+        input_px=64,
+        backbone="test_efficientnet",
+        weights="none",
+        batch_size=16,
+        head_learning_rate=1e-2,
+    )
+    trainer = create_trainer(tmp_path, synthetic_dataset, recipe)
+    trainer.run()
+    manifest = Manifest.load(str(synthetic_dataset / "manifest.parquet")).select_split("val")
+    taxonomy = Taxonomy.load(synthetic_dataset / "taxonomy.json")
+    val = Validation(manifest, taxonomy, input_px=64, num_workers=0, ranks=Ranks(device=torch.device("cpu")))
+    last = Run(tmp_path).metrics()[-1]
+    assert val.evaluate(trainer.train_step).items() <= last.items()
+
+
+class ScriptedValidation:
+    """Gives each epoch the next of the scores."""
+
+    def __init__(self, validation, scores):
+        self.manifest, self._scores = validation.manifest, iter(scores)
+
+    def evaluate(self, *_):
+        return {"val_leaf_top1": next(self._scores), "val_brand_top1": None, "val_bad_photos": 0}
+
+
+def test_a_run_ends_early_with_the_best_weights_also_when_it_was_interrupted(synthetic_dataset, small_recipe, tmp_path):
+    recipe = dataclasses.replace(
+        small_recipe,
+        stages=(Stage(photo_px=48, epochs=6),),
+        final_weights="best",
+        early_stopping_epochs=2,
+        checkpoint_every_steps=1000,
+    )
+    scores = [0.1, 0.5, 0.2, 0.3, 0.9]
+    whole = create_trainer(tmp_path / "whole", synthetic_dataset, recipe)
+    whole.validation = ScriptedValidation(whole.validation, scores)
+    whole.run()
+    assert [record["val_leaf_top1"] for record in Run(tmp_path / "whole").metrics()] == [0.1, 0.5, 0.2, 0.3]
+
+    broken = create_trainer(tmp_path / "broken", synthetic_dataset, recipe)
+    broken.validation = ScriptedValidation(broken.validation, scores)
+    steps_per_epoch = Run(tmp_path / "whole").metrics()[0]["step"]
+    stop_at_step(broken, 2 * steps_per_epoch + 1)
+    broken.run()
+    assert broken.interrupted
+    resumed = create_trainer(tmp_path / "broken", synthetic_dataset, recipe)
+    resumed.validation = ScriptedValidation(resumed.validation, scores[2:])
+    resumed.run()
+
+    runs = [Run(tmp_path / name) for name in ("whole", "broken")]
+    for kind in ("last", "best", None):
+        one, other = (run.load_model(kind).state_dict() for run in runs)
+        assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+    best, last = (runs[0].load_model(kind).state_dict() for kind in ("best", "last"))
+    assert any(not torch.equal(tensor, last[name]) for name, tensor in best.items())
+    assert all(torch.equal(tensor, best[name]) for name, tensor in runs[0].load_model().state_dict().items())
+    before = runs[0].weights_path.stat()
+    train_run(tmp_path / "whole", synthetic_dataset, recipe)
+    assert runs[0].weights_path.stat() == before
 
 
 @pytest.mark.parametrize(("share", "survives"), [(0.5, True), (0.01, False)])

@@ -1,8 +1,9 @@
 import pytest
+import torch
 
 from training.run import Run
 from training.trainer.trainer import Trainer
-from training.trainer.validation import require_trained_labels
+from training.trainer.validation import WeightChoice, require_trained_labels
 from vision.errors import ManifestError
 from vision.manifest import Manifest
 from vision.taxonomy import Taxonomy
@@ -32,3 +33,30 @@ def test_val_labels_that_train_has_are_accepted(synthetic_dataset):
     taxonomy = Taxonomy.load(synthetic_dataset / "taxonomy.json")
     train, val = (manifest.select_split(split).resolve_labels(taxonomy) for split in ("train", "val"))
     require_trained_labels(train, val, taxonomy)
+
+
+def judge(choice, epoch, leaf, brand=None):
+    choice.judge(epoch, {"val_leaf_top1": leaf, "val_brand_top1": brand}, {"weight": torch.tensor(float(epoch))})
+
+
+def test_the_best_epoch_is_kept_and_the_later_of_equals():
+    choice = WeightChoice(patience=2)
+    for epoch, score in enumerate([0.3, 0.5, 0.5, 0.4], start=1):
+        judge(choice, epoch, score)
+    assert (choice.epoch, choice.score, choice.tensors["weight"]) == (3, 0.5, 3.0)
+    assert [choice.ends_run(epochs) for epochs in (4.0, 4.9, 5.0, 5.1)] == [False, False, True, False]
+    assert not WeightChoice().ends_run(100.0)
+
+
+def test_brands_decide_where_no_leaf_is_known():
+    choice = WeightChoice()
+    judge(choice, 1, None, 0.4)
+    judge(choice, 2, None, 0.3)
+    assert (choice.epoch, choice.score) == (1, 0.4)
+
+
+def test_kept_weights_do_not_change_with_the_model():
+    choice, weight = WeightChoice(), torch.zeros(1)
+    choice.judge(1, {"val_leaf_top1": 1.0, "val_brand_top1": None}, {"weight": weight})
+    weight += 1
+    assert choice.tensors["weight"] == 0

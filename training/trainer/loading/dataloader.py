@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from training.errors import RunError
+from training.inference.features import load_features
 from training.recipe import Recipe
 from training.trainer.loading.augmentation import create_crop, create_distortion
 from training.trainer.loading.processes import LOADER_CONTEXT, LoaderStart, SharedTable
@@ -26,8 +28,8 @@ __all__ = ["Batch", "FeaturesBySize", "create_evaluation_batches", "create_train
 
 _log = logging.getLogger(__name__)
 
-FeaturesBySize = Mapping[int, npt.NDArray[np.float32]]
-"""(num_photos, D) by `photo_px`."""
+FeaturesBySize = Mapping[int, Path]
+"""Folders of `training.inference.features.load_features` with every row, by `photo_px`."""
 
 _MAX_REPLACEMENT_ATTEMPTS = 10
 
@@ -113,17 +115,23 @@ class _TrainingPhotos(_Photos):
     ) -> None:
         super().__init__(manifest, labels)
         self._features = features
+        self._opened: dict[int, npt.NDArray[np.float32]] = {}
         self._recipe = recipe
         self._crops = {stage.photo_px: create_crop(recipe, stage.photo_px) for stage in recipe.stages}
         self._distortion = None if only_crop else create_distortion(recipe)
 
     def __getitem__(self, sample: PhotoSample) -> _Item:
         if self._recipe.stage_of_epoch(sample.epoch).trains == "heads_on_features":
-            return self._create_item(torch.from_numpy(self._features[sample.photo_px][sample.row].copy()), sample.row)
+            return self._create_item(self._read_features(sample), sample.row)
         try:
             return self._create_item(self._load_photo(sample, self._read(sample.row)), sample.row, seed=sample.seed)
         except (OSError, PhotoError) as error:
             return self._load_replacement(sample, error)
+
+    def _read_features(self, sample: PhotoSample) -> torch.Tensor:
+        if sample.photo_px not in self._opened:
+            self._opened[sample.photo_px] = load_features(self._features[sample.photo_px]).values
+        return torch.from_numpy(self._opened[sample.photo_px][sample.row].copy())
 
     def load_encoded(self, sample: PhotoSample) -> "_EncodedItem":
         """The sample with the bytes of a plain JPEG instead of its pixels; other photos are decoded here."""

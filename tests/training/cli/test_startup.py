@@ -1,0 +1,42 @@
+import os
+import signal
+import subprocess
+import sys
+
+from training.cli.startup import request_stop_on_signals
+from vision.runtime.cli import EXIT_INTERRUPTED
+
+RECIPE = """
+backbone = "test_efficientnet"
+weights = "none"
+input_px = 32
+batch_size = 16
+[[stages]]
+photo_px = 32
+epochs = 2
+trains = "heads_on_features"
+"""
+
+
+def test_signals_are_noted_instead_of_ending_the_process():
+    with request_stop_on_signals() as stop_requested:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop_requested.wait(10)
+
+
+def test_a_signal_before_torch_is_loaded_exits_75_and_the_same_command_resumes(synthetic_dataset, tmp_path):
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+    command = [
+        *(sys.executable, "-m", "listing_vision", "train", str(synthetic_dataset / "manifest.parquet")),
+        *("--recipe", str(tmp_path / "recipe.toml"), "--run", str(tmp_path / "run")),
+    ]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, bufsize=1) as process:
+        first = process.stderr.readline()
+        process.send_signal(signal.SIGTERM)
+        said = process.communicate(timeout=240)[1]
+    assert "2 epochs of test_efficientnet" in first
+    assert process.returncode == EXIT_INTERRUPTED, said
+    assert "repeat the command to resume" in said
+    assert not (tmp_path / "run" / "weights.safetensors").exists()
+    assert subprocess.run(command).returncode == 0
+    assert (tmp_path / "run" / "weights.safetensors").exists()

@@ -1,0 +1,58 @@
+import logging
+
+import pytest
+
+from tests.support.waiting import wait_until
+from vision.runtime.progress import Progress, describe_seconds
+
+
+@pytest.fixture
+def clock():
+    class Clock:
+        now_s = 0.0
+
+        def __call__(self):
+            return self.now_s
+
+    return Clock()
+
+
+def test_speed_and_remaining_time_are_those_of_this_process(clock):
+    progress = Progress("features", 100, done=60, clock=clock)
+    assert progress.describe() == "features: 60 of 100 photos"
+    clock.now_s = 10.0
+    progress.advance(20)
+    assert progress.describe() == "features: 80 of 100 photos, 2 photos/s, 10 s left"
+
+
+def test_a_caller_may_know_better(clock):
+    progress = Progress("training", 100, unit="step", clock=clock)
+    clock.now_s = 10.0
+    progress.advance(10, details="loss 0.5", seconds_left=400)
+    assert progress.describe() == "training: 10 of 100 steps, loss 0.5, 7 min left"
+
+
+def test_work_that_cannot_be_counted_shows_how_long_it_takes(clock):
+    progress = Progress("exporting", clock=clock)
+    clock.now_s = 31.0
+    assert progress.describe() == "exporting: 31 s so far"
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (89, "89 s"), (91, "2 min"), (9000, "2.5 h")])
+def test_times_are_rounded(seconds, text):
+    assert describe_seconds(seconds) == text
+
+
+def test_lines_are_logged_while_a_step_takes_long(caplog, monkeypatch):
+    for name in ("FIRST_LOG_AFTER_S", "LOG_EVERY_S"):
+        monkeypatch.setattr(f"vision.runtime.progress.{name}", 0.01)
+    with caplog.at_level(logging.INFO), Progress("export"):
+        wait_until(lambda: len(caplog.messages) >= 2, timeout_s=30)
+    assert set(caplog.messages) == {"export: 0 s so far"}
+
+
+def test_other_ranks_show_nothing(caplog, monkeypatch):
+    monkeypatch.setattr("vision.runtime.progress.FIRST_LOG_AFTER_S", 0.0)
+    with caplog.at_level(logging.INFO), Progress("training", 10, enabled=False) as progress:
+        progress.advance()
+    assert caplog.messages == []
