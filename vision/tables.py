@@ -128,7 +128,9 @@ def _open_parquet(url: str) -> TextTable:
 
     def read(names: Sequence[str]) -> Iterator[pa.RecordBatch]:
         with _open_file(url) as file, pyarrow.parquet.ParquetFile(file) as parquet:
-            yield from parquet.iter_batches(_PARQUET_ROWS, columns=list(names))
+            for batch in parquet.iter_batches(_PARQUET_ROWS, columns=list(names)):
+                batch.validate(full=True)  # Parquet's writers need not write UTF-8 where they say so
+                yield batch
 
     return TextTable(url=url, columns=tuple(schema.names), read_batches=read)
 
@@ -200,7 +202,7 @@ def _iterate_json(file: IO[bytes], url: str) -> Iterator[dict[str, Any]]:
             continue
         try:
             row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ManifestError(f"{url}: line {number} is not JSON in UTF-8: {error}") from error
         if not isinstance(row, dict):
             raise ManifestError(f'{url}: line {number} is not an object such as {{"listing_id": "17"}}')

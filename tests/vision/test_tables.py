@@ -136,6 +136,7 @@ def test_an_encoding_is_taken_as_it_is_given(tmp_path):
         ("m.csv.gz", b"id\n1\n", "cannot be read"),
         ("m.csv.gz", gzip.compress(b"id\n" + bytes(range(32, 120)) * 999)[:200], "cannot be read"),
         ("m.jsonl", b'{"id": 1}\n{"id": \n', "line 2 is not JSON"),
+        ("m.jsonl", b'{"id": ' + b"[" * 100_000, "line 1 is not JSON"),
         ("m.jsonl", b"[1]\n", "line 1 is not an object"),
         ("m.jsonl", b'{"id": [1]}\n', r"column 'id' has \[1\], which is no text"),
         ("m.parquet", b"no parquet", "cannot be read"),
@@ -156,6 +157,10 @@ def test_values_that_are_no_text_are_refused(tmp_path):
         read(path, "a")
     with pytest.raises(ManifestError, match="Invalid UTF8"):
         read(path, "b")
+    text = pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xff"]).buffers())
+    pyarrow.parquet.write_table(pa.table({"a": text}), tmp_path / "text.parquet")
+    with pytest.raises(ManifestError, match="Invalid UTF8"):
+        read(tmp_path / "text.parquet", "a")
 
 
 def test_lines_of_json_may_leave_out_what_they_do_not_know(tmp_path):

@@ -73,8 +73,8 @@ def import_folder(source: Path, *, skip: Sequence[str] = (), language: str = "en
         language: BCP 47 tag of the folders' names.
 
     Raises:
-        ManifestError: no such folder, no photo in it, a whole folder that would be left out and is not in `skip`, or
-            names that would share an id.
+        ManifestError: no such folder, no photo in it, a whole folder that would be left out and is not in `skip`, a
+            name that is not in UTF-8, or names that would share an id.
     """
     if not source.is_dir():
         raise ManifestError(f"{source} is not a folder; give one with split/class/name.jpg or class/name.jpg")
@@ -85,7 +85,7 @@ def import_folder(source: Path, *, skip: Sequence[str] = (), language: str = "en
     labelled = _label_photos(root, scan, has_splits=has_splits)
     if scan.problems:
         raise ManifestError(
-            f"{root}: whole folders would be left out; move them, or leave them out with --skip:", scan.problems
+            f"{root}: these would be left out; rename or move them, or leave them out with --skip:", scan.problems
         )
     if not labelled:
         raise ManifestError(f"{source} holds no photo as split/class/name.jpg or class/name.jpg")
@@ -146,7 +146,10 @@ class _Scan:
         num_files, num_before, num_problems = 0, len(self.photos), len(self.problems)
         for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
             child = path / entry.name
-            if _is_hidden(entry.name):
+            if not _is_utf8(entry.name):
+                shown = os.fsencode(str(child)).decode("utf-8", "replace")
+                self.problems.append(f"{shown}: its name is not in UTF-8; rename it, for example with convmv")
+            elif _is_hidden(entry.name):
                 self.leave_out("hidden names", child)
             elif any(fnmatch.fnmatchcase(str(child), pattern.rstrip("/")) for pattern in self.skip):
                 self.leave_out("names that --skip leaves out", child)
@@ -177,6 +180,10 @@ _NO_PHOTO = "files that are no photo"
 
 def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
+
+
+def _is_utf8(name: str) -> bool:
+    return os.fsencode(name).decode("utf-8", "replace") == name
 
 
 def _is_photo(path: str) -> bool:

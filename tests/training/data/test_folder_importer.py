@@ -1,5 +1,6 @@
 """Folders of photos as people have them."""
 
+import os
 import unicodedata
 from pathlib import Path
 
@@ -104,7 +105,7 @@ def test_a_whole_folder_left_out_is_an_error_unless_it_is_named(tmp_path):
     write_photos(tmp_path, "train/A/a.jpg", "raw/A/b.jpg", "raw/A/c.jpg", "test/1.jpg")
     (tmp_path / "train" / "Masks").mkdir()
     (tmp_path / "train" / "Masks" / "1.npy").write_bytes(b"x")
-    with pytest.raises(ManifestError, match="whole folders would be left out") as caught:
+    with pytest.raises(ManifestError, match="these would be left out") as caught:
         import_folder(tmp_path)
     assert caught.value.problems == (
         "train/Masks: 1 files, none of them a photo",
@@ -116,6 +117,13 @@ def test_a_whole_folder_left_out_is_an_error_unless_it_is_named(tmp_path):
     assert [(left_out.reason, left_out.count) for left_out in imported.left_out] == [
         ("names that --skip leaves out", 3)
     ]
+
+
+def test_a_name_that_is_no_unicode_is_an_error(tmp_path):
+    write_photos(tmp_path, "A/a.jpg")
+    (tmp_path / "A" / os.fsdecode("靴.jpg".encode("cp932"))).write_bytes(encode_image(create_scene()))
+    with pytest.raises(ManifestError, match=r"A/\ufffd.*\.jpg: its name is not in UTF-8; rename it"):
+        import_folder(tmp_path)
 
 
 def test_a_photo_beside_the_classes_is_named(tmp_path):
