@@ -32,10 +32,10 @@ _PULSE = re.compile(r"#(\d+)\s+\w+\s+cov: (\d+) ft: (\d+)")
 """A line of libFuzzer: executions, edges, features."""
 
 _WORDS = [
-    *b"IHDR PLTE IDAT IEND tRNS iCCP zTXt iTXt eXIf acTL fcTL fdAT".split(),
+    *b"IHDR PLTE IDAT IEND tRNS cICP iCCP sRGB gAMA cHRM zTXt iTXt eXIf acTL fcTL fdAT".split(),
     *b"JFIF Exif ICC_PROFILE MPF Adobe acsp desc rTRC A2B0 GIF87a GIF89a NETSCAPE2.0".split(),
     *b"RIFF WEBP VP8L VP8X ANIM ANMF ALPH avif heic mif1 grid hvcC av1C auxC mdat".split(),
-    *b"ftyp meta iloc iinf infe iprp ipco ipma ispe irot imir clap colr iref dimg".split(),
+    *b"ftyp meta iloc iinf infe iprp ipco ipma ispe irot imir clap colr nclx iref dimg".split(),
     *(bytes([0xFF, marker]) for marker in (*range(0xC0, 0xD0), *range(0xD8, 0xE3), 0xEE, 0xFE)),
     *(b"Exif\0\0II*\0", b"Exif\0\0MM\0*", b"\x12\x01\x03\0", b"\x01\x12\0\x03", b"!\xf9\x04", b"VP8 "),
 ]
@@ -123,7 +123,7 @@ def _write_seeds(corpus: Path) -> int:
     from tests.support.helpers import create_scene, encode_image
     from tests.support.hostile_photos import hostile_photos
 
-    seeds = [photo.data for photo in hostile_photos() if not photo.may_time_out]
+    seeds = [photo.data for photo in hostile_photos() if not photo.is_slow]
     small = create_scene(24, 16)
     for format_ in ("JPEG", "PNG", "WEBP", "GIF", "AVIF"):
         for mode in ("RGB", "RGBA", "L", "P", "CMYK"):
