@@ -6,6 +6,7 @@ gRPC holds a message in memory from its first byte, before any limit of the gate
 import asyncio
 import ctypes
 import logging
+import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -33,6 +34,13 @@ MAX_INCOMPLETE_SHARE = 0.5
 """Share of the memory that incomplete messages may take."""
 MAX_CALLER_SHARE = 0.375
 """Share of the memory that the incomplete messages of one caller may take; one of the largest size fits."""
+GROWTH_HORIZON_S = 0.1
+"""A message that is arriving counts with what comes in this time at its present rate."""
+SUSPICION_S = 30.0
+"""For so long after a message of a caller was dropped, its messages are received one at a time, but for those on
+connections whose last message was received whole."""
+MAX_SUSPECT_S = 0.25
+"""Until such a message must be there."""
 RETRY_DELAY_S = 1.0
 _HEADROOM = 4
 """A message is expected to be at most this multiple of its caller's usual size until the next check."""
@@ -53,9 +61,13 @@ class _Reception:
     peer: str
     timeout: asyncio.Timeout
     num_expected_bytes: float = 0.0
-    """What may arrive of it before it is measured."""
-    began_s: float = 0.0
+    """What may arrive of it before it is measured again."""
+    num_arrived_bytes: float = 0.0
+    """When it was last measured."""
+    measured_s: float = 0.0
+    """When it began or was last measured."""
     is_refused: bool = False
+    """Whether its time is limited because memory is short."""
 
 
 class Receiver:
@@ -84,9 +96,12 @@ class Receiver:
         self._receptions: dict[_Reception, None] = {}
         """In the order in which they began."""
         self._num_expected_bytes = 0.0
-        """What has arrived by the last check, and what may arrive of the messages that began since."""
+        """What is expected of all receptions together."""
         self._waiting_bytes: Counter[float] = Counter()
         """What the messages that wait for room are expected to take, with the number of such messages."""
+        self._suspects: dict[str, float] = {}
+        """Callers of whom a message was dropped, with the time until which they are suspect."""
+        self._suspect_turn = asyncio.Lock()
         self._checked = asyncio.Event()
         self._check_timer: asyncio.TimerHandle | None = None
         self._trim_timer: asyncio.TimerHandle | None = None
@@ -109,16 +124,12 @@ class Receiver:
         try:
             async with asyncio.timeout(deadline_s) as timeout:
                 reception = _Reception(caller, peer, timeout)
-                await self._wait_for_room(reception)
-                self._receptions[reception] = None
-                found = None
-                try:
-                    found = await anext(messages, None)
-                finally:
-                    if found is None:  # what has arrived of a message is dropped with its call
-                        num_sharing = sum(one.peer == peer for one in self._receptions)
-                        self._meter.discard(peer, self._meter.measure(peer) / num_sharing)
-                    del self._receptions[reception]
+                if self._is_suspect(reception):
+                    async with self._suspect_turn:
+                        self._limit_time(reception)
+                        found = await self._read(messages, reception)
+                else:
+                    found = await self._read(messages, reception)
         except TimeoutError:
             if reception.is_refused:
                 raise self._create_refusal() from None
@@ -127,6 +138,25 @@ class Receiver:
             return None
         self._meter.count_message(peer, found.num_bytes)
         return found.message
+
+    def _limit_time(self, reception: _Reception) -> None:
+        until_s = asyncio.get_running_loop().time() + MAX_SUSPECT_S
+        if until_s < (reception.timeout.when() or math.inf):
+            reception.timeout.reschedule(until_s)
+            reception.is_refused = True
+
+    async def _read(self, messages: AsyncIterator[Sized[_T]], reception: _Reception) -> Sized[_T] | None:
+        await self._wait_for_room(reception)
+        self._receptions[reception] = None
+        found = None
+        try:
+            found = await anext(messages, None)
+        finally:
+            if found is None:  # what has arrived of a message is dropped with its call
+                num_sharing = sum(one.peer == reception.peer for one in self._receptions)
+                self._meter.discard(reception.peer, self._meter.measure(reception.peer) / num_sharing)
+            del self._receptions[reception]
+        return found
 
     async def _wait_for_room(self, reception: _Reception) -> None:
         """Begin only as much as fits, whatever arrives before the next check: gRPC reads what a call asks for."""
@@ -142,7 +172,7 @@ class Receiver:
             self._waiting_bytes += Counter()  # keeps what is above 0
         reception.num_expected_bytes = num_bytes
         self._num_expected_bytes += num_bytes
-        reception.began_s = asyncio.get_running_loop().time()
+        reception.measured_s = asyncio.get_running_loop().time()
 
     def _schedule_check(self, delay_s: float = CHECK_INTERVAL_S) -> None:
         if self._check_timer is None:
@@ -151,9 +181,13 @@ class Receiver:
     def _check(self) -> None:
         self._check_timer = None
         began_s, now_s = time.perf_counter(), asyncio.get_running_loop().time()
-        weights = self._weigh([one for one in self._receptions if now_s - one.began_s >= CHECK_INTERVAL_S])
-        young = sum(one.num_expected_bytes for one in self._receptions if one not in weights)
-        self._num_expected_bytes = young + sum(weights.values())
+        self._suspects = {caller: until_s for caller, until_s in self._suspects.items() if until_s > now_s}
+        weights = self._weigh([one for one in self._receptions if now_s - one.measured_s >= CHECK_INTERVAL_S])
+        for one, num_bytes in weights.items():
+            growth = max(0.0, num_bytes - one.num_arrived_bytes) * GROWTH_HORIZON_S / (now_s - one.measured_s)
+            one.num_expected_bytes = min(REQUEST_LIMIT_BYTES, num_bytes + growth)
+            one.num_arrived_bytes, one.measured_s = num_bytes, now_s
+        self._num_expected_bytes = sum(one.num_expected_bytes for one in self._receptions)
         self._checked.set()
         self._checked = asyncio.Event()
         if not self._receptions:
@@ -161,11 +195,16 @@ class Receiver:
         for reception in self._find_excess(weights):
             _log.warning("an incomplete message of %r is dropped: such messages take too much memory", reception.caller)
             reception.is_refused = True
+            self._suspects[reception.caller] = now_s + SUSPICION_S
+            self._meter.distrust(reception.peer)
             reception.timeout.reschedule(now_s)
             metrics.INCOMPLETE_MESSAGES_DROPPED.inc()
             self._schedule_trim()
         # With thousands of quiet connections a check takes milliseconds; it must not take a noticeable share of a core.
         self._schedule_check(max(CHECK_INTERVAL_S, MAX_CHECK_LOAD * (time.perf_counter() - began_s)))
+
+    def _is_suspect(self, reception: _Reception) -> bool:
+        return reception.caller in self._suspects and not self._meter.is_trusted(reception.peer)
 
     def _schedule_trim(self) -> None:
         """Return freed memory to the system soon: glibc keeps what gRPC's threads have freed."""
@@ -184,23 +223,26 @@ class Receiver:
         return {one: weights[one.peer] for one in receptions}
 
     def _find_excess(self, arrived: Mapping[_Reception, float]) -> list[_Reception]:
-        """Return the receptions to refuse, so that the others fit."""
-        weights = {one: weight for one, weight in arrived.items() if not one.is_refused and weight}
-        by_caller: dict[str, float] = defaultdict(float)
-        for one, weight in weights.items():
-            by_caller[one.caller] += weight
+        """Return the receptions to refuse, so that the others fit: of a caller the oldest, but none below the mean."""
+        by_caller: dict[str, dict[_Reception, float]] = defaultdict(dict)
+        for one, weight in arrived.items():
+            if weight and not one.is_refused:
+                by_caller[one.caller][one] = weight
+        totals = {caller: sum(weights.values()) for caller, weights in by_caller.items()}
         excess = []
         # Whoever waits for room must not wait for messages that never end.
         limit = self._limit_bytes - min(self._waiting_bytes, default=0.0)
-        while by_caller:
-            caller = max(by_caller, key=by_caller.__getitem__)
-            if sum(by_caller.values()) <= limit and by_caller[caller] <= MAX_CALLER_SHARE * self._max_bytes:
+        while totals:
+            caller = max(totals, key=totals.__getitem__)
+            if sum(totals.values()) <= limit and totals[caller] <= MAX_CALLER_SHARE * self._max_bytes:
                 break
-            oldest = next(one for one in weights if one.caller == caller)
-            by_caller[caller] -= weights.pop(oldest)
+            weights = by_caller[caller]
+            mean = min(totals[caller] / len(weights), max(weights.values()))  # whatever the rounding
+            oldest = next(one for one, weight in weights.items() if weight >= mean)
+            totals[caller] -= weights.pop(oldest)
             excess.append(oldest)
-            if by_caller[caller] <= 0 or not any(one.caller == caller for one in weights):
-                del by_caller[caller]
+            if not weights:
+                del totals[caller]
         return excess
 
     @property

@@ -106,3 +106,19 @@ def test_a_quiet_stream_beside_busy_calls_on_one_connection_is_kept(bundle):
             return answer
 
     assert asyncio.run(run()).response.category_path
+
+
+def test_after_a_drop_only_connections_that_kept_their_word_may_be_slow(bundle):
+    async def run():
+        async with run_gateway(bundle) as (gateway_server, _), open_stub(gateway_server) as stub:
+            quiet = stub.ClassifyListings()
+            await quiet.write(pb.ClassifyListingsRequest(sequence=1, request={"photos": [{"content": PHOTO}]}))
+            assert (await quiet.read()).response.category_path
+            async with stalled_uploads(gateway_server.port, 8, 60 * MIB) as uploads:
+                await async_wait_until(lambda: any(one.is_refused for one in uploads), "a refusal")
+            async with stalled_uploads(gateway_server.port, 2, MIB) as uploads:  # would fit
+                await async_wait_until(lambda: all(one.is_refused for one in uploads), "refusals")
+            await quiet.write(pb.ClassifyListingsRequest(sequence=2, request={"photos": [{"content": PHOTO}]}))
+            return await quiet.read()
+
+    assert asyncio.run(run()).response.category_path
