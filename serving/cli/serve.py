@@ -46,11 +46,12 @@ def serve(**flags: Any) -> None:
     from serving.observability.tracing import read_standard_endpoint
 
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there are processes to replace; the default would end this one
-    from serving.processes.lifetime import raise_descriptor_limit
+    from serving.processes.lifetime import keep_freed_memory_in_children, raise_descriptor_limit
     from serving.supervisor.supervisor import serve as run
 
     options = ServeOptions(**flags)
     if conflict := options.find_conflict():
         raise typer.BadParameter(conflict)
     raise_descriptor_limit()
+    keep_freed_memory_in_children()
     asyncio.run(run(replace(options, otlp_endpoint=options.otlp_endpoint or read_standard_endpoint())))

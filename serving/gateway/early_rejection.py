@@ -1,17 +1,19 @@
 """Refuse calls by their headers while the gateway is overloaded, without the cost of reading their photos."""
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from listing_vision_client.protocol import listing_vision_pb2 as pb
 from serving.api.status import Refusal, abort
 from serving.gateway.admission import Admission
 from serving.gateway.deadline import check_deadline, read_deadline_s
 from serving.gateway.inference import check_breaker
-from serving.gateway.receiving import Receiver, Sized
+from serving.gateway.receiving import Receiver
 from serving.inference.fair_slots import CALLER_KEY
 from serving.observability import metrics
 from serving.rollout.router import Router
@@ -48,13 +50,25 @@ class EarlyRejectionInterceptor(grpc.aio.ServerInterceptor):
         if handler is None or handler_call_details.method not in (CLASSIFY_METHOD, STREAM_METHOD):
             return handler  # type: ignore[no-any-return]
 
-        def deserialize(data: bytes) -> Sized[Any]:
-            return Sized(handler.request_deserializer(data), len(data))
+        async def receive(messages: Any, context: Any, deadline_s: float | None) -> Any:
+            message = await self._receiver.receive(
+                messages, caller=CALLER_KEY.get(), peer=context.peer(), deadline_s=deadline_s
+            )
+            if message is None:
+                return None
+            # Each step copies the photos, which takes a large message tens of milliseconds: others' turn between them.
+            await asyncio.sleep(0)
+            try:
+                request = handler.request_deserializer(message)
+            except DecodeError:
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the message is not a valid request")
+            await asyncio.sleep(0)
+            return request
 
         async def classify(messages: Any, context: "grpc.aio.ServicerContext[Any, Any]") -> Any:
             try:
                 self._reject_early(read_deadline_s(context))
-                request = await self._receive(messages, context, deadline_s=read_deadline_s(context))
+                request = await receive(messages, context, read_deadline_s(context))
             except Refusal as refusal:
                 _log.debug("a call is rejected early: %s", refusal.reason)
                 metrics.CALLS.labels(refusal.reason, self._router.stable.label).inc()
@@ -65,21 +79,14 @@ class EarlyRejectionInterceptor(grpc.aio.ServerInterceptor):
 
         async def classify_stream(messages: Any, context: "grpc.aio.ServicerContext[Any, Any]") -> Any:
             async def receive_all() -> AsyncIterator[Any]:
-                while (request := await self._receive(messages, context, deadline_s=None)) is not None:
+                while (request := await receive(messages, context, None)) is not None:
                     yield request
 
             return await handler.stream_stream(receive_all(), context)
 
         if handler_call_details.method == STREAM_METHOD:
-            return grpc.stream_stream_rpc_method_handler(classify_stream, deserialize, handler.response_serializer)
-        return grpc.stream_unary_rpc_method_handler(classify, deserialize, handler.response_serializer)
-
-    async def _receive(
-        self, messages: Any, context: "grpc.aio.ServicerContext[Any, Any]", *, deadline_s: float | None
-    ) -> Any:
-        return await self._receiver.receive(
-            messages, caller=CALLER_KEY.get(), peer=context.peer(), deadline_s=deadline_s
-        )
+            return grpc.stream_stream_rpc_method_handler(classify_stream, None, handler.response_serializer)
+        return grpc.stream_unary_rpc_method_handler(classify, None, handler.response_serializer)
 
     def _reject_early(self, deadline_s: float) -> None:
         """Raise the Refusal that the call would certainly get once its photos were read."""

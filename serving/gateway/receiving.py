@@ -11,8 +11,6 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, NamedTuple, TypeVar
-
 from serving.api.limits import REQUEST_LIMIT_BYTES
 from serving.api.status import Refusal
 from serving.gateway.admission import MAX_BYTES_IN_FLIGHT
@@ -20,11 +18,9 @@ from serving.gateway.connection_meter import ConnectionMeter
 from serving.gateway.deadline import deadline_refusal
 from serving.observability import metrics
 
-__all__ = ["Receiver", "Sized"]
+__all__ = ["Receiver"]
 
 _log = logging.getLogger(__name__)
-
-_T = TypeVar("_T")
 
 CHECK_INTERVAL_S = 0.01
 """Between checks of the memory, while a message takes longer than this to arrive."""
@@ -46,13 +42,6 @@ _HEADROOM = 4
 """A message is expected to be at most this multiple of its caller's usual size until the next check."""
 TRIM_INTERVAL_S = 0.5
 _LIBC = ctypes.CDLL(None)
-
-
-class Sized(NamedTuple, Generic[_T]):
-    """A message and its size on the wire in bytes."""
-
-    message: _T
-    num_bytes: int
 
 
 @dataclass(eq=False)
@@ -107,9 +96,9 @@ class Receiver:
         self._trim_timer: asyncio.TimerHandle | None = None
 
     async def receive(
-        self, messages: AsyncIterator[Sized[_T]], *, caller: str, peer: str, deadline_s: float | None
-    ) -> _T | None:
-        """Return the next message; None: the caller sends no more.
+        self, messages: AsyncIterator[bytes], *, caller: str, peer: str, deadline_s: float | None
+    ) -> bytes | None:
+        """Return the next message as it was sent; None: the caller sends no more.
 
         Args:
             messages: of one call.
@@ -134,10 +123,9 @@ class Receiver:
             if reception.is_refused:
                 raise self._create_refusal() from None
             raise deadline_refusal(deadline_s or 0.0) from None
-        if found is None:
-            return None
-        self._meter.count_message(peer, found.num_bytes)
-        return found.message
+        if found is not None:
+            self._meter.count_message(peer, len(found))
+        return found
 
     def _limit_time(self, reception: _Reception) -> None:
         until_s = asyncio.get_running_loop().time() + MAX_SUSPECT_S
@@ -145,7 +133,7 @@ class Receiver:
             reception.timeout.reschedule(until_s)
             reception.is_refused = True
 
-    async def _read(self, messages: AsyncIterator[Sized[_T]], reception: _Reception) -> Sized[_T] | None:
+    async def _read(self, messages: AsyncIterator[bytes], reception: _Reception) -> bytes | None:
         await self._wait_for_room(reception)
         self._receptions[reception] = None
         found = None
