@@ -11,6 +11,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
+
 from serving.api.limits import REQUEST_LIMIT_BYTES
 from serving.api.status import Refusal
 from serving.gateway.admission import MAX_BYTES_IN_FLIGHT
