@@ -17,6 +17,7 @@ from training.cli.compare import compare
 from training.cli.data import data_app
 from training.cli.experiment import create_outcome_manifests, experiment_app
 from training.cli.model import convert, evaluate, export, runs
+from training.cli.taxonomy import taxonomy_app
 from training.cli.train import distill, train
 from training.cli.tune import tune_app
 from vision.runtime.cli import create_cli_app, run_app
@@ -28,6 +29,7 @@ app = create_cli_app(
 )
 data_app.command("from-outcomes")(create_outcome_manifests)
 app.add_typer(data_app, name="data")
+app.add_typer(taxonomy_app, name="taxonomy")
 for verb in (
     train,
     distill,
