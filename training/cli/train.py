@@ -13,7 +13,7 @@ from training.cli.startup import load_torch, request_stop_on_signals
 from training.recipe import load_recipe
 from vision.runtime.cli import EXIT_INTERRUPTED, create_cli_app
 
-__all__ = ["RecipeName", "SplitManifest", "TaxonomyFile", "distill", "train", "train_app"]
+__all__ = ["MicroBatch", "RecipeName", "SplitManifest", "TaxonomyFile", "distill", "train", "train_app"]
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +31,10 @@ RunFolder = Annotated[
 Seed = Annotated[int | None, typer.Option(help="Seed. Default: the recipe's.")]
 Workers = Annotated[int | None, typer.Option(help="Data loader processes per rank. Default: chosen for the machine.")]
 MicroBatch = Annotated[
-    int | None, typer.Option(help="Maximum photos per forward pass; gradients are accumulated over a batch.")
+    int | None,
+    typer.Option(
+        help="Maximum photos per forward pass; gradients are accumulated over a batch. Default: what memory holds."
+    ),
 ]
 Precision = Annotated[str, typer.Option(help="Numeric precision: auto, bf16, fp16 or fp32.")]
 AugmentOn = Annotated[str, typer.Option(help="Where photos are augmented: auto, loader or device.")]

@@ -6,7 +6,7 @@ import typer
 
 from training.cli.data import load_taxonomy
 from training.cli.startup import load_torch
-from training.cli.train import RecipeName, SplitManifest, TaxonomyFile
+from training.cli.train import MicroBatch, RecipeName, SplitManifest, TaxonomyFile
 from vision.runtime.cli import create_cli_app
 
 __all__ = ["tune_app"]
@@ -22,6 +22,7 @@ def tune_learning_rate(
     steps: Annotated[
         int, typer.Option(min=20, help="Optimizer steps, over which the rate grows a thousandfold.")
     ] = 100,
+    micro_batch: MicroBatch = None,
 ) -> None:
     """Learning-rate range test (Smith, WACV 2017): raise the rates until the loss grows, and suggest one.
 
@@ -33,7 +34,7 @@ def tune_learning_rate(
     from vision.manifest import Manifest
 
     chosen, tree = load_recipe(recipe), load_taxonomy(manifest, taxonomy)
-    points = run_range_test(chosen, Manifest.load(manifest), tree, num_steps=steps)
+    points = run_range_test(chosen, Manifest.load(manifest), tree, num_steps=steps, micro_batch=micro_batch)
     for point in points.thin_out():
         typer.echo(f"{point.factor:10.4f} x the recipe's rates: loss {point.loss:.3f}")
     best = points.suggest_factor()

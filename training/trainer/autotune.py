@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from training.trainer.hardware import Machine
 from training.trainer.loading.dataloader import Batch, create_training_batches
 from training.trainer.loading.sampler import ResumableBatchSampler
 from training.trainer.losses import NumLabelled
+from training.trainer.step_memory import choose_micro_batch
 from training.trainer.train_step import TrainStep
 from vision.errors import ListingVisionError
 from vision.manifest import Labels, Manifest
@@ -77,37 +79,49 @@ class RangeTest:
         return self.points[int(slopes.argmin())].factor
 
 
-def run_range_test(recipe: Recipe, manifest: Manifest, taxonomy: Taxonomy, *, num_steps: int = 100) -> RangeTest:
+def run_range_test(
+    recipe: Recipe, manifest: Manifest, taxonomy: Taxonomy, *, num_steps: int = 100, micro_batch: int | None = None
+) -> RangeTest:
     """Losses while the rates grow from 1/30 to 30 times the recipe's; the test ends early if the loss diverges.
+
+    Args:
+        recipe: with the rates to vary.
+        manifest: with a train split.
+        taxonomy: of its labels.
+        num_steps: at most.
+        micro_batch: photos at once; None for what the memory holds.
 
     Source: Smith, WACV 2017, section 3.3.
     """
     ranks = _single_rank()
     train = manifest.select_split("train")
     labels = train.resolve_labels(taxonomy)
-    machine = Machine()
+    machine = Machine(micro_batch=micro_batch)
     stage = _last_stage_on_photos(recipe)
     epochs = -(-num_steps // max(1, len(train) // recipe.batch_size))
     recipe = dataclasses.replace(recipe, stages=(dataclasses.replace(stage, epochs=epochs),))
     train_step = TrainStep(recipe, taxonomy=taxonomy, train_labels=labels, machine=machine, ranks=ranks)
+    sampler = ResumableBatchSampler(
+        train, labels, recipe, micro_batch=choose_micro_batch(machine, train_step.model, recipe, ranks)
+    )
     loader = create_training_batches(
         train,
         labels,
         recipe,
-        ResumableBatchSampler(train, labels, recipe),
+        sampler,
         num_workers=machine.count_workers(ranks.device),
         only_crop=machine.augments_on_device(ranks.device),
     )
     mean, best, points = 0.0, math.inf, []
-    for step, batch in enumerate(loader):
-        if step == num_steps:
-            break
+    source = iter(loader)
+    for step in range(num_steps):
+        micro_batches = list(islice(source, sampler.micro_batches_per_step))
+        rows = sampler.get_step_rows(step)
         factor = _GROWTH ** (step / (num_steps - 1) - 0.5)
         for group in train_step.optimizer.param_groups:
             group["lr"] = recipe.backbone_learning_rate * group["lr_scale"] * factor
-        loss, _ = train_step.run(
-            step, recipe.stages[0], [batch], NumLabelled.from_labels(batch.category_nodes.numpy(), batch.brands.numpy())
-        ).read()
+        num_labelled = NumLabelled.from_labels(labels.category_nodes[rows], labels.brands[rows])
+        loss, _ = train_step.run(step, recipe.stages[0], micro_batches, num_labelled).read()
         if not math.isfinite(loss):
             break
         mean = _SMOOTHING * mean + (1 - _SMOOTHING) * loss
@@ -138,7 +152,7 @@ def measure_batch_sizes(recipe: Recipe, *, largest: int = 1024, num_steps: int =
     """Training speed at 2, 4, 8, … photos at once, until memory ends, `largest` is reached or speed has fallen by a
     tenth.
 
-    On a CPU too large a batch can exhaust the machine's memory instead of raising an error: keep `largest` modest.
+    On a CPU sizes that its free memory would not hold are not tried.
     """
     points: list[BatchSizeSpeed] = []
     size = 2
@@ -157,7 +171,7 @@ def measure_batch_sizes(recipe: Recipe, *, largest: int = 1024, num_steps: int =
 def _measure_batch_size(recipe: Recipe, size: int, num_steps: int) -> BatchSizeSpeed:
     ranks = _single_rank()
     on_gpu = ranks.device.type == "cuda"
-    recipe = dataclasses.replace(recipe, batch_size=size, weights="none")
+    recipe = dataclasses.replace(recipe, batch_size=size, weights="none", distillation_weight=0.0)
     _last_stage_on_photos(recipe)
     stage = max(recipe.stages, key=lambda s: (s.trains == "all", s.photo_px))
     batch = _create_random_batch(size, stage.photo_px)
@@ -171,6 +185,8 @@ def _measure_batch_size(recipe: Recipe, size: int, num_steps: int) -> BatchSizeS
             machine=Machine(augment_on="loader"),
             ranks=ranks,
         )
+        if choose_micro_batch(Machine(), train_step.model, recipe, ranks):
+            return BatchSizeSpeed(size, None, None)
         speed = _measure_photos_per_s(train_step, stage, batch, num_steps)
     except torch.OutOfMemoryError:
         torch.cuda.empty_cache()

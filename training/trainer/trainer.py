@@ -27,6 +27,7 @@ from training.trainer.loading.sampler import ResumableBatchSampler
 from training.trainer.losses import NumLabelled
 from training.trainer.probe_features import make_probe_features
 from training.trainer.progress import RunProgress, StepTimes, TimeLeft
+from training.trainer.step_memory import choose_micro_batch
 from training.trainer.stop_signals import call_on_stop_signals
 from training.trainer.train_step import StepResult, TrainStep
 from training.trainer.validation import Validation, WeightChoice, require_trained_labels
@@ -138,7 +139,7 @@ class Trainer:
             first_step=self._step,
             rank=self._ranks.rank,
             world_size=self._ranks.world_size,
-            micro_batch=self._machine.micro_batch,
+            micro_batch=choose_micro_batch(self._machine, self.train_step.model, self._recipe, self._ranks),
         )
         self._sampler = sampler
         self.train_step.start_schedule(sampler.num_steps)
