@@ -1,5 +1,7 @@
 """The one console script, with the verbs in the order of the work."""
 
+from typing import Annotated
+
 import typer
 
 import vision
@@ -17,6 +19,7 @@ from training.cli.compare import compare
 from training.cli.data import data_app
 from training.cli.experiment import create_outcome_manifests, experiment_app
 from training.cli.model import convert, evaluate, export, runs
+from training.cli.recipes import recipes
 from training.cli.taxonomy import taxonomy_app
 from training.cli.train import distill, train
 from training.cli.tune import tune_app
@@ -31,6 +34,7 @@ data_app.command("from-outcomes")(create_outcome_manifests)
 app.add_typer(data_app, name="data")
 app.add_typer(taxonomy_app, name="taxonomy")
 for verb in (
+    recipes,
     train,
     distill,
     runs,
@@ -62,6 +66,21 @@ def version() -> None:
     Example: listing-vision version
     """
     typer.echo(vision.__version__)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(vision.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def take_options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
 
 
 def main() -> None:

@@ -1,6 +1,8 @@
 """A training recipe: a small TOML file, checked before anything expensive starts."""
 
+import re
 import tomllib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from importlib import resources
 from pathlib import Path
@@ -9,7 +11,16 @@ from typing import Any, Literal, get_args
 from training.errors import RecipeError
 from vision.bundle import BrandHead
 
-__all__ = ["KeptWeights", "Recipe", "Stage", "load_recipe"]
+__all__ = [
+    "AboutRecipe",
+    "KeptWeights",
+    "Recipe",
+    "Stage",
+    "list_shipped_recipes",
+    "load_recipe",
+    "read_about",
+    "read_recipe_text",
+]
 
 TrainedPart = Literal["all", "heads", "heads_on_features"]
 LongTail = Literal["none", "logit_adjustment"]
@@ -210,29 +221,125 @@ class Recipe:
             raise RecipeError(f"{source}: {error}") from None
 
 
-def load_recipe(name_or_path: str) -> Recipe:
+@dataclass(frozen=True, kw_only=True)
+class AboutRecipe:
+    """What a recipe is for: the table `[about]` at the end of its file. It changes nothing that is learned."""
+
+    data: str
+    machine: Literal["cpu", "gpu"]
+    time: str
+    expected: str
+    """Result, and on which data."""
+
+
+def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     """A recipe shipped with the package, by name, or one of the user's, by path.
+
+    Args:
+        name_or_path: a path ends in .toml.
+        overrides: `FIELD=VALUE` with the value as in TOML, `stages.0.photo_px=160` for a stage, or `epochs=3` for the
+            run, in which stages keep their shares.
 
     Raises:
         RecipeError: not found, not TOML, or a wrong value; names the field, the value and the way out.
+    """
+    source = f"recipe {name_or_path}"
+    raw = _parse(name_or_path)
+    raw.pop("about", None)
+    recipe = Recipe.from_dict(raw, source=source)
+    for text in overrides:
+        recipe = _override(recipe, text)
+    return recipe
+
+
+def read_about(name_or_path: str) -> AboutRecipe | None:
+    """What `load_recipe` would load is for; None where it does not say.
+
+    Raises:
+        RecipeError: not found, not TOML, or a field of `[about]` is missing or unknown.
+    """
+    about = _parse(name_or_path).get("about")
+    try:
+        return AboutRecipe(**about) if about else None
+    except TypeError as error:
+        raise RecipeError(f"recipe {name_or_path}, [about]: {error}") from error
+
+
+def list_shipped_recipes() -> list[str]:
+    """Names of the package's recipes."""
+    shipped = resources.files("training") / "recipes"
+    return sorted(entry.name.removesuffix(".toml") for entry in shipped.iterdir() if entry.name.endswith(".toml"))
+
+
+def read_recipe_text(name_or_path: str) -> str:
+    """The file of a recipe.
+
+    Raises:
+        RecipeError: not found.
     """
     path = Path(name_or_path)
     if path.suffix == ".toml":
         if not path.is_file():
             raise RecipeError(f"no recipe at {path}")
-        text = path.read_text(encoding="utf-8")
-    else:
-        shipped = resources.files("training") / "recipes"
-        names = sorted(entry.name.removesuffix(".toml") for entry in shipped.iterdir() if entry.name.endswith(".toml"))
-        if name_or_path not in names:
-            raise RecipeError(
-                f"no recipe named {name_or_path!r}; shipped: {', '.join(names)}; or give a path that ends in .toml"
-            )
-        text = (shipped / f"{name_or_path}.toml").read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
+    names = list_shipped_recipes()
+    if name_or_path not in names:
+        raise RecipeError(
+            f"no recipe named {name_or_path!r}; shipped: {', '.join(names)}; or give a path that ends in .toml"
+        )
+    return (resources.files("training") / "recipes" / f"{name_or_path}.toml").read_text(encoding="utf-8")
+
+
+def _parse(name_or_path: str) -> dict[str, Any]:
     try:
-        return Recipe.from_dict(tomllib.loads(text), source=f"recipe {name_or_path}")
+        return tomllib.loads(read_recipe_text(name_or_path))
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"recipe {name_or_path} is not TOML: {error}") from error
+
+
+def _override(recipe: Recipe, text: str) -> Recipe:
+    name, equals, written = text.partition("=")
+    if not equals:
+        raise RecipeError(f"--set {text}: give FIELD=VALUE, such as batch_size=64 or stages.0.photo_px=160")
+    value = _parse_value(written)
+    raw = recipe.to_dict()
+    if name == "epochs":
+        for stage, epochs in zip(raw["stages"], _share_epochs(recipe, value), strict=True):
+            stage["epochs"] = epochs
+        return Recipe.from_dict(raw, source=f"--set {text}")
+    at: dict[str, Any] = raw
+    field = name
+    if in_stage := re.fullmatch(r"stages\.(\d+)\.(\w+)", name):
+        number, field = int(in_stage[1]), in_stage[2]
+        if number >= len(raw["stages"]) or field not in raw["stages"][number]:
+            raise RecipeError(
+                f"--set {text}: no field {name!r}; there are stages.0 to stages.{len(raw['stages']) - 1}, each with "
+                f"{', '.join(raw['stages'][0])}"
+            )
+        at = raw["stages"][number]
+    at[field] = value
+    return Recipe.from_dict(raw, source=f"--set {text}")
+
+
+def _parse_value(written: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {written}")["value"]
+    except tomllib.TOMLDecodeError:
+        return written  # a string without its quotes, which a shell takes away
+
+
+def _share_epochs(recipe: Recipe, total: Any) -> list[int]:
+    """Epochs of each stage, at least one, of so many in all."""
+    num_stages = len(recipe.stages)
+    if not isinstance(total, int) or total < num_stages:
+        raise RecipeError(f"epochs = {total!r}: give a whole number of at least {num_stages}, one for each stage")
+    shares: list[int] = []
+    done = 0
+    for stages_after, stage in zip(range(num_stages - 1, -1, -1), recipe.stages, strict=True):
+        done += stage.epochs
+        end = min(round(done * total / recipe.num_epochs), total - stages_after)
+        shares.append(max(1, end - sum(shares)))
+    return shares
 
 
 def _require(ok: bool, name: str, value: object, way_out: str) -> None:

@@ -37,6 +37,7 @@ def test_the_verbs_of_the_work_are_all_there():
         *(
             "data",
             "taxonomy",
+            "recipes",
             "train",
             "distill",
             "runs",
@@ -116,3 +117,7 @@ def test_import_check_evaluate_and_classify(tmp_path, bundle, synthetic_dataset)
 
     done = run_cli("classify", synthetic_dataset / "photos" / "test-00000-0.jpg", "--bundle", bundle.folder, "--json")
     assert json.loads(done.stdout)["model"]["version"] == bundle.info.model_version
+
+
+def test_the_version_is_an_option_too():
+    assert run_cli("--version").stdout == run_cli("version").stdout

@@ -1,9 +1,14 @@
+import tempfile
+from pathlib import Path
+
 import pytest
 import timm
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.conftest import ROOT
 from training.errors import RecipeError
-from training.recipe import Recipe, Stage, load_recipe
+from training.recipe import Recipe, Stage, list_shipped_recipes, load_recipe, read_about, read_recipe_text
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "training" / "recipes").glob("*.toml")))
@@ -53,3 +58,54 @@ def test_features_of_the_first_backbone_cannot_follow_its_training():
     stages = (Stage(photo_px=64, epochs=1), Stage(photo_px=64, epochs=1, trains="heads_on_features"))
     with pytest.raises(RecipeError, match="heads_on_features before those that train all"):
         Recipe(stages=stages)
+
+
+def test_every_shipped_recipe_says_what_it_is_for():
+    for name in list_shipped_recipes():
+        about = read_about(name)
+        assert about.machine in ("cpu", "gpu")
+        assert all((about.data, about.time, about.expected))
+
+
+def test_an_unknown_field_about_a_recipe_is_named(tmp_path):
+    (tmp_path / "mine.toml").write_text(read_recipe_text("quick") + 'price = "free"\n')
+    with pytest.raises(RecipeError, match=r"\[about\]: .*price"):
+        read_about(str(tmp_path / "mine.toml"))
+    assert load_recipe(str(tmp_path / "mine.toml")) == load_recipe("quick")
+
+
+def test_a_field_can_be_set_by_name():
+    recipe = load_recipe(
+        "grocery", ["batch_size=8", "stages.1.photo_px=160", "brand_head=cosine", "trivial_augment=false"]
+    )
+    assert (recipe.batch_size, recipe.brand_head, recipe.trivial_augment) == (8, "cosine", False)
+    assert [stage.photo_px for stage in recipe.stages] == [128, 160, 160, 192, 224]
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=6), st.data())
+def test_epochs_are_shared_out_over_the_stages(epochs, data):
+    total = data.draw(st.integers(len(epochs), 200))
+    stages = "".join(f"[[stages]]\nphoto_px = 64\nepochs = {count}\n" for count in epochs)
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "r.toml").write_text(stages)
+        recipe = load_recipe(f"{folder}/r.toml", [f"epochs={total}"])
+    shares = [stage.epochs for stage in recipe.stages]
+    assert sum(shares) == total
+    assert min(shares) >= 1
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("epochs=2", "epochs = 2: give a whole number of at least 5"),
+        ("stages.9.photo_px=64", "no field 'stages.9.photo_px'; there are stages.0 to stages.4"),
+        ("stages.0.size=64", "each with photo_px, epochs, trains"),
+        ("lr=3", "--set lr=3: unknown field 'lr'; known"),
+        ("batch_size=many", "--set batch_size=many"),
+        ("batch_size", "give FIELD=VALUE"),
+        ("stages.0.photo_px=2", "--set stages.0.photo_px=2: stages.photo_px = 2: use 32"),
+    ],
+)
+def test_what_cannot_be_set_says_why(text, said):
+    with pytest.raises(RecipeError, match=said):
+        load_recipe("grocery", [text])

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,10 +10,10 @@ import typer
 
 from training.cli.data import load_taxonomy
 from training.cli.startup import load_torch, request_stop_on_signals
-from training.recipe import load_recipe
+from training.recipe import list_shipped_recipes, load_recipe, read_about
 from vision.runtime.cli import EXIT_INTERRUPTED, create_cli_app
 
-__all__ = ["MicroBatch", "RecipeName", "SplitManifest", "TaxonomyFile", "distill", "train", "train_app"]
+__all__ = ["MicroBatch", "RecipeName", "Set", "SplitManifest", "TaxonomyFile", "distill", "train", "train_app"]
 
 _log = logging.getLogger(__name__)
 
@@ -29,6 +29,13 @@ RunFolder = Annotated[
     Path, typer.Option("--run", "--run-folder", help="Folder of the run; an unfinished run is resumed.")
 ]
 Seed = Annotated[int | None, typer.Option(help="Seed. Default: the recipe's.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="FIELD=VALUE of the recipe, such as epochs=3 or stages.0.photo_px=160; several times. It is stored.",
+    ),
+]
 Workers = Annotated[int | None, typer.Option(help="Data loader processes per rank. Default: chosen for the machine.")]
 MicroBatch = Annotated[
     int | None,
@@ -56,6 +63,7 @@ def train(
     recipe: RecipeName = "quick",
     taxonomy: TaxonomyFile = None,
     teacher: TeacherBundle = None,
+    set_: Set = None,
     seed: Seed = None,
     workers: Workers = None,
     micro_batch: MicroBatch = None,
@@ -83,7 +91,16 @@ def train(
         "keep_checkpoints": keep_checkpoints,
         "max_bad_photo_share": max_bad_photo_share,
     }
-    _run_training(manifest, run, recipe=recipe, taxonomy=taxonomy, teacher=teacher, seed=seed, machine=machine)
+    _run_training(
+        manifest,
+        run,
+        recipe=recipe,
+        taxonomy=taxonomy,
+        teacher=teacher,
+        overrides=set_ or [],
+        seed=seed,
+        machine=machine,
+    )
 
 
 def distill(
@@ -92,6 +109,7 @@ def distill(
     run: RunFolder,
     recipe: RecipeName = "grocery_student",
     taxonomy: TaxonomyFile = None,
+    set_: Set = None,
     seed: Seed = None,
     workers: Workers = None,
     compile: Compile = None,
@@ -104,7 +122,16 @@ def distill(
     Example: listing-vision distill data/grocery/manifest.parquet --teacher bundles/large --run runs/student
     """
     machine = {"num_workers": workers, "compile": compile}
-    _run_training(manifest, run, recipe=recipe, taxonomy=taxonomy, teacher=teacher, seed=seed, machine=machine)
+    _run_training(
+        manifest,
+        run,
+        recipe=recipe,
+        taxonomy=taxonomy,
+        teacher=teacher,
+        overrides=set_ or [],
+        seed=seed,
+        machine=machine,
+    )
 
 
 def _run_training(
@@ -114,15 +141,18 @@ def _run_training(
     recipe: str,
     taxonomy: Path | None,
     teacher: Path | None,
+    overrides: Sequence[str],
     seed: int | None,
     machine: Mapping[str, Any],
 ) -> None:
     with request_stop_on_signals() as stop_requested:
-        chosen = load_recipe(recipe)
+        chosen, about = load_recipe(recipe, overrides), read_about(recipe)
         if seed is not None:
             chosen = dataclasses.replace(chosen, seed=seed)
         _log.info("%s: %d epochs of %s on %s, in %s", recipe, chosen.num_epochs, chosen.backbone, manifest, run)
         load_torch(workers=machine.get("num_workers"))
+        if about and about.machine == "gpu":
+            _warn_without_gpu(recipe)
         from training.run import Run
         from training.trainer.autotune import suggest_smaller_batch
         from training.trainer.distributed import join_ranks
@@ -152,6 +182,19 @@ def _run_training(
         raise typer.Exit(EXIT_INTERRUPTED)
     if ranks.is_first:
         typer.echo(f"trained: {target.weights_path}; next: listing-vision export {run} --output BUNDLE")
+
+
+def _warn_without_gpu(recipe: str) -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        about = {name: read_about(name) for name in list_shipped_recipes()}
+        suited = ", ".join(name for name, found in about.items() if found and found.machine == "cpu")
+        _log.warning(
+            "%s is a recipe for a GPU, and this machine has none that PyTorch can use: it will take many times as long;"
+            " for CPUs: %s",
+            *(recipe, suited),
+        )
 
 
 def _make_absolute(manifest: str) -> str:

@@ -1,12 +1,13 @@
 """The verbs of `listing-vision tune`: learning rate, batch size and data loader for a machine and its photos."""
 
+import math
 from typing import Annotated
 
 import typer
 
 from training.cli.data import load_taxonomy
 from training.cli.startup import load_torch
-from training.cli.train import MicroBatch, RecipeName, SplitManifest, TaxonomyFile
+from training.cli.train import MicroBatch, RecipeName, Set, SplitManifest, TaxonomyFile
 from vision.runtime.cli import create_cli_app
 
 __all__ = ["tune_app"]
@@ -18,6 +19,7 @@ tune_app = create_cli_app("Measure which settings suit this machine and these ph
 def tune_learning_rate(
     manifest: SplitManifest,
     recipe: RecipeName = "quick",
+    set_: Set = None,
     taxonomy: TaxonomyFile = None,
     steps: Annotated[
         int, typer.Option(min=20, help="Optimizer steps, over which the rate grows a thousandfold.")
@@ -30,23 +32,26 @@ def tune_learning_rate(
     """
     load_torch(workers=None)
     from training.recipe import load_recipe
-    from training.trainer.autotune import run_range_test
+    from training.trainer.autotune import estimate_minutes, run_range_test
     from vision.manifest import Manifest
 
-    chosen, tree = load_recipe(recipe), load_taxonomy(manifest, taxonomy)
-    points = run_range_test(chosen, Manifest.load(manifest), tree, num_steps=steps, micro_batch=micro_batch)
-    for point in points.thin_out():
+    chosen, tree = load_recipe(recipe, set_ or []), load_taxonomy(manifest, taxonomy)
+    found = run_range_test(chosen, Manifest.load(manifest), tree, num_steps=steps, micro_batch=micro_batch)
+    for point in found.thin_out():
         typer.echo(f"{point.factor:10.4f} x the recipe's rates: loss {point.loss:.3f}")
-    best = points.suggest_factor()
+    best = found.suggest_factor()
     typer.echo(
         f"use head_learning_rate = {chosen.head_learning_rate * best:.2g}, "
         f"backbone_learning_rate = {chosen.backbone_learning_rate * best:.2g} ({best:.2g} x the recipe's)"
     )
+    minutes = estimate_minutes(chosen, found.num_photos, stage=found.stage, photos_per_s=found.photos_per_s)
+    typer.echo(f"this recipe: about {minutes:.0f} minutes here for {found.num_photos} photos, without val")
 
 
 @tune_app.command("batch-size")
 def tune_batch_size(
     recipe: RecipeName = "quick",
+    set_: Set = None,
     largest: Annotated[int, typer.Option(min=2, help="Largest micro-batch to try.")] = 1024,
 ) -> None:
     """Find the micro-batch with the highest throughput in this machine's memory, on synthetic photos.
@@ -55,20 +60,25 @@ def tune_batch_size(
     """
     load_torch()
     from training.recipe import load_recipe
-    from training.trainer.autotune import measure_batch_sizes
+    from training.trainer.autotune import choose_heaviest_stage, estimate_minutes, measure_batch_sizes
 
-    chosen = load_recipe(recipe)
+    chosen = load_recipe(recipe, set_ or [])
     points = measure_batch_sizes(chosen, largest=largest)
     for point in points:
         typer.echo(f"{point.micro_batch:6d} photos at once: {point.describe()}")
     best = max((point for point in points if point.photos_per_s), key=lambda point: point.photos_per_s or 0)
     typer.echo(f"use --micro-batch {best.micro_batch} ({best.photos_per_s:.0f} photos/s)")
+    minutes = estimate_minutes(
+        chosen, 1000, stage=choose_heaviest_stage(chosen), photos_per_s=best.photos_per_s or math.inf
+    )
+    typer.echo(f"this recipe: about {minutes:.0f} minutes here per 1,000 photos, without loading and val")
 
 
 @tune_app.command("loader")
 def tune_loader(
     manifest: Annotated[str, typer.Argument(help="Manifest with a train split.")],
     recipe: RecipeName = "quick",
+    set_: Set = None,
     taxonomy: TaxonomyFile = None,
     photos: Annotated[int, typer.Option(min=32, help="Photos per measurement.")] = 512,
 ) -> None:
@@ -78,12 +88,16 @@ def tune_loader(
     """
     load_torch(workers=None)
     from training.recipe import load_recipe
-    from training.trainer.autotune import measure_loader
+    from training.trainer.autotune import estimate_minutes, measure_loader
     from vision.manifest import Manifest
 
-    chosen, tree = load_recipe(recipe), load_taxonomy(manifest, taxonomy)
-    for speed in measure_loader(chosen, Manifest.load(manifest), tree, num_photos=photos):
+    chosen, tree = load_recipe(recipe, set_ or []), load_taxonomy(manifest, taxonomy)
+    speeds = measure_loader(chosen, Manifest.load(manifest), tree, num_photos=photos)
+    for speed in speeds:
         typer.echo(
-            f"{speed.photo_px} px: loader {speed.loader_photos_per_s:.0f} photos/s with {speed.num_workers} workers, "
-            f"model {speed.model_photos_per_s:.0f} photos/s: {speed.describe_bottleneck()}"
+            f"{speed.stage.photo_px} px: loader {speed.loader_photos_per_s:.0f} photos/s with {speed.num_workers} "
+            f"workers, model {speed.model_photos_per_s:.0f} photos/s: {speed.describe_bottleneck()}"
         )
+    last = speeds[-1]
+    minutes = estimate_minutes(chosen, last.num_photos, stage=last.stage, photos_per_s=last.photos_per_s)
+    typer.echo(f"this recipe: about {minutes:.0f} minutes here for {last.num_photos} photos, without val")

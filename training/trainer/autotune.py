@@ -18,6 +18,7 @@ from training.trainer.hardware import Machine
 from training.trainer.loading.dataloader import Batch, create_training_batches
 from training.trainer.loading.sampler import ResumableBatchSampler
 from training.trainer.losses import NumLabelled
+from training.trainer.progress import compute_work
 from training.trainer.step_memory import choose_micro_batch
 from training.trainer.train_step import TrainStep
 from vision.errors import ListingVisionError
@@ -29,6 +30,8 @@ __all__ = [
     "LoaderSpeed",
     "RangeTest",
     "RateLoss",
+    "choose_heaviest_stage",
+    "estimate_minutes",
     "measure_batch_sizes",
     "measure_loader",
     "run_range_test",
@@ -38,6 +41,12 @@ __all__ = [
 _GROWTH = 1000.0
 _SMOOTHING = 0.9
 """Weight of the previous value in the running mean of the loss."""
+
+
+def estimate_minutes(recipe: Recipe, num_photos: int, *, stage: Stage, photos_per_s: float) -> float:
+    """How long the recipe takes for so many training photos where one of its stages has this speed; val is left out."""
+    work = sum(compute_work(each) * each.epochs for each in recipe.stages)
+    return work / compute_work(stage) * num_photos / photos_per_s / 60
 
 
 @contextmanager
@@ -65,6 +74,11 @@ class RateLoss:
 @dataclass(frozen=True)
 class RangeTest:
     points: Sequence[RateLoss]
+    stage: Stage
+    """In which it ran."""
+    num_photos: int
+    """In the train split."""
+    photos_per_s: float
 
     def thin_out(self) -> Sequence[RateLoss]:
         """About a dozen evenly spaced points, for display."""
@@ -113,7 +127,7 @@ def run_range_test(
         only_crop=machine.augments_on_device(ranks.device),
     )
     mean, best, points = 0.0, math.inf, []
-    source = iter(loader)
+    source, begun_s = iter(loader), time.perf_counter()
     for step in range(num_steps):
         micro_batches = list(islice(source, sampler.micro_batches_per_step))
         rows = sampler.get_step_rows(step)
@@ -130,7 +144,8 @@ def run_range_test(
         points.append(RateLoss(factor, corrected))
         if step > 10 and corrected > 4 * best:
             break
-    return RangeTest(points)
+    photos_per_s = (step + 1) * recipe.batch_size / (time.perf_counter() - begun_s)
+    return RangeTest(points, stage, len(train), photos_per_s)
 
 
 @dataclass(frozen=True)
@@ -172,8 +187,7 @@ def _measure_batch_size(recipe: Recipe, size: int, num_steps: int) -> BatchSizeS
     ranks = _single_rank()
     on_gpu = ranks.device.type == "cuda"
     recipe = dataclasses.replace(recipe, batch_size=size, weights="none", distillation_weight=0.0)
-    _last_stage_on_photos(recipe)
-    stage = max(recipe.stages, key=lambda s: (s.trains == "all", s.photo_px))
+    stage = choose_heaviest_stage(recipe)
     batch = _create_random_batch(size, stage.photo_px)
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
@@ -196,16 +210,25 @@ def _measure_batch_size(recipe: Recipe, size: int, num_steps: int) -> BatchSizeS
 
 @dataclass(frozen=True, kw_only=True)
 class LoaderSpeed:
-    photo_px: int
+    stage: Stage
+    """With the speed of the model."""
+    num_photos: int
+    """In the train split."""
     num_workers: int
     loader_photos_per_s: float
     model_photos_per_s: float
 
+    @property
+    def photos_per_s(self) -> float:
+        """Speed of both together; with loader processes the slower one decides."""
+        if self.num_workers == 0:
+            return 1 / (1 / self.loader_photos_per_s + 1 / self.model_photos_per_s)
+        return min(self.loader_photos_per_s, self.model_photos_per_s)
+
     def describe_bottleneck(self) -> str:
         if self.num_workers == 0:
-            both = 1 / (1 / self.loader_photos_per_s + 1 / self.model_photos_per_s)
-            share = both / self.loader_photos_per_s
-            return f"one after the other {both:.0f} photos/s, {share:.0%} of the time is loading"
+            share = self.photos_per_s / self.loader_photos_per_s
+            return f"one after the other {self.photos_per_s:.0f} photos/s, {share:.0%} of the time is loading"
         if self.loader_photos_per_s < self.model_photos_per_s:
             return "the loader is the limit; give more --workers or smaller files"
         return "the model is the limit"
@@ -245,7 +268,8 @@ def measure_loader(recipe: Recipe, manifest: Manifest, taxonomy: Taxonomy, *, nu
         num_steps = max(2, num_photos // recipe.batch_size // 4)
         speeds.append(
             LoaderSpeed(
-                photo_px=photo_px,
+                stage=stage,
+                num_photos=len(train),
                 num_workers=num_workers,
                 loader_photos_per_s=loader_speed,
                 model_photos_per_s=_measure_photos_per_s(train_step, stage, first, num_steps),
@@ -264,6 +288,16 @@ def _measure_photos_per_s(train_step: TrainStep, stage: Stage, batch: Batch, num
         seconds.append(time.perf_counter() - begun_s)
     # The first step allocates and, on a GPU, compiles.
     return len(batch.rows) / float(np.median(seconds[1:]))
+
+
+def choose_heaviest_stage(recipe: Recipe) -> Stage:
+    """The stage whose steps take the most memory and time.
+
+    Raises:
+        ListingVisionError: no step runs photos through the model.
+    """
+    _last_stage_on_photos(recipe)
+    return max(recipe.stages, key=compute_work)
 
 
 def _last_stage_on_photos(recipe: Recipe) -> Stage:

@@ -9,7 +9,7 @@ from typing import TypeVar
 from training.recipe import Recipe, Stage
 from vision.runtime.progress import Progress
 
-__all__ = ["RunProgress", "StepTimes", "TimeLeft"]
+__all__ = ["RunProgress", "StepTimes", "TimeLeft", "compute_work"]
 
 T = TypeVar("T")
 
@@ -86,19 +86,20 @@ class TimeLeft:
 
     def estimate(self, num_done: int) -> float:
         """Seconds left after so many steps of the run, at least one of them of this process."""
-        work = sum(_compute_work(stage) * count for stage, count in self._num_steps.items())
+        work = sum(compute_work(stage) * count for stage, count in self._num_steps.items())
         per_work = sum(self._seconds.values()) / work
         left_s, end = 0.0, 0
         for stage in self._recipe.stages:
             begin, end = end, end + stage.epochs * self._steps_per_epoch
             num_left = max(0, end - max(begin, num_done))
             measured = self._num_steps[stage]
-            left_s += num_left * (self._seconds[stage] / measured if measured else per_work * _compute_work(stage))
+            left_s += num_left * (self._seconds[stage] / measured if measured else per_work * compute_work(stage))
         num_epochs_left = self._recipe.num_epochs - num_done // self._steps_per_epoch
         return left_s + (self._val_s or 0.0) * num_epochs_left
 
 
-def _compute_work(stage: Stage) -> float:
+def compute_work(stage: Stage) -> float:
+    """Work of a photo in a stage, relative to that in another one."""
     return _PASSES[stage.trains] * stage.photo_px**2
 
 

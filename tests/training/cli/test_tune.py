@@ -31,14 +31,19 @@ def tune(synthetic_dataset, tmp_path):
 
 
 def test_the_learning_rate_is_suggested_as_recipe_lines(tune):
-    assert "use head_learning_rate = " in tune("learning-rate", "--steps", "20")
+    said = tune("learning-rate", "--steps", "20")
+    assert "use head_learning_rate = " in said
+    assert said.splitlines()[-1].startswith("this recipe: about ")
 
 
 def test_the_batch_size_is_suggested_as_a_flag(tune):
     lines = tune("batch-size", "--largest", "4", with_photos=False).splitlines()
     assert [line.split()[0] for line in lines[:2]] == ["2", "4"]
     assert lines[2].startswith("use --micro-batch ")
+    assert lines[3].endswith("minutes here per 1,000 photos, without loading and val")
 
 
 def test_the_loader_is_compared_with_the_model_at_each_size(tune):
-    assert tune("loader", "--photos", "32").startswith("32 px: loader ")
+    first, last = tune("loader", "--photos", "32").splitlines()
+    assert first.startswith("32 px: loader ")
+    assert last.startswith("this recipe: about ")

@@ -9,6 +9,8 @@ from training.trainer.autotune import (
     LoaderSpeed,
     RangeTest,
     RateLoss,
+    choose_heaviest_stage,
+    estimate_minutes,
     measure_batch_sizes,
     measure_loader,
     run_range_test,
@@ -22,6 +24,17 @@ from vision.taxonomy import Taxonomy
 RECIPE = Recipe(stages=(Stage(photo_px=32, epochs=1),), backbone="test_efficientnet", weights="none", batch_size=16)
 
 
+def create_range_test(points):
+    return RangeTest(points, RECIPE.stages[0], 100, 10.0)
+
+
+def test_a_recipe_takes_as_long_as_its_stages_are_large():
+    recipe = Recipe(stages=(Stage(photo_px=64, epochs=2), Stage(photo_px=128, epochs=3)))
+    minutes = estimate_minutes(recipe, 600, stage=recipe.stages[0], photos_per_s=10.0)
+    assert minutes == pytest.approx(2 + 3 * 4)
+    assert choose_heaviest_stage(recipe) == recipe.stages[1]
+
+
 @pytest.fixture
 def data(synthetic_dataset):
     return Manifest.load(str(synthetic_dataset / "manifest.parquet")), Taxonomy.load(
@@ -31,13 +44,13 @@ def data(synthetic_dataset):
 
 def test_the_rate_is_suggested_where_the_loss_falls_fastest():
     losses = [4.0, 4.0, 3.9, 3.5, 2.5, 2.2, 2.1, 2.3, 5.0]
-    points = RangeTest([RateLoss(10.0**i, loss) for i, loss in enumerate(losses)])
+    points = create_range_test([RateLoss(10.0**i, loss) for i, loss in enumerate(losses)])
     assert points.suggest_factor() in (1e3, 1e4)
 
 
 def test_a_loss_that_never_was_finite_has_no_suggestion():
     with pytest.raises(ListingVisionError, match="not finite from the start"):
-        RangeTest([]).suggest_factor()
+        create_range_test([]).suggest_factor()
 
 
 def test_range_test_grows_the_rate_and_ends_where_the_loss_explodes(data):
@@ -73,7 +86,7 @@ def test_out_of_memory_is_answered_with_the_size_to_try():
 
 def test_loader_and_model_are_measured_apart(data):
     (speed,) = measure_loader(RECIPE, *data, num_photos=32)
-    assert speed.photo_px == RECIPE.stages[-1].photo_px
+    assert speed.stage.photo_px == RECIPE.stages[-1].photo_px
     assert speed.loader_photos_per_s > 0
     assert speed.model_photos_per_s > 0
     assert speed.describe_bottleneck()
@@ -88,5 +101,11 @@ def test_loader_and_model_are_measured_apart(data):
     ],
 )
 def test_verdict_names_what_holds_a_run_back(num_workers, loader, model, verdict):
-    speed = LoaderSpeed(photo_px=32, num_workers=num_workers, loader_photos_per_s=loader, model_photos_per_s=model)
+    speed = LoaderSpeed(
+        stage=RECIPE.stages[0],
+        num_photos=100,
+        num_workers=num_workers,
+        loader_photos_per_s=loader,
+        model_photos_per_s=model,
+    )
     assert verdict in speed.describe_bottleneck()
