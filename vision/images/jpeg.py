@@ -32,6 +32,7 @@ _TABLE_MARKERS = {0xC4, 0xCC, 0xDB, 0xDD}
 """Huffman tables, conditions of arithmetic codes, quantization tables, restart interval."""
 _KEPT_MARKERS = _TABLE_MARKERS | SEQUENTIAL_MARKERS | PROGRESSIVE_MARKERS
 _WHOLE_SPECTRUM = b"\0\x3f\0"
+_MIN_SCAN_HEADER_BYTES = 10
 _PADDING = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
 _MAX_PREFETCHED_BYTES = 8
 """libjpeg reads up to so many bytes behind the last code, and does not count them as extraneous."""
@@ -83,13 +84,23 @@ def _extract_coded_data(data: bytes) -> bytes:
     """Return the segments that pixels need, and all that follows the first scan's header, with an end marker.
 
     libjpeg warns of the rest, such as bytes between segments or a JFIF version that it does not know. A lossless frame
-    is left out: simplejpeg writes beyond its buffer when it scales one.
+    is left out: simplejpeg writes beyond its buffer when it scales one. So that libjpeg finds no other segments than
+    are found here, each must be as long as it says.
+
+    Raises:
+        ValueError: a segment is cut short, or there is no scan of a frame.
     """
     kept, frame = [_START], None
     for marker, at in iterate_jpeg_segments(data):
         end = at + int.from_bytes(data[at : at + 2])
         segment = data[at - 2 : end]
+        if marker == END_MARKER:
+            break
+        if end < at + 2 or end > len(data):
+            raise ValueError("a segment is cut short")
         if marker == SCAN_MARKER and frame is not None:
+            if len(segment) < _MIN_SCAN_HEADER_BYTES:
+                raise ValueError("the header of a scan is cut short")
             # Some cameras state another spectrum, which a sequential frame does not have.
             header = segment[:-3] + _WHOLE_SPECTRUM if frame in SEQUENTIAL_MARKERS else segment
             return b"".join((*kept, header, memoryview(data)[end:], _END))

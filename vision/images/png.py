@@ -95,7 +95,7 @@ def _read_chunks(data: bytes) -> tuple[bytes, dict[bytes, bytes], list[memoryvie
 
 
 def _iterate_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview, bool]]:
-    """Yield name, body and whether its checksum is right; of the pixels, whatever it is, as decoders do."""
+    """Yield the name and the body of each chunk, and whether it is one to keep whose checksum is right."""
     view, at = memoryview(data), len(_SIGNATURE)
     for _ in range(_MAX_CHUNKS):
         name = data[at + 4 : at + 8]

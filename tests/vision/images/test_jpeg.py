@@ -85,6 +85,27 @@ def test_a_lossless_frame_never_reaches_the_decoder():
         decode_jpeg(lossless, "L", (1600, 1600), at_least_px=64)
 
 
+@pytest.mark.parametrize("length", [0, 1])
+def test_a_segment_without_a_length_hides_no_other_frame(length):
+    """libjpeg would take the marker behind it for its length, skip that many bytes, and find the lossless frame."""
+    hidden = files.jpeg_by_scans(1600, 1600, [files.jpeg_scan(spectrum=(1, 0), data=bytes(9000))], frame=0xC3)[2:-2]
+    plain = files.jpeg_by_scans(1600, 1600, [files.jpeg_scan(data=files.zero_bits(40_000))], frame=0xC0)
+    header, scan = plain[2 : plain.index(b"\xff\xda")], plain[plain.index(b"\xff\xda") :]
+    data = plain[:2] + b"\xff\xdb\0" + bytes([length]) + header + files.jpeg_segment(0xDB, hidden) + scan
+    with pytest.raises(ValueError, match="a segment is cut short"):
+        decode_jpeg(data, "L", (1600, 1600), at_least_px=64)
+
+
+@pytest.mark.parametrize("num_bytes", [2, 3, 7])
+def test_a_scan_header_that_is_too_short_is_refused(num_bytes):
+    whole = encode_image(create_scene())
+    at = whole.index(b"\xff\xda") + 2
+    short = whole[:at] + num_bytes.to_bytes(2) + whole[at + 2 :]
+    with pytest.raises(ValueError, match="cut short"):
+        decode_jpeg(short, "RGB", (96, 64), at_least_px=64)
+
+
 def test_a_header_without_a_scan_has_no_pixels():
+    whole = encode_image(create_scene())
     with pytest.raises(ValueError, match="no frame"):
-        decode_jpeg(encode_image(create_scene())[:200], "RGB", (96, 64), at_least_px=64)
+        decode_jpeg(whole[: whole.index(b"\xff\xda")], "RGB", (96, 64), at_least_px=64)
