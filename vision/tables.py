@@ -10,6 +10,7 @@ Training, backfill and importers read tables by this module alone, so that a fil
 
 import codecs
 import csv
+import io
 import json
 import logging
 import lzma
@@ -92,11 +93,15 @@ def open_table(url: str, *, encoding: str = "") -> TextTable:
         encoding: of a CSV, by Python's name; empty: found by the first megabyte.
 
     Raises:
-        ManifestError: unknown ending, missing or unreadable file.
+        ManifestError: unknown ending or encoding, missing or unreadable file.
     """
     format_ = get_table_format(url)
     if format_ is None:
         raise ManifestError(f"{url}: its ending is not one of {', '.join(TABLE_ENDINGS)}")
+    try:
+        codecs.lookup(encoding or "utf-8")
+    except LookupError as error:
+        raise ManifestError(f"encoding {encoding!r} is not known; give one such as cp1252") from error
     with _name_errors(url):
         if format_ == "parquet":
             return _open_parquet(url)
@@ -175,7 +180,7 @@ def _read_header(text: str) -> tuple[str, list[str]]:
     """The separator that gives the most columns, and the names."""
     found = []
     for separator in _SEPARATORS:
-        header = next(csv.reader(text.splitlines(keepends=True), delimiter=separator), [])
+        header = next(csv.reader(io.StringIO(text, newline=""), delimiter=separator), [])
         found.append((separator, header))
     return max(found, key=lambda each: len(each[1]))
 

@@ -123,6 +123,8 @@ def test_an_encoding_is_taken_as_it_is_given(tmp_path):
     path = write(tmp_path / "m.csv", "id;brand\n1;Société\n".encode("cp1252"))
     table = open_table(str(path), encoding="cp1252")
     assert [batch.to_pylist() for batch in table.read(["brand"])] == [[{"brand": "Société"}]]
+    with pytest.raises(ManifestError, match="encoding 'cp99' is not known"):
+        open_table(str(path), encoding="cp99")
 
 
 @pytest.mark.parametrize(

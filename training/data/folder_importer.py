@@ -68,7 +68,7 @@ def import_folder(source: Path, *, skip: Sequence[str] = (), language: str = "en
     out, links are followed.
 
     Args:
-        source: the folder, or one that holds nothing else.
+        source: the folder, or one that holds nothing else, as an archive may.
         skip: paths or patterns (`train/unsorted`, `*/unsorted`), relative to the folder, to leave out.
         language: BCP 47 tag of the folders' names.
 
@@ -82,7 +82,7 @@ def import_folder(source: Path, *, skip: Sequence[str] = (), language: str = "en
     scan = _Scan(root, skip)
     scan.visit(root, PurePosixPath(), frozenset())
     has_splits = _detect_splits(root, scan)
-    labelled = _label_photos(root, scan, has_splits=has_splits)
+    labelled = _label_photos(scan, has_splits=has_splits)
     if scan.problems:
         raise ManifestError(
             f"{root}: these would be left out; rename or move them, or leave them out with --skip:", scan.problems
@@ -194,16 +194,16 @@ def _is_photo(path: str) -> bool:
     return any(accept is not None and accept(prefix) is True for accept in accepts)
 
 
-def _list_folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not _is_hidden(path.name))
+def _list_visible(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if not _is_hidden(path.name)] if folder.is_dir() else []
 
 
 def _find_root(source: Path) -> Path:
     """The folder of the splits: an archive often holds them in one more folder."""
-    while len(folders := _list_folders(source)) == 1 and folders[0].name.casefold() not in SPLIT_FOLDERS:
-        if not any(SPLIT_FOLDERS.get(inner.name.casefold()) == "train" for inner in _list_folders(folders[0])):
+    while len(visible := _list_visible(source)) == 1 and visible[0].name.casefold() not in SPLIT_FOLDERS:
+        if not any(SPLIT_FOLDERS.get(inner.name.casefold()) == "train" for inner in _list_visible(visible[0])):
             break
-        source = folders[0]
+        source = visible[0]
     return source
 
 
@@ -234,7 +234,7 @@ def _detect_splits(root: Path, scan: _Scan) -> bool:
     return False
 
 
-def _label_photos(root: Path, scan: _Scan, *, has_splits: bool) -> list[tuple[str, tuple[str, ...], PurePosixPath]]:
+def _label_photos(scan: _Scan, *, has_splits: bool) -> list[tuple[str, tuple[str, ...], PurePosixPath]]:
     """Split, category path and relative path of each photo that is in a class."""
     labelled = []
     num_photos: Counter[str] = Counter()

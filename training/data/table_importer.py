@@ -73,7 +73,10 @@ def import_table(
     if not len(table):
         raise ManifestError(f"{url} has no row with a photo in column {chosen['photo'][0]!r}")
     texts = {name: _join(table, several) for name, several in chosen.items()}
-    texts.setdefault("listing_id", texts["photo"])
+    unnamed = pa.compute.equal(texts.setdefault("listing_id", texts["photo"]), "")
+    if num_unnamed := pa.compute.sum(unnamed).as_py():
+        notes.append(f"{num_unnamed} rows have no listing_id; each of their photos is a listing")
+        texts["listing_id"] = pa.compute.if_else(unnamed, texts["photo"], texts["listing_id"])
     paths = {text: _read_path(text, separator) for text in texts["category"].unique().to_pylist() if text}
     brands = _count_brands(texts.get("brand"), (no_brand, other_brand))
     taxonomy = _build_taxonomy(url, paths, brands, language=language, no_brand=no_brand, other_brand=other_brand)

@@ -154,6 +154,7 @@ def test_links_are_followed_once_and_empty_folders_named(tmp_path):
     ("names", "said"),
     [
         (["val/A/a.jpg", "Shoes/b.jpg"], "val names a split, and Shoes does not"),
+        (["A/train/x/a.jpg", "A/test/x/b.jpg", "c.jpg"], "the splits are inside the class A"),
         (["A/train/a.jpg", "A/test/b.jpg", "B/train/c.jpg"], "the splits are inside the class A"),
     ],
 )
