@@ -13,7 +13,6 @@ import csv
 import io
 import json
 import logging
-import lzma
 import posixpath
 import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -51,7 +50,7 @@ _NO_TEXT_IN_CP932 = frozenset("\x80\xa0\uf8f1\uf8f2\uf8f3")
 _SEPARATORS = (",", ";", "\t")
 _NAN_TEXTS = ("NaN", "nan")
 _LARGEST_INTEGER = 2.0**63
-_READ_ERRORS = (OSError, EOFError, UnicodeError, zlib.error, lzma.LZMAError, csv.Error, pa.ArrowException)
+_READ_ERRORS = (OSError, EOFError, UnicodeError, zlib.error, csv.Error, pa.ArrowException)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +62,10 @@ class TextTable:
     read_batches: Callable[[Sequence[str]], Iterator[pa.RecordBatch]]
 
     def read(self, names: Sequence[str], *, paths: Collection[str] = ()) -> Iterator[pa.RecordBatch]:
-        """Yield the rows of some columns in order, as strings without nulls.
+        """Yield the rows of some columns, as strings without nulls.
 
         Args:
-            names: columns; only these are read.
+            names: columns in the order of the result; only these are read.
             paths: columns of paths, whose text is never a number.
 
         Raises:
@@ -74,8 +73,8 @@ class TextTable:
         """
         with _name_errors(self.url):
             for batch in self.read_batches(names):
-                columns = [_to_text(batch.column(name), name, is_path=name in paths) for name in batch.schema.names]
-                yield pa.RecordBatch.from_arrays(columns, list(batch.schema.names))
+                columns = [_to_text(batch.column(name), name, is_path=name in paths) for name in names]
+                yield pa.RecordBatch.from_arrays(columns, list(names))
 
 
 def get_table_format(url: str) -> str | None:

@@ -171,6 +171,17 @@ def test_lines_of_json_may_leave_out_what_they_do_not_know(tmp_path):
     assert read(path, "id", "brand") == [{"id": "1", "brand": ""}, {"id": "2", "brand": "Acme"}]
 
 
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_columns_come_in_the_order_that_was_asked_for(tmp_path, ending):
+    frame = pd.DataFrame({"a": ["1"], "b": ["2"], "c": ["3"]})
+    path = str(tmp_path / f"m.{ending}")
+    {"csv": frame.to_csv, "jsonl": frame.to_json, "parquet": frame.to_parquet}[ending](
+        path, **({"orient": "records", "lines": True} if ending == "jsonl" else {"index": False})
+    )
+    (batch,) = open_table(path).read(["c", "a"])
+    assert (batch.schema.names, [column[0].as_py() for column in batch.columns]) == (["c", "a"], ["3", "1"])
+
+
 def test_a_missing_table_is_named(tmp_path):
     with pytest.raises(ManifestError, match=r"none\.csv cannot be read"):
         open_table(str(tmp_path / "none.csv"))
