@@ -72,6 +72,8 @@ def prepare_photo(data: bytes, preprocessing: Preprocessing, limits: PhotoLimits
     Raises:
         PhotoError: one of its subclasses, as `decode_photo` says.
     """
+    # More pixels than the input before resizing change 2.5 % of the answers, but not the accuracy, and take 1.5 times
+    # as long: `benchmarks.jpeg_scale`.
     side = preprocessing.input_px
     return np.array(_resize(_decode(data, at_least_px=side, limits=limits or PhotoLimits()), side))
 
