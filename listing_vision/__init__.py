@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vision import __version__
 
 if TYPE_CHECKING:
+    from listing_vision.predictor import Predictor
     from listing_vision_client import (
         Access,
         AsyncListingVisionClient,
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
         ListingToClassify,
         ListingVisionClient,
     )
+    from training.api import Evaluation, Trainer, evaluate
+    from training.recipe import Recipe, load_recipe
+    from training.run import Run
     from vision.bundle import Bundle, load_bundle
     from vision.calibration import Calibration
     from vision.decision import decide
@@ -36,6 +40,7 @@ __all__ = [
     "CallFailed",
     "Category",
     "ClientTls",
+    "Evaluation",
     "ListingToClassify",
     "ListingVisionClient",
     "ListingVisionError",
@@ -44,13 +49,19 @@ __all__ = [
     "OnnxEngine",
     "PhotoError",
     "PhotoLimits",
+    "Predictor",
     "Preprocessing",
+    "Recipe",
+    "Run",
     "Suggestion",
     "Taxonomy",
+    "Trainer",
     "__version__",
     "decide",
     "decode_photo",
+    "evaluate",
     "load_bundle",
+    "load_recipe",
     "prepare_photo",
 ]
 
@@ -63,6 +74,10 @@ _MODULES = {
         "ListingToClassify",
         "ListingVisionClient",
     ),
+    "listing_vision.predictor": ("Predictor",),
+    "training.api": ("Evaluation", "Trainer", "evaluate"),
+    "training.recipe": ("Recipe", "load_recipe"),
+    "training.run": ("Run",),
     "vision.bundle": ("Bundle", "load_bundle"),
     "vision.calibration": ("Calibration",),
     "vision.decision": ("decide",),

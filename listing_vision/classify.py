@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vision.errors import ListingVisionError, PhotoError
+from vision.errors import ListingVisionError
 
 if TYPE_CHECKING:  # gRPC is not installed where models are only trained
     from listing_vision_client.results import BrandSuggestion, CategorySuggestion, ListingSuggestion
@@ -20,9 +20,14 @@ MIN_SHOWN_PROBABILITY = 0.01
 
 
 def classify(
-    photos: Annotated[list[Path], typer.Argument(help="The photos of one listing.")],
+    photos: Annotated[
+        list[Path], typer.Argument(help="The photos of one listing; with --output any number, or a folder.")
+    ],
     server: Annotated[str | None, typer.Option(help="HOST:PORT of a running gateway.")] = None,
     bundle: Annotated[Path | None, typer.Option(help="A bundle to classify with, without a server.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="CSV with a row for each photo, each a listing of its own.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the suggestion as JSON.")] = False,
     explain: Annotated[
         Path | None,
@@ -32,11 +37,20 @@ def classify(
     """Suggest category and brand for one listing from its photos, by a server or with a bundle.
 
     Example: listing-vision classify front.jpg label.jpg --server localhost:50051
+
+    Example: listing-vision classify photos --bundle bundles/first --output suggestions.csv
     """
     if (server is None) == (bundle is None):
         raise typer.BadParameter("give either --server HOST:PORT or --bundle FOLDER")
     if explain and bundle is None:
         raise typer.BadParameter("--explain needs --bundle FOLDER: heat maps need the weights")
+    if output:
+        if as_json or explain:
+            raise typer.BadParameter("--output writes a table of many photos; --json and --explain are of one listing")
+        _classify_many(photos, output, server=server, bundle=bundle)
+        return
+    if folders := [str(path) for path in photos if path.is_dir()]:
+        raise typer.BadParameter(f"{folders[0]} is a folder: --output FILE.csv classifies each photo in it")
     read = read_photos(photos)
     suggestion = classify_with_bundle(bundle, read) if bundle else classify_at_server(str(server), read)
     typer.echo(to_json(suggestion) if as_json else format_suggestion(suggestion, [path.name for path in photos]))
@@ -44,6 +58,19 @@ def classify(
         usable = [photo.error is None for photo in suggestion.photos]
         named = [(path.name, data) for path, data, used in zip(photos, read, usable, strict=True) if used]
         _explain(bundle, named, suggestion, explain)
+
+
+def _classify_many(photos: list[Path], output: Path, *, server: str | None, bundle: Path | None) -> None:
+    from listing_vision.classify_table import find_photos, write_table
+
+    found = find_photos(photos)
+    if bundle:
+        from listing_vision.predictor import Predictor
+
+        num_photos, num_errors = write_table(found, output, Predictor(bundle).predict)
+    else:
+        num_photos, num_errors = write_table(found, output, lambda read: classify_at_server(str(server), read))
+    typer.echo(f"written: {output}, {num_photos} photos, {num_errors} of them not used (column error)")
 
 
 def _explain(bundle: Path, photos: list[tuple[str, bytes]], suggestion: "ListingSuggestion", folder: Path) -> None:
@@ -83,26 +110,9 @@ def classify_with_bundle(folder: Path, photos: Sequence[bytes]) -> "ListingSugge
         BundleError: the bundle is incomplete or altered.
         PhotoError: no photo can be used.
     """
-    import numpy as np
+    from listing_vision.predictor import Predictor
 
-    from listing_vision_client.convert import from_message
-    from listing_vision_client.results import ListingSuggestion
-    from serving.api import responses
-    from serving.decoding.prepared import prepare
-    from vision.bundle import load_bundle
-    from vision.engine import OnnxEngine
-
-    bundle = load_bundle(folder)
-    prepared = [prepare(photo, bundle.info.preprocessing) for photo in photos]
-    usable = [photo.pixels for photo in prepared if photo.pixels is not None]
-    if not usable:
-        raise PhotoError(
-            "no photo can be used:\n" + "\n".join(f"  photo {i}: {p.error}" for i, p in enumerate(prepared))
-        )
-    engine = OnnxEngine(bundle)
-    errors = [photo.error for photo in prepared]
-    response = responses.build_response(bundle.for_backend(engine.backend), errors, engine.infer(np.stack(usable)))
-    return from_message(ListingSuggestion, response)
+    return Predictor(folder).predict(photos)
 
 
 def read_photos(paths: Sequence[Path]) -> list[bytes]:

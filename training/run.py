@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, get_args
 from training.errors import RunError
 from training.recipe import KeptWeights, Recipe
 from vision.manifest import Manifest
-from vision.model import ListingClassifier, ModelSpec
 from vision.runtime.files import replace_file, write_atomically
 from vision.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
     import torch
+
+    from vision.model import ListingClassifier, ModelSpec
 
 __all__ = ["Run", "find_runs", "list_differences"]
 
@@ -25,6 +26,11 @@ __all__ = ["Run", "find_runs", "list_differences"]
 @dataclass(frozen=True)
 class Run:
     folder: Path
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.folder.resolve().name
 
     @property
     def checkpoints(self) -> Path:
@@ -50,7 +56,7 @@ class Run:
         manifest_url: str,
         manifest: Manifest,
         taxonomy: Taxonomy,
-        spec: ModelSpec,
+        spec: "ModelSpec",
         teacher: str | None = None,
     ) -> None:
         """Record what the run is made from; a run already begun must be of the same.
@@ -168,7 +174,7 @@ class Run:
     def finished(self) -> bool:
         return self.weights_path.is_file()
 
-    def load_model(self, weights: KeptWeights | None = None) -> ListingClassifier:
+    def load_model(self, weights: KeptWeights | None = None) -> "ListingClassifier":
         """The finished model, on the CPU, in evaluation mode.
 
         Args:
@@ -178,6 +184,8 @@ class Run:
             RunError: the run has not finished.
         """
         import safetensors.torch
+
+        from vision.model import ListingClassifier, ModelSpec
 
         self.read_settings()
         if not self.finished:

@@ -4,9 +4,9 @@ import sys
 import listing_vision
 
 PUBLIC = """
-Access AsyncListingVisionClient Brand Bundle Calibration CallFailed Category ClientTls ListingToClassify
-ListingVisionClient ListingVisionError Logits Manifest OnnxEngine PhotoError PhotoLimits Preprocessing Suggestion
-Taxonomy __version__ decide decode_photo load_bundle prepare_photo
+Access AsyncListingVisionClient Brand Bundle Calibration CallFailed Category ClientTls Evaluation ListingToClassify
+ListingVisionClient ListingVisionError Logits Manifest OnnxEngine PhotoError PhotoLimits Predictor Preprocessing
+Recipe Run Suggestion Taxonomy Trainer __version__ decide decode_photo evaluate load_bundle load_recipe prepare_photo
 """
 
 
@@ -21,7 +21,8 @@ def test_names_are_imported_when_they_are_used_and_need_no_torch():
     code = """
 import sys, listing_vision
 assert not {"torch", "grpc", "PIL", "pyarrow"} & set(sys.modules)
-from listing_vision import Bundle, Taxonomy, decide, prepare_photo
+from listing_vision import Bundle, Taxonomy, Trainer, decide, evaluate, prepare_photo
+import listing_vision.cli
 assert not {"torch", "grpc"} & set(sys.modules)
 from listing_vision import ListingVisionClient
 assert "torch" not in sys.modules

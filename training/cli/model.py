@@ -75,30 +75,14 @@ def evaluate(
 
     Example: listing-vision evaluate bundles/grocery data/grocery/manifest.parquet --output reports/grocery
     """
-    from training.evaluation.evaluate import evaluate as judge
-    from training.evaluation.evaluate import format_table, group_pseudo_listings
-    from training.evaluation.long_tail import count_training_leaves
+    from training.api import evaluate as judge
+    from training.evaluation.evaluate import format_table
     from training.evaluation.report import write_report
-    from training.inference.evaluated_model import load_evaluated_model
-    from training.inference.predictions import predict
-    from vision.manifest import Manifest
 
-    whole = Manifest.load(manifest)
-    rows = whole.select_split(split)
-    judged = load_evaluated_model(model)
-    predictions = predict(rows, judged.taxonomy, judged.preprocessing, judged.infer, other_brands=other_brands)
+    found = judge(model, manifest, split=split, photos_per_listing=photos_per_listing, other_brands=other_brands)
+    judged, predictions, figures = found.model, found.predictions, found.figures
     for photo in predictions.unusable:
         _log.warning("not used: %s", photo)
-    groups = None
-    if photos_per_listing:
-        groups = group_pseudo_listings(predictions.labels, num_photos=photos_per_listing, seed=0)
-    figures = judge(
-        predictions,
-        taxonomy=judged.taxonomy,
-        calibration=judged.calibration,
-        groups=groups,
-        training_counts=count_training_leaves(whole, judged.taxonomy),
-    )
     typer.echo(format_table(figures))
 
     def compute_examples() -> "Sequence[GradcamExample]":
@@ -118,7 +102,7 @@ def evaluate(
 def export(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
     output: Annotated[Path, typer.Option("--output", help="Folder of the new bundle; must not exist.")],
-    name: Annotated[str, typer.Option(help="The model's name in responses.")] = "listing-vision",
+    name: Annotated[str | None, typer.Option(help="The model's name in responses. Default: the run's.")] = None,
     weights: Annotated[
         str | None,
         typer.Option(help="last or best: the epoch whose weights are exported. Default: as the recipe says."),
@@ -132,7 +116,7 @@ def export(
     from training.export.model_card import format_guarantees
     from training.run import Run
 
-    bundle = export_bundle(Run(run), output, model_name=name, weights=weights)  # type: ignore[arg-type]  # checked there
+    bundle = export_bundle(Run(run), output, model_name=name or Run(run).name, weights=weights)  # type: ignore[arg-type]  # checked there
     for export_name in ("onnx", "torchscript"):
         parity = bundle.info.parity[export_name]
         worst = max(parity["max_abs_difference"].values())
@@ -171,7 +155,7 @@ def convert(
         max_top1_loss=max_top1_loss,
     )
     found = written.info.training["converted"]
-    gained = f"{-100 * found['top1_loss']:+.2f} points of top-1 on {found['num_photos']} photos"
+    gained = f"{-100 * found['top1_loss'] or 0.0:+.2f} points of top-1 on {found['num_photos']} photos"
     typer.echo(f"{precision} by {found['how']}: {gained}")
     for name, rate in found["photos_per_s_one_thread"].items():
         typer.echo(f"{name}: {rate:.1f} photos/s, the model alone on one thread")

@@ -2,12 +2,14 @@
 
 import dataclasses
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from training.api import Trainer
 from training.cli.data import load_taxonomy
 from training.cli.startup import load_torch, request_stop_on_signals
 from training.recipe import list_shipped_recipes, load_recipe, read_about
@@ -20,6 +22,14 @@ _log = logging.getLogger(__name__)
 train_app = create_cli_app("Fine-tune a backbone on listing photos.")
 
 SplitManifest = Annotated[str, typer.Argument(help="Manifest with train and val splits.")]
+Photos = Annotated[
+    str,
+    typer.Argument(
+        metavar="MANIFEST|FOLDER",
+        help="Manifest with train and val splits; or a folder with a folder of photos for each class (or split and "
+        "class), which is imported and split into the run's folder.",
+    ),
+]
 RecipeName = Annotated[str, typer.Option(help="A shipped recipe's name, or a path that ends in .toml.")]
 TaxonomyFile = Annotated[Path | None, typer.Option(help="Default: taxonomy.json beside the manifest.")]
 
@@ -58,7 +68,7 @@ TeacherBundle = Annotated[
 
 @train_app.command()
 def train(
-    manifest: SplitManifest,
+    manifest: Photos,
     run: RunFolder,
     recipe: RecipeName = "quick",
     taxonomy: TaxonomyFile = None,
@@ -153,35 +163,23 @@ def _run_training(
         load_torch(workers=machine.get("num_workers"))
         if about and about.machine == "gpu":
             _warn_without_gpu(recipe)
-        from training.run import Run
-        from training.trainer.autotune import suggest_smaller_batch
-        from training.trainer.distributed import join_ranks
-        from training.trainer.hardware import Machine
-        from training.trainer.trainer import Trainer
-        from vision.manifest import Manifest
-
-        settings, target = Machine(**machine), Run(run)
-        tree = load_taxonomy(manifest, taxonomy)
-        with (
-            join_ranks() as ranks,
-            suggest_smaller_batch(settings.micro_batch or chosen.batch_size // ranks.world_size),
-        ):
-            trainer = Trainer(
-                chosen,
-                manifest_url=_make_absolute(manifest),
-                manifest=Manifest.load(manifest),
-                taxonomy=tree,
-                run=target,
-                machine=settings,
-                ranks=ranks,
-                teacher=teacher,
-                stop_requested=stop_requested,
-            )
-            trainer.run()
+        trainer = Trainer(
+            manifest,
+            run,
+            recipe=chosen,
+            # A folder's is made from its classes.
+            taxonomy=None if Path(manifest).is_dir() else load_taxonomy(manifest, taxonomy),
+            teacher=teacher,
+            machine=machine,
+            stop_requested=stop_requested,
+        )
+        for note in trainer.notes:
+            _log.info("%s", note)
+        trainer.train()
     if trainer.interrupted:
         raise typer.Exit(EXIT_INTERRUPTED)
-    if ranks.is_first:
-        typer.echo(f"trained: {target.weights_path}; next: listing-vision export {run} --output BUNDLE")
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(f"trained: {trainer.run.weights_path}; next: listing-vision export {run} --output BUNDLE")
 
 
 def _warn_without_gpu(recipe: str) -> None:
@@ -195,7 +193,3 @@ def _warn_without_gpu(recipe: str) -> None:
             " for CPUs: %s",
             *(recipe, suited),
         )
-
-
-def _make_absolute(manifest: str) -> str:
-    return manifest if "://" in manifest else str(Path(manifest).resolve())

@@ -1,0 +1,88 @@
+"""Many photos, each a listing of its own, classified into a CSV."""
+
+import csv
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vision.errors import ListingVisionError, PhotoError
+from vision.runtime.files import replace_file
+from vision.runtime.progress import Progress
+
+if TYPE_CHECKING:  # gRPC is not installed where models are only trained
+    from listing_vision_client.results import ListingSuggestion
+
+__all__ = ["find_photos", "write_table"]
+
+_PHOTO_ENDINGS = (".avif", ".gif", ".heic", ".heif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+_COLUMNS = ("photo", "category", "probability", "action", "brand", "brand_probability", "brand_action", "error")
+
+
+def find_photos(given: Iterable[Path]) -> list[Path]:
+    """The given files, and in place of a folder all photos below it, by name; hidden ones are left out.
+
+    Raises:
+        ListingVisionError: a folder without a photo.
+    """
+    found: list[Path] = []
+    for path in given:
+        if not path.is_dir():
+            found.append(path)
+            continue
+        inside = sorted(
+            inner
+            for inner in path.rglob("*")
+            if inner.suffix.lower() in _PHOTO_ENDINGS
+            and not any(part.startswith(".") for part in inner.relative_to(path).parts)
+        )
+        if not inside:
+            raise ListingVisionError(f"{path} has no photo ({', '.join(_PHOTO_ENDINGS)})")
+        found += inside
+    return found
+
+
+def write_table(
+    photos: Sequence[Path], output: Path, classify: Callable[[Sequence[bytes]], "ListingSuggestion"]
+) -> tuple[int, int]:
+    """Classify each photo as a listing of its own, and write a row for each; return how many there are and how many of
+    them could not be used, which the column `error` explains.
+
+    Args:
+        photos: files.
+        output: CSV; written whole or not at all.
+        classify: from the photos of a listing to its suggestion.
+    """
+    num_errors = 0
+    with (
+        replace_file(output) as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as file,
+        Progress("classifying", len(photos)) as progress,
+    ):
+        writer = csv.DictWriter(file, _COLUMNS)
+        writer.writeheader()
+        for row in _classify_each(photos, classify):
+            num_errors += "error" in row
+            writer.writerow(row)
+            progress.advance()
+    return len(photos), num_errors
+
+
+def _classify_each(
+    photos: Sequence[Path], classify: Callable[[Sequence[bytes]], "ListingSuggestion"]
+) -> Iterator[dict[str, object]]:
+    for path in photos:
+        try:
+            suggestion = classify([path.read_bytes()])
+        except (OSError, PhotoError) as error:
+            yield {"photo": path, "error": str(error).replace("\n", " ")}
+            continue
+        deepest = suggestion.category_path[-1]
+        yield {
+            "photo": path,
+            "category": " > ".join(step.name for step in suggestion.category_path),
+            "probability": f"{deepest.probability:.4f}",
+            "action": deepest.action.name.lower(),
+            "brand": suggestion.brand.name,
+            "brand_probability": "" if suggestion.brand.probability is None else f"{suggestion.brand.probability:.4f}",
+            "brand_action": suggestion.brand.action.name.lower(),
+        }

@@ -1,0 +1,74 @@
+"""The example of docs/python.md, run as it is printed, and what it cannot show."""
+
+import re
+import textwrap
+import threading
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.support.helpers import encode_image
+from training.api import Trainer, evaluate
+from training.errors import RecipeError
+from training.recipe import Recipe
+from vision.errors import TaxonomyError
+
+
+def extract_example():
+    text = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"(?:^ {4}.*\n|^\n)+", text[text.index("    from listing_vision") :], re.MULTILINE)[:1]
+    return textwrap.dedent(block)
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    """The current folder has photos of two classes that are easy to tell apart."""
+    from PIL import Image
+
+    for name, colour in (("mugs", (200, 40, 40)), ("plates", (40, 40, 200))):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(60):
+            photo = Image.new("RGB", (64, 64), tuple(c + i // 2 for c in colour))
+            (tmp_path / "photos" / name / f"{i}.jpg").write_bytes(encode_image(photo))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_documented_example_runs(photos, capsys):
+    names = {}
+    exec(compile(extract_example(), "docs/python.md", "exec"), names)
+    assert "120 photos" in capsys.readouterr().out
+    assert names["run"].metrics()[-1]["val_leaf_top1"] == 1.0
+    assert names["report"].figures["photo"]["leaf"]["top1"] == 1.0
+    assert names["suggestion"].category_path[-1].name == "mugs"
+    assert names["bundle"].info.model_name == "first"
+
+
+def test_a_finished_run_is_evaluated_too(trained_run, synthetic_dataset):
+    found = evaluate(trained_run.folder, synthetic_dataset / "manifest.parquet", split="test")
+    assert 0 <= found.figures["photo"]["leaf"]["top1"] <= 1
+
+
+def test_arguments_are_checked_before_torch_is_needed(synthetic_dataset, tmp_path):
+    manifest = synthetic_dataset / "manifest.parquet"
+    with pytest.raises(RecipeError, match="unknown field 'lr'"):
+        Trainer(manifest, tmp_path / "run", overrides=["lr=3"])
+    (tmp_path / "alone.parquet").write_bytes(manifest.read_bytes())
+    with pytest.raises(TaxonomyError, match="no taxonomy at"):
+        Trainer(tmp_path / "alone.parquet", tmp_path / "run")
+
+
+def test_a_request_to_stop_saves_and_the_same_call_resumes(synthetic_dataset, small_recipe: Recipe, tmp_path):
+    def create(stop_requested=None):
+        manifest = synthetic_dataset / "manifest.parquet"
+        machine = {"num_workers": 0}
+        return Trainer(manifest, tmp_path / "run", recipe=small_recipe, machine=machine, stop_requested=stop_requested)
+
+    asked = threading.Event()
+    asked.set()
+    stopped = create(asked)
+    assert not stopped.train().finished
+    assert stopped.interrupted
+    resumed = create()
+    assert resumed.train().finished
+    assert not resumed.interrupted

@@ -1,0 +1,171 @@
+"""Training and evaluation from Python: what the verbs `train` and `evaluate` run."""
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from training.recipe import Recipe, load_recipe
+from training.run import Run
+from vision.manifest import Manifest
+from vision.runtime.cpus import set_thread_policy
+from vision.taxonomy import Taxonomy
+
+if TYPE_CHECKING:
+    from training.inference.evaluated_model import EvaluatedModel
+    from training.inference.predictions import Predictions
+    from vision.bundle import Bundle
+
+__all__ = ["Evaluation", "Trainer", "evaluate"]
+
+
+class Trainer:
+    """Fine-tunes a model on labelled photos. Repeated with the same arguments, it resumes.
+
+    Example:
+        Trainer("photos", "runs/first", recipe="linear_probe").train()
+    """
+
+    def __init__(
+        self,
+        photos: str | Path,
+        run: str | Path,
+        *,
+        recipe: str | Recipe = "quick",
+        overrides: Sequence[str] = (),
+        taxonomy: Taxonomy | None = None,
+        teacher: str | Path | None = None,
+        machine: Mapping[str, Any] | None = None,
+        stop_requested: threading.Event | None = None,
+    ) -> None:
+        """Check the arguments and prepare the data; PyTorch is loaded by `train`.
+
+        Args:
+            photos: a manifest with train and val splits (path or URL), or a folder with photos of each class in a
+                folder of its own, which is imported into `run`/data.
+            run: folder of the run.
+            recipe: a shipped recipe's name, the path of one, or a recipe.
+            overrides: `FIELD=VALUE` of the recipe, as in `--set`.
+            taxonomy: default: taxonomy.json beside the manifest.
+            teacher: bundle or finished run, for recipes with a `distillation_weight`.
+            machine: fields of `training.trainer.hardware.Machine`.
+            stop_requested: set, by another thread, it makes `train` save and return.
+
+        Raises:
+            RecipeError, ManifestError, TaxonomyError: naming what is wrong and the way out.
+        """
+        set_thread_policy()
+        self.run = Run(Path(run))
+        self.recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
+        self.notes: list[str] = []
+        """What was done with a folder of photos, in sentences for a person."""
+        if "://" not in str(photos) and Path(photos).is_dir():
+            from training.data.prepared_folder import prepare_folder
+
+            photos, self.notes = prepare_folder(Path(photos), self.run.folder / "data")
+        self._manifest_url = str(photos) if "://" in str(photos) else str(Path(photos).resolve())
+        self._manifest = Manifest.load(self._manifest_url)
+        self._taxonomy = taxonomy or Taxonomy.load(Path(self._manifest_url).parent / "taxonomy.json")
+        self._teacher = Path(teacher) if teacher else None
+        self._machine = dict(machine or {})
+        self._stop_requested = stop_requested or threading.Event()
+        self.interrupted = False
+        """Whether `train` returned before the end."""
+
+    def train(self) -> Run:
+        """Train to the end, or until SIGTERM, SIGINT, SIGUSR1 or `stop_requested`; under torchrun on all its ranks.
+
+        Raises:
+            RunError: as `training.trainer.trainer.Trainer.run`.
+        """
+        from training.trainer.autotune import suggest_smaller_batch
+        from training.trainer.distributed import join_ranks
+        from training.trainer.hardware import Machine
+        from training.trainer.trainer import Trainer as TrainingLoop
+
+        machine = Machine(**self._machine)
+        with (
+            join_ranks() as ranks,
+            suggest_smaller_batch(machine.micro_batch or self.recipe.batch_size // ranks.world_size),
+        ):
+            loop = TrainingLoop(
+                self.recipe,
+                manifest_url=self._manifest_url,
+                manifest=self._manifest,
+                taxonomy=self._taxonomy,
+                run=self.run,
+                machine=machine,
+                ranks=ranks,
+                teacher=self._teacher,
+                stop_requested=self._stop_requested,
+            )
+            loop.run()
+        self.interrupted = loop.interrupted
+        return self.run
+
+    def export(self, folder: str | Path, *, name: str | None = None) -> "Bundle":
+        """Export the finished run to a new bundle.
+
+        Args:
+            folder: must not exist.
+            name: the model's name in responses; default: the run's.
+
+        Raises:
+            RunError, BundleError, ExportMismatch: as `training.export.export.export_bundle`.
+        """
+        from training.export.export import export_bundle
+
+        return export_bundle(self.run, Path(folder), model_name=name or self.run.name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    figures: dict[str, Any]
+    """Per photo and per listing, as `listing-vision evaluate` writes them to JSON."""
+    predictions: "Predictions"
+    model: "EvaluatedModel"
+
+
+def evaluate(
+    model: str | Path,
+    manifest: str | Path,
+    *,
+    split: str = "test",
+    photos_per_listing: int | None = None,
+    other_brands: bool = False,
+) -> Evaluation:
+    """Evaluate a bundle by its ONNX export, or a finished run by its weights, with the decision rule of serving.
+
+    Args:
+        model: folder of a bundle or of a run.
+        manifest: path or URL.
+        split: of the manifest.
+        photos_per_listing: group photos of one category at random into listings of this size.
+        other_brands: whether a brand that the taxonomy lacks counts as out of scope instead of an error.
+
+    Raises:
+        BundleError, RunError, ManifestError: naming what is wrong and the way out.
+    """
+    set_thread_policy()
+    from training.evaluation.evaluate import evaluate as judge
+    from training.evaluation.evaluate import group_pseudo_listings
+    from training.evaluation.long_tail import count_training_leaves
+    from training.inference.evaluated_model import load_evaluated_model
+    from training.inference.predictions import predict
+
+    whole = Manifest.load(str(manifest))
+    judged = load_evaluated_model(Path(model))
+    rows = whole.select_split(split)
+    predictions = predict(rows, judged.taxonomy, judged.preprocessing, judged.infer, other_brands=other_brands)
+    groups = None
+    if photos_per_listing:
+        groups = group_pseudo_listings(predictions.labels, num_photos=photos_per_listing, seed=0)
+    figures = judge(
+        predictions,
+        taxonomy=judged.taxonomy,
+        calibration=judged.calibration,
+        groups=groups,
+        training_counts=count_training_leaves(whole, judged.taxonomy),
+    )
+    return Evaluation(figures=figures, predictions=predictions, model=judged)
