@@ -627,6 +627,13 @@ def _heif_files() -> Iterator[HostilePhoto]:
     yield _create_decodable(
         "heif_turned", data, "Turned by its own property; the tag beside it is a copy, not a second turn.", turned
     )
+    middle = create_scene().crop((8, 12, 88, 52))
+    data = files.heif(item(files.crop_property(80, 40)))
+    yield _create_decodable("heif_cropped", data, "Cropped on the phone; the rest is still in it.", middle)
+    data = files.heif(item(files.crop_property(8, 8)))
+    yield _create_refused(
+        "heif_cropped_much", PhotoUnreadable, data, "The same; libheif 1.23.0 takes it for an attack, 1.23.6 does not."
+    )
     data = files.heif(item(), six, references=seen_by)
     yield _create_decodable(
         "heif_turned_by_tag_alone", data, "A converter left the tag behind: viewers ignore it.", create_scene()
@@ -645,6 +652,13 @@ def _heif_files() -> Iterator[HostilePhoto]:
     tag[0x0112] = 6
     data = encode_image(create_scene(), "AVIF", quality=90, exif=tag)
     yield _create_decodable("avif_turned", data, "Turned by its own property.", turned)
+    small = encode_image(create_scene(), "AVIF", quality=90)
+    data = files.with_second_associations(small, 1)
+    yield _create_decodable("avif_with_two_associations", data, "Of both versions, as is allowed.", create_scene())
+    data = files.with_second_associations(small, 0)
+    yield _create_refused(
+        "avif_with_double_associations", PhotoUnreadable, data, "Of one version, which is not; libavif refuses it."
+    )
     avif = encode_image(create_scene(960, 640), "AVIF")
     at = avif.index(b"ispe") + 8
     data = avif[:at] + struct.pack(">II", 96, 64) + avif[at + 8 :]

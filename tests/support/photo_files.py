@@ -231,6 +231,25 @@ def rotation_property(quarters: int) -> bytes:
     return box(b"irot", bytes([quarters]))
 
 
+def crop_property(width: int, height: int) -> bytes:
+    """The middle of the picture."""
+    return box(b"clap", struct.pack(">8I", width, 1, height, 1, 0, 1, 0, 1))
+
+
+def with_second_associations(avif: bytes, version: int) -> bytes:
+    """Put an empty box of associations behind that of Pillow's AVIF, whose one item's data moves by its length."""
+    added = full_box(b"ipma", bytes(4), version)
+    data = bytearray(avif)
+    for kind in (b"meta", b"iprp"):
+        at = data.index(kind) - 4
+        data[at : at + 4] = struct.pack(">I", int.from_bytes(data[at : at + 4]) + len(added))
+    place = struct.pack(">I", avif.index(b"mdat") + 4)
+    at = data.index(place, data.index(b"iloc"))
+    data[at : at + 4] = struct.pack(">I", int.from_bytes(place) + len(added))
+    end = avif.index(b"iprp") - 4 + int.from_bytes(avif[avif.index(b"iprp") - 4 :][:4])
+    return bytes(data[:end] + added + data[end:])
+
+
 def hevc_item(*properties: bytes, number: int = 1, size: tuple[int, int] = HEVC_SIZE) -> Item:
     configuration = box(b"hvcC", HEVC_CONFIGURATION)
     return Item(number, b"hvc1", HEVC_PICTURE, (configuration, size_property(*size), *properties))
