@@ -17,6 +17,7 @@ from training.calibration.calibrate import calibrate
 from training.calibration.splits import split_calibration_rows
 from training.errors import ExportMismatch, RunError
 from training.export.model_card import render_model_card
+from training.export.model_facts import count_photos, measure_on_test
 from training.export.torchscript import export_torchscript, load_torchscript
 from training.inference.forward import onnx_forward, torch_forward
 from training.inference.predictions import Infer, predict
@@ -120,7 +121,11 @@ def export_bundle(run: Run, folder: Path, *, model_name: str, weights: KeptWeigh
         preprocessing=preprocessing,
         photos_nhwc=_prepare_photos(val, preprocessing, num_photos=max(BATCH_SIZES)),
         photos_from="the val split",
-        training={**run.read_settings(), "last_metrics": run.metrics()[-1]},
+        training={
+            **run.read_settings(),
+            "photos": count_photos(manifest),
+            "test": measure_on_test(manifest, taxonomy, preprocessing, torch_forward(model)),
+        },
         calibrate_export=calibrate_export,
     )
 

@@ -34,9 +34,7 @@ def test_the_card_holds_the_guarantees_and_the_metrics(stored):
     assert card.startswith(f"# {stored.info.model_name} {stored.info.model_version}\n\n")
     assert "| category_depth_1 | 95% | 0.9000 | 150 of 200 prefilled, 3 wrong |\n" in card
     assert "| brand | 98% | never prefilled | 10 calibration listings are too few" in card
-    assert "- Brands added without training: none\n\n## Metrics of the last epoch\n" in card
-    for name in stored.info.training["last_metrics"]:
-        assert f"\n| {name} | " in card
+    assert "- Brands added without training: none\n\n## Accuracy\n\nNo figures on a test split were recorded.\n" in card
     assert "together with probability at least\n95%." in card
     assert "&" not in card  # Markdown is not escaped as HTML
 
@@ -48,7 +46,7 @@ def test_a_converted_model_and_added_brands_are_named(stored):
     card = render_model_card(dataclasses.replace(stored.info, training=training), stored.taxonomy, stored.calibration)
     assert "- Brands added without training: Öko (3 photos), Pink (5 photos)\n" in card
     assert "by rounding: +0.00 points of top-1 against fp32 on 9 tune photos; photos/s" in card
-    assert "that converted it: fp32 50\n\n## Metrics" in card
+    assert "that converted it: fp32 50\n\n## Accuracy" in card
 
 
 def test_a_path_is_shown_with_what_it_did_at_each_depth(stored):
@@ -63,3 +61,10 @@ def test_a_path_is_shown_with_what_it_did_at_each_depth(stored):
     card = render_model_card(stored.info, stored.taxonomy, calibration)
     assert "together with probability at least\n95%." in card
     assert f"\n- {lines[1].strip()}\n" in card
+
+
+def test_figures_on_test_and_what_the_model_was_trained_on_are_shown(bundle):
+    card = (bundle.folder / "model_card.md").read_text(encoding="utf-8")
+    test = bundle.info.training["test"]["category"]
+    assert f"| category | {test['num']} | {test['top1']:.1%} | " in card.replace(" %", "%")
+    assert f"- Data: {bundle.info.training['photos']['train']} photos of train, " in card
