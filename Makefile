@@ -5,20 +5,21 @@ BUNDLE ?= demo/bundle
 DATA ?=
 INSTALLED := .venv/.installed
 
-.PHONY: help setup demo serve test check lint format types contracts readability protocol docker-lint deploy-check version benchmark-tables benchmark-check pytest fuzz clean
+.PHONY: help setup demo serve test check lint format types contracts readability protocol docker-lint deploy-check version lock benchmark-tables benchmark-check pytest fuzz clean
 
 help:  ## this list
 	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z%-]+):[^#]*## */  make \1\t/' | expand -t 22
 
-setup: $(INSTALLED)  ## install into .venv, nothing elsewhere: packages from constraints.txt, and a Triton server
+setup: $(INSTALLED)  ## install into .venv, nothing elsewhere: the packages of requirements/setup.txt, and a Triton server
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml requirements/setup.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "Python 3.11 or newer is needed; give one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@$(PYTHON) -m venv .venv \
 	  || { echo "Python's venv is missing; on Debian and Ubuntu: sudo apt-get install python3-venv"; exit 1; }
 	@echo "Installing into .venv (6 GB with PyTorch; minutes) …"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[gateway,http,outcomes,photo-uris,traces,local,backfill,ray,train,dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/setup.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@$(BIN)/listing-vision triton install --if-supported
 	@touch $@
 
@@ -57,6 +58,9 @@ docker-lint:
 deploy-check:  ## validate manifests, Compose, Bake and scripts
 	@$(BIN)/python scripts/check_deploy.py
 
+lock: setup  ## write requirements/*.txt again: exact versions with hashes (UPGRADE=1: the newest)
+	@$(BIN)/python scripts/lock.py $(if $(UPGRADE),--upgrade)
+
 version:
 	@$(BIN)/python scripts/check_version.py
 
@@ -70,7 +74,7 @@ pytest:
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 fuzz: setup  ## search for photos that break the decoder, for half an hour
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fuzz]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/fuzz.txt
 	@$(BIN)/python -m fuzz.decode_photo
 
 bench-%: setup  ## run benchmarks/NAME.py and write benchmarks/results/NAME.json

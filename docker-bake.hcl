@@ -16,7 +16,7 @@ variable "PYTHON_IMAGE" {
 }
 
 variable "TRITON_IMAGE" {
-  default = "tritonserver:26.03-py3"
+  default = "tritonserver:26.11-py3"
 }
 
 group "default" {

@@ -70,6 +70,14 @@ class ServeOptions:
             help="Do not start without Triton. Default: gateway processes run the model where Triton does not start.",
         ),
     ] = False
+    require_patched_triton: Annotated[
+        bool,
+        typer.Option(
+            "--require-patched-triton",
+            help="Do not start with a --triton on another machine whose version has known security faults. "
+            "Default: a warning.",
+        ),
+    ] = False
     model_name: str = MODEL_NAME
     """Name of the bundle's model in Triton."""
     in_process: Annotated[
@@ -217,7 +225,7 @@ class ServeOptions:
 
     def require_tls_beyond_loopback(self) -> None:
         """Raise ListingVisionError if photos and tokens would cross a network in plain text."""
-        from serving.auth.tls import is_loopback
+        from serving.processes.sockets import is_loopback
 
         if not (self.tls or self.insecure or is_loopback(self.host)):
             raise ListingVisionError(

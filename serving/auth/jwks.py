@@ -15,7 +15,7 @@ from typing import Any
 import jwt
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
-from serving.auth.tls import is_loopback
+from serving.processes.sockets import is_loopback
 from vision.errors import ListingVisionError
 
 __all__ = ["ALGORITHMS", "fetch_key_set", "parse_key_set", "read_key_set", "require_safe_url"]

@@ -1,9 +1,7 @@
 """TLS of a gRPC server, with certificates that are reloaded when their files change."""
 
-import ipaddress
 import logging
 import ssl
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,16 +14,9 @@ from serving.auth.file_watcher import FileWatcher
 from serving.observability.metrics import CERTIFICATE_EXPIRY_S
 from vision.errors import ListingVisionError
 
-__all__ = ["ServerTls", "is_loopback"]
+__all__ = ["ServerTls"]
 
 _log = logging.getLogger(__name__)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach it."""
-    with suppress(ValueError):
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    return host == "localhost"
 
 
 @dataclass(frozen=True, kw_only=True)

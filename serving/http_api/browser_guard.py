@@ -8,8 +8,8 @@ from contextlib import suppress
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.auth.tls import is_loopback
 from serving.http_api.errors import HttpRefusal
+from serving.processes.sockets import is_loopback
 
 __all__ = ["BrowserGuard", "SecurityHeaders", "list_allowed_hosts"]
 

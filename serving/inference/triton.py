@@ -157,6 +157,19 @@ class TritonEngine:
         # A repository that another program wrote does not name it.
         return UNKNOWN_BACKEND
 
+    async def fetch_version(self) -> str:
+        """Return the version of the server.
+
+        Raises:
+            EngineError: it does not respond.
+        """
+        request = service_pb2.ServerMetadataRequest()
+        try:
+            response = await self._stub.ServerMetadata(request, timeout=_RPC_TIMEOUT_S, metadata=self._headers)
+        except grpc.aio.AioRpcError as error:
+            raise self._to_engine_error(error) from error
+        return str(response.version)
+
     async def load(self, *, timeout_s: float) -> None:
         """Have Triton load the model; where its files have changed, new processes replace the old ones.
 

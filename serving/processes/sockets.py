@@ -1,6 +1,7 @@
 """Addresses at which the processes of one `serve` reach each other, and the ports that they listen on."""
 
 import contextlib
+import ipaddress
 import os
 import socket
 from pathlib import Path
@@ -11,6 +12,7 @@ __all__ = [
     "find_free_ports",
     "format_address",
     "gateway_socket_address",
+    "is_loopback",
     "open_listening_socket",
     "process_control_path",
     "reserve_port",
@@ -66,6 +68,13 @@ def open_listening_socket(host: str, port: int) -> socket.socket:
 def format_address(host: str, port: int | str) -> str:
     """Return `HOST:PORT`, with brackets around an IPv6 address."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine can reach it."""
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    return host == "localhost"
 
 
 def reserve_port(host: str, port: int) -> tuple[socket.socket, int]:

@@ -13,6 +13,7 @@ from serving.api.suggestion_id import write_random_key
 from serving.config import SUGGESTION_KEY_FILE, ServeOptions, create_suggestion_signer
 from serving.errors import TritonNotInstalled
 from serving.inference.model_names import CANARY_MODEL_NAME, SHADOW_MODEL_NAME
+from serving.inference.triton import TritonEngine
 from serving.observability.admin_http import HttpResponse, StatusServer
 from serving.observability.metrics import MetricsFolder
 from serving.observability.tracing import require_packages
@@ -27,10 +28,11 @@ from serving.supervisor.http_process import HttpProcess
 from serving.supervisor.status_pages import StatusPages
 from serving.supervisor.supervisor_metrics import SupervisorMetrics
 from serving.triton.install import find_triton
+from serving.triton.patched_version import find_version_problem, is_reachable_by_others
 from serving.triton.process import LocalTriton
 from serving.triton.watchdog import TritonWatchdog
 from vision.bundle import load_bundle
-from vision.errors import EngineUnavailable, ListingVisionError
+from vision.errors import EngineError, EngineUnavailable, ListingVisionError
 
 __all__ = ["Supervisor", "serve"]
 
@@ -101,7 +103,11 @@ class Supervisor:
             self._port_reservation, port = reserve_port(self._options.host, self._options.port)
             self._options = replace(self._options, port=port, reuse_port=True)
             can_load = self._options.triton is None
-            if not self._options.in_process and not self._options.triton:
+            if self._options.triton:
+                if problem := await _find_triton_problem(self._options):
+                    self._own_metrics.triton_unpatched.set(1)
+                    _log.warning("%s", problem)
+            elif not self._options.in_process:
                 await self._start_triton()
             traffic_split = await self._build_initial_split()
             self._options = replace(self._options, traffic_split=traffic_split)
@@ -284,6 +290,27 @@ class Supervisor:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+async def _find_triton_problem(options: ServeOptions) -> str | None:
+    """Return why a Triton on another machine may not be safe.
+
+    Raises:
+        ListingVisionError: the same, where the options require one that is.
+    """
+    assert options.triton is not None
+    if not is_reachable_by_others(options.triton):
+        return None
+    engine = TritonEngine(options.triton, access=options.triton_access)
+    try:
+        problem = find_version_problem(await engine.fetch_version(), options.triton)
+    except EngineError as error:
+        problem = f"whether this Triton has known security faults cannot be told: {error}"
+    finally:
+        await engine.close()
+    if problem and options.require_patched_triton:
+        raise ListingVisionError(problem)
+    return problem
 
 
 def _require_installed(option: str, extra: str, *packages: str) -> None:

@@ -28,6 +28,11 @@ class SupervisorMetrics:
             "1 if the gateway processes run the model themselves because Triton could not be started.",
             registry=registry,
         )
+        self.triton_unpatched = prometheus_client.Gauge(
+            "listing_vision_triton_unpatched",
+            "1 if the Triton on another machine has known security faults, or did not tell its version at the start.",
+            registry=registry,
+        )
         self.triton_degraded = prometheus_client.Gauge(
             "listing_vision_triton_degraded",
             "1 while the Triton that runs here fails the golden photos, or a model of it lacks processes.",

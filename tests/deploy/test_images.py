@@ -4,7 +4,6 @@ import importlib.util
 import json
 import re
 import shlex
-import subprocess
 import sys
 import tomllib
 
@@ -14,17 +13,13 @@ import pytest
 import vision
 from scripts.check_deploy import ROOT
 from serving.triton.install import MODEL_ENVIRONMENT
+from serving.triton.patched_version import TritonSecurity
 from serving.triton.repository import list_decoding_code
 from tests.support.deploy_settings import find_known_variables, parse_options
 from tests.support.dockerfile import STAGES, find_last_value, read_environment
 
 FINAL = ("gateway", "triton", "triton-torch", "training", "backfill")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-
-
-def requirements(*extras):
-    command = [sys.executable, "scripts/requirements.py", *extras]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize("stage", FINAL)
@@ -88,29 +83,11 @@ def test_a_model_in_triton_finds_its_own_python_first_with_what_it_needs():
     assert {packages.get(name, name) for name in imported - given} == set(names)
 
 
-def test_extras_exist_and_a_gateway_has_all_that_are_for_it_and_no_torch():
-    extras = {}
-    for stage in ("gateway-packages", "training-packages", "backfill-packages"):
-        arguments = {
-            value.partition("=")[0]: value.partition("=")[2].strip('"')
-            for n, value in STAGES[stage].lines
-            if n == "ARG"
-        }
-        line = next(value for name, value in STAGES[stage].lines if name == "RUN")
-        words = re.search(r"requirements\.py (.*?) >", line)[1]
-        extras[stage] = re.sub(r"\$\{(\w+)\}", lambda found, given=arguments: given[found.group(1)], words).split()
-        assert requirements(*extras[stage]).returncode == 0
-    for_a_gateway = {"gateway", "http", "outcomes", "photo-uris", "traces"}
-    assert set(extras["gateway-packages"]) == for_a_gateway & set(PROJECT["optional-dependencies"])
-    names = re.findall(r"^[\w-]+", requirements(*extras["gateway-packages"]).stdout, re.MULTILINE)
-    assert {"grpcio", "pillow"} <= set(names)
-    assert not {"torch", "torchvision", "timm", "ray", "onnxruntime"} & set(names)
-
-
-def test_an_extra_that_does_not_exist_is_named():
-    found = requirements("gateway", "gatway")
-    assert found.returncode != 0
-    assert "no extra gatway" in found.stderr
+@pytest.mark.parametrize("stage", [name for name in STAGES if name == "wheel" or name.endswith("-packages")])
+def test_images_install_only_packages_whose_hashes_are_known(stage):
+    installs = [value for name, value in STAGES[stage].lines if name == "RUN" and " install " in value]
+    assert installs
+    assert all("--require-hashes" in value for value in installs)
 
 
 def test_what_is_copied_is_there_and_nothing_else_is_sent_to_the_builder():
@@ -136,3 +113,9 @@ def test_bake_makes_the_images_that_the_dockerfile_describes():
     assert variables["VERSION"] == vision.__version__
     bases = {stage.base for stage in STAGES.values()} - set(STAGES)
     assert {variables["PYTHON_IMAGE"], variables["TRITON_IMAGE"]} == bases
+
+
+def test_the_images_have_the_triton_that_answers_the_security_bulletins():
+    image = TritonSecurity.load().image
+    assert STAGES["triton"].base == image
+    assert f'default = "{image}"' in (ROOT / "docker-bake.hcl").read_text()

@@ -10,6 +10,7 @@ import yaml
 
 import vision
 from scripts.check_deploy import BUILT, DEPLOY, ROOT, built, check_manifest, pod_templates
+from scripts.lock import read_pins
 from serving.auth.tls import ServerTls
 from serving.config import ServeOptions
 from serving.inference.triton import QUEUE_STAGE
@@ -309,5 +310,5 @@ def test_the_backfill_runs_a_command_that_exists_on_the_ray_that_is_installed(mo
     mounts = {mount["mountPath"] for mount in head["volumeMounts"]}
     assert str(options["model"].parent) in mounts
     assert f"/{shlex.split(options['output'])[0].split('/')[1]}" in mounts
-    pins = (ROOT / "constraints.txt").read_text()
-    assert f"\nray=={spec['rayClusterSpec']['rayVersion']}\n" in pins
+    pins = read_pins(ROOT / "requirements" / "backfill.txt")
+    assert pins["ray"] == spec["rayClusterSpec"]["rayVersion"]

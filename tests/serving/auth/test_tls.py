@@ -8,7 +8,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from listing_vision_client import Access, ClientTls, ListingVisionClient
-from serving.auth.tls import ServerTls, is_loopback
+from serving.auth.tls import ServerTls
 from tests.support.callers import PHOTO, classify, run_secured_gateway, write_token_file
 from tests.support.certificates import Authority
 from tests.support.waiting import wait_until
@@ -153,16 +153,6 @@ def test_a_reloaded_certificate_that_has_expired_is_named(bundle, authority, tmp
 
     asyncio.run(call())
     assert read_expiry_s() == (now - DAY).timestamp()
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "[::1]", "localhost"])
-def test_loopback(host):
-    assert is_loopback(host)
-
-
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.org", ""])
-def test_not_loopback(host):
-    assert not is_loopback(host)
 
 
 def test_plain_text_beyond_loopback_is_refused_unless_told(bundle, start_serving, tmp_path):

@@ -10,6 +10,7 @@ import pytest
 from serving.processes.sockets import (
     format_address,
     gateway_socket_address,
+    is_loopback,
     open_listening_socket,
     process_control_path,
     reserve_port,
@@ -75,3 +76,13 @@ def test_a_name_that_another_user_has_taken_first_is_not_used(monkeypatch):
         another.mkdir(mode=0o700)
         (another / "2.sock").touch()
         assert supervisor_control_path(2) == another / "2.sock"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "[::1]", "localhost"])
+def test_loopback(host):
+    assert is_loopback(host)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.org", ""])
+def test_not_loopback(host):
+    assert not is_loopback(host)
