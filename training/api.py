@@ -10,6 +10,7 @@ from training.recipe import Recipe, load_recipe
 from training.run import Run
 from vision.manifest import Manifest
 from vision.runtime.cpus import set_thread_policy
+from vision.runtime.progress import Progress
 from vision.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
@@ -148,14 +149,15 @@ def evaluate(
         BundleError, RunError, ManifestError: naming what is wrong and the way out.
     """
     set_thread_policy()
-    from training.evaluation.evaluate import evaluate as judge
-    from training.evaluation.evaluate import group_pseudo_listings
-    from training.evaluation.long_tail import count_training_leaves
-    from training.inference.evaluated_model import load_evaluated_model
-    from training.inference.predictions import predict
+    with Progress(f"loading {model}"):
+        from training.evaluation.evaluate import evaluate as judge
+        from training.evaluation.evaluate import group_pseudo_listings
+        from training.evaluation.long_tail import count_training_leaves
+        from training.inference.evaluated_model import load_evaluated_model
+        from training.inference.predictions import predict
 
-    whole = Manifest.load(str(manifest))
-    judged = load_evaluated_model(Path(model))
+        whole = Manifest.load(str(manifest))
+        judged = load_evaluated_model(Path(model))
     rows = whole.select_split(split)
     predictions = predict(rows, judged.taxonomy, judged.preprocessing, judged.infer, other_brands=other_brands)
     groups = None

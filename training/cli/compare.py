@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from vision.runtime.progress import Progress
+
 __all__ = ["EXIT_GATE_NOT_PASSED", "compare"]
 
 _log = logging.getLogger(__name__)
@@ -48,7 +50,8 @@ def compare(
 
     rules = load_gate(gate) if gate else None
     rows = Manifest.load(manifest).select_split(split)
-    model_a, model_b = load_evaluated_model(a), load_evaluated_model(b)
+    with Progress("loading both models"):
+        model_a, model_b = load_evaluated_model(a), load_evaluated_model(b)
     listings = predict_both(rows, model_a, model_b)
     for photo in listings.unusable:
         _log.warning("not used: %s", photo)

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from training.cli.startup import load_torch
 from vision.errors import ListingVisionError
+from vision.runtime.progress import Progress
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -112,11 +114,13 @@ def export(
 
     Example: listing-vision export runs/grocery --output bundles/grocery
     """
+    load_torch()
     from training.export.export import export_bundle
     from training.export.model_card import format_guarantees
     from training.run import Run
 
-    bundle = export_bundle(Run(run), output, model_name=name or Run(run).name, weights=weights)  # type: ignore[arg-type]  # checked there
+    with Progress(f"exporting {run}"):
+        bundle = export_bundle(Run(run), output, model_name=name or Run(run).name, weights=weights)  # type: ignore[arg-type]  # checked there
     for export_name in ("onnx", "torchscript"):
         parity = bundle.info.parity[export_name]
         worst = max(parity["max_abs_difference"].values())
@@ -142,18 +146,20 @@ def convert(
 
     Example: listing-vision convert bundles/grocery data/grocery/manifest.parquet --precision int8 --output bundles/int8
     """
+    load_torch()
     from training.export.model_card import format_guarantees
     from training.export.precision import convert_bundle
     from vision.bundle import load_bundle
     from vision.manifest import Manifest
 
-    written = convert_bundle(
-        load_bundle(bundle),
-        Manifest.load(manifest),
-        output,
-        precision=precision,  # type: ignore[arg-type]  # checked there
-        max_top1_loss=max_top1_loss,
-    )
+    with Progress(f"converting {bundle}"):
+        written = convert_bundle(
+            load_bundle(bundle),
+            Manifest.load(manifest),
+            output,
+            precision=precision,  # type: ignore[arg-type]  # checked there
+            max_top1_loss=max_top1_loss,
+        )
     found = written.info.training["converted"]
     gained = f"{-100 * found['top1_loss'] or 0.0:+.2f} points of top-1 on {found['num_photos']} photos"
     typer.echo(f"{precision} by {found['how']}: {gained}")
