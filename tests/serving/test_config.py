@@ -37,6 +37,7 @@ EVERY_FIELD = ServeOptions(
     drain_s=1,
     grace_period_s=2,
     health_interval_s=3,
+    require_patched_triton=True,
     connection_age_s=4,
     status_port=9090,
     http_port=8080,

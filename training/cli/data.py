@@ -32,7 +32,13 @@ Skip = Annotated[
     typer.Option(help="Path or pattern of what to leave out, such as train/unsorted or */unsorted; several times."),
 ]
 Calibrate = Annotated[
-    float, typer.Option(min=0, max=0.9, help="Share of the train listings that become the calibrate split; 0: none.")
+    float | None,
+    typer.Option(
+        min=0,
+        max=0.9,
+        help="Share of the train listings that become the calibrate split; 0: none. Default: a tenth where that is "
+        "enough to certify on.",
+    ),
 ]
 Language = Annotated[str, typer.Option(help="BCP 47 tag of the names' language, such as ja.")]
 
@@ -60,7 +66,7 @@ def import_folder(
     output: Output,
     skip: Skip = None,
     language: Language = "en",
-    calibrate: Calibrate = 0.1,
+    calibrate: Calibrate = None,
 ) -> None:
     """Import folders of photos, one per category; folders inside a class are its subcategories.
 
@@ -99,7 +105,7 @@ def import_table(
         str, typer.Option(help="What the table writes for a brand that is not to be learned.")
     ] = "other brand",
     encoding: Annotated[str, typer.Option(help="Of a CSV, such as cp1252. Default: UTF-8, UTF-16 or cp932.")] = "",
-    calibrate: Calibrate = 0.1,
+    calibrate: Calibrate = None,
 ) -> None:
     """Import a table of photos with category paths and brands by name; the taxonomy is made from them.
 

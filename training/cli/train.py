@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 import typer
 
-from training.api import Trainer
 from training.cli.data import load_taxonomy
 from training.cli.startup import load_torch, request_stop_on_signals
 from training.recipe import list_shipped_recipes, load_recipe, read_about
@@ -163,6 +162,8 @@ def _run_training(
         load_torch(workers=machine.get("num_workers"))
         if about and about.machine == "gpu":
             _warn_without_gpu(recipe)
+        from training.api import Trainer
+
         trainer = Trainer(
             manifest,
             run,

@@ -28,6 +28,8 @@ __all__ = [
 
 SplitBy = Literal["listing", "seller", "time"]
 
+MIN_CALIBRATE_LISTINGS = 59
+"""Without a single error, this many listings certify 95 % at a confidence of 95 %."""
 _TRAIN, _VAL, _CALIBRATE, _TEST = range(4)
 _EPOCH = datetime(1970, 1, 1)
 _MICROSECOND = timedelta(microseconds=1)
@@ -81,12 +83,19 @@ def split_manifest(
     return Manifest(manifest.table.set_column(position, field, column), manifest.base_url)
 
 
-def carve_calibrate(manifest: Manifest, *, share: float = 0.1, seed: int = 0) -> Manifest:
+def carve_calibrate(manifest: Manifest, *, share: float | None = None, seed: int = 0) -> Manifest:
     """The same rows with a share of the train listings as the calibrate split.
 
     What a model was selected on must not certify it. A manifest that has a calibrate split, or no train split, is
     returned as it is.
+
+    Args:
+        share: None: a tenth, where that is enough to certify anything or there is no val split to certify on instead.
     """
+    if share is None:
+        carved = carve_calibrate(manifest, share=0.1, seed=seed)
+        counts = count_splits(carved)
+        return manifest if counts["val"][0] and counts["calibrate"][1] < MIN_CALIBRATE_LISTINGS else carved
     found = {split for split, (num_photos, _) in count_splits(manifest).items() if num_photos}
     if not share or "train" not in found or "calibrate" in found:
         return manifest

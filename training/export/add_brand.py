@@ -90,7 +90,7 @@ def extend_taxonomy(taxonomy: Taxonomy, name: str, *, aliases: Sequence[str] = (
     """
     new = Brand(id=create_slug(name), names={"en": name.strip()}, aliases=tuple(aliases))
     if not new.id:
-        raise TaxonomyError(f"brand name {name!r} has no letter or digit that an id could be made from; give another")
+        raise TaxonomyError(f"brand name {name!r} has no character that an id could be made from; give another")
     for text in (new.name, new.id, *aliases):
         try:
             known = taxonomy.find_brand(text)

@@ -80,13 +80,13 @@ def test_a_published_split_is_kept(listing_folder):
     assert set(found[20:]) == {"train", "calibrate"}
 
 
-def test_an_imported_folder_gets_a_calibrate_split(tmp_path):
+def test_a_small_folder_gets_a_calibrate_split_only_when_told(tmp_path):
     for number in range(60):
         photo = tmp_path / "photos" / ("val" if number < 6 else "train") / "Cups" / f"{number}.png"
         photo.parent.mkdir(parents=True, exist_ok=True)
         photo.write_bytes(encode_image(create_scene(), "PNG"))
     (tmp_path / "photos" / "notes.txt").touch()
-    for name, words in (("default", []), ("none", ["--calibrate", "0"])):
+    for name, words in (("default", []), ("a_fifth", ["--calibrate", "0.2"])):
         output = tmp_path / name
         done = CliRunner().invoke(
             data_app, ["import", "folder", str(tmp_path / "photos"), "--output", str(output), *words]
@@ -95,7 +95,7 @@ def test_an_imported_folder_gets_a_calibrate_split(tmp_path):
         assert "left out: files that are no photo: 1 (1 .txt), such as notes.txt" in done.stderr
         splits = Manifest.load(str(output / "manifest.parquet")).column("split").to_pylist()
         assert splits.count("val") == 6
-        assert ("calibrate" in splits) == (name == "default")
+        assert ("calibrate" in splits) == (name == "a_fifth")
 
 
 def test_the_verb_never_writes_over_what_it_reads(listing_folder, monkeypatch):
@@ -118,7 +118,7 @@ def test_the_verb_imports_a_table(tmp_path):
     assert done.exit_code == 0, done.exception
     assert "left out: 1 rows without a photo" in done.stderr
     manifest = Manifest.load(str(tmp_path / "out" / "manifest.parquet"))
-    assert set(manifest.column("split").to_pylist()) == {"train", "val", "calibrate"}
+    assert set(manifest.column("split").to_pylist()) == {"train", "val"}
     assert manifest.get_photo_url(0) == f"{tmp_path}/0.jpg"
     assert load_taxonomy(str(tmp_path / "out" / "manifest.parquet"), None).leaf_ids == ("婦人/靴",)
     refused = CliRunner().invoke(data_app, [*words, "--column", "brand"])

@@ -180,6 +180,18 @@ def test_calibrate_is_carved_out_of_train_alone():
     assert count_splits(carve_calibrate(create_manifest(rows), share=0.2)) == counts
 
 
+@pytest.mark.parametrize(
+    ("num_train", "others", "is_carved"),
+    [(1_000, ["val"], True), (300, ["val"], False), (300, [], True)],
+)
+def test_by_default_calibrate_is_carved_where_it_is_enough_to_certify_on(num_train, others, is_carved):
+    found = [*others, *["train"] * num_train]
+    manifest = create_manifest([{"listing_id": f"m{i}", "split": split} for i, split in enumerate(found)])
+    counts = count_splits(carve_calibrate(manifest))
+    assert (counts["calibrate"][1] > 0) == is_carved
+    assert counts["train"][1] + counts["calibrate"][1] == num_train
+
+
 def test_what_has_a_calibrate_split_or_no_train_split_is_left_alone():
     for found in (["train", "calibrate", "val"], ["", ""], ["val", "test"]):
         manifest = create_manifest([{"listing_id": str(i), "split": split} for i, split in enumerate(found)])
