@@ -31,13 +31,14 @@ MAX_INCOMPLETE_SHARE = 0.5
 """Share of the memory that incomplete messages may take."""
 MAX_CALLER_SHARE = 0.375
 """Share of the memory that the incomplete messages of one caller may take; one of the largest size fits."""
-GROWTH_HORIZON_S = 0.1
+GROWTH_HORIZON_S = 0.2
 """A message that is arriving counts with what comes in this time at its present rate."""
 SUSPICION_S = 30.0
 """For so long after a message of a caller was dropped, its messages are received one at a time, but for those on
 connections whose last message was received whole."""
 MAX_SUSPECT_S = 0.25
-"""Until such a message must be there."""
+"""Until such a message must be there; less where many wait, so that each has its turn within SUSPECT_ROUND_S."""
+SUSPECT_ROUND_S = 2.0
 RETRY_DELAY_S = 1.0
 _HEADROOM = 4
 """A message is expected to be at most this multiple of its caller's usual size until the next check."""
@@ -92,6 +93,7 @@ class Receiver:
         self._suspects: dict[str, float] = {}
         """Callers of whom a message was dropped, with the time until which they are suspect."""
         self._suspect_turn = asyncio.Lock()
+        self._num_suspect_messages = 0
         self._checked = asyncio.Event()
         self._check_timer: asyncio.TimerHandle | None = None
         self._trim_timer: asyncio.TimerHandle | None = None
@@ -115,9 +117,7 @@ class Receiver:
             async with asyncio.timeout(deadline_s) as timeout:
                 reception = _Reception(caller, peer, timeout)
                 if self._is_suspect(reception):
-                    async with self._suspect_turn:
-                        self._limit_time(reception)
-                        found = await self._read(messages, reception)
+                    found = await self._read_in_turn(messages, reception)
                 else:
                     found = await self._read(messages, reception)
         except TimeoutError:
@@ -128,11 +128,18 @@ class Receiver:
             self._meter.count_message(peer, len(found))
         return found
 
-    def _limit_time(self, reception: _Reception) -> None:
-        until_s = asyncio.get_running_loop().time() + MAX_SUSPECT_S
-        if until_s < (reception.timeout.when() or math.inf):
-            reception.timeout.reschedule(until_s)
-            reception.is_refused = True
+    async def _read_in_turn(self, messages: AsyncIterator[bytes], reception: _Reception) -> bytes | None:
+        self._num_suspect_messages += 1
+        try:
+            async with self._suspect_turn:
+                time_s = min(MAX_SUSPECT_S, SUSPECT_ROUND_S / self._num_suspect_messages)
+                until_s = asyncio.get_running_loop().time() + time_s
+                if until_s < (reception.timeout.when() or math.inf):
+                    reception.timeout.reschedule(until_s)
+                    reception.is_refused = True
+                return await self._read(messages, reception)
+        finally:
+            self._num_suspect_messages -= 1
 
     async def _read(self, messages: AsyncIterator[bytes], reception: _Reception) -> bytes | None:
         await self._wait_for_room(reception)
