@@ -8,11 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from PIL import Image
-
 from training.data.importers import build_taxonomy, compute_version
-from vision.errors import ManifestError
-from vision.images import ALLOWED_FORMATS
+from vision.errors import ManifestError, PhotoNotAnImage
+from vision.images import detect_format
 from vision.manifest import Manifest
 from vision.taxonomy import PATH_SEPARATOR, Taxonomy, create_slug
 
@@ -32,7 +30,7 @@ SPLIT_FOLDERS = {
 }
 """Folder name in lower case to the split of the photos in it."""
 
-_PREFIX_BYTES = 16
+_PREFIX_BYTES = 4096
 """What Pillow shows a format to recognise a file by."""
 
 
@@ -190,8 +188,11 @@ def _is_photo(path: str) -> bool:
     """Whether a file begins as one of the formats that the decoder reads."""
     with open(path, "rb") as file:
         prefix = file.read(_PREFIX_BYTES)
-    accepts = (Image.OPEN[name][1] for name in ALLOWED_FORMATS)
-    return any(accept is not None and accept(prefix) is True for accept in accepts)
+    try:
+        detect_format(prefix)
+    except PhotoNotAnImage:
+        return False
+    return True
 
 
 def _list_visible(folder: Path) -> list[Path]:

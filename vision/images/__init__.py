@@ -1,7 +1,7 @@
 """Photos: from bytes to the model's input, by the one decoder that training and serving share."""
 
 from vision.images.decoding import Photo, decode_photo, prepare_photo, read_size_px
-from vision.images.formats import ALLOWED_FORMATS
+from vision.images.formats import ALLOWED_FORMATS, detect_format
 from vision.images.limits import PhotoLimits, check_bytes
 from vision.images.preprocessing import Preprocessing
 
@@ -12,6 +12,7 @@ __all__ = [
     "Preprocessing",
     "check_bytes",
     "decode_photo",
+    "detect_format",
     "prepare_photo",
     "read_size_px",
 ]
