@@ -122,6 +122,7 @@ class Receiver:
                     found = await self._read(messages, reception)
         except TimeoutError:
             if reception.is_refused:
+                self._note_dropped(reception)
                 raise self._create_refusal() from None
             raise deadline_refusal(deadline_s or 0.0) from None
         if found is not None:
@@ -189,15 +190,17 @@ class Receiver:
         if not self._receptions:
             return
         for reception in self._find_excess(weights):
-            _log.warning("an incomplete message of %r is dropped: such messages take too much memory", reception.caller)
             reception.is_refused = True
-            self._suspects[reception.caller] = now_s + SUSPICION_S
-            self._meter.distrust(reception.peer)
             reception.timeout.reschedule(now_s)
-            metrics.INCOMPLETE_MESSAGES_DROPPED.inc()
-            self._schedule_trim()
         # With thousands of quiet connections a check takes milliseconds; it must not take a noticeable share of a core.
         self._schedule_check(max(CHECK_INTERVAL_S, MAX_CHECK_LOAD * (time.perf_counter() - began_s)))
+
+    def _note_dropped(self, reception: _Reception) -> None:
+        _log.warning("an incomplete message of %r is dropped: such messages take too much memory", reception.caller)
+        metrics.INCOMPLETE_MESSAGES_DROPPED.inc()
+        self._suspects[reception.caller] = asyncio.get_running_loop().time() + SUSPICION_S
+        self._meter.distrust(reception.peer)
+        self._schedule_trim()
 
     def _is_suspect(self, reception: _Reception) -> bool:
         return reception.caller in self._suspects and not self._meter.is_trusted(reception.peer)

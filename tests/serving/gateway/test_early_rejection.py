@@ -5,7 +5,7 @@ import grpc
 import pytest
 
 from listing_vision_client import CallFailed
-from serving.gateway.early_rejection import CLASSIFY_METHOD
+from serving.gateway.early_rejection import CLASSIFY_METHOD, STREAM_METHOD
 from tests.support.gateway import PHOTO, run_gateway
 
 
@@ -37,3 +37,18 @@ def test_a_full_gateway_refuses_by_the_headers_without_reading_photos(bundle):
     assert "photos are in flight" in refused[1]
     assert with_photo.reason == "TOO_BUSY"
     assert let_in == (grpc.StatusCode.INVALID_ARGUMENT, "the call has no request message")
+
+
+@pytest.mark.parametrize("method", [CLASSIFY_METHOD, STREAM_METHOD])
+def test_a_message_that_is_no_request_is_an_invalid_argument(bundle, method):
+    async def call():
+        async with (
+            run_gateway(bundle) as (gateway_server, _),
+            grpc.aio.insecure_channel(f"127.0.0.1:{gateway_server.port}") as channel,
+        ):
+            call = channel.stream_stream(method)(timeout=10)
+            await call.write(b"\xff\xff no protobuf")
+            await call.done_writing()
+            return await call.code(), await call.details()
+
+    assert asyncio.run(call()) == (grpc.StatusCode.INVALID_ARGUMENT, "the message is not a valid request")

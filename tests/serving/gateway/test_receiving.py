@@ -5,6 +5,7 @@ import contextlib
 
 import grpc
 import pytest
+from prometheus_client import REGISTRY
 
 from benchmarks.load.stalled_upload import StalledUpload
 from listing_vision_client.errors import read_error_details
@@ -15,6 +16,7 @@ from tests.support.gateway import PHOTO, open_stub, run_gateway
 from tests.support.waiting import async_wait_until
 
 MIB = 1 << 20
+DROPPED = "listing_vision_gateway_incomplete_messages_dropped_total"
 
 
 async def messages(*found, then_wait=False):
@@ -116,8 +118,10 @@ def test_after_a_drop_only_connections_that_kept_their_word_may_be_slow(bundle):
             assert (await quiet.read()).response.category_path
             async with stalled_uploads(gateway_server.port, 8, 60 * MIB) as uploads:
                 await async_wait_until(lambda: any(one.is_refused for one in uploads), "a refusal")
+            num_dropped = REGISTRY.get_sample_value(DROPPED)
             async with stalled_uploads(gateway_server.port, 2, MIB) as uploads:  # would fit
                 await async_wait_until(lambda: all(one.is_refused for one in uploads), "refusals")
+            assert REGISTRY.get_sample_value(DROPPED) >= num_dropped + 2
             await quiet.write(pb.ClassifyListingsRequest(sequence=2, request={"photos": [{"content": PHOTO}]}))
             return await quiet.read()
 
