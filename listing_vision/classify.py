@@ -70,7 +70,7 @@ def _classify_many(photos: list[Path], output: Path, *, server: str | None, bund
         num_photos, num_errors = write_table(found, output, Predictor(bundle).predict)
     else:
         num_photos, num_errors = write_table(found, output, lambda read: classify_at_server(str(server), read))
-    typer.echo(f"written: {output}, {num_photos} photos, {num_errors} of them not used (column error)")
+    typer.echo(f"written: {output}, {num_photos} files, {num_errors} of them not used (column error)")
 
 
 def _explain(bundle: Path, photos: list[tuple[str, bytes]], suggestion: "ListingSuggestion", folder: Path) -> None:

@@ -14,15 +14,16 @@ if TYPE_CHECKING:  # gRPC is not installed where models are only trained
 
 __all__ = ["find_photos", "write_table"]
 
-_PHOTO_ENDINGS = (".avif", ".gif", ".heic", ".heif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _COLUMNS = ("photo", "category", "probability", "action", "brand", "brand_probability", "brand_action", "error")
 
 
 def find_photos(given: Iterable[Path]) -> list[Path]:
-    """The given files, and in place of a folder all photos below it, by name; hidden ones are left out.
+    """The given files, and in place of a folder all files below it, by name; hidden ones are left out.
+
+    What is no photo is not left out: its row says so.
 
     Raises:
-        ListingVisionError: a folder without a photo.
+        ListingVisionError: a folder without a file.
     """
     found: list[Path] = []
     for path in given:
@@ -32,11 +33,10 @@ def find_photos(given: Iterable[Path]) -> list[Path]:
         inside = sorted(
             inner
             for inner in path.rglob("*")
-            if inner.suffix.lower() in _PHOTO_ENDINGS
-            and not any(part.startswith(".") for part in inner.relative_to(path).parts)
+            if inner.is_file() and not any(part.startswith(".") for part in inner.relative_to(path).parts)
         )
         if not inside:
-            raise ListingVisionError(f"{path} has no photo ({', '.join(_PHOTO_ENDINGS)})")
+            raise ListingVisionError(f"{path} has no file")
         found += inside
     return found
 

@@ -29,18 +29,18 @@ def call(*words):
 
 def test_photos_are_found_below_a_folder_and_files_are_taken_as_they_are(folder, tmp_path):
     found = find_photos([tmp_path / "else.bin", folder])
-    assert [path.name for path in found] == ["else.bin", "b.jpg", "broken.jpg", "a.PNG"]
-    with pytest.raises(ListingVisionError, match="has no photo"):
+    assert [path.name for path in found] == ["else.bin", "b.jpg", "broken.jpg", "a.PNG", "notes.txt"]
+    with pytest.raises(ListingVisionError, match="has no file"):
         find_photos([folder / ".hidden" / "..", (folder.parent / "empty").mkdir() or folder.parent / "empty"])
 
 
 def test_each_photo_is_a_row_and_a_broken_one_says_why(folder, bundle, tmp_path):
     done = call(folder, "--bundle", bundle.folder, "--output", tmp_path / "out.csv")
     assert done.exit_code == 0
-    assert "3 photos, 1 of them not used" in done.stdout
+    assert "4 files, 2 of them not used" in done.stdout
     with (tmp_path / "out.csv").open(newline="") as file:
         rows = {row["photo"].rpartition("/")[2]: row for row in csv.DictReader(file)}
-    assert rows.keys() == {"b.jpg", "broken.jpg", "a.PNG"}
+    assert rows.keys() == {"b.jpg", "broken.jpg", "a.PNG", "notes.txt"}
     assert rows["broken.jpg"]["error"]
     assert not rows["broken.jpg"]["category"]
     assert rows["b.jpg"]["category"]
