@@ -26,8 +26,6 @@ class _Connection:
     descriptor: int
     num_received: int
     num_waiting: float = 0.0
-    is_trusted: bool = False
-    """Whether its last message was received whole."""
 
 
 class ConnectionMeter:
@@ -57,7 +55,6 @@ class ConnectionMeter:
             self._update(address, connection)
             # Never below 0: rounding must not add up to a credit.
             connection.num_waiting = max(0.0, connection.num_waiting - _FRAMING * num_bytes)
-            connection.is_trusted = True
 
     def measure(self, peer: str) -> int:
         """Return the bytes that wait on a connection for the rest of their message."""
@@ -73,17 +70,6 @@ class ConnectionMeter:
         if address in self._connections:
             connection = self._connections[address]
             connection.num_waiting = max(0.0, connection.num_waiting - num_bytes)
-
-    def is_trusted(self, peer: str) -> bool:
-        """Return whether the last message of a connection was received whole."""
-        connection = self._connections.get(_parse_peer(peer) or ("", 0))
-        return connection is not None and connection.is_trusted
-
-    def distrust(self, peer: str) -> None:
-        """Note that a message was dropped before its end."""
-        connection = self._connections.get(_parse_peer(peer) or ("", 0))
-        if connection is not None:
-            connection.is_trusted = False
 
     def _update(self, address: tuple[str, int], connection: _Connection) -> None:
         received = _read_num_received(connection.descriptor, address)

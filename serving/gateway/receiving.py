@@ -6,9 +6,8 @@ gRPC holds a message in memory from its first byte, before any limit of the gate
 import asyncio
 import ctypes
 import logging
-import math
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -33,16 +32,12 @@ MAX_CALLER_SHARE = 0.375
 """Share of the memory that the incomplete messages of one caller may take; one of the largest size fits."""
 GROWTH_HORIZON_S = 0.2
 """A message that is arriving counts with what comes in this time at its present rate."""
-SUSPICION_S = 30.0
-"""For so long after a message of a caller was dropped, its messages are received one at a time, but for those on
-connections whose last message was received whole."""
-MAX_SUSPECT_S = 0.25
-"""Until such a message must be there; less where many wait, so that each has its turn within SUSPECT_ROUND_S."""
-SUSPECT_ROUND_S = 2.0
+STALLED_AFTER_S = 0.1
+"""An incomplete message of which nothing came for this long may be dropped where another one waits for room."""
 RETRY_DELAY_S = 1.0
 _HEADROOM = 4
 """A message is expected to be at most this multiple of its caller's usual size until the next check."""
-TRIM_INTERVAL_S = 0.5
+TRIM_INTERVAL_S = 0.1
 _LIBC = ctypes.CDLL(None)
 
 
@@ -51,21 +46,23 @@ class _Reception:
     caller: str
     peer: str
     timeout: asyncio.Timeout
-    num_expected_bytes: float = 0.0
+    num_expected_bytes: int = 0
     """What may arrive of it before it is measured again."""
-    num_arrived_bytes: float = 0.0
+    num_arrived_bytes: int = 0
     """When it was last measured."""
     measured_s: float = 0.0
     """When it began or was last measured."""
+    grew_s: float = 0.0
+    """When something of it had come, at the last measurement at which something had."""
     is_refused: bool = False
-    """Whether its time is limited because memory is short."""
 
 
 class Receiver:
     """Receives the messages of all calls of one gateway process.
 
-    When incomplete messages take more than their share of the memory, or other messages wait for room, the oldest
-    reception of the caller whose incomplete messages take most is refused, until the rest fits.
+    A message begins to be received when it fits beside the others, of its caller and of all. When incomplete messages
+    take more than that after all, the oldest of the caller who has most are refused, until the rest fits; and those
+    that are stalled, where others wait for room.
     """
 
     def __init__(
@@ -86,14 +83,10 @@ class Receiver:
         self._meter = ConnectionMeter()
         self._receptions: dict[_Reception, None] = {}
         """In the order in which they began."""
-        self._num_expected_bytes = 0.0
-        """What is expected of all receptions together."""
-        self._waiting_bytes: Counter[float] = Counter()
-        """What the messages that wait for room are expected to take, with the number of such messages."""
-        self._suspects: dict[str, float] = {}
-        """Callers of whom a message was dropped, with the time until which they are suspect."""
-        self._suspect_turn = asyncio.Lock()
-        self._num_suspect_messages = 0
+        self._waiting: dict[_Reception, None] = {}
+        """Those that wait for room."""
+        self._expected_bytes: Counter[str] = Counter()
+        """What is expected of the receptions of each caller together."""
         self._checked = asyncio.Event()
         self._check_timer: asyncio.TimerHandle | None = None
         self._trim_timer: asyncio.TimerHandle | None = None
@@ -116,31 +109,14 @@ class Receiver:
         try:
             async with asyncio.timeout(deadline_s) as timeout:
                 reception = _Reception(caller, peer, timeout)
-                if self._is_suspect(reception):
-                    found = await self._read_in_turn(messages, reception)
-                else:
-                    found = await self._read(messages, reception)
+                found = await self._read(messages, reception)
         except TimeoutError:
             if reception.is_refused:
-                self._note_dropped(reception)
                 raise self._create_refusal() from None
             raise deadline_refusal(deadline_s or 0.0) from None
         if found is not None:
             self._meter.count_message(peer, len(found))
         return found
-
-    async def _read_in_turn(self, messages: AsyncIterator[bytes], reception: _Reception) -> bytes | None:
-        self._num_suspect_messages += 1
-        try:
-            async with self._suspect_turn:
-                time_s = min(MAX_SUSPECT_S, SUSPECT_ROUND_S / self._num_suspect_messages)
-                until_s = asyncio.get_running_loop().time() + time_s
-                if until_s < (reception.timeout.when() or math.inf):
-                    reception.timeout.reschedule(until_s)
-                    reception.is_refused = True
-                return await self._read(messages, reception)
-        finally:
-            self._num_suspect_messages -= 1
 
     async def _read(self, messages: AsyncIterator[bytes], reception: _Reception) -> bytes | None:
         await self._wait_for_room(reception)
@@ -153,23 +129,30 @@ class Receiver:
                 num_sharing = sum(one.peer == reception.peer for one in self._receptions)
                 self._meter.discard(reception.peer, self._meter.measure(reception.peer) / num_sharing)
             del self._receptions[reception]
+            self._expected_bytes[reception.caller] -= reception.num_expected_bytes
         return found
 
     async def _wait_for_room(self, reception: _Reception) -> None:
         """Begin only as much as fits, whatever arrives before the next check: gRPC reads what a call asks for."""
         typical = self._get_typical_bytes(reception.caller)
-        num_bytes = REQUEST_LIMIT_BYTES if typical is None else min(REQUEST_LIMIT_BYTES, _HEADROOM * typical)
+        num_bytes = REQUEST_LIMIT_BYTES if typical is None else min(REQUEST_LIMIT_BYTES, int(_HEADROOM * typical))
+        reception.num_expected_bytes = num_bytes
         self._schedule_check()
-        self._waiting_bytes[num_bytes] += 1
+        self._waiting[reception] = None
         try:
-            while self._receptions and self._num_expected_bytes + num_bytes > self._limit_bytes:
+            while not self._fits(reception):
                 await self._checked.wait()
         finally:
-            self._waiting_bytes[num_bytes] -= 1
-            self._waiting_bytes += Counter()  # keeps what is above 0
-        reception.num_expected_bytes = num_bytes
-        self._num_expected_bytes += num_bytes
-        reception.measured_s = asyncio.get_running_loop().time()
+            del self._waiting[reception]
+        self._expected_bytes[reception.caller] += num_bytes
+        reception.measured_s = reception.grew_s = asyncio.get_running_loop().time()
+
+    def _fits(self, reception: _Reception) -> bool:
+        """Whether it may begin; a message that is alone, or alone of its caller, fits whatever its size is."""
+        num_bytes, of_caller = reception.num_expected_bytes, self._expected_bytes[reception.caller]
+        fits_all = self._expected_bytes.total() + num_bytes <= self._limit_bytes
+        fits_caller = of_caller + num_bytes <= self._caller_limit_bytes
+        return not self._receptions or (fits_all and (fits_caller or not of_caller))
 
     def _schedule_check(self, delay_s: float = CHECK_INTERVAL_S) -> None:
         if self._check_timer is None:
@@ -178,32 +161,28 @@ class Receiver:
     def _check(self) -> None:
         self._check_timer = None
         began_s, now_s = time.perf_counter(), asyncio.get_running_loop().time()
-        self._suspects = {caller: until_s for caller, until_s in self._suspects.items() if until_s > now_s}
         weights = self._weigh([one for one in self._receptions if now_s - one.measured_s >= CHECK_INTERVAL_S])
         for one, num_bytes in weights.items():
-            growth = max(0.0, num_bytes - one.num_arrived_bytes) * GROWTH_HORIZON_S / (now_s - one.measured_s)
-            one.num_expected_bytes = min(REQUEST_LIMIT_BYTES, num_bytes + growth)
+            growth = max(0, num_bytes - one.num_arrived_bytes)
+            expected_growth = growth * GROWTH_HORIZON_S / (now_s - one.measured_s)
+            one.num_expected_bytes = min(REQUEST_LIMIT_BYTES, num_bytes + int(expected_growth))
             one.num_arrived_bytes, one.measured_s = num_bytes, now_s
-        self._num_expected_bytes = sum(one.num_expected_bytes for one in self._receptions)
+            one.grew_s = now_s if growth else one.grew_s
+        self._expected_bytes = Counter()
+        for one in self._receptions:
+            self._expected_bytes[one.caller] += one.num_expected_bytes
         self._checked.set()
         self._checked = asyncio.Event()
-        if not self._receptions:
+        if not self._receptions and not self._waiting:
             return
-        for reception in self._find_excess(weights):
+        for reception in self._find_excess(weights, now_s):
             reception.is_refused = True
             reception.timeout.reschedule(now_s)
+            _log.warning("an incomplete message of %r is dropped: they take too much memory", reception.caller)
+            metrics.INCOMPLETE_MESSAGES_DROPPED.inc()
+            self._schedule_trim()
         # With thousands of quiet connections a check takes milliseconds; it must not take a noticeable share of a core.
         self._schedule_check(max(CHECK_INTERVAL_S, MAX_CHECK_LOAD * (time.perf_counter() - began_s)))
-
-    def _note_dropped(self, reception: _Reception) -> None:
-        _log.warning("an incomplete message of %r is dropped: such messages take too much memory", reception.caller)
-        metrics.INCOMPLETE_MESSAGES_DROPPED.inc()
-        self._suspects[reception.caller] = asyncio.get_running_loop().time() + SUSPICION_S
-        self._meter.distrust(reception.peer)
-        self._schedule_trim()
-
-    def _is_suspect(self, reception: _Reception) -> bool:
-        return reception.caller in self._suspects and not self._meter.is_trusted(reception.peer)
 
     def _schedule_trim(self) -> None:
         """Return freed memory to the system soon: glibc keeps what gRPC's threads have freed."""
@@ -215,39 +194,48 @@ class Receiver:
         if hasattr(_LIBC, "malloc_trim"):
             asyncio.get_running_loop().run_in_executor(None, _LIBC.malloc_trim, 0)
 
-    def _weigh(self, receptions: Sequence[_Reception]) -> dict[_Reception, float]:
+    def _weigh(self, receptions: Sequence[_Reception]) -> dict[_Reception, int]:
         """Return the bytes that have arrived for each reception; those of one connection are split evenly."""
         counts = Counter(one.peer for one in receptions)
-        weights = {peer: self._meter.measure(peer) / count for peer, count in counts.items()}
+        weights = {peer: self._meter.measure(peer) // count for peer, count in counts.items()}
         return {one: weights[one.peer] for one in receptions}
 
-    def _find_excess(self, arrived: Mapping[_Reception, float]) -> list[_Reception]:
-        """Return the receptions to refuse, so that the others fit: of a caller the oldest, but none below the mean."""
-        by_caller: dict[str, dict[_Reception, float]] = defaultdict(dict)
-        for one, weight in arrived.items():
-            if weight and not one.is_refused:
-                by_caller[one.caller][one] = weight
-        totals = {caller: sum(weights.values()) for caller, weights in by_caller.items()}
-        excess = []
-        # Whoever waits for room must not wait for messages that never end.
-        limit = self._limit_bytes - min(self._waiting_bytes, default=0.0)
-        while totals:
-            caller = max(totals, key=totals.__getitem__)
-            if sum(totals.values()) <= limit and totals[caller] <= MAX_CALLER_SHARE * self._max_bytes:
+    def _find_excess(self, arrived: Mapping[_Reception, int], now_s: float) -> list[_Reception]:
+        """Return the receptions to refuse, so that the others fit, and so that whoever waits for room does not wait for
+        messages that never end."""
+        left = {one: num_bytes for one, num_bytes in arrived.items() if num_bytes and not one.is_refused}
+        found: list[_Reception] = []
+
+        def refuse(candidates: Mapping[_Reception, int]) -> None:
+            found.append(_choose_victim(candidates))
+            del left[found[-1]]
+
+        while left:
+            totals = _sum_by_caller(left)
+            if totals.total() <= self._limit_bytes and max(totals.values()) <= self._caller_limit_bytes:
                 break
-            weights = by_caller[caller]
-            mean = min(totals[caller] / len(weights), max(weights.values()))  # whatever the rounding
-            oldest = next(one for one, weight in weights.items() if weight >= mean)
-            totals[caller] -= weights.pop(oldest)
-            excess.append(oldest)
-            if not weights:
-                del totals[caller]
-        return excess
+            refuse(left)
+        waiting = min(self._waiting, key=lambda one: one.num_expected_bytes, default=None)
+        while waiting and (stalled := {one: n for one, n in left.items() if now_s - one.grew_s >= STALLED_AFTER_S}):
+            totals = _sum_by_caller(left)
+            of_caller = {one: n for one, n in stalled.items() if one.caller == waiting.caller}
+            if totals.total() + waiting.num_expected_bytes > self._limit_bytes:
+                refuse(stalled)
+            elif of_caller and totals[waiting.caller] + waiting.num_expected_bytes > self._caller_limit_bytes:
+                refuse(of_caller)
+            else:
+                break
+        return found
 
     @property
     def _limit_bytes(self) -> float:
         """Bound of all incomplete messages together."""
         return max(0, min(MAX_INCOMPLETE_SHARE * self._max_bytes, self._max_bytes - self._num_held_bytes()))
+
+    @property
+    def _caller_limit_bytes(self) -> float:
+        """Bound of the incomplete messages of one caller."""
+        return MAX_CALLER_SHARE * self._max_bytes
 
     def _create_refusal(self) -> Refusal:
         return Refusal(
@@ -255,3 +243,17 @@ class Receiver:
             message="the message did not arrive, and messages that arrive slowly take too much memory; try later",
             retry_after_s=RETRY_DELAY_S,
         )
+
+
+def _sum_by_caller(receptions: Mapping[_Reception, int]) -> "Counter[str]":
+    totals: Counter[str] = Counter()
+    for one, num_bytes in receptions.items():
+        totals[one.caller] += num_bytes
+    return totals
+
+
+def _choose_victim(receptions: Mapping[_Reception, int]) -> _Reception:
+    """Return, of the caller who has most, the oldest that is not below the mean."""
+    ((caller, total),) = _sum_by_caller(receptions).most_common(1)
+    of_caller = {one: num_bytes for one, num_bytes in receptions.items() if one.caller == caller}
+    return next(one for one, num_bytes in of_caller.items() if num_bytes * len(of_caller) >= total)

@@ -67,8 +67,9 @@ def test_uploads_that_stop_before_their_end_are_dropped_and_others_answered(bund
             stalled_uploads(gateway_server.port, 20, 60 * MIB, method=method) as uploads,
         ):
             await async_wait_until(lambda: sum(upload.is_refused for upload in uploads) >= 16, "refusals")
+            refused = [upload.is_refused for upload in uploads]
             answered = await stub.ClassifyListing(pb.ClassifyListingRequest(photos=[{"content": PHOTO}]))
-            return answered, [upload.is_refused for upload in uploads]
+            return answered, refused
 
     answered, refused = asyncio.run(run())
     assert answered.category_path
@@ -110,19 +111,34 @@ def test_a_quiet_stream_beside_busy_calls_on_one_connection_is_kept(bundle):
     assert asyncio.run(run()).response.category_path
 
 
-def test_after_a_drop_only_connections_that_kept_their_word_may_be_slow(bundle):
+def test_a_quiet_stream_outlives_uploads_of_its_caller_that_are_dropped(bundle):
     async def run():
         async with run_gateway(bundle) as (gateway_server, _), open_stub(gateway_server) as stub:
             quiet = stub.ClassifyListings()
             await quiet.write(pb.ClassifyListingsRequest(sequence=1, request={"photos": [{"content": PHOTO}]}))
             assert (await quiet.read()).response.category_path
-            async with stalled_uploads(gateway_server.port, 8, 60 * MIB) as uploads:
-                await async_wait_until(lambda: any(one.is_refused for one in uploads), "a refusal")
             num_dropped = REGISTRY.get_sample_value(DROPPED)
-            async with stalled_uploads(gateway_server.port, 2, MIB) as uploads:  # would fit
-                await async_wait_until(lambda: all(one.is_refused for one in uploads), "refusals")
-            assert REGISTRY.get_sample_value(DROPPED) >= num_dropped + 2
+            async with stalled_uploads(gateway_server.port, 4, 60 * MIB) as uploads:
+                await async_wait_until(lambda: sum(one.is_refused for one in uploads) == 3, "refusals")
+            assert REGISTRY.get_sample_value(DROPPED) == num_dropped + 3
             await quiet.write(pb.ClassifyListingsRequest(sequence=2, request={"photos": [{"content": PHOTO}]}))
             return await quiet.read()
 
     assert asyncio.run(run()).response.category_path
+
+
+def test_one_caller_never_fills_all_of_the_room(bundle):
+    """Two uploads of the largest size would: the second one is not read before the first one is dropped."""
+
+    async def run():
+        async with (
+            run_gateway(bundle) as (gateway_server, _),
+            stalled_uploads(gateway_server.port, 2, 60 * MIB) as both,
+        ):
+            await async_wait_until(lambda: any(one.num_left == 0 for one in both), "all but the last byte")
+            most_unread = max(one.num_left for one in both if not one.is_refused)
+            await async_wait_until(lambda: any(one.is_refused for one in both), "a refusal")
+            await async_wait_until(lambda: all(one.is_refused or one.num_left == 0 for one in both), "the second one")
+            return most_unread
+
+    assert asyncio.run(run()) > 50 * MIB
