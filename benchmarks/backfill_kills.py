@@ -101,7 +101,7 @@ def find_victim(turn: str, pid: int) -> int | None:
     """Wait for a process to kill and return its pid."""
     if turn in ("job", "ray_job"):
         return pid
-    wanted = b"serving.decoding.fork_server" if turn == "decoder" else b"ray::_Worker"
+    wanted = b"vision.decoding.fork_server" if turn == "decoder" else b"ray::_Worker"
     found = []
     for member in list_process_tree([pid]):
         with contextlib.suppress(OSError):

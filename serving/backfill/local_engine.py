@@ -14,11 +14,11 @@ from serving.backfill.output import ShardTables, decide_shard
 from serving.backfill.photo_reader import PhotoReader
 from serving.backfill.pipeline import PhotoDecoder, Pipeline, WaitTimes
 from serving.backfill.plan import ShardPhotos
-from serving.decoding.fork_client import MAX_MEMORY_BYTES, Decoder, ForkServer, InlineDecoder
-from serving.decoding.fork_server import DecodeSettings
-from serving.decoding.time_limits import TimeLimits
 from serving.errors import BackfillError
 from vision.bundle import ONNX_ON_CPU, Bundle
+from vision.decoding.fork_client import MAX_MEMORY_BYTES, Decoder, ForkServer, InlineDecoder
+from vision.decoding.fork_server import DecodeSettings
+from vision.decoding.time_limits import TimeLimits
 from vision.engine import Logits, OnnxEngine
 from vision.errors import EngineError
 from vision.images import PhotoLimits

@@ -46,8 +46,8 @@ def serve(**flags: Any) -> None:
     from serving.observability.tracing import read_standard_endpoint
 
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there are processes to replace; the default would end this one
-    from serving.processes.lifetime import keep_freed_memory_in_children, raise_descriptor_limit
     from serving.supervisor.supervisor import serve as run
+    from vision.runtime.lifetime import keep_freed_memory_in_children, raise_descriptor_limit
 
     options = ServeOptions(**flags)
     if conflict := options.find_conflict():

@@ -1,1 +1,1 @@
-"""Photos decoded in processes that a photo may crash."""
+"""The gateway's pool of decode workers."""

@@ -9,15 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from serving.decoding.fork_client import (
+from serving.decoding.prepared import PHOTO_LIMITS, PreparedPhoto, prepare
+from vision.decoding.fork_client import (
     MAX_MEMORY_BYTES,
     DecodeWorker,
     ForkServer,
     create_crash_error,
 )
-from serving.decoding.fork_server import DecodeSettings
-from serving.decoding.prepared import PHOTO_LIMITS, PreparedPhoto, prepare
-from serving.decoding.time_limits import PhotoTimer, TimeLimits
+from vision.decoding.fork_server import DecodeSettings
+from vision.decoding.time_limits import PhotoTimer, TimeLimits
 from vision.errors import PhotoError
 from vision.images import PhotoLimits, Preprocessing, check_bytes
 

@@ -24,7 +24,6 @@ from serving.inference.engine import AsyncEngine
 from serving.inference.in_process import InProcessEngine
 from serving.inference.triton import TritonEngine
 from serving.observability.metrics import BREAKER_OPEN, FREE_DESCRIPTORS, GOLDEN_SUCCESS_S, SERVING
-from serving.processes.lifetime import count_free_descriptors
 from serving.processes.sockets import format_address, gateway_socket_address
 from serving.rollout.release import ServedRelease
 from serving.rollout.router import Router, create_single_release_split
@@ -32,6 +31,7 @@ from serving.rollout.traffic_split import TrafficSplit
 from vision.bundle import Bundle
 from vision.errors import EngineUnavailable
 from vision.images import Preprocessing
+from vision.runtime.lifetime import count_free_descriptors
 
 if TYPE_CHECKING:
     from serving.gateway.photo_fetch import PhotoFetcher

@@ -24,10 +24,10 @@ from serving.http_api.browser_guard import list_allowed_hosts
 from serving.http_api.connections import ConnectionLimits, ConnectionTable, LimitedProtocol
 from serving.http_api.upstream import Upstream
 from serving.processes.control import ControlServer
-from serving.processes.lifetime import die_with_parent
 from serving.processes.sockets import process_control_path
 from vision.errors import ListingVisionError
 from vision.runtime.cli import run_command
+from vision.runtime.lifetime import die_with_parent
 
 __all__ = ["HttpServer"]
 

@@ -20,7 +20,7 @@ FIRST_GOLDEN_PHOTO = slice(0, 1)
 """The golden photo of a periodic check, which should cost little."""
 GOLDEN_TIMEOUT_S = 5.0
 """A model that takes longer for one photo has stopped. The worst case of a working model is 4.5 s: every instance at
-the slowest listing that it may decode, and one more such photo each (`serving.decoding.fork_client`)."""
+the slowest listing that it may decode, and one more such photo each (`vision.decoding.fork_client`)."""
 RECHECK_INTERVAL_S = 0.25
 """Between checks while they fail: callers are refused until one succeeds."""
 

@@ -46,7 +46,7 @@ QUEUE_STAGE = "queue"
 """The stage of a call that waits for its turn at Triton."""
 _RPC_TIMEOUT_S = 10.0
 # Longer than Triton's own queue timeout (5 s) and the time in which a model decodes the photos of a listing
-# (`serving.decoding.time_limits`), so that Triton is the first to give up.
+# (`vision.decoding.time_limits`), so that Triton is the first to give up.
 _INFER_TIMEOUT_S = 20.0
 # A full or overdue queue is UNAVAILABLE like a dead server; only Triton's message tells them apart.
 _QUEUE_FULL_MESSAGES = ("Exceeds maximum queue size", "Request timeout expired")

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from tritonclient.grpc import service_pb2
 
-from serving.decoding.fork_server import parse_photo_error
+from vision.decoding.fork_server import parse_photo_error
 from vision.engine import INPUT_NAME, OUTPUT_NAMES, Logits
 from vision.errors import EngineBroken, PhotoError
 

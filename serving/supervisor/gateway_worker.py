@@ -18,10 +18,10 @@ from serving.config import ServeOptions
 from serving.gateway.server import GatewayServer
 from serving.observability import tracing
 from serving.processes.control import Command, ControlServer
-from serving.processes.lifetime import die_with_parent
 from serving.processes.sockets import format_address, process_control_path
 from serving.rollout.traffic_split import TrafficSplit
 from vision.runtime.cli import run_command
+from vision.runtime.lifetime import die_with_parent
 
 __all__ = ["main"]
 

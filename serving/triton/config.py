@@ -9,8 +9,6 @@ from typing import Literal, cast, get_args
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from serving.decoding.fork_client import MAX_MEMORY_BYTES
-from serving.decoding.fork_server import DecodeSettings
 from serving.decoding.prepared import PHOTO_LIMITS
 from serving.inference.model_names import MODEL_NAME
 from serving.inference.triton_tensors import (
@@ -23,6 +21,8 @@ from serving.inference.triton_tensors import (
     SIZES_NAME,
 )
 from vision.bundle import ONNX_ON_CPU, Bundle
+from vision.decoding.fork_client import MAX_MEMORY_BYTES
+from vision.decoding.fork_server import DecodeSettings
 from vision.engine import INPUT_NAME, OUTPUT_NAMES
 from vision.errors import ListingVisionError
 from vision.runtime.cpus import count_usable_cores

@@ -12,16 +12,15 @@ __all__ = ["list_decoding_code", "remove_model", "write_repository"]
 
 _ROOT = Path(__file__).resolve().parents[2]
 _DECODING_CODE = (
-    "serving/__init__.py",
-    "serving/decoding/__init__.py",
-    "serving/decoding/decoder_group.py",
-    "serving/decoding/fork_client.py",
-    "serving/decoding/fork_server.py",
-    "serving/decoding/time_limits.py",
-    "serving/processes/__init__.py",
-    "serving/processes/lifetime.py",
     "vision/__init__.py",
+    "vision/decoding/__init__.py",
+    "vision/decoding/decoder_group.py",
+    "vision/decoding/fork_client.py",
+    "vision/decoding/fork_server.py",
+    "vision/decoding/time_limits.py",
     "vision/errors.py",
+    "vision/runtime/__init__.py",
+    "vision/runtime/lifetime.py",
 )
 """Files that a model that decodes needs of this project, beside those of `vision/images`."""
 _GPU_DECODING_CODE = "vision/images/gpu_decoding.py"

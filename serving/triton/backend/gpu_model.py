@@ -25,7 +25,7 @@ CODE = Path(__file__).resolve().parent / "code"
 # At the end of the path, so that it hides no package of this environment.
 sys.path.append(str(CODE))
 
-from serving.decoding import decoder_group, fork_client, fork_server  # noqa
+from vision.decoding import decoder_group, fork_client, fork_server  # noqa
 from vision.images.gpu_decoding import DeviceDecoder, find_plain_crop  # noqa: E402
 
 OUTPUTS = ("category_logits", "brand_logits", "embedding")

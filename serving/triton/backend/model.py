@@ -20,7 +20,7 @@ CODE = Path(__file__).resolve().parent / "code"
 # At the end of the path, so that it hides no package of this environment.
 sys.path.append(str(CODE))
 
-from serving.decoding import decoder_group, fork_client, fork_server  # noqa
+from vision.decoding import decoder_group, fork_client, fork_server  # noqa
 
 OUTPUTS = ("category_logits", "brand_logits", "embedding")
 

@@ -14,10 +14,10 @@ from PIL import Image
 
 from serving.decoding.pool import DecoderPool, DecoderThreads
 from serving.decoding.prepared import prepare
-from serving.decoding.time_limits import TimeLimits
 from tests.support.helpers import create_scene, encode_image, list_decoder_pids
 from tests.support.hostile_photos import hostile_photos
 from tests.support.waiting import async_wait_until
+from vision.decoding.time_limits import TimeLimits
 from vision.errors import (
     PhotoDecoderCrashed,
     PhotoEmpty,

@@ -181,7 +181,7 @@ def list_decode_workers(pid: int) -> list[int]:
             yield child
             yield from list_descendants(child)
 
-    module = b"serving.decoding.fork_server"
+    module = b"vision.decoding.fork_server"
     decoding = {p for p in list_descendants(pid) if module in Path(f"/proc/{p}/cmdline").read_bytes()}
     return sorted(p for p in decoding if read_parent(p) in decoding)
 

@@ -4,13 +4,13 @@ import signal
 import subprocess
 import sys
 
-from serving.processes.lifetime import count_free_descriptors
 from tests.conftest import ROOT
+from vision.runtime.lifetime import count_free_descriptors
 
 # os.write: a signal handler must not use a buffer that the program may be writing to.
 CHILD = """
 import os, signal
-from serving.processes.lifetime import die_with_parent
+from vision.runtime.lifetime import die_with_parent
 signal.signal(signal.SIGUSR1, lambda *_: (os.write(1, b"parent exited\\n"), os._exit(0)))
 die_with_parent(signal.SIGUSR1)
 print("ready", flush=True)
@@ -38,7 +38,7 @@ def test_a_parent_that_exited_before_is_noticed_where_its_pid_is_known():
 
 def test_a_process_may_open_more_files_than_connections_come():
     code = (
-        "import resource; from serving.processes.lifetime import raise_descriptor_limit\n"
+        "import resource; from vision.runtime.lifetime import raise_descriptor_limit\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (100, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))\n"
         "raise_descriptor_limit()\n"
         "soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE); assert soft == min(hard, 65_536), (soft, hard)"
@@ -65,7 +65,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 def test_children_use_freed_memory_again_without_asking_the_kernel():
     code = (
-        "import subprocess, sys; from serving.processes.lifetime import keep_freed_memory_in_children\n"
+        "import subprocess, sys; from vision.runtime.lifetime import keep_freed_memory_in_children\n"
         "keep_freed_memory_in_children(); subprocess.run([sys.executable, '-c', sys.argv[1]], check=True)"
     )
     command = [sys.executable, "-c", code, COUNT_PAGES]

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from serving.decoding.time_limits import PhotoTimer, TimeLimits, read_cpu_s
 from tests.support.clock import ManualClock
+from vision.decoding.time_limits import PhotoTimer, TimeLimits, read_cpu_s
 from vision.errors import PhotoServiceBusy, PhotoTimedOut
 
 LIMITS = TimeLimits(cpu_s=2, wall_s=10)

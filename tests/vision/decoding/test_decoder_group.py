@@ -8,13 +8,13 @@ import sys
 import numpy as np
 import pytest
 
-from serving.decoding.decoder_group import DecoderGroup, InlineDecoderGroup
-from serving.decoding.fork_client import MAX_MEMORY_BYTES, ForkServer
-from serving.decoding.fork_server import DecodeSettings
-from serving.decoding.time_limits import TimeLimits
 from tests.conftest import ROOT
 from tests.support.clock import ManualClock
 from tests.support.helpers import create_scene, encode_image
+from vision.decoding.decoder_group import DecoderGroup, InlineDecoderGroup
+from vision.decoding.fork_client import MAX_MEMORY_BYTES, ForkServer
+from vision.decoding.fork_server import DecodeSettings
+from vision.decoding.time_limits import TimeLimits
 from vision.errors import PhotoNotAnImage, PhotoServiceBusy, PhotoTimedOut
 from vision.images import PhotoLimits, Preprocessing, prepare_photo
 

@@ -3,7 +3,7 @@
 A native decoder that crashes, hangs or exhausts memory on a hostile photo ends its worker and nothing else. The fork
 server has imported all that a worker needs, so that a new worker starts within milliseconds.
 
-    python -m serving.decoding.fork_server FD
+    python -m vision.decoding.fork_server FD
 
 FD is a sequenced-packet socket. Each message on it asks for one worker: it has the `DecodeSettings` and, as passed file
 descriptors, the worker's socket and memory. The response is the worker's pid. A request to a worker is the number of
@@ -23,10 +23,10 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from serving.processes.lifetime import die_with_parent
 from vision import errors
 from vision.errors import PhotoError
 from vision.images import PhotoLimits, Preprocessing, prepare_photo
+from vision.runtime.lifetime import die_with_parent
 
 __all__ = ["MAX_RESPONSE_BYTES", "NUM_BYTES_STRUCT", "OK", "PID_STRUCT", "DecodeSettings", "parse_photo_error"]
 

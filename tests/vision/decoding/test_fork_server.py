@@ -1,6 +1,6 @@
 import pytest
 
-from serving.decoding.fork_server import DecodeSettings, parse_photo_error
+from vision.decoding.fork_server import DecodeSettings, parse_photo_error
 from vision.errors import PhotoDecoderCrashed, PhotoServiceBusy, PhotoTruncated
 from vision.images import PhotoLimits, Preprocessing
 

@@ -1,4 +1,4 @@
-"""Starts the fork server (`serving.decoding.fork_server`), has it fork decode workers, and sends each a photo at a
+"""Starts the fork server (`vision.decoding.fork_server`), has it fork decode workers, and sends each a photo at a
 time.
 
 Its calls block. Triton's Python backend decodes with it too, so it imports only packages that exist there.
@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from serving.decoding.fork_server import (
+from vision.decoding.fork_server import (
     MAX_RESPONSE_BYTES,
     NUM_BYTES_STRUCT,
     OK,
@@ -28,7 +28,7 @@ from serving.decoding.fork_server import (
     DecodeSettings,
     parse_photo_error,
 )
-from serving.decoding.time_limits import PhotoTimer, TimeLimits
+from vision.decoding.time_limits import PhotoTimer, TimeLimits
 from vision.errors import PhotoDecoderCrashed, PhotoError
 from vision.images import Photo, check_bytes, prepare_photo
 
@@ -90,7 +90,7 @@ class ForkServer:
     """The process that forks decode workers; the first fork starts it."""
 
     def __init__(self, settings: DecodeSettings, python: Sequence[str], *, path: Path) -> None:
-        """Args: python: command that runs Python; path: folder of the packages `serving` and `vision`."""
+        """Args: python: command that runs Python; path: folder of the package `vision`."""
         self._settings = settings
         self._python = python
         self._path = path
@@ -143,7 +143,7 @@ class ForkServer:
         ours.settimeout(_START_TIMEOUT_S)
         with theirs:
             self._process = subprocess.Popen(
-                [*self._python, "-m", "serving.decoding.fork_server", str(theirs.fileno())],
+                [*self._python, "-m", "vision.decoding.fork_server", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 cwd=self._path,

@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
-from serving.decoding.fork_client import Decoder, ForkServer, InlineDecoder
-from serving.decoding.fork_server import DecodeSettings
-from serving.decoding.time_limits import TimeLimits, create_busy_error
+from vision.decoding.fork_client import Decoder, ForkServer, InlineDecoder
+from vision.decoding.fork_server import DecodeSettings
+from vision.decoding.time_limits import TimeLimits, create_busy_error
 from vision.errors import PhotoError
 from vision.images import Photo
 

@@ -1,0 +1,1 @@
+"""Photos decoded in worker processes that a photo may crash."""
