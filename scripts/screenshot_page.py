@@ -1,76 +1,55 @@
-"""Write docs/page.jpg: the web page with a listing of synthetic photos, served from a bundle.
+"""Write docs/page.jpg, page-ja.jpg and page-phone.jpg: the web page with a listing of synthetic photos.
 
-    python -m scripts.screenshot_page BUNDLE [docs/page.jpg] [--width 1200 --height 900] [--dark] [--language en]
+    python -m scripts.screenshot_page BUNDLE [--folder docs]
 
 Needs a Chromium and a Japanese font (`apt-get install chromium fonts-ipaexfont-gothic`).
 """
 
 import argparse
-import re
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from tests.support.browser import open_browser
-from training.data.synthetic import create_synthetic_photo
+from tests.support.page_states import create_page_photos, wait_for_phase
+from tests.support.serving_process import start_serve
 
 ROOT = Path(__file__).resolve().parent.parent
+SHOTS: dict[str, dict[str, Any]] = {
+    "page.jpg": {"locale": "en-GB", "viewport": {"width": 1200, "height": 900}},
+    "page-ja.jpg": {"locale": "ja-JP", "viewport": {"width": 1200, "height": 900}},
+    "page-phone.jpg": {"locale": "en-GB", "viewport": {"width": 390, "height": 844}, "device_scale_factor": 2},
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("output", type=Path, nargs="?", default=ROOT / "docs" / "page.jpg")
-    parser.add_argument("--width", type=int, default=1200)
-    parser.add_argument("--height", type=int, default=900)
-    parser.add_argument("--dark", action="store_true")
-    parser.add_argument("--language", default="en")
+    parser.add_argument("--folder", type=Path, default=ROOT / "docs")
     options = parser.parse_args()
-    command = [sys.executable, "-m", "listing_vision", "serve", str(options.bundle.resolve())]
-    with tempfile.TemporaryDirectory() as folder, (Path(folder) / "log").open("wb") as log:
-        process = subprocess.Popen([*command, "--port", "0", "--http-port", "0"], stdout=log, stderr=log, cwd=ROOT)
-        try:
-            take(_url(process, Path(folder) / "log"), Path(folder), options)
-        finally:
-            process.terminate()
-            process.wait(60)
-
-
-def _url(process: "subprocess.Popen[bytes]", log: Path) -> str:
-    while "listening on" not in log.read_text():
-        if process.poll() is not None:
-            raise SystemExit(log.read_text())
-        time.sleep(0.1)
-    return re.findall(r"HTTP at (\S+)", log.read_text())[-1]
-
-
-def take(url: str, folder: Path, options: argparse.Namespace) -> None:
-    photos = []
-    for number in range(3):
-        photos.append(folder / f"{number}.jpg")
-        photos[-1].write_bytes(create_synthetic_photo(0, 2, np.random.default_rng(21 + number)))
-    with open_browser() as running:
-        context = running.new_context(
-            viewport={"width": options.width, "height": options.height},
-            color_scheme="dark" if options.dark else "light",
-            locale="ja-JP" if options.language == "ja" else "en-GB",
+    with tempfile.TemporaryDirectory() as folder:
+        served = start_serve(
+            options.bundle.resolve(), Path(folder) / "serve.log", "--http-port", "0", "--outcomes", folder
         )
-        page = context.new_page()
-        page.goto(url)
-        page.set_input_files("#files", list(map(str, photos)))
-        page.wait_for_selector("#found:not([hidden])")
-        page.locator("#views li:first-child .look").click()
-        page.wait_for_selector("canvas")
-        page.screenshot(path=str(options.output), full_page=options.width < 600, **_quality(options.output))
-    print(f"written: {options.output}")
+        try:
+            take_all(served.http_url, Path(folder), options.folder)
+        finally:
+            served.stop()
 
 
-def _quality(path: Path) -> dict[str, int]:
-    return {"quality": 88} if path.suffix in (".jpg", ".jpeg") else {}
+def take_all(url: str, photo_folder: Path, output_folder: Path) -> None:
+    photos = create_page_photos(photo_folder)
+    with open_browser() as running:
+        for name, options in SHOTS.items():
+            page = running.new_context(**options).new_page()
+            page.goto(url)
+            page.set_input_files("#files", photos.good)
+            wait_for_phase(page, "answered")
+            if options["viewport"]["width"] > 600:  # on a phone the map would fill the screen
+                page.locator("#views li:first-child .looks button").first.click()
+                page.wait_for_selector("#views .looked")
+            page.screenshot(path=str(output_folder / name), quality=88)
+            print(f"written: {output_folder / name}")
 
 
 if __name__ == "__main__":

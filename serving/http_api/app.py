@@ -4,6 +4,7 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable, Coroutine
 from importlib import resources
+from pathlib import PurePath
 from typing import Any
 
 import grpc
@@ -16,12 +17,14 @@ from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
+from listing_vision_client.protocol import listing_vision_pb2 as pb
 from serving.api.limits import DEFAULT_TIMEOUT_S, HTTP_PEER_HEADER, MAX_TIMEOUT_S
 from serving.http_api.body_limits import BodyLimits
 from serving.http_api.browser_guard import BrowserGuard, SecurityHeaders
 from serving.http_api.errors import HttpRefusal, error_response, from_grpc_error
 from serving.http_api.form_requests import parse_form
 from serving.http_api.json_requests import parse_json, parse_query
+from serving.http_api.preview import PreviewMaker
 from serving.http_api.routes import FORM_METHOD, HttpRule, Route, list_routes
 from serving.http_api.upstream import Upstream
 
@@ -29,30 +32,38 @@ __all__ = ["create_app"]
 
 _FORWARDED_HEADERS = ("authorization", "x-request-id", "traceparent", "tracestate")
 _JSON, _FORM = "application/json", "multipart/form-data"
-_PAGE_FILES = {
-    "/": ("page.html", "text/html; charset=utf-8"),
-    "/page.css": ("page.css", "text/css; charset=utf-8"),
-    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
-    "/words.js": ("words.js", "text/javascript; charset=utf-8"),
+_PAGE = "page.html"
+_MEDIA_TYPES = {
+    ".css": "text/css; charset=utf-8",
+    ".html": "text/html; charset=utf-8",
+    ".jpg": "image/jpeg",
+    ".js": "text/javascript; charset=utf-8",
 }
+_PREVIEW_RULE = HttpRule("POST", "/page/preview")
+"""For the page alone: a photo's bytes to a JPEG. Not part of the contract."""
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-def create_app(upstream: Upstream, *, allowed_hosts: frozenset[str] | None = None, has_tls: bool = False) -> Starlette:
+def create_app(
+    upstream: Upstream,
+    *,
+    previews: PreviewMaker | None = None,
+    allowed_hosts: frozenset[str] | None = None,
+    has_tls: bool = False,
+) -> Starlette:
     """Create the application.
 
     Args:
         upstream: the connection to the service.
+        previews: for the page; close it. Default: one that nobody closes.
         allowed_hosts: see `serving.http_api.browser_guard.list_allowed_hosts`.
         has_tls: whether browsers may be told to use nothing but HTTPS.
     """
     routes = [
         *(_create_route(route.rule, _create_endpoint(route, upstream)) for route in list_routes()),
         _create_route(HttpRule("GET", "/openapi.json"), _create_file_endpoint("openapi.json", _JSON)),
-        *(
-            _create_route(HttpRule("GET", path), _create_file_endpoint(f"page/{name}", media_type))
-            for path, (name, media_type) in _PAGE_FILES.items()
-        ),
+        _create_route(_PREVIEW_RULE, _create_preview_endpoint(upstream, previews or PreviewMaker())),
+        *(_create_page_route(file.name) for file in (resources.files("serving.http_api") / "page").iterdir()),
     ]
     middleware = [
         Middleware(SecurityHeaders, has_tls=has_tls),
@@ -79,6 +90,23 @@ def _create_file_endpoint(name: str, media_type: str) -> Endpoint:
 
     async def send(request: Request) -> Response:
         return Response(content, media_type=media_type)
+
+    return send
+
+
+def _create_page_route(name: str) -> routing.Route:
+    endpoint = _create_file_endpoint(f"page/{name}", _MEDIA_TYPES[PurePath(name).suffix])
+    return _create_route(HttpRule("GET", "/" if name == _PAGE else f"/{name}"), endpoint)
+
+
+def _create_preview_endpoint(upstream: Upstream, previews: PreviewMaker) -> Endpoint:
+    async def send(request: Request) -> Response:
+        try:  # only for callers whom the gateway knows
+            metadata = _list_forwarded_headers(request)
+            await upstream.call("GetModel", pb.GetModelRequest(), timeout_s=DEFAULT_TIMEOUT_S, metadata=metadata)
+        except grpc.aio.AioRpcError as error:
+            return from_grpc_error(error)
+        return Response(await previews.create(await request.body()), media_type="image/jpeg")
 
     return send
 

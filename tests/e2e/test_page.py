@@ -1,20 +1,39 @@
 """The page for people, in a real browser, served by a real gateway with a real Triton behind it."""
 
 import hashlib
+import json
 import re
+import subprocess
+import sys
+from pathlib import Path
 from urllib.parse import urlsplit
 
-import numpy as np
 import pytest
 
 from listing_vision_client.protocol import listing_vision_pb2 as pb
 from listing_vision_client.protocol import reasons_pb2
-from tests.support.browser import find_chromium, open_browser
-from training.data.synthetic import create_synthetic_photo
+from serving.http_api.errors import get_statuses
+from tests.support import toolchains
+from tests.support.browser import find_chromium, find_violations, open_browser
+from tests.support.page_states import STATES, create_page_photos, wait_for_phase
 
 pytestmark = pytest.mark.skipif(find_chromium() is None, reason="needs a Chromium: apt-get install chromium")
 
 TOKEN = "a-token-of-the-page"
+WIDTHS = (1280, 390, 320)
+NAMES_OF_THEIR_OWN = r"JPEG|PNG|WebP|GIF|AVIF|HEIC|MB|API|JSON|ID|\d\.jpg|broken\.jpg|phone\.heic"
+"""What is written in Latin letters in Japanese too."""
+LATIN_TEXTS = """() => {
+  document.querySelectorAll("details").forEach((one) => (one.open = true));
+  const isShown = (one) => one.checkVisibility() && !one.closest("[lang=en], [translate=no]");
+  const texts = [];
+  const nodes = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (nodes.nextNode()) if (isShown(nodes.currentNode.parentElement)) texts.push(nodes.currentNode.data);
+  for (const one of [...document.querySelectorAll("*")].filter(isShown)) {
+    for (const name of ["aria-label", "alt", "title", "placeholder"]) texts.push(one.getAttribute(name) ?? "");
+  }
+  return texts.filter((text) => /[a-z]{2}/i.test(text));
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -36,37 +55,66 @@ def open_page():
 
         yield open_one
         for page, complaints, hosts, host in opened:
-            assert not [said for said in complaints if "401" not in said and "400" not in said]
+            # Chromium itself reports each response that is an error.
+            assert not [said for said in complaints if not said.startswith("Failed to load resource")]
             assert hosts - {""} == {host}
             page.context.close()
 
 
 @pytest.fixture(scope="module")
 def url(bundle, start_serving, triton_installation, tmp_path_factory):
-    log = tmp_path_factory.mktemp("page") / "serve.log"
-    return start_serving(bundle.folder, log, "--http-port", "0").http_url
+    folder = tmp_path_factory.mktemp("page")
+    options = ("--http-port", "0", "--outcomes", str(folder / "outcomes"))
+    return start_serving(bundle.folder, folder / "serve.log", *options).http_url
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("photos")
-    paths = []
-    for number in range(3):
-        paths.append(folder / f"{number}.jpg")
-        paths[-1].write_bytes(create_synthetic_photo(2, 2, np.random.default_rng(number)))
-    (folder / "bad.jpg").write_bytes(b"no photo at all")
-    return [*map(str, paths), str(folder / "bad.jpg")]
+def photos(tmp_path_factory):
+    return create_page_photos(tmp_path_factory.mktemp("photos"))
 
 
 def wait_for_suggestion(page):
-    page.wait_for_selector("#found:not([hidden])")
-    return page.locator("#state").inner_text()
+    wait_for_phase(page, "answered")
+    return page.locator("#state").evaluate("(state) => state.firstChild.data")
 
 
-def test_photos_of_a_listing_are_answered_and_explained(open_page, url, files, bundle):
+@pytest.mark.parametrize("state", STATES)
+def test_each_state_is_accessible_and_fits_at_each_width_and_speaks_japanese(open_page, url, photos, state, tmp_path):
+    page = open_page(url)
+    STATES[state](page, photos)
+    for width in WIDTHS:
+        page.set_viewport_size({"width": width, "height": 844})
+        assert find_violations(page) == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        page.screenshot(path=tmp_path / f"{width}.png", full_page=True)
+    page.get_by_role("button", name="日本語").click()
+    assert [
+        text for text in page.evaluate(LATIN_TEXTS) if re.search("[a-z]{2}", re.sub(NAMES_OF_THEIR_OWN, "", text), re.I)
+    ] == []
+    assert page.locator("html").get_attribute("lang") == "ja"
+    page.screenshot(path=tmp_path / "ja.png", full_page=True)
+    assert len(list(tmp_path.iterdir())) == len(WIDTHS) + 1
+    page.context.close()
+
+
+def test_forced_colours_dark_and_twice_the_size(open_page, url, photos):
+    # 1280 px at 200 % are 640 px.
+    page = open_page(url, viewport={"width": 640, "height": 450}, device_scale_factor=2, color_scheme="dark")
+    STATES["explained"](page, photos)
+    assert find_violations(page) == []
+    page.emulate_media(forced_colors="active")
+    assert find_violations(page, without_rules=["color-contrast"]) == []  # axe-core sees the colours of the style sheet
+    assert page.evaluate("document.documentElement.scrollWidth") <= 640
+    bar = page.locator("#path meter").first
+    assert bar.evaluate("(meter) => getComputedStyle(meter).borderTopWidth") == "1px"
+    page.evaluate("document.documentElement.style.fontSize = '200%'")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 640
+
+
+def test_photos_of_a_listing_are_answered(open_page, url, photos, bundle):
     page = open_page(url)
     assert page.locator("#state").inner_text() == "Add photos to see a category and a brand."
-    page.set_input_files("#files", files)
+    page.set_input_files("#files", [*photos.good, photos.broken])
     assert wait_for_suggestion(page) == "Answered from 3 of 4 photos."
     names = page.locator("#path .name").all_inner_texts()
     paths = {tuple(c.name for c in bundle.taxonomy.get_lineage(leaf)) for leaf in bundle.taxonomy.leaf_ids}
@@ -75,27 +123,43 @@ def test_photos_of_a_listing_are_answered_and_explained(open_page, url, files, b
     for step in page.locator("#path li.suggested").all():
         step.locator("summary").click()
         assert step.locator("details p").inner_text()
-    assert page.locator("#brand .name").inner_text()
-    assert page.locator("#alternatives li").count() == 4
+    said = page.locator("#state").text_content()
+    assert all(name in said for name in [*names, page.locator("#brand .name").inner_text()])
+    others = page.locator("#alternatives li").all_inner_texts()
+    assert others
+    for other in others:
+        *path, percentage = re.split(" › |\n", other)
+        assert tuple(path) in paths - {tuple(names)}
+        assert float(percentage.removesuffix("%")) >= 1
     facts = page.locator("#facts").inner_text()
     assert bundle.info.model_version in facts
     assert re.search(r"model [\d.]+ ms", facts)
-    assert page.locator("#views li.bad .error").inner_text()
-    page.locator("#views li:first-child .look").click()
-    page.wait_for_selector("#views li:first-child canvas")
-    told = page.locator("#views li:first-child").inner_text()
-    assert "Brighter parts matter more" in told or "No single part decides" in told
+    assert page.locator("#views .file").all_inner_texts() == ["0.jpg", "1.jpg", "2.jpg", "broken.jpg"]
+    assert page.locator("#views li.bad .error").inner_text().startswith("Not a photo we can read.")
     page.locator("#views li.bad .remove").click()
     page.get_by_text("Answered from 3 of 3 photos.").wait_for()
+    assert json.loads(page.locator("#response").text_content())["categoryPath"][0]["name"] == names[0]
 
 
-def test_it_speaks_japanese_to_those_who_do(open_page, url, files):
+def test_a_confidence_is_never_100_percent(open_page, url):
+    shown = open_page(url).evaluate(
+        """import('./text.js').then(({ percent, percentPair }) =>
+        [...[0, 0.0004, 0.5, 0.99889, 0.99949, 1].map((share) => percent(share)), percentPair(0.9712, 0.9714),
+         percentPair(0.9992, 0.9996)])"""
+    )
+    assert shown[:6] == ["0%", "under 0.1%", "50%", "99.9%", "over 99.9%", "over 99.9%"]
+    assert shown[6:] == [["97.12%", "97.14%"], ["99.92%", "99.96%"]]
+
+
+def test_the_names_are_japanese_for_those_who_read_it(open_page, url, photos):
     page = open_page(url, locale="ja-JP")
     assert page.locator("html").get_attribute("lang") == "ja"
-    page.set_input_files("#files", files[:1])
+    page.set_input_files("#files", photos.good[:1])
     assert wait_for_suggestion(page) == "1枚中1枚の写真から判定しました。"
+    assert not page.locator("#found [lang=en]").count()
+    assert not re.search("[a-z]{2}", " ".join(page.locator("#path .name").all_inner_texts()))
     page.get_by_role("button", name="English").click()
-    assert page.locator("#state").inner_text() == "Answered from 1 of 1 photos."
+    assert wait_for_suggestion(page) == "Answered from 1 of 1 photos."
     assert page.locator("html").get_attribute("lang") == "en"
 
 
@@ -103,57 +167,163 @@ def test_each_reason_and_stage_of_the_contract_has_words_in_both_languages(open_
     words = open_page(url).evaluate("import('./words.js').then(({ WORDS }) => WORDS)")
     enums = (pb.NotPrefilledReason, pb.Stage, reasons_pb2.PhotoErrorReason)
     expected = {name for enum in enums for name in enum.keys()[1:]}  # the first one is never sent
+    expected |= {name for name in reasons_pb2.ErrorReason.keys()[1:] if get_statuses(name)[0] in (401, 408, 413, 429)}
+    expected |= {name for name in reasons_pb2.ErrorReason.keys()[1:] if get_statuses(name)[0] in (503, 504)}
     assert expected <= set(words["en"])
     assert set(words["en"]) == set(words["ja"])
     for key, text in words["en"].items():
         assert set(re.findall(r"{\d}", text)) == set(re.findall(r"{\d}", words["ja"][key])), key
 
 
-def test_the_keyboard_is_enough(open_page, url, files):
+def test_an_answer_outlives_what_fails_after_it(open_page, url, photos):
+    page = open_page(url)
+    STATES["offline"](page, photos)
+    assert page.locator("#state").inner_text() == "The service cannot be reached. Check your connection."
+    assert page.locator("#path .name").count()
+    assert page.locator("#stale").is_visible()
+    page.context.set_offline(False)
+    page.get_by_text("Answered from 4 of 4 photos.").wait_for()
+    assert not page.locator("#stale").is_visible()
+
+
+def test_what_runs_can_be_cancelled_and_tried_again(open_page, url, photos):
+    page = open_page(url)
+    page.route("**/v1/listings:classify", lambda route: None, times=1)
+    page.set_input_files("#files", photos.good)
+    page.get_by_role("button", name="Cancel").click()
+    assert page.locator("#state").inner_text() == "Cancelled."
+    assert page.evaluate("document.activeElement.id") == "retry"
+    page.keyboard.press("Enter")
+    assert wait_for_suggestion(page) == "Answered from 3 of 3 photos."
+
+
+def test_a_map_lies_over_the_photo_and_the_focus_stays(open_page, url, photos):
+    page = open_page(url)
+    page.route("**/v1/photos:explain", lambda route: None, times=1)
+    page.set_input_files("#files", photos.good[:2])
+    wait_for_suggestion(page)
+    first = page.locator("#views li").first
+    for target in ("Category", "Brand"):
+        button = first.get_by_role("button", name=target)
+        button.focus()
+        page.keyboard.press("Enter")
+        if target == "Category":  # its first call never ends
+            first.get_by_role("button", name="Cancel").click()
+            assert button.evaluate("(button) => button === document.activeElement")
+            page.keyboard.press("Enter")
+        first.locator(f"button[aria-pressed=true]:text('{target}')").wait_for()
+        assert button.evaluate("(button) => button === document.activeElement")
+        told = first.locator(".legend").inner_text()
+        assert "Red: what most supported" in told or "No single part decides" in told
+        photo, overlay = (first.locator(of).bounding_box() for of in ("img", "canvas"))
+        assert overlay == pytest.approx(photo, abs=1)
+    shown, natural = first.locator("img").evaluate("(i) => [i.width / i.height, i.naturalWidth / i.naturalHeight]")
+    assert shown == pytest.approx(natural, rel=0.02)
+    page.keyboard.press("Enter")
+    assert not first.locator("canvas").is_visible()
+
+
+def test_each_field_is_confirmed_or_corrected_by_keyboard(open_page, url, photos, bundle):
+    page = open_page(url)
+    STATES["answered"](page, photos)
+    leaf = json.loads(page.locator("#response").text_content())["categoryPath"][-1]["categoryId"]
+    page.get_by_role("button", name="Send").click()
+    page.get_by_text("Say for category or brand whether it is right.").wait_for()
+    page.get_by_label("Yes: ").first.check()
+    page.get_by_role("combobox", name="The right brand").focus()
+    page.keyboard.type("STEL")
+    assert page.locator("#brand-choice-list li").all_inner_texts() == ["Stella", "Not in our list: STEL"]
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("Enter")
+    with page.expect_response("**/v1/outcomes") as sent:
+        page.keyboard.press("Enter")
+    request = sent.value.request.post_data_json
+    assert request["categoryId"] == leaf
+    assert request["brand"] == {"brandId": "stella"}
+    assert request["suggestionId"]
+    page.get_by_text("Stored. Thank you.").wait_for()
+    assert sent.value.json() == {"suggestionIdStatus": "SUGGESTION_ID_STATUS_VALID"}
+    page.get_by_role("combobox", name="The right category").fill("sho bo")
+    page.keyboard.press("Enter")
+    assert page.get_by_role("combobox", name="The right category").input_value() == "Fashion › Shoes › Boots"
+    page.get_by_role("combobox", name="The right brand").fill("Nobody's")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    page.get_by_label("Listing ID").fill("m123")
+    with page.expect_response("**/v1/outcomes") as sent:
+        page.get_by_role("button", name="Send").click()
+    request = sent.value.request.post_data_json
+    assert (request["categoryId"], request["listingId"]) == ("fashion/shoes/boots", "m123")
+    assert request["brand"] == {"otherName": "Nobody's"}
+    assert sent.value.ok
+
+
+@pytest.mark.parametrize(
+    ("program", "run"),
+    [
+        ("curl", lambda code: ["bash", "-c", code]),
+        ("Python", lambda code: [sys.executable, "-c", code]),
+        ("Node.js", lambda code: ["node", "--input-type=module", "-e", code]),
+    ],
+)
+def test_the_programs_make_the_call_that_the_page_made(open_page, url, photos, program, run, tmp_path):
+    toolchains.require_programs(run("")[0].rpartition("/")[2] if program != "Python" else "bash", debian="nodejs")
+    odd = tmp_path / 'it\'s; "odd".jpg'
+    odd.write_bytes(Path(photos.good[0]).read_bytes())
+    page = open_page(url)
+    page.set_input_files("#files", str(odd))
+    wait_for_suggestion(page)
+    page.locator("#api summary").click()
+    page.get_by_role("button", name=program).click()
+    code = page.locator("#program").text_content()
+    printed = subprocess.run(run(code), cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True).stdout
+    for name in page.locator("#path .name").all_inner_texts():
+        assert name in printed
+
+
+def test_the_keyboard_is_enough(open_page, url, photos):
     page = open_page(url)
     reached = []
     for _ in range(4):
         page.keyboard.press("Tab")
         reached.append(page.evaluate("document.activeElement.dataset.language || document.activeElement.id"))
-    assert reached[:3] == ["en", "ja", "files"]
-    page.set_input_files("#files", files[:1])
-    wait_for_suggestion(page)
-    page.locator("#files").focus()
-    page.keyboard.press("Tab")  # the photo's remove button
+    assert reached == ["en", "ja", "files", "samples"]
     page.keyboard.press("Enter")
-    page.wait_for_selector("#found", state="hidden")
-    assert page.locator("#views li").count() == 0
+    assert wait_for_suggestion(page) == "Answered from 2 of 2 photos."
+    page.locator("#clear").focus()
+    page.keyboard.press("Tab")  # the first photo's remove button
+    for num_left in (1, 0):
+        page.keyboard.press("Enter")  # the focus goes to the next photo's
+        assert page.locator("#views li").count() == num_left
+    assert page.evaluate("document.activeElement.id") == "files"
+    assert not page.locator("#found").is_visible()
 
 
-def test_a_phone_shows_it_whole(open_page, url, files):
-    page = open_page(url, viewport={"width": 320, "height": 640}, has_touch=True)
-    page.set_input_files("#files", files[:3])
-    wait_for_suggestion(page)
-    assert page.evaluate("document.documentElement.scrollWidth") <= 320
+def test_a_phone_shows_the_answer_to_20_photos_at_once(open_page, url, photos):
+    page = open_page(url, viewport={"width": 390, "height": 844}, has_touch=True)
+    STATES["21st photo"](page, photos)
+    assert page.locator("#views li").count() == 20
+    assert "Not added (1): 2.jpg" in page.locator("#notice").inner_text()
+    box = page.locator("#path li").first.bounding_box()
+    assert box["y"] + box["height"] < 844
     for target in page.locator("button:visible, .button:visible").all():
         assert min(target.bounding_box()["height"], target.bounding_box()["width"]) >= 36
 
 
-def test_photos_of_which_none_can_be_used_are_each_told_why(open_page, url, files):
-    page = open_page(url)
-    page.set_input_files("#files", files[3:])
-    page.wait_for_selector("#views .error")
-    assert page.locator("#state").inner_text() == "None of the photos could be read."
-    assert page.locator("#views .error").inner_text().startswith("Not a photo we can read.")
-    assert not page.locator("#found").is_visible()
-
-
-def test_a_token_is_asked_for_and_forgotten(open_page, bundle, start_serving, files, tmp_path):
+def test_a_token_is_asked_for_and_forgotten(open_page, bundle, start_serving, photos, tmp_path):
     (tmp_path / "tokens").write_text(f"shop {hashlib.sha256(TOKEN.encode()).hexdigest()}\n")
     options = ("--in-process", "--http-port", "0", "--tokens", str(tmp_path / "tokens"))
     page = open_page(start_serving(bundle.folder, tmp_path / "serve.log", *options).http_url)
-    page.set_input_files("#files", files[:1])
-    page.wait_for_selector("#access:not([hidden])")
-    assert page.locator("#state").inner_text() == "This service needs an access token."
-    page.fill("#token", "another")
+    page.get_by_text("This service needs an access token.").wait_for()
+    page.set_input_files("#files", [photos.good[0], photos.heic])
+    page.wait_for_function("() => document.activeElement.id === 'token'")
+    page.fill("#token", "トークン")
     page.keyboard.press("Enter")
     page.get_by_text("Token not accepted").wait_for()
     page.fill("#token", TOKEN)
     page.keyboard.press("Enter")
-    assert wait_for_suggestion(page) == "Answered from 1 of 1 photos."
+    assert wait_for_suggestion(page) == "Answered from 2 of 2 photos."
+    assert "Bearer $LISTING_VISION_TOKEN" in page.locator("#program").text_content()
+    assert page.get_by_text("Corrections are not stored by this service.").is_visible()
     assert page.evaluate("localStorage.length + sessionStorage.length") == 0

@@ -1,11 +1,11 @@
-"""Debian's Chromium under Playwright, for the tests of the page and its screenshot."""
+"""Debian's Chromium under Playwright, for the tests of pages and for their screenshots."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["find_chromium", "open_browser"]
+__all__ = ["find_chromium", "find_violations", "open_browser"]
 
 
 def find_chromium() -> str | None:
@@ -24,3 +24,12 @@ def open_browser() -> Iterator[Any]:
             yield running
         finally:
             running.close()
+
+
+def find_violations(page: Any, *, without_rules: Sequence[str] = ()) -> list[str]:
+    """What axe-core finds wrong with a page as it is: the rule and the elements of each violation."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    rules = {rule: {"enabled": False} for rule in without_rules}
+    found = Axe().run(page, options={"resultTypes": ["violations"], "rules": rules}).response["violations"]
+    return [f"{one['id']}: {', '.join(str(node['target']) for node in one['nodes'])}" for one in found]

@@ -7,8 +7,9 @@ noise, tight framing, EXIF orientation, strong compression. Invented brands, inv
 import io
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
@@ -16,15 +17,40 @@ from tqdm import tqdm
 
 from training.data.importers import build_brands, build_taxonomy
 from vision.manifest import Manifest
-from vision.taxonomy import Taxonomy
+from vision.taxonomy import Brand, Category, Taxonomy
 
 __all__ = ["BRANDS", "PRODUCTS", "create_synthetic_dataset", "create_synthetic_photo", "create_synthetic_taxonomy"]
 
 _CANVAS = 480
 Colour = tuple[int, int, int]
+_Named = TypeVar("_Named", Category, Brand)
 Drawing = ImageDraw.ImageDraw
 
 BRANDS = ("Ringo", "Trika", "Stella", "Ondra", "Kvadro")
+_JAPANESE_NAMES = {
+    "Fashion": "ファッション",
+    "Shoes": "靴",
+    "Sneakers": "スニーカー",
+    "Boots": "ブーツ",
+    "Bags": "バッグ",
+    "Backpacks": "リュックサック",
+    "Totes": "トートバッグ",
+    "Clothing": "衣類",
+    "T-shirts": "Tシャツ",
+    "Trousers": "ズボン",
+    "Home": "インテリア・日用品",
+    "Mugs": "マグカップ",
+    "Bottles": "水筒・ボトル",
+    "Electronics": "家電・電子機器",
+    "Phones": "スマートフォン",
+    "Headphones": "ヘッドホン",
+    "Ringo": "リンゴ",
+    "Trika": "トリカ",
+    "Stella": "ステラ",
+    "Ondra": "オンドラ",
+    "Kvadro": "クヴァドロ",
+}
+"""By English name: the categories of `PRODUCTS`, and `BRANDS`."""
 _CLEAN_CANVAS_SHARE = 0.15
 
 
@@ -165,7 +191,17 @@ _BRAND_MARKS = (_draw_ring, _draw_triangle, _draw_star, _draw_wave, _draw_square
 
 
 def create_synthetic_taxonomy() -> Taxonomy:
-    return build_taxonomy("drawn-1", [product.path for product in PRODUCTS], build_brands(BRANDS))
+    """The categories of `PRODUCTS` and the `BRANDS`, with English and Japanese names."""
+    taxonomy = build_taxonomy("drawn-2", [product.path for product in PRODUCTS], build_brands(BRANDS))
+    return replace(
+        taxonomy,
+        categories=tuple(map(_add_japanese_name, taxonomy.categories)),
+        brands=tuple(map(_add_japanese_name, taxonomy.brands)),
+    )
+
+
+def _add_japanese_name(named: _Named) -> _Named:
+    return replace(named, names={**named.names, "ja": _JAPANESE_NAMES[named.name]})
 
 
 def create_synthetic_photo(product: int, brand: int, rng: np.random.Generator, *, with_mark: bool = True) -> bytes:

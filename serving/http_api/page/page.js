@@ -1,257 +1,332 @@
-import { WORDS } from "./words.js";
+/** The page: photos of one listing on one side, the suggestion for them on the other. */
 
-const MOST_PHOTOS = 20;
-/** A loss of certainty below this is no reason to point anywhere. */
-const LEAST_TELLING = 0.005;
+import { describeAnswer, showAnswer } from "./answer.js";
+import { createCorrection } from "./correction.js";
+import { PhotoView } from "./photo.js";
+import { PROGRAMS } from "./programs.js";
+import { ServiceError, call, callJson } from "./service.js";
+import { Names, describeError, element, megabytes, percent, text, translate, why, word } from "./text.js";
+
+const DEFAULT_MAX_PHOTOS = 20;
+const MAX_RETRIES = 5;
+const SAMPLES = ["sample-1.jpg", "sample-2.jpg"];
+const RUNNING = ["uploading", "answering"];
+const AWAY = ["MODEL_UNAVAILABLE", "SHUTTING_DOWN"];
 const at = (id) => document.getElementById(id);
+
 const state = {
-  language: navigator.languages.some((one) => one.startsWith("ja")) && !navigator.language.startsWith("en") ? "ja" : "en",
+  /** empty, uploading, answering, answered, failed, waiting (for the next try), or token. */
+  phase: "empty",
+  /** Arguments of `word`, or an error of the service. */
+  message: ["waiting"],
+  notice: null,
+  progress: 0,
   photos: [],
+  /** The last answer, and the photos that it is for: it stays until another one is there. */
   answer: null,
-  names: new Map(),
-  named: "",
+  answeredPhotos: [],
+  /** What the answer is shown with. */
+  found: [],
+  model: null,
+  /** By version: a canary may answer in another taxonomy. */
+  taxonomies: new Map(),
   token: "",
-  asked: 0,
-  status: ["waiting"],
+  program: "curl",
+  running: null,
+  timer: 0,
+  numRetries: 0,
 };
 
-function word(key, ...values) {
-  return values.reduce((text, value, i) => text.replaceAll(`{${i}}`, value), WORDS[state.language][key]);
+function names() {
+  return state.taxonomies.get(state.answer?.model.taxonomyVersion) ?? null;
 }
 
-function percent(share) {
-  const format = new Intl.NumberFormat(state.language, { style: "percent", maximumFractionDigits: 1 });
-  if (share > 0 && share < 0.0005) return `<${format.format(0.001)}`;
-  return share > 0.999 ? word("over", format.format(0.999)) : format.format(share);
+function setPhase(phase, ...message) {
+  state.phase = phase;
+  state.message = message;
+  showState();
 }
 
-function element(tag, properties = {}, ...children) {
-  const made = Object.assign(document.createElement(tag), properties);
-  made.append(...children.filter((child) => child !== null));
-  return made;
+/** Ask for the limits and guarantees of the service, and again for what failed. */
+async function load() {
+  try {
+    state.model = await call("v1/model", { token: state.token });
+    at("access").hidden = true;
+    if (!state.photos.length) setPhase("empty", "waiting");
+  } catch (error) {
+    if (!state.photos.length) fail(error);
+    return;
+  }
+  show();
 }
 
-function nameOf(id, fallback) {
-  const names = state.names.get(id);
-  return names?.[state.language] ?? names?.en ?? fallback ?? id;
-}
-
-async function call(path, body) {
-  const headers = state.token ? { Authorization: `Bearer ${state.token}` } : {};
-  if (typeof body === "string") headers["Content-Type"] = "application/json";
-  const response = await fetch(path, { method: body ? "POST" : "GET", body, headers, cache: "no-store" });
-  const answer = await response.json();
-  if (!response.ok) throw Object.assign(new Error(answer.error.message), answer.error);
-  return answer;
-}
-
-/** A canary may answer in another taxonomy than the last answer was in. */
-async function loadNames(version) {
-  if (state.named === version) return;
-  const { categories, brands } = await call(`v1/taxonomy?taxonomyVersion=${encodeURIComponent(version)}`);
-  state.names = new Map([
-    ...categories.map(({ categoryId, names }) => [categoryId, names]),
-    ...brands.map(({ brandId, names }) => [brandId, names]),
-  ]);
-  state.named = version;
-}
-
-function say(...status) {
-  state.status = status;
-  at("state").textContent = word(...status);
-  at("answer").setAttribute("aria-busy", String(["asking", "askingOne", "busy"].includes(status[0])));
+/** Ask again from the start, for a person who wants it. */
+async function retry() {
+  state.numRetries = 0;
+  if (!state.model) await load();
+  if (state.photos.length) await ask();
 }
 
 async function ask() {
-  const number = ++state.asked;
-  state.answer = null;
-  for (const photo of state.photos) photo.result = null;
-  show();
-  if (!state.photos.length) return say("waiting");
-  say(state.photos.length === 1 ? "askingOne" : "asking", state.photos.length);
-  const form = new FormData();
-  for (const { file } of state.photos) form.append("photos", file, "photo");
-  const beganMs = performance.now();
+  stop();
+  if (!state.photos.length) {
+    state.answer = null;
+    setPhase("empty", "waiting");
+    return show();
+  }
+  const running = new AbortController();
+  const asked = [...state.photos];
+  state.running = running;
+  state.progress = 0;
+  setPhase("uploading", "uploading", asked.length);
+  const began = performance.now();
   try {
-    const answer = await call("v1/listings:classify", form);
-    await loadNames(answer.model.taxonomyVersion);
-    if (number !== state.asked) return;
-    state.answer = { ...answer, totalMs: performance.now() - beganMs };
-    answer.photos.forEach((result, i) => (state.photos[i].result = result));
-    at("access").hidden = true;
-    say("answered", answer.photos.filter((photo) => photo.recognition).length, answer.photos.length);
+    const response = await call("v1/listings:classify", { ...upload(asked), signal: running.signal, token: state.token });
+    await loadTaxonomy(response.model.taxonomyVersion);
+    if (state.running !== running) return;
+    accept(response, asked, performance.now() - began);
   } catch (error) {
-    if (number !== state.asked) return;
-    await failed(error);
+    if (state.running !== running) return;
+    state.running = null;
+    fail(error, asked);
   }
   show();
 }
 
-async function failed(error) {
-  if (error.status === "UNAUTHENTICATED") {
-    at("access").hidden = false;
-    say(state.token ? "tokenRefused" : "tokenMissing");
-    at("token").focus();
-  } else if (error.retryDelayMs && [429, 503].includes(error.code)) {
-    const seconds = Math.ceil(error.retryDelayMs / 1000);
-    say("busy", seconds);
-    const number = state.asked;
-    setTimeout(() => number === state.asked && ask(), 1000 * seconds);
-  } else {
-    for (const { field, reason, description } of error.violations ?? []) {
-      const found = /^photos\[(\d+)\]/.exec(field);
-      if (found && state.photos[found[1]]) state.photos[found[1]].result = { error: { reason, message: description } };
-    }
-    if (WORDS.en[error.reason]) say(error.reason);
-    else if (error.status) say("failed", error.message);
-    else say("unreachable");
+function upload(photos) {
+  const body = new FormData();
+  for (const { file } of photos) body.append("photos", file, "photo");
+  body.append("language_code", text.language);
+  const onProgress = (share) => {
+    state.progress = share;
+    if (share < 1) return showProgress();
+    setPhase("answering", "answering", photos.length);
+  };
+  return { body, onProgress };
+}
+
+function accept(response, asked, totalMs) {
+  state.running = null;
+  state.numRetries = 0;
+  state.answer = { ...response, response, totalMs, language: text.language };
+  state.answeredPhotos = asked;
+  response.photos.forEach((result, i) => setResult(asked[i], result));
+  at("access").hidden = true;
+  setPhase("answered", "answered", response.photos.filter(({ recognition }) => recognition).length, response.photos.length);
+}
+
+function setResult(photo, result) {
+  photo.view.reset();
+  photo.result = result;
+  photo.hasBrands = Boolean(state.answer?.brand);
+}
+
+/** Without the taxonomy the answer is shown with the names that it has. */
+async function loadTaxonomy(version) {
+  if (state.taxonomies.has(version)) return;
+  const path = `v1/taxonomy?taxonomyVersion=${encodeURIComponent(version)}`;
+  const found = await call(path, { token: state.token }).catch(() => null);
+  if (found) state.taxonomies.set(version, new Names(found));
+}
+
+function fail(error, asked = []) {
+  if (!(error instanceof ServiceError)) throw error;
+  for (const { field, reason } of error.violations) {
+    const found = /^photos\[(\d+)\]/.exec(field);
+    if (found && asked[found[1]]) setResult(asked[found[1]], { error: { reason } });
   }
+  if (error.reason === "UNAUTHENTICATED") return askForToken();
+  if (error.retryDelayMs && [429, 503].includes(error.code) && state.numRetries < MAX_RETRIES) return retryLater(error);
+  setPhase("failed", error);
+}
+
+function askForToken() {
+  setPhase("token", state.token ? "tokenRefused" : "tokenMissing");
+  if (state.photos.length) at("token").focus();
+}
+
+function retryLater(error) {
+  const seconds = Math.ceil(error.retryDelayMs / 1000);
+  setPhase("waiting", AWAY.includes(error.reason) ? "modelAway" : "busy", seconds);
+  state.numRetries += 1;
+  state.timer = setTimeout(() => (state.photos.length ? ask() : load()), 1000 * seconds);
+}
+
+/** End what runs or waits to be tried again. */
+function stop() {
+  clearTimeout(state.timer);
+  const running = state.running;
+  state.running = null;
+  running?.abort();
+}
+
+function cancel() {
+  stop();
+  setPhase("failed", "cancelled");
+  at("retry").focus();
 }
 
 function add(files) {
-  const room = MOST_PHOTOS - state.photos.length;
-  const images = [...files];
-  const added = images.slice(0, room).map((file) => ({ file, url: URL.createObjectURL(file), result: null, looked: null }));
-  if (!added.length && !images.length) return;
-  state.photos.push(...added);
-  ask();
-  if (images.length > room) say("tooMany", MOST_PHOTOS);
+  const added = [...files];
+  if (!added.length) return;
+  const limit = state.model?.limits.photoCountLimit ?? DEFAULT_MAX_PHOTOS;
+  const room = limit - state.photos.length;
+  const left = added.slice(room).map(({ name }) => name);
+  state.notice = left.length ? [limit, left] : null;
+  for (const file of added.slice(0, room)) addPhoto(file);
+  state.numRetries = 0;
+  if (room > 0) ask();
+  show();
+}
+
+function addPhoto(file) {
+  const photo = { file, url: URL.createObjectURL(file), result: null, hasBrands: false };
+  photo.view = new PhotoView(photo, {
+    remove: () => remove(photo),
+    explain: async (target, signal) => {
+      const message = { photo: { content: await readBase64(file) }, target, languageCode: text.language };
+      return callJson("v1/photos:explain", message, { token: state.token, signal });
+    },
+    preview: async () => {
+      if (!(await isHeif(file))) return null;
+      const preview = await call("page/preview", { body: file, contentType: "application/octet-stream", token: state.token, binary: true });
+      URL.revokeObjectURL(photo.url);
+      photo.url = URL.createObjectURL(preview);
+      return photo.url;
+    },
+  });
+  state.photos.push(photo);
+  at("views").append(photo.view.element);
+}
+
+/** Whether it is HEIC or AVIF, by the first box of the file; other files that a browser cannot show are no photos. */
+async function isHeif(file) {
+  return (await file.slice(4, 8).text()) === "ftyp";
 }
 
 function remove(photo) {
-  URL.revokeObjectURL(photo.url);
-  state.photos.splice(state.photos.indexOf(photo), 1);
+  const i = state.photos.indexOf(photo);
+  dispose(photo);
+  state.photos.splice(i, 1);
+  state.notice = null;
+  const next = state.photos[Math.min(i, state.photos.length - 1)];
+  (next?.view.removing ?? at("files")).focus();
   ask();
+}
+
+function clear() {
+  state.photos.forEach(dispose);
+  state.photos = [];
+  state.notice = null;
   at("files").focus();
+  ask();
+}
+
+function dispose(photo) {
+  photo.view.reset();
+  photo.view.element.remove();
+  URL.revokeObjectURL(photo.url);
+}
+
+async function addSamples() {
+  try {
+    const blobs = await Promise.all(SAMPLES.map((name) => call(name, { binary: true })));
+    add(blobs.map((blob, i) => new File([blob], SAMPLES[i], { type: "image/jpeg" })));
+  } catch (error) {
+    fail(error);
+  }
 }
 
 function show() {
-  document.documentElement.lang = state.language;
-  for (const found of document.querySelectorAll("[data-word]")) found.textContent = word(found.dataset.word);
-  for (const found of document.querySelectorAll("[data-language]")) {
-    found.setAttribute("aria-pressed", String(found.dataset.language === state.language));
-  }
-  say(...state.status);
-  at("tools").hidden = !state.photos.length;
+  translate();
+  showWelcome();
+  at("clear").hidden = !state.photos.length;
   at("drop").classList.toggle("small", state.photos.length > 0);
-  at("views").replaceChildren(...state.photos.map(photoView));
+  showNotice();
+  state.photos.forEach((photo, i) => photo.view.update(names(), i + 1));
+  const isForPhotos = state.answeredPhotos.some((photo) => state.photos.includes(photo));
+  if (!isForPhotos) state.answer = null;
   at("found").hidden = !state.answer;
-  if (state.answer) showAnswer(state.answer);
+  if (state.answer) showFound();
+  showState();
 }
 
-function showAnswer(answer) {
-  at("path").replaceChildren(
-    ...answer.categoryPath.map((step) => field(nameOf(step.categoryId, step.name), step.probability, step)),
-  );
-  const { brand } = answer;
-  const named = { BRAND_KIND_BRAND: nameOf(brand.brandId, brand.name), BRAND_KIND_OTHER: word("otherBrand") };
-  at("brand").replaceChildren(field(named[brand.kind] ?? word("noBrand"), brand.probability ?? null, brand));
-  at("alternatives").replaceChildren(
-    ...answer.categoryAlternatives.slice(1).map((one) =>
-      element("li", {}, element("span", { textContent: nameOf(one.categoryId, one.pathNames.at(-1)) }), element("b", { textContent: percent(one.probability) })),
-    ),
-  );
-  const { model } = answer;
-  at("facts").replaceChildren(
-    element("dt", { textContent: word("model") }),
-    element("dd", {}, `${model.name} ${model.version}`, element("br"), word("taxonomy", model.taxonomyVersion), element("br"), word("calibration", model.calibrationVersion)),
-    element("dt", { textContent: word("times") }),
-    element("dd", { textContent: times(answer) }),
-  );
+/** Show the answer, unless it is shown already: it keeps what was opened and typed in it. */
+function showFound() {
+  const found = [state.answer, state.model, text.language];
+  if (found.every((one, i) => one === state.found[i])) return;
+  state.found = found;
+  showAnswer(state.answer, names());
+  showProgram();
+  at("correction").replaceChildren(createCorrection({ answer: state.answer, model: state.model, names: names(), token: () => state.token }));
 }
 
-function times(answer) {
-  const stages = answer.stageTimes.map(({ stage, duration }) => [stage, 1000 * parseFloat(duration)]);
-  const rest = answer.totalMs - stages.reduce((sum, [, ms]) => sum + ms, 0);
-  return [...stages, ["otherStages", Math.max(0, rest)]]
-    .map(([name, ms]) => `${WORDS[state.language][name] ?? name} ${ms < 10 ? ms.toFixed(1) : Math.round(ms)} ms`)
-    .join(" · ");
+function showState() {
+  const { phase, message } = state;
+  const [first, ...values] = message;
+  const said = typeof first === "string" ? word(first, ...values) : describeError(first);
+  at("state").replaceChildren(said);
+  if (phase === "answered") at("state").append(" ", element("span", { className: "visually-hidden", textContent: describeAnswer(state.answer, names()) }));
+  const isRunning = RUNNING.includes(phase);
+  at("answer").dataset.phase = phase;
+  at("answer").setAttribute("aria-busy", String(isRunning));
+  at("retry").hidden = !["failed", "waiting"].includes(phase);
+  at("cancel").hidden = !isRunning;
+  if (phase === "token") at("access").hidden = false;
+  const isSame = state.photos.length === state.answeredPhotos.length && state.photos.every((photo, i) => photo === state.answeredPhotos[i]);
+  at("stale").hidden = isSame;
+  showProgress();
 }
 
-/** The reason in the page's language, or the service's own sentence where the page does not know the reason. */
-function why({ reason, message, threshold, calibrationListingCount, requiredListingCount }, probability) {
-  if (reason === "NOT_PREFILLED_REASON_BELOW_THRESHOLD") return word(reason, percent(probability), percent(threshold));
-  if (reason === "NOT_PREFILLED_REASON_NOT_CERTIFIED" && calibrationListingCount < requiredListingCount) {
-    return word("tooFewListings", calibrationListingCount, requiredListingCount);
+function showProgress() {
+  at("progress").hidden = !RUNNING.includes(state.phase);
+  if (state.phase === "uploading") at("progress").value = state.progress;
+  else at("progress").removeAttribute("value");
+}
+
+function showWelcome() {
+  const { model } = state;
+  at("welcome").hidden = state.photos.length > 0;
+  const limits = model?.limits;
+  at("limits").textContent = limits ? word("limits", limits.photoCountLimit, megabytes(limits.photoBytesLimit)) : word("formats");
+  at("privacy").textContent = word("privacy") + (model?.outcomesEnabled ? word("privacyOutcomes") : "");
+  const guarantees = (model?.guarantees ?? []).map((one) => element("li", { textContent: describeGuarantee(one) }));
+  at("guarantees").replaceChildren(...(guarantees.length ? guarantees : [element("li", { textContent: word("guaranteeUnknown") })]));
+}
+
+function describeGuarantee({ field, categoryDepth, precision, failureProbability, threshold, notPrefilled }) {
+  const name = field === "FORM_FIELD_BRAND" ? word("brand") : categoryDepth ? word("categoryLevel", categoryDepth) : word("category");
+  if (threshold !== undefined) return word("guarantee", name, percent(precision), percent(1 - failureProbability));
+  return word("noGuarantee", name, notPrefilled ? why(notPrefilled) : word("notPrefilled"));
+}
+
+function showNotice() {
+  if (!state.notice) return at("notice").replaceChildren();
+  const [limit, left] = state.notice;
+  at("notice").replaceChildren(word("tooMany", limit, left.length), " ", element("span", { translate: false, textContent: left.join(", ") }));
+}
+
+function showProgram() {
+  const fileNames = state.answeredPhotos.map(({ file }) => file.name);
+  const url = new URL("v1/listings:classify", document.baseURI).href;
+  const made = { url, fileNames, language: state.answer.language, hasToken: Boolean(state.token) };
+  at("program").textContent = PROGRAMS[state.program](made);
+  for (const button of document.querySelectorAll("[data-program]")) {
+    button.setAttribute("aria-pressed", String(button.dataset.program === state.program));
   }
-  return WORDS[state.language][reason] ?? message;
 }
 
-function field(name, probability, { action, notPrefilled }) {
-  const filled = action === "ACTION_PREFILL";
-  const bar = element("meter", { min: 0, max: 1, value: probability ?? 0 });
-  bar.setAttribute("aria-hidden", "true");
-  return element(
-    "li",
-    { className: filled ? "filled" : "suggested" },
-    element("div", { className: "line" },
-      element("span", { className: "name", textContent: name }),
-      element("span", { className: "badge", textContent: word(filled ? "fill" : "suggest") }),
-    ),
-    probability === null ? null : element("div", { className: "line" }, bar, element("span", { className: "sure", textContent: word("sure", percent(probability)) })),
-    notPrefilled ? element("details", {}, element("summary", { textContent: word("why") }), element("p", { textContent: why(notPrefilled, probability) })) : null,
-  );
+async function copy(button) {
+  const range = document.createRange();
+  range.selectNodeContents(at(button.dataset.copies));
+  getSelection().removeAllRanges();
+  getSelection().addRange(range);
+  // Pages without TLS have no clipboard: there the text is selected.
+  await navigator.clipboard?.writeText(range.toString()).catch(() => null);
+  button.textContent = word(navigator.clipboard ? "copied" : "selected");
 }
 
-function photoView(photo, i) {
-  const title = word("photoNumber", i + 1);
-  const { recognition, error } = photo.result ?? {};
-  const picture = element("div", { className: "picture" }, element("img", { src: photo.url, alt: title }));
-  const removing = element("button", { type: "button", className: "remove", textContent: "×", onclick: () => remove(photo) });
-  removing.setAttribute("aria-label", word("remove", title));
-  const view = element("li", { className: error ? "bad" : "" }, picture, removing);
-  if (recognition) {
-    const text = `${nameOf(recognition.categoryId, recognition.categoryName)} ${percent(recognition.categoryProbability)}`;
-    view.append(element("p", { textContent: word("alone", text) }));
-    view.append(photo.looked ? lookedAt(photo, picture) : lookButton(photo));
-  } else if (error) {
-    view.append(element("p", { className: "error", textContent: WORDS[state.language][error.reason] ?? error.message }));
-  }
-  return view;
-}
-
-function lookButton(photo) {
-  const button = element("button", { type: "button", className: "quiet look", textContent: word("look") });
-  button.onclick = async () => {
-    button.disabled = true;
-    button.textContent = word("looking");
-    try {
-      photo.looked = await call("v1/photos:explain", JSON.stringify({ photo: { content: await base64(photo.file) } }));
-      show();
-    } catch (error) {
-      button.disabled = false;
-      button.textContent = word("look");
-      say("failed", error.message);
-    }
-  };
-  return button;
-}
-
-function lookedAt(photo, picture) {
-  const { looked } = photo;
-  const most = Math.max(...looked.importances);
-  const tells = most >= LEAST_TELLING;
-  const canvas = element("canvas", { width: looked.columnCount, height: looked.rowCount });
-  const pen = canvas.getContext("2d");
-  looked.importances.forEach((importance, i) => {
-    // What matters stays clear, the rest is darkened.
-    const share = tells ? Math.max(0, importance) / most : 1;
-    pen.fillStyle = `rgb(0 0 0 / ${(0.72 * (1 - share)).toFixed(3)})`;
-    pen.fillRect(i % looked.columnCount, Math.floor(i / looked.columnCount), 1, 1);
-  });
-  const seen = element("img", { src: `data:image/jpeg;base64,${looked.modelInput}`, alt: "" });
-  picture.replaceChildren(seen, canvas);
-  picture.classList.add("squash");
-  const hide = element("button", { type: "button", className: "quiet look", textContent: word("hide") });
-  hide.onclick = () => {
-    photo.looked = null;
-    show();
-  };
-  const text = word(tells ? "lookedAt" : "lookedAtNone", nameOf(looked.categoryId, looked.name), percent(Math.max(0, most)));
-  return element("div", {}, element("p", { textContent: text }), hide);
-}
-
-function base64(file) {
+function readBase64(file) {
   return new Promise((resolve, reject) => {
     const reader = new FileReader();
     reader.onload = () => resolve(reader.result.slice(reader.result.indexOf(",") + 1));
@@ -264,23 +339,30 @@ at("files").onchange = ({ target }) => {
   add(target.files);
   target.value = "";
 };
-at("clear").onclick = () => {
-  for (const { url } of state.photos) URL.revokeObjectURL(url);
-  state.photos = [];
-  ask();
-  at("files").focus();
-};
+at("clear").onclick = clear;
+at("samples").onclick = addSamples;
+at("retry").onclick = retry;
+at("cancel").onclick = cancel;
 at("access").onsubmit = (event) => {
   event.preventDefault();
   state.token = at("token").value.trim();
-  ask();
+  if (!/^[!-~]*$/.test(state.token)) return setPhase("token", "tokenRefused");
+  state.model = null;
+  retry();
 };
 for (const button of document.querySelectorAll("[data-language]")) {
   button.onclick = () => {
-    state.language = button.dataset.language;
+    text.language = button.dataset.language;
     show();
   };
 }
+for (const button of document.querySelectorAll("[data-program]")) {
+  button.onclick = () => {
+    state.program = button.dataset.program;
+    showProgram();
+  };
+}
+for (const button of document.querySelectorAll("[data-copies]")) button.onclick = () => copy(button);
 document.addEventListener("dragover", (event) => {
   event.preventDefault();
   at("drop").classList.add("over");
@@ -292,4 +374,6 @@ document.addEventListener("drop", (event) => {
   add(event.dataTransfer.files);
 });
 document.addEventListener("paste", (event) => add(event.clipboardData.files));
+addEventListener("online", () => state.phase === "failed" && retry());
 show();
+load();

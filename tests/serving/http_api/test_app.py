@@ -126,6 +126,16 @@ def test_names_are_those_of_any_release_that_is_loaded(bundle, other_bundle, sta
     assert served.stop() == 0
 
 
+def test_a_preview_needs_the_token(guarded):
+    url = f"{guarded.http_url}/page/preview"
+    status, _, answer = request_status(url, PHOTO, "application/octet-stream")
+    assert (status, answer["error"]["reason"]) == (401, "UNAUTHENTICATED")
+    headers = {"Content-Type": "application/octet-stream", "Authorization": f"Bearer {TOKEN}"}
+    with urllib.request.urlopen(urllib.request.Request(url, PHOTO, headers), timeout=60) as answer:
+        assert answer.headers["Content-Type"] == "image/jpeg"
+        assert answer.read().startswith(b"\xff\xd8")
+
+
 def test_a_photo_is_explained(url):
     status, _, answer = request_status(
         f"{url}/v1/photos:explain", {"photo": {"content": base64.b64encode(PHOTO).decode()}}

@@ -1,6 +1,12 @@
 import numpy as np
 
-from training.data.synthetic import BRANDS, PRODUCTS, create_synthetic_dataset, create_synthetic_photo
+from training.data.synthetic import (
+    BRANDS,
+    PRODUCTS,
+    create_synthetic_dataset,
+    create_synthetic_photo,
+    create_synthetic_taxonomy,
+)
 from vision.images import decode_photo
 from vision.manifest import Manifest
 
@@ -32,3 +38,10 @@ def test_a_drawn_data_set_has_what_real_listings_have(synthetic_dataset, tmp_pat
     brands = set(manifest.column("brand").to_pylist())
     assert brands == {"", "no brand", *BRANDS}
     manifest.resolve_labels(taxonomy)
+
+
+def test_each_category_and_brand_has_an_english_and_a_japanese_name():
+    taxonomy = create_synthetic_taxonomy()
+    for named in (*taxonomy.categories, *taxonomy.brands):
+        assert set(named.names) == {"en", "ja"}
+        assert any(ord(letter) > 0x3000 for letter in named.names["ja"])
