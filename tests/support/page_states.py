@@ -11,7 +11,7 @@ from serving.http_api.errors import error_response
 from tests.support import photo_files
 from training.data.synthetic import create_synthetic_photo
 
-__all__ = ["STATES", "PagePhotos", "create_page_photos", "wait_for_phase"]
+__all__ = ["STATES", "PagePhotos", "create_page_photos", "refuse", "wait_for_phase"]
 
 _CLASSIFY, _MODEL, _EXPLAIN = "**/v1/listings:classify", "**/v1/model", "**/v1/photos:explain"
 _SLOW = {"offline": False, "latency": 0, "downloadThroughput": -1, "uploadThroughput": 1000}
@@ -130,20 +130,49 @@ def reach_token_refused(page: Any, photos: PagePhotos) -> None:
     page.get_by_text("Token not accepted").wait_for()
 
 
-def reach_odd_photos(page: Any, photos: PagePhotos) -> None:
-    """The small model of the tests knows no scope: its answer is changed."""
+def replace_answer(page: Any, photos: PagePhotos, change: Callable[[dict[str, Any]], None]) -> None:
+    """Let the page show the real answer with a change that the small model of the tests never answers."""
     reach_answered(page, photos)
     answer = json.loads(page.locator("#response").text_content())
-    reason = {"reason": "NOT_PREFILLED_REASON_PHOTOS_DISAGREE", "message": ""}
-    for level in answer["categoryPath"]:
-        level.update(action="ACTION_SUGGEST", notPrefilled=reason)
-    answer["brand"].update(kind="BRAND_KIND_UNKNOWN", brandId="", name="", probability=None)
-    answer["photos"][0]["recognition"]["disagrees"] = True
-    answer["photos"][1]["recognition"]["outOfScope"] = True
+    change(answer)
     page.route(_CLASSIFY, lambda route: route.fulfill(json=answer))
     page.locator("#clear").click()
     reach_answered(page, photos)
-    page.wait_for_selector("#scope:not([hidden])")
+
+
+def reach_odd_photos(page: Any, photos: PagePhotos) -> None:
+    """The first photo shows something else than the others, the second one nothing of the taxonomy."""
+
+    def change(answer: dict[str, Any]) -> None:
+        reason = {"reason": "NOT_PREFILLED_REASON_PHOTOS_DISAGREE", "message": ""}
+        for level in answer["categoryPath"]:
+            level.update(action="ACTION_SUGGEST", notPrefilled=reason)
+        answer["brand"] = {"kind": "BRAND_KIND_UNKNOWN", "action": "ACTION_SUGGEST", "notPrefilled": reason}
+        answer["photos"][0]["recognition"]["disagrees"] = True
+        answer["photos"][1]["recognition"]["outOfScope"] = True
+
+    replace_answer(page, photos, change)
+
+
+def reach_out_of_scope(page: Any, photos: PagePhotos) -> None:
+    """In a taxonomy without brands."""
+
+    def change(answer: dict[str, Any]) -> None:
+        reason = {"reason": "NOT_PREFILLED_REASON_OUT_OF_SCOPE", "message": ""}
+        for level in answer["categoryPath"]:
+            level.update(action="ACTION_SUGGEST", notPrefilled=reason)
+        del answer["brand"]
+        for photo in answer["photos"]:
+            photo["recognition"]["outOfScope"] = True
+
+    replace_answer(page, photos, change)
+
+
+def reach_photo_busy(page: Any, photos: PagePhotos) -> None:
+    """The service had no time for one of the photos."""
+    error = {"reason": "PHOTO_SERVICE_BUSY", "message": ""}
+    replace_answer(page, photos, lambda answer: answer["photos"].__setitem__(2, {"error": error}))
+    page.wait_for_selector("#retry:not([hidden])")
 
 
 def reach_explaining(page: Any, photos: PagePhotos) -> None:
@@ -186,6 +215,8 @@ STATES: dict[str, Callable[[Any, PagePhotos], None]] = {
     "token wanted": reach_token_wanted,
     "token refused": reach_token_refused,
     "odd photos": reach_odd_photos,
+    "out of scope": reach_out_of_scope,
+    "photo busy": reach_photo_busy,
     "explaining": reach_explaining,
     "explained": reach_explained,
     "correcting": reach_correcting,

@@ -25,7 +25,7 @@ export function showAnswer(answer, names) {
 export function describeAnswer(answer, names) {
   const parts = [...answer.categoryPath, ...(answer.brand ? [answer.brand] : [])].map((one) => {
     const name = one.categoryId ? nameOf(names, one.categoryId, one.name) : brandName(names, one);
-    return `${name.textContent} (${word(isFilled(one) ? "fill" : "suggest")})`;
+    return word("spoken", name.textContent, word(isFilled(one) ? "fill" : "suggest"));
   });
   return [describeScope(answer), parts.join(word("comma"))].filter(Boolean).join(" ");
 }

@@ -11,7 +11,7 @@ function fold(text) {
 export class Combobox {
   /**
    * @param id of the text field
-   * @param options `{ value, label, view, search }`: `label` is the text when chosen, `view()` an element, `search` all
+   * @param options `{ value, label, view, search }`: `label()` is the text when chosen, `view()` an element, `search` all
    *   that is searched
    * @param create (text) => an option for text that is none of them, or null
    */
@@ -66,7 +66,7 @@ export class Combobox {
 
   choose(i) {
     this.chosen = this.shown[i];
-    this.input.value = this.chosen.label;
+    this.input.value = this.chosen.label();
     this.close();
     this.input.dispatchEvent(new Event("change"));
   }

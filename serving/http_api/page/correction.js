@@ -3,7 +3,7 @@
 import { brandName } from "./answer.js";
 import { Combobox } from "./combobox.js";
 import { callJson } from "./service.js";
-import { describeError, element, nameOf, pathOf, word } from "./text.js";
+import { GAP, around, describeError, element, nameOf, pathOf, word } from "./text.js";
 
 const MAX_NAME_LENGTH = 200;
 const MAX_LISTING_ID_LENGTH = 200;
@@ -28,9 +28,9 @@ class Correction {
     this.token = token;
     const leaf = answer.categoryPath.at(-1);
     const categoryRight = { value: { categoryId: leaf.categoryId }, view: () => pathOf(names, leaf.categoryId) };
-    this.fields = [new Field("category", categoryRight, listCategories(names))];
+    this.fields = [new Field("category", categoryRight, listCategories(names, answer.categoryAlternatives))];
     if (answer.brand) {
-      this.fields.push(new Field("brand", rightBrand(answer.brand, names), listBrands(names), createOtherBrand));
+      this.fields.push(new Field("brand", rightBrand(answer.brand, names), listBrands(names, answer.brandAlternatives), createOtherBrand));
     }
     this.listing = element("input", { id: "listing", type: "text", autocomplete: "off", maxLength: MAX_LISTING_ID_LENGTH });
     this.status = element("p", { id: "stored", role: "status" });
@@ -119,33 +119,42 @@ function createRadio(name, value) {
   return element("input", { type: "radio", name: `${name}-is`, value });
 }
 
-function listCategories(names) {
-  return [...names.categories.values()].map((category) => ({
+/** The likely ones first, then all in the order of the taxonomy. */
+function sortLikelyFirst(options, id, likely) {
+  const ranks = new Map(likely.map((one, i) => [one[id], i]));
+  const rank = (option) => ranks.get(option.id) ?? likely.length;
+  return options.sort((one, other) => rank(one) - rank(other));
+}
+
+function listCategories(names, likely) {
+  const options = [...names.categories.values()].map((category) => ({
+    id: category.categoryId,
     value: { categoryId: category.categoryId },
-    label: pathOf(names, category.categoryId).textContent,
+    label: () => pathOf(names, category.categoryId).textContent,
     view: () => pathOf(names, category.categoryId),
     search: names.lineage(category.categoryId).flatMap((id) => Object.values(names.categories.get(id).names)).join(" "),
   }));
+  return sortLikelyFirst(options, "categoryId", likely);
 }
 
-function listBrands(names) {
-  const none = { value: { brand: { noBrand: true } }, label: word("noBrand"), view: () => element("span", { textContent: word("noBrand") }), search: word("noBrand") };
+function listBrands(names, likely) {
+  const none = { id: "", value: { brand: { noBrand: true } }, label: () => word("noBrand"), view: () => element("span", { textContent: word("noBrand") }), search: word("noBrand") };
   const brands = [...names.brands.values()].map((brand) => ({
+    id: brand.brandId,
     value: { brand: { brandId: brand.brandId } },
-    label: nameOf(names, brand.brandId).textContent,
+    label: () => nameOf(names, brand.brandId).textContent,
     view: () => nameOf(names, brand.brandId),
     search: [...Object.values(brand.names), ...brand.aliases].join(" "),
   }));
-  return [none, ...brands];
+  return sortLikelyFirst([none, ...brands], "brandId", likely);
 }
 
 function createOtherBrand(text) {
   const label = text.slice(0, MAX_NAME_LENGTH);
-  const [before, after] = word("otherBrandNamed").split("{0}");
   return {
     value: { brand: { otherName: label } },
-    label,
-    view: () => element("span", {}, before, element("span", { translate: false, textContent: label }), after),
+    label: () => label,
+    view: () => element("span", {}, ...around(word("otherBrandNamed", GAP), element("span", { translate: false, textContent: label }))),
   };
 }
 

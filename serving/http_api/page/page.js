@@ -11,6 +11,7 @@ const DEFAULT_MAX_PHOTOS = 20;
 const MAX_RETRIES = 5;
 const SAMPLES = ["sample-1.jpg", "sample-2.jpg"];
 const RUNNING = ["uploading", "answering"];
+const TRANSIENT = ["PHOTO_SERVICE_BUSY", "PHOTO_FETCH_TIMEOUT"];
 const AWAY = ["MODEL_UNAVAILABLE", "SHUTTING_DOWN"];
 const at = (id) => document.getElementById(id);
 
@@ -270,8 +271,9 @@ function showState() {
   const isRunning = RUNNING.includes(phase);
   at("answer").dataset.phase = phase;
   at("answer").setAttribute("aria-busy", String(isRunning));
-  at("retry").hidden = !["failed", "waiting"].includes(phase);
-  at("cancel").hidden = !isRunning;
+  const isPartial = phase === "answered" && state.photos.some(({ result }) => TRANSIENT.includes(result?.error?.reason));
+  at("retry").hidden = !(isPartial || ["failed", "waiting"].includes(phase));
+  at("cancel").hidden = !(isRunning || phase === "waiting");
   if (phase === "token") at("access").hidden = false;
   const isSame = state.photos.length === state.answeredPhotos.length && state.photos.every((photo, i) => photo === state.answeredPhotos[i]);
   at("stale").hidden = isSame;

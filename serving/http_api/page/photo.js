@@ -1,6 +1,6 @@
 /** The view of one photo: its preview, what is seen on it alone, and what the answer was based on. */
 
-import { describeError, describePhotoError, element, nameOf, percent, points, word } from "./text.js";
+import { GAP, around, describeError, describePhotoError, element, nameOf, percent, points, word } from "./text.js";
 
 /** A loss of confidence below this is no reason to point anywhere. */
 const LEAST_TELLING = 0.005;
@@ -23,8 +23,8 @@ export class PhotoView {
     this.error = null;
     this.image = element("img", { alt: "", onerror: () => this.replaceImage(preview) });
     this.canvas = element("canvas", { hidden: true });
-    this.picture = element("div", { className: "picture" }, this.image, this.canvas);
     this.removing = element("button", { type: "button", className: "remove", textContent: "×", onclick: remove });
+    this.picture = element("div", { className: "picture" }, this.image, this.canvas, this.removing);
     this.file = element("p", { className: "file", translate: false, textContent: photo.file.name });
     this.alone = element("p", { className: "alone" });
     this.odd = element("p", { className: "badge odd" });
@@ -34,7 +34,7 @@ export class PhotoView {
     this.cancelling = element("button", { type: "button", className: "quiet", onclick: () => this.cancel() });
     this.looks = element("div", { className: "looks", role: "group" }, this.hint, ...this.targets.values(), this.cancelling);
     this.legend = element("div", { className: "legend", role: "status" });
-    this.element = element("li", {}, this.picture, this.removing, this.file, this.odd, this.alone, this.fault, this.looks, this.legend);
+    this.element = element("li", {}, this.picture, this.file, this.odd, this.alone, this.fault, this.looks, this.legend);
     this.image.src = photo.url;
   }
 
@@ -60,8 +60,7 @@ export class PhotoView {
   }
 
   describeAlone({ categoryId, categoryName, categoryProbability }) {
-    const [before, after] = word("alone").split("{0}");
-    return [before, nameOf(this.names, categoryId, categoryName), after, ` (${percent(categoryProbability)})`];
+    return around(word("alone", GAP, percent(categoryProbability)), nameOf(this.names, categoryId, categoryName));
   }
 
   updateLooks(recognition, name) {
@@ -89,9 +88,8 @@ export class PhotoView {
     const most = Math.max(...found.importances);
     const named = found.noBrand ? element("span", { textContent: word("noBrand") }) : nameOf(this.names, found.categoryId ?? found.brandId, found.name);
     const tells = most >= LEAST_TELLING;
-    const [before, after] = word(tells ? "lookedAt" : "lookedAtNone", "\0", points(most)).split("\0");
     const scale = element("div", { className: "scale" }, element("span", { textContent: word("least") }), element("span", { className: "ramp" }), element("span", { textContent: word("most") }));
-    return [...(tells ? [scale] : []), element("p", {}, before, named, after)];
+    return [...(tells ? [scale] : []), element("p", {}, ...around(word(tells ? "lookedAt" : "lookedAtNone", GAP, points(most)), named))];
   }
 
   async toggle(target) {

@@ -11,6 +11,14 @@ export function word(key, ...values) {
   return values.reduce((found, value, i) => found.replaceAll(`{${i}}`, value), WORDS[text.language][key]);
 }
 
+/** Stands in a sentence for an element. */
+export const GAP = "\0";
+
+export function around(sentence, inner) {
+  const [before, after] = sentence.split(GAP);
+  return [before, inner, after];
+}
+
 export function hasWord(key) {
   return Object.hasOwn(WORDS.en, key);
 }
