@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 import vision
+from listing_vision.bundle import bundle_app
 from listing_vision.calibrate import calibrate
 from listing_vision.classify import classify
 from listing_vision.demo import demo
@@ -50,6 +51,7 @@ for verb in (
 tune_app.command("triton")(tune)
 app.add_typer(tune_app, name="tune")
 app.add_typer(brand_app, name="brand")
+app.add_typer(bundle_app, name="bundle")
 app.command()(serve)
 app.add_typer(model_app, name="model")
 app.add_typer(triton_app, name="triton")

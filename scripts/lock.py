@@ -15,11 +15,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "requirements"
 EXTRAS = {
-    "setup": "gateway http outcomes photo-uris traces local backfill ray train dev",
+    "setup": "gateway http outcomes photo-uris traces signing local backfill ray train dev",
     "fuzz": "fuzz",
-    "gateway": "gateway http outcomes photo-uris traces",
-    "training": "train",
-    "backfill": "backfill ray ray-cluster",
+    "gateway": "gateway http outcomes photo-uris traces signing",
+    "training": "train signing",
+    "backfill": "backfill ray ray-cluster signing",
 }
 """Extras of the project in each file."""
 TRITON_REQUIREMENTS = ROOT / "deploy" / "triton" / "requirements.txt"

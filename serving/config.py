@@ -70,6 +70,14 @@ class ServeOptions:
             help="Do not start without Triton. Default: gateway processes run the model where Triton does not start.",
         ),
     ] = False
+    require_signature: Annotated[
+        Path | None,
+        typer.Option(
+            help="PEM file of a public key: only bundles that were signed with its private key are "
+            "served, also by `model load`. Needs the extra `signing`.",
+            resolve_path=True,
+        ),
+    ] = None
     require_patched_triton: Annotated[
         bool,
         typer.Option(
@@ -264,13 +272,6 @@ class ServeOptions:
             )
             verifiers.append(JwtVerifier(jwt_options))
         return verifiers
-
-    @property
-    def connection_age_options(self) -> list[tuple[str, int]]:
-        """gRPC server options: a load balancer can move a client to another server only when it connects."""
-        return (
-            [] if self.connection_age_s is None else [("grpc.max_connection_age_ms", int(1e3 * self.connection_age_s))]
-        )
 
     @property
     def num_decoders(self) -> int:

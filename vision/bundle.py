@@ -22,6 +22,7 @@ from vision.bundle_manifest import (
     read_manifest,
     write_manifest,
 )
+from vision.bundle_signature import verify_signature
 from vision.calibration import Calibration, UncertifiedCode
 from vision.errors import BundleError, TaxonomyError
 from vision.runtime.files import compute_sha256
@@ -179,16 +180,23 @@ def seal_bundle(folder: Path, info: BundleInfo) -> None:
         (folder / name).chmod((folder / "manifest.json").stat().st_mode & 0o777)
 
 
-def load_bundle(folder: Path | str) -> Bundle:
+def load_bundle(folder: Path | str, *, public_key: Path | None = None) -> Bundle:
     """Read and check a bundle.
 
     A calibration made for other weights or another preprocessing is loaded without its guarantees.
 
+    Args:
+        folder: of the bundle.
+        public_key: PEM file of the key that must have signed it; None: a signature is not looked at.
+
     Raises:
         BundleError: no bundle, another schema version, a missing or altered file (by name), a version that is not that
-            of the weights, or contradictions.
+            of the weights, contradictions, or not signed with the key.
+        OSError: the key cannot be read.
     """
     folder = Path(folder)
+    if public_key:
+        verify_signature(folder, public_key)
     info, hashes = read_manifest(folder)
     _check_files(folder, hashes)
     if info.model_version not in info.valid_versions(hashes["weights.safetensors"]):

@@ -53,10 +53,11 @@ class _DecodedShard(NamedTuple):
 class _Worker:
     """Reads, decodes and classifies whole shards on one core."""
 
-    def __init__(self, bundle: str, isolate: bool, photo_timeout_s: float) -> None:
+    def __init__(self, bundle: str, public_key: Path | None, isolate: bool, photo_timeout_s: float) -> None:
         self._stop = threading.Event()
         self._photo_timeout_s = photo_timeout_s
-        self._engine = create_local_engine(load_bundle(bundle), stop=self._stop, num_cores=1, isolate=isolate)
+        loaded = load_bundle(bundle, public_key=public_key)
+        self._engine = create_local_engine(loaded, stop=self._stop, num_cores=1, isolate=isolate)
 
     def classify(self, job: Job, shard: ShardPhotos) -> tuple[ShardTables, float]:
         _require_same_model(job, self._engine.versions)
@@ -68,8 +69,8 @@ class _Worker:
 class _DecodeWorker:
     """Reads and decodes whole shards on one core, for a worker with a GPU."""
 
-    def __init__(self, bundle: str, isolate: bool, photo_timeout_s: float) -> None:
-        loaded = load_bundle(bundle)
+    def __init__(self, bundle: str, public_key: Path | None, isolate: bool, photo_timeout_s: float) -> None:
+        loaded = load_bundle(bundle, public_key=public_key)
         self._photo_timeout_s = photo_timeout_s
         self._side_px = loaded.info.preprocessing.input_px
         self._decoder = create_decoder(loaded, isolate=isolate)
@@ -94,8 +95,8 @@ class _DecodeWorker:
 class _ModelWorker:
     """Classifies shards that decode workers have decoded."""
 
-    def __init__(self, bundle: str) -> None:
-        loaded = load_bundle(bundle)
+    def __init__(self, bundle: str, public_key: Path | None) -> None:
+        loaded = load_bundle(bundle, public_key=public_key)
         self._engine = OnnxEngine(loaded)
         self._bundle = loaded.for_backend(self._engine.backend)
         self._versions = ModelVersions.from_bundle(loaded, self._engine.backend)
@@ -128,12 +129,15 @@ class RayEngine:
         isolate: bool,
         stop: threading.Event,
         photo_timeout_s: float = PHOTO_TIMEOUT_S,
+        public_key: Path | None = None,
         separate_decoding: bool | None = None,
         shut_down_ray: bool = True,
     ) -> None:
         """Args:
         bundle: the same path on every node.
         photo_timeout_s: how long a server may take for a photo.
+        public_key: PEM file, the same path on every node, of the key that must have signed the bundle; None: it need
+            not be signed.
         separate_decoding: whether decoding and the model have workers of their own; None: where the cluster has GPUs.
         shut_down_ray: whether `close` leaves the cluster; otherwise it only ends the workers.
         """
@@ -151,9 +155,12 @@ class RayEngine:
             model_resources: dict[str, Any] = {"num_gpus": 1} if num_gpus else {"num_cpus": 1}
             num_models = num_gpus or 1
             num_decoders = max(1, num_cores - (0 if num_gpus else num_models))
-            models = [self._create_actor(_ModelWorker, model_resources).remote(folder) for _ in range(num_models)]
+            models = [
+                self._create_actor(_ModelWorker, model_resources).remote(folder, public_key) for _ in range(num_models)
+            ]
             decoders = [
-                self._create_actor(_DecodeWorker).remote(folder, isolate, photo_timeout_s) for _ in range(num_decoders)
+                self._create_actor(_DecodeWorker).remote(folder, public_key, isolate, photo_timeout_s)
+                for _ in range(num_decoders)
             ]
             backend = ray.get(models[0].backend.remote())
             self._submit_slots = [
@@ -163,11 +170,12 @@ class RayEngine:
             self._actors = [*decoders, *models]
         else:
             self._actors = [
-                self._create_actor(_Worker).remote(folder, isolate, photo_timeout_s) for _ in range(num_cores)
+                self._create_actor(_Worker).remote(folder, public_key, isolate, photo_timeout_s)
+                for _ in range(num_cores)
             ]
             self._submit_slots = [actor.classify.remote for actor in self._actors]
         _log.info("Ray: %d cores, %d GPUs, %d workers", num_cores, num_gpus, len(self._actors))
-        self.versions = ModelVersions.from_bundle(load_bundle(bundle), backend)
+        self.versions = ModelVersions.from_bundle(load_bundle(bundle, public_key=public_key), backend)
 
     def classify(self, job: Job, shards: Iterable[ShardPhotos], reader: PhotoReader) -> Iterator[ShardResult]:
         """Yield each shard once it is classified; the workers read the photos, not `reader`."""
@@ -215,7 +223,13 @@ def _chain_decode_and_model(decoder: Any, model: Any) -> Callable[..., Any]:
 
 
 def create_ray_engine(
-    bundle: Path, *, address: str | None, isolate: bool, stop: threading.Event, photo_timeout_s: float
+    bundle: Path,
+    *,
+    address: str | None,
+    isolate: bool,
+    stop: threading.Event,
+    photo_timeout_s: float,
+    public_key: Path | None = None,
 ) -> RayEngine:
     """Return an engine on the cluster at `address`, or on a Ray that is started on this machine for the job.
 
@@ -244,7 +258,7 @@ def create_ray_engine(
         # Ray installs a handler that exits at once.
         signal.signal(signal.SIGTERM, on_sigterm)
     try:
-        return RayEngine(bundle, isolate=isolate, stop=stop, photo_timeout_s=photo_timeout_s)
+        return RayEngine(bundle, isolate=isolate, stop=stop, photo_timeout_s=photo_timeout_s, public_key=public_key)
     except BaseException:
         with contextlib.suppress(Exception):
             ray.shutdown()

@@ -1,5 +1,6 @@
 """The verbs of `backfill`: run, retry, status, verify, diff."""
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from vision.runtime.cli import create_cli_app
 if TYPE_CHECKING:
     from serving.backfill.local_engine import BackfillEngine
     from serving.backfill.shutdown import GracefulShutdown
+    from vision.bundle import Bundle
 
 __all__ = ["backfill_app"]
 
@@ -26,6 +28,14 @@ _Cores = Annotated[int | None, typer.Option(min=1, help="Cores to use. Default: 
 _Isolate = Annotated[bool, typer.Option(help="Decode photos in separate processes, which a broken photo may crash.")]
 _PhotoTimeout = Annotated[
     float, typer.Option(min=0.1, help="Seconds that a photo's server may take, all attempts together.")
+]
+_RequireSignature = Annotated[
+    Path | None,
+    typer.Option(
+        help="PEM file of the public key that the bundle must be signed with. Needs the extra `signing`.",
+        envvar="LISTING_VISION_REQUIRE_SIGNATURE",
+        resolve_path=True,
+    ),
 ]
 _MaxErrorShare = Annotated[
     float, typer.Option(min=0, max=1, help="Stop when a larger share of the last thousand photos cannot be used.")
@@ -58,6 +68,7 @@ def run(
     cores: _Cores = None,
     isolate: _Isolate = True,
     photo_timeout_s: _PhotoTimeout = 30.0,
+    require_signature: _RequireSignature = None,
     metrics_port: Annotated[int | None, typer.Option(help="Port on which to serve Prometheus metrics.")] = None,
     compare_with: Annotated[
         str | None, typer.Option(help="Output of an earlier backfill to compare with at the end.")
@@ -76,13 +87,10 @@ def run(
     from serving.backfill.run import run as run_job
     from serving.backfill.shutdown import GracefulShutdown
     from serving.storage import Store
+    from vision.bundle import load_bundle
 
-    if (ray or ray_address) and (target or cores):
-        raise typer.BadParameter(
-            "--ray takes its cores from the cluster and its model from the bundle; drop --target and --cores"
-        )
-    if rate and not target:
-        raise typer.BadParameter("--rate protects live traffic and needs --target")
+    is_on_ray = ray or ray_address is not None
+    _check_flags(is_on_ray=is_on_ray, target=target, cores=cores, rate=rate)
     registry = None if metrics_port is None else serve_metrics(metrics_port)
     store, shutdown = Store(output), GracefulShutdown()
     request = BackfillRequest(
@@ -93,14 +101,14 @@ def run(
         overwrite=overwrite,
     )
     with _exit_when_interrupted(shutdown), store.lock(LOCK_PATH):
-        if ray or ray_address:
+        bundle = load_bundle(model, public_key=require_signature)
+        if is_on_ray:
             from serving.backfill.ray_engine import create_ray_engine
 
-            engine: BackfillEngine = create_ray_engine(
-                model, address=ray_address, isolate=isolate, stop=shutdown.abort, photo_timeout_s=photo_timeout_s
-            )
+            create = functools.partial(create_ray_engine, photo_timeout_s=photo_timeout_s, public_key=require_signature)
+            engine: BackfillEngine = create(model, address=ray_address, isolate=isolate, stop=shutdown.abort)
         else:
-            engine = _create_engine(model, shutdown, target=target, rate=rate, cores=cores, isolate=isolate)
+            engine = _create_engine(bundle, shutdown, target=target, rate=rate, cores=cores, isolate=isolate)
         try:
             job = open_or_create_job(store, request, engine, typer.echo)
             typer.echo(f"{job.num_listings} listings, {job.num_photos} photos, {job.num_shards} shards")
@@ -134,6 +142,7 @@ def retry(
     cores: _Cores = None,
     isolate: _Isolate = True,
     photo_timeout_s: _PhotoTimeout = 30.0,
+    require_signature: _RequireSignature = None,
 ) -> None:
     """Classify the listings of dead letters again and replace their rows.
 
@@ -143,11 +152,13 @@ def retry(
     from serving.backfill.run import retry as retry_job
     from serving.backfill.shutdown import GracefulShutdown
     from serving.storage import Store
+    from vision.bundle import load_bundle
 
     store, shutdown = Store(output), GracefulShutdown()
     job = read_job(store)
     with _exit_when_interrupted(shutdown), store.lock(LOCK_PATH):
-        engine = _create_engine(model, shutdown, target=target, rate=rate, cores=cores, isolate=isolate)
+        bundle = load_bundle(model, public_key=require_signature)
+        engine = _create_engine(bundle, shutdown, target=target, rate=rate, cores=cores, isolate=isolate)
         try:
             job.require_match({"model": engine.versions})
             found = retry_job(
@@ -210,8 +221,18 @@ def diff(
     typer.echo(str(inspection.diff(Store(old), Store(new), num_examples=examples)))
 
 
+def _check_flags(*, is_on_ray: bool, target: str | None, cores: int | None, rate: float | None) -> None:
+    """Raises BadParameter: flags that exclude or need each other."""
+    if is_on_ray and (target or cores):
+        raise typer.BadParameter(
+            "--ray takes its cores from the cluster and its model from the bundle; drop --target and --cores"
+        )
+    if rate and not target:
+        raise typer.BadParameter("--rate protects live traffic and needs --target")
+
+
 def _create_engine(
-    model: Path,
+    bundle: "Bundle",
     shutdown: "GracefulShutdown",
     *,
     target: str | None,
@@ -220,9 +241,8 @@ def _create_engine(
     isolate: bool,
 ) -> "BackfillEngine":
     from serving.backfill.local_engine import create_local_engine
-    from vision.bundle import load_bundle
 
-    bundle, stop = load_bundle(model), shutdown.abort
+    stop = shutdown.abort
     if not target:
         return create_local_engine(bundle, stop=stop, num_cores=cores, isolate=isolate)
     from serving.backfill.remote_engine import create_remote_engine

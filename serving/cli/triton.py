@@ -60,6 +60,14 @@ def repository(
             envvar="LISTING_VISION_SHADOW",
         ),
     ] = None,
+    require_signature: Annotated[
+        Path | None,
+        typer.Option(
+            help="PEM file of the public key that every bundle must be signed with. Needs the extra `signing`.",
+            envvar="LISTING_VISION_REQUIRE_SIGNATURE",
+            resolve_path=True,
+        ),
+    ] = None,
     replace: Annotated[
         bool, typer.Option("--replace", help="Replace existing models, for a start step that may run again.")
     ] = False,
@@ -79,7 +87,7 @@ def repository(
     if plan and (canary or shadow):
         raise typer.BadParameter("--plan belongs to one model; write canary and shadow into separate folders")
     folders = {MODEL_NAME: bundle, CANARY_MODEL_NAME: canary, SHADOW_MODEL_NAME: shadow}
-    bundles = {name: load_bundle(folder) for name, folder in folders.items() if folder}
+    bundles = {name: load_bundle(folder, public_key=require_signature) for name, folder in folders.items() if folder}
     for name, loaded in bundles.items():
         if replace:
             remove_model(output, name)

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from serving.gateway.photo_fetch import PhotoFetcher
     from serving.outcomes.writer import Recorder
 
-__all__ = ["GatewayServer"]
+__all__ = ["GatewayServer", "list_connection_age_options"]
 
 _log = logging.getLogger(__name__)
 
@@ -68,6 +68,7 @@ class GatewayServer:
             create_decoders=self._create_decoders,
             health_interval_s=options.health_interval_s,
             on_change=self._on_release_change,
+            public_key=options.require_signature,
         )
         self._recorder: Recorder | None = None
         self._quotas: PhotoQuota | None = None
@@ -90,7 +91,10 @@ class GatewayServer:
             traffic_split = self._options.traffic_split
             if traffic_split is None:
                 traffic_split = await asyncio.to_thread(
-                    create_single_release_split, self._options.bundle, model_name=self._options.model_name
+                    create_single_release_split,
+                    self._options.bundle,
+                    model_name=self._options.model_name,
+                    public_key=self._options.require_signature,
                 )
             await self.router.apply(traffic_split)
             stable = self.router.stable
@@ -136,7 +140,7 @@ class GatewayServer:
                 # Photos arrive a round trip after the headers; of calls that are rejected early they never arrive.
                 ("grpc.http2.bdp_probe", 0),
                 ("grpc.so_reuseport", int(self._options.reuse_port)),
-                *self._options.connection_age_options,
+                *list_connection_age_options(self._options.connection_age_s),
                 ("grpc.max_concurrent_streams", MAX_CONNECTION_STREAMS),
                 ("grpc.max_connection_idle_ms", MAX_CONNECTION_IDLE_MS),
             ],
@@ -240,3 +244,8 @@ class GatewayServer:
         status = state.SERVING if self.router.stable.is_healthy else state.NOT_SERVING
         for name in ("", SERVICE_NAME):
             await self._health.set(name, status)
+
+
+def list_connection_age_options(age_s: float | None) -> list[tuple[str, int]]:
+    """Return gRPC server options: a load balancer can move a client to another server only when it connects."""
+    return [] if age_s is None else [("grpc.max_connection_age_ms", int(1e3 * age_s))]

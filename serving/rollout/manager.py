@@ -36,6 +36,7 @@ class ReleaseManager:
         can_load: bool,
         is_recording: bool,
         folder: Path,
+        public_key: Path | None = None,
     ) -> None:
         """Args:
         traffic_split: the split at the start.
@@ -44,6 +45,7 @@ class ReleaseManager:
         can_load: whether releases can be loaded, that is the Triton is not external.
         is_recording: whether shadow results are stored.
         folder: for copies of the bundles that are loaded, which an operator may move or delete.
+        public_key: PEM file of the key that must have signed what is loaded; None: nothing need be signed.
         """
         self._traffic_split = traffic_split
         self._apply_traffic_split = apply_traffic_split
@@ -51,6 +53,7 @@ class ReleaseManager:
         self._can_load = can_load
         self._is_recording = is_recording
         self._folder = folder
+        self._public_key = public_key
         self._sources = {release.label: release.bundle for release in traffic_split.releases}
         """Folders that the operator gave, by label."""
         self._bundles = {release.label: load_bundle(release.bundle) for release in traffic_split.releases}
@@ -69,11 +72,11 @@ class ReleaseManager:
         """Load a bundle beside the serving ones and return its release name; it gets no traffic yet.
 
         Raises:
-            ListingVisionError: it is incomplete, loaded already, fails its golden photos, or is another model under the
-                version of a loaded one.
+            ListingVisionError: it is incomplete, unsigned where it must be signed, loaded already, fails its golden
+                photos, or is another model under the version of a loaded one.
         """
         async with self._command_lock:
-            loaded = await asyncio.to_thread(load_bundle, bundle)
+            loaded = await asyncio.to_thread(load_bundle, bundle, public_key=self._public_key)
             if not self._can_load:
                 raise ListingVisionError(
                     "the Triton that --triton names is not this service's own; load the model there and start a "
@@ -86,7 +89,7 @@ class ReleaseManager:
                 raise ListingVisionError(f"{label} is loaded already")
             self._num_loaded += 1
             name = f"{MODEL_NAME}_{self._num_loaded + 1}"
-            own = await asyncio.to_thread(_copy_bundle, loaded.folder, self._folder / name)
+            own = await asyncio.to_thread(_copy_bundle, loaded.folder, self._folder / name, self._public_key)
             try:
                 await self._start(ReleaseSpec(label=label, bundle=own.folder, model_name=name), own)
             except BaseException:
@@ -250,11 +253,11 @@ class ReleaseManager:
         self._traffic_split = traffic_split
 
 
-def _copy_bundle(folder: Path, copy: Path) -> Bundle:
-    """Copy a bundle and return the copy, its hashes checked again."""
+def _copy_bundle(folder: Path, copy: Path, public_key: Path | None) -> Bundle:
+    """Copy a bundle and return the copy, its hashes and signature checked again."""
     try:
         shutil.copytree(folder, copy)
-        return load_bundle(copy)
+        return load_bundle(copy, public_key=public_key)
     except BaseException as error:
         shutil.rmtree(copy, ignore_errors=True)
         if isinstance(error, OSError):

@@ -19,9 +19,9 @@ __all__ = ["Router", "create_single_release_split"]
 _log = logging.getLogger(__name__)
 
 
-def create_single_release_split(bundle: Path, *, model_name: str) -> TrafficSplit:
-    """Return the split of a gateway that serves one bundle. Raises BundleError: it is incomplete or altered."""
-    label = load_bundle(bundle).release
+def create_single_release_split(bundle: Path, *, model_name: str, public_key: Path | None = None) -> TrafficSplit:
+    """Return the split of a gateway that serves one bundle. Raises BundleError: as `load_bundle`."""
+    label = load_bundle(bundle, public_key=public_key).release
     release = ReleaseSpec(label=label, bundle=bundle, model_name=model_name)
     return TrafficSplit(releases=(release,), stable=label)
 
@@ -36,13 +36,16 @@ class Router:
         create_decoders: Callable[[Preprocessing], Decoders],
         health_interval_s: float,
         on_change: OnReleaseChange,
+        public_key: Path | None = None,
     ) -> None:
         """Args:
         create_engine: from a bundle and its model name in Triton.
         create_decoders: shared by the releases with the same preprocessing.
         health_interval_s: between checks of a release by golden photos.
         on_change: called when the health or the circuit breaker of a release has changed.
+        public_key: PEM file of the key that must have signed every bundle; None: none need be signed.
         """
+        self._public_key = public_key
         self._create_engine = create_engine
         self._create_decoders = create_decoders
         self._health_interval_s = health_interval_s
@@ -161,7 +164,7 @@ class Router:
     async def _start_release(
         self, release: ReleaseSpec, *, beside: Sequence[ServedRelease], must_be_healthy: bool
     ) -> ServedRelease:
-        bundle = await asyncio.to_thread(load_bundle, release.bundle)
+        bundle = await asyncio.to_thread(load_bundle, release.bundle, public_key=self._public_key)
         if bundle.release != release.label:
             raise ListingVisionError(f"{release.bundle} now holds {bundle.release}, not {release.label}")
         for other in beside:

@@ -49,7 +49,9 @@ class Supervisor:
 
     def __init__(self, options: ServeOptions) -> None:
         """Raises ListingVisionError: an option cannot be met on this machine."""
-        self._bundle = load_bundle(options.bundle)
+        if options.require_signature:
+            _require_installed("--require-signature", "signing", "model_signing")
+        self._bundle = load_bundle(options.bundle, public_key=options.require_signature)
         self._releases: ReleaseManager | None = None
         self._control: ControlServer | None = None
         self._options = options
@@ -128,6 +130,7 @@ class Supervisor:
                 can_load=can_load,
                 is_recording=bool(self._options.outcomes),
                 folder=self._metrics.path / "releases",
+                public_key=self._options.require_signature,
             )
             await self._start_control(port)
         except BaseException:
@@ -185,7 +188,10 @@ class Supervisor:
         """Return the traffic split of bundle, canary and shadow. Raises ListingVisionError: one cannot be loaded."""
         options = self._options
         traffic_split = await asyncio.to_thread(
-            create_single_release_split, options.bundle, model_name=options.model_name
+            create_single_release_split,
+            options.bundle,
+            model_name=options.model_name,
+            public_key=options.require_signature,
         )
         for part, folder, name, share in (
             (CANARY, options.canary, CANARY_MODEL_NAME, options.canary_share),
@@ -193,7 +199,7 @@ class Supervisor:
         ):
             if folder is None:
                 continue
-            bundle = await asyncio.to_thread(load_bundle, folder)
+            bundle = await asyncio.to_thread(load_bundle, folder, public_key=options.require_signature)
             release = ReleaseSpec(label=bundle.release, bundle=bundle.folder, model_name=name)
             traffic_split = replace(traffic_split, releases=(*traffic_split.releases, release))
             traffic_split = traffic_split.with_share(part, TrafficShare(label=bundle.release, share=share))

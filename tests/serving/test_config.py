@@ -38,6 +38,7 @@ EVERY_FIELD = ServeOptions(
     grace_period_s=2,
     health_interval_s=3,
     require_patched_triton=True,
+    require_signature=Path("/etc/signing-key.pub"),
     connection_age_s=4,
     status_port=9090,
     http_port=8080,

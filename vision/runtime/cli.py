@@ -75,7 +75,7 @@ def run_app(app: typer.Typer) -> None:
     except ModuleNotFoundError as error:
         _exit_with_error(
             f"this needs the package {error.name!r}; install the extra that brings it: listing-vision[train] to make "
-            "models, [gateway] to serve, [local] to answer in this process",
+            "models, [gateway] to serve, [local] to answer in this process, [signing] for signed bundles",
             debug,
         )
     except Exception as error:

@@ -7,7 +7,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from listing_vision_client import AsyncListingVisionClient
 from serving.config import ServeOptions
-from serving.gateway.server import GatewayServer
+from serving.gateway.server import GatewayServer, list_connection_age_options
 from tests.support.helpers import create_scene, encode_image
 
 READY = grpc.ChannelConnectivity.READY
@@ -41,4 +41,4 @@ def test_a_connection_is_made_anew_and_no_call_fails_by_it(bundle):
 
 
 def test_by_default_connections_last():
-    assert ServeOptions(bundle="any").connection_age_options == []
+    assert list_connection_age_options(ServeOptions(bundle="any").connection_age_s) == []

@@ -8,6 +8,8 @@ import pytest
 from serving.rollout.manager import ReleaseManager
 from serving.rollout.traffic_split import ReleaseSpec, TrafficSplit
 from tests.support.bundles import change_manifest
+from tests.support.signing import create_key_pair
+from vision.attestation import sign_bundle
 from vision.errors import ListingVisionError
 from vision.runtime.files import compute_sha256
 
@@ -35,11 +37,17 @@ def folder(tmp_path, monkeypatch):
 COPIES = None
 
 
-def create_releases(bundle, gateways, *, can_load=True):
+def create_releases(bundle, gateways, *, can_load=True, public_key=None):
     first = ReleaseSpec(label=bundle.release, bundle=bundle.folder, model_name="listing_vision")
     traffic_split = TrafficSplit(releases=(first,), stable=bundle.release)
     return ReleaseManager(
-        traffic_split, gateways.route, triton=None, can_load=can_load, is_recording=False, folder=COPIES
+        traffic_split,
+        gateways.route,
+        triton=None,
+        can_load=can_load,
+        is_recording=False,
+        folder=COPIES,
+        public_key=public_key,
     )
 
 
@@ -134,3 +142,13 @@ def test_what_gateways_refuse_leaves_no_copy(bundle, other_bundle, folder):
     with pytest.raises(ListingVisionError):
         asyncio.run(create_releases(bundle, gateways).load(str(other_bundle.folder)))
     assert list(folder.iterdir()) == []
+
+
+def test_only_signed_bundles_are_loaded_where_a_key_is_given(bundle, other_bundle, tmp_path):
+    private, public = create_key_pair(tmp_path)
+    releases = create_releases(bundle, Gateways(), public_key=public)
+    signed = shutil.copytree(other_bundle.folder, tmp_path / "signed")
+    with pytest.raises(ListingVisionError, match=r"has no model\.sig"):
+        asyncio.run(releases.load(str(signed)))
+    sign_bundle(signed, private)
+    assert asyncio.run(releases.load(str(signed))) == other_bundle.release

@@ -1,6 +1,7 @@
 """All processes of one service: their metrics, health, port and end. The model runs in the gateway processes."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,8 +12,11 @@ import pytest
 
 from listing_vision_client import CallFailed, ListingVisionClient
 from tests.conftest import ROOT
+from tests.support.cli import run_cli
 from tests.support.serving_process import Callers, is_alive, list_process_tree
+from tests.support.signing import create_key_pair
 from tests.support.waiting import wait_until
+from vision.attestation import sign_bundle
 
 
 def test_metrics_are_sums_over_all_processes_and_outlive_them(shared, bundle):
@@ -116,3 +120,15 @@ def test_hangups_before_the_start_is_complete_are_ignored(bundle, tmp_path):
     finally:
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0, log_path.read_text()
+
+
+def test_a_signed_bundle_is_served_and_an_unsigned_one_is_not_loaded(bundle, other_bundle, start_serving, tmp_path):
+    private, public = create_key_pair(tmp_path)
+    signed = shutil.copytree(bundle.folder, tmp_path / "signed")
+    sign_bundle(signed, private)
+    options = ("--in-process", "--no-isolate", "--require-signature", str(public))
+    served = start_serving(signed, tmp_path / "serve.log", *options)
+    with ListingVisionClient(served.address) as client:
+        assert client.get_model().model.version == bundle.info.model_version
+    refused = run_cli("model", "load", other_bundle.folder, "--port", served.address.rpartition(":")[2])
+    assert (refused.returncode, "has no model.sig" in refused.stderr) == (1, True)
