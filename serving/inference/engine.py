@@ -20,6 +20,18 @@ class EncodedInferenceResult(NamedTuple):
     logits: Logits
     """The rows of the photos without error, in their order."""
 
+    def split(self, num_photos: Sequence[int]) -> "list[EncodedInferenceResult]":
+        """The results of consecutive groups of so many photos each."""
+        results, photo, row = [], 0, 0
+        for num in num_photos:
+            errors = self.errors[photo : photo + num]
+            num_rows = errors.count(None)
+            results.append(
+                EncodedInferenceResult(errors, Logits(*(part[row : row + num_rows] for part in self.logits)))
+            )
+            photo, row = photo + num, row + num_rows
+        return results
+
 
 class InferEncoded(Protocol):
     async def __call__(self, photos: Sequence[bytes], *, with_embedding: bool = False) -> EncodedInferenceResult:

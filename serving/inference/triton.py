@@ -1,10 +1,12 @@
 """A Triton server as an engine of the gateway."""
 
 import asyncio
+import contextvars
 import functools
 import logging
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import grpc
@@ -13,7 +15,7 @@ import numpy.typing as npt
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
 from serving.inference.engine import EncodedInferenceResult, InferEncoded
-from serving.inference.fair_slots import CALLER_KEY, FairSlots
+from serving.inference.fair_slots import CALLER_KEY, MAX_SHARED_PHOTOS, FairSlots, SlotRequest
 from serving.inference.model_names import MODEL_NAME
 from serving.inference.triton_channel import TritonAccess
 from serving.inference.triton_tensors import (
@@ -34,14 +36,16 @@ from vision.bundle import UNKNOWN_BACKEND
 from vision.engine import OUTPUT_NAMES, Logits
 from vision.errors import EngineBroken, EngineBusy, EngineError, EngineUnavailable
 
-__all__ = ["QUEUE_STAGE", "TritonEngine", "compute_max_concurrent_photos"]
+__all__ = ["QUEUE_STAGE", "TritonEngine", "compute_max_concurrent_requests"]
 
 _log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
-MAX_ENCODED_PER_REQUEST = 4
+MAX_ENCODED_PER_REQUEST = MAX_SHARED_PHOTOS
 """Encoded photos of one request; those of a larger listing are sent in several."""
+MAX_SHARED_PHOTO_BYTES = 1 << 20
+"""A larger photo is sent alone: rows are padded to the longest, and it takes longer."""
 QUEUE_STAGE = "queue"
 """The stage of a call that waits for its turn at Triton."""
 _RPC_TIMEOUT_S = 10.0
@@ -51,8 +55,20 @@ _INFER_TIMEOUT_S = 20.0
 # A full or overdue queue is UNAVAILABLE like a dead server; only Triton's message tells them apart.
 _QUEUE_FULL_MESSAGES = ("Exceeds maximum queue size", "Request timeout expired")
 _INFER_METHOD = "/inference.GRPCInferenceService/ModelInfer"
-_DEFAULT_MAX_CONCURRENT_PHOTOS = 64
+_DEFAULT_MAX_CONCURRENT_REQUESTS = 64
 """The limit until the model's configuration is known."""
+
+
+@dataclass(eq=False, kw_only=True)
+class _Request(SlotRequest):
+    """Photos that wait for their turn at Triton, and their result."""
+
+    photos: Any
+    """(P, S, S, 3) uint8, or the encoded photos of one listing."""
+    send: Callable[[Sequence[Any]], Coroutine[Any, Any, Sequence[Any]]]
+    """Sends the photos of the requests that share a slot; returns a result for each."""
+    context: contextvars.Context = field(default_factory=contextvars.copy_context)
+    result: "asyncio.Future[Any]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
 class TritonEngine:
@@ -92,7 +108,7 @@ class TritonEngine:
         output = service_pb2.ModelInferRequest.InferRequestedOutputTensor
         self._outputs = {name: output(name=name) for name in OUTPUT_NAMES}
         self._errors_output = output(name=ERRORS_NAME)
-        self._slots = FairSlots(_DEFAULT_MAX_CONCURRENT_PHOTOS)
+        self._slots = FairSlots[_Request](_DEFAULT_MAX_CONCURRENT_REQUESTS, self._start)
         self._allow_decoding = allow_decoding
         self._priority = priority
         self._decodes = False
@@ -104,7 +120,13 @@ class TritonEngine:
 
     async def infer(self, photos_nhwc: npt.NDArray[np.uint8], *, with_embedding: bool = False) -> Logits:
         outputs = _list_outputs(with_embedding)
-        return await self._run_in_slots(lambda: self._infer(photos_nhwc, outputs), len(photos_nhwc))
+
+        async def send(photos: Sequence[npt.NDArray[np.uint8]]) -> list[Logits]:
+            return [await self._infer(photos[0], outputs)]
+
+        request = _Request(caller=CALLER_KEY.get(), num_photos=len(photos_nhwc), photos=photos_nhwc, send=send)
+        logits: Logits = await self._queue_and_send(request)
+        return logits
 
     async def _queue_and_infer_encoded(
         self, photos: Sequence[bytes], *, with_embedding: bool = False
@@ -113,29 +135,64 @@ class TritonEngine:
         outputs = _list_outputs(with_embedding)
         parts = [photos[at : at + MAX_ENCODED_PER_REQUEST] for at in range(0, len(photos), MAX_ENCODED_PER_REQUEST)]
         if len(parts) == 1:
-            return await self._run_in_slots(lambda: self._infer_encoded(photos, outputs), len(photos))
-        results = await _gather(
-            self._run_in_slots(functools.partial(self._infer_encoded, part, outputs), len(part)) for part in parts
-        )
+            result: EncodedInferenceResult = await self._queue_and_send(self._create_encoded_request(photos, outputs))
+            return result
+        results = await _gather(self._queue_and_send(self._create_encoded_request(part, outputs)) for part in parts)
         errors = [error for result in results for error in result.errors]
         logits = Logits(*map(np.concatenate, zip(*(result.logits for result in results), strict=True)))
         return EncodedInferenceResult(errors, logits)
 
-    async def _run_in_slots(self, begin: Callable[[], Coroutine[Any, Any, _T]], num_photos: int) -> _T:
-        caller = CALLER_KEY.get()
+    def _create_encoded_request(self, photos: Sequence[bytes], outputs: Sequence[str]) -> _Request:
+        is_small = all(len(photo) <= MAX_SHARED_PHOTO_BYTES for photo in photos)
+        return _Request(
+            caller=CALLER_KEY.get(),
+            num_photos=len(photos),
+            share_key=outputs if is_small else None,
+            photos=photos,
+            send=functools.partial(self._infer_encoded_listings, outputs=outputs),
+        )
+
+    async def _queue_and_send(self, request: _Request) -> Any:
         with measure_stage(QUEUE_STAGE):
-            await self._slots.acquire(caller, num_photos)
-        began_s = time.monotonic()
-
-        def release() -> None:
-            self._slots.release(caller, num_photos, seconds=time.monotonic() - began_s)
-
+            self._slots.submit(request)
+            try:
+                await request.started
+            except asyncio.CancelledError:
+                self._slots.withdraw(request)
+                request.result.cancel()
+                raise
         with measure_stage("model"):
-            return await self._run_shielded(begin(), release)
+            return await request.result
+
+    def _start(self, requests: Sequence[_Request]) -> None:
+        # A task of its own: a caller that cancels must not cancel the call to Triton, which others may share; and many
+        # short deadlines and cancellations crash Triton before 24.12 (server#7368).
+        task = asyncio.create_task(self._send(requests), context=requests[0].context)
+        self._in_flight.add(task)
+        task.add_done_callback(self._in_flight.discard)
+
+    async def _send(self, requests: Sequence[_Request]) -> None:
+        began_s = time.monotonic()
+        try:
+            results = await requests[0].send([request.photos for request in requests])
+        except Exception as error:
+            _log.debug("call to Triton failed: %s", error)
+            for request in requests:
+                if not request.result.done():
+                    request.result.set_exception(error)
+        else:
+            for request, result in zip(requests, results, strict=True):
+                if not request.result.done():
+                    request.result.set_result(result)
+        finally:
+            self._slots.release(requests, seconds=time.monotonic() - began_s)
 
     async def infer_golden(self, photos_nhwc: npt.NDArray[np.uint8]) -> Logits:
         outputs = _list_outputs(with_embedding=False)
-        return await self._run_shielded(self._infer(photos_nhwc, outputs, priority=GOLDEN_PRIORITY), None)
+        task = asyncio.create_task(self._infer(photos_nhwc, outputs, priority=GOLDEN_PRIORITY))
+        self._in_flight.add(task)
+        task.add_done_callback(self._in_flight.discard)
+        return await asyncio.shield(task)
 
     async def fetch_backend(self) -> str:
         request = service_pb2.ModelConfigRequest(name=self._model_name)
@@ -143,10 +200,10 @@ class TritonEngine:
             response = await self._stub.ModelConfig(request, timeout=_RPC_TIMEOUT_S, metadata=self._headers)
         except grpc.aio.AioRpcError as error:
             raise self._to_engine_error(error) from error
-        num_photos = compute_max_concurrent_photos(response.config) // self._num_gateways
-        self._slots.limit = max(2, num_photos)
+        num_requests = compute_max_concurrent_requests(response.config) // self._num_gateways
+        self._slots.limit = max(2, num_requests)
         # As many as half of the instances compute at a time, so that another caller finds instances and cores.
-        self._slots.caller_limit = max(1, num_photos // 4)
+        self._slots.caller_limit = max(1, num_requests // 4)
         takes_encoded = any(tensor.name == ENCODED_NAME for tensor in response.config.input)
         self._decodes = self._allow_decoding and takes_encoded
         parameters = response.config.parameters
@@ -201,26 +258,19 @@ class TritonEngine:
             await asyncio.wait(self._in_flight, timeout=_INFER_TIMEOUT_S)
         await self._channel.close(None)
 
-    async def _run_shielded(self, call: Coroutine[Any, Any, _T], release: Callable[[], None] | None) -> _T:
-        # A caller that cancels must not cancel the call to Triton: many short deadlines and cancellations crash
-        # Triton before 24.12 (server#7368).
-        task = asyncio.create_task(call)
-        self._in_flight.add(task)
-
-        def on_done(task: "asyncio.Task[_T]") -> None:
-            if release:
-                release()
-            self._in_flight.discard(task)
-            if not task.cancelled() and task.exception() is not None:
-                _log.debug("call to Triton failed: %s", task.exception())
-
-        task.add_done_callback(on_done)
-        return await asyncio.shield(task)
-
     async def _infer(self, photos_nhwc: npt.NDArray[np.uint8], outputs: Sequence[str], *, priority: int = 0) -> Logits:
         requested = [self._outputs[name] for name in outputs]
         response = await self._model_infer(encode_pixels(photos_nhwc), requested, priority=priority)
         return parse_logits(response, len(photos_nhwc), outputs=outputs, address=self._address)
+
+    async def _infer_encoded_listings(
+        self, listings: Sequence[Sequence[bytes]], *, outputs: Sequence[str]
+    ) -> list[EncodedInferenceResult]:
+        """Infer from the photos of several listings in one request."""
+        if len(listings) == 1:
+            return [await self._infer_encoded(listings[0], outputs)]
+        result = await self._infer_encoded([photo for photos in listings for photo in photos], outputs)
+        return result.split([len(photos) for photos in listings])
 
     async def _infer_encoded(self, photos: Sequence[bytes], outputs: Sequence[str]) -> EncodedInferenceResult:
         requested = [*(self._outputs[name] for name in outputs), self._errors_output]
@@ -275,8 +325,11 @@ async def _gather(calls: Iterable[Coroutine[Any, Any, _T]]) -> list[_T]:
     return [task.result() for task in running]
 
 
-def compute_max_concurrent_photos(config: "model_config_pb2.ModelConfig") -> int:
-    """Photos that keep all instances of a model busy: for each one batch that runs and one that waits."""
+def compute_max_concurrent_requests(config: "model_config_pb2.ModelConfig") -> int:
+    """Requests that keep all instances of a model busy: for each one batch that runs and one that waits.
+
+    A request may have several photos, so that these are enough for batches.
+    """
     instances = sum(max(1, group.count) * max(1, len(group.gpus)) for group in config.instance_group) or 1
     return 2 * instances * compute_batch_size(config)
 

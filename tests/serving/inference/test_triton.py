@@ -4,13 +4,16 @@ import signal
 from collections import Counter
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from serving.decoding.prepared import PHOTO_LIMITS, prepare
 from serving.inference.engine import EncodedInferenceResult
 from serving.inference.health import wait_for_golden_photos
-from serving.inference.triton import TritonEngine, compute_max_concurrent_photos
+from serving.inference.model_names import MODEL_NAME
+from serving.inference.triton import TritonEngine, compute_max_concurrent_requests
 from serving.triton.config import RepositoryOptions, build_model_config
 from serving.triton.process import LocalTriton
 from tests.support.helpers import create_scene, encode_image, list_children
@@ -133,6 +136,55 @@ def test_a_large_listing_is_sent_in_parts_and_answered_in_order(triton, bundle):
     np.testing.assert_allclose(together.logits.category, expected, atol=1e-4)
 
 
+def test_listings_that_wait_share_a_request_and_keep_their_own_errors(triton, bundle, monkeypatch):
+    monkeypatch.setattr("serving.inference.triton.compute_max_concurrent_requests", lambda config: 2)
+    photos = [encode_image(create_scene(100 + 10 * i, 90)) for i in range(10)]
+    photos[5] = b"no photo"
+    alone = [result for photo in photos for result in infer_encoded_files(triton, bundle, [photo])]
+    num_requests, num_photos = count_inferences(triton)
+    shared = infer_encoded_files(triton, bundle, *([photo] for photo in photos))
+    num_golden = 1
+    assert count_inferences(triton) == (
+        num_requests + num_golden + 2 + 2,
+        num_photos + len(bundle.golden.photos_nhwc) + 10,
+    )
+    for got, expected in zip(shared, alone, strict=True):
+        assert list(map(str, got.errors)) == list(map(str, expected.errors))
+        for got_rows, expected_rows in zip(got.logits, expected.logits, strict=True):
+            np.testing.assert_array_equal(got_rows, expected_rows)
+    assert [i for i, result in enumerate(shared) if result.errors != [None]] == [5]
+
+
+def test_a_caller_that_gives_up_takes_no_photo_of_others_with_it(triton, bundle, monkeypatch):
+    monkeypatch.setattr("serving.inference.triton.compute_max_concurrent_requests", lambda config: 2)
+    photo = encode_image(create_scene(300, 200))
+
+    async def infer():
+        engine = TritonEngine(triton.address)
+        try:
+            await wait_for_golden_photos(engine, bundle)
+            await engine.fetch_backend()
+            calls = [asyncio.create_task(engine.infer_encoded([photo])) for _ in range(12)]
+            await asyncio.sleep(0)
+            for i in (0, 3, 8):
+                calls[i].cancel()
+            return await asyncio.gather(*calls, return_exceptions=True)
+        finally:
+            await engine.close()
+
+    results = asyncio.run(infer())
+    assert [i for i, result in enumerate(results) if isinstance(result, asyncio.CancelledError)] == [0, 3, 8]
+    assert all(result.errors == [None] for i, result in enumerate(results) if i not in (0, 3, 8))
+
+
+def count_inferences(triton) -> tuple[int, int]:
+    """Requests and photos that Triton has answered."""
+    with grpc.insecure_channel(triton.address) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        (stats,) = stub.ModelStatistics(service_pb2.ModelStatisticsRequest(name=MODEL_NAME)).model_stats
+    return stats.inference_stats.success.count, stats.inference_count
+
+
 @pytest.mark.parametrize("triton", [True], indirect=True)
 def test_a_photo_that_crashes_a_decode_worker_in_triton_is_the_only_one_with_an_error(triton, bundle):
     photo = encode_image(create_scene(300, 200))
@@ -204,6 +256,6 @@ def test_no_server_is_unavailable():
 
 def test_requests_are_limited_to_what_keeps_all_instances_busy(bundle):
     on_cpu = RepositoryOptions(backend="python", instances=3, preferred_batch_size=4)
-    assert compute_max_concurrent_photos(build_model_config(bundle, on_cpu)) == 2 * 3 * 4
+    assert compute_max_concurrent_requests(build_model_config(bundle, on_cpu)) == 2 * 3 * 4
     on_gpu = RepositoryOptions(backend="pytorch", instances=1, max_batch_size=16)
-    assert compute_max_concurrent_photos(build_model_config(bundle, on_gpu)) == 2 * 16
+    assert compute_max_concurrent_requests(build_model_config(bundle, on_gpu)) == 2 * 16
