@@ -15,7 +15,7 @@ from listing_vision_client.protocol import reasons_pb2
 from serving.http_api.errors import get_statuses
 from tests.support import toolchains
 from tests.support.browser import find_chromium, find_violations, open_browser
-from tests.support.page_states import STATES, create_page_photos, refuse, wait_for_phase
+from tests.support.page_states import STATES, create_page_photos, refuse, replace_answer, wait_for_phase
 
 pytestmark = pytest.mark.skipif(find_chromium() is None, reason="needs a Chromium: apt-get install chromium")
 
@@ -142,6 +142,20 @@ def test_photos_of_a_listing_are_answered(open_page, url, photos, bundle):
     assert json.loads(page.locator("#response").text_content())["categoryPath"][0]["name"] == names[0]
 
 
+def test_alternatives_are_listed_from_one_percent(open_page, url, photos):
+    page = open_page(url)
+    probabilities = (0.5, 0.3, 0.01, 0.0099, 0.0001)
+
+    def change(answer):
+        for name in ("categoryAlternatives", "brandAlternatives"):
+            for alternative, probability in zip(answer[name], probabilities, strict=True):
+                alternative["probability"] = probability
+
+    replace_answer(page, photos, change)
+    for shown in ("#alternatives", "#brand-alternatives"):
+        assert page.locator(f"{shown} b").all_inner_texts() == ["30%", "1%"]
+
+
 def test_a_confidence_is_never_100_percent(open_page, url):
     shown = open_page(url).evaluate(
         """import('./text.js').then(({ percent, percentPair }) =>
@@ -263,13 +277,17 @@ def test_a_map_lies_over_the_photo_and_the_focus_stays(open_page, url, photos):
 def test_each_field_is_confirmed_or_corrected_by_keyboard(open_page, url, photos, bundle):
     page = open_page(url)
     STATES["answered"](page, photos)
-    leaf = json.loads(page.locator("#response").text_content())["categoryPath"][-1]["categoryId"]
+    answer = json.loads(page.locator("#response").text_content())
+    leaf = answer["categoryPath"][-1]["categoryId"]
+    brand = next(one for one in bundle.taxonomy.brands if one.id != answer["brand"]["brandId"])
+    other = next(one for one in bundle.taxonomy.leaf_ids if one != leaf)
     page.get_by_role("button", name="Send").click()
     page.get_by_text("Say for category or brand whether it is right.").wait_for()
     page.get_by_label("Yes: ").first.check()
     page.get_by_role("combobox", name="The right brand").focus()
-    page.keyboard.type("STEL")
-    assert page.locator("#brand-choice-list li").all_inner_texts() == ["Stella", "Not in our list: STEL"]
+    page.keyboard.type(brand.name[:4].upper())
+    listed = page.locator("#brand-choice-list li").all_inner_texts()
+    assert listed == [brand.name, f"Not in our list: {brand.name[:4].upper()}"]
     page.keyboard.press("ArrowDown")
     page.keyboard.press("ArrowUp")
     page.keyboard.press("Enter")
@@ -277,13 +295,20 @@ def test_each_field_is_confirmed_or_corrected_by_keyboard(open_page, url, photos
         page.keyboard.press("Enter")  # in the field, whose list is closed
     request = sent.value.request.post_data_json
     assert request["categoryId"] == leaf
-    assert request["brand"] == {"brandId": "stella"}
+    assert request["brand"] == {"brandId": brand.id}
     assert request["suggestionId"]
     page.get_by_text("Stored. Thank you.").wait_for()
     assert sent.value.json() == {"suggestionIdStatus": "SUGGESTION_ID_STATUS_VALID"}
-    page.get_by_role("combobox", name="The right category").fill("sho bo")
+    page.get_by_role("button", name="日本語").click()
+    page.get_by_text("保存しました。").wait_for()
+    page.get_by_role("button", name="English").click()
+    page.get_by_role("combobox", name="The right category").fill(
+        bundle.taxonomy.format_path(other).replace(" > ", " ").lower()
+    )
     page.keyboard.press("Enter")
-    assert page.get_by_role("combobox", name="The right category").input_value() == "Fashion › Shoes › Boots"
+    assert page.get_by_role("combobox", name="The right category").input_value() == bundle.taxonomy.format_path(
+        other
+    ).replace(" > ", " › ")
     page.get_by_role("combobox", name="The right brand").fill("Nobody's")
     page.keyboard.press("ArrowDown")
     page.keyboard.press("Enter")
@@ -291,7 +316,7 @@ def test_each_field_is_confirmed_or_corrected_by_keyboard(open_page, url, photos
     with page.expect_response("**/v1/outcomes") as sent:
         page.get_by_role("button", name="Send").click()
     request = sent.value.request.post_data_json
-    assert (request["categoryId"], request["listingId"]) == ("fashion/shoes/boots", "m123")
+    assert (request["categoryId"], request["listingId"]) == (other, "m123")
     assert request["brand"] == {"otherName": "Nobody's"}
     assert sent.value.ok
 

@@ -11,7 +11,7 @@ from serving.http_api.errors import error_response
 from tests.support import photo_files
 from training.data.synthetic import create_synthetic_photo
 
-__all__ = ["STATES", "PagePhotos", "create_page_photos", "refuse", "wait_for_phase"]
+__all__ = ["STATES", "PagePhotos", "create_page_photos", "refuse", "replace_answer", "wait_for_phase"]
 
 _CLASSIFY, _MODEL, _EXPLAIN = "**/v1/listings:classify", "**/v1/model", "**/v1/photos:explain"
 _SLOW = {"offline": False, "latency": 0, "downloadThroughput": -1, "uploadThroughput": 1000}

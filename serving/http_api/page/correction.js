@@ -27,13 +27,15 @@ class Correction {
     this.answer = answer;
     this.token = token;
     const leaf = answer.categoryPath.at(-1);
-    const categoryRight = { value: { categoryId: leaf.categoryId }, view: () => pathOf(names, leaf.categoryId) };
-    this.fields = [new Field("category", categoryRight, listCategories(names, answer.categoryAlternatives))];
+    const category = { id: leaf.categoryId, value: { categoryId: leaf.categoryId }, view: () => pathOf(names, leaf.categoryId) };
+    const categories = sortLikelyFirst(listCategories(names), "categoryId", answer.categoryAlternatives);
+    this.fields = [new Field("category", category, categories)];
     if (answer.brand) {
-      this.fields.push(new Field("brand", rightBrand(answer.brand, names), listBrands(names, answer.brandAlternatives), createOtherBrand));
+      const brands = sortLikelyFirst(listBrands(names), "brandId", answer.brandAlternatives);
+      this.fields.push(new Field("brand", rightBrand(answer.brand, names), brands, createOtherBrand));
     }
     this.listing = element("input", { id: "listing", type: "text", autocomplete: "off", maxLength: MAX_LISTING_ID_LENGTH });
-    this.status = element("p", { id: "stored", role: "status" });
+    this.status = element("p", { id: "stored", role: "status", textContent: answer.stored ? word(answer.stored) : "" });
     this.button = element("button", { textContent: word("send") });
     this.element = element(
       "form",
@@ -64,7 +66,9 @@ class Correction {
     this.say("sending");
     try {
       const { suggestionIdStatus } = await callJson("v1/outcomes", message, { token: this.token() });
-      this.say(STORED[suggestionIdStatus] ?? "storedUnverified");
+      // On the answer, since another language makes another form.
+      this.answer.stored = STORED[suggestionIdStatus] ?? "storedUnverified";
+      this.say(this.answer.stored);
     } catch (error) {
       this.status.className = "error";
       this.status.textContent = describeError(error);
@@ -82,7 +86,7 @@ class Correction {
 class Field {
   constructor(name, right, options, create) {
     this.right = right;
-    this.combobox = new Combobox(`${name}-choice`, options, create);
+    this.combobox = new Combobox(`${name}-choice`, options.filter(({ id }) => id !== right?.id), create);
     this.other = createRadio(name, "other");
     for (const event of ["input", "change", "click"]) {
       this.combobox.input.addEventListener(event, () => { this.other.checked = true; });
@@ -92,7 +96,7 @@ class Field {
     this.element = element("fieldset", {}, element("legend", { textContent: word(name) }));
     if (right) {
       this.confirmed = createRadio(name, "right");
-      this.element.append(element("label", {}, this.confirmed, element("span", {}, `${word("right")} `, right.view())));
+      this.element.append(element("label", {}, this.confirmed, element("span", {}, word("right"), right.view())));
     }
     this.unsure = createRadio(name, "unsure");
     this.unsure.checked = true;
@@ -126,18 +130,17 @@ function sortLikelyFirst(options, id, likely) {
   return options.sort((one, other) => rank(one) - rank(other));
 }
 
-function listCategories(names, likely) {
-  const options = [...names.categories.values()].map((category) => ({
+function listCategories(names) {
+  return [...names.categories.values()].map((category) => ({
     id: category.categoryId,
     value: { categoryId: category.categoryId },
     label: () => pathOf(names, category.categoryId).textContent,
     view: () => pathOf(names, category.categoryId),
     search: names.lineage(category.categoryId).flatMap((id) => Object.values(names.categories.get(id).names)).join(" "),
   }));
-  return sortLikelyFirst(options, "categoryId", likely);
 }
 
-function listBrands(names, likely) {
+function listBrands(names) {
   const none = { id: "", value: { brand: { noBrand: true } }, label: () => word("noBrand"), view: () => element("span", { textContent: word("noBrand") }), search: word("noBrand") };
   const brands = [...names.brands.values()].map((brand) => ({
     id: brand.brandId,
@@ -146,7 +149,7 @@ function listBrands(names, likely) {
     view: () => nameOf(names, brand.brandId),
     search: [...Object.values(brand.names), ...brand.aliases].join(" "),
   }));
-  return sortLikelyFirst([none, ...brands], "brandId", likely);
+  return [none, ...brands];
 }
 
 function createOtherBrand(text) {
@@ -162,7 +165,7 @@ function createOtherBrand(text) {
 function rightBrand(brand, names) {
   const choices = { BRAND_KIND_BRAND: { brandId: brand.brandId }, BRAND_KIND_NO_BRAND: { noBrand: true } };
   const choice = choices[brand.kind];
-  return choice ? { value: { brand: choice }, view: () => brandName(names, brand) } : null;
+  return choice ? { id: brand.brandId, value: { brand: choice }, view: () => brandName(names, brand) } : null;
 }
 
 /** Outcomes need one; crypto.randomUUID is missing on pages without TLS. */

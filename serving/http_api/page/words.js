@@ -102,7 +102,7 @@ export const WORDS = {
     sure: "{0} sure",
     tooMany: "A listing has at most {0} photos. Not added ({1}):",
     isItRight: "Is it right?",
-    right: "Yes:",
+    right: "Yes: ",
     somethingElse: "No, it is:",
     unsure: "I can’t tell",
     categoryChoice: "The right category",
