@@ -4,8 +4,10 @@ BIN := .venv/bin
 BUNDLE ?= demo/bundle
 DATA ?=
 INSTALLED := .venv/.installed
+SBOM ?= build/sbom
+RELEASE ?=
 
-.PHONY: help setup demo serve test check lint format types contracts readability protocol docker-lint deploy-check version lock benchmark-tables benchmark-check pytest fuzz clean
+.PHONY: help setup demo serve test check lint format types contracts readability protocol docker-lint deploy-check version lock sbom audit images benchmark-tables benchmark-check pytest fuzz clean
 
 help:  ## this list
 	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z%-]+):[^#]*## */  make \1\t/' | expand -t 22
@@ -60,6 +62,20 @@ deploy-check:  ## validate manifests, Compose, Bake and scripts
 
 lock: setup  ## write requirements/*.txt again: exact versions with hashes (UPGRADE=1: the newest)
 	@$(BIN)/python scripts/lock.py $(if $(UPGRADE),--upgrade)
+
+sbom: setup $(patsubst requirements/%.txt,$(SBOM)/%.cdx.json,$(wildcard requirements/*.txt))  ## CycloneDX bills of materials of each requirements file and of .venv, in build/sbom
+	@$(BIN)/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml -o $(SBOM)/environment.cdx.json $(BIN)/python
+
+$(SBOM)/%.cdx.json: requirements/%.txt
+	@mkdir -p $(@D)
+	@$(BIN)/python -W ignore::UserWarning -m cyclonedx_py requirements --output-reproducible --pyproject pyproject.toml -o $@ $<
+
+audit: setup  ## look every locked package up among known vulnerabilities; needs pypi.org
+	@for file in requirements/*.txt; do \
+	  echo "$$file"; $(BIN)/pip-audit --strict --disable-pip --require-hashes --progress-spinner off -r $$file || exit 1; done
+
+images:  ## build the images (RELEASE=1: push them, from base images by digest only)
+	@$(if $(RELEASE),$(BIN)/python scripts/check_base_images.py &&) docker buildx bake $(if $(RELEASE),--push)
 
 version:
 	@$(BIN)/python scripts/check_version.py

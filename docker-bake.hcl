@@ -1,6 +1,5 @@
-# docker buildx bake                                  all five images
-# docker buildx bake gateway --set '*.platform=linux/amd64' --push
-# REPOSITORY=registry.example/team/ VERSION=0.2.0 docker buildx bake --push
+# make images                                          all five images, by `docker buildx bake`
+# make images RELEASE=1 REPOSITORY=registry.example/team/   for others: pushed, and only from bases with a digest
 
 variable "VERSION" {
   default = "0.1.0"
@@ -19,6 +18,16 @@ variable "TRITON_IMAGE" {
   default = "tritonserver:26.11-py3"
 }
 
+# sha256:… of the bases, which a release needs; the one place to fill them in. Each is printed by
+#   docker buildx imagetools inspect IMAGE --format '{{.Manifest.Digest}}'
+variable "PYTHON_DIGEST" {
+  default = ""
+}
+
+variable "TRITON_DIGEST" {
+  default = ""
+}
+
 group "default" {
   targets = ["gateway", "triton", "triton-torch", "training", "backfill"]
 }
@@ -27,9 +36,10 @@ target "all" {
   context    = "."
   dockerfile = "Dockerfile.gpu"
   platforms  = ["linux/amd64"]
+  attest     = ["type=provenance,mode=max", "type=sbom"]
   args = {
-    PYTHON_IMAGE = PYTHON_IMAGE
-    TRITON_IMAGE = TRITON_IMAGE
+    PYTHON_IMAGE = PYTHON_DIGEST == "" ? PYTHON_IMAGE : "${PYTHON_IMAGE}@${PYTHON_DIGEST}"
+    TRITON_IMAGE = TRITON_DIGEST == "" ? TRITON_IMAGE : "${TRITON_IMAGE}@${TRITON_DIGEST}"
   }
   labels = {
     "org.opencontainers.image.title"    = "listing-vision"

@@ -9,8 +9,13 @@ that runs this. Needs the package index; pip-tools gets an environment of its ow
 import argparse
 import re
 import subprocess
+import sys
+import tempfile
 import venv
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from serving.triton.install import HASHES_FILE, MODEL_ENVIRONMENT, PYTRITON
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "requirements"
@@ -23,6 +28,8 @@ EXTRAS = {
 }
 """Extras of the project in each file."""
 TRITON_REQUIREMENTS = ROOT / "deploy" / "triton" / "requirements.txt"
+TRITON_PACKAGES = ROOT / "serving" / "triton" / HASHES_FILE
+"""What `triton install` downloads, in the versions that serving/triton/install.py names."""
 _PIP_TOOLS = "pip-tools==7.6.2"
 _HEADER = "# Written by scripts/lock.py.\n"
 
@@ -41,14 +48,27 @@ def prepare_pip_tools() -> Path:
     return python
 
 
-def lock(python: Path, name: str, source: Path, *options: str) -> None:
+def lock(python: Path, path: Path, source: Path, *options: str) -> None:
     """Write one file, with the versions that it has so far."""
-    path = FOLDER / f"{name}.txt"
     command = [str(python), "-m", "piptools", "compile", "--quiet", "--generate-hashes", "--allow-unsafe"]
     command += ["--strip-extras", "--no-header", "--no-annotate", "--no-emit-options", "--output-file", str(path)]
     subprocess.run([*command, *options, str(source)], cwd=ROOT, check=True)
     path.write_text(_HEADER + path.read_text())
     print(f"{path}: {len(read_pins(path))} packages")
+
+
+def lock_triton_packages(python: Path) -> None:
+    """Write serving/triton/packages.txt: the wheel of the server without its dependencies, and its models' packages."""
+    blocks: dict[str, str] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        source, written = Path(folder) / "source.in", Path(folder) / "written.txt"
+        for requirements in ([PYTRITON], MODEL_ENVIRONMENT):
+            source.write_text("\n".join(requirements))
+            written.unlink(missing_ok=True)
+            lock(python, written, source)
+            found = re.split(r"^(?=[a-zA-Z0-9])", written.read_text(), flags=re.MULTILINE)[1:]
+            blocks |= {block.split(maxsplit=1)[0]: block for block in found}
+    TRITON_PACKAGES.write_text(_HEADER + "".join(blocks[requirement] for requirement in (PYTRITON, *MODEL_ENVIRONMENT)))
 
 
 def main() -> None:
@@ -60,12 +80,13 @@ def main() -> None:
         if name != "setup":  # the same versions in all files
             (FOLDER / f"{name}.txt").write_text((FOLDER / "setup.txt").read_text())
         options = [option for extra in extras.split() for option in ("--extra", extra)]
-        lock(python, name, ROOT / "pyproject.toml", *options, *(upgrade if name == "setup" else []))
-    lock(python, "build", ROOT / "pyproject.toml", "--only-build-deps", "--build-deps-for", "wheel")
+        lock(python, FOLDER / f"{name}.txt", ROOT / "pyproject.toml", *options, *(upgrade if name == "setup" else []))
+    lock(python, FOLDER / "build.txt", ROOT / "pyproject.toml", "--only-build-deps", "--build-deps-for", "wheel")
     # Triton's models need an older NumPy than the project.
     without_numpy = re.sub(r"^numpy==(?:.*\\\n)*.*\n", "", (FOLDER / "setup.txt").read_text(), flags=re.MULTILINE)
     (FOLDER / "triton.txt").write_text(without_numpy)
-    lock(python, "triton", TRITON_REQUIREMENTS)
+    lock(python, FOLDER / "triton.txt", TRITON_REQUIREMENTS)
+    lock_triton_packages(python)
 
 
 if __name__ == "__main__":

@@ -10,17 +10,20 @@ import json
 import logging
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import metadata
+from importlib import metadata, resources
 from pathlib import Path
 
 from serving.errors import TritonNotInstalled, TritonUnsupported
 
-__all__ = ["TritonInstallation", "find_triton", "install_triton"]
+__all__ = ["TritonInstallation", "find_triton", "install_triton", "list_install_commands"]
 
 _log = logging.getLogger(__name__)
 
@@ -37,6 +40,8 @@ MODEL_ENVIRONMENT = (
     *(f"{package}=={metadata.version(package)}" for package in ("pillow", "pi-heif", "simplejpeg")),
 )
 HOME_VARIABLE = "LISTING_VISION_TRITON_HOME"
+HASHES_FILE = "packages.txt"
+"""Requirements with the hashes of all that is downloaded, written by scripts/lock.py."""
 
 
 @dataclass(frozen=True)
@@ -105,8 +110,7 @@ def install_triton() -> TritonInstallation:
         return find_triton()
     except TritonNotInstalled:
         shutil.rmtree(installation.home, ignore_errors=True)
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    _run([*pip, "--no-deps", "--target", str(installation.home / "wheel"), PYTRITON])
+    _install([sys.executable], [PYTRITON], "--target", str(installation.home / "wheel"))
     stub_name = "triton_python_backend_stub"
     backend = installation.server_root / "backends" / "python"
     stub = installation.server_root / "python_backend_stubs" / _get_python_version() / stub_name
@@ -120,13 +124,45 @@ def install_triton() -> TritonInstallation:
     for executable in (installation.binary, backend / stub_name):
         executable.chmod(0o755)
     _run([sys.executable, "-m", "venv", str(installation.model_environment)])
-    _run([str(installation.model_environment / "bin" / "python"), *pip[1:], *MODEL_ENVIRONMENT])
+    _install([str(installation.model_environment / "bin" / "python")], MODEL_ENVIRONMENT)
     if packages := _find_torch_packages():
         # For models that need PyTorch. A .pth file adds to the end of the path, so the packages installed above win.
         site = installation.model_environment / "lib" / f"python{_get_python_version()}" / "site-packages"
         (site / "packages_of_torch.pth").write_text(f"{packages}\n")
     installation.marker.write_text(json.dumps(_describe_installation()))
     return installation
+
+
+def list_install_commands(requirements: Sequence[str], hashed_file: Path) -> list[list[str]]:
+    """Return the arguments of pip that install exact versions; `hashed_file` gets those whose hashes are known.
+
+    Decoders are installed in the versions of this environment. One that was not installed from requirements/ may have
+    another version than that whose hashes are known; it is installed without, with a warning.
+    """
+    hashes = _read_hashes()
+    options = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    known = [requirement for requirement in requirements if requirement in hashes]
+    hashed_file.write_text("".join(hashes[requirement] for requirement in known))
+    commands = [[*options, "--require-hashes", "-r", str(hashed_file)]] if known else []
+    if unknown := [requirement for requirement in requirements if requirement not in hashes]:
+        _log.warning(
+            "installing %s without known hashes: this environment was not made from requirements/", ", ".join(unknown)
+        )
+        commands.append([*options, *unknown])
+    return commands
+
+
+def _install(python: Sequence[str], requirements: Sequence[str], *options: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        for arguments in list_install_commands(requirements, Path(folder) / HASHES_FILE):
+            _run([*python, *arguments, *options])
+
+
+def _read_hashes() -> dict[str, str]:
+    """Return the lines of each requirement, hashes included, by `NAME==VERSION`."""
+    text = (resources.files("serving.triton") / HASHES_FILE).read_text(encoding="utf-8")
+    blocks = re.split(r"^(?=[a-zA-Z0-9])", text, flags=re.MULTILINE)[1:]
+    return {block.split(maxsplit=1)[0]: block for block in blocks}
 
 
 def _describe_installation() -> dict[str, object]:

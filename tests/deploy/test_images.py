@@ -2,15 +2,19 @@
 
 import importlib.util
 import json
+import os
 import re
 import shlex
+import subprocess
 import sys
+import sysconfig
 import tomllib
 
 import hcl2
 import pytest
 
 import vision
+from scripts.check_base_images import find_missing_digests
 from scripts.check_deploy import ROOT
 from serving.triton.install import MODEL_ENVIRONMENT
 from serving.triton.patched_version import TritonSecurity
@@ -119,3 +123,21 @@ def test_the_images_have_the_triton_that_answers_the_security_bulletins():
     image = TritonSecurity.load().image
     assert STAGES["triton"].base == image
     assert f'default = "{image}"' in (ROOT / "docker-bake.hcl").read_text()
+
+
+def test_a_release_needs_base_images_by_digest():
+    missing = find_missing_digests({"PYTHON_DIGEST": "sha256:abc"})
+    assert [line.split()[0] for line in missing] == ["PYTHON_DIGEST", "TRITON_DIGEST"]
+    assert all("imagetools inspect" in line for line in missing)
+    digest = f"sha256:{'0' * 64}"
+    assert find_missing_digests({"PYTHON_DIGEST": digest, "TRITON_DIGEST": digest}) == []
+    # Nothing is built before the check.
+    done = subprocess.run(
+        ["make", "images", "RELEASE=1", f"BIN={sysconfig.get_path('scripts')}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHON_DIGEST": digest},
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "TRITON_DIGEST" in done.stderr

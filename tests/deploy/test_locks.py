@@ -1,13 +1,17 @@
 """Requirements files: every package that is installed has an exact version and hashes."""
 
+import json
 import re
+import subprocess
+import sysconfig
 import tomllib
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from scripts.lock import EXTRAS, FOLDER, TRITON_REQUIREMENTS, read_pins
+from scripts.lock import EXTRAS, FOLDER, TRITON_PACKAGES, TRITON_REQUIREMENTS, read_pins
+from serving.triton.install import MODEL_ENVIRONMENT, PYTRITON
 from tests.conftest import ROOT
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -49,3 +53,20 @@ def test_the_same_versions_are_installed_everywhere(name):
 def test_a_gateway_has_all_extras_that_are_for_it_and_no_torch():
     assert set(EXTRAS["gateway"].split()) == {"gateway", "http", "outcomes", "photo-uris", "signing", "traces"}
     assert not {"torch", "torchvision", "timm", "ray", "onnxruntime"} & set(read_pins(FOLDER / "gateway.txt"))
+
+
+def test_all_that_triton_install_downloads_has_hashes():
+    blocks = re.split(r"^(?=[a-z0-9])", TRITON_PACKAGES.read_text(), flags=re.MULTILINE)[1:]
+    assert {block.split()[0] for block in blocks} == {PYTRITON, *MODEL_ENVIRONMENT}
+    assert all("--hash=sha256:" in block for block in blocks)
+
+
+def test_a_bill_of_materials_names_each_package_with_its_hashes(tmp_path):
+    path = tmp_path / "gateway.cdx.json"
+    command = ["make", "--silent", f"SBOM={tmp_path}", f"BIN={sysconfig.get_path('scripts')}", str(path)]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=120)
+    bill = json.loads(path.read_text())
+    assert bill["bomFormat"] == "CycloneDX"
+    assert bill["metadata"]["component"]["name"] == PROJECT["name"]
+    assert {one["name"]: one["version"] for one in bill["components"]} == read_pins(FOLDER / "gateway.txt")
+    assert all(one["externalReferences"][0]["hashes"] for one in bill["components"])

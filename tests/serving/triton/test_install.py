@@ -32,3 +32,21 @@ def test_the_model_environment_has_the_numpy_that_this_triton_can_read(triton_in
     python = triton_installation.model_environment / "bin" / "python"
     done = subprocess.run([python, "-c", "import numpy; print(numpy.__version__)"], capture_output=True, text=True)
     assert done.stdout.startswith("1.26.")
+
+
+def test_packages_are_installed_by_their_hashes(tmp_path, caplog):
+    file = tmp_path / "packages.txt"
+    (command,) = install.list_install_commands(install.MODEL_ENVIRONMENT, file)
+    assert command[-4:] == ["--no-deps", "--require-hashes", "-r", str(file)]
+    assert [line.split()[0] for line in file.read_text().splitlines() if "==" in line] == [*install.MODEL_ENVIRONMENT]
+    assert not caplog.records
+
+
+def test_a_decoder_of_another_version_is_installed_with_a_warning(tmp_path, caplog):
+    file = tmp_path / "packages.txt"
+    hashed, other = install.list_install_commands(["numpy==1.26.4", "pillow==1.0"], file)
+    assert "--require-hashes" in hashed
+    assert file.read_text().startswith("numpy==1.26.4 ")
+    assert "pillow" not in file.read_text()
+    assert other[-1] == "pillow==1.0"
+    assert "pillow==1.0 without known hashes" in caplog.text
