@@ -212,6 +212,18 @@ def test_what_runs_can_be_cancelled_and_tried_again(open_page, url, photos):
     assert wait_for_suggestion(page) == "Answered from 3 of 3 photos."
 
 
+def test_sample_photos_that_do_not_arrive_can_be_asked_for_again(open_page, url, photos):
+    page = open_page(url)
+    STATES["empty"](page, photos)
+    page.context.set_offline(True)
+    page.locator("#samples").click()
+    page.get_by_text("The service cannot be reached.").wait_for()
+    page.context.set_offline(False)
+    page.get_by_text("Add photos to see a category and a brand.").wait_for()
+    page.locator("#samples").click()
+    assert wait_for_suggestion(page) == "Answered from 2 of 2 photos."
+
+
 def test_it_tries_again_by_itself_but_not_for_ever(open_page, url, photos):
     page = open_page(url)
     page.clock.install()
@@ -386,6 +398,7 @@ def test_a_token_is_asked_for_and_forgotten(open_page, bundle, start_serving, ph
     page.fill("#token", TOKEN)
     page.keyboard.press("Enter")
     assert wait_for_suggestion(page) == "Answered from 2 of 2 photos."
+    page.wait_for_function("() => document.querySelectorAll('#views img')[1].naturalWidth > 0")
     assert "Bearer $LISTING_VISION_TOKEN" in page.locator("#program").text_content()
     assert page.get_by_text("Corrections are not stored by this service.").is_visible()
     assert page.evaluate("localStorage.length + sessionStorage.length") == 0

@@ -64,7 +64,7 @@ async function load() {
 /** Ask again from the start, for a person who wants it. */
 async function retry() {
   state.numRetries = 0;
-  if (!state.model) await load();
+  if (!state.model || !state.photos.length) await load();
   if (state.photos.length) await ask();
 }
 
@@ -131,7 +131,10 @@ async function loadTaxonomy(version) {
 }
 
 function fail(error, asked = []) {
-  if (!(error instanceof ServiceError)) throw error;
+  if (!(error instanceof ServiceError)) {
+    setPhase("failed", "unexpected");
+    throw error;
+  }
   for (const { field, reason } of error.violations) {
     const found = /^photos\[(\d+)\]/.exec(field);
     if (found && asked[found[1]]) setResult(asked[found[1]], { error: { reason } });

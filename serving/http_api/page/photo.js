@@ -7,21 +7,22 @@ const LEAST_TELLING = 0.005;
 const CATEGORY = "EXPLANATION_TARGET_CATEGORY";
 const BRAND = "EXPLANATION_TARGET_BRAND";
 
-/**
- * @param photo `file`, `url`, `result` of the service, `hasBrands`
- * @param names the taxonomy of the result, or null
- * @param remove called without arguments
- * @param explain (target, signal) => promise of an occlusion map
- * @param preview () => promise of a URL, for a file that the browser cannot show
- */
 export class PhotoView {
+  /**
+   * @param photo `file`, `url`, `result` of the service, `hasBrands`
+   * @param remove called without arguments
+   * @param explain (target, signal) => promise of an occlusion map
+   * @param preview () => promise of a URL, for a file that the browser cannot show; of null where there is none
+   */
   constructor(photo, { remove, explain, preview }) {
     this.photo = photo;
     this.explain = explain;
+    this.preview = preview;
+    this.isShown = true;
     this.map = null;
     this.running = null;
     this.error = null;
-    this.image = element("img", { alt: "", onerror: () => this.replaceImage(preview) });
+    this.image = element("img", { alt: "", onerror: () => this.replaceImage() });
     this.canvas = element("canvas", { hidden: true });
     this.removing = element("button", { type: "button", className: "remove", textContent: "×", onclick: remove });
     this.picture = element("div", { className: "picture" }, this.image, this.canvas, this.removing);
@@ -42,9 +43,11 @@ export class PhotoView {
     return element("button", { type: "button", className: "quiet", onclick: () => this.toggle(target) });
   }
 
-  /** Show the photo in its present state. */
+  /** Show the photo in its present state, with names of the taxonomy of its result, or null. */
   update(names, number) {
     this.names = names;
+    if (this.photo.result !== this.result && !this.isShown) this.replaceImage(); // the service may answer now
+    this.result = this.photo.result;
     const { recognition, error } = this.photo.result ?? {};
     const name = this.photo.file.name;
     this.image.alt = word("photoNumber", number);
@@ -135,11 +138,12 @@ export class PhotoView {
     this.updateLooks(this.photo.result?.recognition, this.photo.file.name);
   }
 
-  async replaceImage(preview) {
+  async replaceImage() {
     this.image.onerror = null;
-    const url = await preview().catch(() => null);
-    if (url) this.image.src = url;
-    else this.picture.classList.add("blank");
+    const url = await this.preview().catch(() => null);
+    this.isShown = url !== null;
+    this.picture.classList.toggle("blank", !this.isShown);
+    if (this.isShown) this.image.src = url;
   }
 }
 
