@@ -7,7 +7,7 @@ INSTALLED := .venv/.installed
 SBOM ?= build/sbom
 RELEASE ?=
 
-.PHONY: help setup demo serve test check lint format types contracts readability protocol docker-lint deploy-check version lock sbom audit images benchmark-tables benchmark-check pytest fuzz clean
+.PHONY: help setup demo serve test check lint format types contracts readability protocol docker-lint deploy-check version lock ci-lint sbom audit images release benchmark-tables benchmark-check pytest fuzz clean
 
 help:  ## this list
 	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z%-]+):[^#]*## */  make \1\t/' | expand -t 22
@@ -33,7 +33,7 @@ serve: setup  ## serve BUNDLE (default: the demo's) on 127.0.0.1:50051 until Ctr
 
 test: setup check pytest  ## everything that CI checks
 
-check: lint types contracts readability protocol docker-lint deploy-check version benchmark-check  ## everything but the tests
+check: lint types contracts readability protocol docker-lint deploy-check ci-lint version benchmark-check  ## everything but the tests
 
 lint:
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . && echo "lint: ok"
@@ -60,6 +60,10 @@ docker-lint:
 deploy-check:  ## validate manifests, Compose, Bake and scripts
 	@$(BIN)/python scripts/check_deploy.py
 
+ci-lint:  ## validate .github/workflows: schema, permissions, pinned actions
+	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	@$(BIN)/zizmor --offline --quiet --pedantic --no-progress .github/workflows && echo ".github/workflows: ok"
+
 lock: setup  ## write requirements/*.txt again: exact versions with hashes (UPGRADE=1: the newest)
 	@$(BIN)/python scripts/lock.py $(if $(UPGRADE),--upgrade)
 
@@ -76,6 +80,9 @@ audit: setup  ## look every locked package up among known vulnerabilities; needs
 
 images:  ## build the images (RELEASE=1: push them, from base images by digest only)
 	@$(if $(RELEASE),$(BIN)/python scripts/check_base_images.py &&) docker buildx bake $(if $(RELEASE),--push)
+
+release: setup  ## build wheel and sdist into dist/, install each extra in a clean environment, write the provenance
+	@$(BIN)/python scripts/release.py
 
 version:
 	@$(BIN)/python scripts/check_version.py
