@@ -171,7 +171,7 @@ class Admission:
         ):
             detail = _SHARE_USED
         elif wait_s > MAX_DEADLINE_SHARE * deadline_s and self.num_photos:
-            detail = f"a response is expected in {wait_s:.2f} s, too close to {deadline_s:.2f} s"
+            detail = f"busy: needs {wait_s:.2f} s of the {deadline_s:.2f} s left"
         else:
             return
         raise self._create_refusal(detail)
