@@ -178,6 +178,22 @@ def test_the_names_are_japanese_for_those_who_read_it(open_page, url, photos):
     assert page.locator("html").get_attribute("lang") == "en"
 
 
+def test_a_name_without_a_translation_is_marked_as_english(open_page, url, photos):
+    def forget_japanese(route):
+        taxonomy = route.fetch().json()
+        for category in taxonomy["categories"]:
+            del category["names"]["ja"]
+        route.fulfill(json=taxonomy)
+
+    page = open_page(url, locale="ja-JP")
+    page.route("**/v1/taxonomy*", forget_japanese)
+    page.set_input_files("#files", photos.good[:1])
+    wait_for_suggestion(page)
+    levels = page.locator("#path .name").all()
+    assert levels
+    assert {level.get_attribute("lang") for level in levels} == {"en"}
+
+
 def test_each_reason_and_stage_of_the_contract_has_words_in_both_languages(open_page, url):
     words = open_page(url).evaluate("import('./words.js').then(({ WORDS }) => WORDS)")
     enums = (pb.NotPrefilledReason, pb.Stage, reasons_pb2.PhotoErrorReason)
