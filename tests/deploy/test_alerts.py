@@ -21,6 +21,7 @@ from tests.support.waiting import wait_until
 from training.outcomes.report import GUARANTEE_METRICS
 from vision.errors import PhotoError
 
+RUNBOOKS = ROOT / "docs" / "runbooks"
 RULES = ROOT / "deploy" / "prometheus" / "alerts.yml"
 DASHBOARD = json.loads((ROOT / "deploy" / "grafana" / "dashboards" / "listing-vision.json").read_text())
 ONLY_WITH_A_GPU = {"nv_gpu_utilization"}
@@ -52,8 +53,23 @@ def test_every_alert_is_tested():
     assert alerts == tested
 
 
+def test_every_alert_has_a_runbook_that_says_what_to_check_and_to_do():
+    groups = yaml.safe_load(RULES.read_text())["groups"]
+    alerts = {rule["alert"]: rule["annotations"] for group in groups for rule in group["rules"] if "alert" in rule}
+    assert {path.stem for path in RUNBOOKS.iterdir()} == set(alerts)
+    for name, annotations in alerts.items():
+        assert annotations["runbook_url"] == f"docs/runbooks/{name}.md"
+        text = (RUNBOOKS / f"{name}.md").read_text(encoding="utf-8")
+        assert text.startswith(f"# {name}\n")
+        sections = re.findall(r"^\*\*Impact\.\*\* \S|^## (?:Check|Act)\n\n- \S", text, re.MULTILINE)
+        assert len(sections) == 3, name
+        links = re.findall(r"\]\(([^)#]+)", text)
+        assert all((RUNBOOKS / link).exists() for link in links), links
+
+
 def test_rules_and_dashboard_name_only_metrics_that_are_exported(bundle, running_triton):
-    named = {name for e in read_alert_expressions() for name in re.findall(r"\b(?:listing_vision|nv)_\w+", e)}
+    texts = [*read_alert_expressions(), *(path.read_text() for path in RUNBOOKS.iterdir())]
+    named = {name for e in texts for name in re.findall(r"\b(?:listing_vision|nv)_\w+", e)}
     ours = {sample for family in prometheus_client.REGISTRY.collect() for sample in _samples(family)}
     supervisor = Supervisor(ServeOptions(bundle=bundle.folder))
     ours |= set(_find_types(supervisor.status_pages["/metrics"]().body.decode()))

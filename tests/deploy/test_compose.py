@@ -45,6 +45,9 @@ def test_everything_is_locked_down_and_only_callers_get_in():
         assert service["read_only"]
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
+        assert re.fullmatch(r"\d+g", service["mem_limit"])
+        assert service["pids_limit"] >= 200
+        assert all(re.search(r":size=\d+[mg]$", one) for one in service.get("tmpfs", []))
     assert [name for name, service in SERVICES.items() if "ports" in service] == ["gateway", "grafana"]
     assert all(port.startswith("127.0.0.1:") for port in SERVICES["grafana"]["ports"])
     assert SERVICES["triton"]["networks"] == ["model"]

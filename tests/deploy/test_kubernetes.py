@@ -3,6 +3,7 @@
 import asyncio
 import re
 import shlex
+from collections import Counter
 from functools import cache
 
 import pytest
@@ -51,6 +52,7 @@ def read_environment(container, folder="overlays/gpu"):
     return found | {variable["name"]: variable["value"] for variable in container.get("env", [])}
 
 
+HPA = "HorizontalPodAutoscaler"
 GATEWAY = ("overlays/gpu", "Deployment", "listing-vision-gateway-a", "gateway")
 TRITON = ("overlays/gpu", "Deployment", "listing-vision-triton-a", "triton")
 TRAINING = ("jobs/training", "Job", "listing-vision-training", "training")
@@ -184,6 +186,71 @@ def test_pods_are_given_the_time_to_end_that_they_take():
     assert triton["terminationGracePeriodSeconds"] >= pause_s + exit_s
 
 
+def parse_quantity(text):
+    number, unit = re.fullmatch(r"(\d+)(m|Mi|Gi|)", str(text)).groups()
+    return int(number) * {"": 1.0, "m": 1e-3, "Mi": 2.0**20, "Gi": 2.0**30}[unit]
+
+
+def find_disk_bytes(pod, container):
+    """Bytes of the pod's volumes on the node's disk that a container mounts."""
+    mounted = {mount["name"] for mount in container["volumeMounts"] if not mount.get("readOnly")}
+    volumes = {volume["name"]: volume["emptyDir"] for volume in pod["volumes"] if "emptyDir" in volume}
+    assert all("sizeLimit" in volume for volume in volumes.values())
+    on_disk = {name: volume for name, volume in volumes.items() if volume.get("medium") != "Memory"}
+    return sum(parse_quantity(volume["sizeLimit"]) for name, volume in on_disk.items() if name in mounted)
+
+
+def sum_resources(folder, which):
+    """Yield what all pods of a folder have at their most replicas, by resource."""
+    most = {m["spec"]["scaleTargetRef"]["name"]: m["spec"]["maxReplicas"] for m in find_manifests(HPA, folder)}
+    for manifest in manifests(folder):
+        name, spec = manifest["metadata"]["name"], manifest.get("spec", {})
+        groups = spec.get("rayClusterSpec", {}).get("workerGroupSpecs", [])
+        replicas = (
+            [1] * 2 + [group["maxReplicas"] for group in groups]
+            if groups
+            else [most.get(name) or spec.get("parallelism")]
+        )
+        for number, template in zip(replicas, pod_templates(manifest), strict=False):
+            surge = spec.get("strategy", {}).get("rollingUpdate", {}).get("maxSurge", 0)
+            for container in template["spec"]["containers"]:
+                resources = container["resources"]
+                # A GPU's request is its limit.
+                gpus = {name: one for name, one in resources["limits"].items() if name == "nvidia.com/gpu"}
+                for resource, quantity in {**gpus, **resources[which]}.items():
+                    yield resource, (number + surge) * parse_quantity(quantity)
+
+
+def test_two_releases_a_training_run_and_a_backfill_fit_into_the_quota():
+    hard = find_manifest("overlays/gpu", "ResourceQuota", "listing-vision")["spec"]["hard"]
+    for which in ("requests", "limits"):
+        needed = Counter()
+        for folder, times in (("overlays/gpu", 2), ("jobs/training", 1), ("jobs/backfill", 1)):
+            for resource, quantity in sum_resources(folder, which):
+                needed[resource] += times * quantity
+        limited = {name.partition(".")[2]: value for name, value in hard.items() if name.startswith(f"{which}.")}
+        assert {"memory", "ephemeral-storage"} <= set(limited)
+        for resource, value in limited.items():
+            quantity = needed[resource]
+            assert 0 < quantity <= parse_quantity(value) <= 1.5 * quantity, (which, resource, quantity)
+
+
+def test_a_new_pod_serves_before_the_next_one_is_replaced():
+    for deployment in find_manifests("Deployment"):
+        assert deployment["spec"]["minReadySeconds"] >= 10
+
+
+@pytest.mark.parametrize("job", ["training", "backfill"])
+def test_jobs_reach_only_their_own_pods_and_dns(job):
+    (policy,) = (one["spec"] for one in find_manifests("NetworkPolicy", f"jobs/{job}"))
+    assert set(policy["policyTypes"]) == {"Ingress", "Egress"}
+    to_own, to_dns = policy["egress"]
+    assert to_own == {"to": [{"podSelector": policy["podSelector"]}]}
+    assert {port["port"] for port in to_dns["ports"]} == {53}
+    sources = [source for rule in policy["ingress"] for source in rule["from"]]
+    assert all(source.get("namespaceSelector") != {} for source in sources)
+
+
 @pytest.mark.parametrize(("folder", "kind", "number"), ALL_TEMPLATES)
 def test_every_pod_is_locked_down(folder, kind, number):
     templates = [template for manifest in find_manifests(kind, folder) for template in pod_templates(manifest)]
@@ -200,7 +267,9 @@ def test_every_pod_is_locked_down(folder, kind, number):
             "capabilities": {"drop": ["ALL"]},
         }
         assert {"cpu", "memory"} <= set(container["resources"]["requests"])
-        assert "memory" in container["resources"]["limits"]
+        assert {"memory", "ephemeral-storage"} <= set(container["resources"]["limits"])
+        assert "ephemeral-storage" in container["resources"]["requests"]
+        assert find_disk_bytes(pod, container) < parse_quantity(container["resources"]["limits"]["ephemeral-storage"])
         assert container["image"].endswith(f":{vision.__version__}")
         used |= {mount["name"] for mount in container["volumeMounts"]}
     assert used == volumes
