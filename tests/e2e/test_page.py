@@ -327,6 +327,9 @@ def test_each_field_is_confirmed_or_corrected_by_keyboard(open_page, url, photos
     assert request["suggestionId"]
     page.get_by_text("Stored. Thank you.").wait_for()
     assert sent.value.json() == {"suggestionIdStatus": "SUGGESTION_ID_STATUS_VALID"}
+    with page.expect_response("**/v1/outcomes") as sent_again:
+        page.get_by_role("button", name="Send").click()
+    assert sent_again.value.request.post_data_json == request  # one listing, so that the last outcome counts
     page.get_by_role("button", name="日本語").click()
     page.get_by_text("保存しました。").wait_for()
     page.get_by_role("button", name="English").click()
@@ -367,6 +370,9 @@ def test_the_programs_make_the_call_that_the_page_made(open_page, url, photos, p
     page.locator("#api summary").click()
     page.get_by_role("button", name=program).click()
     code = page.locator("#program").text_content()
+    page.locator("[data-copies=program]").click()
+    page.get_by_text(re.compile("^(Copied|Selected)$")).wait_for()
+    assert page.evaluate("getSelection().toString().trim()") == code.strip()
     printed = subprocess.run(run(code), cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True).stdout
     for name in page.locator("#path .name").all_inner_texts():
         assert name in printed

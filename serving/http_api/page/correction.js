@@ -57,9 +57,11 @@ class Correction {
       this.say(wrong ? "chooseFromList" : "chooseSomething", "error");
       return (wrong ?? this.fields[0]).focus();
     }
+    // Made up once: of each listing the last outcome counts.
+    this.answer.listingId ||= createListingId();
     const message = {
       suggestionId: this.answer.suggestionId,
-      listingId: this.listing.value.trim() || createListingId(),
+      listingId: this.listing.value.trim() || this.answer.listingId,
       ...Object.assign({}, ...choices),
     };
     this.button.disabled = true;

@@ -316,6 +316,7 @@ function showProgram() {
   const url = new URL("v1/listings:classify", document.baseURI).href;
   const made = { url, fileNames, language: state.answer.language, hasToken: Boolean(state.token) };
   at("program").textContent = PROGRAMS[state.program](made);
+  for (const button of document.querySelectorAll("[data-copies]")) button.textContent = word("copy");
   for (const button of document.querySelectorAll("[data-program]")) {
     button.setAttribute("aria-pressed", String(button.dataset.program === state.program));
   }
@@ -327,8 +328,8 @@ async function copy(button) {
   getSelection().removeAllRanges();
   getSelection().addRange(range);
   // Pages without TLS have no clipboard: there the text is selected.
-  await navigator.clipboard?.writeText(range.toString()).catch(() => null);
-  button.textContent = word(navigator.clipboard ? "copied" : "selected");
+  const copying = navigator.clipboard?.writeText(range.toString()) ?? Promise.reject(new Error("no clipboard"));
+  button.textContent = word(await copying.then(() => "copied", () => "selected"));
 }
 
 function readBase64(file) {
