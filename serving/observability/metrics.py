@@ -31,10 +31,13 @@ __all__ = [
     "SHADOWS",
     "STAGE_SECONDS",
     "MetricsFolder",
+    "create_series",
 ]
 
 _PREFIX = "listing_vision_gateway"
+_STAGES = ("queue", "decode", "model", "decision")
 _BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_EXPECTED_RESULTS = ("OK", "TOO_BUSY", "DEADLINE_TOO_SHORT", "MODEL_UNAVAILABLE", "MODEL_BROKEN", "INTERNAL")
 _FOLDER_PREFIX = "listing-vision-metrics-"
 _FOLDER_ENV = "PROMETHEUS_MULTIPROC_DIR"
 
@@ -114,6 +117,16 @@ CERTIFICATE_EXPIRY_S = prometheus_client.Gauge(
     ["certificate"],
     multiprocess_mode="livemin",
 )
+
+
+def create_series(model_release: str) -> None:
+    """Create the series that rules, dashboards and autoscalers read, at 0: a rate needs a series that begins there."""
+    for result in _EXPECTED_RESULTS:
+        CALLS.labels(result, model_release)
+    CALL_SECONDS.labels("OK", model_release)
+    for stage in _STAGES:
+        STAGE_SECONDS.labels(stage)
+    PHOTOS.labels("ok")
 
 
 class MetricsFolder:

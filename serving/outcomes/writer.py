@@ -63,6 +63,9 @@ class Recorder:
             _log.warning("outcomes: %s did not exist and is created", url)
         self._store.write(probe, b"")  # fail at the start if the URL cannot be written
         self._store.remove(probe)
+        for table in SCHEMAS:
+            for result in ("accepted", "dropped", "delayed"):  # a rate needs a series that begins at 0
+                RECORDS.labels(table, result)
         self._flush_interval_s = flush_interval_s
         self._max_rows = max_rows
         self._rows: dict[str, list[dict[str, Any]]] = {table: [] for table in SCHEMAS}

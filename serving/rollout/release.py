@@ -17,7 +17,7 @@ from serving.inference.health import (
     check_golden_photos,
     wait_for_golden_photos,
 )
-from serving.observability.metrics import CALLS
+from serving.observability.metrics import create_series
 from serving.rollout.circuit_breaker import CircuitBreaker
 from vision.bundle import UNKNOWN_BACKEND, Bundle
 from vision.errors import EngineBusy, EngineError
@@ -28,7 +28,6 @@ _log = logging.getLogger(__name__)
 
 UNHEALTHY_THRESHOLD = 2
 """Failed golden-photo checks in a row; a single failure may be caused by load."""
-_EXPECTED_RESULTS = ("OK", "TOO_BUSY", "DEADLINE_TOO_SHORT", "MODEL_UNAVAILABLE", "MODEL_BROKEN", "INTERNAL")
 _IDLE_POLL_INTERVAL_S = 0.05
 _IDLE_TIMEOUT_S = 30.0
 """How long closing a release waits for calls in flight."""
@@ -60,8 +59,7 @@ class ServedRelease:
         health_interval_s: float,
         on_change: OnReleaseChange,
     ) -> None:
-        for result in _EXPECTED_RESULTS:  # a rate needs a series that begins at 0
-            CALLS.labels(result, label)
+        create_series(label)
         self.label = label
         self.engine = engine
         self.decoders = decoders

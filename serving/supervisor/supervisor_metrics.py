@@ -15,6 +15,8 @@ class SupervisorMetrics:
             ["component"],
             registry=registry,
         )
+        for component in ("gateway", "http", "triton", "model"):  # a rate needs a series that begins at 0
+            self.restarts.labels(component)
         self.canaries_removed = prometheus_client.Counter(
             "listing_vision_canaries_removed",
             "Canaries that were removed because they were unhealthy.",
