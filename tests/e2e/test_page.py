@@ -86,15 +86,13 @@ def test_each_state_is_accessible_and_fits_at_each_width_and_speaks_japanese(ope
         page.set_viewport_size({"width": width, "height": 844})
         assert find_violations(page) == []
         assert page.evaluate("document.documentElement.scrollWidth") <= width
-        if width != WIDTHS[1]:  # the two that differ most
-            page.screenshot(path=tmp_path / f"{width}.png", full_page=True)
     page.get_by_role("button", name="日本語").click()
     assert [
         text for text in page.evaluate(LATIN_TEXTS) if re.search("[a-z]{2}", re.sub(NAMES_OF_THEIR_OWN, "", text), re.I)
     ] == []
     assert page.locator("html").get_attribute("lang") == "ja"
-    page.screenshot(path=tmp_path / "ja.png", full_page=True)
-    assert {path.name for path in tmp_path.iterdir()} == {"1280.png", "320.png", "ja.png"}
+    page.screenshot(path=tmp_path / f"{state}.png", full_page=True)
+    assert (tmp_path / f"{state}.png").stat().st_size
     page.context.close()
 
 
