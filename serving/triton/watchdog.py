@@ -5,8 +5,9 @@ import contextlib
 import logging
 import os
 import signal
+import time
 import urllib.request
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 
 import prometheus_client
@@ -61,13 +62,15 @@ class TritonWatchdog:
         health_interval_s: float,
         restarts: prometheus_client.Counter,
         degraded: prometheus_client.Gauge,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Args:
         triton: not started yet.
         bundle: of its first model.
-        health_interval_s: between two golden-photo checks.
+        health_interval_s: between two checks of the processes, and on average between two golden photos.
         restarts: counter by `component`, `triton` or `model`.
         degraded: 1 while Triton fails the golden photos or a model lacks processes.
+        clock: in seconds.
         """
         self._triton = triton
         self._health_interval_s = health_interval_s
@@ -79,6 +82,8 @@ class TritonWatchdog:
         self._processes = {self.main_model: ModelProcesses()}
         """By model; if one of them ends, the model is reloaded."""
         self._restart_backoff = RecoveryBackoff(RESTART_BACKOFF_S)
+        self._clock = clock
+        self._next_golden_photos_s = 0.0
         self._num_failures = 0
         self._problems: list[str] = []
         self._logged_error = ""
@@ -183,6 +188,8 @@ class TritonWatchdog:
         for name in incomplete:
             if name in self._models:
                 await self._reload(name, "one of its processes has exited")
+        if not self._must_check_golden_photos():
+            return problems
         is_healthy = await self._is_healthy()
         self._num_failures = 0 if is_healthy else self._num_failures + 1
         if is_healthy:
@@ -209,8 +216,16 @@ class TritonWatchdog:
             self._spawn(self._kill_later(to_end))
         return not state.is_known or state.is_complete(living)
 
+    def _must_check_golden_photos(self) -> bool:
+        # One a second for each instance would take a noticeable part of a CPU from the calls. Each gateway sends one a
+        # second itself; these are to reach every instance.
+        is_expected_healthy = not self._num_failures and self._triton.is_running()
+        is_settled = self._processes[self.main_model].is_known
+        return not (is_expected_healthy and is_settled and self._clock() < self._next_golden_photos_s)
+
     async def _is_healthy(self) -> bool:
         """Return whether the main model answers the golden photo once per instance."""
+        self._next_golden_photos_s = self._clock() + self._health_interval_s * self._triton.options.num_instances
         main = self._models[self.main_model]
         checks = (
             check_golden_photos(main.engine, main.bundle, which=FIRST_GOLDEN_PHOTO, timeout_s=GOLDEN_TIMEOUT_S)

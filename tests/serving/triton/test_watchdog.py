@@ -13,8 +13,9 @@ from serving.triton import watchdog as watchdog_module
 from serving.triton.config import RepositoryOptions
 from serving.triton.process import LocalTriton
 from serving.triton.watchdog import TritonWatchdog
+from tests.support.clock import ManualClock
 from tests.support.waiting import async_wait_until
-from vision.errors import EngineBroken
+from vision.errors import EngineBroken, EngineUnavailable
 
 
 def list_shared_memory() -> set[str]:
@@ -93,6 +94,70 @@ def test_models_are_reloaded_added_and_removed_and_triton_is_restarted(
     assert triton.list_all_model_pids() == frozenset()
     assert not triton.repository.exists()
     assert list_shared_memory() <= memory_before
+
+
+class _ModelProcessesOfTriton:
+    """Stands for a Triton whose processes all run."""
+
+    def __init__(self, num_instances):
+        self.options = RepositoryOptions(backend="python", instances=num_instances)
+        self.models = [MODEL_NAME]
+        self.address = "127.0.0.1:1"
+        self.pid = 1
+        self.num_checks = 0
+
+    def start(self): ...
+
+    def stop(self): ...
+
+    def wait_until_listening(self): ...
+
+    def is_running(self):
+        return True
+
+    def list_model_pids(self, name):
+        self.num_checks += 1
+        return frozenset(range(self.options.num_instances))
+
+
+def test_golden_photos_are_sent_to_every_instance_and_one_an_interval_on_average(bundle, monkeypatch):
+    clock, sent = ManualClock(now_s=100.0), []
+
+    async def check_golden_photos(*arguments, **options):
+        sent.append(clock())
+        if len(sent) == 9:
+            raise EngineUnavailable("one instance does not answer")
+
+    async def answer(*arguments, **options): ...
+
+    monkeypatch.setattr(watchdog_module, "check_golden_photos", check_golden_photos)
+    monkeypatch.setattr(watchdog_module, "wait_for_golden_photos", answer)
+    monkeypatch.setattr(watchdog_module, "RECHECK_INTERVAL_S", 0.001)
+    _, metrics = create_metrics()
+    triton = _ModelProcessesOfTriton(num_instances=4)
+
+    async def check_processes_again():
+        before = triton.num_checks
+        await async_wait_until(lambda: triton.num_checks > before + 10, "ten checks of the processes")
+
+    async def run():
+        watchdog = TritonWatchdog(triton, bundle, health_interval_s=0.001, clock=clock, **metrics)
+        try:
+            await watchdog.start()
+            watchdog.watch()
+            await check_processes_again()
+            assert sent == [100.0] * 4
+            clock.advance(0.005)
+            await check_processes_again()
+            assert len(sent) == 8
+            clock.advance(0.005)  # one fails: all are checked again, before their time
+            await check_processes_again()
+            assert len(sent) == 16
+            assert watchdog.problems == []
+        finally:
+            await watchdog.stop()
+
+    asyncio.run(run())
 
 
 def test_a_reload_that_takes_too_long_is_not_begun_again(bundle, triton_installation, monkeypatch):
