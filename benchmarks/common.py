@@ -11,7 +11,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-__all__ = ["BUILD", "create_parser", "describe_machine", "find_grocery_source", "run_cli", "write_result"]
+__all__ = [
+    "BUILD",
+    "create_parser",
+    "describe_commit",
+    "describe_machine",
+    "find_grocery_source",
+    "run_cli",
+    "write_result",
+]
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -53,7 +61,7 @@ def write_result(name: str, metrics: dict[str, float], details: dict[str, Any]) 
         "name": name,
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "machine": describe_machine(),
-        "commit": _commit(),
+        "commit": describe_commit(),
         "metrics": metrics,
         "details": details,
     }
@@ -88,13 +96,13 @@ def _gpu() -> str | None:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
-def _commit() -> str:
-    """Return the measured commit, with `-dirty` where anything but results differs from it."""
+def describe_commit(checkout: Path = ROOT) -> str:
+    """Return the commit of a working tree, with `-dirty` where anything but results differs from it."""
     if not shutil.which("git"):
         return "unknown"
 
     def git(*words: str) -> str:
-        return subprocess.run(["git", *words], capture_output=True, text=True, cwd=ROOT).stdout.strip()
+        return subprocess.run(["git", *words], capture_output=True, text=True, cwd=checkout).stdout.strip()
 
     changed = git("status", "--porcelain", "--", ".", ":!benchmarks/results")
     return (git("rev-parse", "--short", "HEAD") or "unknown") + ("-dirty" if changed else "")

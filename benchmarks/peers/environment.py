@@ -11,7 +11,16 @@ __all__ = ["FRAMEWORKS", "prepare_peer_python"]
 
 _FOLDER = BUILD / "peers" / "venv"
 FRAMEWORKS = ("bentoml==1.4.40", "litserve==0.2.19")
-_SHARED_PACKAGES = ("numpy", "onnxruntime", "pi-heif", "pillow", "protobuf", "safetensors", "simplejpeg")
+_SHARED_PACKAGES = (
+    "googleapis-common-protos",
+    "numpy",
+    "onnxruntime",
+    "pi-heif",
+    "pillow",
+    "protobuf",
+    "safetensors",
+    "simplejpeg",
+)
 """Packages of the decoder, model and response, installed in the project's versions."""
 
 

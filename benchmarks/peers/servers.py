@@ -9,7 +9,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from benchmarks.common import BUILD, ROOT
@@ -17,7 +17,7 @@ from benchmarks.load import Connect, Connection, connect_grpc
 from benchmarks.peers.environment import prepare_peer_python
 from benchmarks.peers.http import HttpConnection
 
-__all__ = ["PEERS", "Peer", "serve_peer"]
+__all__ = ["FRAMEWORK_PEERS", "ISOLATED_PEERS", "PEERS", "Peer", "serve_peer"]
 
 START_TIMEOUT_S = 120.0
 
@@ -67,11 +67,19 @@ PEERS = {
     ),
 }
 
+"""The peers as they ship: a photo is decoded by the process that serves."""
+FRAMEWORK_PEERS = ("litserve", "bentoml")
+"""Those of `PEERS` that are packaged servers."""
+ISOLATED_PEERS = {
+    f"{name}_isolated": replace(peer, variables=peer.variables | {"PEER_ISOLATE": "1"}) for name, peer in PEERS.items()
+}
+"""The same with the gateway's decode workers."""
+
 
 @contextmanager
 def serve_peer(name: str, bundle: Path) -> Iterator[tuple[str, list[int]]]:
     """Start a peer; yield its address and pids once it is ready, and stop all its processes afterwards."""
-    peer, port = PEERS[name], _free_port()
+    peer, port = (PEERS | ISOLATED_PEERS)[name], _free_port()
     log_path = BUILD / "peers" / f"{name}.log"
     log_path.parent.mkdir(parents=True, exist_ok=True)
     filled = {"bundle": str(bundle.resolve()), "port": str(port)}
