@@ -351,15 +351,16 @@ def test_each_field_is_confirmed_or_corrected_by_keyboard(open_page, url, photos
 
 
 @pytest.mark.parametrize(
-    ("program", "run"),
+    ("program", "command", "needed"),
     [
-        ("curl", lambda code: ["bash", "-c", code]),
-        ("Python", lambda code: [sys.executable, "-c", code]),
-        ("Node.js", lambda code: ["node", "--input-type=module", "-e", code]),
+        ("curl", ["bash", "-c"], ["curl"]),
+        ("Python", [sys.executable, "-c"], []),
+        ("Node.js", ["node", "--input-type=module", "-e"], ["node"]),
     ],
+    ids=["curl", "python", "node"],
 )
-def test_the_programs_make_the_call_that_the_page_made(open_page, url, photos, program, run, tmp_path):
-    toolchains.require_programs(run("")[0].rpartition("/")[2] if program != "Python" else "bash", debian="nodejs")
+def test_the_programs_make_the_call_that_the_page_made(open_page, url, photos, program, command, needed, tmp_path):
+    toolchains.require_programs(*needed, debian="curl nodejs")
     odd = tmp_path / 'it\'s; "odd".jpg'
     odd.write_bytes(Path(photos.good[0]).read_bytes())
     page = open_page(url)
@@ -371,7 +372,9 @@ def test_the_programs_make_the_call_that_the_page_made(open_page, url, photos, p
     page.locator("[data-copies=program]").click()
     page.get_by_text(re.compile("^(Copied|Selected)$")).wait_for()
     assert page.evaluate("getSelection().toString().trim()") == code.strip()
-    printed = subprocess.run(run(code), cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True).stdout
+    printed = subprocess.run(
+        [*command, code], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True
+    ).stdout
     for name in page.locator("#path .name").all_inner_texts():
         assert name in printed
 

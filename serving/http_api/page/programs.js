@@ -23,7 +23,7 @@ function writeCurl({ url, fileNames, language, hasToken }) {
 }
 
 function writePython({ url, fileNames, language, hasToken }) {
-  return `${hasToken ? "import os\n\n" : ""}import requests
+  return `${hasToken ? "import os\n\n" : ""}import requests  # pip install requests
 
 names = [${fileNames.map(quote).join(", ")}]
 response = requests.post(
