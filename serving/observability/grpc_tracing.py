@@ -17,8 +17,7 @@ __all__ = ["TracingInterceptor"]
 
 _KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
 _SERVER_ERROR_CODES = frozenset(
-    code.value[0]
-    for code in (
+    (
         grpc.StatusCode.UNKNOWN,
         grpc.StatusCode.DEADLINE_EXCEEDED,
         grpc.StatusCode.UNIMPLEMENTED,
@@ -86,34 +85,37 @@ def _wrap_handler(
 def _call_span(
     tracer_provider: trace.TracerProvider | None, method: str, context: "grpc.aio.ServicerContext[Any, Any]"
 ) -> Iterator[None]:
-    service, _, name = method.strip("/").rpartition("/")
+    name = method.strip("/")
     carrier = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
     with trace.get_tracer(SCOPE, tracer_provider=tracer_provider).start_as_current_span(
-        f"{service}/{name}",
+        name,
         context=TraceContextTextMapPropagator().extract(carrier),
         kind=trace.SpanKind.SERVER,
-        attributes={"rpc.system": "grpc", "rpc.service": service, "rpc.method": name},
+        attributes={"rpc.system.name": "grpc", "rpc.method": name},
         # A refusal is an exception here, and most refusals are the caller's fault.
         record_exception=False,
         set_status_on_exception=False,
     ) as span:
-        code = grpc.StatusCode.UNKNOWN.value[0]
+        code = grpc.StatusCode.UNKNOWN
         try:
             yield
-            code = 0
+            code = grpc.StatusCode.OK
         except asyncio.CancelledError:
-            code = grpc.StatusCode.CANCELLED.value[0]
+            code = grpc.StatusCode.CANCELLED
             raise
         except BaseException:
             code = _get_status_code(context) or code
             raise
         finally:
-            span.set_attribute("rpc.grpc.status_code", code)
+            span.set_attribute("rpc.response.status_code", code.name)
             if code in _SERVER_ERROR_CODES:
+                span.set_attribute("error.type", code.name)
                 span.set_status(trace.StatusCode.ERROR)
 
 
-def _get_status_code(context: "grpc.aio.ServicerContext[Any, Any]") -> int:
-    """Return the status code that the call was aborted with, 0 if it was not."""
+def _get_status_code(context: "grpc.aio.ServicerContext[Any, Any]") -> grpc.StatusCode | None:
+    """Return the status code that the call was aborted with, None if it was not."""
     code: Any = context.code()
-    return int(code.value[0]) if isinstance(code, grpc.StatusCode) else int(code or 0)
+    if isinstance(code, grpc.StatusCode):
+        return code
+    return next((known for known in grpc.StatusCode if code and known.value[0] == code), None)

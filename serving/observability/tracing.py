@@ -183,11 +183,9 @@ def client_span(method: str) -> Iterator[Headers]:
     if api is None:
         yield ()
         return
-    service, _, name = method.strip("/").rpartition("/")
-    attributes = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": name}
-    with api.get_tracer(SCOPE).start_as_current_span(
-        f"{service}/{name}", kind=api.SpanKind.CLIENT, attributes=attributes
-    ):
+    name = method.strip("/")
+    attributes = {"rpc.system.name": "grpc", "rpc.method": name}
+    with api.get_tracer(SCOPE).start_as_current_span(name, kind=api.SpanKind.CLIENT, attributes=attributes):
         yield _inject_headers()
 
 

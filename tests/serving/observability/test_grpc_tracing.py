@@ -7,6 +7,8 @@ import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.semconv._incubating.attributes import rpc_attributes
+from opentelemetry.semconv.attributes import error_attributes
 
 from serving.observability.grpc_tracing import TracingInterceptor
 
@@ -108,11 +110,12 @@ def record_span():
 def test_a_span_has_the_code_of_its_call_and_is_an_error_if_the_server_failed(record_span, method, code, is_error):
     span = record_span(method)
     assert (span.name, span.kind.name, span.parent) == (f"{SERVICE}/{method}", "SERVER", None)
+    # The names of OpenTelemetry's conventions for RPC since 1.39.
     assert dict(span.attributes) == {
-        "rpc.system": "grpc",
-        "rpc.service": SERVICE,
-        "rpc.method": method,
-        "rpc.grpc.status_code": code.value[0],
+        rpc_attributes.RPC_SYSTEM_NAME: "grpc",
+        rpc_attributes.RPC_METHOD: f"{SERVICE}/{method}",
+        rpc_attributes.RPC_RESPONSE_STATUS_CODE: code.name,
+        **({error_attributes.ERROR_TYPE: code.name} if is_error else {}),
     }
     assert (not span.status.is_ok) == is_error
     assert not span.events  # no stack trace for a refusal
@@ -120,7 +123,7 @@ def test_a_span_has_the_code_of_its_call_and_is_an_error_if_the_server_failed(re
 
 def test_a_call_that_its_caller_gives_up_is_cancelled(record_span):
     span = record_span("Hang", timeout_s=0.3)
-    assert span.attributes["rpc.grpc.status_code"] == grpc.StatusCode.CANCELLED.value[0]
+    assert span.attributes["rpc.response.status_code"] == "CANCELLED"
     assert span.status.is_ok
 
 
