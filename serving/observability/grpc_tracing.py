@@ -17,14 +17,14 @@ __all__ = ["TracingInterceptor"]
 
 _KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
 _SERVER_ERROR_CODES = frozenset(
-    (
+    {
         grpc.StatusCode.UNKNOWN,
         grpc.StatusCode.DEADLINE_EXCEEDED,
         grpc.StatusCode.UNIMPLEMENTED,
         grpc.StatusCode.INTERNAL,
         grpc.StatusCode.UNAVAILABLE,
         grpc.StatusCode.DATA_LOSS,
-    )
+    }
 )
 """Codes that make a server span an error, by OpenTelemetry's conventions for gRPC; the others are the caller's."""
 
