@@ -102,10 +102,11 @@ def test_one_trace_from_the_client_library_over_the_gateway_to_triton(traced_gat
     assert (call.name, call.kind, call.service) == (CALL, "SPAN_KIND_SERVER", "listing-vision-gateway")
     assert call.attributes["listing_vision.result"] == "OK"
     assert int(call.attributes["listing_vision.photos"]) == 1
-    stages = group_by_name([span for span in spans if span.parent_id == call.span_id])
-    assert set(stages) == {"queue", "model", "decision"}
-    [to_triton] = [span for span in spans if span.parent_id == stages["model"].span_id]
-    assert (to_triton.name, to_triton.kind) == (TO_TRITON, "SPAN_KIND_CLIENT")
+    children = group_by_name([span for span in spans if span.parent_id == call.span_id])
+    # A request to Triton may be shared by listings, so it is no part of one listing's stage.
+    assert set(children) == {"queue", "model", "decision", TO_TRITON}
+    to_triton = children[TO_TRITON]
+    assert to_triton.kind == "SPAN_KIND_CLIENT"
     # Triton 2.51 crashes while it traces.
     assert [span for span in spans if span.parent_id == to_triton.span_id] == []
     assert call.format == client.format == "protobuf"
@@ -120,9 +121,9 @@ def test_a_gateway_that_decodes_shows_it_and_follows_its_caller(decoding_gateway
     assert classify_traced(decoding_gateway, parent=header) == grpc.StatusCode.OK
     spans = group_by_name(collector.wait_for_trace(trace_id, CALL, TO_TRITON))
     assert spans[CALL].parent_id == span_id
-    stages = {span.name for span in spans.values() if span.parent_id == spans[CALL].span_id}
-    assert stages == {"queue", "decode", "model", "decision"}
-    assert set(spans) == {CALL, TO_TRITON, *stages}
+    children = {span.name for span in spans.values() if span.parent_id == spans[CALL].span_id}
+    assert children == {"queue", "decode", "model", "decision", TO_TRITON}
+    assert set(spans) == {CALL, *children}
 
 
 def test_who_is_not_to_be_traced_is_not_and_is_found_in_the_log(traced_gateway, decoding_gateway, collector):
