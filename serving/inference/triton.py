@@ -29,6 +29,7 @@ from serving.inference.triton_tensors import (
     encode_pixels,
     parse_logits,
     parse_photo_errors,
+    serialize_request,
 )
 from serving.observability import tracing
 from serving.observability.stage_timer import measure_stage
@@ -105,6 +106,10 @@ class TritonEngine:
         self._headers = access.build_headers()
         self._channel = access.open_channel(address)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        # Without a serialiser the request goes out as it is.
+        self._call_infer: Any = self._channel.unary_unary(
+            _INFER_METHOD, response_deserializer=service_pb2.ModelInferResponse.FromString
+        )
         output = service_pb2.ModelInferRequest.InferRequestedOutputTensor
         self._outputs = {name: output(name=name) for name in OUTPUT_NAMES}
         self._errors_output = output(name=ERRORS_NAME)
@@ -283,23 +288,15 @@ class TritonEngine:
     async def _model_infer(
         self, inputs: Sequence[InputTensor], outputs: Sequence[Any], *, priority: int = 0
     ) -> "service_pb2.ModelInferResponse":
-        tensor = service_pb2.ModelInferRequest.InferInputTensor
-        request = service_pb2.ModelInferRequest(
-            model_name=self._model_name,
-            inputs=[
-                tensor(name=input_tensor.name, datatype=input_tensor.datatype, shape=input_tensor.shape)
-                for input_tensor in inputs
-            ],
-            outputs=outputs,
-            raw_input_contents=[input_tensor.raw for input_tensor in inputs],
-        )
+        request = service_pb2.ModelInferRequest(model_name=self._model_name, outputs=outputs)
         if priority := priority or self._priority:
             request.parameters["priority"].uint64_param = priority
         try:
             with tracing.sampled_client_span(_INFER_METHOD) as headers:
-                return await self._stub.ModelInfer(
-                    request, timeout=_INFER_TIMEOUT_S, metadata=(*self._headers, *headers)
+                response: service_pb2.ModelInferResponse = await self._call_infer(
+                    serialize_request(request, inputs), timeout=_INFER_TIMEOUT_S, metadata=(*self._headers, *headers)
                 )
+                return response
         except grpc.aio.AioRpcError as error:
             raise self._to_engine_error(error) from error
 

@@ -2,10 +2,18 @@ import struct
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 
 from serving.inference import triton_tensors
-from serving.inference.triton_tensors import encode_files, encode_pixels, parse_logits, parse_photo_errors
+from serving.inference.triton_tensors import (
+    encode_files,
+    encode_pixels,
+    parse_logits,
+    parse_photo_errors,
+    serialize_request,
+)
 from vision.engine import OUTPUT_NAMES
 from vision.errors import EngineBroken, PhotoDecoderCrashed, PhotoTruncated
 
@@ -28,7 +36,7 @@ def test_pixels_are_sent_as_they_are():
     photos = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3), np.uint8)
     (tensor,) = encode_pixels(photos)
     assert (tensor.name, tensor.datatype, tuple(tensor.shape)) == ("photos", "UINT8", (2, 4, 4, 3))
-    np.testing.assert_array_equal(np.frombuffer(tensor.raw, np.uint8).reshape(tensor.shape), photos)
+    np.testing.assert_array_equal(np.frombuffer(b"".join(tensor.chunks), np.uint8).reshape(tensor.shape), photos)
 
 
 @pytest.mark.parametrize("photos", [[b"abc"], [b"a", b"abcd", b"ab"]])
@@ -36,9 +44,27 @@ def test_files_are_rows_as_long_as_the_longest(photos):
     rows, sizes = encode_files(photos)
     assert (rows.name, sizes.name) == (triton_tensors.ENCODED_NAME, triton_tensors.SIZES_NAME)
     assert tuple(sizes.shape) == (len(photos), 1)
-    lengths = np.frombuffer(sizes.raw, np.int32)
-    matrix = np.frombuffer(rows.raw, np.uint8).reshape(rows.shape)
+    lengths = np.frombuffer(b"".join(sizes.chunks), np.int32)
+    matrix = np.frombuffer(b"".join(rows.chunks), np.uint8).reshape(rows.shape)
     assert [row[:length].tobytes() for row, length in zip(matrix, lengths, strict=True)] == photos
+
+
+@given(st.lists(st.sampled_from([1, 2, 127, 128, 129, 16_383, 16_384, 16_385, 2_097_152]), min_size=1, max_size=4))
+def test_a_request_is_serialised_as_protobuf_does(lengths):
+    photos = [bytes([i + 1]) * length for i, length in enumerate(lengths)]
+    inputs = encode_files(photos)
+    request = service_pb2.ModelInferRequest(model_name="model")
+    request.parameters["priority"].uint64_param = 3
+    expected = service_pb2.ModelInferRequest(
+        model_name="model",
+        inputs=[
+            service_pb2.ModelInferRequest.InferInputTensor(name=one.name, datatype=one.datatype, shape=one.shape)
+            for one in inputs
+        ],
+        raw_input_contents=[b"".join(one.chunks) for one in inputs],
+    )
+    expected.parameters["priority"].uint64_param = 3
+    assert service_pb2.ModelInferRequest.FromString(serialize_request(request, inputs)) == expected
 
 
 def test_logits_are_those_of_the_usable_photos():
