@@ -147,7 +147,7 @@ def reach_odd_photos(page: Any, photos: PagePhotos) -> None:
         reason = {"reason": "NOT_PREFILLED_REASON_PHOTOS_DISAGREE", "message": ""}
         for level in answer["categoryPath"]:
             level.update(action="ACTION_SUGGEST", notPrefilled=reason)
-        answer["brand"] = {"kind": "BRAND_KIND_UNKNOWN", "action": "ACTION_SUGGEST", "notPrefilled": reason}
+        answer["brand"] = {"kind": "BRAND_KIND_UNDETERMINED", "action": "ACTION_SUGGEST", "notPrefilled": reason}
         answer["photos"][0]["recognition"]["disagrees"] = True
         answer["photos"][1]["recognition"]["outOfScope"] = True
 
