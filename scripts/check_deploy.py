@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DEPLOY = ROOT / "deploy"
 COMPOSE = DEPLOY / "compose.gpu.yaml"
 COMPOSE_DECODE = DEPLOY / "compose.gpu-decode.yaml"
-BUILT = ("overlays/gpu", "overlays/gpu-decode", "jobs/training", "jobs/backfill")
+BUILT = ("overlays/gpu", "overlays/gpu-decode", "overlays/external-triton", "jobs/training", "jobs/backfill")
 """Folders of deploy/kubernetes that are applied."""
 KUBERNETES_VERSIONS = ("1.33", "1.37")
 """The oldest version with all that is used (a Job's success policy), and the newest that was checked."""

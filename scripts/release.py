@@ -50,7 +50,7 @@ IMPORTS = {
     "fuzz": "atheris",
 }
 """What must be importable where an extra is installed."""
-_NEEDS_TOO = {"outcomes": "gateway", "backfill": "gateway"}
+_NEEDS_TOO = {"outcomes": "gateway", "backfill": "gateway", "train": "gateway"}
 """An extra that is of use beside another one only."""
 
 
@@ -67,7 +67,7 @@ def read_git(*arguments: str) -> str:
 
 
 def build_distributions(output: Path) -> list[Path]:
-    """Build the committed files; the same commit gives the same bytes. Returns sdist and wheels."""
+    """Build sdist and wheels of the committed files, and return them; the same commit gives the same wheels."""
     archive = subprocess.run(["git", "archive", "HEAD"], cwd=ROOT, check=True, capture_output=True).stdout
     epoch = read_git("show", "-s", "--format=%ct", "HEAD")
     with tempfile.TemporaryDirectory() as folder:

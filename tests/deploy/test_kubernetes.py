@@ -157,6 +157,23 @@ def test_a_triton_that_decodes_has_pytorch_and_its_repository(monkeypatch):
     }
 
 
+def test_gateways_of_an_external_triton_call_it_by_tls_and_have_none_of_their_own(monkeypatch):
+    folder = "overlays/external-triton"
+    container = find_container(folder, "Deployment", "listing-vision-gateway-a", "gateway")
+    assert [one["metadata"]["name"] for one in find_manifests("Deployment", folder)] == ["listing-vision-gateway-a"]
+    assert "listing-vision-triton" not in {one["metadata"]["name"][:21] for one in manifests(folder)}
+    options = parse_options(container["args"], read_environment(container, folder), monkeypatch)
+    assert options["triton"] == "triton.example:8001"
+    assert options["require_patched_triton"]
+    mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
+    assert {str(options["triton_ca"].parent), str(options["triton_key_file"].parent)} <= mounts
+    policies = {policy["metadata"]["name"]: policy["spec"] for policy in find_manifests("NetworkPolicy", folder)}
+    assert set(policies) == {"nothing-by-default", "gateway"}
+    to_triton, to_dns = policies["gateway"]["egress"]
+    assert (to_triton["to"][0]["ipBlock"]["cidr"][-3:], to_triton["ports"]) == ("/32", [{"port": 8001}])
+    assert {port["port"] for port in to_dns["ports"]} == {53}
+
+
 def test_probes_ask_for_paths_and_ports_that_are_answered(bundle):
     gateway, triton = find_container(*GATEWAY), find_container(*TRITON)
     supervisor = Supervisor(ServeOptions(bundle=bundle.folder))
