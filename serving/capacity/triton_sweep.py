@@ -121,7 +121,7 @@ def _get_tuned_options(options: RepositoryOptions) -> dict[str, object]:
 
 def _list_instance_counts() -> list[int]:
     cores = count_usable_cores()
-    return sorted({max(1, cores // 2), cores, 2 * cores})
+    return sorted({max(1, cores // 2), cores, max(1, 3 * cores // 2), 2 * cores})
 
 
 def _vary_instances(best: RepositoryOptions) -> list[RepositoryOptions]:

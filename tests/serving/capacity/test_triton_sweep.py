@@ -36,6 +36,13 @@ def test_the_fastest_that_keeps_the_budget_is_taken():
     assert best.preferred_batch_size == 2  # 4 would be faster, in 120 ms
 
 
+@pytest.mark.parametrize("instances", [1, 2, 3, 4])
+def test_instances_between_one_and_two_a_core_are_tried(instances, monkeypatch):
+    monkeypatch.setattr(triton_sweep, "count_usable_cores", lambda: 2)
+    best = run_tuning(lambda tried, batch, delay: (100 - 10 * abs(tried - instances), 50))
+    assert best.instances == instances
+
+
 def test_chance_changes_nothing():
     best = run_tuning(lambda instances, batch, delay: (100 + batch / 10, 50))
     assert best.preferred_batch_size == 1
