@@ -135,6 +135,7 @@ def evaluate(
     split: str = "test",
     photos_per_listing: int | None = None,
     other_brands: bool = False,
+    tune_split: str | None = None,
 ) -> Evaluation:
     """Evaluate a bundle by its ONNX export, or a finished run by its weights, with the decision rule of serving.
 
@@ -144,14 +145,16 @@ def evaluate(
         split: of the manifest.
         photos_per_listing: group photos of one category at random into listings of this size.
         other_brands: whether a brand that the taxonomy lacks counts as out of scope instead of an error.
+        tune_split: adds `exploration`, what other thresholds would fill of this split's tune listings.
 
     Raises:
         BundleError, RunError, ManifestError: naming what is wrong and the way out.
     """
     set_thread_policy()
     with Progress(f"loading {model}"):
+        from training.calibration.splits import select_tune_rows
         from training.evaluation.evaluate import evaluate as judge
-        from training.evaluation.evaluate import group_pseudo_listings
+        from training.evaluation.evaluate import explore_thresholds, group_pseudo_listings
         from training.evaluation.long_tail import count_training_leaves
         from training.inference.evaluated_model import load_evaluated_model
         from training.inference.predictions import predict
@@ -170,4 +173,12 @@ def evaluate(
         groups=groups,
         training_counts=count_training_leaves(whole, judged.taxonomy),
     )
+    if tune_split:
+        tune_rows = select_tune_rows(whole, tune_split=tune_split)
+        tuned = predict(tune_rows, judged.taxonomy, judged.preprocessing, judged.infer, other_brands=other_brands)
+        figures["exploration"] = {
+            "split": tune_split,
+            "num": len(tuned.listing_ids),
+            "selective": explore_thresholds(tuned, taxonomy=judged.taxonomy, calibration=judged.calibration),
+        }
     return Evaluation(figures=figures, predictions=predictions, model=judged)

@@ -1,6 +1,7 @@
 """Which listings temperatures and thresholds are fitted on, and which the guarantees are tested on."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,13 @@ from vision.errors import ManifestError
 from vision.manifest import Labels, Manifest
 from vision.taxonomy import Taxonomy
 
-__all__ = ["CALIBRATION_SPLIT", "CalibrationListings", "choose_tune_listings", "split_calibration_rows"]
+__all__ = [
+    "CALIBRATION_SPLIT",
+    "CalibrationListings",
+    "choose_tune_listings",
+    "select_tune_rows",
+    "split_calibration_rows",
+]
 
 CALIBRATION_SPLIT = "calibrate"
 _TUNE_BYTES = 51
@@ -80,5 +87,21 @@ def choose_tune_listings(predictions: Predictions) -> npt.NDArray[np.bool_]:
     Temperatures and grids need few listings, the tests many: of 296 listings of Grocery Store, halves certify a third
     as many levels (`benchmarks.certificate`).
     """
-    is_tune = np.array([hashlib.sha256(name.encode()).digest()[0] < _TUNE_BYTES for name in predictions.listing_ids])
+    return _mark_tune(predictions.listing_ids)
+
+
+def select_tune_rows(manifest: Manifest, *, tune_split: str = "val") -> Manifest:
+    """The rows of a split that no guarantee is tested on, as `calibrate` divides it.
+
+    Raises:
+        ManifestError: as `split_calibration_rows`.
+    """
+    tune, tested, _ = split_calibration_rows(manifest, tune_split=tune_split)
+    if tested is not None:
+        return tune
+    return tune.take(np.flatnonzero(_mark_tune(tune.column("listing_id").to_pylist())))
+
+
+def _mark_tune(listing_ids: Sequence[str]) -> npt.NDArray[np.bool_]:
+    is_tune = np.array([hashlib.sha256(name.encode()).digest()[0] < _TUNE_BYTES for name in listing_ids])
     return is_tune if is_tune.any() and not is_tune.all() else np.ones(len(is_tune), dtype=bool)

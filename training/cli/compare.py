@@ -46,6 +46,7 @@ def compare(
     )
     from training.evaluation.evaluate import replace_nan
     from training.inference.evaluated_model import load_evaluated_model
+    from training.reporting.provenance import describe_manifest
     from vision.manifest import Manifest
 
     rules = load_gate(gate) if gate else None
@@ -62,8 +63,8 @@ def compare(
         name_b=f"{b}: {model_b.name}",
         taxonomy_a=model_a.taxonomy.version,
         taxonomy_b=model_b.taxonomy.version,
-        manifest=manifest,
         split=split,
+        **describe_manifest(manifest),
     )
     typer.echo(format_comparison(compared, comparison, listings))
     if output:

@@ -70,6 +70,13 @@ def evaluate(
         bool,
         typer.Option("--other-brands", help="A brand that the taxonomy lacks counts as out of scope, not as an error."),
     ] = False,
+    explore: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SPLIT",
+            help="Adds threshold sliders to the report, which move on the tune listings of this split, such as val.",
+        ),
+    ] = None,
 ) -> None:
     """Evaluate a model per photo and per listing, with the decision rule of serving.
 
@@ -80,8 +87,16 @@ def evaluate(
     from training.api import evaluate as judge
     from training.evaluation.evaluate import format_table
     from training.evaluation.report import write_report
+    from training.reporting.provenance import describe_manifest
 
-    found = judge(model, manifest, split=split, photos_per_listing=photos_per_listing, other_brands=other_brands)
+    found = judge(
+        model,
+        manifest,
+        split=split,
+        photos_per_listing=photos_per_listing,
+        other_brands=other_brands,
+        tune_split=explore,
+    )
     judged, predictions, figures = found.model, found.predictions, found.figures
     for photo in predictions.unusable:
         _log.warning("not used: %s", photo)
@@ -97,7 +112,8 @@ def evaluate(
             return ()
 
     if output:
-        for written in write_report({"model": judged.name, "split": split, **figures}, output, compute_examples):
+        facts = {"model": judged.name, "split": split, "provenance": describe_manifest(manifest)}
+        for written in write_report({**facts, **figures}, output, compute_examples):
             typer.echo(f"written: {written}")
 
 

@@ -112,6 +112,10 @@ class Coverage:
     """How many of these are right."""
 
     @property
+    def is_certified(self) -> bool:
+        return self.threshold is not None
+
+    @property
     def coverage(self) -> float:
         return self.num_filled / self.num_listings
 

@@ -2,7 +2,7 @@
 
 import difflib
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -102,16 +102,14 @@ class Gate:
             details=tuple(_describe_drop(c.name, c.counts, self.max_category_drop) for c in broken) or (measured,),
         )
 
-    def _check_coverage(self, changes: Iterable[CoverageChange]) -> RuleResult:
+    def _check_coverage(self, changes: Sequence[CoverageChange]) -> RuleResult:
         filled = [change for change in changes if change.a.num_filled]
         broken = [c for c in filled if _exceeds(c.a.coverage - c.b.coverage, self.max_coverage_drop)]
-        texts = tuple(
-            f"{c.name}: prefilled for {c.a.coverage:.2%} of the listings by A ({c.a.num_filled} of "
-            f"{c.a.num_listings}), {c.b.coverage:.2%} by B ({c.b.num_filled}): "
-            f"{_format_points(c.b.coverage - c.a.coverage, self.max_coverage_drop)}"
-            for c in broken
-        )
-        measured = f"coverage: A prefills {len(filled)} fields"
+        texts = tuple(_describe_coverage_drop(change, self.max_coverage_drop) for change in broken)
+        if broken and not any(change.b.is_certified for change in changes):
+            names = ", ".join(change.name for change in broken)
+            texts = (f"B has no certificate: it fills nothing in, where A fills in {names}; calibrate B",)
+        measured = f"coverage: A fills in {len(filled)} fields"
         return RuleResult(
             name="max_coverage_drop", holds=not broken, num_checked=len(filled), details=texts or (measured,)
         )
@@ -171,11 +169,21 @@ def _exceeds(drop: float, limit: float) -> bool:
 
 def _describe_drop(what: str, counts: Difference, limit: float) -> str:
     return (
-        f"{what}: {counts.accuracy_a:.2%} by A, {counts.accuracy_b:.2%} by B: {_format_points(counts.change, limit)} "
-        f"({counts.num_listings} listings, {counts.num_lost} lost, "
-        f"{counts.num_won} won, p = {counts.p_value:.3g})"
+        f"{what} {_format_change(counts.change, limit)}: {counts.accuracy_a:.2%} by A, {counts.accuracy_b:.2%} by B; "
+        f"{counts.num_lost} lost, {counts.num_won} won of {counts.num_listings} listings, p {counts.p_value:.3g}"
     )
 
 
-def _format_points(change: float, limit: float) -> str:
-    return f"{100 * change:+.2f} points, a drop of {100 * limit:.2f} allowed"
+def _describe_coverage_drop(change: CoverageChange, limit: float) -> str:
+    a, b = change.a, change.b
+    return (
+        f"{change.name}: the filled share {_format_change(b.coverage - a.coverage, limit)}: {a.coverage:.2%} by A "
+        f"({a.num_filled} of {a.num_listings} listings), {b.coverage:.2%} by B ({b.num_filled})"
+    )
+
+
+def _format_change(change: float, limit: float) -> str:
+    points = f"{100 * abs(change):.2f}"
+    if float(points) == 0:
+        return f"did not change, a fall of {100 * limit:.2f} points allowed"
+    return f"{'fell' if change < 0 else 'rose'} by {points} points, a fall of {100 * limit:.2f} allowed"

@@ -4,7 +4,9 @@ from typing import Any
 
 from training.comparison.common_listings import CommonListings
 from training.comparison.compare import CategoryChange, Comparison, Coverage, FieldChange
-from training.comparison.text_report import ComparedModels, GateVerdict, format_testing_note, format_verdict
+from training.comparison.text_report import ComparedModels, GateVerdict, format_testing_note
+from training.comparison.verdict import build_comparison_verdict, describe_rule
+from training.reporting.glossary import choose_terms
 from training.reporting.page import create_thumbnails, format_percent, is_measured, render
 
 __all__ = ["render_comparison"]
@@ -12,6 +14,17 @@ __all__ = ["render_comparison"]
 _PHOTO_PX = 240
 _SMALL_PHOTO_PX = 96
 _MAX_SMALL_PHOTOS = 4
+
+
+_TERMS = (
+    "lost, won",
+    "95 % interval",
+    "p (McNemar)",
+    "p (Holm)",
+    "filled in",
+    "right when filled in",
+    "guarantee",
+)
 
 
 def render_comparison(
@@ -37,10 +50,13 @@ def render_comparison(
     return render(
         "comparison.html",
         title="Two models on the same listings",
-        compared=compared,
+        verdict_sentences=build_comparison_verdict(comparison, verdict),
+        gate=verdict,
+        describe_rule=describe_rule,
+        facts=_list_facts(compared, comparison, listings),
+        terms=choose_terms(*_TERMS),
         comparison=comparison,
         listings=listings,
-        format_verdict=format_verdict(verdict) if verdict else [],
         changes=["Listings", "A right", "B right", "B − A", "95 % interval", "Lost", "Won"],
         counts=_format_counts,
         coverage=_format_coverage,
@@ -52,6 +68,21 @@ def render_comparison(
         thumbnails=create_thumbnails((urls[0] for urls in photos.values()), max_px=_PHOTO_PX),
         small=create_thumbnails((url for urls in photos.values() for url in urls[1:]), max_px=_SMALL_PHOTO_PX),
     )
+
+
+def _list_facts(compared: ComparedModels, comparison: Comparison, listings: CommonListings) -> list[tuple[str, object]]:
+    counts = f"{comparison.num_listings} listings, {len(listings.photo_urls)} photos"
+    if listings.unusable:
+        counts += f"; {len(listings.unusable)} photos could not be used"
+    return [
+        ("A", f"{compared.name_a}, taxonomy {compared.taxonomy_a}"),
+        ("B", f"{compared.name_b}, taxonomy {compared.taxonomy_b}"),
+        ("split", compared.split),
+        ("counts", counts),
+        ("manifest", compared.manifest),
+        ("manifest sha256", compared.manifest_sha256),
+        ("date", compared.date),
+    ]
 
 
 def _format_counts(change: FieldChange | CategoryChange) -> list[object]:

@@ -30,7 +30,9 @@ class ComparedModels:
     taxonomy_a: str
     taxonomy_b: str
     manifest: str
+    manifest_sha256: str
     split: str
+    date: str
 
 
 @dataclass(frozen=True, kw_only=True)

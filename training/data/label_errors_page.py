@@ -1,12 +1,16 @@
 """An HTML page of suspected labels, with photos."""
 
+import json
 from collections.abc import Sequence
 
-from training.data.label_errors import FieldLabelErrors
+from training.data.label_errors import FieldLabelErrors, SuspectedLabel
+from training.reporting.glossary import choose_terms
 from training.reporting.page import create_thumbnails, render
 
-__all__ = ["render_suspects"]
+__all__ = ["WEAK_BELOW", "render_suspects"]
 
+WEAK_BELOW = 0.8
+"""Agreement with the labels below which most suspects are mistakes of the model."""
 _SUSPECT_PX = 240
 _EXAMPLE_PX = 112
 
@@ -20,6 +24,28 @@ def render_suspects(found: Sequence[FieldLabelErrors], *, title: str, max_shown:
         title=title,
         fields=found,
         max_shown=max_shown,
+        weak_below=WEAK_BELOW,
+        manifest_row=_build_manifest_row,
+        verdict_sentences=_build_verdict(found),
+        terms=choose_terms("suspected label"),
         large=create_thumbnails((suspect.photo for _, suspect in shown), max_px=_SUSPECT_PX),
         small=create_thumbnails(examples, max_px=_EXAMPLE_PX),
     )
+
+
+def _build_verdict(found: Sequence[FieldLabelErrors]) -> list[str]:
+    num = sum(len(part.suspects) for part in found)
+    sentences = [f"{num} labels are suspected: look at each photo, and correct the manifest where the label is wrong."]
+    for part in found:
+        if part.num_compared and part.accuracy < WEAK_BELOW:
+            sentences.append(
+                f"Too weak to accuse: the model agrees with only {part.accuracy:.1%} of the {part.field} labels, so "
+                f"most of its {len(part.suspects)} suspects are likely its own mistakes. Try another --model."
+            )
+    return sentences
+
+
+def _build_manifest_row(suspect: SuspectedLabel) -> str:
+    """The photo as a row of a manifest in JSON lines, with the label that is suspected."""
+    row = {"listing_id": suspect.listing_id, "photo": suspect.photo, "category": "", "brand": ""}
+    return json.dumps(row | {suspect.field: suspect.given}, ensure_ascii=False)

@@ -6,12 +6,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from training.evaluation.categories import count_confusions, evaluate_categories
 from training.evaluation.confusions import find_confusions
 from training.evaluation.ground_truth import evaluate_deepest_filled
 from training.evaluation.long_tail import LeafCounts, count_leaves, evaluate_by_frequency
-from training.evaluation.risk_coverage import compute_operating_point, compute_risk_coverage
+from training.evaluation.risk_coverage import compute_risk_coverage
 from training.evaluation.scored_rows import ScoredRows, score_rows
 from training.evaluation.slices import build_slices, evaluate_slices
+from training.evaluation.uncertified import explain_uncertified
 from training.inference.predictions import Predictions
 from training.statistics.estimates import (
     bin_reliability,
@@ -27,7 +29,7 @@ from vision.manifest import UNLABELLED, Labels
 from vision.metrics import compute_top_k_hits
 from vision.taxonomy import OTHER_BRAND, Taxonomy
 
-__all__ = ["evaluate", "format_table", "group_pseudo_listings", "replace_nan"]
+__all__ = ["evaluate", "explore_thresholds", "format_table", "group_pseudo_listings", "replace_nan"]
 
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.floating]
@@ -49,9 +51,10 @@ def evaluate(
         training_counts: decides which categories are frequent or rare; default: the evaluated photos.
 
     Returns:
-        `photo` and `listing`, each with `num`, `leaf` and `depth_1`… (top1, top5, macro, ece, reliability), `brand`
-        (all, branded, unbranded and unseen), `fields` (what would be prefilled), `selective` (precision against
-        coverage), `hierarchy`, `frequency`, `confusions` and `slices`.
+        `photo` and `listing`; of the listings alone `fields` (what is filled) and `selective` (precision against
+        coverage); of both `num`, `leaf` and `depth_1`… (top1, top5, macro, ece, reliability), `brand`
+        (all, branded, unbranded and unseen), `hierarchy`,
+        `frequency`, `confusions`, `categories`, `confusion_matrix` and `slices`.
     """
     counts = training_counts or count_leaves(predictions.labels, taxonomy, counted_on="the evaluated photos")
     each_alone = np.arange(len(predictions.groups))
@@ -67,9 +70,18 @@ def evaluate(
                 view.leaves.argmax(axis=1), view.truth.leaves, counts, clusters=clusters
             ),
             "confusions": find_confusions(view, taxonomy),
+            "categories": evaluate_categories(view, taxonomy, calibration),
+            "confusion_matrix": count_confusions(view, taxonomy),
             "slices": evaluate_slices(build_slices(predictions, view, taxonomy), view),
         }
     return {**by_view, "num_unusable_photos": len(predictions.unusable)}
+
+
+def explore_thresholds(predictions: Predictions, *, taxonomy: Taxonomy, calibration: Calibration) -> dict[str, Any]:
+    """Precision against coverage of each field, as `selective` of `evaluate`, on listings that may be tuned on."""
+    view = score_rows(predictions, predictions.groups, taxonomy=taxonomy, calibration=calibration, clusters=None)
+    curves: dict[str, Any] = _evaluate_filling(view, taxonomy, calibration)["selective"]
+    return curves
 
 
 def group_pseudo_listings(labels: Labels, *, num_photos: int, seed: int) -> Ints:
@@ -89,26 +101,12 @@ def group_pseudo_listings(labels: Labels, *, num_photos: int, seed: int) -> Ints
 
 
 def _evaluate_rows(view: ScoredRows, taxonomy: Taxonomy, calibration: Calibration) -> dict[str, Any]:
-    fields = _build_field_rows(view, taxonomy)
-    rows_by_guarantee = {**fields, PATH_FIELD: _build_path_rows(view)}
     return {
         "num": len(view.leaves),
         **_evaluate_levels(view, taxonomy),
         "brand": _evaluate_brand(view),
-        "fields": {
-            field.name: _evaluate_field(rows_by_guarantee[field.name], field, view.clusters)
-            for field in calibration.fields
-        },
-        "selective": {
-            name: compute_risk_coverage(
-                field.scores[field.known],
-                field.right[field.known],
-                filled=field.filled[field.known],
-                guarantee=calibration.field(name) or (calibration.field(PATH_FIELD) if name != BRAND_FIELD else None),
-                clusters=select_clusters(view.clusters, field.known),
-            )
-            for name, field in fields.items()
-        },
+        # A guarantee holds for listings, so photos have no figures of it.
+        **(_evaluate_filling(view, taxonomy, calibration) if view.clusters is None else {}),
         "hierarchy": {
             **estimate_hierarchical(
                 labelled=view.truth.nodes >= 0,
@@ -117,6 +115,25 @@ def _evaluate_rows(view: ScoredRows, taxonomy: Taxonomy, calibration: Calibratio
                 clusters=view.clusters,
             ),
             "mistakes": _count_first_mistakes(view),
+        },
+    }
+
+
+def _evaluate_filling(view: ScoredRows, taxonomy: Taxonomy, calibration: Calibration) -> dict[str, Any]:
+    fields = _build_field_rows(view, taxonomy)
+    rows_by_guarantee = {**fields, PATH_FIELD: _build_path_rows(view)}
+    return {
+        "fields": {field.name: _evaluate_field(rows_by_guarantee[field.name], field) for field in calibration.fields},
+        "selective": {
+            name: compute_risk_coverage(
+                field.scores,
+                field.right,
+                known=field.known,
+                filled=field.filled,
+                guarantee=calibration.field(name) or (calibration.field(PATH_FIELD) if name != BRAND_FIELD else None),
+                clusters=None,
+            )
+            for name, field in fields.items()
         },
     }
 
@@ -243,15 +260,19 @@ def _build_path_rows(view: ScoredRows) -> _FieldRows:
     return _FieldRows(view.paths.scores[:, 0], labelled, right, filled[:, 0])
 
 
-def _evaluate_field(rows: _FieldRows, guarantee: FieldGuarantee, clusters: Ints | None) -> dict[str, Any]:
-    known = rows.known
-    point = compute_operating_point(
-        rows.filled[known],
-        rows.right[known],
-        threshold=guarantee.threshold,
-        clusters=select_clusters(clusters, known),
-    )
-    return {"alpha": guarantee.alpha, **point, "num": int(known.sum())}
+def _evaluate_field(rows: _FieldRows, guarantee: FieldGuarantee) -> dict[str, Any]:
+    """What is filled of all rows, and what is right of the filled ones whose label decides it."""
+    judged = rows.filled & rows.known
+    return {
+        "alpha": guarantee.alpha,
+        "threshold": guarantee.threshold,
+        "uncertified_sentence": "" if guarantee.threshold is not None else explain_uncertified(guarantee),
+        "num": len(rows.filled),
+        "num_filled": int(rows.filled.sum()),
+        **estimate_share("coverage", rows.filled, None),
+        "num_judged": int(judged.sum()),
+        **estimate_share("precision", rows.right[judged], None),
+    }
 
 
 def _count_first_mistakes(view: ScoredRows) -> list[dict[str, Any]]:
@@ -309,11 +330,11 @@ def format_table(figures: dict[str, Any]) -> str:
         )
     for name, f in figures["listing"]["fields"].items():
         if f["threshold"] is None:
-            lines.append(f"  {name}: never prefilled, only suggested")
+            lines.append(f"  {name}: never filled in. {f['uncertified_sentence']}")
         else:
             lines.append(
-                f"  {name}: prefilled for {percent(f['coverage'])} % of listings, right in {percent(f['precision'])} % "
-                f"(guaranteed {100 * (1 - f['alpha']):g} %)"
+                f"  {name}: filled in for {percent(f['coverage'])} % of listings, right in "
+                f"{percent(f['precision'])} % of these (guaranteed {100 * (1 - f['alpha']):g} %)"
             )
     if figures["num_unusable_photos"]:
         lines.append(f"  {figures['num_unusable_photos']} photos could not be used")

@@ -1,12 +1,16 @@
 """The report of an evaluation: `metrics.json`, and a page with the same figures as plots, tables and photos."""
 
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from training.evaluation.confusion_blocks import MAX_MATRIX, build_confusion_blocks, choose_sample_errors
 from training.evaluation.evaluate import replace_nan
+from training.evaluation.verdict import build_verdict, format_field_title
+from training.reporting.glossary import choose_terms
 from training.reporting.page import create_thumbnails, format_points, is_measured, render
 from training.reporting.plots import plot_reliability, plot_risk_coverage, plot_shares
 from vision.calibration import BRAND_FIELD
@@ -23,6 +27,24 @@ _MAX_BARS = 40
 Figures = Mapping[str, Any]
 
 
+_TERMS = (
+    "filled in",
+    "right when filled in",
+    "guarantee",
+    "threshold",
+    "95 % interval",
+    "top-1, top-5",
+    "macro",
+    "precision",
+    "recall",
+    "coverage",
+    "ECE",
+    "temperature",
+    "hierarchical precision, recall and F1",
+    "tune listings",
+)
+
+
 def render_report(figures: Figures, examples: "Sequence[GradcamExample]" = ()) -> str:
     """The page's text, its photos read from where `figures` says they are.
 
@@ -31,17 +53,29 @@ def render_report(figures: Figures, examples: "Sequence[GradcamExample]" = ()) -
         examples: heat maps to show; without any there is no such section.
     """
     pairs = figures["listing"]["confusions"]
+    sample_errors = choose_sample_errors(figures["listing"]["categories"])
     return render(
         "evaluation.html",
         title=f"Evaluation of {figures['model']} on {figures['split']}",
         figures=figures,
         views=["listing"] if figures["listing"]["num"] == figures["photo"]["num"] else ["listing", "photo"],
         examples=examples,
+        verdict_sentences=build_verdict(figures),
+        facts=_list_facts(figures),
+        terms=choose_terms(*_TERMS),
+        sample_errors=sample_errors,
+        confusion_blocks=build_confusion_blocks,
+        max_matrix=MAX_MATRIX,
         thumbnails=create_thumbnails(
-            (url for pair in pairs for url in (*pair["photos"], *pair["photos_of_answer"])), max_px=_PHOTO_PX
+            itertools.chain(
+                (url for pair in pairs for url in (*pair["photos"], *pair["photos_of_answer"])),
+                (error["photo"] for one in sample_errors for error in one["errors"]),
+            ),
+            max_px=_PHOTO_PX,
         ),
+        sliders=_build_sliders(figures),
         levels=_iterate_levels,
-        field_title=_format_field_title,
+        field_title=format_field_title,
         risk_coverage_curves=_build_risk_coverage_curves,
         reliability_diagrams=_build_reliability_diagrams,
         shares_svg=_plot_column,
@@ -71,12 +105,20 @@ def write_report(
     return metrics, report
 
 
+def _list_facts(figures: Figures) -> list[tuple[str, object]]:
+    counts = f"{figures['listing']['num']} listings, {figures['photo']['num']} photos"
+    if figures["num_unusable_photos"]:
+        counts += f"; {figures['num_unusable_photos']} photos could not be used"
+    provenance = [(name.replace("_", " "), value) for name, value in figures.get("provenance", {}).items()]
+    return [("model", figures["model"]), ("split", figures["split"]), ("counts", counts), *provenance]
+
+
 def _build_risk_coverage_curves(part: Figures, view: str) -> Sequence[Figures]:
     curves: list[Figures] = []
     for name, selective in part["selective"].items():
         if not selective["points"]:
             continue
-        title, certified, last = _format_field_title(name), selective["certified"], selective["points"][-1]
+        title, certified, last = format_field_title(name), selective["certified"], selective["points"][-1]
         summary = f"never prefilled: {selective['uncertified_reason']}"
         points = [(f"from {point['threshold']:.3f}", point) for point in _thin_out(selective["points"])]
         if certified:
@@ -92,6 +134,26 @@ def _build_risk_coverage_curves(part: Figures, view: str) -> Sequence[Figures]:
         svg = plot_risk_coverage(selective, key=f"{view}-selective-{name}", label=label)
         curves.append({"title": title, "summary": summary, "num": selective["num"], "points": points, "svg": svg})
     return curves
+
+
+def _build_sliders(figures: Figures) -> Sequence[Figures]:
+    """The fields whose threshold moves on the tune listings, the strictest threshold first."""
+    selective: Figures = figures["exploration"]["selective"] if "exploration" in figures else {}
+    sliders = []
+    for name, curve in selective.items():
+        if curve["points"]:
+            certified = curve["certified"]
+            sliders.append(
+                {
+                    "title": format_field_title(name),
+                    "summary": f"the certified threshold is {certified['threshold']:.3f} and fills in "
+                    f"{format_points(certified['coverage'])} % of these listings"
+                    if certified
+                    else "there is no certified threshold",
+                    "points": [(f"from {point['threshold']:.3f}", point) for point in curve["points"]],
+                }
+            )
+    return sliders
 
 
 def _thin_out(points: Sequence[Figures], *, num: int = 10) -> Sequence[Figures]:
@@ -110,7 +172,7 @@ def _build_reliability_diagrams(part: Figures, view: str) -> Sequence[Figures]:
         before, after = level["reliability_uncalibrated"], level["reliability"]
         if not after:
             continue
-        title, errors = _format_field_title(name), [format_points(level[key]) for key in ("ece_uncalibrated", "ece")]
+        title, errors = format_field_title(name), [format_points(level[key]) for key in ("ece_uncalibrated", "ece")]
         summary = f"calibration error {errors[0]} % before, {errors[1]} % after"
         label = f"{title} per {view}: right over confidence; {summary}."
         svg = plot_reliability(before, after, key=f"{view}-reliability-{name}", label=label)
@@ -136,9 +198,3 @@ def _iterate_levels(part: Figures) -> Iterator[tuple[str, Figures]]:
     depths = sorted((key for key in part if re.fullmatch(r"depth_\d+", key)), key=lambda key: int(key[6:]))
     for name in ("leaf", *depths):
         yield name, part[name]
-
-
-def _format_field_title(name: str) -> str:
-    if name in ("leaf", BRAND_FIELD):
-        return {"leaf": "Leaf category", BRAND_FIELD: "Brand"}[name]
-    return f"Category, depth {name.rpartition('_')[2]}"

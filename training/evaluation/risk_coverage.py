@@ -19,14 +19,20 @@ Ints = npt.NDArray[np.int64]
 
 
 def compute_risk_coverage(
-    scores: Floats, right: Bools, *, filled: Bools, guarantee: FieldGuarantee | None, clusters: Ints | None
+    scores: Floats,
+    right: Bools,
+    *,
+    known: Bools,
+    filled: Bools,
+    guarantee: FieldGuarantee | None,
+    clusters: Ints | None,
 ) -> dict[str, Any]:
     """The curve over all thresholds (Geifman & El-Yaniv 2017), and the operating point of the certified one.
 
     Args:
-        scores: (N,) what a threshold is compared with, -inf where nothing is ever prefilled; without rows of unknown
-            truth.
+        scores: (N,) what a threshold is compared with, -inf where nothing is ever prefilled.
         right: (N,) whether the prediction is right.
+        known: (N,) whether the label decides that.
         filled: (N,) what the certified threshold prefills.
 
     Returns:
@@ -35,13 +41,15 @@ def compute_risk_coverage(
     """
     certified = None
     if guarantee is not None and guarantee.threshold is not None:
-        point = compute_operating_point(filled, right, threshold=guarantee.threshold, clusters=clusters)
+        point = compute_operating_point(filled, right, known=known, threshold=guarantee.threshold, clusters=clusters)
         certified = {"alpha": guarantee.alpha, **point}
     reason = "this model carries no guarantee for this field" if guarantee is None else guarantee.uncertified_reason
     return {
         "num": len(scores),
         "points": [
-            compute_operating_point(scores >= threshold, right, threshold=float(threshold), clusters=clusters)
+            compute_operating_point(
+                scores >= threshold, right, known=known, threshold=float(threshold), clusters=clusters
+            )
             for threshold in _choose_thresholds(scores)
         ],
         "certified": certified,
@@ -50,14 +58,15 @@ def compute_risk_coverage(
 
 
 def compute_operating_point(
-    filled: Bools, right: Bools, *, threshold: float | None, clusters: Ints | None
+    filled: Bools, right: Bools, *, known: Bools, threshold: float | None, clusters: Ints | None
 ) -> dict[str, Any]:
-    """Coverage and precision: how many of all rows are prefilled, and how many of these are right."""
+    """Coverage and precision: the share of all rows that is prefilled, and that is right of these where known."""
+    judged = filled & known
     return {
         "threshold": threshold,
         "num_filled": int(filled.sum()),
         **estimate_share("coverage", filled, clusters),
-        **estimate_share("precision", right[filled], select_clusters(clusters, filled)),
+        **estimate_share("precision", right[judged], select_clusters(clusters, judged)),
     }
 
 

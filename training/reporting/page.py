@@ -5,11 +5,13 @@ An HTML report is one file that loads nothing, and can be read on a phone and by
 
 import base64
 import functools
+import hashlib
 import io
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import jinja2
+from markupsafe import Markup
 from PIL import Image
 from tqdm import tqdm
 
@@ -22,6 +24,7 @@ __all__ = [
     "create_thumbnail",
     "create_thumbnails",
     "encode_photo_uri",
+    "format_confidence",
     "format_percent",
     "format_points",
     "is_measured",
@@ -30,8 +33,16 @@ __all__ = [
 
 
 def render(template: str, **values: object) -> str:
-    """The text of a template; what an HTML template is given is escaped, unless it is `markupsafe.Markup`."""
-    return _create_environment().get_template(template).render(values)
+    """The text of a template; what an HTML template is given is escaped, unless it is `markupsafe.Markup`.
+
+    An HTML page has one script, the report's own; its content security policy lets no other run.
+    """
+    environment = _create_environment()
+    if template.endswith(".html"):
+        script = environment.get_template("report.js").render()
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+        values |= {"script": Markup(script), "script_hash": f"sha256-{digest}"}
+    return environment.get_template(template).render(values)
 
 
 def is_measured(value: float | None) -> bool:
@@ -49,6 +60,11 @@ def format_percent(share: float | None) -> str:
     return f"{share:.1%}" if share is not None and is_measured(share) else "–"
 
 
+def format_confidence(probability: float) -> str:
+    """A confidence in percent for people; never 100 %."""
+    return "over 99.9%" if probability >= 0.9995 else f"{probability:.1%}"
+
+
 @functools.cache
 def _create_environment() -> jinja2.Environment:
     environment = jinja2.Environment(
@@ -59,7 +75,7 @@ def _create_environment() -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"percent": format_percent, "points": format_points}
+    environment.filters |= {"percent": format_percent, "points": format_points, "confidence": format_confidence}
     environment.tests["measured"] = is_measured
     return environment
 

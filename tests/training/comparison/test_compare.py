@@ -7,6 +7,8 @@ from tests.support.helpers import create_small_taxonomy
 from tests.support.two_models import compare_rows, create_listings, model
 from training.comparison.common_listings import ExcludedLabel
 from training.comparison.compare import LEAF, compare
+from training.evaluation.evaluate import evaluate
+from training.inference.predictions import Predictions
 from vision.decision import decide
 from vision.taxonomy import Brand, Category, Taxonomy
 
@@ -38,6 +40,29 @@ def test_every_field_by_hand():
     assert figures(comparison, "brand") == (4, 3, 3, 1, 1)
     assert comparison.num_listings == 5
     assert not comparison.excluded_labels
+
+
+def test_evaluate_and_compare_give_the_same_filled_figures():
+    rows = [("gala", "acme", ("gala", 1), "gala")] * 5 + [("lemon", "", ("gala", 1), "gala"), ("", "", "fuji", "fuji")]
+    rows += [("apple", "zeta", ("fuji", 2, 0.1), "gala")]
+    certified = model(TAXONOMY, thresholds={"category_path": 0.8, "category_depth_2": 0.6, "brand": 0.6})
+    listings = create_listings(rows, certified, certified)
+    predictions = Predictions(
+        category_logits=listings.a.category,
+        brand_logits=listings.a.brand,
+        labels=listings.labels.in_a,
+        groups=listings.groups,
+        listing_ids=listings.listing_ids,
+        photo_urls=listings.photo_urls,
+        unusable=(),
+    )
+    evaluated = evaluate(predictions, taxonomy=TAXONOMY, calibration=certified.calibration)["listing"]["fields"]
+    compared = {change.name: change.a for change in compare(certified, certified, listings).coverage}
+    assert evaluated["category_path"]["coverage"] == 7 / 8
+    for name, field in evaluated.items():
+        assert field["num_filled"] == compared[name].num_filled
+        assert field["coverage"] == compared[name].coverage
+        assert field["precision"] == pytest.approx(compared[name].precision, nan_ok=True)
 
 
 def test_categories_have_counts_intervals_and_adjusted_p_values():

@@ -33,8 +33,8 @@ def test_the_overall_drop_is_named_with_its_numbers():
     rule = outcomes(Gate(), SAME + LOST)["max_overall_drop"]
     assert not rule.holds
     assert rule.details == (
-        "leaf accuracy: 100.00% by A, 90.00% by B: -10.00 points, a drop of 0.00 allowed "
-        "(10 listings, 1 lost, 0 won, p = 1)",
+        "leaf accuracy fell by 10.00 points, a fall of 0.00 allowed: 100.00% by A, 90.00% by B; "
+        "1 lost, 0 won of 10 listings, p 1",
     )
     assert not list_broken_rules(Gate(max_overall_drop=0.1), SAME + LOST)  # exactly the limit passes
     assert list_broken_rules(Gate(max_overall_drop=0.09), SAME + LOST) == {"max_overall_drop"}
@@ -46,7 +46,7 @@ def test_one_category_may_break_what_the_whole_does_not_show():
     gate = Gate(max_category_drop=0.05, min_category_listings=10)
     rule = outcomes(gate, rows)["max_category_drop"]
     assert not rule.holds
-    assert rule.details[0].startswith("Fruit > Apple > Gala: 100.00% by A, 90.00% by B: -10.00 points")
+    assert rule.details[0].startswith("Fruit > Apple > Gala fell by 10.00 points")
     assert list_broken_rules(gate, rows) == {"max_category_drop"}
     # With a listing fewer in the category than the rule asks for it says nothing.
     spared = outcomes(Gate(max_category_drop=0.05, min_category_listings=11), rows)["max_category_drop"]
@@ -64,12 +64,16 @@ def test_brand_and_coverage():
     }
     rule = outcomes(Gate(), SAME + unsure, **models)["max_coverage_drop"]
     assert rule.details == (
-        "category_depth_1: prefilled for 100.00% of the listings by A (10 of 10), 90.00% by B (9): -10.00 points, "
-        "a drop of 0.00 allowed",
+        "category_depth_1: the filled share fell by 10.00 points, a fall of 0.00 allowed: 100.00% by A (10 of 10 "
+        "listings), 90.00% by B (9)",
     )
     assert list_broken_rules(Gate(), SAME + unsure, **models) == {"max_coverage_drop"}
     assert not list_broken_rules(Gate(max_coverage_drop=0.1), SAME + unsure, **models)
-    # A model without any promise fills nothing in.
+    # A model without a certificate fills nothing in, and is said to be one.
+    uncertified = outcomes(Gate(), SAME, a=model(TAXONOMY, thresholds=DEPTH_1))["max_coverage_drop"]
+    assert uncertified.details == (
+        "B has no certificate: it fills nothing in, where A fills in category_depth_1; calibrate B",
+    )
     assert list_broken_rules(Gate(), SAME, a=model(TAXONOMY, thresholds=DEPTH_1)) == {"max_coverage_drop"}
     assert not list_broken_rules(Gate(), SAME, b=model(TAXONOMY, thresholds=DEPTH_1))
 

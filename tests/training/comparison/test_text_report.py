@@ -13,7 +13,16 @@ from training.comparison.text_report import (
 )
 from training.evaluation.evaluate import replace_nan
 
-MODELS = ComparedModels(name_a="old", name_b="new", taxonomy_a="1", taxonomy_b="2", manifest="m.csv", split="test")
+MODELS = ComparedModels(
+    name_a="old",
+    name_b="new",
+    taxonomy_a="1",
+    taxonomy_b="2",
+    manifest="m.csv",
+    manifest_sha256="ab12",
+    split="test",
+    date="2026-11-28",
+)
 A = model(create_small_taxonomy(), thresholds={"category_depth_1": 0.9})
 ROWS = [("gala", "", "gala", "fuji")] * 8 + [("lemon", "", "lemon", "lemon")] * 4 + [("nowhere", "", "gala", "gala")]
 LISTINGS = create_listings(ROWS, A, A)

@@ -1,9 +1,12 @@
+import dataclasses
+import json
+
 import pytest
 
 from tests.support.helpers import create_scene, encode_image
 from tests.support.pages import ParsedPage
 from training.data.label_errors import FieldLabelErrors, SuspectedLabel
-from training.data.label_errors_page import render_suspects
+from training.data.label_errors_page import WEAK_BELOW, render_suspects
 
 HOSTILE = "<script>alert(1)</script>\"'&"
 
@@ -62,14 +65,28 @@ def test_suspects_are_shown_beside_examples_of_the_suggested_label(found):
     assert f"Photo labelled Gala{HOSTILE}: cannot be shown" in page.text
     assert f"1. Gala{HOSTILE} → Fuji{HOSTILE}" in page.text
     assert "given 10.0%, suggested 80.0%" in page.text
-    assert not page.all("script")
+    assert page.all("script") == [{}]  # the report's own
 
 
 def test_what_was_not_compared_is_counted(found):
     text = ParsedPage(render_suspects(found, title="x", max_shown=2)).text
     assert "100 photos compared, 3 suspected, the first 2 shown." in text
-    assert "The model agrees with 97.9% of the labels compared." in text
+    assert "The model agrees with 97.9% of labels." in text
     assert "7 photos have no label." in text
     assert "5 have an inner category" in text
     assert f"4 photos of Lemon{HOSTILE}." in text
     assert text.count("photos have no label") == 1  # nothing of the sort for the brand
+    assert "too weak" not in text.lower()
+
+
+def test_a_model_too_weak_to_accuse_says_so(found):
+    weak = dataclasses.replace(found[0], accuracy=WEAK_BELOW - 0.12)
+    text = ParsedPage(render_suspects([weak], title="x", max_shown=2)).text
+    assert "Too weak to accuse: the model agrees with only 68.0% of the category labels" in text
+
+
+def test_each_suspect_carries_its_row_of_a_manifest(found):
+    items = ParsedPage(render_suspects(found, title="x", max_shown=2)).all("li")
+    row = json.loads(items[0]["data-manifest-row"])
+    suspect = found[0].suspects[0]
+    assert row == {"listing_id": suspect.listing_id, "photo": suspect.photo, "category": suspect.given, "brand": ""}

@@ -63,7 +63,7 @@ def test_figures_by_hand():
     assert listing["fields"]["brand"]["num_filled"] == 0
     assert figures["num_unusable_photos"] == 1
     table = format_table(figures)
-    assert "brand: never prefilled, only suggested" in table
+    assert "brand: never filled in. There is no certified threshold." in table
     assert "1 photos could not be used" in table
 
 

@@ -164,7 +164,8 @@ def test_the_page_shows_them_and_figures_alone_ask_for_none(evaluated, tmp_path)
     parsed = ParsedPage(page)
     assert "What the model looked at" in parsed.text
     assert "<script>" in parsed.text  # as text
-    assert "script" not in {tag for tag, _ in parsed.tags}
+    assert parsed.all("script") == [{}]  # the report's own
+    assert "<script>alert" not in page
     alternatives = [attributes.get("alt") for tag, attributes in parsed.tags if tag == "img"]
     assert [alt for alt in alternatives if "Heat for" in alt] == [f"Heat for {example.predicted}" for example in shown]
 

@@ -21,7 +21,10 @@ def create_guarantee(threshold, uncertified_reason=""):
 def compute_curve(scores, right, *, field=None):
     scores = np.array(scores)
     filled = scores >= (np.inf if field is None or field.threshold is None else field.threshold)
-    return compute_risk_coverage(scores, np.array(right, bool), filled=filled, guarantee=field, clusters=None)
+    right = np.array(right, bool)
+    return compute_risk_coverage(
+        scores, right, known=np.ones_like(right), filled=filled, guarantee=field, clusters=None
+    )
 
 
 def test_the_curve_by_hand():

@@ -1,0 +1,61 @@
+import pytest
+
+from training.evaluation.verdict import build_verdict, format_field_title
+
+
+def create_field(**changes):
+    return {
+        "alpha": 0.05,
+        "threshold": 0.9,
+        "uncertified_sentence": "",
+        "coverage": 0.6,
+        "num_judged": 50,
+        "precision": 0.98,
+        "precision_interval": (0.96, 0.995),
+    } | changes
+
+
+def build(**fields):
+    return build_verdict({"listing": {"fields": fields}})
+
+
+def test_confirmed_guarantees_may_be_released():
+    first, category = build(category_path=create_field())
+    assert first == "May be released to fill in category: these listings confirm the guarantees."
+    assert category == (
+        "Category: filled in for 60.0% of the listings; 98.0% of these are right (96.0% to 99.5%), "
+        "at least 95% is guaranteed."
+    )
+
+
+@pytest.mark.parametrize(
+    ("interval", "said"),
+    [((0.90, 0.99), "too few to confirm"), ((0.80, 0.94), "Do not release with filling in: category")],
+)
+def test_what_the_listings_do_not_confirm_is_said(interval, said):
+    assert said in build(category_path=create_field(precision_interval=interval))[0]
+
+
+def test_a_broken_guarantee_outweighs_one_that_is_kept():
+    broken = create_field(precision_interval=(0.5, 0.8))
+    assert build(category_path=create_field(), brand=broken)[0].startswith("Do not release with filling in: brand")
+
+
+def test_nothing_certified_only_suggests():
+    assert build()[0].startswith("This model has no certificate")
+    never = create_field(threshold=None, uncertified_sentence="Too few listings.")
+    assert build(brand=never) == [
+        "This model fills nothing in: no field is certified. It may be released to suggest only.",
+        "Brand: never filled in. Too few listings.",
+    ]
+    unlabelled = build(brand=create_field(num_judged=0, precision_interval=(0.0, 1.0)))
+    assert "none of them has a label" in unlabelled[1]
+
+
+def test_titles():
+    assert [format_field_title(name) for name in ("leaf", "brand", "category_path", "category_depth_2")] == [
+        "Leaf category",
+        "Brand",
+        "Category",
+        "Category, depth 2",
+    ]

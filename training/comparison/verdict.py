@@ -1,0 +1,65 @@
+"""The first sentences of a report of a comparison: whether B may replace A, what changed, and whether it is chance."""
+
+from training.comparison.compare import LEAF, Comparison, FieldChange
+from training.comparison.gate import Gate
+from training.comparison.text_report import GateVerdict
+from vision.calibration import BRAND_FIELD
+
+__all__ = ["RULE_NAMES", "build_comparison_verdict", "describe_rule"]
+
+_CHANCE_P_VALUE = 0.05
+RULE_NAMES = {
+    "max_overall_drop": "Leaf accuracy",
+    "max_category_drop": "Each category",
+    "max_brand_drop": "Brand accuracy",
+    "max_coverage_drop": "Filled in",
+}
+"""Rule of the gate to its name for people."""
+
+
+def build_comparison_verdict(comparison: Comparison, verdict: GateVerdict | None) -> list[str]:
+    """Sentences for whoever decides on the release, the conclusion first."""
+    if verdict is None:
+        first = "No gate was given, so this report decides nothing: it says what changed."
+    elif verdict.passed:
+        first = "B may replace A: it keeps every rule of the gate."
+    else:
+        broken = [RULE_NAMES[rule.name].lower() for rule in verdict.rules if not rule.holds]
+        first = f"B may not replace A: the gate is broken for {' and '.join(broken)}."
+    sentences = [first]
+    sentences += [_describe_change(comparison.field(name)) for name in (LEAF, BRAND_FIELD)]
+    for name, sides in (("A", [c.a for c in comparison.coverage]), ("B", [c.b for c in comparison.coverage])):
+        if not any(side.is_certified for side in sides):
+            sentences.append(f"{name} has no certificate: it fills nothing in and only suggests.")
+    return sentences
+
+
+def describe_rule(gate: Gate, name: str) -> str:
+    """What a rule of the gate demands."""
+    limit = f"may fall by at most {100 * getattr(gate, name):g} points"
+    return {
+        "max_overall_drop": f"The leaf accuracy {limit}",
+        "max_category_drop": f"The accuracy of each category with at least {gate.min_category_listings} listings "
+        f"{limit}",
+        "max_brand_drop": f"The brand accuracy {limit}",
+        "max_coverage_drop": f"The share of the listings that is filled in, of each field, {limit}",
+    }[name]
+
+
+def _describe_change(change: FieldChange) -> str:
+    counts, (low, high) = change.counts, change.interval
+    title = "Leaf category" if change.name == LEAF else "Brand"
+    if not counts.num_listings:
+        return f"{title}: no listing to compare on."
+    if not counts.num_lost and not counts.num_won:
+        return f"{title}: no change; the models are right on the same of {counts.num_listings} listings."
+    chance = (
+        "more than chance explains"
+        if counts.p_value < _CHANCE_P_VALUE
+        else "which may be chance: these listings do not tell the models apart"
+    )
+    return (
+        f"{title}: B is right for {counts.accuracy_b:.1%}, A for {counts.accuracy_a:.1%}, a change of "
+        f"{100 * counts.change + 0.0:+.1f} points ({100 * low + 0.0:+.1f} to {100 * high + 0.0:+.1f}; "
+        f"{counts.num_lost} lost, {counts.num_won} won, p {counts.p_value:.2g}), {chance}."
+    )
