@@ -36,7 +36,7 @@ _HEADER = "# Written by scripts/lock.py.\n"
 
 def read_pins(path: Path) -> dict[str, str]:
     """Return the version of each package in a file."""
-    return dict(re.findall(r"^([A-Za-z0-9._-]+)==([^ \\\n]+)", path.read_text(), re.MULTILINE))
+    return dict(re.findall(r"^([A-Za-z0-9._-]+)(?:\[.*\])?==([^ \\\n]+)", path.read_text(), re.MULTILINE))
 
 
 def prepare_pip_tools() -> Path:
@@ -51,7 +51,7 @@ def prepare_pip_tools() -> Path:
 def lock(python: Path, path: Path, source: Path, *options: str) -> None:
     """Write one file, with the versions that it has so far."""
     command = [str(python), "-m", "piptools", "compile", "--quiet", "--generate-hashes", "--allow-unsafe"]
-    command += ["--strip-extras", "--no-header", "--no-annotate", "--no-emit-options", "--output-file", str(path)]
+    command += ["--no-strip-extras", "--no-header", "--no-annotate", "--no-emit-options", "--output-file", str(path)]
     subprocess.run([*command, *options, str(source)], cwd=ROOT, check=True)
     path.write_text(_HEADER + path.read_text())
     print(f"{path}: {len(read_pins(path))} packages")

@@ -170,7 +170,7 @@ class Trial:
     def _run(self, stage: Stage, root: Path, here: str, value: str) -> None:
         mounts, line = re.fullmatch(r"((?:--mount=\S+\s+)*)(.*)", value, re.DOTALL).groups()
         if self._pip_dry_run:
-            line = re.sub(r"\binstall (?=--no-cache-dir|-c)", "install --dry-run ", line)
+            line = re.sub(r"( --python \S+ install) ", r"\1 --dry-run ", line)
         mounted = []
         for mount in mounts.split():
             options = dict(pair.split("=", 1) for pair in mount.removeprefix("--mount=").split(","))
@@ -244,6 +244,8 @@ class Trial:
             options = ["--variant=minbase", f"--include={_DEBIAN_PACKAGES}"]
             subprocess.run(["debootstrap", *options, release, str(root)], check=True, stdout=subprocess.DEVNULL)
             (root / "made").touch()
+        # Debian's mark that its Python's packages are its own; the official images have none.
+        (root / "usr/lib" / f"python{version}" / "EXTERNALLY-MANAGED").unlink(missing_ok=True)
         for name in ("python", "python3", f"python{version}"):
             link = root / "usr/local/bin" / name
             link.unlink(missing_ok=True)
