@@ -12,7 +12,7 @@ RULE_NAMES = {
     "max_overall_drop": "Leaf accuracy",
     "max_category_drop": "Each category",
     "max_brand_drop": "Brand accuracy",
-    "max_coverage_drop": "Filled in",
+    "max_coverage_drop": "Share filled in",
 }
 """Rule of the gate to its name for people."""
 

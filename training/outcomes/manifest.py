@@ -15,7 +15,8 @@ class OutcomeManifests(NamedTuple):
     shown: Manifest
     """Listings whose sellers saw a suggestion and may have kept a wrong one: for training."""
     unseen: Manifest
-    """Listings whose sellers saw none: for evaluation."""
+    """Listings whose sellers did not see the category, or the brand: for evaluation, with the labels of what they did
+    not see alone."""
     new_brands: dict[str, int]
     """Names that the taxonomy does not list, with the number of sellers who wrote each."""
     num_without_photos: int
@@ -34,7 +35,7 @@ def build_outcome_manifests(tables: OutcomeTables, photos: Manifest, taxonomy: T
     """
     names: Counter[str] = Counter()
     labels = {row["listing_id"]: _label(row, taxonomy, names) for row in tables.load_choices()}
-    hidden = {row["listing_id"] for row in tables.load_choices() if row["hidden"]}
+    hidden = {row["listing_id"] for row in tables.load_choices() if row["category_hidden"] or row["brand_hidden"]}
     columns = {name: photos.column(name).to_pylist() for name in ("listing_id", "photo")}
     rows: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
     seen = set()
@@ -64,7 +65,11 @@ def _label(row: dict[str, Any], taxonomy: Taxonomy, names: "Counter[str]") -> di
         brand = known or ""
         if known is None:
             names[row["brand_name"].strip()] += 1
-    return {"category": row["category_id"] or "", "brand": brand}
+    labels = {"category": row["category_id"] or "", "brand": brand}
+    if row["category_hidden"] or row["brand_hidden"]:
+        # What was seen may be a wrong suggestion that was kept, so it is no truth for an evaluation.
+        return {field: label if row[f"{field}_hidden"] else "" for field, label in labels.items()}
+    return labels
 
 
 def _find_brand_id(name: str, taxonomy: Taxonomy) -> str | None:

@@ -1,10 +1,11 @@
 """Report of an experiment: acceptance, comparisons, guarantees and drift from outcomes, as text and as JSON."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from training.outcomes.tables import FieldOutcomes, OutcomeTables, ShadowOutcomes
 from training.statistics.drift import (
@@ -15,6 +16,7 @@ from training.statistics.drift import (
     PSI_LARGE,
     PSI_MODERATE,
     build_histogram,
+    compute_chance_level,
     compute_population_stability,
 )
 from training.statistics.sequential import (
@@ -25,7 +27,7 @@ from training.statistics.sequential import (
     compute_sample_ratio_p_value,
     is_guarantee_plausible,
 )
-from vision.calibration import PATH_FIELD, Calibration
+from vision.calibration import PATH_FIELD, Calibration, Histogram
 from vision.errors import ListingVisionError
 from vision.metrics import compute_wilson_interval
 
@@ -112,10 +114,14 @@ class ExperimentReport:
     """Outcomes without a valid suggestion id."""
     drift: Mapping[str, float]
     """Population stability index of the last days compared with the first."""
+    drift_chance: Mapping[str, float]
+    """The index that chance alone exceeds once in a hundred, for as many listings."""
     drift_days: int | None
     """None: the time span is too short."""
     drift_from_bundle: Mapping[str, Mapping[str, float]]
     """By release: the same for its suggestions of the last days, compared with its bundle's calibration listings."""
+    drift_from_bundle_chance: Mapping[str, Mapping[str, float]]
+    """By release: what chance alone exceeds once in a hundred."""
 
     @property
     def fields_to_switch_off(self) -> list[str]:
@@ -165,12 +171,13 @@ def build_report(
         shadows += _report_shadows(name, tables.load_shadows(name))
     drift_days = days if tables.measure_span_days() >= 2 * days else None
     drift = {
-        name: compute_population_stability(
+        name: _measure_drift(
             build_histogram(tables.load_statistic(sql, days=days, from_end=False)),
             tables.load_statistic(sql, days=days, from_end=True),
         )
         for name, sql in (DRIFT_COLUMNS.items() if drift_days else ())
     }
+    from_bundle = _measure_drift_from_bundles(tables, counts, calibrations, days)
     return ExperimentReport(
         fields=fields,
         comparisons=comparisons,
@@ -180,20 +187,41 @@ def build_report(
         sample_ratio_p_value=compute_sample_ratio_p_value(counts, shares) if shares else None,
         num_unjoined=tables.count_unjoined(),
         num_left_out=tables.num_left_out,
-        drift=drift,
+        drift={name: found.stability for name, found in drift.items()},
+        drift_chance={name: found.chance for name, found in drift.items()},
         drift_days=drift_days,
         drift_from_bundle={
-            release: {
-                name: compute_population_stability(
-                    histogram, tables.load_statistic(DRIFT_COLUMNS[name], days=days, from_end=True, release=release)
-                )
-                for name, histogram in calibrations[release].expected.items()
-                if name in DRIFT_COLUMNS
-            }
-            for release in counts
-            if release in calibrations
+            release: {name: found.stability for name, found in one.items()} for release, one in from_bundle.items()
+        },
+        drift_from_bundle_chance={
+            release: {name: found.chance for name, found in one.items()} for release, one in from_bundle.items()
         },
     )
+
+
+class _Drift(NamedTuple):
+    stability: float
+    chance: float
+
+
+def _measure_drift(reference: Histogram, recent: npt.NDArray[np.float64]) -> _Drift:
+    return _Drift(compute_population_stability(reference, recent), compute_chance_level(reference, len(recent)))
+
+
+def _measure_drift_from_bundles(
+    tables: OutcomeTables, releases: Iterable[str], calibrations: Mapping[str, Calibration], days: int
+) -> dict[str, dict[str, _Drift]]:
+    return {
+        release: {
+            name: _measure_drift(
+                histogram, tables.load_statistic(DRIFT_COLUMNS[name], days=days, from_end=True, release=release)
+            )
+            for name, histogram in calibrations[release].expected.items()
+            if name in DRIFT_COLUMNS
+        }
+        for release in releases
+        if release in calibrations
+    }
 
 
 def _report_releases(outcomes: FieldOutcomes, calibrations: Mapping[str, Calibration], days: int) -> list[FieldReport]:
@@ -301,11 +329,13 @@ def format_report(report: ExperimentReport) -> str:
         lines.append(f"sample ratio: {verdict} (p = {report.sample_ratio_p_value:.2g})")
     for name, index in report.drift.items():
         lines.append(
-            f"drift of {name}, last {report.drift_days} days compared with the first: {index:.3f} ({_grade(index)})"
+            f"drift of {name}, last {report.drift_days} days compared with the first: "
+            f"{index:.3f} ({_grade(index, report.drift_chance[name])})"
         )
     for release, found in report.drift_from_bundle.items():
         for name, index in found.items():
-            lines.append(f"drift of {name}, {release} recently compared with its bundle: {index:.3f} ({_grade(index)})")
+            grade = _grade(index, report.drift_from_bundle_chance[release][name])
+            lines.append(f"drift of {name}, {release} recently compared with its bundle: {index:.3f} ({grade})")
     if report.num_left_out:
         lines.append(
             f"{report.num_left_out} outcomes without a valid suggestion_id are left out (--include-unverified)"
@@ -316,8 +346,10 @@ def format_report(report: ExperimentReport) -> str:
     return "\n".join(lines)
 
 
-def _grade(index: float) -> str:
-    return "large" if index >= PSI_LARGE else "moderate" if index >= PSI_MODERATE else "none"
+def _grade(index: float, chance: float) -> str:
+    if index <= chance:
+        return f"none beyond chance, which reaches {chance:.3f} with so many listings"
+    return "large" if index >= PSI_LARGE else "moderate" if index >= PSI_MODERATE else "small"
 
 
 def format_metrics(report: ExperimentReport) -> str:

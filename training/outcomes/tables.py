@@ -123,11 +123,12 @@ class OutcomeTables:
         return {release: (int(count), float(same)) for release, count, same in rows}
 
     def load_choices(self) -> list[dict[str, Any]]:
-        """The last outcome of each listing: ids, and whether its seller saw neither category nor brand."""
+        """The last outcome of each listing: ids, and whether its seller did not see the category, or the brand."""
         query = """
             SELECT listing_id, chosen_category AS category_id, chosen_brand_kind AS brand_kind,
                 chosen_brand AS brand_id, chosen_brand_name AS brand_name,
-                category_treatment = 'HIDDEN' AND brand_treatment = 'HIDDEN' AS hidden
+                coalesce(category_treatment = 'HIDDEN', false) AS category_hidden,
+                coalesce(brand_treatment = 'HIDDEN', false) AS brand_hidden
             FROM joined ORDER BY listing_id
         """
         columns = self._connection.execute(query)

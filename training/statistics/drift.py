@@ -2,6 +2,7 @@
 
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import chi2
 
 from vision.calibration import Histogram
 
@@ -14,6 +15,7 @@ __all__ = [
     "PSI_LARGE",
     "PSI_MODERATE",
     "build_histogram",
+    "compute_chance_level",
     "compute_population_stability",
 ]
 
@@ -24,6 +26,8 @@ LEAF_PROBABILITY, BRAND_PROBABILITY = "leaf_probability", "brand_probability"
 PHOTOS_PER_LISTING, BYTES_PER_PHOTO = "photos_per_listing", "bytes_per_photo"
 DRIFT_STATISTICS = (LEAF_PROBABILITY, BRAND_PROBABILITY, PHOTOS_PER_LISTING, BYTES_PER_PHOTO)
 """Histograms of a bundle's calibration listings, one value a listing; bytes are the mean of its photos."""
+
+_CHANCE_QUANTILE = 0.99
 
 Floats = npt.NDArray[np.float64]
 
@@ -44,6 +48,17 @@ def compute_population_stability(reference: Histogram, recent: Floats) -> float:
     before = np.maximum(reference.shares, 0.5 / reference.num_values)
     now = np.maximum(_count_by_bin(np.asarray(reference.edges), recent), 0.5) / len(recent)
     return float(((now - before) * np.log(now / before)).sum())
+
+
+def compute_chance_level(reference: Histogram, num_recent: int) -> float:
+    """The index that samples of these sizes exceed once in a hundred without any drift.
+
+    The index is about chi-squared, times the sum of the inverse sizes (Yurdakul, Statistical Properties of the
+    Population Stability Index, 2018). 0 where nothing is there to compare.
+    """
+    if not reference.num_values or not num_recent or not reference.edges:
+        return 0.0
+    return float(chi2.ppf(_CHANCE_QUANTILE, len(reference.edges)) * (1 / reference.num_values + 1 / num_recent))
 
 
 def _count_by_bin(edges: Floats, values: Floats) -> npt.NDArray[np.int64]:

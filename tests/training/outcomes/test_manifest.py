@@ -34,3 +34,22 @@ def test_the_next_manifest_keeps_what_was_seen_apart(tmp_path):
     assert labels(made.unseen) == {("c", "fuji", tree.brand_labels[0])}
     assert (len(made.shown), len(made.unseen)) == (4, 2)
     assert (made.new_brands, made.num_without_photos) == ({"Newcomer": 1}, 1)
+
+
+def test_each_field_that_was_not_seen_is_for_evaluation_by_itself(tmp_path):
+    url = write_tables(
+        tmp_path / "outcomes",
+        [create_suggestion(name, 1) for name in "abc"],
+        [
+            create_outcome("a", 2, "fuji", brand_treatment=None, category_treatment="HIDDEN"),  # a shop without brands
+            create_outcome("b", 2, "gala", brand_kind="BRAND", brand_id="acme", brand_treatment="HIDDEN"),
+            create_outcome("c", 2, "lemon"),
+        ],
+    )
+    photos = Manifest.from_rows([{"listing_id": name, "photo": f"/p/{name}.jpg"} for name in "abc"], "")
+    tree = create_small_taxonomy()
+    with open_tables(url, {"": tree}) as tables:
+        made = build_outcome_manifests(tables, photos, tree)
+    rows = {row["listing_id"]: (row["category"], row["brand"]) for row in made.unseen.table.to_pylist()}
+    assert rows == {"a": ("fuji", ""), "b": ("", "acme")}
+    assert made.shown.column("listing_id").to_pylist() == ["c"]
