@@ -6,6 +6,7 @@ from training.comparison.common_listings import CommonListings
 from training.comparison.compare import CategoryChange, Comparison, Coverage, FieldChange
 from training.comparison.text_report import ComparedModels, GateVerdict, format_testing_note
 from training.comparison.verdict import build_comparison_verdict, describe_rule
+from training.evaluation.verdict import format_field_title
 from training.reporting.glossary import choose_terms
 from training.reporting.page import create_thumbnails, format_percent, is_measured, render
 
@@ -59,6 +60,7 @@ def render_comparison(
         listings=listings,
         changes=["Listings", "A right", "B right", "B − A", "95 % interval", "Lost", "Won"],
         counts=_format_counts,
+        field_title=format_field_title,
         coverage=_format_coverage,
         changed=[change for change in comparison.categories if change.counts.num_lost or change.counts.num_won],
         format_testing_note=format_testing_note(comparison.categories),

@@ -49,7 +49,7 @@ def plot_risk_coverage(selective: Mapping[str, Any], *, key: str, label: str) ->
                 axes.errorbar(at, precision, yerr=bars, color=_ORANGE, marker="D", capsize=3, label="certified")
         axes.set(xlabel="coverage, %", ylabel="precision, %", xlim=(0, 102))
         axes.set_ylim(max(0.0, float(low.min(initial=100)) - 2), 101)
-        axes.legend(loc="lower left")
+        axes.figure.legend(loc="outside lower center", ncols=4)
 
     return _render_svg(draw, key=key, label=label)
 
@@ -77,7 +77,7 @@ def plot_reliability(before: Points, after: Points, *, key: str, label: str) -> 
                 label=name,
             )
         axes.set(xlabel="confidence, %", ylabel="right, %", xlim=(0, 102), ylim=(0, 102))
-        axes.legend(loc="lower right")
+        axes.figure.legend(loc="outside lower center", ncols=2)
 
     return _render_svg(draw, key=key, label=label)
 

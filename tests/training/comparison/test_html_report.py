@@ -88,5 +88,6 @@ def test_the_verdict_stands_first_then_the_gate_in_words(tmp_path):
     text = render_page(tmp_path, gate=Gate())
     first = "B may not replace A: the gate is broken for leaf accuracy and brand accuracy."
     assert text.index(first) < text.index("Gate not passed") < text.index("Accuracy per listing")
+    assert '<th scope="row">Leaf category</th>' in text
     assert "The leaf accuracy may fall by at most 0 points" in text
     assert '<h2 id="gate">' not in render_page(tmp_path)
