@@ -24,7 +24,8 @@ from benchmarks.load import create_phone_photos
 from training.inference.features import load_embedder
 from training.inference.forward import torch_forward
 from vision.images import decode_photo
-from vision.manifest import Manifest, read_photo
+from vision.manifest import Manifest
+from vision.photo_files import read_photo
 from vision.taxonomy import Taxonomy
 
 FACTORS = (1.0, 1.5, 2.0)

@@ -5,47 +5,35 @@ import hashlib
 import json
 import os
 import posixpath
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, cast
 
 import fsspec
-import fsspec.asyn
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute
 import pyarrow.csv
 import pyarrow.parquet
-from fsspec.implementations.local import LocalFileSystem
 
 from vision.errors import ManifestError
+from vision.photo_files import resolve_photo_url
 from vision.tables import open_table
 from vision.taxonomy import OTHER_BRAND, Taxonomy
 
 __all__ = [
     "COLUMNS",
-    "PHOTO_TIMEOUT_S",
     "SPLITS",
     "Labels",
     "Manifest",
     "open_for_replacement",
-    "read_photo",
-    "resolve_photo_url",
 ]
 
 COLUMNS = ("listing_id", "photo", "category", "brand", "split", "seller_id", "listed_at")
 REQUIRED_COLUMNS = ("listing_id", "photo")
 SPLITS = ("train", "val", "calibrate", "test")
 UNLABELLED = -1
-PHOTO_TIMEOUT_S = 30.0
-_ERRORS_BY_HTTP_STATUS: dict[int | None, type[OSError]] = {
-    401: PermissionError,
-    403: PermissionError,
-    404: FileNotFoundError,
-    410: FileNotFoundError,
-}
 
 # Ten million rows of one column are more bytes than 32-bit offsets reach, and joining chunks must not overflow;
 # columns of few values take four bytes a row as dictionaries.
@@ -226,73 +214,6 @@ class Manifest:
                 unknown.append((first, f"row {first + 1} ({num_rows[code]} in all): {error.args[0]}"))
         problems += [problem for _, problem in sorted(unknown)]
         return resolved[codes]
-
-
-def resolve_photo_url(base_url: str, photo: str) -> str:
-    """Return where a photo of a manifest in `base_url` lies; `photo` may be relative, a path, or a URL."""
-    return photo if "://" in photo or photo.startswith("/") else posixpath.join(base_url, photo)
-
-
-def read_photo(url: str, *, timeout_s: float = PHOTO_TIMEOUT_S) -> bytes:
-    """Return the stored bytes of one photo, by path or fsspec URL, or from a tar shard by `….tar#offset+size`.
-
-    Args:
-        timeout_s: how long a server may take; file systems that block, such as local disks, have no limit.
-
-    Raises:
-        FileNotFoundError: it does not exist (HTTP 404, 410).
-        PermissionError: it may not be read (HTTP 401, 403).
-        TimeoutError: the server has not answered in time.
-        OSError: it cannot be read.
-    """
-    try:
-        if ".tar#" in url:
-            return _read_from_shard(url, timeout_s)
-        if "://" not in url:
-            with open(url, "rb") as file:
-                return file.read()
-        fs, path = fsspec.core.url_to_fs(url)
-        return _fetch(fs, path, timeout_s)
-    except OSError:
-        raise
-    # Each file system behind fsspec raises its own types, and a missing driver an ImportError.
-    except Exception as error:
-        kind = _ERRORS_BY_HTTP_STATUS.get(getattr(error, "status", None), OSError)
-        raise kind(f"{type(error).__name__}: {error}") from error
-
-
-def _fetch(fs: fsspec.AbstractFileSystem, path: str, timeout_s: float, **byte_range: int) -> bytes:
-    # One request; an opened file would first ask for its size.
-    if not fs.async_impl:
-        return cast(bytes, fs.cat_file(path, **byte_range))
-    try:
-        return cast(bytes, fsspec.asyn.sync(fs.loop, fs._cat_file, path, timeout=timeout_s, **byte_range))
-    except TimeoutError as error:
-        raise TimeoutError(f"{path}: the server has not answered within {timeout_s:.3g} s") from error
-
-
-def _read_from_shard(url: str, timeout_s: float) -> bytes:
-    shard, _, byte_range = url.rpartition("#")
-    parsed = re.fullmatch(r"(\d{1,18})\+(\d{1,18})", byte_range, re.ASCII)
-    if parsed is None:
-        raise OSError(
-            f"photo {url}: {byte_range!r} is not offset+size in bytes; `listing-vision data shard` writes them"
-        )
-    offset, size = int(parsed[1]), int(parsed[2])
-    fs, path = fsspec.core.url_to_fs(shard) if "://" in shard else (None, shard)
-    if fs is None or isinstance(fs, LocalFileSystem):
-        with open(path, "rb") as file:
-            file.seek(offset)
-            # No more is allocated than there is, whatever size is asked for.
-            data = file.read(min(size, max(0, os.fstat(file.fileno()).st_size - offset)))
-    else:
-        data = _fetch(fs, path, timeout_s, start=offset, end=offset + size) if size else b""
-    if len(data) != size:
-        raise OSError(
-            f"photo {url}: the shard has {len(data)} of its {size} bytes; it is cut short or another one, "
-            "copy it again or write it again with `listing-vision data shard`"
-        )
-    return data
 
 
 @contextlib.contextmanager

@@ -14,11 +14,11 @@ import torch
 
 from benchmarks.gpu.network import Network
 from serving.backfill.local_engine import create_decoder
-from serving.backfill.photo_reader import PhotoReader
 from serving.backfill.pipeline import Pipeline, WaitTimes
 from serving.backfill.plan import ShardPhotos
 from vision.bundle import Bundle
 from vision.engine import Logits
+from vision.feeders.photo_reader import PhotoReader
 from vision.images.gpu_decoding import DeviceDecoder, find_plain_crop
 
 __all__ = ["classify_on_cpu", "classify_on_gpu", "decode_on_cpu", "decode_on_gpu", "measure_rate", "repeat_paths"]

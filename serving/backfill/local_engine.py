@@ -11,7 +11,6 @@ import numpy.typing as npt
 
 from serving.backfill.job import Job, ModelVersions
 from serving.backfill.output import ShardTables, decide_shard
-from serving.backfill.photo_reader import PhotoReader
 from serving.backfill.pipeline import PhotoDecoder, Pipeline, WaitTimes
 from serving.backfill.plan import ShardPhotos
 from serving.errors import BackfillError
@@ -21,6 +20,7 @@ from vision.decoding.fork_server import DecodeSettings
 from vision.decoding.time_limits import TimeLimits
 from vision.engine import Logits, OnnxEngine
 from vision.errors import EngineError
+from vision.feeders.photo_reader import PhotoReader
 from vision.images import PhotoLimits
 from vision.runtime.cpus import count_usable_cores
 

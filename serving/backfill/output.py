@@ -14,12 +14,12 @@ from serving.backfill.plan import ShardPhotos
 from vision.bundle import Bundle
 from vision.decision import compute_leaf_probabilities, compute_prefilled, predict_listings
 from vision.engine import Logits
+from vision.feeders.photo_reader import PhotoFailure
 from vision.taxonomy import OTHER_BRAND
 
 __all__ = [
     "CLASSIFIED",
     "NO_USABLE_PHOTO",
-    "Failure",
     "ShardTables",
     "build_suggestion",
     "build_tables",
@@ -45,15 +45,6 @@ _BRAND = pa.struct(
 )
 _PHOTO_ERROR = pa.struct([("photo", pa.string()), ("reason", pa.string()), ("message", pa.string())])
 _ALTERNATIVE = pa.struct([("id", pa.string()), ("probability", pa.float32())])
-
-
-@dataclass(frozen=True, kw_only=True)
-class Failure:
-    """A photo that could not be used."""
-
-    reason: str
-    """A stable name: that of a PhotoError, `PHOTO_NOT_FOUND`, `PHOTO_READ_FAILED` or `PHOTO_NOT_SENT`."""
-    message: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +103,7 @@ def to_parquet(table: pa.Table) -> bytes:
 
 
 def decide_shard(
-    job: Job, bundle: Bundle, shard: ShardPhotos, logits: Logits, failures: Mapping[int, Failure]
+    job: Job, bundle: Bundle, shard: ShardPhotos, logits: Logits, failures: Mapping[int, PhotoFailure]
 ) -> ShardTables:
     """Return a shard's tables: fuse the photos of each listing and decide, as the gateway does.
 
@@ -150,7 +141,7 @@ def build_tables(
     job: Job,
     shard: ShardPhotos,
     suggestions: Mapping[int, dict[str, Any]],
-    failures: Mapping[int, Failure],
+    failures: Mapping[int, PhotoFailure],
     *,
     embedding_size: int = 0,
 ) -> ShardTables:

@@ -15,12 +15,11 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from serving.backfill.output import Failure
-from serving.backfill.photo_reader import PhotoReader
 from serving.backfill.plan import ShardPhotos
 from serving.errors import BackfillError
 from vision.engine import Logits
 from vision.errors import PhotoDecoderCrashed, PhotoError, PhotoServiceBusy, PhotoTimedOut
+from vision.feeders.photo_reader import PhotoFailure, PhotoReader
 from vision.images import Photo
 
 __all__ = [
@@ -78,7 +77,7 @@ class ShardLogits:
     shard: ShardPhotos
     logits: Logits
     """Logits of the photos without failure, in their order."""
-    failures: dict[int, Failure]
+    failures: dict[int, PhotoFailure]
     """Failures by photo."""
     seconds: float
     """Time since the shard was opened."""
@@ -89,7 +88,7 @@ class _OpenShard:
     shard: ShardPhotos
     began_s: float = field(default_factory=time.monotonic)
     rows: dict[int, tuple[npt.NDArray[np.float32], ...]] = field(default_factory=dict)
-    failures: dict[int, Failure] = field(default_factory=dict)
+    failures: dict[int, PhotoFailure] = field(default_factory=dict)
 
     @property
     def is_complete(self) -> bool:
@@ -123,7 +122,7 @@ class _Stopped(Exception):
 
 def decode_with_retry(
     decoder: PhotoDecoder, data: bytes, *, raise_if_stopped: Callable[[], None] = lambda: None
-) -> Photo | Failure:
+) -> Photo | PhotoFailure:
     """Return the photo, or why it cannot be used.
 
     A decoder may crash because of the machine, and its CPU time grows where cores are shared; only the second time the
@@ -145,7 +144,7 @@ def decode_with_retry(
             return found
         if not isinstance(found, PhotoServiceBusy):
             if may_blame_photo or not isinstance(found, (PhotoDecoderCrashed, PhotoTimedOut)):
-                return Failure(reason=found.reason, message=str(found))
+                return PhotoFailure(reason=found.reason, message=str(found))
             may_blame_photo = True
         raise_if_stopped()
     raise BackfillError(
@@ -259,7 +258,7 @@ class Pipeline:
 
     def _read(self, work: _OpenShard, photo: int, where: str) -> None:
         found = self._reader.read(where)
-        if isinstance(found, Failure):
+        if isinstance(found, PhotoFailure):
             self._raise_if_stopped()  # it may have failed because it was not retried
             self._record_photo(work, {photo: found}, {})
         else:
@@ -271,7 +270,7 @@ class Pipeline:
             work, photo, data = self._get(self._encoded_photos)
             self._wait_times.add("read", time.monotonic() - began_s)
             found = decode_with_retry(decoder, data, raise_if_stopped=self._raise_if_stopped)
-            if isinstance(found, Failure):
+            if isinstance(found, PhotoFailure):
                 self._record_photo(work, {photo: found}, {})
                 continue
             began_s = time.monotonic()
@@ -292,7 +291,7 @@ class Pipeline:
                 self._record_photo(item.work, {}, {item.photo: tuple(rows)})
 
     def _record_photo(
-        self, work: _OpenShard, failures: dict[int, Failure], rows: dict[int, tuple[npt.NDArray[np.float32], ...]]
+        self, work: _OpenShard, failures: dict[int, PhotoFailure], rows: dict[int, tuple[npt.NDArray[np.float32], ...]]
     ) -> None:
         self._photo_slots.release()
         with self._lock:

@@ -19,15 +19,15 @@ import numpy as np
 
 from serving.backfill.job import Job, ModelVersions
 from serving.backfill.local_engine import GPU_BATCH_SIZE, ShardResult, create_decoder, create_local_engine
-from serving.backfill.output import Failure, ShardTables, decide_shard
-from serving.backfill.photo_reader import PhotoReader
+from serving.backfill.output import ShardTables, decide_shard
 from serving.backfill.pipeline import NO_LOGITS, READERS_PER_DECODER, WaitTimes, decode_with_retry
 from serving.backfill.plan import ShardPhotos
 from serving.errors import BackfillError
 from vision.bundle import ONNX_ON_CPU, load_bundle
 from vision.engine import Logits, OnnxEngine
+from vision.feeders.photo_reader import PhotoFailure, PhotoReader
 from vision.images import Photo
-from vision.manifest import PHOTO_TIMEOUT_S
+from vision.photo_files import PHOTO_TIMEOUT_S
 from vision.runtime.cpus import count_usable_cores
 
 __all__ = ["RayEngine", "create_ray_engine"]
@@ -46,7 +46,7 @@ _OBJECT_STORE_BYTES = 512 << 20
 class _DecodedShard(NamedTuple):
     photos_nhwc: np.ndarray[Any, np.dtype[np.uint8]]
     """(P, S, S, 3) pixels of the photos without failure."""
-    failures: dict[int, Failure]
+    failures: dict[int, PhotoFailure]
     """Failures by photo."""
 
 
@@ -79,12 +79,12 @@ class _DecodeWorker:
     def decode(self, job: Job, shard: ShardPhotos) -> _DecodedShard:
         reader = PhotoReader(job.base_url, stop=threading.Event(), timeout_s=self._photo_timeout_s)
         photos: list[Photo] = []
-        failures: dict[int, Failure] = {}
+        failures: dict[int, PhotoFailure] = {}
         for begin in range(0, len(shard.photos), 2 * READERS_PER_DECODER):
             some = shard.photos[begin : begin + 2 * READERS_PER_DECODER]
             for photo, data in enumerate(self._readers.map(reader.read, some), begin):
-                found = data if isinstance(data, Failure) else decode_with_retry(self._decoder, data)
-                if isinstance(found, Failure):
+                found = data if isinstance(data, PhotoFailure) else decode_with_retry(self._decoder, data)
+                if isinstance(found, PhotoFailure):
                     failures[photo] = found
                 else:
                     photos.append(found)

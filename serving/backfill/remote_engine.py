@@ -22,8 +22,7 @@ from listing_vision_client.results import ListingSuggestion, ModelVersion, Photo
 from serving.api.limits import MAX_ALTERNATIVES, MAX_LISTING_ID_CHARS, MAX_PHOTOS, REQUEST_LIMIT_BYTES
 from serving.backfill.job import Job, ModelVersions
 from serving.backfill.local_engine import BackfillEngine, LogitsEngine, ShardResult
-from serving.backfill.output import Failure, build_suggestion, build_tables
-from serving.backfill.photo_reader import PhotoReader
+from serving.backfill.output import build_suggestion, build_tables
 from serving.backfill.pipeline import WaitTimes
 from serving.backfill.plan import ShardPhotos
 from serving.errors import BackfillError
@@ -35,6 +34,7 @@ from serving.observability.tracing import client_span
 from vision.bundle import UNKNOWN_BACKEND, Bundle
 from vision.engine import Logits
 from vision.errors import EngineBusy, EngineUnavailable
+from vision.feeders.photo_reader import PhotoFailure, PhotoReader
 
 __all__ = ["RateLimiter", "create_remote_engine"]
 
@@ -152,7 +152,7 @@ class GatewayEngine:
         self, job: Job, shard: ShardPhotos, began_s: float, calls: "Sequence[Future[_ListingResult]]"
     ) -> ShardResult:
         suggestions: dict[int, dict[str, Any]] = {}
-        failures: dict[int, Failure] = {}
+        failures: dict[int, PhotoFailure] = {}
         for number, call in enumerate(calls):
             suggestion, failed = call.result()
             failures |= failed
@@ -168,7 +168,7 @@ class GatewayEngine:
         self.wait_times.add("read", time.monotonic() - began_s)
         if self._stop.is_set():  # a photo may have failed because it was not retried
             raise BackfillError("stopped")
-        failures = {begin + place: one for place, one in enumerate(found) if isinstance(one, Failure)}
+        failures = {begin + place: one for place, one in enumerate(found) if isinstance(one, PhotoFailure)}
         sent: list[int] = []
         contents: list[bytes] = []
         for place, one in enumerate(found):
@@ -272,11 +272,11 @@ def _raise_if_busy(response: ListingSuggestion) -> None:
             raise CallFailed(code=grpc.StatusCode.UNAVAILABLE, message=photo.error.message, details=ErrorDetails())
 
 
-_PHOTO_NOT_SENT = Failure(
+_PHOTO_NOT_SENT = PhotoFailure(
     reason="PHOTO_NOT_SENT",
     message=f"a call holds at most {MAX_PHOTOS} photos and {MAX_LISTING_BYTES >> 20} MiB; the other photos are used",
 )
-_ListingResult = tuple[dict[str, Any] | None, dict[int, Failure]]
+_ListingResult = tuple[dict[str, Any] | None, dict[int, PhotoFailure]]
 """The columns of the suggestion, None where no photo can be used; and the failures of photos, by their number."""
 
 _RETRYABLE_CODES = (
@@ -297,15 +297,15 @@ def _to_model_versions(model: ModelVersion) -> ModelVersions:
     )
 
 
-def _to_failure(error: PhotoError) -> Failure:
-    return Failure(reason=error.reason.value, message=error.message)
+def _to_failure(error: PhotoError) -> PhotoFailure:
+    return PhotoFailure(reason=error.reason.value, message=error.message)
 
 
-def _to_failures(failed: CallFailed, sent: Sequence[int]) -> dict[int, Failure]:
+def _to_failures(failed: CallFailed, sent: Sequence[int]) -> dict[int, PhotoFailure]:
     """Return the failure of each photo of a call that had no usable one."""
     by_field = {one.field: one for one in failed.details.violations}
     violations = {photo: by_field[f"photos[{place}].content"] for place, photo in enumerate(sent)}
-    return {photo: Failure(reason=one.reason, message=one.description) for photo, one in violations.items()}
+    return {photo: PhotoFailure(reason=one.reason, message=one.description) for photo, one in violations.items()}
 
 
 def _to_row(response: ListingSuggestion, job: Job) -> dict[str, Any]:

@@ -19,13 +19,13 @@ from serving.backfill.job import JOB_PATH, LOCK_PATH, SCHEMA_VERSION, Job, read_
 from serving.backfill.ledger import LEDGER_FOLDER, Entry, File, Ledger
 from serving.backfill.local_engine import BackfillEngine, ShardResult
 from serving.backfill.output import ShardTables, merge_tables, to_parquet
-from serving.backfill.photo_reader import PhotoReader
 from serving.backfill.plan import ShardPhotos, ShardReader, hash_manifest, list_manifest_files, write_plan
 from serving.backfill.progress import Progress
 from serving.backfill.shutdown import HOW_TO_RESUME, GracefulShutdown, Interrupted
 from serving.errors import BackfillError
 from serving.storage import Store
-from vision.manifest import PHOTO_TIMEOUT_S
+from vision.feeders.photo_reader import PhotoReader
+from vision.photo_files import PHOTO_TIMEOUT_S
 
 __all__ = ["BackfillRequest", "commit_shard", "open_or_create_job", "retry", "run", "write_success_file"]
 

@@ -23,7 +23,8 @@ from tests.conftest import ROOT
 from tests.support.helpers import list_children
 from tests.support.serving_process import is_alive
 from tests.support.waiting import wait_until
-from vision.manifest import Manifest, read_photo
+from vision.manifest import Manifest
+from vision.photo_files import read_photo
 
 BUF = Path(sysconfig.get_path("scripts")) / "buf"
 

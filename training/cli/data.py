@@ -362,7 +362,7 @@ def load_taxonomy(manifest: str, taxonomy: Path | None) -> "Taxonomy":
     from vision.taxonomy import Taxonomy
 
     if taxonomy is None and "://" in manifest:
-        from vision.manifest import read_photo
+        from vision.photo_files import read_photo
 
         url = posixpath.join(posixpath.dirname(manifest), "taxonomy.json")
         try:

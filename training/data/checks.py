@@ -19,7 +19,8 @@ from tqdm import tqdm
 from training.data.class_counts import NO_SPLIT, ClassCounts, count_classes
 from vision.errors import PhotoError
 from vision.images import decode_photo
-from vision.manifest import SPLITS, Manifest, read_photo
+from vision.manifest import SPLITS, Manifest
+from vision.photo_files import read_photo
 from vision.runtime.cpus import count_usable_cores
 from vision.taxonomy import Taxonomy
 

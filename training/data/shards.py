@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 from vision.errors import ManifestError
 from vision.images import ALLOWED_FORMATS
-from vision.manifest import COLUMNS, Manifest, open_for_replacement, read_photo
+from vision.manifest import COLUMNS, Manifest, open_for_replacement
+from vision.photo_files import read_photo
 from vision.taxonomy import Taxonomy
 
 __all__ = ["ShardedManifest", "write_shards"]

@@ -17,7 +17,7 @@ from vision.bundle import Bundle
 from vision.decision import compute_leaf_probabilities
 from vision.errors import ListingVisionError
 from vision.images import decode_photo, prepare_photo
-from vision.manifest import read_photo
+from vision.photo_files import read_photo
 
 if TYPE_CHECKING:
     import torch

@@ -41,8 +41,9 @@ from vision.calibration import Calibration
 from vision.engine import INPUT_NAME, OUTPUT_NAMES
 from vision.errors import PhotoError
 from vision.images import Preprocessing, prepare_photo
-from vision.manifest import Manifest, read_photo
+from vision.manifest import Manifest
 from vision.model import ListingClassifier
+from vision.photo_files import read_photo
 from vision.runtime.files import compute_sha256
 from vision.taxonomy import Taxonomy
 

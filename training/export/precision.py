@@ -38,8 +38,9 @@ from vision.bundle import (
 )
 from vision.errors import BundleError, ListingVisionError, PhotoError
 from vision.images import prepare_photo
-from vision.manifest import Manifest, read_photo
+from vision.manifest import Manifest
 from vision.model import ListingClassifier, Outputs
+from vision.photo_files import read_photo
 from vision.runtime.files import compute_sha256
 
 __all__ = ["MAX_TOP1_LOSS", "Fp16Classifier", "Precision", "convert_bundle", "measure_onnx_speeds"]

@@ -10,7 +10,8 @@ import numpy.typing as npt
 from vision.engine import Logits
 from vision.errors import ManifestError, PhotoError
 from vision.images import Preprocessing, prepare_photo, read_size_px
-from vision.manifest import Labels, Manifest, read_photo
+from vision.manifest import Labels, Manifest
+from vision.photo_files import read_photo
 from vision.runtime.cpus import count_usable_cores
 from vision.runtime.progress import Progress
 from vision.taxonomy import Taxonomy

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from vision.errors import PhotoError
 from vision.images import decode_photo
-from vision.manifest import read_photo
+from vision.photo_files import read_photo
 from vision.runtime.cpus import count_usable_cores
 
 __all__ = [

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from serving.backfill.job import Job, ModelVersions
-from serving.backfill.output import Failure, build_suggestion, build_tables, merge_tables, to_parquet
+from serving.backfill.output import build_suggestion, build_tables, merge_tables, to_parquet
 from serving.backfill.plan import ShardPhotos
+from vision.feeders.photo_reader import PhotoFailure
 
 BRAND = ("no_brand", None, None, 0.9, False)
 
@@ -33,7 +34,7 @@ def shard():
 
 
 def failures(*photos):
-    return {photo: Failure(reason="PHOTO_NOT_FOUND", message=f"{photo} is gone") for photo in photos}
+    return {photo: PhotoFailure(reason="PHOTO_NOT_FOUND", message=f"{photo} is gone") for photo in photos}
 
 
 def suggest(leaf):

@@ -6,12 +6,12 @@ import time
 import numpy as np
 import pytest
 
-from serving.backfill.photo_reader import PhotoReader
 from serving.backfill.pipeline import MAX_BUSY_ATTEMPTS, Pipeline, WaitTimes, decode_with_retry
 from serving.backfill.plan import ShardPhotos
 from serving.errors import BackfillError
 from vision.engine import Logits
 from vision.errors import EngineBroken, PhotoDecoderCrashed, PhotoServiceBusy, PhotoTruncated
+from vision.feeders.photo_reader import PhotoReader
 
 
 class NumberDecoder:

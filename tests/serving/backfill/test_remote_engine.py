@@ -15,7 +15,6 @@ from listing_vision_client.results import PhotoError, PhotoResult
 from serving.backfill import inspection
 from serving.backfill.job import LOCK_PATH, Job
 from serving.backfill.local_engine import create_local_engine
-from serving.backfill.photo_reader import PhotoReader
 from serving.backfill.plan import ShardPhotos
 from serving.backfill.remote_engine import GatewayEngine, RateLimiter, create_remote_engine
 from serving.backfill.run import open_or_create_job, run
@@ -31,6 +30,7 @@ from tests.support.backfill import (
     run_backfill,
 )
 from vision.bundle import load_bundle
+from vision.feeders.photo_reader import PhotoReader
 
 
 def backfill_remote(address, bundle, market, output, **changed):

@@ -11,7 +11,8 @@ from tests.support.pages import ParsedPage
 from training.cli.data import data_app, load_taxonomy
 from training.cli.data import suspects as suspects_verb
 from vision.errors import ListingVisionError, ManifestError
-from vision.manifest import Manifest, read_photo
+from vision.manifest import Manifest
+from vision.photo_files import read_photo
 from vision.taxonomy import Taxonomy
 
 

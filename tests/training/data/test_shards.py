@@ -13,7 +13,8 @@ from tests.support.helpers import create_small_taxonomy
 from training.cli.data import load_taxonomy
 from training.data.shards import write_shards
 from vision.errors import ManifestError
-from vision.manifest import COLUMNS, Manifest, read_photo
+from vision.manifest import COLUMNS, Manifest
+from vision.photo_files import read_photo
 
 
 @pytest.fixture(params=["path", "memory"])

@@ -11,7 +11,8 @@ from training.inference.forward import onnx_forward, torch_forward
 from training.run import Run
 from vision.engine import Logits
 from vision.errors import BundleError
-from vision.manifest import Manifest, read_photo
+from vision.manifest import Manifest
+from vision.photo_files import read_photo
 from vision.taxonomy import Taxonomy
 
 

@@ -8,7 +8,8 @@ from training.inference.features import extract_features, load_embedder
 from training.inference.pretrained import create_backbone
 from vision.errors import BundleError, ListingVisionError, ManifestError
 from vision.images import Preprocessing, prepare_photo
-from vision.manifest import Manifest, read_photo
+from vision.manifest import Manifest
+from vision.photo_files import read_photo
 
 PX = Preprocessing(input_px=48)
 

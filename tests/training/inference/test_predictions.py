@@ -7,7 +7,8 @@ from training.inference.predictions import predict
 from vision.engine import Logits, OnnxEngine
 from vision.errors import ManifestError, PhotoTruncated
 from vision.images import prepare_photo
-from vision.manifest import Manifest, read_photo
+from vision.manifest import Manifest
+from vision.photo_files import read_photo
 
 
 def test_unusable_photos_are_counted_and_the_rest_judged(bundle, synthetic_dataset, tmp_path):

@@ -10,7 +10,7 @@ from training.data.importers import import_grocery_store
 from training.errors import RecipeError
 from training.inference.pretrained import create_backbone
 from vision.images import Preprocessing, prepare_photo
-from vision.manifest import read_photo
+from vision.photo_files import read_photo
 
 
 @pytest.mark.parametrize("size", [0, 1, 2])

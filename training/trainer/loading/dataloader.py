@@ -22,7 +22,8 @@ from training.trainer.loading.sampler import PhotoSample, ResumableBatchSampler
 from vision.errors import DeviceDecoderUnavailable, PhotoError
 from vision.images import Preprocessing, decode_photo, prepare_photo
 from vision.images.gpu_decoding import Box, DeviceCrop, DeviceDecoder, find_plain_crop
-from vision.manifest import Labels, Manifest, read_photo, resolve_photo_url
+from vision.manifest import Labels, Manifest
+from vision.photo_files import read_photo, resolve_photo_url
 
 __all__ = ["Batch", "FeaturesBySize", "create_evaluation_batches", "create_training_batches"]
 

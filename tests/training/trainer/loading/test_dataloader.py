@@ -12,7 +12,8 @@ from training.trainer.loading.dataloader import create_evaluation_batches, creat
 from training.trainer.loading.sampler import ResumableBatchSampler
 from vision.images import Preprocessing, prepare_photo
 from vision.images.gpu_decoding import DeviceDecoder
-from vision.manifest import Manifest, read_photo
+from vision.manifest import Manifest
+from vision.photo_files import read_photo
 from vision.taxonomy import Taxonomy
 
 

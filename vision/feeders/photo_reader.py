@@ -2,13 +2,13 @@
 
 import threading
 import time
+from dataclasses import dataclass
 
 import tenacity
 
-from serving.backfill.output import Failure
-from vision.manifest import PHOTO_TIMEOUT_S, read_photo, resolve_photo_url
+from vision.photo_files import PHOTO_TIMEOUT_S, read_photo, resolve_photo_url
 
-__all__ = ["PhotoReader"]
+__all__ = ["PhotoFailure", "PhotoReader"]
 
 NOT_FOUND = "PHOTO_NOT_FOUND"
 READ_FAILED = "PHOTO_READ_FAILED"
@@ -19,6 +19,15 @@ MAX_BACKOFF_S = 10.0
 _NOT_FOUND_ERRORS = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 _PERMANENT_ERRORS = (*_NOT_FOUND_ERRORS, PermissionError)
 """A retry would fail in the same way."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhotoFailure:
+    """A photo that could not be used."""
+
+    reason: str
+    """A stable name: that of a PhotoError, `PHOTO_NOT_FOUND` or `PHOTO_READ_FAILED`."""
+    message: str
 
 
 class PhotoReader:
@@ -45,7 +54,7 @@ class PhotoReader:
         self._max_attempts = max_attempts
         self._initial_backoff_s = initial_backoff_s
 
-    def read(self, photo: str) -> bytes | Failure:
+    def read(self, photo: str) -> bytes | PhotoFailure:
         """Return the photo's bytes, or why it cannot be read."""
         url = resolve_photo_url(self._base_url, photo)
         began_s = time.monotonic()
@@ -59,7 +68,7 @@ class PhotoReader:
                 return self._retry(url, error, deadline_s=began_s + self._timeout_s)
         except OSError as error:
             reason = NOT_FOUND if isinstance(error, _NOT_FOUND_ERRORS) else READ_FAILED
-            return Failure(reason=reason, message=str(error))
+            return PhotoFailure(reason=reason, message=str(error))
 
     def _retry(self, url: str, first_error: OSError, *, deadline_s: float) -> bytes:
         """Return the bytes of a later attempt than the one that failed, or raise the last error."""

@@ -5,8 +5,7 @@ import threading
 
 import pytest
 
-from serving.backfill.output import Failure
-from serving.backfill.photo_reader import PhotoReader
+from vision.feeders.photo_reader import PhotoFailure, PhotoReader
 
 
 @pytest.fixture
@@ -22,7 +21,7 @@ def attempts(monkeypatch):
                 raise left.pop(0)
             return b"7"
 
-        monkeypatch.setattr("serving.backfill.photo_reader.read_photo", read)
+        monkeypatch.setattr("vision.feeders.photo_reader.read_photo", read)
         return urls
 
     return prepare
@@ -40,7 +39,7 @@ def test_an_error_that_may_be_temporary_is_retried(attempts):
 
 def test_retries_are_limited(attempts):
     urls = attempts(*[ConnectionError("reset by peer")] * 100)
-    assert create_reader(max_attempts=4).read("7") == Failure(reason="PHOTO_READ_FAILED", message="reset by peer")
+    assert create_reader(max_attempts=4).read("7") == PhotoFailure(reason="PHOTO_READ_FAILED", message="reset by peer")
     assert len(urls) == 4
     urls = attempts(*[ConnectionError("reset by peer")] * 100)
     create_reader().read("7")
@@ -53,7 +52,7 @@ def test_retries_are_limited(attempts):
 )
 def test_an_error_that_stays_is_not_retried(attempts, error, reason):
     urls = attempts(*[error] * 100)
-    assert create_reader().read("7") == Failure(reason=reason, message=str(error))
+    assert create_reader().read("7") == PhotoFailure(reason=reason, message=str(error))
     assert len(urls) == 1
 
 
@@ -61,7 +60,7 @@ def test_nothing_is_retried_after_a_stop(attempts):
     stop = threading.Event()
     stop.set()
     urls = attempts(*[TimeoutError("slow down")] * 100)
-    assert create_reader(stop).read("7") == Failure(reason="PHOTO_READ_FAILED", message="slow down")
+    assert create_reader(stop).read("7") == PhotoFailure(reason="PHOTO_READ_FAILED", message="slow down")
     assert len(urls) == 1
 
 
@@ -108,7 +107,7 @@ def host():
 def test_a_host_is_asked_again_only_where_that_may_help(host, status, reason, num_attempts):
     url, requests = host
     found = create_reader().read(f"{url}/{status}")
-    assert isinstance(found, Failure)
+    assert isinstance(found, PhotoFailure)
     assert found.reason == reason
     assert len(requests) == num_attempts
     assert create_reader().read(f"{url}/200") == b"7"
@@ -117,5 +116,7 @@ def test_a_host_is_asked_again_only_where_that_may_help(host, status, reason, nu
 def test_a_host_that_never_answers_is_given_up(host):
     url, requests = host
     found = create_reader(timeout_s=0.3).read(f"{url}/0")
-    assert found == Failure(reason="PHOTO_READ_FAILED", message=f"{url}/0: the server has not answered within 0.3 s")
+    assert found == PhotoFailure(
+        reason="PHOTO_READ_FAILED", message=f"{url}/0: the server has not answered within 0.3 s"
+    )
     assert requests == ["/0"]
