@@ -53,8 +53,18 @@ def lock(python: Path, path: Path, source: Path, *options: str) -> None:
     command = [str(python), "-m", "piptools", "compile", "--quiet", "--generate-hashes", "--allow-unsafe"]
     command += ["--no-strip-extras", "--no-header", "--no-annotate", "--no-emit-options", "--output-file", str(path)]
     subprocess.run([*command, *options, str(source)], cwd=ROOT, check=True)
-    path.write_text(_HEADER + path.read_text())
+    path.write_text(_HEADER + pin_without_extras(path.read_text()))
     print(f"{path}: {len(read_pins(path))} packages")
+
+
+def pin_without_extras(text: str) -> str:
+    """Pin each package that is pinned with extras once more without them.
+
+    Which of both pip looks for depends on its version: 23.0 asks for the extras, 23.2 does not find a pin with extras
+    for a package that is required without.
+    """
+    pinned = re.compile(r"^([A-Za-z0-9._-]+)\[.*?\](==.*\n(?:    .*\n)*)", re.MULTILINE)
+    return pinned.sub(r"\1\2\g<0>", text)
 
 
 def lock_triton_packages(python: Path) -> None:
