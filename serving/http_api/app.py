@@ -1,8 +1,9 @@
 """The HTTP application: each route converts a request to the gRPC message and the response to proto3 JSON."""
 
 import asyncio
+import contextlib
 import re
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from importlib import resources
 from pathlib import PurePath
 from typing import Any
@@ -47,7 +48,6 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 def create_app(
     upstream: Upstream,
     *,
-    previews: PreviewMaker | None = None,
     allowed_hosts: frozenset[str] | None = None,
     has_tls: bool = False,
 ) -> Starlette:
@@ -55,14 +55,20 @@ def create_app(
 
     Args:
         upstream: the connection to the service.
-        previews: for the page; close it. Default: one that nobody closes.
         allowed_hosts: see `serving.http_api.browser_guard.list_allowed_hosts`.
         has_tls: whether browsers may be told to use nothing but HTTPS.
     """
+    previews = PreviewMaker()
+
+    @contextlib.asynccontextmanager
+    async def close_previews(_: Starlette) -> AsyncIterator[None]:
+        yield
+        await previews.close()
+
     routes = [
         *(_create_route(route.rule, _create_endpoint(route, upstream)) for route in list_routes()),
         _create_route(HttpRule("GET", "/openapi.json"), _create_file_endpoint("openapi.json", _JSON)),
-        _create_route(_PREVIEW_RULE, _create_preview_endpoint(upstream, previews or PreviewMaker())),
+        _create_route(_PREVIEW_RULE, _create_preview_endpoint(upstream, previews)),
         *(_create_page_route(file.name) for file in (resources.files("serving.http_api") / "page").iterdir()),
     ]
     middleware = [
@@ -76,7 +82,7 @@ def create_app(
         ClientDisconnect: _handle_disconnect,
         Exception: _handle_exception,
     }
-    app = Starlette(routes=routes, middleware=middleware, exception_handlers=handlers)
+    app = Starlette(routes=routes, middleware=middleware, exception_handlers=handlers, lifespan=close_previews)
     app.router.redirect_slashes = False
     return app
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import io
-import re
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +11,7 @@ from listing_vision_client.errors import FieldViolation
 from serving.decoding.pool import DecoderPool
 from serving.http_api.errors import HttpRefusal
 from vision.images import Preprocessing
+from vision.images.heif import read_heif_aspect
 
 __all__ = ["PREVIEW_PX", "PreviewMaker"]
 
@@ -19,10 +19,6 @@ PREVIEW_PX = 640
 """Length of the longer side."""
 _MAX_WAITING = 20
 """Photos of one listing."""
-_EXTENTS = re.compile(rb"\0\0\0\x14ispe\0{4}(.{4})(.{4})", re.DOTALL)
-"""ISO/IEC 23008-12, section 6.5.3: size of an image item, before its rotation."""
-_ROTATION = re.compile(rb"\0\0\0\x09irot(.)", re.DOTALL)
-"""Section 6.5.10: number of quarter turns."""
 
 
 class PreviewMaker:
@@ -45,20 +41,10 @@ class PreviewMaker:
             violation = FieldViolation(field="photo", reason=reason, description=description)
             raise HttpRefusal(reason="NO_USABLE_PHOTO", message=f"no preview: {description}", violations=[violation])
         assert prepared.pixels is not None
-        return await asyncio.to_thread(_encode, prepared.pixels, _read_aspect(photo))
+        return await asyncio.to_thread(_encode, prepared.pixels, read_heif_aspect(photo))
 
     async def close(self) -> None:
         await self._decoders.close()
-
-
-def _read_aspect(photo: bytes) -> float:
-    """Return width by height of a HEIC or AVIF photo when upright; 1 where it is not stated."""
-    sizes = [(int.from_bytes(w), int.from_bytes(h)) for w, h in _EXTENTS.findall(photo)]
-    # A phone's photo is a grid of tiles, and has a thumbnail: the largest item is the photo.
-    width, height = max(sizes, key=lambda size: size[0] * size[1], default=(1, 1))
-    turn = _ROTATION.search(photo)
-    aspect = max(width, 1) / max(height, 1)
-    return 1 / aspect if turn and turn.group(1)[0] % 2 else aspect
 
 
 def _encode(pixels: npt.NDArray[np.uint8], aspect: float) -> bytes:

@@ -22,7 +22,6 @@ from serving.config import ServeOptions
 from serving.http_api.app import create_app
 from serving.http_api.browser_guard import list_allowed_hosts
 from serving.http_api.connections import ConnectionLimits, ConnectionTable, LimitedProtocol
-from serving.http_api.preview import PreviewMaker
 from serving.http_api.upstream import Upstream
 from serving.processes.control import ControlServer
 from serving.processes.sockets import process_control_path
@@ -49,8 +48,7 @@ def main(options: str, descriptor: int, listen_descriptor: int) -> None:
 async def _serve(options: ServeOptions, supervisor: socket.socket, listen_socket: socket.socket) -> None:
     assert options.runtime_folder is not None
     upstream = Upstream(options.runtime_folder)
-    previews = PreviewMaker()
-    server = HttpServer(options, upstream, previews=previews)
+    server = HttpServer(options, upstream)
     control = ControlServer(process_control_path(options.runtime_folder, os.getpid()), {"ping": _ping})
     await control.start()
     server.on_started = functools.partial(_report_ready, supervisor)
@@ -59,7 +57,6 @@ async def _serve(options: ServeOptions, supervisor: socket.socket, listen_socket
         await server.serve(sockets=[listen_socket])
     finally:
         await control.close()
-        await previews.close()
         await upstream.close()
 
 
@@ -75,20 +72,13 @@ def _report_ready(supervisor: socket.socket) -> None:
 class HttpServer(uvicorn.Server):
     """uvicorn with `serving.http_api.connections`; call `serve` with a listening socket."""
 
-    def __init__(
-        self,
-        options: ServeOptions,
-        upstream: Upstream,
-        *,
-        previews: PreviewMaker | None = None,
-        limits: ConnectionLimits | None = None,
-    ) -> None:
+    def __init__(self, options: ServeOptions, upstream: Upstream, *, limits: ConnectionLimits | None = None) -> None:
         """Raises ListingVisionError: a certificate cannot be read."""
         allowed_hosts = list_allowed_hosts(options.host, options.http_hosts)
         self._limits = limits = limits or ConnectionLimits()
         table = ConnectionTable(limits.max_connections)
         config = uvicorn.Config(
-            create_app(upstream, previews=previews, allowed_hosts=allowed_hosts, has_tls=options.tls is not None),
+            create_app(upstream, allowed_hosts=allowed_hosts, has_tls=options.tls is not None),
             http=functools.partial(LimitedProtocol, limits=limits, table=table),  # type: ignore[arg-type]
             ws="none",
             log_config=None,
@@ -96,7 +86,7 @@ class HttpServer(uvicorn.Server):
             proxy_headers=False,
             server_header=False,
             date_header=False,
-            lifespan="off",
+            lifespan="on",
             timeout_keep_alive=limits.idle_timeout_s,
             timeout_graceful_shutdown=int(options.grace_period_s),
             **_build_tls_options(options),

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from training.evaluation.ground_truth import evaluate_deepest_filled
 from training.evaluation.scored_rows import ScoredRows
 from training.statistics.estimates import estimate_share, select_clusters
-from vision.calibration import PATH_FIELD, Calibration, get_field_name
+from vision.calibration import Calibration
 from vision.taxonomy import Taxonomy
 
 __all__ = ["MAX_ERRORS", "count_confusions", "evaluate_categories"]
@@ -38,6 +38,7 @@ def evaluate_categories(view: ScoredRows, taxonomy: Taxonomy, calibration: Calib
         lineage = taxonomy.get_lineage(leaf_id)
         of_label, of_answer = labels == leaf, known & (predicted == leaf)
         shown = of_label & is_filled
+        guarantee = calibration.get_category_guarantee(len(lineage))
         found.append(
             {
                 "category": leaf_id,
@@ -49,7 +50,7 @@ def evaluate_categories(view: ScoredRows, taxonomy: Taxonomy, calibration: Calib
                 "num_filled": int(shown.sum()),
                 **_share(view, "filled", is_filled, of_label),
                 **_share(view, "filled_right", filled_right, shown),
-                "threshold": _get_threshold(calibration, len(lineage)),
+                "threshold": guarantee.threshold if guarantee else None,
                 "errors": _choose_errors(view, of_label & (predicted != leaf), taxonomy),
             }
         )
@@ -69,11 +70,6 @@ def count_confusions(view: ScoredRows, taxonomy: Taxonomy) -> list[dict[str, Any
 
 def _share(view: ScoredRows, name: str, hits: Bools, rows: Bools) -> dict[str, Any]:
     return estimate_share(name, hits[rows], select_clusters(view.clusters, rows))
-
-
-def _get_threshold(calibration: Calibration, depth: int) -> float | None:
-    guarantee = calibration.field(PATH_FIELD) or calibration.field(get_field_name(depth))
-    return guarantee.threshold if guarantee else None
 
 
 def _choose_errors(view: ScoredRows, wrong: Bools, taxonomy: Taxonomy) -> list[dict[str, Any]]:

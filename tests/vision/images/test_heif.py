@@ -8,6 +8,7 @@ from tests.support import photo_files as files
 from tests.support.helpers import create_scene, encode_image, mean_difference
 from vision.images import decode_photo
 from vision.images.colour import find_srgb_transform
+from vision.images.heif import read_heif_aspect
 from vision.images.profiles import build_code_point_profile
 
 
@@ -48,3 +49,14 @@ def test_a_container_that_libheif_cannot_read_is_shown_in_srgb():
     at = data.index(b"nclx")
     broken = data[:at] + b"xxxx" + data[at + 4 :]
     assert (decode_photo(broken, at_least_px=64) == expected).all()
+
+
+def test_proportions_are_those_of_the_upright_photo():
+    width, height = create_scene().size
+    assert width != height
+    upright = files.heif(files.hevc_item())
+    assert read_heif_aspect(upright) == pytest.approx(width / height)
+    for quarter_turns, aspect in ((1, height / width), (2, width / height), (3, height / width)):
+        turned = files.heif(files.hevc_item(files.rotation_property(quarter_turns)))
+        assert read_heif_aspect(turned) == pytest.approx(aspect)
+    assert read_heif_aspect(b"no photo") == 1
