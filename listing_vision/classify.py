@@ -134,6 +134,7 @@ def to_json(suggestion: "ListingSuggestion") -> str:
 def format_suggestion(suggestion: "ListingSuggestion", names: Sequence[str]) -> str:
     """Return a table of category, confidence and action, then a line per photo; `names` are those of the photos."""
     from listing_vision_client.enums import Action, BrandKind
+    from vision.suggestion import format_confidence
 
     def format_action(field: "CategorySuggestion | BrandSuggestion") -> str:
         if field.action == Action.PREFILL:
@@ -143,19 +144,20 @@ def format_suggestion(suggestion: "ListingSuggestion", names: Sequence[str]) -> 
     lines = [f"{'category':<44} {'confidence':>10}  action"]
     for depth, step in enumerate(suggestion.category_path):
         name = "  " * depth + step.name
-        lines.append(f"{name:<44} {step.probability:>10.1%}  {format_action(step)}")
+        lines.append(f"{name:<44} {format_confidence(step.probability):>10}  {format_action(step)}")
     brand = suggestion.brand
     name = {BrandKind.BRAND: brand.name, BrandKind.OTHER: "not in the taxonomy"}.get(brand.kind, "no brand")
-    confidence = f"{brand.probability:.1%}" if brand.probability is not None else ""
+    confidence = format_confidence(brand.probability) if brand.probability is not None else ""
     lines.append(f"{'brand: ' + name:<44} {confidence:>10}  {format_action(brand)}")
     likely = [a for a in suggestion.category_alternatives[1:4] if a.probability >= MIN_SHOWN_PROBABILITY]
-    if others := ", ".join(f"{a.path_names[-1]} {a.probability:.1%}" for a in likely):
+    if others := ", ".join(f"{a.path_names[-1]} {format_confidence(a.probability)}" for a in likely):
         lines.append(f"alternatives: {others}")
     for name, photo in zip(names, suggestion.photos, strict=True):
         if photo.error:
             lines.append(f"{name}: not used, {photo.error.reason}: {photo.error.message}")
         elif photo.recognition and len(names) > 1:
-            lines.append(f"{name}: {photo.recognition.category_name} {photo.recognition.category_probability:.1%}")
+            confidence = format_confidence(photo.recognition.category_probability)
+            lines.append(f"{name}: {photo.recognition.category_name} {confidence}")
     model = suggestion.model
     lines.append(f"model {model.name} {model.version}, taxonomy {model.taxonomy_version}")
     return "\n".join(lines)

@@ -13,6 +13,7 @@ __all__ = [
     "NotPrefilled",
     "NotPrefilledCode",
     "Suggestion",
+    "format_confidence",
 ]
 
 NotPrefilledCode = UncertifiedCode | Literal["BELOW_THRESHOLD", "NOT_CALIBRATED", "CATCH_ALL_CATEGORY", "OTHER_BRAND"]
@@ -88,3 +89,8 @@ class Suggestion:
     """The likeliest leaves, best first."""
     brand_alternatives: tuple[BrandAlternative, ...]
     """The likeliest brand labels, 'no brand' being one, best first."""
+
+
+def format_confidence(probability: float) -> str:
+    """Return a confidence in percent for people; never 100 %."""
+    return "over 99.9%" if probability >= 0.9995 else f"{probability:.1%}"

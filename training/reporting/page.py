@@ -19,12 +19,12 @@ from vision.errors import PhotoError
 from vision.images import decode_photo
 from vision.photo_files import read_photo
 from vision.runtime.cpus import count_usable_cores
+from vision.suggestion import format_confidence
 
 __all__ = [
     "create_thumbnail",
     "create_thumbnails",
     "encode_photo_uri",
-    "format_confidence",
     "format_percent",
     "format_points",
     "is_measured",
@@ -58,11 +58,6 @@ def format_points(share: float | None) -> str:
 def format_percent(share: float | None) -> str:
     """A share in percent, with the sign."""
     return f"{share:.1%}" if share is not None and is_measured(share) else "–"
-
-
-def format_confidence(probability: float) -> str:
-    """A confidence in percent for people; never 100 %."""
-    return "over 99.9%" if probability >= 0.9995 else f"{probability:.1%}"
 
 
 @functools.cache
