@@ -133,7 +133,7 @@ def test_a_release_needs_base_images_by_digest():
     assert find_missing_digests({"PYTHON_DIGEST": digest, "TRITON_DIGEST": digest}) == []
     # Nothing is built before the check.
     done = subprocess.run(
-        ["make", "images", "RELEASE=1", f"BIN={sysconfig.get_path('scripts')}"],
+        ["make", "--no-print-directory", "images", "RELEASE=1", f"BIN={sysconfig.get_path('scripts')}"],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -36,6 +36,7 @@ def test_the_verbs_of_the_work_are_all_there():
     assert names == {
         *(
             "data",
+            "bundle",
             "taxonomy",
             "recipes",
             "train",
