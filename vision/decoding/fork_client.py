@@ -31,6 +31,7 @@ from vision.decoding.fork_server import (
 from vision.decoding.time_limits import PhotoTimer, TimeLimits
 from vision.errors import PhotoDecoderCrashed, PhotoError
 from vision.images import Photo, check_bytes, prepare_photo
+from vision.runtime.lifetime import HEAP_VARIABLES
 
 __all__ = ["MAX_MEMORY_BYTES", "DecodeWorker", "Decoder", "ForkServer", "InlineDecoder", "create_crash_error"]
 
@@ -148,7 +149,7 @@ class ForkServer:
                 stdin=subprocess.DEVNULL,
                 cwd=self._path,
                 # Threads of a pool would not survive the fork.
-                env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+                env={**HEAP_VARIABLES, **os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
             )
         return ours
 

@@ -6,7 +6,13 @@ import os
 import resource
 import signal
 
-__all__ = ["count_free_descriptors", "die_with_parent", "keep_freed_memory_in_children", "raise_descriptor_limit"]
+__all__ = [
+    "HEAP_VARIABLES",
+    "count_free_descriptors",
+    "die_with_parent",
+    "keep_freed_memory_in_children",
+    "raise_descriptor_limit",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -14,9 +20,9 @@ _PR_SET_PDEATHSIG = 1
 MAX_DESCRIPTORS = 65_536
 """Some programs walk through all that they might have open: a limit of a billion would keep them busy."""
 
-
-_HEAP_VARIABLES = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(128 << 20)}
-"""For glibc. 32 MiB is the largest that it takes; up to 128 MiB at the end of the heap are kept."""
+HEAP_VARIABLES = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(128 << 20)}
+"""Environment that has glibc keep freed memory. 32 MiB is the largest that it takes; up to 128 MiB at the heap's
+end are kept."""
 
 
 def keep_freed_memory_in_children() -> None:
@@ -24,7 +30,7 @@ def keep_freed_memory_in_children() -> None:
 
     By default the buffers of large photos are mapped for each request, and the kernel zeroes all their pages again.
     """
-    for name, value in _HEAP_VARIABLES.items():
+    for name, value in HEAP_VARIABLES.items():
         os.environ.setdefault(name, value)
 
 

@@ -2,6 +2,7 @@
 
 import signal
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +24,18 @@ PHOTO = encode_image(create_scene(800, 600))
 def create_decoder(*, cpu_s=60, wall_s=60, **options) -> Decoder:
     server = ForkServer(SETTINGS, [sys.executable], path=ROOT)
     return Decoder(server, SETTINGS, time_limits=TimeLimits(cpu_s=cpu_s, wall_s=wall_s), **options)
+
+
+def test_decode_workers_keep_freed_memory_unless_their_caller_wants_otherwise(monkeypatch):
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1000000")
+    server = ForkServer(SETTINGS, [sys.executable], path=ROOT)
+    decoder = Decoder(server, SETTINGS)
+    try:
+        variables = Path(f"/proc/{server.pid}/environ").read_text().split("\0")
+        assert f"MALLOC_MMAP_THRESHOLD_={32 << 20}" in variables
+        assert "MALLOC_TRIM_THRESHOLD_=1000000" in variables
+    finally:
+        decoder.close()
 
 
 def test_a_photo_that_was_begun_and_never_ended_is_not_returned_for_the_next():
