@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # gRPC is not installed where models are only trained, and th
     from serving.inference.triton_channel import TritonAccess
     from serving.triton.config import RepositoryOptions
 
-__all__ = ["SUGGESTION_KEY_FILE", "ServeOptions", "create_suggestion_signer"]
+__all__ = ["SUGGESTION_KEY_FILE", "RequireSignature", "ServeOptions", "create_suggestion_signer"]
 
 SUGGESTION_KEY_FILE = "suggestion.key"
 """In the runtime folder: the key that the supervisor draws where none is given."""
@@ -37,6 +37,18 @@ def _strip_brackets(host: str) -> str:
 
 def _resolve_unless_url(text: str | None) -> str | None:
     return text if text is None or "://" in text else str(Path(text).resolve())
+
+
+RequireSignature = Annotated[
+    Path | None,
+    typer.Option(
+        help="PEM file of a public key: only bundles that were signed with its private key are used. Needs the extra "
+        "`signing`.",
+        envvar="LISTING_VISION_REQUIRE_SIGNATURE",
+        resolve_path=True,
+    ),
+]
+"""The flag of each verb that loads bundles."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,14 +82,7 @@ class ServeOptions:
             help="Do not start without Triton. Default: gateway processes run the model where Triton does not start.",
         ),
     ] = False
-    require_signature: Annotated[
-        Path | None,
-        typer.Option(
-            help="PEM file of a public key: only bundles that were signed with its private key are "
-            "served, also by `model load`. Needs the extra `signing`.",
-            resolve_path=True,
-        ),
-    ] = None
+    require_signature: RequireSignature = None
     require_patched_triton: Annotated[
         bool,
         typer.Option(

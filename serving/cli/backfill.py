@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from serving.config import RequireSignature
 from vision.runtime.cli import create_cli_app
 
 if TYPE_CHECKING:
@@ -28,14 +29,6 @@ _Cores = Annotated[int | None, typer.Option(min=1, help="Cores to use. Default: 
 _Isolate = Annotated[bool, typer.Option(help="Decode photos in separate processes, which a broken photo may crash.")]
 _PhotoTimeout = Annotated[
     float, typer.Option(min=0.1, help="Seconds that a photo's server may take, all attempts together.")
-]
-_RequireSignature = Annotated[
-    Path | None,
-    typer.Option(
-        help="PEM file of the public key that the bundle must be signed with. Needs the extra `signing`.",
-        envvar="LISTING_VISION_REQUIRE_SIGNATURE",
-        resolve_path=True,
-    ),
 ]
 _MaxErrorShare = Annotated[
     float, typer.Option(min=0, max=1, help="Stop when a larger share of the last thousand photos cannot be used.")
@@ -68,7 +61,7 @@ def run(
     cores: _Cores = None,
     isolate: _Isolate = True,
     photo_timeout_s: _PhotoTimeout = 30.0,
-    require_signature: _RequireSignature = None,
+    require_signature: RequireSignature = None,
     metrics_port: Annotated[int | None, typer.Option(help="Port on which to serve Prometheus metrics.")] = None,
     compare_with: Annotated[
         str | None, typer.Option(help="Output of an earlier backfill to compare with at the end.")
@@ -142,7 +135,7 @@ def retry(
     cores: _Cores = None,
     isolate: _Isolate = True,
     photo_timeout_s: _PhotoTimeout = 30.0,
-    require_signature: _RequireSignature = None,
+    require_signature: RequireSignature = None,
 ) -> None:
     """Classify the listings of dead letters again and replace their rows.
 

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from serving.config import RequireSignature
 from serving.errors import TritonUnsupported
 from vision.errors import ListingVisionError
 from vision.runtime.cli import create_cli_app
@@ -60,14 +61,7 @@ def repository(
             envvar="LISTING_VISION_SHADOW",
         ),
     ] = None,
-    require_signature: Annotated[
-        Path | None,
-        typer.Option(
-            help="PEM file of the public key that every bundle must be signed with. Needs the extra `signing`.",
-            envvar="LISTING_VISION_REQUIRE_SIGNATURE",
-            resolve_path=True,
-        ),
-    ] = None,
+    require_signature: RequireSignature = None,
     replace: Annotated[
         bool, typer.Option("--replace", help="Replace existing models, for a start step that may run again.")
     ] = False,
