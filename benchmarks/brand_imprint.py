@@ -24,7 +24,7 @@ from training.export.add_brand import extend_taxonomy, imprint_brand
 from training.inference.features import extract_features
 from training.recipe import Recipe, Stage, load_recipe
 from training.run import Run
-from training.trainer.trainer import Trainer
+from training.trainer.training_loop import TrainingLoop
 from vision.bundle import BrandHead
 from vision.images import Preprocessing
 from vision.manifest import Manifest
@@ -57,7 +57,7 @@ def exclude_brands(manifest: Manifest, taxonomy: Taxonomy) -> tuple[Manifest, Ta
 def train_model(recipe: Recipe, manifest: Manifest, taxonomy: Taxonomy, name: str) -> ListingClassifier:
     folder = FOLDER / name
     shutil.rmtree(folder, ignore_errors=True)
-    Trainer(
+    TrainingLoop(
         recipe, manifest_url=str(FOLDER / "data" / "manifest.parquet"), manifest=manifest, taxonomy=taxonomy,
         run=Run(folder),
     ).run()  # fmt: skip

@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks.common import BUILD, create_parser, find_grocery_source, run_cli, write_result
 from training.recipe import Recipe, Stage, load_recipe
 from training.run import Run
-from training.trainer.trainer import Trainer
+from training.trainer.training_loop import TrainingLoop
 from vision.manifest import Manifest
 from vision.taxonomy import Taxonomy
 
@@ -48,7 +48,7 @@ def create_variants(made: Recipe) -> dict[str, Recipe]:
 
 def train_model(recipe: Recipe, folder: Path) -> dict[str, float]:
     manifest = FOLDER / "data" / "manifest.parquet"
-    trainer = Trainer(
+    trainer = TrainingLoop(
         recipe,
         manifest_url=str(manifest),
         manifest=Manifest.load(str(manifest)),

@@ -49,7 +49,7 @@ def run_ours(setting: Setting, manifest: Manifest, taxonomy: Taxonomy, *, worker
     from training.recipe import Recipe, Stage
     from training.run import Run
     from training.trainer.hardware import Machine
-    from training.trainer.trainer import Trainer
+    from training.trainer.training_loop import TrainingLoop
 
     train = manifest.select_split("train")
     recipe = Recipe(
@@ -63,7 +63,7 @@ def run_ours(setting: Setting, manifest: Manifest, taxonomy: Taxonomy, *, worker
     )
     assert len(train) >= setting.num_steps * setting.batch_size
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(
+        trainer = TrainingLoop(
             recipe,
             manifest_url="",
             manifest=manifest,

@@ -78,12 +78,12 @@ class Trainer:
         """Train to the end, or until SIGTERM, SIGINT, SIGUSR1 or `stop_requested`; under torchrun on all its ranks.
 
         Raises:
-            RunError: as `training.trainer.trainer.Trainer.run`.
+            RunError: as `training.trainer.training_loop.TrainingLoop.run`.
         """
         from training.trainer.autotune import suggest_smaller_batch
         from training.trainer.distributed import join_ranks
         from training.trainer.hardware import Machine
-        from training.trainer.trainer import Trainer as TrainingLoop
+        from training.trainer.training_loop import TrainingLoop
 
         machine = Machine(**self._machine)
         with (

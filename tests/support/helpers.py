@@ -9,7 +9,7 @@ from PIL import Image
 
 from training.run import Run
 from training.trainer.hardware import Machine
-from training.trainer.trainer import Trainer
+from training.trainer.training_loop import TrainingLoop
 from vision.manifest import Manifest
 from vision.taxonomy import Brand, Category, Taxonomy
 
@@ -39,8 +39,8 @@ def encode_image(image: Image.Image, format: str = "JPEG", **options: object) ->
     return out.getvalue()
 
 
-def create_trainer(folder, synthetic_dataset, recipe, *, teacher=None, **machine) -> Trainer:
-    return Trainer(
+def create_trainer(folder, synthetic_dataset, recipe, *, teacher=None, **machine) -> TrainingLoop:
+    return TrainingLoop(
         recipe,
         manifest_url=str(synthetic_dataset / "manifest.parquet"),
         manifest=Manifest.load(str(synthetic_dataset / "manifest.parquet")),

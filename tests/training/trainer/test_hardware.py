@@ -77,7 +77,7 @@ import numpy as np
 from training.recipe import Recipe, Stage
 from training.run import Run
 from training.trainer.hardware import Machine
-from training.trainer.trainer import Trainer
+from training.trainer.training_loop import TrainingLoop
 from vision.manifest import Manifest
 from vision.taxonomy import Taxonomy
 
@@ -96,7 +96,7 @@ recipe = Recipe(
 source = Path(sys.argv[2])
 train = Manifest.load(str(source / "manifest.parquet")).select_split("train").take(np.arange(32)).table.to_pylist()
 val = [{**row, "split": "val"} for row in train[:4]]
-Trainer(
+TrainingLoop(
     recipe,
     manifest_url="",
     manifest=Manifest.from_rows(train + val, str(source)),

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from training.run import Run
-from training.trainer.trainer import Trainer
+from training.trainer.training_loop import TrainingLoop
 from training.trainer.validation import WeightChoice, require_trained_labels
 from vision.errors import ManifestError
 from vision.manifest import Manifest
@@ -19,7 +19,7 @@ def test_val_labels_that_train_lacks_are_refused_by_name(synthetic_dataset, smal
     )
     leaf = missing.split(" > ")[-1].lower()
     with pytest.raises(ManifestError, match=rf"category '.*{leaf}': \d+ val photos, none in train"):
-        Trainer(
+        TrainingLoop(
             small_recipe,
             manifest_url=str(tmp_path / "m.parquet"),
             manifest=Manifest.load(str(tmp_path / "m.parquet")),

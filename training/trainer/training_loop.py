@@ -34,7 +34,7 @@ from training.trainer.validation import Validation, WeightChoice, require_traine
 from vision.manifest import Manifest
 from vision.taxonomy import Taxonomy
 
-__all__ = ["Trainer"]
+__all__ = ["TrainingLoop"]
 
 _log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class _PendingStep(NamedTuple):
     rows: npt.NDArray[np.int64]
 
 
-class Trainer:
+class TrainingLoop:
     """Fine-tunes one classifier by a recipe. Create it on every rank and call `run()`; then read `interrupted`."""
 
     def __init__(
