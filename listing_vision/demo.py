@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vision.errors import ListingVisionError
+from vision.runtime.progress import Progress, stop_heartbeat
 
 if TYPE_CHECKING:
     from vision.manifest import Manifest
@@ -46,6 +47,7 @@ def demo(
     folder.mkdir(parents=True)
     (folder / ".demo").touch()
     started_s = time.monotonic()
+    stop_heartbeat()  # the commands that it runs have their own
     _prepare(data, folder / "data")
     manifest = folder / "data" / "manifest.parquet"
     _print_step("2/6 fine-tune a small backbone with ImageNet weights")
@@ -95,7 +97,9 @@ def _start_serve(folder: Path) -> Iterator[str]:
     with log_path.open("wb") as log:
         process = subprocess.Popen([*_CLI, "serve", str(folder / "bundle"), "--port", "0"], stdout=log, stderr=log)
     try:
-        yield f"127.0.0.1:{_wait_for_port(process, log_path)}"
+        with Progress("starting the service"):
+            port = _wait_for_port(process, log_path)
+        yield f"127.0.0.1:{port}"
     finally:
         process.send_signal(signal.SIGTERM)
         try:

@@ -33,6 +33,7 @@ from serving.triton.process import LocalTriton
 from serving.triton.watchdog import TritonWatchdog
 from vision.bundle import load_bundle
 from vision.errors import EngineError, EngineUnavailable, ListingVisionError
+from vision.runtime.progress import stop_heartbeat
 
 __all__ = ["Supervisor", "serve"]
 
@@ -350,6 +351,7 @@ async def serve(options: ServeOptions) -> None:
     await starting
     loop.add_signal_handler(signal.SIGHUP, supervisor.schedule_worker_restart)
     _log.info("listening on %s (pid %d, %d gateway processes)", supervisor.address, os.getpid(), options.workers)
+    stop_heartbeat()
     await stop_requested.wait()
     _log.info("stopping: health is NOT_SERVING, calls in flight may finish")
     await supervisor.stop()

@@ -7,10 +7,13 @@ import sys
 import pytest
 import typer.main
 
-from listing_vision.cli import app
+from listing_vision.cli import app, main
 from tests.conftest import ROOT
 from tests.support.cli import run_cli
 from tests.support.helpers import create_scene, encode_image
+from tests.support.waiting import wait_until
+
+TREE = typer.main.get_command(app)
 
 
 def commands():
@@ -21,7 +24,7 @@ def commands():
         else:
             yield path, command
 
-    return list(walk(typer.main.get_command(app), ()))
+    return list(walk(TREE, ()))
 
 
 @pytest.mark.parametrize(
@@ -80,10 +83,36 @@ def test_usage_errors_exit_2():
     assert run_cli("triton", "repository", "b", "o", "--backend", "paddle").returncode == 2
 
 
+def fill_required(command):
+    """Return words for the required arguments and options of a command."""
+    words = []
+    for parameter in (parameter for parameter in command.params if parameter.required):
+        words += ["5"] if parameter.param_type_name == "argument" else [parameter.opts[0], "5"]
+    return words
+
+
+@pytest.mark.parametrize(
+    ("path", "command"), commands(), ids=lambda value: " ".join(value) if isinstance(value, tuple) else ""
+)
+def test_no_verb_is_silent_while_it_works(path, command, monkeypatch, caplog):
+    for name in ("FIRST_LOG_AFTER_S", "LOG_EVERY_S"):
+        monkeypatch.setattr(f"vision.runtime.progress.{name}", 0.01)
+
+    def import_torch_for_long(**_):
+        wait_until(lambda: len(caplog.messages) >= 2, timeout_s=60)
+
+    monkeypatch.setattr(command, "callback", import_torch_for_long)
+    monkeypatch.setattr("typer.main.get_command", lambda _: TREE)
+    monkeypatch.setattr("sys.argv", ["listing-vision", *path, *fill_required(command)])
+    with caplog.at_level("INFO"), pytest.raises(SystemExit, match="0"):
+        main()
+    assert set(caplog.messages) == {f"{' '.join(path)}: 0 s so far"}
+
+
 def test_failures_exit_1_with_one_line_and_no_traceback(tmp_path):
     done = run_cli("serve", tmp_path)
     assert done.returncode == 1
-    assert done.stderr.splitlines() == [
+    assert [line for line in done.stderr.splitlines() if not line.endswith("s so far")] == [
         f"listing-vision: {tmp_path} is not a model bundle (no manifest.json); `listing-vision export` makes one"
     ]
     assert "Traceback" in run_cli("serve", tmp_path, "--debug").stderr

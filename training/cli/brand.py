@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from training.cli.startup import load_torch
 from vision.errors import ListingVisionError
 from vision.runtime.cli import create_cli_app
 
@@ -42,6 +43,7 @@ def add(
 
     Example: listing-vision brand add --bundle bundles/shop --name Oatly --output bundles/shop-oatly oatly/*.jpg
     """
+    load_torch()
     from training.export.add_brand import add_brand, compute_brand_shifts
     from vision.bundle import load_bundle
     from vision.manifest import Manifest

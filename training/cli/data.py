@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from training.cli.startup import load_torch
 from vision.errors import ListingVisionError
 from vision.runtime.cli import create_cli_app
 
@@ -299,6 +300,7 @@ def suspects(
 
     Example: listing-vision data suspects data/grocery/manifest.parquet --output reports/suspects
     """
+    load_torch()
     import torch
 
     from training.data.label_errors import find_suspects, write_csv

@@ -6,13 +6,15 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import typer
+import typer.main
 
 from vision.errors import ListingVisionError
 from vision.runtime.cpus import set_thread_policy
+from vision.runtime.progress import Heartbeat
 
 __all__ = ["EXIT_INTERRUPTED", "LOG_FIELDS", "create_cli_app", "run_app", "run_command"]
 
@@ -44,16 +46,37 @@ def create_cli_app(help: str) -> typer.Typer:
 
 
 def run_command(command: Callable[..., Any]) -> None:
+    """Run the one command of a program that other programs start; as `run_app`, without a heartbeat."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(command)
-    run_app(app)
+    _run(app)
 
 
 def run_app(app: typer.Typer) -> None:
     """Run the command line; exits 0 on success, 1 on a failure, 2 on a usage error.
 
-    A failure is one message on stderr; `--debug` anywhere on the line adds the traceback.
+    A failure is one message on stderr; `--debug` anywhere on the line adds the traceback. A command that is silent is
+    named on stderr, with its time, after the first second and then every ten. Of several ranks the first one does.
     """
+    command = typer.main.get_command(app)
+    if os.environ.get("RANK", "0") != "0":
+        _run(command)
+        return
+    with Heartbeat(_name_verb(command, sys.argv[1:])):
+        _run(command)
+
+
+def _name_verb(command: Any, words: Sequence[str]) -> str:
+    verbs: list[str] = []
+    for word in words:
+        command = getattr(command, "commands", {}).get(word)
+        if command is None:
+            break
+        verbs.append(word)
+    return " ".join(verbs) or "running"
+
+
+def _run(app: Callable[[], Any]) -> None:
     set_thread_policy()
     debug = "--debug" in sys.argv
     if debug:

@@ -1,4 +1,4 @@
-"""How far a long piece of work is: a bar on a terminal, log lines elsewhere."""
+"""How far a long piece of work is: a bar on a terminal, log lines elsewhere; and a command's heartbeat."""
 
 import logging
 import sys
@@ -8,19 +8,21 @@ from collections.abc import Callable
 
 from tqdm import tqdm
 
-__all__ = ["Progress", "describe_seconds"]
+__all__ = ["Heartbeat", "Progress", "describe_seconds", "stop_heartbeat"]
 
 _log = logging.getLogger(__name__)
 
 FIRST_LOG_AFTER_S = 1.0
 LOG_EVERY_S = 10.0
+REFRESH_EVERY_S = 1.0
+"""A terminal's bar is drawn again, so that its clock runs while a single step takes long."""
 
 
 class Progress:
     """Shows one piece of work on stderr while it is open.
 
     Where stderr is not a terminal, a line is logged after the first second and then every ten, by a thread of its own:
-    also while a single step takes longer.
+    also while a single step takes longer. A command's heartbeat is silent meanwhile.
     """
 
     def __init__(
@@ -46,20 +48,23 @@ class Progress:
         self._begun_s = clock()
         self._details = ""
         self._seconds_left: float | None = None
-        self._logs = enabled and not sys.stderr.isatty()
+        self._enabled = enabled
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._log_regularly, daemon=True)
+        show = self._refresh_regularly if sys.stderr.isatty() else self._log_regularly
+        self._thread = threading.Thread(target=show, daemon=True)
         bar = "{desc}: {percentage:3.0f}% {n_fmt}/{total_fmt} [{elapsed}{postfix}]" if total else "{desc} [{elapsed}]"
         self._bar = tqdm(total=total, desc=what, initial=done, bar_format=bar, disable=None if enabled else True)
 
     def __enter__(self) -> "Progress":
-        if self._logs:
+        if self._enabled:
             self._thread.start()
+            _shown.add(self)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._closed.set()
-        if self._logs:
+        if self._enabled:
+            _shown.discard(self)
             self._thread.join()
         self._bar.close()
 
@@ -100,6 +105,59 @@ class Progress:
         while not self._closed.wait(wait_s):
             _log.info("%s", self.describe())
             wait_s = LOG_EVERY_S
+
+    def _refresh_regularly(self) -> None:
+        while not self._closed.wait(REFRESH_EVERY_S):
+            self._bar.refresh()
+
+
+_shown: set[Progress] = set()
+"""What is on show in this process."""
+
+
+class Heartbeat:
+    """Logs how long a command has run, after the first second and then every ten, unless a `Progress` is open.
+
+    So no command is silent for long, whatever it does: importing PyTorch, reading a table, waiting for a server.
+    """
+
+    def __init__(self, command: str) -> None:
+        """Args:
+        command: its name, as typed.
+        """
+        self._command = command
+        self._begun_s = time.monotonic()
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._log_regularly, daemon=True)
+
+    def __enter__(self) -> "Heartbeat":
+        self._thread.start()
+        _heartbeats.add(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        _heartbeats.discard(self)
+
+    def stop(self) -> None:
+        self._closed.set()
+        self._thread.join()
+
+    def _log_regularly(self) -> None:
+        wait_s = FIRST_LOG_AFTER_S
+        while not self._closed.wait(wait_s):
+            if not _shown:
+                _log.info("%s: %s so far", self._command, describe_seconds(time.monotonic() - self._begun_s))
+            wait_s = LOG_EVERY_S
+
+
+_heartbeats: set[Heartbeat] = set()
+
+
+def stop_heartbeat() -> None:
+    """End this process's heartbeat: a server that is ready is silent until it is called."""
+    for heartbeat in _heartbeats:
+        heartbeat.stop()
 
 
 def describe_seconds(seconds: float) -> str:

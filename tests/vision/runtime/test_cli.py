@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+from tests.support.waiting import wait_until
 from vision.runtime.cli import create_cli_app, run_app
 
 PROGRAM = """
@@ -76,3 +77,23 @@ def test_an_app_without_a_verb_shows_its_help(capsys, monkeypatch):
 
 def test_the_thread_policy_is_set_before_torch_is_loaded():
     assert run("threads").stdout.split() == ["PASSIVE", "False"]
+
+
+def test_only_the_first_rank_says_that_the_command_runs(monkeypatch, caplog):
+    def wait_for_line():
+        wait_until(lambda: caplog.messages, timeout_s=60)
+
+    app = create_cli_app("Some help.")
+    monkeypatch.setattr("sys.argv", ["program"])
+    monkeypatch.setattr("vision.runtime.progress.FIRST_LOG_AFTER_S", 0.01)
+    app.command("one")(wait_for_line)
+    with caplog.at_level("INFO"), pytest.raises(SystemExit, match="0"):
+        run_app(app)
+    assert caplog.messages == ["running: 0 s so far"]
+    started = []
+    monkeypatch.setattr("vision.runtime.cli.Heartbeat", started.append)
+    monkeypatch.setattr("tests.vision.runtime.test_cli.wait_until", lambda *_, **__: None)
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(SystemExit, match="0"):
+        run_app(app)
+    assert started == []

@@ -3,7 +3,7 @@ import logging
 import pytest
 
 from tests.support.waiting import wait_until
-from vision.runtime.progress import Progress, describe_seconds
+from vision.runtime.progress import Heartbeat, Progress, describe_seconds, stop_heartbeat
 
 
 @pytest.fixture
@@ -15,6 +15,12 @@ def clock():
             return self.now_s
 
     return Clock()
+
+
+@pytest.fixture
+def fast(monkeypatch):
+    for name in ("FIRST_LOG_AFTER_S", "LOG_EVERY_S", "REFRESH_EVERY_S"):
+        monkeypatch.setattr(f"vision.runtime.progress.{name}", 0.01)
 
 
 def test_speed_and_remaining_time_are_those_of_this_process(clock):
@@ -43,12 +49,43 @@ def test_times_are_rounded(seconds, text):
     assert describe_seconds(seconds) == text
 
 
-def test_lines_are_logged_while_a_step_takes_long(caplog, monkeypatch):
-    for name in ("FIRST_LOG_AFTER_S", "LOG_EVERY_S"):
-        monkeypatch.setattr(f"vision.runtime.progress.{name}", 0.01)
+def test_lines_are_logged_while_a_step_takes_long(caplog, fast):
     with caplog.at_level(logging.INFO), Progress("export"):
         wait_until(lambda: len(caplog.messages) >= 2, timeout_s=30)
     assert set(caplog.messages) == {"export: 0 s so far"}
+
+
+def test_a_command_is_named_only_while_nothing_else_is_on_show(caplog, fast):
+    with caplog.at_level(logging.INFO), Heartbeat("brand add"):
+        with Progress("photos"):
+            wait_until(lambda: len(caplog.messages) >= 5, timeout_s=30)
+            shown = list(caplog.messages)
+        caplog.clear()
+        wait_until(lambda: len(caplog.messages) >= 2, timeout_s=30)
+    assert set(shown[1:]) == {"photos: 0 s so far"}  # the first may be from before
+    assert caplog.messages[-1] == "brand add: 0 s so far"
+
+
+def test_a_server_that_is_ready_is_silent(caplog, fast):
+    with caplog.at_level(logging.INFO), Heartbeat("serve") as heartbeat:
+        wait_until(lambda: caplog.messages, timeout_s=30)
+        stop_heartbeat()
+        num_lines = len(caplog.messages)
+        heartbeat.stop()  # returns when its thread has ended
+        assert len(caplog.messages) == num_lines
+
+
+def test_the_clock_of_a_terminal_runs_while_a_step_takes_long(capsys, fast, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    with Progress("export"):
+        drawn = ""
+
+        def draw() -> int:
+            nonlocal drawn
+            drawn += capsys.readouterr().err
+            return drawn.count("export [00:00]")
+
+        wait_until(lambda: draw() >= 3, timeout_s=30)
 
 
 def test_other_ranks_show_nothing(caplog, monkeypatch):
