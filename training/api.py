@@ -16,6 +16,7 @@ from vision.taxonomy import Taxonomy
 if TYPE_CHECKING:
     from training.inference.evaluated_model import EvaluatedModel
     from training.inference.predictions import Predictions
+    from training.trackers import Tracker
     from vision.bundle import Bundle
 
 __all__ = ["Evaluation", "Trainer", "evaluate"]
@@ -38,6 +39,7 @@ class Trainer:
         taxonomy: Taxonomy | None = None,
         teacher: str | Path | None = None,
         machine: Mapping[str, Any] | None = None,
+        trackers: "Sequence[str | Tracker]" = (),
         stop_requested: threading.Event | None = None,
     ) -> None:
         """Check the arguments and prepare the data; PyTorch is loaded by `train`.
@@ -51,6 +53,7 @@ class Trainer:
             taxonomy: default: taxonomy.json beside the manifest.
             teacher: bundle or finished run, for recipes with a `distillation_weight`.
             machine: fields of `training.trainer.hardware.Machine`.
+            trackers: that get the run's figures beside TensorBoard: `mlflow`, `wandb`, or your own.
             stop_requested: set, by another thread, it makes `train` save and return.
 
         Raises:
@@ -70,6 +73,7 @@ class Trainer:
         self._taxonomy = taxonomy or Taxonomy.load(Path(self._manifest_url).parent / "taxonomy.json")
         self._teacher = Path(teacher) if teacher else None
         self._machine = dict(machine or {})
+        self._trackers = trackers
         self._stop_requested = stop_requested or threading.Event()
         self.interrupted = False
         """Whether `train` returned before the end."""
@@ -80,11 +84,13 @@ class Trainer:
         Raises:
             RunError: as `training.trainer.training_loop.TrainingLoop.run`.
         """
+        from training.trackers import create_trackers
         from training.trainer.autotune import suggest_smaller_batch
         from training.trainer.distributed import join_ranks
         from training.trainer.hardware import Machine
         from training.trainer.training_loop import TrainingLoop
 
+        trackers = create_trackers(self._trackers)
         machine = Machine(**self._machine)
         with (
             join_ranks() as ranks,
@@ -99,6 +105,7 @@ class Trainer:
                 machine=machine,
                 ranks=ranks,
                 teacher=self._teacher,
+                trackers=trackers,
                 stop_requested=self._stop_requested,
             )
             loop.run()

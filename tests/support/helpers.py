@@ -39,7 +39,7 @@ def encode_image(image: Image.Image, format: str = "JPEG", **options: object) ->
     return out.getvalue()
 
 
-def create_trainer(folder, synthetic_dataset, recipe, *, teacher=None, **machine) -> TrainingLoop:
+def create_trainer(folder, synthetic_dataset, recipe, *, teacher=None, trackers=(), **machine) -> TrainingLoop:
     return TrainingLoop(
         recipe,
         manifest_url=str(synthetic_dataset / "manifest.parquet"),
@@ -48,6 +48,7 @@ def create_trainer(folder, synthetic_dataset, recipe, *, teacher=None, **machine
         run=Run(folder),
         machine=Machine(num_workers=0, **machine),
         teacher=teacher,
+        trackers=trackers,
     )
 
 

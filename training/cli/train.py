@@ -63,6 +63,10 @@ MaxBadPhotoShare = Annotated[float, typer.Option(help="Stop above this share of 
 TeacherBundle = Annotated[
     Path | None, typer.Option(help="A bundle or finished run to learn from, for recipes with a distillation_weight.")
 ]
+Track = Annotated[
+    list[str] | None,
+    typer.Option(help="Report to mlflow or wandb too, where their environment variables say; several times."),
+]
 
 
 @train_app.command()
@@ -82,6 +86,7 @@ def train(
     compile: Compile = None,
     keep_checkpoints: KeepCheckpoints = 2,
     max_bad_photo_share: MaxBadPhotoShare = 0.01,
+    track: Track = None,
 ) -> None:
     """Fine-tune a backbone on a manifest's listing photos. Repeat the same command to resume.
 
@@ -108,6 +113,7 @@ def train(
         teacher=teacher,
         overrides=set_ or [],
         seed=seed,
+        trackers=track or [],
         machine=machine,
     )
 
@@ -122,6 +128,7 @@ def distill(
     seed: Seed = None,
     workers: Workers = None,
     compile: Compile = None,
+    track: Track = None,
 ) -> None:
     """Train a smaller, faster model on the predictions of a large one, for the same photos cropped and mixed alike.
 
@@ -130,16 +137,17 @@ def distill(
 
     Example: listing-vision distill data/grocery/manifest.parquet --teacher bundles/large --run runs/student
     """
-    machine = {"num_workers": workers, "compile": compile}
-    _run_training(
+    train(
         manifest,
         run,
         recipe=recipe,
         taxonomy=taxonomy,
         teacher=teacher,
-        overrides=set_ or [],
+        set_=set_,
         seed=seed,
-        machine=machine,
+        workers=workers,
+        compile=compile,
+        track=track,
     )
 
 
@@ -152,6 +160,7 @@ def _run_training(
     teacher: Path | None,
     overrides: Sequence[str],
     seed: int | None,
+    trackers: Sequence[str],
     machine: Mapping[str, Any],
 ) -> None:
     with request_stop_on_signals() as stop_requested:
@@ -172,6 +181,7 @@ def _run_training(
             taxonomy=None if Path(manifest).is_dir() else load_taxonomy(manifest, taxonomy),
             teacher=teacher,
             machine=machine,
+            trackers=trackers,
             stop_requested=stop_requested,
         )
         for note in trainer.notes:

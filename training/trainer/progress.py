@@ -1,12 +1,12 @@
-"""Progress of a run: a progress bar or log lines, TensorBoard, and the time spent waiting for data."""
+"""Progress of a run: a progress bar or log lines, figures for the trackers, and the time spent waiting for data."""
 
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import TypeVar
 
 from training.recipe import Recipe, Stage
+from training.trackers import Trackers
 from vision.runtime.progress import Progress
 
 __all__ = ["RunProgress", "StepTimes", "TimeLeft", "compute_work"]
@@ -106,15 +106,9 @@ def compute_work(stage: Stage) -> float:
 class RunProgress:
     """Progress display of the first rank; disabled on the others."""
 
-    def __init__(self, folder: Path, left: TimeLeft, *, first_step: int, enabled: bool) -> None:
+    def __init__(self, trackers: Trackers, left: TimeLeft, *, first_step: int, enabled: bool) -> None:
         self._shown = Progress("training", left.num_steps, unit="step", done=first_step, enabled=enabled)
-        self._left = left
-        self._writer = None
-        if enabled:
-            from tensorboardX import SummaryWriter
-
-            # Drops what an interrupted run wrote about steps that are repeated.
-            self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
+        self._left, self._trackers = left, trackers
 
     def __enter__(self) -> "RunProgress":
         self._shown.__enter__()
@@ -122,8 +116,6 @@ class RunProgress:
 
     def __exit__(self, *_: object) -> None:
         self._shown.__exit__()
-        if self._writer:
-            self._writer.close()
 
     def on_step_end(
         self, step: int, *, loss: float | None, photos_per_s: float, data_wait_share: float, learning_rate: float
@@ -141,18 +133,17 @@ class RunProgress:
             f"{data_wait_share:.0%} waiting for data",
             seconds_left=self._left.estimate(step),
         )
-        if step % _EVERY_STEPS or loss is None or self._writer is None:
-            return
-        self._writer.add_scalar("train/loss", loss, step)
-        self._writer.add_scalar("train/learning_rate", learning_rate, step)
-        self._writer.add_scalar("speed/photos_per_s", photos_per_s, step)
-        self._writer.add_scalar("speed/data_wait_share", data_wait_share, step)
+        if step % _EVERY_STEPS == 0 and loss is not None:
+            figures = {
+                "train/loss": loss,
+                "train/learning_rate": learning_rate,
+                "speed/photos_per_s": photos_per_s,
+                "speed/data_wait_share": data_wait_share,
+            }
+            self._trackers.log(figures, step)
 
     def on_epoch_end(self, record: dict[str, float | None]) -> None:
         self._left.end_epoch()
-        if self._writer:
-            for name in ("loss", "val_leaf_top1", "val_brand_top1"):
-                value = record.get(name)
-                if value is not None:
-                    self._writer.add_scalar(f"epoch/{name}", value, int(record["step"] or 0))
-            self._writer.flush()
+        names = ("loss", "val_leaf_top1", "val_brand_top1")
+        figures = {f"epoch/{name}": value for name in names if (value := record.get(name)) is not None}
+        self._trackers.log(figures, int(record["step"] or 0))

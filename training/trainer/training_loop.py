@@ -4,7 +4,7 @@ import logging
 import math
 import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +17,7 @@ import vision
 from training.errors import LossNotFinite, RunError
 from training.recipe import Recipe
 from training.run import Run, list_differences
+from training.trackers import TensorBoard, Tracker, Trackers
 from training.trainer.bad_photos import BadPhotos
 from training.trainer.checkpoint import Checkpoint, find_latest_checkpoint, load_checkpoint, save_checkpoint
 from training.trainer.distillation import Teacher
@@ -63,10 +64,12 @@ class TrainingLoop:
         machine: Machine | None = None,
         ranks: Ranks | None = None,
         teacher: Path | None = None,
+        trackers: Sequence[Tracker] = (),
         stop_requested: threading.Event | None = None,
     ) -> None:
         """Args:
         teacher: bundle or finished run for recipes with a `distillation_weight`.
+        trackers: that get the run's figures, beside TensorBoard.
         stop_requested: set, by whoever, it does what `stop` does.
         """
         self._recipe, self._run = recipe, run
@@ -97,6 +100,7 @@ class TrainingLoop:
         )
         self._choice = WeightChoice(recipe.early_stopping_epochs)
         self._pending: deque[_PendingStep] = deque()
+        self._trackers = [TensorBoard(), *trackers] if self._ranks.is_first else []
         self._stop_requested = stop_requested or threading.Event()
         self._stopping = False
         self._val_features: Path | None = None
@@ -132,7 +136,7 @@ class TrainingLoop:
             return
         self._times = StepTimes()
         self._resume()
-        sampler = ResumableBatchSampler(
+        self._sampler = sampler = ResumableBatchSampler(
             self._train,
             self._train_labels,
             self._recipe,
@@ -141,17 +145,16 @@ class TrainingLoop:
             world_size=self._ranks.world_size,
             micro_batch=choose_micro_batch(self._machine, self.train_step.model, self._recipe, self._ranks),
         )
-        self._sampler = sampler
         self.train_step.start_schedule(sampler.num_steps)
-        with call_on_stop_signals(self.stop):
+        trackers = Trackers(self._trackers, self._run, first_step=self._step)
+        with call_on_stop_signals(self.stop), trackers:
             batches = self._create_batches()
             if not self._stopping:
                 self._times.skip()
                 left = TimeLeft(self._recipe, steps_per_epoch=sampler.steps_per_epoch)
-                with RunProgress(
-                    self._run.folder, left, first_step=self._step, enabled=self._ranks.is_first
-                ) as progress:
+                with RunProgress(trackers, left, first_step=self._step, enabled=self._ranks.is_first) as progress:
                     self._train_batches(batches, progress)
+            trackers.interrupted = self._stopping
         if not self._stopping:
             self._save()
             if self._ranks.is_first:
