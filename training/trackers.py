@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 
 RunEnd = Literal["finished", "interrupted", "failed"]
 _IDS_FILE = "trackers.json"
-"""Of a run's folder: its id with each service, under which a resumed run reports."""
+"""In the run's folder: its id with each service, under which a resumed run reports."""
 
 
 class Tracker(Protocol):
