@@ -1,10 +1,11 @@
-"""Kill a backfill job, its decoders and its Ray workers at random moments, twenty times; then verify its output.
+"""Kill a backfill job, its feeders, decoders and Ray workers at random moments, twenty times; then verify its output.
 
     python -m benchmarks.backfill_kills [--kills 20] [--listings 12000]
 
-SIGKILL goes in turn to the job's process, to one of its decode workers, to one of its Ray workers, and to the process
-of the same job on Ray. After each kill of the job the same command is started again, on the engine of that turn. Photos
-come over HTTP from a server that counts requests: those beyond one per photo are repeated work, read-ahead included.
+SIGKILL goes in turn to the job's process, to one of its feeders, to one of its decode workers, to one of its Ray
+workers, and to the process of the same job on Ray. After each kill of the job the same command is started again, on the
+engine of that turn. Photos come over HTTP from a server that counts requests: those beyond one per photo are repeated
+work, read-ahead included.
 """
 
 import contextlib
@@ -32,7 +33,12 @@ from training.data.synthetic import PRODUCTS, create_synthetic_photo
 FOLDER = BUILD / "backfill_kills"
 PHOTOS_PER_LISTING = 2
 LISTINGS_PER_SHARD = 200
-TURNS = ("job", "decoder", "ray_worker", "ray_job")
+TURNS = ("job", "feeder", "decoder", "ray_worker", "ray_job")
+PROCESS_NAMES = {
+    "feeder": b"vision.feeders.feeder",
+    "decoder": b"vision.decoding.fork_server",
+    "ray_worker": b"ray::_Worker",
+}
 KILL_AFTER_S = (1.0, 6.0)
 """Least and most seconds of work before a kill."""
 NUM_SYNTHETIC = 64
@@ -101,11 +107,10 @@ def find_victim(turn: str, pid: int) -> int | None:
     """Wait for a process to kill and return its pid."""
     if turn in ("job", "ray_job"):
         return pid
-    wanted = b"vision.decoding.fork_server" if turn == "decoder" else b"ray::_Worker"
     found = []
     for member in list_process_tree([pid]):
         with contextlib.suppress(OSError):
-            if wanted in Path(f"/proc/{member}/cmdline").read_bytes():
+            if PROCESS_NAMES[turn] in Path(f"/proc/{member}/cmdline").read_bytes():
                 found.append(member)
     return random.choice(found) if found else None
 

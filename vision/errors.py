@@ -5,6 +5,7 @@
 ListingVisionError
 ├── TaxonomyError                 a taxonomy file that contradicts itself
 ├── ManifestError                 rows of a listing manifest that cannot be used
+├── FeederError                   a process that reads and decodes photos ends again and again
 ├── BundleError                   a model bundle that is incomplete or altered
 ├── DeviceDecoderUnavailable  a device that has no JPEG decoder
 ├── EngineError
@@ -35,6 +36,7 @@ __all__ = [
     "EngineBusy",
     "EngineError",
     "EngineUnavailable",
+    "FeederError",
     "ListingVisionError",
     "ManifestError",
     "PhotoDecoderCrashed",
@@ -162,3 +164,7 @@ class PhotoServiceBusy(PhotoError):
     """The machine had no time to decode the photo; a retry may succeed."""
 
     reason = "PHOTO_SERVICE_BUSY"
+
+
+class FeederError(ListingVisionError):
+    pass

@@ -13,12 +13,11 @@ import numpy.typing as npt
 import torch
 
 from benchmarks.gpu.network import Network
-from serving.backfill.local_engine import create_decoder
-from serving.backfill.pipeline import Pipeline, WaitTimes
+from serving.backfill.pipeline import Pipeline, Task, WaitTimes
 from serving.backfill.plan import ShardPhotos
 from vision.bundle import Bundle
 from vision.engine import Logits
-from vision.feeders.photo_reader import PhotoReader
+from vision.feeders.pool import FeederPool, plan_feeders
 from vision.images.gpu_decoding import DeviceDecoder, find_plain_crop
 
 __all__ = ["classify_on_cpu", "classify_on_gpu", "decode_on_cpu", "decode_on_gpu", "measure_rate", "repeat_paths"]
@@ -50,7 +49,6 @@ def classify_on_cpu(
     bundle: Bundle, run: Network | None, device: torch.device, paths: list[Path], batch: int
 ) -> npt.NDArray[np.int64]:
     """Return the likeliest leaf of each photo through the backfill pipeline; zeros without a network."""
-    stop = threading.Event()
     nothing = np.zeros((batch, 1), np.float32)
 
     def infer(photos_nhwc: npt.NDArray[np.uint8]) -> Logits:
@@ -58,14 +56,17 @@ def classify_on_cpu(
             return Logits(*(nothing[: len(photos_nhwc)],) * 3)
         return Logits(*(part.float().cpu().numpy() for part in run(torch.tensor(photos_nhwc, device=device))))
 
-    decoders = [create_decoder(bundle, isolate=True) for _ in os.sched_getaffinity(0)]
+    num_cores, threads = len(os.sched_getaffinity(0)), 2
+    feeders: FeederPool[Task] = FeederPool(
+        plan_feeders(bundle.info.preprocessing, num_decoders=num_cores, slab_photos=batch, num_taken=threads)
+    )
     pipeline = Pipeline(
-        PhotoReader("", stop=stop),
-        decoders,
+        feeders,
         infer,
-        num_infer_threads=2,
+        num_infer_threads=threads,
+        slab_photos=batch,
         max_batch_size=batch,
-        stop=stop,
+        stop=threading.Event(),
         wait_times=WaitTimes(),
     )
     names = [str(path) for path in paths]
@@ -74,9 +75,9 @@ def classify_on_cpu(
         for at in range(0, len(names), PHOTOS_PER_SHARD)
         if (some := names[at : at + PHOTOS_PER_SHARD])
     )
-    leaves = {done.shard.number: done.logits.category.argmax(axis=1) for done in pipeline.run(shards)}
-    for decoder in decoders:
-        decoder.close()
+    leaves = {done.shard.number: done.logits.category.argmax(axis=1) for done in pipeline.run(shards, base_url="")}
+    pipeline.close()
+    feeders.close()
     return np.concatenate([leaves[number] for number in sorted(leaves)])
 
 

@@ -1,9 +1,8 @@
 """The interface of engines, which classify the shards of a backfill, and the engine of this process."""
 
-import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -11,24 +10,21 @@ import numpy.typing as npt
 
 from serving.backfill.job import Job, ModelVersions
 from serving.backfill.output import ShardTables, decide_shard
-from serving.backfill.pipeline import PhotoDecoder, Pipeline, WaitTimes
+from serving.backfill.pipeline import Pipeline, Task, WaitTimes
 from serving.backfill.plan import ShardPhotos
 from serving.errors import BackfillError
 from vision.bundle import ONNX_ON_CPU, Bundle
-from vision.decoding.fork_client import MAX_MEMORY_BYTES, Decoder, ForkServer, InlineDecoder
-from vision.decoding.fork_server import DecodeSettings
-from vision.decoding.time_limits import TimeLimits
 from vision.engine import Logits, OnnxEngine
-from vision.errors import EngineError
-from vision.feeders.photo_reader import PhotoReader
-from vision.images import PhotoLimits
+from vision.errors import EngineError, FeederError
+from vision.feeders.pool import FeederPool, plan_feeders
+from vision.photo_files import PHOTO_TIMEOUT_S
 from vision.runtime.cpus import count_usable_cores
 
-__all__ = ["BackfillEngine", "LogitsEngine", "ShardResult", "create_decoder", "create_local_engine"]
+__all__ = ["BackfillEngine", "EngineOptions", "LogitsEngine", "ShardResult", "create_local_engine"]
 
 GPU_BATCH_SIZE = 128
-DECODE_LIMITS = TimeLimits(wall_s=60.0)
-"""A backfill has time to wait for a busy machine; the CPU time of a photo is that of the service."""
+MIN_SLAB_PHOTOS = 8
+"""Photos that go from a feeder to the model together, where the model's batches are smaller."""
 
 
 class ShardResult(NamedTuple):
@@ -37,11 +33,23 @@ class ShardResult(NamedTuple):
     seconds: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """What every engine is told."""
+
+    stop: threading.Event = field(default_factory=threading.Event)
+    """When set, the engine ends as soon as it can; open shards are lost."""
+    isolate: bool = True
+    """Whether photos are decoded in processes of their own, which a photo may crash."""
+    photo_timeout_s: float = PHOTO_TIMEOUT_S
+    """How long a server may take for a photo, all attempts together."""
+
+
 class BackfillEngine(Protocol):
     versions: ModelVersions
     wait_times: WaitTimes
 
-    def classify(self, job: Job, shards: Iterable[ShardPhotos], reader: PhotoReader) -> Iterator[ShardResult]:
+    def classify(self, job: Job, shards: Iterable[ShardPhotos]) -> Iterator[ShardResult]:
         """Yield each shard once it is classified, in any order.
 
         Raises:
@@ -52,34 +60,19 @@ class BackfillEngine(Protocol):
     def close(self) -> None: ...
 
 
-def create_decoder(bundle: Bundle, *, isolate: bool) -> PhotoDecoder:
-    """Return a decoder in a process that a photo may crash or hang; unless isolated, one in this process."""
-    settings = DecodeSettings(
-        preprocessing=bundle.info.preprocessing, limits=PhotoLimits(), max_memory_bytes=MAX_MEMORY_BYTES
-    )
-    if not isolate:
-        return InlineDecoder(settings)
-    return Decoder(
-        ForkServer(settings, [sys.executable], path=Path(__file__).resolve().parents[2]),
-        settings,
-        time_limits=DECODE_LIMITS,
-    )
-
-
 class LogitsEngine:
-    """Decodes and decides in this process; a function computes the logits."""
+    """Has photos decoded by feeders and decides in this process; a function computes the logits."""
 
     def __init__(
         self,
         bundle: Bundle,
         infer: Callable[[npt.NDArray[np.uint8]], Logits],
+        options: EngineOptions,
         *,
         backend: str,
         num_decoders: int,
         num_infer_threads: int,
         max_batch_size: int,
-        stop: threading.Event,
-        isolate: bool = True,
         verify_model: Callable[[], None] = lambda: None,
         close: Callable[[], None] = lambda: None,
     ) -> None:
@@ -89,41 +82,52 @@ class LogitsEngine:
         self.versions = ModelVersions.from_bundle(bundle, backend)
         self.wait_times = WaitTimes()
         self._bundle = bundle.for_backend(backend)
-        self._infer = infer
-        self._num_infer_threads = num_infer_threads
-        self._max_batch_size = max_batch_size
-        self._stop = stop
         self._verify_model = verify_model
         self._close = close
-        self._decoders = [create_decoder(bundle, isolate=isolate) for _ in range(num_decoders)]
-
-    def classify(self, job: Job, shards: Iterable[ShardPhotos], reader: PhotoReader) -> Iterator[ShardResult]:
-        pipeline = Pipeline(
-            reader,
-            self._decoders,
-            self._infer,
-            num_infer_threads=self._num_infer_threads,
-            max_batch_size=self._max_batch_size,
-            stop=self._stop,
+        slab_photos = max(max_batch_size, MIN_SLAB_PHOTOS)
+        self._feeders: FeederPool[Task] = FeederPool(
+            plan_feeders(
+                bundle.info.preprocessing,
+                num_decoders=num_decoders,
+                slab_photos=slab_photos,
+                num_taken=num_infer_threads,
+                isolate=options.isolate,
+                photo_timeout_s=options.photo_timeout_s,
+            )
+        )
+        self._pipeline = Pipeline(
+            self._feeders,
+            infer,
+            num_infer_threads=num_infer_threads,
+            slab_photos=slab_photos,
+            max_batch_size=max_batch_size,
+            stop=options.stop,
             wait_times=self.wait_times,
         )
+
+    def classify(self, job: Job, shards: Iterable[ShardPhotos]) -> Iterator[ShardResult]:
+        """Yield each shard once it is classified, in any order; safe to call from many threads.
+
+        Raises:
+            BackfillError: the model fails, or photos cannot be decoded.
+        """
         try:
-            for done in pipeline.run(shards):
+            for done in self._pipeline.run(shards, base_url=job.base_url):
                 self._verify_model()
                 rows = decide_shard(job, self._bundle, done.shard, done.logits, done.failures)
                 yield ShardResult(done.shard, rows, done.seconds)
         except EngineError as error:
             raise BackfillError(f"the model fails: {error}; rerun the same command to resume") from error
+        except FeederError as error:
+            raise BackfillError(f"photos cannot be decoded: {error}; rerun the same command to resume") from error
 
     def close(self) -> None:
-        for decoder in self._decoders:
-            decoder.close()
+        self._pipeline.close()
+        self._feeders.close()
         self._close()
 
 
-def create_local_engine(
-    bundle: Bundle, *, stop: threading.Event, num_cores: int | None = None, isolate: bool = True
-) -> LogitsEngine:
+def create_local_engine(bundle: Bundle, options: EngineOptions, *, num_cores: int | None = None) -> LogitsEngine:
     """Return an engine with ONNX Runtime in this process: batches on a GPU, else one photo and one thread per core.
 
     On a CPU a batch is slower per photo than single photos, since its activations leave the cache.
@@ -134,10 +138,9 @@ def create_local_engine(
     return LogitsEngine(
         bundle,
         engine.infer,
+        options,
         backend=engine.backend,
         num_decoders=cores,
         num_infer_threads=cores if on_cpu else 2,
         max_batch_size=1 if on_cpu else GPU_BATCH_SIZE,
-        stop=stop,
-        isolate=isolate,
     )

@@ -21,7 +21,7 @@ from listing_vision_client.errors import ErrorDetails
 from listing_vision_client.results import ListingSuggestion, ModelVersion, PhotoError
 from serving.api.limits import MAX_ALTERNATIVES, MAX_LISTING_ID_CHARS, MAX_PHOTOS, REQUEST_LIMIT_BYTES
 from serving.backfill.job import Job, ModelVersions
-from serving.backfill.local_engine import BackfillEngine, LogitsEngine, ShardResult
+from serving.backfill.local_engine import BackfillEngine, EngineOptions, LogitsEngine, ShardResult
 from serving.backfill.output import build_suggestion, build_tables
 from serving.backfill.pipeline import WaitTimes
 from serving.backfill.plan import ShardPhotos
@@ -71,7 +71,7 @@ class RateLimiter:
 
 
 def create_remote_engine(
-    address: str, bundle: Bundle, *, photos_per_s: float | None, stop: threading.Event, isolate: bool = True
+    address: str, bundle: Bundle, options: EngineOptions, *, photos_per_s: float | None
 ) -> BackfillEngine:
     """Return an engine that calls the gateway or the Triton at HOST:PORT, whichever it is.
 
@@ -81,11 +81,11 @@ def create_remote_engine(
     client = ListingVisionClient(address, Access.from_environment(), call_hook=client_span)
     limit = RateLimiter(photos_per_s)
     try:
-        return GatewayEngine(address, client, bundle, limit, stop=stop)
+        return GatewayEngine(address, client, bundle, limit, options)
     except CallFailed as failed:
         client.close()
         if failed.code == grpc.StatusCode.UNIMPLEMENTED:
-            return _create_triton_engine(address, bundle, limit, stop=stop, isolate=isolate)
+            return _create_triton_engine(address, bundle, limit, options)
         raise BackfillError(f"--target {address}: {failed}") from failed
     except BaseException:
         client.close()
@@ -96,7 +96,7 @@ class GatewayEngine:
     """Sends whole listings; decoding, model and decision are the gateway's."""
 
     def __init__(
-        self, address: str, client: ListingVisionClient, bundle: Bundle, limit: RateLimiter, *, stop: threading.Event
+        self, address: str, client: ListingVisionClient, bundle: Bundle, limit: RateLimiter, options: EngineOptions
     ) -> None:
         """Args:
         client: closed with the engine.
@@ -110,7 +110,8 @@ class GatewayEngine:
         self._address = address
         self._client = client
         self._limit = limit
-        self._stop = stop
+        self._options = options
+        self._stop = options.stop
         self._unavailable = threading.Event()
         """Set once a listing has waited for as long as it may, so that the others do not wait again."""
         wanted = ModelVersions.from_bundle(bundle, self.versions.backend)
@@ -119,11 +120,12 @@ class GatewayEngine:
             if here != there:
                 raise BackfillError(f"the gateway at {address} serves another model: {name} {there}, --model {here}")
 
-    def classify(self, job: Job, shards: Iterable[ShardPhotos], reader: PhotoReader) -> Iterator[ShardResult]:
+    def classify(self, job: Job, shards: Iterable[ShardPhotos]) -> Iterator[ShardResult]:
         if job.top_k > MAX_ALTERNATIVES:
             raise BackfillError(f"--top-k {job.top_k}: a gateway returns {MAX_ALTERNATIVES} at most")
         if job.embedding:
             raise BackfillError("--embedding is not written through a gateway; leave it out, or leave --target out")
+        reader = PhotoReader(job.base_url, stop=self._stop, timeout_s=self._options.photo_timeout_s)
         with ThreadPoolExecutor(MAX_CONCURRENT_LISTINGS, thread_name_prefix="listing") as pool:
             pending: list[tuple[ShardPhotos, float, list[Future[_ListingResult]]]] = []
             submitted: list[Future[_ListingResult]] = []
@@ -345,13 +347,11 @@ class _EventLoopThread:
         self._loop.close()
 
 
-def _create_triton_engine(
-    address: str, bundle: Bundle, limit: RateLimiter, *, stop: threading.Event, isolate: bool
-) -> LogitsEngine:
+def _create_triton_engine(address: str, bundle: Bundle, limit: RateLimiter, options: EngineOptions) -> LogitsEngine:
     loop = _EventLoopThread()
 
     async def connect() -> tuple[TritonEngine, str]:
-        # The pipeline decodes: logits are those of pixels, and so are the certified thresholds.
+        # Feeders decode: logits are those of pixels, and so are the certified thresholds.
         access = TritonAccess.from_environment()
         engine = TritonEngine(address, allow_decoding=False, access=access, priority=BACKFILL_PRIORITY)
         await wait_for_golden_photos(engine, bundle)
@@ -366,12 +366,12 @@ def _create_triton_engine(
         raise
 
     def call(photos_nhwc: npt.NDArray[np.uint8]) -> Logits:
-        limit.wait(len(photos_nhwc), stop)
+        limit.wait(len(photos_nhwc), options.stop)
         return loop.run(engine.infer(photos_nhwc, with_embedding=True))
 
     def infer(photos_nhwc: npt.NDArray[np.uint8]) -> Logits:
         is_retryable = tenacity.retry_if_exception_type((EngineUnavailable, EngineBusy))
-        return _create_retry_policy(is_retryable, stop)(call, photos_nhwc)
+        return _create_retry_policy(is_retryable, options.stop)(call, photos_nhwc)
 
     def verify_model() -> None:
         # An overloaded or unavailable Triton has not replaced its model; the next check finds out.
@@ -385,12 +385,11 @@ def _create_triton_engine(
     return LogitsEngine(
         bundle,
         infer,
+        options,
         backend=backend or UNKNOWN_BACKEND,
         num_decoders=NUM_DECODERS,
         num_infer_threads=MAX_CONCURRENT_LISTINGS,
         max_batch_size=1,
-        stop=stop,
-        isolate=isolate,
         verify_model=verify_model,
         close=close,
     )

@@ -24,8 +24,6 @@ from serving.backfill.progress import Progress
 from serving.backfill.shutdown import HOW_TO_RESUME, GracefulShutdown, Interrupted
 from serving.errors import BackfillError
 from serving.storage import Store
-from vision.feeders.photo_reader import PhotoReader
-from vision.photo_files import PHOTO_TIMEOUT_S
 
 __all__ = ["BackfillRequest", "commit_shard", "open_or_create_job", "retry", "run", "write_success_file"]
 
@@ -110,7 +108,6 @@ def run(
     *,
     max_error_share: float,
     shutdown: GracefulShutdown,
-    photo_timeout_s: float = PHOTO_TIMEOUT_S,
     notify: Callable[[str], None] = lambda _: None,
     registry: prometheus_client.CollectorRegistry | None = None,
 ) -> Progress:
@@ -138,10 +135,9 @@ def run(
         registry=registry,
     )
     error_budget = ErrorBudget(max_error_share, job.num_photos)
-    reader = PhotoReader(job.base_url, stop=shutdown.abort, timeout_s=photo_timeout_s)
     wanted = shutdown.take_until_stopped(map(shards.read, remaining))
     try:
-        for result in shutdown.raise_interrupted(engine.classify(job, wanted, reader)):
+        for result in shutdown.raise_interrupted(engine.classify(job, wanted)):
             error_budget.check(result.rows, len(result.shard.photos))
             began_s = time.monotonic()
             entry = commit_shard(store, ledger, result)
@@ -162,7 +158,6 @@ def retry(
     reasons: Sequence[str],
     max_error_share: float,
     shutdown: GracefulShutdown,
-    photo_timeout_s: float = PHOTO_TIMEOUT_S,
 ) -> Mapping[str, int]:
     """Classify again the listings that have dead letters; return counts of listings and photos.
 
@@ -176,7 +171,6 @@ def retry(
     ledger.recover()
     entries = {entry.shard: entry for entry in ledger.entries() if _has_any_reason(entry.errors, reasons)}
     shards = ShardReader(store)
-    reader = PhotoReader(job.base_url, stop=shutdown.abort, timeout_s=photo_timeout_s)
     counted: Counter[str] = Counter()
 
     def read_failed_listings() -> Iterator[ShardPhotos]:
@@ -191,7 +185,7 @@ def retry(
     # Its checksums are those of files that are about to be replaced.
     store.remove(SUCCESS_PATH)
     wanted = shutdown.take_until_stopped(read_failed_listings())
-    for result in shutdown.raise_interrupted(engine.classify(job, wanted, reader)):
+    for result in shutdown.raise_interrupted(engine.classify(job, wanted)):
         error_budget.check(result.rows, len(result.shard.photos))
         old = entries[result.shard.number]
         counted["listings"] += len(result.shard.listing_ids)

@@ -1,6 +1,5 @@
 """The verbs of `backfill`: run, retry, status, verify, diff."""
 
-import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,7 @@ from serving.config import RequireSignature
 from vision.runtime.cli import create_cli_app
 
 if TYPE_CHECKING:
-    from serving.backfill.local_engine import BackfillEngine
+    from serving.backfill.local_engine import BackfillEngine, EngineOptions
     from serving.backfill.shutdown import GracefulShutdown
     from vision.bundle import Bundle
 
@@ -75,6 +74,7 @@ def run(
     """
     from serving.backfill import inspection
     from serving.backfill.job import LOCK_PATH
+    from serving.backfill.local_engine import EngineOptions
     from serving.backfill.progress import serve_metrics
     from serving.backfill.run import BackfillRequest, open_or_create_job
     from serving.backfill.run import run as run_job
@@ -86,6 +86,7 @@ def run(
     _check_flags(is_on_ray=is_on_ray, target=target, cores=cores, rate=rate)
     registry = None if metrics_port is None else serve_metrics(metrics_port)
     store, shutdown = Store(output), GracefulShutdown()
+    options = EngineOptions(stop=shutdown.abort, isolate=isolate, photo_timeout_s=photo_timeout_s)
     request = BackfillRequest(
         manifest=manifest,
         listings_per_shard=listings_per_shard,
@@ -98,10 +99,11 @@ def run(
         if is_on_ray:
             from serving.backfill.ray_engine import create_ray_engine
 
-            create = functools.partial(create_ray_engine, photo_timeout_s=photo_timeout_s, public_key=require_signature)
-            engine: BackfillEngine = create(model, address=ray_address, isolate=isolate, stop=shutdown.abort)
+            engine: BackfillEngine = create_ray_engine(
+                model, options, address=ray_address, public_key=require_signature
+            )
         else:
-            engine = _create_engine(bundle, shutdown, target=target, rate=rate, cores=cores, isolate=isolate)
+            engine = _create_engine(bundle, options, target=target, rate=rate, cores=cores)
         try:
             job = open_or_create_job(store, request, engine, typer.echo)
             typer.echo(f"{job.num_listings} listings, {job.num_photos} photos, {job.num_shards} shards")
@@ -111,7 +113,6 @@ def run(
                 engine,
                 max_error_share=max_error_share,
                 shutdown=shutdown,
-                photo_timeout_s=photo_timeout_s,
                 notify=typer.echo,
                 registry=registry,
             )
@@ -142,16 +143,18 @@ def retry(
     Example: listing-vision backfill retry backfills/2026-11 --model bundles/grocery --reason PHOTO_READ_FAILED
     """
     from serving.backfill.job import LOCK_PATH, read_job
+    from serving.backfill.local_engine import EngineOptions
     from serving.backfill.run import retry as retry_job
     from serving.backfill.shutdown import GracefulShutdown
     from serving.storage import Store
     from vision.bundle import load_bundle
 
     store, shutdown = Store(output), GracefulShutdown()
+    options = EngineOptions(stop=shutdown.abort, isolate=isolate, photo_timeout_s=photo_timeout_s)
     job = read_job(store)
     with _exit_when_interrupted(shutdown), store.lock(LOCK_PATH):
         bundle = load_bundle(model, public_key=require_signature)
-        engine = _create_engine(bundle, shutdown, target=target, rate=rate, cores=cores, isolate=isolate)
+        engine = _create_engine(bundle, options, target=target, rate=rate, cores=cores)
         try:
             job.require_match({"model": engine.versions})
             found = retry_job(
@@ -161,7 +164,6 @@ def retry(
                 reasons=reason or (),
                 max_error_share=max_error_share,
                 shutdown=shutdown,
-                photo_timeout_s=photo_timeout_s,
             )
         finally:
             engine.close()
@@ -225,22 +227,15 @@ def _check_flags(*, is_on_ray: bool, target: str | None, cores: int | None, rate
 
 
 def _create_engine(
-    bundle: "Bundle",
-    shutdown: "GracefulShutdown",
-    *,
-    target: str | None,
-    rate: float | None,
-    cores: int | None,
-    isolate: bool,
+    bundle: "Bundle", options: "EngineOptions", *, target: str | None, rate: float | None, cores: int | None
 ) -> "BackfillEngine":
     from serving.backfill.local_engine import create_local_engine
 
-    stop = shutdown.abort
     if not target:
-        return create_local_engine(bundle, stop=stop, num_cores=cores, isolate=isolate)
+        return create_local_engine(bundle, options, num_cores=cores)
     from serving.backfill.remote_engine import create_remote_engine
 
-    return create_remote_engine(target, bundle, photos_per_s=rate, stop=stop, isolate=isolate)
+    return create_remote_engine(target, bundle, options, photos_per_s=rate)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import pytest
 
 from serving.backfill.job import LOCK_PATH
 from serving.backfill.ledger import Ledger
-from serving.backfill.local_engine import create_local_engine
+from serving.backfill.local_engine import EngineOptions, create_local_engine
 from serving.backfill.run import BackfillRequest, open_or_create_job, run
 from serving.backfill.shutdown import GracefulShutdown
 from serving.storage import Store
@@ -50,7 +50,7 @@ def create_request(market: Path, **changed) -> BackfillRequest:
 def run_backfill(bundle, market: Path, output: Path, *, max_error_share=1.0, isolate=False, shutdown=None, **changed):
     """Run a job to its end in this process; return its store."""
     store, shutdown = Store(str(output)), shutdown or GracefulShutdown()
-    engine = create_local_engine(bundle, stop=shutdown.abort, isolate=isolate)
+    engine = create_local_engine(bundle, EngineOptions(stop=shutdown.abort, isolate=isolate), num_cores=1)
     try:
         with store.lock(LOCK_PATH):
             job = open_or_create_job(store, create_request(market, **changed), engine, lambda _: None)

@@ -14,7 +14,7 @@ from listing_vision_client.errors import ErrorDetails
 from listing_vision_client.results import PhotoError, PhotoResult
 from serving.backfill import inspection
 from serving.backfill.job import LOCK_PATH, Job
-from serving.backfill.local_engine import create_local_engine
+from serving.backfill.local_engine import EngineOptions, create_local_engine
 from serving.backfill.plan import ShardPhotos
 from serving.backfill.remote_engine import GatewayEngine, RateLimiter, create_remote_engine
 from serving.backfill.run import open_or_create_job, run
@@ -30,12 +30,11 @@ from tests.support.backfill import (
     run_backfill,
 )
 from vision.bundle import load_bundle
-from vision.feeders.photo_reader import PhotoReader
 
 
 def backfill_remote(address, bundle, market, output, **changed):
     store, shutdown = Store(str(output)), GracefulShutdown()
-    engine = create_remote_engine(address, bundle, photos_per_s=None, stop=shutdown.abort, isolate=False)
+    engine = create_remote_engine(address, bundle, EngineOptions(stop=shutdown.abort, isolate=False), photos_per_s=None)
     try:
         with store.lock(LOCK_PATH):
             job = open_or_create_job(store, create_request(market, **changed), engine, lambda _: None)
@@ -82,7 +81,7 @@ def test_a_triton_whose_model_was_replaced_ends_the_job(bundle, market, tmp_path
     address = re.findall(r"Triton \(pid \d+\) answers at (\S+)", served.log)[-1]
     ours = load_bundle(bundle.folder)
     store, shutdown = Store(str(tmp_path / "out")), GracefulShutdown()
-    engine = create_remote_engine(address, ours, photos_per_s=None, stop=shutdown.abort, isolate=False)
+    engine = create_remote_engine(address, ours, EngineOptions(stop=shutdown.abort, isolate=False), photos_per_s=None)
     try:
         job = open_or_create_job(store, create_request(market), engine, lambda _: None)
         # As if the served model had been replaced since.
@@ -98,7 +97,7 @@ def test_a_gateway_with_another_model_is_refused(bundle, served):
     other = load_bundle(bundle.folder)
     object.__setattr__(other.info, "model_version", "another")
     with pytest.raises(BackfillError, match="serves another model: version"):
-        create_remote_engine(served.address, other, photos_per_s=None, stop=threading.Event())
+        create_remote_engine(served.address, other, EngineOptions(), photos_per_s=None)
 
 
 def test_no_embeddings_are_written_through_a_gateway(bundle, market, tmp_path, served):
@@ -126,7 +125,7 @@ class FlakyClient(ListingVisionClient):
 
 def backfill_through(client, address, bundle, market, output):
     store, shutdown = Store(str(output)), GracefulShutdown()
-    engine = GatewayEngine(address, client, bundle, RateLimiter(None), stop=shutdown.abort)
+    engine = GatewayEngine(address, client, bundle, RateLimiter(None), EngineOptions(stop=shutdown.abort))
     try:
         job = open_or_create_job(store, create_request(market), engine, lambda _: None)
         run(store, job, engine, max_error_share=0.0, shutdown=shutdown)
@@ -205,7 +204,7 @@ def test_a_gateway_that_stays_unavailable_ends_the_job(bundle, market, tmp_path,
     assert 0.3 < time.monotonic() - began_s < 5
 
 
-def test_pauses_between_calls_double_and_are_drawn(bundle, served):
+def test_pauses_between_calls_double_and_are_drawn(bundle, served, tmp_path):
     pauses_s = []
 
     class Recording(threading.Event):
@@ -217,8 +216,10 @@ def test_pauses_between_calls_double_and_are_drawn(bundle, served):
 
     stop = Recording()
     client = FlakyClient(served.address, [(grpc.StatusCode.UNAVAILABLE, "")] * 10_000)
-    engine = GatewayEngine(served.address, client, bundle, RateLimiter(None), stop=stop)
-    shard = ShardPhotos(number=0, listing_ids=["a"], photos=["0"], groups=np.zeros(1, np.int64))
+    engine = GatewayEngine(served.address, client, bundle, RateLimiter(None), EngineOptions(stop=stop))
+    photo = tmp_path / "0.jpg"
+    photo.write_bytes(b"a photo")
+    shard = ShardPhotos(number=0, listing_ids=["a"], photos=[str(photo)], groups=np.zeros(1, np.int64))
     job = Job(
         manifest="m",
         manifest_sha256="",
@@ -232,12 +233,8 @@ def test_pauses_between_calls_double_and_are_drawn(bundle, served):
         num_shards=1,
     )
 
-    class Reader(PhotoReader):
-        def read(self, photo):
-            return b"a photo"
-
     with pytest.raises(BackfillError, match="unavailable"):
-        list(engine.classify(job, [shard], Reader("", stop=stop)))
+        list(engine.classify(job, [shard]))
     engine.close()
     for pause_s, wanted_s in zip(pauses_s, [0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10, 10], strict=True):
         assert 0.5 * wanted_s <= pause_s <= 1.5 * wanted_s
@@ -268,9 +265,8 @@ def test_a_rate_limit_spreads_photos_and_saves_nothing_up():
 
 
 def test_engines_name_their_backend(bundle, served):
-    stop = threading.Event()
-    here = create_local_engine(bundle, stop=stop, isolate=False)
-    there = create_remote_engine(served.address, bundle, photos_per_s=None, stop=stop)
+    here = create_local_engine(bundle, EngineOptions(isolate=False))
+    there = create_remote_engine(served.address, bundle, EngineOptions(), photos_per_s=None)
     assert here.versions.backend == "onnxruntime-cpu"
     assert there.versions.backend == "gateway"
     assert here.versions.version == there.versions.version == bundle.info.model_version

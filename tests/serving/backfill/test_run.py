@@ -1,8 +1,11 @@
 """Whole jobs with the real model in this process: complete, exact, restartable."""
 
 import json
+import os
+import signal
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pyarrow.parquet
 import pytest
@@ -12,7 +15,7 @@ from listing_vision_client.protocol import listing_vision_pb2 as pb
 from serving.backfill import inspection
 from serving.backfill.job import read_job
 from serving.backfill.ledger import Ledger
-from serving.backfill.local_engine import create_local_engine
+from serving.backfill.local_engine import EngineOptions, create_local_engine
 from serving.backfill.run import open_or_create_job, retry
 from serving.backfill.shutdown import GracefulShutdown, Interrupted
 from serving.errors import BackfillError
@@ -36,7 +39,7 @@ def test_files_of_several_folders_are_one_manifest_if_their_photos_are_absolute(
         (market / f"{number}").mkdir()
         write_manifest(market / f"{number}" / "rows.CSV", rows[number::2])
     request = replace(create_request(market), manifest=str(market / "[01]*" / "*.CSV"))
-    engine = create_local_engine(bundle, stop=GracefulShutdown().abort, isolate=False)
+    engine = create_local_engine(bundle, EngineOptions(isolate=False))
     job = open_or_create_job(Store(str(tmp_path / "out")), request, engine, lambda _: None)
     assert (job.base_url, job.num_photos) == ("", len(rows))
     assert open_or_create_job(Store(str(tmp_path / "out")), request, engine, lambda _: None) == job
@@ -110,7 +113,7 @@ def test_another_input_or_model_is_refused(bundle, market, tmp_path):
     with pytest.raises(BackfillError, match="manifest_sha256"):
         run_backfill(bundle, market, tmp_path / "out")
     write_manifest(market / "manifest.csv", rows)
-    engine = create_local_engine(bundle, stop=GracefulShutdown().abort, isolate=False)
+    engine = create_local_engine(bundle, EngineOptions(isolate=False))
     engine.versions = type(engine.versions)(**{**vars(engine.versions), "version": "another"})
     with pytest.raises(BackfillError, match="version another"):
         open_or_create_job(Store(str(tmp_path / "out")), create_request(market), engine, lambda _: None)
@@ -156,7 +159,7 @@ def test_a_retry_classifies_the_listings_of_dead_letters_alone(bundle, market, t
     store = run_backfill(bundle, market, tmp_path / "out")
     before = read_suggestions(store)
     photos[lost][0].write_bytes(kept)
-    engine, shutdown = create_local_engine(bundle, stop=GracefulShutdown().abort, isolate=False), GracefulShutdown()
+    engine, shutdown = create_local_engine(bundle, EngineOptions(isolate=False)), GracefulShutdown()
     options = {"max_error_share": 1.0, "shutdown": shutdown}
     job = read_job(store)
     # The photo of that reason is still broken, and the missing one stays among the dead letters.
@@ -183,7 +186,7 @@ def test_an_outage_during_a_retry_loses_no_good_row(bundle, market, tmp_path):
     before = read_suggestions(store)
     for photo in photos[several[0]][1:]:
         photo.unlink()
-    engine = create_local_engine(bundle, stop=GracefulShutdown().abort, isolate=False)
+    engine = create_local_engine(bundle, EngineOptions(isolate=False))
     found = retry(store, read_job(store), engine, reasons=[], max_error_share=1.0, shutdown=GracefulShutdown())
     engine.close()
     assert found["photos_recovered"] == 0
@@ -225,6 +228,25 @@ def test_too_many_errors_stop_the_job_and_it_resumes_once_they_are_fixed(bundle,
     assert [entry for entry in Ledger(store).entries() if entry in before] == before
     assert read_dead_letters(store) == []
     assert inspection.verify(store).is_valid
+
+
+def test_killed_feeders_cost_nothing(bundle, market, tmp_path, monkeypatch):
+    before = read_suggestions(run_backfill(bundle, market, tmp_path / "before"))
+    real, killed = sys.modules["serving.backfill.run"].commit_shard, []
+
+    def kill_and_commit(*arguments):
+        children = " ".join(path.read_text() for path in Path("/proc/self/task").glob("*/children")).split()
+        for pid in children:
+            if len(killed) < 2 and b"vision.feeders.feeder" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                os.kill(int(pid), signal.SIGKILL)
+                killed.append(pid)
+        return real(*arguments)
+
+    monkeypatch.setattr("serving.backfill.run.commit_shard", kill_and_commit)
+    store = run_backfill(bundle, market, tmp_path / "out", isolate=True)
+    assert len(killed) == 2
+    assert inspection.verify(store).is_valid
+    assert read_suggestions(store) == before
 
 
 def test_a_job_that_is_stopped_can_be_resumed(bundle, market, tmp_path, monkeypatch):
