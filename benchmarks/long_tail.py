@@ -1,11 +1,11 @@
 """Compare what recipes offer for classes of unequal size: drawn photos of 1,000 leaves at 100:1.
 
-    python -m benchmarks.long_tail [--seeds 0 1 2] [--leaves 1000] [--most 100] [--least 1] [--epochs 20]
+    python -m benchmarks.long_tail [--seeds 0 1 2] [--leaves 1000] [--most 100] [--least 1] [--epochs 10]
 
 A leaf is a shape, a colour and a mark. The most frequent has `--most` training photos and the rarest `--least`, the
 others fall exponentially between them (Cui et al., CVPR 2019, section 5.1); a seed draws other photos, other leaves as
-the rare ones, and other weights. Heads are trained on frozen ImageNet features (`linear_probe`). Nothing was chosen on
-the test split, which has ten photos of each leaf.
+the rare ones, and other weights. Heads are trained on frozen ImageNet features (`linear_probe`), as long as val
+improves. Nothing was chosen on the test split, which has ten photos of each leaf. Interrupted, the command resumes.
 
 Two ways to score: as an exported model does, with the class frequencies of the training photos restored where training
 removed them, and balanced, where every leaf is as likely as the others.
@@ -14,7 +14,6 @@ removed them, and balanced, where every leaf is as likely as the others.
 import colorsys
 import dataclasses
 import io
-import shutil
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,11 +44,10 @@ NUM_TEST_PHOTOS = 10
 OPTIONS: dict[str, dict[str, Any]] = {
     "none": {},
     "balanced_sampling = 0.5": {"balanced_sampling": 0.5},
-    "balanced_sampling = 1": {"balanced_sampling": 1.0},
     "logit_adjustment": {"long_tail": "logit_adjustment"},
     "logit_adjustment, balanced_sampling = 0.5": {"long_tail": "logit_adjustment", "balanced_sampling": 0.5},
 }
-"""With balanced_sampling = 1, the sampled classes are equally frequent, and logit adjustment changes nothing."""
+"""With balanced_sampling = 1, the sampled classes would be equally frequent and logit adjustment change nothing."""
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -128,9 +126,9 @@ def score(logits: Floats, truth: Ints, counts: Ints) -> dict[str, float]:
 
 def judge_option(recipe: Recipe, manifest: Manifest, taxonomy: Taxonomy, folder: Path) -> dict[str, dict[str, float]]:
     """Train, and return the figures on test by how the logits are scored."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    (folder / "features").symlink_to(folder.parent / "features")  # the same photos and backbone for all options
+    if not folder.exists():
+        folder.mkdir()
+        (folder / "features").symlink_to(folder.parent / "features")  # the same photos and backbone for all options
     url = str(folder.parent / "data" / "manifest.parquet")
     TrainingLoop(recipe, manifest_url=url, manifest=manifest, taxonomy=taxonomy, run=Run(folder)).run()
     model = Run(folder).load_model()
@@ -153,7 +151,7 @@ def judge_option(recipe: Recipe, manifest: Manifest, taxonomy: Taxonomy, folder:
 
 
 def main() -> None:
-    parser = create_parser(__doc__, leaves=1000, most=100, least=1, epochs=20)
+    parser = create_parser(__doc__, leaves=1000, most=100, least=1, epochs=10)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     asked = parser.parse_args()
     recipe = dataclasses.replace(
