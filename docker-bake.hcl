@@ -11,7 +11,7 @@ variable "REPOSITORY" {
 }
 
 variable "PYTHON_IMAGE" {
-  default = "python:3.11.15-slim-bookworm"
+  default = "python:3.12.15-slim-trixie"
 }
 
 variable "TRITON_IMAGE" {

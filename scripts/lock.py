@@ -2,8 +2,9 @@
 
     python scripts/lock.py [--upgrade]
 
-Without `--upgrade` versions stay as they are where pyproject.toml still admits them. Resolved for Linux and the Python
-that runs this. Needs the package index; pip-tools gets an environment of its own, since it brings its own pip.
+Without `--upgrade` versions stay as they are where pyproject.toml still admits them. Resolved for Linux and the oldest
+Python; a test finds what a newer one would need besides. Needs the package index; pip-tools gets an environment of its
+own, since it brings its own pip.
 """
 
 import argparse
@@ -30,6 +31,7 @@ EXTRAS = {
 TRITON_REQUIREMENTS = ROOT / "deploy" / "triton" / "requirements.txt"
 TRITON_PACKAGES = ROOT / "serving" / "triton" / HASHES_FILE
 """What `triton install` downloads, in the versions that serving/triton/install.py names."""
+_OLDEST_PYTHON = (3, 11)
 _PIP_TOOLS = "pip-tools==7.6.2"
 _HEADER = "# Written by scripts/lock.py.\n"
 
@@ -85,6 +87,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--upgrade", action="store_true", help="take the newest versions that pyproject.toml admits")
     upgrade = ["--upgrade"] if parser.parse_args().upgrade else []
+    if sys.version_info[:2] != _OLDEST_PYTHON:
+        raise SystemExit("lock.py is run by Python {}.{}, whose packages newer ones take too".format(*_OLDEST_PYTHON))
     python = prepare_pip_tools()
     for name, extras in EXTRAS.items():
         if name != "setup":  # the same versions in all files

@@ -1,14 +1,14 @@
 """Run a target of Dockerfile.gpu without Docker: its RUN lines, in a Debian of their own under chroot.
 
-    python scripts/try_dockerfile.py gateway --folder /tmp/tried
-    python scripts/try_dockerfile.py training --folder /tmp/tried --pip-dry-run
+    python scripts/try_dockerfile.py gateway --folder /tmp/tried --python ~/.pyenv/versions/3.12.1
+    python scripts/try_dockerfile.py training --folder /tmp/tried --python ~/.pyenv/versions/3.12.1 --pip-dry-run
     python scripts/try_dockerfile.py gateway --folder /tmp/tried --as-found --volume bundles/grocery:/bundle \
         --env LISTING_VISION_TRITON=127.0.0.1:8001 --env LISTING_VISION_INSECURE=1 -- serve
 
-Checks that packages, paths and entry points exist; needs Linux, root, and Debian's debootstrap. Debian's own Python of
-the same version replaces the official Python images, so only Python's build differs; a plain Debian replaces any other
-base image and lacks what that image adds. At the end the target's entry point runs as in a container: by its user, with
-its environment, and on a file system that is read-only except for /tmp and /dev/shm.
+Checks that packages, paths and entry points exist; needs Linux, root, and Debian's debootstrap. A Python of the same
+version, Debian's own or that of `--python PREFIX`, replaces the official images' Python, so only its build differs; the
+same Debian replaces any other base image and lacks what that image adds. At the end the target's entry point runs as in
+a container: by its user, with its environment, and on a file system that is read-only except for /tmp and /dev/shm.
 """
 
 import argparse
@@ -81,19 +81,24 @@ def needed(stages: Mapping[str, Stage], target: str) -> list[Stage]:
     return [stage for name, stage in stages.items() if name in found]
 
 
-def _debian_of(image: str) -> tuple[str, str]:
+def _debian_of(image: str, stages: Mapping[str, Stage]) -> tuple[str, str]:
     """Return release and Python version of the Debian that replaces an image."""
     if found := _PYTHON_IMAGE.fullmatch(image):
         return found["release"], found["version"]
     print(f"{image} is stood in for by a plain Debian: what the image itself brings is not tried")
-    return "bookworm", "3.11"
+    # NVIDIA's Triton 26.11 has the same version of Python as the project's images.
+    bases = (_PYTHON_IMAGE.fullmatch(stage.base) for stage in stages.values())
+    return next((found["release"], found["version"]) for found in bases if found)
 
 
 class Trial:
     """Builds stages as folders and runs their lines there."""
 
-    def __init__(self, folder: Path, stages: Mapping[str, Stage], *, pip_dry_run: bool) -> None:
+    def __init__(
+        self, folder: Path, stages: Mapping[str, Stage], *, pip_dry_run: bool, python: Path | None = None
+    ) -> None:
         self._folder = folder
+        self._python = python
         self._stages = stages
         self._pip_dry_run = pip_dry_run
         self._environments: dict[str, dict[str, str]] = {}
@@ -108,7 +113,7 @@ class Trial:
         if stage.base in self._stages:
             base = self.root(stage.base)
         else:
-            release, version = _debian_of(stage.base)
+            release, version = _debian_of(stage.base, self._stages)
             base = self._debian(release, version)
         root = self.root(stage.name)
         shutil.rmtree(root, ignore_errors=True)
@@ -237,13 +242,16 @@ class Trial:
         return ["unshare", "--mount", "--pid", "--fork", "--kill-child", "/bin/sh", "-c", "\n".join(script)]
 
     def _debian(self, release: str, version: str) -> Path:
-        """Create a Debian with its own Python at the path of the official images' Python."""
+        """Create a Debian with a Python at the path of the official images' Python."""
         root = self._folder / f"debian-{release}"
         if not (root / "made").is_file():
             shutil.rmtree(root, ignore_errors=True)
             options = ["--variant=minbase", f"--include={_DEBIAN_PACKAGES}"]
             subprocess.run(["debootstrap", *options, release, str(root)], check=True, stdout=subprocess.DEVNULL)
             (root / "made").touch()
+        if self._python:
+            _copy_python(self._python, root, version)
+            return root
         # Debian's mark that its Python's packages are its own; the official images have none.
         (root / "usr/lib" / f"python{version}" / "EXTERNALLY-MANAGED").unlink(missing_ok=True)
         for name in ("python", "python3", f"python{version}"):
@@ -251,10 +259,22 @@ class Trial:
             link.unlink(missing_ok=True)
             link.symlink_to(f"/usr/bin/python{version}")
         if not (root / "usr/bin" / f"python{version}").exists():
-            raise SystemExit(
-                f"Debian {release} has no Python {version}, so python:{version}-slim cannot be stood in for"
-            )
+            raise SystemExit(f"Debian {release} has no Python {version}; give the folder of one as --python")
         return root
+
+
+def _copy_python(prefix: Path, root: Path, version: str) -> None:
+    """Copy an installed Python to where the official images have theirs."""
+    if not (prefix / "bin" / f"python{version}").exists():
+        raise SystemExit(f"--python {prefix} has no bin/python{version}, which the image has")
+    place = root / "usr" / "local"
+    if (place / "bin" / f"python{version}").exists():  # copied before
+        return
+    shutil.copytree(prefix, place, symlinks=True, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+    for script in (place / "bin").iterdir():  # they name the interpreter by its old path
+        if script.is_file() and not script.is_symlink() and script.read_bytes()[:2] == b"#!":
+            script.write_bytes(script.read_bytes().replace(bytes(prefix), b"/usr/local"))
+    subprocess.run(["chroot", root, "/sbin/ldconfig"], check=True, env={"PATH": _PATH})
 
 
 def _network() -> dict[str, str]:
@@ -282,6 +302,7 @@ def main() -> None:
     stages = read_stages()
     parser.add_argument("target", choices=list(stages))
     parser.add_argument("--folder", type=Path, required=True, help="Where the stages are made; some GB.")
+    parser.add_argument("--python", type=Path, help="Folder of an installed Python. Default: Debian's own.")
     parser.add_argument("--pip-dry-run", action="store_true", help="Resolve and download packages, install none.")
     parser.add_argument("--as-found", action="store_true", help="Of stages made before; only the entry point runs.")
     parser.add_argument("--env", action="append", default=[], help="NAME=VALUE for the entry point.")
@@ -290,7 +311,7 @@ def main() -> None:
     at = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     asked, words = parser.parse_args(sys.argv[1:at]), sys.argv[at + 1 :] or ["--help"]
     asked.folder.mkdir(parents=True, exist_ok=True)
-    trial = Trial(asked.folder.resolve(), stages, pip_dry_run=asked.pip_dry_run)
+    trial = Trial(asked.folder.resolve(), stages, pip_dry_run=asked.pip_dry_run, python=asked.python)
     for stage in needed(stages, asked.target):
         if asked.as_found:
             trial.resume(stage)

@@ -59,6 +59,21 @@ def test_extras_that_packages_require_of_each_other_are_pinned_as_such(name):
     assert missing == set()
 
 
+@pytest.mark.parametrize("name", ["setup", "gateway", "training"])  # what is installed here
+@pytest.mark.parametrize("python", [one.rpartition(" ")[2] for one in PROJECT["classifiers"]])
+def test_every_python_finds_all_that_it_needs(name, python):
+    pins = {canonicalize_name(package): version for package, version in read_pins(FOLDER / f"{name}.txt").items()}
+    environment = {"python_version": python, "python_full_version": f"{python}.0", "extra": ""}
+    required = [Requirement(line) for package in pins for line in metadata.requires(package) or ()]
+    missing = {
+        str(one)
+        for one in required
+        if (one.marker is None or one.marker.evaluate(environment))
+        and not one.specifier.contains(pins.get(canonicalize_name(one.name), ""), prereleases=True)
+    }
+    assert missing == set()
+
+
 @pytest.mark.parametrize("name", EXTRAS)
 def test_what_is_pinned_with_extras_is_pinned_without_them_too(name):
     # pip 23.2 does not find a pin with extras for a package that another one requires without.

@@ -15,6 +15,7 @@ import yaml
 import vision
 from scripts import release
 from tests.conftest import ROOT
+from tests.support.dockerfile import STAGES
 
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -79,6 +80,15 @@ def test_workflows_run_targets_of_make_alone(path):
     for command in commands:
         program, target, *_ = command.split()
         assert (program, target in targets) == ("make", True), command
+
+
+def test_every_python_that_is_declared_is_tried_and_images_have_one_of_them():
+    declared = {one.rpartition(" ")[2] for one in PROJECT["classifiers"]}
+    checks = yaml.safe_load((ROOT / ".github" / "workflows" / "check.yml").read_text())
+    assert set(checks["jobs"]["test"]["strategy"]["matrix"]["python"]) == declared
+    assert re.match(r"python:(3\.\d+)\.", STAGES["python"].base)[1] in declared
+    client = tomllib.loads((ROOT / "listing_vision_client" / "pyproject.toml").read_text())["project"]
+    assert client["classifiers"] == PROJECT["classifiers"]
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
