@@ -58,7 +58,8 @@ class Recipe:
     backbone: str = "tf_efficientnet_lite0"
     """Any timm model name."""
     weights: str = "imagenet"
-    """`imagenet`, `none`, or the path of a safetensors file of the backbone."""
+    """`imagenet`, `none`, `hf-hub:OWNER/NAME` for a repository in timm's layout, or the path of the backbone's
+    safetensors file."""
     frozen_groups: int = 0
     """So many of the backbone's layer groups, counted from the photo (timm's coarse `group_matcher`; the stem is the
     first), stay as they were pre-trained. Early layers are general and, at full resolution, the dear ones."""

@@ -50,7 +50,9 @@ def test_wrong_values_name_field_value_and_way_out(tmp_path, text, said):
 
 
 def test_an_unknown_recipe_lists_the_shipped_ones():
-    with pytest.raises(RecipeError, match=r"shipped: .*grocery, grocery_gpu, grocery_student, linear_probe, quick;"):
+    with pytest.raises(
+        RecipeError, match=r"shipped: .*grocery, grocery_gpu, grocery_student, linear_probe, quick, siglip2_base;"
+    ):
         load_recipe("groceries")
 
 

