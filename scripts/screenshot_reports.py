@@ -1,4 +1,4 @@
-"""Write docs/report-evaluation.jpg, report-comparison.jpg and report-suspects.jpg: the first screen of each report.
+"""Write docs/report-{evaluation,comparison,suspects,experiment}.jpg: the first screen of each report.
 
     python -m scripts.screenshot_reports [--folder docs]
 

@@ -18,7 +18,7 @@ from serving.gateway import service
 from serving.supervisor.supervisor import ServeOptions, Supervisor
 from tests.conftest import ROOT
 from tests.support.waiting import wait_until
-from training.outcomes.report import GUARANTEE_METRICS
+from training.outcomes.text_report import GUARANTEE_METRICS
 from vision.errors import PhotoError
 
 RUNBOOKS = ROOT / "docs" / "runbooks"

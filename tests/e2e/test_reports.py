@@ -9,7 +9,7 @@ from tests.support.reports import write_reports
 
 pytestmark = pytest.mark.skipif(find_chromium() is None, reason="needs a Chromium: apt-get install chromium")
 
-KINDS = ("evaluation", "comparison", "suspects")
+KINDS = ("evaluation", "comparison", "suspects", "experiment")
 WIDTHS = (1280, 390, 320)
 PRINTED_PX = 718  # A4 less margins
 

@@ -13,6 +13,9 @@ from training.data.label_errors import FieldLabelErrors, SuspectedLabel
 from training.data.label_errors_page import render_suspects
 from training.evaluation.evaluate import evaluate, explore_thresholds
 from training.evaluation.report import render_report
+from training.outcomes.html_report import render_experiment
+from training.outcomes.report import Comparison, Drift, ExperimentReport, FieldReport, ShadowReport
+from training.statistics.sequential import Interval
 
 __all__ = ["write_reports"]
 
@@ -33,6 +36,7 @@ def write_reports(folder: Path) -> dict[str, Path]:
         "evaluation": _render_evaluation(tuple(map(str, photos))),
         "comparison": _render_comparison(f"{folder}/{{}}.jpg"),
         "suspects": _render_suspects(str(photos[0])),
+        "experiment": _render_experiment(),
     }
     for kind, text in texts.items():
         (folder / f"{kind}.html").write_text(text, encoding="utf-8")
@@ -93,4 +97,70 @@ def _render_suspects(photo: str) -> str:
         num_rare=0,
         examples={"Fruit > Lemon": (photo,)},
     )
-    return render_suspects([found], title="Suspected labels of data/fruit/manifest.parquet", max_shown=10)
+    facts = {"model": "ImageNet features", "counts": "60 listings, 100 photos", **_PROVENANCE}
+    return render_suspects([found], facts, title="Suspected labels of data/fruit/manifest.parquet", max_shown=10)
+
+
+def _render_experiment() -> str:
+    fields = [
+        FieldReport(
+            field=field,
+            release=release,
+            num_outcomes=num_outcomes,
+            accepted=accepted,
+            accepted_interval=Interval(accepted - 0.01, accepted + 0.01),
+            num_hidden=num_outcomes // 20,
+            accepted_unseen=accepted - 0.05,
+            accepted_unseen_interval=Interval(accepted - 0.09, accepted - 0.01),
+            num_recent=num_outcomes // 10,
+            recent_precision=accepted + 0.02,
+            guaranteed=0.95 if field == "category_path" else None,
+            meets_guarantee=accepted > 0.9 if field == "category_path" else None,
+        )
+        for field, release, num_outcomes, accepted in (
+            ("category_path", "1f0a9c2e.5d21b7", 40977, 0.944),
+            ("category_path", "77c01b4d.a90e13", 2156, 0.951),
+            ("category_depth_1", "1f0a9c2e.5d21b7", 48210, 0.93),
+            ("category_depth_1", "77c01b4d.a90e13", 2537, 0.948),
+        )
+    ]
+    compared = Comparison(
+        field="category_depth_1",
+        control="1f0a9c2e.5d21b7",
+        treatment="77c01b4d.a90e13",
+        difference=0.018,
+        interval=Interval(0.004, 0.032),
+    )
+    shadow = ShadowReport(
+        field="brand",
+        release="c3d2e1f0.11aa22",
+        num_outcomes=1204,
+        accepted=0.83,
+        shown_accepted=0.81,
+        interval=Interval(-0.01, 0.05),
+        unseen=True,
+    )
+    report = ExperimentReport(
+        fields=fields,
+        comparisons=[compared],
+        shadow_agreement={"c3d2e1f0.11aa22": (9120, 0.914)},
+        shadows=[shadow],
+        listings_by_release={"1f0a9c2e.5d21b7": 61874, "77c01b4d.a90e13": 3241},
+        sample_ratio_p_value=0.62,
+        num_outcomes=50747,
+        num_unjoined=12,
+        num_left_out=3,
+        drift=[
+            Drift(statistic="bytes_per_photo", release=None, stability=0.31, chance=0.004),
+            Drift(statistic="leaf_probability", release="1f0a9c2e.5d21b7", stability=0.003, chance=0.004),
+        ],
+        drift_days=7,
+    )
+    facts = {
+        "outcomes": "s3://bucket/outcomes",
+        "first_suggestion": "2026-11-01 00:00 UTC",
+        "last_suggestion": "2026-11-28 08:59 UTC",
+        "files_sha256": "3f9a" * 16,
+        "date": "2026-11-28 09:00 UTC",
+    }
+    return render_experiment(report, facts)

@@ -306,6 +306,7 @@ def suspects(
     from training.data.label_errors import find_suspects, write_csv
     from training.data.label_errors_page import render_suspects
     from training.inference.features import extract_features, load_embedder
+    from training.reporting.provenance import describe_manifest
     from vision.manifest import Manifest
 
     loaded, tree = Manifest.load(manifest), load_taxonomy(manifest, taxonomy)
@@ -317,7 +318,13 @@ def suspects(
         _log.warning("not used: %s", photo)
     found = find_suspects(loaded, tree, features, num_folds=folds)
     write_csv(found, output / "suspects.csv")
-    page = render_suspects(found, title=f"Suspected labels of {manifest}", max_shown=max_shown)
+    provenance = {
+        "model": str(model) if model else "ImageNet features",
+        "counts": f"{len(set(loaded.column('listing_id').to_pylist()))} listings, {len(loaded)} photos; "
+        f"{len(features.unusable)} photos could not be used",
+        **describe_manifest(manifest),
+    }
+    page = render_suspects(found, provenance, title=f"Suspected labels of {manifest}", max_shown=max_shown)
     (output / "suspects.html").write_text(page, encoding="utf-8")
     for part in found:
         typer.echo(_format_summary(part))

@@ -1,6 +1,5 @@
 """The verbs of outcomes: `experiment report`, `data from-outcomes`."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -30,7 +29,10 @@ def report(
         list[str] | None, typer.Option(help="RELEASE=SHARE of listings as assigned, for the sample-ratio check.")
     ] = None,
     days: Annotated[int, typer.Option(min=1, help="Length of the windows for guarantees and drift.")] = 7,
-    output: Annotated[Path | None, typer.Option(help="Write the report as JSON too.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Folder for experiment.json and a page, experiment.html; or a .json file for the figures."),
+    ] = None,
     metrics: Annotated[
         Path | None,
         typer.Option(help="Write the guarantees' state for Prometheus, to a .prom file of the node exporter."),
@@ -43,8 +45,11 @@ def report(
 
     Example: listing-vision experiment report outcomes --bundle a --bundle b --share 1f0a9c2e.5d21b7=0.95
     """
-    from training.outcomes.report import build_report, format_metrics, format_report
+    from training.outcomes.html_report import write_experiment
+    from training.outcomes.report import build_report
     from training.outcomes.tables import open_tables
+    from training.outcomes.text_report import format_metrics, format_report
+    from training.reporting.provenance import format_time
     from vision.bundle import load_bundle
 
     shares = dict(_parse_share(text) for text in share or ())
@@ -53,10 +58,10 @@ def report(
     taxonomies = {loaded.release: loaded.taxonomy for loaded in bundles}
     with open_tables(outcomes, taxonomies, include_unverified=include_unverified) as tables:
         made = build_report(tables, calibrations=calibrations, control=control, shares=shares, days=days)
+        provenance = {"outcomes": outcomes, **tables.describe(), "date": format_time()}
     typer.echo(format_report(made))
     if output:
-        output.write_text(json.dumps(made.to_dict(), indent=1) + "\n")
-        typer.echo(f"written: {output}")
+        typer.echo(f"written: {', '.join(map(str, write_experiment(made, provenance, output)))}")
     if metrics:
         # Prometheus' node exporter may read it at any time.
         write_atomically(metrics, format_metrics(made))

@@ -6,9 +6,9 @@ from training.comparison.common_listings import CommonListings
 from training.comparison.compare import CategoryChange, Comparison, Coverage, FieldChange
 from training.comparison.text_report import ComparedModels, GateVerdict, format_testing_note
 from training.comparison.verdict import build_comparison_verdict, describe_rule
-from training.evaluation.verdict import format_field_title
+from training.reporting.field_titles import format_field_title
 from training.reporting.glossary import choose_terms
-from training.reporting.page import create_thumbnails, format_percent, is_measured, render
+from training.reporting.page import create_thumbnails, format_percent, format_signed, render
 
 __all__ = ["render_comparison"]
 
@@ -93,8 +93,8 @@ def _format_counts(change: FieldChange | CategoryChange) -> list[object]:
         counts.num_listings,
         format_percent(counts.accuracy_a),
         format_percent(counts.accuracy_b),
-        _format_signed(counts.change),
-        f"{_format_signed(low)} to {_format_signed(high)}",
+        format_signed(counts.change),
+        f"{format_signed(low)} to {format_signed(high)}",
         counts.num_lost,
         counts.num_won,
         f"{counts.p_value:.3g}",
@@ -104,7 +104,3 @@ def _format_counts(change: FieldChange | CategoryChange) -> list[object]:
 def _format_coverage(coverage: Coverage) -> list[object]:
     guarantee = "nothing" if coverage.threshold is None or coverage.alpha is None else f"{1 - coverage.alpha:.0%}"
     return [format_percent(coverage.coverage), format_percent(coverage.precision), guarantee]
-
-
-def _format_signed(share: float) -> str:
-    return f"{100 * share + 0.0:+.1f}" if is_measured(share) else "–"

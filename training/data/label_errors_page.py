@@ -1,7 +1,7 @@
 """An HTML page of suspected labels, with photos."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from training.data.label_errors import FieldLabelErrors, SuspectedLabel
 from training.reporting.glossary import choose_terms
@@ -15,8 +15,17 @@ _SUSPECT_PX = 240
 _EXAMPLE_PX = 112
 
 
-def render_suspects(found: Sequence[FieldLabelErrors], *, title: str, max_shown: int) -> str:
-    """The page's text, with at most `max_shown` suspects of each field."""
+def render_suspects(
+    found: Sequence[FieldLabelErrors], provenance: Mapping[str, object], *, title: str, max_shown: int
+) -> str:
+    """The page's text, with at most `max_shown` suspects of each field.
+
+    Args:
+        found: what `find_suspects` returns.
+        provenance: what the suspects were found in and by, by name.
+        title: the page's heading.
+        max_shown: suspects of each field.
+    """
     shown = [(part, suspect) for part in found for suspect in part.suspects[:max_shown]]
     examples = {url for part, suspect in shown for url in part.examples.get(suspect.suggested, ())}
     return render(
@@ -26,6 +35,7 @@ def render_suspects(found: Sequence[FieldLabelErrors], *, title: str, max_shown:
         max_shown=max_shown,
         weak_below=WEAK_BELOW,
         manifest_row=_build_manifest_row,
+        facts=[(name.replace("_", " "), value) for name, value in provenance.items()],
         verdict_sentences=_build_verdict(found),
         terms=choose_terms("suspected label"),
         large=create_thumbnails((suspect.photo for _, suspect in shown), max_px=_SUSPECT_PX),

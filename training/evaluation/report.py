@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from training.evaluation.confusion_blocks import MAX_MATRIX, build_confusion_blocks, choose_sample_errors
 from training.evaluation.evaluate import replace_nan
-from training.evaluation.verdict import build_verdict, format_field_title
+from training.evaluation.verdict import build_verdict
+from training.reporting.field_titles import format_field_title
 from training.reporting.glossary import choose_terms
 from training.reporting.page import create_thumbnails, format_points, is_measured, render
 from training.reporting.plots import plot_reliability, plot_risk_coverage, plot_shares

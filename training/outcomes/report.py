@@ -1,8 +1,8 @@
-"""Report of an experiment: acceptance, comparisons, guarantees and drift from outcomes, as text and as JSON."""
+"""Report of an experiment: acceptance, comparisons, guarantees and drift from outcomes."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +31,7 @@ from vision.calibration import PATH_FIELD, Calibration, Histogram
 from vision.errors import ListingVisionError
 from vision.metrics import compute_wilson_interval
 
-__all__ = ["GUARANTEE_METRICS", "ExperimentReport", "build_report", "format_metrics", "format_report"]
+__all__ = ["Comparison", "Drift", "ExperimentReport", "FieldReport", "ShadowReport", "build_report"]
 
 DRIFT_COLUMNS = {
     LEAF_PROBABILITY: "category_probabilities[-1]",
@@ -41,11 +41,6 @@ DRIFT_COLUMNS = {
     "unusable_share": "num_unusable / greatest(num_photos, 1)",
 }
 """Name to SQL on the columns of a suggestion."""
-GUARANTEE_METRICS = {
-    "listing_vision_guarantee_met": "Whether prefilled fields of the last days may still be as precise as guaranteed.",
-    "listing_vision_guarantee_recent_precision": "Share of the prefilled fields of the last days that sellers kept.",
-    "listing_vision_guarantee_recent_listings": "Prefilled fields of the last days with an outcome.",
-}
 _DAY_US = 86_400_000_000
 
 
@@ -60,6 +55,7 @@ class FieldReport:
     num_hidden: int
     accepted_unseen: float | None
     """Share where nothing was shown: the unbiased accuracy of the suggestions."""
+    accepted_unseen_interval: Interval | None
     num_recent: int
     recent_precision: float | None
     guaranteed: float | None
@@ -101,6 +97,26 @@ class ShadowReport:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Drift:
+    """How far the suggestions of the last days are from earlier ones."""
+
+    statistic: str
+    """One of `DRIFT_COLUMNS`."""
+    release: str | None
+    """Its own suggestions, compared with its bundle's calibration listings. None: all, compared with the first days."""
+    stability: float
+    """Population stability index."""
+    chance: float
+    """The index that chance alone exceeds once in a hundred, for as many listings."""
+
+    @property
+    def grade(self) -> Literal["none", "small", "moderate", "large"]:
+        if self.stability <= self.chance:
+            return "none"
+        return "large" if self.stability >= PSI_LARGE else "moderate" if self.stability >= PSI_MODERATE else "small"
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExperimentReport:
     fields: list[FieldReport]
     comparisons: list[Comparison]
@@ -109,28 +125,33 @@ class ExperimentReport:
     shadows: list[ShadowReport]
     listings_by_release: Mapping[str, int]
     sample_ratio_p_value: float | None
+    num_outcomes: int
+    """Outcomes that are taken; of each listing the last one counts."""
     num_unjoined: int
+    """Listings that have an outcome but no suggestion."""
     num_left_out: int
     """Outcomes without a valid suggestion id."""
-    drift: Mapping[str, float]
-    """Population stability index of the last days compared with the first."""
-    drift_chance: Mapping[str, float]
-    """The index that chance alone exceeds once in a hundred, for as many listings."""
+    drift: list[Drift]
+    """Without a release only where `drift_days` is set."""
     drift_days: int | None
-    """None: the time span is too short."""
-    drift_from_bundle: Mapping[str, Mapping[str, float]]
-    """By release: the same for its suggestions of the last days, compared with its bundle's calibration listings."""
-    drift_from_bundle_chance: Mapping[str, Mapping[str, float]]
-    """By release: what chance alone exceeds once in a hundred."""
+    """Length of the first and the last window; None: the time span is too short for two."""
 
     @property
-    def fields_to_switch_off(self) -> list[str]:
+    def fields_to_switch_off(self) -> list[FieldReport]:
         """Fields that no longer meet their guarantee."""
-        return [f"{one.field} of {one.release}" for one in self.fields if one.meets_guarantee is False]
+        return [one for one in self.fields if one.meets_guarantee is False]
+
+    @property
+    def is_assigned_as_planned(self) -> bool | None:
+        """Whether listings were assigned in the given shares; None: no shares were given."""
+        return None if self.sample_ratio_p_value is None else self.sample_ratio_p_value >= SAMPLE_RATIO_ALPHA
 
     def to_dict(self) -> dict[str, Any]:
-        comparisons = [asdict(one) | {"verdict": one.verdict} for one in self.comparisons]
-        return asdict(self) | {"comparisons": comparisons, "fields_to_switch_off": self.fields_to_switch_off}
+        return asdict(self) | {
+            "comparisons": [asdict(one) | {"verdict": one.verdict} for one in self.comparisons],
+            "drift": [asdict(one) | {"grade": one.grade} for one in self.drift],
+            "fields_to_switch_off": [f"{one.field} of {one.release}" for one in self.fields_to_switch_off],
+        }
 
 
 def build_report(
@@ -170,14 +191,6 @@ def build_report(
         comparisons += _compare_releases(outcomes, base)
         shadows += _report_shadows(name, tables.load_shadows(name))
     drift_days = days if tables.measure_span_days() >= 2 * days else None
-    drift = {
-        name: _measure_drift(
-            build_histogram(tables.load_statistic(sql, days=days, from_end=False)),
-            tables.load_statistic(sql, days=days, from_end=True),
-        )
-        for name, sql in (DRIFT_COLUMNS.items() if drift_days else ())
-    }
-    from_bundle = _measure_drift_from_bundles(tables, counts, calibrations, days)
     return ExperimentReport(
         fields=fields,
         comparisons=comparisons,
@@ -185,43 +198,41 @@ def build_report(
         shadows=shadows,
         listings_by_release=counts,
         sample_ratio_p_value=compute_sample_ratio_p_value(counts, shares) if shares else None,
+        num_outcomes=tables.num_outcomes,
         num_unjoined=tables.count_unjoined(),
         num_left_out=tables.num_left_out,
-        drift={name: found.stability for name, found in drift.items()},
-        drift_chance={name: found.chance for name, found in drift.items()},
+        drift=[
+            *(_measure_drift_from_first_days(tables, days) if drift_days else ()),
+            *_measure_drift_from_bundles(tables, counts, calibrations, days),
+        ],
         drift_days=drift_days,
-        drift_from_bundle={
-            release: {name: found.stability for name, found in one.items()} for release, one in from_bundle.items()
-        },
-        drift_from_bundle_chance={
-            release: {name: found.chance for name, found in one.items()} for release, one in from_bundle.items()
-        },
     )
 
 
-class _Drift(NamedTuple):
-    stability: float
-    chance: float
-
-
-def _measure_drift(reference: Histogram, recent: npt.NDArray[np.float64]) -> _Drift:
-    return _Drift(compute_population_stability(reference, recent), compute_chance_level(reference, len(recent)))
+def _measure_drift_from_first_days(tables: OutcomeTables, days: int) -> Iterator[Drift]:
+    for name, sql in DRIFT_COLUMNS.items():
+        first = build_histogram(tables.load_statistic(sql, days=days, from_end=False))
+        yield _measure_drift(name, None, first, tables.load_statistic(sql, days=days, from_end=True))
 
 
 def _measure_drift_from_bundles(
     tables: OutcomeTables, releases: Iterable[str], calibrations: Mapping[str, Calibration], days: int
-) -> dict[str, dict[str, _Drift]]:
-    return {
-        release: {
-            name: _measure_drift(
-                histogram, tables.load_statistic(DRIFT_COLUMNS[name], days=days, from_end=True, release=release)
-            )
-            for name, histogram in calibrations[release].expected.items()
-            if name in DRIFT_COLUMNS
-        }
-        for release in releases
-        if release in calibrations
-    }
+) -> Iterator[Drift]:
+    for release in releases:
+        expected = calibrations[release].expected if release in calibrations else {}
+        for name, histogram in expected.items():
+            if name in DRIFT_COLUMNS:
+                recent = tables.load_statistic(DRIFT_COLUMNS[name], days=days, from_end=True, release=release)
+                yield _measure_drift(name, release, histogram, recent)
+
+
+def _measure_drift(statistic: str, release: str | None, reference: Histogram, recent: npt.NDArray[np.float64]) -> Drift:
+    return Drift(
+        statistic=statistic,
+        release=release,
+        stability=compute_population_stability(reference, recent),
+        chance=compute_chance_level(reference, len(recent)),
+    )
 
 
 def _report_releases(outcomes: FieldOutcomes, calibrations: Mapping[str, Calibration], days: int) -> list[FieldReport]:
@@ -246,9 +257,10 @@ def _report_field(outcomes: FieldOutcomes, release: str, calibration: Calibratio
         release=release,
         num_outcomes=len(accepted),
         accepted=float(accepted.mean()),
-        accepted_interval=Interval(*compute_wilson_interval(int(accepted.sum()), len(accepted))),
+        accepted_interval=_bound_share(accepted),
         num_hidden=int(hidden.sum()),
         accepted_unseen=float(accepted[hidden].mean()) if hidden.any() else None,
+        accepted_unseen_interval=_bound_share(accepted[hidden]) if hidden.any() else None,
         num_recent=len(recent),
         recent_precision=float(recent.mean()) if len(recent) else None,
         guaranteed=guaranteed,
@@ -256,6 +268,10 @@ def _report_field(outcomes: FieldOutcomes, release: str, calibration: Calibratio
         if guaranteed
         else None,
     )
+
+
+def _bound_share(accepted: npt.NDArray[np.bool_]) -> Interval:
+    return Interval(*compute_wilson_interval(int(accepted.sum()), len(accepted)))
 
 
 def _compare_releases(outcomes: FieldOutcomes, base: str) -> list[Comparison]:
@@ -296,82 +312,3 @@ def _report_shadows(field: str, outcomes: ShadowOutcomes) -> list[ShadowReport]:
                 )
             )
     return found
-
-
-def format_report(report: ExperimentReport) -> str:
-    """The report as text."""
-    lines = [f"{'field':<18} {'release':<20} {'outcomes':>9} {'accepted':>9} {'95 %':>15}  {'unseen':>7}  guarantee"]
-    for one in report.fields:
-        low, high = one.accepted_interval
-        unseen = "-" if one.accepted_unseen is None else f"{one.accepted_unseen:.1%}"
-        lines.append(
-            f"{one.field:<18} {one.release:<20} {one.num_outcomes:>9} {one.accepted:>9.1%} {low:>7.1%}…{high:<7.1%} "
-            f"{unseen:>7}  {_format_guarantee(one)}"
-        )
-    for other in report.comparisons:
-        low, high = other.interval
-        lines.append(
-            f"{other.field}: {other.treatment} compared with {other.control} {other.difference:+.1%} "
-            f"({low:+.1%}…{high:+.1%}, always valid): {other.verdict}"
-        )
-    for release, (count, same) in report.shadow_agreement.items():
-        lines.append(f"shadow {release}: {same:.1%} of {count} suggestions equal what the caller got")
-    for shadow in report.shadows:
-        low, high = shadow.interval
-        kind = "unseen" if shadow.unseen else "outcomes"
-        lines.append(
-            f"{shadow.field}: shadow {shadow.release} {shadow.accepted:.1%}, shown {shadow.shown_accepted:.1%}, "
-            f"{shadow.num_outcomes} {kind} ({low:+.1%}…{high:+.1%}, always valid)"
-        )
-    if report.sample_ratio_p_value is not None:
-        broken = report.sample_ratio_p_value < SAMPLE_RATIO_ALPHA
-        verdict = "not as assigned: trust no comparison before the cause is found" if broken else "as assigned"
-        lines.append(f"sample ratio: {verdict} (p = {report.sample_ratio_p_value:.2g})")
-    for name, index in report.drift.items():
-        lines.append(
-            f"drift of {name}, last {report.drift_days} days compared with the first: "
-            f"{index:.3f} ({_grade(index, report.drift_chance[name])})"
-        )
-    for release, found in report.drift_from_bundle.items():
-        for name, index in found.items():
-            grade = _grade(index, report.drift_from_bundle_chance[release][name])
-            lines.append(f"drift of {name}, {release} recently compared with its bundle: {index:.3f} ({grade})")
-    if report.num_left_out:
-        lines.append(
-            f"{report.num_left_out} outcomes without a valid suggestion_id are left out (--include-unverified)"
-        )
-    if report.num_unjoined:
-        lines.append(f"{report.num_unjoined} listings with an outcome have no suggestion and are left out")
-    lines += [f"switch off: {name} no longer meets its guarantee" for name in report.fields_to_switch_off]
-    return "\n".join(lines)
-
-
-def _grade(index: float, chance: float) -> str:
-    if index <= chance:
-        return f"none beyond chance, which reaches {chance:.3f} with so many listings"
-    return "large" if index >= PSI_LARGE else "moderate" if index >= PSI_MODERATE else "small"
-
-
-def format_metrics(report: ExperimentReport) -> str:
-    """The guarantees in Prometheus' text format, for a file that a node exporter reads."""
-    guaranteed = [one for one in report.fields if one.guaranteed is not None and one.recent_precision is not None]
-    lines = []
-    for name, description in GUARANTEE_METRICS.items():
-        lines += [f"# HELP {name} {description}", f"# TYPE {name} gauge"]
-        for one in guaranteed:
-            value = {
-                "listing_vision_guarantee_met": int(one.meets_guarantee is not False),
-                "listing_vision_guarantee_recent_precision": one.recent_precision,
-                "listing_vision_guarantee_recent_listings": one.num_recent,
-            }[name]
-            lines.append(f'{name}{{field="{one.field}",model_release="{one.release}"}} {value}')
-    return "\n".join(lines) + "\n"
-
-
-def _format_guarantee(one: FieldReport) -> str:
-    if one.guaranteed is None:
-        return "-"
-    if one.recent_precision is None:
-        return f"{one.guaranteed:.0%}, not prefilled recently"
-    verdict = "met" if one.meets_guarantee else "BROKEN"
-    return f"{one.guaranteed:.0%}, {one.recent_precision:.1%} of {one.num_recent} recently: {verdict}"

@@ -1,5 +1,6 @@
 """Suggestions joined with what sellers chose, from the files that gateways write (docs/contracts.md)."""
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from training.reporting.provenance import format_time
 from vision.calibration import BRAND_FIELD, PATH_FIELD, get_field_name
 from vision.errors import ListingVisionError
 from vision.taxonomy import Taxonomy
@@ -54,9 +56,21 @@ class ShadowOutcomes:
 class OutcomeTables:
     """An opened folder of suggestions and outcomes."""
 
-    def __init__(self, connection: Any, max_depth: int) -> None:
+    def __init__(self, connection: Any, max_depth: int, digest: str) -> None:
         self._connection = connection
         self._max_depth = max_depth
+        self._digest = digest
+
+    def describe(self) -> dict[str, str]:
+        """The time of the first suggestion and of the last, and the sha256 of the files' names and sizes."""
+        first_us, last_us = self._connection.execute(
+            "SELECT epoch_us(min(time)), epoch_us(max(time)) FROM suggestions"
+        ).fetchone()
+        return {
+            "first_suggestion": format_time(first_us / 1e6),
+            "last_suggestion": format_time(last_us / 1e6),
+            "files_sha256": self._digest,
+        }
 
     def list_fields(self) -> list[str]:
         """The fields of the form, root level first, brand last."""
@@ -208,7 +222,8 @@ def open_tables(
     import fsspec
 
     fs, root = fsspec.core.url_to_fs(url)
-    files = {table: sorted(fs.glob(f"{root}/{table}/*/*.parquet")) for table in _TABLES}
+    sizes = {table: _find_sizes(fs, f"{root}/{table}") for table in _TABLES}
+    files = {table: list(found) for table, found in sizes.items()}
     for table, found in files.items():
         if not found and table != "shadows":
             raise ListingVisionError(f"{url} holds no {table}; `serve --outcomes {url}` records them")
@@ -226,7 +241,8 @@ def open_tables(
             condition = "" if include_unverified else "WHERE suggestion_id_status = 'VALID'"
             connection.execute(f"CREATE VIEW outcomes AS SELECT * FROM all_outcomes {condition}")
             _create_views(connection, taxonomies)
-            tables = OutcomeTables(connection, max(taxonomy.max_depth for taxonomy in taxonomies.values()))
+            max_depth = max(taxonomy.max_depth for taxonomy in taxonomies.values())
+            tables = OutcomeTables(connection, max_depth, _compute_digest(root, sizes))
             if tables.num_left_out and not tables.num_outcomes:
                 raise ListingVisionError(
                     f"none of the {tables.num_left_out} outcomes in {url} has a valid suggestion_id: report outcomes "
@@ -235,6 +251,18 @@ def open_tables(
             yield tables
         except duckdb.Error as error:
             raise ListingVisionError(f"{url} cannot be read: {str(error).splitlines()[0]}") from error
+
+
+def _find_sizes(fs: Any, folder: str) -> dict[str, int]:
+    """Path and bytes of each file of a table."""
+    found = fs.glob(f"{folder}/*/*.parquet", detail=True)
+    return {path: int(found[path]["size"]) for path in sorted(found)}
+
+
+def _compute_digest(root: str, sizes: Mapping[str, Mapping[str, int]]) -> str:
+    """The sha256 of the files' names below the root and their sizes: a gateway writes a file once."""
+    named = [f"{path.removeprefix(root)} {size}\n" for files in sizes.values() for path, size in files.items()]
+    return hashlib.sha256("".join(named).encode()).hexdigest()
 
 
 def _create_views(connection: Any, taxonomies: Mapping[str, Taxonomy]) -> None:

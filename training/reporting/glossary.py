@@ -25,6 +25,15 @@ GLOSSARY = {
     "lost, won": "Lost: A is right and B is wrong. Won: A is wrong and B is right.",
     "p (McNemar)": "The probability that two equally good models would differ at least this much on these listings.",
     "p (Holm)": "The same, corrected for how many categories are compared.",
+    "accepted": "The share of the outcomes in which the seller chose the suggestion or something below it. Sellers "
+    "keep wrong values that they see, so it is too high.",
+    "accepted unseen": "The same where nothing was shown to the seller: the only unbiased figure.",
+    "always valid interval": "It holds at 95 % however often the report is read, so that the experiment may be stopped "
+    "at any time.",
+    "shadow": "A release that is asked about the same listings but whose suggestions nobody sees.",
+    "drift": "How far the last days are from earlier ones, by the population stability index: 0.1 is moderate, 0.25 is "
+    "large, and what is below the chance level is none.",
+    "chance level": "The index that as many listings exceed once in a hundred times without any drift.",
     "suspected label": "A label that another one fits better, by a prediction learned from the other listings.",
 }
 

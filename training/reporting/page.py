@@ -27,6 +27,7 @@ __all__ = [
     "encode_photo_uri",
     "format_percent",
     "format_points",
+    "format_signed",
     "is_measured",
     "render",
 ]
@@ -60,6 +61,11 @@ def format_percent(share: float | None) -> str:
     return f"{share:.1%}" if share is not None and is_measured(share) else "–"
 
 
+def format_signed(share: float | None) -> str:
+    """A difference of shares in percentage points, with its sign."""
+    return f"{100 * share + 0.0:+.1f}" if share is not None and is_measured(share) else "–"
+
+
 @functools.cache
 def _create_environment() -> jinja2.Environment:
     environment = jinja2.Environment(
@@ -70,7 +76,12 @@ def _create_environment() -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"percent": format_percent, "points": format_points, "confidence": format_confidence}
+    environment.filters |= {
+        "percent": format_percent,
+        "points": format_points,
+        "signed": format_signed,
+        "confidence": format_confidence,
+    }
     environment.tests["measured"] = is_measured
     return environment
 

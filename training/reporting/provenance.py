@@ -4,7 +4,21 @@ import datetime
 
 from vision.manifest import Manifest
 
-__all__ = ["describe_manifest"]
+__all__ = ["describe_manifest", "format_time"]
+
+
+def format_time(seconds: float | None = None) -> str:
+    """A time in UTC, to the minute.
+
+    Args:
+        seconds: since 1970; None: now.
+    """
+    at = (
+        datetime.datetime.now(datetime.UTC)
+        if seconds is None
+        else datetime.datetime.fromtimestamp(seconds, datetime.UTC)
+    )
+    return at.strftime("%Y-%m-%d %H:%M UTC")
 
 
 def describe_manifest(manifest: str) -> dict[str, str]:
@@ -13,9 +27,8 @@ def describe_manifest(manifest: str) -> dict[str, str]:
     Raises:
         ManifestError: as `Manifest.load`.
     """
-    now = datetime.datetime.now(datetime.UTC)
     return {
-        "date": now.strftime("%Y-%m-%d %H:%M UTC"),
+        "date": format_time(),
         "manifest": manifest,
         "manifest_sha256": Manifest.load(manifest).compute_digest(),
     }

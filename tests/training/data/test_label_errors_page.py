@@ -8,6 +8,7 @@ from tests.support.pages import ParsedPage
 from training.data.label_errors import FieldLabelErrors, SuspectedLabel
 from training.data.label_errors_page import WEAK_BELOW, render_suspects
 
+PROVENANCE = {"model": "ImageNet features", "manifest_sha256": "ab12"}
 HOSTILE = "<script>alert(1)</script>\"'&"
 
 
@@ -55,7 +56,7 @@ def found(tmp_path):
 
 
 def test_suspects_are_shown_beside_examples_of_the_suggested_label(found):
-    page = ParsedPage(render_suspects(found, title=HOSTILE, max_shown=2))
+    page = ParsedPage(render_suspects(found, PROVENANCE, title=HOSTILE, max_shown=2))
     assert len(page.all("li")) == 2
     assert [image["alt"] for image in page.all("img")] == [
         f"Photo labelled Gala{HOSTILE}",
@@ -69,7 +70,7 @@ def test_suspects_are_shown_beside_examples_of_the_suggested_label(found):
 
 
 def test_what_was_not_compared_is_counted(found):
-    text = ParsedPage(render_suspects(found, title="x", max_shown=2)).text
+    text = ParsedPage(render_suspects(found, PROVENANCE, title="x", max_shown=2)).text
     assert "100 photos compared, 3 suspected, the first 2 shown." in text
     assert "The model agrees with 97.9% of labels." in text
     assert "7 photos have no label." in text
@@ -81,12 +82,19 @@ def test_what_was_not_compared_is_counted(found):
 
 def test_a_model_too_weak_to_accuse_says_so(found):
     weak = dataclasses.replace(found[0], accuracy=WEAK_BELOW - 0.12)
-    text = ParsedPage(render_suspects([weak], title="x", max_shown=2)).text
+    text = ParsedPage(render_suspects([weak], PROVENANCE, title="x", max_shown=2)).text
     assert "Too weak to accuse: the model agrees with only 68.0% of the category labels" in text
 
 
+def test_the_verdict_stands_first_and_provenance_follows(found):
+    text = render_suspects(found, PROVENANCE, title="x", max_shown=2)
+    assert (
+        text.index("3 labels are suspected") < text.index("<dt>manifest sha256</dt><dd>ab12</dd>") < text.index("<nav")
+    )
+
+
 def test_each_suspect_carries_its_row_of_a_manifest(found):
-    items = ParsedPage(render_suspects(found, title="x", max_shown=2)).all("li")
+    items = ParsedPage(render_suspects(found, PROVENANCE, title="x", max_shown=2)).all("li")
     row = json.loads(items[0]["data-manifest-row"])
     suspect = found[0].suspects[0]
     assert row == {"listing_id": suspect.listing_id, "photo": suspect.photo, "category": suspect.given, "brand": ""}

@@ -1,6 +1,6 @@
 import pytest
 
-from training.evaluation.verdict import build_verdict, format_field_title
+from training.evaluation.verdict import build_verdict
 
 
 def create_field(**changes):
@@ -50,12 +50,3 @@ def test_nothing_certified_only_suggests():
     ]
     unlabelled = build(brand=create_field(num_judged=0, precision_interval=(0.0, 1.0)))
     assert "none of them has a label" in unlabelled[1]
-
-
-def test_titles():
-    assert [format_field_title(name) for name in ("leaf", "brand", "category_path", "category_depth_2")] == [
-        "Leaf category",
-        "Brand",
-        "Category",
-        "Category, depth 2",
-    ]

@@ -3,7 +3,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 from typer.testing import CliRunner
 
 from listing_vision.cli import app
@@ -15,39 +14,21 @@ from tests.support.outcome_tables import (
     create_suggestion,
     write_tables,
 )
-from training.outcomes.report import GUARANTEE_METRICS, build_report, format_metrics, format_report
+from training.outcomes.report import build_report
 from training.outcomes.tables import open_tables
 from training.statistics.drift import build_histogram
 from vision.errors import ListingVisionError
 from vision.taxonomy import Category
 
 
-@pytest.fixture
-def two_versions(tmp_path):
-    """The new version is right more often; the old one's fills are wrong of late; photos have changed."""
-    random = np.random.default_rng(6)
-    suggestions, outcomes = [], []
-    for number in range(6000):
-        day, version = number / 200, "new" if number % 2 else "old"
-        late = day > 22
-        right = random.random() < (0.96 if version == "new" else 0.80 if late else 0.93)
-        more = {"photo_bytes": 4000 if late else 1000 + number % 7}
-        suggestions.append(create_suggestion(str(number), day, version=version, p=0.7 + 0.2 * random.random(), **more))
-        hidden = "HIDDEN" if number % 10 == 0 else "UNSPECIFIED"
-        outcomes.append(create_outcome(str(number), day + 0.1, "gala" if right else "lemon", treatment=hidden))
-    return write_tables(tmp_path / "outcomes", suggestions, outcomes)
-
-
-def test_the_report_names_what_is_better_broken_and_drifting(two_versions):
-    calibrations = {version: create_calibration(category_depth_3=0.8) for version in ("old", "new")}
-    with open_tables(two_versions, {"": create_small_taxonomy()}) as tables:
-        report = build_report(tables, calibrations=calibrations, control="old", shares={"old": 0.5, "new": 0.5})
+def test_the_report_names_what_is_better_broken_and_drifting(report):
     by_name = {(one.field, one.release): one for one in report.fields}
     leaf = by_name["category_depth_3", "old"]
     assert (leaf.num_outcomes, leaf.num_hidden) == (3000, 600)
     assert leaf.accepted_interval.low < leaf.accepted < leaf.accepted_interval.high
     assert by_name["category_depth_1", "old"].accepted == 1.0  # lemon is a fruit
-    assert report.fields_to_switch_off == ["category_depth_3 of old"]
+    assert report.fields_to_switch_off == [leaf]
+    assert leaf.accepted_unseen_interval.low < leaf.accepted_unseen < leaf.accepted_unseen_interval.high
     verdicts = {one.field: one.verdict for one in report.comparisons}
     assert verdicts == {
         "category_depth_1": "no difference found yet",
@@ -55,11 +36,13 @@ def test_the_report_names_what_is_better_broken_and_drifting(two_versions):
         "category_depth_3": "better",
     }
     assert report.sample_ratio_p_value == pytest.approx(1.0)
-    assert report.drift["bytes_per_photo"] > 0.25 > 0.1 > report.drift["leaf_probability"]
-    text = format_report(report)
-    assert "switch off: category_depth_3 of old no longer meets its guarantee" in text
-    assert "drift of bytes_per_photo" in text
-    assert json.loads(json.dumps(report.to_dict()))["fields_to_switch_off"] == report.fields_to_switch_off
+    drift = {one.statistic: one for one in report.drift}
+    assert {one.release for one in report.drift} == {None}
+    assert drift["bytes_per_photo"].stability > 0.25 > 0.1 > drift["leaf_probability"].stability
+    assert (drift["bytes_per_photo"].grade, drift["photos_per_listing"].grade) == ("large", "none")
+    figures = json.loads(json.dumps(report.to_dict()))
+    assert figures["fields_to_switch_off"] == ["category_depth_3 of old"]
+    assert {one["statistic"]: one["grade"] for one in figures["drift"]} == {name: d.grade for name, d in drift.items()}
 
 
 def test_a_shadow_is_held_against_what_was_answered_for_the_same_listings(tmp_path):
@@ -85,17 +68,6 @@ def test_a_shadow_is_held_against_what_was_answered_for_the_same_listings(tmp_pa
     unseen = by_part["category_depth_3", True]
     assert (unseen.num_outcomes, unseen.accepted, unseen.shown_accepted) == (90, 1.0, 1.0)
     assert report.listings_by_release == {"old": 200}  # nobody was answered by it
-    assert "shadow shadow: 75.0% of 180 suggestions equal what the caller got" in format_report(report)
-
-
-def test_guarantees_are_written_for_prometheus(two_versions):
-    calibrations = {version: create_calibration(category_depth_3=0.8) for version in ("old", "new")}
-    with open_tables(two_versions, {"": create_small_taxonomy()}) as tables:
-        text = format_metrics(build_report(tables, calibrations=calibrations))
-    families = {family.name: family.samples for family in text_string_to_metric_families(text)}
-    assert set(families) == set(GUARANTEE_METRICS)
-    kept = {(s.labels["field"], s.labels["model_release"]): s.value for s in families["listing_vision_guarantee_met"]}
-    assert kept == {("category_depth_3", "old"): 0, ("category_depth_3", "new"): 1}
 
 
 def test_drift_is_measured_from_what_the_bundle_was_made_from(two_versions):
@@ -106,10 +78,9 @@ def test_drift_is_measured_from_what_the_bundle_was_made_from(two_versions):
     calibrations = {"old": replace(create_calibration(category_depth_3=0.8), expected=expected)}
     with open_tables(two_versions, {"": create_small_taxonomy()}) as tables:
         report = build_report(tables, calibrations=calibrations)
-    found = report.drift_from_bundle
-    assert found.keys() == {"old"}  # of the other release no bundle is given
-    assert found["old"]["bytes_per_photo"] > 0.25 > found["old"]["leaf_probability"]
-    assert "drift of bytes_per_photo, old recently compared with its bundle:" in format_report(report)
+    assert {one.release for one in report.drift} == {None, "old"}  # of the other release no bundle is given
+    found = {one.statistic: one.stability for one in report.drift if one.release}
+    assert found["bytes_per_photo"] > 0.25 > found["leaf_probability"]
 
 
 def test_two_calibrations_of_the_same_weights_are_two_releases(tmp_path):
@@ -185,5 +156,9 @@ def test_the_verb_reports_and_exits_three_where_a_guarantee_is_broken(bundle, tm
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["listings_by_release"] == {bundle.release: 60}
     assert "listing_vision_guarantee_met" in (tmp_path / "report.prom").read_text()
+    CliRunner().invoke(app, [*words, "--output", str(tmp_path / "page")])
+    page = (tmp_path / "page" / "experiment.html").read_text()
+    assert f"<dt>release {bundle.release}</dt><dd>60 listings</dd>" in page
+    assert json.loads((tmp_path / "page" / "experiment.json").read_text())["fields"] == report["fields"]
     bad = CliRunner().invoke(app, [*words, "--share", "x=2"])
     assert (bad.exit_code, "give RELEASE=SHARE" in bad.stderr) == (2, True)
