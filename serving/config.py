@@ -127,6 +127,14 @@ class ServeOptions:
         ),
     ] = None
     shadow_share: Annotated[float, typer.Option(help="Share of the listings, above 0 and at most 1.")] = 1.0
+    state_folder: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder in which loaded, promoted and removed releases outlast a restart. Default: a restart serves "
+            "what the options name.",
+            resolve_path=True,
+        ),
+    ] = None
     traffic_split: TrafficSplit | None = None
     """All loaded releases and the traffic of each; None: the bundle alone."""
     # Not 0: grpc.aio cancels calls that have arrived but not begun when its server stops.

@@ -3,15 +3,18 @@
 import asyncio
 import logging
 import shutil
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from serving.inference.model_names import MODEL_NAME
+from serving.rollout.state_file import ReleaseState
 from serving.rollout.traffic_split import CANARY, SHADOW, ReleaseSpec, TrafficShare, TrafficSplit
 from vision.bundle import Bundle, check_beside, load_bundle
 from vision.errors import ListingVisionError
+from vision.runtime.files import sync_to_disk
 
 if TYPE_CHECKING:
     from serving.triton.watchdog import TritonWatchdog
@@ -29,40 +32,42 @@ class ReleaseManager:
 
     def __init__(
         self,
-        traffic_split: TrafficSplit,
+        state: ReleaseState,
         apply_traffic_split: ApplyTrafficSplit,
         *,
         triton: "TritonWatchdog | None",
         can_load: bool,
         is_recording: bool,
         folder: Path,
+        save: Callable[[ReleaseState], None] | None = None,
         public_key: Path | None = None,
     ) -> None:
         """Args:
-        traffic_split: the split at the start.
+        state: the releases that the gateway processes have.
         apply_traffic_split: switches the gateway processes.
         triton: this service's own Triton; None: the model runs in the gateway processes, or in an external Triton.
         can_load: whether releases can be loaded, that is the Triton is not external.
         is_recording: whether shadow results are stored.
         folder: for copies of the bundles that are loaded, which an operator may move or delete.
+        save: keeps the state after each command; it may raise ListingVisionError. None: it ends with the service.
         public_key: PEM file of the key that must have signed what is loaded; None: nothing need be signed.
         """
-        self._traffic_split = traffic_split
+        self._state = state
         self._apply_traffic_split = apply_traffic_split
         self._triton = triton
         self._can_load = can_load
         self._is_recording = is_recording
         self._folder = folder
         self._public_key = public_key
-        self._sources = {release.label: release.bundle for release in traffic_split.releases}
-        """Folders that the operator gave, by label."""
-        self._bundles = {release.label: load_bundle(release.bundle) for release in traffic_split.releases}
-        self._previous: str | None = None
-        """Label of the stable release before the last promotion."""
-        self._removal_reasons: dict[str, str] = {}
-        """Reasons for which canaries were removed, by label."""
-        self._num_loaded = 0
+        self._save = save
+        self._bundles = {release.label: load_bundle(release.bundle) for release in self._traffic_split.releases}
+        self._last_number = max((_read_number(release) for release in self._traffic_split.releases), default=1)
+        """The largest in a model name so far."""
         self._command_lock = asyncio.Lock()
+
+    @property
+    def _traffic_split(self) -> TrafficSplit:
+        return self._state.traffic_split
 
     @property
     def canary(self) -> str | None:
@@ -75,7 +80,7 @@ class ReleaseManager:
             ListingVisionError: it is incomplete, unsigned where it must be signed, loaded already, fails its golden
                 photos, or is another model under the version of a loaded one.
         """
-        async with self._command_lock:
+        async with self._command():
             loaded = await asyncio.to_thread(load_bundle, bundle, public_key=self._public_key)
             if not self._can_load:
                 raise ListingVisionError(
@@ -87,15 +92,16 @@ class ReleaseManager:
                 check_beside(loaded, self._bundles[other])
             if label in self._traffic_split.labels:
                 raise ListingVisionError(f"{label} is loaded already")
-            self._num_loaded += 1
-            name = f"{MODEL_NAME}_{self._num_loaded + 1}"
+            self._last_number += 1
+            name = f"{MODEL_NAME}_{self._last_number}"
             own = await asyncio.to_thread(_copy_bundle, loaded.folder, self._folder / name, self._public_key)
             try:
                 await self._start(ReleaseSpec(label=label, bundle=own.folder, model_name=name), own)
             except BaseException:
                 shutil.rmtree(own.folder)
                 raise
-            self._bundles[label], self._sources[label] = own, loaded.folder
+            self._bundles[label] = own
+            self._state = replace(self._state, sources={**self._state.sources, label: loaded.folder})
             _log.info("release %s is loaded", label)
             return label
 
@@ -116,7 +122,7 @@ class ReleaseManager:
         Raises:
             ListingVisionError: it is not loaded, or fails its golden photos; nothing has changed.
         """
-        async with self._command_lock:
+        async with self._command():
             await self._check_golden_photos(release)
             before = self._traffic_split.stable
             traffic_split = self._traffic_split
@@ -125,7 +131,7 @@ class ReleaseManager:
                     traffic_split = traffic_split.with_share(purpose, None)
             await self._switch_to(replace(traffic_split, stable=release))
             if before != release:
-                self._previous = before
+                self._state = replace(self._state, previous=before)
             if self._triton:
                 self._triton.main_model = self._find_release(release).model_name
             _log.info("release %s answers", release)
@@ -136,9 +142,9 @@ class ReleaseManager:
         Raises:
             ListingVisionError: there is no previous release.
         """
-        if self._previous is None:
+        label = self._state.previous
+        if label is None:
             raise ListingVisionError("there is no release to go back to: none was promoted yet, or it is unloaded")
-        label = self._previous
         await self.promote(label)
         return label
 
@@ -148,22 +154,22 @@ class ReleaseManager:
         Raises:
             ListingVisionError: it is not loaded, is the stable release, is unhealthy, or the share is outside (0, 1].
         """
-        async with self._command_lock:
+        async with self._command():
             await self._set_share(CANARY, release, share)
-            self._removal_reasons.pop(release, None)
+            self._forget_removal(release)
 
     async def clear_canary(self) -> None:
         """Send all listings to the stable release."""
-        async with self._command_lock:
+        async with self._command():
             await self._switch_to(self._traffic_split.with_share(CANARY, None))
 
     async def remove_canary(self, release: str, reason: str) -> bool:
         """Remove an unhealthy canary; return False if it is no longer the canary."""
-        async with self._command_lock:
+        async with self._command():
             if self.canary != release:
                 return False
             await self._switch_to(self._traffic_split.with_share(CANARY, None))
-            self._removal_reasons[release] = reason
+            self._state = replace(self._state, removal_reasons={**self._state.removal_reasons, release: reason})
             _log.error("canary %s is removed: %s", release, reason)
             return True
 
@@ -173,14 +179,14 @@ class ReleaseManager:
         Raises:
             ListingVisionError: as `set_canary`; or outcomes are not recorded.
         """
-        async with self._command_lock:
+        async with self._command():
             if not self._is_recording:
                 raise ListingVisionError("a shadow's answers are recorded with the outcomes; start with --outcomes")
             await self._set_share(SHADOW, release, share)
 
     async def clear_shadow(self) -> None:
         """Stop shadow traffic."""
-        async with self._command_lock:
+        async with self._command():
             await self._switch_to(self._traffic_split.with_share(SHADOW, None))
 
     async def unload(self, release: str) -> None:
@@ -189,7 +195,7 @@ class ReleaseManager:
         Raises:
             ListingVisionError: it is active, or is not loaded.
         """
-        async with self._command_lock:
+        async with self._command():
             spec = self._find_release(release)
             if release == self._traffic_split.stable:
                 raise ListingVisionError(f"{release} answers; promote another one first")
@@ -200,15 +206,17 @@ class ReleaseManager:
                     )
             others = tuple(other for other in self._traffic_split.releases if other is not spec)
             await self._switch_to(replace(self._traffic_split, releases=others))
-            if release == self._previous:
-                self._previous = None
-            self._removal_reasons.pop(release, None)
-            del self._bundles[release], self._sources[release]
+            self._forget_removal(release)
+            sources = {label: source for label, source in self._state.sources.items() if label != release}
+            previous = None if release == self._state.previous else self._state.previous
+            self._state = replace(self._state, sources=sources, previous=previous)
+            del self._bundles[release]
             if self._triton:
                 await self._triton.remove(spec.model_name)
-            if spec.bundle.is_relative_to(self._folder):
-                await asyncio.to_thread(shutil.rmtree, spec.bundle)
-            _log.info("release %s is unloaded", release)
+        # Not before the state without it is saved.
+        if spec.bundle.is_relative_to(self._folder):
+            await asyncio.to_thread(shutil.rmtree, spec.bundle)
+        _log.info("release %s is unloaded", release)
 
     async def status(self) -> list[dict[str, object]]:
         """Return all loaded releases with their state."""
@@ -216,20 +224,20 @@ class ReleaseManager:
             {
                 "release": release.label,
                 "name": self._bundles[release.label].info.model_name,
-                "bundle": str(self._sources[release.label]),
-                "state": self._state(release.label),
-                "removal_reason": self._removal_reasons.get(release.label),
+                "bundle": str(self._state.sources[release.label]),
+                "state": self._describe(release.label),
+                "removal_reason": self._state.removal_reasons.get(release.label),
             }
             for release in self._traffic_split.releases
         ]
 
-    def _state(self, label: str) -> str:
+    def _describe(self, label: str) -> str:
         if label == self._traffic_split.stable:
             return "stable"
         for purpose, share in self._traffic_split.shares.items():
             if share.label == label:
                 return f"{purpose} {share.share:g}"
-        return "previous" if label == self._previous else "loaded"
+        return "previous" if label == self._state.previous else "loaded"
 
     def _find_release(self, label: str) -> ReleaseSpec:
         for release in self._traffic_split.releases:
@@ -250,13 +258,36 @@ class ReleaseManager:
 
     async def _switch_to(self, traffic_split: TrafficSplit) -> None:
         await self._apply_traffic_split(traffic_split)
-        self._traffic_split = traffic_split
+        self._state = replace(self._state, traffic_split=traffic_split)
+
+    def _forget_removal(self, release: str) -> None:
+        reasons = {label: reason for label, reason in self._state.removal_reasons.items() if label != release}
+        self._state = replace(self._state, removal_reasons=reasons)
+
+    @asynccontextmanager
+    async def _command(self) -> AsyncIterator[None]:
+        """Execute one command at a time; what it has changed is saved at its end."""
+        async with self._command_lock:
+            before = self._state
+            try:
+                yield
+            finally:
+                if self._save and self._state != before:
+                    await asyncio.to_thread(self._save, self._state)
+
+
+def _read_number(release: ReleaseSpec) -> int:
+    """Return the number in a model name that a manager has given; 1 for other names."""
+    number = release.model_name.removeprefix(f"{MODEL_NAME}_")
+    return int(number) if number.isdecimal() else 1
 
 
 def _copy_bundle(folder: Path, copy: Path, public_key: Path | None) -> Bundle:
     """Copy a bundle and return the copy, its hashes and signature checked again."""
     try:
         shutil.copytree(folder, copy)
+        for path in (*copy.rglob("*"), copy):
+            sync_to_disk(path)
         return load_bundle(copy, public_key=public_key)
     except BaseException as error:
         shutil.rmtree(copy, ignore_errors=True)

@@ -12,7 +12,6 @@ from dataclasses import replace
 from serving.api.suggestion_id import write_random_key
 from serving.config import SUGGESTION_KEY_FILE, ServeOptions, create_suggestion_signer
 from serving.errors import TritonNotInstalled
-from serving.inference.model_names import CANARY_MODEL_NAME, SHADOW_MODEL_NAME
 from serving.inference.triton import TritonEngine
 from serving.observability.admin_http import HttpResponse, StatusServer
 from serving.observability.metrics import MetricsFolder
@@ -20,11 +19,12 @@ from serving.observability.tracing import require_packages
 from serving.processes.control import ControlServer
 from serving.processes.sockets import format_address, reserve_port, supervisor_control_path
 from serving.rollout.manager import ReleaseManager
-from serving.rollout.router import create_single_release_split
 from serving.rollout.routes_file import write_traffic_split
-from serving.rollout.traffic_split import CANARY, SHADOW, ReleaseSpec, TrafficShare, TrafficSplit
+from serving.rollout.state_file import StateFolder
+from serving.rollout.traffic_split import TrafficSplit
 from serving.supervisor.gateway_pool import GatewayPool
 from serving.supervisor.http_process import HttpProcess
+from serving.supervisor.initial_releases import load_initial_releases
 from serving.supervisor.status_pages import StatusPages
 from serving.supervisor.supervisor_metrics import SupervisorMetrics
 from serving.triton.install import find_triton
@@ -54,6 +54,7 @@ class Supervisor:
             _require_installed("--require-signature", "signing", "model_signing")
         self._bundle = load_bundle(options.bundle, public_key=options.require_signature)
         self._releases: ReleaseManager | None = None
+        self._state_folder: StateFolder | None = None
         self._control: ControlServer | None = None
         self._options = options
         self._triton: TritonWatchdog | None = None
@@ -102,6 +103,8 @@ class Supervisor:
         """
         try:
             self._loop = asyncio.get_running_loop()
+            if self._options.state_folder:
+                self._state_folder = StateFolder(self._options.state_folder)
             self._start_status()
             self._port_reservation, port = reserve_port(self._options.host, self._options.port)
             self._options = replace(self._options, port=port, reuse_port=True)
@@ -112,9 +115,9 @@ class Supervisor:
                     _log.warning("%s", problem)
             elif not self._options.in_process:
                 await self._start_triton()
-            traffic_split = await self._build_initial_split()
-            self._options = replace(self._options, traffic_split=traffic_split)
-            write_traffic_split(self._metrics.path, traffic_split)
+            state = await load_initial_releases(self._options, self._triton, self._state_folder)
+            self._options = replace(self._options, traffic_split=state.traffic_split)
+            write_traffic_split(self._metrics.path, state.traffic_split)
             self._gateways = GatewayPool(
                 self._options,
                 self._metrics,
@@ -125,12 +128,13 @@ class Supervisor:
             if self._http:
                 await self._http.start(self._options)
             self._releases = ReleaseManager(
-                traffic_split,
+                state,
                 self._apply_traffic_split,
                 triton=self._triton,
                 can_load=can_load,
                 is_recording=bool(self._options.outcomes),
-                folder=self._metrics.path / "releases",
+                folder=self._state_folder.releases if self._state_folder else self._metrics.path / "releases",
+                save=self._state_folder.write if self._state_folder else None,
                 public_key=self._options.require_signature,
             )
             await self._start_control(port)
@@ -161,6 +165,8 @@ class Supervisor:
             self._port_reservation.close()
         if self._status:
             self._status.close()
+        if self._state_folder:
+            self._state_folder.close()
         self._metrics.remove()
 
     def schedule_worker_restart(self) -> None:
@@ -184,29 +190,6 @@ class Supervisor:
         by_name = {command.__name__: command for command in commands}
         self._control = ControlServer(supervisor_control_path(port), by_name)
         await self._control.start()
-
-    async def _build_initial_split(self) -> TrafficSplit:
-        """Return the traffic split of bundle, canary and shadow. Raises ListingVisionError: one cannot be loaded."""
-        options = self._options
-        traffic_split = await asyncio.to_thread(
-            create_single_release_split,
-            options.bundle,
-            model_name=options.model_name,
-            public_key=options.require_signature,
-        )
-        for part, folder, name, share in (
-            (CANARY, options.canary, CANARY_MODEL_NAME, options.canary_share),
-            (SHADOW, options.shadow, SHADOW_MODEL_NAME, options.shadow_share),
-        ):
-            if folder is None:
-                continue
-            bundle = await asyncio.to_thread(load_bundle, folder, public_key=options.require_signature)
-            release = ReleaseSpec(label=bundle.release, bundle=bundle.folder, model_name=name)
-            traffic_split = replace(traffic_split, releases=(*traffic_split.releases, release))
-            traffic_split = traffic_split.with_share(part, TrafficShare(label=bundle.release, share=share))
-            if self._triton:
-                await self._triton.add(name, bundle)
-        return traffic_split
 
     async def _apply_traffic_split(self, traffic_split: TrafficSplit) -> None:
         """Have all processes use a traffic split.

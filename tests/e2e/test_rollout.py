@@ -152,6 +152,23 @@ def test_a_loaded_release_outlives_the_folder_that_was_given(bundle, other_bundl
     assert served.stop() == 0
 
 
+def test_what_was_promoted_answers_after_the_service_and_its_triton_were_killed(
+    bundle, other_bundle, start_serving, triton_installation, tmp_path
+):
+    options = ("--state-folder", str(tmp_path / "state"))
+    served = start_serving(bundle.folder, tmp_path / "first.log", *options)
+    assert model(served, "load", other_bundle.folder)[0] == 0
+    assert model(served, "promote", other_bundle.release)[0] == 0
+    served.process.kill()
+    served.process.wait()
+    again = start_serving(bundle.folder, tmp_path / "second.log", *options)
+    assert wait_for_release(again) == other_bundle.info.model_version
+    assert read_release_states(again) == {bundle.release: "previous", other_bundle.release: "stable"}
+    assert model(again, "rollback")[0] == 0
+    assert wait_for_release(again) == bundle.info.model_version
+    assert again.stop() == 0
+
+
 def find_ids_by_share(bundle, share: float, purpose: str = CANARY) -> tuple[str, str]:
     """A listing's id that is in a release's share, and one that is not."""
     taken = TrafficShare(label=bundle.release, share=share)

@@ -34,6 +34,7 @@ EVERY_FIELD = ServeOptions(
     traffic_split=TrafficSplit(
         stable="1.2", releases=(ReleaseSpec(label="1.2", bundle=Path("/b"), model_name="listing_vision"),)
     ),
+    state_folder=Path("/state"),
     drain_s=1,
     grace_period_s=2,
     health_interval_s=3,

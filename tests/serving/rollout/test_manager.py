@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from serving.rollout.manager import ReleaseManager
+from serving.rollout.state_file import ReleaseState
 from serving.rollout.traffic_split import ReleaseSpec, TrafficSplit
 from tests.support.bundles import change_manifest
 from tests.support.signing import create_key_pair
@@ -41,7 +42,7 @@ def create_releases(bundle, gateways, *, can_load=True, public_key=None):
     first = ReleaseSpec(label=bundle.release, bundle=bundle.folder, model_name="listing_vision")
     traffic_split = TrafficSplit(releases=(first,), stable=bundle.release)
     return ReleaseManager(
-        traffic_split,
+        ReleaseState.start(traffic_split),
         gateways.route,
         triton=None,
         can_load=can_load,
