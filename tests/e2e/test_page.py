@@ -342,6 +342,10 @@ def test_each_field_is_confirmed_or_corrected_by_keyboard(open_page, url, photos
     page.keyboard.press("ArrowDown")
     page.keyboard.press("Enter")
     page.get_by_label("Listing ID").fill("m123")
+    page.get_by_role("button", name="日本語").click()
+    kept = [page.locator(field).input_value() for field in ("#category-choice", "#brand-choice", "#listing")]
+    assert kept == [" › ".join(c.names["ja"] for c in bundle.taxonomy.get_lineage(other)), "Nobody's", "m123"]
+    page.get_by_role("button", name="English").click()
     with page.expect_response("**/v1/outcomes") as sent:
         page.get_by_role("button", name="Send").click()
     request = sent.value.request.post_data_json

@@ -306,6 +306,7 @@ def suspects(
     from training.data.label_errors import find_suspects, write_csv
     from training.data.label_errors_page import render_suspects
     from training.inference.features import extract_features, load_embedder
+    from training.reporting.page import format_count
     from training.reporting.provenance import describe_manifest
     from vision.manifest import Manifest
 
@@ -320,8 +321,8 @@ def suspects(
     write_csv(found, output / "suspects.csv")
     provenance = {
         "model": str(model) if model else "ImageNet features",
-        "counts": f"{len(set(loaded.column('listing_id').to_pylist()))} listings, {len(loaded)} photos; "
-        f"{len(features.unusable)} photos could not be used",
+        "counts": f"{format_count(len(set(loaded.column('listing_id').to_pylist())), 'listing')}, "
+        f"{format_count(len(loaded), 'photo')}; {format_count(len(features.unusable), 'photo')} could not be used",
         **describe_manifest(manifest),
     }
     page = render_suspects(found, provenance, title=f"Suspected labels of {manifest}", max_shown=max_shown)

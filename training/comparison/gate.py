@@ -9,6 +9,8 @@ from typing import Any
 
 from training.comparison.compare import LEAF, CategoryChange, Comparison, CoverageChange
 from training.errors import GateError
+from training.reporting.field_titles import format_field_title, join_field_titles
+from training.reporting.page import format_count
 from training.statistics.paired import Difference
 from vision.calibration import BRAND_FIELD
 
@@ -94,7 +96,10 @@ class Gate:
     def _check_categories(self, changes: Iterable[CategoryChange]) -> RuleResult:
         enough = [change for change in changes if change.counts.num_listings >= self.min_category_listings]
         broken = [change for change in enough if _exceeds(-change.counts.change, self.max_category_drop)]
-        measured = f"{len(enough)} categories have at least {self.min_category_listings} listings"
+        measured = (
+            f"{format_count(len(enough), 'category')} with at least "
+            f"{format_count(self.min_category_listings, 'listing')}"
+        )
         return RuleResult(
             name="max_category_drop",
             holds=not broken,
@@ -107,9 +112,9 @@ class Gate:
         broken = [c for c in filled if _exceeds(c.a.coverage - c.b.coverage, self.max_coverage_drop)]
         texts = tuple(_describe_coverage_drop(change, self.max_coverage_drop) for change in broken)
         if broken and not any(change.b.is_certified for change in changes):
-            names = ", ".join(change.name for change in broken)
+            names = join_field_titles(change.name for change in broken)
             texts = (f"B has no certificate: it fills nothing in, where A fills in {names}; calibrate B",)
-        measured = f"coverage: A fills in {len(filled)} fields"
+        measured = f"coverage: A fills in {format_count(len(filled), 'field')}"
         return RuleResult(
             name="max_coverage_drop", holds=not broken, num_checked=len(filled), details=texts or (measured,)
         )
@@ -170,15 +175,17 @@ def _exceeds(drop: float, limit: float) -> bool:
 def _describe_drop(what: str, counts: Difference, limit: float) -> str:
     return (
         f"{what} {_format_change(counts.change, limit)}: {counts.accuracy_a:.2%} by A, {counts.accuracy_b:.2%} by B; "
-        f"{counts.num_lost} lost, {counts.num_won} won of {counts.num_listings} listings, p {counts.p_value:.3g}"
+        f"{counts.num_lost} lost, {counts.num_won} won of "
+        f"{format_count(counts.num_listings, 'listing')}, p {counts.p_value:.3g}"
     )
 
 
 def _describe_coverage_drop(change: CoverageChange, limit: float) -> str:
     a, b = change.a, change.b
     return (
-        f"{change.name}: the filled share {_format_change(b.coverage - a.coverage, limit)}: {a.coverage:.2%} by A "
-        f"({a.num_filled} of {a.num_listings} listings), {b.coverage:.2%} by B ({b.num_filled})"
+        f"{format_field_title(change.name)}: the filled share {_format_change(b.coverage - a.coverage, limit)}: "
+        f"{a.coverage:.2%} by A ({a.num_filled} of {format_count(a.num_listings, 'listing')}), "
+        f"{b.coverage:.2%} by B ({b.num_filled})"
     )
 
 

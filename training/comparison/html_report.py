@@ -8,7 +8,7 @@ from training.comparison.text_report import ComparedModels, GateVerdict, format_
 from training.comparison.verdict import build_comparison_verdict, describe_rule
 from training.reporting.field_titles import format_field_title
 from training.reporting.glossary import choose_terms
-from training.reporting.page import create_thumbnails, format_percent, format_signed, render
+from training.reporting.page import create_thumbnails, format_count, format_percent, format_signed, render
 
 __all__ = ["render_comparison"]
 
@@ -73,9 +73,9 @@ def render_comparison(
 
 
 def _list_facts(compared: ComparedModels, comparison: Comparison, listings: CommonListings) -> list[tuple[str, object]]:
-    counts = f"{comparison.num_listings} listings, {len(listings.photo_urls)} photos"
+    counts = f"{format_count(comparison.num_listings, 'listing')}, {format_count(len(listings.photo_urls), 'photo')}"
     if listings.unusable:
-        counts += f"; {len(listings.unusable)} photos could not be used"
+        counts += f"; {format_count(len(listings.unusable), 'photo')} could not be used"
     return [
         ("A", f"{compared.name_a}, taxonomy {compared.taxonomy_a}"),
         ("B", f"{compared.name_b}, taxonomy {compared.taxonomy_b}"),

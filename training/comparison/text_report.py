@@ -7,6 +7,7 @@ from typing import Any
 from training.comparison.common_listings import CommonListings
 from training.comparison.compare import CategoryChange, Comparison, Coverage
 from training.comparison.gate import Gate, RuleResult
+from training.reporting.page import format_count
 from training.statistics.paired import NUM_RESAMPLES, Difference
 
 __all__ = [
@@ -104,7 +105,8 @@ def format_comparison(compared: ComparedModels, comparison: Comparison, listings
     lines = [
         f"A  {compared.name_a} (taxonomy {compared.taxonomy_a})",
         f"B  {compared.name_b} (taxonomy {compared.taxonomy_b})",
-        f"{comparison.num_listings} listings with {len(listings.photo_urls)} usable photos of split {compared.split}",
+        f"{format_count(comparison.num_listings, 'listing')} with "
+        f"{format_count(len(listings.photo_urls), 'usable photo')} of split {compared.split}",
         "",
         "right in % of listings  listings      A      B   B - A   95 % interval   lost    won   p (McNemar)",
     ]
@@ -115,7 +117,7 @@ def format_comparison(compared: ComparedModels, comparison: Comparison, listings
             f"  {_format_signed(c.change)}  {_format_signed(low)} – {_format_signed(high)}"
             f"  {c.num_lost:5d}  {c.num_won:5d}   {c.p_value:.3g}"
         )
-    lines += ["", "prefilled, % of listings       A  (right)       B  (right)"]
+    lines += ["", "filled in, % of listings       A  (right)       B  (right)"]
     for change in comparison.coverage:
         shown = "  ".join(
             f"{_format_percent(c.coverage)}  ({_format_percent(c.precision)})" for c in (change.a, change.b)
@@ -124,7 +126,7 @@ def format_comparison(compared: ComparedModels, comparison: Comparison, listings
     lines += _format_categories(comparison.categories)
     lines += _format_excluded_labels(comparison)
     if listings.unusable:
-        lines.append(f"{len(listings.unusable)} photos could not be used")
+        lines.append(f"{format_count(len(listings.unusable), 'photo')} could not be used")
     return "\n".join(lines)
 
 
@@ -133,8 +135,8 @@ def format_testing_note(categories: Sequence[CategoryChange]) -> str:
     by_chance = sum(change.counts.p_value < 0.05 for change in categories)
     proven = sum(change.p_holm < 0.05 for change in categories)
     return (
-        f"{len(categories)} categories were compared: {by_chance} differ at p < 0.05 taken alone, of which chance may "
-        f"account for up to {0.05 * len(categories):.1f}; {proven} do after Holm's correction for their number"
+        f"{format_count(len(categories), 'category')} compared; with p < 0.05 taken alone: {by_chance}, of which "
+        f"chance may account for up to {0.05 * len(categories):.1f}; after Holm's correction for their number: {proven}"
     )
 
 
@@ -153,7 +155,7 @@ def _format_categories(categories: Sequence[CategoryChange]) -> list[str]:
     better = [change for change in reversed(categories) if change.counts.change > 0]
     lines = []
     for name, changes in (("worse", worse), ("better", better)):
-        lines += ["", f"{len(changes)} categories are {name}" + (":" if changes else "")]
+        lines += ["", f"{format_count(len(changes), 'category')} {name}" + (":" if changes else "")]
         for change in changes[:_MAX_CATEGORIES_SHOWN]:
             c, (low, high) = change.counts, change.interval
             lines.append(
@@ -172,7 +174,7 @@ def _format_excluded_labels(comparison: Comparison) -> list[str]:
         labels = [label for label in comparison.excluded_labels if (label.field, label.reason) == (field, reason)]
         num_listings = sum(label.num_listings for label in labels)
         named = ", ".join(repr(label.label) for label in labels[:5]) + (", …" if len(labels) > 5 else "")
-        lines.append(f"not compared: {num_listings} listings whose {field} is {reason} ({named})")
+        lines.append(f"not compared: {format_count(num_listings, 'listing')} whose {field} is {reason} ({named})")
     return lines
 
 

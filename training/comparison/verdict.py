@@ -3,6 +3,7 @@
 from training.comparison.compare import LEAF, Comparison, FieldChange
 from training.comparison.gate import Gate
 from training.comparison.text_report import GateVerdict
+from training.reporting.page import format_count
 from vision.calibration import BRAND_FIELD
 
 __all__ = ["RULE_NAMES", "build_comparison_verdict", "describe_rule"]
@@ -39,7 +40,8 @@ def describe_rule(gate: Gate, name: str) -> str:
     limit = f"may fall by at most {100 * getattr(gate, name):g} points"
     return {
         "max_overall_drop": f"The leaf accuracy {limit}",
-        "max_category_drop": f"The accuracy of each category with at least {gate.min_category_listings} listings "
+        "max_category_drop": f"The accuracy of each category with at least "
+        f"{format_count(gate.min_category_listings, 'listing')} "
         f"{limit}",
         "max_brand_drop": f"The brand accuracy {limit}",
         "max_coverage_drop": f"The share of the listings that is filled in, of each field, {limit}",
@@ -52,7 +54,8 @@ def _describe_change(change: FieldChange) -> str:
     if not counts.num_listings:
         return f"{title}: no listing to compare on."
     if not counts.num_lost and not counts.num_won:
-        return f"{title}: no change; the models are right on the same of {counts.num_listings} listings."
+        same = format_count(counts.num_listings, "listing")
+        return f"{title}: no change; the models are right on the same of {same}."
     chance = (
         "more than chance explains"
         if counts.p_value < _CHANCE_P_VALUE

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from training.data.label_errors import FieldLabelErrors, SuspectedLabel
 from training.reporting.glossary import choose_terms
-from training.reporting.page import create_thumbnails, render
+from training.reporting.page import create_thumbnails, format_count, render
 
 __all__ = ["WEAK_BELOW", "render_suspects"]
 
@@ -45,12 +45,15 @@ def render_suspects(
 
 def _build_verdict(found: Sequence[FieldLabelErrors]) -> list[str]:
     num = sum(len(part.suspects) for part in found)
-    sentences = [f"{num} labels are suspected: look at each photo, and correct the manifest where the label is wrong."]
+    sentences = [
+        f"{format_count(num, 'suspected label')}: look at each photo, and correct the manifest where "
+        "the label is wrong."
+    ]
     for part in found:
         if part.num_compared and part.accuracy < WEAK_BELOW:
             sentences.append(
                 f"Too weak to accuse: the model agrees with only {part.accuracy:.1%} of the {part.field} labels, so "
-                f"most of its {len(part.suspects)} suspects are likely its own mistakes. Try another --model."
+                f"the {format_count(len(part.suspects), 'suspect')} may well be its own mistakes. Try another --model."
             )
     return sentences
 

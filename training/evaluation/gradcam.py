@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 __all__ = ["GradcamExample", "choose_examples", "compute_heat_maps", "draw_overlay", "write_overlays"]
 
 _BATCH_SIZE = 8
-_OPACITY = 0.65
+_COLOUR = (214, 24, 24)
+"""One hue: a map of many colours shows edges where there are none."""
+_OPACITY = 0.75
 """Opacity of the colour where the heat is greatest; the photo stays visible below it."""
 
 
@@ -85,20 +87,17 @@ def compute_heat_maps(
 
 
 def draw_overlay(photo: npt.NDArray[np.uint8], heat: npt.NDArray[np.floating]) -> npt.NDArray[np.uint8]:
-    """(H, W, 3) uint8: the photo with its heat in colour, blue to red, transparent where there is none.
+    """(H, W, 3) uint8: the photo with its heat in one red, the more opaque the hotter, as on the page of the service.
 
     Args:
         photo: (H, W, 3).
         heat: (h, w) in [0, 1] of the same photo at any size.
     """
-    import matplotlib
-
     height, width = photo.shape[:2]
     resized = Image.fromarray(heat.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR)
     amount = np.asarray(resized).clip(0, 1)
-    colours = matplotlib.colormaps["turbo"](amount)[..., :3] * 255
     share = _OPACITY * amount[..., None]
-    return np.asarray((1 - share) * photo + share * colours).round().astype(np.uint8)
+    return np.asarray((1 - share) * photo + share * np.array(_COLOUR)).round().astype(np.uint8)
 
 
 def choose_examples(predictions: Predictions, model: EvaluatedModel, *, num_each: int = 6) -> Sequence[GradcamExample]:

@@ -12,7 +12,7 @@ from training.evaluation.evaluate import replace_nan
 from training.evaluation.verdict import build_verdict
 from training.reporting.field_titles import format_field_title
 from training.reporting.glossary import choose_terms
-from training.reporting.page import create_thumbnails, format_points, is_measured, render
+from training.reporting.page import create_thumbnails, format_count, format_points, is_measured, render
 from training.reporting.plots import plot_reliability, plot_risk_coverage, plot_shares
 from vision.calibration import BRAND_FIELD
 
@@ -107,9 +107,9 @@ def write_report(
 
 
 def _list_facts(figures: Figures) -> list[tuple[str, object]]:
-    counts = f"{figures['listing']['num']} listings, {figures['photo']['num']} photos"
+    counts = f"{format_count(figures['listing']['num'], 'listing')}, {format_count(figures['photo']['num'], 'photo')}"
     if figures["num_unusable_photos"]:
-        counts += f"; {figures['num_unusable_photos']} photos could not be used"
+        counts += f"; {format_count(figures['num_unusable_photos'], 'photo')} could not be used"
     provenance = [(name.replace("_", " "), value) for name, value in figures.get("provenance", {}).items()]
     return [("model", figures["model"]), ("split", figures["split"]), ("counts", counts), *provenance]
 
@@ -120,17 +120,17 @@ def _build_risk_coverage_curves(part: Figures, view: str) -> Sequence[Figures]:
         if not selective["points"]:
             continue
         title, certified, last = format_field_title(name), selective["certified"], selective["points"][-1]
-        summary = f"never prefilled: {selective['uncertified_reason']}"
+        summary = f"never filled in: {selective['uncertified_reason']}"
         points = [(f"from {point['threshold']:.3f}", point) for point in _thin_out(selective["points"])]
         if certified:
             summary = (
-                f"the certified threshold {certified['threshold']:.3f} prefills {format_points(certified['coverage'])} "
+                f"the certified threshold {certified['threshold']:.3f} fills in {format_points(certified['coverage'])} "
                 f"%, {format_points(certified['precision'])} % of them right"
             )
             points.append((f"certified: from {certified['threshold']:.3f}", certified))
         label = (
             f"{title} per {view}: precision against coverage; {format_points(last['precision'])} % precise where "
-            f"{format_points(last['coverage'])} % are prefilled; {summary}."
+            f"{format_points(last['coverage'])} % are filled in; {summary}."
         )
         svg = plot_risk_coverage(selective, key=f"{view}-selective-{name}", label=label)
         curves.append({"title": title, "summary": summary, "num": selective["num"], "points": points, "svg": svg})

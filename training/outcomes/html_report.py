@@ -8,7 +8,7 @@ from training.outcomes.report import ExperimentReport
 from training.outcomes.verdict import build_experiment_verdict
 from training.reporting.field_titles import format_field_title
 from training.reporting.glossary import choose_terms
-from training.reporting.page import render
+from training.reporting.page import format_count, render
 
 __all__ = ["render_experiment", "write_experiment"]
 
@@ -64,10 +64,10 @@ def write_experiment(report: ExperimentReport, provenance: Mapping[str, str], ou
 
 
 def _list_facts(report: ExperimentReport, provenance: Mapping[str, str]) -> list[tuple[str, object]]:
-    counts = f"{report.num_outcomes} outcomes"
+    counts = format_count(report.num_outcomes, "outcome")
     if report.num_left_out:
         counts += f"; {report.num_left_out} more without a valid suggestion id left out"
     if report.num_unjoined:
         counts += f"; {report.num_unjoined} of listings without a suggestion left out"
-    releases = [(f"release {name}", f"{num} listings") for name, num in report.listings_by_release.items()]
+    releases = [(f"release {name}", format_count(num, "listing")) for name, num in report.listings_by_release.items()]
     return [*releases, ("counts", counts), *((name.replace("_", " "), value) for name, value in provenance.items())]

@@ -1,6 +1,7 @@
 """The report of an experiment as text for a terminal, and its guarantees for Prometheus."""
 
 from training.outcomes.report import Drift, ExperimentReport, FieldReport
+from training.reporting.page import format_count
 
 __all__ = ["GUARANTEE_METRICS", "format_metrics", "format_report"]
 
@@ -42,9 +43,10 @@ def format_report(report: ExperimentReport) -> str:
         lines.append(f"sample ratio: {verdict} (p = {report.sample_ratio_p_value:.2g})")
     lines += [_format_drift(one, report.drift_days) for one in report.drift]
     if report.num_left_out:
-        lines.append(f"{report.num_left_out} outcomes without a valid suggestion_id left out (--include-unverified)")
+        num = format_count(report.num_left_out, "outcome")
+        lines.append(f"{num} without a valid suggestion_id left out (--include-unverified)")
     if report.num_unjoined:
-        lines.append(f"{report.num_unjoined} outcomes of listings without a suggestion left out")
+        lines.append(f"{format_count(report.num_unjoined, 'outcome')} of listings without a suggestion left out")
     lines += [
         f"switch off: {one.field} of {one.release} no longer meets its guarantee" for one in report.fields_to_switch_off
     ]

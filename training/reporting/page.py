@@ -25,6 +25,7 @@ __all__ = [
     "create_thumbnail",
     "create_thumbnails",
     "encode_photo_uri",
+    "format_count",
     "format_percent",
     "format_points",
     "format_signed",
@@ -49,6 +50,13 @@ def render(template: str, **values: object) -> str:
 def is_measured(value: float | None) -> bool:
     """Whether a figure is neither NaN nor the null that JSON has in its place."""
     return value is not None and value == value
+
+
+def format_count(num: int, noun: str) -> str:
+    """A number of things, the noun in the plural but for one: `1 category`, `2 categories`."""
+    if num == 1:
+        return f"1 {noun}"
+    return f"{num} {noun[:-1]}ies" if noun.endswith("y") else f"{num} {noun}s"
 
 
 def format_points(share: float | None) -> str:
@@ -77,6 +85,7 @@ def _create_environment() -> jinja2.Environment:
         keep_trailing_newline=True,
     )
     environment.filters |= {
+        "counted": format_count,
         "percent": format_percent,
         "points": format_points,
         "signed": format_signed,

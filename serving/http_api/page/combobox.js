@@ -33,6 +33,12 @@ export class Combobox {
     this.element = element("div", { className: "combobox" }, this.input, this.list, this.count);
   }
 
+  /** Another list's text, and its choice by its name in the language of now. */
+  takeOver(before) {
+    this.chosen = before.chosen;
+    this.input.value = this.chosen?.label() ?? before.input.value;
+  }
+
   open() {
     const words = fold(this.input.value).split(/\s+/).filter(Boolean);
     const found = this.chosen ? this.options : this.options.filter(({ folded }) => words.every((one) => folded.includes(one)));

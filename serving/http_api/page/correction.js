@@ -15,11 +15,15 @@ const STORED = { SUGGESTION_ID_STATUS_VALID: "stored", SUGGESTION_ID_STATUS_EXPI
  * @param model of `v1/model`, or null
  * @param names the taxonomy of the answer, or null
  * @param token () => the access token
+ * @param before what this returned last: what was typed for the same answer is kept, in another language too
+ * @returns `{ element }`
  */
-export function createCorrection({ answer, model, names, token }) {
-  if (!model || !names) return element("div");
-  if (!model.outcomesEnabled) return element("p", { className: "quiet-note", textContent: word("notStored") });
-  return new Correction(answer, names, token).element;
+export function createCorrection({ answer, model, names, token, before }) {
+  if (!model || !names) return { element: element("div") };
+  if (!model.outcomesEnabled) return { element: element("p", { className: "quiet-note", textContent: word("notStored") }) };
+  const made = new Correction(answer, names, token);
+  if (before?.answer === answer) made.takeOver(before);
+  return made;
 }
 
 class Correction {
@@ -47,6 +51,11 @@ class Correction {
       this.button,
       this.status,
     );
+  }
+
+  takeOver(before) {
+    this.listing.value = before.listing.value;
+    this.fields.forEach((field, i) => field.takeOver(before.fields[i]));
   }
 
   async send(event) {
@@ -103,6 +112,11 @@ class Field {
     this.unsure = createRadio(name, "unsure");
     this.unsure.checked = true;
     this.element.append(other, element("label", {}, this.unsure, word("unsure")));
+  }
+
+  takeOver(before) {
+    this.combobox.takeOver(before.combobox);
+    for (const name of ["confirmed", "other", "unsure"]) if (this[name]) this[name].checked = before[name].checked;
   }
 
   get isIncomplete() {

@@ -28,6 +28,8 @@ const state = {
   answeredPhotos: [],
   /** What the answer is shown with. */
   found: [],
+  /** The form of the answer, with what is typed in it. */
+  correction: null,
   model: null,
   /** By version: a canary may answer in another taxonomy. */
   taxonomies: new Map(),
@@ -262,7 +264,8 @@ function showFound() {
   state.found = found;
   showAnswer(state.answer, names());
   showProgram();
-  at("correction").replaceChildren(createCorrection({ answer: state.answer, model: state.model, names: names(), token: () => state.token }));
+  state.correction = createCorrection({ answer: state.answer, model: state.model, names: names(), token: () => state.token, before: state.correction });
+  at("correction").replaceChildren(state.correction.element);
 }
 
 function showState() {

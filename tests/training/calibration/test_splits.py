@@ -5,7 +5,12 @@ import pytest
 
 from tests.support.helpers import create_small_taxonomy
 from tests.support.predictions import create_predictions
-from training.calibration.splits import CalibrationListings, choose_tune_listings, split_calibration_rows
+from training.calibration.splits import (
+    CalibrationListings,
+    choose_tune_listings,
+    select_tune_rows,
+    split_calibration_rows,
+)
 from vision.errors import ManifestError
 from vision.manifest import Manifest
 
@@ -33,6 +38,21 @@ def test_a_fifth_of_the_listings_is_for_tuning_the_same_ones_each_time():
     assert 50 < is_tune.sum() < 110
     reversed_ids = dataclasses.replace(predictions, listing_ids=predictions.listing_ids[::-1])
     assert (choose_tune_listings(reversed_ids) == is_tune[::-1]).all()
+
+
+def test_rows_to_explore_are_those_that_no_guarantee_is_tested_on():
+    rows = [{"listing_id": str(i), "photo": f"{i}.jpg", "split": "val"} for i in range(400)]
+    manifest = Manifest.from_rows(rows, "")
+    ids = select_tune_rows(manifest).column("listing_id").to_pylist()
+    predictions = dataclasses.replace(
+        create_predictions(np.zeros((400, 4)), np.zeros(400, int)), listing_ids=tuple(str(i) for i in range(400))
+    )
+    assert ids == [str(i) for i in np.flatnonzero(choose_tune_listings(predictions))]
+    # With listings kept for the tests, the whole other split is free.
+    kept = Manifest.from_rows([*rows, {"listing_id": "x", "photo": "x.jpg", "split": "calibrate"}], "")
+    assert len(select_tune_rows(kept)) == 400
+    with pytest.raises(ManifestError, match="cannot come from the split 'calibrate'"):
+        select_tune_rows(kept, tune_split="calibrate")
 
 
 def test_too_few_listings_are_all_for_tuning():

@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 
+from training.calibration.splits import select_tune_rows
 from training.cli.model import evaluate, runs
 from training.errors import RunError
 from training.inference.evaluated_model import load_evaluated_model
@@ -32,9 +33,15 @@ def test_runs_are_listed_with_their_figures(trained_run, tmp_path, capsys):
 def test_a_run_is_evaluated_like_its_bundle(tmp_path, bundle, trained_run, synthetic_dataset):
     figures = {}
     for name, model in (("run", trained_run.folder), ("bundle", bundle.folder)):
-        evaluate(model, str(synthetic_dataset / "manifest.parquet"), output=tmp_path / f"{name}.json", **DEFAULTS)
+        options = {**DEFAULTS, "explore": "val" if name == "bundle" else None}
+        evaluate(model, str(synthetic_dataset / "manifest.parquet"), output=tmp_path / f"{name}.json", **options)
         figures[name] = json.loads((tmp_path / f"{name}.json").read_text())
         assert not list(tmp_path.glob("*.html"))
+    tune = select_tune_rows(Manifest.load(str(synthetic_dataset / "manifest.parquet")))
+    exploration = figures["bundle"]["exploration"]
+    assert (exploration["split"], exploration["num"]) == ("val", len(set(tune.column("listing_id").to_pylist())))
+    assert exploration["selective"].keys() == figures["bundle"]["listing"]["selective"].keys()
+    assert "exploration" not in figures["run"]
     # A run has no temperatures; before them its export answers alike.
     assert figures["run"]["photo"]["num"] == figures["bundle"]["photo"]["num"]
     rows = Manifest.load(str(synthetic_dataset / "manifest.parquet")).select_split("test")

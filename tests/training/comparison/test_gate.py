@@ -64,7 +64,7 @@ def test_brand_and_coverage():
     }
     rule = outcomes(Gate(), SAME + unsure, **models)["max_coverage_drop"]
     assert rule.details == (
-        "category_depth_1: the filled share fell by 10.00 points, a fall of 0.00 allowed: 100.00% by A (10 of 10 "
+        "Category, depth 1: the filled share fell by 10.00 points, a fall of 0.00 allowed: 100.00% by A (10 of 10 "
         "listings), 90.00% by B (9)",
     )
     assert list_broken_rules(Gate(), SAME + unsure, **models) == {"max_coverage_drop"}
@@ -72,7 +72,7 @@ def test_brand_and_coverage():
     # A model without a certificate fills nothing in, and is said to be one.
     uncertified = outcomes(Gate(), SAME, a=model(TAXONOMY, thresholds=DEPTH_1))["max_coverage_drop"]
     assert uncertified.details == (
-        "B has no certificate: it fills nothing in, where A fills in category_depth_1; calibrate B",
+        "B has no certificate: it fills nothing in, where A fills in category, depth 1; calibrate B",
     )
     assert list_broken_rules(Gate(), SAME, a=model(TAXONOMY, thresholds=DEPTH_1)) == {"max_coverage_drop"}
     assert not list_broken_rules(Gate(), SAME, b=model(TAXONOMY, thresholds=DEPTH_1))

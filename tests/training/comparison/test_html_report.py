@@ -8,7 +8,8 @@ from tests.support.two_models import create_listings, model
 from training.comparison.compare import compare
 from training.comparison.gate import Gate
 from training.comparison.html_report import render_comparison
-from training.comparison.text_report import ComparedModels, GateVerdict
+from training.comparison.text_report import ComparedModels, GateVerdict, build_comparison_json
+from training.reporting.field_titles import format_field_title
 from vision.taxonomy import Brand
 
 HOSTILE = "<script>alert('x')</script>\"&"
@@ -75,7 +76,7 @@ def test_lost_and_won_are_apart_and_every_link_has_its_place(tmp_path):
     assert text[won : text.index('id="brand-lost"')].count("<li") == 1
     assert text[lost:won].count("cannot be shown") == 2  # two of the three photos are gone
     assert "Labels that are not compared" in text
-    assert "2 categories were compared" in text
+    assert "2 categories compared" in text
 
 
 def test_what_does_not_fit_is_said(tmp_path):
@@ -91,3 +92,36 @@ def test_the_verdict_stands_first_then_the_gate_in_words(tmp_path):
     assert '<th scope="row">Leaf category</th>' in text
     assert "The leaf accuracy may fall by at most 0 points" in text
     assert '<h2 id="gate">' not in render_page(tmp_path)
+
+
+def test_every_figure_on_the_page_is_in_the_json():
+    a, b = model(create_small_taxonomy(), thresholds={"category_depth_1": 0.5}), model(create_small_taxonomy())
+    rows = [("gala", "acme", ("gala", 1), ("gala", 1))] * 5 + [("gala", "acme", ("gala", 1), ("fuji", 1))] * 2
+    listings = create_listings([*rows, ("lemon", "acme", ("gala", 1), ("lemon", 1))], a, b)
+    comparison = compare(a, b, listings)
+    verdict = GateVerdict(gate=Gate(), rules=Gate().check(comparison))
+    compared = ComparedModels(**dict.fromkeys((field.name for field in dataclasses.fields(ComparedModels)), "x"))
+    figures = build_comparison_json(compared, comparison, listings, verdict)
+    text = render_comparison(compared, comparison, listings, verdict, max_shown=10)
+    named = {format_field_title(name): field for name, field in figures["fields"].items()}
+    named |= {
+        one["name"].replace(">", "&gt;"): one for one in figures["categories"] if one["num_lost"] + one["num_won"]
+    }
+    for title, one in named.items():
+        low, high = (f"{100 * end + 0.0:+.1f}" for end in one["interval"])
+        cells = [
+            one["num_listings"],
+            f"{one['accuracy_a']:.1%}",
+            f"{one['accuracy_b']:.1%}",
+            f"{100 * one['change'] + 0.0:+.1f}",
+        ]
+        cells += [f"{low} to {high}", one["num_lost"], one["num_won"], f"{one['p_value']:.3g}"]
+        cells += [f"{one['p_holm']:.3g}"] if "p_holm" in one else []
+        row = "".join(f"<td>{cell}</td>" for cell in cells)
+        assert f'<tr><th scope="row">{title}</th>{row}</tr>' in text
+    filled = figures["coverage"]["category_depth_1"]["a"]
+    cells = f"<td>{filled['coverage']:.1%}</td><td>{filled['precision']:.1%}</td><td>{1 - filled['alpha']:.0%}</td>"
+    assert f'<tr><th scope="row">Category, depth 1</th>{cells}' in text
+    for rule in figures["gate"]["rules"]:
+        assert f"<td>{'; '.join(rule['details']).replace('>', '&gt;')}</td>" in text
+    assert "category_depth" not in text

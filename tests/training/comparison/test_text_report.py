@@ -33,11 +33,11 @@ def test_the_table_says_what_changed_and_what_that_is_worth():
     lines = format_comparison(MODELS, COMPARISON, LISTINGS).splitlines()
     (leaf,) = [line for line in lines if line.startswith("  leaf ")]
     assert leaf.split() == ["leaf", "12", "100.0", "33.3", "-66.7", "-91.7", "–", "-41.7", "8", "0", "0.00781"]
-    assert "1 categories are worse:" in lines
-    assert "0 categories are better" in lines
+    assert "1 category worse:" in lines
+    assert "0 categories better" in lines
     assert any("8 lost, 0 won of 8, p = 0.0078, Holm 0.016  Fruit > Apple > Gala" in line for line in lines)
-    assert any("2 categories were compared: 1 differ at p < 0.05" in line for line in lines)
-    assert "not compared: 1 listings whose category is unknown to both ('nowhere')" in lines
+    assert any("2 categories compared; with p < 0.05 taken alone: 1, " in line for line in lines)
+    assert "not compared: 1 listing whose category is unknown to both ('nowhere')" in lines
     (brand,) = [line for line in lines if line.startswith("  brand ") and "–" in line]
     assert brand.split()[:3] == ["brand", "0", "-"]
 
@@ -65,5 +65,5 @@ def test_a_rule_that_nothing_was_measured_for_says_so():
     gate = Gate(max_overall_drop=1)
     lines = format_verdict(GateVerdict(gate=gate, rules=gate.check(COMPARISON)))
     assert lines[0] == "gate passed"
-    assert "  max_category_drop holds, nothing to measure it on: 0 categories have at least 20 listings" in lines
+    assert "  max_category_drop holds, nothing to measure it on: 0 categories with at least 20 listings" in lines
     assert "  max_brand_drop holds, nothing to measure it on: brand accuracy: no listing to measure it on" in lines

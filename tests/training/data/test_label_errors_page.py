@@ -73,10 +73,10 @@ def test_what_was_not_compared_is_counted(found):
     text = ParsedPage(render_suspects(found, PROVENANCE, title="x", max_shown=2)).text
     assert "100 photos compared, 3 suspected, the first 2 shown." in text
     assert "The model agrees with 97.9% of labels." in text
-    assert "7 photos have no label." in text
-    assert "5 have an inner category" in text
+    assert "7 photos without a label." in text
+    assert "5 photos labelled with an inner category" in text
     assert f"4 photos of Lemon{HOSTILE}." in text
-    assert text.count("photos have no label") == 1  # nothing of the sort for the brand
+    assert text.count("without a label") == 1  # nothing of the sort for the brand
     assert "too weak" not in text.lower()
 
 
@@ -89,7 +89,9 @@ def test_a_model_too_weak_to_accuse_says_so(found):
 def test_the_verdict_stands_first_and_provenance_follows(found):
     text = render_suspects(found, PROVENANCE, title="x", max_shown=2)
     assert (
-        text.index("3 labels are suspected") < text.index("<dt>manifest sha256</dt><dd>ab12</dd>") < text.index("<nav")
+        text.index("3 suspected labels: look")
+        < text.index("<dt>manifest sha256</dt><dd>ab12</dd>")
+        < text.index("<nav")
     )
 
 

@@ -83,8 +83,8 @@ def test_every_plot_is_there_and_says_what_it_shows(parse_page):
             assert sum(label.startswith(f"{start} per {view}") for label in labels) == 1
         assert sum(label.startswith("Hierarchical F1 by") and f"per {view}:" in label for label in labels) == 4
     assert len(labels) == len(set(labels))
-    assert any("the certified threshold 0.600 prefills" in label for label in labels)
-    assert any("never prefilled: too few listings" in label for label in labels)
+    assert any("the certified threshold 0.600 fills in" in label for label in labels)
+    assert any("never filled in: too few listings" in label for label in labels)
 
 
 def test_figures_stand_on_the_page_with_their_intervals(figures, text):
@@ -95,6 +95,17 @@ def test_figures_stand_on_the_page_with_their_intervals(figures, text):
             assert f'<td>{100 * level[name]:.1f} <span class="small">{low}–{high}</span></td>' in text
         unseen = figures[view]["brand"]
         assert f"{100 * unseen['none_known_unseen']:.1f} <span" in text
+
+
+def test_a_number_has_one_interval(figures):
+    for name, field in figures["listing"]["fields"].items():
+        certified = (
+            figures["listing"]["selective"][name]["certified"] if name in figures["listing"]["selective"] else None
+        )
+        if certified:
+            assert (field["coverage"], field["precision"]) == (certified["coverage"], certified["precision"])
+            for share in ("coverage", "precision"):
+                assert field[f"{share}_interval"] == certified[f"{share}_interval"]
 
 
 def test_confused_pairs_have_their_photos_side_by_side(figures, parse_page):
@@ -151,7 +162,7 @@ def test_hostile_names_are_shown_as_they_are(photos):
     assert not parse_page.handlers
     assert f"gala{hostile}" in parse_page.text
     assert f"Evaluation of {hostile} on {hostile}" in parse_page.text
-    assert f"never prefilled: {hostile}" in parse_page.text
+    assert f"never filled in: {hostile}" in parse_page.text
 
 
 def test_the_page_of_figures_read_back_is_the_same(figures, text):
