@@ -14,6 +14,7 @@ import yaml
 
 import vision
 from scripts import release
+from scripts.check_version import find_other_versions
 from tests.conftest import ROOT
 from tests.support.dockerfile import STAGES
 
@@ -56,6 +57,17 @@ def test_the_provenance_names_each_file_and_the_commit(distributions):
 
 def test_every_extra_is_tried():
     assert set(release.IMPORTS) == set(PROJECT["optional-dependencies"])
+
+
+def test_changelog_images_and_manifests_have_the_packages_version():
+    assert find_other_versions(vision.__version__) == []
+    others = find_other_versions("9.9.9")
+    assert others[:2] == [
+        f"{name} has {vision.__version__}, the package is 9.9.9" for name in ("CHANGELOG.md", "docker-bake.hcl")
+    ]
+    tagged = {line.split(" has ")[0] for line in others}
+    with_tags = {path for path in (ROOT / "deploy").rglob("*.yaml") if vision.__version__ in path.read_text()}
+    assert {str(path.relative_to(ROOT)) for path in with_tags} < tagged
 
 
 def test_a_checkout_with_changes_is_not_released(monkeypatch):
