@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["find_chromium", "find_violations", "open_browser"]
+__all__ = ["find_chromium", "find_violations", "find_violations_by_width", "open_browser"]
 
 
 def find_chromium() -> str | None:
@@ -24,6 +24,20 @@ def open_browser() -> Iterator[Any]:
             yield running
         finally:
             running.close()
+
+
+def find_violations_by_width(page: Any, widths: Sequence[int], *, height: int) -> dict[int, list[str]]:
+    """What axe-core finds wrong with a page at each width in CSS pixels, and where it is wider than its window.
+
+    Contrast, most of axe-core's time, is computed at the first width only: no style sheet has a colour for a width.
+    """
+    found = {}
+    for width in widths:
+        page.set_viewport_size({"width": width, "height": height})
+        found[width] = find_violations(page, without_rules=[] if width == widths[0] else ["color-contrast"])
+        if page.evaluate("document.documentElement.scrollWidth") > width:
+            found[width].append("wider than its window")
+    return found
 
 
 def find_violations(page: Any, *, without_rules: Sequence[str] = ()) -> list[str]:

@@ -175,6 +175,8 @@ def _build_reliability_diagrams(part: Figures, view: str) -> Sequence[Figures]:
             continue
         title, errors = format_field_title(name), [format_points(level[key]) for key in ("ece_uncalibrated", "ece")]
         summary = f"calibration error {errors[0]} % before, {errors[1]} % after"
+        if before == after:
+            before, summary = [], f"calibration error {errors[1]} %, the same with and without calibration"
         label = f"{title} per {view}: right over confidence; {summary}."
         svg = plot_reliability(before, after, key=f"{view}-reliability-{name}", label=label)
         points = [("before", row) for row in before] + [("after", row) for row in after]

@@ -1,10 +1,11 @@
 """The first sentences of a report of an evaluation: what is filled in, and whether the guarantees held."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from training.reporting.field_titles import format_field_title, join_field_titles
-from training.reporting.page import format_percent
+from training.reporting.page import format_percent, is_measured
+from vision.calibration import BRAND_FIELD
 
 __all__ = ["build_verdict"]
 
@@ -19,7 +20,8 @@ def build_verdict(figures: Figures) -> list[str]:
     """
     fields: Mapping[str, Figures] = figures["listing"]["fields"]
     if not fields:
-        return ["This model has no certificate: it fills nothing in and only suggests. Calibrate it before a release."]
+        first = "This model has no certificate: it fills nothing in and only suggests. Calibrate it before a release."
+        return [first, *_describe_accuracy(figures)]
     filled = {name: field for name, field in fields.items() if field["threshold"] is not None}
     broken = [name for name, field in filled.items() if field["precision_interval"][1] < 1 - field["alpha"]]
     if broken:
@@ -35,7 +37,19 @@ def build_verdict(figures: Figures) -> list[str]:
             f"May be released to fill in {join_field_titles(filled)} as certified: nothing on these listings "
             "contradicts the guarantees, but they are too few to confirm them on their own."
         )
-    return [first, *(_describe_field(name, field) for name, field in fields.items())]
+    return [first, *(_describe_field(name, field) for name, field in fields.items()), *_describe_accuracy(figures)]
+
+
+def _describe_accuracy(figures: Figures) -> Iterator[str]:
+    for name in ("leaf", BRAND_FIELD):
+        part = figures["listing"][name]
+        if is_measured(part["top1"]):
+            low, high = part["top1_interval"]
+            title = join_field_titles([name])
+            yield (
+                f"The likeliest {title}, filled in or not, is right for {format_percent(part['top1'])} of the labelled "
+                f"listings ({format_percent(low)} to {format_percent(high)})."
+            )
 
 
 def _describe_field(name: str, field: Figures) -> str:

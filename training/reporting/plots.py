@@ -55,14 +55,23 @@ def plot_risk_coverage(selective: Mapping[str, Any], *, key: str, label: str) ->
 
 
 def plot_reliability(before: Points, after: Points, *, key: str, label: str) -> Markup:
-    """Accuracy over confidence, before and after calibration; on the diagonal both are equal."""
+    """Accuracy over confidence, before and after calibration; on the diagonal both are equal.
+
+    Args:
+        before: empty where calibration changes nothing, so that there is one curve.
+        after: with calibration.
+        key: different for each plot of a page.
+        label: what the plot shows, for screen readers.
+    """
 
     def draw(axes: "Axes") -> None:
         axes.plot([0, 100], [0, 100], color="#888888", linestyle=":", linewidth=1)
         for bins, color, marker, name in (
             (before, _ORANGE, "s", "temperature 1"),
-            (after, _BLUE, "o", "calibrated"),
+            (after, _BLUE, "o", "calibrated" if before else "as it is"),
         ):
+            if not bins:
+                continue
             accuracy = [100 * part["accuracy"] for part in bins]
             bars = _compute_error_bars(accuracy, [[100 * end for end in part["accuracy_interval"]] for part in bins])
             axes.errorbar(

@@ -210,6 +210,7 @@ def test_listings_of_one_photo_are_shown_once(photos):
     )
     parse_page = ParsedPage(render_report(alone))
     assert "Each listing has one photo" in parse_page.text
+    assert "· confusion matrix ·" in parse_page.text
     assert not [attributes for _, attributes in parse_page.tags if attributes.get("id", "").startswith("photo")]
 
 

@@ -16,7 +16,8 @@ def create_field(**changes):
 
 
 def build(**fields):
-    return build_verdict({"listing": {"fields": fields}})
+    accuracy = {"top1": None, "top1_interval": (None, None)}
+    return build_verdict({"listing": {"fields": fields, "leaf": accuracy, "brand": accuracy}})
 
 
 def test_confirmed_guarantees_may_be_released():
@@ -50,3 +51,11 @@ def test_nothing_certified_only_suggests():
     ]
     unlabelled = build(brand=create_field(num_judged=0, precision_interval=(0.0, 1.0)))
     assert "none of them has a label" in unlabelled[1]
+
+
+def test_how_often_the_model_is_right_is_said_without_a_certificate_too():
+    leaf, brand = {"top1": 0.882, "top1_interval": (0.84, 0.914)}, {"top1": float("nan"), "top1_interval": (0.0, 1.0)}
+    _, accuracy = build_verdict({"listing": {"fields": {}, "leaf": leaf, "brand": brand}})
+    assert accuracy == (
+        "The likeliest leaf category, filled in or not, is right for 88.2% of the labelled listings (84.0% to 91.4%)."
+    )
