@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import typer
 
-from vision.bundle import UNKNOWN_BACKEND, Bundle, load_bundle, require_new_folder
+from vision.bundle import UNKNOWN_BACKEND, Bundle, load_bundle, name_rendition_backend, require_new_folder
 from vision.engine import Engine, Logits, OnnxEngine
 from vision.errors import EngineBroken, PhotoError
 
@@ -48,6 +48,15 @@ def calibrate(
             help="With --triton, as for `serve`: triton, if its model can decode; or gateway, which backfills use too."
         ),
     ] = "triton",
+    rendition_px: Annotated[
+        int | None,
+        typer.Option(
+            "--rendition",
+            min=16,
+            help="Short side in pixels, if the manifest's photos are copies of that size (`data shard --max-px`): the "
+            "guarantee is then that of `backfill --rendition`. Default: originals.",
+        ),
+    ] = None,
     other_brands: Annotated[
         bool,
         typer.Option("--other-brands", help="A brand that the taxonomy lacks counts as out of scope, not as an error."),
@@ -66,6 +75,8 @@ def calibrate(
     from training.inference.predictions import Predictions, predict
     from vision.manifest import Manifest
 
+    if rendition_px and triton and decode_in == "triton":
+        raise typer.BadParameter("--rendition is for backfills, which send pixels; add --decode-in gateway")
     guarantee = Guarantee(alpha_category=alpha_category, alpha_brand=alpha_brand, delta=delta, categories=categories)
     require_new_folder(output)
     loaded = load_bundle(bundle)
@@ -101,7 +112,7 @@ def calibrate(
             tune=run_predictions(tune_rows),
             tested=run_predictions(tested_rows) if tested_rows else None,
             split=split,
-            backend=engine.backend,
+            backend=name_rendition_backend(engine.backend, rendition_px),
             guarantee=guarantee,
         )
     for line in format_guarantees(written.calibration):

@@ -42,6 +42,7 @@ __all__ = [
     "compute_digest",
     "create_bundle",
     "load_bundle",
+    "name_rendition_backend",
     "require_new_folder",
     "seal_bundle",
 ]
@@ -258,6 +259,18 @@ def _check_files(folder: Path, hashes: Mapping[str, str]) -> None:
             raise BundleError(
                 f"bundle {folder}: {name} was altered (its sha256 is not the recorded one); copy it again"
             )
+
+
+def name_rendition_backend(backend: str, rendition_px: int | None) -> str:
+    """Return the name of a backend for certificates, where its photos are renditions.
+
+    Logits of renditions are not those of the originals, so guarantees for the ones do not hold for the others.
+
+    Args:
+        backend: what computes the logits.
+        rendition_px: short side of the renditions; None: photos are originals.
+    """
+    return backend if rendition_px is None or backend == UNKNOWN_BACKEND else f"{backend}@{rendition_px}px"
 
 
 def certificate_binding(info: BundleInfo, sha256: Mapping[str, str], *, backend: str = ONNX_ON_CPU) -> dict[str, str]:

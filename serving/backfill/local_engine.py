@@ -13,7 +13,7 @@ from serving.backfill.output import ShardTables, decide_shard
 from serving.backfill.pipeline import Pipeline, Task, WaitTimes
 from serving.backfill.plan import ShardPhotos
 from serving.errors import BackfillError
-from vision.bundle import ONNX_ON_CPU, Bundle
+from vision.bundle import ONNX_ON_CPU, Bundle, name_rendition_backend
 from vision.engine import Logits, OnnxEngine
 from vision.errors import EngineError, FeederError
 from vision.feeders.pool import FeederPool, plan_feeders
@@ -43,6 +43,8 @@ class EngineOptions:
     """Whether photos are decoded in processes of their own, which a photo may crash."""
     photo_timeout_s: float = PHOTO_TIMEOUT_S
     """How long a server may take for a photo, all attempts together."""
+    rendition_px: int | None = None
+    """Short side of the photos if they are renditions; a guarantee must then be certified for them."""
 
 
 class BackfillEngine(Protocol):
@@ -79,6 +81,7 @@ class LogitsEngine:
         """Args:
         verify_model: raises EngineError where the model was replaced; called before a shard is yielded.
         """
+        backend = name_rendition_backend(backend, options.rendition_px)
         self.versions = ModelVersions.from_bundle(bundle, backend)
         self.wait_times = WaitTimes()
         self._bundle = bundle.for_backend(backend)

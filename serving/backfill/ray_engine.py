@@ -37,12 +37,10 @@ _OBJECT_STORE_BYTES = 512 << 20
 class _Worker:
     """Classifies whole shards, with feeders on its cores and the model on its GPU or on its cores."""
 
-    def __init__(
-        self, bundle: str, public_key: Path | None, isolate: bool, photo_timeout_s: float, num_cores: int
-    ) -> None:
+    def __init__(self, bundle: str, public_key: Path | None, options: Mapping[str, Any], num_cores: int) -> None:
+        """Args: options: those of `EngineOptions` that can be sent."""
         loaded = load_bundle(bundle, public_key=public_key)
-        options = EngineOptions(isolate=isolate, photo_timeout_s=photo_timeout_s)
-        self._engine = create_local_engine(loaded, options, num_cores=num_cores)
+        self._engine = create_local_engine(loaded, EngineOptions(**options), num_cores=num_cores)
 
     def versions(self) -> ModelVersions:
         return self._engine.versions
@@ -102,10 +100,9 @@ class RayEngine:
         workers = plan_workers([node["Resources"] for node in ray.nodes() if node["Alive"]])
         if not workers:
             raise BackfillError("the Ray cluster has no cores; start its nodes with --num-cpus")
+        sent = {name: value for name, value in vars(options).items() if name != "stop"}
         self._actors = [
-            self._create_actor(num_cores, num_gpus).remote(
-                str(bundle.resolve()), public_key, options.isolate, options.photo_timeout_s, max(1, num_cores)
-            )
+            self._create_actor(num_cores, num_gpus).remote(str(bundle.resolve()), public_key, sent, max(1, num_cores))
             for num_cores, num_gpus in workers
         ]
         _log.info("Ray: %d workers", len(self._actors))

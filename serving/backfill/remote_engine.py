@@ -102,9 +102,11 @@ class GatewayEngine:
         client: closed with the engine.
 
         Raises:
-            BackfillError: the gateway serves another model than the bundle.
+            BackfillError: the gateway serves another model than the bundle, or photos are renditions.
             CallFailed: the gateway does not describe its model.
         """
+        if options.rendition_px:
+            raise BackfillError(f"the gateway at {address} decides as for originals; leave --rendition or --target out")
         self.versions = _to_model_versions(client.get_model().model)
         self.wait_times = WaitTimes()
         self._address = address

@@ -29,6 +29,15 @@ _Isolate = Annotated[bool, typer.Option(help="Decode photos in separate processe
 _PhotoTimeout = Annotated[
     float, typer.Option(min=0.1, help="Seconds that a photo's server may take, all attempts together.")
 ]
+_Rendition = Annotated[
+    int | None,
+    typer.Option(
+        "--rendition",
+        min=16,
+        help="Short side in pixels, if the photos are copies of that size; fields are prefilled if `calibrate "
+        "--rendition` has certified the bundle for them. Default: originals.",
+    ),
+]
 _MaxErrorShare = Annotated[
     float, typer.Option(min=0, max=1, help="Stop when a larger share of the last thousand photos cannot be used.")
 ]
@@ -60,6 +69,7 @@ def run(
     cores: _Cores = None,
     isolate: _Isolate = True,
     photo_timeout_s: _PhotoTimeout = 30.0,
+    rendition_px: _Rendition = None,
     require_signature: RequireSignature = None,
     metrics_port: Annotated[int | None, typer.Option(help="Port on which to serve Prometheus metrics.")] = None,
     compare_with: Annotated[
@@ -86,7 +96,9 @@ def run(
     _check_flags(is_on_ray=is_on_ray, target=target, cores=cores, rate=rate)
     registry = None if metrics_port is None else serve_metrics(metrics_port)
     store, shutdown = Store(output), GracefulShutdown()
-    options = EngineOptions(stop=shutdown.abort, isolate=isolate, photo_timeout_s=photo_timeout_s)
+    options = EngineOptions(
+        stop=shutdown.abort, isolate=isolate, photo_timeout_s=photo_timeout_s, rendition_px=rendition_px
+    )
     request = BackfillRequest(
         manifest=manifest,
         listings_per_shard=listings_per_shard,
@@ -97,11 +109,7 @@ def run(
     with _exit_when_interrupted(shutdown), store.lock(LOCK_PATH):
         bundle = load_bundle(model, public_key=require_signature)
         if is_on_ray:
-            from serving.backfill.ray_engine import create_ray_engine
-
-            engine: BackfillEngine = create_ray_engine(
-                model, options, address=ray_address, public_key=require_signature
-            )
+            engine = _create_ray_engine(model, options, address=ray_address, public_key=require_signature)
         else:
             engine = _create_engine(bundle, options, target=target, rate=rate, cores=cores)
         try:
@@ -136,6 +144,7 @@ def retry(
     cores: _Cores = None,
     isolate: _Isolate = True,
     photo_timeout_s: _PhotoTimeout = 30.0,
+    rendition_px: _Rendition = None,
     require_signature: RequireSignature = None,
 ) -> None:
     """Classify the listings of dead letters again and replace their rows.
@@ -150,7 +159,9 @@ def retry(
     from vision.bundle import load_bundle
 
     store, shutdown = Store(output), GracefulShutdown()
-    options = EngineOptions(stop=shutdown.abort, isolate=isolate, photo_timeout_s=photo_timeout_s)
+    options = EngineOptions(
+        stop=shutdown.abort, isolate=isolate, photo_timeout_s=photo_timeout_s, rendition_px=rendition_px
+    )
     job = read_job(store)
     with _exit_when_interrupted(shutdown), store.lock(LOCK_PATH):
         bundle = load_bundle(model, public_key=require_signature)
@@ -236,6 +247,14 @@ def _create_engine(
     from serving.backfill.remote_engine import create_remote_engine
 
     return create_remote_engine(target, bundle, options, photos_per_s=rate)
+
+
+def _create_ray_engine(
+    model: Path, options: "EngineOptions", *, address: str | None, public_key: Path | None
+) -> "BackfillEngine":
+    from serving.backfill.ray_engine import create_ray_engine
+
+    return create_ray_engine(model, options, address=address, public_key=public_key)
 
 
 @contextmanager

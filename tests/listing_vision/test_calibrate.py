@@ -1,8 +1,6 @@
 """`calibrate` by its command line, and what the gateway makes of a certificate for another backend."""
 
 import asyncio
-import json
-import shutil
 
 import grpc
 from typer.testing import CliRunner
@@ -13,7 +11,8 @@ from listing_vision_client.protocol import listing_vision_pb2_grpc as pb_grpc
 from serving.config import ServeOptions
 from serving.gateway.server import GatewayServer
 from serving.triton.process import LocalTriton
-from vision.bundle import load_bundle, seal_bundle
+from tests.support.bundles import copy_certified_for
+from vision.bundle import load_bundle
 from vision.manifest import Manifest
 
 
@@ -70,18 +69,15 @@ def test_brands_that_the_taxonomy_lacks_are_refused_unless_they_may_be_others(bu
     assert taken.exit_code == 0, taken.output
 
 
-def copy_certified_for(bundle, folder, backend):
-    """A copy of the bundle whose fields are filled from 0.5 on, by that backend."""
-    shutil.copytree(bundle.folder, folder)
-    path = folder / "calibration.json"
-    raw = json.loads(path.read_text())
-    raw["certifies"]["backend"] = backend
-    for field in raw["fields"]:
-        field["threshold"] = 0.5
-    path.write_text(json.dumps(raw))
-    seal_bundle(folder, bundle.info)
-    assert load_bundle(folder).calibration.field("brand").threshold == 0.5
-    return folder
+def test_renditions_are_certified_by_a_name_of_their_own(bundle, synthetic_dataset, tmp_path):
+    manifest = synthetic_dataset / "manifest.parquet"
+    done = calibrate(bundle.folder, manifest, "--output", tmp_path / "new", "--rendition", 320)
+    assert done.exit_code == 0, done.output
+    assert load_bundle(tmp_path / "new").calibration.certifies["backend"] == "onnxruntime-cpu@320px"
+    refused = calibrate(
+        bundle.folder, manifest, "--output", tmp_path / "no", "--rendition", 320, "--triton", "localhost:1"
+    )
+    assert (refused.exit_code, "--decode-in gateway" in refused.output) == (2, True)
 
 
 def test_a_certificate_ends_when_another_backend_takes_over(bundle, tmp_path, monkeypatch):

@@ -47,10 +47,22 @@ def create_request(market: Path, **changed) -> BackfillRequest:
     return BackfillRequest(manifest=str(market / "manifest.csv"), **{**defaults, **changed})
 
 
-def run_backfill(bundle, market: Path, output: Path, *, max_error_share=1.0, isolate=False, shutdown=None, **changed):
+def run_backfill(
+    bundle,
+    market: Path,
+    output: Path,
+    *,
+    max_error_share=1.0,
+    isolate=False,
+    rendition_px=None,
+    shutdown=None,
+    **changed,
+):
     """Run a job to its end in this process; return its store."""
     store, shutdown = Store(str(output)), shutdown or GracefulShutdown()
-    engine = create_local_engine(bundle, EngineOptions(stop=shutdown.abort, isolate=isolate), num_cores=1)
+    engine = create_local_engine(
+        bundle, EngineOptions(stop=shutdown.abort, isolate=isolate, rendition_px=rendition_px), num_cores=1
+    )
     try:
         with store.lock(LOCK_PATH):
             job = open_or_create_job(store, create_request(market, **changed), engine, lambda _: None)

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from vision.bundle import compute_digest
+from vision.bundle import Bundle, compute_digest, load_bundle, seal_bundle
 from vision.images import Preprocessing
 from vision.runtime.files import compute_sha256
 
@@ -33,3 +33,17 @@ def change_manifest(folder: Path, **changes: Any) -> None:
     raw = {name: value for name, value in (json.loads(path.read_text()) | changes).items() if value is not None}
     raw.pop("manifest_sha256", None)
     path.write_text(json.dumps(raw | {"manifest_sha256": compute_digest(raw)}))
+
+
+def copy_certified_for(bundle: Bundle, folder: Path, backend: str, *, threshold: float = 0.5) -> Path:
+    """Return a copy of the bundle whose fields are filled from a threshold on, by that backend."""
+    shutil.copytree(bundle.folder, folder)
+    path = folder / "calibration.json"
+    raw = json.loads(path.read_text())
+    raw["certifies"]["backend"] = backend
+    for field in raw["fields"]:
+        field["threshold"] = threshold
+    path.write_text(json.dumps(raw))
+    seal_bundle(folder, bundle.info)
+    assert load_bundle(folder).calibration.field("brand").threshold == threshold
+    return folder

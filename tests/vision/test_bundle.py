@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from tests.support.bundles import change_manifest
-from vision.bundle import BUNDLE_FILES, check_beside, load_bundle
+from vision.bundle import BUNDLE_FILES, UNKNOWN_BACKEND, check_beside, load_bundle, name_rendition_backend
 from vision.errors import BundleError
 from vision.runtime.files import compute_sha256
 
@@ -122,3 +122,9 @@ def test_a_part_of_another_shape_is_refused_in_one_line(copy_bundle, bundle, nam
     with pytest.raises(BundleError, match=r"^bundle ") as refused:
         load_bundle(copy_bundle)
     assert "\n" not in str(refused.value)
+
+
+def test_renditions_make_another_backend_unless_it_is_unknown():
+    assert name_rendition_backend("onnxruntime-cpu", None) == "onnxruntime-cpu"
+    assert name_rendition_backend("onnxruntime-cpu", 320) == "onnxruntime-cpu@320px"
+    assert name_rendition_backend(UNKNOWN_BACKEND, 320) == UNKNOWN_BACKEND

@@ -247,6 +247,9 @@ def shard(
     manifest: ManifestUrl,
     output: Annotated[str, typer.Option("--output", help="Folder or fsspec URL for the shards; must not contain any.")],
     shard_mb: Annotated[int, typer.Option(min=1, help="Maximum size of a shard in MiB.")] = 256,
+    max_px: Annotated[
+        int | None, typer.Option(min=16, help="Shrink photos to this short side, as JPEG. Default: as they are.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the listings' order.")] = 0,
     skip_unreadable: Annotated[
         bool, typer.Option("--skip-unreadable", help="Leave out photos that cannot be read.")
@@ -266,6 +269,7 @@ def shard(
         tree,
         output,
         shard_bytes=shard_mb << 20,
+        max_px=max_px,
         seed=seed,
         skip_unreadable=skip_unreadable,
     )

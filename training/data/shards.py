@@ -18,10 +18,12 @@ import pyarrow as pa
 from PIL import Image
 from tqdm import tqdm
 
-from vision.errors import ManifestError
+from training.data.renditions import create_rendition
+from vision.errors import ManifestError, PhotoError
 from vision.images import ALLOWED_FORMATS
 from vision.manifest import COLUMNS, Manifest, open_for_replacement
 from vision.photo_files import read_photo
+from vision.runtime.cpus import count_usable_cores
 from vision.taxonomy import Taxonomy
 
 __all__ = ["ShardedManifest", "write_shards"]
@@ -92,6 +94,7 @@ def write_shards(
     output: str,
     *,
     shard_bytes: int = 256 << 20,
+    max_px: int | None = None,
     seed: int = 0,
     skip_unreadable: bool = False,
 ) -> ShardedManifest:
@@ -99,6 +102,9 @@ def write_shards(
 
     Listings come in an order drawn from `seed`, so that a shard is a mix; the photos of one stay together. A sample
     is `000000012.jpg` (the bytes as stored) and `000000012.json` (its other columns), numbered as in the new manifest.
+
+    Args:
+        max_px: maximum short side; larger photos are replaced by JPEGs of that size. None: all stay as they are.
 
     Raises:
         ManifestError: `output` already holds shards; photos that cannot be read, all of them, unless they are skipped.
@@ -111,8 +117,8 @@ def write_shards(
     with contextlib.ExitStack() as closing:
         writer = _ShardWriter(folder=output, shard_bytes=shard_bytes, closing=closing)
         try:
-            for row, read in _read_photos(manifest, _shuffle_listings(manifest, seed)):
-                if isinstance(read, OSError):
+            for row, read in _read_photos(manifest, _shuffle_listings(manifest, seed), max_px):
+                if isinstance(read, Exception):
                     unreadable.append(f"row {row + 1}: {manifest.get_photo_url(row)}: {read}")
                 # Once the shards are lost, the rest is read only to name every photo at once.
                 elif skip_unreadable or not unreadable:
@@ -153,14 +159,19 @@ def _shuffle_listings(manifest: Manifest, seed: int) -> npt.NDArray[np.int64]:
     return np.argsort(random_order[listings], kind="stable")
 
 
-def _read_photos(manifest: Manifest, order: npt.NDArray[np.int64]) -> Iterator[tuple[int, bytes | OSError]]:
-    def read(row: int) -> bytes | OSError:
+def _read_photos(
+    manifest: Manifest, order: npt.NDArray[np.int64], max_px: int | None
+) -> Iterator[tuple[int, bytes | OSError | PhotoError]]:
+    def read(row: int) -> bytes | OSError | PhotoError:
         try:
-            return read_photo(manifest.get_photo_url(row))
-        except OSError as error:
+            data = read_photo(manifest.get_photo_url(row))
+            return create_rendition(data, max_px=max_px) if max_px else data
+        except (OSError, PhotoError) as error:
             return error
 
-    with ThreadPoolExecutor(_NUM_READERS) as pool, tqdm(total=len(order), unit="photo", disable=None) as progress:
+    # Decoded photos are large, and more of them than cores are no faster.
+    num_threads = count_usable_cores() if max_px else _NUM_READERS
+    with ThreadPoolExecutor(num_threads) as pool, tqdm(total=len(order), unit="photo", disable=None) as progress:
         for start in range(0, len(order), _MAX_PHOTOS_IN_MEMORY):
             rows = order[start : start + _MAX_PHOTOS_IN_MEMORY].tolist()
             yield from zip(rows, pool.map(read, rows), strict=True)

@@ -100,6 +100,11 @@ def test_a_gateway_with_another_model_is_refused(bundle, served):
         create_remote_engine(served.address, other, EngineOptions(), photos_per_s=None)
 
 
+def test_a_gateway_takes_no_renditions(bundle, served):
+    with pytest.raises(BackfillError, match="decides as for originals; leave --rendition or --target out"):
+        create_remote_engine(served.address, bundle, EngineOptions(rendition_px=320), photos_per_s=None)
+
+
 def test_no_embeddings_are_written_through_a_gateway(bundle, market, tmp_path, served):
     with pytest.raises(BackfillError, match="--embedding is not written through a gateway"):
         backfill_remote(served.address, bundle, market, tmp_path / "out", embedding=True)

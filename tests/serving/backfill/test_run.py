@@ -29,6 +29,8 @@ from tests.support.backfill import (
     run_backfill,
     write_manifest,
 )
+from tests.support.bundles import copy_certified_for
+from vision.bundle import load_bundle
 from vision.errors import ManifestError
 
 
@@ -228,6 +230,23 @@ def test_too_many_errors_stop_the_job_and_it_resumes_once_they_are_fixed(bundle,
     assert [entry for entry in Ledger(store).entries() if entry in before] == before
     assert read_dead_letters(store) == []
     assert inspection.verify(store).is_valid
+
+
+def test_renditions_have_a_certificate_of_their_own(bundle, market, tmp_path):
+    def fill(name, certified_for, **options):
+        folder = copy_certified_for(bundle, tmp_path / name, certified_for, threshold=0.01)
+        return read_suggestions(run_backfill(load_bundle(folder), market, tmp_path / f"{name}-out", **options))
+
+    def count_filled(suggestions):
+        return sum(row["filled_category_id"] is not None for row in suggestions.values())
+
+    originals = fill("originals", "onnxruntime-cpu")
+    renditions = fill("renditions", "onnxruntime-cpu@320px", rendition_px=320)
+    assert count_filled(renditions) == count_filled(originals) > 0
+    assert count_filled(fill("void", "onnxruntime-cpu", rendition_px=320)) == 0
+    assert count_filled(fill("reverse", "onnxruntime-cpu@320px")) == 0
+    with pytest.raises(BackfillError, match="onnxruntime-cpu@320px"):
+        run_backfill(load_bundle(tmp_path / "renditions"), market, tmp_path / "renditions-out")
 
 
 def test_killed_feeders_cost_nothing(bundle, market, tmp_path, monkeypatch):

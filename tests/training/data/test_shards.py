@@ -13,6 +13,7 @@ from tests.support.helpers import create_small_taxonomy
 from training.cli.data import load_taxonomy
 from training.data.shards import write_shards
 from vision.errors import ManifestError
+from vision.images import read_size_px
 from vision.manifest import COLUMNS, Manifest
 from vision.photo_files import read_photo
 
@@ -153,3 +154,14 @@ def test_neighbouring_listings_are_spread_over_the_shards(tmp_path):
     order = [int(read_photo(sharded.manifest.get_photo_url(row)).removesuffix(b".jpg")) for row in range(400)]
     assert sorted(order) == list(range(400))
     assert abs(np.corrcoef(order, np.arange(400))[0, 1]) < 0.2
+
+
+def test_photos_become_renditions_and_those_that_cannot_are_named(synthetic_dataset, listing_folder, tmp_path):
+    manifest = Manifest.load(str(synthetic_dataset / "manifest.parquet")).take(np.arange(5))
+    write_shards(manifest, create_small_taxonomy(), str(tmp_path / "small"), max_px=16)
+    small = load(tmp_path / "small")
+    sizes = [read_size_px(read_photo(small.get_photo_url(row))) for row in range(len(small))]
+    assert [min(size) for size in sizes] == [16] * 5
+    # These are no photos, which matters only to renditions.
+    with pytest.raises(ManifestError, match=r"row 1: .*0\.JPEG: its first bytes .* are those of no accepted format"):
+        write_shards(load(listing_folder), create_small_taxonomy(), str(tmp_path / "none"), max_px=16)
