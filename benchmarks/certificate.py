@@ -7,7 +7,8 @@ guarantee must hold for a weak model too. Of Grocery Store's val split (296 list
 thresholds, the rest for tests; the synthetic set has a split for each. The test splits are evaluated once. Then the
 calibration listings are drawn 1,000 times, with replacement, from listings that were not trained on (Grocery Store:
 val itself, tuning included), and each certificate is checked on all of these: what is filled, and how often is a
-guarantee broken?
+guarantee broken? Beside it the usual rule: the loosest threshold at which the calibration listings are right often
+enough.
 """
 
 import dataclasses
@@ -27,15 +28,18 @@ from training.evaluation.ground_truth import (
     build_ground_truth,
     evaluate_deepest_filled,
     evaluate_paths,
+    find_labelled,
     merge_listing_labels,
 )
 from training.inference.predictions import Predictions, predict
 from vision.bundle import Bundle, load_bundle
 from vision.calibration import BRAND_FIELD, PATH_FIELD, Calibration, FieldGuarantee, get_field_name
-from vision.decision import ListingPredictions, compute_prefilled, fuse_logits, predict_listings
+from vision.decision import compute_prefilled
 from vision.engine import OnnxEngine
 from vision.manifest import Labels, Manifest
 from vision.metrics import compute_expected_calibration_error, compute_wilson_interval
+from vision.prediction.fusion import fuse_logits
+from vision.prediction.listings import ListingPredictions, predict_listings
 
 FOLDER = BUILD / "certificate"
 NUM_RESAMPLES = 1000
@@ -113,6 +117,7 @@ def fuse_listings(predictions: Predictions, calibration: Calibration) -> Predict
         predictions,
         category_logits=fuse_logits(predictions.category_logits, groups, how="mean"),
         brand_logits=fuse_logits(predictions.brand_logits, groups, how=calibration.brand_fusion),
+        scope_scores=fuse_scope_scores(predictions),
         labels=labels,
         groups=np.arange(len(predictions.listing_ids)),
         # It is for photos; these are listings.
@@ -122,12 +127,20 @@ def fuse_listings(predictions: Predictions, calibration: Calibration) -> Predict
     )
 
 
+def fuse_scope_scores(predictions: Predictions) -> npt.NDArray[np.float32]:
+    """Return the best score of each listing's photos: a listing is in scope if any of them is."""
+    scores = np.full(len(predictions.listing_ids), -np.inf, np.float32)
+    np.maximum.at(scores, predictions.groups, predictions.scope_scores)
+    return scores
+
+
 def resample(listings: Predictions, rows: npt.NDArray[np.int64]) -> Predictions:
     labels = Labels(category_nodes=listings.labels.category_nodes[rows], brands=listings.labels.brands[rows])
     return dataclasses.replace(
         listings,
         category_logits=listings.category_logits[rows],
         brand_logits=listings.brand_logits[rows],
+        scope_scores=listings.scope_scores[rows],
         labels=labels,
         groups=np.arange(len(rows)),
         listing_ids=tuple(listings.listing_ids[row] for row in rows),
@@ -152,14 +165,14 @@ class EvaluatedListings:
         self.taxonomy = bundle.taxonomy
         self.names = [PATH_FIELD, *(get_field_name(d + 1) for d in range(bundle.taxonomy.max_depth)), BRAND_FIELD]
         self.predictions: ListingPredictions = predict_listings(
-            listings.category_logits, listings.brand_logits, listings.groups,
+            listings.category_logits, listings.brand_logits, listings.scope_scores, listings.groups,
             taxonomy=self.taxonomy, calibration=calibration,
         )  # fmt: skip
         truth = build_ground_truth(merge_listing_labels(listings.labels, listings.groups), self.taxonomy)
         self.steps = evaluate_paths(self.predictions.paths, truth)
         brand_known = truth.brands != -1
         self.brand_right = brand_known & (self.predictions.brands.labels == truth.brands)
-        self.known = np.column_stack([(truth.nodes >= 0).any(axis=1), self.steps.known, brand_known])
+        self.known = np.column_stack([find_labelled(truth), self.steps.known, brand_known])
         first_scores = self.predictions.paths.scores[:, :1]
         self.scores = np.column_stack([first_scores, self.predictions.paths.scores, self.predictions.brands.scores])
 
@@ -226,6 +239,34 @@ def evaluate_fields(evaluated: EvaluatedListings, calibration: Calibration) -> d
     return fields
 
 
+def summarise_error_shares(draws: MeasuredFields) -> list[int]:
+    """Return how many draws have each error share of the path, in bins of half a percent up to 10 %."""
+    shares = draws.error_shares[:, 0]
+    counts, _ = np.histogram(np.minimum(shares[np.isfinite(shares)], 0.0999), bins=20, range=(0, 0.1))
+    return [int(count) for count in counts]
+
+
+def apply_usual_rule(certified: Calibration, tested: EvaluatedListings) -> Calibration:
+    """Return the calibration with the usual thresholds, which guarantee nothing.
+
+    Of the same grid: the loosest threshold at which the calibration listings themselves are right often enough.
+    """
+
+    def choose(field: FieldGuarantee) -> FieldGuarantee:
+        column = tested.names.index(field.name)
+        loosest = None
+        for threshold in field.grid:
+            filled, right = tested.apply(
+                dataclasses.replace(certified, fields=(dataclasses.replace(field, threshold=threshold),))
+            )
+            num_filled, num_errors = int(filled[:, column].sum()), int((filled & ~right)[:, column].sum())
+            if num_filled and num_errors <= field.alpha * num_filled:
+                loosest = threshold
+        return dataclasses.replace(field, threshold=loosest)
+
+    return dataclasses.replace(certified, fields=tuple(map(choose, certified.fields)))
+
+
 def redraw(
     tuned_on: Predictions | None, pool: Predictions, bundle: Bundle, *, num_calibration: int, num_tune: int = 0
 ) -> dict[str, Any]:
@@ -238,6 +279,7 @@ def redraw(
     """
     rng = np.random.default_rng(0)
     measured: list[MeasuredFields] = []
+    usual: list[MeasuredFields] = []
     population: EvaluatedListings | None = None
     for _ in range(NUM_RESAMPLES):
         rows = rng.integers(0, len(pool.listing_ids), num_calibration)
@@ -248,7 +290,9 @@ def redraw(
         if population is None or tuned_on is None:  # the temperatures are of the tune listings
             population = EvaluatedListings(pool, bundle, certified)
         measured.append(population.measure(certified))
+        usual.append(population.measure(apply_usual_rule(certified, EvaluatedListings(tested, bundle, certified))))
     assert population is not None
+    usual_draws = MeasuredFields(*map(np.array, zip(*usual, strict=True)))
     all_draws = MeasuredFields(*map(np.array, zip(*measured, strict=True)))
     columns = {
         "pass_share_by_field": all_draws.passed.mean(axis=0),
@@ -261,6 +305,9 @@ def redraw(
         "listings_a_draw": num_calibration,
         "tuned_on": num_tune if tuned_on is None else len(tuned_on.listing_ids),
         "violation_rate": float(all_draws.broken.any(axis=1).mean()),
+        "usual_rule_violation_rate": float(usual_draws.broken.any(axis=1).mean()),
+        "path_error_shares": summarise_error_shares(all_draws),
+        "usual_rule_path_error_shares": summarise_error_shares(usual_draws),
         **{name: dict(zip(population.names, values.tolist(), strict=True)) for name, values in columns.items()},
     }
 
@@ -299,6 +346,7 @@ def select_metrics(found: dict[str, Any]) -> dict[str, float]:
     deepest = depths[-1]
     metrics = {
         "violation_rate": found["violation_rate"],
+        "usual_rule_violation_rate": found["usual_rule_violation_rate"],
         "leaf_coverage_gap": deepest["best_possible_coverage"] - deepest["test_coverage"],
         "coverage_leaf": deepest["test_coverage"],
         "ece_category": max(depth["ece"] for depth in depths),
@@ -325,6 +373,7 @@ def select_grocery_metrics(found: dict[str, Any]) -> dict[str, float]:
         "brand_filled_share": filled[BRAND_FIELD],
         "brand_error_share": wrong[BRAND_FIELD],
         "violation_rate": found["violation_rate"],
+        "usual_rule_violation_rate": found["usual_rule_violation_rate"],
     }
 
 

@@ -14,7 +14,8 @@ import numpy as np
 
 from benchmarks.common import write_result
 from vision.calibration import BRAND_FIELD, PATH_FIELD, Calibration, FieldGuarantee
-from vision.decision import compute_prefilled, decide, predict_listings
+from vision.decision import compute_prefilled, decide
+from vision.prediction.listings import predict_listings
 from vision.taxonomy import Brand, Category, Taxonomy
 
 NUM_LISTINGS, NUM_PHOTOS = 1000, 3
@@ -41,7 +42,12 @@ def create_calibration() -> Calibration:
         for name in (PATH_FIELD, BRAND_FIELD)
     )
     return Calibration(
-        category_temperature=1.3, brand_temperature=1.2, unknown_brand_below=0.0, fields=fields, certifies={}
+        category_temperature=1.3,
+        brand_temperature=1.2,
+        unknown_brand_below=0.0,
+        scope_threshold=-1.0,
+        fields=fields,
+        certifies={},
     )
 
 
@@ -52,17 +58,26 @@ def main() -> None:
     rng = np.random.default_rng(0)
     category_logits = rng.normal(0, 3, (NUM_LISTINGS * NUM_PHOTOS, len(taxonomy.leaf_ids))).astype(np.float32)
     brand_logits = rng.normal(0, 3, (NUM_LISTINGS * NUM_PHOTOS, len(taxonomy.brand_labels))).astype(np.float32)
+    scope_scores = np.zeros(NUM_LISTINGS * NUM_PHOTOS, np.float32)
     groups = np.repeat(np.arange(NUM_LISTINGS), NUM_PHOTOS)
 
     def decide_one(listing: int) -> float:
         photos = slice(listing * NUM_PHOTOS, (listing + 1) * NUM_PHOTOS)
         begun_s = time.perf_counter()
-        decide(category_logits[photos], brand_logits[photos], taxonomy=taxonomy, calibration=calibration)
+        decide(
+            category_logits[photos],
+            brand_logits[photos],
+            scope_scores[photos],
+            taxonomy=taxonomy,
+            calibration=calibration,
+        )
         return (time.perf_counter() - begun_s) * 1000
 
     def decide_batch() -> float:
         begun_s = time.perf_counter()
-        answers = predict_listings(category_logits, brand_logits, groups, taxonomy=taxonomy, calibration=calibration)
+        answers = predict_listings(
+            category_logits, brand_logits, scope_scores, groups, taxonomy=taxonomy, calibration=calibration
+        )
         compute_prefilled(answers, taxonomy=taxonomy, calibration=calibration)
         return (time.perf_counter() - begun_s) * 1000 / NUM_LISTINGS
 

@@ -77,7 +77,7 @@ def _explain(bundle: Path, photos: list[tuple[str, bytes]], suggestion: "Listing
     from training.evaluation.gradcam import write_overlays
     from vision.bundle import load_bundle
 
-    leaf_id, brand_id = suggestion.category_path[-1].category_id, suggestion.brand.brand_id
+    leaf_id, brand_id = suggestion.category_path[-1].category_id, suggestion.brand.brand_id if suggestion.brand else ""
     written = write_overlays(load_bundle(bundle), photos, folder, category_id=leaf_id, brand_id=brand_id)
     # On stderr: with --json, stdout holds the JSON alone.
     typer.echo(f"written: {len(written)} photos with heat maps in {folder}, the first is {written[0].name}", err=True)
@@ -145,10 +145,15 @@ def format_suggestion(suggestion: "ListingSuggestion", names: Sequence[str]) -> 
     for depth, step in enumerate(suggestion.category_path):
         name = "  " * depth + step.name
         lines.append(f"{name:<44} {format_confidence(step.probability):>10}  {format_action(step)}")
-    brand = suggestion.brand
-    name = {BrandKind.BRAND: brand.name, BrandKind.OTHER: "not in the taxonomy"}.get(brand.kind, "no brand")
-    confidence = format_confidence(brand.probability) if brand.probability is not None else ""
-    lines.append(f"{'brand: ' + name:<44} {confidence:>10}  {format_action(brand)}")
+    if brand := suggestion.brand:
+        names_by_kind = {
+            BrandKind.BRAND: brand.name,
+            BrandKind.OTHER: "not in the taxonomy",
+            BrandKind.UNDETERMINED: "none is likely enough",
+        }
+        confidence = format_confidence(brand.probability) if brand.probability is not None else ""
+        name = f"brand: {names_by_kind.get(brand.kind, 'no brand')}"
+        lines.append(f"{name:<44} {confidence:>10}  {format_action(brand)}")
     likely = [a for a in suggestion.category_alternatives[1:4] if a.probability >= MIN_SHOWN_PROBABILITY]
     if others := ", ".join(f"{a.path_names[-1]} {format_confidence(a.probability)}" for a in likely):
         lines.append(f"alternatives: {others}")
@@ -156,8 +161,10 @@ def format_suggestion(suggestion: "ListingSuggestion", names: Sequence[str]) -> 
         if photo.error:
             lines.append(f"{name}: not used, {photo.error.reason}: {photo.error.message}")
         elif photo.recognition and len(names) > 1:
+            mark = ", out of scope" if photo.recognition.out_of_scope else ""
+            mark += ", stands out" if photo.recognition.disagrees else ""
             confidence = format_confidence(photo.recognition.category_probability)
-            lines.append(f"{name}: {photo.recognition.category_name} {confidence}")
+            lines.append(f"{name}: {photo.recognition.category_name} {confidence}{mark}")
     model = suggestion.model
     lines.append(f"model {model.name} {model.version}, taxonomy {model.taxonomy_version}")
     return "\n".join(lines)

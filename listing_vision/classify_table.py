@@ -76,13 +76,13 @@ def _classify_each(
         except (OSError, PhotoError) as error:
             yield {"photo": path, "error": str(error).replace("\n", " ")}
             continue
-        deepest = suggestion.category_path[-1]
+        deepest, brand = suggestion.category_path[-1], suggestion.brand
         yield {
             "photo": path,
             "category": " > ".join(step.name for step in suggestion.category_path),
             "probability": f"{deepest.probability:.4f}",
             "action": deepest.action.name.lower(),
-            "brand": suggestion.brand.name,
-            "brand_probability": "" if suggestion.brand.probability is None else f"{suggestion.brand.probability:.4f}",
-            "brand_action": suggestion.brand.action.name.lower(),
+            "brand": brand.name if brand else "",
+            "brand_probability": f"{brand.probability:.4f}" if brand and brand.probability is not None else "",
+            "brand_action": brand.action.name.lower() if brand else "",
         }

@@ -79,6 +79,7 @@ class AsyncListingVisionClient:
         num_alternatives: int | None = None,
         language_code: str = "",
         include_embedding: bool = False,
+        ancestor_category_id: str = "",
         timeout_s: float = DEFAULT_TIMEOUT_S,
     ) -> results.ListingSuggestion:
         """As `ListingVisionClient.classify`."""
@@ -88,6 +89,7 @@ class AsyncListingVisionClient:
             num_alternatives=num_alternatives,
             language_code=language_code,
             include_embedding=include_embedding,
+            ancestor_category_id=ancestor_category_id,
         )
         return await self._call(
             "ClassifyListing", build_classify_request(listing), results.ListingSuggestion, timeout_s

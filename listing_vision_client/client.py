@@ -89,6 +89,7 @@ class ListingVisionClient:
         num_alternatives: int | None = None,
         language_code: str = "",
         include_embedding: bool = False,
+        ancestor_category_id: str = "",
         timeout_s: float = DEFAULT_TIMEOUT_S,
     ) -> results.ListingSuggestion:
         """Return the suggestion for one listing's photos.
@@ -104,6 +105,7 @@ class ListingVisionClient:
             num_alternatives=num_alternatives,
             language_code=language_code,
             include_embedding=include_embedding,
+            ancestor_category_id=ancestor_category_id,
         )
         request = build_classify_request(listing)
         return self._call("ClassifyListing", request, results.ListingSuggestion, timeout_s)

@@ -38,6 +38,8 @@ class ListingToClassify:
     language_code: str = ""
     """BCP 47 language tag of the names to return; empty: English."""
     include_embedding: bool = False
+    ancestor_category_id: str = ""
+    """A category that the product is known to belong below; no level is then prefilled."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +80,7 @@ def build_classify_request(listing: ListingToClassify) -> pb.ClassifyListingRequ
         alternative_count=listing.num_alternatives,
         language_code=listing.language_code,
         include_embedding=listing.include_embedding,
+        ancestor_category_id=listing.ancestor_category_id,
     )
 
 

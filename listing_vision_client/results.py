@@ -86,7 +86,7 @@ class BrandSuggestion:
     """Empty unless kind is BRAND."""
     name: str
     probability: float | None
-    """Range [0, 1]; None if kind is OTHER."""
+    """Range [0, 1]; None if kind is OTHER or UNDETERMINED."""
     action: Action
     not_prefilled: NotPrefilled | None
     """None: the brand is prefilled."""
@@ -123,6 +123,10 @@ class PhotoRecognition:
     brand_id: str
     brand_name: str
     brand_probability: float | None
+    out_of_scope: bool
+    """Whether the photo shows nothing that the taxonomy covers; unless all are so, it has no part in the suggestion."""
+    disagrees: bool
+    """Whether the photo stands out: it speaks against the first level whose reason is PHOTOS_DISAGREE."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +163,8 @@ class ListingSuggestion:
     """Signed name of this suggestion, for `report_outcome`."""
     category_path: tuple[CategorySuggestion, ...]
     """From a root to a leaf; never empty."""
-    brand: BrandSuggestion
+    brand: BrandSuggestion | None
+    """None if the taxonomy has no brands."""
     category_alternatives: tuple[CategoryAlternative, ...]
     """Most likely leaf categories, in descending order of probability."""
     brand_alternatives: tuple[BrandAlternative, ...]
@@ -170,6 +175,12 @@ class ListingSuggestion:
     embedding: tuple[float, ...]
     """Empty unless it was asked for."""
     stage_times: tuple[StageTime, ...]
+
+    @property
+    def out_of_scope(self) -> bool:
+        """Whether the photos show nothing that the taxonomy covers; nothing is then prefilled."""
+        reason = self.category_path[0].not_prefilled
+        return reason is not None and reason.reason == NotPrefilledReason.OUT_OF_SCOPE
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,7 @@ _PHOTOS = (
 REASONS_BY_METHOD: Mapping[str, tuple[str, ...]] = {
     "ClassifyListing": (
         *_PHOTOS, "NO_PHOTOS", "TOO_MANY_PHOTOS", "LISTING_ID_TOO_LONG", "ALTERNATIVE_COUNT_OUT_OF_RANGE",
+        "ANCESTOR_UNKNOWN",
     ),
     "ExplainPhoto": _PHOTOS,
     "ReportOutcome": ("OUTCOME_INVALID", "OUTCOMES_NOT_RECORDED"),

@@ -76,6 +76,8 @@ class Golden:
     """(G, C)."""
     brand_logits: npt.NDArray[np.float32]
     """(G, B)."""
+    scope: npt.NDArray[np.float32]
+    """(G,) scope scores; NaN for a model without them."""
 
     def save(self, path: Path) -> None:
         safetensors.numpy.save_file(
@@ -83,6 +85,7 @@ class Golden:
                 "photos": self.photos_nhwc,
                 "category_logits": self.category_logits,
                 "brand_logits": self.brand_logits,
+                "scope_score": self.scope,
             },
             path,
         )
@@ -90,7 +93,10 @@ class Golden:
     @classmethod
     def load(cls, path: Path) -> "Golden":
         tensors = safetensors.numpy.load_file(path)
-        return cls(tensors["photos"], tensors["category_logits"], tensors["brand_logits"])
+        none = np.full(len(tensors["photos"]), np.nan, np.float32)
+        return cls(
+            tensors["photos"], tensors["category_logits"], tensors["brand_logits"], tensors.get("scope_score", none)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -131,6 +131,12 @@ class Calibration:
     unknown_brand_below: float | None = None
     """If the fused logit of the likeliest brand is below this, the brand is unknown (maximum logit score, Vaze et
     al. 2022). None: never."""
+    scope_threshold: float | None = None
+    """A photo with a lower scope score is out of scope, and nothing is filled for a listing of such photos alone. None:
+    every photo is in scope."""
+    agreement_limit: float | None = None
+    """A photo contradicts a step of its listing's path if it gives the step less than this share of the probability
+    that it gives the likeliest category at that depth; no step that is contradicted is filled. None: none is."""
     fields: tuple[FieldGuarantee, ...] = ()
     delta: float | None = None
     """Highest probability, over the draw of the calibration listings, that any of the guarantees is false. None: the
@@ -175,7 +181,7 @@ class Calibration:
             for one in raw["fields"]
         ]
         # Omitted, so that the version of earlier calibrations stays what it was.
-        for key, default in (("expected", {}), ("delta", None)):
+        for key, default in (("expected", {}), ("delta", None), ("scope_threshold", None), ("agreement_limit", None)):
             if raw[key] == default:
                 del raw[key]
         return json.dumps({"schema_version": SCHEMA_VERSION, **raw}, indent=1)

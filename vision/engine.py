@@ -1,5 +1,6 @@
 """Run an exported model: the engine interface, and ONNX Runtime in this process."""
 
+from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -9,10 +10,12 @@ from vision.bundle import ONNX_ON_CPU, Bundle
 from vision.errors import EngineBroken, EngineUnavailable
 from vision.runtime.cpus import count_usable_cores
 
-__all__ = ["INPUT_NAME", "OUTPUT_NAMES", "Engine", "Logits", "OnnxEngine", "check_golden"]
+__all__ = ["INPUT_NAME", "OUTPUT_NAMES", "SCOPE_NAME", "Engine", "Logits", "OnnxEngine", "check_golden"]
 
 INPUT_NAME = "photos"
-OUTPUT_NAMES = ("category_logits", "brand_logits", "embedding")
+SCOPE_NAME = "scope_score"
+OUTPUT_NAMES = ("category_logits", "brand_logits", "embedding", SCOPE_NAME)
+"""Outputs of an exported model; models of earlier versions lack the last."""
 
 GOLDEN_TOLERANCE = 0.05
 """Largest accepted difference of a logit from the exported model's own on other hardware and kernels."""
@@ -36,6 +39,19 @@ class Logits(NamedTuple):
     """(P, B); column 0 is 'no brand'."""
     embedding: npt.NDArray[np.float32]
     """(P, D); (P, 0) where it was not asked for."""
+    scope: npt.NDArray[np.float32]
+    """(P,) scope scores, higher for photos that look like the training set's; NaN where the model has none."""
+
+    @classmethod
+    def from_outputs(cls, outputs: Mapping[str, npt.NDArray[np.float32]]) -> "Logits":
+        """Build the logits from outputs by name; embedding and scope score may be missing."""
+        num_photos = len(outputs["category_logits"])
+        return cls(
+            category=outputs["category_logits"],
+            brand=outputs["brand_logits"],
+            embedding=outputs.get("embedding", np.empty((num_photos, 0), np.float32)),
+            scope=outputs.get(SCOPE_NAME, np.full(num_photos, np.nan, np.float32)).reshape(num_photos),
+        )
 
 
 class Engine(Protocol):
@@ -64,10 +80,13 @@ class OnnxEngine:
         available = onnxruntime.get_available_providers()
         providers = [provider for provider in _PROVIDERS if provider[0] in available]
         self._session = onnxruntime.InferenceSession(str(bundle.onnx_path), options, providers=providers)
+        self._outputs = [output.name for output in self._session.get_outputs()]
         self.backend = "onnxruntime-cuda" if "CUDAExecutionProvider" in self._session.get_providers() else ONNX_ON_CPU
 
     def infer(self, photos_nhwc: npt.NDArray[np.uint8]) -> Logits:
-        return Logits(*self._session.run(list(OUTPUT_NAMES), {INPUT_NAME: photos_nhwc}))
+        return Logits.from_outputs(
+            dict(zip(self._outputs, self._session.run(self._outputs, {INPUT_NAME: photos_nhwc}), strict=True))
+        )
 
 
 def check_golden(bundle: Bundle, logits: Logits, *, which: slice = slice(None)) -> None:
@@ -79,10 +98,14 @@ def check_golden(bundle: Bundle, logits: Logits, *, which: slice = slice(None)) 
         EngineBroken: a logit differs by more than the tolerance, or the shape differs.
     """
     tolerance = GOLDEN_TOLERANCE if bundle.info.precision == "fp32" else LOW_PRECISION_GOLDEN_TOLERANCE
-    for name, actual, expected in (
+    compared = [
         ("category_logits", logits.category, bundle.golden.category_logits[which]),
         ("brand_logits", logits.brand, bundle.golden.brand_logits[which]),
-    ):
+    ]
+    # An engine that has not asked the model for its outputs yet does not request the score.
+    if not (np.isnan(bundle.golden.scope).all() or np.isnan(logits.scope).all()):
+        compared.append((SCOPE_NAME, logits.scope, bundle.golden.scope[which]))
+    for name, actual, expected in compared:
         if actual.shape != expected.shape:
             raise EngineBroken(f"golden photos: {name} has shape {actual.shape}, not {expected.shape}")
         difference = float(np.abs(actual - expected).max())

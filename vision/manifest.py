@@ -34,6 +34,9 @@ COLUMNS = ("listing_id", "photo", "category", "brand", "split", "seller_id", "li
 REQUIRED_COLUMNS = ("listing_id", "photo")
 SPLITS = ("train", "val", "calibrate", "test")
 UNLABELLED = -1
+OUT_OF_SCOPE = -2
+OUT_OF_SCOPE_LABEL = "out of scope"
+"""As the category of a listing that the taxonomy does not cover."""
 
 # Ten million rows of one column are more bytes than 32-bit offsets reach, and joining chunks must not overflow;
 # columns of few values take four bytes a row as dictionaries.
@@ -52,7 +55,8 @@ class Labels:
     """Labels of a manifest's rows as indices into a taxonomy; -1 where the label is not known."""
 
     category_nodes: npt.NDArray[np.int64]
-    """(num_photos,) index into `taxonomy.categories`; an inner node where the seller knew no better."""
+    """(num_photos,) index into `taxonomy.categories`; an inner node where the seller knew no better; `OUT_OF_SCOPE`
+    where the taxonomy does not cover the product."""
     brands: npt.NDArray[np.int64]
     """(num_photos,) brand logit index; 0 is 'has no brand', `OTHER_BRAND` a brand that the taxonomy lacks."""
 
@@ -168,11 +172,13 @@ class Manifest:
         """(num_photos,) group number of each row's listing, numbered by first appearance."""
         return _read_codes(self.column("listing_id").dictionary_encode()).astype(np.int64)
 
-    def resolve_labels(self, taxonomy: Taxonomy, *, other_brands: bool = False) -> Labels:
+    def resolve_labels(self, taxonomy: Taxonomy, *, other_brands: bool = False, out_of_scope: bool = False) -> Labels:
         """Category and brand names resolved against a taxonomy.
 
         Args:
             other_brands: whether a brand that the taxonomy does not know is `OTHER_BRAND` instead of an error.
+            out_of_scope: whether a listing may be labelled as one that the taxonomy does not cover: to be evaluated and
+                calibrated on, never to be trained on.
 
         Raises:
             ManifestError: every unknown value once, with its first row and the nearest known name.
@@ -180,6 +186,13 @@ class Manifest:
         problems: list[str] = []
 
         def find_node(text: str) -> int:
+            if text.strip().casefold() == OUT_OF_SCOPE_LABEL:
+                if out_of_scope:
+                    return OUT_OF_SCOPE
+                raise KeyError(
+                    f"{OUT_OF_SCOPE_LABEL!r} is no category to train on; keep such listings in the splits calibrate "
+                    "and test"
+                )
             return taxonomy.node_index[taxonomy.find_category(text)]
 
         def find_brand(text: str) -> int:

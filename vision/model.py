@@ -1,6 +1,7 @@
 """The network: one timm backbone, a category head and a brand head, photos in, logits out."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -11,7 +12,7 @@ from torch.nn import functional
 
 from vision.bundle import BrandHead
 
-__all__ = ["CosineHead", "ListingClassifier", "ModelSpec", "Outputs", "create_timm_backbone"]
+__all__ = ["CosineHead", "ListingClassifier", "ModelSpec", "Outputs", "ScopeHead", "create_timm_backbone"]
 
 
 class Outputs(NamedTuple):
@@ -20,6 +21,8 @@ class Outputs(NamedTuple):
     category_logits: torch.Tensor
     brand_logits: torch.Tensor
     embedding: torch.Tensor
+    scope_score: torch.Tensor
+    """(N,); see `ScopeHead`. 0 for a model without one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +84,28 @@ class CosineHead(nn.Module):
         return functional.batch_norm(embedding.float(), self.running_mean, self.running_var, training=from_batch)
 
 
+class ScopeHead(nn.Module):
+    """How much a photo looks like the training set's: the share of its embedding that lies in their main directions.
+
+    The embedding's squared length within the at most 64 principal directions of the training photos' embeddings, over
+    the whole: in [0, 1], near 1 for photos of the training set's kind. What a network has not learned to see lies
+    across them (the residual of ViM, Wang et al., CVPR 2022, without its logits). Its cost does not grow with the
+    categories. Chosen by measurement among 20 scores, on a half-trained model of Grocery Store, by the worst AUROC over
+    six kinds of other photos: 0.995. Distances to the nearest categories and photos come to 0.65-0.96 there, energy and
+    maximum logit to 0-0.89.
+    """
+
+    projection: torch.Tensor
+
+    def __init__(self, projection: torch.Tensor) -> None:
+        """Args: projection: (D, K), orthonormal columns."""
+        super().__init__()
+        self.register_buffer("projection", projection)
+
+    def forward(self, embedding: torch.Tensor) -> torch.Tensor:
+        return (functional.normalize(embedding.float(), dim=1) @ self.projection).square().sum(dim=1)
+
+
 class ListingClassifier(nn.Module):
     """Maps photos (N, H, W, 3) uint8 to `Outputs`. Normalisation is part of the graph."""
 
@@ -100,6 +125,7 @@ class ListingClassifier(nn.Module):
             if spec.brand_head == "cosine"
             else nn.Linear(num_features, spec.num_brands)
         )
+        self.scope_head: ScopeHead | None = None
         for name, values in (("mean", spec.mean), ("std", spec.std)):
             self.register_buffer(name, torch.tensor(values).mul(255).view(1, 3, 1, 1), persistent=False)
 
@@ -113,4 +139,15 @@ class ListingClassifier(nn.Module):
         dropped = self.dropout(embedding)
         category_logits = self.category_head(dropped)
         brand_logits = self.brand_head(embedding if isinstance(self.brand_head, CosineHead) else dropped)
-        return Outputs(category_logits.float(), brand_logits.float(), embedding.float())
+        scope_score = torch.zeros_like(embedding[:, 0]) if self.scope_head is None else self.scope_head(embedding)
+        return Outputs(category_logits.float(), brand_logits.float(), embedding.float(), scope_score.float())
+
+    def load_weights(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Load a state with or without a scope head.
+
+        Raises:
+            RuntimeError: tensors that do not fit the network.
+        """
+        if "scope_head.projection" in tensors:
+            self.scope_head = ScopeHead(torch.empty_like(tensors["scope_head.projection"]))
+        self.load_state_dict(tensors)

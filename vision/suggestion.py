@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vision.calibration import UncertifiedCode
+from vision.taxonomy import OTHER_BRAND
 
 __all__ = [
     "BrandAlternative",
@@ -14,10 +15,24 @@ __all__ = [
     "NotPrefilledCode",
     "Suggestion",
     "format_confidence",
+    "is_brand_offered",
 ]
 
-NotPrefilledCode = UncertifiedCode | Literal["BELOW_THRESHOLD", "NOT_CALIBRATED", "CATCH_ALL_CATEGORY", "OTHER_BRAND"]
+NotPrefilledCode = (
+    UncertifiedCode
+    | Literal[
+        "BELOW_THRESHOLD",
+        "NOT_CALIBRATED",
+        "CATCH_ALL_CATEGORY",
+        "OTHER_BRAND",
+        "OUT_OF_SCOPE",
+        "PHOTOS_DISAGREE",
+        "ANCESTOR_GIVEN",
+    ]
+)
 """Values of the contract's NotPrefilledReason, without its prefix."""
+
+_MIN_OFFERED_PROBABILITY = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +79,16 @@ class BrandSuggestion:
     def filled(self) -> bool:
         return self.not_prefilled is None
 
+    @property
+    def offered(self) -> bool:
+        """Whether it is likelier right than wrong; a brand that is not is no suggestion."""
+        return is_brand_offered(self.brand_index, self.probability, filled=self.filled)
+
+
+def is_brand_offered(brand_index: int, probability: float, *, filled: bool) -> bool:
+    """Return `BrandSuggestion.offered`."""
+    return filled or brand_index == OTHER_BRAND or probability >= _MIN_OFFERED_PROBABILITY
+
 
 @dataclass(frozen=True, kw_only=True)
 class LeafAlternative:
@@ -84,11 +109,18 @@ class Suggestion:
 
     path: tuple[CategorySuggestion, ...]
     """Ancestors of the likeliest leaf and the leaf itself: always one consistent path."""
-    brand: BrandSuggestion
+    brand: BrandSuggestion | None
+    """None where the taxonomy has no brands."""
     alternatives: tuple[LeafAlternative, ...]
     """The likeliest leaves, best first."""
     brand_alternatives: tuple[BrandAlternative, ...]
     """The likeliest brand labels, 'no brand' being one, best first."""
+    in_scope: bool = True
+    """Whether the taxonomy covers what the photos show; nothing is prefilled otherwise."""
+    photos_in_scope: tuple[bool, ...] = ()
+    """The same for each photo; a photo out of scope has no part in the suggestion if another is in scope."""
+    photos_disagree: tuple[bool, ...] = ()
+    """Whether each photo contradicts the first category on which the photos do not agree."""
 
 
 def format_confidence(probability: float) -> str:

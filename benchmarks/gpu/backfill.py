@@ -53,7 +53,7 @@ def classify_on_cpu(
 
     def infer(photos_nhwc: npt.NDArray[np.uint8]) -> Logits:
         if run is None:
-            return Logits(*(nothing[: len(photos_nhwc)],) * 3)
+            return Logits(*(nothing[: len(photos_nhwc)],) * len(Logits._fields))
         return Logits(*(part.float().cpu().numpy() for part in run(torch.tensor(photos_nhwc, device=device))))
 
     num_cores, threads = len(os.sched_getaffinity(0)), 2

@@ -32,6 +32,9 @@ class NotPrefilledReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     NOT_PREFILLED_REASON_PARENT_NOT_PREFILLED: _ClassVar[NotPrefilledReason]
     NOT_PREFILLED_REASON_ONLY_CATEGORY: _ClassVar[NotPrefilledReason]
     NOT_PREFILLED_REASON_OTHER_BRAND: _ClassVar[NotPrefilledReason]
+    NOT_PREFILLED_REASON_OUT_OF_SCOPE: _ClassVar[NotPrefilledReason]
+    NOT_PREFILLED_REASON_PHOTOS_DISAGREE: _ClassVar[NotPrefilledReason]
+    NOT_PREFILLED_REASON_ANCESTOR_GIVEN: _ClassVar[NotPrefilledReason]
 
 class BrandKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -39,6 +42,7 @@ class BrandKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     BRAND_KIND_BRAND: _ClassVar[BrandKind]
     BRAND_KIND_NO_BRAND: _ClassVar[BrandKind]
     BRAND_KIND_OTHER: _ClassVar[BrandKind]
+    BRAND_KIND_UNDETERMINED: _ClassVar[BrandKind]
 
 class Stage(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -89,10 +93,14 @@ NOT_PREFILLED_REASON_CATCH_ALL_CATEGORY: NotPrefilledReason
 NOT_PREFILLED_REASON_PARENT_NOT_PREFILLED: NotPrefilledReason
 NOT_PREFILLED_REASON_ONLY_CATEGORY: NotPrefilledReason
 NOT_PREFILLED_REASON_OTHER_BRAND: NotPrefilledReason
+NOT_PREFILLED_REASON_OUT_OF_SCOPE: NotPrefilledReason
+NOT_PREFILLED_REASON_PHOTOS_DISAGREE: NotPrefilledReason
+NOT_PREFILLED_REASON_ANCESTOR_GIVEN: NotPrefilledReason
 BRAND_KIND_UNSPECIFIED: BrandKind
 BRAND_KIND_BRAND: BrandKind
 BRAND_KIND_NO_BRAND: BrandKind
 BRAND_KIND_OTHER: BrandKind
+BRAND_KIND_UNDETERMINED: BrandKind
 STAGE_UNSPECIFIED: Stage
 STAGE_FETCH: Stage
 STAGE_QUEUE: Stage
@@ -117,18 +125,20 @@ SUGGESTION_ID_STATUS_INVALID: SuggestionIdStatus
 SUGGESTION_ID_STATUS_OTHER_CALLER: SuggestionIdStatus
 
 class ClassifyListingRequest(_message.Message):
-    __slots__ = ("listing_id", "photos", "alternative_count", "language_code", "include_embedding")
+    __slots__ = ("listing_id", "photos", "alternative_count", "language_code", "include_embedding", "ancestor_category_id")
     LISTING_ID_FIELD_NUMBER: _ClassVar[int]
     PHOTOS_FIELD_NUMBER: _ClassVar[int]
     ALTERNATIVE_COUNT_FIELD_NUMBER: _ClassVar[int]
     LANGUAGE_CODE_FIELD_NUMBER: _ClassVar[int]
     INCLUDE_EMBEDDING_FIELD_NUMBER: _ClassVar[int]
+    ANCESTOR_CATEGORY_ID_FIELD_NUMBER: _ClassVar[int]
     listing_id: str
     photos: _containers.RepeatedCompositeFieldContainer[Photo]
     alternative_count: int
     language_code: str
     include_embedding: bool
-    def __init__(self, listing_id: _Optional[str] = ..., photos: _Optional[_Iterable[_Union[Photo, _Mapping]]] = ..., alternative_count: _Optional[int] = ..., language_code: _Optional[str] = ..., include_embedding: _Optional[bool] = ...) -> None: ...
+    ancestor_category_id: str
+    def __init__(self, listing_id: _Optional[str] = ..., photos: _Optional[_Iterable[_Union[Photo, _Mapping]]] = ..., alternative_count: _Optional[int] = ..., language_code: _Optional[str] = ..., include_embedding: _Optional[bool] = ..., ancestor_category_id: _Optional[str] = ...) -> None: ...
 
 class Photo(_message.Message):
     __slots__ = ("content", "uri")
@@ -239,7 +249,7 @@ class PhotoResult(_message.Message):
     def __init__(self, recognition: _Optional[_Union[PhotoRecognition, _Mapping]] = ..., error: _Optional[_Union[PhotoError, _Mapping]] = ...) -> None: ...
 
 class PhotoRecognition(_message.Message):
-    __slots__ = ("category_id", "category_name", "category_probability", "brand_kind", "brand_id", "brand_name", "brand_probability")
+    __slots__ = ("category_id", "category_name", "category_probability", "brand_kind", "brand_id", "brand_name", "brand_probability", "out_of_scope", "disagrees")
     CATEGORY_ID_FIELD_NUMBER: _ClassVar[int]
     CATEGORY_NAME_FIELD_NUMBER: _ClassVar[int]
     CATEGORY_PROBABILITY_FIELD_NUMBER: _ClassVar[int]
@@ -247,6 +257,8 @@ class PhotoRecognition(_message.Message):
     BRAND_ID_FIELD_NUMBER: _ClassVar[int]
     BRAND_NAME_FIELD_NUMBER: _ClassVar[int]
     BRAND_PROBABILITY_FIELD_NUMBER: _ClassVar[int]
+    OUT_OF_SCOPE_FIELD_NUMBER: _ClassVar[int]
+    DISAGREES_FIELD_NUMBER: _ClassVar[int]
     category_id: str
     category_name: str
     category_probability: float
@@ -254,7 +266,9 @@ class PhotoRecognition(_message.Message):
     brand_id: str
     brand_name: str
     brand_probability: float
-    def __init__(self, category_id: _Optional[str] = ..., category_name: _Optional[str] = ..., category_probability: _Optional[float] = ..., brand_kind: _Optional[_Union[BrandKind, str]] = ..., brand_id: _Optional[str] = ..., brand_name: _Optional[str] = ..., brand_probability: _Optional[float] = ...) -> None: ...
+    out_of_scope: bool
+    disagrees: bool
+    def __init__(self, category_id: _Optional[str] = ..., category_name: _Optional[str] = ..., category_probability: _Optional[float] = ..., brand_kind: _Optional[_Union[BrandKind, str]] = ..., brand_id: _Optional[str] = ..., brand_name: _Optional[str] = ..., brand_probability: _Optional[float] = ..., out_of_scope: _Optional[bool] = ..., disagrees: _Optional[bool] = ...) -> None: ...
 
 class PhotoError(_message.Message):
     __slots__ = ("reason", "message")

@@ -41,6 +41,7 @@ class ErrorReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CONTENT_TYPE_UNSUPPORTED: _ClassVar[ErrorReason]
     CROSS_SITE_REQUEST: _ClassVar[ErrorReason]
     REQUEST_TIMEOUT: _ClassVar[ErrorReason]
+    ANCESTOR_UNKNOWN: _ClassVar[ErrorReason]
 
 class PhotoErrorReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -92,6 +93,7 @@ METHOD_NOT_ALLOWED: ErrorReason
 CONTENT_TYPE_UNSUPPORTED: ErrorReason
 CROSS_SITE_REQUEST: ErrorReason
 REQUEST_TIMEOUT: ErrorReason
+ANCESTOR_UNKNOWN: ErrorReason
 PHOTO_ERROR_REASON_UNSPECIFIED: PhotoErrorReason
 PHOTO_EMPTY: PhotoErrorReason
 PHOTO_TOO_MANY_BYTES: PhotoErrorReason

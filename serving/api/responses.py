@@ -18,10 +18,12 @@ from serving.api.limits import (
 from serving.decoding.prepared import PHOTO_LIMITS
 from vision.bundle import Bundle
 from vision.calibration import BRAND_FIELD, PATH_FIELD, FieldGuarantee
-from vision.decision import compute_leaf_probabilities, decide, explain_uncertified, fuse_brand_logits, predict_brands
+from vision.decision import decide, explain_uncertified
 from vision.engine import Logits
 from vision.errors import PhotoError
-from vision.suggestion import BrandSuggestion, NotPrefilled, Suggestion
+from vision.prediction.fusion import compute_leaf_probabilities, fuse_brand_logits
+from vision.prediction.listings import predict_brands
+from vision.suggestion import BrandSuggestion, NotPrefilled, Suggestion, is_brand_offered
 from vision.taxonomy import OTHER_BRAND, Taxonomy
 
 __all__ = [
@@ -44,6 +46,8 @@ class ResponseOptions:
     language: str = "en"
     """BCP 47 tag; the taxonomy's nearest language is taken."""
     with_embedding: bool = False
+    ancestor_id: str = ""
+    """Id of a category of the bundle's taxonomy, below which the path is to lie."""
 
 
 def build_response(
@@ -61,19 +65,17 @@ def build_response(
     suggestion = decide(
         logits.category,
         logits.brand,
+        logits.scope,
         taxonomy=taxonomy,
         calibration=bundle.calibration,
         num_alternatives=options.num_alternatives,
+        ancestor=taxonomy.node_index[options.ancestor_id] if options.ancestor_id else None,
     )
-    recognitions = iter(
-        [_build_single_recognition(suggestion, bundle, language)]
-        if len(logits.category) == 1
-        else _build_recognitions(bundle, logits, language)
-    )
+    upcoming = iter(_build_recognitions(suggestion, bundle, logits, language))
     return pb.ClassifyListingResponse(
         listing_id=options.listing_id,
         category_path=_build_category_path(taxonomy, suggestion, language),
-        brand=_build_brand(taxonomy, suggestion.brand, language),
+        brand=_build_brand(taxonomy, suggestion.brand, language) if suggestion.brand else None,
         category_alternatives=[
             pb.CategoryAlternative(
                 category_id=alternative.category_id,
@@ -94,7 +96,7 @@ def build_response(
         photos=[
             pb.PhotoResult(error=pb.PhotoError(reason=error.reason, message=str(error)))
             if error
-            else pb.PhotoResult(recognition=next(recognitions))
+            else pb.PhotoResult(recognition=next(upcoming))
             for error in errors
         ],
         model=build_model_version(bundle),
@@ -113,7 +115,7 @@ def build_stage_times(seconds: Mapping[str, float]) -> list[pb.StageTime]:
 def warm_up(bundle: Bundle) -> None:
     """Fill the caches of a first response: with thousands of categories that takes long."""
     golden = bundle.golden
-    logits = Logits(golden.category_logits, golden.brand_logits, golden.category_logits)
+    logits = Logits(golden.category_logits, golden.brand_logits, golden.category_logits, golden.scope)
     for language in bundle.taxonomy.language_codes:
         build_response(bundle, [None] * len(golden.photos_nhwc), logits, ResponseOptions(language=language))
 
@@ -136,7 +138,11 @@ def build_model_response(
             alternative_count_limit=MAX_ALTERNATIVES,
             photo_uri_length_limit=MAX_URI_CHARS,
         ),
-        guarantees=[_build_guarantee(field) for field in bundle.calibration.fields],
+        guarantees=[
+            _build_guarantee(field)
+            for field in bundle.calibration.fields
+            if bundle.taxonomy.brands or field.name != BRAND_FIELD
+        ],
         photo_uris_enabled=photo_uris_enabled,
         outcomes_enabled=outcomes_enabled,
         suggestion_validity=_to_duration(suggestion_validity_s),
@@ -217,11 +223,12 @@ def _build_category_path(taxonomy: Taxonomy, suggestion: Suggestion, language: s
 
 
 def _build_brand(taxonomy: Taxonomy, brand: BrandSuggestion, language: str) -> pb.BrandSuggestion:
+    index = brand.brand_index if brand.offered else None
     return pb.BrandSuggestion(
-        kind=_to_brand_kind(brand.brand_index),
-        brand_id=_get_brand_id(taxonomy, brand.brand_index),
-        name=_get_brand_name(taxonomy, brand.brand_index, language),
-        probability=None if brand.brand_index == OTHER_BRAND else brand.probability,
+        kind=_to_brand_kind(index),
+        brand_id=_get_brand_id(taxonomy, index),
+        name=_get_brand_name(taxonomy, index, language),
+        probability=None if index in (OTHER_BRAND, None) else brand.probability,
         action=_to_action(brand.filled),
         not_prefilled=_to_not_prefilled(brand.not_prefilled),
     )
@@ -229,13 +236,27 @@ def _build_brand(taxonomy: Taxonomy, brand: BrandSuggestion, language: str) -> p
 
 def _build_single_recognition(suggestion: Suggestion, bundle: Bundle, language: str) -> pb.PhotoRecognition:
     """Return the listing's suggestion as the recognition of its only photo."""
-    leaf, brand = suggestion.path[-1], suggestion.brand
-    return _build_recognition(
-        bundle.taxonomy, language, leaf.category_id, leaf.probability, brand.brand_index, brand.probability
-    )
+    leaf = suggestion.path[-1]
+    label, score = (suggestion.brand.brand_index, suggestion.brand.probability) if suggestion.brand else (0, 1.0)
+    return _build_recognition(bundle.taxonomy, language, leaf.category_id, leaf.probability, label, score)
 
 
-def _build_recognitions(bundle: Bundle, logits: Logits, language: str) -> list[pb.PhotoRecognition]:
+def _build_recognitions(
+    suggestion: Suggestion, bundle: Bundle, logits: Logits, language: str
+) -> list[pb.PhotoRecognition]:
+    """Recognise each photo alone; mark those that are out of scope or stand out in the listing."""
+    if len(logits.category) == 1:
+        recognitions = [_build_single_recognition(suggestion, bundle, language)]
+    else:
+        recognitions = _recognise_photos(bundle, logits, language)
+    for recognition, in_scope, disagrees in zip(
+        recognitions, suggestion.photos_in_scope, suggestion.photos_disagree, strict=True
+    ):
+        recognition.out_of_scope, recognition.disagrees = not in_scope, disagrees
+    return recognitions
+
+
+def _recognise_photos(bundle: Bundle, logits: Logits, language: str) -> list[pb.PhotoRecognition]:
     """Recognise each photo alone, all in one batch."""
     one_listing_per_photo = np.arange(len(logits.category))
     taxonomy, calibration = bundle.taxonomy, bundle.calibration
@@ -244,9 +265,16 @@ def _build_recognitions(bundle: Bundle, logits: Logits, language: str) -> list[p
     brands = predict_brands(fuse_brand_logits(logits.brand, one_listing_per_photo, calibration), calibration)
     return [
         _build_recognition(
-            taxonomy, language, taxonomy.leaf_ids[leaf], leaves[row, leaf], brand, float(brands.scores[row])
+            taxonomy,
+            language,
+            taxonomy.leaf_ids[leaf],
+            leaves[row, leaf],
+            label,
+            score,
         )
-        for row, (leaf, brand) in enumerate(zip(best_leaves.tolist(), brands.labels.tolist(), strict=True))
+        for row, (leaf, label, score) in enumerate(
+            zip(best_leaves.tolist(), brands.labels.tolist(), brands.scores.tolist(), strict=True)
+        )
     ]
 
 
@@ -258,26 +286,30 @@ def _build_recognition(
     brand_index: int,
     brand_probability: float,
 ) -> pb.PhotoRecognition:
+    index = brand_index if is_brand_offered(brand_index, brand_probability, filled=False) else None
     return pb.PhotoRecognition(
         category_id=category_id,
         category_name=taxonomy.by_id[category_id].get_name(language),
         category_probability=category_probability,
-        brand_kind=_to_brand_kind(brand_index),
-        brand_id=_get_brand_id(taxonomy, brand_index),
-        brand_name=_get_brand_name(taxonomy, brand_index, language),
-        brand_probability=None if brand_index == OTHER_BRAND else brand_probability,
+        brand_kind=_to_brand_kind(index) if taxonomy.brands else pb.BRAND_KIND_UNSPECIFIED,
+        brand_id=_get_brand_id(taxonomy, index),
+        brand_name=_get_brand_name(taxonomy, index, language),
+        brand_probability=None if index in (OTHER_BRAND, None) or not taxonomy.brands else brand_probability,
     )
 
 
-def _get_brand_id(taxonomy: Taxonomy, brand_index: int) -> str:
-    return taxonomy.brands[brand_index - 1].id if brand_index > 0 else ""
+def _get_brand_id(taxonomy: Taxonomy, brand_index: int | None) -> str:
+    return taxonomy.brands[brand_index - 1].id if brand_index and brand_index > 0 else ""
 
 
-def _get_brand_name(taxonomy: Taxonomy, brand_index: int, language: str) -> str:
-    return taxonomy.brands[brand_index - 1].get_name(language) if brand_index > 0 else ""
+def _get_brand_name(taxonomy: Taxonomy, brand_index: int | None, language: str) -> str:
+    return taxonomy.brands[brand_index - 1].get_name(language) if brand_index and brand_index > 0 else ""
 
 
-def _to_brand_kind(brand_index: int) -> pb.BrandKind:
+def _to_brand_kind(brand_index: int | None) -> pb.BrandKind:
+    """None: no brand is likely enough to be offered."""
+    if brand_index is None:
+        return pb.BRAND_KIND_UNDETERMINED
     if brand_index == OTHER_BRAND:
         return pb.BRAND_KIND_OTHER
     return pb.BRAND_KIND_BRAND if brand_index > 0 else pb.BRAND_KIND_NO_BRAND

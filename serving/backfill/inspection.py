@@ -143,12 +143,15 @@ def describe_distribution(store: Store) -> str:
         ).fetchall()
         brands = connection.execute(
             f"""
-            SELECT brand.kind, count(*), avg(CAST(brand.filled AS INT)) FROM {source} WHERE result = '{CLASSIFIED}'
+            SELECT brand.kind, count(*), avg(CAST(brand.filled AS INT)) FROM {source}
+            WHERE result = '{CLASSIFIED}' AND brand IS NOT NULL
             GROUP BY 1 ORDER BY 2 DESC
             """
         ).fetchall()
     lines = [f"{'top category':<32}{'listings':>10}{'filled':>9}{'brand filled':>14}{'leaf score':>12}"]
-    lines += [f"{name:<32}{n:>10}{filled:>9.1%}{brand:>14.1%}{score:>12.3f}" for name, n, filled, brand, score in rows]
+    for name, num, filled, brand, score in rows:
+        brand_filled = "" if brand is None else f"{brand:.1%}"
+        lines.append(f"{name:<32}{num:>10}{filled:>9.1%}{brand_filled:>14}{score:>12.3f}")
     lines += [f"brand: {kind:<25}{number:>10}{'':>9}{filled:>14.1%}" for kind, number, filled in brands]
     return "\n".join(lines)
 
@@ -216,7 +219,7 @@ def diff(old: Store, new: Store, *, num_examples: int = 10) -> BackfillDiff:
             f"""
             SELECT count(*),
                 count(*) FILTER (old.category_id <> new.category_id), count(*) FILTER (old.top <> new.top),
-                count(*) FILTER (old.brand <> new.brand), count(*) FILTER (old.filled <> new.filled)
+                count(*) FILTER (old.brand IS DISTINCT FROM new.brand), count(*) FILTER (old.filled <> new.filled)
             FROM {both}
             """,
         )

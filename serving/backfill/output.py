@@ -12,10 +12,13 @@ import pyarrow.parquet
 from serving.backfill.job import SCHEMA_VERSION, Job
 from serving.backfill.plan import ShardPhotos
 from vision.bundle import Bundle
-from vision.decision import compute_leaf_probabilities, compute_prefilled, predict_listings
+from vision.decision import compute_prefilled
 from vision.engine import Logits
 from vision.feeders.photo_reader import PhotoFailure
-from vision.taxonomy import OTHER_BRAND
+from vision.prediction.fusion import compute_leaf_probabilities
+from vision.prediction.listings import predict_listings
+from vision.suggestion import is_brand_offered
+from vision.taxonomy import OTHER_BRAND, Taxonomy
 
 __all__ = [
     "CLASSIFIED",
@@ -76,6 +79,9 @@ def suggestions_schema(job: Job, embedding_size: int) -> pa.Schema:
         ("filled_category_id", pa.string()),
         # kind: `brand`, `no_brand`, or `unknown`: a brand that the taxonomy lacks.
         ("brand", _BRAND),
+        # Whether the photos show nothing that the taxonomy covers; nothing is then prefilled.
+        ("out_of_scope", pa.bool_()),
+        ("photos_disagree", pa.bool_()),
         ("num_photos", pa.int32()),
         ("photo_errors", pa.list_(_PHOTO_ERROR)),
         ("model_name", pa.string()),
@@ -120,20 +126,28 @@ def decide_shard(
 
 
 def build_suggestion(
-    steps: Iterable[tuple[str, str, float, bool]], brand: tuple[str, str | None, str | None, float, bool]
+    steps: Iterable[tuple[str, str, float, bool]],
+    brand: tuple[str, str | None, str | None, float, bool] | None,
+    *,
+    out_of_scope: bool,
+    photos_disagree: bool,
 ) -> dict[str, Any]:
     """Return the columns of a suggestion, whoever has decided it.
 
     Args:
         steps: id, name, probability and whether it is prefilled, from the root to the likeliest leaf.
-        brand: kind, id, name, probability and whether it is prefilled.
+        brand: kind, id, name, probability and whether it is prefilled; None where the taxonomy has no brands.
+        out_of_scope: whether the photos show nothing that the taxonomy covers.
+        photos_disagree: whether they show different things.
     """
     path = [dict(zip(_STEP.names, step, strict=True)) for step in steps]
     return {
         "category_id": path[-1]["id"],
         "category_path": path,
         "filled_category_id": next((step["id"] for step in reversed(path) if step["filled"]), None),
-        "brand": dict(zip(_BRAND.names, brand, strict=True)),
+        "brand": dict(zip(_BRAND.names, brand, strict=True)) if brand else None,
+        "out_of_scope": out_of_scope,
+        "photos_disagree": photos_disagree,
     }
 
 
@@ -217,16 +231,21 @@ def _count_photo_errors(tables: ShardTables) -> dict[str, int]:
 
 def _build_suggestions(job: Job, bundle: Bundle, logits: Logits, groups: np.ndarray[Any, Any]) -> list[dict[str, Any]]:
     taxonomy, calibration = bundle.taxonomy, bundle.calibration
-    predictions = predict_listings(logits.category, logits.brand, groups, taxonomy=taxonomy, calibration=calibration)
+    predictions = predict_listings(
+        logits.category, logits.brand, logits.scope, groups, taxonomy=taxonomy, calibration=calibration
+    )
     filled = compute_prefilled(predictions, taxonomy=taxonomy, calibration=calibration)
     categories = taxonomy.categories
     rows = []
-    for nodes, scores, fill, label, score in zip(
+    disagrees = np.bincount(groups, weights=predictions.photos_disagree) > 0
+    for nodes, scores, fill, label, score, in_scope, disagree in zip(
         predictions.paths.nodes.tolist(),
         predictions.paths.scores.tolist(),
         filled.tolist(),
         predictions.brands.labels.tolist(),
         predictions.brands.scores.tolist(),
+        predictions.in_scope.tolist(),
+        disagrees.tolist(),
         strict=True,
     ):
         steps = [
@@ -234,12 +253,11 @@ def _build_suggestions(job: Job, bundle: Bundle, logits: Logits, groups: np.ndar
             for node, step_score, step_filled in zip(nodes, scores, fill[:-1], strict=True)
             if node >= 0
         ]
-        brand = taxonomy.brands[label - 1] if label > 0 else None
-        kind = "unknown" if label == OTHER_BRAND else "brand" if brand else "no_brand"
-        found = (kind, brand.id if brand else None, brand.name if brand else None, score, fill[-1])
-        rows.append(build_suggestion(steps, found))
+        brand = _describe_brand(taxonomy, label, score, filled=fill[-1]) if taxonomy.brands else None
+        rows.append(build_suggestion(steps, brand, out_of_scope=not in_scope, photos_disagree=disagree))
     if job.top_k:
-        leaves = compute_leaf_probabilities(logits.category, groups, calibration, taxonomy)
+        used = np.flatnonzero(predictions.photos_used)
+        leaves = compute_leaf_probabilities(logits.category[used], groups[used], calibration, taxonomy)
         best = np.argsort(-leaves, axis=1, kind="stable")[:, : job.top_k]
         for row, some, probabilities in zip(rows, best.tolist(), leaves, strict=True):
             row["alternatives"] = [
@@ -252,6 +270,18 @@ def _build_suggestions(job: Job, bundle: Bundle, logits: Logits, groups: np.ndar
         for row, mean in zip(rows, means.astype(np.float32), strict=True):
             row["embedding"] = mean
     return rows
+
+
+def _describe_brand(
+    taxonomy: Taxonomy, label: int, probability: float, *, filled: bool
+) -> tuple[str, str | None, str | None, float, bool]:
+    """Kind, id, name, probability and whether it is prefilled."""
+    if not is_brand_offered(label, probability, filled=filled):
+        return "undetermined", None, None, 0.0, False
+    if label <= 0:
+        return "unknown" if label == OTHER_BRAND else "no_brand", None, None, probability, filled
+    brand = taxonomy.brands[label - 1]
+    return "brand", brand.id, brand.name, probability, filled
 
 
 def _metadata(job: Job) -> dict[str, str]:

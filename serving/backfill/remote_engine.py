@@ -314,16 +314,16 @@ def _to_failures(failed: CallFailed, sent: Sequence[int]) -> dict[int, PhotoFail
 
 def _to_row(response: ListingSuggestion, job: Job) -> dict[str, Any]:
     prefill, brand = Action.PREFILL, response.brand
-    kinds = {BrandKind.BRAND: "brand", BrandKind.NO_BRAND: "no_brand"}
+    kinds = {BrandKind.BRAND: "brand", BrandKind.NO_BRAND: "no_brand", BrandKind.UNDETERMINED: "undetermined"}
+    brand_row = None
+    if brand:
+        kind, score = kinds.get(brand.kind, "unknown"), brand.probability or 0.0
+        brand_row = (kind, brand.brand_id or None, brand.name or None, score, brand.action == prefill)
     row = build_suggestion(
         [(step.category_id, step.name, step.probability, step.action == prefill) for step in response.category_path],
-        (
-            kinds.get(brand.kind, "unknown"),
-            brand.brand_id or None,
-            brand.name or None,
-            brand.probability or 0.0,
-            brand.action == prefill,
-        ),
+        brand_row,
+        out_of_scope=response.out_of_scope,
+        photos_disagree=any(photo.recognition and photo.recognition.disagrees for photo in response.photos),
     )
     if job.top_k:
         row["alternatives"] = [

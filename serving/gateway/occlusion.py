@@ -25,8 +25,8 @@ from serving.inference.engine import AsyncEngine
 from serving.inference.fair_slots import CALLER_KEY
 from serving.rollout.router import Router
 from vision.bundle import Bundle
-from vision.decision import compute_brand_probabilities, compute_leaf_probabilities, fuse_brand_logits
 from vision.errors import PhotoError
+from vision.prediction.fusion import compute_brand_probabilities, compute_leaf_probabilities, fuse_brand_logits
 from vision.taxonomy import Taxonomy
 
 if TYPE_CHECKING:

@@ -25,7 +25,13 @@ from serving.gateway.inference import check_breaker, infer_photos
 from serving.gateway.occlusion import PhotoExplainer
 from serving.gateway.shadow import ShadowTraffic
 from serving.gateway.streaming import ListingStreams
-from serving.gateway.validation import ValidListing, check_language_code, read_request_id, validate_listing
+from serving.gateway.validation import (
+    ValidListing,
+    check_ancestor,
+    check_language_code,
+    read_request_id,
+    validate_listing,
+)
 from serving.inference.fair_slots import CALLER_KEY
 from serving.observability import metrics, tracing
 from serving.observability.stage_timer import collect_stage_timings, measure_stage
@@ -179,7 +185,10 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
         result = OK
         request_context = RequestContext(self.router.stable)
         try:
-            return await self._classify(request, deadline_s, request_context)
+            response = await self._classify(request, deadline_s, request_context)
+            if response.category_path[0].not_prefilled.reason == pb.NOT_PREFILLED_REASON_OUT_OF_SCOPE:
+                metrics.OUT_OF_SCOPE.labels(request_context.release.label).inc()
+            return response
         except Refusal as refusal:
             result = refusal.reason
             raise
@@ -304,7 +313,12 @@ async def _classify_with_release(
     fields: Sequence[str],
     options: responses.ResponseOptions,
 ) -> pb.ClassifyListingResponse:
-    """Infer, decide and build the response with one release, which stays loaded meanwhile."""
+    """Infer, decide and build the response with one release, which stays loaded meanwhile.
+
+    Raises:
+        Refusal: ANCESTOR_UNKNOWN, or as `infer_photos`.
+    """
+    check_ancestor(options.ancestor_id, release.bundle.taxonomy)
     with release.acquire():
         result = await infer_photos(release, photos, fields=fields, with_embedding=options.with_embedding)
         with measure_stage("decision"):

@@ -18,8 +18,16 @@ from serving.api.limits import (
 )
 from serving.api.responses import ResponseOptions
 from serving.api.status import FieldViolation, Refusal
+from vision.taxonomy import Taxonomy
 
-__all__ = ["ValidListing", "check_language_code", "check_photo_uris", "read_request_id", "validate_listing"]
+__all__ = [
+    "ValidListing",
+    "check_ancestor",
+    "check_language_code",
+    "check_photo_uris",
+    "read_request_id",
+    "validate_listing",
+]
 
 _LANGUAGE_TAG = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8}){0,6}")
 """The shape of RFC 5646 tags; whether a subtag is registered is not checked."""
@@ -81,6 +89,7 @@ def validate_listing(
             num_alternatives=num_alternatives,
             language=request.language_code,
             with_embedding=request.include_embedding,
+            ancestor_id=request.ancestor_category_id,
         ),
     )
 
@@ -105,6 +114,13 @@ def check_language_code(code: str) -> None:
     if code and not _LANGUAGE_TAG.fullmatch(code):
         detail = f"{code[:40]!r} is not a BCP 47 language tag, such as ja or en-GB"
         raise _field_refusal("language_code", "LANGUAGE_CODE_INVALID", detail)
+
+
+def check_ancestor(category_id: str, taxonomy: Taxonomy) -> None:
+    """Raises Refusal: ANCESTOR_UNKNOWN."""
+    if category_id and category_id not in taxonomy.node_index:
+        detail = f"{category_id[:100]!r} is not in taxonomy {taxonomy.version}; GetTaxonomy lists the categories"
+        raise _field_refusal("ancestor_category_id", "ANCESTOR_UNKNOWN", detail)
 
 
 def read_request_id(context: "grpc.aio.ServicerContext[Any, Any]") -> str:

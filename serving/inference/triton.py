@@ -34,7 +34,7 @@ from serving.inference.triton_tensors import (
 from serving.observability import tracing
 from serving.observability.stage_timer import measure_stage
 from vision.bundle import UNKNOWN_BACKEND
-from vision.engine import OUTPUT_NAMES, Logits
+from vision.engine import OUTPUT_NAMES, SCOPE_NAME, Logits
 from vision.errors import EngineBroken, EngineBusy, EngineError, EngineUnavailable
 
 __all__ = ["QUEUE_STAGE", "TritonEngine", "compute_max_concurrent_requests"]
@@ -117,6 +117,7 @@ class TritonEngine:
         self._allow_decoding = allow_decoding
         self._priority = priority
         self._decodes = False
+        self._base_outputs: Sequence[str] = OUTPUT_NAMES[:2]
         self._in_flight: set[asyncio.Task[Any]] = set()
 
     @property
@@ -124,7 +125,7 @@ class TritonEngine:
         return self._queue_and_infer_encoded if self._decodes else None
 
     async def infer(self, photos_nhwc: npt.NDArray[np.uint8], *, with_embedding: bool = False) -> Logits:
-        outputs = _list_outputs(with_embedding)
+        outputs = self._list_outputs(with_embedding)
 
         async def send(photos: Sequence[npt.NDArray[np.uint8]]) -> list[Logits]:
             return [await self._infer(photos[0], outputs)]
@@ -137,7 +138,7 @@ class TritonEngine:
         self, photos: Sequence[bytes], *, with_embedding: bool = False
     ) -> EncodedInferenceResult:
         """Infer in parts, so that a listing of many large photos does not occupy an instance for seconds."""
-        outputs = _list_outputs(with_embedding)
+        outputs = self._list_outputs(with_embedding)
         parts = [photos[at : at + MAX_ENCODED_PER_REQUEST] for at in range(0, len(photos), MAX_ENCODED_PER_REQUEST)]
         if len(parts) == 1:
             result: EncodedInferenceResult = await self._queue_and_send(self._create_encoded_request(photos, outputs))
@@ -193,8 +194,7 @@ class TritonEngine:
             self._slots.release(requests, seconds=time.monotonic() - began_s)
 
     async def infer_golden(self, photos_nhwc: npt.NDArray[np.uint8]) -> Logits:
-        outputs = _list_outputs(with_embedding=False)
-        task = asyncio.create_task(self._infer(photos_nhwc, outputs, priority=GOLDEN_PRIORITY))
+        task = asyncio.create_task(self._infer(photos_nhwc, self._base_outputs, priority=GOLDEN_PRIORITY))
         self._in_flight.add(task)
         task.add_done_callback(self._in_flight.discard)
         return await asyncio.shield(task)
@@ -209,6 +209,8 @@ class TritonEngine:
         self._slots.limit = max(2, num_requests)
         # As many as half of the instances compute at a time, so that another caller finds instances and cores.
         self._slots.caller_limit = max(1, num_requests // 4)
+        offered = {tensor.name for tensor in response.config.output}
+        self._base_outputs = (*OUTPUT_NAMES[:2], *({SCOPE_NAME} & offered))
         takes_encoded = any(tensor.name == ENCODED_NAME for tensor in response.config.input)
         self._decodes = self._allow_decoding and takes_encoded
         parameters = response.config.parameters
@@ -300,16 +302,15 @@ class TritonEngine:
         except grpc.aio.AioRpcError as error:
             raise self._to_engine_error(error) from error
 
+    def _list_outputs(self, with_embedding: bool) -> Sequence[str]:
+        return (*self._base_outputs, "embedding") if with_embedding else self._base_outputs
+
     def _to_engine_error(self, error: grpc.aio.AioRpcError) -> EngineError:
         message = f"Triton at {self._address}: {error.details()}"
         if any(words in message for words in _QUEUE_FULL_MESSAGES):
             return EngineBusy(message)
         refused = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNIMPLEMENTED)
         return EngineBroken(message) if error.code() in refused else EngineUnavailable(message)
-
-
-def _list_outputs(with_embedding: bool) -> Sequence[str]:
-    return OUTPUT_NAMES if with_embedding else OUTPUT_NAMES[:2]
 
 
 async def _gather(calls: Iterable[Coroutine[Any, Any, _T]]) -> list[_T]:

@@ -124,8 +124,7 @@ def parse_logits(
     if missing:
         raise EngineBroken(f"Triton at {address} returned no {', '.join(missing)} for {num_photos} photos")
     rows = slice(None) if usable is None or all(usable) else np.asarray(usable)
-    found.setdefault("embedding", np.empty((num_photos, 0), np.float32))
-    logits = Logits(*(found[name][rows] for name in OUTPUT_NAMES))
+    logits = Logits(*(part[rows] for part in Logits.from_outputs(found)))
     # A model process with the wrong NumPy returns zeros without any error.
     if len(logits.category) and not (np.isfinite(logits.category).all() and logits.category.any()):
         raise EngineBroken(f"Triton at {address} returned category logits that are zero or not finite")

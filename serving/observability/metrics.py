@@ -23,6 +23,7 @@ __all__ = [
     "FREE_DESCRIPTORS",
     "GOLDEN_SUCCESS_S",
     "INCOMPLETE_MESSAGES_DROPPED",
+    "OUT_OF_SCOPE",
     "PHOTOS",
     "PHOTOS_IN_FLIGHT",
     "PHOTOS_PER_LISTING",
@@ -62,6 +63,11 @@ STAGE_SECONDS = prometheus_client.Histogram(
 PHOTOS = prometheus_client.Counter(f"{_PREFIX}_photos", "Photos by result: ok, or the reason of the error.", ["result"])
 PHOTOS_PER_LISTING = prometheus_client.Histogram(
     f"{_PREFIX}_photos_per_listing", "Photos per call.", buckets=(1, 2, 3, 4, 6, 8, 12, 16, 20)
+)
+OUT_OF_SCOPE = prometheus_client.Counter(
+    f"{_PREFIX}_out_of_scope_listings",
+    "Listings whose photos show nothing that the taxonomy covers, by release.",
+    ["model_release"],
 )
 FREE_DESCRIPTORS = prometheus_client.Gauge(
     f"{_PREFIX}_free_descriptors",

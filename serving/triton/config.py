@@ -23,7 +23,7 @@ from serving.inference.triton_tensors import (
 from vision.bundle import ONNX_ON_CPU, Bundle
 from vision.decoding.fork_client import MAX_MEMORY_BYTES
 from vision.decoding.fork_server import DecodeSettings
-from vision.engine import INPUT_NAME, OUTPUT_NAMES
+from vision.engine import INPUT_NAME, SCOPE_NAME
 from vision.errors import ListingVisionError
 from vision.runtime.cpus import count_usable_cores
 
@@ -165,11 +165,19 @@ def _add_tensors(config: "model_config_pb2.ModelConfig", bundle: Bundle, options
     config.input.add(
         name="INPUT__0" if by_position else INPUT_NAME, data_type=model_config_pb2.TYPE_UINT8, dims=[side, side, 3]
     )
-    sizes = (bundle.info.num_categories, bundle.info.num_brands, bundle.info.embedding_size)
-    for i, (name, size) in enumerate(zip(OUTPUT_NAMES, sizes, strict=True)):
-        config.output.add(
-            name=f"OUTPUT__{i}" if by_position else name, data_type=model_config_pb2.TYPE_FP32, dims=[size]
+    sizes = {
+        "category_logits": bundle.info.num_categories,
+        "brand_logits": bundle.info.num_brands,
+        "embedding": bundle.info.embedding_size,
+        SCOPE_NAME: 1,
+    }
+    for i, name in enumerate(bundle.info.outputs):
+        output = config.output.add(
+            name=f"OUTPUT__{i}" if by_position else name, data_type=model_config_pb2.TYPE_FP32, dims=[sizes[name]]
         )
+        if name == SCOPE_NAME and not options.decodes:
+            # The exported graph returns (N,), for which Triton has no dims; our own models return (N, 1).
+            output.reshape.SetInParent()
     if options.decodes:
         # A request has either pixels, or encoded photos and the length of each.
         config.input[0].optional = True

@@ -80,7 +80,11 @@ def run_generator(protos_change, tmp_path):
     [
         ("string suggestion_id = 2;", "string suggestion_name = 2;", 'changed name from "suggestion_id"'),
         ("ACTION_SUGGEST = 2;", "ACTION_SUGGEST = 3;", "Previously present enum value"),
-        ("  // The suggested brand; always set.\n  BrandSuggestion brand = 4;\n", "", 'Previously present field "4"'),
+        (
+            "  // The suggested brand; absent if the taxonomy has no brands.\n  BrandSuggestion brand = 4;\n",
+            "",
+            'Previously present field "4"',
+        ),
         ("  // The listing's photos, 1 to 20.\n", "", "should have a non-empty comment"),
     ],
     ids=["renamed field", "renumbered value", "deleted field", "no comment"],

@@ -152,6 +152,8 @@ def test_alternatives_are_listed_from_one_percent(open_page, url, photos):
     probabilities = (0.5, 0.3, 0.01, 0.0099, 0.0001)
 
     def change(answer):
+        # The suggested brand, which is the first of the alternatives, stands above them.
+        answer["brand"] |= {key: answer["brandAlternatives"][0][key] for key in ("kind", "brandId")}
         for name in ("categoryAlternatives", "brandAlternatives"):
             for alternative, probability in zip(answer[name], probabilities, strict=True):
                 alternative["probability"] = probability

@@ -13,6 +13,7 @@ def create_predictions(logits, leaves) -> Predictions:
     return Predictions(
         category_logits=logits.astype(np.float32),
         brand_logits=np.zeros((count, 3), np.float32),
+        scope_scores=np.ones(count, np.float32),
         labels=Labels(
             category_nodes=np.array([taxonomy.node_index[leaf] for leaf in taxonomy.leaf_ids])[leaves],
             brands=np.full(count, -1),

@@ -23,6 +23,7 @@ def create_synthetic_predictions(*, num_listings: int, photos: tuple[str, ...] =
     return Predictions(
         category_logits=category_logits.astype(np.float32),
         brand_logits=brand_logits.astype(np.float32),
+        scope_scores=np.ones(len(groups), np.float32),
         labels=Labels(category_nodes=nodes[groups], brands=brands[groups]),
         groups=groups,
         listing_ids=tuple(map(str, range(num_listings))),

@@ -73,4 +73,4 @@ def _logits(answers, taxonomy) -> PhotoLogits:
         leaf, index, logit = (*given, *(0, 9.0)[len(given) - 1 :])
         category[row, taxonomy.leaf_ids.index(leaf)] = logit
         brand[row, index] = logit
-    return PhotoLogits(category, brand)
+    return PhotoLogits(category, brand, np.ones(len(answers), np.float32))

@@ -89,7 +89,7 @@ def test_the_bundle_says_where_it_comes_from(bundle, small_recipe):
     assert bundle.info.training["recipe"]["batch_size"] == small_recipe.batch_size
     assert bundle.info.model_version == bundle.sha256["weights.safetensors"][:12]
     assert bundle.golden.photos_nhwc.shape[1:] == (64, 64, 3)
-    assert dataclasses.asdict(bundle.info)["outputs"] == ("category_logits", "brand_logits", "embedding")
+    assert dataclasses.asdict(bundle.info)["outputs"] == ("category_logits", "brand_logits", "embedding", "scope_score")
     assert bundle.info.backbone in (bundle.folder / "model_card.md").read_text()
 
 

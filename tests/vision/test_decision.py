@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -6,18 +8,12 @@ from hypothesis.extra import numpy as hnp
 
 from tests.support.helpers import create_small_taxonomy
 from vision.calibration import BRAND_FIELD, PATH_FIELD, Calibration, FieldGuarantee, Histogram, get_field_name
-from vision.decision import (
-    compute_leaf_probabilities,
-    compute_node_probabilities,
-    compute_prefilled,
-    decide,
-    fuse_brand_logits,
-    fuse_logits,
-    predict_listings,
-    predict_paths,
-    softmax,
-)
+from vision.decision import compute_prefilled, decide
 from vision.errors import BundleError
+from vision.prediction.fusion import (
+    compute_leaf_probabilities,
+)
+from vision.prediction.listings import predict_listings
 from vision.suggestion import NotPrefilled
 from vision.taxonomy import Category, Taxonomy
 
@@ -50,17 +46,9 @@ def calibration(*thresholds: float, brand: float = 0.5, **others: object) -> Cal
     return Calibration(fields=(*fields, create_guarantee(BRAND_FIELD, brand)), certifies={}, **others)
 
 
-@given(some_photos)
-def test_probabilities_up_the_tree_never_exceed_one_nor_fall_below_their_children(photos):
-    leaves = softmax(photos[0])
-    nodes = compute_node_probabilities(leaves, TAXONOMY)
-    assert (nodes <= 1).all()
-    for category in TAXONOMY.categories:
-        if category.parent_id is not None:
-            parent, child = TAXONOMY.node_index[category.parent_id], TAXONOMY.node_index[category.id]
-            assert (nodes[:, parent] >= nodes[:, child] - 1e-12).all()
-    roots = [TAXONOMY.node_index[c.id] for c in TAXONOMY.categories if c.parent_id is None]
-    np.testing.assert_allclose(nodes[:, roots].sum(axis=1), 1)
+def decide_photos(logits, **options):
+    """Decide about photos that are all in scope."""
+    return decide(*logits, np.zeros(len(logits[0])), taxonomy=TAXONOMY, **options)
 
 
 @given(some_photos, st.floats(0, 1), st.floats(0, 1))
@@ -68,7 +56,12 @@ def test_a_suggestion_never_goes_deeper_when_more_is_asked_for(photos, one, othe
     low, high = sorted((one, other))
 
     def depth(threshold: float) -> int:
-        suggestion = decide(*photos, taxonomy=TAXONOMY, calibration=calibration(threshold, threshold, threshold))
+        suggestion = decide(
+            *photos,
+            np.zeros(len(photos[0])),
+            taxonomy=TAXONOMY,
+            calibration=calibration(threshold, threshold, threshold),
+        )
         return sum(step.filled for step in suggestion.path)
 
     assert depth(high) <= depth(low)
@@ -76,7 +69,7 @@ def test_a_suggestion_never_goes_deeper_when_more_is_asked_for(photos, one, othe
 
 @given(some_photos)
 def test_the_path_is_consistent_and_ends_in_the_first_alternative(photos):
-    suggestion = decide(*photos, taxonomy=TAXONOMY, calibration=calibration(0.5, 0.6, 0.7))
+    suggestion = decide_photos(photos, calibration=calibration(0.5, 0.6, 0.7))
     ids = [step.category_id for step in suggestion.path]
     assert ids == [category.id for category in TAXONOMY.get_lineage(ids[-1])]
     assert ids[-1] == suggestion.alternatives[0].category_id
@@ -87,7 +80,7 @@ def test_the_path_is_consistent_and_ends_in_the_first_alternative(photos):
 @given(some_photos)
 def test_the_order_of_photos_changes_nothing(photos):
     backwards = tuple(logits[::-1] for logits in photos)
-    one, other = (decide(*p, taxonomy=TAXONOMY, calibration=calibration(0.5)) for p in (photos, backwards))
+    one, other = (decide_photos(p, calibration=calibration(0.5)) for p in (photos, backwards))
     assert [s.category_id for s in one.path] == [s.category_id for s in other.path]
     np.testing.assert_allclose([s.probability for s in one.path], [s.probability for s in other.path])
 
@@ -97,7 +90,7 @@ def test_photos_given_several_times_each_change_nothing(photos, times):
     repeated = tuple(np.repeat(logits, times, axis=0) for logits in photos)
     for how in ("mean", "max"):
         certified = calibration(0.5, brand_fusion=how)
-        one, other = (decide(*p, taxonomy=TAXONOMY, calibration=certified) for p in (photos, repeated))
+        one, other = (decide_photos(p, calibration=certified) for p in (photos, repeated))
         np.testing.assert_allclose([s.probability for s in one.path], [s.probability for s in other.path])
         np.testing.assert_allclose(one.brand.probability, other.brand.probability)
 
@@ -106,7 +99,7 @@ def test_photos_given_several_times_each_change_nothing(photos, times):
 def test_under_max_a_photo_given_twice_changes_the_brand_in_nothing(photos):
     certified = calibration(0.5, brand_fusion="max")
     twice = tuple(np.concatenate([logits, logits[:1]]) for logits in photos)
-    one, other = (decide(*p, taxonomy=TAXONOMY, calibration=certified).brand for p in (photos, twice))
+    one, other = (decide_photos(p, calibration=certified).brand for p in (photos, twice))
     assert one == other
 
 
@@ -120,13 +113,14 @@ def test_many_listings_are_answered_like_each_alone(listings, copies, random):
     together = predict_listings(
         np.array([row[1] for row in rows]),
         np.array([row[2] for row in rows]),
+        np.zeros(len(rows)),
         np.array([row[0] for row in rows]),
         taxonomy=TAXONOMY,
         calibration=certified,
     )
     filled = compute_prefilled(together, taxonomy=TAXONOMY, calibration=certified)
     for i, photos in enumerate(listings[:6]):
-        alone = decide(*photos, taxonomy=TAXONOMY, calibration=certified)
+        alone = decide_photos(photos, calibration=certified)
         depth = len(alone.path)
         np.testing.assert_allclose(together.paths.scores[i, :depth], [step.probability for step in alone.path])
         assert together.brands.labels[i] == alone.brand.brand_index
@@ -137,15 +131,17 @@ def test_many_listings_are_answered_like_each_alone(listings, copies, random):
 @given(some_photos, st.integers(0, 6))
 def test_alternatives_are_the_likeliest_leaves_in_order(photos, num_alternatives):
     certified = Calibration(certifies={})
-    listed = decide(*photos, taxonomy=TAXONOMY, calibration=certified, num_alternatives=num_alternatives).alternatives
-    leaves = compute_leaf_probabilities(photos[0], np.zeros(len(photos[0]), int), certified, TAXONOMY)[0]
+    listed = decide_photos(photos, calibration=certified, num_alternatives=num_alternatives).alternatives
+    distinct = np.unique(np.hstack(photos), axis=0)[:, :NUM_LEAVES]
+    leaves = compute_leaf_probabilities(distinct, np.zeros(len(distinct), int), certified, TAXONOMY)[0]
     best = np.argsort(-leaves, kind="stable")[:num_alternatives]
     assert [a.category_id for a in listed] == [TAXONOMY.leaf_ids[i] for i in best]
 
 
 @given(some_photos, st.lists(st.floats(0.3, 3), min_size=3, max_size=3))
 def test_temperatures_by_depth_keep_a_distribution_over_the_tree(photos, temperatures):
-    groups = np.zeros(len(photos[0]), int)
+    photos = tuple(logits[:1] for logits in photos)
+    groups = np.zeros(1, int)
     plain, ones, refined = (
         compute_leaf_probabilities(
             photos[0], groups, Calibration(category_depth_temperatures=t, certifies={}), TAXONOMY
@@ -155,59 +151,9 @@ def test_temperatures_by_depth_keep_a_distribution_over_the_tree(photos, tempera
     np.testing.assert_allclose(ones, plain, atol=1e-12)
     np.testing.assert_allclose(refined.sum(axis=1), 1)
     certified = calibration(0.5, 0.6, 0.7, category_depth_temperatures=tuple(temperatures))
-    steps = [step.probability for step in decide(*photos, taxonomy=TAXONOMY, calibration=certified).path]
+    steps = [step.probability for step in decide_photos(photos, calibration=certified).path]
     assert steps == sorted(steps, reverse=True)
     assert steps[-1] == pytest.approx(refined.max())
-
-
-def test_temperatures_by_depth_by_hand():
-    # Fruit > Apple > {Gala, Fuji}, Fruit > Lemon, Tools.
-    at = {leaf: i for i, leaf in enumerate(TAXONOMY.leaf_ids)}
-    plain = np.empty(4)
-    for leaf, probability in (("gala", 0.24), ("fuji", 0.06), ("lemon", 0.3), ("tools", 0.4)):
-        plain[at[leaf]] = probability
-    certified = Calibration(category_depth_temperatures=(0.5, 1.0, 0.5), certifies={})
-    refined = compute_leaf_probabilities(np.log(plain)[None], np.array([0]), certified, TAXONOMY)[0]
-    fruit = 0.6**2 / (0.6**2 + 0.4**2)
-    gala = 0.8**2 / (0.8**2 + 0.2**2)
-    assert refined[at["tools"]] == pytest.approx(1 - fruit)
-    assert refined[at["lemon"]] == pytest.approx(fruit * 0.5)
-    assert refined[at["gala"]] == pytest.approx(fruit * 0.5 * gala)
-    assert refined[at["fuji"]] == pytest.approx(fruit * 0.5 * (1 - gala))
-
-
-def test_fusing_against_plain_loops():
-    rng = np.random.default_rng(0)
-    logits, groups = rng.normal(size=(7, 4)), np.array([0, 1, 0, 2, 2, 2, 1])
-    for how, reduce in (("mean", np.mean), ("max", np.max)):
-        wanted = [reduce(logits[groups == g], axis=0) for g in range(3)]
-        np.testing.assert_allclose(fuse_logits(logits, groups, how=how), wanted)
-
-
-def test_temperatures_soften_without_reordering():
-    logits, groups = np.array([[3.0, 1.0, 0.0, -1.0]]), np.array([0])
-    sharp = compute_leaf_probabilities(logits, groups, Calibration(certifies={}), TAXONOMY)
-    soft = compute_leaf_probabilities(logits, groups, Calibration(category_temperature=2, certifies={}), TAXONOMY)
-    assert soft[0, 0] < sharp[0, 0]
-    assert (np.argsort(soft) == np.argsort(sharp)).all()
-    np.testing.assert_allclose(soft, softmax(logits / 2))
-
-
-def test_a_logo_in_one_photo_wins_under_max():
-    logits, groups = np.array([[2.0, 0.0, 0.0], [2.0, 0.0, 0.0], [0.0, 5.0, 0.0]]), np.zeros(3, int)
-    by_mean = softmax(fuse_brand_logits(logits, groups, Calibration(certifies={})))
-    by_max = softmax(fuse_brand_logits(logits, groups, Calibration(brand_fusion="max", certifies={})))
-    assert by_max[0, 1] > by_mean[0, 1]
-    assert by_max[0].argmax() == 1
-
-
-def test_paths_end_where_the_leaf_ends():
-    paths = predict_paths(np.array([[0, 0, 0, 1.0], [1.0, 0, 0, 0]]), TAXONOMY)
-    assert paths.nodes.tolist() == [
-        [TAXONOMY.node_index["tools"], -1, -1],
-        [TAXONOMY.node_index[i] for i in ("fruit", "apple", "gala")],
-    ]
-    assert paths.scores[0].tolist() == [1, 0, 0]
 
 
 def test_each_field_says_why_it_is_only_suggested():
@@ -219,13 +165,13 @@ def test_each_field_says_why_it_is_only_suggested():
         certifies={},
     )
     logits = np.array([[4.0, 0, 0, 0]]), np.array([[0.0, 9, 0]])
-    suggestion = decide(*logits, taxonomy=TAXONOMY, calibration=certified)
+    suggestion = decide_photos(logits, calibration=certified)
     assert [step.filled for step in suggestion.path] == [True, False, False]
     assert suggestion.path[0].not_prefilled is None
     assert suggestion.path[1].not_prefilled == NotPrefilled(code="NOT_CERTIFIED", message="too few listings")
     assert suggestion.path[2].not_prefilled.code == "NOT_CALIBRATED"
     assert suggestion.brand.not_prefilled.code == "NOT_CALIBRATED"
-    strict = decide(*logits, taxonomy=TAXONOMY, calibration=calibration(0.9999))
+    strict = decide_photos(logits, calibration=calibration(0.9999))
     below = strict.path[0].not_prefilled
     assert (below.code, below.threshold) == ("BELOW_THRESHOLD", 0.9999)
     assert "is below the certified threshold 1.000" in below.message
@@ -233,7 +179,9 @@ def test_each_field_says_why_it_is_only_suggested():
 
 def test_a_void_calibration_fills_nothing_but_keeps_its_temperatures():
     voided = calibration(0.0, 0.0, 0.0, brand=0.0, category_temperature=1.5).void("weights changed")
-    suggestion = decide(np.ones((1, NUM_LEAVES)), np.ones((1, NUM_BRANDS)), taxonomy=TAXONOMY, calibration=voided)
+    suggestion = decide(
+        np.ones((1, NUM_LEAVES)), np.ones((1, NUM_BRANDS)), np.zeros(1), taxonomy=TAXONOMY, calibration=voided
+    )
     assert not any(step.filled for step in suggestion.path)
     assert suggestion.brand.not_prefilled == NotPrefilled(code="CERTIFICATE_VOID", message="weights changed")
     assert voided.category_temperature == 1.5
@@ -256,7 +204,7 @@ def test_one_guarantee_of_the_path_decides_at_each_depth():
     path = create_guarantee(PATH_FIELD, 0.6)
     certified = Calibration(fields=(path, create_guarantee(BRAND_FIELD, None)), certifies={})
     logits = np.log([[0.5, 0.3, 0.1, 0.1]])
-    made = decide(logits, np.zeros((1, 3)), taxonomy=TAXONOMY, calibration=certified)
+    made = decide(logits, np.zeros((1, 3)), np.zeros(1), taxonomy=TAXONOMY, calibration=certified)
     assert [step.filled for step in made.path] == [True, True, False]
     assert made.path[2].not_prefilled.code == "BELOW_THRESHOLD"
     assert made.path[2].not_prefilled.threshold == 0.6
@@ -273,6 +221,54 @@ def test_a_sole_root_is_filled_with_the_level_below_and_says_so():
     )
     certified = Calibration(fields=(create_guarantee(PATH_FIELD, 0.8),), certifies={})
     for shares, filled in (((0.9, 0.1), True), ((0.7, 0.3), False)):
-        root, leaf = decide(np.log([shares]), np.zeros((1, 1)), taxonomy=tree, calibration=certified).path
+        root, leaf = decide(np.log([shares]), np.zeros((1, 1)), np.zeros(1), taxonomy=tree, calibration=certified).path
         assert (root.filled, leaf.filled) == (filled, filled)
     assert root.not_prefilled.code == "ONLY_CATEGORY"
+
+
+def test_nothing_is_filled_for_what_the_taxonomy_does_not_cover():
+    certified = calibration(0.1, 0.1, 0.1, brand=0.1, scope_threshold=0.5)
+    logits = np.eye(NUM_LEAVES)[:2] * 9, np.eye(NUM_BRANDS)[[1, 1]] * 9
+    outside = decide(*logits, np.array([0.4, 0.3]), taxonomy=TAXONOMY, calibration=certified)
+    assert not outside.in_scope
+    assert {step.not_prefilled.code for step in outside.path} == {"OUT_OF_SCOPE"} == {outside.brand.not_prefilled.code}
+    # A score that the model did not compute is no proof.
+    assert not decide(*logits, np.full(2, np.nan), taxonomy=TAXONOMY, calibration=certified).in_scope
+    assert decide(*logits, np.array([0.5, 0.6]), taxonomy=TAXONOMY, calibration=certified).brand.filled
+
+
+def test_a_photo_out_of_scope_has_no_part_in_a_good_listing():
+    certified = calibration(0.1, 0.1, 0.1, scope_threshold=0.5)
+    logits = np.eye(NUM_LEAVES)[:2] * [[5], [9]], np.eye(NUM_BRANDS)[[1, 2]] * 9
+    mixed = decide(*logits, np.array([0.9, 0.1]), taxonomy=TAXONOMY, calibration=certified)
+    alone = decide(logits[0][:1], logits[1][:1], np.array([0.9]), taxonomy=TAXONOMY, calibration=certified)
+    assert mixed.photos_in_scope == (True, False)
+    assert (mixed.path, mixed.brand) == (alone.path, alone.brand)
+
+
+@given(st.lists(some_photos, min_size=1, max_size=5), st.randoms())
+def test_listings_together_are_decided_about_as_each_alone_whatever_is_out_of_scope(listings, random):
+    certified = calibration(0.4, 0.5, 0.6, brand=0.4, scope_threshold=0.5)
+    scores = [np.array([random.random() for _ in photos[0]]) for photos in listings]
+    groups = np.repeat(np.arange(len(listings)), [len(photos[0]) for photos in listings])
+    together = predict_listings(
+        np.concatenate([photos[0] for photos in listings]),
+        np.concatenate([photos[1] for photos in listings]),
+        np.concatenate(scores),
+        groups,
+        taxonomy=TAXONOMY,
+        calibration=certified,
+    )
+    filled = compute_prefilled(together, taxonomy=TAXONOMY, calibration=certified)
+    for i, (photos, own_scores) in enumerate(zip(listings, scores, strict=True)):
+        alone = decide(*photos, own_scores, taxonomy=TAXONOMY, calibration=certified)
+        assert together.in_scope[i] == alone.in_scope
+        assert filled[i, : len(alone.path)].tolist() == [step.filled for step in alone.path]
+        assert together.brands.fillable[i] == (
+            alone.brand.not_prefilled is None
+            or alone.brand.not_prefilled.code not in ("OUT_OF_SCOPE", "PHOTOS_DISAGREE")
+        )
+        strict = dataclasses.replace(certified, scope_threshold=0.7)
+        if not decide(*photos, own_scores, taxonomy=TAXONOMY, calibration=strict).in_scope:
+            continue
+        assert alone.in_scope  # a stricter gate lets no more pass

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from tests.support.helpers import create_small_taxonomy
 from vision.errors import ManifestError
-from vision.manifest import COLUMNS, Manifest, open_for_replacement
+from vision.manifest import COLUMNS, OUT_OF_SCOPE, Manifest, open_for_replacement
 
 # Control characters and lone surrogates cannot stand in CSV or UTF-8.
 words = st.text(st.characters(codec="utf-8", exclude_categories=("C",)), min_size=1, max_size=12)
@@ -214,3 +214,12 @@ def test_a_manifest_moved_to_another_folder_keeps_its_photos(tmp_path):
     moved = manifest.rebase(str(tmp_path / "there"))
     assert [moved.get_photo_url(row) for row in range(4)] == [manifest.get_photo_url(row) for row in range(4)]
     assert manifest.rebase(str(tmp_path / "x" / ".." / "here")).column("photo").to_pylist() == photos
+
+
+def test_out_of_scope_is_a_label_to_evaluate_and_not_to_train_on():
+    manifest = Manifest.from_rows([{"listing_id": "1", "photo": "1.jpg", "category": "Out of scope"}], "")
+    taxonomy = create_small_taxonomy()
+    assert manifest.resolve_labels(taxonomy, out_of_scope=True).category_nodes.tolist() == [OUT_OF_SCOPE]
+    with pytest.raises(ManifestError, match="no category to train on") as refused:
+        manifest.resolve_labels(taxonomy)
+    assert "calibrate and test" in str(refused.value)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 
 from training.calibration.certify import Guarantee, certify_all
 from training.calibration.splits import CalibrationListings, choose_tune_listings
@@ -17,12 +18,16 @@ from training.statistics.drift import (
     build_histogram,
 )
 from vision.calibration import Calibration, Histogram
-from vision.decision import fuse_logits, softmax
 from vision.manifest import UNLABELLED
+from vision.prediction.fusion import fuse_logits, softmax
 from vision.taxonomy import OTHER_BRAND, Taxonomy
 
-__all__ = ["calibrate"]
+__all__ = ["AGREEMENT_LIMIT", "calibrate", "fit_scope_threshold"]
 
+AGREEMENT_LIMIT = 0.05
+"""See `Calibration`; chosen by `benchmarks.scope`."""
+_MAX_IN_SCOPE_LOST_SHARE = 0.01
+"""Share of listings of the taxonomy's products that may be taken as out of scope."""
 _MIN_OTHER_BRANDS = 20
 """Tune listings of brands outside the taxonomy from which on they decide where 'unknown brand' begins."""
 _MAX_RIGHT_LOST_SHARE = 0.01
@@ -36,6 +41,7 @@ def calibrate(
     certifies: Mapping[str, str],
     calibration_predictions: Predictions | None = None,
     guarantee: Guarantee | None = None,
+    scope_threshold: float | None = None,
     category_log_prior: Sequence[float] = (),
     brand_log_prior: Sequence[float] = (),
 ) -> Calibration:
@@ -48,6 +54,8 @@ def calibrate(
         certifies: what the guarantees hold for.
         calibration_predictions: listings kept for the tests alone.
         guarantee: default where None.
+        scope_threshold: see `Calibration`, fitted on photos that were held out of training for it; None: fitted on the
+            tune listings.
         category_log_prior: see `Calibration`.
         brand_log_prior: see `Calibration`.
     """
@@ -62,6 +70,9 @@ def calibrate(
         tune, tested = (
             CalibrationListings.from_predictions(p, taxonomy) for p in (predictions, calibration_predictions)
         )
+    if scope_threshold is None:
+        scope_threshold = fit_scope_threshold(tune.compute_listing_scope_scores())
+    tune = tune.drop_photos_out_of_scope(scope_threshold)
     category_prior, brand_prior = tuple(map(float, category_log_prior)), tuple(map(float, brand_log_prior))
     category_logits = fuse_logits(tune.category_logits, tune.groups, how="mean")
     if category_prior:
@@ -76,6 +87,8 @@ def calibrate(
         brand_fusion=brand_fusion,
         category_log_prior=category_prior,
         brand_log_prior=brand_prior,
+        scope_threshold=scope_threshold,
+        agreement_limit=AGREEMENT_LIMIT,
         certifies=certifies,
     )
     fitted = replace(fitted, unknown_brand_below=_fit_unknown_brand_below(tune, taxonomy, fitted))
@@ -87,6 +100,24 @@ def calibrate(
     )
     guarantee = guarantee or Guarantee()
     return replace(fitted, fields=tuple(certify_all(tune, tested, taxonomy, fitted, guarantee)), delta=guarantee.delta)
+
+
+def fit_scope_threshold(scores: npt.NDArray[np.floating]) -> float | None:
+    """Return the scope score that at most one in a hundred listings of the taxonomy's products fall short of.
+
+    The k-th smallest of n scores, k = (n + 1) / 100 rounded down: a new listing of their kind is below it with
+    probability k / (n + 1). With fewer than 99 scores their smallest, which loses 1 / (n + 1).
+
+    Args:
+        scores: (n,) of photos or listings that the model was not trained on; NaN where not known.
+
+    Returns:
+        None where no score is known: the model computes none.
+    """
+    known = np.sort(scores[np.isfinite(scores)])
+    if known.size == 0:
+        return None
+    return float(known[max(1, int(_MAX_IN_SCOPE_LOST_SHARE * (known.size + 1))) - 1])
 
 
 def _build_histograms(

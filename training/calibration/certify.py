@@ -19,9 +19,10 @@ from training.calibration.threshold_tests import FieldTests, build_grid, count_r
 from training.evaluation.ground_truth import evaluate_paths
 from training.statistics.estimates import compute_clopper_pearson_upper
 from vision.calibration import BRAND_FIELD, PATH_FIELD, Calibration, FieldGuarantee, UncertifiedCode, get_field_name
-from vision.decision import ONLY_CATEGORY, ListingPredictions, compute_brand_scores, compute_path_scores
+from vision.decision import ONLY_CATEGORY
 from vision.errors import ListingVisionError
 from vision.manifest import UNLABELLED
+from vision.prediction.listings import ListingPredictions, compute_brand_scores, compute_path_scores
 from vision.taxonomy import Taxonomy
 
 __all__ = ["CategoryRule", "Guarantee", "certify", "certify_all"]

@@ -6,9 +6,15 @@ import numpy as np
 import numpy.typing as npt
 
 from training.calibration.threshold_tests import FieldTests, build_grid
-from training.evaluation.ground_truth import GroundTruth, StepResults, evaluate_deepest_filled, evaluate_paths
+from training.evaluation.ground_truth import (
+    GroundTruth,
+    StepResults,
+    evaluate_deepest_filled,
+    evaluate_paths,
+    find_labelled,
+)
 from vision.calibration import PATH_FIELD, DepthEvidence
-from vision.decision import Paths, compute_path_scores
+from vision.prediction.listings import Paths, compute_path_scores
 from vision.taxonomy import Taxonomy
 
 __all__ = ["PathRows"]
@@ -36,7 +42,7 @@ class PathRows:
 
     @classmethod
     def from_paths(cls, paths: Paths, truth: GroundTruth, taxonomy: Taxonomy) -> "PathRows":
-        labelled = (truth.nodes >= 0).any(axis=1)
+        labelled = find_labelled(truth)
         steps, columns = evaluate_paths(paths, truth), np.ix_(labelled, taxonomy.decides_at_depth)
         return cls(
             compute_path_scores(paths, taxonomy)[columns],

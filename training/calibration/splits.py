@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -10,9 +10,10 @@ import numpy.typing as npt
 from training.evaluation.ground_truth import GroundTruth, build_ground_truth, merge_listing_labels
 from training.inference.predictions import Predictions
 from vision.calibration import Calibration
-from vision.decision import ListingPredictions, predict_listings
 from vision.errors import ManifestError
 from vision.manifest import Labels, Manifest
+from vision.prediction.listings import ListingPredictions, predict_listings
+from vision.prediction.photo_selection import select_photos
 from vision.taxonomy import Taxonomy
 
 __all__ = [
@@ -36,6 +37,8 @@ class CalibrationListings:
     """(P, C)."""
     brand_logits: npt.NDArray[np.floating]
     """(P, B)."""
+    scope_scores: npt.NDArray[np.floating]
+    """(P,)."""
     groups: npt.NDArray[np.int64]
     """(P,) 0…N-1."""
     truth: GroundTruth
@@ -53,11 +56,41 @@ class CalibrationListings:
         truth = build_ground_truth(
             Labels(category_nodes=labels.category_nodes[chosen], brands=labels.brands[chosen]), taxonomy
         )
-        return cls(predictions.category_logits[photos], predictions.brand_logits[photos], groups, truth)
+        return cls(
+            predictions.category_logits[photos],
+            predictions.brand_logits[photos],
+            predictions.scope_scores[photos],
+            groups,
+            truth,
+        )
+
+    def compute_listing_scope_scores(self) -> npt.NDArray[np.floating]:
+        """Return the (N,) best scope score of each listing of a product that the taxonomy covers; NaN for others."""
+        scores = np.full(len(self.truth.brands), -np.inf)
+        np.maximum.at(scores, self.groups, self.scope_scores)
+        return np.where(self.truth.out_of_scope, np.nan, scores)
+
+    def drop_photos_out_of_scope(self, threshold: float | None) -> "CalibrationListings":
+        """Return the listings with the photos that decide; nothing is to be fitted on the others."""
+        gate = Calibration(scope_threshold=threshold, certifies={})
+        selection = select_photos(self.category_logits, self.brand_logits, self.scope_scores, self.groups, gate)
+        used = selection.used
+        return replace(
+            self,
+            category_logits=self.category_logits[used],
+            brand_logits=self.brand_logits[used],
+            scope_scores=self.scope_scores[used],
+            groups=self.groups[used],
+        )
 
     def predict(self, taxonomy: Taxonomy, calibration: Calibration) -> ListingPredictions:
         return predict_listings(
-            self.category_logits, self.brand_logits, self.groups, taxonomy=taxonomy, calibration=calibration
+            self.category_logits,
+            self.brand_logits,
+            self.scope_scores,
+            self.groups,
+            taxonomy=taxonomy,
+            calibration=calibration,
         )
 
 

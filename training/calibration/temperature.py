@@ -10,7 +10,7 @@ from scipy.optimize import minimize_scalar
 
 from training.calibration.splits import CalibrationListings
 from training.evaluation.ground_truth import GroundTruth
-from vision.decision import fuse_logits, softmax
+from vision.prediction.fusion import fuse_logits, softmax
 from vision.taxonomy import Taxonomy
 
 __all__ = ["fit_brand_fusion", "fit_depth_temperatures", "fit_temperature"]

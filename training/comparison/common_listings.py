@@ -72,6 +72,8 @@ class PhotoLogits(NamedTuple):
     """(P, C)."""
     brand: npt.NDArray[np.float32]
     """(P, B)."""
+    scope: npt.NDArray[np.float32]
+    """(P,) scope scores."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,8 +127,8 @@ def predict_both(manifest: Manifest, a: EvaluatedModel, b: EvaluatedModel, *, ba
     firsts = np.unique(groups, return_index=True)[1]
     ids = used.column("listing_id").to_pylist()
     return CommonListings(
-        a=PhotoLogits(logits_a.category[from_a], logits_a.brand[from_a]),
-        b=PhotoLogits(logits_b.category[from_b], logits_b.brand[from_b]),
+        a=PhotoLogits(*(part[from_a] for part in logits_a)),
+        b=PhotoLogits(*(part[from_b] for part in logits_b)),
         labels=_label_listings(categories, brands, kept, groups),
         groups=groups,
         listing_ids=tuple(ids[first] for first in firsts),
@@ -158,7 +160,7 @@ def _infer(
         kept += rows
         for model, batches in zip(models, logits_of, strict=True):
             logits = model.infer(photos)
-            batches.append(PhotoLogits(logits.category, logits.brand))
+            batches.append(PhotoLogits(logits.category, logits.brand, logits.scope))
     joined = [PhotoLogits(*(np.concatenate(part) for part in zip(*batches, strict=True))) for batches in logits_of]
     return np.array(kept), joined
 

@@ -16,6 +16,7 @@ from training.evaluation.ground_truth import (
     build_ground_truth,
     evaluate_deepest_filled,
     evaluate_paths,
+    find_labelled,
 )
 from training.inference.evaluated_model import EvaluatedModel
 from training.statistics.paired import (
@@ -26,8 +27,9 @@ from training.statistics.paired import (
     count_differences,
 )
 from vision.calibration import BRAND_FIELD, PATH_FIELD, Calibration, get_field_name
-from vision.decision import ListingPredictions, compute_prefilled, predict_listings
+from vision.decision import compute_prefilled
 from vision.manifest import Labels
+from vision.prediction.listings import ListingPredictions, predict_listings
 from vision.taxonomy import OTHER_BRAND, Taxonomy
 
 __all__ = [
@@ -174,7 +176,9 @@ def evaluate_listings(model: EvaluatedModel, logits: PhotoLogits, groups: Ints, 
         labels: those of the N listings, in the model's own indices.
     """
     taxonomy, calibration = model.taxonomy, model.calibration
-    predictions = predict_listings(logits.category, logits.brand, groups, taxonomy=taxonomy, calibration=calibration)
+    predictions = predict_listings(
+        logits.category, logits.brand, logits.scope, groups, taxonomy=taxonomy, calibration=calibration
+    )
     return EvaluatedListings(
         taxonomy=taxonomy,
         calibration=calibration,
@@ -286,7 +290,7 @@ def _compute_coverage(evaluated: EvaluatedListings) -> dict[str, Coverage]:
     labels = evaluated.predictions.brands.labels
     # A missing brand label decides nothing; with a brand outside the taxonomy, whatever is prefilled is wrong.
     brand_known = (evaluated.truth.brands >= 0) | (evaluated.truth.brands == OTHER_BRAND)
-    category_known = (evaluated.truth.nodes >= 0).any(axis=1)
+    category_known = find_labelled(evaluated.truth)
     category_filled = evaluated.filled[:, :-1]
     known = np.column_stack([category_known, steps.known, brand_known])
     right = np.column_stack(

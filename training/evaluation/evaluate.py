@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from training.evaluation.categories import count_confusions, evaluate_categories
 from training.evaluation.confusions import find_confusions
-from training.evaluation.ground_truth import evaluate_deepest_filled
+from training.evaluation.ground_truth import evaluate_deepest_filled, find_labelled
 from training.evaluation.long_tail import LeafCounts, count_leaves, evaluate_by_frequency
 from training.evaluation.risk_coverage import compute_risk_coverage
 from training.evaluation.scored_rows import ScoredRows, score_rows
@@ -24,9 +24,10 @@ from training.statistics.estimates import (
     select_clusters,
 )
 from vision.calibration import BRAND_FIELD, PATH_FIELD, Calibration, FieldGuarantee, get_field_name
-from vision.decision import compute_brand_scores, compute_node_probabilities, compute_path_scores
 from vision.manifest import UNLABELLED, Labels
 from vision.metrics import compute_top_k_hits
+from vision.prediction.fusion import compute_node_probabilities
+from vision.prediction.listings import compute_brand_scores, compute_path_scores
 from vision.taxonomy import OTHER_BRAND, Taxonomy
 
 __all__ = ["evaluate", "explore_thresholds", "format_table", "group_pseudo_listings", "replace_nan"]
@@ -255,7 +256,7 @@ def _build_field_rows(view: ScoredRows, taxonomy: Taxonomy) -> dict[str, _FieldR
 def _build_path_rows(view: ScoredRows) -> _FieldRows:
     """The rows of the path of categories; right where the deepest prefilled one is."""
     filled = view.filled[:, :-1]
-    labelled = np.logical_or.reduce(view.truth.nodes >= 0, axis=1)
+    labelled = find_labelled(view.truth)
     right = evaluate_deepest_filled(filled, view.steps)
     return _FieldRows(view.paths.scores[:, 0], labelled, right, filled[:, 0])
 

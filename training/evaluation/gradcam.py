@@ -14,10 +14,10 @@ from training.inference.evaluated_model import EvaluatedModel
 from training.inference.predictions import Predictions
 from training.reporting.page import encode_photo_uri
 from vision.bundle import Bundle
-from vision.decision import compute_leaf_probabilities
 from vision.errors import ListingVisionError
 from vision.images import decode_photo, prepare_photo
 from vision.photo_files import read_photo
+from vision.prediction.fusion import compute_leaf_probabilities
 
 if TYPE_CHECKING:
     import torch

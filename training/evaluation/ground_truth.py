@@ -5,8 +5,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from vision.decision import Paths
-from vision.manifest import UNLABELLED, Labels
+from vision.manifest import OUT_OF_SCOPE, UNLABELLED, Labels
+from vision.prediction.listings import Paths
 from vision.taxonomy import Taxonomy
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "build_ground_truth",
     "evaluate_deepest_filled",
     "evaluate_paths",
+    "find_labelled",
     "merge_listing_labels",
 ]
 
@@ -37,6 +38,8 @@ class GroundTruth(NamedTuple):
     """(N, D) the labelled node's ancestor at each depth, -1 where not known or not that deep."""
     leaves: Ints
     """(N,) column of the category logits; -1 where the label is missing or an inner node."""
+    out_of_scope: npt.NDArray[np.bool_]
+    """(N,) whether the taxonomy does not cover the product: no category is right."""
     brands: Ints
     """(N,) column of the brand logits; -1 where missing, `OTHER_BRAND` where the taxonomy lacks it."""
 
@@ -45,10 +48,11 @@ def evaluate_paths(paths: Paths, truth: GroundTruth) -> StepResults:
     """Evaluate which steps of the predicted paths are right.
 
     A step deeper than the true leaf is wrong, and so is every step below one that is wrong. A step is unknown only
-    where the label is missing, or is an inner node above the step on the predicted path.
+    where the label is missing, or is an inner node above the step on the predicted path. Every step is wrong where
+    the taxonomy does not cover the product.
     """
     labelled_steps = truth.nodes >= 0
-    labelled = labelled_steps.any(axis=1, keepdims=True)
+    labelled = labelled_steps.any(axis=1, keepdims=True) | truth.out_of_scope[:, None]
     last_labelled = np.maximum(labelled_steps.sum(axis=1, keepdims=True) - 1, 0)
     agrees = np.take_along_axis(paths.nodes, last_labelled, 1) == np.take_along_axis(truth.nodes, last_labelled, 1)
     has_leaf = truth.leaves[:, None] >= 0
@@ -66,6 +70,12 @@ def evaluate_deepest_filled(filled: npt.NDArray[np.bool_], steps: StepResults) -
     deepest = filled.sum(axis=1) - 1
     right: npt.NDArray[np.bool_] = steps.right[np.arange(len(deepest)), np.maximum(deepest, 0)] & (deepest >= 0)
     return right
+
+
+def find_labelled(truth: GroundTruth) -> npt.NDArray[np.bool_]:
+    """Return (N,) whether anything is known about the category, be it that none covers the product."""
+    labelled: npt.NDArray[np.bool_] = np.logical_or.reduce(truth.nodes >= 0, axis=1) | truth.out_of_scope
+    return labelled
 
 
 def merge_listing_labels(labels: Labels, groups: Ints) -> Labels:
@@ -86,13 +96,14 @@ def _select_first_known(values: Ints, groups: Ints) -> Ints:
 
 def build_ground_truth(labels: Labels, taxonomy: Taxonomy) -> GroundTruth:
     """The ground truth of labelled rows, by depth."""
-    paths = np.full((len(taxonomy.categories) + 1, taxonomy.max_depth), UNLABELLED, dtype=np.int64)
-    leaf_of = np.full(len(taxonomy.categories) + 1, UNLABELLED, dtype=np.int64)
+    paths = np.full((len(taxonomy.categories) + 2, taxonomy.max_depth), UNLABELLED, dtype=np.int64)
+    leaf_of = np.full(len(taxonomy.categories) + 2, UNLABELLED, dtype=np.int64)
     for category in taxonomy.categories:
         node = taxonomy.node_index[category.id]
         for depth, ancestor in enumerate(taxonomy.get_lineage(category.id)):
             paths[node, depth] = taxonomy.node_index[ancestor.id]
     for column, leaf_id in enumerate(taxonomy.leaf_ids):
         leaf_of[taxonomy.node_index[leaf_id]] = column
-    # Index -1, 'not labelled', finds the last row, which is all -1.
-    return GroundTruth(paths[labels.category_nodes], leaf_of[labels.category_nodes], labels.brands)
+    # The indices -1, 'not labelled', and -2, 'out of scope', find the last two rows, which are all -1.
+    nodes = labels.category_nodes
+    return GroundTruth(paths[nodes], leaf_of[nodes], nodes == OUT_OF_SCOPE, labels.brands)

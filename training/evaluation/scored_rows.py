@@ -14,19 +14,10 @@ from training.evaluation.ground_truth import (
 )
 from training.inference.predictions import Predictions
 from vision.calibration import Calibration
-from vision.decision import (
-    Brands,
-    ListingPredictions,
-    Paths,
-    compute_brand_probabilities,
-    compute_leaf_probabilities,
-    compute_node_probabilities,
-    compute_prefilled,
-    fuse_brand_logits,
-    predict_brands,
-    predict_paths,
-)
+from vision.decision import compute_prefilled
 from vision.metrics import compute_top_k_hits
+from vision.prediction.fusion import compute_brand_probabilities, compute_leaf_probabilities, compute_node_probabilities
+from vision.prediction.listings import Brands, Paths, predict_brands, predict_fused
 from vision.taxonomy import Taxonomy
 
 __all__ = ["ScoredRows", "score_rows"]
@@ -71,12 +62,18 @@ def score_rows(
 ) -> ScoredRows:
     """Predict the rows 0…N-1, as serving does; `rows_of`, (P,), is the row of each photo."""
     truth = build_ground_truth(merge_listing_labels(predictions.labels, rows_of), taxonomy)
-    leaves = compute_leaf_probabilities(predictions.category_logits, rows_of, calibration, taxonomy)
-    paths = predict_paths(leaves, taxonomy)
-    brand_logits = fuse_brand_logits(predictions.brand_logits, rows_of, calibration)
-    brands = predict_brands(brand_logits, calibration)
     as_trained = replace(calibration, category_temperature=1.0, category_depth_temperatures=(), brand_temperature=1.0)
-    raw_leaves = compute_leaf_probabilities(predictions.category_logits, rows_of, as_trained, taxonomy)
+    (leaves, brand_logits), predicted = predict_fused(
+        predictions.category_logits,
+        predictions.brand_logits,
+        predictions.scope_scores,
+        rows_of,
+        taxonomy=taxonomy,
+        calibration=calibration,
+    )
+    paths, brands = predicted.paths, predicted.brands
+    used = np.flatnonzero(predicted.photos_used)
+    raw_leaves = compute_leaf_probabilities(predictions.category_logits[used], rows_of[used], as_trained, taxonomy)
     brand_top5 = np.zeros(len(leaves), dtype=bool)
     brand_top5[truth.brands >= 0] = compute_top_k_hits(
         compute_brand_probabilities(brand_logits, calibration), truth.brands, k=5
@@ -88,7 +85,7 @@ def score_rows(
         paths=paths,
         brands=brands,
         brand_top5=brand_top5,
-        filled=compute_prefilled(ListingPredictions(paths, brands), taxonomy=taxonomy, calibration=calibration),
+        filled=compute_prefilled(predicted, taxonomy=taxonomy, calibration=calibration),
         # For the same predictions: temperatures by depth may prefer another leaf.
         uncalibrated_leaf_scores=raw_leaves[np.arange(len(leaves)), leaves.argmax(axis=1)],
         uncalibrated_path_scores=np.where(

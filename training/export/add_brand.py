@@ -20,12 +20,13 @@ from training.inference.network import load_bundle_model
 from training.inference.predictions import predict
 from vision.bundle import ONNX_ON_CPU, UNKNOWN_BACKEND, Bundle, certificate_binding, require_new_folder
 from vision.calibration import BRAND_FIELD, Calibration
-from vision.decision import fuse_brand_logits, predict_brands
 from vision.engine import Logits
 from vision.errors import BundleError, ListingVisionError, ManifestError, PhotoError, TaxonomyError
 from vision.images import prepare_photo
 from vision.manifest import UNLABELLED, Manifest
 from vision.model import CosineHead, ListingClassifier
+from vision.prediction.fusion import fuse_brand_logits
+from vision.prediction.listings import predict_brands
 from vision.taxonomy import Brand, Taxonomy, create_slug
 
 __all__ = [
@@ -131,7 +132,7 @@ def imprint_brand(
     state["brand_head.weight"] = torch.cat([head.weight, functional.normalize(total, dim=0)[None]])
     state["brand_head.bias"] = torch.cat([head.bias, -surplus[None]])
     larger = ListingClassifier(replace(model.spec, num_brands=model.spec.num_brands + 1))
-    larger.load_state_dict(state)
+    larger.load_weights(state)
     return larger.eval()
 
 

@@ -18,6 +18,7 @@ from training.calibration.splits import split_calibration_rows
 from training.errors import ExportMismatch, RunError
 from training.export.model_card import render_model_card
 from training.export.model_facts import count_photos, measure_on_test
+from training.export.scope_head import add_scope_head
 from training.export.torchscript import export_torchscript, load_torchscript
 from training.inference.forward import onnx_forward, torch_forward
 from training.inference.predictions import Infer, predict
@@ -92,7 +93,9 @@ def export_bundle(run: Run, folder: Path, *, model_name: str, weights: KeptWeigh
         )
     val, tested, split = split_calibration_rows(manifest)
     preprocessing = Preprocessing(input_px=recipe.input_px)
-    category_log_prior, brand_log_prior = compute_log_priors(recipe, manifest.select_split("train"), taxonomy)
+    trained = manifest.select_split("train")
+    category_log_prior, brand_log_prior = compute_log_priors(recipe, trained, taxonomy)
+    add_scope_head(model, trained, taxonomy, preprocessing)
 
     def calibrate_export(exported: UncalibratedBundle) -> Calibration:
         tune_predictions, tested_predictions = (
@@ -199,7 +202,7 @@ def build_bundle(
         infer = onnx_forward(building / "model.onnx")
         golden = photos_nhwc[:_NUM_GOLDEN_PHOTOS]
         logits = infer(golden)
-        Golden(golden, logits.category, logits.brand).save(building / "golden.safetensors")
+        Golden(golden, logits.category, logits.brand, logits.scope).save(building / "golden.safetensors")
         taxonomy.save(building / "taxonomy.json")
         sha256 = {
             name: compute_sha256(building / name) for name in ("weights.safetensors", "model.onnx", "taxonomy.json")

@@ -217,7 +217,7 @@ def _seal(
     infer = onnx_forward(building / "model.onnx")
     golden = bundle.golden.photos_nhwc
     logits = infer(golden)
-    Golden(golden, logits.category, logits.brand).save(building / "golden.safetensors")
+    Golden(golden, logits.category, logits.brand, logits.scope).save(building / "golden.safetensors")
     converted = {
         "how": chosen.how,
         "top1_loss": chosen.top1_loss,

@@ -54,6 +54,7 @@ def recalibrate(
         certifies={**facts, "split": split},
         calibration_predictions=tested,
         guarantee=guarantee,
+        scope_threshold=bundle.calibration.scope_threshold,
         category_log_prior=bundle.calibration.category_log_prior,
         brand_log_prior=bundle.calibration.brand_log_prior,
     )

@@ -19,7 +19,7 @@ def torch_forward(module: torch.nn.Module) -> Infer:
     def forward(photos_nhwc: npt.NDArray[np.uint8]) -> Logits:
         with torch.inference_mode():
             outputs = module(torch.from_numpy(photos_nhwc))
-        return Logits(*(tensor.numpy() for tensor in outputs))
+        return Logits.from_outputs({name: part.numpy() for name, part in zip(OUTPUT_NAMES, outputs, strict=False)})
 
     return forward
 
@@ -34,4 +34,7 @@ def onnx_forward(path: Path, *, num_threads: int | None = None) -> Infer:
     options.intra_op_num_threads = num_threads or 0
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # as in vision/engine.py
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return lambda photos_nhwc: Logits(*session.run(list(OUTPUT_NAMES), {INPUT_NAME: photos_nhwc}))
+    names = [output.name for output in session.get_outputs()]
+    return lambda photos_nhwc: Logits.from_outputs(
+        dict(zip(names, session.run(names, {INPUT_NAME: photos_nhwc}), strict=True))
+    )

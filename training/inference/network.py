@@ -27,7 +27,7 @@ def load_bundle_model(bundle: Bundle) -> ListingClassifier:
         )
     )
     try:
-        model.load_state_dict(safetensors.torch.load_file(bundle.folder / "weights.safetensors"))
+        model.load_weights(safetensors.torch.load_file(bundle.folder / "weights.safetensors"))
     except RuntimeError as error:
         raise BundleError(
             f"bundle {bundle.folder}: its weights do not fit the network built from its manifest ({error}); use the "

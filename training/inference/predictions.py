@@ -31,6 +31,8 @@ class Predictions:
     """(P, C)."""
     brand_logits: npt.NDArray[np.float32]
     """(P, B)."""
+    scope_scores: npt.NDArray[np.float32]
+    """(P,), NaN where the model has none."""
     labels: Labels
     """Labels of the P photos."""
     groups: npt.NDArray[np.int64]
@@ -147,7 +149,7 @@ def predict(
     Raises:
         ManifestError: unknown labels, or no photo can be used.
     """
-    labels = manifest.resolve_labels(taxonomy, other_brands=other_brands)
+    labels = manifest.resolve_labels(taxonomy, other_brands=other_brands, out_of_scope=True)
     kept: list[int] = []
     unusable: list[str] = []
     sizes_px: list[tuple[int, int]] = []
@@ -180,6 +182,7 @@ def predict(
     return Predictions(
         category_logits=np.concatenate([a.category for a in answers]),
         brand_logits=np.concatenate([a.brand for a in answers]),
+        scope_scores=np.concatenate([a.scope for a in answers]),
         labels=Labels(category_nodes=labels.category_nodes[kept_rows], brands=labels.brands[kept_rows]),
         groups=groups,
         listing_ids=tuple(ids[first] for first in firsts),

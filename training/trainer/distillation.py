@@ -87,6 +87,7 @@ class Teacher:
             outputs.category_logits + self._category_log_prior,
             outputs.brand_logits + self._brand_log_prior,
             outputs.embedding,
+            outputs.scope_score,
         )
 
 

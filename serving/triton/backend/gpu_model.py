@@ -28,7 +28,8 @@ sys.path.append(str(CODE))
 from vision.decoding import decoder_group, fork_client, fork_server  # noqa
 from vision.images.gpu_decoding import DeviceDecoder, find_plain_crop  # noqa: E402
 
-OUTPUTS = ("category_logits", "brand_logits", "embedding")
+OUTPUTS = ("category_logits", "brand_logits", "embedding", "scope_score")
+"""In the order of the network; one of an earlier version lacks the last."""
 
 
 class TritonPythonModel:
@@ -123,11 +124,12 @@ class _Request:
 def _build_response(rows, errors):
     """The response to one request; rows whose photo cannot be used are NaN. `errors` is None for a request of
     pixels."""
-    rows = [np.array(row) for row in rows]
+    # The scope score has one number a photo; Triton wants a second axis.
+    rows = [np.array(row if row.ndim > 1 else row[:, None]) for row in rows]
     unusable = [index for index, error in enumerate(errors or ()) if error]
     for row in rows:
         row[unusable] = np.nan
-    tensors = [pb_utils.Tensor(name, row) for name, row in zip(OUTPUTS, rows, strict=True)]
+    tensors = [pb_utils.Tensor(name, row) for name, row in zip(OUTPUTS, rows, strict=False)]
     if errors is not None:
         tensors.append(pb_utils.Tensor("photo_errors", np.array(errors, dtype=object)[:, None]))
     return pb_utils.InferenceResponse(tensors)

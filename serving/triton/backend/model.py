@@ -22,8 +22,6 @@ sys.path.append(str(CODE))
 
 from vision.decoding import decoder_group, fork_client, fork_server  # noqa
 
-OUTPUTS = ("category_logits", "brand_logits", "embedding")
-
 
 class TritonPythonModel:
     def initialize(self, args):
@@ -34,6 +32,7 @@ class TritonPythonModel:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         path = os.path.join(args["model_repository"], args["model_version"], "model.onnx")
         self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self._outputs = [output.name for output in self._session.get_outputs()]
         side = self._session.get_inputs()[0].shape[1]
         self._preferred_batch_size = int(parameters["preferred_batch_size"])
         # Warm up every batch size that will be computed.
@@ -58,7 +57,7 @@ class TritonPythonModel:
             sizes = pb_utils.get_input_tensor_by_name(request, "sizes").as_numpy()
             rows, errors = self._decode_and_run(encoded.as_numpy(), sizes)
         outputs = rows[0] if len(rows) == 1 else [np.concatenate(parts) for parts in zip(*rows, strict=True)]
-        tensors = [pb_utils.Tensor(name, output) for name, output in zip(OUTPUTS, outputs, strict=True)]
+        tensors = [pb_utils.Tensor(name, output) for name, output in zip(self._outputs, outputs, strict=True)]
         if errors:
             tensors.append(pb_utils.Tensor("photo_errors", np.array(errors, dtype=object)[:, None]))
         return pb_utils.InferenceResponse(tensors)
@@ -75,7 +74,9 @@ class TritonPythonModel:
         return rows, errors
 
     def _run(self, photos):
-        return self._session.run(list(OUTPUTS), {"photos": photos})
+        outputs = self._session.run(self._outputs, {"photos": photos})
+        # The scope score has one number a photo; Triton wants a second axis.
+        return [output if output.ndim > 1 else output[:, None] for output in outputs]
 
 
 def _create_decoders(parameters):

@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from listing_vision.classify import classify_with_bundle
 from serving.backfill import inspection
 from serving.backfill.ledger import Ledger
@@ -57,3 +60,17 @@ def test_what_changed_between_two_backfills(bundle, market, tmp_path):
     assert found.examples[0][0] == ids[0]
     assert "another category" in str(found)
     assert answers[ids[1]]["category_path"][0]["name"] in inspection.describe_distribution(new)
+
+
+def test_without_brands_the_summary_has_none(bundle, market, tmp_path):
+    store = run_backfill(bundle, market, tmp_path / "out")
+    assert "brand: " in inspection.describe_distribution(store)
+    for entry in Ledger(store).entries():
+        path = store.full_path(entry.suggestions.path)
+        table = pq.read_table(path)
+        at = table.column_names.index("brand")
+        nothing = pa.nulls(len(table), table.schema.field("brand").type)
+        pq.write_table(table.set_column(at, table.schema.field("brand"), nothing), path)
+    summary = inspection.describe_distribution(store)
+    assert "brand: " not in summary
+    assert "top category" in summary

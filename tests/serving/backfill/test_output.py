@@ -38,17 +38,31 @@ def failures(*photos):
 
 
 def suggest(leaf):
-    return build_suggestion([("root", "Root", 1.0, True), (leaf, leaf.upper(), 0.5, False)], BRAND)
+    return build_suggestion(
+        [("root", "Root", 1.0, True), (leaf, leaf.upper(), 0.5, False)],
+        BRAND,
+        out_of_scope=False,
+        photos_disagree=False,
+    )
 
 
 def test_a_suggestion_names_its_leaf_and_its_deepest_prefilled_category():
     row = build_suggestion(
-        [("a", "A", 0.9, True), ("b", "B", 0.8, True), ("c", "C", 0.5, False)], ("brand", "x", "X", 0.7, True)
+        [("a", "A", 0.9, True), ("b", "B", 0.8, True), ("c", "C", 0.5, False)],
+        ("brand", "x", "X", 0.7, True),
+        out_of_scope=True,
+        photos_disagree=False,
     )
+    assert row["out_of_scope"]
     assert (row["category_id"], row["filled_category_id"]) == ("c", "b")
     assert row["category_path"][1] == {"id": "b", "name": "B", "probability": 0.8, "filled": True}
     assert row["brand"] == {"kind": "brand", "id": "x", "name": "X", "probability": 0.7, "filled": True}
-    assert build_suggestion([("a", "A", 0.9, False)], BRAND)["filled_category_id"] is None
+    assert (
+        build_suggestion([("a", "A", 0.9, False)], BRAND, out_of_scope=False, photos_disagree=False)[
+            "filled_category_id"
+        ]
+        is None
+    )
 
 
 def test_a_listing_without_a_usable_photo_has_a_row_and_dead_letters(job, shard):

@@ -12,13 +12,13 @@ def test_every_backend_has_the_tensors_and_the_queue_of_our_model(bundle, backen
     assert list(config.input[0].dims) == [64, 64, 3]
     assert config.input[0].data_type == mc.TYPE_UINT8
     info = bundle.info
-    outputs = config.output[:3]
-    assert [list(o.dims) for o in outputs] == [[info.num_categories], [info.num_brands], [info.embedding_size]]
+    outputs = config.output[:4]
+    assert [list(o.dims) for o in outputs] == [[info.num_categories], [info.num_brands], [info.embedding_size], [1]]
     assert {o.data_type for o in outputs} == {mc.TYPE_FP32}
     # Models of the Python backend can decode: they have the tensors of encoded photos and of photo errors too.
     decodes = backend in ("python", "python-gpu")
     assert [t.name for t in config.input[1:]] == (["encoded", "sizes"] if decodes else [])
-    assert [t.name for t in config.output[3:]] == (["photo_errors"] if decodes else [])
+    assert [t.name for t in config.output[4:]] == (["photo_errors"] if decodes else [])
     assert [t.allow_ragged_batch for t in config.input] == [False, backend == "python-gpu", False][: len(config.input)]
     queue = config.dynamic_batching.default_queue_policy
     assert queue.max_queue_size > 0

@@ -164,6 +164,9 @@ def test_a_reload_that_takes_too_long_is_not_begun_again(bundle, triton_installa
     """The reload is under way when its caller gives up, as on a busy machine; its processes are found later."""
     monkeypatch.setattr(watchdog_module, "RELOAD_TIMEOUT_S", 0.05)
     monkeypatch.setattr(watchdog_module, "KILL_REPLACED_AFTER_S", 1.0)
+    # On a busy machine the new processes may need longer than that to answer; only the processes are to count here.
+    monkeypatch.setattr(watchdog_module, "RELOAD_THRESHOLD", 10_000)
+    monkeypatch.setattr(watchdog_module, "RESTART_THRESHOLD", 10_000)
     registry, metrics = create_metrics()
     triton = LocalTriton(bundle, triton_installation, RepositoryOptions(backend="python", instances=2))
     num_processes, degraded = [], []
@@ -182,9 +185,9 @@ def test_a_reload_that_takes_too_long_is_not_begun_again(bundle, triton_installa
                 return not triton.list_model_pids(MODEL_NAME) & before and num_processes[-1] == 2
 
             await async_wait_until(is_replaced, "two other processes")
+            await async_wait_until(lambda: is_replaced() and degraded[-1] == (0, 0), "a healthy model")
             await asyncio.sleep(3)  # another reload would begin meanwhile
             assert is_replaced()
-            assert degraded[-1] == (0, 0)
         finally:
             await watchdog.stop()
 

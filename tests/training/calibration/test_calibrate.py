@@ -6,21 +6,15 @@ import pytest
 
 from tests.support.helpers import create_small_taxonomy
 from tests.support.predictions import create_predictions
-from training.calibration.calibrate import calibrate
+from training.calibration.calibrate import calibrate, fit_scope_threshold
 from training.calibration.certify import Guarantee
 from training.evaluation.ground_truth import build_ground_truth
 from training.inference.predictions import Predictions
 from vision.calibration import BRAND_FIELD, PATH_FIELD, Calibration
-from vision.decision import (
-    ListingPredictions,
-    compute_leaf_probabilities,
-    compute_prefilled,
-    decide,
-    predict_listings,
-    predict_paths,
-    softmax,
-)
-from vision.manifest import Labels
+from vision.decision import compute_prefilled, decide
+from vision.manifest import OUT_OF_SCOPE, Labels
+from vision.prediction.fusion import compute_leaf_probabilities, softmax
+from vision.prediction.listings import ListingPredictions, predict_listings, predict_paths
 from vision.taxonomy import OTHER_BRAND, Brand, Category, Taxonomy
 
 ALPHA_CATEGORY, DELTA = Guarantee().alpha_category, Guarantee().delta
@@ -126,6 +120,7 @@ def test_calibration_of_a_whole_model_keeps_thresholds_growing_with_depth():
     predictions = Predictions(
         category_logits=logits.astype(np.float32),
         brand_logits=brand_logits.astype(np.float32),
+        scope_scores=np.ones(count, np.float32),
         labels=Labels(category_nodes=nodes, brands=brands),
         groups=np.arange(count),
         listing_ids=tuple(map(str, range(count))),
@@ -164,6 +159,7 @@ def decide_fields(predictions, calibration) -> ListingPredictions:
     return predict_listings(
         predictions.category_logits,
         predictions.brand_logits,
+        predictions.scope_scores,
         predictions.groups,
         taxonomy=create_small_taxonomy(),
         calibration=calibration,
@@ -187,7 +183,11 @@ def test_brands_not_listed_are_answered_as_such_and_count_as_errors_when_filled(
     assert field_.threshold is not None
     assert (brands.labels[filled] != judged.labels.brands[filled]).mean() <= 0.02
     one = decide(
-        np.zeros((1, 4)), np.array([[-9.0, -8.0, -9.0]]), taxonomy=create_small_taxonomy(), calibration=calibration
+        np.zeros((1, 4)),
+        np.array([[-9.0, -8.0, -9.0]]),
+        np.ones(1),
+        taxonomy=create_small_taxonomy(),
+        calibration=calibration,
     ).brand
     assert (one.brand_index, one.probability, one.filled) == (OTHER_BRAND, 0.0, False)
     assert one.not_prefilled.code == "OTHER_BRAND"
@@ -215,7 +215,7 @@ def test_a_catch_all_is_answered_and_never_filled():
     predictions = create_predictions(logits, leaves)
     calibration = calibrate(predictions, catch_all, certifies={})
     answers = predict_listings(
-        predictions.category_logits, predictions.brand_logits, predictions.groups,
+        predictions.category_logits, predictions.brand_logits, predictions.scope_scores, predictions.groups,
         taxonomy=catch_all, calibration=calibration,
     )  # fmt: skip
     filled = compute_prefilled(answers, taxonomy=catch_all, calibration=calibration)
@@ -225,7 +225,9 @@ def test_a_catch_all_is_answered_and_never_filled():
     assert filled[in_apple, 0].all()  # its parent is no catch-all
     # Elsewhere the field is filled as ever.
     assert filled[~in_apple & (answers.paths.nodes[:, 1] >= 0), 1].mean() > 0.98
-    step = decide(logits[in_apple][:1], np.zeros((1, 3)), taxonomy=catch_all, calibration=calibration).path[1]
+    step = decide(logits[in_apple][:1], np.zeros((1, 3)), np.ones(1), taxonomy=catch_all, calibration=calibration).path[
+        1
+    ]
     assert step.not_prefilled.code == "CATCH_ALL_CATEGORY"
 
 
@@ -245,6 +247,7 @@ def test_a_sole_root_guarantees_nothing_of_its_own():
     made = Predictions(
         category_logits=logits.astype(np.float32),
         brand_logits=np.zeros((1000, 2), np.float32),
+        scope_scores=np.ones(1000, np.float32),
         labels=Labels(category_nodes=1 + leaves, brands=np.full(1000, -1)),
         groups=np.arange(1000),
         listing_ids=tuple(map(str, range(1000))),
@@ -258,7 +261,7 @@ def test_a_sole_root_guarantees_nothing_of_its_own():
     assert root.uncertified_code == "ONLY_CATEGORY"
     assert leaf.delta == pytest.approx(DELTA / 2)  # the root takes no share
     answers = predict_listings(
-        made.category_logits, made.brand_logits, made.groups, taxonomy=tree, calibration=calibration
+        made.category_logits, made.brand_logits, made.scope_scores, made.groups, taxonomy=tree, calibration=calibration
     )
     filled = compute_prefilled(answers, taxonomy=tree, calibration=calibration)
     assert 0.2 < filled[:, 1].mean() < 1
@@ -299,3 +302,33 @@ def test_balanced_scores_get_the_classes_frequencies_back():
     probabilities = compute_leaf_probabilities(made.category_logits, made.groups, natural, create_small_taxonomy())
     assert probabilities.mean(axis=0) == pytest.approx(prior, abs=0.02)
     assert Calibration.from_json(natural.to_json()) == natural
+
+
+@pytest.mark.parametrize("num", [59, 99, 1000])
+def test_a_scope_threshold_loses_one_listing_in_a_hundred(num):
+    rng = np.random.default_rng(0)
+    lost = [(rng.normal(size=1000) < fit_scope_threshold(rng.normal(size=num))).mean() for _ in range(400)]
+    # k / (n + 1) on average, k = 1 with fewer than 199.
+    assert np.mean(lost) == pytest.approx(max(1, (num + 1) // 100) / (num + 1), abs=0.002)
+    assert fit_scope_threshold(np.array([np.nan, 0.3])) == 0.3
+    assert fit_scope_threshold(np.full(5, np.nan)) is None
+
+
+def test_a_listing_that_the_taxonomy_does_not_cover_is_wrong_when_filled():
+    rng, taxonomy = np.random.default_rng(21), create_small_taxonomy()
+    leaves = rng.integers(0, 4, 2000)
+    tune = tested = create_predictions(rng.normal(0, 1, (2000, 4)) + 6 * np.eye(4)[leaves], leaves)
+    outside = rng.random(2000) < 0.3
+    nodes = np.where(outside, OUT_OF_SCOPE, tested.labels.category_nodes)
+    labels = Labels(category_nodes=nodes, brands=tested.labels.brands)
+    scores = np.where(outside, 0.2, 0.9).astype(np.float32)
+    seen = dataclasses.replace(tested, labels=labels, scope_scores=scores)
+    unseen = dataclasses.replace(tested, labels=labels)
+    gated = calibrate(tune, taxonomy, certifies={}, calibration_predictions=seen, scope_threshold=0.5)
+    assert gated.scope_threshold == 0.5
+    assert gated.field(PATH_FIELD).threshold is not None
+    assert gated.field(PATH_FIELD).num_listings == 2000
+    # A third of what would be filled is wrong: without the gate nothing can be certified.
+    assert calibrate(tune, taxonomy, certifies={}, calibration_predictions=unseen).field(PATH_FIELD).threshold is None
+    assert Calibration.from_json(gated.to_json()) == gated
+    assert gated.version != dataclasses.replace(gated, scope_threshold=0.6).version

@@ -6,8 +6,8 @@ from training.calibration.certify import certify
 from training.calibration.path_tests import PathRows
 from training.calibration.threshold_tests import count_required
 from training.evaluation.ground_truth import build_ground_truth
-from vision.decision import predict_paths
 from vision.manifest import Labels
+from vision.prediction.listings import predict_paths
 
 ALPHA, DELTA = 0.05, 0.025
 

@@ -6,11 +6,8 @@ from tests.support.predictions import create_predictions
 from training.calibration.temperature import fit_depth_temperatures, fit_temperature
 from training.evaluation.ground_truth import build_ground_truth
 from vision.calibration import Calibration
-from vision.decision import (
-    compute_leaf_probabilities,
-    softmax,
-)
 from vision.manifest import Labels
+from vision.prediction.fusion import compute_leaf_probabilities, softmax
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])

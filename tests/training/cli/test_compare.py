@@ -44,7 +44,9 @@ def relabelled_manifest(trained_run, synthetic_dataset, tmp_path_factory):
     """A manifest of the test split labelled with what the trained run predicts, so that it is never wrong."""
     from training.inference.evaluated_model import load_evaluated_model
     from training.inference.predictions import predict
-    from vision.decision import predict_listings
+    from vision.prediction.listings import (
+        predict_listings,
+    )
 
     model = load_evaluated_model(trained_run.folder)
     rows = Manifest.load(str(synthetic_dataset / "manifest.parquet")).select_split("test")
@@ -52,6 +54,7 @@ def relabelled_manifest(trained_run, synthetic_dataset, tmp_path_factory):
     answers = predict_listings(
         predictions.category_logits,
         predictions.brand_logits,
+        predictions.scope_scores,
         predictions.groups,
         taxonomy=model.taxonomy,
         calibration=model.calibration,

@@ -38,7 +38,7 @@ def create_recording_model(taxonomy, seen, *, input_px=32, answer=0.0):
         category = np.full((len(photos), len(taxonomy.leaf_ids)), answer, np.float32)
         category[:, 0] = photos[:, 0, 0, 0]
         brand = np.zeros((len(photos), len(taxonomy.brand_labels)), np.float32)
-        return Logits(category, brand, np.zeros((len(photos), 1), np.float32))
+        return Logits(category, brand, np.zeros((len(photos), 1), np.float32), np.ones(len(photos), np.float32))
 
     return model(taxonomy, infer=infer, input_px=input_px)
 

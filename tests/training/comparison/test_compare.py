@@ -50,6 +50,7 @@ def test_evaluate_and_compare_give_the_same_filled_figures():
     predictions = Predictions(
         category_logits=listings.a.category,
         brand_logits=listings.a.brand,
+        scope_scores=listings.a.scope,
         labels=listings.labels.in_a,
         groups=listings.groups,
         listing_ids=listings.listing_ids,
@@ -147,6 +148,7 @@ def test_answers_are_those_of_serving():
         decide(
             listings.a.category[at : at + 2],
             listings.a.brand[at : at + 2],
+            listings.a.scope[at : at + 2],
             taxonomy=TAXONOMY,
             calibration=a.calibration,
         )

@@ -16,6 +16,7 @@ def view(answers, labels, sureness):
     predictions = Predictions(
         category_logits=(np.eye(4)[answers] * np.array(sureness)[:, None]).astype(np.float32),
         brand_logits=np.zeros((num, 3), np.float32),
+        scope_scores=np.ones(num, np.float32),
         labels=Labels(category_nodes=nodes, brands=np.full(num, -1)),
         groups=np.arange(num),
         listing_ids=tuple(map(str, range(num))),

@@ -27,6 +27,7 @@ def one_hot(columns, width):
 PREDICTIONS = Predictions(
     category_logits=one_hot([0, 1, 2, 1], 4) * np.array([[2], [1], [1], [1]], np.float32),
     brand_logits=one_hot([1, 0, 0, 2], 3) * np.array([[2], [1], [1], [1]], np.float32),
+    scope_scores=np.ones(4, np.float32),
     labels=Labels(category_nodes=nodes("gala", "gala", "lemon", "apple"), brands=np.array([1, 1, 0, -1])),
     groups=np.array([0, 0, 1, 2]),
     listing_ids=("a", "b", "c"),
@@ -153,6 +154,7 @@ def test_a_temperature_changes_the_calibration_error_alone():
     predictions = Predictions(
         category_logits=(4 * logits).astype(np.float32),  # four times too sure
         brand_logits=np.zeros((400, 3), np.float32),
+        scope_scores=np.ones(400, np.float32),
         labels=Labels(category_nodes=TAXONOMY.leaf_paths.max(axis=1)[leaves], brands=np.full(400, -1)),
         groups=np.arange(400),
         listing_ids=tuple(map(str, range(400))),
@@ -175,6 +177,7 @@ def test_photos_of_one_listing_make_the_interval_wider():
         return Predictions(
             category_logits=one_hot(np.where(right, 3, 0), 4),
             brand_logits=np.zeros((200, 3), np.float32),
+            scope_scores=np.ones(200, np.float32),
             labels=Labels(category_nodes=nodes(*["tools"] * 200), brands=np.full(200, -1)),
             groups=groups,
             listing_ids=tuple(map(str, range(groups.max() + 1))),

@@ -15,10 +15,10 @@ from training.evaluation.ground_truth import build_ground_truth
 from training.evaluation.report import write_report
 from training.inference.evaluated_model import load_evaluated_model
 from training.inference.predictions import predict
-from vision.decision import compute_leaf_probabilities
 from vision.errors import ListingVisionError
 from vision.manifest import Labels, Manifest
 from vision.model import ListingClassifier, ModelSpec
+from vision.prediction.fusion import compute_leaf_probabilities
 
 
 def classifier(backbone="test_efficientnet", **spec):

@@ -3,15 +3,15 @@ import pytest
 
 from tests.support.helpers import create_small_taxonomy
 from training.evaluation.ground_truth import (
-    GroundTruth,
     StepResults,
     build_ground_truth,
     evaluate_deepest_filled,
     evaluate_paths,
+    find_labelled,
     merge_listing_labels,
 )
-from vision.decision import Paths
-from vision.manifest import Labels
+from vision.manifest import OUT_OF_SCOPE, Labels
+from vision.prediction.listings import Paths
 
 TAXONOMY = create_small_taxonomy()
 
@@ -23,7 +23,7 @@ def nodes(*ids: str) -> np.ndarray:
 def create_paths(*leaves: str) -> Paths:
     columns = [TAXONOMY.leaf_ids.index(leaf) for leaf in leaves]
     nodes_ = TAXONOMY.leaf_paths[columns]
-    return Paths(nodes_, np.where(nodes_ >= 0, 0.9, 0.0))
+    return Paths(nodes_, np.where(nodes_ >= 0, 0.9, 0.0), np.full(len(nodes_), TAXONOMY.max_depth))
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_verdicts_on_each_step(answer, label, known, right):
 
 def test_an_inner_label_that_the_answer_leaves_makes_all_below_wrong():
     truth = build_ground_truth(Labels(category_nodes=nodes("tools"), brands=np.array([-1])), TAXONOMY)
-    inner = GroundTruth(truth.nodes, np.array([-1]), truth.brands)  # as if 'tools' had children
+    inner = truth._replace(leaves=np.array([-1]))  # as if 'tools' had children
     verdicts = evaluate_paths(create_paths("gala"), inner)
     assert verdicts.known[0].tolist() == [True, True, True]
     assert not verdicts.right.any()
@@ -82,3 +82,12 @@ def test_the_deepest_filled_step_decides():
     steps = StepResults(known, np.array([[1, 1], [1, 0], [1, 0], [1, 1]], bool))
     filled = np.array([[1, 1], [1, 1], [1, 0], [0, 0]], bool)
     assert evaluate_deepest_filled(filled, steps).tolist() == [True, False, True, False]
+
+
+def test_every_step_is_wrong_where_the_taxonomy_does_not_cover_the_product():
+    labels = Labels(category_nodes=np.array([OUT_OF_SCOPE, -1]), brands=np.full(2, -1))
+    truth = build_ground_truth(labels, TAXONOMY)
+    verdicts = evaluate_paths(create_paths("gala", "gala"), truth)
+    assert verdicts.known.tolist() == [[True] * 3, [False] * 3]
+    assert not verdicts.right.any()
+    assert find_labelled(truth).tolist() == [True, False]

@@ -16,6 +16,7 @@ TAXONOMY = create_small_taxonomy()
 PREDICTIONS = Predictions(
     category_logits=(np.eye(4)[[0, 0, 0, 3]] * 20).astype(np.float32),
     brand_logits=(np.eye(3)[[1, 1, 1, 0]] * 20).astype(np.float32),
+    scope_scores=np.ones(4, np.float32),
     labels=Labels(
         category_nodes=np.array([TAXONOMY.node_index[i] for i in ("gala", "gala", "lemon", "tools")]),
         brands=np.array([1, 1, 2, -1]),

@@ -3,15 +3,16 @@ import shutil
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file
 
 from training.errors import ExportMismatch
 from training.export.export import BATCH_SIZES, compare_export, compute_log_priors, export_bundle
 from training.export.torchscript import load_torchscript
 from training.inference.forward import onnx_forward, torch_forward
 from training.run import Run
-from vision.engine import Logits
 from vision.errors import BundleError
 from vision.manifest import Manifest
+from vision.model import ScopeHead
 from vision.photo_files import read_photo
 from vision.taxonomy import Taxonomy
 
@@ -22,7 +23,9 @@ def photos():
 
 
 def test_both_exports_answer_like_the_trained_model_at_every_batch(bundle, trained_run, photos):
-    trained = torch_forward(trained_run.load_model())
+    model = trained_run.load_model()
+    model.scope_head = ScopeHead(load_file(bundle.folder / "weights.safetensors")["scope_head.projection"])
+    trained = torch_forward(model)
     for name, forward in (
         ("ONNX", onnx_forward(bundle.onnx_path)),
         ("TorchScript", torch_forward(load_torchscript(bundle.torchscript_path))),
@@ -58,7 +61,7 @@ def test_a_difference_is_refused(bundle, trained_run, photos):
 
     def shifted(batch):
         answer = trained(batch)
-        return Logits(answer.category, answer.brand + 0.01, answer.embedding)
+        return answer._replace(brand=answer.brand + 0.01)
 
     with pytest.raises(ExportMismatch, match=r"brand_logits by 0\.01, more than 0\.001"):
         compare_export(trained, shifted, photos, name="X")
@@ -70,7 +73,7 @@ def test_nan_and_infinity_are_refused(trained_run, photos, bad):
 
     def poisoned(batch):
         answer = trained(batch)
-        return Logits(answer.category, answer.brand, np.full_like(answer.embedding, bad))
+        return answer._replace(embedding=np.full_like(answer.embedding, bad))
 
     with pytest.raises(ExportMismatch, match="embedding holds NaN or infinity at batch 1"):
         compare_export(trained, poisoned, photos, name="X")

@@ -57,7 +57,7 @@ LOSS = ListingLoss(leaves_below=BELOW, brand_weight=0.5, label_smoothing=0.0)
 def outputs(num_photos, seed=0):
     random = torch.Generator().manual_seed(seed)
     category, brand = torch.randn(num_photos, 4, generator=random), torch.randn(num_photos, 3, generator=random)
-    return Outputs(category, brand, torch.zeros(num_photos, 1))
+    return Outputs(category, brand, torch.zeros(num_photos, 1), torch.zeros(num_photos))
 
 
 def test_heads_are_masked_separately():

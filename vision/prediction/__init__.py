@@ -1,0 +1,1 @@
+"""From the logits of photos to predicted paths and brands of listings. NumPy only."""
