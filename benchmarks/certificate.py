@@ -40,6 +40,7 @@ from vision.manifest import Labels, Manifest
 from vision.metrics import compute_expected_calibration_error, compute_wilson_interval
 from vision.prediction.fusion import fuse_logits
 from vision.prediction.listings import ListingPredictions, predict_listings
+from vision.prediction.photo_selection import compute_listing_scope_scores
 
 FOLDER = BUILD / "certificate"
 NUM_RESAMPLES = 1000
@@ -117,7 +118,7 @@ def fuse_listings(predictions: Predictions, calibration: Calibration) -> Predict
         predictions,
         category_logits=fuse_logits(predictions.category_logits, groups, how="mean"),
         brand_logits=fuse_logits(predictions.brand_logits, groups, how=calibration.brand_fusion),
-        scope_scores=fuse_scope_scores(predictions),
+        scope_scores=compute_listing_scope_scores(predictions.scope_scores, groups),
         labels=labels,
         groups=np.arange(len(predictions.listing_ids)),
         # It is for photos; these are listings.
@@ -125,13 +126,6 @@ def fuse_listings(predictions: Predictions, calibration: Calibration) -> Predict
         num_bytes=None,
         brightness=None,
     )
-
-
-def fuse_scope_scores(predictions: Predictions) -> npt.NDArray[np.float32]:
-    """Return the best score of each listing's photos: a listing is in scope if any of them is."""
-    scores = np.full(len(predictions.listing_ids), -np.inf, np.float32)
-    np.maximum.at(scores, predictions.groups, predictions.scope_scores)
-    return scores
 
 
 def resample(listings: Predictions, rows: npt.NDArray[np.int64]) -> Predictions:

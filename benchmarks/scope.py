@@ -30,6 +30,7 @@ from vision.decision import compute_prefilled
 from vision.engine import Logits, OnnxEngine
 from vision.manifest import OUT_OF_SCOPE_LABEL, Manifest
 from vision.prediction.listings import ListingPredictions, predict_listings
+from vision.prediction.photo_selection import compute_listing_scope_scores
 
 FOLDER = BUILD / "scope"
 NUM_OUTSIDE = 300
@@ -83,10 +84,8 @@ def get_logits(predictions: Predictions, photos: Ints | None = None) -> Logits:
     )
 
 
-def compute_listing_scores(predictions: Predictions) -> npt.NDArray[np.float64]:
-    scores = np.full(len(predictions.listing_ids), -np.inf)
-    np.maximum.at(scores, predictions.groups, predictions.scope_scores)
-    return scores
+def compute_listing_scores(predictions: Predictions) -> npt.NDArray[np.floating]:
+    return compute_listing_scope_scores(predictions.scope_scores, predictions.groups)
 
 
 def compute_auroc(inside: npt.NDArray[np.floating], outside: npt.NDArray[np.floating]) -> float:

@@ -25,7 +25,7 @@ from vision.taxonomy import OTHER_BRAND, Taxonomy
 __all__ = ["AGREEMENT_LIMIT", "calibrate", "fit_scope_threshold"]
 
 AGREEMENT_LIMIT = 0.05
-"""See `Calibration`; chosen by `benchmarks.scope`."""
+"""See `Calibration`. The same for all models, not fitted; `benchmarks.scope` measures what it does."""
 _MAX_IN_SCOPE_LOST_SHARE = 0.01
 """Share of listings of the taxonomy's products that may be taken as out of scope."""
 _MIN_OTHER_BRANDS = 20
@@ -54,8 +54,7 @@ def calibrate(
         certifies: what the guarantees hold for.
         calibration_predictions: listings kept for the tests alone.
         guarantee: default where None.
-        scope_threshold: see `Calibration`, fitted on photos that were held out of training for it; None: fitted on the
-            tune listings.
+        scope_threshold: that of an earlier calibration of the same weights; None: fitted on the tune listings.
         category_log_prior: see `Calibration`.
         brand_log_prior: see `Calibration`.
     """

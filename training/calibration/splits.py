@@ -13,7 +13,7 @@ from vision.calibration import Calibration
 from vision.errors import ManifestError
 from vision.manifest import Labels, Manifest
 from vision.prediction.listings import ListingPredictions, predict_listings
-from vision.prediction.photo_selection import select_photos
+from vision.prediction.photo_selection import compute_listing_scope_scores, select_photos
 from vision.taxonomy import Taxonomy
 
 __all__ = [
@@ -66,9 +66,7 @@ class CalibrationListings:
 
     def compute_listing_scope_scores(self) -> npt.NDArray[np.floating]:
         """Return the (N,) best scope score of each listing of a product that the taxonomy covers; NaN for others."""
-        scores = np.full(len(self.truth.brands), -np.inf)
-        np.maximum.at(scores, self.groups, self.scope_scores)
-        return np.where(self.truth.out_of_scope, np.nan, scores)
+        return np.where(self.truth.out_of_scope, np.nan, compute_listing_scope_scores(self.scope_scores, self.groups))
 
     def drop_photos_out_of_scope(self, threshold: float | None) -> "CalibrationListings":
         """Return the listings with the photos that decide; nothing is to be fitted on the others."""

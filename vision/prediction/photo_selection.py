@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from vision.calibration import Calibration
 
-__all__ = ["PhotoSelection", "select_photos"]
+__all__ = ["PhotoSelection", "compute_listing_scope_scores", "select_photos"]
 
 _MAX_LOGIT_NOISE = 1e-4
 """Logits of one photo computed twice differ by less."""
@@ -50,6 +50,18 @@ def select_photos(
     rows = np.flatnonzero(used)
     used[rows] = ~_find_copies(np.hstack([category_logits[rows], brand_logits[rows]]), groups[rows])
     return PhotoSelection(in_scope, used, listings_in_scope)
+
+
+def compute_listing_scope_scores(scope_scores: Floats, groups: Ints) -> Floats:
+    """Return the (N,) best score of each listing's photos, which decides whether the listing is in scope.
+
+    Args:
+        scope_scores: (P,).
+        groups: (P,) listing numbers 0…N-1, each at least once.
+    """
+    scores = np.full(int(groups.max()) + 1, -np.inf, scope_scores.dtype)
+    np.maximum.at(scores, groups, scope_scores)
+    return scores
 
 
 def _find_copies(logits: Floats, groups: Ints) -> Bools:

@@ -69,6 +69,8 @@ def run_app(app: typer.Typer) -> None:
 def _name_verb(command: Any, words: Sequence[str]) -> str:
     verbs: list[str] = []
     for word in words:
+        if word.startswith("-"):
+            continue
         command = getattr(command, "commands", {}).get(word)
         if command is None:
             break

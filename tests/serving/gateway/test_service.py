@@ -24,7 +24,9 @@ def test_a_listing_is_answered(bundle):
     assert response.category_alternatives[0].category_id == ids[-1]
     assert all(result.recognition for result in response.photos)
     assert len(response.photos) == 3
-    assert response.brand.kind in (BrandKind.BRAND, BrandKind.NO_BRAND, BrandKind.UNDETERMINED)
+    likeliest = response.brand_alternatives[0]
+    assert response.brand.kind == (likeliest.kind if likeliest.probability >= 0.5 else BrandKind.UNDETERMINED)
+    assert likeliest.kind in (BrandKind.BRAND, BrandKind.NO_BRAND)
     assert response.model.version == bundle.info.model_version
     for step in response.category_path:
         assert step.action in (Action.PREFILL, Action.SUGGEST)

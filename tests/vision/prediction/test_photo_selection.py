@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from vision.calibration import Calibration
-from vision.prediction.photo_selection import select_photos
+from vision.prediction.photo_selection import compute_listing_scope_scores, select_photos
 
 GROUPS = np.array([0, 0, 1, 1, 2])
 SCORES = np.array([0.9, 0.2, 0.1, 0.2, 0.5])
@@ -36,6 +36,10 @@ def test_of_copies_on_both_sides_of_the_threshold_the_one_in_scope_is_used():
         np.ones((3, 2)), np.ones((3, 2)), np.array([0.49999, 0.50001, 0.50002]), np.zeros(3, int), calibration
     )
     assert selection.used.tolist() == [False, True, False]
+
+
+def test_the_best_photo_decides_whether_a_listing_is_in_scope():
+    assert compute_listing_scope_scores(SCORES, GROUPS).tolist() == [0.9, 0.2, 0.5]
 
 
 def test_photos_that_differ_in_any_logit_are_all_used():

@@ -97,3 +97,15 @@ def test_only_the_first_rank_says_that_the_command_runs(monkeypatch, caplog):
     with pytest.raises(SystemExit, match="0"):
         run_app(app)
     assert started == []
+
+
+def test_a_command_is_named_whatever_options_stand_before_its_verbs(monkeypatch, caplog):
+    app, group = create_cli_app("Some help."), create_cli_app("More help.")
+    app.add_typer(group, name="group")
+    group.command("one")(lambda: wait_until(lambda: caplog.messages, timeout_s=60))
+    group.command("two")(lambda: None)
+    monkeypatch.setattr("sys.argv", ["program", "--debug", "group", "one"])
+    monkeypatch.setattr("vision.runtime.progress.FIRST_LOG_AFTER_S", 0.01)
+    with caplog.at_level("INFO"), pytest.raises(SystemExit, match="0"):
+        run_app(app)
+    assert caplog.messages == ["group one: 0 s so far"]
