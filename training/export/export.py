@@ -269,6 +269,8 @@ def export_onnx(model: torch.nn.Module, photos_nhwc: npt.NDArray[np.uint8], path
             verbose=False,
         )
     assert program is not None
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()  # stack traces of this machine, a fifth of a small model's file
     program.save(str(path), external_data=False)
 
 

@@ -1,11 +1,13 @@
 import dataclasses
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.torch import load_file
 
 from training.errors import ExportMismatch
+from training.export import export
 from training.export.export import BATCH_SIZES, compare_export, compute_log_priors, export_bundle
 from training.export.torchscript import load_torchscript
 from training.inference.forward import onnx_forward, torch_forward
@@ -33,6 +35,11 @@ def test_both_exports_answer_like_the_trained_model_at_every_batch(bundle, train
         report = compare_export(trained, forward, photos, name=name)
         assert report["answers_agreeing"] == 1
         assert max(report["max_abs_difference"].values()) < 1e-3
+
+
+def test_an_export_tells_nothing_of_the_machine_that_made_it(bundle):
+    for path in (bundle.onnx_path, bundle.torchscript_path):
+        assert str(Path(export.__file__).parents[2]).encode() not in path.read_bytes()
 
 
 def test_the_comparison_is_stored_in_the_bundle(bundle):
