@@ -1,24 +1,28 @@
 """Measure what each ingredient of the grocery recipe gives: short runs that differ in one thing.
 
-    python -m benchmarks.grocery_ablation [--seeds 0 1] [--epochs 6] [--photo-px 112]
+    python -m benchmarks.grocery_ablation [--seeds 0 1 2] [--epochs 6] [--photo-px 112]
 
 The val split has 296 photos: the accuracy of one run has an error of about 4 points, so compare differences with the
-spread between seeds. The test split is not used.
+spread between seeds. The test split is not used. Results are written after each seed. Interrupted, the command resumes:
+finished runs of the same commit are not repeated, and runs of another commit have another folder.
 """
 
+import argparse
 import dataclasses
 import statistics
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import BUILD, create_parser, find_grocery_source, run_cli, write_result
+from benchmarks.common import BUILD, create_parser, describe_commit, find_grocery_source, run_cli, write_result
 from training.recipe import Recipe, Stage, load_recipe
 from training.run import Run
 from training.trainer.training_loop import TrainingLoop
 from vision.manifest import Manifest
 from vision.taxonomy import Taxonomy
 
-FOLDER = BUILD / "grocery_ablation"
+FOLDER = BUILD / "grocery_ablation" / describe_commit()
+WITH_ICONIC = "with iconic photos"
+"""The variant of the same recipe with one more training photo of each class, by the shop."""
 
 
 def base(photo_px: int, epochs: int) -> Recipe:
@@ -42,20 +46,24 @@ def create_variants(made: Recipe) -> dict[str, Recipe]:
         "no averaged weights": {"ema_decay": 0.0},
         "with mixup and CutMix": {"mixup_alpha": 0.2, "cutmix_alpha": 1.0},
         "with logit adjustment": {"long_tail": "logit_adjustment"},
+        "with losses of inner nodes": {"inner_node_loss_weight": 1.0},
+        WITH_ICONIC: {},
     }
     return {name: dataclasses.replace(made, **change) for name, change in changes.items()}
 
 
-def train_model(recipe: Recipe, folder: Path) -> dict[str, float]:
-    manifest = FOLDER / "data" / "manifest.parquet"
+def train_model(recipe: Recipe, data: Path, folder: Path) -> dict[str, float]:
+    manifest = data / "manifest.parquet"
     trainer = TrainingLoop(
         recipe,
         manifest_url=str(manifest),
         manifest=Manifest.load(str(manifest)),
-        taxonomy=Taxonomy.load(FOLDER / "data" / "taxonomy.json"),
+        taxonomy=Taxonomy.load(data / "taxonomy.json"),
         run=Run(folder),
     )
     trainer.run()
+    if trainer.interrupted:
+        raise SystemExit(75)
     records = Run(folder).metrics()
     return {
         "val_leaf_top1": records[-1]["val_leaf_top1"],
@@ -64,24 +72,31 @@ def train_model(recipe: Recipe, folder: Path) -> dict[str, float]:
     }
 
 
+def write_results(asked: argparse.Namespace, results: dict[str, list[dict[str, float]]]) -> None:
+    seeds = asked.seeds[: len(results["recipe"])]
+    means = {name: statistics.mean(f["val_leaf_top1"] for f in runs) for name, runs in results.items()}
+    metrics = {"seeds": float(len(seeds)), "recipe": means["recipe"]}
+    metrics |= {f"{name}: points": 100 * (mean - means["recipe"]) for name, mean in means.items() if name != "recipe"}
+    setting = {**vars(asked), "seeds": seeds}
+    write_result("grocery_ablation", metrics, {"setting": setting, "split": "val, 296 photos", "runs": results})
+
+
 def main() -> None:
     parser = create_parser(__doc__, epochs=6, photo_px=112)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     asked = parser.parse_args()
-    run_cli("data", "import", "grocery-store", find_grocery_source(), "--output", FOLDER / "data")
+    source = find_grocery_source()
+    run_cli("data", "import", "grocery-store", source, "--output", FOLDER / "data")
+    run_cli("data", "import", "grocery-store", source, "--iconic", "--output", FOLDER / "data-iconic")
     results: dict[str, list[dict[str, float]]] = {}
     for seed in asked.seeds:
         for name, recipe in create_variants(base(asked.photo_px, asked.epochs)).items():
+            data = FOLDER / ("data-iconic" if name == WITH_ICONIC else "data")
             folder = FOLDER / f"{name.replace(' ', '-')}-{asked.photo_px}px-{asked.epochs}-seed{seed}"
-            figures = train_model(dataclasses.replace(recipe, seed=seed), folder)
+            figures = train_model(dataclasses.replace(recipe, seed=seed), data, folder)
             results.setdefault(name, []).append(figures)
             print(f"{name:26} seed {seed}: {figures['val_leaf_top1']:.1%}, {figures['minutes']:.1f} min", flush=True)
-    means = {name: statistics.mean(f["val_leaf_top1"] for f in runs) for name, runs in results.items()}
-    for name, mean in means.items():
-        print(f"{name:26} {mean:6.1%} ({100 * (mean - means['recipe']):+.1f} points)")
-    metrics = {"seeds": float(len(asked.seeds)), "recipe": means["recipe"]}
-    metrics |= {f"{name}: points": 100 * (mean - means["recipe"]) for name, mean in means.items() if name != "recipe"}
-    write_result("grocery_ablation", metrics, {"setting": vars(asked), "split": "val, 296 photos", "runs": results})
+        write_results(asked, results)
 
 
 if __name__ == "__main__":

@@ -82,6 +82,9 @@ class Recipe:
     label_smoothing: float = 0.1
     brand_loss_weight: float = 0.5
     """Against 1 for the category loss."""
+    inner_node_loss_weight: float = 0.0
+    """Against 1 for the labelled category: weight of the mean loss of the categories above it, so that confusing two
+    kinds of apple costs less than taking an apple for milk. Labels smoothed over all leaves do not know that."""
     long_tail: LongTail = "none"
     """`logit_adjustment` trains on logits + log class share, so that rare classes are judged as if they were as
     frequent as the others (Menon et al., ICLR 2021, eq. 10, tau = 1; the same as balanced softmax, Ren et al. 2020)."""
@@ -167,7 +170,8 @@ class Recipe:
         _require(0 < self.smallest_crop <= 1, "smallest_crop", self.smallest_crop, "use a share in (0, 1]")
         _require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "use 0 (off) to below 1")
         _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "use 0 or more")
-        _require(self.brand_loss_weight >= 0, "brand_loss_weight", self.brand_loss_weight, "use 0 or more")
+        for name in ("brand_loss_weight", "inner_node_loss_weight"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "use 0 or more")
         _require(self.checkpoint_every_steps >= 1, "checkpoint_every_steps", self.checkpoint_every_steps, "use 1+")
 
         self._check_choice_of_weights()

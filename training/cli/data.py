@@ -49,6 +49,9 @@ def import_grocery_store(
     source: Annotated[Path, typer.Argument(help="The published repository's folder, or its dataset folder.")],
     output: Output,
     calibrate: Calibrate = 0.0,
+    iconic: Annotated[
+        bool, typer.Option("--iconic", help="Put the shop's own photo of each class into train; no split has them.")
+    ] = False,
 ) -> None:
     """Import the Grocery Store data set (Klasson et al., WACV 2019), in its published splits.
 
@@ -57,7 +60,7 @@ def import_grocery_store(
     from training.data.importers import import_grocery_store as run
     from training.data.splits import carve_calibrate
 
-    manifest, taxonomy = run(source)
+    manifest, taxonomy = run(source, iconic=iconic)
     _save_dataset(carve_calibrate(manifest, share=calibrate), taxonomy, output)
 
 

@@ -24,11 +24,12 @@ GROCERY_BRANDS = ("Alpro", "Arla", "Bravo", "Garant", "God Morgon", "Oatly", "Tr
 _PUBLISHED_SPLITS = ("train", "val", "test")
 
 
-def import_grocery_store(source: Path) -> tuple[Manifest, Taxonomy]:
+def import_grocery_store(source: Path, *, iconic: bool = False) -> tuple[Manifest, Taxonomy]:
     """The Grocery Store data set, a listing a photo, in its own splits; photo paths are absolute.
 
     Args:
         source: the published repository's folder, or its `dataset` folder.
+        iconic: whether the shop's own photo of each class, which is in no published split, goes into train.
 
     Raises:
         ManifestError: a file of the published layout is missing, or a listed photo is.
@@ -48,22 +49,26 @@ def import_grocery_store(source: Path) -> tuple[Manifest, Taxonomy]:
             names.pop()
         paths[int(row["Class ID"])] = [name.replace("-", " ") for name in names]
     taxonomy = build_taxonomy("grocery-store-1", paths.values(), build_brands(GROCERY_BRANDS))
-    rows, problems = [], []
+    listed = []
     for split in _PUBLISHED_SPLITS:
         for line in (root / f"{split}.txt").read_text(encoding="utf-8").splitlines():
             photo, fine, _coarse = (part.strip() for part in line.split(","))
-            if not (root / photo).is_file():
-                problems.append(f"{split}.txt names {photo}, which is missing")
-            path = paths[int(fine)]
-            rows.append(
-                {
-                    "listing_id": f"{split}-{Path(photo).stem}",
-                    "photo": str((root / photo).resolve()),
-                    "category": " > ".join(path),
-                    "brand": _detect_brand(path, taxonomy.no_brand),
-                    "split": split,
-                }
-            )
+            listed.append((f"{split}.txt", photo, int(fine), split))
+    if iconic:
+        listed += [("classes.csv", c["Iconic Image Path"].lstrip("/"), int(c["Class ID"]), "train") for c in classes]
+    problems = [
+        f"{table} names {photo}, which is missing" for table, photo, _, _ in listed if not (root / photo).is_file()
+    ]
+    rows = [
+        {
+            "listing_id": f"{split}-{Path(photo).stem}",
+            "photo": str((root / photo).resolve()),
+            "category": " > ".join(paths[fine]),
+            "brand": _detect_brand(paths[fine], taxonomy.no_brand),
+            "split": split,
+        }
+        for _, photo, fine, split in listed
+    ]
     if problems:
         raise ManifestError(f"{root} is incomplete:", problems)
     return Manifest.from_rows(rows, str(root)), taxonomy

@@ -1,5 +1,7 @@
 """Losses for sellers' labels: any label may be missing, and a category may be an inner node."""
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,7 +15,7 @@ from vision.manifest import Labels
 from vision.model import Outputs
 from vision.taxonomy import Taxonomy
 
-__all__ = ["ListingLoss", "NumLabelled", "compute_log_class_shares", "compute_node_losses"]
+__all__ = ["ListingLoss", "NumLabelled", "compute_log_class_shares", "compute_node_losses", "find_ancestors"]
 
 
 class NumLabelled(NamedTuple):
@@ -82,13 +84,26 @@ def compute_log_class_shares(
     return np.asarray(np.log(counts / counts.sum()), dtype=np.float32)
 
 
+def find_ancestors(taxonomy: Taxonomy) -> npt.NDArray[np.int64]:
+    """(num_nodes, depth - 1) node indices of the categories above each, -1 where there are no more."""
+    lineages = [taxonomy.get_lineage(node) for node in taxonomy.node_index]
+    ancestors = np.full((len(lineages), max(map(len, lineages)) - 1), -1, dtype=np.int64)
+    for row, (*above, _) in zip(ancestors, lineages, strict=True):
+        row[: len(above)] = [taxonomy.node_index[category.id] for category in above]
+    return ancestors
+
+
 @dataclass(frozen=True, kw_only=True)
 class ListingLoss:
     """Category loss plus weighted brand loss, each the mean over the photos that carry that label."""
 
     leaves_below: torch.Tensor
+    ancestors: torch.Tensor
+    """As `find_ancestors` gives them."""
     brand_weight: float
     label_smoothing: float
+    inner_node_weight: float = 0.0
+    """Weight of the mean loss of a labelled category's ancestors."""
     category_log_shares: torch.Tensor | None = None
     brand_log_shares: torch.Tensor | None = None
 
@@ -121,7 +136,8 @@ class ListingLoss:
                 ),
             }
         leaves_below = torch.from_numpy(taxonomy.leaves_below).to(device)
-        return cls(leaves_below=leaves_below, **shares, **settings)  # type: ignore[arg-type]  # two kinds of keyword
+        ancestors = torch.from_numpy(find_ancestors(taxonomy)).to(device)
+        return cls(leaves_below=leaves_below, ancestors=ancestors, **shares, **settings)  # type: ignore[arg-type]  # two kinds of keyword
 
     def __call__(
         self,
@@ -141,15 +157,18 @@ class ListingLoss:
             num_labelled: counts of the whole step if this is a micro-batch; the parts then add up to the step's loss.
             mix: how the photos were mixed; each result then has the labels of both photos, weighted by their shares.
         """
-        each_brand = torch.eye(outputs.brand_logits.shape[1], dtype=torch.bool, device=outputs.brand_logits.device)
-        category = self._mean(
-            outputs.category_logits, category_nodes, self.leaves_below, self.category_log_shares, mix,
+        category = _mean(
+            functools.partial(self._compute_category_losses, outputs.category_logits),
+            category_nodes,
+            mix,
             num_labelled and num_labelled.categories,
-        )  # fmt: skip
-        brand = self._mean(
-            outputs.brand_logits, brands, each_brand, self.brand_log_shares, mix,
+        )
+        brand = _mean(
+            functools.partial(self._compute_brand_losses, outputs.brand_logits),
+            brands,
+            mix,
             num_labelled and num_labelled.brands,
-        )  # fmt: skip
+        )
         return category + self.brand_weight * brand
 
     def distill(
@@ -172,24 +191,41 @@ class ListingLoss:
             total = total + weight * compute_distillation_losses(answered, wanted, temperature=temperature).sum()
         return total / max(1, num_labelled.photos)
 
-    def _mean(
-        self,
-        logits: torch.Tensor,
-        nodes: torch.Tensor,
-        leaves_below: torch.Tensor,
-        log_shares: torch.Tensor | None,
-        mix: Mix | None,
-        num_labelled: int | None,
-    ) -> torch.Tensor:
-        def losses(of: torch.Tensor) -> torch.Tensor:
-            return compute_node_losses(
-                logits, of, leaves_below, label_smoothing=self.label_smoothing, log_shares=log_shares
+    def _compute_category_losses(self, logits: torch.Tensor, nodes: torch.Tensor) -> torch.Tensor:
+        losses = compute_node_losses(
+            logits,
+            nodes,
+            self.leaves_below,
+            label_smoothing=self.label_smoothing,
+            log_shares=self.category_log_shares,
+        )
+        if not self.inner_node_weight:
+            return losses
+        above = self.ancestors[nodes.clamp(min=0)].masked_fill((nodes < 0)[:, None], -1)
+        of_ancestors = torch.zeros_like(losses)
+        for ancestors in above.unbind(dim=1):
+            of_ancestors = of_ancestors + compute_node_losses(
+                logits, ancestors, self.leaves_below, label_smoothing=0.0, log_shares=self.category_log_shares
             )
+        return losses + self.inner_node_weight * of_ancestors / (above >= 0).sum(dim=1).clamp(min=1)
 
-        total = losses(nodes).sum()
-        if mix is not None:
-            total = mix.share * total + (1 - mix.share) * losses(nodes[mix.partners]).sum()
-        # Partners are a permutation, so the shares of the labelled photos add up to their number, mixed or not.
-        if num_labelled is None:
-            return total / (nodes >= 0).sum().clamp(min=1)
-        return total / max(1, num_labelled)
+    def _compute_brand_losses(self, logits: torch.Tensor, brands: torch.Tensor) -> torch.Tensor:
+        each_brand = torch.eye(logits.shape[1], dtype=torch.bool, device=logits.device)
+        return compute_node_losses(
+            logits, brands, each_brand, label_smoothing=self.label_smoothing, log_shares=self.brand_log_shares
+        )
+
+
+def _mean(
+    compute_losses: Callable[[torch.Tensor], torch.Tensor],
+    labels: torch.Tensor,
+    mix: Mix | None,
+    num_labelled: int | None,
+) -> torch.Tensor:
+    total = compute_losses(labels).sum()
+    if mix is not None:
+        total = mix.share * total + (1 - mix.share) * compute_losses(labels[mix.partners]).sum()
+    # Partners are a permutation, so the shares of the labelled photos add up to their number, mixed or not.
+    if num_labelled is None:
+        return total / (labels >= 0).sum().clamp(min=1)
+    return total / max(1, num_labelled)

@@ -86,6 +86,7 @@ class TrainStep:
             weights=compute_sampling_weights(train_labels.category_nodes, recipe.balanced_sampling),
             brand_weight=recipe.brand_loss_weight,
             label_smoothing=recipe.label_smoothing,
+            inner_node_weight=recipe.inner_node_loss_weight,
         )
         self._configured_for = ""
         """What the stage trains that `_forward` was made for."""

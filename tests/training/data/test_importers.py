@@ -45,6 +45,20 @@ def test_grocery_store_labels(grocery_source):
         assert (row["brand"] == "no brand") == (not row["category"].startswith("Packages"))
 
 
+def test_grocery_store_has_an_iconic_photo_of_each_class_for_train(grocery_source):
+    published, taxonomy = import_grocery_store(grocery_source)
+    manifest, same_taxonomy = import_grocery_store(grocery_source, iconic=True)
+    assert same_taxonomy == taxonomy
+    rows = manifest.table.to_pylist()
+    assert rows[: len(published)] == published.table.to_pylist()
+    added = rows[len(published) :]
+    assert len(added) == len(taxonomy.leaf_ids)
+    assert {taxonomy.find_category(row["category"]) for row in added} == set(taxonomy.leaf_ids)
+    assert {row["split"] for row in added} == {"train"}
+    assert len({row["listing_id"] for row in rows}) == len(rows)
+    assert "train-Granny-Smith_Iconic" in {row["listing_id"] for row in added}
+
+
 def test_a_folder_that_is_not_the_data_set_is_refused(tmp_path):
     with pytest.raises(ManifestError, match=r"classes\.csv is missing"):
         import_grocery_store(tmp_path)

@@ -1,10 +1,18 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
 from tests.support.helpers import create_small_taxonomy
-from training.trainer.losses import ListingLoss, NumLabelled, compute_log_class_shares, compute_node_losses
+from training.trainer.losses import (
+    ListingLoss,
+    NumLabelled,
+    compute_log_class_shares,
+    compute_node_losses,
+    find_ancestors,
+)
 from training.trainer.mixup import Mix
 from vision.model import Outputs
 
@@ -51,7 +59,9 @@ def test_no_label_at_all_is_a_loss_of_zero_with_finite_gradients():
     assert (logits.grad == 0).all()
 
 
-LOSS = ListingLoss(leaves_below=BELOW, brand_weight=0.5, label_smoothing=0.0)
+LOSS = ListingLoss(
+    leaves_below=BELOW, ancestors=torch.from_numpy(find_ancestors(TAXONOMY)), brand_weight=0.5, label_smoothing=0.0
+)
 
 
 def outputs(num_photos, seed=0):
@@ -92,6 +102,38 @@ def test_mixed_photos_answer_for_both_by_their_shares_and_only_where_there_is_a_
     wanted_brand = 0.7 * brand[0, 1] + 0.3 * brand[2, 1]
     got = LOSS(given, nodes, brands, mix=Mix(partners, share))
     torch.testing.assert_close(got, wanted_category + 0.5 * wanted_brand)
+
+
+def test_ancestors_are_listed_from_the_root_down():
+    ancestors = dict(zip(TAXONOMY.node_index, find_ancestors(TAXONOMY).tolist(), strict=True))
+    fruit, apple = TAXONOMY.node_index["fruit"], TAXONOMY.node_index["apple"]
+    assert ancestors == {
+        "fruit": [-1, -1],
+        "apple": [fruit, -1],
+        "gala": [fruit, apple],
+        "fuji": [fruit, apple],
+        "lemon": [fruit, -1],
+        "tools": [-1, -1],
+    }
+
+
+def test_inner_nodes_add_the_mean_loss_of_the_categories_above():
+    given = outputs(5)
+    gala, apple, lemon, tools = (TAXONOMY.node_index[name] for name in ("gala", "apple", "lemon", "tools"))
+    nodes, brands = torch.tensor([gala, apple, lemon, tools, -1]), torch.full((5,), -1)
+    p = given.category_logits.double().softmax(dim=1)
+    fruit = -p[:, :3].sum(dim=1).log()
+    above = (fruit[0] - p[0, :2].sum().log()) / 2 + fruit[1] + fruit[2]
+    got = dataclasses.replace(LOSS, inner_node_weight=0.5)(given, nodes, brands)
+    torch.testing.assert_close(got, LOSS(given, nodes, brands) + 0.5 * above.float() / 4)
+
+
+def test_inner_nodes_of_mixed_photos_count_by_their_shares():
+    given = outputs(2)
+    nodes, brands = torch.tensor([LEAF_NODES[0], LEAF_NODES[3]]), torch.tensor([-1, -1])
+    inner = dataclasses.replace(LOSS, inner_node_weight=1.0)
+    mixed = inner(given, nodes, brands, mix=Mix(torch.tensor([1, 0]), 0.7))
+    torch.testing.assert_close(mixed, 0.7 * inner(given, nodes, brands) + 0.3 * inner(given, nodes.flip(0), brands))
 
 
 def test_class_shares_spread_an_inner_label_over_its_leaves():
