@@ -1,8 +1,12 @@
 """A child whose parent is killed gets the signal that it asked for."""
 
+import platform
 import signal
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 from tests.conftest import ROOT
 from vision.runtime.lifetime import count_free_descriptors
@@ -52,22 +56,35 @@ def test_free_descriptors_are_what_is_left_of_the_limit():
         assert count_free_descriptors() == before - 2
 
 
-COUNT_PAGES = """
-import resource
+COUNT_PAGE_FAULTS = """
+import resource, sys
+count, size_mib = int(sys.argv[1]), int(sys.argv[2])
 def use_memory():
-    buffers = [bytearray(12 << 20) for _ in range(8)]
+    buffers = [bytearray(size_mib << 20) for _ in range(count)]
 use_memory(), use_memory()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 use_memory()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
+THP_MODE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+def count_page_faults_of_child(*, count: int, size_mib: int) -> int:
+    code = (
+        "import subprocess, sys; from vision.runtime.lifetime import keep_freed_memory_in_children\n"
+        "keep_freed_memory_in_children(); subprocess.run([sys.executable, '-c', *sys.argv[1:]], check=True)"
+    )
+    command = [sys.executable, "-c", code, COUNT_PAGE_FAULTS, str(count), str(size_mib)]
+    return int(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
 
 
 def test_children_use_freed_memory_again_without_asking_the_kernel():
-    code = (
-        "import subprocess, sys; from vision.runtime.lifetime import keep_freed_memory_in_children\n"
-        "keep_freed_memory_in_children(); subprocess.run([sys.executable, '-c', sys.argv[1]], check=True)"
-    )
-    command = [sys.executable, "-c", code, COUNT_PAGES]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 2_000  # of 24,576 pages that it uses
+    assert count_page_faults_of_child(count=8, size_mib=12) < 2_000  # of 24,576 pages that it uses
+
+
+@pytest.mark.skipif(
+    platform.libc_ver() < ("glibc", "2.35") or not THP_MODE.exists() or "[never]" in THP_MODE.read_text(),
+    reason="needs glibc 2.35 and a kernel with transparent huge pages",
+)
+def test_large_buffers_of_children_lie_on_huge_pages():
+    assert count_page_faults_of_child(count=1, size_mib=96) < 16_000  # of 24,576 small pages, mapped each time
