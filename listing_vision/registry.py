@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from vision.attestation import ATTESTATION_FILE
-from vision.bundle import BUNDLE_FILES, Bundle, create_bundle, load_bundle, require_new_folder
+from vision.bundle import BUNDLE_FILES, OPTIONAL_FILES, Bundle, create_bundle, load_bundle, require_new_folder
 from vision.bundle_signature import SIGNATURE_FILE, verify_signature
 from vision.errors import BundleError
 
 __all__ = ["pull_bundle", "push_bundle"]
 
-_FILES = ("manifest.json", *BUNDLE_FILES)
+_FILES = ("manifest.json", *BUNDLE_FILES, *OPTIONAL_FILES)
 _SIGNED_FILES = (ATTESTATION_FILE, SIGNATURE_FILE)
 """What a signed bundle has beside them."""
 _MLFLOW, _HUB = "models:/", "hf://"

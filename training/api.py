@@ -14,7 +14,7 @@ from vision.runtime.progress import Progress
 from vision.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
-    from training.inference.evaluated_model import EvaluatedModel
+    from training.inference.evaluated_model import EngineName, EvaluatedModel
     from training.inference.predictions import Predictions
     from training.trackers import Tracker
     from vision.bundle import Bundle
@@ -112,19 +112,20 @@ class Trainer:
         self.interrupted = loop.interrupted
         return self.run
 
-    def export(self, folder: str | Path, *, name: str | None = None) -> "Bundle":
+    def export(self, folder: str | Path, *, name: str | None = None, pt2: bool = False) -> "Bundle":
         """Export the finished run to a new bundle.
 
         Args:
             folder: must not exist.
             name: the model's name in responses; default: the run's.
+            pt2: whether to compile a `model.pt2` too, for CPUs of this kind.
 
         Raises:
             RunError, BundleError, ExportMismatch: as `training.export.export.export_bundle`.
         """
         from training.export.export import export_bundle
 
-        return export_bundle(self.run, Path(folder), model_name=name or self.run.name)
+        return export_bundle(self.run, Path(folder), model_name=name or self.run.name, pt2=pt2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,8 +144,9 @@ def evaluate(
     photos_per_listing: int | None = None,
     other_brands: bool = False,
     tune_split: str | None = None,
+    engine: "EngineName" = "onnxruntime",
 ) -> Evaluation:
-    """Evaluate a bundle by its ONNX export, or a finished run by its weights, with the decision rule of serving.
+    """Evaluate a bundle by an export of it, or a finished run by its weights, with the decision rule of serving.
 
     Args:
         model: folder of a bundle or of a run.
@@ -152,6 +154,7 @@ def evaluate(
         split: of the manifest.
         photos_per_listing: group photos of one category at random into listings of this size.
         other_brands: whether a brand that the taxonomy lacks counts as out of scope instead of an error.
+        engine: what runs a bundle: `onnxruntime`, or `aot-inductor` for its `model.pt2`.
         tune_split: adds `exploration`, what other thresholds would fill of this split's tune listings.
 
     Raises:
@@ -167,7 +170,7 @@ def evaluate(
         from training.inference.predictions import predict
 
         whole = Manifest.load(str(manifest))
-        judged = load_evaluated_model(Path(model))
+        judged = load_evaluated_model(Path(model), engine=engine)
     rows = whole.select_split(split)
     predictions = predict(rows, judged.taxonomy, judged.preprocessing, judged.infer, other_brands=other_brands)
     groups = None

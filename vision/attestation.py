@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vision.bundle import BUNDLE_FILES, Bundle, load_bundle
+from vision.bundle import Bundle, load_bundle
 from vision.bundle_signature import SIGNATURE_FILE, sign_folder
 from vision.calibration import FieldGuarantee
 from vision.errors import BundleError
@@ -16,7 +16,6 @@ ATTESTATION_FILE = "attestation.json"
 """In the bundle, and signed with it: an in-toto statement."""
 PREDICATE_TYPE = "urn:listing-vision:guarantees:v1"
 _STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
-_SIGNED_FILES = ("manifest.json", *BUNDLE_FILES)
 
 
 def sign_bundle(folder: Path, private_key: Path) -> Bundle:
@@ -27,7 +26,7 @@ def sign_bundle(folder: Path, private_key: Path) -> Bundle:
         OSError: the key cannot be read, or the folder cannot be written to.
     """
     bundle = load_bundle(folder)
-    known = {*_SIGNED_FILES, ATTESTATION_FILE, SIGNATURE_FILE}
+    known = {"manifest.json", *bundle.files, ATTESTATION_FILE, SIGNATURE_FILE}
     if unknown := sorted(path.name for path in folder.iterdir() if path.name not in known):
         raise BundleError(f"bundle {folder} has files that are no part of one: {', '.join(unknown)}; remove them")
     write_atomically(folder / ATTESTATION_FILE, json.dumps(build_attestation(bundle), indent=1) + "\n")
@@ -43,7 +42,8 @@ def build_attestation(bundle: Bundle) -> dict[str, Any]:
     return {
         "_type": _STATEMENT_TYPE,
         "subject": [
-            {"name": name, "digest": {"sha256": compute_sha256(bundle.folder / name)}} for name in _SIGNED_FILES
+            {"name": name, "digest": {"sha256": compute_sha256(bundle.folder / name)}}
+            for name in ("manifest.json", *bundle.files)
         ],
         "predicateType": PREDICATE_TYPE,
         "predicate": {

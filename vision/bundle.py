@@ -31,6 +31,7 @@ from vision.taxonomy import Taxonomy
 __all__ = [
     "BUNDLE_FILES",
     "ONNX_ON_CPU",
+    "OPTIONAL_FILES",
     "UNKNOWN_BACKEND",
     "BrandHead",
     "Bundle",
@@ -56,6 +57,8 @@ BUNDLE_FILES = (
     "model.torchscript.pt",
     "model_card.md",
 )
+OPTIONAL_FILES = ("model.pt2",)
+"""What only some bundles have, hashed like the rest."""
 _MODEL_FILES = ("weights.safetensors", "model.onnx", "model.torchscript.pt")
 """Whose logits a version stands for."""
 
@@ -125,6 +128,18 @@ class Bundle:
     def torchscript_path(self) -> Path:
         return self.folder / "model.torchscript.pt"
 
+    @property
+    def aot_inductor_path(self) -> Path:
+        """Raises BundleError where the bundle was exported without."""
+        if "model.pt2" not in self.files:
+            raise BundleError(f"bundle {self.folder} has no model.pt2; export the run again with --pt2")
+        return self.folder / "model.pt2"
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Names of the files that `manifest.json` has the hashes of."""
+        return (*BUNDLE_FILES, *(name for name in OPTIONAL_FILES if name in self.sha256))
+
     def for_backend(self, backend: str) -> "Bundle":
         """Return the bundle for use with logits that `backend` computes.
 
@@ -181,9 +196,10 @@ def seal_bundle(folder: Path, info: BundleInfo) -> None:
     missing = [name for name in BUNDLE_FILES if not (folder / name).is_file()]
     if missing:
         raise BundleError(f"bundle {folder} cannot be sealed; missing: {', '.join(missing)}")
-    write_manifest(folder, info, {name: compute_sha256(folder / name) for name in BUNDLE_FILES})
+    names = [*BUNDLE_FILES, *(name for name in OPTIONAL_FILES if (folder / name).is_file())]
+    write_manifest(folder, info, {name: compute_sha256(folder / name) for name in names})
     # safetensors creates files that only their owner can read; a serving container runs as another user.
-    for name in BUNDLE_FILES:
+    for name in names:
         (folder / name).chmod((folder / "manifest.json").stat().st_mode & 0o777)
 
 
@@ -256,7 +272,7 @@ def check_beside(bundle: Bundle, loaded: Bundle) -> None:
 
 
 def _check_files(folder: Path, hashes: Mapping[str, str]) -> None:
-    for name in BUNDLE_FILES:
+    for name in (*BUNDLE_FILES, *(name for name in OPTIONAL_FILES if name in hashes)):
         if name not in hashes:
             raise BundleError(f"{folder / 'manifest.json'} has no sha256 of {name}")
         if not (folder / name).is_file():

@@ -160,21 +160,16 @@ def build_model_config(bundle: Bundle, options: RepositoryOptions) -> "model_con
 
 def _add_tensors(config: "model_config_pb2.ModelConfig", bundle: Bundle, options: RepositoryOptions) -> None:
     side = bundle.info.preprocessing.input_px
-    # The libtorch backend knows tensors by position only.
-    by_position = options.backend == "pytorch"
-    config.input.add(
-        name="INPUT__0" if by_position else INPUT_NAME, data_type=model_config_pb2.TYPE_UINT8, dims=[side, side, 3]
-    )
+    # The libtorch backend takes names that end in no __INDEX in their order here, which is that of the exported graph.
+    config.input.add(name=INPUT_NAME, data_type=model_config_pb2.TYPE_UINT8, dims=[side, side, 3])
     sizes = {
         "category_logits": bundle.info.num_categories,
         "brand_logits": bundle.info.num_brands,
         "embedding": bundle.info.embedding_size,
         SCOPE_NAME: 1,
     }
-    for i, name in enumerate(bundle.info.outputs):
-        output = config.output.add(
-            name=f"OUTPUT__{i}" if by_position else name, data_type=model_config_pb2.TYPE_FP32, dims=[sizes[name]]
-        )
+    for name in bundle.info.outputs:
+        output = config.output.add(name=name, data_type=model_config_pb2.TYPE_FP32, dims=[sizes[name]])
         if name == SCOPE_NAME and not options.decodes:
             # The exported graph returns (N,), for which Triton has no dims; our own models return (N, 1).
             output.reshape.SetInParent()

@@ -6,7 +6,7 @@ import pytest
 from listing_vision.registry import pull_bundle, push_bundle
 from tests.support.signing import create_key_pair
 from vision.attestation import sign_bundle
-from vision.bundle import BUNDLE_FILES
+from vision.bundle import BUNDLE_FILES, seal_bundle
 from vision.bundle_signature import SIGNATURE_FILE
 from vision.errors import BundleError
 
@@ -28,6 +28,16 @@ def test_a_bundle_goes_through_a_folder_in_the_hubs_layout(bundle, tmp_path):
         push_bundle(bundle.folder, str(tmp_path / "hub"))
     with pytest.raises(BundleError, match="exists"):
         pull_bundle(pushed, tmp_path / "pulled")
+
+
+def test_a_compiled_network_and_its_signature_go_along(bundle, tmp_path):
+    folder = shutil.copytree(bundle.folder, tmp_path / "compiled")
+    (folder / "model.pt2").write_bytes(b"compiled")
+    seal_bundle(folder, bundle.info)
+    private, public = create_key_pair(tmp_path)
+    sign_bundle(folder, private)
+    pulled = pull_bundle(push_bundle(folder, str(tmp_path / "hub")), tmp_path / "pulled", public_key=public)
+    assert pulled.aot_inductor_path.read_bytes() == b"compiled"
 
 
 def test_what_was_altered_on_the_way_is_refused(bundle, tmp_path):

@@ -5,7 +5,14 @@ import shutil
 import pytest
 
 from tests.support.bundles import change_manifest
-from vision.bundle import BUNDLE_FILES, UNKNOWN_BACKEND, check_beside, load_bundle, name_rendition_backend
+from vision.bundle import (
+    BUNDLE_FILES,
+    UNKNOWN_BACKEND,
+    check_beside,
+    load_bundle,
+    name_rendition_backend,
+    seal_bundle,
+)
 from vision.errors import BundleError
 from vision.runtime.files import compute_sha256
 
@@ -22,6 +29,22 @@ def test_a_changed_byte_is_refused_by_name_of_the_file(copy_bundle, name):
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
     with pytest.raises(BundleError, match=f"{name} was altered"):
+        load_bundle(copy_bundle)
+
+
+def test_an_optional_file_is_hashed_like_the_rest(bundle, copy_bundle):
+    (copy_bundle / "model.pt2").write_bytes(b"compiled")
+    with pytest.raises(BundleError, match=r"no model\.pt2; export the run again"):
+        _ = load_bundle(copy_bundle).aot_inductor_path  # there, but not sealed
+    seal_bundle(copy_bundle, bundle.info)
+    loaded = load_bundle(copy_bundle)
+    assert loaded.files == (*BUNDLE_FILES, "model.pt2")
+    assert loaded.aot_inductor_path == copy_bundle / "model.pt2"
+    (copy_bundle / "model.pt2").write_bytes(b"another")
+    with pytest.raises(BundleError, match=r"model\.pt2 was altered"):
+        load_bundle(copy_bundle)
+    (copy_bundle / "model.pt2").unlink()
+    with pytest.raises(BundleError, match=r"model\.pt2 is missing"):
         load_bundle(copy_bundle)
 
 

@@ -54,6 +54,9 @@ def evaluate(
     model: Annotated[Path, typer.Argument(help="A bundle, or the folder of a finished run.")],
     manifest: Annotated[str, typer.Argument(help="Manifest with the photos to evaluate on.")],
     split: Annotated[str, typer.Option(help="Split of the manifest to use.")] = "test",
+    engine: Annotated[
+        str, typer.Option(help="What runs a bundle: onnxruntime, or aot-inductor for its model.pt2.")
+    ] = "onnxruntime",
     output: Annotated[
         Path | None,
         typer.Option(
@@ -80,7 +83,7 @@ def evaluate(
 ) -> None:
     """Evaluate a model per photo and per listing, with the decision rule of serving.
 
-    A bundle is evaluated by its ONNX export, a run by its trained weights.
+    A bundle is evaluated by its ONNX export, or another with --engine; a run by its trained weights.
 
     Example: listing-vision evaluate bundles/grocery data/grocery/manifest.parquet --output reports/grocery
     """
@@ -96,6 +99,7 @@ def evaluate(
         photos_per_listing=photos_per_listing,
         other_brands=other_brands,
         tune_split=explore,
+        engine=engine,  # type: ignore[arg-type]  # checked there
     )
     judged, predictions, figures = found.model, found.predictions, found.figures
     for photo in predictions.unusable:
@@ -125,6 +129,14 @@ def export(
         str | None,
         typer.Option(help="last or best: the epoch whose weights are exported. Default: as the recipe says."),
     ] = None,
+    pt2: Annotated[
+        bool,
+        typer.Option(
+            "--pt2",
+            help="Also compile a model.pt2 (torch.export and AOTInductor) for CPUs of this kind, with the C++ compiler "
+            "in CXX or g++.",
+        ),
+    ] = False,
 ) -> None:
     """Export to ONNX and TorchScript, compare both with the trained model, calibrate on val, and seal a bundle.
 
@@ -136,8 +148,8 @@ def export(
     from training.run import Run
 
     with Progress(f"exporting {run}"):
-        bundle = export_bundle(Run(run), output, model_name=name or Run(run).name, weights=weights)  # type: ignore[arg-type]  # checked there
-    for export_name in ("onnx", "torchscript"):
+        bundle = export_bundle(Run(run), output, model_name=name or Run(run).name, weights=weights, pt2=pt2)  # type: ignore[arg-type]  # checked there
+    for export_name in ("onnx", "torchscript", *(["aot_inductor"] if pt2 else [])):
         parity = bundle.info.parity[export_name]
         worst = max(parity["max_abs_difference"].values())
         typer.echo(f"{export_name}: largest difference {worst:.2g} on {bundle.info.parity['photos']}")

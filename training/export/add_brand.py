@@ -186,6 +186,7 @@ def add_brand(
         photos_from=f"{new.name} and the source bundle's golden ones",
         training=_extend_training_record(source, new, num_photos=len(photos)),
         calibrate_export=calibrate_export,
+        pt2="model.pt2" in source.files,
     )
     return AddedBrand(bundle=bundle, brand=new, num_photos=len(photos), categories_equal=equal)
 

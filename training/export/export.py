@@ -16,10 +16,12 @@ import torch
 from training.calibration.calibrate import calibrate
 from training.calibration.splits import split_calibration_rows
 from training.errors import ExportMismatch, RunError
+from training.export.aot_inductor import export_aot_inductor, require_compiler
 from training.export.model_card import render_model_card
 from training.export.model_facts import count_photos, measure_on_test
 from training.export.scope_head import add_scope_head
 from training.export.torchscript import export_torchscript, load_torchscript
+from training.inference.aot_inductor import load_aot_inductor
 from training.inference.forward import onnx_forward, torch_forward
 from training.inference.predictions import Infer, predict
 from training.recipe import KeptWeights, Recipe
@@ -69,7 +71,9 @@ OPSET = 20
 _NUM_GOLDEN_PHOTOS = 2
 
 
-def export_bundle(run: Run, folder: Path, *, model_name: str, weights: KeptWeights | None = None) -> Bundle:
+def export_bundle(
+    run: Run, folder: Path, *, model_name: str, weights: KeptWeights | None = None, pt2: bool = False
+) -> Bundle:
     """Export, compare, calibrate on the val split, seal, and load back what was written.
 
     Args:
@@ -77,20 +81,20 @@ def export_bundle(run: Run, folder: Path, *, model_name: str, weights: KeptWeigh
         folder: of the new bundle.
         model_name: in responses.
         weights: of which epoch; None for the one that the recipe chose.
+        pt2: whether the bundle also has a `model.pt2`, compiled for CPUs of this kind.
 
     Raises:
+        ListingVisionError: `pt2`, and there is no C++ compiler.
         RunError: the run has not finished, or has no such weights.
         BundleError: `folder` exists, or the name cannot be one.
         ExportMismatch: an export predicts differently from the trained model on the same photos.
     """
     require_new_folder(folder)
     check_model_name(model_name)
+    if pt2:
+        require_compiler()
     model, recipe, taxonomy = run.load_model(weights), run.recipe, run.taxonomy
-    manifest = Manifest.load(run.read_settings()["manifest"])
-    if manifest.compute_digest() != run.read_settings()["manifest_sha256"]:
-        _log.warning(
-            "the manifest has changed since training; a guarantee holds only if no calibration listing was trained on"
-        )
+    manifest = _load_manifest(run)
     val, tested, split = split_calibration_rows(manifest)
     preprocessing = Preprocessing(input_px=recipe.input_px)
     trained = manifest.select_split("train")
@@ -131,7 +135,17 @@ def export_bundle(run: Run, folder: Path, *, model_name: str, weights: KeptWeigh
             "test": measure_on_test(manifest, taxonomy, preprocessing, torch_forward(model)),
         },
         calibrate_export=calibrate_export,
+        pt2=pt2,
     )
+
+
+def _load_manifest(run: Run) -> Manifest:
+    manifest = Manifest.load(run.read_settings()["manifest"])
+    if manifest.compute_digest() != run.read_settings()["manifest_sha256"]:
+        _log.warning(
+            "the manifest has changed since training; a guarantee holds only if no calibration listing was trained on"
+        )
+    return manifest
 
 
 def compute_log_priors(recipe: Recipe, train: Manifest, taxonomy: Taxonomy) -> tuple[list[float], list[float]]:
@@ -176,6 +190,7 @@ def build_bundle(
     photos_from: str,
     training: Mapping[str, Any],
     calibrate_export: Callable[[UncalibratedBundle], Calibration],
+    pt2: bool = False,
 ) -> Bundle:
     """Export, compare, calibrate and seal a bundle, and load it back; `folder` appears when it is complete.
 
@@ -189,13 +204,14 @@ def build_bundle(
         photos_from: where they come from, for the record.
         training: how the model was made, for the record.
         calibrate_export: computes the calibration of the finished export.
+        pt2: whether to compile a `model.pt2` too.
 
     Raises:
         BundleError: `folder` exists.
         ExportMismatch: an export predicts differently from the model on the same photos.
     """
     with create_bundle(folder) as building:
-        parity = _write_exports(model, building, photos_nhwc, photos_from=photos_from)
+        parity = _write_exports(model, building, photos_nhwc, photos_from=photos_from, pt2=pt2)
         safetensors.torch.save_file(
             {k: v.contiguous() for k, v in model.state_dict().items()}, building / "weights.safetensors"
         )
@@ -233,9 +249,9 @@ def build_bundle(
 
 
 def _write_exports(
-    model: ListingClassifier, folder: Path, photos_nhwc: npt.NDArray[np.uint8], *, photos_from: str
+    model: ListingClassifier, folder: Path, photos_nhwc: npt.NDArray[np.uint8], *, photos_from: str, pt2: bool
 ) -> dict[str, Any]:
-    """Write both exports and return how much their logits differ from the model's."""
+    """Write the exports and return how much their logits differ from the model's."""
     num_distinct = len(np.unique(photos_nhwc.reshape(len(photos_nhwc), -1), axis=0))
     repeats = -(-max(BATCH_SIZES) // len(photos_nhwc))
     photos = np.concatenate([photos_nhwc] * repeats)[: max(BATCH_SIZES)]
@@ -243,13 +259,20 @@ def _write_exports(
     export_torchscript(model, torch.from_numpy(photos[:2]), folder / "model.torchscript.pt")
     trained = torch_forward(model)
     torchscript = torch_forward(load_torchscript(folder / "model.torchscript.pt"))
-    return {
+    parity = {
         "photos": f"{num_distinct} photos of {photos_from}",
         "batch_sizes": list(BATCH_SIZES),
         "tolerance": TOLERANCE,
         "onnx": compare_export(trained, onnx_forward(folder / "model.onnx"), photos, name="ONNX"),
         "torchscript": compare_export(trained, torchscript, photos, name="TorchScript"),
     }
+    if pt2:
+        path = folder / "model.pt2"
+        compiled_for = export_aot_inductor(model, torch.from_numpy(photos[:2]), path)
+        compiled = torch_forward(load_aot_inductor(path))
+        compared = compare_export(trained, compiled, photos, name="AOTInductor")
+        parity["aot_inductor"] = {**compared, "compiled_for": compiled_for}
+    return parity
 
 
 def export_onnx(model: torch.nn.Module, photos_nhwc: npt.NDArray[np.uint8], path: Path) -> None:

@@ -110,6 +110,8 @@ def convert_bundle(
         raise ListingVisionError(f"precision {precision!r} is not one of {', '.join(get_args(Precision))}")
     if bundle.info.precision != "fp32":
         raise BundleError(f"bundle {bundle.folder} is in {bundle.info.precision}; convert the fp32 one it came from")
+    if "model.pt2" in bundle.files:
+        _log.warning("%s has a model.pt2, which is in fp32 only: the new bundle has none", bundle.folder)
     with create_bundle(folder) as building:
         tune_rows, tested_rows, split = split_calibration_rows(manifest)
         reference = _predict(bundle, tune_rows, onnx_forward(bundle.onnx_path))

@@ -8,7 +8,6 @@ from training.calibration.certify import Guarantee
 from training.export.model_card import render_model_card
 from training.inference.predictions import Predictions
 from vision.bundle import (
-    BUNDLE_FILES,
     Bundle,
     certificate_binding,
     create_bundle,
@@ -59,7 +58,7 @@ def recalibrate(
         brand_log_prior=bundle.calibration.brand_log_prior,
     )
     with create_bundle(folder) as building:
-        for name in BUNDLE_FILES:
+        for name in bundle.files:
             shutil.copy2(bundle.folder / name, building / name)
         (building / "calibration.json").write_text(calibration.to_json() + "\n")
         (building / "model_card.md").write_text(

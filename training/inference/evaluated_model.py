@@ -3,17 +3,22 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 from training.inference.predictions import Infer
 from vision.calibration import Calibration
+from vision.errors import ListingVisionError
 from vision.images import Preprocessing
 from vision.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
+    from vision.bundle import Bundle
+    from vision.engine import Engine
     from vision.model import ListingClassifier
 
-__all__ = ["EvaluatedModel", "load_evaluated_model"]
+__all__ = ["EngineName", "EvaluatedModel", "load_evaluated_model"]
+
+EngineName = Literal["onnxruntime", "aot-inductor"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,14 +34,26 @@ class EvaluatedModel:
     """Load the network in evaluation mode, for Grad-CAM."""
 
 
-def load_evaluated_model(folder: Path) -> EvaluatedModel:
-    """Load a bundle, evaluated by its ONNX export, or a finished run, evaluated by its trained weights.
+def load_evaluated_model(folder: Path, *, engine: EngineName = "onnxruntime") -> EvaluatedModel:
+    """Load a bundle, evaluated by an export of it, or a finished run, evaluated by its trained weights.
+
+    Args:
+        folder: of the bundle or run.
+        engine: what runs a bundle. `aot-inductor` runs `model.pt2`, for which guarantees of ONNX Runtime do not hold.
 
     Raises:
+        ListingVisionError: no such engine, or it is given for a run.
+        EngineUnavailable: `model.pt2` was compiled for another CPU, or cannot be loaded.
         BundleError: the folder is neither, or the bundle is incomplete or altered.
         RunError: the run has not finished.
     """
+    if engine not in get_args(EngineName):
+        raise ListingVisionError(f"engine {engine!r} is not one of {', '.join(get_args(EngineName))}")
     if (folder / "run.json").is_file():
+        if engine != "onnxruntime":
+            raise ListingVisionError(
+                f"{folder} is a run, evaluated by its weights; give a bundle with --engine {engine}"
+            )
         from training.inference.forward import torch_forward
         from training.run import Run
 
@@ -51,7 +68,6 @@ def load_evaluated_model(folder: Path) -> EvaluatedModel:
             load_network=lambda: model,
         )
     from vision.bundle import load_bundle
-    from vision.engine import OnnxEngine
 
     def load_network() -> "ListingClassifier":
         from training.inference.network import load_bundle_model
@@ -59,12 +75,22 @@ def load_evaluated_model(folder: Path) -> EvaluatedModel:
         return load_bundle_model(bundle)
 
     bundle = load_bundle(folder)
-    engine = OnnxEngine(bundle)
+    opened = _open_engine(bundle, engine)
     return EvaluatedModel(
         name=f"bundle {bundle.info.model_name} {bundle.info.model_version}",
         taxonomy=bundle.taxonomy,
-        calibration=bundle.for_backend(engine.backend).calibration,
+        calibration=bundle.for_backend(opened.backend).calibration,
         preprocessing=bundle.info.preprocessing,
-        infer=engine.infer,
+        infer=opened.infer,
         load_network=load_network,
     )
+
+
+def _open_engine(bundle: "Bundle", name: EngineName) -> "Engine":
+    if name == "aot-inductor":
+        from training.inference.aot_inductor import AotInductorEngine
+
+        return AotInductorEngine(bundle)
+    from vision.engine import OnnxEngine
+
+    return OnnxEngine(bundle)

@@ -1,5 +1,6 @@
 """Trained networks and exported graphs as functions from photos to logits."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from vision.engine import INPUT_NAME, OUTPUT_NAMES, Logits
 __all__ = ["onnx_forward", "torch_forward"]
 
 
-def torch_forward(module: torch.nn.Module) -> Infer:
+def torch_forward(module: Callable[[torch.Tensor], Sequence[torch.Tensor]]) -> Infer:
     """Run a network as it is: on its device, in its mode, without gradients."""
 
     def forward(photos_nhwc: npt.NDArray[np.uint8]) -> Logits:

@@ -33,8 +33,7 @@ def test_each_backend_gets_its_files_and_tensor_names(bundle, tmp_path):
         "python": ["code", "model.onnx", "model.py"],
         "python-gpu": ["code", "model.pt", "model.py"],
     }
-    assert names["onnxruntime"] == names["tensorrt"] == names["python"] == ["photos", "category_logits"]
-    assert names["pytorch"] == ["INPUT__0", "OUTPUT__0"]
+    assert all(found == ["photos", "category_logits"] for found in names.values())
 
 
 @pytest.mark.parametrize("backend", ["python", "python-gpu"])
