@@ -1,6 +1,7 @@
 """What one photo costs, measured on a machine or read from a file."""
 
 import json
+import math
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -68,6 +69,11 @@ class Profile:
         if num_photos > sizes[-1]:
             return self.model_ms[sizes[-1]] * num_photos / sizes[-1]
         return float(np.interp(num_photos, sizes, [self.model_ms[size] for size in sizes]))
+
+    def compute_max_photos_per_s(self, num_cores: int, *, model_on_cores: bool) -> float:
+        """Return what so many cores can do at most; gateway processes and decode workers keep them all busy."""
+        cost_ms = self.decode_ms + self.gateway_ms + (self.batch_ms(1) if model_on_cores else 0.0)
+        return math.inf if cost_ms == 0 else 1000 * num_cores / cost_ms
 
 
 def measure_profile(bundle: Bundle, photos: Path, *, gateway_ms: float) -> Profile:

@@ -56,14 +56,21 @@ def measure(
         typer.Option(min=0, help="Additional core time per photo in a gateway; `benchmarks.serving` measures it."),
     ] = 2.0,
 ) -> None:
-    """Measure what decoding and the model cost on one core of this machine.
+    """Measure what decoding and the model cost on one core of this machine, and what its cores can do at most.
 
     Example: listing-vision plan measure bundles/grocery --photos photos --output profile.json
     """
     from serving.capacity.profile import measure_profile
     from vision.bundle import load_bundle
+    from vision.runtime.cpus import count_usable_cores
 
     measured = measure_profile(load_bundle(bundle), photos, gateway_ms=gateway_ms)
     measured.save(output)
     costs = f"decode {measured.decode_ms:.1f} ms, model {measured.model_ms[1]:.1f} ms"
     typer.echo(f"{costs} a photo on one core; written: {output}")
+    cores = count_usable_cores()
+    with_gpu, alone = (measured.compute_max_photos_per_s(cores, model_on_cores=on_cores) for on_cores in (False, True))
+    typer.echo(
+        f"the {cores} usable cores limit this machine to {with_gpu:.0f} photos/s with the model on a GPU, whatever the "
+        f"GPU could do, and to {alone:.0f} photos/s with the model on them too"
+    )

@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 from serving.capacity.profile import Profile
 from serving.cli.plan import plan_app
 from tests.support.helpers import create_scene, encode_image
+from vision.runtime.cpus import count_usable_cores
 
 
 def run(*words: object):
@@ -22,6 +23,10 @@ def test_costs_are_measured_and_a_plan_is_made_of_them(bundle, tmp_path):
     profile = Profile.load(path)
     assert profile.decode_ms > 0
     assert profile.model_ms[1] > 0
+    cores = count_usable_cores()
+    least_ms = profile.decode_ms + profile.gateway_ms
+    assert f"the {cores} usable cores limit this machine to {1000 * cores / least_ms:.0f} photos/s" in done.output
+    assert f"to {1000 * cores / (least_ms + profile.model_ms[1]):.0f} photos/s with the model on them" in done.output
     path.write_text(json.dumps(json.loads(path.read_text()) | {"decode_ms": 5.0, "model_ms": {"1": 5.0}}))
     done = run("capacity", "--profile", path, "--listings-per-s", 20, "--p99-ms", 200)
     assert done.exit_code == 0, done.output
