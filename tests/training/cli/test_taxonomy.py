@@ -2,13 +2,16 @@
 
 import dataclasses
 
+import pyarrow as pa
+import pyarrow.parquet
 from typer.testing import CliRunner
 
 from tests.support.helpers import create_small_taxonomy
 from training.cli.taxonomy import taxonomy_app
+from vision.bundle import load_bundle
 from vision.errors import TaxonomyError
 from vision.manifest import Manifest
-from vision.taxonomy import Taxonomy
+from vision.taxonomy import Brand, Taxonomy
 
 
 def test_labels_move_to_a_new_taxonomy(tmp_path):
@@ -50,4 +53,48 @@ def test_differences_are_printed(tmp_path):
     assert done.stdout.splitlines() == [
         "small-1 and small-2: 0 differences",
         "labels differ, or their order: a model of one has no meaning for the other",
+    ]
+
+
+def test_a_model_moves_to_a_new_taxonomy(bundle, tmp_path):
+    omega = Brand(id="omega", names={"en": "Omega"})
+    new = dataclasses.replace(bundle.taxonomy, version="more", brands=(*bundle.taxonomy.brands, omega))
+    new.save(tmp_path / "new.json")
+    words = ["migrate-bundle", str(bundle.folder), str(tmp_path / "new.json"), "--output", str(tmp_path / "new")]
+    done = CliRunner().invoke(taxonomy_app, words)
+    assert done.exit_code == 0, done.exception
+    made = load_bundle(tmp_path / "new")
+    assert done.stdout.splitlines() == [
+        "guarantees, categories: carried over",
+        "guarantees, brand: void; run `listing-vision calibrate`",
+        "never seen, and never predicted before training: omega",
+        f"bundle {tmp_path / 'new'}: small {made.info.model_version}, taxonomy more",
+    ]
+    assert made.taxonomy == new
+
+
+def test_stored_rows_move_to_a_new_taxonomy(tmp_path):
+    old = create_small_taxonomy()
+    old.save(tmp_path / "old.json")
+    new = tuple(category for category in old.categories if category.id != "fuji")
+    dataclasses.replace(old, version="small-2", categories=new).save(tmp_path / "new.json")
+    (tmp_path / "map.toml").write_text("[categories]\nfuji = 'gala'\n")
+    (tmp_path / "rows").mkdir()
+    table = pa.table({"category_id": ["fuji", "lemon"], "taxonomy_version": ["small-1", "small-0"]})
+    pa.parquet.write_table(table, tmp_path / "rows" / "a.parquet")
+    words = [
+        "migrate-rows",
+        str(tmp_path / "old.json"),
+        str(tmp_path / "new.json"),
+        "--map",
+        str(tmp_path / "map.toml"),
+    ]
+    words += ["--rows", str(tmp_path / "rows"), "--output", str(tmp_path / "moved")]
+    done = CliRunner().invoke(taxonomy_app, words)
+    assert done.exit_code == 0, done.exception
+    assert "1 rows carried over" in done.stdout
+    assert "1 rows left as they are" in done.stdout
+    assert pa.parquet.read_table(tmp_path / "moved" / "a.parquet").to_pylist() == [
+        {"category_id": "gala", "taxonomy_version": "small-2"},
+        {"category_id": "lemon", "taxonomy_version": "small-0"},
     ]
