@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from serving.processes.sockets import ControlSocket
 from vision.errors import ListingVisionError
 
 __all__ = ["Command", "ControlServer", "ControlTimeout", "ControlUnavailable", "monitor_heartbeat", "send_command"]
@@ -45,6 +46,7 @@ class ControlServer:
         self._path = path
         self._commands = commands
         self._server: asyncio.Server | None = None
+        self._socket: ControlSocket | None = None
 
     async def start(self) -> None:
         """Raises OSError: the socket cannot be made."""
@@ -52,7 +54,10 @@ class ControlServer:
         if self._path.parent.stat().st_uid != os.getuid():
             raise OSError(f"{self._path.parent} belongs to another user; remove it")
         self._path.unlink(missing_ok=True)  # left by a supervisor that was killed; the port is ours by now
-        self._server = await asyncio.start_unix_server(self._handle_connection, self._path, limit=_MAX_LINE_BYTES)
+        self._socket = ControlSocket(self._path)
+        self._server = await asyncio.start_unix_server(
+            self._handle_connection, sock=self._socket, limit=_MAX_LINE_BYTES
+        )
         self._path.chmod(0o600)
 
     async def close(self) -> None:
@@ -71,6 +76,8 @@ class ControlServer:
             writer.close()
             with suppress(ConnectionError):
                 await writer.wait_closed()
+            if self._socket:
+                self._socket.fill_reserve()
 
     async def _execute(self, line: bytes) -> dict[str, Any]:
         try:

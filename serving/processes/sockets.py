@@ -1,14 +1,17 @@
 """Addresses at which the processes of one `serve` reach each other, and the ports that they listen on."""
 
 import contextlib
+import errno
 import ipaddress
 import os
 import socket
 from pathlib import Path
+from typing import Any
 
 from serving.processes.temporary_folders import create_private_folder, list_private_folders
 
 __all__ = [
+    "ControlSocket",
     "find_free_ports",
     "format_address",
     "gateway_socket_address",
@@ -21,6 +24,52 @@ __all__ = [
 
 LISTEN_BACKLOG = 1024
 """Connections that wait to be accepted; the kernel may allow fewer (`net.core.somaxconn`)."""
+_NUM_RESERVED = 8
+_NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
+
+
+class ControlSocket(socket.socket):
+    """A Unix socket that accepts connections even where callers have taken all descriptors of the process.
+
+    It keeps a few descriptors open, and closes one for a connection that finds no other.
+
+    Raises:
+        OSError: the socket cannot be made at this path.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._reserve: list[int] = []
+        try:
+            self.bind(str(path))
+            self.fill_reserve()
+        except OSError:
+            self.close()
+            raise
+
+    def fill_reserve(self) -> None:
+        """Take the descriptors that closed connections have given back, as far as there are any."""
+        with contextlib.suppress(OSError):
+            while len(self._reserve) < _NUM_RESERVED:
+                self._reserve.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        try:
+            return super().accept()
+        except OSError as error:
+            if error.errno not in _NO_DESCRIPTORS or not self._reserve:
+                raise
+        os.close(self._reserve.pop())
+        try:
+            return super().accept()
+        except BlockingIOError:  # Linux looks for a descriptor first, even where no connection waits
+            self.fill_reserve()
+            raise
+
+    def close(self) -> None:
+        while self._reserve:
+            os.close(self._reserve.pop())
+        super().close()
 
 
 def supervisor_control_path(port: int) -> Path:

@@ -94,6 +94,12 @@ def test_a_gateway_has_all_extras_that_are_for_it_and_no_torch():
     assert not {"torch", "torchvision", "timm", "ray", "onnxruntime"} & set(read_pins(FOLDER / "gateway.txt"))
 
 
+def test_only_the_image_for_ray_has_opencensus():
+    # Unmaintained since 2023; Ray's cluster launcher still requires it.
+    having = {path.stem for path in FOLDER.glob("*.txt") if any("opencensus" in package for package in read_pins(path))}
+    assert having == {"backfill"}
+
+
 def test_all_that_triton_install_downloads_has_hashes():
     blocks = re.split(r"^(?=[a-z0-9])", TRITON_PACKAGES.read_text(), flags=re.MULTILINE)[1:]
     assert {block.split()[0] for block in blocks} == {PYTRITON, *MODEL_ENVIRONMENT}

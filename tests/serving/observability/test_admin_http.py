@@ -1,11 +1,15 @@
 """The status port: pages, what is not there, and a port that is taken."""
 
+import socket
+import threading
 import urllib.error
 import urllib.request
+from contextlib import ExitStack, suppress
 
 import pytest
 
-from serving.observability.admin_http import HttpResponse, StatusServer
+from serving.observability.admin_http import MAX_CONNECTIONS, HttpResponse, StatusServer
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture
@@ -37,3 +41,22 @@ def test_pages_are_served_with_their_code_and_type(server):
 def test_a_taken_port_is_named(server):
     with pytest.raises(OSError, match=rf"127\.0\.0\.1:{server.port}: .*; choose another --status-port"):
         StatusServer("127.0.0.1", server.port, {})
+
+
+def test_connections_that_never_end_their_request_shut_nobody_out(server):
+    num_before = threading.active_count()
+    address = ("127.0.0.1", server.port)
+    with ExitStack() as stack:
+        opened = [
+            stack.enter_context(socket.create_connection(address, timeout=60)) for _ in range(3 * MAX_CONNECTIONS)
+        ]
+
+        def are_oldest_closed():
+            for connection in opened:
+                with suppress(OSError):
+                    connection.sendall(b"X")  # else each is closed as idle
+            return threading.active_count() <= num_before + MAX_CONNECTIONS
+
+        assert fetch(server, "/healthz") == (200, "text/plain", b"alive\n")
+        wait_until(are_oldest_closed, "the oldest connections closed", timeout_s=30)
+        assert fetch(server, "/healthz") == (200, "text/plain", b"alive\n")

@@ -104,12 +104,22 @@ def test_a_command_times_out(tmp_path):
 
 
 PROCESS = """
-import asyncio, pathlib, sys
+import asyncio, errno, pathlib, resource, socket, sys
 from serving.processes.control import ControlServer
+def take_all_descriptors():
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+    taken = []
+    try:
+        while True:
+            taken.append(socket.socket())
+    except OSError as error:
+        assert error.errno == errno.EMFILE and len(taken) > 20
+    return taken
 async def main():
     async def alive():
         return "alive"
     await ControlServer(pathlib.Path(sys.argv[1]), {"alive": alive}).start()
+    taken = take_all_descriptors() if sys.argv[2] == "exhausted" else []
     print("there", flush=True)
     await asyncio.sleep(100)
 asyncio.run(main())
@@ -117,13 +127,24 @@ asyncio.run(main())
 
 
 @pytest.fixture
-def process(tmp_path):
-    """A process with an event loop, and its socket."""
+def process(request, tmp_path):
+    """A process with an event loop, and its socket; with the parameter `exhausted` it has no descriptors left."""
     path = tmp_path / "own" / "1.sock"
-    with subprocess.Popen([sys.executable, "-c", PROCESS, path], stdout=subprocess.PIPE) as started:
-        started.stdout.readline()
+    command = [sys.executable, "-c", PROCESS, path, getattr(request, "param", "")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as started:
+        assert started.stdout.readline() == b"there\n"
         yield started, path
         started.kill()
+
+
+@pytest.mark.parametrize("process", ["exhausted"], indirect=True)
+def test_commands_are_answered_where_callers_have_taken_all_descriptors(process):
+    _, path = process
+    for _ in range(20):
+        assert send_command(path, "alive", timeout_s=30) == "alive"
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: send_command(path, "alive", timeout_s=30), range(40)))
+    assert found == ["alive"] * 40
 
 
 def monitor_process(path, *, should_continue, shutdown_timeout_s=100.0, on_heartbeat=None):
