@@ -48,10 +48,12 @@ def serve(**flags: Any) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there are processes to replace; the default would end this one
     from serving.supervisor.supervisor import serve as run
     from vision.runtime.lifetime import keep_freed_memory_in_children, raise_descriptor_limit
+    from vision.runtime.repeated_lines import limit_repeated_lines
 
     options = ServeOptions(**flags)
     if conflict := options.find_conflict():
         raise typer.BadParameter(conflict)
+    limit_repeated_lines()
     raise_descriptor_limit()
     keep_freed_memory_in_children()
     asyncio.run(run(replace(options, otlp_endpoint=options.otlp_endpoint or read_standard_endpoint())))

@@ -9,7 +9,6 @@ successor; FD is where it writes that it listens. The process ends when its pare
 import asyncio
 import functools
 import os
-import resource
 import signal
 import socket
 import ssl
@@ -28,19 +27,14 @@ from serving.processes.sockets import process_control_path
 from vision.errors import ListingVisionError
 from vision.runtime.cli import run_command
 from vision.runtime.lifetime import die_with_parent
+from vision.runtime.repeated_lines import limit_repeated_lines
 
 __all__ = ["HttpServer"]
-
-_OPEN_FILES = 4096
-"""For connections, those in TLS handshakes included, whose number has no limit but time."""
 
 
 def main(options: str, descriptor: int, listen_descriptor: int) -> None:
     die_with_parent(signal.SIGTERM)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < _OPEN_FILES:
-        limit = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    limit_repeated_lines()
     supervisor, listen_socket = socket.socket(fileno=descriptor), socket.socket(fileno=listen_descriptor)
     asyncio.run(_serve(ServeOptions.from_json(options), supervisor, listen_socket))
 

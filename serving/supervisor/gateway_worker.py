@@ -22,6 +22,7 @@ from serving.processes.sockets import format_address, process_control_path
 from serving.rollout.traffic_split import TrafficSplit
 from vision.runtime.cli import run_command
 from vision.runtime.lifetime import die_with_parent
+from vision.runtime.repeated_lines import limit_repeated_lines
 
 __all__ = ["main"]
 
@@ -30,6 +31,7 @@ _log = logging.getLogger(__name__)
 
 def main(options: str, descriptor: int) -> None:
     die_with_parent(signal.SIGTERM)
+    limit_repeated_lines()
     asyncio.run(_serve(ServeOptions.from_json(options), socket.socket(fileno=descriptor)))
 
 

@@ -1,6 +1,7 @@
-"""A stream on which nothing is sent for long stays open: gateway and client agree on how often a ping is allowed."""
+"""A quiet stream stays open, since gateway and client agree on how often a ping is allowed; an idle connection ends."""
 
 import asyncio
+import socket
 import threading
 
 import pytest
@@ -49,3 +50,21 @@ def test_pings_more_often_than_a_gateway_allows_end_the_connection(bundle):
     # were ended before the first answer have made the client ping less often, each time half as often.
     with pytest.raises(CallFailed, match="Too many pings"):
         classify_before_and_after_a_quiet_time(bundle, quiet_s=60.0)
+
+
+def test_a_connection_without_calls_is_closed(bundle, monkeypatch):
+    monkeypatch.setattr("serving.gateway.server.MAX_CONNECTION_IDLE_MS", 200)
+
+    def read_until_closed(port):
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+            connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0)))  # SETTINGS
+            received = b""
+            while chunk := connection.recv(4096):
+                received += chunk
+            return received
+
+    async def run():
+        async with run_gateway(bundle, isolate=False) as (server, _):
+            return await asyncio.to_thread(read_until_closed, server.port)
+
+    assert asyncio.run(run()).endswith(b"connection idle")
