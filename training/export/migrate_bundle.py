@@ -4,12 +4,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional
 
-from training.data.taxonomy_changes import Change, Migration
+from training.data.taxonomy_changes import Migration
 from training.export.export import UncalibratedBundle, build_bundle
 from training.inference.forward import onnx_forward
 from training.inference.network import load_bundle_model
@@ -80,7 +81,12 @@ def migrate_bundle(source: Bundle, migration: Migration, output: Path) -> Migrat
         )
     leaves, brands = find_leaf_sources(migration), find_brand_sources(migration)
     after = migrate_heads(load_bundle_model(source), leaves, brands)
-    carried = {"category": _keeps_categories(migration), "brand": _keeps_brands(migration)}
+    # Equality is verified with ONNX Runtime on the CPU; another backend may compute the other graph differently.
+    verifiable = source.calibration.certifies.get("backend") == ONNX_ON_CPU
+    carried = {
+        "category": verifiable and _keeps_categories(migration),
+        "brand": verifiable and _keeps_brands(migration),
+    }
 
     def calibrate_export(exported: UncalibratedBundle) -> Calibration:
         photos = source.golden.photos_nhwc
@@ -93,7 +99,6 @@ def migrate_bundle(source: Bundle, migration: Migration, output: Path) -> Migrat
                 carried[kind] = bool((new == old[:, [one.labels[0] for one in sources]]).all())
         return _migrate_calibration(source, exported, migration, carried=carried, leaves=leaves, brands=brands)
 
-    record = {"from": migration.old.version, "to": migration.new.version, "to_version": source.info.model_version}
     bundle = build_bundle(
         after,
         output,
@@ -102,10 +107,7 @@ def migrate_bundle(source: Bundle, migration: Migration, output: Path) -> Migrat
         preprocessing=source.info.preprocessing,
         photos_nhwc=source.golden.photos_nhwc,
         photos_from="the source bundle's golden ones",
-        training={
-            **source.info.training,
-            "taxonomies_migrated": [*source.info.training.get("taxonomies_migrated", ()), record],
-        },
+        training=_extend_training_record(source, migration),
         calibrate_export=calibrate_export,
         pt2="model.pt2" in source.files,
     )
@@ -233,9 +235,8 @@ def _migrate_calibration(
     fields = []
     for field in calibration.fields:
         kind = "brand" if field.name == BRAND_FIELD else "category"
-        # Equality was verified with ONNX Runtime on the CPU; another backend may compute the other graph differently.
-        if not (carried[kind] and backend == ONNX_ON_CPU):
-            reason = f"{_name_changes(migration.changes, kind)} since calibration; run `listing-vision calibrate`"
+        if not carried[kind]:
+            reason = f"{_name_changes(migration, kind)} since calibration; run `listing-vision calibrate`"
             (field,) = replace(calibration, fields=(field,)).void(reason).fields
         fields.append(field)
     same_depth = migration.old.max_depth == migration.new.max_depth
@@ -252,6 +253,14 @@ def _migrate_calibration(
     )
 
 
+def _extend_training_record(source: Bundle, migration: Migration) -> dict[str, Any]:
+    record = {"from": migration.old.version, "to": migration.new.version, "to_version": source.info.model_version}
+    return {
+        **source.info.training,
+        "taxonomies_migrated": [*source.info.training.get("taxonomies_migrated", ()), record],
+    }
+
+
 def _migrate_log_prior(log_prior: Sequence[float], sources: Sequence[LabelSources]) -> tuple[float, ...]:
     """The prior of merged labels together, less their number, which their bias has; the least for an added label."""
     if not log_prior:
@@ -264,14 +273,14 @@ def _migrate_log_prior(log_prior: Sequence[float], sources: Sequence[LabelSource
     )
 
 
-def _name_changes(changes: Sequence[Change], kind: str) -> str:
-    """`category merged: gala, fuji; split: lemon`, or that logits differ where nothing did."""
-    named = [c for c in changes if c.kind == kind and c.what not in ("kept", "renamed")]
+def _name_changes(migration: Migration, kind: str) -> str:
+    """`category merged: gala, fuji; split: lemon`, or the versions where nothing but names changed."""
+    named = [c for c in migration.changes if c.kind == kind and c.what not in ("kept", "renamed")]
     by_what: dict[str, list[str]] = {}
     for change in named[:_NUM_NAMED]:
         by_what.setdefault(change.what, []).append(change.old_id or change.new_id)
     if not by_what:
-        return f"{kind} logits changed"
+        return f"the taxonomy went from {migration.old.version} to {migration.new.version}"
     more = f" and {len(named) - _NUM_NAMED} more" if len(named) > _NUM_NAMED else ""
     texts = [f"{what}: {', '.join(ids)}" for what, ids in by_what.items()]
     return f"{kind} {'; '.join(texts)}{more}"

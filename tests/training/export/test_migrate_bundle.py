@@ -147,6 +147,19 @@ def test_guarantees_stay_where_only_names_and_their_order_changed(guaranteed_bun
     ]
 
 
+def test_guarantees_of_another_backend_are_void(guaranteed_bundle, tmp_path):
+    certifies = {**guaranteed_bundle.calibration.certifies, "backend": "tensorrt"}
+    calibration = dataclasses.replace(guaranteed_bundle.calibration, certifies=certifies)
+    old = dataclasses.replace(guaranteed_bundle, calibration=calibration)
+    new, changes = rename_all(old.taxonomy)
+    migrated = migrate_bundle(old, plan_migration(old.taxonomy, new, changes), tmp_path / "new")
+    assert (migrated.categories_carried, migrated.brand_carried) == (False, False)
+    version = old.taxonomy.version
+    assert {field.uncertified_reason for field in migrated.bundle.calibration.fields} == {
+        f"the taxonomy went from {version} to renamed since calibration; run `listing-vision calibrate`"
+    }
+
+
 def test_guarantees_are_void_by_name_where_classes_changed(guaranteed_bundle, tmp_path):
     old = guaranteed_bundle
     first = old.taxonomy.leaf_ids[0]
