@@ -63,6 +63,10 @@ class Recipe:
     frozen_groups: int = 0
     """So many of the backbone's layer groups, counted from the photo (timm's coarse `group_matcher`; the stem is the
     first), stay as they were pre-trained. Early layers are general and, at full resolution, the dear ones."""
+    lora_rank: int = 0
+    """Above 0, the backbone's linear layers learn products of this rank beside their weights, and the rest of the
+    backbone stays as it was pre-trained (Hu et al., ICLR 2022); a finished run has them added. For vision transformers
+    and ConvNeXt; 4 to 16, with a `backbone_learning_rate` near 1e-3."""
     seed: int = 0
     batch_size: int = 32
     """Photos in one optimizer step, over all ranks and micro-batches. So that every photo comes once an epoch, what is
@@ -138,6 +142,7 @@ class Recipe:
         )
         _require(32 <= self.input_px <= 1024, "input_px", self.input_px, "use 32..1024")
         _require(self.frozen_groups >= 0, "frozen_groups", self.frozen_groups, "use 0 or more")
+        _require(self.lora_rank >= 0, "lora_rank", self.lora_rank, "use 0 (off) or more")
         _require(self.batch_size >= 2, "batch_size", self.batch_size, "batch norm needs at least 2")
         for name in ("head_learning_rate", "backbone_learning_rate", "gradient_clip_norm"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "use a positive number")

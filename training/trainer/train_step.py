@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from training.errors import RecipeError
+from training.inference.lora import add_low_rank, merge_low_rank
 from training.inference.pretrained import check_photo_sizes, create_backbone
 from training.recipe import Recipe, Stage
 from training.trainer.distillation import Teacher
@@ -68,6 +69,8 @@ class TrainStep:
         if recipe.activation_checkpointing:
             _enable_activation_checkpointing(backbone, recipe.backbone)
         self.spec = _create_spec(recipe, backbone, taxonomy)
+        if recipe.lora_rank:
+            add_low_rank(backbone, recipe.lora_rank, recipe.backbone)
         model = ListingClassifier(self.spec, backbone, dropout=recipe.dropout)
         freeze_groups(model.backbone, recipe.frozen_groups)
         self._trainable_backbone = [p for p in model.backbone.parameters() if p.requires_grad]
@@ -161,6 +164,10 @@ class TrainStep:
         for parameter, moments in self.optimizer.state.items():
             tensors |= {f"optimizer.{names[parameter]}.{k}": v for k, v in moments.items()}
         return tensors
+
+    def export_averaged(self) -> dict[str, torch.Tensor]:
+        """The averaged weights, as a network without `lora_rank` has them."""
+        return merge_low_rank(self.ema.module)
 
     def load_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Take over what `tensors` gave."""

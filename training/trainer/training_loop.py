@@ -158,7 +158,7 @@ class TrainingLoop:
         if not self._stopping:
             self._save()
             if self._ranks.is_first:
-                last, best = self.train_step.ema.module.state_dict(), self._choice.tensors
+                last, best = self.train_step.export_averaged(), self._choice.tensors
                 self._run.save_weights(last=last, best=best, final=self._recipe.final_weights)
         self._ranks.barrier()
 
@@ -262,7 +262,7 @@ class TrainingLoop:
         }
         on_features = self._val_features if stage.trains == "heads_on_features" else None
         record |= self.validation.evaluate(self.train_step, on_features)
-        averaged = self.train_step.ema.module.state_dict()
+        averaged = self.train_step.export_averaged()
         self._choice.judge(epoch, record, averaged if self._ranks.is_first else {})
         seconds = self._times.update_seconds()
         record |= {"val_seconds": seconds - train_seconds, "seconds": seconds}
