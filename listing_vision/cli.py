@@ -6,7 +6,7 @@ import typer
 
 import vision
 from listing_vision.bundle import bundle_app
-from listing_vision.calibrate import calibrate
+from listing_vision.calibrate import calibration_app
 from listing_vision.classify import classify
 from listing_vision.demo import demo
 from serving.cli.backfill import backfill_app
@@ -43,11 +43,11 @@ for verb in (
     compare,
     export,
     convert,
-    calibrate,
     classify,
     demo,
 ):
     app.command()(verb)
+app.add_typer(calibration_app)
 tune_app.command("triton")(tune)
 app.add_typer(tune_app, name="tune")
 app.add_typer(brand_app, name="brand")

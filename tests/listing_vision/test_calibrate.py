@@ -69,6 +69,28 @@ def test_brands_that_the_taxonomy_lacks_are_refused_unless_they_may_be_others(bu
     assert taken.exit_code == 0, taken.output
 
 
+def test_thresholds_may_come_from_unlabelled_listings(bundle, synthetic_dataset, tmp_path):
+    rows = Manifest.load(str(synthetic_dataset / "manifest.parquet")).rebase(str(tmp_path))
+    table = [row for row in rows.table.to_pylist() if row["split"] in ("val", "test")]
+    labelled = [{**row, "split": "calibrate"} for row in table if row["split"] == "test"]
+    # Labels that no taxonomy knows, which are not read.
+    production = [{**row, "category": "sold last week", "split": ""} for row in table if row["split"] == "val"]
+    for name, part in (("labelled", labelled), ("production", production)):
+        Manifest.from_rows(part, str(tmp_path)).save(str(tmp_path / f"{name}.csv"))
+    scores = ("--scores", tmp_path / "production.csv")
+    done = calibrate(bundle.folder, tmp_path / "labelled.csv", *scores, "--output", tmp_path / "new")
+    assert done.exit_code == 0, done.output
+    assert "calibrated on calibrate; thresholds to test from unlabelled listings; temperatures as" in done.output
+    path = load_bundle(tmp_path / "new").calibration.field("category_path")
+    assert path.num_listings == len({row["listing_id"] for row in labelled})
+    refused = calibrate(bundle.folder, synthetic_dataset / "manifest.parquet", *scores, "--output", tmp_path / "no")
+    assert "no row of the manifest has split 'calibrate'" in str(refused.exception)
+    both = calibrate(
+        bundle.folder, tmp_path / "labelled.csv", *scores, "--tune-split", "val", "--output", tmp_path / "no"
+    )
+    assert both.exit_code == 2
+
+
 def test_renditions_are_certified_by_a_name_of_their_own(bundle, synthetic_dataset, tmp_path):
     manifest = synthetic_dataset / "manifest.parquet"
     done = calibrate(bundle.folder, manifest, "--output", tmp_path / "new", "--rendition", 320)

@@ -5,29 +5,34 @@ from some listings (tune), the tests from others (calibrate), strictest threshol
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
+from training.calibration.field_rows import FieldRows
 from training.calibration.fixed_sequences import SequenceResult, run_fixed_sequences
-from training.calibration.path_tests import PathRows
 from training.calibration.splits import CalibrationListings
-from training.calibration.threshold_tests import FieldTests, build_grid, count_required
-from training.evaluation.ground_truth import evaluate_paths
+from training.calibration.threshold_tests import FieldTests, count_required
 from training.statistics.estimates import compute_clopper_pearson_upper
 from vision.calibration import BRAND_FIELD, PATH_FIELD, Calibration, FieldGuarantee, UncertifiedCode, get_field_name
 from vision.decision import ONLY_CATEGORY
 from vision.errors import ListingVisionError
-from vision.manifest import UNLABELLED
-from vision.prediction.listings import ListingPredictions, compute_brand_scores, compute_path_scores
 from vision.taxonomy import Taxonomy
 
-__all__ = ["CategoryRule", "Guarantee", "certify", "certify_all"]
+__all__ = [
+    "CategoryRule",
+    "GridSource",
+    "Guarantee",
+    "certify",
+    "certify_all",
+    "complete_fields",
+    "create_uncertified",
+]
 
 CategoryRule = Literal["path", "depth"]
+GridSource = Literal["labelled", "all"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +48,15 @@ class Guarantee:
     categories: CategoryRule = "path"
     """`path`: one guarantee for the deepest category that is prefilled. `depth`: one for each depth, among the listings
     prefilled to it, which needs more calibration listings."""
+
+    def list_alphas(self, taxonomy: Taxonomy) -> dict[str, float]:
+        """Return the alpha of each field that has something to decide, from the roots down and the brand last."""
+        depths = (np.flatnonzero(taxonomy.decides_at_depth) + 1).tolist()
+        names = [get_field_name(depth) for depth in depths]
+        if self.categories == "path":
+            names = [PATH_FIELD] if depths else []
+        alphas = dict.fromkeys(names, self.alpha_category)
+        return alphas | ({BRAND_FIELD: self.alpha_brand} if taxonomy.brands else {})
 
     def __post_init__(self) -> None:
         for name in ("alpha_category", "alpha_brand", "delta"):
@@ -105,111 +119,64 @@ def certify_all(
     taxonomy: Taxonomy,
     fitted: Calibration,
     guarantee: Guarantee,
+    *,
+    grids_from: GridSource = "labelled",
 ) -> list[FieldGuarantee]:
-    """The guarantee of each field; they hold together with probability at least 1 - `guarantee.delta`."""
-    depths = np.flatnonzero(taxonomy.decides_at_depth).tolist()
-    if guarantee.categories == "path":
-        names = [PATH_FIELD] if depths else []
-    else:
-        names = [get_field_name(depth + 1) for depth in depths]
-    if taxonomy.brands:
-        names.append(BRAND_FIELD)
-    alphas = {name: guarantee.alpha_brand if name == BRAND_FIELD else guarantee.alpha_category for name in names}
+    """The guarantee of each field; they hold together with probability at least 1 - `guarantee.delta`.
+
+    Args:
+        tune: listings whose scores give the thresholds to test.
+        tested: other listings, whose labels nothing has been chosen on.
+        taxonomy: that of the model.
+        fitted: the temperatures and gates, which come from other listings than `tested`.
+        guarantee: what to certify.
+        grids_from: the tune listings with a label for the field, or all of them.
+    """
+    alphas = guarantee.list_alphas(taxonomy)
     if len(tested.groups) == 0:
         reason = (
             f"{len(tune.truth.brands)} calibration listings are too few to fit thresholds on some and test on others"
         )
-        found = {name: _create_uncertified(name, alphas[name], guarantee.delta / len(names), reason) for name in names}
-    else:
-        rows = _FieldRows(tune, tested, taxonomy, fitted)
-        fields: list[FieldTests] = []
-        for name in names:
-            required = count_required(alphas[name], guarantee.delta / len(names))
-            fields.append(rows.build_tests(name, alphas[name], required, fields[-1].grid if fields else ()))
-        found = {field.name: rows.add_depths(field) for field in certify(fields, delta=guarantee.delta)}
-    return _complete(found, taxonomy, guarantee)
-
-
-class _FieldRows:
-    """Scores and correctness of the tune and the calibration listings, by field."""
-
-    def __init__(
-        self, tune: CalibrationListings, tested: CalibrationListings, taxonomy: Taxonomy, fitted: Calibration
-    ) -> None:
-        self._tune, self._tested, self._taxonomy = tune, tested, taxonomy
-        self._tune_predictions, self._predictions = (part.predict(taxonomy, fitted) for part in (tune, tested))
-        self._tune_path_rows, self._path_rows = (
-            PathRows.from_paths(predictions.paths, listings.truth, taxonomy)
-            for predictions, listings in ((self._tune_predictions, tune), (self._predictions, tested))
-        )
-
-    def build_tests(self, name: str, alpha: float, required: int, grid_above: Sequence[float]) -> FieldTests:
-        """Args: required: filled listings that a test needs; grid_above: of the depth above, if there is one."""
-        if name == PATH_FIELD:
-            num_listings = len(self._path_rows.scores)
-            grid = self._tune_path_rows.build_grid(num_listings=num_listings, required=required)
-            return self._path_rows.build_tests(alpha, grid)
-        tune_scores, _, tune_known = self._select(name, self._tune_predictions, self._tune)
-        scores, right, known = self._select(name, self._predictions, self._tested)
-        grid = build_grid(
-            tune_scores[tune_known],
-            num_listings=int(known.sum()),
-            required=required,
-            thresholds_above=() if name == BRAND_FIELD else grid_above,
-        )
-        return FieldTests.from_scores(
+        found = {
+            name: create_uncertified(name, alpha, guarantee.delta / len(alphas), reason)
+            for name, alpha in alphas.items()
+        }
+        return complete_fields(found, taxonomy, guarantee)
+    tune_rows, rows = (FieldRows(listings, taxonomy, fitted) for listings in (tune, tested))
+    fields: list[FieldTests] = []
+    for name, alpha in alphas.items():
+        grid = tune_rows.build_grid(
             name,
-            alpha=alpha,
-            grid=grid,
-            scores=scores[known],
-            right=right[known],
-            num_unlabelled=int((~known).sum()),
+            tune_rows.find_known(name) if grids_from == "labelled" else tune_rows.find_all(),
+            num_listings=int(rows.find_known(name).sum()),
+            required=count_required(alpha, guarantee.delta / len(alphas)),
+            thresholds_above=fields[-1].grid if fields else (),
         )
-
-    def add_depths(self, field: FieldGuarantee) -> FieldGuarantee:
-        """Add the evidence at each depth to the guarantee of a path."""
-        if field.name != PATH_FIELD or field.threshold is None:
-            return field
-        rows = self._path_rows
-        return replace(
-            field,
-            depths=rows.count_depths(field.threshold),
-            num_below_truth=rows.count_below_truth(field.threshold),
-        )
-
-    def _select(
-        self, name: str, predictions: ListingPredictions, listings: CalibrationListings
-    ) -> tuple[npt.NDArray[np.floating], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-        """(N,) scores, whether right, whether known, of the brand or of a depth."""
-        if name == BRAND_FIELD:
-            brands, truth = predictions.brands, listings.truth.brands
-            return compute_brand_scores(brands), brands.labels == truth, truth != UNLABELLED
-        depth = int(name.rpartition("_")[2]) - 1
-        steps = evaluate_paths(predictions.paths, listings.truth)
-        return (
-            compute_path_scores(predictions.paths, self._taxonomy)[:, depth],
-            steps.right[:, depth],
-            steps.known[:, depth],
-        )
+        fields.append(rows.build_tests(name, alpha, grid))
+    found = {field.name: rows.add_depths(field) for field in certify(fields, delta=guarantee.delta)}
+    return complete_fields(found, taxonomy, guarantee)
 
 
-def _complete(found: dict[str, FieldGuarantee], taxonomy: Taxonomy, guarantee: Guarantee) -> list[FieldGuarantee]:
-    """All fields of the form, those with nothing to decide too, root level first and the brand last."""
+def complete_fields(
+    found: Mapping[str, FieldGuarantee], taxonomy: Taxonomy, guarantee: Guarantee
+) -> list[FieldGuarantee]:
+    """Return all fields of the form, those with nothing to decide too, root level first and the brand last."""
     if guarantee.categories == "path":
         names, only = [PATH_FIELD], "the taxonomy has no choice of categories"
     else:
         names, only = [get_field_name(depth + 1) for depth in range(taxonomy.max_depth)], ONLY_CATEGORY
     fields = [
-        found.get(name) or _create_uncertified(name, guarantee.alpha_category, 0.0, only, code="ONLY_CATEGORY")
+        found.get(name) or create_uncertified(name, guarantee.alpha_category, 0.0, only, code="ONLY_CATEGORY")
         for name in names
     ]
-    no_brands = _create_uncertified(BRAND_FIELD, guarantee.alpha_brand, 0.0, "the taxonomy lists no brand")
+    no_brands = create_uncertified(BRAND_FIELD, guarantee.alpha_brand, 0.0, "the taxonomy lists no brand")
     return [*fields, found.get(BRAND_FIELD) or no_brands]
 
 
-def _create_uncertified(
+def create_uncertified(
     name: str, alpha: float, delta: float, reason: str, *, code: UncertifiedCode = "NOT_CERTIFIED"
 ) -> FieldGuarantee:
+    """Return the guarantee of a field that is never filled."""
     return FieldGuarantee(
         name=name,
         alpha=alpha,

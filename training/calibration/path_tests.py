@@ -27,7 +27,7 @@ Bools = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class PathRows:
-    """Suggested paths of N listings with a known category, over the K depths where the taxonomy has a choice."""
+    """Suggested paths of N listings, over the K depths where the taxonomy has a choice."""
 
     scores: npt.NDArray[np.floating]
     """(N, K) never rising from left to right, -inf where a step is never filled."""
@@ -38,18 +38,22 @@ class PathRows:
     depths: tuple[int, ...]
     """K numbers, 1 for the roots."""
     num_unlabelled: int
-    """Listings left out because their category is not known."""
+    """Listings left out, by default because their category is not known."""
 
     @classmethod
-    def from_paths(cls, paths: Paths, truth: GroundTruth, taxonomy: Taxonomy) -> "PathRows":
-        labelled = find_labelled(truth)
-        steps, columns = evaluate_paths(paths, truth), np.ix_(labelled, taxonomy.decides_at_depth)
+    def from_paths(
+        cls, paths: Paths, truth: GroundTruth, taxonomy: Taxonomy, chosen: Bools | None = None
+    ) -> "PathRows":
+        """Rows of the listings that `chosen`, (M,), marks; None: of those with a label."""
+        if chosen is None:
+            chosen = find_labelled(truth)
+        steps, columns = evaluate_paths(paths, truth), np.ix_(chosen, taxonomy.decides_at_depth)
         return cls(
             compute_path_scores(paths, taxonomy)[columns],
             steps.known[columns],
             steps.right[columns],
             tuple((np.flatnonzero(taxonomy.decides_at_depth) + 1).tolist()),
-            int((~labelled).sum()),
+            int((~chosen).sum()),
         )
 
     def build_tests(self, alpha: float, grid: tuple[float, ...]) -> FieldTests:

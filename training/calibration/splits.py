@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute
 
 from training.evaluation.ground_truth import GroundTruth, build_ground_truth, merge_listing_labels
 from training.inference.predictions import Predictions
@@ -20,6 +22,8 @@ __all__ = [
     "CALIBRATION_SPLIT",
     "CalibrationListings",
     "choose_tune_listings",
+    "exclude_labelled",
+    "select_tested_rows",
     "select_tune_rows",
     "split_calibration_rows",
 ]
@@ -110,6 +114,34 @@ def split_calibration_rows(manifest: Manifest, *, tune_split: str = "val") -> tu
     if CALIBRATION_SPLIT not in splits:
         return tune, None, f"{tune_split}, four fifths of the listings by hash of listing id"
     return tune, manifest.select_split(CALIBRATION_SPLIT), f"{CALIBRATION_SPLIT}; thresholds to test from {tune_split}"
+
+
+def select_tested_rows(manifest: Manifest) -> Manifest:
+    """Return the rows of the calibration split, for tests of a bundle that keeps its temperatures.
+
+    Raises:
+        ManifestError: there is none; temperatures and selection may have seen any other split.
+    """
+    if CALIBRATION_SPLIT not in manifest.column("split").unique().to_pylist():
+        raise ManifestError(
+            f"no row of the manifest has split {CALIBRATION_SPLIT!r}: with thresholds from unlabelled listings, the "
+            "guarantee is tested on that split alone, because the bundle's temperatures may come from any other; give "
+            "it to listings that nothing was chosen on (`listing-vision data split --calibrate 0.1`)"
+        )
+    return manifest.select_split(CALIBRATION_SPLIT)
+
+
+def exclude_labelled(manifest: Manifest, labelled: Manifest) -> Manifest:
+    """Return the rows of listings that are not in `labelled`, without their labels.
+
+    Raises:
+        ManifestError: every listing is.
+    """
+    known = pa.compute.is_in(manifest.column("listing_id"), value_set=labelled.column("listing_id").combine_chunks())
+    rows = manifest.table.filter(pa.compute.invert(known))
+    if rows.num_rows == 0:
+        raise ManifestError("every unlabelled listing is in the labelled manifest too; give others")
+    return Manifest.from_table(rows.drop_columns(["category", "brand", "split"]), manifest.base_url)
 
 
 def choose_tune_listings(predictions: Predictions) -> npt.NDArray[np.bool_]:

@@ -1,10 +1,12 @@
 """A bundle with new guarantees: the same model, tested on other listings or with another backend."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from training.calibration.calibrate import calibrate
-from training.calibration.certify import Guarantee
+from training.calibration.certify import Guarantee, certify_all
+from training.calibration.splits import CalibrationListings
 from training.export.model_card import render_model_card
 from training.inference.predictions import Predictions
 from vision.bundle import (
@@ -15,8 +17,9 @@ from vision.bundle import (
     require_new_folder,
     seal_bundle,
 )
+from vision.calibration import Calibration
 
-__all__ = ["recalibrate"]
+__all__ = ["recalibrate", "recalibrate_from_scores"]
 
 
 def recalibrate(
@@ -44,19 +47,71 @@ def recalibrate(
         BundleError: `folder` exists.
     """
     require_new_folder(folder)  # before the work
-    facts = certificate_binding(bundle.info, bundle.sha256, backend=backend)
-    if "selected_on" in bundle.calibration.certifies:
-        facts["selected_on"] = bundle.calibration.certifies["selected_on"]
     calibration = calibrate(
         tune,
         bundle.taxonomy,
-        certifies={**facts, "split": split},
+        certifies=_list_facts(bundle, backend=backend, split=split),
         calibration_predictions=tested,
         guarantee=guarantee,
         scope_threshold=bundle.calibration.scope_threshold,
         category_log_prior=bundle.calibration.category_log_prior,
         brand_log_prior=bundle.calibration.brand_log_prior,
     )
+    return _write_bundle(bundle, folder, calibration)
+
+
+def recalibrate_from_scores(
+    bundle: Bundle,
+    folder: Path,
+    *,
+    scored: Predictions,
+    tested: Predictions,
+    split: str,
+    backend: str,
+    guarantee: Guarantee,
+) -> Bundle:
+    """Write a bundle whose thresholds are chosen from unlabelled scores, so that every labelled listing tests them.
+
+    Temperatures and gates stay those of the bundle.
+
+    Args:
+        bundle: its weights, exports and golden photos are copied.
+        folder: the new bundle.
+        scored: predictions for listings like those in production; their labels are not read.
+        tested: predictions for labelled listings that neither the weights nor the bundle's calibration have seen.
+        split: their description for the certificate.
+        backend: what computed the predictions.
+        guarantee: what to certify.
+
+    Raises:
+        BundleError: `folder` exists.
+    """
+    require_new_folder(folder)
+    fields = certify_all(
+        CalibrationListings.from_predictions(scored, bundle.taxonomy),
+        CalibrationListings.from_predictions(tested, bundle.taxonomy),
+        bundle.taxonomy,
+        bundle.calibration,
+        guarantee,
+        grids_from="all",
+    )
+    calibration = replace(
+        bundle.calibration,
+        fields=tuple(fields),
+        delta=guarantee.delta,
+        certifies=_list_facts(bundle, backend=backend, split=split),
+    )
+    return _write_bundle(bundle, folder, calibration)
+
+
+def _list_facts(bundle: Bundle, *, backend: str, split: str) -> dict[str, str]:
+    facts = certificate_binding(bundle.info, bundle.sha256, backend=backend)
+    if "selected_on" in bundle.calibration.certifies:
+        facts["selected_on"] = bundle.calibration.certifies["selected_on"]
+    return {**facts, "split": split}
+
+
+def _write_bundle(bundle: Bundle, folder: Path, calibration: Calibration) -> Bundle:
     with create_bundle(folder) as building:
         for name in bundle.files:
             shutil.copy2(bundle.folder / name, building / name)

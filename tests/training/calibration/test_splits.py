@@ -8,6 +8,8 @@ from tests.support.predictions import create_predictions
 from training.calibration.splits import (
     CalibrationListings,
     choose_tune_listings,
+    exclude_labelled,
+    select_tested_rows,
     select_tune_rows,
     split_calibration_rows,
 )
@@ -53,6 +55,27 @@ def test_rows_to_explore_are_those_that_no_guarantee_is_tested_on():
     assert len(select_tune_rows(kept)) == 400
     with pytest.raises(ManifestError, match="cannot come from the split 'calibrate'"):
         select_tune_rows(kept, tune_split="calibrate")
+
+
+def test_only_the_calibrate_split_tests_a_bundle_that_keeps_its_temperatures():
+    rows = [{"listing_id": name, "photo": "x.jpg", "split": name} for name in ("train", "val", "calibrate")]
+    assert select_tested_rows(Manifest.from_rows(rows, "")).column("listing_id").to_pylist() == ["calibrate"]
+    with pytest.raises(ManifestError, match="the bundle's temperatures may come from any other"):
+        select_tested_rows(Manifest.from_rows(rows[:2], ""))
+
+
+def test_listings_for_thresholds_lose_their_labels_and_are_none_of_the_labelled_ones():
+    def build(*ids):
+        rows = [{"listing_id": name, "photo": f"{name}.jpg", "category": "c", "brand": "b"} for name in ids]
+        return Manifest.from_rows(rows, "photos")
+
+    left = exclude_labelled(build("1", "2", "3", "3"), build("2", "9"))
+    assert left.column("listing_id").to_pylist() == ["1", "3", "3"]
+    assert left.base_url == "photos"
+    for name in ("category", "brand"):
+        assert set(left.column(name).to_pylist()) == {""}
+    with pytest.raises(ManifestError, match="every unlabelled listing is in the labelled manifest"):
+        exclude_labelled(build("1"), build("1", "2"))
 
 
 def test_too_few_listings_are_all_for_tuning():

@@ -6,10 +6,10 @@ import pytest
 
 from tests.support.predictions import create_predictions
 from training.calibration.certify import Guarantee
-from training.export.recalibrate import recalibrate
+from training.export.recalibrate import recalibrate, recalibrate_from_scores
 from vision.bundle import load_bundle
 from vision.errors import BundleError
-from vision.manifest import Labels
+from vision.manifest import UNLABELLED, Labels
 
 
 def create_exact_predictions(bundle, count, rng):
@@ -52,6 +52,38 @@ def test_new_guarantees_come_with_the_same_model(bundle, tmp_path):
     assert "| brand | 96% |" in (new.folder / "model_card.md").read_text()
     assert new.calibration.certifies["split"] == "calibrate"
     assert load_bundle(new.folder).calibration == new.calibration
+
+
+def test_thresholds_from_unlabelled_scores_leave_every_labelled_listing_to_the_tests(bundle, tmp_path):
+    rng = np.random.default_rng(0)
+    scored, tested = (create_exact_predictions(bundle, count, rng) for count in (400, 250))
+    unlabelled = dataclasses.replace(
+        scored, labels=Labels(category_nodes=np.full(400, UNLABELLED), brands=np.full(400, UNLABELLED))
+    )
+
+    def certify(folder, scored, tested=tested):
+        return recalibrate_from_scores(
+            bundle,
+            tmp_path / folder,
+            scored=scored,
+            tested=tested,
+            split="calibrate",
+            backend="onnxruntime-cpu",
+            guarantee=Guarantee(),
+        ).calibration
+
+    found = certify("unlabelled", unlabelled)
+    assert [field.num_listings for field in found.fields] == [250, 250]
+    assert all(field.threshold in field.grid for field in found.fields)
+    # Temperatures and gates are fitted on nothing here; labels of the listings that are scored are not read.
+    unchanged = {"fields": (), "delta": None, "certifies": {}}
+    assert dataclasses.replace(found, **unchanged) == dataclasses.replace(bundle.calibration, **unchanged)
+    assert certify("labelled", scored) == found
+    # Nor do labels that are tested on move the thresholds to test.
+    wrong = dataclasses.replace(tested, labels=Labels(category_nodes=np.zeros(250, int), brands=np.zeros(250, int)))
+    never = certify("wrong", unlabelled, wrong)
+    assert [field.grid for field in never.fields] == [field.grid for field in found.fields]
+    assert [field.threshold for field in never.fields] == [None, None]
 
 
 def test_bundles_are_never_overwritten(bundle, tmp_path):

@@ -1,0 +1,132 @@
+"""The engine that computes predictions for a certificate: ONNX Runtime here, or a Triton elsewhere."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from vision.bundle import UNKNOWN_BACKEND, Bundle
+from vision.engine import Engine, Logits, OnnxEngine
+from vision.errors import EngineBroken, PhotoError
+
+if TYPE_CHECKING:
+    from training.inference.predictions import Predictions
+    from vision.manifest import Manifest
+
+__all__ = ["DecodeIn", "ManifestPredictor", "open_predictor"]
+
+_log = logging.getLogger(__name__)
+
+DecodeIn = Literal["triton", "gateway"]
+_InferFiles = Callable[[Sequence[bytes]], tuple[Sequence[PhotoError | None], Logits]]
+"""`training.inference.predictions.InferFiles`; that module is imported only when needed."""
+
+
+class ManifestPredictor:
+    """Predictions of a bundle's model for manifests."""
+
+    def __init__(self, bundle: Bundle, engine: Engine, infer_files: _InferFiles | None, *, other_brands: bool) -> None:
+        self._bundle, self._engine, self._infer_files = bundle, engine, infer_files
+        self._other_brands = other_brands
+
+    @property
+    def backend(self) -> str:
+        return self._engine.backend
+
+    def predict(self, rows: "Manifest") -> "Predictions":
+        """Predict all photos; those that cannot be used are logged.
+
+        Raises:
+            ManifestError: unknown labels, or no photo can be used.
+        """
+        from training.inference.predictions import predict
+
+        predictions = predict(
+            rows,
+            self._bundle.taxonomy,
+            self._bundle.info.preprocessing,
+            self._engine.infer,
+            infer_files=self._infer_files,
+            # Small batches, which fit the batch and time limits of any Triton.
+            batch_size=64 if isinstance(self._engine, OnnxEngine) else 8,
+            other_brands=self._other_brands,
+        )
+        for photo in predictions.unusable:
+            _log.warning("left out of calibration: %s", photo)
+        return predictions
+
+
+@contextmanager
+def open_predictor(
+    bundle: Bundle, triton: str | None, decode_in: DecodeIn = "gateway", *, other_brands: bool = False
+) -> Iterator[ManifestPredictor]:
+    """Open the bundle here, or connect to a Triton that serves it.
+
+    Args:
+        bundle: the model.
+        triton: HOST:PORT; None: ONNX Runtime in this process.
+        decode_in: where photos are decoded with a Triton; `triton`: if its model can.
+        other_brands: whether a brand that the taxonomy lacks is taken as such instead of refused.
+
+    Raises:
+        EngineBroken: the Triton answers the golden photos differently, or does not say what computes its model.
+    """
+    if triton is None:
+        yield ManifestPredictor(bundle, OnnxEngine(bundle), None, other_brands=other_brands)
+        return
+    with asyncio.Runner() as runner:
+        engine = _BlockingTritonEngine(bundle, triton, runner, allow_decoding=decode_in == "triton")
+        try:
+            yield ManifestPredictor(bundle, engine, engine.infer_files, other_brands=other_brands)
+        finally:
+            engine.close()
+
+
+class _BlockingTritonEngine:
+    def __init__(self, bundle: Bundle, address: str, runner: asyncio.Runner, *, allow_decoding: bool) -> None:
+        from serving.inference.health import check_golden_photos
+        from serving.inference.triton import TritonEngine
+        from serving.inference.triton_channel import TritonAccess
+
+        async def connect() -> tuple[TritonEngine, str]:
+            engine = TritonEngine(address, allow_decoding=allow_decoding, access=TritonAccess.from_environment())
+            try:
+                await check_golden_photos(engine, bundle)
+                return engine, await engine.fetch_backend()
+            except BaseException:
+                await engine.close()
+                raise
+
+        self._runner = runner
+        self._engine, self.backend = runner.run(connect())
+        if self.backend == UNKNOWN_BACKEND:
+            self.close()
+            raise EngineBroken(
+                f"the model at {address} does not say what computes it, so no guarantee can hold; serve a repository "
+                "that `listing-vision triton repository` wrote"
+            )
+
+    def infer(self, photos_nhwc: npt.NDArray[np.uint8]) -> Logits:
+        return self._runner.run(self._engine.infer(photos_nhwc))
+
+    @property
+    def infer_files(self) -> _InferFiles | None:
+        """None if the model takes pixels only."""
+        infer_encoded = self._engine.infer_encoded
+        if infer_encoded is None:
+            return None
+
+        async def infer_each(photos: Sequence[bytes]) -> tuple[list[PhotoError | None], Logits]:
+            # Each photo is a listing of its own, with a listing's deadline.
+            results = await asyncio.gather(*(infer_encoded([photo]) for photo in photos))
+            errors = [error for decoded in results for error in decoded.errors]
+            return errors, Logits(*map(np.concatenate, zip(*(decoded.logits for decoded in results), strict=True)))
+
+        return lambda photos: self._runner.run(infer_each(photos))
+
+    def close(self) -> None:
+        self._runner.run(self._engine.close())
