@@ -1,33 +1,39 @@
-"""Inject faults under load (kills, freezes, floods, hostile photos); measure recovery and wrong responses.
+"""Inject faults under load (kills, freezes, floods, a full disk, hostile photos); measure recovery and wrong responses.
 
     python -m benchmarks.faults [--bundle FOLDER] [--only FAULT …] [--seconds 25]
 
 Each run starts the gateway (two processes) with its Triton, sends listings in an open loop at half of the peak, and
 injects its fault after five seconds. Recovery is the time from the fault until all calls sent later succeed. A wrong
-response differs from an idle server's; a hung call has not ended a second after its deadline.
+response differs from an idle server's; a hung call has not ended a second after its deadline. `full_disk` needs root:
+it mounts a small disk.
 """
 
 import asyncio
 import contextlib
+import functools
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from benchmarks.common import create_parser, write_result
+from benchmarks.common import BUILD, create_parser, write_result
+from benchmarks.fairness import NUM_FLOOD_CALLS, START_S, flood_until, write_tokens
 from benchmarks.load import (
     CALL_RESULTS,
+    Connect,
     ExpectedResponse,
     LoadPlan,
     LoadReport,
+    connect_grpc,
     create_phone_photos,
     record_expected_responses,
     run_load,
@@ -47,6 +53,10 @@ FLOOD_S = 10.0
 NUM_WATCHES = 1100
 NUM_STALLED = 40
 STALLED_BYTES = 60 << 20
+TOKENS = BUILD / "faults" / "tokens"
+DISK = BUILD / "faults" / "disk"
+DISK_SIZE = "2m"
+NO_PROXY_LISTENS = "http://127.0.0.1:9"
 
 
 @dataclass(frozen=True)
@@ -129,8 +139,44 @@ async def occupy_cores(tree: Tree) -> None:
         process.wait()
 
 
+async def flood_with_large_photos(tree: Tree) -> None:
+    """Let another caller keep 20 calls of 20 photos of 50 megapixels in flight."""
+    context = multiprocessing.get_context("spawn")
+    results: multiprocessing.Queue[dict[str, int]] = context.Queue()
+    flood = context.Process(target=flood_for_a_while, args=(f"127.0.0.1:{tree.port}", results))
+    flood.start()
+    num_calls = sum((await asyncio.to_thread(results.get, timeout=120)).values())
+    flood.join()
+    if num_calls < NUM_FLOOD_CALLS:
+        raise SystemExit(f"the other caller made {num_calls} calls only: the machine is too busy for this drill")
+
+
+def flood_for_a_while(address: str, results: "multiprocessing.Queue[dict[str, int]]") -> None:
+    flood_until(address, time.monotonic() + START_S + FLOOD_S, results)
+
+
+@contextlib.contextmanager
+def mount_small_disk() -> Iterator[None]:
+    DISK.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_SIZE}", "tmpfs", DISK], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", DISK], check=True)
+
+
+async def fill_disk(tree: Tree) -> None:
+    """Leave no byte on the disk that outcomes and suggestions are recorded on."""
+    filler = DISK / "filler"
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    await asyncio.sleep(FLOOD_S)
+    filler.unlink()
+
+
 async def inject_nothing(tree: Tree) -> None:
-    """Do nothing: the load itself is the fault."""
+    """Do nothing: the load itself or the environment is the fault."""
 
 
 def find_busiest_worker(tree: Tree) -> int:
@@ -149,6 +195,13 @@ class Fault:
     hostile: bool = False
     extra_s: float = 0.0
     """Further seconds of load, for a fault that is detected late."""
+    options: tuple[str, ...] = ()
+    """Further options of `listing-vision serve`."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Further variables of its environment."""
+    token: str | None = None
+    """Token of the load's calls."""
+    on_small_disk: bool = False
 
 
 FAULTS = {
@@ -161,6 +214,18 @@ FAULTS = {
     "watch_flood": Fault(inject=flood_watches),
     "stalled_uploads": Fault(inject=stall_uploads),
     "busy_machine": Fault(inject=occupy_cores),
+    "unfair_caller": Fault(
+        inject=flood_with_large_photos, options=("--tokens", str(TOKENS)), token="victim", extra_s=10
+    ),
+    "full_disk": Fault(inject=fill_disk, options=("--outcomes", str(DISK)), on_small_disk=True),
+    "proxy": Fault(
+        inject=inject_nothing,
+        environment={
+            **dict.fromkeys(("http_proxy", "https_proxy", "grpc_proxy", "all_proxy"), NO_PROXY_LISTENS),
+            "no_proxy": "",
+            "NO_PROXY": "",
+        },
+    ),
     "deadline_storm": Fault(inject=inject_nothing, short_deadlines=True),
     "hostile_photos": Fault(inject=inject_nothing, hostile=True),
 }
@@ -170,9 +235,13 @@ async def run_fault(
     fault: Fault, tree: Tree, address: str, photos: list[bytes], hostile: list[bytes], seconds: float
 ) -> tuple[LoadReport, float]:
     """Return the report, and the time of the fault in seconds since the load began."""
-    expected: list[ExpectedResponse] = await record_expected_responses(address, photos, hostile=hostile)
+    connect: Connect = functools.partial(connect_grpc, token=fault.token)
+    expected: list[ExpectedResponse] = await record_expected_responses(
+        address, photos, hostile=hostile, connect=connect
+    )
     clean = expected[: len(photos)]
-    peak = await run_load(address, LoadPlan(seconds=3, num_callers=16, deadline_s=30), photos, expected=clean)
+    peak_plan = LoadPlan(seconds=3, num_callers=16, deadline_s=30)
+    peak = await run_load(address, peak_plan, photos, expected=clean, connect=connect)
     rate_per_s = SHARE_OF_PEAK * peak.photos_per_s
     if fault.hostile:
         seconds = 1.1 * NUM_HOSTILE / rate_per_s
@@ -188,7 +257,7 @@ async def run_fault(
         max_in_flight=4096,
     )
     started_s = time.monotonic()
-    load = asyncio.create_task(run_load(address, plan, photos, hostile=hostile, expected=expected))
+    load = asyncio.create_task(run_load(address, plan, photos, hostile=hostile, expected=expected, connect=connect))
     await asyncio.sleep(min(INJECT_AFTER_S, seconds / 2))
     injected_s = time.monotonic() - started_s
     await fault.inject(tree)
@@ -219,12 +288,16 @@ def main() -> None:
     options = parser.parse_args()
     folder: Path = options.bundle or create_default_bundle()
     photos = create_phone_photos()
+    write_tokens(TOKENS)
     details: dict[str, Any] = {}
     metrics: dict[str, float] = {}
     for name in options.only:
         fault = FAULTS[name]
         hostile = create_hostile_files() if fault.hostile else []
-        with serve_gateway(folder, "--workers", "2") as (address, pids):
+        with (
+            mount_small_disk() if fault.on_small_disk else contextlib.nullcontext(),
+            serve_gateway(folder, "--workers", "2", *fault.options, environment=fault.environment) as (address, pids),
+        ):
             tree = Tree(pids[0], int(address.rpartition(":")[2]))
             report, injected_s = asyncio.run(
                 run_fault(fault, tree, address, photos, hostile, options.seconds + fault.extra_s)

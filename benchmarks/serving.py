@@ -21,7 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -118,19 +118,22 @@ def measure_ceiling(bundle: Bundle, engines: list[OnnxEngine], photos: list[byte
 
 
 @contextmanager
-def serve_gateway(bundle: Path, *options: str, checkout: Path = ROOT) -> Iterator[tuple[str, list[int]]]:
+def serve_gateway(
+    bundle: Path, *options: str, checkout: Path = ROOT, environment: Mapping[str, str] | None = None
+) -> Iterator[tuple[str, list[int]]]:
     """Serve a bundle; yield the address, and the pids of the gateway and its Triton.
 
     Args:
         options: further options of `listing-vision serve`.
         checkout: working tree of the code that serves.
+        environment: further environment variables.
     """
     log_path = BUILD / "serving" / "serve.log"
     log_path.parent.mkdir(parents=True, exist_ok=True)
     with log_path.open("wb") as log:
         command = [sys.executable, "-m", "listing_vision", "serve", str(bundle.resolve()), "--port", "0", *options]
-        environment = os.environ | {"PYTHONPATH": str(checkout)}
-        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=checkout, env=environment)
+        variables = {**os.environ, "PYTHONPATH": str(checkout), **(environment or {})}
+        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=checkout, env=variables)
     try:
         while not (found := re.search(r"listening on (\S+)", log_path.read_text())):
             if process.poll() is not None:

@@ -58,7 +58,12 @@ Connect = Callable[[str], Awaitable[Connection]]
 """Opens a new connection to HOST:PORT; raises OSError where no server listens."""
 
 
-async def connect_grpc(address: str) -> Connection:
+async def connect_grpc(address: str, token: str | None = None) -> Connection:
+    """Connect to a gateway; every call has the token, where one is given.
+
+    Raises:
+        ConnectionError: no server listens.
+    """
     channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
@@ -66,18 +71,19 @@ async def connect_grpc(address: str) -> Connection:
     except TimeoutError:
         await channel.close()
         raise ConnectionError(f"no server responds at {address} within {CONNECT_TIMEOUT_S:g} s") from None
-    return _GrpcConnection(channel)
+    return _GrpcConnection(channel, token)
 
 
 class _GrpcConnection:
-    def __init__(self, channel: grpc.aio.Channel) -> None:
+    def __init__(self, channel: grpc.aio.Channel, token: str | None) -> None:
         self._channel = channel
+        self._metadata = (("authorization", f"Bearer {token}"),) if token else None
         # Without serialisers bytes go out and come in as they are.
         self._classify: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(CLASSIFY_METHOD)
 
     async def call(self, request: bytes, timeout_s: float) -> bytes:
         try:
-            return await self._classify(request, timeout=timeout_s)
+            return await self._classify(request, timeout=timeout_s, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
             raise CallError(code=error.code().name, reason=read_error_details(error).reason) from error
 

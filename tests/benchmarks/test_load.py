@@ -1,6 +1,7 @@
 """The load generator against a small server that answers, refuses, answers wrongly, stalls and hangs when told to."""
 
 import asyncio
+import functools
 import itertools
 import math
 import subprocess
@@ -137,6 +138,24 @@ async def _misbehave_in_turn(number, answer, context):
         answer.brand.brand_id = "trika"
     elif what == 5:
         answer.category_path[-1].probability = 0.89  # of another batch: the same answer
+
+
+@pytest.mark.parametrize("token", [None, "victim"])
+def test_calls_have_the_token_that_is_given(token):
+    found = []
+
+    async def note_token(number, answer, context):
+        found.append(dict(context.invocation_metadata()).get("authorization"))
+
+    async def go():
+        async with _serve() as server:
+            server.misbehave = note_token
+            await record_expected_responses(
+                server.address, PHOTOS, connect=functools.partial(connect_grpc, token=token)
+            )
+
+    asyncio.run(go())
+    assert found == [token and f"Bearer {token}"] * len(PHOTOS)
 
 
 def test_each_way_to_end_is_counted_by_code_and_reason():
