@@ -160,16 +160,16 @@ def migrate_files(source: str, target: str, migration: Migration) -> Counter[str
         migration: from the taxonomy that the rows name.
 
     Raises:
-        TaxonomyError: no Parquet file, the same folder twice, or an id that the old taxonomy does not have; it names
-            the file.
+        TaxonomyError: no Parquet file, `target` is `source` or lies in it, or an id that the old taxonomy does not
+            have; it names the file.
     """
     files, root = fsspec.core.url_to_fs(source)
     written, new_root = fsspec.core.url_to_fs(target)
     paths = sorted(files.glob(posixpath.join(root, "**/*.parquet")))
     if not paths:
         raise TaxonomyError(f"{source} has no Parquet file; give the folder of outcomes or of a backfill")
-    if (type(files), root.rstrip("/")) == (type(written), new_root.rstrip("/")):
-        raise TaxonomyError(f"{target} is the folder of the rows themselves; give another --output")
+    if type(files) is type(written) and f"{new_root.rstrip('/')}/".startswith(f"{root.rstrip('/')}/"):
+        raise TaxonomyError(f"{target} is the folder of the rows themselves, or in it; give another --output")
     converter, counts = RowMigration(migration), Counter[str]()
     for path in paths:
         with files.open(path, "rb") as file:

@@ -1,5 +1,6 @@
 """Export to `model.pt2`: torch.export's program, compiled by AOTInductor for a CPU."""
 
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,21 +65,23 @@ def export_aot_inductor(model: torch.nn.Module, example_nhwc: torch.Tensor, path
     portable = {"cpp.march": target, "cpp.simdlen": 256} if target.startswith("x86") else {}
     with torch.no_grad():
         program = torch.export.export(_Flat(model.eval()), (example_nhwc,), dynamic_shapes=({0: batch},))
-    # A folder of our own: that of all runs has a name in /tmp that others can take first.
-    with fresh_cache(), _report_compiler():
+    # A folder of our own: that of all runs has a name in /tmp that others can take first, and stays.
+    with _report_compiler(), tempfile.TemporaryDirectory() as folder, fresh_cache(dir=folder):
         aoti_compile_and_package(program, package_path=str(path), inductor_configs=portable)
     return target
 
 
 @contextmanager
 def _report_compiler() -> Iterator[None]:
-    from torch._inductor.exc import CppCompileError, InvalidCxxCompiler
+    from torch._inductor.exc import CppCompileError, InductorError, InvalidCxxCompiler
 
     try:
         yield
     except InvalidCxxCompiler as error:
         raise ListingVisionError(_NO_COMPILER) from error
-    except CppCompileError as error:
+    except InductorError as error:
+        if not isinstance(error.inner_exception, CppCompileError):
+            raise
         raise ListingVisionError(
             f"the C++ compiler fails, so there is no model.pt2: {str(error).strip().splitlines()[-1]}; install its "
             "headers, name another one in CXX, or export without --pt2"

@@ -59,7 +59,8 @@ class AotInductorEngine:
         BundleError: the bundle has no `model.pt2`.
         EngineUnavailable: it was compiled for another CPU, or cannot be loaded.
         """
-        path, compiled_for = bundle.aot_inductor_path, bundle.info.parity["aot_inductor"]["compiled_for"]
+        path = bundle.aot_inductor_path
+        compiled_for = bundle.info.parity.get("aot_inductor", {}).get("compiled_for")
         if compiled_for != find_target_cpu():
             raise EngineUnavailable(
                 f"{path} was compiled for {compiled_for}, which this machine ({platform.machine()}, "

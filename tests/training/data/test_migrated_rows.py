@@ -141,5 +141,6 @@ def test_a_folder_without_rows_and_the_same_folder_are_refused(tmp_path):
     with pytest.raises(TaxonomyError, match="has no Parquet file"):
         migrate_files(str(tmp_path), str(tmp_path / "new"), MIGRATION)
     pa.parquet.write_table(pa.table({"photo": ["x"]}), tmp_path / "a.parquet")
-    with pytest.raises(TaxonomyError, match="give another --output"):
-        migrate_files(str(tmp_path), f"{tmp_path}/", MIGRATION)
+    for target in (f"{tmp_path}/", tmp_path / "new"):
+        with pytest.raises(TaxonomyError, match="or in it; give another --output"):
+            migrate_files(str(tmp_path), str(target), MIGRATION)

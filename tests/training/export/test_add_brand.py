@@ -13,7 +13,7 @@ from training.export.add_brand import add_brand, compute_brand_shifts, extend_ta
 from training.export.export import export_bundle
 from training.inference.forward import onnx_forward
 from training.recipe import Recipe, Stage
-from vision.bundle import certificate_binding, load_bundle
+from vision.bundle import certificate_binding, load_bundle, seal_bundle
 from vision.calibration import FieldGuarantee
 from vision.errors import BundleError, ListingVisionError, ManifestError, TaxonomyError
 from vision.images import prepare_photo
@@ -253,3 +253,16 @@ def test_the_verb_adds_a_second_brand(bundle_with_brand, synthetic_dataset, tmp_
     again = load_bundle(tmp_path / "new")
     assert [brand.id for brand in again.taxonomy.brands[-2:]] == ["öko-pink", "noise"]
     assert len(again.info.training["brands_added"]) == 2
+
+
+def test_a_compiled_network_is_compiled_again(cosine_bundle, tmp_path, monkeypatch):
+    folder = shutil.copytree(cosine_bundle.folder, tmp_path / "compiled")
+    (folder / "model.pt2").write_bytes(b"of the old brands")
+    seal_bundle(folder, cosine_bundle.info)
+
+    def refuse(model, output, *, pt2, **others):
+        raise ListingVisionError(f"pt2={pt2} for {model.spec.num_brands} brands")
+
+    monkeypatch.setattr("training.export.add_brand.build_bundle", refuse)
+    with pytest.raises(ListingVisionError, match=f"pt2=True for {cosine_bundle.info.num_brands + 1} brands"):
+        add_brand(load_bundle(folder), PHOTOS, name="Öko Pink", output=tmp_path / "new")
