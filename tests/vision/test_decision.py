@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -83,6 +84,54 @@ def test_the_order_of_photos_changes_nothing(photos):
     one, other = (decide_photos(p, calibration=calibration(0.5)) for p in (photos, backwards))
     assert [s.category_id for s in one.path] == [s.category_id for s in other.path]
     np.testing.assert_allclose([s.probability for s in one.path], [s.probability for s in other.path])
+
+
+@given(some_photos, st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
+def test_a_stricter_agreement_limit_never_fills_more(photos, threshold, one, other):
+    lenient, strict = (
+        decide_photos(photos, calibration=calibration(*[threshold] * 3, brand=threshold, agreement_limit=limit))
+        for limit in sorted((one, other))
+    )
+    assert sum(step.filled for step in strict.path) <= sum(step.filled for step in lenient.path)
+    assert strict.brand.filled <= lenient.brand.filled
+
+
+@given(some_photos, st.floats(0, 1), st.floats(-1, 1), st.floats(-1, 1), st.floats(-1, 1))
+def test_a_stricter_scope_threshold_never_fills_more_of_photos_with_one_score(photos, threshold, score, one, other):
+    # With several scores, it may leave out a photo that the others do not agree with.
+    lenient, strict = (
+        decide(
+            *photos,
+            np.full(len(photos[0]), score),
+            taxonomy=TAXONOMY,
+            calibration=calibration(*[threshold] * 3, brand=threshold, scope_threshold=limit),
+        )
+        for limit in sorted((one, other))
+    )
+    assert sum(step.filled for step in strict.path) <= sum(step.filled for step in lenient.path)
+    assert strict.brand.filled <= lenient.brand.filled
+
+
+def test_the_order_of_photos_changes_neither_scope_nor_agreement():
+    # Two photos of one leaf, one of another root, and one of nothing that the taxonomy covers.
+    category_logits = np.array([[9, 0, 0, 0], [8, 1, 0, 0], [0, 0, 0, 9], [0, 9, 0, 0]], np.float32)
+    brand_logits = np.array([[0, 9, 0], [0, 8, 1], [0, 0, 9], [9, 0, 0]], np.float32)
+    scores = np.array([0.9, 0.8, 0.7, 0.1])
+    certified = calibration(0.5, 0.5, 0.5, agreement_limit=0.05, scope_threshold=0.5)
+    for rows in map(list, itertools.permutations(range(4))):
+        found = predict_listings(
+            category_logits[rows],
+            brand_logits[rows],
+            scores[rows],
+            np.zeros(4, int),
+            taxonomy=TAXONOMY,
+            calibration=certified,
+        )
+        assert found.paths.num_fillable.tolist() == [0]
+        assert found.brands.fillable.tolist() == [False]
+        assert found.photos_used.tolist() == (np.array(rows) < 3).tolist()
+        assert found.photos_in_scope.tolist() == (np.array(rows) < 3).tolist()
+        assert found.photos_disagree.tolist() == (np.array(rows) == 2).tolist()
 
 
 @given(some_photos, st.integers(2, 4))
