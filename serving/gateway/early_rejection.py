@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import grpc
@@ -50,9 +51,9 @@ class EarlyRejectionInterceptor(grpc.aio.ServerInterceptor):
         if handler is None or handler_call_details.method not in (CLASSIFY_METHOD, STREAM_METHOD):
             return handler  # type: ignore[no-any-return]
 
-        async def receive(messages: Any, context: Any, deadline_s: float | None) -> Any:
+        async def receive(messages: Any, context: Any, deadline_s: float | None, **options: Any) -> Any:
             message = await self._receiver.receive(
-                messages, caller=CALLER_KEY.get(), peer=context.peer(), deadline_s=deadline_s
+                messages, caller=CALLER_KEY.get(), peer=context.peer(), deadline_s=deadline_s, **options
             )
             if message is None:
                 return None
@@ -65,10 +66,16 @@ class EarlyRejectionInterceptor(grpc.aio.ServerInterceptor):
             await asyncio.sleep(0)
             return request
 
+        @contextmanager
+        def expect(context: Any) -> Iterator[None]:
+            self._reject_early(read_deadline_s(context))  # other messages may have come while this one waited
+            with self._admission.callers.expect(CALLER_KEY.get()):
+                yield
+
         async def classify(messages: Any, context: "grpc.aio.ServicerContext[Any, Any]") -> Any:
             try:
                 self._reject_early(read_deadline_s(context))
-                request = await receive(messages, context, read_deadline_s(context))
+                request = await receive(messages, context, read_deadline_s(context), expect=lambda: expect(context))
             except Refusal as refusal:
                 _log.debug("a call is rejected early: %s", refusal.reason)
                 metrics.CALLS.labels(refusal.reason, self._router.stable.label).inc()

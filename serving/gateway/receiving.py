@@ -9,6 +9,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from serving.api.limits import REQUEST_LIMIT_BYTES
@@ -92,7 +93,13 @@ class Receiver:
         self._trim_timer: asyncio.TimerHandle | None = None
 
     async def receive(
-        self, messages: AsyncIterator[bytes], *, caller: str, peer: str, deadline_s: float | None
+        self,
+        messages: AsyncIterator[bytes],
+        *,
+        caller: str,
+        peer: str,
+        deadline_s: float | None,
+        expect: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> bytes | None:
         """Return the next message as it was sent; None: the caller sends no more.
 
@@ -101,6 +108,8 @@ class Receiver:
             caller: who shares the memory with others.
             peer: the connection, as `ServicerContext.peer` names it.
             deadline_s: seconds until the whole message must be there; None: no limit.
+            expect: entered once there is room for the message, left when it is there; raises a Refusal where it would
+                be received in vain.
 
         Raises:
             Refusal: DEADLINE_TOO_SHORT, or TOO_BUSY.
@@ -109,7 +118,7 @@ class Receiver:
         try:
             async with asyncio.timeout(deadline_s) as timeout:
                 reception = _Reception(caller, peer, timeout)
-                found = await self._read(messages, reception)
+                found = await self._read(messages, reception, expect)
         except TimeoutError:
             if reception.is_refused:
                 raise self._create_refusal() from None
@@ -118,12 +127,18 @@ class Receiver:
             self._meter.count_message(peer, len(found))
         return found
 
-    async def _read(self, messages: AsyncIterator[bytes], reception: _Reception) -> bytes | None:
+    async def _read(
+        self,
+        messages: AsyncIterator[bytes],
+        reception: _Reception,
+        expect: Callable[[], AbstractContextManager[None]],
+    ) -> bytes | None:
         await self._wait_for_room(reception)
         self._receptions[reception] = None
         found = None
         try:
-            found = await anext(messages, None)
+            with expect():
+                found = await anext(messages, None)
         finally:
             if found is None:  # what has arrived of a message is dropped with its call
                 num_sharing = sum(one.peer == reception.peer for one in self._receptions)

@@ -22,6 +22,8 @@ MAX_SHARED_PHOTOS = 4
 """Photos of requests that share a slot."""
 ACTIVE_S = 10.0
 """A caller counts as active for this long after its last request."""
+YIELDING_RATIO = 2.0
+"""A caller yields to another one whose photos take less than its own by this factor."""
 
 
 @dataclass(eq=False, kw_only=True)
@@ -32,6 +34,8 @@ class SlotRequest:
     num_photos: int
     share_key: Hashable = None
     """Requests of one caller with equal keys may share a slot; with None it is never shared."""
+    yields: bool = False
+    """Whether its photos are to yield the cores, set when it starts: another caller's take much less time."""
     started: "asyncio.Future[None]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
@@ -43,6 +47,8 @@ class _Caller(Generic[_Request]):
     used_s: float = 0.0
     """Seconds charged so far, one a photo and second, or those of the least charged active caller when it became
     active."""
+    photo_s: float | None = None
+    """Seconds that a photo of its last requests took; None: none has ended yet."""
     num_photos: int = 0
     """Photos of the requests that hold slots."""
     last_seen_s: float = 0.0
@@ -96,6 +102,7 @@ class FairSlots(Generic[_Request]):
         num_photos = sum(request.num_photos for request in requests)
         entry.num_photos -= num_photos
         entry.used_s += num_photos * seconds
+        entry.photo_s = seconds / num_photos
         self._num_held -= 1
         self._grant()
 
@@ -120,6 +127,8 @@ class FairSlots(Generic[_Request]):
                 self._num_held += 1
                 self._num_grants += 1
                 found.last_turn = self._num_grants
+                for request in requests:
+                    request.yields = self._yields(found)
                 self._start(requests)
 
     def _find_next(self) -> _Caller[_Request] | None:
@@ -132,6 +141,10 @@ class FairSlots(Generic[_Request]):
         if len(self._callers) == 1 or not caller.num_photos:
             return True
         return caller.num_photos + request.num_photos <= self.caller_limit
+
+    def _yields(self, caller: _Caller[_Request]) -> bool:
+        others = [c.photo_s for c in self._callers.values() if c is not caller and c.photo_s is not None]
+        return caller.photo_s is not None and bool(others) and caller.photo_s > YIELDING_RATIO * min(others)
 
     def _take(self, caller: _Caller[_Request]) -> Sequence[_Request]:
         """Take the caller's first request, and with it what else waits beyond the free slots."""

@@ -24,6 +24,7 @@ from serving.inference.triton_tensors import (
     ENCODED_NAME,
     ERRORS_NAME,
     GOLDEN_PRIORITY,
+    YIELDS_PARAMETER,
     InputTensor,
     encode_files,
     encode_pixels,
@@ -56,6 +57,7 @@ _INFER_TIMEOUT_S = 20.0
 # A full or overdue queue is UNAVAILABLE like a dead server; only Triton's message tells them apart.
 _QUEUE_FULL_MESSAGES = ("Exceeds maximum queue size", "Request timeout expired")
 _INFER_METHOD = "/inference.GRPCInferenceService/ModelInfer"
+_YIELDS: contextvars.ContextVar[bool] = contextvars.ContextVar("yields", default=False)
 _DEFAULT_MAX_CONCURRENT_REQUESTS = 64
 """The limit until the model's configuration is known."""
 
@@ -173,6 +175,7 @@ class TritonEngine:
     def _start(self, requests: Sequence[_Request]) -> None:
         # A task of its own: a caller that cancels must not cancel the call to Triton, which others may share; and many
         # short deadlines and cancellations crash Triton before 24.12 (server#7368).
+        requests[0].context.run(_YIELDS.set, requests[0].yields)
         task = asyncio.create_task(self._send(requests), context=requests[0].context)
         self._in_flight.add(task)
         task.add_done_callback(self._in_flight.discard)
@@ -293,6 +296,8 @@ class TritonEngine:
         request = service_pb2.ModelInferRequest(model_name=self._model_name, outputs=outputs)
         if priority := priority or self._priority:
             request.parameters["priority"].uint64_param = priority
+        if _YIELDS.get():
+            request.parameters[YIELDS_PARAMETER].bool_param = True
         try:
             with tracing.sampled_client_span(_INFER_METHOD) as headers:
                 response: service_pb2.ModelInferResponse = await self._call_infer(

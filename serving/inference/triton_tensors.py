@@ -25,6 +25,7 @@ __all__ = [
     "GOLDEN_PRIORITY",
     "LIVE_PRIORITY",
     "SIZES_NAME",
+    "YIELDS_PARAMETER",
     "InputTensor",
     "encode_files",
     "encode_pixels",
@@ -42,6 +43,8 @@ ENCODED_BACKEND_PARAMETER = "encoded_backend"
 
 GOLDEN_PRIORITY, LIVE_PRIORITY, BACKFILL_PRIORITY = 1, 2, 3
 """Priorities in the model's queue, first things first: health checks, callers, backfills."""
+YIELDS_PARAMETER = "yields"
+"""Parameter of a request: photos that take long are decoded at low priority, since another caller's take much less."""
 
 
 _LENGTH_DELIMITED = 2

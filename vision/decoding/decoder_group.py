@@ -45,12 +45,15 @@ class DecoderGroup:
         """When photos that begin now must be decoded, on the clock."""
         return self._clock() + self._time_limits.wall_s
 
-    def begin(self, photos: Sequence[bytes | memoryview], *, deadline_s: float | None = None) -> "DecodeBatch":
+    def begin(
+        self, photos: Sequence[bytes | memoryview], *, deadline_s: float | None = None, yields: bool = False
+    ) -> "DecodeBatch":
         """Start decoding; a batch that is not read to its end is abandoned by the next one.
 
         Args:
             photos: encoded.
             deadline_s: on the clock; the default is that of photos which begin now.
+            yields: whether photos that take long yield the cores; see `Decoder.begin`.
         """
         with contextlib.suppress(OSError):  # no more processes: the others decode more photos each
             while len(self._decoders) < min(self._size, len(photos)):
@@ -61,6 +64,7 @@ class DecoderGroup:
             deadline_s=self.compute_deadline_s() if deadline_s is None else deadline_s,
             wall_s=self._time_limits.wall_s,
             clock=self._clock,
+            yields=yields,
         )
 
     def close(self) -> None:
@@ -85,11 +89,13 @@ class DecodeBatch:
         deadline_s: float,
         wall_s: float,
         clock: Callable[[], float],
+        yields: bool,
     ) -> None:
         self._photos = photos
         self._deadline_s = deadline_s
         self._wall_s = wall_s
         self._clock = clock
+        self._yields = yields
         self._num_begun = 0
         self._idle = list(reversed(decoders))
         self._running: dict[Decoder, int] = {}
@@ -119,7 +125,7 @@ class DecodeBatch:
     def _begin_photos(self) -> None:
         while self._idle and self._num_begun < len(self._photos) and self._clock() < self._deadline_s:
             decoder = self._idle.pop()
-            decoder.begin(self._photos[self._num_begun], deadline_s=self._deadline_s)
+            decoder.begin(self._photos[self._num_begun], deadline_s=self._deadline_s, yields=self._yields)
             self._running[decoder] = self._num_begun
             self._num_begun += 1
 
@@ -150,7 +156,10 @@ class InlineDecoderGroup:
     def compute_deadline_s(self) -> float:
         return self._clock() + self._wall_s
 
-    def begin(self, photos: Sequence[bytes | memoryview], *, deadline_s: float | None = None) -> Iterator[_Result]:
+    def begin(
+        self, photos: Sequence[bytes | memoryview], *, deadline_s: float | None = None, yields: bool = False
+    ) -> Iterator[_Result]:
+        """Args: yields: has no effect: the caller's own priority cannot be raised again."""
         deadline_s = self.compute_deadline_s() if deadline_s is None else deadline_s
         for number, photo in enumerate(photos):
             if self._clock() >= deadline_s:

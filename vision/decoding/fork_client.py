@@ -194,7 +194,7 @@ class Decoder:
         """Seconds after which to call `poll` although the worker has not responded."""
         return self._timer.next_check_s if self._timer else 0.0
 
-    def begin(self, data: bytes | memoryview, *, deadline_s: float = float("inf")) -> None:
+    def begin(self, data: bytes | memoryview, *, deadline_s: float = float("inf"), yields: bool = False) -> None:
         """Start decoding a photo; the caller is free until it calls `end`.
 
         If the caller has failed between `begin` and `end`, the worker is replaced, so that the pixels of that photo are
@@ -203,6 +203,8 @@ class Decoder:
         Args:
             data: encoded.
             deadline_s: on the clock; when the machine counts as busy, if not before by the limit of one photo.
+            yields: whether the worker yields the cores to others once the photo takes long. Only root can raise a
+                priority again, so it is then replaced.
         """
         if self._timer:
             self._replace_worker()
@@ -213,7 +215,7 @@ class Decoder:
         except PhotoError as error:
             self._rejection = error
         else:
-            self._write(data, deadline_s)
+            self._write(data, deadline_s, yields=yields)
 
     def poll(self) -> Photo | PhotoError | None:
         """The decoded photo, or what was wrong with it; None: it is still being decoded."""
@@ -229,9 +231,10 @@ class Decoder:
                 return None
             self._replace_worker()
         else:
+            if result is None or self._timer.has_yielded:
+                self._replace_worker()
             if result is None:
                 result = create_crash_error()
-                self._replace_worker()
         self._timer = None
         return result
 
@@ -247,17 +250,19 @@ class Decoder:
         self._worker.close()
         self._fork_server.close()
 
-    def _write(self, data: bytes | memoryview, deadline_s: float) -> None:
+    def _write(self, data: bytes | memoryview, deadline_s: float, *, yields: bool) -> None:
         try:
-            self._begin_timer(deadline_s)
+            self._begin_timer(deadline_s, yields=yields)
             self._worker.write(data)
         except OSError:  # it died while idle, so this photo is not the cause
             self._replace_worker()
-            self._begin_timer(deadline_s)
+            self._begin_timer(deadline_s, yields=yields)
             self._worker.write(data)
 
-    def _begin_timer(self, deadline_s: float) -> None:
-        self._timer = PhotoTimer(self._worker.pid, self._time_limits, deadline_s=deadline_s, clock=self._clock)
+    def _begin_timer(self, deadline_s: float, *, yields: bool) -> None:
+        self._timer = PhotoTimer(
+            self._worker.pid, self._time_limits, deadline_s=deadline_s, yields=yields, clock=self._clock
+        )
 
     def _replace_worker(self) -> None:
         successor = self._fork_worker()

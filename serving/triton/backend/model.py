@@ -55,18 +55,19 @@ class TritonPythonModel:
             rows, errors = [self._run(photos[at : at + step]) for at in range(0, len(photos), step)], []
         else:
             sizes = pb_utils.get_input_tensor_by_name(request, "sizes").as_numpy()
-            rows, errors = self._decode_and_run(encoded.as_numpy(), sizes)
+            yields = json.loads(request.parameters() or "{}").get("yields", False)
+            rows, errors = self._decode_and_run(encoded.as_numpy(), sizes, yields)
         outputs = rows[0] if len(rows) == 1 else [np.concatenate(parts) for parts in zip(*rows, strict=True)]
         tensors = [pb_utils.Tensor(name, output) for name, output in zip(self._outputs, outputs, strict=True)]
         if errors:
             tensors.append(pb_utils.Tensor("photo_errors", np.array(errors, dtype=object)[:, None]))
         return pb_utils.InferenceResponse(tensors)
 
-    def _decode_and_run(self, encoded, sizes):
+    def _decode_and_run(self, encoded, sizes, yields):
         """Compute photo by photo, while others are decoded."""
         photos = [row[:size].data for row, size in zip(encoded, sizes[:, 0], strict=True)]
         rows, errors = [self._unusable] * len(photos), [b""] * len(photos)
-        for number, result in self._decoders.begin(photos):
+        for number, result in self._decoders.begin(photos, yields=yields):
             if isinstance(result, np.ndarray):
                 rows[number] = self._run(result[None])
             else:

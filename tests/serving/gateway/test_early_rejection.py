@@ -5,6 +5,7 @@ import grpc
 import pytest
 
 from listing_vision_client import CallFailed
+from serving.api.status import Refusal
 from serving.gateway.early_rejection import CLASSIFY_METHOD, STREAM_METHOD
 from tests.support.gateway import PHOTO, run_gateway
 
@@ -37,6 +38,24 @@ def test_a_full_gateway_refuses_by_the_headers_without_reading_photos(bundle):
     assert "photos are in flight" in refused[1]
     assert with_photo.reason == "TOO_BUSY"
     assert let_in == (grpc.StatusCode.INVALID_ARGUMENT, "the call has no request message")
+
+
+def test_what_has_come_while_a_message_waited_counts_before_it_is_read(bundle, monkeypatch):
+    def refuse_the_second_time(*args, **options):
+        refusals.append(Refusal(reason="TOO_BUSY", message="its share is used"))
+        if len(refusals) > 1:
+            raise refusals[-1]
+
+    refusals: list[Refusal] = []
+
+    async def call():
+        async with run_gateway(bundle) as (gateway_server, client):
+            monkeypatch.setattr(gateway_server.admission, "reject_early", refuse_the_second_time)
+            with pytest.raises(CallFailed, match="its share") as caught:
+                await client.classify([PHOTO])
+            return caught.value.reason
+
+    assert asyncio.run(call()) == "TOO_BUSY"
 
 
 @pytest.mark.parametrize("method", [CLASSIFY_METHOD, STREAM_METHOD])

@@ -26,10 +26,10 @@ async def messages(*found, then_wait=False):
         await asyncio.Event().wait()
 
 
-def receive(source, deadline_s):
+def receive(source, deadline_s, **options):
     async def run():
         receiver = Receiver(num_held_bytes=lambda: 0, get_typical_bytes=lambda caller: None)
-        return await receiver.receive(source, caller="a", peer="unix:", deadline_s=deadline_s)
+        return await receiver.receive(source, caller="a", peer="unix:", deadline_s=deadline_s, **options)
 
     return asyncio.run(run())
 
@@ -37,6 +37,24 @@ def receive(source, deadline_s):
 def test_a_message_is_returned_and_the_end_is_none():
     assert receive(messages(b"abc"), 1.0) == b"abc"
     assert receive(messages(), None) is None
+
+
+def test_a_message_that_would_be_received_in_vain_is_not_read():
+    num_read = 0
+
+    async def count_reads():
+        nonlocal num_read
+        num_read += 1
+        yield b"abc"
+
+    @contextlib.contextmanager
+    def refuse():
+        raise Refusal(reason="TOO_BUSY", message="its share is used")
+        yield
+
+    with pytest.raises(Refusal, match="its share"):
+        receive(count_reads(), None, expect=refuse)
+    assert num_read == 0
 
 
 def test_a_message_that_does_not_come_in_time_is_refused():

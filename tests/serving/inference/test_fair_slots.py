@@ -215,3 +215,20 @@ def test_whatever_is_given_up_every_other_request_is_started_once_and_no_slot_is
         assert len(model.running) == 3
 
     run(test)
+
+
+def test_who_takes_much_longer_than_another_caller_yields():
+    def test():
+        clock = ManualClock()
+        model = Model(1, clock=clock)
+        for caller, num_photos, seconds in (("slow", 4, 0.8), ("quick", 1, 0.05), ("quicker", 1, 0.04)):
+            assert not model.submit(caller, num_photos).yields  # it is not known yet how long the photos take
+            model.finish(seconds=seconds)
+        assert model.submit("slow").yields
+        model.finish()
+        assert not model.submit("quick").yields
+        model.finish()
+        clock.advance(2 * ACTIVE_S)
+        assert not model.submit("slow").yields  # the others are gone
+
+    run(test)

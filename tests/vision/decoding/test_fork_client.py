@@ -74,6 +74,18 @@ def test_a_photo_that_takes_too_much_cpu_time_is_at_fault():
         decoder.close()
 
 
+def test_a_worker_that_has_yielded_is_replaced():
+    decoder, large = create_decoder(), encode_image(create_scene(5000, 4000), "PNG")
+    try:
+        for photo, yields, is_replaced in ((large, False, False), (PHOTO, True, False), (large, True, True)):
+            worker = decoder.pidfd
+            decoder.begin(photo, yields=yields)
+            np.testing.assert_array_equal(decoder.end(), prepare_photo(photo, PREPROCESSING))
+            assert (decoder.pidfd != worker) == is_replaced
+    finally:
+        decoder.close()
+
+
 @pytest.mark.parametrize("create", [create_decoder, lambda: InlineDecoder(SETTINGS)], ids=["isolated", "inline"])
 def test_each_photo_has_its_own_error_and_the_next_is_decoded(create):
     decoder = create()

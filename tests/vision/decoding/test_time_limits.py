@@ -6,7 +6,7 @@ import time
 import pytest
 
 from tests.support.clock import ManualClock
-from vision.decoding.time_limits import PhotoTimer, TimeLimits, read_cpu_s
+from vision.decoding.time_limits import YIELDING_NICENESS, YIELDS_AFTER_CPU_S, PhotoTimer, TimeLimits, read_cpu_s
 from vision.errors import PhotoServiceBusy, PhotoTimedOut
 
 LIMITS = TimeLimits(cpu_s=2, wall_s=10)
@@ -57,3 +57,19 @@ def test_a_process_that_has_ended_has_no_cpu_time():
     process.wait()
     with pytest.raises(OSError, match="Invalid argument"):
         read_cpu_s(process.pid)
+
+
+def test_a_worker_yields_once_its_photo_takes_long():
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        cpu = ManualClock()
+        timers = [
+            PhotoTimer(process.pid, LIMITS, read_cpu_s=lambda pid: cpu.now_s, yields=yields) for yields in (False, True)
+        ]
+        niceness = os.getpriority(os.PRIO_PROCESS, process.pid)
+        assert [timer.next_check_s for timer in timers] == [2, YIELDS_AFTER_CPU_S]
+        for num_yielding, seconds in ((0, YIELDS_AFTER_CPU_S / 2), (1, YIELDS_AFTER_CPU_S / 2)):
+            cpu.advance(seconds)
+            assert [timer.check() for timer in timers] == [None, None]
+            assert [timer.has_yielded for timer in timers] == [False, bool(num_yielding)]
+        assert os.getpriority(os.PRIO_PROCESS, process.pid) == YIELDING_NICENESS > niceness
+        assert timers[1].next_check_s == 2 - YIELDS_AFTER_CPU_S
