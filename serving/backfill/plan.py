@@ -25,6 +25,7 @@ from fsspec.implementations.local import LocalFileSystem
 from serving.errors import BackfillError
 from serving.storage import Store
 from vision.errors import ManifestError
+from vision.runtime.wording import format_count
 from vision.tables import TABLE_ENDINGS, get_table_format, open_table
 
 __all__ = ["Plan", "ShardPhotos", "ShardReader", "hash_manifest", "list_manifest_files", "write_plan"]
@@ -259,7 +260,7 @@ def _check_rows(collected: Path, urls: Sequence[str], first_rows: Sequence[int],
                 what = f"photo {photos[at]} is relative, and the files are in several folders; write the whole path"
             problems.append(f"{urls[file]} row {row - first_rows[file] + 1}: {what}")
     if problems:
-        raise ManifestError(f"{num_problems} rows of the manifest cannot be used:", problems)
+        raise ManifestError(f"{format_count(num_problems, 'row')} of the manifest cannot be used:", problems)
 
 
 def _split_into_shards(rows: Path, listings_per_shard: int) -> tuple[Plan, pa.Table]:

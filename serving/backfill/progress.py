@@ -9,6 +9,7 @@ import prometheus_client
 from tqdm import tqdm
 
 from serving.backfill.ledger import Entry
+from vision.runtime.wording import format_count
 
 __all__ = ["Progress", "serve_metrics"]
 
@@ -118,4 +119,5 @@ class Progress:
     def __str__(self) -> str:
         done = self._num_photos - self._num_photos_remaining
         left = "" if self.eta_s is None else f", {self.eta_s / 60:.1f} minutes left"
-        return f"{done} of {self._num_photos} photos, {self.photos_per_s:.1f} photos/s{left}; {self.wait_summary}"
+        counted = f"{done} of {format_count(self._num_photos, 'photo')}"
+        return f"{counted}, {self.photos_per_s:.1f} photos/s{left}; {self.wait_summary}"

@@ -24,6 +24,7 @@ from serving.backfill.progress import Progress
 from serving.backfill.shutdown import HOW_TO_RESUME, GracefulShutdown, Interrupted
 from serving.errors import BackfillError
 from serving.storage import Store
+from vision.runtime.wording import format_count
 
 __all__ = ["BackfillRequest", "commit_shard", "open_or_create_job", "retry", "run", "write_success_file"]
 
@@ -122,12 +123,12 @@ def run(
     """
     ledger = Ledger(store)
     if removed := ledger.recover():
-        notify(f"removed {removed} files of an interrupted run")
+        notify(f"removed {format_count(removed, 'file')} of an interrupted run")
     done = {entry.shard for entry in ledger.complete_entries()}
     shards = ShardReader(store)
     remaining = [number for number in range(job.num_shards) if number not in done]
     if done and remaining:
-        notify(f"resuming: {len(done)} of {job.num_shards} shards are done")
+        notify(f"resuming: {len(done)} of {format_count(job.num_shards, 'shard', 'is')} done")
     progress = Progress(
         num_photos=job.num_photos,
         num_photos_done_before=job.num_photos - shards.num_photos(remaining),

@@ -9,6 +9,7 @@ import typer
 
 from serving.config import RequireSignature
 from vision.runtime.cli import create_cli_app
+from vision.runtime.wording import format_count
 
 if TYPE_CHECKING:
     from serving.backfill.local_engine import BackfillEngine, EngineOptions
@@ -114,7 +115,15 @@ def run(
             engine = _create_engine(bundle, options, target=target, rate=rate, cores=cores)
         try:
             job = open_or_create_job(store, request, engine, typer.echo)
-            typer.echo(f"{job.num_listings} listings, {job.num_photos} photos, {job.num_shards} shards")
+            typer.echo(
+                ", ".join(
+                    (
+                        format_count(job.num_listings, "listing"),
+                        format_count(job.num_photos, "photo"),
+                        format_count(job.num_shards, "shard"),
+                    )
+                )
+            )
             progress = run_job(
                 store,
                 job,

@@ -7,6 +7,7 @@ import typer
 
 from vision.errors import ListingVisionError
 from vision.runtime.cli import create_cli_app
+from vision.runtime.wording import format_count
 
 __all__ = ["outcomes_app"]
 
@@ -34,7 +35,10 @@ def forget(
     if not ids:
         raise typer.BadParameter("give ids of listings, or --ids-file")
     deleted = forget_rows(Store(outcomes), ids)
-    typer.echo(", ".join(f"{count} {table}" for table, count in deleted.items()) + f" of {len(ids)} listings deleted")
+    typer.echo(
+        ", ".join(f"{count} {table}" for table, count in deleted.items())
+        + f" of {format_count(len(ids), 'listing')} deleted"
+    )
     typer.echo("a running gateway writes rows within 10 s; run this again to delete what it still held")
 
 
@@ -49,7 +53,7 @@ def expire(
     from serving.outcomes.retention import expire as expire_files
     from serving.storage import Store
 
-    typer.echo(f"{expire_files(Store(outcomes), days=days)} files deleted")
+    typer.echo(f"{format_count(expire_files(Store(outcomes), days=days), 'file')} deleted")
 
 
 def _read_lines(path: Path) -> list[str]:

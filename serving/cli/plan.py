@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from vision.runtime.cli import create_cli_app
+from vision.runtime.wording import format_count
 
 __all__ = ["plan_app"]
 
@@ -37,8 +38,8 @@ def capacity(
     made, out = found.estimate, found.estimate.simulation
     gateways = -(-found.service.num_cores // cores_per_gateway)
     typer.echo(f"costs measured on {costs.machine}")
-    cores = f"{found.service.num_cores} cores, {out.core_utilisation:.0%} busy"
-    typer.echo(f"gateways   {gateways} of {cores_per_gateway} cores ({cores})")
+    cores = f"{format_count(found.service.num_cores, 'core')}, {out.core_utilisation:.0%} busy"
+    typer.echo(f"gateways   {gateways} of {format_count(cores_per_gateway, 'core')} ({cores})")
     batches = f"{out.instance_utilisation:.0%} busy, {out.mean_batch:.1f} photos a batch"
     typer.echo(f"instances  {found.service.num_instances} of the model ({batches})")
     typer.echo(

@@ -8,6 +8,7 @@ import typer
 from training.cli.startup import load_torch
 from vision.errors import ListingVisionError
 from vision.runtime.cli import create_cli_app
+from vision.runtime.wording import format_count
 
 if TYPE_CHECKING:
     from training.export.add_brand import BrandShift
@@ -53,7 +54,7 @@ def add(
     added = add_brand(source, _read_photos(photos), name=name, output=output, aliases=alias or ())
     info = added.bundle.info
     typer.echo(
-        f"brand {added.brand.name} ({added.brand.id}) imprinted from {added.num_photos} photos: model "
+        f"brand {added.brand.name} ({added.brand.id}) imprinted from {format_count(added.num_photos, 'photo')}: model "
         f"{source.info.model_version} is now {info.model_version}, taxonomy {info.taxonomy_version}"
     )
     typer.echo(
@@ -88,5 +89,9 @@ def _format_shifts(shifts: "tuple[BrandShift, ...]", name: str) -> str:
     num_listings = sum(shift.num_listings for shift in shifts)
     num_moved_to_new = sum(shift.num_moved_to_new for shift in shifts)
     return "\n".join(
-        [*lines, f"of {num_listings} listings, {num_moved_to_new} ({num_moved_to_new / num_listings:.1%}) now {name}"]
+        [
+            *lines,
+            f"of {format_count(num_listings, 'listing')}, {num_moved_to_new} "
+            f"({num_moved_to_new / num_listings:.1%}) now {name}",
+        ]
     )

@@ -11,6 +11,7 @@ import typer
 from training.cli.startup import load_torch
 from vision.errors import ListingVisionError
 from vision.runtime.cli import create_cli_app
+from vision.runtime.wording import format_count
 
 if TYPE_CHECKING:
     from training.data.label_errors import FieldLabelErrors
@@ -190,7 +191,7 @@ def check(
     for kind, meaning in KINDS.items():
         number = sum(len(finding.places) for finding in found if finding.kind == kind)
         typer.echo(f"{number:6d}  {kind} ({meaning}{'; a warning' if kind in WARNINGS else ''})")
-    typer.echo(f"{len(loaded):6d}  photos looked at")
+    typer.echo(f"{len(loaded):6d}  looked at")
     if findings:
         write_findings(found, findings)
         typer.echo(f"written: {findings}")
@@ -279,7 +280,10 @@ def shard(
     for line in done.unreadable:
         typer.echo(f"left out: {line}", err=True)
     target = posixpath.join(output, "manifest.parquet")
-    typer.echo(f"{target}: {len(done.manifest)} photos in {done.num_shards} shards, {len(done.unreadable)} left out")
+    typer.echo(
+        f"{target}: {format_count(len(done.manifest), 'photo')} in {format_count(done.num_shards, 'shard')}, "
+        f"{len(done.unreadable)} left out"
+    )
 
 
 @data_app.command("suspects")
@@ -313,7 +317,6 @@ def suspects(
     from training.data.label_errors import find_suspects, write_csv
     from training.data.label_errors_page import render_suspects
     from training.inference.features import extract_features, load_embedder
-    from training.reporting.page import format_count
     from training.reporting.provenance import describe_manifest
     from vision.manifest import Manifest
 
@@ -350,8 +353,9 @@ def _save_dataset(manifest: "Manifest", taxonomy: "Taxonomy", output: Path) -> N
     splits = manifest.column("split").value_counts().to_pylist()
     counts = ", ".join(f"{entry['counts']} {entry['values'] or 'in no split'}" for entry in splits)
     typer.echo(
-        f"{path}: {len(manifest)} photos ({counts}), {len(taxonomy.leaf_ids)} leaf categories, "
-        f"{len(taxonomy.brands)} brands"
+        f"{path}: {format_count(len(manifest), 'photo')} ({counts}), "
+        f"{format_count(len(taxonomy.leaf_ids), 'leaf category')}, "
+        f"{format_count(len(taxonomy.brands), 'brand')}"
     )
     if any(entry["values"] for entry in splits):
         typer.echo(f"next: listing-vision data check {path}")

@@ -7,6 +7,7 @@ import typer
 
 from vision.runtime.cli import create_cli_app
 from vision.runtime.files import write_atomically
+from vision.runtime.wording import format_count
 
 __all__ = ["create_outcome_manifests", "experiment_app"]
 
@@ -95,13 +96,21 @@ def create_outcome_manifests(
     tree.save(output / "taxonomy.json")
     for name, manifest in (("manifest", made.shown), ("unseen", made.unseen)):
         manifest.save(str(output / f"{name}.parquet"))
-        typer.echo(f"{output / f'{name}.parquet'}: {len(manifest)} photos")
+        typer.echo(f"{output / f'{name}.parquet'}: {format_count(len(manifest), 'photo')}")
     if num_left_out:
-        typer.echo(f"{num_left_out} outcomes without a valid suggestion_id are left out (--include-unverified)")
+        typer.echo(
+            f"left out: {format_count(num_left_out, 'outcome')} without a valid suggestion_id (--include-unverified)"
+        )
     if made.num_without_photos:
-        typer.echo(f"{made.num_without_photos} listings with an outcome have no photo in {photos}")
+        typer.echo(
+            f"left out: {format_count(made.num_without_photos, 'listing')} with an outcome and "
+            f"without a photo in {photos}"
+        )
     for name, count in list(made.new_brands.items())[:10]:
-        typer.echo(f"not in the taxonomy: {name!r}, written {count} times; `listing-vision brand add` can add it")
+        typer.echo(
+            f"not in the taxonomy: {name!r}, written {format_count(count, 'time')}; "
+            f"`listing-vision brand add` can add it"
+        )
 
 
 def _parse_share(text: str) -> tuple[str, float]:

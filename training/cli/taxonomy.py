@@ -7,6 +7,7 @@ import typer
 
 from training.cli.startup import load_torch
 from vision.runtime.cli import create_cli_app
+from vision.runtime.wording import format_count
 
 if TYPE_CHECKING:
     from training.data.taxonomy_changes import Migration
@@ -33,7 +34,7 @@ def diff(old: OldTaxonomy, new: NewTaxonomy) -> None:
     changes = diff_taxonomies(old_tree, new_tree)
     for change in changes:
         typer.echo(str(change))
-    typer.echo(f"{old_tree.version} and {new_tree.version}: {len(changes)} differences")
+    typer.echo(f"{old_tree.version} and {new_tree.version}: {format_count(len(changes), 'difference')}")
     if old_tree.leaf_ids != new_tree.leaf_ids or old_tree.brand_labels != new_tree.brand_labels:
         typer.echo("labels differ, or their order: a model of one has no meaning for the other")
 
@@ -66,11 +67,11 @@ def migrate(
     migrated, counts = migration.migrate(Manifest.load(manifest))
     save_split(migrated, new_tree, output)
     for change, number in counts.items():
-        typer.echo(f"{number:8d} photos: {change}")
+        typer.echo(f"{format_count(number, 'photo')}: {change}")
     if changes:
         write_changes(migration.changes, changes)
         typer.echo(f"written: {changes}")
-    typer.echo(f"written: {output} ({len(migrated)} photos, taxonomy {new_tree.version})")
+    typer.echo(f"written: {output} ({format_count(len(migrated), 'photo')}, taxonomy {new_tree.version})")
 
 
 @taxonomy_app.command("migrate-bundle")

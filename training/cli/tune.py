@@ -9,6 +9,7 @@ from training.cli.data import load_taxonomy
 from training.cli.startup import load_torch
 from training.cli.train import MicroBatch, RecipeName, Set, SplitManifest, TaxonomyFile
 from vision.runtime.cli import create_cli_app
+from vision.runtime.wording import format_count
 
 __all__ = ["tune_app"]
 
@@ -45,7 +46,10 @@ def tune_learning_rate(
         f"backbone_learning_rate = {chosen.backbone_learning_rate * best:.2g} ({best:.2g} x the recipe's)"
     )
     minutes = estimate_minutes(chosen, found.num_photos, stage=found.stage, photos_per_s=found.photos_per_s)
-    typer.echo(f"this recipe: about {minutes:.0f} minutes here for {found.num_photos} photos, without val")
+    typer.echo(
+        f"this recipe: about {format_count(round(minutes), 'minute')} here for "
+        f"{format_count(found.num_photos, 'photo')}, without val"
+    )
 
 
 @tune_app.command("batch-size")
@@ -71,7 +75,9 @@ def tune_batch_size(
     minutes = estimate_minutes(
         chosen, 1000, stage=choose_heaviest_stage(chosen), photos_per_s=best.photos_per_s or math.inf
     )
-    typer.echo(f"this recipe: about {minutes:.0f} minutes here per 1,000 photos, without loading and val")
+    typer.echo(
+        f"this recipe: about {format_count(round(minutes), 'minute')} here per 1,000 photos, without loading and val"
+    )
 
 
 @tune_app.command("loader")
@@ -100,4 +106,7 @@ def tune_loader(
         )
     last = speeds[-1]
     minutes = estimate_minutes(chosen, last.num_photos, stage=last.stage, photos_per_s=last.photos_per_s)
-    typer.echo(f"this recipe: about {minutes:.0f} minutes here for {last.num_photos} photos, without val")
+    typer.echo(
+        f"this recipe: about {format_count(round(minutes), 'minute')} here for "
+        f"{format_count(last.num_photos, 'photo')}, without val"
+    )

@@ -10,9 +10,9 @@ from typing import Any
 from training.comparison.compare import LEAF, CategoryChange, Comparison, CoverageChange
 from training.errors import GateError
 from training.reporting.field_titles import format_field_title, join_field_titles
-from training.reporting.page import format_count
 from training.statistics.paired import Difference
 from vision.calibration import BRAND_FIELD
+from vision.runtime.wording import format_count
 
 __all__ = ["Gate", "RuleResult", "load_gate"]
 

@@ -8,7 +8,8 @@ from training.comparison.text_report import ComparedModels, GateVerdict, format_
 from training.comparison.verdict import build_comparison_verdict, describe_rule
 from training.reporting.field_titles import format_field_title
 from training.reporting.glossary import choose_terms
-from training.reporting.page import create_thumbnails, format_count, format_percent, format_signed, render
+from training.reporting.page import create_thumbnails, format_percent, format_signed, render
+from vision.runtime.wording import format_count
 
 __all__ = ["render_comparison"]
 

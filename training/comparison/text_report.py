@@ -7,8 +7,8 @@ from typing import Any
 from training.comparison.common_listings import CommonListings
 from training.comparison.compare import CategoryChange, Comparison, Coverage
 from training.comparison.gate import Gate, RuleResult
-from training.reporting.page import format_count
 from training.statistics.paired import NUM_RESAMPLES, Difference
+from vision.runtime.wording import format_count
 
 __all__ = [
     "ComparedModels",

@@ -3,8 +3,8 @@
 from training.comparison.compare import LEAF, Comparison, FieldChange
 from training.comparison.gate import Gate
 from training.comparison.text_report import GateVerdict
-from training.reporting.page import format_count
 from vision.calibration import BRAND_FIELD
+from vision.runtime.wording import format_count
 
 __all__ = ["RULE_NAMES", "build_comparison_verdict", "describe_rule"]
 

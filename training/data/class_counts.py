@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from vision.manifest import SPLITS, Manifest
+from vision.runtime.wording import format_count
 from vision.taxonomy import Taxonomy
 
 __all__ = ["NO_SPLIT", "ClassCounts", "count_classes"]
@@ -39,7 +40,7 @@ class ClassCounts:
         for path in shown:
             rows.append((path, [str(number) for number in (*self._count_splits(path), self.count(path))]))
         if hidden := len(self.photos) - len(shown):
-            rows.append((f"… and {hidden} classes with more photos", []))
+            rows.append((f"… and {format_count(hidden, 'class')} with more photos", []))
         totals = [sum(numbers) for numbers in zip(*map(self._count_splits, self.photos), strict=True)]
         rows.append(("all", [str(number) for number in (*totals, sum(totals))]))
         names = [_shorten(name) for name, _ in rows]

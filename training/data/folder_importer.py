@@ -12,6 +12,7 @@ from training.data.importers import build_taxonomy, compute_version
 from vision.errors import ManifestError, PhotoNotAnImage
 from vision.images import detect_format
 from vision.manifest import Manifest
+from vision.runtime.wording import format_count
 from vision.taxonomy import PATH_SEPARATOR, Taxonomy, create_slug
 
 __all__ = ["SPLIT_FOLDERS", "ImportedFolder", "LeftOut", "import_folder"]
@@ -168,7 +169,7 @@ class _Scan:
         if len(self.photos) > num_before or path == PurePosixPath() or len(self.problems) > num_problems:
             return
         if num_files:
-            self.problems.append(f"{path}: {num_files} files, none of them a photo")
+            self.problems.append(f"{path}: {format_count(num_files, 'file')}, none of them a photo")
         elif not any(path in folder.parents for folder in self.folders):
             self.leave_out("empty folders", path)
 
@@ -253,7 +254,7 @@ def _label_photos(scan: _Scan, *, has_splits: bool) -> list[tuple[str, tuple[str
     for top, count in num_photos.items():
         if count and not num_taken[top]:
             why = "none in a class folder" if top.casefold() in SPLIT_FOLDERS else "in no split"
-            scan.problems.append(f"{top}: {count} photos, {why}")
+            scan.problems.append(f"{top}: {format_count(count, 'photo')}, {why}")
     return labelled
 
 

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 
 from training.data.label_errors import FieldLabelErrors, SuspectedLabel
 from training.reporting.glossary import choose_terms
-from training.reporting.page import create_thumbnails, format_count, render
+from training.reporting.page import create_thumbnails, render
+from vision.runtime.wording import format_count
 
 __all__ = ["WEAK_BELOW", "render_suspects"]
 

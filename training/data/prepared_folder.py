@@ -6,6 +6,7 @@ from training.data.checks import check_labels
 from training.data.folder_importer import import_folder
 from training.data.importers import save_dataset
 from training.data.splits import carve_calibrate, count_splits, split_manifest
+from vision.runtime.wording import format_count
 
 __all__ = ["prepare_folder"]
 
@@ -42,5 +43,8 @@ def prepare_folder(source: Path, output: Path) -> tuple[Path, list[str]]:
     notes += [str(finding) for finding in check_labels(manifest, imported.taxonomy)]
     save_dataset(manifest, imported.taxonomy, output)
     counts = ", ".join(f"{num} {split}" for split, (num, _) in count_splits(manifest).items())
-    notes.append(f"{path}: {len(manifest)} photos ({counts}), {len(imported.taxonomy.leaf_ids)} classes")
+    notes.append(
+        f"{path}: {format_count(len(manifest), 'photo')} ({counts}), "
+        f"{format_count(len(imported.taxonomy.leaf_ids), 'class')}"
+    )
     return path, notes

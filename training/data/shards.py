@@ -24,6 +24,7 @@ from vision.images import ALLOWED_FORMATS
 from vision.manifest import COLUMNS, Manifest, open_for_replacement
 from vision.photo_files import read_photo
 from vision.runtime.cpus import count_usable_cores
+from vision.runtime.wording import format_count
 from vision.taxonomy import Taxonomy
 
 __all__ = ["ShardedManifest", "write_shards"]
@@ -126,7 +127,7 @@ def write_shards(
                     kept.append(row)
             if unreadable and not skip_unreadable:
                 raise ManifestError(
-                    f"{len(unreadable)} photos cannot be read; mend them or leave them out with --skip-unreadable:",
+                    f"{format_count(len(unreadable), 'photo')} cannot be read; mend them or give --skip-unreadable:",
                     unreadable,
                 )
             if not kept:

@@ -15,6 +15,7 @@ import pyarrow.compute
 
 from vision.errors import ManifestError
 from vision.manifest import COLUMNS, SPLITS, UNLABELLED, Manifest, open_for_replacement
+from vision.runtime.wording import format_count
 from vision.taxonomy import Taxonomy
 
 __all__ = [
@@ -277,7 +278,9 @@ def _require_none(manifest: Manifest, codes: npt.NDArray[np.int64], bad: list[bo
     rows = np.flatnonzero(np.array(bad)[codes])
     if len(rows):
         value = manifest.column("listed_at")[int(rows[0])].as_py()
-        raise ManifestError(f"{len(rows)} rows have {what}, the first is row {rows[0] + 1} ({value!r}); {way_out}")
+        raise ManifestError(
+            f"{format_count(len(rows), 'row', 'has')} {what}, the first is row {rows[0] + 1} ({value!r}); {way_out}"
+        )
 
 
 def _read_time(text: str) -> tuple[str, int]:

@@ -13,6 +13,7 @@ from training.data.folder_importer import SPLIT_FOLDERS
 from training.data.importers import build_brands, build_taxonomy, compute_version
 from vision.errors import ManifestError
 from vision.manifest import COLUMNS, Manifest
+from vision.runtime.wording import format_count
 from vision.tables import TextTable, open_table
 from vision.taxonomy import Taxonomy, create_slug, normalize_name
 
@@ -68,20 +69,20 @@ def import_table(
     photo = table.column(chosen["photo"][0])
     has_photo = pa.compute.not_equal(photo, "")
     if num_missing := len(table) - (pa.compute.sum(has_photo).as_py() or 0):
-        notes.append(f"left out: {num_missing} rows without a photo")
+        notes.append(f"left out: {format_count(num_missing, 'row')} without a photo")
         table = table.filter(has_photo)
     if not len(table):
         raise ManifestError(f"{url} has no row with a photo in column {chosen['photo'][0]!r}")
     texts = {name: _join(table, several) for name, several in chosen.items()}
     unnamed = pa.compute.equal(texts.setdefault("listing_id", texts["photo"]), "")
     if num_unnamed := pa.compute.sum(unnamed).as_py():
-        notes.append(f"{num_unnamed} rows have no listing_id; each of their photos is a listing")
+        notes.append(f"{format_count(num_unnamed, 'row', 'has')} no listing_id; each photo of these is a listing")
         texts["listing_id"] = pa.compute.if_else(unnamed, texts["photo"], texts["listing_id"])
     paths = {text: _read_path(text, separator) for text in texts["category"].unique().to_pylist() if text}
     brands = _count_brands(texts.get("brand"), (no_brand, other_brand))
     taxonomy = _build_taxonomy(url, paths, brands, language=language, no_brand=no_brand, other_brand=other_brand)
     if merged := [f"{brand.name} = {', '.join(brand.aliases)}" for brand in taxonomy.brands if brand.aliases]:
-        notes.append(f"{len(merged)} brands are spelled in several ways, such as {merged[0]}")
+        notes.append(f"{format_count(len(merged), 'brand', 'is')} spelled in several ways, such as {merged[0]}")
     # An id is never taken for the name of another category.
     texts["category"] = _map_values(texts["category"], lambda text: _get_id(paths[text]) if text else "")
     if "split" in texts:

@@ -28,6 +28,7 @@ from vision.manifest import UNLABELLED, Labels
 from vision.metrics import compute_top_k_hits
 from vision.prediction.fusion import compute_node_probabilities
 from vision.prediction.listings import compute_brand_scores, compute_path_scores
+from vision.runtime.wording import format_count
 from vision.taxonomy import OTHER_BRAND, Taxonomy
 
 __all__ = ["evaluate", "explore_thresholds", "format_table", "group_pseudo_listings", "replace_nan"]
@@ -338,5 +339,5 @@ def format_table(figures: dict[str, Any]) -> str:
                 f"{percent(f['precision'])} % of these (guaranteed {100 * (1 - f['alpha']):g} %)"
             )
     if figures["num_unusable_photos"]:
-        lines.append(f"  {figures['num_unusable_photos']} photos could not be used")
+        lines.append(f"  {format_count(figures['num_unusable_photos'], 'photo')} could not be used")
     return "\n".join(lines)

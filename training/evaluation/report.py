@@ -12,9 +12,10 @@ from training.evaluation.evaluate import replace_nan
 from training.evaluation.verdict import build_verdict
 from training.reporting.field_titles import format_field_title
 from training.reporting.glossary import choose_terms
-from training.reporting.page import create_thumbnails, format_count, format_points, is_measured, render
+from training.reporting.page import create_thumbnails, format_points, is_measured, render
 from training.reporting.plots import plot_reliability, plot_risk_coverage, plot_shares
 from vision.calibration import BRAND_FIELD
+from vision.runtime.wording import format_count
 
 if TYPE_CHECKING:
     from training.evaluation.gradcam import GradcamExample

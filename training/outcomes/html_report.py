@@ -8,7 +8,8 @@ from training.outcomes.report import ExperimentReport
 from training.outcomes.verdict import build_experiment_verdict
 from training.reporting.field_titles import format_field_title
 from training.reporting.glossary import choose_terms
-from training.reporting.page import format_count, render
+from training.reporting.page import render
+from vision.runtime.wording import format_count
 
 __all__ = ["render_experiment", "write_experiment"]
 

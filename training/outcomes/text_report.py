@@ -1,7 +1,7 @@
 """The report of an experiment as text for a terminal, and its guarantees for Prometheus."""
 
 from training.outcomes.report import Drift, ExperimentReport, FieldReport
-from training.reporting.page import format_count
+from vision.runtime.wording import format_count
 
 __all__ = ["GUARANTEE_METRICS", "format_metrics", "format_report"]
 

@@ -19,13 +19,13 @@ from vision.errors import PhotoError
 from vision.images import decode_photo
 from vision.photo_files import read_photo
 from vision.runtime.cpus import count_usable_cores
+from vision.runtime.wording import format_count
 from vision.suggestion import format_confidence
 
 __all__ = [
     "create_thumbnail",
     "create_thumbnails",
     "encode_photo_uri",
-    "format_count",
     "format_percent",
     "format_points",
     "format_signed",
@@ -50,13 +50,6 @@ def render(template: str, **values: object) -> str:
 def is_measured(value: float | None) -> bool:
     """Whether a figure is neither NaN nor the null that JSON has in its place."""
     return value is not None and value == value
-
-
-def format_count(num: int, noun: str) -> str:
-    """A number of things, the noun in the plural but for one: `1 category`, `2 categories`."""
-    if num == 1:
-        return f"1 {noun}"
-    return f"{num} {noun[:-1]}ies" if noun.endswith("y") else f"{num} {noun}s"
 
 
 def format_points(share: float | None) -> str:

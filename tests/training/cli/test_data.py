@@ -23,7 +23,7 @@ def test_the_verb_shards_and_says_what_it_left_out(listing_folder, tmp_path):
     assert isinstance(refused.exception, ManifestError)
     done = CliRunner().invoke(data_app, [*words, "--skip-unreadable"])
     assert done.exit_code == 0
-    assert "29 photos in 1 shards, 1 left out" in done.stdout
+    assert "29 photos in 1 shard, 1 left out" in done.stdout
     assert "left out: row 6: " in done.stderr
     assert Taxonomy.load(tmp_path / "out" / "taxonomy.json") == create_small_taxonomy()
 
@@ -117,7 +117,7 @@ def test_the_verb_imports_a_table(tmp_path):
     words += ["--column", "photo=写真", "--column", "category=大分類", "--column", "category=小分類"]
     done = CliRunner().invoke(data_app, words)
     assert done.exit_code == 0, done.exception
-    assert "left out: 1 rows without a photo" in done.stderr
+    assert "left out: 1 row without a photo" in done.stderr
     manifest = Manifest.load(str(tmp_path / "out" / "manifest.parquet"))
     assert set(manifest.column("split").to_pylist()) == {"train", "val"}
     assert manifest.get_photo_url(0) == f"{tmp_path}/0.jpg"

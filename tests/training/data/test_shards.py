@@ -113,7 +113,7 @@ def test_shards_can_be_sharded_again(listing_folder, tmp_path):
 def test_photos_that_cannot_be_read_are_all_named_and_nothing_is_left(listing_folder, output):
     for i in (3, 17):
         (listing_folder / "photos" / f"{i}.JPEG").unlink()
-    with pytest.raises(ManifestError, match="2 photos cannot be read; mend them or leave them out") as caught:
+    with pytest.raises(ManifestError, match="2 photos cannot be read; mend them or give --skip-unreadable") as caught:
         write_shards(load(listing_folder), create_small_taxonomy(), output, shard_bytes=4 << 10)
     assert {problem.split(":")[0] for problem in caught.value.problems} == {"row 4", "row 18"}
     assert list_names(output) == []

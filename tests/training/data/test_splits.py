@@ -117,7 +117,7 @@ def test_times_with_zones_are_compared_as_instants():
     ("times", "said"),
     [
         (["2026-01-01", "", ""], r"2 rows have no listed_at, the first is row 2 \(''\); fill them in"),
-        (["2026-01-01", "01/02/2026"], r"1 rows have .* not an ISO 8601 .* row 2 \('01/02/2026'\); write it as"),
+        (["2026-01-01", "01/02/2026"], r"1 row has .* not an ISO 8601 .* row 2 \('01/02/2026'\); write it as"),
         (["2026-01-01", "2026-13-01"], r"not an ISO 8601 .* row 2 \('2026-13-01'\)"),
         (["2026-01-01", "2026-01-02T00:00:00"], r"another kind of listed_at than row 1, which has a date.* row 2"),
         (["2026-01-01T01:00:00", "2026-01-02T00:00:00Z"], r"row 1, which has a time without a zone.* row 2"),

@@ -99,7 +99,7 @@ def test_rows_without_a_photo_and_spellings_are_counted(tmp_path):
     imported = import_table(str(tmp_path / "m.csv"))
     assert imported.notes == (
         "left out: 2 rows without a photo",
-        "1 brands are spelled in several ways, such as Dr Martens = Dr. Martens",
+        "1 brand is spelled in several ways, such as Dr Martens = Dr. Martens",
     )
     assert imported.manifest.resolve_labels(imported.taxonomy).brands.tolist() == [1, 1, 1]
 
@@ -108,7 +108,7 @@ def test_a_photo_without_a_listing_is_one(tmp_path):
     (tmp_path / "m.csv").write_text("photo,category,listing_id\n1.jpg,Cups,7\n2.jpg,Cups,\n")
     imported = import_table(str(tmp_path / "m.csv"))
     assert imported.manifest.column("listing_id").to_pylist() == ["7", "2.jpg"]
-    assert imported.notes == ("1 rows have no listing_id; each of their photos is a listing",)
+    assert imported.notes == ("1 row has no listing_id; each photo of these is a listing",)
 
 
 def test_a_name_like_another_categorys_id_is_not_taken_for_it(tmp_path):

@@ -2,7 +2,7 @@ import pytest
 from markupsafe import Markup
 
 from tests.support.helpers import create_scene, encode_image
-from training.reporting.page import create_thumbnail, format_count, format_percent, format_points, is_measured, render
+from training.reporting.page import create_thumbnail, format_percent, format_points, is_measured, render
 
 
 @pytest.mark.parametrize("value", [None, float("nan")])
@@ -27,15 +27,3 @@ def test_a_photo_that_cannot_be_read_has_no_thumbnail(tmp_path):
     assert create_thumbnail(str(tmp_path / "good.jpg"), max_px=64).startswith("data:image/jpeg;base64,")
     assert create_thumbnail(str(tmp_path / "bad.jpg"), max_px=64) is None
     assert create_thumbnail(str(tmp_path / "none.jpg"), max_px=64) is None
-
-
-def test_things_are_counted_in_words():
-    counted = [format_count(num, noun) for noun in ("category", "tune listing") for num in (0, 1, 2)]
-    assert counted == [
-        "0 categories",
-        "1 category",
-        "2 categories",
-        "0 tune listings",
-        "1 tune listing",
-        "2 tune listings",
-    ]
