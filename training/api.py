@@ -166,6 +166,7 @@ def evaluate(
         from training.evaluation.evaluate import evaluate as judge
         from training.evaluation.evaluate import explore_thresholds, group_pseudo_listings
         from training.evaluation.long_tail import count_training_leaves
+        from training.evaluation.verdict import describe_certificate
         from training.inference.evaluated_model import load_evaluated_model
         from training.inference.predictions import predict
 
@@ -183,6 +184,7 @@ def evaluate(
         groups=groups,
         training_counts=count_training_leaves(whole, judged.taxonomy),
     )
+    figures["certificate"] = describe_certificate(judged.calibration, split=split)
     if tune_split:
         tune_rows = select_tune_rows(whole, tune_split=tune_split)
         tuned = predict(tune_rows, judged.taxonomy, judged.preprocessing, judged.infer, other_brands=other_brands)

@@ -12,6 +12,7 @@ from vision.runtime.cli import create_cli_app
 from vision.runtime.wording import format_count
 
 if TYPE_CHECKING:
+    from serving.backfill.job import Job
     from serving.backfill.local_engine import BackfillEngine, EngineOptions
     from serving.backfill.shutdown import GracefulShutdown
     from vision.bundle import Bundle
@@ -115,15 +116,7 @@ def run(
             engine = _create_engine(bundle, options, target=target, rate=rate, cores=cores)
         try:
             job = open_or_create_job(store, request, engine, typer.echo)
-            typer.echo(
-                ", ".join(
-                    (
-                        format_count(job.num_listings, "listing"),
-                        format_count(job.num_photos, "photo"),
-                        format_count(job.num_shards, "shard"),
-                    )
-                )
-            )
+            typer.echo(_describe_size(job))
             progress = run_job(
                 store,
                 job,
@@ -264,6 +257,11 @@ def _create_ray_engine(
     from serving.backfill.ray_engine import create_ray_engine
 
     return create_ray_engine(model, options, address=address, public_key=public_key)
+
+
+def _describe_size(job: "Job") -> str:
+    counts = ((job.num_listings, "listing"), (job.num_photos, "photo"), (job.num_shards, "shard"))
+    return ", ".join(format_count(num, noun) for num, noun in counts)
 
 
 @contextmanager

@@ -143,7 +143,7 @@ def test_photos_of_a_listing_are_answered(open_page, url, photos, bundle):
     assert page.locator("#views .file").all_inner_texts() == ["0.jpg", "1.jpg", "2.jpg", "broken.jpg"]
     assert page.locator("#views li.bad .error").inner_text().startswith("Not a photo we can read.")
     page.locator("#views li.bad .remove").click()
-    page.get_by_text("Answered from 3 of 3 photos.").wait_for()
+    page.get_by_text("Answered from all 3 photos.").wait_for()
     assert json.loads(page.locator("#response").text_content())["categoryPath"][0]["name"] == names[0]
 
 
@@ -177,11 +177,11 @@ def test_the_names_are_japanese_for_those_who_read_it(open_page, url, photos):
     page = open_page(url, locale="ja-JP")
     assert page.locator("html").get_attribute("lang") == "ja"
     page.set_input_files("#files", photos.good[:1])
-    assert wait_for_suggestion(page) == "1枚中1枚の写真から判定しました。"
+    assert wait_for_suggestion(page) == "写真1枚から判定しました。"
     assert not page.locator("#found [lang=en]").count()
     assert not re.search("[a-z]{2}", " ".join(page.locator("#path .name").all_inner_texts()))
     page.get_by_role("button", name="English").click()
-    assert wait_for_suggestion(page) == "Answered from 1 of 1 photos."
+    assert wait_for_suggestion(page) == "Answered from one photo."
     assert page.locator("html").get_attribute("lang") == "en"
 
 
@@ -220,7 +220,7 @@ def test_an_answer_outlives_what_fails_after_it(open_page, url, photos):
     assert page.locator("#path .name").count()
     assert page.locator("#stale").is_visible()
     page.context.set_offline(False)
-    page.get_by_text("Answered from 4 of 4 photos.").wait_for()
+    page.get_by_text("Answered from all 4 photos.").wait_for()
     assert not page.locator("#stale").is_visible()
 
 
@@ -232,7 +232,7 @@ def test_what_runs_can_be_cancelled_and_tried_again(open_page, url, photos):
     assert page.locator("#state").inner_text() == "Cancelled."
     assert page.evaluate("document.activeElement.id") == "retry"
     page.keyboard.press("Enter")
-    assert wait_for_suggestion(page) == "Answered from 3 of 3 photos."
+    assert wait_for_suggestion(page) == "Answered from all 3 photos."
 
 
 def test_sample_photos_that_do_not_arrive_can_be_asked_for_again(open_page, url, photos):
@@ -244,7 +244,7 @@ def test_sample_photos_that_do_not_arrive_can_be_asked_for_again(open_page, url,
     page.context.set_offline(False)
     page.get_by_text("Add photos to see a category and a brand.").wait_for()
     page.locator("#samples").click()
-    assert wait_for_suggestion(page) == "Answered from 2 of 2 photos."
+    assert wait_for_suggestion(page) == "Answered from all 2 photos."
 
 
 def test_it_tries_again_by_itself_but_not_for_ever(open_page, url, photos):
@@ -259,14 +259,14 @@ def test_it_tries_again_by_itself_but_not_for_ever(open_page, url, photos):
     page.get_by_text("The model is not available; try again later.").wait_for()
     page.unroute("**/v1/listings:classify")
     page.get_by_role("button", name="Retry").click()
-    assert wait_for_suggestion(page) == "Answered from 3 of 3 photos."
+    assert wait_for_suggestion(page) == "Answered from all 3 photos."
 
 
 def test_an_answer_without_its_taxonomy_has_its_own_names(open_page, url, photos):
     page = open_page(url)
     page.route("**/v1/taxonomy*", lambda route: route.abort())
     page.set_input_files("#files", photos.good)
-    assert wait_for_suggestion(page) == "Answered from 3 of 3 photos."
+    assert wait_for_suggestion(page) == "Answered from all 3 photos."
     path = json.loads(page.locator("#response").text_content())["categoryPath"]
     assert page.locator("#path .name").all_inner_texts() == [level["name"] for level in path]
 
@@ -400,7 +400,7 @@ def test_the_keyboard_is_enough(open_page, url, photos):
         reached.append(page.evaluate("document.activeElement.dataset.language || document.activeElement.id"))
     assert reached == ["en", "ja", "files", "samples"]
     page.keyboard.press("Enter")
-    assert wait_for_suggestion(page) == "Answered from 2 of 2 photos."
+    assert wait_for_suggestion(page) == "Answered from all 2 photos."
     page.locator("#clear").focus()
     page.keyboard.press("Tab")  # the first photo's remove button
     for num_left in (1, 0):
@@ -433,7 +433,7 @@ def test_a_token_is_asked_for_and_forgotten(open_page, bundle, start_serving, ph
     page.get_by_text("Token not accepted").wait_for()
     page.fill("#token", TOKEN)
     page.keyboard.press("Enter")
-    assert wait_for_suggestion(page) == "Answered from 2 of 2 photos."
+    assert wait_for_suggestion(page) == "Answered from all 2 photos."
     page.wait_for_function("() => document.querySelectorAll('#views img')[1].naturalWidth > 0")
     assert "Bearer $LISTING_VISION_TOKEN" in page.locator("#program").text_content()
     assert page.get_by_text("Corrections are not stored by this service.").is_visible()

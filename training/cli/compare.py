@@ -44,6 +44,7 @@ def compare(
         format_comparison,
         format_verdict,
     )
+    from training.comparison.verdict import build_comparison_verdict
     from training.evaluation.evaluate import replace_nan
     from training.inference.evaluated_model import load_evaluated_model
     from training.reporting.provenance import describe_manifest
@@ -66,6 +67,7 @@ def compare(
         split=split,
         **describe_manifest(manifest),
     )
+    typer.echo("\n".join(build_comparison_verdict(comparison, verdict)) + "\n")
     typer.echo(format_comparison(compared, comparison, listings))
     if output:
         output.mkdir(parents=True, exist_ok=True)

@@ -315,7 +315,7 @@ def suspects(
     import torch
 
     from training.data.label_errors import find_suspects, write_csv
-    from training.data.label_errors_page import render_suspects
+    from training.data.label_errors_page import build_suspects_verdict, render_suspects
     from training.inference.features import extract_features, load_embedder
     from training.reporting.provenance import describe_manifest
     from vision.manifest import Manifest
@@ -337,6 +337,7 @@ def suspects(
     }
     page = render_suspects(found, provenance, title=f"Suspected labels of {manifest}", max_shown=max_shown)
     (output / "suspects.html").write_text(page, encoding="utf-8")
+    typer.echo("\n".join(build_suspects_verdict(found)) + "\n")
     for part in found:
         typer.echo(_format_summary(part))
     typer.echo(f"{len(features.unusable):6d}  photos could not be used")
@@ -366,7 +367,7 @@ def _save_dataset(manifest: "Manifest", taxonomy: "Taxonomy", output: Path) -> N
 def _format_summary(part: "FieldLabelErrors") -> str:
     lines = [f"{len(part.suspects):6d}  suspected {part.field} labels of {part.num_compared} compared"]
     if part.num_compared:
-        lines[0] += f" ({part.accuracy:.1%} of those compared are also the likeliest)"
+        lines[0] += f"; the model agrees with {part.accuracy:.1%} of these"
     if part.num_unlabelled:
         lines.append(f"{part.num_unlabelled:6d}  photos without a {part.field} label")
     if part.num_inner:

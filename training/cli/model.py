@@ -90,6 +90,7 @@ def evaluate(
     from training.api import evaluate as judge
     from training.evaluation.evaluate import format_table
     from training.evaluation.report import write_report
+    from training.evaluation.verdict import build_verdict
     from training.reporting.provenance import describe_manifest
 
     found = judge(
@@ -104,6 +105,7 @@ def evaluate(
     judged, predictions, figures = found.model, found.predictions, found.figures
     for photo in predictions.unusable:
         _log.warning("not used: %s", photo)
+    typer.echo("\n".join(build_verdict(figures)) + "\n")
     typer.echo(format_table(figures))
 
     def compute_examples() -> "Sequence[GradcamExample]":

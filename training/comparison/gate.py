@@ -174,7 +174,7 @@ def _exceeds(drop: float, limit: float) -> bool:
 
 def _describe_drop(what: str, counts: Difference, limit: float) -> str:
     return (
-        f"{what} {_format_change(counts.change, limit)}: {counts.accuracy_a:.2%} by A, {counts.accuracy_b:.2%} by B; "
+        f"{what} {_format_change(counts.change, limit)}: A {counts.accuracy_a:.2%}, B {counts.accuracy_b:.2%}; "
         f"{counts.num_lost} lost, {counts.num_won} won of "
         f"{format_count(counts.num_listings, 'listing')}, p {counts.p_value:.3g}"
     )
@@ -184,13 +184,13 @@ def _describe_coverage_drop(change: CoverageChange, limit: float) -> str:
     a, b = change.a, change.b
     return (
         f"{format_field_title(change.name)}: the filled share {_format_change(b.coverage - a.coverage, limit)}: "
-        f"{a.coverage:.2%} by A ({a.num_filled} of {format_count(a.num_listings, 'listing')}), "
-        f"{b.coverage:.2%} by B ({b.num_filled})"
+        f"A {a.coverage:.2%} ({a.num_filled} of {format_count(a.num_listings, 'listing')}), "
+        f"B {b.coverage:.2%} ({b.num_filled})"
     )
 
 
 def _format_change(change: float, limit: float) -> str:
     points = f"{100 * abs(change):.2f}"
     if float(points) == 0:
-        return f"did not change, a fall of {100 * limit:.2f} points allowed"
-    return f"{'fell' if change < 0 else 'rose'} by {points} points, a fall of {100 * limit:.2f} allowed"
+        return "did not change"
+    return f"{'fell' if change < 0 else 'rose'} by {points} points, a fall of {100 * limit:.2f} is allowed"

@@ -47,6 +47,7 @@ def render_comparison(
         for field in ("category", "brand")
         for won in (False, True)
     ]
+    groups = [group for group in groups if group["flips"]]
     shown = {flip.listing for group in groups for flip in group["flips"][:max_shown]}
     photos = {listing: listings.get_photo_urls(listing)[: 1 + _MAX_SMALL_PHOTOS] for listing in shown}
     return render(
@@ -103,5 +104,7 @@ def _format_counts(change: FieldChange | CategoryChange) -> list[object]:
 
 
 def _format_coverage(coverage: Coverage) -> list[object]:
-    guarantee = "nothing" if coverage.threshold is None or coverage.alpha is None else f"{1 - coverage.alpha:.0%}"
+    guarantee = "nothing"
+    if coverage.num_filled:
+        guarantee = "see Category" if coverage.alpha is None else f"{1 - coverage.alpha:.0%}"
     return [format_percent(coverage.coverage), format_percent(coverage.precision), guarantee]

@@ -7,6 +7,7 @@ from typing import Any
 from training.comparison.common_listings import CommonListings
 from training.comparison.compare import CategoryChange, Comparison, Coverage
 from training.comparison.gate import Gate, RuleResult
+from training.reporting.field_titles import format_field_title
 from training.statistics.paired import NUM_RESAMPLES, Difference
 from vision.runtime.wording import format_count
 
@@ -113,7 +114,8 @@ def format_comparison(compared: ComparedModels, comparison: Comparison, listings
     for field in comparison.fields:
         c, (low, high) = field.counts, field.interval
         lines.append(
-            f"  {field.name:<20}  {c.num_listings:8d}  {_format_percent(c.accuracy_a)}  {_format_percent(c.accuracy_b)}"
+            f"  {format_field_title(field.name):<20}  {c.num_listings:8d}"
+            f"  {_format_percent(c.accuracy_a)}  {_format_percent(c.accuracy_b)}"
             f"  {_format_signed(c.change)}  {_format_signed(low)} – {_format_signed(high)}"
             f"  {c.num_lost:5d}  {c.num_won:5d}   {c.p_value:.3g}"
         )
@@ -122,7 +124,7 @@ def format_comparison(compared: ComparedModels, comparison: Comparison, listings
         shown = "  ".join(
             f"{_format_percent(c.coverage)}  ({_format_percent(c.precision)})" for c in (change.a, change.b)
         )
-        lines.append(f"  {change.name:<22}  {shown}")
+        lines.append(f"  {format_field_title(change.name):<22}  {shown}")
     lines += _format_categories(comparison.categories)
     lines += _format_excluded_labels(comparison)
     if listings.unusable:
@@ -135,8 +137,8 @@ def format_testing_note(categories: Sequence[CategoryChange]) -> str:
     by_chance = sum(change.counts.p_value < 0.05 for change in categories)
     proven = sum(change.p_holm < 0.05 for change in categories)
     return (
-        f"{format_count(len(categories), 'category')} compared; with p < 0.05 taken alone: {by_chance}, of which "
-        f"chance may account for up to {0.05 * len(categories):.1f}; after Holm's correction for their number: {proven}"
+        f"{format_count(len(categories), 'category')} compared, {by_chance} with p < 0.05 taken alone (chance gives up "
+        f"to {0.05 * len(categories):.1f}) and {proven} after Holm's correction for their number"
     )
 
 
@@ -155,7 +157,8 @@ def _format_categories(categories: Sequence[CategoryChange]) -> list[str]:
     better = [change for change in reversed(categories) if change.counts.change > 0]
     lines = []
     for name, changes in (("worse", worse), ("better", better)):
-        lines += ["", f"{format_count(len(changes), 'category')} {name}" + (":" if changes else "")]
+        if changes:
+            lines += ["", f"{format_count(len(changes), 'category')} {name}:"]
         for change in changes[:_MAX_CATEGORIES_SHOWN]:
             c, (low, high) = change.counts, change.interval
             lines.append(
@@ -165,7 +168,7 @@ def _format_categories(categories: Sequence[CategoryChange]) -> list[str]:
             )
         if len(changes) > _MAX_CATEGORIES_SHOWN:
             lines.append(f"  … and {len(changes) - _MAX_CATEGORIES_SHOWN} more; --output writes all")
-    return [*lines, format_testing_note(categories)]
+    return [*lines, "", format_testing_note(categories)]
 
 
 def _format_excluded_labels(comparison: Comparison) -> list[str]:

@@ -8,7 +8,7 @@ from training.reporting.glossary import choose_terms
 from training.reporting.page import create_thumbnails, render
 from vision.runtime.wording import format_count
 
-__all__ = ["WEAK_BELOW", "render_suspects"]
+__all__ = ["WEAK_BELOW", "build_suspects_verdict", "render_suspects"]
 
 WEAK_BELOW = 0.8
 """Agreement with the labels below which most suspects are mistakes of the model."""
@@ -37,14 +37,15 @@ def render_suspects(
         weak_below=WEAK_BELOW,
         manifest_row=_build_manifest_row,
         facts=[(name.replace("_", " "), value) for name, value in provenance.items()],
-        verdict_sentences=_build_verdict(found),
+        verdict_sentences=build_suspects_verdict(found),
         terms=choose_terms("suspected label"),
         large=create_thumbnails((suspect.photo for _, suspect in shown), max_px=_SUSPECT_PX),
         small=create_thumbnails(examples, max_px=_EXAMPLE_PX),
     )
 
 
-def _build_verdict(found: Sequence[FieldLabelErrors]) -> list[str]:
+def build_suspects_verdict(found: Sequence[FieldLabelErrors]) -> list[str]:
+    """Sentences for whoever corrects the labels, the conclusion first."""
     num = sum(len(part.suspects) for part in found)
     sentences = [
         f"{format_count(num, 'suspected label')}: look at each photo, and correct the manifest where "

@@ -15,6 +15,7 @@ from training.evaluation.scored_rows import ScoredRows, score_rows
 from training.evaluation.slices import build_slices, evaluate_slices
 from training.evaluation.uncertified import explain_uncertified
 from training.inference.predictions import Predictions
+from training.reporting.field_titles import format_field_title
 from training.statistics.estimates import (
     bin_reliability,
     estimate_calibration_error,
@@ -309,35 +310,28 @@ def format_table(figures: dict[str, Any]) -> str:
         return "    -" if value != value else f"{100 * value:5.1f}"
 
     lines = []
-    for view in ("photo", "listing"):
+    views = ("listing",) if figures["listing"]["num"] == figures["photo"]["num"] else ("photo", "listing")
+    for view in views:
         part = figures[view]
         lines.append(f"per {view} ({part['num']})      num   top-1  top-5  macro    ECE   95 % interval of top-1")
         for level in ("leaf", *sorted(key for key in part if key.startswith("depth_"))):
             f = part[level]
             low, high = f["top1_interval"]
             lines.append(
-                f"  {level:<16} {f['num']:8d}   {percent(f['top1'])}  {percent(f['top5'])}  {percent(f['macro'])}  "
-                f"{percent(f['ece'])}   {percent(low)} – {percent(high).strip()}"
+                f"  {format_field_title(level):<17}{f['num']:8d}   {percent(f['top1'])}  {percent(f['top5'])}  "
+                f"{percent(f['macro'])}  {percent(f['ece'])}   {percent(low)} – {percent(high).strip()}"
             )
         b = part["brand"]
         lines.append(
-            f"  brand            {b['num']:8d}   {percent(b['top1'])}  {percent(b['top5'])}   branded "
+            f"  {'Brand':<17}{b['num']:8d}   {percent(b['top1'])}  {percent(b['top5'])}   branded "
             f"{percent(b['top1_branded'])} of {b['num_branded']}, unbranded {percent(b['top1_unbranded'])} of "
-            f"{b['num_unbranded']}, unseen {percent(b['top1_unseen'])} of {b['num_unseen']}"
+            f"{b['num_unbranded']}, not in our list {percent(b['top1_unseen'])} of {b['num_unseen']}"
         )
         h = part["hierarchy"]
         lines.append(
-            f"  hierarchical     {h['num']:8d}   precision {percent(h['precision'])}, recall {percent(h['recall'])}, "
-            f"F1 {percent(h['f1'])}"
+            f"  {'Category tree':<17}{h['num']:8d}   precision {percent(h['precision'])}, "
+            f"recall {percent(h['recall'])}, F1 {percent(h['f1'])}"
         )
-    for name, f in figures["listing"]["fields"].items():
-        if f["threshold"] is None:
-            lines.append(f"  {name}: never filled in. {f['uncertified_sentence']}")
-        else:
-            lines.append(
-                f"  {name}: filled in for {percent(f['coverage'])} % of listings, right in "
-                f"{percent(f['precision'])} % of these (guaranteed {100 * (1 - f['alpha']):g} %)"
-            )
     if figures["num_unusable_photos"]:
         lines.append(f"  {format_count(figures['num_unusable_photos'], 'photo')} could not be used")
     return "\n".join(lines)

@@ -152,10 +152,19 @@ def _build_sliders(figures: Figures) -> Sequence[Figures]:
                     f"{format_points(certified['coverage'])} % of these listings"
                     if certified
                     else "there is no certified threshold",
+                    "start": _find_start(curve["points"], certified),
                     "points": [(f"from {point['threshold']:.3f}", point) for point in curve["points"]],
                 }
             )
     return sliders
+
+
+def _find_start(points: Sequence[Figures], certified: Figures | None) -> int:
+    """The loosest of the points that is at least as strict as the certified one; without one the strictest."""
+    if certified is None:
+        return 0
+    strict_enough = [at for at, point in enumerate(points) if point["threshold"] >= certified["threshold"]]
+    return strict_enough[-1] if strict_enough else 0
 
 
 def _thin_out(points: Sequence[Figures], *, num: int = 10) -> Sequence[Figures]:

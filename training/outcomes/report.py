@@ -172,7 +172,7 @@ def build_report(
         days: length of the windows for guarantees and drift.
 
     Raises:
-        ListingVisionError: a release of `control` or `shares` has no suggestions.
+        ListingVisionError: a release of `control` or `shares` has no suggestions, or the shares are not all of them.
     """
     counts = tables.count_listings()
     for option, names in (("--control", [control] if control else []), ("--share", shares or {})):
@@ -181,6 +181,7 @@ def build_report(
                 raise ListingVisionError(
                     f"{option} {name}: this release has no suggestions; those that have are {', '.join(counts)}"
                 )
+    shares = _complete_shares(shares, counts) if shares else None
     base = control or max(counts, key=lambda release: counts[release])
     # Without comparisons: the listings that have an outcome of the path differ from release to release.
     fields = _report_releases(tables.load_outcomes(PATH_FIELD), calibrations, days)
@@ -207,6 +208,17 @@ def build_report(
         ],
         drift_days=drift_days,
     )
+
+
+def _complete_shares(shares: Mapping[str, float], counts: Mapping[str, int]) -> Mapping[str, float]:
+    """Give the one release without a share the rest."""
+    missing, rest = [name for name in counts if name not in shares], 1 - sum(shares.values())
+    if len(counts) == 1 or len(missing) > 1 or (missing and rest <= 0):
+        raise ListingVisionError(
+            f"--share {', '.join(f'{name}={share:g}' for name, share in shares.items())}: the releases are "
+            f"{', '.join(counts)}; give one for all but one of them, which gets the rest; a single release needs none"
+        )
+    return {**shares, **dict.fromkeys(missing, rest)}
 
 
 def _measure_drift_from_first_days(tables: OutcomeTables, days: int) -> Iterator[Drift]:

@@ -1,6 +1,8 @@
 """The report of an experiment as text for a terminal, and its guarantees for Prometheus."""
 
 from training.outcomes.report import Drift, ExperimentReport, FieldReport
+from training.outcomes.verdict import build_experiment_verdict
+from training.reporting.field_titles import format_field_title
 from vision.runtime.wording import format_count
 
 __all__ = ["GUARANTEE_METRICS", "format_metrics", "format_report"]
@@ -14,19 +16,20 @@ GUARANTEE_METRICS = {
 
 def format_report(report: ExperimentReport) -> str:
     """The report as text."""
-    lines = [f"{'field':<18} {'release':<20} {'outcomes':>9} {'accepted':>9} {'95 %':>15}  {'unseen':>7}  guarantee"]
+    header = f"{'field':<18} {'release':<20} {'outcomes':>9} {'accepted':>9} {'95 %':>15}  {'unseen':>7}  guarantee"
+    lines = [*build_experiment_verdict(report), "", header]
     for one in report.fields:
         low, high = one.accepted_interval
         unseen = "-" if one.accepted_unseen is None else f"{one.accepted_unseen:.1%}"
         lines.append(
-            f"{one.field:<18} {one.release:<20} {one.num_outcomes:>9} {one.accepted:>9.1%} {low:>7.1%}…{high:<7.1%} "
-            f"{unseen:>7}  {_format_guarantee(one)}"
+            f"{format_field_title(one.field):<18} {one.release:<20} {one.num_outcomes:>9} {one.accepted:>9.1%} "
+            f"{low:>7.1%}…{high:<7.1%} {unseen:>7}  {_format_guarantee(one)}"
         )
     for other in report.comparisons:
         low, high = other.interval
         lines.append(
-            f"{other.field}: {other.treatment} compared with {other.control} {other.difference:+.1%} "
-            f"({low:+.1%}…{high:+.1%}, always valid): {other.verdict}"
+            f"{format_field_title(other.field)}: {other.treatment} compared with {other.control} "
+            f"{other.difference:+.1%} ({low:+.1%}…{high:+.1%}, always valid): {other.verdict}"
         )
     for release, (count, same) in report.shadow_agreement.items():
         lines.append(f"shadow {release}: {same:.1%} of {count} suggestions equal what the caller got")
@@ -34,8 +37,8 @@ def format_report(report: ExperimentReport) -> str:
         low, high = shadow.interval
         kind = "unseen" if shadow.unseen else "outcomes"
         lines.append(
-            f"{shadow.field}: shadow {shadow.release} {shadow.accepted:.1%}, shown {shadow.shown_accepted:.1%}, "
-            f"{shadow.num_outcomes} {kind} ({low:+.1%}…{high:+.1%}, always valid)"
+            f"{format_field_title(shadow.field)}: shadow {shadow.release} {shadow.accepted:.1%}, "
+            f"shown {shadow.shown_accepted:.1%}, {shadow.num_outcomes} {kind} ({low:+.1%}…{high:+.1%}, always valid)"
         )
     if report.sample_ratio_p_value is not None:
         broken = "not as assigned: trust no comparison before the cause is found"
@@ -47,9 +50,6 @@ def format_report(report: ExperimentReport) -> str:
         lines.append(f"{num} without a valid suggestion_id left out (--include-unverified)")
     if report.num_unjoined:
         lines.append(f"{format_count(report.num_unjoined, 'outcome')} of listings without a suggestion left out")
-    lines += [
-        f"switch off: {one.field} of {one.release} no longer meets its guarantee" for one in report.fields_to_switch_off
-    ]
     return "\n".join(lines)
 
 
@@ -78,7 +78,7 @@ def _format_drift(drift: Drift, days: int | None) -> str:
     grade: str = drift.grade
     if grade == "none":
         grade += f" beyond chance, which reaches {drift.chance:.3f} with so many listings"
-    return f"drift of {drift.statistic}, {compared}: {drift.stability:.3f} ({grade})"
+    return f"drift of {drift.statistic.replace('_', ' ')}, {compared}: {drift.stability:.3f} ({grade})"
 
 
 def _format_guarantee(one: FieldReport) -> str:

@@ -67,8 +67,8 @@ def plot_reliability(before: Points, after: Points, *, key: str, label: str) -> 
     def draw(axes: "Axes") -> None:
         axes.plot([0, 100], [0, 100], color="#888888", linestyle=":", linewidth=1)
         for bins, color, marker, name in (
-            (before, _ORANGE, "s", "temperature 1"),
-            (after, _BLUE, "o", "calibrated" if before else "as it is"),
+            (before, _ORANGE, "s", "before"),
+            (after, _BLUE, "o", "after" if before else "as it is"),
         ):
             if not bins:
                 continue

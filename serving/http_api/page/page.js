@@ -115,7 +115,9 @@ function accept(response, asked, totalMs) {
   state.answeredPhotos = asked;
   response.photos.forEach((result, i) => setResult(asked[i], result));
   at("access").hidden = true;
-  setPhase("answered", "answered", response.photos.filter(({ recognition }) => recognition).length, response.photos.length);
+  const [used, given] = [response.photos.filter(({ recognition }) => recognition).length, response.photos.length];
+  const words = used < given ? "answered" : given === 1 ? "answeredOne" : "answeredAll";
+  setPhase("answered", words, used, given);
 }
 
 function setResult(photo, result) {

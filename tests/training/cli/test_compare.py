@@ -79,7 +79,7 @@ def test_a_model_passes_against_itself(bundle, trained_run, synthetic_dataset):
     assert done.exit_code == 0, done.stderr
     assert "gate passed" in done.stdout
     assert "10 listings" in done.stdout
-    lost_and_won = [line.split()[-3:-1] for line in done.stdout.splitlines() if line.startswith("  leaf ")]
+    lost_and_won = [line.split()[-3:-1] for line in done.stdout.splitlines() if line.startswith("  Leaf category ")]
     assert lost_and_won == [["0", "0"]]
 
 
@@ -90,7 +90,7 @@ def test_a_worse_model_is_named_and_exits_3_only_with_a_gate(trained_run, shifte
     done = run_compare_process(*words, "--gate", gate)
     assert done.returncode == 3, done.stderr
     assert "gate not passed: max_overall_drop, max_category_drop" in done.stdout
-    assert "max_overall_drop broken: leaf accuracy fell by 100.00 points, a fall of 0.00 allowed" in done.stdout
+    assert "max_overall_drop broken: leaf accuracy fell by 100.00 points, a fall of 0.00 is allowed" in done.stdout
     assert "Traceback" not in done.stderr
 
     figures = json.loads((tmp_path / "report" / "compare.json").read_text())

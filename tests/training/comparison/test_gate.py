@@ -33,7 +33,7 @@ def test_the_overall_drop_is_named_with_its_numbers():
     rule = outcomes(Gate(), SAME + LOST)["max_overall_drop"]
     assert not rule.holds
     assert rule.details == (
-        "leaf accuracy fell by 10.00 points, a fall of 0.00 allowed: 100.00% by A, 90.00% by B; "
+        "leaf accuracy fell by 10.00 points, a fall of 0.00 is allowed: A 100.00%, B 90.00%; "
         "1 lost, 0 won of 10 listings, p 1",
     )
     assert not list_broken_rules(Gate(max_overall_drop=0.1), SAME + LOST)  # exactly the limit passes
@@ -64,8 +64,8 @@ def test_brand_and_coverage():
     }
     rule = outcomes(Gate(), SAME + unsure, **models)["max_coverage_drop"]
     assert rule.details == (
-        "Category, depth 1: the filled share fell by 10.00 points, a fall of 0.00 allowed: 100.00% by A (10 of 10 "
-        "listings), 90.00% by B (9)",
+        "Category, depth 1: the filled share fell by 10.00 points, a fall of 0.00 is allowed: A 100.00% (10 of 10 "
+        "listings), B 90.00% (9)",
     )
     assert list_broken_rules(Gate(), SAME + unsure, **models) == {"max_coverage_drop"}
     assert not list_broken_rules(Gate(max_coverage_drop=0.1), SAME + unsure, **models)

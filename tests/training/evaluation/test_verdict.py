@@ -1,6 +1,7 @@
 import pytest
 
-from training.evaluation.verdict import build_verdict
+from training.evaluation.verdict import build_verdict, describe_certificate
+from vision.calibration import Calibration
 
 
 def create_field(**changes):
@@ -35,6 +36,28 @@ def test_confirmed_guarantees_may_be_released():
 )
 def test_what_the_listings_do_not_confirm_is_said(interval, said):
     assert said in build(category_path=create_field(precision_interval=interval))[0]
+
+
+def test_listings_that_the_guarantees_were_made_on_do_not_confirm_them():
+    calibration = Calibration(certifies={"split": "val, four fifths of the listings by hash of listing id"})
+    certificate = describe_certificate(calibration, split="val")
+    assert not certificate["is_independent"]
+    assert describe_certificate(calibration, split="test")["is_independent"]
+    figures = {"listing": {"fields": {"brand": create_field()}, "leaf": {"top1": None}, "brand": {"top1": None}}}
+    first, _ = build_verdict({**figures, "certificate": certificate})
+    assert "These listings cannot confirm the guarantees, which were made on val, four fifths" in first
+    broken = create_field(precision_interval=(0.5, 0.8))
+    figures["listing"]["fields"] = {"brand": broken}
+    assert build_verdict({**figures, "certificate": certificate})[0].startswith("Do not release")
+
+
+def test_how_deep_a_path_is_filled_in_is_said():
+    depths = {f"category_depth_{depth}": {"certified": {"coverage": 1 - 0.2 * depth}} for depth in (1, 2, 3)}
+    selective = {**depths, "brand": {"certified": {"coverage": 1.0}}}
+    accuracy = {"leaf": {"top1": None}, "brand": {"top1": None}}
+    fields = {"category_path": create_field()}
+    _, category = build_verdict({"listing": {"fields": fields, "selective": selective, **accuracy}})
+    assert "60.0% of the listings (60.0% down to depth 2, 40.0% down to depth 3); 98.0%" in category
 
 
 def test_a_broken_guarantee_outweighs_one_that_is_kept():

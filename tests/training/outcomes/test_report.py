@@ -99,6 +99,28 @@ def test_two_calibrations_of_the_same_weights_are_two_releases(tmp_path):
     assert guaranteed == {"w.aaaaaa": 0.95, "w.cccccc": None}
 
 
+@pytest.mark.parametrize("shares", [{"old": 0.75}, {"new": 0.25}, {"old": 0.75, "new": 0.25}])
+def test_the_one_release_without_a_share_has_the_rest(tmp_path, shares):
+    url = write_tables(
+        tmp_path,
+        [create_suggestion(str(n), 1, version="new" if n % 4 == 0 else "old") for n in range(40)],
+        [create_outcome(str(n), 2) for n in range(40)],
+    )
+    with open_tables(url, {"": create_small_taxonomy()}) as tables:
+        assert build_report(tables, calibrations={}, shares=shares).sample_ratio_p_value == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(("num_releases", "shares"), [(1, {"r0": 0.5}), (2, {"r0": 1.0}), (3, {"r0": 0.5})])
+def test_shares_that_leave_releases_out_are_refused(tmp_path, num_releases, shares):
+    url = write_tables(
+        tmp_path,
+        [create_suggestion(str(n), 1, version=f"r{n}") for n in range(num_releases)],
+        [create_outcome(str(n), 2) for n in range(num_releases)],
+    )
+    with open_tables(url, {"": create_small_taxonomy()}) as tables, pytest.raises(ListingVisionError, match="the rest"):
+        build_report(tables, calibrations={}, shares=shares)
+
+
 def test_each_release_is_evaluated_with_its_own_tree(tmp_path):
     old = create_small_taxonomy()
     # In the new one a leaf has moved, and there is one that the old one lacks.
@@ -152,7 +174,7 @@ def test_the_verb_reports_and_exits_three_where_a_guarantee_is_broken(bundle, tm
     words += ["--output", str(tmp_path / "report.json"), "--metrics", str(tmp_path / "report.prom")]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == (3 if broken and broken.name.startswith("category") else 0), done.stderr
-    assert "category_depth_1" in done.stdout
+    assert "Category, depth 1" in done.stdout
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["listings_by_release"] == {bundle.release: 60}
     assert "listing_vision_guarantee_met" in (tmp_path / "report.prom").read_text()

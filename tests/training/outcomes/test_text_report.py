@@ -8,14 +8,14 @@ from training.outcomes.text_report import GUARANTEE_METRICS, format_metrics, for
 
 def test_the_report_names_what_is_broken_and_drifting(report):
     text = format_report(report)
-    assert "switch off: category_depth_3 of old no longer meets its guarantee" in text
-    assert "drift of bytes_per_photo, last 7 days compared with the first: " in text
+    assert text.startswith("Switch off category, depth 3 of old: sellers kept ")
+    assert "drift of bytes per photo, last 7 days compared with the first: " in text
     assert "sample ratio: as assigned (p = 1)" in text
     bundles = Drift(statistic="leaf_probability", release="old", stability=0.01, chance=0.02)
     shadowed = dataclasses.replace(report, drift=[bundles], shadow_agreement={"shadow": (180, 0.75)})
     text = format_report(shadowed)
     chance = "none beyond chance, which reaches 0.020 with so many listings"
-    assert f"drift of leaf_probability, old recently compared with its bundle: 0.010 ({chance})" in text
+    assert f"drift of leaf probability, old recently compared with its bundle: 0.010 ({chance})" in text
     assert "shadow shadow: 75.0% of 180 suggestions equal what the caller got" in text
 
 

@@ -29,7 +29,7 @@ def test_the_certified_point_is_marked_where_there_is_one():
 
 
 def test_both_calibrations_are_drawn():
-    assert {"temperature 1", "calibrated"} <= set(texts(plot_reliability(BINS, BINS, key="a", label="x")))
+    assert {"before", "after"} <= set(texts(plot_reliability(BINS, BINS, key="a", label="x")))
     alone = texts(plot_reliability([], BINS, key="a", label="x"))
     assert "as it is" in alone
     assert "calibrated" not in alone

@@ -13,6 +13,12 @@ function compareRows(a, b, column, direction) {
   }
   return direction * left.textContent.localeCompare(right.textContent);
 }
+// On a phone a row is a block of labelled figures, see the style sheet.
+function labelCells(table) {
+  const heads = [...table.tHead.rows[0].cells].map((head) => head.textContent);
+  for (const row of table.tBodies[0].rows) [...row.cells].forEach((cell, column) => (cell.dataset.label = heads[column]));
+  table.classList.add("labelled");
+}
 function makeSortable(table) {
   const heads = [...table.tHead.rows[0].cells];
   heads.forEach((head, column) => {
@@ -68,10 +74,12 @@ function makeSlider(box) {
   const input = document.createElement("input");
   const output = document.createElement("output");
   label.className = "control";
-  Object.assign(input, { type: "range", min: 0, max: points.length - 1, value: points.length - 1 });
+  // The table begins with the strictest threshold, a slider ends with it.
+  const last = points.length - 1;
+  Object.assign(input, { type: "range", min: 0, max: last, value: last - Number(box.dataset.start) });
   label.append(`${box.dataset.slider}: threshold `, input);
   const show = () => {
-    const cells = [...points[input.value].cells].map((cell) => cell.textContent.trim());
+    const cells = [...points[last - input.value].cells].map((cell) => cell.textContent.trim());
     output.textContent = `filled ${cells[0]}: ${cells[2]} % of the tune listings, ${cells[3]} % of these right`;
     input.setAttribute("aria-valuetext", output.textContent);
   };
@@ -79,6 +87,7 @@ function makeSlider(box) {
   box.prepend(label, output);
   show();
 }
+document.querySelectorAll(".table:not(.matrix) > table").forEach(labelCells);
 document.querySelectorAll("table[data-sortable]").forEach(makeSortable);
 document.querySelectorAll("[data-filter]").forEach((box) => {
   const table = box.querySelector("table");
