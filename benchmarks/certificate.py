@@ -275,11 +275,18 @@ def redraw(
     measured: list[MeasuredFields] = []
     usual: list[MeasuredFields] = []
     population: EvaluatedListings | None = None
+    # What was fitted on the same tune listings is not fitted again.
+    fitted = bundle.calibration if tuned_on else None
     for _ in range(NUM_RESAMPLES):
         rows = rng.integers(0, len(pool.listing_ids), num_calibration)
         tested = resample(pool, rows[num_tune:])
         certified = calibrate(
-            tuned_on or resample(pool, rows[:num_tune]), bundle.taxonomy, certifies={}, calibration_predictions=tested
+            tuned_on or resample(pool, rows[:num_tune]),
+            bundle.taxonomy,
+            certifies={},
+            calibration_predictions=tested,
+            scope_threshold=fitted.scope_threshold if fitted else None,
+            agreement_limit=fitted.agreement_limit if fitted else None,
         )
         if population is None or tuned_on is None:  # the temperatures are of the tune listings
             population = EvaluatedListings(pool, bundle, certified)

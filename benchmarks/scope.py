@@ -5,8 +5,9 @@
 Two models, of Grocery Store and of drawn goods, are each shown the other's goods, photos without any product (drawn by
 code; nothing was chosen on the plots), pairs of photos of different products, and honest listings of two to five
 photos of one category, made of the test split's photos. `near`: linear probes on Grocery Store without 15 of its 81
-leaves, drawn again for each, are shown these. Every figure stands beside that of the same calibration without scope
-and agreement.
+leaves, drawn again for each, are shown these. `sharpened`: the threshold raised for drawn photos without product, the
+plots not among them. Ways to fuse photos are compared on val. Every figure stands beside that of the same calibration
+without scope and agreement.
 """
 
 import itertools
@@ -22,12 +23,15 @@ from PIL import Image
 
 from benchmarks.certificate import create_synthetic_manifest, import_grocery, train_model
 from benchmarks.common import BUILD, create_parser, run_cli, write_result
-from benchmarks.outside_photos import KINDS, draw_outside_photos
+from benchmarks.outside_photos import FINAL_KIND, KINDS, draw_outside_photos
+from benchmarks.scope_choices import compare_fusions, encode_jpeg, measure_hint
+from training.calibration.scope import sharpen_scope_threshold
 from training.inference.predictions import Predictions, predict
 from vision.bundle import Bundle, load_bundle
 from vision.calibration import Calibration
 from vision.decision import compute_prefilled
 from vision.engine import Logits, OnnxEngine
+from vision.images import prepare_photo
 from vision.manifest import OUT_OF_SCOPE_LABEL, Manifest
 from vision.prediction.listings import ListingPredictions, predict_listings
 from vision.prediction.photo_selection import compute_listing_scope_scores
@@ -38,6 +42,7 @@ NUM_FOREIGN = 600
 NUM_MIXED = 2000
 NUM_HONEST = 2000
 NUM_HELD_OUT_LEAVES = 15
+NUM_SHARPENING = 100
 
 Ints = npt.NDArray[np.int64]
 
@@ -58,6 +63,7 @@ class Model:
         gated = bundle.calibration
         self.calibrations: dict[str, Calibration] = {
             "gated": gated,
+            "sharpened": gated,
             "without_scope": replace(gated, scope_threshold=None),
             "without_agreement": replace(gated, agreement_limit=None),
             "before": replace(gated, scope_threshold=None, agreement_limit=None),
@@ -65,6 +71,23 @@ class Model:
 
     def predict(self, manifest: Manifest) -> Predictions:
         return predict(manifest, self.bundle.taxonomy, self.bundle.info.preprocessing, self.engine.infer)
+
+    def sharpen(self, val: Predictions) -> dict[str, Any]:
+        """Sharpen a threshold with photos of all kinds but the last, others than those that are judged."""
+        photos = [
+            prepare_photo(encode_jpeg(photo), self.bundle.info.preprocessing)
+            for kind in KINDS
+            if kind != FINAL_KIND
+            for photo in draw_outside_photos(kind, num_photos=NUM_SHARPENING, seed=1)
+        ]
+        outside = np.concatenate(
+            [self.engine.infer(np.stack(photos[i : i + 64])).scope for i in range(0, len(photos), 64)]
+        )
+        threshold = self.bundle.calibration.scope_threshold
+        assert threshold is not None
+        moved = sharpen_scope_threshold(threshold, compute_listing_scores(val), outside)
+        self.calibrations["sharpened"] = replace(self.bundle.calibration, scope_threshold=moved.threshold)
+        return moved._asdict()
 
     def decide(self, logits: Logits, groups: Ints, how: str) -> Decided:
         taxonomy, calibration = self.bundle.taxonomy, self.calibrations[how]
@@ -96,8 +119,8 @@ def compute_auroc(inside: npt.NDArray[np.floating], outside: npt.NDArray[np.floa
 
 
 def build_score_histogram(scores: npt.NDArray[np.floating]) -> list[int]:
-    """Return how many scores lie in each of fifty bins of [0, 1]."""
-    return [int(count) for count in np.histogram(scores.clip(0, 1), bins=50, range=(0, 1))[0]]
+    """Return how many scores lie in each of fifty bins of [-4, 1]; what lies beyond counts in the outer ones."""
+    return [int(count) for count in np.histogram(scores.clip(-4, 1), bins=50, range=(-4, 1))[0]]
 
 
 def label_as_outside(photo_urls: list[str]) -> Manifest:
@@ -129,13 +152,14 @@ def measure_outside(model: Model, inside: Predictions, outside: dict[str, Manife
         predictions = model.predict(manifest)
         shares = {
             how: float(model.decide(get_logits(predictions), predictions.groups, how).filled.any(axis=1).mean())
-            for how in ("gated", "before")
+            for how in ("gated", "sharpened", "before")
         }
         found[kind] = {
             "score_histogram": build_score_histogram(compute_listing_scores(predictions)),
             "listings": len(predictions.listing_ids),
             "auroc": compute_auroc(inside_scores, compute_listing_scores(predictions)),
             "filled_share": shares["gated"],
+            "filled_share_sharpened": shares["sharpened"],
             "filled_share_before": shares["before"],
         }
     return found
@@ -143,11 +167,13 @@ def measure_outside(model: Model, inside: Predictions, outside: dict[str, Manife
 
 def measure_inside(model: Model, inside: Predictions) -> dict[str, Any]:
     """Share of good listings for which each field is filled, with scope and without it."""
-    gated, without = (
-        model.decide(get_logits(inside), inside.groups, how).filled.mean(axis=0) for how in ("gated", "without_scope")
+    gated, sharpened, without = (
+        model.decide(get_logits(inside), inside.groups, how).filled.mean(axis=0)
+        for how in ("gated", "sharpened", "without_scope")
     )
     return {
         "filled_shares": gated.tolist(),
+        "filled_shares_sharpened": sharpened.tolist(),
         "filled_shares_without_scope": without.tolist(),
         "score_histogram": build_score_histogram(compute_listing_scores(inside)),
     }
@@ -218,12 +244,16 @@ def measure_honest(model: Model, predictions: Predictions) -> dict[str, Any]:
 
 def measure_model(bundle: Bundle, manifest: Manifest, foreign: Manifest) -> dict[str, Any]:
     model = Model(bundle)
-    test = model.predict(manifest.select_split("test"))
+    test, val = (model.predict(manifest.select_split(split)) for split in ("test", "val"))
+    sharpened = model.sharpen(val)
     outside = {"other goods": foreign, **{kind: write_outside_photos(kind) for kind in KINDS}}
     return {
         "model_version": bundle.info.model_version,
         "scope_threshold": bundle.calibration.scope_threshold,
         "agreement_limit": bundle.calibration.agreement_limit,
+        "sharpened": sharpened,
+        "fusions": compare_fusions(val, bundle.taxonomy),
+        "hint": measure_hint(test, bundle),
         "outside": measure_outside(model, test, outside),
         "inside": measure_inside(model, test),
         "mixed": measure_mixed(model, test),
@@ -294,13 +324,16 @@ def list_leaf_paths(taxonomy: dict[str, Any]) -> dict[str, list[str]]:
 def select_metrics(models: dict[str, Any], near: list[dict[str, Any]]) -> dict[str, float]:
     """The worst of both models and all kinds; the mean of the near draws."""
     kinds = [kind for found in models.values() for kind in found["outside"].values()]
-    losses = [
-        without - gated
-        for found in models.values()
-        for gated, without in zip(
-            found["inside"]["filled_shares"], found["inside"]["filled_shares_without_scope"], strict=True
-        )
-    ]
+
+    def find_losses(suffix: str) -> list[float]:
+        return [
+            without - gated
+            for inside in (found["inside"] for found in models.values())
+            for gated, without in zip(
+                inside[f"filled_shares{suffix}"], inside["filled_shares_without_scope"], strict=True
+            )
+        ]
+
     honest = [found["honest"] for found in models.values()]
     honest_losses = [
         without - gated
@@ -311,7 +344,10 @@ def select_metrics(models: dict[str, Any], near: list[dict[str, Any]]) -> dict[s
         "far_filled_share": max(kind["filled_share"] for kind in kinds),
         "far_filled_share_before": max(kind["filled_share_before"] for kind in kinds),
         "far_auroc": min(kind["auroc"] for kind in kinds),
-        "in_scope_coverage_loss": max(losses),
+        "in_scope_coverage_loss": max(find_losses("")),
+        "far_filled_share_sharpened": max(kind["filled_share_sharpened"] for kind in kinds),
+        "in_scope_coverage_loss_sharpened": max(find_losses("_sharpened")),
+        "hint_leaf_accuracy_gain": min(found["hint"]["gain"] for found in models.values()),
         "honest_coverage_loss": max(honest_losses),
         "honest_accuracy_gain": min(one["accuracy"] - one["accuracy_without_agreement"] for one in honest),
     }

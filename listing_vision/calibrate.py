@@ -68,6 +68,15 @@ def calibrate(
         bool,
         typer.Option("--other-brands", help="A brand that the taxonomy lacks counts as out of scope, not as an error."),
     ] = False,
+    outside: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--outside",
+            help="Photos, or folders of them, of things that the taxonomy does not cover; no labels are needed. The "
+            "scope threshold is raised until at most 3 % of them pass, as long as at most 3 % of the tune listings are "
+            "lost.",
+        ),
+    ] = None,
 ) -> None:
     """Certify the thresholds of each field again; writes a new bundle with the same weights.
 
@@ -83,8 +92,11 @@ def calibrate(
         raise typer.BadParameter("--rendition is for backfills, which send pixels; add --decode-in gateway")
     if scores and tune_split:
         raise typer.BadParameter("with --scores nothing is tuned; leave --tune-split out")
+    if scores and outside:
+        raise typer.BadParameter("with --scores the scope threshold stays as it is; leave --outside out")
     guarantee = Guarantee(alpha_category=alpha_category, alpha_brand=alpha_brand, delta=delta, categories=categories)
     require_new_folder(output)
+    outside_rows = _list_outside_photos(outside) if outside else None
     loaded, rows = load_bundle(bundle), Manifest.load(manifest)
     with open_predictor(loaded, triton, decode_in, other_brands=other_brands) as predictor:
         backend = name_rendition_backend(predictor.backend, rendition_px)
@@ -94,7 +106,14 @@ def calibrate(
             )
         else:
             written = _fit_and_test(
-                loaded, rows, predictor, output, tune_split=tune_split or "val", backend=backend, guarantee=guarantee
+                loaded,
+                rows,
+                predictor,
+                output,
+                tune_split=tune_split or "val",
+                outside_rows=outside_rows,
+                backend=backend,
+                guarantee=guarantee,
             )
     for line in format_guarantees(written.calibration):
         typer.echo(line)
@@ -109,6 +128,7 @@ def _fit_and_test(
     output: Path,
     *,
     tune_split: str,
+    outside_rows: "Manifest | None",
     backend: str,
     guarantee: "Guarantee",
 ) -> Bundle:
@@ -130,6 +150,21 @@ def _fit_and_test(
         split=split,
         backend=backend,
         guarantee=guarantee,
+        outside=predictor.predict(outside_rows) if outside_rows else None,
+    )
+
+
+def _list_outside_photos(paths: list[Path]) -> "Manifest":
+    """Each photo as a listing that the taxonomy does not cover."""
+    from listing_vision.classify_table import find_photos
+    from vision.manifest import OUT_OF_SCOPE_LABEL, Manifest
+
+    return Manifest.from_rows(
+        [
+            {"listing_id": str(path), "photo": str(path.absolute()), "category": OUT_OF_SCOPE_LABEL}
+            for path in find_photos(paths)
+        ],
+        "",
     )
 
 

@@ -14,6 +14,10 @@ from vision.bundle import BrandHead
 
 __all__ = ["CosineHead", "ListingClassifier", "ModelSpec", "Outputs", "ScopeHead", "create_timm_backbone"]
 
+_SCOPE_STAGE = -2
+"""The stage whose channels the scope head reads, as an index into the backbone's stages or blocks."""
+_MIN_DISTANCE = 1e-6
+
 
 class Outputs(NamedTuple):
     """float32 tensors; N photos, C leaf categories, B brand labels (0 is 'no brand'), D features."""
@@ -22,7 +26,7 @@ class Outputs(NamedTuple):
     brand_logits: torch.Tensor
     embedding: torch.Tensor
     scope_score: torch.Tensor
-    """(N,); see `ScopeHead`. 0 for a model without one."""
+    """(N,); see `ScopeHead`. 0 where it is not computed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,23 +89,26 @@ class CosineHead(nn.Module):
 
 
 class ScopeHead(nn.Module):
-    """How much a photo looks like the training set's: the share of its embedding that lies in their main directions.
+    """How much a photo looks like the training set's: minus the log of its squared Mahalanobis distance to them.
 
-    The embedding's squared length within the at most 64 principal directions of the training photos' embeddings, over
-    the whole: in [0, 1], near 1 for photos of the training set's kind. What a network has not learned to see lies
-    across them (the residual of ViM, Wang et al., CVPR 2022, without its logits). Its cost does not grow with the
-    categories. `benchmarks.scope` measures it.
+    Per channel, of the channel means of the backbone's last stage but one (Lee et al., NeurIPS 2018, with one Gaussian
+    for all categories): near 0 for photos of the training set's kind, lower for others. What the last stage tells apart
+    are the categories; what kind of photo it is, the stage before still shows (`benchmarks.scope`). Its cost does not
+    grow with the categories.
     """
 
-    projection: torch.Tensor
+    mean: torch.Tensor
+    whitening: torch.Tensor
 
-    def __init__(self, projection: torch.Tensor) -> None:
-        """Args: projection: (D, K), orthonormal columns."""
+    def __init__(self, mean: torch.Tensor, whitening: torch.Tensor) -> None:
+        """Args: mean: (F,) of the training photos. whitening: (F, F), which makes their covariance the identity."""
         super().__init__()
-        self.register_buffer("projection", projection)
+        self.register_buffer("mean", mean)
+        self.register_buffer("whitening", whitening)
 
-    def forward(self, embedding: torch.Tensor) -> torch.Tensor:
-        return (functional.normalize(embedding.float(), dim=1) @ self.projection).square().sum(dim=1)
+    def forward(self, channel_means: torch.Tensor) -> torch.Tensor:
+        whitened = (channel_means.float() - self.mean) @ self.whitening
+        return -whitened.square().mean(dim=1).clamp_min(_MIN_DISTANCE).log()
 
 
 class ListingClassifier(nn.Module):
@@ -128,16 +135,35 @@ class ListingClassifier(nn.Module):
             self.register_buffer(name, torch.tensor(values).mul(255).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, photos_nhwc: torch.Tensor) -> Outputs:
-        photos_nchw = photos_nhwc.permute(0, 3, 1, 2).float()
-        photos_nchw = (photos_nchw - self.mean) / self.std
-        return self.apply_heads(self.backbone(photos_nchw.contiguous(memory_format=torch.channels_last)))
+        photos_nchw = self.normalise(photos_nhwc)
+        photos_nchw = photos_nchw.contiguous(memory_format=torch.channels_last)
+        if self.scope_head is None:
+            return self.apply_heads(self.backbone(photos_nchw))
+        return self.apply_heads(*self.compute_features(photos_nchw))
 
-    def apply_heads(self, embedding: torch.Tensor) -> Outputs:
-        """Return the outputs for photos whose (N, D) embedding is known."""
+    def compute_features(self, photos_nchw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the (N, D) embedding of normalised photos, and the (N, F) channel means that a scope head reads."""
+        backbone = cast(Any, self.backbone)  # a timm model, whose methods torch does not know
+        last, (earlier,) = backbone.forward_intermediates(photos_nchw, indices=[_SCOPE_STAGE])
+        return backbone.forward_head(last), earlier.mean(dim=(2, 3))
+
+    def normalise(self, photos_nhwc: torch.Tensor) -> torch.Tensor:
+        """Return (N, 3, S, S) float32 in the backbone's range from (N, S, S, 3) uint8."""
+        return (photos_nhwc.permute(0, 3, 1, 2).float() - self.mean) / self.std
+
+    def apply_heads(self, embedding: torch.Tensor, channel_means: torch.Tensor | None = None) -> Outputs:
+        """Return the outputs for photos whose (N, D) embedding is known.
+
+        Args:
+            embedding: (N, D).
+            channel_means: (N, F), see `compute_features`; None: without a scope score.
+        """
         dropped = self.dropout(embedding)
         category_logits = self.category_head(dropped)
         brand_logits = self.brand_head(embedding if isinstance(self.brand_head, CosineHead) else dropped)
-        scope_score = torch.zeros_like(embedding[:, 0]) if self.scope_head is None else self.scope_head(embedding)
+        scope_score = torch.zeros_like(embedding[:, 0])
+        if self.scope_head is not None and channel_means is not None:
+            scope_score = self.scope_head(channel_means)
         return Outputs(category_logits.float(), brand_logits.float(), embedding.float(), scope_score.float())
 
     def load_weights(self, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -146,6 +172,7 @@ class ListingClassifier(nn.Module):
         Raises:
             RuntimeError: tensors that do not fit the network.
         """
-        if "scope_head.projection" in tensors:
-            self.scope_head = ScopeHead(torch.empty_like(tensors["scope_head.projection"]))
+        if "scope_head.mean" in tensors:
+            mean, whitening = (torch.empty_like(tensors[f"scope_head.{name}"]) for name in ("mean", "whitening"))
+            self.scope_head = ScopeHead(mean, whitening)
         self.load_state_dict(tensors)

@@ -3,6 +3,8 @@
 import asyncio
 
 import grpc
+import numpy as np
+from PIL import Image
 from typer.testing import CliRunner
 
 from listing_vision.cli import app
@@ -89,6 +91,24 @@ def test_thresholds_may_come_from_unlabelled_listings(bundle, synthetic_dataset,
         bundle.folder, tmp_path / "labelled.csv", *scores, "--tune-split", "val", "--output", tmp_path / "no"
     )
     assert both.exit_code == 2
+
+
+def test_unlabelled_photos_of_other_things_sharpen_the_scope_threshold(bundle, synthetic_dataset, tmp_path):
+    folder = tmp_path / "outside"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)).save(folder / f"{number}.png")
+    manifest = synthetic_dataset / "manifest.parquet"
+    done = calibrate(bundle.folder, manifest, "--output", tmp_path / "new", "--outside", folder)
+    assert done.exit_code == 0, done.output
+    calibration = load_bundle(tmp_path / "new").calibration
+    assert f"scope: {calibration.certifies['outside']}" in done.output
+    assert "of 3 photos of other things" in done.output
+    assert calibration.scope_threshold >= bundle.calibration.scope_threshold
+    (tmp_path / "empty").mkdir()
+    refused = calibrate(bundle.folder, manifest, "--output", tmp_path / "no", "--outside", tmp_path / "empty")
+    assert "has no file" in str(refused.exception)
 
 
 def test_renditions_are_certified_by_a_name_of_their_own(bundle, synthetic_dataset, tmp_path):

@@ -6,7 +6,9 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
+from training.calibration.agreement import fit_agreement_limit
 from training.calibration.certify import Guarantee, certify_all
+from training.calibration.scope import fit_scope_threshold, sharpen_scope_threshold
 from training.calibration.splits import CalibrationListings, choose_tune_listings
 from training.calibration.temperature import fit_brand_fusion, fit_depth_temperatures, fit_temperature
 from training.inference.predictions import Predictions
@@ -22,12 +24,8 @@ from vision.manifest import UNLABELLED
 from vision.prediction.fusion import fuse_logits, softmax
 from vision.taxonomy import OTHER_BRAND, Taxonomy
 
-__all__ = ["AGREEMENT_LIMIT", "calibrate", "fit_scope_threshold"]
+__all__ = ["calibrate"]
 
-AGREEMENT_LIMIT = 0.05
-"""See `Calibration`. The same for all models, not fitted; `benchmarks.scope` measures what it does."""
-_MAX_IN_SCOPE_LOST_SHARE = 0.01
-"""Share of listings of the taxonomy's products that may be taken as out of scope."""
 _MIN_OTHER_BRANDS = 20
 """Tune listings of brands outside the taxonomy from which on they decide where 'unknown brand' begins."""
 _MAX_RIGHT_LOST_SHARE = 0.01
@@ -42,6 +40,9 @@ def calibrate(
     calibration_predictions: Predictions | None = None,
     guarantee: Guarantee | None = None,
     scope_threshold: float | None = None,
+    held_out_scope_scores: npt.NDArray[np.floating] | None = None,
+    outside_scope_scores: npt.NDArray[np.floating] | None = None,
+    agreement_limit: float | None = None,
     category_log_prior: Sequence[float] = (),
     brand_log_prior: Sequence[float] = (),
 ) -> Calibration:
@@ -54,7 +55,10 @@ def calibrate(
         certifies: what the guarantees hold for.
         calibration_predictions: listings kept for the tests alone.
         guarantee: default where None.
-        scope_threshold: that of an earlier calibration of the same weights; None: fitted on the tune listings.
+        scope_threshold: that of an earlier calibration of the same weights; None: fitted.
+        held_out_scope_scores: see `fit_scope_threshold`.
+        outside_scope_scores: of photos of other things, for which the threshold is sharpened.
+        agreement_limit: that of an earlier calibration on the same tune listings; None: fitted.
         category_log_prior: see `Calibration`.
         brand_log_prior: see `Calibration`.
     """
@@ -70,7 +74,11 @@ def calibrate(
             CalibrationListings.from_predictions(p, taxonomy) for p in (predictions, calibration_predictions)
         )
     if scope_threshold is None:
-        scope_threshold = fit_scope_threshold(tune.compute_listing_scope_scores())
+        scope_threshold = fit_scope_threshold(tune.compute_listing_scope_scores(), held_out_scope_scores)
+    if outside_scope_scores is not None and scope_threshold is not None:
+        inside_scores = tune.compute_listing_scope_scores()
+        sharpened = sharpen_scope_threshold(scope_threshold, inside_scores, outside_scope_scores)
+        scope_threshold, certifies = sharpened.threshold, {**certifies, "outside": sharpened.describe()}
     tune = tune.drop_photos_out_of_scope(scope_threshold)
     category_prior, brand_prior = tuple(map(float, category_log_prior)), tuple(map(float, brand_log_prior))
     category_logits = fuse_logits(tune.category_logits, tune.groups, how="mean")
@@ -87,8 +95,11 @@ def calibrate(
         category_log_prior=category_prior,
         brand_log_prior=brand_prior,
         scope_threshold=scope_threshold,
-        agreement_limit=AGREEMENT_LIMIT,
         certifies=certifies,
+    )
+    fitted = replace(
+        fitted,
+        agreement_limit=fit_agreement_limit(tune, taxonomy, fitted) if agreement_limit is None else agreement_limit,
     )
     fitted = replace(fitted, unknown_brand_below=_fit_unknown_brand_below(tune, taxonomy, fitted))
     fitted = replace(
@@ -99,24 +110,6 @@ def calibrate(
     )
     guarantee = guarantee or Guarantee()
     return replace(fitted, fields=tuple(certify_all(tune, tested, taxonomy, fitted, guarantee)), delta=guarantee.delta)
-
-
-def fit_scope_threshold(scores: npt.NDArray[np.floating]) -> float | None:
-    """Return the scope score that at most one in a hundred listings of the taxonomy's products fall short of.
-
-    The k-th smallest of n scores, k = (n + 1) / 100 rounded down: a new listing of their kind is below it with
-    probability k / (n + 1). With fewer than 99 scores their smallest, which loses 1 / (n + 1).
-
-    Args:
-        scores: (n,) of photos or listings that the model was not trained on; NaN where not known.
-
-    Returns:
-        None where no score is known: the model computes none.
-    """
-    known = np.sort(scores[np.isfinite(scores)])
-    if known.size == 0:
-        return None
-    return float(known[max(1, int(_MAX_IN_SCOPE_LOST_SHARE * (known.size + 1))) - 1])
 
 
 def _build_histograms(

@@ -99,7 +99,7 @@ def export_bundle(
     preprocessing = Preprocessing(input_px=recipe.input_px)
     trained = manifest.select_split("train")
     category_log_prior, brand_log_prior = compute_log_priors(recipe, trained, taxonomy)
-    add_scope_head(model, trained, taxonomy, preprocessing)
+    held_out_scope_scores = add_scope_head(model, trained, taxonomy, preprocessing)
 
     def calibrate_export(exported: UncalibratedBundle) -> Calibration:
         tune_predictions, tested_predictions = (
@@ -117,6 +117,7 @@ def export_bundle(
                 "selected_on": "val, whose metrics each epoch of the training shows",
             },
             calibration_predictions=tested_predictions,
+            held_out_scope_scores=held_out_scope_scores,
             category_log_prior=category_log_prior,
             brand_log_prior=brand_log_prior,
         )

@@ -12,7 +12,7 @@ __all__ = ["describe_depths", "format_guarantees", "render_model_card"]
 
 
 def format_guarantees(calibration: Calibration) -> list[str]:
-    """Lines for each field: the certified threshold with its evidence, or why there is none."""
+    """Return a line for each field: its threshold and evidence, or why there is none; and what scope lets pass."""
     lines = []
     for field in calibration.fields:
         if field.threshold is None and field.delta == 0:
@@ -26,6 +26,8 @@ def format_guarantees(calibration: Calibration) -> list[str]:
                 f"{field.num_filled} were wrong)"
             )
             lines += [f"  {line}" for line in describe_depths(field)]
+    if "outside" in calibration.certifies:
+        lines.append(f"scope: {calibration.certifies['outside']}")
     return lines
 
 

@@ -66,9 +66,8 @@ class Fp16Classifier(nn.Module):
 
     def forward(self, photos_nhwc: torch.Tensor) -> Outputs:
         model = self.model
-        photos_nchw = (photos_nhwc.permute(0, 3, 1, 2).float() - model.mean) / model.std
-        photos_nchw = photos_nchw.half().contiguous(memory_format=torch.channels_last)
-        return model.apply_heads(model.backbone(photos_nchw).float())
+        photos_nchw = model.normalise(photos_nhwc).half().contiguous(memory_format=torch.channels_last)
+        return model.apply_heads(*(features.float() for features in model.compute_features(photos_nchw)))
 
 
 class _Candidate(NamedTuple):

@@ -31,6 +31,7 @@ def recalibrate(
     split: str,
     backend: str,
     guarantee: Guarantee,
+    outside: Predictions | None = None,
 ) -> Bundle:
     """Write a bundle of the same model with new guarantees; `folder` appears when it is complete.
 
@@ -42,6 +43,7 @@ def recalibrate(
         split: their description for the certificate.
         backend: what computed the predictions.
         guarantee: what to certify.
+        outside: predictions for photos of other things, for which the scope threshold is sharpened.
 
     Raises:
         BundleError: `folder` exists.
@@ -54,6 +56,7 @@ def recalibrate(
         calibration_predictions=tested,
         guarantee=guarantee,
         scope_threshold=bundle.calibration.scope_threshold,
+        outside_scope_scores=None if outside is None else outside.scope_scores,
         category_log_prior=bundle.calibration.category_log_prior,
         brand_log_prior=bundle.calibration.brand_log_prior,
     )

@@ -6,7 +6,7 @@ import pytest
 
 from tests.support.helpers import create_small_taxonomy
 from tests.support.predictions import create_predictions
-from training.calibration.calibrate import calibrate, fit_scope_threshold
+from training.calibration.calibrate import calibrate
 from training.calibration.certify import Guarantee
 from training.evaluation.ground_truth import build_ground_truth
 from training.inference.predictions import Predictions
@@ -302,16 +302,6 @@ def test_balanced_scores_get_the_classes_frequencies_back():
     probabilities = compute_leaf_probabilities(made.category_logits, made.groups, natural, create_small_taxonomy())
     assert probabilities.mean(axis=0) == pytest.approx(prior, abs=0.02)
     assert Calibration.from_json(natural.to_json()) == natural
-
-
-@pytest.mark.parametrize("num", [59, 99, 1000])
-def test_a_scope_threshold_loses_one_listing_in_a_hundred(num):
-    rng = np.random.default_rng(0)
-    lost = [(rng.normal(size=1000) < fit_scope_threshold(rng.normal(size=num))).mean() for _ in range(400)]
-    # k / (n + 1) on average, k = 1 with fewer than 199.
-    assert np.mean(lost) == pytest.approx(max(1, (num + 1) // 100) / (num + 1), abs=0.002)
-    assert fit_scope_threshold(np.array([np.nan, 0.3])) == 0.3
-    assert fit_scope_threshold(np.full(5, np.nan)) is None
 
 
 def test_a_listing_that_the_taxonomy_does_not_cover_is_wrong_when_filled():

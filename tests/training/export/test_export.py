@@ -26,7 +26,8 @@ def photos():
 
 def test_both_exports_answer_like_the_trained_model_at_every_batch(bundle, trained_run, photos):
     model = trained_run.load_model()
-    model.scope_head = ScopeHead(load_file(bundle.folder / "weights.safetensors")["scope_head.projection"])
+    weights = load_file(bundle.folder / "weights.safetensors")
+    model.scope_head = ScopeHead(weights["scope_head.mean"], weights["scope_head.whitening"])
     trained = torch_forward(model)
     for name, forward in (
         ("ONNX", onnx_forward(bundle.onnx_path)),

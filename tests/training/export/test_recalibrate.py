@@ -86,6 +86,24 @@ def test_thresholds_from_unlabelled_scores_leave_every_labelled_listing_to_the_t
     assert [field.threshold for field in never.fields] == [None, None]
 
 
+def test_photos_of_other_things_raise_the_scope_threshold_and_the_certificate_says_so(bundle, tmp_path):
+    rng = np.random.default_rng(1)
+    scores = bundle.calibration.scope_threshold + np.linspace(-0.5, 4.5, 500, dtype=np.float32)
+    tune = dataclasses.replace(create_exact_predictions(bundle, 500, rng), scope_scores=scores)
+    settings = {"tune": tune, "tested": tune, "split": "val", "backend": "onnxruntime-cpu", "guarantee": Guarantee()}
+    outside = dataclasses.replace(
+        tune, scope_scores=bundle.calibration.scope_threshold + np.full(500, -0.4, np.float32)
+    )
+    far = recalibrate(bundle, tmp_path / "far", outside=outside, **settings).calibration
+    assert far.scope_threshold == bundle.calibration.scope_threshold
+    assert far.certifies["outside"].startswith("of 500 photos of other things 0.0% pass")
+    low = dataclasses.replace(tune, scope_scores=scores + 0.4)
+    near = dataclasses.replace(outside, scope_scores=outside.scope_scores + 0.45)
+    raised = recalibrate(bundle, tmp_path / "near", outside=near, **{**settings, "tune": low}).calibration
+    assert raised.scope_threshold == pytest.approx(bundle.calibration.scope_threshold + 0.05, abs=0.02)
+    assert raised.version != far.version
+
+
 def test_bundles_are_never_overwritten(bundle, tmp_path):
     (tmp_path / "there").mkdir()
     with pytest.raises(BundleError, match="bundles are never overwritten"):
