@@ -84,6 +84,10 @@ class Run:
         path = self.folder / "run.json"
         if path.exists():
             known = json.loads(path.read_text())
+            if self.finished:
+                # A field that recipes did not have then has its default: so it was trained. To resume an unfinished
+                # run takes a checkpoint of this version, though.
+                known["recipe"] = json.loads(json.dumps(self.recipe.to_dict()))
             differing = list_differences(
                 {key: known.get(key) for key in {**requested, "teacher": None}}, {"teacher": None, **requested}
             )

@@ -98,6 +98,21 @@ def test_a_finished_run_repeated_changes_nothing(trained_run, synthetic_dataset,
     assert trained_run.weights_path.read_bytes() == before
 
 
+def test_a_finished_run_of_an_earlier_version_is_repeated_although_recipes_have_grown(
+    trained_run, synthetic_dataset, small_recipe, tmp_path
+):
+    folder = shutil.copytree(trained_run.folder, tmp_path / "run")
+    settings = json.loads((folder / "run.json").read_text())
+    del settings["recipe"]["lora_rank"]
+    (folder / "run.json").write_text(json.dumps(settings))
+    before = (folder / "weights.safetensors").read_bytes()
+    train_run(folder, synthetic_dataset, small_recipe)
+    assert (folder / "weights.safetensors").read_bytes() == before
+    (folder / "weights.safetensors").unlink()
+    with pytest.raises(RunError, match=r"another recipe .*recipe\.lora_rank: null there"):
+        train_run(folder, synthetic_dataset, small_recipe)
+
+
 def test_another_recipe_in_the_same_folder_is_refused(trained_run, synthetic_dataset, small_recipe):
     other = dataclasses.replace(small_recipe, seed=7)
     with pytest.raises(RunError, match="holds a run with another recipe"):
