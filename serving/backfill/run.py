@@ -26,7 +26,15 @@ from serving.errors import BackfillError
 from serving.storage import Store
 from vision.runtime.wording import format_count
 
-__all__ = ["BackfillRequest", "commit_shard", "open_or_create_job", "retry", "run", "write_success_file"]
+__all__ = [
+    "SUCCESS_PATH",
+    "BackfillRequest",
+    "commit_shard",
+    "open_or_create_job",
+    "retry",
+    "run",
+    "write_success_file",
+]
 
 SUCCESS_PATH = "_SUCCESS.json"
 

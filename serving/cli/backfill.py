@@ -1,4 +1,4 @@
-"""The verbs of `backfill`: run, retry, status, verify, diff."""
+"""The verbs of `backfill`: run, retry, select, status, verify, diff."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -184,6 +184,46 @@ def retry(
         f"{found['listings']} listings classified again: {found['photos_recovered']} photos recovered, "
         f"{found['photos_unusable']} still cannot be used"
     )
+
+
+@backfill_app.command()
+def select(
+    source: _Output,
+    model: _Model,
+    labels: Annotated[str, typer.Option(help="Manifest with labels of a random sample of the backfill's listings.")],
+    output: Annotated[str, typer.Option(help="Folder or fsspec URL of the new tables.")],
+    alpha_category: Annotated[
+        float, typer.Option(help="Highest share of wrong categories among those filled to a depth, on average.")
+    ] = 0.05,
+    alpha_brand: Annotated[float, typer.Option(help="Highest share of wrong brands among filled ones, on average.")] = (
+        0.02
+    ),
+    category: Annotated[bool, typer.Option(help="Fill categories.")] = True,
+    brand: Annotated[bool, typer.Option(help="Fill brands.")] = True,
+    require_signature: RequireSignature = None,
+) -> None:
+    """Fill more rows of a finished backfill, with a weaker guarantee: few are wrong on average, not certified.
+
+    Repeat the same command to resume after any interruption.
+
+    Example: listing-vision backfill select backfills/1 --model bundles/grocery --labels s.csv --output backfills/1s
+    """
+    from serving.backfill import selection
+    from serving.backfill.job import LOCK_PATH
+    from serving.backfill.shutdown import GracefulShutdown
+    from serving.storage import Store
+    from vision.bundle import load_bundle
+
+    target, shutdown = Store(output), GracefulShutdown()
+    request = selection.SelectionRequest(
+        labels=labels,
+        alpha_category=alpha_category if category else None,
+        alpha_brand=alpha_brand if brand else None,
+    )
+    with _exit_when_interrupted(shutdown), target.lock(LOCK_PATH):
+        bundle = load_bundle(model, public_key=require_signature)
+        summary = selection.select(Store(source), target, bundle, request, shutdown=shutdown, notify=typer.echo)
+    typer.echo(str(summary))
 
 
 @backfill_app.command()
