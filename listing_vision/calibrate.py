@@ -46,6 +46,13 @@ def calibrate(
             "temperatures stay those of BUNDLE, and the whole calibrate split tests.",
         ),
     ] = None,
+    plan: Annotated[
+        Path | None,
+        typer.Option(
+            help="What `calibrate-plan` wrote beside the listings to label: its thresholds alone are tested, on its "
+            "listings of MANIFEST, which now have labels. Temperatures stay those of BUNDLE."
+        ),
+    ] = None,
     triton: Annotated[
         str | None, typer.Option(help="HOST:PORT of a Triton that serves the bundle, to certify its backend.")
     ] = None,
@@ -85,22 +92,29 @@ def calibrate(
     Example: listing-vision calibrate bundles/grocery data/grocery/manifest.parquet --output bundles/grocery-2
     """
     from training.calibration.certify import Guarantee
+    from training.calibration.splits import refuse_planned_rows
     from training.export.model_card import format_guarantees
     from vision.manifest import Manifest
 
     if rendition_px and triton and decode_in == "triton":
         raise typer.BadParameter("--rendition is for backfills, which send pixels; add --decode-in gateway")
-    if scores and tune_split:
-        raise typer.BadParameter("with --scores nothing is tuned; leave --tune-split out")
-    if scores and outside:
-        raise typer.BadParameter("with --scores the scope threshold stays as it is; leave --outside out")
+    if (scores or plan) and tune_split:
+        raise typer.BadParameter("with --scores or --plan nothing is tuned; leave --tune-split out")
+    if (scores or plan) and outside:
+        raise typer.BadParameter("with --scores or --plan the scope threshold stays as it is; leave --outside out")
+    if scores and plan:
+        raise typer.BadParameter("the thresholds come from the plan; leave --scores out")
     guarantee = Guarantee(alpha_category=alpha_category, alpha_brand=alpha_brand, delta=delta, categories=categories)
     require_new_folder(output)
     outside_rows = _list_outside_photos(outside) if outside else None
     loaded, rows = load_bundle(bundle), Manifest.load(manifest)
+    if plan is None:
+        refuse_planned_rows(rows)
     with open_predictor(loaded, triton, decode_in, other_brands=other_brands) as predictor:
         backend = name_rendition_backend(predictor.backend, rendition_px)
-        if scores:
+        if plan:
+            written = _test_plan(plan, loaded, rows, predictor, output, backend=backend, guarantee=guarantee)
+        elif scores:
             written = _test_thresholds_of(
                 Manifest.load(scores), loaded, rows, predictor, output, backend=backend, guarantee=guarantee
             )
@@ -191,3 +205,22 @@ def _test_thresholds_of(
         backend=backend,
         guarantee=guarantee,
     )
+
+
+def _test_plan(
+    path: Path,
+    bundle: Bundle,
+    rows: "Manifest",
+    predictor: ManifestPredictor,
+    output: Path,
+    *,
+    backend: str,
+    guarantee: "Guarantee",
+) -> Bundle:
+    from training.calibration.label_plan import LabelPlan
+    from training.calibration.splits import select_listings
+    from training.export.recalibrate import recalibrate_from_plan
+
+    plan = LabelPlan.load(path)
+    tested = predictor.predict(select_listings(rows, plan.listing_ids))
+    return recalibrate_from_plan(bundle, output, plan=plan, tested=tested, backend=backend, guarantee=guarantee)

@@ -7,6 +7,7 @@ import typer
 import vision
 from listing_vision.bundle import bundle_app
 from listing_vision.calibrate import calibration_app
+from listing_vision.calibrate_plan import calibrate_plan_app
 from listing_vision.classify import classify
 from listing_vision.demo import demo
 from serving.cli.backfill import backfill_app
@@ -48,6 +49,7 @@ for verb in (
 ):
     app.command()(verb)
 app.add_typer(calibration_app)
+app.add_typer(calibrate_plan_app)
 tune_app.command("triton")(tune)
 app.add_typer(tune_app, name="tune")
 app.add_typer(brand_app, name="brand")

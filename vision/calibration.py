@@ -37,6 +37,7 @@ _NEWER_KEYS: dict[str, Any] = {
     "num_required": None,
     "depths": (),
     "num_below_truth": 0,
+    "unlabelled_coverage": None,
 }
 """Default by key. Defaults are omitted, so that the version of earlier calibrations stays what it was."""
 
@@ -96,9 +97,15 @@ class FieldGuarantee:
     num_below_truth: int = 0
     """For a path: how many of the errors are a filled category below the known truth, an inner node: perhaps right."""
 
+    unlabelled_coverage: float | None = None
+    """Share of the unlabelled listings that the threshold fills, if the calibration listings were drawn among those
+    that it fills. None: they were not."""
+
     @property
     def coverage(self) -> float:
-        """Share of the calibration listings that the threshold fills."""
+        """Share of listings that the threshold fills: of the calibration listings, or of those they were drawn from."""
+        if self.unlabelled_coverage is not None:
+            return self.unlabelled_coverage
         return self.num_filled / self.num_listings if self.num_listings else 0.0
 
 

@@ -52,6 +52,7 @@ def test_the_verbs_of_the_work_are_all_there():
             "convert",
             "brand",
             "calibrate",
+            "calibrate-plan",
             "serve",
             "model",
             "backfill",

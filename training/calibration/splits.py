@@ -1,7 +1,7 @@
 """Which listings temperatures and thresholds are fitted on, and which the guarantees are tested on."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,15 +20,21 @@ from vision.taxonomy import Taxonomy
 
 __all__ = [
     "CALIBRATION_SPLIT",
+    "PLANNED_SPLIT",
     "CalibrationListings",
     "choose_tune_listings",
     "exclude_labelled",
+    "refuse_planned_rows",
+    "select_forecast_rows",
+    "select_listings",
     "select_tested_rows",
     "select_tune_rows",
     "split_calibration_rows",
 ]
 
 CALIBRATION_SPLIT = "calibrate"
+PLANNED_SPLIT = "planned"
+"""Listings that were drawn among those that a threshold fills: evidence for that threshold alone."""
 _TUNE_BYTES = 51
 """Values of a hash's first byte, out of 256, that mean tuning: a fifth."""
 
@@ -137,11 +143,57 @@ def exclude_labelled(manifest: Manifest, labelled: Manifest) -> Manifest:
     Raises:
         ManifestError: every listing is.
     """
-    known = pa.compute.is_in(manifest.column("listing_id"), value_set=labelled.column("listing_id").combine_chunks())
-    rows = manifest.table.filter(pa.compute.invert(known))
+    rows = manifest.table.filter(pa.compute.invert(_find_listings(manifest, labelled.column("listing_id"))))
     if rows.num_rows == 0:
         raise ManifestError("every unlabelled listing is in the labelled manifest too; give others")
     return Manifest.from_table(rows.drop_columns(["category", "brand", "split"]), manifest.base_url)
+
+
+def refuse_planned_rows(manifest: Manifest) -> None:
+    """Check that no row is of listings that were drawn above a threshold.
+
+    Raises:
+        ManifestError: one is.
+    """
+    if PLANNED_SPLIT in manifest.column("split").unique().to_pylist():
+        raise ManifestError(
+            f"the manifest has rows of split {PLANNED_SPLIT!r}, which `calibrate-plan` drew among those that a "
+            "threshold fills: they show nothing about looser ones; give their plan with --plan, or leave these rows out"
+        )
+
+
+def select_forecast_rows(manifest: Manifest) -> Manifest:
+    """Return the labelled rows whose errors are like those to come: of split val or calibrate, or without one.
+
+    Raises:
+        ManifestError: there is none.
+    """
+    usable = pa.array(["val", CALIBRATION_SPLIT, ""])
+    rows = manifest.table.filter(pa.compute.is_in(manifest.column("split").cast(pa.string()), value_set=usable))
+    if rows.num_rows == 0:
+        raise ManifestError(
+            f"no labelled row has split val, {CALIBRATION_SPLIT} or none: the share of errors cannot come from "
+            "listings that were trained on, kept for the test or drawn above a threshold"
+        )
+    return Manifest(rows, manifest.base_url)
+
+
+def select_listings(manifest: Manifest, listing_ids: Iterable[str]) -> Manifest:
+    """Return the rows of these listings.
+
+    Raises:
+        ManifestError: there is none.
+    """
+    rows = manifest.table.filter(_find_listings(manifest, pa.array(sorted(listing_ids), pa.large_string())))
+    if rows.num_rows == 0:
+        raise ManifestError(
+            "no listing of the plan is in the manifest; give the rows that `calibrate-plan` wrote, labelled"
+        )
+    return Manifest(rows, manifest.base_url)
+
+
+def _find_listings(manifest: Manifest, listing_ids: pa.Array | pa.ChunkedArray) -> pa.ChunkedArray:
+    return pa.compute.is_in(manifest.column("listing_id"), value_set=listing_ids)
 
 
 def choose_tune_listings(predictions: Predictions) -> npt.NDArray[np.bool_]:

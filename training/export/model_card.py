@@ -22,13 +22,17 @@ def format_guarantees(calibration: Calibration) -> list[str]:
         else:
             lines.append(
                 f"{field.name}: prefilled from a confidence of {field.threshold:.3f}, for {field.coverage:.0%} of the "
-                f"calibration listings; guaranteed precision {100 * (1 - field.alpha):g}% ({field.num_errors} of "
-                f"{field.num_filled} were wrong)"
+                f"{_name_covered(field)} listings; guaranteed precision {100 * (1 - field.alpha):g}% "
+                f"({field.num_errors} of {field.num_filled} were wrong)"
             )
             lines += [f"  {line}" for line in describe_depths(field)]
     if "outside" in calibration.certifies:
         lines.append(f"scope: {calibration.certifies['outside']}")
     return lines
+
+
+def _name_covered(field: FieldGuarantee) -> str:
+    return "calibration" if field.unlabelled_coverage is None else "unlabelled"
 
 
 def describe_depths(field: FieldGuarantee) -> Iterator[str]:

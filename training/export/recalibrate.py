@@ -6,6 +6,8 @@ from pathlib import Path
 
 from training.calibration.calibrate import calibrate
 from training.calibration.certify import Guarantee, certify_all
+from training.calibration.field_rows import FieldRows
+from training.calibration.label_plan import LabelPlan, certify_planned
 from training.calibration.splits import CalibrationListings
 from training.export.model_card import render_model_card
 from training.inference.predictions import Predictions
@@ -19,7 +21,7 @@ from vision.bundle import (
 )
 from vision.calibration import Calibration
 
-__all__ = ["recalibrate", "recalibrate_from_scores"]
+__all__ = ["recalibrate", "recalibrate_from_plan", "recalibrate_from_scores"]
 
 
 def recalibrate(
@@ -101,6 +103,39 @@ def recalibrate_from_scores(
     calibration = replace(
         bundle.calibration,
         fields=tuple(fields),
+        delta=guarantee.delta,
+        certifies=_list_facts(bundle, backend=backend, split=split),
+    )
+    return _write_bundle(bundle, folder, calibration)
+
+
+def recalibrate_from_plan(
+    bundle: Bundle, folder: Path, *, plan: LabelPlan, tested: Predictions, backend: str, guarantee: Guarantee
+) -> Bundle:
+    """Write a bundle whose guarantees come from the labels that a plan asked for, and from no other.
+
+    Temperatures and gates stay those of the bundle.
+
+    Args:
+        bundle: its weights, exports and golden photos are copied.
+        folder: the new bundle.
+        plan: the thresholds to test, and the listings that each is tested on.
+        tested: predictions for these listings, with their labels.
+        backend: what computed the predictions.
+        guarantee: what to certify: the planned one.
+
+    Raises:
+        BundleError: `folder` exists.
+        ListingVisionError: the plan was made for another bundle, backend or guarantee.
+    """
+    require_new_folder(folder)
+    plan.require_made_for(bundle, backend=backend, guarantee=guarantee)
+    listings = CalibrationListings.from_predictions(tested, bundle.taxonomy)
+    rows = FieldRows(listings, bundle.taxonomy, bundle.calibration)
+    split = f"{len(plan.listing_ids)} listings drawn among those that the thresholds fill; temperatures as before"
+    calibration = replace(
+        bundle.calibration,
+        fields=tuple(certify_planned(plan, rows, tested.listing_ids, bundle.taxonomy)),
         delta=guarantee.delta,
         certifies=_list_facts(bundle, backend=backend, split=split),
     )

@@ -9,6 +9,9 @@ from training.calibration.splits import (
     CalibrationListings,
     choose_tune_listings,
     exclude_labelled,
+    refuse_planned_rows,
+    select_forecast_rows,
+    select_listings,
     select_tested_rows,
     select_tune_rows,
     split_calibration_rows,
@@ -76,6 +79,22 @@ def test_listings_for_thresholds_lose_their_labels_and_are_none_of_the_labelled_
         assert set(left.column(name).to_pylist()) == {""}
     with pytest.raises(ManifestError, match="every unlabelled listing is in the labelled manifest"):
         exclude_labelled(build("1"), build("1", "2"))
+
+
+def test_planned_rows_are_refused_and_are_no_evidence_of_the_share_of_errors():
+    splits = ("train", "val", "calibrate", "test", "planned", "")
+    rows = [{"listing_id": split, "photo": f"{i}.jpg", "split": split} for i, split in enumerate(splits)]
+    manifest = Manifest.from_rows([{**row, "listing_id": row["listing_id"] or "none"} for row in rows], "")
+    assert select_forecast_rows(manifest).column("listing_id").to_pylist() == ["val", "calibrate", "none"]
+    with pytest.raises(ManifestError, match="give their plan with --plan"):
+        refuse_planned_rows(manifest)
+    planned = select_listings(manifest, ["planned", "elsewhere"])
+    assert planned.column("listing_id").to_pylist() == ["planned"]
+    refuse_planned_rows(select_listings(manifest, ["val", "train"]))
+    with pytest.raises(ManifestError, match="no labelled row has split val, calibrate or none"):
+        select_forecast_rows(planned)
+    with pytest.raises(ManifestError, match="no listing of the plan is in the manifest"):
+        select_listings(manifest, ["elsewhere"])
 
 
 def test_too_few_listings_are_all_for_tuning():

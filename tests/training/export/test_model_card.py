@@ -39,6 +39,15 @@ def test_the_card_holds_the_guarantees_and_the_metrics(stored):
     assert "&" not in card  # Markdown is not escaped as HTML
 
 
+def test_listings_drawn_among_those_that_a_threshold_fills_are_not_its_coverage(stored):
+    certified = certify_first_field(stored.calibration)
+    first = dataclasses.replace(certified.fields[0], num_listings=150, unlabelled_coverage=0.4)
+    planned = dataclasses.replace(certified, fields=(first, *certified.fields[1:]))
+    assert "for 40% of the unlabelled listings; guaranteed" in format_guarantees(planned)[0]
+    card = render_model_card(stored.info, stored.taxonomy, planned)
+    assert "| 0.9000 | 150 drawn among the 40% that are prefilled, 3 wrong |\n" in card
+
+
 def test_a_converted_model_and_added_brands_are_named(stored):
     converted = {"how": "rounding", "top1_loss": 0.0, "num_photos": 9, "photos_per_s_one_thread": {"fp32": 50.0}}
     added = [{"name": "Öko", "num_photos": 3}, {"name": "Pink", "num_photos": 5}]
