@@ -166,7 +166,7 @@ def test_relative_photos_are_refused_where_they_are_ambiguous(tmp_path):
     bad = write_manifest_file(tmp_path, "2/a.csv", [("c", "https://photos/3.jpg"), ("d", "4.jpg")])
     store = Store(str(tmp_path / "out"))
     assert write_plan([good], store, listings_per_shard=9, absolute_photos=True).num_photos == 2
-    with pytest.raises(ManifestError, match="1 rows of the manifest cannot be used") as caught:
+    with pytest.raises(ManifestError, match="1 row of the manifest cannot be used") as caught:
         write_plan([good, bad], store, listings_per_shard=9, absolute_photos=True)
     assert caught.value.problems == (
         f"{bad} row 2: photo 4.jpg is relative, and the files are in several folders; write the whole path",

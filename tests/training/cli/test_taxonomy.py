@@ -36,7 +36,7 @@ def test_labels_move_to_a_new_taxonomy(tmp_path):
         taxonomy_app, [*words, "--map", str(tmp_path / "map.toml"), "--changes", str(tmp_path / "changes.csv")]
     )
     assert done.exit_code == 0, done.exception
-    assert "1 photos: category merged: Fruit > Apple > Gala [gala] → Fruit > Apple [apple]" in done.stdout
+    assert "1 photo: category merged: Fruit > Apple > Gala [gala] → Fruit > Apple [apple]" in done.stdout
     manifest = Manifest.load(str(tmp_path / "new" / "manifest.parquet"))
     assert manifest.column("category").to_pylist() == ["apple", "apple", "tools"]
     assert manifest.get_photo_url(0) == str(tmp_path / "old" / "0.jpg")

@@ -108,9 +108,9 @@ def test_a_whole_folder_left_out_is_an_error_unless_it_is_named(tmp_path):
     with pytest.raises(ManifestError, match="these would be left out") as caught:
         import_folder(tmp_path)
     assert caught.value.problems == (
-        "train/Masks: 1 files, none of them a photo",
+        "train/Masks: 1 file, none of them a photo",
         "raw: 2 photos, in no split",
-        "test: 1 photos, none in a class folder",
+        "test: 1 photo, none in a class folder",
     )
     imported = import_folder(tmp_path, skip=["raw/", "*/Masks", "test"])
     assert read_rows(imported.manifest) == [("train", "A")]
