@@ -22,7 +22,7 @@ MAX_WALL_S = 8.0
 
 A model whose instances are all held for longer would miss two golden photos in a row and count as broken."""
 YIELDS_AFTER_CPU_S = 0.06
-"""CPU time after which a worker yields the cores, where its photo is to do so; a phone's JPEG takes less."""
+"""CPU time after which a worker yields the cores, where its photo is to do so: ordinary photos are soon done."""
 YIELDING_NICENESS = 10
 """A worker that yields gets a tenth of a core that another process wants too."""
 _MIN_CHECK_S = 0.01
