@@ -26,7 +26,8 @@ def model(served, *words: object) -> tuple[int, str]:
     port = served.address.rpartition(":")[2]
     command = [sys.executable, "-m", "listing_vision", "model", *map(str, words), "--port", port]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
-    return done.returncode, done.stdout + done.stderr
+    # Of a command that takes long, progress is among the errors.
+    return done.returncode, done.stdout if done.returncode == 0 else done.stdout + done.stderr
 
 
 def wait_for_release(served, listing_id: str = "") -> str:
