@@ -71,6 +71,9 @@ _OPTIONS = {
     "grpc.keepalive_time_ms": 30_000,
     "grpc.keepalive_timeout_ms": 10_000,
     "grpc.http2.max_pings_without_data": 0,
+    # A gateway process that is replaced resets the connections that it has not accepted. The default connects again
+    # after 1 s, when all retries of a call have failed.
+    "grpc.initial_reconnect_backoff_ms": 100,
     # A gateway that was away is in use again after 10 s; the default is two minutes.
     "grpc.max_reconnect_backoff_ms": 10_000,
 }

@@ -1,5 +1,8 @@
+import contextlib
 import http.server
 import json
+import socket
+import struct
 import threading
 
 import grpc
@@ -111,3 +114,55 @@ def test_a_proxy_of_the_environment_is_not_used_for_loopback(monkeypatch, fake_s
             client.get_model(timeout_s=5)
         assert caught.value.code == grpc.StatusCode.UNAVAILABLE
         assert service.address in proxy.asked
+
+
+class ResettingRelay:
+    """Resets its first connection, as a server does that stops listening, and passes on the others."""
+
+    def __init__(self, address: str):
+        host, _, port = address.rpartition(":")
+        self._target = (host, int(port))
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self.num_connections = 0
+
+    def __enter__(self):
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def _accept(self):
+        while True:
+            try:
+                caller, _ = self._listener.accept()
+            except OSError:  # closed
+                return
+            self.num_connections += 1
+            if self.num_connections == 1:
+                caller.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                caller.close()
+            else:
+                threading.Thread(target=self._relay, args=(caller,), daemon=True).start()
+
+    def _relay(self, caller: socket.socket):
+        with caller, socket.create_connection(self._target) as service, contextlib.suppress(OSError):
+            answers = threading.Thread(target=self._copy, args=(service, caller))
+            answers.start()
+            self._copy(caller, service)
+            answers.join()
+
+    def _copy(self, source: socket.socket, target: socket.socket):
+        while data := source.recv(65536):
+            target.sendall(data)
+        with contextlib.suppress(OSError):  # it is gone
+            target.shutdown(socket.SHUT_WR)
+
+
+def test_a_connection_reset_while_it_is_opened_fails_no_call(fake_service):
+    with fake_service() as service, ResettingRelay(service.address) as relay:
+        with ListingVisionClient(relay.address) as client:
+            assert client.get_model().category_count == 7
+        assert relay.num_connections == 2
