@@ -24,8 +24,8 @@ EXTRAS = {
     "setup": "gateway http outcomes photo-uris traces signing local backfill ray train dev",
     "fuzz": "fuzz",
     "gateway": "gateway http outcomes photo-uris traces signing",
-    "training": "train signing",
-    "backfill": "backfill ray ray-cluster signing",
+    "training": "train signing s3",
+    "backfill": "backfill ray ray-cluster signing s3",
 }
 """Extras of the project in each file."""
 TRITON_REQUIREMENTS = ROOT / "deploy" / "triton" / "requirements.txt"

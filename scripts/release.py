@@ -48,6 +48,7 @@ IMPORTS = {
     "mlflow": "mlflow",
     "wandb": "wandb",
     "hub": "huggingface_hub",
+    "s3": "s3fs",
     "explain": "captum",
     "dev": "pytest",
     "fuzz": "atheris",

@@ -6,6 +6,7 @@ torchrun itself exits 1 however its ranks ended.
 """
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
@@ -27,6 +28,9 @@ def launch(arguments: Sequence[str]) -> int:
     75 where the rank that ended first was interrupted, where the launcher itself was told to stop (its ranks have then
     saved or been killed), and where the machine that the others meet at is not there, yet or any more.
     """
+    # A machine that comes back would wait for ever: the first rank shares its store from the first round on, and does
+    # not publish its address again (seen with torch 2.14).
+    os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     try:
         torchrun(list(arguments))
     except ChildFailedError as error:

@@ -103,7 +103,7 @@ class Run:
             path, json.dumps({**requested, "manifest": manifest_url, "versions": _list_versions()}, indent=1) + "\n"
         )
 
-    def append_metrics(self, record: Mapping[str, float | None]) -> None:
+    def append_metrics(self, record: Mapping[str, Any]) -> None:
         with self.metrics_path.open("a") as file:
             file.write(json.dumps(record, allow_nan=False) + "\n")
 

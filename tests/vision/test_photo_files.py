@@ -1,9 +1,12 @@
 """Photos are read from files, URLs and parts of tar shards; whatever is wrong is an OSError that names the place."""
 
+import http.server
+import threading
+
 import fsspec
 import pytest
 
-from vision.photo_files import read_photo
+from vision.photo_files import read_photo, read_photo_with_retries
 
 
 @pytest.fixture(params=["path", "file", "memory"])
@@ -43,3 +46,56 @@ def test_missing_shards_and_photos_with_a_hash_sign(tmp_path):
             read_photo(url)
     (tmp_path / "photo #1+2.jpg").write_bytes(b"x")
     assert read_photo(str(tmp_path / "photo #1+2.jpg")) == b"x"
+
+
+@pytest.fixture
+def http_store():
+    """A function that starts an HTTP server of these statuses, the last one repeated; it returns a photo's URL, and a
+    list that grows by each path that is read."""
+    servers = []
+
+    def start(*statuses):
+        paths = []
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                paths.append(self.path)
+                self.send_response(statuses[min(len(paths), len(statuses)) - 1])
+                self.send_header("Content-Length", "1")
+                self.end_headers()
+                self.wfile.write(b"7")
+
+            def log_message(self, *_):
+                pass
+
+        servers.append(http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler))
+        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{servers[-1].server_port}/7.jpg", paths
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_store_that_is_busy_for_a_moment_is_asked_again(http_store, status):
+    url, paths = http_store(status, status, 200)
+    assert read_photo_with_retries(url, initial_backoff_s=0.001) == b"7"
+    assert len(paths) == 3
+
+
+@pytest.mark.parametrize(("status", "kind"), [(403, PermissionError), (404, FileNotFoundError)])
+def test_what_stays_as_it_is_is_asked_once(http_store, status, kind):
+    url, paths = http_store(status)
+    with pytest.raises(kind):
+        read_photo_with_retries(url)
+    assert len(paths) == 1
+
+
+@pytest.mark.parametrize("url", ["{folder}/s.tar#8+3", "{folder}/s.tar#x", "lakefs://a/b.jpg"])
+def test_a_wrong_place_is_not_tried_again(tmp_path, monkeypatch, url):
+    (tmp_path / "s.tar").write_bytes(bytes(range(10)))
+    monkeypatch.setattr("tenacity.Retrying", None)
+    with pytest.raises(OSError, match=r"s\.tar|lakefs"):
+        read_photo_with_retries(url.format(folder=tmp_path))

@@ -46,7 +46,7 @@ from vision.errors import PhotoError
 from vision.images import Preprocessing, prepare_photo
 from vision.manifest import Manifest
 from vision.model import ListingClassifier
-from vision.photo_files import read_photo
+from vision.photo_files import read_photo_with_retries
 from vision.runtime.files import compute_sha256
 from vision.taxonomy import Taxonomy
 
@@ -347,7 +347,7 @@ def _prepare_photos(manifest: Manifest, preprocessing: Preprocessing, *, num_pho
         if len(photos) == num_photos:
             break
         try:
-            photos.append(prepare_photo(read_photo(manifest.get_photo_url(row)), preprocessing))
+            photos.append(prepare_photo(read_photo_with_retries(manifest.get_photo_url(row)), preprocessing))
         except (OSError, PhotoError) as error:
             _log.warning("photo %s left out of the comparison: %s", manifest.get_photo_url(row), error)
     if not photos:

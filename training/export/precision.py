@@ -40,7 +40,7 @@ from vision.errors import BundleError, ListingVisionError, PhotoError
 from vision.images import prepare_photo
 from vision.manifest import Manifest
 from vision.model import ListingClassifier, Outputs
-from vision.photo_files import read_photo
+from vision.photo_files import read_photo_with_retries
 from vision.runtime.files import compute_sha256
 
 __all__ = ["MAX_TOP1_LOSS", "Fp16Classifier", "Precision", "convert_bundle", "measure_onnx_speeds"]
@@ -178,7 +178,9 @@ def _prepare_training_photos(bundle: Bundle, train: Manifest) -> npt.NDArray[np.
         if len(photos) == NUM_RANGE_PHOTOS:
             break
         try:
-            photos.append(prepare_photo(read_photo(train.get_photo_url(int(row))), bundle.info.preprocessing))
+            photos.append(
+                prepare_photo(read_photo_with_retries(train.get_photo_url(int(row))), bundle.info.preprocessing)
+            )
         except (OSError, PhotoError) as error:
             _log.warning("photo %s left out of the ranges: %s", train.get_photo_url(int(row)), error)
     if not photos:

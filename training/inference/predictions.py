@@ -11,7 +11,7 @@ from vision.engine import Logits
 from vision.errors import ManifestError, PhotoError
 from vision.images import Preprocessing, prepare_photo, read_size_px
 from vision.manifest import Labels, Manifest
-from vision.photo_files import read_photo
+from vision.photo_files import read_photo_with_retries
 from vision.runtime.cpus import count_usable_cores
 from vision.runtime.progress import Progress
 from vision.taxonomy import Taxonomy
@@ -74,7 +74,7 @@ def iterate_photos(
     def prepare(row: int) -> tuple[npt.NDArray[np.uint8], tuple[int, int], int] | str:
         url = manifest.get_photo_url(row)
         try:
-            data = read_photo(url)
+            data = read_photo_with_retries(url)
             return prepare_photo(data, preprocessing), read_size_px(data), len(data)
         except (OSError, PhotoError) as error:
             return f"{url}: {error}"
@@ -167,7 +167,7 @@ def predict(
             answers.append(infer(photos))
         else:
             urls = [manifest.get_photo_url(row) for row in rows]
-            errors, answered = infer_files([read_photo(url) for url in urls])
+            errors, answered = infer_files([read_photo_with_retries(url) for url in urls])
             answers.append(answered)
             unusable += [f"{url}: {error}" for url, error in zip(urls, errors, strict=True) if error]
         is_answered += [error is None for error in errors]

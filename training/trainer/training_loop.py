@@ -2,6 +2,7 @@
 
 import logging
 import math
+import platform
 import threading
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -221,8 +222,7 @@ class TrainingLoop:
             if self._stopping:
                 self._sync_ranks(read_all=True)
                 self._save()
-                where = f"step {self._step} of {sampler.num_steps}"
-                _log.info("stopped after %s; repeat the command to resume from there", where)
+                _log.info("stopped after step %d of %d; repeat the command to resume", self._step, sampler.num_steps)
                 return
             if save_due:
                 self._save()
@@ -251,6 +251,7 @@ class TrainingLoop:
         epoch = self._step // self._sampler.steps_per_epoch
         stage = self._recipe.stage_of_epoch(epoch - 1)
         train_seconds = self._times.update_seconds()
+        ranks = _gather_throughput(self._ranks, self._times, num_photos=len(self._train))
         record: dict[str, float | None] = {
             "epoch": epoch,
             "step": self._step,
@@ -267,7 +268,7 @@ class TrainingLoop:
         seconds = self._times.update_seconds()
         record |= {"val_seconds": seconds - train_seconds, "seconds": seconds}
         if self._ranks.is_first:
-            self._run.append_metrics(record)
+            self._run.append_metrics(record | ranks)
             _log.info("%s", " ".join(f"{k}={v:.4g}" for k, v in record.items() if v is not None))
         self._losses = []
         self._times.begin_epoch()
@@ -310,6 +311,17 @@ class TrainingLoop:
         if self._ranks.is_first:
             self._run.drop_metrics_after(self._step)
             _log.info("resumed from %s", path)
+
+
+def _gather_throughput(ranks: Ranks, times: StepTimes, *, num_photos: int) -> dict[str, list[dict[str, object]]]:
+    """Host, photos a second and waiting of each rank in an epoch of so many photos; nothing for a rank alone."""
+    own: dict[str, object] = {
+        "host": platform.node(),
+        "photos_per_s": num_photos / ranks.world_size / times.update_seconds(),
+        "data_wait_share": times.data_wait_share,
+    }
+    gathered = ranks.gather(own)
+    return {"ranks": gathered} if len(gathered) > 1 else {}
 
 
 def _create_loss_error(pending: _PendingStep, loss: float, norm: float, train: Manifest) -> LossNotFinite:

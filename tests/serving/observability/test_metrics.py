@@ -42,3 +42,23 @@ def test_counters_outlive_their_process_and_gauges_do_not():
     finally:
         folder.remove()
     assert not folder.path.exists()
+
+
+SERIES = """
+from serving.observability.metrics import create_series
+create_series("1.2")
+"""
+
+
+def test_series_that_alerts_divide_by_exist_before_the_first_call():
+    folder = MetricsFolder()
+    try:
+        environment = folder.build_environment()
+        subprocess.run([sys.executable, "-c", SERIES], env=environment, cwd=ROOT, check=True)
+        families = text_string_to_metric_families(folder.render().decode())
+        found = {(s.name, *s.labels.values()): s.value for family in families for s in family.samples}
+    finally:
+        folder.remove()
+    for result in ("OK", "TOO_BUSY", "MODEL_UNAVAILABLE", "INTERNAL"):
+        assert found["listing_vision_gateway_calls_total", result, "1.2"] == 0
+    assert found["listing_vision_gateway_call_seconds_count", "OK", "1.2"] == 0

@@ -1,6 +1,7 @@
 """What the status port says where the Triton that `serve` is to start does not run."""
 
 import asyncio
+import shutil
 import subprocess
 import sys
 import threading
@@ -36,6 +37,18 @@ def test_a_required_triton_that_is_missing_is_an_error(bundle, tmp_path, monkeyp
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert done.returncode == 1
     assert "no Triton server at" in done.stderr
+
+
+def test_too_little_shared_memory_is_named(bundle):
+    serve = [sys.executable, "-m", "listing_vision", "serve", str(bundle.folder), "--port", "0", "--require-triton"]
+    # A mount namespace of its own, in which /dev/shm has the 1 MiB of a container that nobody thought of.
+    isolate = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o size=1m tmpfs /dev/shm && exec "$@"', "sh"]
+    if not shutil.which("unshare") or subprocess.run([*isolate, "true"], capture_output=True).returncode:
+        pytest.skip("a mount namespace needs root and unshare of util-linux")
+    done = subprocess.run([*isolate, *serve], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.returncode == 1
+    assert "/dev/shm has 1 MiB and" in done.stderr
+    assert "--shm-size" in done.stderr
 
 
 def test_an_engine_that_was_chosen_is_no_fallback(shared):

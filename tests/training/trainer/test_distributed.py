@@ -117,7 +117,7 @@ def test_two_ranks_killed_and_stopped_by_signals_end_bit_equal_to_an_unbroken_ru
         job.wait_for_checkpoint(process, job.list_saved_steps()[-1] + 2)
         process.send_signal(number)
         assert process.wait() == 75, job.output()
-        assert "repeat the command to resume from there" in job.output()
+        assert "repeat the command to resume" in job.output()
         assert not job.run.finished
     job.finish(2)
     assert_equal(job, uninterrupted_run)

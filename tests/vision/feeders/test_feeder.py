@@ -98,7 +98,7 @@ def test_photos_that_are_read_ahead_are_bounded(start_feeder, photo, monkeypatch
             num_ahead.append(num_read - decoder.num_decoded)
         return b"a photo"
 
-    monkeypatch.setattr("vision.feeders.photo_reader.read_photo", read)
+    monkeypatch.setattr("vision.photo_files.read_photo", read)
     connection, _ = start_feeder(decoder)
     assert feed(connection, [photo] * 150).failures == {}
     assert num_read == decoder.num_decoded == 150

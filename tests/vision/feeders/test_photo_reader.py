@@ -21,7 +21,7 @@ def attempts(monkeypatch):
                 raise left.pop(0)
             return b"7"
 
-        monkeypatch.setattr("vision.feeders.photo_reader.read_photo", read)
+        monkeypatch.setattr("vision.photo_files.read_photo", read)
         return urls
 
     return prepare

@@ -22,6 +22,9 @@ def verb(kind: str) -> None:
         import no_such_package
     if kind == "threads":
         print(os.environ["OMP_WAIT_POLICY"], "torch" in sys.modules)
+    if kind == "core":
+        import grpc
+        grpc.server(None).add_insecure_port("256.0.0.1:1")
     if kind == "bug":
         raise KeyError("x")
 
@@ -63,6 +66,15 @@ def test_logs_are_json_lines_where_asked_for():
     record = json.loads(run("fine", LISTING_VISION_LOG_FORMAT="json").stderr)
     assert record.pop("time").endswith("+00:00")
     assert record == {"level": "WARNING", "logger": "some.module", "message": "the message", "request_id": "r-1"}
+
+
+def test_lines_of_grpcs_core_do_not_get_between_json_lines():
+    plain, as_json = run("core"), run("core", LISTING_VISION_LOG_FORMAT="json")
+    assert "add_port.cc" in plain.stderr
+    assert "add_port.cc" not in as_json.stderr
+    first, *failure = as_json.stderr.splitlines()
+    assert json.loads(first)["logger"] == "some.module"
+    assert [line.split(":")[0] for line in failure] == ["listing-vision"]
 
 
 def test_an_app_without_a_verb_shows_its_help(capsys, monkeypatch):

@@ -23,7 +23,7 @@ from vision.errors import DeviceDecoderUnavailable, PhotoError
 from vision.images import Preprocessing, decode_photo, prepare_photo
 from vision.images.gpu_decoding import Box, DeviceCrop, DeviceDecoder, find_plain_crop
 from vision.manifest import Labels, Manifest
-from vision.photo_files import read_photo, resolve_photo_url
+from vision.photo_files import read_photo_with_retries, resolve_photo_url
 
 __all__ = ["Batch", "FeaturesBySize", "create_evaluation_batches", "create_training_batches"]
 
@@ -107,7 +107,7 @@ class _Photos(Dataset[_Item]):
         return json.dumps(details, ensure_ascii=False)
 
     def _read(self, row: int) -> bytes:
-        return read_photo(self.get_photo_url(row))
+        return read_photo_with_retries(self.get_photo_url(row))
 
 
 class _TrainingPhotos(_Photos):
