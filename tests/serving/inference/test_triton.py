@@ -1,6 +1,7 @@
 import asyncio
 import os
 import signal
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from serving.triton.config import RepositoryOptions, build_model_config
 from serving.triton.process import LocalTriton
 from tests.support.helpers import create_scene, encode_image, list_children
 from tests.support.hostile_photos import hostile_photos
-from tests.support.waiting import async_wait_until
+from tests.support.waiting import async_wait_until, wait_until
 from vision.engine import OnnxEngine
 from vision.errors import EngineBroken, EngineUnavailable, PhotoDecoderCrashed, PhotoNotAnImage, PhotoServiceBusy
 from vision.images import prepare_photo
@@ -173,9 +174,12 @@ def test_listings_that_wait_share_a_request_and_keep_their_own_errors(triton, bu
     num_requests, num_photos = count_inferences(triton)
     shared = infer_encoded_files(triton, bundle, *([photo] for photo in photos))
     num_golden = 1
-    assert count_inferences(triton) == (
-        num_requests + num_golden + 2 + 2,
-        num_photos + len(bundle.golden.photos_nhwc) + 10,
+    wait_until(
+        lambda: (
+            count_inferences(triton)
+            == (num_requests + num_golden + 2 + 2, num_photos + len(bundle.golden.photos_nhwc) + 10)
+        ),
+        "two requests for what came first, and two for what waited",
     )
     for got, expected in zip(shared, alone, strict=True):
         assert list(map(str, got.errors)) == list(map(str, expected.errors))
@@ -207,11 +211,15 @@ def test_a_caller_that_gives_up_takes_no_photo_of_others_with_it(triton, bundle,
 
 
 def count_inferences(triton) -> tuple[int, int]:
-    """Requests and photos that Triton has answered."""
+    """Requests and photos that Triton has answered; it counts them a moment after their answer."""
+    found = []
     with grpc.insecure_channel(triton.address) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-        (stats,) = stub.ModelStatistics(service_pb2.ModelStatisticsRequest(name=MODEL_NAME)).model_stats
-    return stats.inference_stats.success.count, stats.inference_count
+        while len(found) < 2 or found[-1] != found[-2]:
+            time.sleep(0.2 if found else 0)
+            (stats,) = stub.ModelStatistics(service_pb2.ModelStatisticsRequest(name=MODEL_NAME)).model_stats
+            found.append((stats.inference_stats.success.count, stats.inference_count))
+    return found[-1]
 
 
 @pytest.mark.parametrize("triton", [True], indirect=True)
