@@ -145,6 +145,7 @@ def evaluate(
     other_brands: bool = False,
     tune_split: str | None = None,
     engine: "EngineName" = "onnxruntime",
+    rendition_px: int | None = None,
 ) -> Evaluation:
     """Evaluate a bundle by an export of it, or a finished run by its weights, with the decision rule of serving.
 
@@ -155,6 +156,7 @@ def evaluate(
         photos_per_listing: group photos of one category at random into listings of this size.
         other_brands: whether a brand that the taxonomy lacks counts as out of scope instead of an error.
         engine: what runs a bundle: `onnxruntime`, or `aot-inductor` for its `model.pt2`.
+        rendition_px: short side of the manifest's photos where they are copies of that size (`data shard --max-px`).
         tune_split: adds `exploration`, what other thresholds would fill of this split's tune listings.
 
     Raises:
@@ -171,7 +173,7 @@ def evaluate(
         from training.inference.predictions import predict
 
         whole = Manifest.load(str(manifest))
-        judged = load_evaluated_model(Path(model), engine=engine)
+        judged = load_evaluated_model(Path(model), engine=engine, rendition_px=rendition_px)
     rows = whole.select_split(split)
     predictions = predict(rows, judged.taxonomy, judged.preprocessing, judged.infer, other_brands=other_brands)
     groups = None

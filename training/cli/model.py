@@ -57,6 +57,15 @@ def evaluate(
     engine: Annotated[
         str, typer.Option(help="What runs a bundle: onnxruntime, or aot-inductor for its model.pt2.")
     ] = "onnxruntime",
+    rendition_px: Annotated[
+        int | None,
+        typer.Option(
+            "--rendition",
+            min=16,
+            help="Short side in pixels, if the manifest's photos are copies of that size (`data shard --max-px`): only "
+            "guarantees of `calibrate --rendition` fill then. Default: originals.",
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -101,6 +110,7 @@ def evaluate(
         other_brands=other_brands,
         tune_split=explore,
         engine=engine,  # type: ignore[arg-type]  # checked there
+        rendition_px=rendition_px,
     )
     judged, predictions, figures = found.model, found.predictions, found.figures
     for photo in predictions.unusable:

@@ -34,15 +34,19 @@ class EvaluatedModel:
     """Load the network in evaluation mode, for Grad-CAM."""
 
 
-def load_evaluated_model(folder: Path, *, engine: EngineName = "onnxruntime") -> EvaluatedModel:
+def load_evaluated_model(
+    folder: Path, *, engine: EngineName = "onnxruntime", rendition_px: int | None = None
+) -> EvaluatedModel:
     """Load a bundle, evaluated by an export of it, or a finished run, evaluated by its trained weights.
 
     Args:
         folder: of the bundle or run.
         engine: what runs a bundle. `aot-inductor` runs `model.pt2`, for which guarantees of ONNX Runtime do not hold.
+        rendition_px: short side of the photos where they are copies of that size, for which guarantees of originals do
+            not hold; None: originals.
 
     Raises:
-        ListingVisionError: no such engine, or it is given for a run.
+        ListingVisionError: no such engine, or it or a rendition is given for a run.
         EngineUnavailable: `model.pt2` was compiled for another CPU, or cannot be loaded.
         BundleError: the folder is neither, or the bundle is incomplete or altered.
         RunError: the run has not finished.
@@ -53,6 +57,10 @@ def load_evaluated_model(folder: Path, *, engine: EngineName = "onnxruntime") ->
         if engine != "onnxruntime":
             raise ListingVisionError(
                 f"{folder} is a run, evaluated by its weights; give a bundle with --engine {engine}"
+            )
+        if rendition_px:
+            raise ListingVisionError(
+                f"{folder} is a run, which has no guarantees, for renditions or originals; leave --rendition out"
             )
         from training.inference.forward import torch_forward
         from training.run import Run
@@ -67,7 +75,7 @@ def load_evaluated_model(folder: Path, *, engine: EngineName = "onnxruntime") ->
             infer=torch_forward(model),
             load_network=lambda: model,
         )
-    from vision.bundle import load_bundle
+    from vision.bundle import load_bundle, name_rendition_backend
 
     def load_network() -> "ListingClassifier":
         from training.inference.network import load_bundle_model
@@ -79,7 +87,7 @@ def load_evaluated_model(folder: Path, *, engine: EngineName = "onnxruntime") ->
     return EvaluatedModel(
         name=f"bundle {bundle.info.model_name} {bundle.info.model_version}",
         taxonomy=bundle.taxonomy,
-        calibration=bundle.for_backend(opened.backend).calibration,
+        calibration=bundle.for_backend(name_rendition_backend(opened.backend, rendition_px)).calibration,
         preprocessing=bundle.info.preprocessing,
         infer=opened.infer,
         load_network=load_network,
