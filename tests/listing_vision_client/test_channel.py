@@ -148,16 +148,16 @@ class ResettingRelay:
                 threading.Thread(target=self._relay, args=(caller,), daemon=True).start()
 
     def _relay(self, caller: socket.socket):
-        with caller, socket.create_connection(self._target) as service, contextlib.suppress(OSError):
+        with caller, socket.create_connection(self._target) as service:
             answers = threading.Thread(target=self._copy, args=(service, caller))
             answers.start()
             self._copy(caller, service)
             answers.join()
 
     def _copy(self, source: socket.socket, target: socket.socket):
-        while data := source.recv(65536):
-            target.sendall(data)
-        with contextlib.suppress(OSError):  # it is gone
+        with contextlib.suppress(OSError):  # one of them is gone
+            while data := source.recv(65536):
+                target.sendall(data)
             target.shutdown(socket.SHUT_WR)
 
 
