@@ -16,7 +16,7 @@ from training.reporting.page import encode_photo_uri
 from vision.bundle import Bundle
 from vision.errors import ListingVisionError
 from vision.images import decode_photo, prepare_photo
-from vision.photo_files import read_photo
+from vision.photo_files import read_photo_with_retries
 from vision.prediction.fusion import compute_leaf_probabilities
 
 if TYPE_CHECKING:
@@ -118,7 +118,10 @@ def choose_examples(predictions: Predictions, model: EvaluatedModel, *, num_each
     if len(rows) == 0:
         return []
     photos = np.stack(
-        [prepare_photo(read_photo(predictions.photo_urls[row]), model.preprocessing) for row in rows.tolist()]
+        [
+            prepare_photo(read_photo_with_retries(predictions.photo_urls[row]), model.preprocessing)
+            for row in rows.tolist()
+        ]
     )
     heats = compute_heat_maps(model.load_network(), photos, predicted[rows].tolist())
     names = [taxonomy.format_path(leaf) for leaf in taxonomy.leaf_ids]

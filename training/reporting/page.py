@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from vision.errors import PhotoError
 from vision.images import decode_photo
-from vision.photo_files import read_photo
+from vision.photo_files import read_photo_with_retries
 from vision.runtime.cpus import count_usable_cores
 from vision.runtime.wording import format_count
 from vision.suggestion import format_confidence
@@ -91,7 +91,7 @@ def _create_environment() -> jinja2.Environment:
 def create_thumbnail(url: str, *, max_px: int) -> str | None:
     """A photo as a small JPEG in a data URI; None where it cannot be used."""
     try:
-        photo = Image.fromarray(decode_photo(read_photo(url), at_least_px=max_px))
+        photo = Image.fromarray(decode_photo(read_photo_with_retries(url), at_least_px=max_px))
     except (OSError, PhotoError):
         return None
     photo.thumbnail((max_px, max_px))
