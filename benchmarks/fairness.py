@@ -11,7 +11,6 @@ import asyncio
 import hashlib
 import io
 import multiprocessing
-import os
 import re
 import time
 import urllib.request
@@ -31,7 +30,7 @@ from benchmarks.serving import create_default_bundle, serve_gateway
 from listing_vision_client.errors import read_error_details
 from listing_vision_client.protocol import listing_vision_pb2 as pb
 from vision.runtime.cpus import count_usable_cores
-from vision.runtime.lifetime import HEAP_VARIABLES
+from vision.runtime.lifetime import keep_freed_memory_in_children
 
 NUM_FLOOD_CALLS = 20
 FLOOD_PAUSE_S = 0.02
@@ -136,7 +135,7 @@ async def measure(address: str, status_url: str, seconds: float) -> dict[str, An
     context = multiprocessing.get_context("spawn")
     results: Queue[tuple[dict[str, int], float]] = context.Queue()
     # It copies its 60 MiB for every call; the kernel would otherwise map and zero their pages each time.
-    os.environ.update(HEAP_VARIABLES)
+    keep_freed_memory_in_children()
     until_s = time.monotonic() + seconds + START_S
     flood = context.Process(target=flood_until, args=(address, until_s, results))
     flood.start()

@@ -43,6 +43,8 @@ NUM_MIXED = 2000
 NUM_HONEST = 2000
 NUM_HELD_OUT_LEAVES = 15
 NUM_SHARPENING = 100
+HISTOGRAM_RANGE = (-4.0, 1.0)
+"""Scores beyond count in the outer bins."""
 
 Ints = npt.NDArray[np.int64]
 
@@ -119,8 +121,8 @@ def compute_auroc(inside: npt.NDArray[np.floating], outside: npt.NDArray[np.floa
 
 
 def build_score_histogram(scores: npt.NDArray[np.floating]) -> list[int]:
-    """Return how many scores lie in each of fifty bins of [-4, 1]; what lies beyond counts in the outer ones."""
-    return [int(count) for count in np.histogram(scores.clip(-4, 1), bins=50, range=(-4, 1))[0]]
+    """Return how many scores lie in each of fifty bins of `HISTOGRAM_RANGE`."""
+    return [int(count) for count in np.histogram(scores.clip(*HISTOGRAM_RANGE), bins=50, range=HISTOGRAM_RANGE)[0]]
 
 
 def label_as_outside(photo_urls: list[str]) -> Manifest:

@@ -12,6 +12,8 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from benchmarks.scope import HISTOGRAM_RANGE
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -36,7 +38,7 @@ def draw_scope(axes: "Axes", result: dict[str, Any]) -> None:
         (goods, ORANGE, "other goods"),
         (np.sum(list(outside.values()), axis=0), GREY, "walls, text, noise, screenshots, plots"),
     ):
-        edges = np.linspace(-4, 1, len(counts) + 1)
+        edges = np.linspace(*HISTOGRAM_RANGE, len(counts) + 1)
         axes.stairs(100 * counts / counts.sum(), edges, color=colour, fill=True, alpha=0.6, label=label)
     axes.axvline(model["scope_threshold"], color="black", linestyle=":", label="nothing is filled in below")
     axes.set(xlabel="scope score", ylabel="share of listings, %")
