@@ -48,9 +48,10 @@ def create_parser(description: str | None, **defaults: float | None) -> argparse
     return parser
 
 
-def run_cli(*words: object) -> None:
-    """Run a verb of the console script with its output shown; a failure ends the benchmark."""
-    subprocess.run([sys.executable, "-m", "listing_vision", *map(str, words)], check=True, cwd=ROOT)
+def run_cli(*words: object, checkout: Path = ROOT) -> None:
+    """Run a verb of a checkout's console script with its output shown; a failure ends the benchmark."""
+    variables = {**os.environ, "PYTHONPATH": str(checkout)}
+    subprocess.run([sys.executable, "-m", "listing_vision", *map(str, words)], check=True, cwd=checkout, env=variables)
 
 
 def write_result(name: str, metrics: dict[str, float], details: dict[str, Any]) -> None:

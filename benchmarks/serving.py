@@ -86,16 +86,18 @@ class _Measured:
         return sum(ms for name, ms in self.cpu_ms_per_photo.items() if name != _GENERATOR)
 
 
-def create_default_bundle() -> Path:
-    """Train and export a model of the served size; its accuracy does not matter here."""
-    here = BUILD / "serving"
+def create_default_bundle(checkout: Path = ROOT) -> Path:
+    """Train and export a model of the served size with a checkout's code; its accuracy does not matter here."""
+    here = BUILD / "serving" if checkout == ROOT else BUILD / f"serving-{describe_commit(checkout)}"
     if not (here / "bundle").exists():
         recipe = here / "recipe.toml"
         here.mkdir(parents=True, exist_ok=True)
         recipe.write_text("input_px = 224\n[[stages]]\nphoto_px = 64\nepochs = 1\n")
-        run_cli("data", "synthesize", "--output", here / "data", "--train-listings", 60, "--val-listings", 60)
-        run_cli("train", here / "data" / "manifest.parquet", "--recipe", recipe, "--run", here / "run")
-        run_cli("export", here / "run", "--output", here / "bundle")
+        sizes = ("--train-listings", 60, "--val-listings", 60)
+        run_cli("data", "synthesize", "--output", here / "data", *sizes, checkout=checkout)
+        manifest = here / "data" / "manifest.parquet"
+        run_cli("train", manifest, "--recipe", recipe, "--run", here / "run", checkout=checkout)
+        run_cli("export", here / "run", "--output", here / "bundle", checkout=checkout)
     return here / "bundle"
 
 
@@ -162,7 +164,8 @@ def _list_servers(options: argparse.Namespace) -> dict[str, _Server]:
     if options.bundle is None:  # the manifest that another bundle was trained on is not known
         servers[INT8] = _Server(bundle=_create_int8_bundle(bundle, BUILD / "serving" / "data" / "manifest.parquet"))
     if options.before:
-        servers[BEFORE] = _Server(bundle=bundle, checkout=options.before.resolve())
+        checkout = options.before.resolve()  # its gateway may not know today's bundles, and has one of its own
+        servers[BEFORE] = _Server(bundle=create_default_bundle(checkout), checkout=checkout)
     if options.peers:
         servers |= dict.fromkeys((*PEERS, *ISOLATED_PEERS), _Server(bundle=bundle, is_gateway=False))
     return servers

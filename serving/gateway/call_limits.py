@@ -136,7 +136,14 @@ def _wrap_handler(handler: Any, opened: Callable[[Any], Any]) -> "grpc.RpcMethod
             with opened(context):
                 return await behaviour(request, context)
         except Refusal as refusal:
+            del request  # as below
             await abort(context, refusal)
+        except grpc.aio.AbortError as error:
+            # gRPC keeps the error with the call's context. Its frames know both, and the photos: a cycle, which would
+            # keep them until the garbage collector runs.
+            del request
+            error.__context__ = None
+            raise error.with_traceback(None) from None
 
     async def generate(request: Any, context: Any) -> AsyncIterator[Any]:
         try:

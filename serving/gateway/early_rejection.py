@@ -51,9 +51,9 @@ class EarlyRejectionInterceptor(grpc.aio.ServerInterceptor):
         if handler is None or handler_call_details.method not in (CLASSIFY_METHOD, STREAM_METHOD):
             return handler  # type: ignore[no-any-return]
 
-        async def receive(messages: Any, context: Any, deadline_s: float | None, **options: Any) -> Any:
+        async def receive(context: Any, deadline_s: float | None, **options: Any) -> Any:
             message = await self._receiver.receive(
-                messages, caller=CALLER_KEY.get(), peer=context.peer(), deadline_s=deadline_s, **options
+                context.read, caller=CALLER_KEY.get(), peer=context.peer(), deadline_s=deadline_s, **options
             )
             if message is None:
                 return None
@@ -72,10 +72,10 @@ class EarlyRejectionInterceptor(grpc.aio.ServerInterceptor):
             with self._admission.callers.expect(CALLER_KEY.get()):
                 yield
 
-        async def classify(messages: Any, context: "grpc.aio.ServicerContext[Any, Any]") -> Any:
+        async def classify(_: Any, context: "grpc.aio.ServicerContext[Any, Any]") -> Any:
             try:
                 self._reject_early(read_deadline_s(context))
-                request = await receive(messages, context, read_deadline_s(context), expect=lambda: expect(context))
+                request = await receive(context, read_deadline_s(context), expect=lambda: expect(context))
             except Refusal as refusal:
                 _log.debug("a call is rejected early: %s", refusal.reason)
                 metrics.CALLS.labels(refusal.reason, self._router.stable.label).inc()
@@ -84,9 +84,9 @@ class EarlyRejectionInterceptor(grpc.aio.ServerInterceptor):
                 return await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the call has no request message")
             return await handler.unary_unary(request, context)
 
-        async def classify_stream(messages: Any, context: "grpc.aio.ServicerContext[Any, Any]") -> Any:
+        async def classify_stream(_: Any, context: "grpc.aio.ServicerContext[Any, Any]") -> Any:
             async def receive_all() -> AsyncIterator[Any]:
-                while (request := await receive(messages, context, None)) is not None:
+                while (request := await receive(context, None)) is not None:
                     yield request
 
             return await handler.stream_stream(receive_all(), context)

@@ -1,6 +1,8 @@
 """Receive messages under a deadline and within a bound of memory, however slowly they come.
 
-gRPC holds a message in memory from its first byte, before any limit of the gateway applies to it.
+gRPC holds a message in memory from its first byte, before any limit of the gateway applies to it; and the iterator that
+it gives to handlers refers to itself, and keeps its last message until the garbage collector runs. So messages are read
+from the call's context.
 """
 
 import asyncio
@@ -8,9 +10,12 @@ import ctypes
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import TypeAlias
+
+import grpc
 
 from serving.api.limits import REQUEST_LIMIT_BYTES
 from serving.api.status import Refusal
@@ -19,9 +24,12 @@ from serving.gateway.connection_meter import ConnectionMeter
 from serving.gateway.deadline import deadline_refusal
 from serving.observability import metrics
 
-__all__ = ["Receiver"]
+__all__ = ["ReadMessage", "Receiver"]
 
 _log = logging.getLogger(__name__)
+
+ReadMessage: TypeAlias = Callable[[], Awaitable[object]]
+"""Returns the next message of a call as bytes, or `grpc.aio.EOF`, as `ServicerContext.read` without a deserialiser."""
 
 CHECK_INTERVAL_S = 0.01
 """Between checks of the memory, while a message takes longer than this to arrive."""
@@ -94,7 +102,7 @@ class Receiver:
 
     async def receive(
         self,
-        messages: AsyncIterator[bytes],
+        read: ReadMessage,
         *,
         caller: str,
         peer: str,
@@ -104,7 +112,7 @@ class Receiver:
         """Return the next message as it was sent; None: the caller sends no more.
 
         Args:
-            messages: of one call.
+            read: of one call.
             caller: who shares the memory with others.
             peer: the connection, as `ServicerContext.peer` names it.
             deadline_s: seconds until the whole message must be there; None: no limit.
@@ -118,7 +126,7 @@ class Receiver:
         try:
             async with asyncio.timeout(deadline_s) as timeout:
                 reception = _Reception(caller, peer, timeout)
-                found = await self._read(messages, reception, expect)
+                found = await self._read(read, reception, expect)
         except TimeoutError:
             if reception.is_refused:
                 raise self._create_refusal() from None
@@ -129,7 +137,7 @@ class Receiver:
 
     async def _read(
         self,
-        messages: AsyncIterator[bytes],
+        read: ReadMessage,
         reception: _Reception,
         expect: Callable[[], AbstractContextManager[None]],
     ) -> bytes | None:
@@ -138,7 +146,10 @@ class Receiver:
         found = None
         try:
             with expect():
-                found = await anext(messages, None)
+                message = await read()
+            if message is not grpc.aio.EOF:
+                assert isinstance(message, bytes)
+                found = message
         finally:
             if found is None:  # what has arrived of a message is dropped with its call
                 num_sharing = sum(one.peer == reception.peer for one in self._receptions)
