@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from listing_vision.calibration_engine import DecodeIn, ManifestPredictor, open_predictor
+from listing_vision.calibration_engine import DecodeIn, ManifestPredictor, open_predictor, refuse_contradictions
 from vision.bundle import Bundle, load_bundle, name_rendition_backend, require_new_folder
 
 if TYPE_CHECKING:
@@ -53,6 +53,13 @@ def calibrate(
             "listings of MANIFEST, which now have labels. Temperatures stay those of BUNDLE."
         ),
     ] = None,
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="What runs the bundle, and is certified: onnxruntime, or aot-inductor for its model.pt2; not with "
+            "--triton."
+        ),
+    ] = "onnxruntime",
     triton: Annotated[
         str | None, typer.Option(help="HOST:PORT of a Triton that serves the bundle, to certify its backend.")
     ] = None,
@@ -96,8 +103,7 @@ def calibrate(
     from training.export.model_card import format_guarantees
     from vision.manifest import Manifest
 
-    if rendition_px and triton and decode_in == "triton":
-        raise typer.BadParameter("--rendition is for backfills, which send pixels; add --decode-in gateway")
+    refuse_contradictions(engine=engine, triton=triton, decode_in=decode_in, rendition_px=rendition_px)
     if (scores or plan) and tune_split:
         raise typer.BadParameter("with --scores or --plan nothing is tuned; leave --tune-split out")
     if (scores or plan) and outside:
@@ -110,7 +116,13 @@ def calibrate(
     loaded, rows = load_bundle(bundle), Manifest.load(manifest)
     if plan is None:
         refuse_planned_rows(rows)
-    with open_predictor(loaded, triton, decode_in, other_brands=other_brands) as predictor:
+    with open_predictor(
+        loaded,
+        triton,
+        decode_in,
+        engine=engine,  # type: ignore[arg-type]  # checked there
+        other_brands=other_brands,
+    ) as predictor:
         backend = name_rendition_backend(predictor.backend, rendition_px)
         if plan:
             written = _test_plan(plan, loaded, rows, predictor, output, backend=backend, guarantee=guarantee)
