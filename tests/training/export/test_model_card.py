@@ -51,9 +51,11 @@ def test_listings_drawn_among_those_that_a_threshold_fills_are_not_its_coverage(
 def test_a_converted_model_and_added_brands_are_named(stored):
     converted = {"how": "rounding", "top1_loss": 0.0, "num_photos": 9, "photos_per_s_one_thread": {"fp32": 50.0}}
     added = [{"name": "Öko", "num_photos": 3}, {"name": "Pink", "num_photos": 5}]
-    training = {**stored.info.training, "converted": converted, "brands_added": added}
+    begun = {"weights_version": "1f3a0c2b9d4e"}
+    training = {**stored.info.training, **begun, "converted": converted, "brands_added": added}
     card = render_model_card(dataclasses.replace(stored.info, training=training), stored.taxonomy, stored.calibration)
     assert "- Brands added without training: Öko (3 photos), Pink (5 photos)\n" in card
+    assert " weights (1f3a0c2b9d4e); versions" in card
     assert "by rounding: +0.00 points of top-1 against fp32 on 9 tune photos; photos/s" in card
     assert "that converted it: fp32 50\n\n## Accuracy" in card
 
