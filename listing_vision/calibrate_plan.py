@@ -113,16 +113,18 @@ def _write(plan: "LabelPlan", drawn_from: "Manifest", output: Path, plan_path: P
 
 
 def _describe(forecast: "FieldForecast", plan: "LabelPlan", num_labels: int) -> str:
-    precision = f"{100 * (1 - forecast.alpha):g}%"
+    from training.reporting.field_titles import format_field_title
+
+    precision, title = f"{100 * (1 - forecast.alpha):g}%", format_field_title(forecast.name)
     planned = next((field for field in plan.fields if field.name == forecast.name), None)
     if planned:
-        return _describe_planned(forecast, planned, precision)
+        return f"{title}: {_describe_planned(forecast, planned, precision)}"
     if not forecast.thresholds:
-        return f"{forecast.name}: not planned: no labelled listing has a prediction that can be prefilled"
+        return f"{title}: not planned: no labelled listing has a prediction that can be prefilled"
     needs = [step.num_needed for step in forecast.thresholds if step.num_needed is not None]
     needed = f"takes at least {min(needs)} new labels" if needs else "is out of reach of any number of labels"
     return (
-        f"{forecast.name}: not planned: {precision} precision {needed} at the present share of errors, and "
+        f"{title}: not planned: {precision} precision {needed} at the present share of errors, and "
         f"{forecast.num_errorless} if all are right; {num_labels} are for all fields together"
     )
 
@@ -132,7 +134,7 @@ def _describe_planned(forecast: "FieldForecast", planned: "PlannedField", precis
 
     step = next(one for one in forecast.thresholds if one.threshold == planned.threshold)
     return (
-        f"{planned.name}: prefilled from a confidence of {planned.threshold:.3f}, for {planned.coverage:.0%} of the "
+        f"prefilled from a confidence of {planned.threshold:.3f}, for {planned.coverage:.0%} of the "
         f"unlabelled listings, if {len(planned.listing_ids)} new labels prove {precision} precision; they do with a "
         f"probability of {POWER:.0%} at the present share of errors ({step.num_errors} of {step.num_known}), and "
         f"{forecast.num_errorless} would if all were right"

@@ -23,7 +23,7 @@ def test_every_field_has_its_line(stored):
     lines = format_guarantees(certify_first_field(stored.calibration))
     assert len(lines) == len(stored.calibration.fields)
     assert lines[0] == (
-        "category_depth_1: prefilled from a confidence of 0.900, for 75% of the calibration listings; guaranteed "
+        "Category, depth 1: prefilled from a confidence of 0.900, for 75% of the calibration listings; guaranteed "
         "precision 95% (3 of 150 were wrong)"
     )
     assert all("never prefilled, only suggested: " in line for line in lines[1:])
@@ -32,8 +32,8 @@ def test_every_field_has_its_line(stored):
 def test_the_card_holds_the_guarantees_and_the_metrics(stored):
     card = render_model_card(stored.info, stored.taxonomy, certify_first_field(stored.calibration))
     assert card.startswith(f"# {stored.info.model_name} {stored.info.model_version}\n\n")
-    assert "| category_depth_1 | 95% | 0.9000 | 150 of 200 prefilled, 3 wrong |\n" in card
-    assert "| brand | 98% | never prefilled | 10 calibration listings are too few" in card
+    assert "| Category, depth 1 | 95% | 0.9000 | 150 of 200 prefilled, 3 wrong |\n" in card
+    assert "| Brand | 98% | never prefilled | 10 calibration listings are too few" in card
     assert "- Brands added without training: none\n\n## Accuracy\n\nNo figures on a test split were recorded.\n" in card
     assert "together with probability at least\n95%." in card
     assert "&" not in card  # Markdown is not escaped as HTML
