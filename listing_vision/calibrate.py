@@ -1,12 +1,13 @@
 """The verb `calibrate`: certify thresholds again, on other listings or with the backend that will serve."""
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from listing_vision.calibration_engine import DecodeIn, ManifestPredictor, open_predictor
+from listing_vision.calibration_engine import DecodeIn, ManifestPredictor, open_predictor, refuse_contradictions
 from vision.bundle import Bundle, load_bundle, name_rendition_backend, require_new_folder
 
 if TYPE_CHECKING:
@@ -53,6 +54,13 @@ def calibrate(
             "listings of MANIFEST, which now have labels. Temperatures stay those of BUNDLE."
         ),
     ] = None,
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="What runs the bundle, and is certified: onnxruntime, or aot-inductor for its model.pt2; not with "
+            "--triton."
+        ),
+    ] = "onnxruntime",
     triton: Annotated[
         str | None, typer.Option(help="HOST:PORT of a Triton that serves the bundle, to certify its backend.")
     ] = None,
@@ -96,8 +104,7 @@ def calibrate(
     from training.export.model_card import format_guarantees
     from vision.manifest import Manifest
 
-    if rendition_px and triton and decode_in == "triton":
-        raise typer.BadParameter("--rendition is for backfills, which send pixels; add --decode-in gateway")
+    refuse_contradictions(engine=engine, triton=triton, decode_in=decode_in, rendition_px=rendition_px)
     if (scores or plan) and tune_split:
         raise typer.BadParameter("with --scores or --plan nothing is tuned; leave --tune-split out")
     if (scores or plan) and outside:
@@ -110,62 +117,99 @@ def calibrate(
     loaded, rows = load_bundle(bundle), Manifest.load(manifest)
     if plan is None:
         refuse_planned_rows(rows)
-    with open_predictor(loaded, triton, decode_in, other_brands=other_brands) as predictor:
-        backend = name_rendition_backend(predictor.backend, rendition_px)
+    with open_predictor(
+        loaded,
+        triton,
+        decode_in,
+        engine=engine,  # type: ignore[arg-type]  # checked there
+        other_brands=other_brands,
+    ) as predictor:
+        work = _Calibration(
+            bundle=loaded,
+            rows=rows,
+            predictor=predictor,
+            output=output,
+            backend=name_rendition_backend(predictor.backend, rendition_px),
+            guarantee=guarantee,
+        )
         if plan:
-            written = _test_plan(plan, loaded, rows, predictor, output, backend=backend, guarantee=guarantee)
+            written = work.test_plan(plan)
         elif scores:
-            written = _test_thresholds_of(
-                Manifest.load(scores), loaded, rows, predictor, output, backend=backend, guarantee=guarantee
-            )
+            written = work.test_thresholds_of(Manifest.load(scores))
         else:
-            written = _fit_and_test(
-                loaded,
-                rows,
-                predictor,
-                output,
-                tune_split=tune_split or "val",
-                outside_rows=outside_rows,
-                backend=backend,
-                guarantee=guarantee,
-            )
+            written = work.fit_and_test(tune_split or "val", outside_rows)
     for line in format_guarantees(written.calibration):
         typer.echo(line)
     split = written.calibration.certifies["split"]
     typer.echo(f"bundle {output}: {written.info.model_name} {written.info.model_version}, calibrated on {split}")
 
 
-def _fit_and_test(
-    bundle: Bundle,
-    rows: "Manifest",
-    predictor: ManifestPredictor,
-    output: Path,
-    *,
-    tune_split: str,
-    outside_rows: "Manifest | None",
-    backend: str,
-    guarantee: "Guarantee",
-) -> Bundle:
-    from training.calibration.splits import split_calibration_rows
-    from training.export.recalibrate import recalibrate
+@dataclass(frozen=True, kw_only=True)
+class _Calibration:
+    """The ways to write a bundle with other guarantees, for the predictions of one engine."""
 
-    tune_rows, tested_rows, split = split_calibration_rows(rows, tune_split=tune_split)
-    if tested_rows is None:
-        _log.warning(
-            "the manifest has no calibrate split: the guarantee is tested on %s, which models may have been selected "
-            "on; for real use keep listings for it (`data split --calibrate 0.1`)",
-            tune_split,
+    bundle: Bundle
+    rows: "Manifest"
+    """With labels."""
+    predictor: ManifestPredictor
+    output: Path
+    backend: str
+    guarantee: "Guarantee"
+
+    def fit_and_test(self, tune_split: str, outside_rows: "Manifest | None") -> Bundle:
+        """Fit temperatures and candidate thresholds on the tune split, and test them on other listings."""
+        from training.calibration.splits import split_calibration_rows
+        from training.export.recalibrate import recalibrate
+
+        tune_rows, tested_rows, split = split_calibration_rows(self.rows, tune_split=tune_split)
+        if tested_rows is None:
+            _log.warning(
+                "the manifest has no calibrate split: the guarantee is tested on %s, which models may have been "
+                "selected on; for real use keep listings for it (`data split --calibrate 0.1`)",
+                tune_split,
+            )
+        return recalibrate(
+            self.bundle,
+            self.output,
+            tune=self.predictor.predict(tune_rows),
+            tested=self.predictor.predict(tested_rows) if tested_rows else None,
+            split=split,
+            backend=self.backend,
+            guarantee=self.guarantee,
+            outside=self.predictor.predict(outside_rows) if outside_rows else None,
         )
-    return recalibrate(
-        bundle,
-        output,
-        tune=predictor.predict(tune_rows),
-        tested=predictor.predict(tested_rows) if tested_rows else None,
-        split=split,
-        backend=backend,
-        guarantee=guarantee,
-        outside=predictor.predict(outside_rows) if outside_rows else None,
-    )
+
+    def test_thresholds_of(self, unlabelled: "Manifest") -> Bundle:
+        """Test thresholds from the scores of unlabelled listings on the whole calibrate split."""
+        from training.calibration.splits import CALIBRATION_SPLIT, exclude_labelled, select_tested_rows
+        from training.export.recalibrate import recalibrate_from_scores
+
+        tested_rows = select_tested_rows(self.rows)
+        return recalibrate_from_scores(
+            self.bundle,
+            self.output,
+            scored=self.predictor.predict(exclude_labelled(unlabelled, self.rows)),
+            tested=self.predictor.predict(tested_rows),
+            split=f"{CALIBRATION_SPLIT}; thresholds to test from unlabelled listings; temperatures as before",
+            backend=self.backend,
+            guarantee=self.guarantee,
+        )
+
+    def test_plan(self, path: Path) -> Bundle:
+        """Test the thresholds of a plan on the listings that it drew."""
+        from training.calibration.label_plan import LabelPlan
+        from training.calibration.splits import select_listings
+        from training.export.recalibrate import recalibrate_from_plan
+
+        plan = LabelPlan.load(path)
+        return recalibrate_from_plan(
+            self.bundle,
+            self.output,
+            plan=plan,
+            tested=self.predictor.predict(select_listings(self.rows, plan.listing_ids)),
+            backend=self.backend,
+            guarantee=self.guarantee,
+        )
 
 
 def _list_outside_photos(paths: list[Path]) -> "Manifest":
@@ -180,47 +224,3 @@ def _list_outside_photos(paths: list[Path]) -> "Manifest":
         ],
         "",
     )
-
-
-def _test_thresholds_of(
-    unlabelled: "Manifest",
-    bundle: Bundle,
-    rows: "Manifest",
-    predictor: ManifestPredictor,
-    output: Path,
-    *,
-    backend: str,
-    guarantee: "Guarantee",
-) -> Bundle:
-    from training.calibration.splits import CALIBRATION_SPLIT, exclude_labelled, select_tested_rows
-    from training.export.recalibrate import recalibrate_from_scores
-
-    tested_rows = select_tested_rows(rows)
-    return recalibrate_from_scores(
-        bundle,
-        output,
-        scored=predictor.predict(exclude_labelled(unlabelled, rows)),
-        tested=predictor.predict(tested_rows),
-        split=f"{CALIBRATION_SPLIT}; thresholds to test from unlabelled listings; temperatures as before",
-        backend=backend,
-        guarantee=guarantee,
-    )
-
-
-def _test_plan(
-    path: Path,
-    bundle: Bundle,
-    rows: "Manifest",
-    predictor: ManifestPredictor,
-    output: Path,
-    *,
-    backend: str,
-    guarantee: "Guarantee",
-) -> Bundle:
-    from training.calibration.label_plan import LabelPlan
-    from training.calibration.splits import select_listings
-    from training.export.recalibrate import recalibrate_from_plan
-
-    plan = LabelPlan.load(path)
-    tested = predictor.predict(select_listings(rows, plan.listing_ids))
-    return recalibrate_from_plan(bundle, output, plan=plan, tested=tested, backend=backend, guarantee=guarantee)

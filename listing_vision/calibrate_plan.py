@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from listing_vision.calibration_engine import DecodeIn, open_predictor
+from listing_vision.calibration_engine import DecodeIn, open_predictor, refuse_contradictions
 from vision.bundle import certificate_binding, load_bundle, name_rendition_backend
 from vision.errors import ManifestError
 
@@ -35,6 +35,7 @@ def calibrate_plan(
     alpha_brand: Annotated[float, typer.Option(help="Maximum error rate of prefilled brands.")] = 0.02,
     delta: Annotated[float, typer.Option(help="Maximum probability that any guarantee fails.")] = 0.05,
     seed: Annotated[int, typer.Option(help="Of the draw.")] = 0,
+    engine: Annotated[str, typer.Option(help="As for `calibrate`: what runs the bundle.")] = "onnxruntime",
     triton: Annotated[
         str | None, typer.Option(help="HOST:PORT of a Triton that serves the bundle, to plan for its backend.")
     ] = None,
@@ -58,8 +59,7 @@ def calibrate_plan(
     from training.calibration.splits import CalibrationListings, exclude_labelled, select_forecast_rows
     from vision.manifest import Manifest
 
-    if rendition_px and triton and decode_in == "triton":
-        raise typer.BadParameter("--rendition is for backfills, which send pixels; add --decode-in gateway")
+    refuse_contradictions(engine=engine, triton=triton, decode_in=decode_in, rendition_px=rendition_px)
     plan_path = output.with_suffix(".plan.json")
     for path in (output, plan_path):
         if path.exists():
@@ -67,7 +67,13 @@ def calibrate_plan(
     guarantee = Guarantee(alpha_category=alpha_category, alpha_brand=alpha_brand, delta=delta)
     loaded, known = load_bundle(bundle), Manifest.load(labelled)
     drawn_from = exclude_labelled(Manifest.load(unlabelled), known)
-    with open_predictor(loaded, triton, decode_in, other_brands=other_brands) as predictor:
+    with open_predictor(
+        loaded,
+        triton,
+        decode_in,
+        engine=engine,  # type: ignore[arg-type]  # checked there
+        other_brands=other_brands,
+    ) as predictor:
         backend = name_rendition_backend(predictor.backend, rendition_px)
         predictions = [predictor.predict(rows) for rows in (select_forecast_rows(known), drawn_from)]
     labelled_rows, unlabelled_rows = (
@@ -107,16 +113,18 @@ def _write(plan: "LabelPlan", drawn_from: "Manifest", output: Path, plan_path: P
 
 
 def _describe(forecast: "FieldForecast", plan: "LabelPlan", num_labels: int) -> str:
-    precision = f"{100 * (1 - forecast.alpha):g}%"
+    from training.reporting.field_titles import format_field_title
+
+    precision, title = f"{100 * (1 - forecast.alpha):g}%", format_field_title(forecast.name)
     planned = next((field for field in plan.fields if field.name == forecast.name), None)
     if planned:
-        return _describe_planned(forecast, planned, precision)
+        return f"{title}: {_describe_planned(forecast, planned, precision)}"
     if not forecast.thresholds:
-        return f"{forecast.name}: not planned: no labelled listing has a prediction that can be prefilled"
+        return f"{title}: not planned: no labelled listing has a prediction that can be prefilled"
     needs = [step.num_needed for step in forecast.thresholds if step.num_needed is not None]
     needed = f"takes at least {min(needs)} new labels" if needs else "is out of reach of any number of labels"
     return (
-        f"{forecast.name}: not planned: {precision} precision {needed} at the present share of errors, and "
+        f"{title}: not planned: {precision} precision {needed} at the present share of errors, and "
         f"{forecast.num_errorless} if all are right; {num_labels} are for all fields together"
     )
 
@@ -126,7 +134,7 @@ def _describe_planned(forecast: "FieldForecast", planned: "PlannedField", precis
 
     step = next(one for one in forecast.thresholds if one.threshold == planned.threshold)
     return (
-        f"{planned.name}: prefilled from a confidence of {planned.threshold:.3f}, for {planned.coverage:.0%} of the "
+        f"prefilled from a confidence of {planned.threshold:.3f}, for {planned.coverage:.0%} of the "
         f"unlabelled listings, if {len(planned.listing_ids)} new labels prove {precision} precision; they do with a "
         f"probability of {POWER:.0%} at the present share of errors ({step.num_errors} of {step.num_known}), and "
         f"{forecast.num_errorless} would if all were right"

@@ -1,4 +1,4 @@
-"""The engine that computes predictions for a certificate: ONNX Runtime here, or a Triton elsewhere."""
+"""The engine that computes predictions for a certificate: one of this process, or a Triton elsewhere."""
 
 import asyncio
 import logging
@@ -8,16 +8,19 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
+import typer
 
 from vision.bundle import UNKNOWN_BACKEND, Bundle
-from vision.engine import Engine, Logits, OnnxEngine
+from vision.engine import Engine, Logits
 from vision.errors import EngineBroken, PhotoError
+from vision.runtime.progress import Progress
 
 if TYPE_CHECKING:
+    from training.inference.evaluated_model import EngineName
     from training.inference.predictions import Predictions
     from vision.manifest import Manifest
 
-__all__ = ["DecodeIn", "ManifestPredictor", "open_predictor"]
+__all__ = ["DecodeIn", "ManifestPredictor", "open_predictor", "refuse_contradictions"]
 
 _log = logging.getLogger(__name__)
 
@@ -52,7 +55,7 @@ class ManifestPredictor:
             self._engine.infer,
             infer_files=self._infer_files,
             # Small batches, which fit the batch and time limits of any Triton.
-            batch_size=64 if isinstance(self._engine, OnnxEngine) else 8,
+            batch_size=8 if isinstance(self._engine, _BlockingTritonEngine) else 64,
             other_brands=self._other_brands,
         )
         for photo in predictions.unusable:
@@ -60,30 +63,53 @@ class ManifestPredictor:
         return predictions
 
 
+def refuse_contradictions(*, engine: str, triton: str | None, decode_in: DecodeIn, rendition_px: int | None) -> None:
+    """Check the options of a verb that say what computes the predictions, before any work.
+
+    Raises:
+        typer.BadParameter: two of them contradict each other.
+    """
+    if triton and engine != "onnxruntime":
+        raise typer.BadParameter("with --triton, leave --engine out: the Triton computes the predictions")
+    if rendition_px and triton and decode_in == "triton":
+        raise typer.BadParameter("--rendition is for backfills, which send pixels; add --decode-in gateway")
+
+
 @contextmanager
 def open_predictor(
-    bundle: Bundle, triton: str | None, decode_in: DecodeIn = "gateway", *, other_brands: bool = False
+    bundle: Bundle,
+    triton: str | None,
+    decode_in: DecodeIn = "gateway",
+    *,
+    engine: "EngineName" = "onnxruntime",
+    other_brands: bool = False,
 ) -> Iterator[ManifestPredictor]:
     """Open the bundle here, or connect to a Triton that serves it.
 
     Args:
         bundle: the model.
-        triton: HOST:PORT; None: ONNX Runtime in this process.
+        triton: HOST:PORT; None: `engine` in this process.
         decode_in: where photos are decoded with a Triton; `triton`: if its model can.
+        engine: what runs the bundle without a Triton.
         other_brands: whether a brand that the taxonomy lacks is taken as such instead of refused.
 
     Raises:
+        ListingVisionError, BundleError, EngineUnavailable: as `training.inference.evaluated_model.open_engine`.
         EngineBroken: the Triton answers the golden photos differently, or does not say what computes its model.
     """
     if triton is None:
-        yield ManifestPredictor(bundle, OnnxEngine(bundle), None, other_brands=other_brands)
+        from training.inference.evaluated_model import open_engine
+
+        with Progress(f"loading {bundle.folder}"):
+            opened = open_engine(bundle, engine)
+        yield ManifestPredictor(bundle, opened, None, other_brands=other_brands)
         return
     with asyncio.Runner() as runner:
-        engine = _BlockingTritonEngine(bundle, triton, runner, allow_decoding=decode_in == "triton")
+        connected = _BlockingTritonEngine(bundle, triton, runner, allow_decoding=decode_in == "triton")
         try:
-            yield ManifestPredictor(bundle, engine, engine.infer_files, other_brands=other_brands)
+            yield ManifestPredictor(bundle, connected, connected.infer_files, other_brands=other_brands)
         finally:
-            engine.close()
+            connected.close()
 
 
 class _BlockingTritonEngine:

@@ -1,6 +1,7 @@
 """Real data, a really trained small model, and a real Triton behind a real gateway, each made once a session."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -73,6 +74,16 @@ def bundle(tmp_path_factory, trained_run):
     from training.export.export import export_bundle
 
     return export_bundle(trained_run, tmp_path_factory.mktemp("bundles") / "small", model_name="small")
+
+
+@pytest.fixture(scope="session")
+def pt2_bundle(trained_run, tmp_path_factory):
+    """The small bundle with a model.pt2, which takes half a minute to compile."""
+    if not shutil.which(os.environ.get("CXX", "g++")):
+        pytest.skip("model.pt2 needs a C++ compiler; install g++ or name one in CXX")
+    from training.export.export import export_bundle
+
+    return export_bundle(trained_run, tmp_path_factory.mktemp("bundles") / "pt2", model_name="small", pt2=True)
 
 
 @pytest.fixture(scope="session")

@@ -59,7 +59,7 @@ class Recipe:
     """Any timm model name."""
     weights: str = "imagenet"
     """`imagenet`, `none`, `hf-hub:OWNER/NAME` for a repository in timm's layout, or the path of the backbone's
-    safetensors file."""
+    safetensors file. The folder of a bundle: its backbone, and the heads' rows of all classes that are still there."""
     frozen_groups: int = 0
     """So many of the backbone's layer groups, counted from the photo (timm's coarse `group_matcher`; the stem is the
     first), stay as they were pre-trained. Early layers are general and, at full resolution, the dear ones."""

@@ -57,7 +57,7 @@ class Run:
         manifest: Manifest,
         taxonomy: Taxonomy,
         spec: "ModelSpec",
-        teacher: str | None = None,
+        models: Mapping[str, str] | None = None,
     ) -> None:
         """Record what the run is made from; a run already begun must be of the same.
 
@@ -67,7 +67,8 @@ class Run:
             manifest: of all splits.
             taxonomy: of the labels.
             spec: of the network.
-            teacher: model version of the teacher, where there is one.
+            models: model versions of the `teacher`, and of the bundle that training begins with (`weights_version`),
+                where there are such.
 
         Raises:
             RunError: the folder holds a run with another recipe, manifest or taxonomy; says what differs.
@@ -77,9 +78,8 @@ class Run:
             "recipe": recipe.to_dict(),
             "manifest_sha256": manifest.compute_digest(),
             "taxonomy_sha256": hashlib.sha256(taxonomy.to_json().encode()).hexdigest(),
+            **(models or {}),
         }
-        if teacher:
-            requested["teacher"] = teacher
         requested = json.loads(json.dumps(requested))
         path = self.folder / "run.json"
         if path.exists():
@@ -88,9 +88,8 @@ class Run:
                 # A field that recipes did not have then has its default: so it was trained. To resume an unfinished
                 # run takes a checkpoint of this version, though.
                 known["recipe"] = json.loads(json.dumps(self.recipe.to_dict()))
-            differing = list_differences(
-                {key: known.get(key) for key in {**requested, "teacher": None}}, {"teacher": None, **requested}
-            )
+            kept = {*requested, "teacher", "weights_version"}
+            differing = list_differences({key: known[key] for key in known if key in kept}, requested)
             if differing:
                 raise RunError(
                     f"{self.folder} holds a run with another {_name_parts(differing)} ({'; '.join(differing)}); "

@@ -4,6 +4,7 @@ import asyncio
 
 import grpc
 import numpy as np
+import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -14,6 +15,7 @@ from serving.config import ServeOptions
 from serving.gateway.server import GatewayServer
 from serving.triton.process import LocalTriton
 from tests.support.bundles import copy_certified_for
+from training.inference.evaluated_model import load_evaluated_model
 from vision.bundle import load_bundle
 from vision.manifest import Manifest
 
@@ -57,6 +59,38 @@ def test_a_bundle_is_certified_by_the_triton_that_serves_it(bundle, synthetic_da
     assert certificates[0].field("brand").alpha == 0.1
     again = calibrate(bundle.folder, manifest, "--output", tmp_path / "here")
     assert "never overwritten" in str(again.exception)
+
+
+def test_each_engine_is_certified_under_its_own_name_and_fills_alone(pt2_bundle, bundle, synthetic_dataset, tmp_path):
+    manifest, engines = synthetic_dataset / "manifest.parquet", ("onnxruntime", "aot-inductor")
+    certificates = {}
+    for engine in engines:
+        # A small network is wrong so often that no usual guarantee can be certified.
+        loose = ("--alpha-category", 0.9, "--alpha-brand", 0.9, "--delta", 0.5)
+        done = calibrate(pt2_bundle.folder, manifest, *loose, "--engine", engine, "--output", tmp_path / engine)
+        assert done.exit_code == 0, (done.output, done.exception)
+        certificates[engine] = load_bundle(tmp_path / engine).calibration
+    by_onnx, compiled = certificates.values()
+    assert by_onnx.certifies["backend"] == "onnxruntime-cpu"
+    assert compiled.certifies == {**by_onnx.certifies, "backend": "aot-inductor-cpu"}
+    assert compiled.category_temperature == pytest.approx(by_onnx.category_temperature, rel=0.01)
+    for one, other in zip(by_onnx.fields, compiled.fields, strict=True):
+        assert other.num_listings == one.num_listings
+        assert other.threshold == pytest.approx(one.threshold, abs=1e-3)
+        assert one.threshold is not None
+    for evaluated in engines:
+        for engine in engines:
+            model = load_evaluated_model(tmp_path / engine, engine=evaluated)
+            fills = {field.threshold is not None for field in model.calibration.fields}
+            assert fills == {engine == evaluated}
+    missing = calibrate(bundle.folder, manifest, "--engine", "aot-inductor", "--output", tmp_path / "no")
+    assert "has no model.pt2; export the run again with --pt2" in str(missing.exception)
+    unknown = calibrate(bundle.folder, manifest, "--engine", "tvm", "--output", tmp_path / "no")
+    assert "engine 'tvm' is not one of onnxruntime, aot-inductor" in str(unknown.exception)
+    both = calibrate(
+        bundle.folder, manifest, "--engine", "aot-inductor", "--triton", "localhost:1", "--output", tmp_path / "no"
+    )
+    assert (both.exit_code, "leave --engine out" in both.output) == (2, True)
 
 
 def test_brands_that_the_taxonomy_lacks_are_refused_unless_they_may_be_others(bundle, synthetic_dataset, tmp_path):

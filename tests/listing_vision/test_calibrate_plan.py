@@ -82,7 +82,9 @@ def test_planned_listings_are_labelled_and_certify_their_thresholds(bundle, othe
 
 def test_a_field_that_cannot_be_planned_says_what_it_would_take(bundle, manifests):
     done = plan(bundle, manifests, "--output", manifests / "to-label.csv", "--labels", 1, "--alpha-category", 0.01)
-    assert "category_path: not planned: 99% precision " in done.output
+    assert "Category: not planned: 99% precision " in done.output
     assert "138 if all are right; 1 are for all fields together" in done.output
+    unknown = plan(bundle, manifests, "--output", manifests / "to-label.csv", "--engine", "tvm")
+    assert "engine 'tvm' is not one of onnxruntime, aot-inductor" in str(unknown.exception)
     assert "no field can be planned with 1 labels; the lines above" in str(done.exception)
     assert not (manifests / "to-label.csv").exists()

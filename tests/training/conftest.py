@@ -1,6 +1,4 @@
 import hashlib
-import os
-import shutil
 
 import pytest
 
@@ -42,13 +40,3 @@ def mislabelled_dataset(synthetic_dataset, tmp_path_factory):
     Manifest.from_rows(rows, str(folder)).save(str(folder / "manifest.parquet"))
     Taxonomy.load(synthetic_dataset / "taxonomy.json").save(folder / "taxonomy.json")
     return folder, {i for i, row in enumerate(rows, start=1) if row["listing_id"] in wrong}
-
-
-@pytest.fixture(scope="session")
-def pt2_bundle(trained_run, tmp_path_factory):
-    """The small bundle with a model.pt2, which takes half a minute to compile."""
-    if not shutil.which(os.environ.get("CXX", "g++")):
-        pytest.skip("model.pt2 needs a C++ compiler; install g++ or name one in CXX")
-    from training.export.export import export_bundle
-
-    return export_bundle(trained_run, tmp_path_factory.mktemp("bundles") / "pt2", model_name="small", pt2=True)

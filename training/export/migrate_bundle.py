@@ -80,6 +80,7 @@ def migrate_bundle(source: Bundle, migration: Migration, output: Path) -> Migrat
             "of the migration"
         )
     leaves, brands = find_leaf_sources(migration), find_brand_sources(migration)
+    never_trained = _find_never_trained(source, migration, leaves, brands)
     after = migrate_heads(load_bundle_model(source), leaves, brands)
     # Equality is verified with ONNX Runtime on the CPU; another backend may compute the other graph differently.
     verifiable = source.calibration.certifies.get("backend") == ONNX_ON_CPU
@@ -107,16 +108,15 @@ def migrate_bundle(source: Bundle, migration: Migration, output: Path) -> Migrat
         preprocessing=source.info.preprocessing,
         photos_nhwc=source.golden.photos_nhwc,
         photos_from="the source bundle's golden ones",
-        training=_extend_training_record(source, migration),
+        training={**_extend_training_record(source, migration), "never_trained": never_trained},
         calibrate_export=calibrate_export,
         pt2="model.pt2" in source.files,
     )
-    new_ids = [*migration.new.leaf_ids, migration.new.no_brand, *(brand.id for brand in migration.new.brands)]
     return MigratedBundle(
         bundle=bundle,
         categories_carried=carried["category"],
         brand_carried=carried["brand"],
-        added=tuple(id_ for id_, one in zip(new_ids, [*leaves, *brands], strict=True) if not one.labels),
+        added=(*never_trained["category"], *never_trained["brand"]),
     )
 
 
@@ -258,6 +258,23 @@ def _extend_training_record(source: Bundle, migration: Migration) -> dict[str, A
     return {
         **source.info.training,
         "taxonomies_migrated": [*source.info.training.get("taxonomies_migrated", ()), record],
+    }
+
+
+def _find_never_trained(
+    source: Bundle, migration: Migration, leaves: Sequence[LabelSources], brands: Sequence[LabelSources]
+) -> dict[str, list[str]]:
+    """Ids of new leaves and brands that are made of nothing, or of what earlier migrations added."""
+    before = source.info.training.get("never_trained", {})
+
+    def find(kind: str, old_ids: Sequence[str], new_ids: Sequence[str], sources: Sequence[LabelSources]) -> list[str]:
+        untrained = {label for label, id_ in enumerate(old_ids) if id_ in before.get(kind, ())}
+        return [id_ for id_, one in zip(new_ids, sources, strict=True) if untrained.issuperset(one.labels)]
+
+    old_brands, new_brands = (["", *(brand.id for brand in tree.brands)] for tree in (migration.old, migration.new))
+    return {
+        "category": find("category", migration.old.leaf_ids, migration.new.leaf_ids, leaves),
+        "brand": find("brand", old_brands, new_brands, brands),
     }
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from training.reporting.field_titles import format_field_title
 from training.reporting.page import render
 from training.statistics.estimates import compute_clopper_pearson_interval
 from vision.bundle import BundleInfo
@@ -15,13 +16,14 @@ def format_guarantees(calibration: Calibration) -> list[str]:
     """Return a line for each field: its threshold and evidence, or why there is none; and what scope lets pass."""
     lines = []
     for field in calibration.fields:
+        title = format_field_title(field.name)
         if field.threshold is None and field.delta == 0:
-            lines.append(f"{field.name}: {field.uncertified_reason}")
+            lines.append(f"{title}: {field.uncertified_reason}")
         elif field.threshold is None:
-            lines.append(f"{field.name}: never prefilled, only suggested: {field.uncertified_reason}")
+            lines.append(f"{title}: never prefilled, only suggested: {field.uncertified_reason}")
         else:
             lines.append(
-                f"{field.name}: prefilled from a confidence of {field.threshold:.3f}, for {field.coverage:.0%} of the "
+                f"{title}: prefilled from a confidence of {field.threshold:.3f}, for {field.coverage:.0%} of the "
                 f"{_name_covered(field)} listings; guaranteed precision {100 * (1 - field.alpha):g}% "
                 f"({field.num_errors} of {field.num_filled} were wrong)"
             )
@@ -50,5 +52,10 @@ def describe_depths(field: FieldGuarantee) -> Iterator[str]:
 def render_model_card(info: BundleInfo, taxonomy: Taxonomy, calibration: Calibration) -> str:
     """The text of `model_card.md`."""
     return render(
-        "model_card.md", info=info, taxonomy=taxonomy, calibration=calibration, describe_depths=describe_depths
+        "model_card.md",
+        info=info,
+        taxonomy=taxonomy,
+        calibration=calibration,
+        describe_depths=describe_depths,
+        title=format_field_title,
     )

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from vision.engine import Engine
     from vision.model import ListingClassifier
 
-__all__ = ["EngineName", "EvaluatedModel", "load_evaluated_model"]
+__all__ = ["EngineName", "EvaluatedModel", "load_evaluated_model", "open_engine"]
 
 EngineName = Literal["onnxruntime", "aot-inductor"]
 
@@ -51,8 +51,6 @@ def load_evaluated_model(
         BundleError: the folder is neither, or the bundle is incomplete or altered.
         RunError: the run has not finished.
     """
-    if engine not in get_args(EngineName):
-        raise ListingVisionError(f"engine {engine!r} is not one of {', '.join(get_args(EngineName))}")
     if (folder / "run.json").is_file():
         if engine != "onnxruntime":
             raise ListingVisionError(
@@ -83,7 +81,7 @@ def load_evaluated_model(
         return load_bundle_model(bundle)
 
     bundle = load_bundle(folder)
-    opened = _open_engine(bundle, engine)
+    opened = open_engine(bundle, engine)
     return EvaluatedModel(
         name=f"bundle {bundle.info.model_name} {bundle.info.model_version}",
         taxonomy=bundle.taxonomy,
@@ -94,7 +92,16 @@ def load_evaluated_model(
     )
 
 
-def _open_engine(bundle: "Bundle", name: EngineName) -> "Engine":
+def open_engine(bundle: "Bundle", name: EngineName) -> "Engine":
+    """Open what runs a bundle in this process; it names its backend.
+
+    Raises:
+        ListingVisionError: no such engine.
+        BundleError: the bundle has no `model.pt2`.
+        EngineUnavailable: `model.pt2` was compiled for another CPU, or cannot be loaded.
+    """
+    if name not in get_args(EngineName):
+        raise ListingVisionError(f"engine {name!r} is not one of {', '.join(get_args(EngineName))}")
     if name == "aot-inductor":
         from training.inference.aot_inductor import AotInductorEngine
 

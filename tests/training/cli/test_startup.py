@@ -6,17 +6,6 @@ import sys
 from training.cli.startup import request_stop_on_signals
 from vision.runtime.cli import EXIT_INTERRUPTED
 
-RECIPE = """
-backbone = "test_efficientnet"
-weights = "none"
-input_px = 32
-batch_size = 16
-[[stages]]
-photo_px = 32
-epochs = 2
-trains = "heads_on_features"
-"""
-
 
 def test_signals_are_noted_instead_of_ending_the_process():
     with request_stop_on_signals() as stop_requested:
@@ -24,11 +13,11 @@ def test_signals_are_noted_instead_of_ending_the_process():
         assert stop_requested.wait(10)
 
 
-def test_a_signal_before_torch_is_loaded_exits_75_and_the_same_command_resumes(synthetic_dataset, tmp_path):
-    (tmp_path / "recipe.toml").write_text(RECIPE)
+def test_a_signal_before_torch_is_loaded_exits_75_and_the_same_command_resumes(synthetic_dataset, recipe, tmp_path):
     command = [
         *(sys.executable, "-m", "listing_vision", "train", str(synthetic_dataset / "manifest.parquet")),
-        *("--recipe", str(tmp_path / "recipe.toml"), "--run", str(tmp_path / "run")),
+        *("--recipe", recipe, "--run", str(tmp_path / "run")),
+        *("--set", "epochs=2", "--set", "stages.0.trains=heads_on_features"),
     ]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, bufsize=1) as process:
         first = process.stderr.readline()

@@ -7,22 +7,6 @@ from training.cli.train import distill, train_app
 from training.errors import RecipeError
 from training.run import Run
 
-RECIPE = """
-backbone = "test_efficientnet"
-weights = "none"
-input_px = 32
-batch_size = 16
-[[stages]]
-photo_px = 32
-epochs = 1
-"""
-
-
-@pytest.fixture
-def recipe(tmp_path):
-    (tmp_path / "recipe.toml").write_text(RECIPE)
-    return str(tmp_path / "recipe.toml")
-
 
 def test_train_says_where_the_weights_are_and_takes_the_seed_from_the_command_line(synthetic_dataset, recipe, tmp_path):
     words = [str(synthetic_dataset / "manifest.parquet"), "--recipe", recipe, "--run", str(tmp_path / "run")]

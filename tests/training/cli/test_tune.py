@@ -5,24 +5,12 @@ from typer.testing import CliRunner
 
 from training.cli.tune import tune_app
 
-RECIPE = """
-backbone = "test_efficientnet"
-weights = "none"
-input_px = 32
-batch_size = 16
-[[stages]]
-photo_px = 32
-epochs = 1
-"""
-
 
 @pytest.fixture
-def tune(synthetic_dataset, tmp_path):
-    (tmp_path / "recipe.toml").write_text(RECIPE)
-
+def tune(synthetic_dataset, recipe):
     def call(verb, *words, with_photos=True):
         photos = [str(synthetic_dataset / "manifest.parquet")] if with_photos else []
-        command = [verb, *photos, "--recipe", str(tmp_path / "recipe.toml"), *words]
+        command = [verb, *photos, "--recipe", recipe, *words]
         done = CliRunner().invoke(tune_app, command, catch_exceptions=False)
         assert done.exit_code == 0
         return done.stdout

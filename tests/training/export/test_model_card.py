@@ -23,7 +23,7 @@ def test_every_field_has_its_line(stored):
     lines = format_guarantees(certify_first_field(stored.calibration))
     assert len(lines) == len(stored.calibration.fields)
     assert lines[0] == (
-        "category_depth_1: prefilled from a confidence of 0.900, for 75% of the calibration listings; guaranteed "
+        "Category, depth 1: prefilled from a confidence of 0.900, for 75% of the calibration listings; guaranteed "
         "precision 95% (3 of 150 were wrong)"
     )
     assert all("never prefilled, only suggested: " in line for line in lines[1:])
@@ -32,8 +32,8 @@ def test_every_field_has_its_line(stored):
 def test_the_card_holds_the_guarantees_and_the_metrics(stored):
     card = render_model_card(stored.info, stored.taxonomy, certify_first_field(stored.calibration))
     assert card.startswith(f"# {stored.info.model_name} {stored.info.model_version}\n\n")
-    assert "| category_depth_1 | 95% | 0.9000 | 150 of 200 prefilled, 3 wrong |\n" in card
-    assert "| brand | 98% | never prefilled | 10 calibration listings are too few" in card
+    assert "| Category, depth 1 | 95% | 0.9000 | 150 of 200 prefilled, 3 wrong |\n" in card
+    assert "| Brand | 98% | never prefilled | 10 calibration listings are too few" in card
     assert "- Brands added without training: none\n\n## Accuracy\n\nNo figures on a test split were recorded.\n" in card
     assert "together with probability at least\n95%." in card
     assert "&" not in card  # Markdown is not escaped as HTML
@@ -51,9 +51,11 @@ def test_listings_drawn_among_those_that_a_threshold_fills_are_not_its_coverage(
 def test_a_converted_model_and_added_brands_are_named(stored):
     converted = {"how": "rounding", "top1_loss": 0.0, "num_photos": 9, "photos_per_s_one_thread": {"fp32": 50.0}}
     added = [{"name": "Öko", "num_photos": 3}, {"name": "Pink", "num_photos": 5}]
-    training = {**stored.info.training, "converted": converted, "brands_added": added}
+    begun = {"weights_version": "1f3a0c2b9d4e"}
+    training = {**stored.info.training, **begun, "converted": converted, "brands_added": added}
     card = render_model_card(dataclasses.replace(stored.info, training=training), stored.taxonomy, stored.calibration)
     assert "- Brands added without training: Öko (3 photos), Pink (5 photos)\n" in card
+    assert " weights (1f3a0c2b9d4e); versions" in card
     assert "by rounding: +0.00 points of top-1 against fp32 on 9 tune photos; photos/s" in card
     assert "that converted it: fp32 50\n\n## Accuracy" in card
 

@@ -49,7 +49,7 @@ def test_new_guarantees_come_with_the_same_model(bundle, tmp_path):
     assert all(field.threshold is not None for field in new.calibration.fields)
     assert all(field.num_listings <= 700 for field in new.calibration.fields)
     assert new.calibration.field("brand").alpha == 0.04
-    assert "| brand | 96% |" in (new.folder / "model_card.md").read_text()
+    assert "| Brand | 96% |" in (new.folder / "model_card.md").read_text()
     assert new.calibration.certifies["split"] == "calibrate"
     assert load_bundle(new.folder).calibration == new.calibration
 
