@@ -16,8 +16,6 @@ import os
 import statistics
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +24,9 @@ import numpy.typing as npt
 
 from benchmarks.backfill import create_photos
 from benchmarks.common import BUILD, ROOT, create_parser, describe_commit, write_result
-from serving.backfill.pipeline import Pipeline, Task, WaitTimes
-from serving.backfill.plan import ShardPhotos
+from benchmarks.feeding import cut_shards, open_pipeline
 from vision.decoding.time_limits import read_cpu_s
 from vision.engine import Logits
-from vision.feeders.pool import FeederPool, plan_feeders
 from vision.images import Preprocessing
 
 BATCH_SIZE = 128
@@ -86,39 +82,27 @@ print(json.dumps([parent_s, parent_s]))
 
 def measure_feeders(photos: list[str], num_decoders: int) -> tuple[float, float]:
     """Return the CPU seconds of the parent and in total."""
-    feeders: FeederPool[Task] = FeederPool(
-        plan_feeders(
-            PREPROCESSING,
-            num_decoders=num_decoders,
-            slab_photos=BATCH_SIZE,
-            num_taken=NUM_INFER_THREADS,
-            python=PYTHON,
-        )
-    )
-    pipeline = Pipeline(
-        feeders,
+    with open_pipeline(
+        PREPROCESSING,
         _infer_nothing,
+        num_decoders=num_decoders,
+        batch_size=BATCH_SIZE,
         num_infer_threads=NUM_INFER_THREADS,
-        slab_photos=BATCH_SIZE,
-        max_batch_size=BATCH_SIZE,
-        stop=threading.Event(),
-        wait_times=WaitTimes(),
-    )
+        python=PYTHON,
+    ) as (pipeline, feeders):
 
-    def run(some: list[str]) -> None:
-        for done in pipeline.run(_cut_shards(some), base_url=""):
-            assert not done.failures, done.failures
+        def run(some: list[str]) -> None:
+            for done in pipeline.run(cut_shards(some, PHOTOS_PER_SHARD), base_url=""):
+                assert not done.failures, done.failures
 
-    def read_cpu_times_s() -> npt.NDArray[np.float64]:
-        parent_s = read_cpu_s(os.getpid())
-        return np.array([parent_s, parent_s + sum(map(read_cpu_s, feeders.pids))])
+        def read_cpu_times_s() -> npt.NDArray[np.float64]:
+            parent_s = read_cpu_s(os.getpid())
+            return np.array([parent_s, parent_s + sum(map(read_cpu_s, feeders.pids))])
 
-    run(photos[: len(photos) // 8])
-    before_s = read_cpu_times_s()
-    run(photos)
-    parent_s, total_s = (read_cpu_times_s() - before_s).tolist()
-    pipeline.close()
-    feeders.close()
+        run(photos[: len(photos) // 8])
+        before_s = read_cpu_times_s()
+        run(photos)
+        parent_s, total_s = (read_cpu_times_s() - before_s).tolist()
     return parent_s, total_s
 
 
@@ -137,12 +121,6 @@ def measure_before(checkout: Path, photos: list[str], num_decoders: int) -> tupl
         raise SystemExit(done.stderr)
     parent_s, total_s = json.loads(done.stdout)
     return parent_s, total_s
-
-
-def _cut_shards(photos: list[str]) -> Iterator[ShardPhotos]:
-    for first in range(0, len(photos), PHOTOS_PER_SHARD):
-        some = photos[first : first + PHOTOS_PER_SHARD]
-        yield ShardPhotos(number=first, listing_ids=["x"], photos=some, groups=np.zeros(len(some), np.int64))
 
 
 def _infer_nothing(photos_nhwc: npt.NDArray[np.uint8]) -> Logits:

@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
+
 from vision.errors import BundleError
 
 __all__ = [
@@ -158,12 +161,41 @@ class Calibration:
         """Return twelve hex digits that change with any temperature, threshold or certified fact."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:12]
 
+    @functools.cached_property
+    def category_log_prior_array(self) -> npt.NDArray[np.float64] | None:
+        """(C,) `category_log_prior`; None where it is empty."""
+        return np.array(self.category_log_prior) if self.category_log_prior else None
+
+    @functools.cached_property
+    def brand_log_prior_array(self) -> npt.NDArray[np.float64] | None:
+        """(B,) `brand_log_prior`; None where it is empty."""
+        return np.array(self.brand_log_prior) if self.brand_log_prior else None
+
+    @functools.cached_property
+    def _fields_by_name(self) -> Mapping[str, FieldGuarantee]:
+        return {field.name: field for field in self.fields}
+
     def field(self, name: str) -> FieldGuarantee | None:
-        return next((field for field in self.fields if field.name == name), None)
+        return self._fields_by_name.get(name)
 
     def get_category_guarantee(self, depth: int) -> FieldGuarantee | None:
         """Return the guarantee whose threshold decides at a depth, 1 for the roots: of the path, or of the depth."""
         return self.field(PATH_FIELD) or self.field(get_field_name(depth))
+
+    def get_category_thresholds(self, max_depth: int) -> npt.NDArray[np.float64]:
+        """Return the (max_depth,) thresholds of the depths from the roots down; infinite where none is filled."""
+        thresholds = self._thresholds_by_depths.get(max_depth)
+        if thresholds is None:
+            guarantees = [self.get_category_guarantee(depth) for depth in range(1, max_depth + 1)]
+            thresholds = np.array(
+                [np.inf if one is None or one.threshold is None else one.threshold for one in guarantees]
+            )
+            self._thresholds_by_depths[max_depth] = thresholds
+        return thresholds
+
+    @functools.cached_property
+    def _thresholds_by_depths(self) -> dict[int, npt.NDArray[np.float64]]:
+        return {}
 
     @property
     def total_delta(self) -> float:

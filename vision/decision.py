@@ -4,18 +4,26 @@ A row is a listing. Shapes: P photos, N listings, C leaf categories, B brand lab
 the tree.
 """
 
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 import numpy.typing as npt
 
 from vision.calibration import BRAND_FIELD, Calibration, FieldGuarantee
-from vision.prediction.fusion import compute_brand_probabilities
-from vision.prediction.listings import ListingPredictions, compute_brand_scores, compute_path_scores, predict_fused
+from vision.prediction.listings import (
+    Brands,
+    ListingPredictions,
+    compute_brand_scores,
+    compute_path_scores,
+    predict_fused,
+)
 from vision.suggestion import (
     BrandAlternative,
     BrandSuggestion,
     CategorySuggestion,
     LeafAlternative,
     NotPrefilled,
+    PhotoRecognition,
     Suggestion,
 )
 from vision.taxonomy import OTHER_BRAND, Taxonomy
@@ -33,9 +41,10 @@ _ANCESTOR_GIVEN = NotPrefilled(
     code="ANCESTOR_GIVEN", message="the request names the category above, and no guarantee holds under such a hint"
 )
 ONLY_CATEGORY = "the only category at this depth: prefilled when the one below it is"
+_MANY = 300
+"""Numbers to sort whole in 10 us; with more of them, selecting the best first is faster."""
 
 Floats = npt.NDArray[np.floating]
-Ints = npt.NDArray[np.integer]
 
 
 def compute_prefilled(
@@ -47,13 +56,12 @@ def compute_prefilled(
     has one root for all, is filled when the step below it is.
     """
     num_rows, max_depth = predictions.paths.nodes.shape
-    scores = compute_path_scores(predictions.paths, taxonomy)
-    filled = np.ones((num_rows, max_depth + 1), dtype=bool)
-    for depth in np.flatnonzero(taxonomy.decides_at_depth):
-        filled[:, depth] = scores[:, depth] >= _get_threshold(calibration.get_category_guarantee(int(depth) + 1))
-    filled[:, :-1] = np.logical_and.accumulate(filled[:, :-1], axis=1)
-    for depth in np.flatnonzero(~taxonomy.decides_at_depth)[::-1]:
-        filled[:, depth] = filled[:, depth + 1] if depth + 1 < max_depth else False
+    reached = compute_path_scores(predictions.paths, taxonomy) >= calibration.get_category_thresholds(max_depth)
+    num_sole = taxonomy.num_sole_depths
+    reached[:, :num_sole] = True
+    filled = np.zeros((num_rows, max_depth + 1), dtype=bool)
+    np.logical_and.accumulate(reached, axis=1, out=filled[:, :-1])
+    filled[:, :num_sole] = filled[:, num_sole : num_sole + 1]  # False where no depth decides: the brand's follows
     filled[:, -1] = compute_brand_scores(predictions.brands) >= _get_threshold(calibration.field(BRAND_FIELD))
     return filled
 
@@ -83,21 +91,68 @@ def decide(
         taxonomy=taxonomy,
         calibration=calibration,
         ancestor=ancestor,
+        each_photo=len(category_logits) > 1,
     )
+    path = _suggest_path(predictions, taxonomy, calibration, has_ancestor=ancestor is not None)
+    brand = _suggest_brand(predictions, calibration) if taxonomy.brands else None
     return Suggestion(
-        path=_suggest_path(predictions, taxonomy, calibration, has_ancestor=ancestor is not None),
-        brand=_suggest_brand(predictions, calibration) if taxonomy.brands else None,
+        path=path,
+        brand=brand,
         alternatives=tuple(
-            LeafAlternative(category_id=taxonomy.leaf_ids[int(leaf)], probability=float(fused.leaves[0, leaf]))
-            for leaf in _select_best(fused.leaves[0], num_alternatives)
-            if ancestor is None or fused.leaves[0, leaf] > 0
+            LeafAlternative(category_id=taxonomy.leaf_ids[leaf], probability=probability)
+            for leaf, probability in _select_best(fused.leaves[0], num_alternatives)
+            if ancestor is None or probability > 0
         ),
-        brand_alternatives=_select_brand_alternatives(fused.brand_logits, calibration, num_alternatives)
+        brand_alternatives=tuple(
+            BrandAlternative(brand_index=label, probability=probability)
+            for label, probability in _select_best(fused.brand_probabilities[0], num_alternatives)
+        )
         if taxonomy.brands
         else (),
         in_scope=bool(predictions.in_scope[0]),
-        photos_in_scope=tuple(predictions.photos_in_scope.tolist()),
-        photos_disagree=tuple(predictions.photos_disagree.tolist()),
+        photos=_recognise_photos(fused.photo_leaves, fused.photo_brands, predictions, taxonomy)
+        if fused.photo_leaves is not None and fused.photo_brands is not None
+        else _recognise_single_photo(path, brand, predictions),
+    )
+
+
+def _recognise_single_photo(
+    path: Sequence[CategorySuggestion], brand: BrandSuggestion | None, predictions: ListingPredictions
+) -> tuple[PhotoRecognition, ...]:
+    """The listing's suggestion is the recognition of its only photo."""
+    return (
+        PhotoRecognition(
+            category_id=path[-1].category_id,
+            category_probability=path[-1].probability,
+            brand_index=brand.brand_index if brand else 0,
+            brand_probability=brand.probability if brand else 1.0,
+            in_scope=bool(predictions.photos_in_scope[0]),
+            disagrees=False,
+        ),
+    )
+
+
+def _recognise_photos(
+    leaves: Floats, brands: Brands, predictions: ListingPredictions, taxonomy: Taxonomy
+) -> tuple[PhotoRecognition, ...]:
+    return tuple(
+        PhotoRecognition(
+            category_id=taxonomy.leaf_ids[leaf],
+            category_probability=probability,
+            brand_index=brand_label,
+            brand_probability=brand_score,
+            in_scope=in_scope,
+            disagrees=disagrees,
+        )
+        for leaf, probability, brand_label, brand_score, in_scope, disagrees in zip(
+            leaves.argmax(axis=1).tolist(),
+            leaves.max(axis=1).tolist(),
+            brands.labels.tolist(),
+            brands.scores.tolist(),
+            predictions.photos_in_scope.tolist(),
+            predictions.photos_disagree.tolist(),
+            strict=True,
+        )
     )
 
 
@@ -107,16 +162,16 @@ def _suggest_path(
     paths = predictions.paths
     filled = compute_prefilled(predictions, taxonomy=taxonomy, calibration=calibration)[0]
     steps = []
-    for depth, node in enumerate(paths.nodes[0]):
+    in_scope, num_fillable = bool(predictions.in_scope[0]), int(paths.num_fillable[0])
+    for depth, (node, probability) in enumerate(zip(paths.nodes[0].tolist(), paths.scores[0].tolist(), strict=True)):
         if node < 0:
             break
-        probability = float(paths.scores[0, depth])
         not_prefilled = None
-        if not predictions.in_scope[0]:
+        if not in_scope:
             not_prefilled = _OUT_OF_SCOPE
         elif has_ancestor:
             not_prefilled = _ANCESTOR_GIVEN
-        elif depth >= paths.num_fillable[0]:
+        elif depth >= num_fillable:
             not_prefilled = _PHOTOS_DISAGREE
         elif not filled[depth]:
             field = calibration.get_category_guarantee(depth + 1)
@@ -127,7 +182,7 @@ def _suggest_path(
             )
         steps.append(
             CategorySuggestion(
-                category_id=taxonomy.categories[int(node)].id,
+                category_id=taxonomy.categories[node].id,
                 depth=depth + 1,
                 probability=probability,
                 not_prefilled=not_prefilled,
@@ -162,22 +217,14 @@ def _suggest_brand(predictions: ListingPredictions, calibration: Calibration) ->
     return BrandSuggestion(brand_index=label, probability=probability, not_prefilled=not_prefilled)
 
 
-def _select_brand_alternatives(
-    fused_logits: Floats, calibration: Calibration, num_wanted: int
-) -> tuple[BrandAlternative, ...]:
-    probabilities = compute_brand_probabilities(fused_logits, calibration)[0]
-    return tuple(
-        BrandAlternative(brand_index=int(label), probability=float(probabilities[label]))
-        for label in _select_best(probabilities, num_wanted)
-    )
-
-
-def _select_best(probabilities: Floats, num_wanted: int) -> Ints:
-    """The indices of the largest, largest first; among equals the lowest index first."""
-    candidates = np.arange(len(probabilities))
-    if 0 < num_wanted < len(probabilities):
-        candidates = np.flatnonzero(probabilities >= np.partition(probabilities, -num_wanted)[-num_wanted])
-    return candidates[np.argsort(-probabilities[candidates], kind="stable")][:num_wanted]
+def _select_best(probabilities: Floats, num_wanted: int) -> Iterator[tuple[int, float]]:
+    """The indices of the largest with their values, largest first; among equals the lowest index first."""
+    if 0 < num_wanted < len(probabilities) > _MANY:
+        candidates = (probabilities >= np.partition(probabilities, -num_wanted)[-num_wanted]).nonzero()[0]
+        best = candidates[(-probabilities[candidates]).argsort(kind="stable")[:num_wanted]]
+    else:
+        best = (-probabilities).argsort(kind="stable")[:num_wanted]
+    return zip(best.tolist(), probabilities[best].tolist(), strict=True)
 
 
 def _get_threshold(field: FieldGuarantee | None) -> float:

@@ -13,6 +13,7 @@ __all__ = [
     "LeafAlternative",
     "NotPrefilled",
     "NotPrefilledCode",
+    "PhotoRecognition",
     "Suggestion",
     "format_confidence",
     "is_brand_offered",
@@ -104,6 +105,22 @@ class BrandAlternative:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PhotoRecognition:
+    """What one photo of a listing shows, seen alone."""
+
+    category_id: str
+    """The likeliest leaf."""
+    category_probability: float
+    brand_index: int
+    """As of `BrandSuggestion`; 0 where the taxonomy has no brands."""
+    brand_probability: float
+    in_scope: bool
+    """Whether the taxonomy covers what it shows; if not, it has no part in the suggestion if another is in scope."""
+    disagrees: bool
+    """Whether it contradicts the first category on which the photos do not agree."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Suggestion:
     """The suggestion for one listing."""
 
@@ -117,10 +134,8 @@ class Suggestion:
     """The likeliest brand labels, 'no brand' being one, best first."""
     in_scope: bool = True
     """Whether the taxonomy covers what the photos show; nothing is prefilled otherwise."""
-    photos_in_scope: tuple[bool, ...] = ()
-    """The same for each photo; a photo out of scope has no part in the suggestion if another is in scope."""
-    photos_disagree: tuple[bool, ...] = ()
-    """Whether each photo contradicts the first category on which the photos do not agree."""
+    photos: tuple[PhotoRecognition, ...] = ()
+    """Each photo alone; the only photo of a listing shows what is suggested."""
 
 
 def format_confidence(probability: float) -> str:

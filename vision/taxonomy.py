@@ -9,11 +9,12 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from vision.category_tree import CategoryTree, build_category_tree
 from vision.errors import TaxonomyError
 
 __all__ = [
@@ -22,7 +23,6 @@ __all__ = [
     "SCHEMA_VERSION",
     "Brand",
     "Category",
-    "LeafGroups",
     "Taxonomy",
     "create_slug",
     "normalize_name",
@@ -64,29 +64,6 @@ class Category(_Named):
 @dataclass(frozen=True, kw_only=True)
 class Brand(_Named):
     aliases: tuple[str, ...] = ()
-
-
-class LeafGroups(NamedTuple):
-    """The leaves by their ancestor at one depth, for sums up the tree."""
-
-    order: npt.NDArray[np.int64]
-    """Leaves that reach the depth, those of one ancestor side by side."""
-    starts: npt.NDArray[np.int64]
-    """Where each ancestor's leaves begin in `order`."""
-    nodes: npt.NDArray[np.int64]
-    """The ancestors, as indices into `categories`."""
-    parents: npt.NDArray[np.int64]
-    """Position of each ancestor's own parent in `nodes` of the depth above; 0 for the roots."""
-    sibling_order: npt.NDArray[np.int64]
-    """Positions in `nodes`, those of one parent side by side."""
-    sibling_starts: npt.NDArray[np.int64]
-    """Where the children of each parent begin in `sibling_order`."""
-    sibling_sets: npt.NDArray[np.int64]
-    """Index of each ancestor's sibling set."""
-    ending_leaves: npt.NDArray[np.int64]
-    """Leaves at this depth."""
-    ending_nodes: npt.NDArray[np.int64]
-    """Their positions in `nodes`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,9 +153,13 @@ class Taxonomy:
         return paths
 
     @functools.cached_property
-    def leaf_groups(self) -> tuple[LeafGroups, ...]:
-        """`max_depth` groupings of the leaves, from the roots down."""
-        return _group_leaves(self.leaf_paths)
+    def leaf_paths_by_depth(self) -> npt.NDArray[np.int64]:
+        """(max_depth, num_leaves) `leaf_paths` with the leaves of one depth side by side in memory."""
+        return np.ascontiguousarray(self.leaf_paths.T)
+
+    @functools.cached_property
+    def tree(self) -> CategoryTree:
+        return build_category_tree(self.leaf_paths, len(self.categories))
 
     @functools.cached_property
     def fillable(self) -> npt.NDArray[np.bool_]:
@@ -188,7 +169,12 @@ class Taxonomy:
     @functools.cached_property
     def decides_at_depth(self) -> npt.NDArray[np.bool_]:
         """(max_depth,) bool: false from the top down while a depth has one category: naming it says nothing."""
-        return np.logical_or.accumulate([len(groups.nodes) > 1 for groups in self.leaf_groups])
+        return np.logical_or.accumulate([depth.stop - depth.start > 1 for depth in self.tree.depths])
+
+    @functools.cached_property
+    def num_sole_depths(self) -> int:
+        """Depths, from the top down, that do not decide."""
+        return self.max_depth - int(self.decides_at_depth.sum())
 
     @functools.cached_property
     def max_depth(self) -> int:
@@ -207,12 +193,15 @@ class Taxonomy:
         The tag itself, else the tag without its last subtags, as in RFC 4647, section 3.4, else the first of
         `language_codes`.
         """
-        known = {known.casefold(): known for known in self.language_codes}
         subtags = code.casefold().split("-")
         for num in range(len(subtags), 0, -1):
-            if match := known.get("-".join(subtags[:num])):
+            if match := self._languages_by_tag.get("-".join(subtags[:num])):
                 return match
         return self.language_codes[0]
+
+    @functools.cached_property
+    def _languages_by_tag(self) -> Mapping[str, str]:
+        return {code.casefold(): code for code in self.language_codes}
 
     def get_path_names(self, category_id: str, language: str = "en") -> tuple[str, ...]:
         """Return the names from the root to the category; `Category.name` where a name is not translated."""
@@ -330,37 +319,6 @@ class Taxonomy:
         if not path.is_file():
             raise TaxonomyError(f"no taxonomy at {path}; `listing-vision data import` writes one")
         return cls.from_json(path.read_text(encoding="utf-8"), source=str(path))
-
-
-def _group_leaves(leaf_paths: npt.NDArray[np.int64]) -> tuple[LeafGroups, ...]:
-    groups: list[LeafGroups] = []
-    num_steps = (leaf_paths >= 0).sum(axis=1)
-    for depth, ancestors in enumerate(leaf_paths.T):
-        order = np.argsort(ancestors, kind="stable")
-        order = order[ancestors[order] >= 0]
-        nodes, starts = np.unique(ancestors[order], return_index=True)
-        parents = np.zeros(len(nodes), dtype=np.int64)
-        if depth:
-            parents = np.searchsorted(groups[-1].nodes, leaf_paths[order[starts], depth - 1])
-        sibling_order = np.argsort(parents, kind="stable")
-        _, sibling_starts, sibling_sets = np.unique(parents[sibling_order], return_index=True, return_inverse=True)
-        sets = np.empty(len(nodes), dtype=np.int64)
-        sets[sibling_order] = sibling_sets
-        ending = np.flatnonzero(num_steps == depth + 1)
-        groups.append(
-            LeafGroups(
-                order=order,
-                starts=starts,
-                nodes=nodes,
-                parents=parents,
-                sibling_order=sibling_order,
-                sibling_starts=sibling_starts,
-                sibling_sets=sets,
-                ending_leaves=ending,
-                ending_nodes=np.searchsorted(nodes, ancestors[ending]),
-            )
-        )
-    return tuple(groups)
 
 
 def _find_nearest(text: str, known: Mapping[str, Any]) -> str:

@@ -12,12 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from benchmarks.feeding import cut_shards, open_pipeline
 from benchmarks.gpu.network import Network
-from serving.backfill.pipeline import Pipeline, Task, WaitTimes
-from serving.backfill.plan import ShardPhotos
 from vision.bundle import Bundle
 from vision.engine import Logits
-from vision.feeders.pool import FeederPool, plan_feeders
 from vision.images.gpu_decoding import DeviceDecoder, find_plain_crop
 
 __all__ = ["classify_on_cpu", "classify_on_gpu", "decode_on_cpu", "decode_on_gpu", "measure_rate", "repeat_paths"]
@@ -56,28 +54,10 @@ def classify_on_cpu(
             return Logits(*(nothing[: len(photos_nhwc)],) * len(Logits._fields))
         return Logits(*(part.float().cpu().numpy() for part in run(torch.tensor(photos_nhwc, device=device))))
 
-    num_cores, threads = len(os.sched_getaffinity(0)), 2
-    feeders: FeederPool[Task] = FeederPool(
-        plan_feeders(bundle.info.preprocessing, num_decoders=num_cores, slab_photos=batch, num_taken=threads)
-    )
-    pipeline = Pipeline(
-        feeders,
-        infer,
-        num_infer_threads=threads,
-        slab_photos=batch,
-        max_batch_size=batch,
-        stop=threading.Event(),
-        wait_times=WaitTimes(),
-    )
-    names = [str(path) for path in paths]
-    shards = (
-        ShardPhotos(number=at, listing_ids=["x"], photos=some, groups=np.zeros(len(some), np.int64))
-        for at in range(0, len(names), PHOTOS_PER_SHARD)
-        if (some := names[at : at + PHOTOS_PER_SHARD])
-    )
-    leaves = {done.shard.number: done.logits.category.argmax(axis=1) for done in pipeline.run(shards, base_url="")}
-    pipeline.close()
-    feeders.close()
+    num_cores, names = len(os.sched_getaffinity(0)), [str(path) for path in paths]
+    with open_pipeline(bundle.info.preprocessing, infer, num_decoders=num_cores, batch_size=batch) as (pipeline, _):
+        shards = cut_shards(names, PHOTOS_PER_SHARD)
+        leaves = {done.shard.number: done.logits.category.argmax(axis=1) for done in pipeline.run(shards, base_url="")}
     return np.concatenate([leaves[number] for number in sorted(leaves)])
 
 

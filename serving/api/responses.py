@@ -21,9 +21,7 @@ from vision.calibration import BRAND_FIELD, PATH_FIELD, FieldGuarantee
 from vision.decision import decide, explain_uncertified
 from vision.engine import Logits
 from vision.errors import PhotoError
-from vision.prediction.fusion import compute_leaf_probabilities, fuse_brand_logits
-from vision.prediction.listings import predict_brands
-from vision.suggestion import BrandSuggestion, NotPrefilled, Suggestion, is_brand_offered
+from vision.suggestion import BrandSuggestion, NotPrefilled, PhotoRecognition, Suggestion, is_brand_offered
 from vision.taxonomy import OTHER_BRAND, Taxonomy
 
 __all__ = [
@@ -71,7 +69,7 @@ def build_response(
         num_alternatives=options.num_alternatives,
         ancestor=taxonomy.node_index[options.ancestor_id] if options.ancestor_id else None,
     )
-    upcoming = iter(_build_recognitions(suggestion, bundle, logits, language))
+    upcoming = iter(suggestion.photos)
     return pb.ClassifyListingResponse(
         listing_id=options.listing_id,
         category_path=_build_category_path(taxonomy, suggestion, language),
@@ -96,7 +94,7 @@ def build_response(
         photos=[
             pb.PhotoResult(error=pb.PhotoError(reason=error.reason, message=str(error)))
             if error
-            else pb.PhotoResult(recognition=next(upcoming))
+            else pb.PhotoResult(recognition=_build_recognition(taxonomy, language, next(upcoming)))
             for error in errors
         ],
         model=build_model_version(bundle),
@@ -234,67 +232,19 @@ def _build_brand(taxonomy: Taxonomy, brand: BrandSuggestion, language: str) -> p
     )
 
 
-def _build_single_recognition(suggestion: Suggestion, bundle: Bundle, language: str) -> pb.PhotoRecognition:
-    """Return the listing's suggestion as the recognition of its only photo."""
-    leaf = suggestion.path[-1]
-    label, score = (suggestion.brand.brand_index, suggestion.brand.probability) if suggestion.brand else (0, 1.0)
-    return _build_recognition(bundle.taxonomy, language, leaf.category_id, leaf.probability, label, score)
-
-
-def _build_recognitions(
-    suggestion: Suggestion, bundle: Bundle, logits: Logits, language: str
-) -> list[pb.PhotoRecognition]:
-    """Recognise each photo alone; mark those that are out of scope or stand out in the listing."""
-    if len(logits.category) == 1:
-        recognitions = [_build_single_recognition(suggestion, bundle, language)]
-    else:
-        recognitions = _recognise_photos(bundle, logits, language)
-    for recognition, in_scope, disagrees in zip(
-        recognitions, suggestion.photos_in_scope, suggestion.photos_disagree, strict=True
-    ):
-        recognition.out_of_scope, recognition.disagrees = not in_scope, disagrees
-    return recognitions
-
-
-def _recognise_photos(bundle: Bundle, logits: Logits, language: str) -> list[pb.PhotoRecognition]:
-    """Recognise each photo alone, all in one batch."""
-    one_listing_per_photo = np.arange(len(logits.category))
-    taxonomy, calibration = bundle.taxonomy, bundle.calibration
-    leaves = compute_leaf_probabilities(logits.category, one_listing_per_photo, calibration, taxonomy)
-    best_leaves = leaves.argmax(axis=1)
-    brands = predict_brands(fuse_brand_logits(logits.brand, one_listing_per_photo, calibration), calibration)
-    return [
-        _build_recognition(
-            taxonomy,
-            language,
-            taxonomy.leaf_ids[leaf],
-            leaves[row, leaf],
-            label,
-            score,
-        )
-        for row, (leaf, label, score) in enumerate(
-            zip(best_leaves.tolist(), brands.labels.tolist(), brands.scores.tolist(), strict=True)
-        )
-    ]
-
-
-def _build_recognition(
-    taxonomy: Taxonomy,
-    language: str,
-    category_id: str,
-    category_probability: float,
-    brand_index: int,
-    brand_probability: float,
-) -> pb.PhotoRecognition:
-    index = brand_index if is_brand_offered(brand_index, brand_probability, filled=False) else None
+def _build_recognition(taxonomy: Taxonomy, language: str, photo: PhotoRecognition) -> pb.PhotoRecognition:
+    is_offered = is_brand_offered(photo.brand_index, photo.brand_probability, filled=False)
+    index = photo.brand_index if is_offered else None
     return pb.PhotoRecognition(
-        category_id=category_id,
-        category_name=taxonomy.by_id[category_id].get_name(language),
-        category_probability=category_probability,
+        category_id=photo.category_id,
+        category_name=taxonomy.by_id[photo.category_id].get_name(language),
+        category_probability=photo.category_probability,
         brand_kind=_to_brand_kind(index) if taxonomy.brands else pb.BRAND_KIND_UNSPECIFIED,
         brand_id=_get_brand_id(taxonomy, index),
         brand_name=_get_brand_name(taxonomy, index, language),
-        brand_probability=None if index in (OTHER_BRAND, None) or not taxonomy.brands else brand_probability,
+        brand_probability=None if index in (OTHER_BRAND, None) or not taxonomy.brands else photo.brand_probability,
+        out_of_scope=not photo.in_scope,
+        disagrees=photo.disagrees,
     )
 
 

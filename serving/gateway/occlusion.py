@@ -166,13 +166,12 @@ def _occlude_cells(photo: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
 def _compute_leaf_probabilities(logits: npt.NDArray[np.float32], bundle: Bundle) -> npt.NDArray[np.float64]:
     """Return (P, C) probabilities of each photo alone, as in `PhotoRecognition`."""
-    alone = np.arange(len(logits))
-    return compute_leaf_probabilities(logits, alone, bundle.calibration, bundle.taxonomy).astype(np.float64)
+    return compute_leaf_probabilities(logits, None, bundle.calibration, bundle.taxonomy).astype(np.float64)
 
 
 def _compute_brand_probabilities(logits: npt.NDArray[np.float32], bundle: Bundle) -> npt.NDArray[np.float64]:
     """Return (P, B) probabilities of each photo alone."""
-    fused = fuse_brand_logits(logits, np.arange(len(logits)), bundle.calibration)
+    fused = fuse_brand_logits(logits, None, bundle.calibration)
     return compute_brand_probabilities(fused, bundle.calibration).astype(np.float64)
 
 

@@ -177,12 +177,29 @@ def test_many_listings_are_answered_like_each_alone(listings, copies, random):
         assert filled[i, -1] == alone.brand.filled
 
 
+@given(some_photos, st.sampled_from(["mean", "max"]))
+def test_each_photo_is_recognised_bit_for_bit_as_a_listing_of_its_own(photos, how):
+    certified = calibration(
+        0.5, 0.6, 0.7, category_temperature=1.3, brand_fusion=how, unknown_brand_below=1.0, agreement_limit=0.1
+    )
+    together = decide_photos(photos, calibration=certified)
+    for i, photo in enumerate(together.photos):
+        alone = decide_photos(tuple(logits[i : i + 1] for logits in photos), calibration=certified)
+        assert alone.photos == (dataclasses.replace(photo, disagrees=False),)
+        assert (photo.category_id, photo.category_probability) == (
+            alone.path[-1].category_id,
+            alone.path[-1].probability,
+        )
+        assert (photo.brand_index, photo.brand_probability) == (alone.brand.brand_index, alone.brand.probability)
+
+
 @given(some_photos, st.integers(0, 6))
 def test_alternatives_are_the_likeliest_leaves_in_order(photos, num_alternatives):
     certified = Calibration(certifies={})
     listed = decide_photos(photos, calibration=certified, num_alternatives=num_alternatives).alternatives
-    distinct = np.unique(np.hstack(photos), axis=0)[:, :NUM_LEAVES]
-    leaves = compute_leaf_probabilities(distinct, np.zeros(len(distinct), int), certified, TAXONOMY)[0]
+    groups = np.zeros(len(photos[0]), int)
+    used = predict_listings(*photos, groups, groups, taxonomy=TAXONOMY, calibration=certified).photos_used
+    leaves = compute_leaf_probabilities(photos[0][used], groups[used], certified, TAXONOMY)[0]
     best = np.argsort(-leaves, kind="stable")[:num_alternatives]
     assert [a.category_id for a in listed] == [TAXONOMY.leaf_ids[i] for i in best]
 
@@ -291,13 +308,13 @@ def test_a_photo_out_of_scope_has_no_part_in_a_good_listing():
     logits = np.eye(NUM_LEAVES)[:2] * [[5], [9]], np.eye(NUM_BRANDS)[[1, 2]] * 9
     mixed = decide(*logits, np.array([0.9, 0.1]), taxonomy=TAXONOMY, calibration=certified)
     alone = decide(logits[0][:1], logits[1][:1], np.array([0.9]), taxonomy=TAXONOMY, calibration=certified)
-    assert mixed.photos_in_scope == (True, False)
+    assert [photo.in_scope for photo in mixed.photos] == [True, False]
     assert (mixed.path, mixed.brand) == (alone.path, alone.brand)
 
 
 @given(st.lists(some_photos, min_size=1, max_size=5), st.randoms())
 def test_listings_together_are_decided_about_as_each_alone_whatever_is_out_of_scope(listings, random):
-    certified = calibration(0.4, 0.5, 0.6, brand=0.4, scope_threshold=0.5)
+    certified = calibration(0.4, 0.5, 0.6, brand=0.4, scope_threshold=0.5, agreement_limit=0.2)
     scores = [np.array([random.random() for _ in photos[0]]) for photos in listings]
     groups = np.repeat(np.arange(len(listings)), [len(photos[0]) for photos in listings])
     together = predict_listings(
@@ -312,6 +329,8 @@ def test_listings_together_are_decided_about_as_each_alone_whatever_is_out_of_sc
     for i, (photos, own_scores) in enumerate(zip(listings, scores, strict=True)):
         alone = decide(*photos, own_scores, taxonomy=TAXONOMY, calibration=certified)
         assert together.in_scope[i] == alone.in_scope
+        assert together.photos_in_scope[groups == i].tolist() == [photo.in_scope for photo in alone.photos]
+        assert together.photos_disagree[groups == i].tolist() == [photo.disagrees for photo in alone.photos]
         assert filled[i, : len(alone.path)].tolist() == [step.filled for step in alone.path]
         assert together.brands.fillable[i] == (
             alone.brand.not_prefilled is None

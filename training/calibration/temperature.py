@@ -1,5 +1,6 @@
 """Temperatures of categories and brands, fitted by their likelihood on the tune listings."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Literal
@@ -10,7 +11,7 @@ from scipy.optimize import minimize_scalar
 
 from training.calibration.splits import CalibrationListings
 from training.evaluation.ground_truth import GroundTruth
-from vision.prediction.fusion import fuse_logits, softmax
+from vision.prediction.fusion import cut_rows, fuse_logits, softmax, sum_leaves
 from vision.taxonomy import Taxonomy
 
 __all__ = ["fit_brand_fusion", "fit_depth_temperatures", "fit_temperature"]
@@ -51,21 +52,21 @@ def fit_depth_temperatures(
         taxonomy: the one of the leaves.
     """
     temperatures = []
-    sums_above = leaves.sum(axis=1, keepdims=True)
-    for groups, nodes in zip(taxonomy.leaf_groups, truth.nodes.T, strict=True):
-        sums = np.add.reduceat(leaves[:, groups.order], groups.starts, axis=1)
-        ends = np.append(groups.sibling_starts[1:], len(groups.nodes))
+    tree = taxonomy.tree
+    sets = [slice(begin, end) for begin, end in itertools.pairwise([*tree.sibling_starts.tolist(), len(tree.nodes)])]
+    # The first column is what is above the roots.
+    pieces_of_sums = [sum_leaves(leaves[rows], tree) for rows in cut_rows(len(leaves), tree)]
+    sums = np.hstack([leaves.sum(axis=1, keepdims=True), np.concatenate(pieces_of_sums)])
+    for nodes in truth.nodes.T:
         pieces, positions = [], []
         for row in np.flatnonzero(nodes >= 0).tolist():
-            true = int(np.searchsorted(groups.nodes, nodes[row]))
-            of_one_parent = groups.sibling_sets[true]
-            siblings = groups.sibling_order[groups.sibling_starts[of_one_parent] : ends[of_one_parent]]
-            if len(siblings) > 1:
-                shares = sums[row, siblings] / max(sums_above[row, groups.parents[true]], 1e-300)
+            true = int(tree.positions[nodes[row]])
+            siblings = sets[tree.sibling_sets[true]]
+            if siblings.stop - siblings.start > 1:
+                shares = sums[row, 1:][siblings] / max(sums[row, tree.parents[true]], 1e-300)
                 pieces.append(np.log(np.maximum(shares, 1e-300)))
-                positions.append(int(np.flatnonzero(siblings == true)[0]))
+                positions.append(true - siblings.start)
         temperatures.append(_fit_sibling_temperature(pieces, positions))
-        sums_above = sums
     return tuple(temperatures)
 
 

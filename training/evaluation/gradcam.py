@@ -107,8 +107,7 @@ def choose_examples(predictions: Predictions, model: EvaluatedModel, *, num_each
         ListingVisionError: captum is not installed, or the backbone has no feature map to look at.
     """
     taxonomy = model.taxonomy
-    each_alone = np.arange(len(predictions.groups))
-    leaves = compute_leaf_probabilities(predictions.category_logits, each_alone, model.calibration, taxonomy)
+    leaves = compute_leaf_probabilities(predictions.category_logits, None, model.calibration, taxonomy)
     predicted, confidences = leaves.argmax(axis=1), leaves.max(axis=1)
     labels = build_ground_truth(predictions.labels, taxonomy).leaves
     wrong = np.flatnonzero((labels >= 0) & (predicted != labels))

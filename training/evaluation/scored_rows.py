@@ -16,7 +16,7 @@ from training.inference.predictions import Predictions
 from vision.calibration import Calibration
 from vision.decision import compute_prefilled
 from vision.metrics import compute_top_k_hits
-from vision.prediction.fusion import compute_brand_probabilities, compute_leaf_probabilities, compute_node_probabilities
+from vision.prediction.fusion import compute_leaf_probabilities, compute_node_probabilities
 from vision.prediction.listings import Brands, Paths, predict_brands, predict_fused
 from vision.taxonomy import Taxonomy
 
@@ -63,7 +63,7 @@ def score_rows(
     """Predict the rows 0…N-1, as serving does; `rows_of`, (P,), is the row of each photo."""
     truth = build_ground_truth(merge_listing_labels(predictions.labels, rows_of), taxonomy)
     as_trained = replace(calibration, category_temperature=1.0, category_depth_temperatures=(), brand_temperature=1.0)
-    (leaves, brand_logits), predicted = predict_fused(
+    fused, predicted = predict_fused(
         predictions.category_logits,
         predictions.brand_logits,
         predictions.scope_scores,
@@ -71,13 +71,11 @@ def score_rows(
         taxonomy=taxonomy,
         calibration=calibration,
     )
-    paths, brands = predicted.paths, predicted.brands
+    leaves, paths, brands = fused.leaves, predicted.paths, predicted.brands
     used = np.flatnonzero(predicted.photos_used)
     raw_leaves = compute_leaf_probabilities(predictions.category_logits[used], rows_of[used], as_trained, taxonomy)
     brand_top5 = np.zeros(len(leaves), dtype=bool)
-    brand_top5[truth.brands >= 0] = compute_top_k_hits(
-        compute_brand_probabilities(brand_logits, calibration), truth.brands, k=5
-    )
+    brand_top5[truth.brands >= 0] = compute_top_k_hits(fused.brand_probabilities, truth.brands, k=5)
     firsts = np.unique(rows_of, return_index=True)[1]
     num_photos = np.bincount(rows_of if clusters is None else clusters)
     return ScoredRows(
@@ -93,7 +91,7 @@ def score_rows(
             np.take_along_axis(compute_node_probabilities(raw_leaves, taxonomy), paths.nodes, axis=1),
             0.0,
         ),
-        uncalibrated_brand_scores=predict_brands(brand_logits, as_trained).scores,
+        uncalibrated_brand_scores=predict_brands(fused.brand_logits, as_trained).scores,
         truth=truth,
         steps=evaluate_paths(paths, truth),
         rows_of=rows_of,

@@ -4,13 +4,10 @@ import numpy as np
 import numpy.typing as npt
 
 from vision.calibration import Calibration
-from vision.prediction.fusion import compute_leaf_probabilities, compute_node_probabilities
+from vision.prediction.fusion import compute_leaf_probabilities, cut_rows, sum_leaves
 from vision.taxonomy import Taxonomy
 
 __all__ = ["find_contradictions"]
-
-_PHOTOS_PER_CHUNK = 256
-"""Bounds the memory."""
 
 Bools = npt.NDArray[np.bool_]
 
@@ -21,6 +18,8 @@ def find_contradictions(
     path_nodes: npt.NDArray[np.integer],
     calibration: Calibration,
     taxonomy: Taxonomy,
+    *,
+    photo_leaves: npt.NDArray[np.floating] | None = None,
 ) -> Bools:
     """Return (P, D) whether each photo, seen alone, contradicts each step of its listing's path.
 
@@ -33,20 +32,23 @@ def find_contradictions(
         path_nodes: (N, D) as of `Paths.nodes`.
         calibration: its `agreement_limit` None: nothing is contradicted.
         taxonomy: that of the logits.
+        photo_leaves: (P, C) leaf probabilities of each photo alone, where they are known.
     """
     contradicts = np.zeros((len(groups), path_nodes.shape[1]), dtype=bool)
-    if calibration.agreement_limit is None:
+    if calibration.agreement_limit is None or len(groups) == len(path_nodes):
         return contradicts
+    tree = taxonomy.tree
+    starts = [depth.start for depth in tree.depths]
     photos = np.flatnonzero(np.bincount(groups)[groups] > 1)
-    for begin in range(0, len(photos), _PHOTOS_PER_CHUNK):
-        rows = photos[begin : begin + _PHOTOS_PER_CHUNK]
-        leaves = compute_leaf_probabilities(category_logits[rows], np.arange(len(rows)), calibration, taxonomy)
-        nodes = compute_node_probabilities(leaves, taxonomy)
-        steps = path_nodes[groups[rows]]
-        for depth, at_depth in enumerate(taxonomy.leaf_groups):
-            own = np.take_along_axis(nodes, np.maximum(steps[:, depth, None], 0), axis=1)[:, 0]
-            least = calibration.agreement_limit * nodes[:, at_depth.nodes].max(axis=1)
-            contradicts[rows, depth] = own < least
+    for piece in cut_rows(len(photos), tree):
+        rows = photos[piece]
+        if photo_leaves is None:
+            leaves = compute_leaf_probabilities(category_logits[rows], None, calibration, taxonomy)
+        else:
+            leaves = photo_leaves[rows]
+        nodes = np.minimum(sum_leaves(leaves, tree), 1.0)
+        own = np.take_along_axis(nodes, tree.positions[path_nodes[groups[rows]]], axis=1)
+        contradicts[rows] = own < calibration.agreement_limit * np.maximum.reduceat(nodes, starts, axis=1)
     # What contradicts a step contradicts those below it.
     inherited: Bools = np.logical_or.accumulate(contradicts, axis=1) & (path_nodes[groups] >= 0)
     return inherited

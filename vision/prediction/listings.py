@@ -12,7 +12,12 @@ import numpy.typing as npt
 
 from vision.calibration import Calibration
 from vision.prediction.agreement import find_contradictions
-from vision.prediction.fusion import compute_brand_probabilities, compute_leaf_probabilities, fuse_brand_logits
+from vision.prediction.fusion import (
+    compute_brand_probabilities,
+    compute_leaf_probabilities,
+    fuse_brand_logits,
+    fuse_logits,
+)
 from vision.prediction.photo_selection import select_photos
 from vision.taxonomy import OTHER_BRAND, Taxonomy
 
@@ -56,6 +61,9 @@ class Brands(NamedTuple):
     fillable: npt.NDArray[np.bool_]
     """(N,) whether the photos show one thing, which the taxonomy covers."""
 
+    def take(self, rows: slice) -> "Brands":
+        return Brands(self.labels[rows], self.scores[rows], self.fillable[rows])
+
 
 class ListingPredictions(NamedTuple):
     """Predicted paths and brands of N listings."""
@@ -73,36 +81,45 @@ class ListingPredictions(NamedTuple):
 
 
 class FusedPhotos(NamedTuple):
-    """What the photos of N listings say together."""
+    """What the photos of N listings say together, and where it was asked for, each of the P photos alone."""
 
     leaves: Floats
     """(N, C) leaf probabilities."""
     brand_logits: Floats
     """(N, B) before temperature and prior."""
+    brand_probabilities: Floats
+    """(N, B)."""
+    photo_leaves: Floats | None
+    """(P, C) leaf probabilities."""
+    photo_brands: Brands | None
+    """The brands of the P photos."""
 
 
 def predict_paths(leaf_probabilities: Floats, taxonomy: Taxonomy) -> Paths:
     """Return the path from root to likeliest leaf of each row, with the probability of each step."""
     nodes = taxonomy.leaf_paths[leaf_probabilities.argmax(axis=1)]
-    scores = np.zeros(nodes.shape)
+    scores = np.empty(nodes.shape)
     for begin in range(0, len(nodes), _LISTINGS_PER_CHUNK):
         rows = slice(begin, begin + _LISTINGS_PER_CHUNK)
-        for depth in range(taxonomy.max_depth):
-            below = taxonomy.leaf_paths[None, :, depth] == nodes[rows, depth, None]
-            scores[rows, depth] = np.einsum("nc,nc->n", leaf_probabilities[rows], below)
+        below = taxonomy.tree.paths == nodes[rows, :, None]
+        np.einsum("nc,ndc->nd", leaf_probabilities[rows], below, out=scores[rows])
+    scores[nodes < 0] = 0.0
     # Sums of the same numbers in another order may differ in their last digit; a parent must not be below its child.
-    scores = np.maximum.accumulate(np.where(nodes >= 0, scores, 0.0)[:, ::-1], axis=1)[:, ::-1]
+    scores = np.maximum.accumulate(scores[:, ::-1], axis=1)[:, ::-1]
     num_fillable = np.full(len(nodes), taxonomy.max_depth)
-    return Paths(nodes, np.where(nodes >= 0, np.minimum(scores, 1.0), 0.0), num_fillable)
+    return Paths(nodes, np.minimum(scores, 1.0), num_fillable)
 
 
 def predict_brands(fused_logits: Floats, calibration: Calibration) -> Brands:
     """Return the predicted brand of each row of `fuse_brand_logits`."""
-    probabilities = compute_brand_probabilities(fused_logits, calibration)
-    labels, scores = probabilities.argmax(axis=1), probabilities.max(axis=1)
+    return _choose_brands(fused_logits, compute_brand_probabilities(fused_logits, calibration), calibration)
+
+
+def _choose_brands(fused_logits: Floats, probabilities: Floats, calibration: Calibration) -> Brands:
+    rows, labels = np.arange(len(fused_logits)), probabilities.argmax(axis=1)
+    scores = probabilities[rows, labels]
     if calibration.unknown_brand_below is not None:
-        best_logits = np.take_along_axis(fused_logits, labels[:, None], axis=1)[:, 0]
-        unknown = (labels > 0) & (best_logits < calibration.unknown_brand_below)
+        unknown = (labels > 0) & (fused_logits[rows, labels] < calibration.unknown_brand_below)
         labels[unknown], scores[unknown] = OTHER_BRAND, 0.0
     return Brands(labels, scores, np.ones(len(labels), dtype=bool))
 
@@ -158,36 +175,91 @@ def predict_fused(
     taxonomy: Taxonomy,
     calibration: Calibration,
     ancestor: int | None = None,
+    each_photo: bool = False,
 ) -> tuple[FusedPhotos, ListingPredictions]:
     """Predict N listings at once as `predict_listings` does, and return also what was fused.
 
     Args:
+        each_photo: whether to predict each photo alone too.
         ancestor: the category, as an index into `taxonomy.categories`, below which the paths are to lie; no step is
             then fillable, because nothing is certified under such a hint.
     """
     selection = select_photos(category_logits, brand_logits, scope_scores, groups, calibration)
-    used = np.flatnonzero(selection.used)
-    category_logits, used_groups = category_logits[used], groups[used]
-    leaves = compute_leaf_probabilities(category_logits, used_groups, calibration, taxonomy)
-    paths = predict_paths(leaves, taxonomy)
-    contradicts = find_contradictions(category_logits, used_groups, paths.nodes, calibration, taxonomy)
-    contradicted = np.zeros(paths.nodes.shape, dtype=bool)
-    np.logical_or.at(contradicted, used_groups, contradicts)
-    num_agreed = np.where(contradicted.any(axis=1), contradicted.argmax(axis=1), paths.nodes.shape[1])
-    photos_disagree = np.zeros(len(groups), dtype=bool)
-    first_step = np.minimum(num_agreed[used_groups], contradicts.shape[1] - 1)
-    photos_disagree[used] = contradicts[np.arange(len(used)), first_step]
-    in_scope = selection.listings_in_scope
-    fused_brands = fuse_brand_logits(brand_logits[used], used_groups, calibration)
-    brands = predict_brands(fused_brands, calibration)._replace(fillable=in_scope & ~contradicted.any(axis=1))
-    if ancestor is None:
-        paths = paths._replace(num_fillable=np.where(in_scope, num_agreed, 0))
-    else:
-        leaves = _restrict_leaves(leaves, ancestor, taxonomy)
-        paths = predict_paths(leaves, taxonomy)._replace(num_fillable=np.zeros(len(leaves), dtype=np.int64))
-    return FusedPhotos(leaves, fused_brands), ListingPredictions(
-        paths, brands, in_scope, selection.used, selection.in_scope, photos_disagree
+    used = slice(None) if selection.used.all() else np.flatnonzero(selection.used)
+    used_groups = groups[used]
+    fused, brands = _fuse_photos(
+        category_logits,
+        brand_logits,
+        used,
+        used_groups,
+        taxonomy=taxonomy,
+        calibration=calibration,
+        each_photo=each_photo,
     )
+    paths = predict_paths(fused.leaves, taxonomy)
+    contradicts = find_contradictions(
+        category_logits[used],
+        used_groups,
+        paths.nodes,
+        calibration,
+        taxonomy,
+        photo_leaves=None if fused.photo_leaves is None else fused.photo_leaves[used],
+    )
+    in_scope, disagree = selection.listings_in_scope, np.zeros(len(groups), dtype=bool)
+    if contradicts.any():
+        num_agreed, disagree[used] = _merge_contradictions(contradicts, used_groups, num_listings=len(fused.leaves))
+        brands.fillable[:] = num_agreed == taxonomy.max_depth
+        paths.num_fillable[:] = num_agreed
+    np.logical_and(brands.fillable, in_scope, out=brands.fillable)
+    np.multiply(paths.num_fillable, in_scope, out=paths.num_fillable)
+    if ancestor is not None:
+        fused = fused._replace(leaves=_restrict_leaves(fused.leaves, ancestor, taxonomy))
+        paths = predict_paths(fused.leaves, taxonomy)
+        paths.num_fillable[:] = 0
+    return fused, ListingPredictions(paths, brands, in_scope, selection.used, selection.in_scope, disagree)
+
+
+def _fuse_photos(
+    category_logits: Floats,
+    brand_logits: Floats,
+    used: Ints | slice,
+    used_groups: Ints,
+    *,
+    taxonomy: Taxonomy,
+    calibration: Calibration,
+    each_photo: bool,
+) -> tuple[FusedPhotos, Brands]:
+    """Fuse the used photos; return also the brands of the N listings."""
+    fused = fuse_logits(category_logits[used], used_groups, how="mean")
+    fused_brands = fuse_brand_logits(brand_logits[used], used_groups, calibration)
+    num_listings = len(fused)
+    if each_photo:  # as further rows: for a few photos, a call costs more than what it computes
+        fused = np.concatenate([fused, category_logits])
+        fused_brands = np.concatenate([fused_brands, brand_logits])
+    leaves = compute_leaf_probabilities(fused, None, calibration, taxonomy)
+    probabilities = compute_brand_probabilities(fused_brands, calibration)
+    brands = _choose_brands(fused_brands, probabilities, calibration)
+    if not each_photo:
+        return FusedPhotos(leaves, fused_brands, probabilities, None, None), brands
+    listings, photos = slice(num_listings), slice(num_listings, None)
+    return FusedPhotos(
+        leaves[listings],
+        fused_brands[listings],
+        probabilities[listings],
+        leaves[photos],
+        brands.take(photos),
+    ), brands.take(listings)
+
+
+def _merge_contradictions(
+    contradicts: npt.NDArray[np.bool_], groups: Ints, *, num_listings: int
+) -> tuple[Ints, npt.NDArray[np.bool_]]:
+    """Return (N,) steps on which the photos of each listing agree, and (P,) whether each contradicts the next one."""
+    max_depth = contradicts.shape[1]
+    contradicted = np.zeros((num_listings, max_depth), dtype=bool)
+    np.logical_or.at(contradicted, groups, contradicts)
+    num_agreed = np.where(contradicted.any(axis=1), contradicted.argmax(axis=1), max_depth)
+    return num_agreed, contradicts[np.arange(len(groups)), np.minimum(num_agreed[groups], max_depth - 1)]
 
 
 def _restrict_leaves(leaves: Floats, ancestor: int, taxonomy: Taxonomy) -> Floats:

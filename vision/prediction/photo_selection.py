@@ -44,11 +44,12 @@ def select_photos(
         in_scope = np.ones(len(groups), bool)
     else:
         in_scope = scope_scores >= calibration.scope_threshold
+    if len(groups) == 1:
+        return PhotoSelection(in_scope, np.ones(1, bool), in_scope)
     listings_in_scope = np.bincount(groups, weights=in_scope) > 0
     used = in_scope | ~listings_in_scope[groups]
     # Scores of copies differ by noise as well: a copy is one of a photo that is used.
-    rows = np.flatnonzero(used)
-    used[rows] = ~_find_copies(np.hstack([category_logits[rows], brand_logits[rows]]), groups[rows])
+    used &= ~_find_copies(category_logits, brand_logits, groups, np.flatnonzero(used))
     return PhotoSelection(in_scope, used, listings_in_scope)
 
 
@@ -64,15 +65,21 @@ def compute_listing_scope_scores(scope_scores: Floats, groups: Ints) -> Floats:
     return scores
 
 
-def _find_copies(logits: Floats, groups: Ints) -> Bools:
-    """(P,) whether an earlier photo of the same listing has the same logits."""
+def _find_copies(category_logits: Floats, brand_logits: Floats, groups: Ints, rows: Ints) -> Bools:
+    """(P,) whether the photo is among the rows, as is an earlier one of its listing that has the same logits."""
     copies = np.zeros(len(groups), bool)
-    order = np.argsort(groups, kind="stable")
-    for distance in range(1, int(np.bincount(groups).max())):
+    firsts = np.sort(category_logits[rows, 0])
+    if (firsts[1:] - firsts[:-1] >= _MAX_LOGIT_NOISE).all():
+        return copies
+    order = rows[np.argsort(groups[rows], kind="stable")]
+    for distance in range(1, int(np.bincount(groups[rows]).max())):
         earlier, later = order[:-distance], order[distance:]
-        # Most pairs differ in the first logit already.
-        close = np.abs(logits[earlier, 0] - logits[later, 0]) < _MAX_LOGIT_NOISE
+        # Most pairs differ in the first logit already, often all.
+        close = np.abs(category_logits[earlier, 0] - category_logits[later, 0]) < _MAX_LOGIT_NOISE
         pairs = np.flatnonzero((groups[earlier] == groups[later]) & close)
-        differences = np.abs(logits[earlier[pairs]] - logits[later[pairs]]).max(axis=1)
-        copies[later[pairs]] |= differences < _MAX_LOGIT_NOISE
+        for logits in (category_logits, brand_logits):
+            if len(pairs):
+                differences = np.abs(logits[earlier[pairs]] - logits[later[pairs]]).max(axis=1)
+                pairs = pairs[differences < _MAX_LOGIT_NOISE]
+        copies[later[pairs]] = True
     return copies
