@@ -19,6 +19,7 @@ from tests.support.outcomes import read_table
 from tests.support.predictions import create_predictions
 from training.calibration.certify import Guarantee
 from training.export.recalibrate import recalibrate
+from vision.attestation import build_attestation
 from vision.bundle import load_bundle
 from vision.engine import Logits
 from vision.manifest import UNLABELLED, Labels
@@ -141,6 +142,8 @@ def test_right_outcomes_fill_deeper_and_wrong_ones_take_it_away(certified, tmp_p
     assert f"the calibration listings alone certified {first.threshold:.3f}" in output
     assert "outcomes: 600 listings that were hidden before the answer" in output
     assert "category_path, by outcomes: a confidence of" in (grown.folder / "model_card.md").read_text()
+    counted_on = {one["field"]: one["counted_on"] for one in build_attestation(grown)["predicate"]["guarantees"]}
+    assert counted_on == {"category_path": "hidden listings", "brand": "calibration listings"}
     # The grown bundle is served; its records continue the evidence, and a later reading does not begin again.
     assert grown.rule_version == certified.rule_version != ""
     shop.sell(grown, 100, right=True, name="more")

@@ -22,7 +22,7 @@ __all__ = ["HiddenListings", "load_hidden_listings"]
 _QUERY = """
     WITH mine AS (SELECT * FROM suggestions WHERE hidden AND rule_version = $1),
     begun AS (
-        SELECT listing_id, min(time) AS first_time, min(time) + INTERVAL {days} DAY AS last_time
+        SELECT listing_id, min(time) AS first_time, min(time) + INTERVAL {hours} HOUR AS last_time
         FROM mine GROUP BY 1 HAVING epoch_us(min(time)) > $2 AND epoch_us(min(time)) <= $3
     ),
     chosen AS (
@@ -79,7 +79,7 @@ def load_hidden_listings(
         ListingVisionError: no suggestion was hidden by its request, or none of this rule.
     """
     num_other = _count_others(tables, bundle.rule_version)
-    query = _QUERY.format(days=wait_days, category=_UNSEEN.format("category"), brand=_UNSEEN.format("brand"))
+    query = _QUERY.format(hours=24 * wait_days, category=_UNSEEN.format("category"), brand=_UNSEEN.format("brand"))
     rows, taxonomy = tables.fetch_rows(query, [bundle.rule_version, after_us, until_us]), bundle.taxonomy
     return HiddenListings(
         first_us=np.array([row["first_us"] for row in rows], np.int64),

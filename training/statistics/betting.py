@@ -17,7 +17,7 @@ _WITHDRAWING = np.array([0.02, 0.05, 0.1, 0.2, 0.4])
 """Bets as shares of the largest, 1 / alpha. Share f is best for an error share of alpha + f (1 - alpha)."""
 
 _MAX_LOG_WEALTH = 50.0
-"""Of stakes that are kept: far more than any delta asks for, and a number that JSON holds."""
+"""Limit of the stakes that are kept: far more than any delta asks for, and a number that JSON holds."""
 
 Floats = npt.NDArray[np.float64]
 

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from tests.support.helpers import create_small_taxonomy
+from training.calibration.certify import certify
 from training.calibration.growing import grow_guarantee
+from training.calibration.threshold_tests import FieldTests, build_grid, count_required
 from training.outcomes.hidden_listings import HiddenListings
 from vision.calibration import FieldGuarantee, OutcomeEvidence
 from vision.manifest import UNLABELLED, Labels
@@ -126,6 +128,39 @@ def test_a_good_model_fills_more_and_never_less_with_more_outcomes():
         # Reading all at once certifies what reading often does.
         assert grow(create_field(), listings).outcomes.tests[2] == approximate(field.outcomes.tests[2])
     assert reached >= 27
+
+
+def sample_scores(rng, count):
+    """Scores of an over-confident model, and whether each answer is right."""
+    truth = rng.beta(8, 0.7, count)
+    return truth**0.3, rng.random(count) < truth
+
+
+def certify_brand(rng, num_listings, delta):
+    tune_scores, _ = sample_scores(rng, 200)
+    scores, right = sample_scores(rng, num_listings)
+    grid = build_grid(tune_scores, num_listings=num_listings, required=count_required(0.05, delta))
+    (field,) = certify(
+        [FieldTests.from_scores("brand", alpha=0.05, grid=grid, scores=scores, right=right)], delta=delta
+    )
+    return field
+
+
+def test_calibration_listings_and_outcomes_together_break_the_guarantee_at_most_delta_of_the_time():
+    rng, num_draws, broken, gained = np.random.default_rng(5), 150, 0, 0
+    scores, right = sample_scores(rng, 1_000_000)
+    for _ in range(num_draws):
+        first = certify_brand(rng, 300, 0.03)
+        field, thresholds = replace(first, outcomes=OutcomeEvidence(delta=0.02, wait_days=14)), [first.threshold]
+        hidden, hidden_right = sample_scores(rng, 1500)
+        listings = create_listings(hidden, np.full(1500, GALA), chosen_brands=np.where(hidden_right, 1, 2))
+        for num in range(0, 1500, 300):
+            field = grow(field, take(listings, num, 300))
+            thresholds.append(field.threshold)
+        broken += any((~right[scores >= one]).mean() > 0.05 for one in set(thresholds) - {None})
+        gained += field.threshold is not None and (first.threshold is None or field.threshold < first.threshold)
+    assert broken / num_draws <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / num_draws)
+    assert gained / num_draws > 0.75
 
 
 def test_wrong_outcomes_withdraw_a_threshold_and_all_looser_ones_for_ever():
