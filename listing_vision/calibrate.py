@@ -1,6 +1,7 @@
 """The verb `calibrate`: certify thresholds again, on other listings or with the backend that will serve."""
 
 import logging
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -23,9 +24,15 @@ calibration_app = typer.Typer()
 
 @calibration_app.command()
 def calibrate(
+    context: typer.Context,
     bundle: Annotated[Path, typer.Argument(help="A model bundle.")],
-    manifest: Annotated[str, typer.Argument(help="Manifest with a val split, and a calibrate split if there is one.")],
     output: Annotated[Path, typer.Option("--output", help="Folder of the new bundle; must not exist.")],
+    manifest: Annotated[
+        str | None,
+        typer.Argument(
+            help="Manifest with a val split, and a calibrate split if there is one; not with --from-outcomes."
+        ),
+    ] = None,
     tune_split: Annotated[
         str | None, typer.Option(help="Split for temperatures and candidate thresholds; val by default.")
     ] = None,
@@ -39,6 +46,18 @@ def calibrate(
         ),
     ] = "path",
     delta: Annotated[float, typer.Option(help="Maximum probability that any guarantee fails.")] = 0.05,
+    outcomes_delta: Annotated[
+        float, typer.Option(help="Part of --delta that is kept for outcomes, which --from-outcomes reads later.")
+    ] = 0.0,
+    from_outcomes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="What `serve --outcomes` wrote while it served BUNDLE, which was certified with --outcomes-delta: the "
+            "outcomes of listings that were hidden at random certify looser thresholds, or withdraw them. All else "
+            "stays as it is.",
+        ),
+    ] = None,
     scores: Annotated[
         str | None,
         typer.Option(
@@ -99,9 +118,13 @@ def calibrate(
 
     Example: listing-vision calibrate bundles/grocery data/grocery/manifest.parquet --output bundles/grocery-2
     """
+    if from_outcomes:
+        _refuse_options(context, besides=("bundle", "output", "from_outcomes"))
+        return _echo_guarantees(_read_outcomes(from_outcomes, load_bundle(bundle), output), output)
+    if manifest is None:
+        raise typer.BadParameter("give a MANIFEST with labels, or --from-outcomes URL")
     from training.calibration.certify import Guarantee
     from training.calibration.splits import refuse_planned_rows
-    from training.export.model_card import format_guarantees
     from vision.manifest import Manifest
 
     refuse_contradictions(engine=engine, triton=triton, decode_in=decode_in, rendition_px=rendition_px)
@@ -111,7 +134,13 @@ def calibrate(
         raise typer.BadParameter("with --scores or --plan the scope threshold stays as it is; leave --outside out")
     if scores and plan:
         raise typer.BadParameter("the thresholds come from the plan; leave --scores out")
-    guarantee = Guarantee(alpha_category=alpha_category, alpha_brand=alpha_brand, delta=delta, categories=categories)
+    guarantee = Guarantee(
+        alpha_category=alpha_category,
+        alpha_brand=alpha_brand,
+        delta=delta,
+        categories=categories,
+        outcomes_delta=outcomes_delta,
+    )
     require_new_folder(output)
     outside_rows = _list_outside_photos(outside) if outside else None
     loaded, rows = load_bundle(bundle), Manifest.load(manifest)
@@ -138,10 +167,35 @@ def calibrate(
             written = work.test_thresholds_of(Manifest.load(scores))
         else:
             written = work.fit_and_test(tune_split or "val", outside_rows)
+    _echo_guarantees(written, output)
+
+
+def _echo_guarantees(written: Bundle, output: Path) -> None:
+    from training.export.model_card import format_guarantees
+
     for line in format_guarantees(written.calibration):
         typer.echo(line)
     split = written.calibration.certifies["split"]
     typer.echo(f"bundle {output}: {written.info.model_name} {written.info.model_version}, calibrated on {split}")
+
+
+def _refuse_options(context: typer.Context, *, besides: tuple[str, ...]) -> None:
+    """Raise a usage error for options that would have no effect."""
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        source = context.get_parameter_source(name)
+        if name not in besides and source is not None and source.name == "COMMANDLINE":
+            raise typer.BadParameter(
+                f"with --from-outcomes, what is guaranteed was fixed when the bundle was certified; leave {name} out"
+            )
+
+
+def _read_outcomes(url: str, bundle: Bundle, output: Path) -> Bundle:
+    from training.export.recalibrate import recalibrate_from_outcomes
+    from training.outcomes.tables import open_tables
+
+    with open_tables(url, {bundle.release: bundle.taxonomy}) as tables:
+        return recalibrate_from_outcomes(bundle, output, tables=tables, now_us=time.time_ns() // 1000)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -80,6 +80,7 @@ class AsyncListingVisionClient:
         language_code: str = "",
         include_embedding: bool = False,
         ancestor_category_id: str = "",
+        hidden: bool = False,
         timeout_s: float = DEFAULT_TIMEOUT_S,
     ) -> results.ListingSuggestion:
         """As `ListingVisionClient.classify`."""
@@ -90,6 +91,7 @@ class AsyncListingVisionClient:
             language_code=language_code,
             include_embedding=include_embedding,
             ancestor_category_id=ancestor_category_id,
+            hidden=hidden,
         )
         return await self._call(
             "ClassifyListing", build_classify_request(listing), results.ListingSuggestion, timeout_s

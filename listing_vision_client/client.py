@@ -90,6 +90,7 @@ class ListingVisionClient:
         language_code: str = "",
         include_embedding: bool = False,
         ancestor_category_id: str = "",
+        hidden: bool = False,
         timeout_s: float = DEFAULT_TIMEOUT_S,
     ) -> results.ListingSuggestion:
         """Return the suggestion for one listing's photos.
@@ -98,6 +99,7 @@ class ListingVisionClient:
             photos: bytes of files, paths, or URIs from which the service fetches.
             num_alternatives: None: 5.
             language_code: of the names, such as `ja`; empty: English.
+            hidden: the seller is shown nothing of the response; see `ListingToClassify`.
         """
         listing = ListingToClassify(
             photos,
@@ -106,6 +108,7 @@ class ListingVisionClient:
             language_code=language_code,
             include_embedding=include_embedding,
             ancestor_category_id=ancestor_category_id,
+            hidden=hidden,
         )
         request = build_classify_request(listing)
         return self._call("ClassifyListing", request, results.ListingSuggestion, timeout_s)

@@ -40,6 +40,8 @@ class ListingToClassify:
     include_embedding: bool = False
     ancestor_category_id: str = ""
     """A category that the product is known to belong below; no level is then prefilled."""
+    hidden: bool = False
+    """Whether the seller is shown nothing of the response; drawn at random before the call, once for a listing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +83,7 @@ def build_classify_request(listing: ListingToClassify) -> pb.ClassifyListingRequ
         language_code=listing.language_code,
         include_embedding=listing.include_embedding,
         ancestor_category_id=listing.ancestor_category_id,
+        hidden=listing.hidden,
     )
 
 

@@ -60,13 +60,14 @@ def build_attestation(bundle: Bundle) -> dict[str, Any]:
 
 
 def _describe_guarantee(field: FieldGuarantee) -> dict[str, Any]:
-    """Return the guarantee of one field; probabilities and shares in [0, 1], counts of calibration listings."""
+    """Return the guarantee of one field; probabilities and shares in [0, 1], counts of listings."""
     return {
         "field": field.name,
         "precision": 1 - field.alpha,
         "failure_probability": field.delta,
         "threshold": field.threshold,
         "precision_bound": None if field.bound is None else 1 - field.bound,
+        "counted_on": "hidden listings" if field.decided_by_outcomes else "calibration listings",
         "num_listings": field.num_listings,
         "num_filled": field.num_filled,
         "num_errors": field.num_errors,

@@ -120,6 +120,20 @@ class Bundle:
         """Name of weights and calibration: `MODEL_VERSION.CALIBRATION`, the latter cut to six characters."""
         return f"{self.info.model_version}.{self.calibration_version[:6]}"
 
+    @functools.cached_property
+    def rule_version(self) -> str:
+        """Twelve hex digits that name the model, its scores and gates, and what outcomes may certify.
+
+        They stay the same while the evidence grows. Empty if outcomes can certify nothing, or guarantees are void.
+        """
+        rule = self.calibration.list_rule()
+        if not rule:
+            return ""
+        backend = self.calibration.certifies.get("backend", UNKNOWN_BACKEND)
+        return compute_digest({**rule, "binding": certificate_binding(self.info, self.sha256, backend=backend)})[
+            :NUM_VERSION_DIGITS
+        ]
+
     @property
     def onnx_path(self) -> Path:
         return self.folder / "model.onnx"

@@ -19,6 +19,8 @@ __all__ = [
     "DepthEvidence",
     "FieldGuarantee",
     "Histogram",
+    "OutcomeEvidence",
+    "OutcomeTest",
     "UncertifiedCode",
     "get_field_name",
 ]
@@ -41,6 +43,7 @@ _NEWER_KEYS: dict[str, Any] = {
     "depths": (),
     "num_below_truth": 0,
     "unlabelled_coverage": None,
+    "outcomes": None,
 }
 """Default by key. Defaults are omitted, so that the version of earlier calibrations stays what it was."""
 
@@ -59,6 +62,46 @@ class DepthEvidence:
     """Calibration listings whose suggestion reaches this depth and whose truth is known there."""
     num_filled: int
     num_errors: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutcomeTest:
+    """What the outcomes of hidden listings say about one threshold."""
+
+    threshold: float
+    num_filled: int
+    """Hidden listings that the threshold fills."""
+    num_errors: int
+    """How many of them are wrong, or not known to be right: without outcome, or with an inner category as outcome."""
+    num_unknown: int
+    """How many of these errors are not known to be wrong."""
+    certifying: float
+    """Highest evidence so far that the threshold keeps its guarantee; enough at 1 / delta."""
+    withdrawing: float
+    """Highest evidence so far that it does not, in which unknown ones count as right."""
+    stakes: tuple[float, ...]
+    """What the bets against the threshold stand at; they go on from here with the next outcome."""
+    depths: tuple[DepthEvidence, ...] = ()
+    """For a path: what it fills at each depth, as in `FieldGuarantee`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutcomeEvidence:
+    """Evidence for a field's grid that grows with the outcomes of hidden listings."""
+
+    delta: float
+    """Highest probability that outcomes certify a threshold that is wrong too often. Kept from the test on calibration
+    listings, and fixed before the first outcome like the grid."""
+    wait_days: int
+    """Days after a listing's first suggestion in which its outcome must be reported."""
+    first: "FieldGuarantee | None" = None
+    """The guarantee from the calibration listings alone. None: no outcome has been read, and it is the field's own."""
+    num_listings: int = 0
+    """Hidden listings whose waiting time is over."""
+    until_us: int = 0
+    """Listings whose first suggestion was made by then are counted, and not read again; microseconds since 1970."""
+    tests: tuple[OutcomeTest, ...] = ()
+    """One a threshold of the grid, in its order; empty: no outcome has been read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +146,22 @@ class FieldGuarantee:
     unlabelled_coverage: float | None = None
     """Share of the unlabelled listings that the threshold fills, if the calibration listings were drawn among those
     that it fills. None: they were not."""
+
+    outcomes: OutcomeEvidence | None = None
+    """What outcomes of hidden listings may certify, and have. None: nothing. Where they decided on the threshold, all
+    counts are of hidden listings, and `bound` is `alpha`."""
+
+    @property
+    def first(self) -> "FieldGuarantee":
+        """The guarantee from the calibration listings alone."""
+        if self.outcomes is None or self.outcomes.first is None:
+            return replace(self, outcomes=None)
+        return self.outcomes.first
+
+    @property
+    def decided_by_outcomes(self) -> bool:
+        """Whether the threshold is another than that from the calibration listings."""
+        return self.threshold != self.first.threshold
 
     @property
     def coverage(self) -> float:
@@ -205,20 +264,30 @@ class Calibration:
     def void(self, reason: str, *, code: UncertifiedCode = "CERTIFICATE_VOID") -> "Calibration":
         """Return the same temperatures without any guarantee, so that nothing is filled."""
         fields = (
-            replace(field, threshold=None, uncertified_reason=reason, uncertified_code=code) for field in self.fields
+            replace(field, threshold=None, uncertified_reason=reason, uncertified_code=code, outcomes=None)
+            for field in self.fields
         )
         return replace(self, fields=tuple(fields))
 
+    def list_rule(self) -> dict[str, Any]:
+        """Return what the scores, the gates and the plan for outcomes follow from; no evidence is part of it.
+
+        Empty if outcomes can certify nothing.
+        """
+        plans = [
+            {"alpha": first.alpha, "threshold": first.threshold, "grid": first.grid}
+            | {"name": first.name, "delta": field.outcomes.delta, "wait_days": field.outcomes.wait_days}
+            for field in self.fields
+            if field.outcomes
+            for first in (field.first,)
+        ]
+        evidence = ("fields", "delta", "certifies", "expected")
+        own = {name: value for name, value in asdict(self).items() if name not in evidence}
+        return {**own, "plans": plans} if plans else {}
+
     def to_json(self) -> str:
         raw = asdict(self)
-        raw["fields"] = [
-            {
-                key: value
-                for key, value in _rename_key(one, "uncertified_reason", _REASON_KEY).items()
-                if key not in _NEWER_KEYS or value != _NEWER_KEYS[key]
-            }
-            for one in raw["fields"]
-        ]
+        raw["fields"] = [_write_field(one) for one in raw["fields"]]
         # Omitted, so that the version of earlier calibrations stays what it was.
         for key, default in (("expected", {}), ("delta", None), ("scope_threshold", None), ("agreement_limit", None)):
             if raw[key] == default:
@@ -260,14 +329,33 @@ class Calibration:
             raise BundleError(f"calibration is not readable: {error}") from error
 
 
+def _write_field(raw: Mapping[str, Any]) -> dict[str, Any]:
+    written = _rename_key(raw, "uncertified_reason", _REASON_KEY)
+    if (outcomes := raw["outcomes"]) and outcomes["first"]:
+        written["outcomes"] = {**outcomes, "first": _write_field(outcomes["first"])}
+    return {key: value for key, value in written.items() if key not in _NEWER_KEYS or value != _NEWER_KEYS[key]}
+
+
 def _read_field(raw: Mapping[str, Any]) -> FieldGuarantee:
+    outcomes = raw.get("outcomes")
     return FieldGuarantee(
         **{
             **_rename_key(raw, _REASON_KEY, "uncertified_reason"),
             "grid": tuple(raw["grid"]),
             "depths": tuple(DepthEvidence(**depth) for depth in raw.get("depths", ())),
+            "outcomes": outcomes and _read_outcomes(outcomes),
         }
     )
+
+
+def _read_outcomes(raw: Mapping[str, Any]) -> OutcomeEvidence:
+    first = raw["first"] and _read_field(raw["first"])
+    return OutcomeEvidence(**{**raw, "first": first, "tests": tuple(map(_read_test, raw["tests"]))})
+
+
+def _read_test(raw: Mapping[str, Any]) -> OutcomeTest:
+    depths = tuple(DepthEvidence(**depth) for depth in raw["depths"])
+    return OutcomeTest(**{**raw, "stakes": tuple(raw["stakes"]), "depths": depths})
 
 
 def _rename_key(raw: Mapping[str, Any], old: str, new: str) -> dict[str, Any]:

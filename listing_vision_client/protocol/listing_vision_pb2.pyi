@@ -125,20 +125,22 @@ SUGGESTION_ID_STATUS_INVALID: SuggestionIdStatus
 SUGGESTION_ID_STATUS_OTHER_CALLER: SuggestionIdStatus
 
 class ClassifyListingRequest(_message.Message):
-    __slots__ = ("listing_id", "photos", "alternative_count", "language_code", "include_embedding", "ancestor_category_id")
+    __slots__ = ("listing_id", "photos", "alternative_count", "language_code", "include_embedding", "ancestor_category_id", "hidden")
     LISTING_ID_FIELD_NUMBER: _ClassVar[int]
     PHOTOS_FIELD_NUMBER: _ClassVar[int]
     ALTERNATIVE_COUNT_FIELD_NUMBER: _ClassVar[int]
     LANGUAGE_CODE_FIELD_NUMBER: _ClassVar[int]
     INCLUDE_EMBEDDING_FIELD_NUMBER: _ClassVar[int]
     ANCESTOR_CATEGORY_ID_FIELD_NUMBER: _ClassVar[int]
+    HIDDEN_FIELD_NUMBER: _ClassVar[int]
     listing_id: str
     photos: _containers.RepeatedCompositeFieldContainer[Photo]
     alternative_count: int
     language_code: str
     include_embedding: bool
     ancestor_category_id: str
-    def __init__(self, listing_id: _Optional[str] = ..., photos: _Optional[_Iterable[_Union[Photo, _Mapping]]] = ..., alternative_count: _Optional[int] = ..., language_code: _Optional[str] = ..., include_embedding: _Optional[bool] = ..., ancestor_category_id: _Optional[str] = ...) -> None: ...
+    hidden: bool
+    def __init__(self, listing_id: _Optional[str] = ..., photos: _Optional[_Iterable[_Union[Photo, _Mapping]]] = ..., alternative_count: _Optional[int] = ..., language_code: _Optional[str] = ..., include_embedding: _Optional[bool] = ..., ancestor_category_id: _Optional[str] = ..., hidden: _Optional[bool] = ...) -> None: ...
 
 class Photo(_message.Message):
     __slots__ = ("content", "uri")

@@ -235,7 +235,7 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
         response.suggestion_id, uid = self._signer.sign(
             listing_id=response.listing_id, caller=CALLER.get(), model=response.model
         )
-        self._record(request, response, photos, uid=uid)
+        self._record(request, response, photos, uid=uid, rule_version=request_context.release.bundle.rule_version)
         return response
 
     async def _load_photos(self, listing: ValidListing) -> list[bytes | PhotoError]:
@@ -272,6 +272,7 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
         photos: Sequence[bytes | PhotoError],
         *,
         uid: str,
+        rule_version: str,
     ) -> None:
         """Count the photos, store the suggestion, and copy the listing to the shadow. Whatever is full drops it."""
         for photo in response.photos:
@@ -280,7 +281,7 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
         if shadow := self.router.select_shadow(request.listing_id):
             self.shadow_traffic.submit(shadow, [p for p in photos if isinstance(p, bytes)], response)
         if self._recorder and request.listing_id:
-            self._recorder.record_suggestion(request, response, uid=uid)
+            self._recorder.record_suggestion(request, response, uid=uid, rule_version=rule_version)
 
 
 def find_taxonomy(version: str, router: Router) -> Taxonomy:

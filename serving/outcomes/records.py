@@ -34,9 +34,26 @@ _SUGGESTION_COLUMNS = [
     ("brand_filled", pa.bool_()),
 ]
 
+_NEVER_FILLED = (
+    pb.NOT_PREFILLED_REASON_OUT_OF_SCOPE,
+    pb.NOT_PREFILLED_REASON_PHOTOS_DISAGREE,
+    pb.NOT_PREFILLED_REASON_ANCESTOR_GIVEN,
+    pb.NOT_PREFILLED_REASON_CATCH_ALL_CATEGORY,
+)
+"""Reasons that hold whatever the threshold is."""
+
 SCHEMAS = {
     "suggestions": pa.schema(
-        [*_SUGGESTION_COLUMNS, ("num_photos", pa.int32()), ("num_unusable", pa.int32()), ("photo_bytes", pa.int64())]
+        [
+            *_SUGGESTION_COLUMNS,
+            ("num_photos", pa.int32()),
+            ("num_unusable", pa.int32()),
+            ("photo_bytes", pa.int64()),
+            ("hidden", pa.bool_()),
+            ("rule_version", pa.string()),
+            ("num_fillable", pa.int32()),
+            ("brand_fillable", pa.bool_()),
+        ]
     ),
     "shadows": pa.schema([*_SUGGESTION_COLUMNS, ("answered_model_version", pa.string())]),
     "outcomes": pa.schema(
@@ -62,15 +79,26 @@ SCHEMAS = {
 
 
 def build_suggestion_row(
-    request: pb.ClassifyListingRequest, response: pb.ClassifyListingResponse, *, uid: str
+    request: pb.ClassifyListingRequest, response: pb.ClassifyListingResponse, *, uid: str, rule_version: str
 ) -> dict[str, Any]:
-    """Return the row of a suggestion; `uid` is that of its suggestion id."""
+    """Return the row of a suggestion.
+
+    Args:
+        request: as received.
+        response: as returned.
+        uid: of its suggestion id.
+        rule_version: `Bundle.rule_version` of the release that made it.
+    """
     return {
         **_suggestion_columns(response),
         "suggestion_uid": uid,
         "num_photos": len(response.photos),
         "num_unusable": sum(photo.HasField("error") for photo in response.photos),
         "photo_bytes": sum(len(photo.content) for photo in request.photos),
+        "hidden": request.hidden,
+        "rule_version": rule_version or None,
+        "num_fillable": _count_fillable(response.category_path),
+        "brand_fillable": _is_fillable(response.brand) and response.brand.HasField("probability"),
     }
 
 
@@ -196,6 +224,15 @@ def _find_violations(request: pb.ReportOutcomeRequest, taxonomy: Taxonomy) -> It
 def _treatment_name(value: int) -> str:
     known = value if value in pb.FormTreatment.values() else 0
     return pb.FormTreatment.Name(known).removeprefix("FORM_TREATMENT_")
+
+
+def _count_fillable(path: Sequence[pb.CategorySuggestion]) -> int:
+    """Return how many levels, from the root down, some threshold could fill."""
+    return next((level for level, step in enumerate(path) if not _is_fillable(step)), len(path))
+
+
+def _is_fillable(field: pb.CategorySuggestion | pb.BrandSuggestion) -> bool:
+    return field.not_prefilled.reason not in _NEVER_FILLED
 
 
 def _now_us() -> int:

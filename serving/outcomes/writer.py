@@ -88,10 +88,10 @@ class Recorder:
         return accepted
 
     def record_suggestion(
-        self, request: pb.ClassifyListingRequest, response: pb.ClassifyListingResponse, *, uid: str
+        self, request: pb.ClassifyListingRequest, response: pb.ClassifyListingResponse, *, uid: str, rule_version: str
     ) -> bool:
-        """Add a suggestion that was returned; see `add`."""
-        return self.add("suggestions", build_suggestion_row(request, response, uid=uid))
+        """Add a suggestion that was returned; see `add` and `build_suggestion_row`."""
+        return self.add("suggestions", build_suggestion_row(request, response, uid=uid, rule_version=rule_version))
 
     def record_shadow(self, response: pb.ClassifyListingResponse, visible: pb.ClassifyListingResponse) -> bool:
         """Add a shadow's suggestion beside the one that was returned; see `add`."""

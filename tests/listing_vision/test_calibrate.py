@@ -205,3 +205,18 @@ def test_a_gateway_fills_nothing_on_a_backend_that_was_not_certified(bundle, tmp
     for promise in asyncio.run(promises()):
         assert not promise.HasField("threshold")
         assert "made with backend onnxruntime-tensorrt, served by onnxruntime-cpu" in promise.not_prefilled.message
+
+
+def test_a_part_of_delta_is_kept_for_outcomes_and_written_down(bundle, synthetic_dataset, tmp_path):
+    manifest = synthetic_dataset / "manifest.parquet"
+    done = calibrate(bundle.folder, manifest, "--output", tmp_path / "new", "--outcomes-delta", 0.02)
+    assert done.exit_code == 0, done.output
+    assert "outcomes of hidden listings may certify looser thresholds, at 0.01 of delta" in done.output
+    kept, before = (load_bundle(folder) for folder in (tmp_path / "new", bundle.folder))
+    assert [field.outcomes.delta for field in kept.calibration.fields] == [0.01, 0.01]
+    assert sum(field.delta for field in kept.calibration.fields) == pytest.approx(0.03)
+    assert kept.calibration.total_delta == 0.05
+    assert kept.rule_version != before.rule_version == ""
+    neither = calibrate(bundle.folder, "--output", tmp_path / "no")
+    assert neither.exit_code == 2
+    assert "--from-outcomes" in neither.output

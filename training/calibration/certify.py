@@ -16,7 +16,15 @@ from training.calibration.fixed_sequences import SequenceResult, run_fixed_seque
 from training.calibration.splits import CalibrationListings
 from training.calibration.threshold_tests import FieldTests, count_required
 from training.statistics.estimates import compute_clopper_pearson_upper
-from vision.calibration import BRAND_FIELD, PATH_FIELD, Calibration, FieldGuarantee, UncertifiedCode, get_field_name
+from vision.calibration import (
+    BRAND_FIELD,
+    PATH_FIELD,
+    Calibration,
+    FieldGuarantee,
+    OutcomeEvidence,
+    UncertifiedCode,
+    get_field_name,
+)
 from vision.decision import ONLY_CATEGORY
 from vision.errors import ListingVisionError
 from vision.taxonomy import Taxonomy
@@ -31,6 +39,8 @@ __all__ = [
     "create_uncertified",
 ]
 
+WAIT_DAYS = 14
+"""Days after a listing's first suggestion in which its outcome must be reported to count as one."""
 CategoryRule = Literal["path", "depth"]
 GridSource = Literal["labelled", "all"]
 
@@ -48,6 +58,8 @@ class Guarantee:
     categories: CategoryRule = "path"
     """`path`: one guarantee for the deepest category that is prefilled. `depth`: one for each depth, among the listings
     prefilled to it, which needs more calibration listings."""
+    outcomes_delta: float = 0.0
+    """Part of `delta` that is kept for outcomes of hidden listings, which may certify looser thresholds later."""
 
     def list_alphas(self, taxonomy: Taxonomy) -> dict[str, float]:
         """Return the alpha of each field that has something to decide, from the roots down and the brand last."""
@@ -63,6 +75,19 @@ class Guarantee:
             value = getattr(self, name)
             if not 0 < value < 1:
                 raise ListingVisionError(f"{name} is {value}; give a probability between 0 and 1, such as 0.05")
+        if not 0 <= self.outcomes_delta < self.delta:
+            raise ListingVisionError(
+                f"outcomes_delta is {self.outcomes_delta}; it is part of delta, {self.delta}: give 0, or less than that"
+            )
+        if self.outcomes_delta and self.categories == "depth":
+            raise ListingVisionError(
+                "outcomes certify the path of categories, not each depth; leave outcomes_delta out"
+            )
+
+    @property
+    def tested_delta(self) -> float:
+        """The part of `delta` for the tests on calibration listings."""
+        return self.delta - self.outcomes_delta
 
 
 def certify(fields: Sequence[FieldTests], *, delta: float) -> list[FieldGuarantee]:
@@ -138,7 +163,7 @@ def certify_all(
             f"{len(tune.truth.brands)} calibration listings are too few to fit thresholds on some and test on others"
         )
         found = {
-            name: create_uncertified(name, alpha, guarantee.delta / len(alphas), reason)
+            name: create_uncertified(name, alpha, guarantee.tested_delta / len(alphas), reason)
             for name, alpha in alphas.items()
         }
         return complete_fields(found, taxonomy, guarantee)
@@ -149,11 +174,17 @@ def certify_all(
             name,
             tune_rows.find_known(name) if grids_from == "labelled" else tune_rows.find_all(),
             num_listings=int(rows.find_known(name).sum()),
-            required=count_required(alpha, guarantee.delta / len(alphas)),
+            required=count_required(alpha, guarantee.tested_delta / len(alphas)),
             thresholds_above=fields[-1].grid if fields else (),
         )
         fields.append(rows.build_tests(name, alpha, grid))
-    found = {field.name: rows.add_depths(field) for field in certify(fields, delta=guarantee.delta)}
+    plan = None
+    if guarantee.outcomes_delta:
+        plan = OutcomeEvidence(delta=guarantee.outcomes_delta / len(alphas), wait_days=WAIT_DAYS)
+    found = {
+        field.name: replace(rows.add_depths(field), outcomes=plan)
+        for field in certify(fields, delta=guarantee.tested_delta)
+    }
     return complete_fields(found, taxonomy, guarantee)
 
 

@@ -63,7 +63,7 @@ class PathRows:
         """
 
         def count(threshold: float) -> tuple[int, int]:
-            filled, wrong = self._find_errors(threshold)
+            filled, wrong = self.find_errors(threshold)
             return int(filled.sum()), int(wrong.sum())
 
         return FieldTests(PATH_FIELD, alpha, grid, count, len(self.scores), self.num_unlabelled)
@@ -103,11 +103,17 @@ class PathRows:
 
     def count_below_truth(self, threshold: float) -> int:
         """Return how many errors are a filled category below a truth that is an inner node."""
+        return int(self.find_unknown(threshold).sum())
+
+    def find_unknown(self, threshold: float) -> Bools:
+        """Return (N,) whether an error is not known to be one: the deepest filled category may be right."""
         filled = self.scores >= threshold
         deepest = filled & ~np.column_stack([filled[:, 1:], np.zeros(len(filled), dtype=bool)])
-        return int((deepest & ~self.known).sum())
+        unknown: Bools = (deepest & ~self.known).any(axis=1)
+        return unknown
 
-    def _find_errors(self, threshold: float) -> tuple[Bools, Bools]:
+    def find_errors(self, threshold: float) -> tuple[Bools, Bools]:
+        """Return (N,) whether anything is filled, and whether the deepest filled category is wrong."""
         filled = self.scores >= threshold
         right = evaluate_deepest_filled(filled, StepResults(self.known, self.right))
         return filled[:, 0], filled[:, 0] & ~right

@@ -7,10 +7,14 @@ from pathlib import Path
 from training.calibration.calibrate import calibrate
 from training.calibration.certify import Guarantee, certify_all
 from training.calibration.field_rows import FieldRows
+from training.calibration.growing import grow_guarantee
 from training.calibration.label_plan import LabelPlan, certify_planned
 from training.calibration.splits import CalibrationListings
 from training.export.model_card import render_model_card
 from training.inference.predictions import Predictions
+from training.outcomes.hidden_listings import load_hidden_listings
+from training.outcomes.tables import OutcomeTables
+from training.reporting.provenance import format_time
 from vision.bundle import (
     Bundle,
     certificate_binding,
@@ -20,8 +24,11 @@ from vision.bundle import (
     seal_bundle,
 )
 from vision.calibration import Calibration
+from vision.errors import ListingVisionError
 
-__all__ = ["recalibrate", "recalibrate_from_plan", "recalibrate_from_scores"]
+__all__ = ["recalibrate", "recalibrate_from_outcomes", "recalibrate_from_plan", "recalibrate_from_scores"]
+
+_DAY_US = 86_400_000_000
 
 
 def recalibrate(
@@ -140,6 +147,47 @@ def recalibrate_from_plan(
         certifies=_list_facts(bundle, backend=backend, split=split),
     )
     return _write_bundle(bundle, folder, calibration)
+
+
+def recalibrate_from_outcomes(bundle: Bundle, folder: Path, *, tables: OutcomeTables, now_us: int) -> Bundle:
+    """Write a bundle whose thresholds follow from the outcomes of hidden listings too; all else stays.
+
+    Args:
+        bundle: certified with a part of delta for outcomes; it may have grown before.
+        folder: the new bundle.
+        tables: suggestions and outcomes of the gateways that served it.
+        now_us: the time, in microseconds since 1970; listings count once their waiting time is over.
+
+    Raises:
+        BundleError: `folder` exists.
+        ListingVisionError: nothing is kept for outcomes, or no hidden listing of the bundle's rule can be counted.
+    """
+    require_new_folder(folder)
+    plan = next((field.outcomes for field in bundle.calibration.fields if field.outcomes), None)
+    if plan is None:
+        raise ListingVisionError(
+            f"bundle {bundle.folder} keeps no part of delta for outcomes; certify it with `calibrate --outcomes-delta "
+            "0.01`, and serve that bundle: only outcomes of what it suggests can count"
+        )
+    until_us = now_us - plan.wait_days * _DAY_US
+    listings = load_hidden_listings(tables, bundle, wait_days=plan.wait_days, after_us=plan.until_us, until_us=until_us)
+    if len(listings.first_us) == 0:
+        raise ListingVisionError(
+            f"no hidden listing of this bundle, of those that are not counted yet, is {plan.wait_days} days old, the "
+            "time in which outcomes may be reported; wait"
+        )
+    fields = (
+        grow_guarantee(field, listings, bundle.taxonomy, until_us=until_us) if field.outcomes else field
+        for field in bundle.calibration.fields
+    )
+    num_listings = plan.num_listings + len(listings.first_us)
+    described = f"{num_listings} listings that were hidden before the answer, until {format_time(until_us / 1e6)}"
+    if listings.num_other:
+        others = ", ".join(f"{release} ({num})" for release, num in listings.num_other.items())
+        described += f"; hidden suggestions of other rules are left out: {others}"
+    files = tables.describe()["files_sha256"]
+    certifies = {**bundle.calibration.certifies, "outcomes": described, "outcome_files": files}
+    return _write_bundle(bundle, folder, replace(bundle.calibration, fields=tuple(fields), certifies=certifies))
 
 
 def _list_facts(bundle: Bundle, *, backend: str, split: str) -> dict[str, str]:

@@ -8,7 +8,7 @@ from vision.errors import ManifestError
 from vision.manifest import Manifest
 from vision.taxonomy import Taxonomy
 
-__all__ = ["OutcomeManifests", "build_outcome_manifests"]
+__all__ = ["OutcomeManifests", "build_outcome_manifests", "find_brand_id"]
 
 
 class OutcomeManifests(NamedTuple):
@@ -61,7 +61,7 @@ def _label(row: dict[str, Any], taxonomy: Taxonomy, names: "Counter[str]") -> di
     elif row["brand_kind"] == "BRAND":
         brand = row["brand_id"]
     elif row["brand_kind"] == "OTHER":
-        known = _find_brand_id(row["brand_name"], taxonomy)
+        known = find_brand_id(row["brand_name"], taxonomy)
         brand = known or ""
         if known is None:
             names[row["brand_name"].strip()] += 1
@@ -72,8 +72,8 @@ def _label(row: dict[str, Any], taxonomy: Taxonomy, names: "Counter[str]") -> di
     return labels
 
 
-def _find_brand_id(name: str, taxonomy: Taxonomy) -> str | None:
-    """The id of the brand that a seller wrote by one of its names or aliases."""
+def find_brand_id(name: str, taxonomy: Taxonomy) -> str | None:
+    """Return the id of the brand that a seller wrote by one of its names or aliases; None: the taxonomy lacks it."""
     wanted = name.strip().casefold()
     for brand in taxonomy.brands:
         if wanted in {text.casefold() for text in (brand.id, *brand.names.values(), *brand.aliases)}:

@@ -20,6 +20,11 @@ _MEMORY_LIMIT = "2GB"
 _TABLES = ("suggestions", "outcomes", "shadows")
 _RELEASE = "model_version || coalesce('.' || left(calibration_version, 6), '')"
 """SQL of `Bundle.release`."""
+_NEWER_COLUMNS = (
+    "SELECT NULL::BOOL AS hidden, NULL::VARCHAR AS rule_version, NULL::INT AS num_fillable, "
+    "NULL::BOOL AS brand_fillable WHERE FALSE"
+)
+"""SQL of no row with the columns that files of earlier versions lack, and that are null in their rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,9 +150,7 @@ class OutcomeTables:
                 coalesce(brand_treatment = 'HIDDEN', false) AS brand_hidden
             FROM joined ORDER BY listing_id
         """
-        columns = self._connection.execute(query)
-        names = [column[0] for column in columns.description]
-        return [dict(zip(names, row, strict=True)) for row in columns.fetchall()]
+        return self.fetch_rows(query)
 
     def count_listings(self) -> dict[str, int]:
         """Distinct listings that each release made a suggestion for."""
@@ -155,6 +158,12 @@ class OutcomeTables:
             "SELECT release, count(DISTINCT listing_id) FROM suggestions GROUP BY 1 ORDER BY 1"
         ).fetchall()
         return dict(rows)
+
+    def fetch_rows(self, query: str, parameters: Sequence[Any] = ()) -> list[dict[str, Any]]:
+        """Return the rows of a query on the views `suggestions`, `outcomes`, `shadows` and `joined`, by column name."""
+        columns = self._connection.execute(query, list(parameters))
+        names = [column[0] for column in columns.description]
+        return [dict(zip(names, row, strict=True)) for row in columns.fetchall()]
 
     @property
     def num_outcomes(self) -> int:
@@ -237,7 +246,8 @@ def open_tables(
                 source = f"read_parquet({found!r}, union_by_name=true)" if found else "suggestions WHERE FALSE"
                 columns = "*" if found else "* EXCLUDE (release)"
                 name = "all_outcomes" if table == "outcomes" else table
-                connection.execute(f"CREATE VIEW {name} AS SELECT {columns}{release} FROM {source}")
+                newer = "" if table == "outcomes" else f" UNION ALL BY NAME {_NEWER_COLUMNS}"
+                connection.execute(f"CREATE VIEW {name} AS SELECT {columns}{release} FROM {source}{newer}")
             condition = "" if include_unverified else "WHERE suggestion_id_status = 'VALID'"
             connection.execute(f"CREATE VIEW outcomes AS SELECT * FROM all_outcomes {condition}")
             _create_views(connection, taxonomies)
@@ -290,7 +300,8 @@ def _create_views(connection: Any, taxonomies: Mapping[str, Taxonomy]) -> None:
             FROM last o LEFT JOIN suggestions e ON e.suggestion_uid = o.suggestion_uid
         )
         SELECT o.listing_id, o.time AS chosen_at, o.category_id AS chosen_category, o.brand_kind AS chosen_brand_kind,
-            o.brand_id AS chosen_brand, o.brand_name AS chosen_brand_name, o.category_treatment, o.brand_treatment,
+            o.brand_id AS chosen_brand, o.brand_name AS chosen_brand_name,
+            {_build_treatment("category")}, {_build_treatment("brand")},
             coalesce(own.lineage, other.lineage) AS lineage, s.* EXCLUDE (listing_id, time)
         FROM chosen o
         ASOF LEFT JOIN {answers} s ON o.listing_id = s.listing_id AND o.{until} >= s.time
@@ -298,6 +309,12 @@ def _create_views(connection: Any, taxonomies: Mapping[str, Taxonomy]) -> None:
         LEFT JOIN other_lineages other ON other.category_id = o.category_id
         """
         )
+
+
+def _build_treatment(field: str) -> str:
+    """SQL of a treatment: hidden too, if nothing else is reported, where the request said that it would be."""
+    column = f"{field}_treatment"
+    return f"CASE WHEN s.hidden AND o.{column} = 'UNSPECIFIED' THEN 'HIDDEN' ELSE o.{column} END AS {column}"
 
 
 def _build_columns(field: str, fields: Sequence[str]) -> tuple[str, str, str, str]:

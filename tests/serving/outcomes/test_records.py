@@ -109,10 +109,39 @@ def test_ids_may_be_of_any_release_in_use():
 def test_rows_of_suggestions_and_shadows_have_the_columns_of_their_tables():
     response = pb.ClassifyListingResponse(listing_id="a", model=pb.ModelVersion(version="2"))
     response.category_path.add(category_id="x", probability=0.5, action=pb.ACTION_PREFILL)
-    row = build_suggestion_row(pb.ClassifyListingRequest(photos=[pb.Photo(content=b"123")]), response, uid="1f")
+    request = pb.ClassifyListingRequest(photos=[pb.Photo(content=b"123")])
+    row = build_suggestion_row(request, response, uid="1f", rule_version="")
+    assert (row["hidden"], row["rule_version"], row["brand_fillable"]) == (False, None, False)
     assert (row["num_filled"], row["photo_bytes"], row["category_ids"]) == (1, 3, ["x"])
     assert set(row) == set(SCHEMAS["suggestions"].names)
     visible = pb.ClassifyListingResponse(model=pb.ModelVersion(version="1"))
     row = build_shadow_row(response, visible)
     assert (row["model_version"], row["answered_model_version"]) == ("2", "1")
     assert set(row) == set(SCHEMAS["shadows"].names)
+
+
+def count_fillable(*reasons):
+    """Levels that could be filled, of a path with these reasons; None is a level that is."""
+    response = pb.ClassifyListingResponse()
+    for reason in reasons:
+        response.category_path.add(not_prefilled=reason and pb.NotPrefilled(reason=f"NOT_PREFILLED_REASON_{reason}"))
+    return build_suggestion_row(pb.ClassifyListingRequest(), response, uid="1f", rule_version="r")["num_fillable"]
+
+
+def test_a_row_says_how_deep_another_threshold_could_fill():
+    assert count_fillable(None, "BELOW_THRESHOLD", "PARENT_NOT_PREFILLED") == 3
+    assert count_fillable("NOT_CERTIFIED", "CATCH_ALL_CATEGORY", "CATCH_ALL_CATEGORY") == 1
+    assert count_fillable(None, "PHOTOS_DISAGREE", "PHOTOS_DISAGREE") == 1
+    assert count_fillable("OUT_OF_SCOPE", "OUT_OF_SCOPE") == count_fillable("ANCESTOR_GIVEN", "ANCESTOR_GIVEN") == 0
+
+
+def test_a_brand_that_some_threshold_could_fill_is_one_with_a_probability_of_one_product():
+    def is_fillable(reason, **brand):
+        not_prefilled = pb.NotPrefilled(reason=f"NOT_PREFILLED_REASON_{reason}")
+        response = pb.ClassifyListingResponse(brand=pb.BrandSuggestion(not_prefilled=not_prefilled, **brand))
+        row = build_suggestion_row(pb.ClassifyListingRequest(), response, uid="1f", rule_version="r")
+        return row["brand_fillable"]
+
+    assert is_fillable("BELOW_THRESHOLD", probability=0.6)
+    assert not is_fillable("PHOTOS_DISAGREE", probability=0.6)
+    assert not is_fillable("OTHER_BRAND")

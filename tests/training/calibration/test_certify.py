@@ -120,6 +120,18 @@ def test_what_cannot_be_filled_has_no_part_in_the_test():
     assert certified.threshold == 0.5
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"outcomes_delta": 0.05}, "outcomes_delta is 0.05; it is part of delta, 0.05"),
+        ({"outcomes_delta": 0.01, "categories": "depth"}, "not each depth; leave outcomes_delta out"),
+    ],
+)
+def test_only_a_part_of_delta_can_be_kept_for_outcomes_and_only_for_the_path(wrong, message):
+    with pytest.raises(ListingVisionError, match=message):
+        Guarantee(**wrong)
+
+
 def test_a_perfect_model_is_filled_everywhere():
     scores = np.random.default_rng(3).random(300)
     always = certify_scores(scores, scores, np.ones(300, bool))

@@ -1,5 +1,8 @@
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from serving.outcomes.records import SCHEMAS
 from tests.support.helpers import create_small_taxonomy
 from tests.support.outcome_tables import create_outcome, create_suggestion, write_tables
 from training.outcomes.tables import open_tables
@@ -93,3 +96,19 @@ def test_a_path_is_accepted_by_its_deepest_prefilled_category(tmp_path):
     # Nothing was prefilled for the fourth; the fifth is prefilled below what the seller chose.
     assert found.accepted.tolist() == [True, True, False, False]
     assert found.filled.all()
+
+
+def test_a_listing_that_its_request_hid_is_unseen_and_files_of_earlier_versions_say_nothing_of_it(tmp_path):
+    suggestions = [create_suggestion("marked", 1, hidden=True), create_suggestion("shown", 1, hidden=False)]
+    outcomes = [create_outcome("marked", 2), create_outcome("shown", 2), create_outcome("old", 2)]
+    url = write_tables(tmp_path, suggestions, outcomes)
+    newer = ["hidden", "rule_version", "num_fillable", "brand_fillable"]
+    earlier = pa.Table.from_pylist([create_suggestion("old", 1)], schema=SCHEMAS["suggestions"]).drop_columns(newer)
+    pq.write_table(earlier, tmp_path / "suggestions" / "2026-01-01" / "old.parquet")
+    with open_tables(url, {"": create_small_taxonomy()}) as tables:
+        assert tables.load_outcomes("category_depth_1").hidden.tolist() == [True, False, False]  # marked, old, shown
+        assert [row["category_hidden"] for row in tables.load_choices()] == [True, False, False]
+    for name in ("0", "1"):
+        (tmp_path / "suggestions" / "2026-01-01" / f"{name}.parquet").unlink()
+    with open_tables(url, {"": create_small_taxonomy()}) as tables:
+        assert tables.fetch_rows("SELECT hidden, num_photos FROM suggestions") == [{"hidden": None, "num_photos": 2}]
