@@ -3,8 +3,9 @@
     python -m benchmarks.fairness [--bundle FOLDER] [--seconds 30]
 
 The victim classifies one photo of a phone at a time, first alone, then beside a caller with another token that keeps 20
-calls of 20 photos of 50 megapixels in flight and ignores retry delays. The flooding caller takes a part of the cores,
-which one on another machine would not; it stands beside.
+calls of 20 photos of 50 megapixels in flight, and tries a refused one again twice a second. That caller would run on
+another machine: it writes its 60 MiB to its connections without a library that copies them for each attempt. What it
+takes of these cores all the same stands beside.
 """
 
 import asyncio
@@ -15,6 +16,7 @@ import re
 import time
 import urllib.request
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import Queue
 from pathlib import Path
 from typing import Any
@@ -26,14 +28,14 @@ from PIL import Image
 from benchmarks.common import BUILD, create_parser, write_result
 from benchmarks.load import create_phone_photos
 from benchmarks.load.connections import CLASSIFY_METHOD
+from benchmarks.load.raw_connection import RawConnection, frame_message
 from benchmarks.serving import create_default_bundle, serve_gateway
 from listing_vision_client.errors import read_error_details
 from listing_vision_client.protocol import listing_vision_pb2 as pb
 from vision.runtime.cpus import count_usable_cores
-from vision.runtime.lifetime import keep_freed_memory_in_children
 
 NUM_FLOOD_CALLS = 20
-FLOOD_PAUSE_S = 0.02
+FLOOD_PAUSE_S = 0.5
 PHOTOS_PER_CALL = 20
 LARGE_SIDES_PX = (8000, 6250)
 DEADLINE_S = 5.0
@@ -114,18 +116,23 @@ def flood_until(address: str, until_s: float, results: "Queue[tuple[dict[str, in
 
     Its results are how its calls ended, and the processor time that it took, in seconds.
     """
+    photos = [pb.Photo(content=create_large_photo())] * PHOTOS_PER_CALL
+    message = frame_message(pb.ClassifyListingRequest(photos=photos).SerializeToString())
+    port = int(address.rpartition(":")[2])
+    counts: Counter[str] = Counter()
 
-    async def run() -> None:
-        photos = [pb.Photo(content=create_large_photo())] * PHOTOS_PER_CALL
-        request = pb.ClassifyListingRequest(photos=photos).SerializeToString()
-        caller = Caller(address, "flood")
-        await asyncio.gather(
-            *(caller.call_until(until_s, request, pause_s=FLOOD_PAUSE_S) for _ in range(NUM_FLOOD_CALLS))
-        )
-        await caller.close()
-        results.put((dict(caller.results), time.process_time()))
+    def call_until() -> None:
+        connection = RawConnection(port, token="flood", timeout_s=DEADLINE_S)
+        while time.monotonic() < until_s:
+            counts["ok" if connection.call(message) else "refused"] += 1
+            time.sleep(FLOOD_PAUSE_S)
+        connection.close()
 
-    asyncio.run(run())
+    with ThreadPoolExecutor(NUM_FLOOD_CALLS) as threads:
+        calls = [threads.submit(call_until) for _ in range(NUM_FLOOD_CALLS)]
+    for one in calls:
+        one.result()
+    results.put((dict(counts), time.process_time()))
 
 
 async def measure(address: str, status_url: str, seconds: float) -> dict[str, Any]:
@@ -134,8 +141,6 @@ async def measure(address: str, status_url: str, seconds: float) -> dict[str, An
     await quiet.call_until(time.monotonic() + seconds, request, pause_s=VICTIM_PAUSE_S)
     context = multiprocessing.get_context("spawn")
     results: Queue[tuple[dict[str, int], float]] = context.Queue()
-    # It copies its 60 MiB for every call; the kernel would otherwise map and zero their pages each time.
-    keep_freed_memory_in_children()
     until_s = time.monotonic() + seconds + START_S
     flood = context.Process(target=flood_until, args=(address, until_s, results))
     flood.start()

@@ -24,11 +24,13 @@ from benchmarks.load import (
     run_load,
 )
 from benchmarks.load.processes import CpuMeter, list_process_tree, measure_resident_mb, measure_resident_mb_by_name
+from benchmarks.load.raw_connection import RawConnection, frame_message
 from benchmarks.load.report import BUCKET_S
 from listing_vision_client.protocol import listing_vision_pb2 as pb
 from listing_vision_client.protocol import listing_vision_pb2_grpc as pb_grpc
 from listing_vision_client.protocol import reasons_pb2
 from serving.api.status import Refusal, abort
+from tests.support.gateway import PHOTO, run_gateway
 
 PHOTOS = [b"boots", b"mugs", b"bags"]
 HOSTILE = b"hostile"
@@ -436,3 +438,25 @@ def test_processes_are_counted_with_all_that_descend_from_them():
             subprocess.run(["kill", str(pid)], check=True)
         shell.wait(10)
     assert list_process_tree([shell.pid]) == []
+
+
+def test_a_raw_connection_makes_calls_of_any_size_one_after_another(bundle):
+    """And leaves a refused one, whose message the service does not read."""
+    small = pb.ClassifyListingRequest(photos=[{"content": PHOTO}])
+    large = pb.ClassifyListingRequest(photos=[{"content": PHOTO + bytes(9 << 20)}] * 3)
+    messages = [frame_message(one.SerializeToString()) for one in (small, large, pb.ClassifyListingRequest(), small)]
+
+    def call_all(port):
+        connection = RawConnection(port, timeout_s=20)
+        answers = [connection.call(message) for message in messages]
+        connection.close()
+        hurried = RawConnection(port, timeout_s=0.001)
+        answers.append(hurried.call(messages[1]))
+        hurried.close()
+        return answers
+
+    async def run():
+        async with run_gateway(bundle) as (gateway_server, _):
+            return await asyncio.to_thread(call_all, gateway_server.port)
+
+    assert asyncio.run(run()) == [True, True, False, True, False]

@@ -141,7 +141,7 @@ def test_right_outcomes_fill_deeper_and_wrong_ones_take_it_away(certified, tmp_p
     assert "by outcomes: a confidence of" in output
     assert f"the calibration listings alone certified {first.threshold:.3f}" in output
     assert "outcomes: 600 listings that were hidden before the answer" in output
-    assert "category_path, by outcomes: a confidence of" in (grown.folder / "model_card.md").read_text()
+    assert "Category, by outcomes: a confidence of" in (grown.folder / "model_card.md").read_text()
     counted_on = {one["field"]: one["counted_on"] for one in build_attestation(grown)["predicate"]["guarantees"]}
     assert counted_on == {"category_path": "hidden listings", "brand": "calibration listings"}
     # The grown bundle is served; its records continue the evidence, and a later reading does not begin again.
@@ -152,7 +152,7 @@ def test_right_outcomes_fill_deeper_and_wrong_ones_take_it_away(certified, tmp_p
     assert again.calibration.field("category_path").threshold <= path.threshold
     shop.sell(again, 150, right=False, name="worse")
     worse, output = grow(again, shop.url, tmp_path / "worse")
-    assert "category_path: never prefilled, only suggested: withdrawn by outcomes: of 850 hidden listings" in output
+    assert "Category: never prefilled, only suggested: withdrawn by outcomes: of 850 hidden listings" in output
     assert count_filled(worse) == 0
     sure = create_logits(worse, np.zeros(1, int), np.random.default_rng(0))[0]
     reasons = {step.not_prefilled.message.partition(":")[0] for step in answer(worse, sure).category_path}

@@ -105,13 +105,13 @@ TrainingLoop(
     machine=Machine(num_workers=0),
 ).run()
 assert len(resident_pages) == 50
-print(np.polyfit(range(30), resident_pages[20:], 1)[0])
+print(np.median(np.diff(resident_pages[20:])))
 """
 
 
 @pytest.mark.skipif(platform.system() != "Linux", reason="reads /proc")
 def test_fifty_epochs_do_not_grow(synthetic_dataset, tmp_path):
-    """A leak of a batch or a graph an epoch would be megabytes; the slope over the later epochs is looked at."""
+    """A leak of a batch or a graph would be megabytes in each epoch; the allocator may take some once."""
     command = [sys.executable, "-c", RUN, str(tmp_path / "run"), str(synthetic_dataset)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr

@@ -135,7 +135,8 @@ def test_thresholds_are_certified_on_what_the_device_decoded(triton, bundle, syn
     manifest = str(synthetic_dataset / "manifest.parquet")
     certified = {}
     for decode_in in ("triton", "gateway"):
-        calibrate(bundle.folder, manifest, tmp_path / decode_in, triton=triton.address, decode_in=decode_in)
+        options = {"triton": triton.address, "decode_in": decode_in}
+        calibrate(None, bundle.folder, tmp_path / decode_in, manifest, **options)
         certified[decode_in] = load_bundle(tmp_path / decode_in).calibration
     backends = {decode_in: calibration.certifies["backend"] for decode_in, calibration in certified.items()}
     assert backends == {"triton": "torch-cuda-nvjpeg", "gateway": "torch-cuda"}
