@@ -1,6 +1,7 @@
 """The pages of the status port: metrics, liveness, readiness."""
 
 import asyncio
+import threading
 from collections.abc import Callable, Mapping, Sequence
 
 import grpc
@@ -58,11 +59,9 @@ class StatusPages:
     def _check_liveness(self) -> HttpResponse:
         """Return 200 if the supervisor's event loop runs. This is another thread, which says nothing by itself."""
         if self._loop is not None:
-            turn = asyncio.run_coroutine_threadsafe(asyncio.sleep(0), self._loop)
-            try:
-                turn.result(LIVENESS_TIMEOUT_S)
-            except TimeoutError:
-                turn.cancel()
+            turn = threading.Event()
+            self._loop.call_soon_threadsafe(turn.set)
+            if not turn.wait(LIVENESS_TIMEOUT_S):
                 detail = f"the supervisor has not run for {LIVENESS_TIMEOUT_S:g} s\n"
                 return HttpResponse(503, "text/plain", detail.encode())
         return HttpResponse(200, "text/plain", b"alive\n")
