@@ -1,8 +1,11 @@
 """Static INT8 quantization of an exported model for CPUs by ONNX Runtime, with activation ranges from real photos."""
 
+import io
+import logging
 import tempfile
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -43,8 +46,7 @@ def export_quantized_onnx(model: Path, photos_nhwc: npt.NDArray[np.uint8], path:
         "minmax": CalibrationMethod.MinMax,
     }
     num_photos = len(photos_nhwc) - len(photos_nhwc) % _CALIBRATION_BATCH_SIZE or len(photos_nhwc)
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with tempfile.TemporaryDirectory() as folder, _silence_quantizer():
         prepared = Path(folder) / "prepared.onnx"
         quant_pre_process(str(model), str(prepared), skip_symbolic_shape=True)
         quantize_static(
@@ -60,6 +62,23 @@ def export_quantized_onnx(model: Path, photos_nhwc: npt.NDArray[np.uint8], path:
             calibrate_method=methods[method],
             extra_options={"CalibStridedMinMax": min(_CALIBRATION_BATCH_SIZE, num_photos)},
         )
+
+
+@contextmanager
+def _silence_quantizer() -> Iterator[None]:
+    """Drop what ONNX Runtime prints, warns of, and logs as information by the root logger: lines for most tensors."""
+
+    def is_kept(record: logging.LogRecord) -> bool:
+        return record.levelno > logging.INFO or "onnxruntime" not in record.pathname
+
+    root = logging.getLogger()
+    root.addFilter(is_kept)
+    try:
+        with redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        root.removeFilter(is_kept)
 
 
 class _PhotoReader:
