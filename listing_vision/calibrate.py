@@ -146,13 +146,7 @@ def calibrate(
     loaded, rows = load_bundle(bundle), Manifest.load(manifest)
     if plan is None:
         refuse_planned_rows(rows)
-    with open_predictor(
-        loaded,
-        triton,
-        decode_in,
-        engine=engine,  # type: ignore[arg-type]  # checked there
-        other_brands=other_brands,
-    ) as predictor:
+    with open_predictor(loaded, triton, decode_in, engine=engine, other_brands=other_brands) as predictor:
         work = _Calibration(
             bundle=loaded,
             rows=rows,

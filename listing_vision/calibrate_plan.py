@@ -67,13 +67,7 @@ def calibrate_plan(
     guarantee = Guarantee(alpha_category=alpha_category, alpha_brand=alpha_brand, delta=delta)
     loaded, known = load_bundle(bundle), Manifest.load(labelled)
     drawn_from = exclude_labelled(Manifest.load(unlabelled), known)
-    with open_predictor(
-        loaded,
-        triton,
-        decode_in,
-        engine=engine,  # type: ignore[arg-type]  # checked there
-        other_brands=other_brands,
-    ) as predictor:
+    with open_predictor(loaded, triton, decode_in, engine=engine, other_brands=other_brands) as predictor:
         backend = name_rendition_backend(predictor.backend, rendition_px)
         predictions = [predictor.predict(rows) for rows in (select_forecast_rows(known), drawn_from)]
     labelled_rows, unlabelled_rows = (

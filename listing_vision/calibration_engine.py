@@ -16,7 +16,6 @@ from vision.errors import EngineBroken, PhotoError
 from vision.runtime.progress import Progress
 
 if TYPE_CHECKING:
-    from training.inference.evaluated_model import EngineName
     from training.inference.predictions import Predictions
     from vision.manifest import Manifest
 
@@ -81,7 +80,7 @@ def open_predictor(
     triton: str | None,
     decode_in: DecodeIn = "gateway",
     *,
-    engine: "EngineName" = "onnxruntime",
+    engine: str = "onnxruntime",
     other_brands: bool = False,
 ) -> Iterator[ManifestPredictor]:
     """Open the bundle here, or connect to a Triton that serves it.

@@ -153,11 +153,6 @@ class Taxonomy:
         return paths
 
     @functools.cached_property
-    def leaf_paths_by_depth(self) -> npt.NDArray[np.int64]:
-        """(max_depth, num_leaves) `leaf_paths` with the leaves of one depth side by side in memory."""
-        return np.ascontiguousarray(self.leaf_paths.T)
-
-    @functools.cached_property
     def tree(self) -> CategoryTree:
         return build_category_tree(self.leaf_paths, len(self.categories))
 

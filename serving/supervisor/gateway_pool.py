@@ -19,10 +19,6 @@ __all__ = ["GatewayPool"]
 
 _log = logging.getLogger(__name__)
 
-_HEAP_VARIABLES = {"MALLOC_MMAP_MAX_": "0"}
-"""Environment of gateway processes: no large message is mapped for itself, so that it finds the memory of the last one.
-Receiving 60 MiB then holds the interpreter for 25 ms instead of 40 to 140, and others wait as long."""
-
 APPLY_TIMEOUT_S = 120.0
 """Longest time for a gateway process to load a release."""
 
@@ -156,9 +152,8 @@ class GatewayPool:
 
     async def _start_process(self) -> ManagedProcess:
         options = self._options
-        environment = {**_HEAP_VARIABLES, **self._metrics.build_environment()}
         process = await ManagedProcess.start(
-            "gateway process", "serving.supervisor.gateway_worker", options, environment
+            "gateway process", "serving.supervisor.gateway_worker", options, self._metrics.build_environment()
         )
         try:
             while options.traffic_split != self._options.traffic_split:  # it has changed meanwhile

@@ -92,8 +92,12 @@ def load_evaluated_model(
     )
 
 
-def open_engine(bundle: "Bundle", name: EngineName) -> "Engine":
+def open_engine(bundle: "Bundle", name: str) -> "Engine":
     """Open what runs a bundle in this process; it names its backend.
+
+    Args:
+        bundle: the model.
+        name: one of `EngineName`.
 
     Raises:
         ListingVisionError: no such engine.

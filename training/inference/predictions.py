@@ -80,9 +80,7 @@ def iterate_photos(
             return f"{url}: {error}"
 
     side = preprocessing.input_px
-    # Not feeders: these take 0.8 s to start, and on two cores they then decode no faster. 960 photos of Grocery Store
-    # took 2.2 s on threads, 3.2 s by a feeder with two decode workers, 2.5 s by two feeders that decode themselves. On
-    # many cores it is not measured.
+    # Not feeders, which on two cores start late and decode no faster (docs/log.md); with many cores it is not measured.
     with ThreadPoolExecutor(count_usable_cores()) as pool:
         upcoming = pool.map(prepare, batches[0] if batches else ())
         for i, rows in enumerate(batches):

@@ -26,7 +26,7 @@ def compute_certifying_wealth(errors: npt.ArrayLike, *, alpha: float, before: tu
     """Return the log of the wealth after each outcome, prod(1 + b (alpha - e)) on average over the bets b.
 
     At log(1 / delta) the error share is at most `alpha`, except with probability `delta`, at whichever outcome it is
-    reached. Without errors this takes about two fifths more outcomes than one exact test.
+    reached.
 
     Args:
         errors: (N,) 1 for an error and 0 for none, in the order of the listings.
