@@ -49,10 +49,15 @@ def install_node_packages(folder: Path) -> None:
 
 def prepare_go(folder: Path) -> dict[str, str]:
     """Generate the package shop/visionv1 in a GOPATH with Debian's grpc-go; return the environment for `go`."""
-    debian = "golang-go golang-google-grpc-dev protoc-gen-go protoc-gen-go-grpc protobuf-compiler"
+    # Without protobuf 1.5 named, apt-get takes 1.3 for grpc-go, which lacks google.golang.org/protobuf.
+    debian = (
+        "golang-go golang-google-grpc-dev golang-github-golang-protobuf-1-5-dev "
+        "protoc-gen-go protoc-gen-go-grpc protobuf-compiler"
+    )
     require_programs("go", "protoc", "protoc-gen-go", "protoc-gen-go-grpc", debian=debian)
-    if not (GO_SOURCES / "src" / "google.golang.org" / "grpc").is_dir():
-        pytest.skip(f"grpc-go is not installed, and Go modules are not fetched here (Debian: apt-get install {debian})")
+    modules = [GO_SOURCES / "src" / "google.golang.org" / name for name in ("grpc", "protobuf")]
+    if missing := [str(module) for module in modules if not module.is_dir()]:
+        pytest.skip(f"{', '.join(missing)} missing; Go modules are not fetched here (Debian: apt-get install {debian})")
     sources = folder / "src"
     (sources / "protos").mkdir(parents=True)
     shutil.copy(IMAGE, sources / "protos")
