@@ -1,19 +1,29 @@
 """Measure what each ingredient of the grocery recipe gives: short runs that differ in one thing.
 
-    python -m benchmarks.grocery_ablation [--seeds 0 1 2] [--epochs 6] [--photo-px 112]
+    python -m benchmarks.grocery_ablation [--seeds 0 1 2] [--epochs 6] [--photo-px 112] [--keep]
 
 The val split has 296 photos: the accuracy of one run has an error of about 4 points, so compare differences with the
 spread between seeds. The test split is not used. Results are written after each seed. Interrupted, the command resumes:
-finished runs of the same commit are not repeated, and runs of another commit have another folder.
+finished runs of the same commit are not repeated, and runs of another commit have another folder. With --keep, seeds of
+the committed result stay as they are and the others are added: each run names the commit that it is of.
 """
 
 import argparse
 import dataclasses
+import json
 import statistics
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import BUILD, create_parser, describe_commit, find_grocery_source, run_cli, write_result
+from benchmarks.common import (
+    BUILD,
+    RESULTS,
+    create_parser,
+    describe_commit,
+    find_grocery_source,
+    run_cli,
+    write_result,
+)
 from training.recipe import Recipe, Stage, load_recipe
 from training.run import Run
 from training.trainer.training_loop import TrainingLoop
@@ -52,7 +62,16 @@ def create_variants(made: Recipe) -> dict[str, Recipe]:
     return {name: dataclasses.replace(made, **change) for name, change in changes.items()}
 
 
-def train_model(recipe: Recipe, data: Path, folder: Path) -> dict[str, float]:
+def read_kept(asked: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
+    """Return the runs of the committed result by variant; none if it is of another size or of other variants."""
+    details = json.loads((RESULTS / "grocery_ablation.json").read_text())["details"]
+    runs: dict[str, list[dict[str, Any]]] = details["runs"]
+    is_same_size = all(details["setting"][key] == getattr(asked, key) for key in ("epochs", "photo_px"))
+    is_same = is_same_size and list(runs) == list(create_variants(base(asked.photo_px, asked.epochs)))
+    return runs if is_same else {}
+
+
+def train_model(recipe: Recipe, data: Path, folder: Path) -> dict[str, Any]:
     manifest = data / "manifest.parquet"
     trainer = TrainingLoop(
         recipe,
@@ -66,30 +85,34 @@ def train_model(recipe: Recipe, data: Path, folder: Path) -> dict[str, float]:
         raise SystemExit(75)
     records = Run(folder).metrics()
     return {
+        "seed": recipe.seed,
+        "commit": describe_commit(),
         "val_leaf_top1": records[-1]["val_leaf_top1"],
         "val_brand_top1": records[-1]["val_brand_top1"],
         "minutes": sum(record["seconds"] for record in records) / 60,
     }
 
 
-def write_results(asked: argparse.Namespace, results: dict[str, list[dict[str, float]]]) -> None:
-    seeds = asked.seeds[: len(results["recipe"])]
-    means = {name: statistics.mean(f["val_leaf_top1"] for f in runs) for name, runs in results.items()}
+def write_results(asked: argparse.Namespace, results: dict[str, list[dict[str, Any]]]) -> None:
+    seeds = [run["seed"] for run in results["recipe"]]
+    means = {name: statistics.mean(run["val_leaf_top1"] for run in runs) for name, runs in results.items()}
     metrics = {"seeds": float(len(seeds)), "recipe": means["recipe"]}
     metrics |= {f"{name}: points": 100 * (mean - means["recipe"]) for name, mean in means.items() if name != "recipe"}
-    setting = {**vars(asked), "seeds": seeds}
+    setting = {"epochs": asked.epochs, "photo_px": asked.photo_px, "seeds": seeds}
     write_result("grocery_ablation", metrics, {"setting": setting, "split": "val, 296 photos", "runs": results})
 
 
 def main() -> None:
     parser = create_parser(__doc__, epochs=6, photo_px=112)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--keep", action="store_true", help="add seeds to the committed result")
     asked = parser.parse_args()
     source = find_grocery_source()
     run_cli("data", "import", "grocery-store", source, "--output", FOLDER / "data")
     run_cli("data", "import", "grocery-store", source, "--iconic", "--output", FOLDER / "data-iconic")
-    results: dict[str, list[dict[str, float]]] = {}
-    for seed in asked.seeds:
+    results = read_kept(asked) if asked.keep else {}
+    kept = {run["seed"] for run in results.get("recipe", ())}
+    for seed in (seed for seed in asked.seeds if seed not in kept):
         for name, recipe in create_variants(base(asked.photo_px, asked.epochs)).items():
             data = FOLDER / ("data-iconic" if name == WITH_ICONIC else "data")
             folder = FOLDER / f"{name.replace(' ', '-')}-{asked.photo_px}px-{asked.epochs}-seed{seed}"
