@@ -15,10 +15,10 @@ import tracemalloc
 import numpy as np
 
 from benchmarks.common import write_result
-from training.trainer.hardware import keep_freed_memory
 from vision.calibration import BRAND_FIELD, PATH_FIELD, Calibration, FieldGuarantee
 from vision.decision import compute_prefilled, decide
 from vision.prediction.listings import predict_listings
+from vision.runtime.lifetime import keep_freed_memory
 from vision.taxonomy import Brand, Category, Taxonomy
 
 NUM_LISTINGS, NUM_PHOTOS = 1000, 3

@@ -1,6 +1,6 @@
 """Measure what one caller gets while another one floods the service with large photos.
 
-    python -m benchmarks.fairness [--bundle FOLDER] [--seconds 30]
+    python -m benchmarks.fairness [--bundle FOLDER] [--seconds 60]
 
 The victim classifies one photo of a phone at a time, first alone, then beside a caller with another token that keeps 20
 calls of 20 photos of 50 megapixels in flight, and tries a refused one again twice a second. That caller would run on
@@ -166,7 +166,7 @@ async def measure(address: str, status_url: str, seconds: float) -> dict[str, An
 
 
 def main() -> None:
-    options = create_parser(__doc__, bundle=None, seconds=30.0, status_port=8099).parse_args()
+    options = create_parser(__doc__, bundle=None, seconds=60.0, status_port=8099).parse_args()
     folder: Path = options.bundle or create_default_bundle()
     tokens = BUILD / "fairness" / "tokens"
     write_tokens(tokens)

@@ -19,7 +19,7 @@ from vision.decoding.fork_client import (
 from vision.decoding.fork_server import DecodeSettings
 from vision.decoding.time_limits import PhotoTimer, TimeLimits
 from vision.errors import PhotoError
-from vision.images import PhotoLimits, Preprocessing, check_bytes
+from vision.images import EncodedPhoto, PhotoLimits, Preprocessing, check_bytes
 
 __all__ = ["DecoderPool", "DecoderThreads"]
 
@@ -32,7 +32,7 @@ _TIME_LIMITS = TimeLimits(wall_s=30.0)
 
 @dataclass(eq=False)
 class _Job:
-    data: bytes
+    data: EncodedPhoto
     future: "asyncio.Future[PreparedPhoto]"
 
 
@@ -82,7 +82,7 @@ class DecoderPool:
         self._start_missing_workers()
         await asyncio.gather(*self._starting)
 
-    async def prepare(self, data: bytes) -> PreparedPhoto:
+    async def prepare(self, data: EncodedPhoto) -> PreparedPhoto:
         """The model's input for one encoded photo, or what was wrong with it; never raises a PhotoError.
 
         A photo that is cancelled while it waits is never decoded; one that a worker has begun is decoded to its end.
@@ -233,7 +233,7 @@ class DecoderThreads:
     async def start(self) -> None:
         """Do nothing: threads need no start."""
 
-    async def prepare(self, data: bytes) -> PreparedPhoto:
+    async def prepare(self, data: EncodedPhoto) -> PreparedPhoto:
         """The model's input for one encoded photo, or what was wrong with it; never raises a PhotoError."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._pool, prepare, data, self._preprocessing)

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vision.errors import PhotoError
-from vision.images import PhotoLimits, Preprocessing, check_bytes, prepare_photo
+from vision.images import EncodedPhoto, PhotoLimits, Preprocessing, check_bytes, prepare_photo
 
 __all__ = ["PHOTO_LIMITS", "PreparedPhoto", "find_size_error", "prepare"]
 
@@ -22,15 +22,15 @@ class PreparedPhoto:
     error: PhotoError | None
 
 
-def prepare(data: bytes, preprocessing: Preprocessing) -> PreparedPhoto:
+def prepare(data: EncodedPhoto, preprocessing: Preprocessing) -> PreparedPhoto:
     """Decode and resize one encoded photo in this thread."""
     try:
-        return PreparedPhoto(prepare_photo(data, preprocessing, PHOTO_LIMITS), None)
+        return PreparedPhoto(prepare_photo(bytes(data), preprocessing, PHOTO_LIMITS), None)
     except PhotoError as error:
         return PreparedPhoto(None, error)
 
 
-def find_size_error(data: bytes) -> PhotoError | None:
+def find_size_error(data: EncodedPhoto) -> PhotoError | None:
     """Return what is wrong with the number of bytes: none, or too many."""
     try:
         check_bytes(data, PHOTO_LIMITS)

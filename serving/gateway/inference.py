@@ -21,6 +21,7 @@ from vision.errors import (
     PhotoFetchTimedOut,
     PhotoServiceBusy,
 )
+from vision.images import EncodedPhoto
 
 __all__ = ["call_engine", "check_breaker", "infer_photos", "no_usable_photo_refusal"]
 
@@ -33,7 +34,11 @@ DEFAULT_RETRY_DELAY_S = 0.5
 
 
 async def infer_photos(
-    release: ServedRelease, photos: Sequence[bytes | PhotoError], *, fields: Sequence[str], with_embedding: bool = False
+    release: ServedRelease,
+    photos: Sequence[EncodedPhoto | PhotoError],
+    *,
+    fields: Sequence[str],
+    with_embedding: bool = False,
 ) -> EncodedInferenceResult:
     """Return an error or None for each photo, and the logits of the photos without error.
 
@@ -47,7 +52,7 @@ async def infer_photos(
         Refusal: no photo is usable, or the engine failed.
     """
     errors = [photo if isinstance(photo, PhotoError) else find_size_error(photo) for photo in photos]
-    contents = [p for p, error in zip(photos, errors, strict=True) if isinstance(p, bytes) and error is None]
+    contents = [p for p, error in zip(photos, errors, strict=True) if not isinstance(p, PhotoError) and error is None]
     logits = None
     if contents:
         infer = _infer_encoded if release.engine.infer_encoded else _infer_pixels
@@ -60,7 +65,7 @@ async def infer_photos(
 
 
 async def _infer_pixels(
-    release: ServedRelease, contents: Sequence[bytes], *, with_embedding: bool
+    release: ServedRelease, contents: Sequence[EncodedPhoto], *, with_embedding: bool
 ) -> tuple[Sequence[PhotoError | None], Logits | None]:
     with measure_stage("decode"):
         if len(contents) == 1:
@@ -77,7 +82,7 @@ async def _infer_pixels(
 
 
 async def _infer_encoded(
-    release: ServedRelease, contents: Sequence[bytes], *, with_embedding: bool
+    release: ServedRelease, contents: Sequence[EncodedPhoto], *, with_embedding: bool
 ) -> tuple[Sequence[PhotoError | None], Logits | None]:
     infer_encoded: InferEncoded | None = release.engine.infer_encoded
     assert infer_encoded is not None

@@ -14,6 +14,7 @@ from listing_vision_client.protocol import listing_vision_pb2_grpc as pb_grpc
 from listing_vision_client.protocol import reasons_pb2
 from serving.api import responses
 from serving.api.limits import MAX_LISTING_ID_CHARS
+from serving.api.listing_request import ListingRequest, NumberedRequest
 from serving.api.status import FieldViolation, Refusal, abort
 from serving.api.suggestion_id import SuggestionSigner
 from serving.auth.interceptor import CALLER
@@ -38,6 +39,7 @@ from serving.observability.stage_timer import collect_stage_timings, measure_sta
 from serving.rollout.release import ServedRelease
 from serving.rollout.router import Router
 from vision.errors import PhotoError
+from vision.images import EncodedPhoto
 from vision.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
@@ -94,8 +96,8 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
 
     async def ClassifyListing(
         self,
-        request: pb.ClassifyListingRequest,
-        context: "grpc.aio.ServicerContext[pb.ClassifyListingRequest, pb.ClassifyListingResponse]",
+        request: ListingRequest,
+        context: "grpc.aio.ServicerContext[ListingRequest, pb.ClassifyListingResponse]",
     ) -> pb.ClassifyListingResponse:
         try:
             return await self._classify_and_log(request, read_deadline_s(context), request_id=read_request_id(context))
@@ -104,12 +106,12 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
 
     async def ClassifyListings(
         self,
-        requests: AsyncIterator[pb.ClassifyListingsRequest],
-        context: "grpc.aio.ServicerContext[pb.ClassifyListingsRequest, pb.ClassifyListingsResponse]",
+        requests: AsyncIterator[NumberedRequest],
+        context: "grpc.aio.ServicerContext[NumberedRequest, pb.ClassifyListingsResponse]",
     ) -> None:
         request_id = read_request_id(context)
 
-        async def classify(request: pb.ClassifyListingRequest, deadline_s: float) -> pb.ClassifyListingResponse:
+        async def classify(request: ListingRequest, deadline_s: float) -> pb.ClassifyListingResponse:
             with tracing.span("listing"):
                 return await self._classify_and_log(
                     request, min(deadline_s, read_deadline_s(context)), request_id=request_id
@@ -174,7 +176,7 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
         return responses.build_taxonomy_response(taxonomy, language=request.language_code)
 
     async def _classify_and_log(
-        self, request: pb.ClassifyListingRequest, deadline_s: float, *, request_id: str
+        self, request: ListingRequest, deadline_s: float, *, request_id: str
     ) -> pb.ClassifyListingResponse:
         """Return the response; count and log the call, however it ends.
 
@@ -198,25 +200,25 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
         except Exception as error:
             # Internal details go to the log, not to the caller.
             result = "INTERNAL"
-            _log.exception("listing %r failed", request.listing_id[:MAX_LISTING_ID_CHARS])
+            _log.exception("listing %r failed", request.fields.listing_id[:MAX_LISTING_ID_CHARS])
             raise Refusal(reason="INTERNAL", message="the service failed; this is our fault") from error
         finally:
             seconds = time.monotonic() - started_s
             metrics.CALLS.labels(result, request_context.release.label).inc()
             metrics.CALL_SECONDS.labels(result, request_context.release.label).observe(seconds)
-            metrics.PHOTOS_PER_LISTING.observe(len(request.photos))
-            tracing.set_attributes(result=result, photos=len(request.photos), release=request_context.release.label)
+            metrics.PHOTOS_PER_LISTING.observe(len(request.contents))
+            tracing.set_attributes(result=result, photos=len(request.contents), release=request_context.release.label)
             _log.info(
                 "listing %r: %d photos, %s in %.1f ms",
-                request.listing_id[:MAX_LISTING_ID_CHARS],
-                len(request.photos),
+                request.fields.listing_id[:MAX_LISTING_ID_CHARS],
+                len(request.contents),
                 result,
                 seconds * 1000,
                 extra={"request_id": request_id, "caller": CALLER.get()},
             )
 
     async def _classify(
-        self, request: pb.ClassifyListingRequest, deadline_s: float, request_context: RequestContext
+        self, request: ListingRequest, deadline_s: float, request_context: RequestContext
     ) -> pb.ClassifyListingResponse:
         check_uris = self._photo_fetcher.check if self._photo_fetcher else None
         listing = validate_listing(request, check_uris=check_uris)
@@ -238,9 +240,9 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
         self._record(request, response, photos, uid=uid, rule_version=request_context.release.bundle.rule_version)
         return response
 
-    async def _load_photos(self, listing: ValidListing) -> list[bytes | PhotoError]:
+    async def _load_photos(self, listing: ValidListing) -> list[EncodedPhoto | PhotoError]:
         """Return each photo's bytes, or the error of one that could not be fetched."""
-        photos: list[bytes | PhotoError] = list(listing.contents)
+        photos: list[EncodedPhoto | PhotoError] = list(listing.contents)
         if listing.uris:
             assert self._photo_fetcher is not None
             with measure_stage("fetch"):
@@ -252,7 +254,7 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
     async def _route(
         self,
         listing: ValidListing,
-        photos: Sequence[bytes | PhotoError],
+        photos: Sequence[EncodedPhoto | PhotoError],
         request_context: RequestContext,
         *,
         time_s: float,
@@ -267,9 +269,9 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
 
     def _record(
         self,
-        request: pb.ClassifyListingRequest,
+        request: ListingRequest,
         response: pb.ClassifyListingResponse,
-        photos: Sequence[bytes | PhotoError],
+        photos: Sequence[EncodedPhoto | PhotoError],
         *,
         uid: str,
         rule_version: str,
@@ -278,9 +280,9 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
         for photo in response.photos:
             is_usable = photo.HasField("recognition")
             metrics.PHOTOS.labels("ok" if is_usable else reasons_pb2.PhotoErrorReason.Name(photo.error.reason)).inc()
-        if shadow := self.router.select_shadow(request.listing_id):
-            self.shadow_traffic.submit(shadow, [p for p in photos if isinstance(p, bytes)], response)
-        if self._recorder and request.listing_id:
+        if shadow := self.router.select_shadow(request.fields.listing_id):
+            self.shadow_traffic.submit(shadow, [p for p in photos if not isinstance(p, PhotoError)], response)
+        if self._recorder and request.fields.listing_id:
             self._recorder.record_suggestion(request, response, uid=uid, rule_version=rule_version)
 
 
@@ -309,7 +311,7 @@ def find_taxonomy(version: str, router: Router) -> Taxonomy:
 
 async def _classify_with_release(
     release: ServedRelease,
-    photos: Sequence[bytes | PhotoError],
+    photos: Sequence[EncodedPhoto | PhotoError],
     *,
     fields: Sequence[str],
     options: responses.ResponseOptions,

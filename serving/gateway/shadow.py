@@ -13,6 +13,7 @@ from serving.api.status import Refusal
 from serving.observability.metrics import SHADOWS
 from serving.observability.stage_timer import suppress_metrics
 from serving.rollout.release import ServedRelease
+from vision.images import EncodedPhoto
 
 if TYPE_CHECKING:
     from serving.outcomes.writer import Recorder
@@ -29,14 +30,14 @@ POLL_INTERVAL_S = 0.02
 """Between checks whether the gateway is idle."""
 TIMEOUT_S = 10.0
 
-Classify = Callable[[ServedRelease, str, list[bytes]], Awaitable[pb.ClassifyListingResponse]]
+Classify = Callable[[ServedRelease, str, list[EncodedPhoto]], Awaitable[pb.ClassifyListingResponse]]
 """Classify a listing's photos with a release. Raises Refusal."""
 
 
 @dataclass(frozen=True)
 class _QueuedListing:
     release: ServedRelease
-    contents: list[bytes]
+    contents: list[EncodedPhoto]
     visible_response: pb.ClassifyListingResponse
 
 
@@ -60,7 +61,7 @@ class ShadowTraffic:
         self._task: asyncio.Task[None] | None = None
 
     def submit(
-        self, release: ServedRelease, contents: Sequence[bytes], visible_response: pb.ClassifyListingResponse
+        self, release: ServedRelease, contents: Sequence[EncodedPhoto], visible_response: pb.ClassifyListingResponse
     ) -> None:
         """Queue a copy of a listing, or drop it.
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from listing_vision_client.protocol import listing_vision_pb2 as pb
+from serving.api.listing_request import ListingRequest, NumberedRequest
 from serving.api.status import Refusal, build_status
 
 __all__ = ["MAX_CONCURRENT_LISTINGS", "ListingStreams"]
@@ -17,7 +18,7 @@ LISTING_DEADLINE_S = 30.0
 POLL_INTERVAL_S = 0.02
 """Between checks for capacity."""
 
-Classify = Callable[[pb.ClassifyListingRequest, float], Awaitable[pb.ClassifyListingResponse]]
+Classify = Callable[[ListingRequest, float], Awaitable[pb.ClassifyListingResponse]]
 """Classify one listing within a deadline in seconds. Raises Refusal."""
 Write = Callable[[pb.ClassifyListingsResponse], Awaitable[Any]]
 
@@ -38,9 +39,7 @@ class ListingStreams:
         """End all streams: they stop reading and finish the listings that they have started."""
         self._closing.set()
 
-    async def serve(
-        self, requests: AsyncIterator[pb.ClassifyListingsRequest], classify: Classify, write: Write
-    ) -> None:
+    async def serve(self, requests: AsyncIterator[NumberedRequest], classify: Classify, write: Write) -> None:
         """Serve one stream to its end.
 
         Raises:
@@ -49,7 +48,7 @@ class ListingStreams:
         slots = asyncio.Semaphore(MAX_CONCURRENT_LISTINGS)
         writing = asyncio.Lock()
 
-        async def respond(request: pb.ClassifyListingsRequest) -> None:
+        async def respond(request: NumberedRequest) -> None:
             try:
                 response = await _classify_with_retries(request, classify)
                 async with writing:
@@ -77,13 +76,13 @@ class ListingStreams:
 
     async def _read_next(
         self,
-        requests: AsyncIterator[pb.ClassifyListingsRequest],
+        requests: AsyncIterator[NumberedRequest],
         slots: asyncio.Semaphore,
         closing: "asyncio.Task[Any]",
-    ) -> pb.ClassifyListingsRequest | None:
+    ) -> NumberedRequest | None:
         """Return the next listing once it may start; None at the end of the stream or when the service stops."""
 
-        async def read_when_capacity() -> pb.ClassifyListingsRequest | None:
+        async def read_when_capacity() -> NumberedRequest | None:
             await slots.acquire()
             while not self._has_low_priority_capacity(1):
                 await asyncio.sleep(POLL_INTERVAL_S)
@@ -97,9 +96,7 @@ class ListingStreams:
             reading.cancel()
 
 
-async def _classify_with_retries(
-    request: pb.ClassifyListingsRequest, classify: Classify
-) -> pb.ClassifyListingsResponse:
+async def _classify_with_retries(request: NumberedRequest, classify: Classify) -> pb.ClassifyListingsResponse:
     until_s = time.monotonic() + LISTING_DEADLINE_S
     while True:
         try:

@@ -16,8 +16,10 @@ from serving.api.limits import (
     MAX_REQUEST_ID_CHARS,
     REQUEST_LIMIT_BYTES,
 )
+from serving.api.listing_request import ListingRequest
 from serving.api.responses import ResponseOptions
 from serving.api.status import FieldViolation, Refusal
+from vision.images import EncodedPhoto
 from vision.taxonomy import Taxonomy
 
 __all__ = [
@@ -40,7 +42,7 @@ RESERVED_BYTES_PER_URI = 8 << 20
 class ValidListing:
     """A listing whose request keeps to the contract."""
 
-    contents: list[bytes]
+    contents: list[EncodedPhoto]
     """Encoded photos; empty where a URI is given instead."""
     uris: dict[int, str]
     """URIs of the photos to fetch, by photo index."""
@@ -62,7 +64,7 @@ class ValidListing:
 
 
 def validate_listing(
-    request: pb.ClassifyListingRequest, *, check_uris: Callable[[Mapping[str, str]], None] | None
+    request: ListingRequest, *, check_uris: Callable[[Mapping[str, str]], None] | None
 ) -> ValidListing:
     """Return the listing of a request.
 
@@ -73,23 +75,22 @@ def validate_listing(
     Raises:
         Refusal: INVALID_ARGUMENT, naming the field.
     """
-    _check_listing_id(request.listing_id)
-    _check_photo_count(len(request.photos))
-    check_language_code(request.language_code)
-    num_alternatives = _read_alternative_count(request)
-    contents = [photo.content for photo in request.photos]
-    _check_size(sum(map(len, contents)))
-    uris = {i: photo.uri for i, photo in enumerate(request.photos) if photo.WhichOneof("source") == "uri"}
-    check_photo_uris({f"photos[{i}].uri": uri for i, uri in uris.items()}, check_uris)
+    fields = request.fields
+    _check_listing_id(fields.listing_id)
+    _check_photo_count(len(request.contents))
+    check_language_code(fields.language_code)
+    num_alternatives = _read_alternative_count(fields)
+    _check_size(request.num_photo_bytes)
+    check_photo_uris({f"photos[{i}].uri": uri for i, uri in request.uris.items()}, check_uris)
     return ValidListing(
-        contents=contents,
-        uris=uris,
+        contents=request.contents,
+        uris=request.uris,
         options=ResponseOptions(
-            listing_id=request.listing_id,
+            listing_id=fields.listing_id,
             num_alternatives=num_alternatives,
-            language=request.language_code,
-            with_embedding=request.include_embedding,
-            ancestor_id=request.ancestor_category_id,
+            language=fields.language_code,
+            with_embedding=fields.include_embedding,
+            ancestor_id=fields.ancestor_category_id,
         ),
     )
 

@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from vision.engine import Logits
 from vision.errors import PhotoError
+from vision.images import EncodedPhoto
 
 __all__ = ["AsyncEngine", "EncodedInferenceResult", "InferEncoded"]
 
@@ -34,7 +35,7 @@ class EncodedInferenceResult(NamedTuple):
 
 
 class InferEncoded(Protocol):
-    async def __call__(self, photos: Sequence[bytes], *, with_embedding: bool = False) -> EncodedInferenceResult:
+    async def __call__(self, photos: Sequence[EncodedPhoto], *, with_embedding: bool = False) -> EncodedInferenceResult:
         """Infer from the encoded photos of one listing, each of at least one byte and at most the size limit."""
         ...
 

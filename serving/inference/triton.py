@@ -37,6 +37,7 @@ from serving.observability.stage_timer import measure_stage
 from vision.bundle import UNKNOWN_BACKEND
 from vision.engine import OUTPUT_NAMES, SCOPE_NAME, Logits
 from vision.errors import EngineBroken, EngineBusy, EngineError, EngineUnavailable
+from vision.images import EncodedPhoto
 
 __all__ = ["QUEUE_STAGE", "TritonEngine", "compute_max_concurrent_requests"]
 
@@ -137,7 +138,7 @@ class TritonEngine:
         return logits
 
     async def _queue_and_infer_encoded(
-        self, photos: Sequence[bytes], *, with_embedding: bool = False
+        self, photos: Sequence[EncodedPhoto], *, with_embedding: bool = False
     ) -> EncodedInferenceResult:
         """Infer in parts, so that a listing of many large photos does not occupy an instance for seconds."""
         outputs = self._list_outputs(with_embedding)
@@ -150,7 +151,7 @@ class TritonEngine:
         logits = Logits(*map(np.concatenate, zip(*(result.logits for result in results), strict=True)))
         return EncodedInferenceResult(errors, logits)
 
-    def _create_encoded_request(self, photos: Sequence[bytes], outputs: Sequence[str]) -> _Request:
+    def _create_encoded_request(self, photos: Sequence[EncodedPhoto], outputs: Sequence[str]) -> _Request:
         is_small = all(len(photo) <= MAX_SHARED_PHOTO_BYTES for photo in photos)
         return _Request(
             caller=CALLER_KEY.get(),
@@ -274,7 +275,7 @@ class TritonEngine:
         return parse_logits(response, len(photos_nhwc), outputs=outputs, address=self._address)
 
     async def _infer_encoded_listings(
-        self, listings: Sequence[Sequence[bytes]], *, outputs: Sequence[str]
+        self, listings: Sequence[Sequence[EncodedPhoto]], *, outputs: Sequence[str]
     ) -> list[EncodedInferenceResult]:
         """Infer from the photos of several listings in one request."""
         if len(listings) == 1:
@@ -282,7 +283,7 @@ class TritonEngine:
         result = await self._infer_encoded([photo for photos in listings for photo in photos], outputs)
         return result.split([len(photos) for photos in listings])
 
-    async def _infer_encoded(self, photos: Sequence[bytes], outputs: Sequence[str]) -> EncodedInferenceResult:
+    async def _infer_encoded(self, photos: Sequence[EncodedPhoto], outputs: Sequence[str]) -> EncodedInferenceResult:
         requested = [*(self._outputs[name] for name in outputs), self._errors_output]
         response = await self._model_infer(encode_files(photos), requested)
         errors = parse_photo_errors(response, len(photos))

@@ -15,6 +15,7 @@ from tritonclient.grpc import service_pb2
 from vision.decoding.fork_server import parse_photo_error
 from vision.engine import INPUT_NAME, OUTPUT_NAMES, Logits
 from vision.errors import EngineBroken, PhotoError
+from vision.images import EncodedPhoto
 
 __all__ = [
     "BACKEND_PARAMETER",
@@ -57,7 +58,7 @@ class InputTensor(NamedTuple):
     name: str
     datatype: str
     shape: Sequence[int]
-    chunks: Sequence[bytes]
+    chunks: Sequence[bytes | memoryview]
     """Its bytes, one part after another."""
 
 
@@ -65,7 +66,7 @@ def encode_pixels(photos_nhwc: npt.NDArray[np.uint8]) -> list[InputTensor]:
     return [InputTensor(INPUT_NAME, "UINT8", photos_nhwc.shape, [photos_nhwc.tobytes()])]
 
 
-def encode_files(photos: Sequence[bytes]) -> list[InputTensor]:
+def encode_files(photos: Sequence[EncodedPhoto]) -> list[InputTensor]:
     """Encoded photos as rows padded to the longest, and the length of each."""
     longest = max(map(len, photos))
     rows = [chunk for photo in photos for chunk in (photo, bytes(longest - len(photo)))]

@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from listing_vision_client.protocol import listing_vision_pb2 as pb
 from serving.api.limits import MAX_LISTING_ID_CHARS
+from serving.api.listing_request import ListingRequest
 from serving.api.status import FieldViolation, Refusal
 from serving.api.suggestion_id import SuggestionClaims
 from vision.taxonomy import Taxonomy
@@ -79,7 +80,7 @@ SCHEMAS = {
 
 
 def build_suggestion_row(
-    request: pb.ClassifyListingRequest, response: pb.ClassifyListingResponse, *, uid: str, rule_version: str
+    request: ListingRequest, response: pb.ClassifyListingResponse, *, uid: str, rule_version: str
 ) -> dict[str, Any]:
     """Return the row of a suggestion.
 
@@ -94,8 +95,8 @@ def build_suggestion_row(
         "suggestion_uid": uid,
         "num_photos": len(response.photos),
         "num_unusable": sum(photo.HasField("error") for photo in response.photos),
-        "photo_bytes": sum(len(photo.content) for photo in request.photos),
-        "hidden": request.hidden,
+        "photo_bytes": request.num_photo_bytes,
+        "hidden": request.fields.hidden,
         "rule_version": rule_version or None,
         "num_fillable": _count_fillable(response.category_path),
         "brand_fillable": _is_fillable(response.brand) and response.brand.HasField("probability"),

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from listing_vision_client.protocol import listing_vision_pb2 as pb
+from serving.api.listing_request import ListingRequest
 from serving.api.suggestion_id import SuggestionClaims
 from serving.observability.metrics import RECORDS
 from serving.outcomes.records import SCHEMAS, build_outcome_row, build_shadow_row, build_suggestion_row
@@ -88,7 +89,7 @@ class Recorder:
         return accepted
 
     def record_suggestion(
-        self, request: pb.ClassifyListingRequest, response: pb.ClassifyListingResponse, *, uid: str, rule_version: str
+        self, request: ListingRequest, response: pb.ClassifyListingResponse, *, uid: str, rule_version: str
     ) -> bool:
         """Add a suggestion that was returned; see `add` and `build_suggestion_row`."""
         return self.add("suggestions", build_suggestion_row(request, response, uid=uid, rule_version=rule_version))

@@ -21,6 +21,7 @@ from serving.observability.metrics import create_series
 from serving.rollout.circuit_breaker import CircuitBreaker
 from vision.bundle import UNKNOWN_BACKEND, Bundle
 from vision.errors import EngineBusy, EngineError
+from vision.images import EncodedPhoto
 
 __all__ = ["Decoders", "OnReleaseChange", "ServedRelease"]
 
@@ -41,7 +42,7 @@ class Decoders(Protocol):
 
     async def close(self) -> None: ...
 
-    async def prepare(self, data: bytes) -> PreparedPhoto:
+    async def prepare(self, data: EncodedPhoto) -> PreparedPhoto:
         """Decode one photo; never raises a PhotoError."""
         ...
 

@@ -21,17 +21,22 @@ from serving.processes.control import Command, ControlServer
 from serving.processes.sockets import format_address, process_control_path
 from serving.rollout.traffic_split import TrafficSplit
 from vision.runtime.cli import run_command
-from vision.runtime.lifetime import die_with_parent
+from vision.runtime.lifetime import die_with_parent, keep_freed_memory
 from vision.runtime.repeated_lines import limit_repeated_lines
 
 __all__ = ["main"]
 
 _log = logging.getLogger(__name__)
 
+MAX_FREED_BYTES = 256 << 20
+"""Freed memory that a process keeps for the next large message: gRPC copies one of 60 MiB twice, and the kernel would
+zero the pages of each copy again, while the process answers nobody."""
+
 
 def main(options: str, descriptor: int) -> None:
     die_with_parent(signal.SIGTERM)
     limit_repeated_lines()
+    keep_freed_memory(MAX_FREED_BYTES)
     asyncio.run(_serve(ServeOptions.from_json(options), socket.socket(fileno=descriptor)))
 
 

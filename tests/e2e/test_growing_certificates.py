@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from listing_vision.cli import app
 from listing_vision_client.protocol import listing_vision_pb2 as pb
+from serving.api.listing_request import ListingRequest
 from serving.api.responses import ResponseOptions, build_response
 from serving.api.suggestion_id import SuggestionSigner
 from serving.outcomes.writer import Recorder
@@ -94,7 +95,9 @@ class Shop:
             response = answer(bundle, logits, listing_id=f"{name}-{number}")
             signed, uid = self._signer.sign(listing_id=response.listing_id, caller="", model=response.model)
             request = pb.ClassifyListingRequest(listing_id=response.listing_id, hidden=hidden)
-            recorder.record_suggestion(request, response, uid=uid, rule_version=bundle.rule_version)
+            recorder.record_suggestion(
+                ListingRequest.create(request), response, uid=uid, rule_version=bundle.rule_version
+            )
             chosen = bundle.taxonomy.leaf_ids[leaf] if right else find_other_root(bundle.taxonomy, leaf)
             outcome = pb.ReportOutcomeRequest(suggestion_id=signed, category_id=chosen)
             recorder.record_outcome(outcome, *self._signer.verify(signed, caller=""), [bundle.taxonomy], caller="")

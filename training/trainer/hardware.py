@@ -1,8 +1,6 @@
 """Settings of a training run that depend on the machine: they change the speed, not what is learnt."""
 
-import ctypes
 import os
-import platform
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -11,15 +9,11 @@ import torch
 from training.errors import RunError
 from vision.runtime.cpus import count_usable_cores
 
-__all__ = ["Machine", "keep_freed_memory"]
+__all__ = ["Machine"]
 
 MIN_WORKERS_TO_AUGMENT = 12
 """Loader processes that distort photos faster than a GPU does one by one: 1,300 photos/s against 750 with 15 beside an
 H100, `tf_efficientnet_lite2` at 224 px, batch 64, not compiled (benchmarks/results/gpu.json, training)."""
-
-# glibc's malloc.h.
-_M_TRIM_THRESHOLD = -1
-_M_MMAP_MAX = -4
 
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 AugmentOn = Literal["auto", "loader", "device"]
@@ -89,17 +83,3 @@ class Machine:
 
     def compiles(self, device: torch.device) -> bool:
         return device.type == "cuda" if self.compile is None else self.compile
-
-
-def keep_freed_memory() -> None:
-    """Make glibc keep what is freed instead of returning it to the kernel; does nothing elsewhere.
-
-    By default each activation of a few megabytes is mapped again for every step, and the kernel zeroes its pages again:
-    5.9 million page faults in 24 steps at 160 px and 27 % of the processor time in the kernel, against 0.6 million and
-    8 %; 27 photos/s against 40 (`python -m benchmarks.training_speed`, batch 32, `tf_efficientnet_lite0`, 2 cores).
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return
-    libc = ctypes.CDLL("libc.so.6")
-    libc.mallopt(_M_MMAP_MAX, 0)
-    libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)

@@ -17,7 +17,7 @@ from training.inference.pretrained import check_photo_sizes, create_backbone
 from training.recipe import Recipe, Stage
 from training.trainer.distillation import Teacher
 from training.trainer.distributed import Ranks
-from training.trainer.hardware import Machine, keep_freed_memory
+from training.trainer.hardware import Machine
 from training.trainer.loading.augmentation import distort_batch
 from training.trainer.loading.dataloader import Batch
 from training.trainer.loading.sampler import compute_sampling_weights
@@ -27,6 +27,7 @@ from training.trainer.optimizer import create_optimizer, create_scheduler, find_
 from vision.bundle import Bundle
 from vision.manifest import Labels
 from vision.model import ListingClassifier, ModelSpec, Outputs
+from vision.runtime.lifetime import keep_freed_memory
 from vision.taxonomy import Taxonomy
 
 __all__ = ["StepResult", "TrainStep"]

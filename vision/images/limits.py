@@ -3,6 +3,7 @@ allocated."""
 
 import struct
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from vision.errors import PhotoEmpty, PhotoTooManyBytes, PhotoTooManyPixels, PhotoUnreadable
 from vision.images.jpeg_segments import (
@@ -13,7 +14,10 @@ from vision.images.jpeg_segments import (
     iterate_jpeg_segments,
 )
 
-__all__ = ["PhotoLimits", "check_bytes", "check_cost", "check_pixels"]
+__all__ = ["EncodedPhoto", "PhotoLimits", "check_bytes", "check_cost", "check_pixels"]
+
+EncodedPhoto: TypeAlias = bytes | memoryview
+"""The bytes of a photo's file; a view may belong to a message that has more photos."""
 
 _MAX_JPEG_SEGMENTS = 1000
 """Pillow reads them one by one and joins those of EXIF, in time that grows with their square. Phones write some dozens;
@@ -33,7 +37,7 @@ class PhotoLimits:
     min_side_px: int = 8
 
 
-def check_bytes(data: bytes | memoryview, limits: PhotoLimits) -> None:
+def check_bytes(data: EncodedPhoto, limits: PhotoLimits) -> None:
     """Check the size in bytes of an encoded photo.
 
     Raises:

@@ -4,6 +4,7 @@ import pytest
 from listing_vision_client.errors import CallFailed
 from listing_vision_client.protocol import listing_vision_pb2 as pb
 from serving.api.limits import REQUEST_LIMIT_BYTES
+from serving.api.listing_request import ListingRequest
 from serving.api.status import Refusal
 from serving.gateway.validation import validate_listing
 from tests.support.gateway import PHOTO, call_gateway
@@ -42,21 +43,22 @@ def test_bad_requests_name_the_field(bundle, photos, options, reason, field, met
 
 @pytest.mark.parametrize("code", ["ja", "en-GB", "zh-Hant-TW", ""])
 def test_a_language_tag_is_taken(code):
-    validate_listing(pb.ClassifyListingRequest(photos=[{"content": PHOTO}], language_code=code), check_uris=None)
+    request = pb.ClassifyListingRequest(photos=[{"content": PHOTO}], language_code=code)
+    validate_listing(ListingRequest.create(request), check_uris=None)
 
 
 @pytest.mark.parametrize("code", ["j", "日本語", "en_GB", "en-", "x" * 100])
 def test_what_is_no_language_tag_is_named(code):
     request = pb.ClassifyListingRequest(photos=[{"content": PHOTO}], language_code=code)
     with pytest.raises(Refusal) as refused:
-        validate_listing(request, check_uris=None)
+        validate_listing(ListingRequest.create(request), check_uris=None)
     assert refused.value.reason == refused.value.violations[0].reason == "LANGUAGE_CODE_INVALID"
 
 
 def test_photos_beyond_the_limit_together_are_refused_with_the_limit():
     request = pb.ClassifyListingRequest(photos=[{"content": b"x" * (REQUEST_LIMIT_BYTES // 4 + 1)}] * 4)
     with pytest.raises(Refusal) as refused:
-        validate_listing(request, check_uris=None)
+        validate_listing(ListingRequest.create(request), check_uris=None)
     assert (refused.value.reason, refused.value.code) == ("REQUEST_TOO_LARGE", grpc.StatusCode.RESOURCE_EXHAUSTED)
     assert refused.value.metadata == {"limit": REQUEST_LIMIT_BYTES, "value": REQUEST_LIMIT_BYTES + 4}
 
@@ -64,7 +66,7 @@ def test_photos_beyond_the_limit_together_are_refused_with_the_limit():
 def test_a_service_that_fetches_nothing_names_each_uri():
     request = pb.ClassifyListingRequest(photos=[{"content": PHOTO}, {"uri": "https://example.com/a.jpg"}])
     with pytest.raises(Refusal) as refused:
-        validate_listing(request, check_uris=None)
+        validate_listing(ListingRequest.create(request), check_uris=None)
     assert (refused.value.reason, refused.value.code) == ("PHOTO_URIS_DISABLED", grpc.StatusCode.UNIMPLEMENTED)
     assert [one.field for one in refused.value.violations] == ["photos[1].uri"]
 

@@ -5,10 +5,13 @@ from dataclasses import replace
 import pytest
 
 from listing_vision_client.protocol import listing_vision_pb2 as pb
+from serving.api.listing_request import ListingRequest
 from serving.api.status import Refusal
 from serving.api.suggestion_id import SuggestionClaims
 from serving.outcomes.records import SCHEMAS, build_outcome_row, build_shadow_row, build_suggestion_row
 from tests.support.helpers import create_small_taxonomy
+
+EMPTY_REQUEST = ListingRequest.create(pb.ClassifyListingRequest())
 
 
 def create_outcome(listing_id="known", **fields):
@@ -109,7 +112,7 @@ def test_ids_may_be_of_any_release_in_use():
 def test_rows_of_suggestions_and_shadows_have_the_columns_of_their_tables():
     response = pb.ClassifyListingResponse(listing_id="a", model=pb.ModelVersion(version="2"))
     response.category_path.add(category_id="x", probability=0.5, action=pb.ACTION_PREFILL)
-    request = pb.ClassifyListingRequest(photos=[pb.Photo(content=b"123")])
+    request = ListingRequest.create(pb.ClassifyListingRequest(photos=[pb.Photo(content=b"123")]))
     row = build_suggestion_row(request, response, uid="1f", rule_version="")
     assert (row["hidden"], row["rule_version"], row["brand_fillable"]) == (False, None, False)
     assert (row["num_filled"], row["photo_bytes"], row["category_ids"]) == (1, 3, ["x"])
@@ -125,7 +128,7 @@ def count_fillable(*reasons):
     response = pb.ClassifyListingResponse()
     for reason in reasons:
         response.category_path.add(not_prefilled=reason and pb.NotPrefilled(reason=f"NOT_PREFILLED_REASON_{reason}"))
-    return build_suggestion_row(pb.ClassifyListingRequest(), response, uid="1f", rule_version="r")["num_fillable"]
+    return build_suggestion_row(EMPTY_REQUEST, response, uid="1f", rule_version="r")["num_fillable"]
 
 
 def test_a_row_says_how_deep_another_threshold_could_fill():
@@ -139,7 +142,7 @@ def test_a_brand_that_some_threshold_could_fill_is_one_with_a_probability_of_one
     def is_fillable(reason, **brand):
         not_prefilled = pb.NotPrefilled(reason=f"NOT_PREFILLED_REASON_{reason}")
         response = pb.ClassifyListingResponse(brand=pb.BrandSuggestion(not_prefilled=not_prefilled, **brand))
-        row = build_suggestion_row(pb.ClassifyListingRequest(), response, uid="1f", rule_version="r")
+        row = build_suggestion_row(EMPTY_REQUEST, response, uid="1f", rule_version="r")
         return row["brand_fillable"]
 
     assert is_fillable("BELOW_THRESHOLD", probability=0.6)

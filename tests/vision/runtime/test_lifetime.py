@@ -88,3 +88,19 @@ def test_children_use_freed_memory_again_without_asking_the_kernel():
 )
 def test_large_buffers_of_children_lie_on_huge_pages():
     assert count_page_faults_of_child(count=1, size_mib=96) < 16_000  # of 24,576 small pages, mapped each time
+
+
+COUNT_PAGE_FAULTS_OF_KEPT_MEMORY = """
+import sys
+from vision.runtime.lifetime import keep_freed_memory
+keep_freed_memory(int(sys.argv.pop()))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's malloc is told")
+@pytest.mark.parametrize(("max_mib", "keeps"), [(256, True), (16, False)])
+def test_a_process_uses_freed_memory_again_up_to_its_limit(max_mib, keeps):
+    code = COUNT_PAGE_FAULTS_OF_KEPT_MEMORY + COUNT_PAGE_FAULTS
+    command = [sys.executable, "-c", code, "2", "60", str(max_mib << 20)]
+    num_faults = int(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+    assert (num_faults < 2_000) == keeps  # of 30,720 pages that it uses
