@@ -3,17 +3,19 @@
     python -m benchmarks.grocery_ablation [--seeds 0 1 2] [--epochs 6] [--photo-px 112] [--keep]
 
 The val split has 296 photos: the accuracy of one run has an error of about 4 points, so compare differences with the
-spread between seeds. The test split is not used. Results are written after each seed. Interrupted, the command resumes:
-finished runs of the same commit are not repeated, and runs of another commit have another folder. With --keep, seeds of
-the committed result stay as they are and the others are added: each run names the commit that it is of.
+spread between seeds. The test split is not used. Interrupted, the command resumes: finished runs of the same commit are
+not repeated, and runs of another commit have another folder. The result is written after each run. With --keep, the
+runs of the committed result stay as they are and the others are added: each names its seed and the commit that it is
+of, and a variant is compared with the recipe over the seeds that both have.
 """
 
 import argparse
 import dataclasses
+import itertools
 import json
 import statistics
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from benchmarks.common import (
     BUILD,
@@ -33,6 +35,10 @@ from vision.taxonomy import Taxonomy
 FOLDER = BUILD / "grocery_ablation" / describe_commit()
 WITH_ICONIC = "with iconic photos"
 """The variant of the same recipe with one more training photo of each class, by the shop."""
+
+
+Runs: TypeAlias = dict[str, list[dict[str, Any]]]
+"""Seed, commit, accuracies and minutes of each run, by variant."""
 
 
 def base(photo_px: int, epochs: int) -> Recipe:
@@ -62,13 +68,12 @@ def create_variants(made: Recipe) -> dict[str, Recipe]:
     return {name: dataclasses.replace(made, **change) for name, change in changes.items()}
 
 
-def read_kept(asked: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
-    """Return the runs of the committed result by variant; none if it is of another size or of other variants."""
+def read_kept(asked: argparse.Namespace) -> Runs:
+    """Return the runs of the committed result; none if they are of another size, or do not name their seeds."""
     details = json.loads((RESULTS / "grocery_ablation.json").read_text())["details"]
-    runs: dict[str, list[dict[str, Any]]] = details["runs"]
     is_same_size = all(details["setting"][key] == getattr(asked, key) for key in ("epochs", "photo_px"))
-    is_same = is_same_size and list(runs) == list(create_variants(base(asked.photo_px, asked.epochs)))
-    return runs if is_same else {}
+    runs: Runs = details["runs"]
+    return runs if is_same_size and all("seed" in run for run in itertools.chain(*runs.values())) else {}
 
 
 def train_model(recipe: Recipe, data: Path, folder: Path) -> dict[str, Any]:
@@ -93,33 +98,36 @@ def train_model(recipe: Recipe, data: Path, folder: Path) -> dict[str, Any]:
     }
 
 
-def write_results(asked: argparse.Namespace, results: dict[str, list[dict[str, Any]]]) -> None:
-    seeds = [run["seed"] for run in results["recipe"]]
-    means = {name: statistics.mean(run["val_leaf_top1"] for run in runs) for name, runs in results.items()}
-    metrics = {"seeds": float(len(seeds)), "recipe": means["recipe"]}
-    metrics |= {f"{name}: points": 100 * (mean - means["recipe"]) for name, mean in means.items() if name != "recipe"}
-    setting = {"epochs": asked.epochs, "photo_px": asked.photo_px, "seeds": seeds}
-    write_result("grocery_ablation", metrics, {"setting": setting, "split": "val, 296 photos", "runs": results})
+def write_results(asked: argparse.Namespace, runs: Runs) -> None:
+    of_recipe = {run["seed"]: run["val_leaf_top1"] for run in runs["recipe"]}
+    metrics = {"seeds": float(len(of_recipe)), "recipe": statistics.mean(of_recipe.values())}
+    for name, found in runs.items():
+        gains = [run["val_leaf_top1"] - of_recipe[run["seed"]] for run in found if run["seed"] in of_recipe]
+        if name != "recipe" and gains:
+            metrics[f"{name}: points"] = 100 * statistics.mean(gains)
+    setting = {"epochs": asked.epochs, "photo_px": asked.photo_px}
+    write_result("grocery_ablation", metrics, {"setting": setting, "split": "val, 296 photos", "runs": runs})
 
 
 def main() -> None:
     parser = create_parser(__doc__, epochs=6, photo_px=112)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--keep", action="store_true", help="add seeds to the committed result")
+    parser.add_argument("--keep", action="store_true", help="add runs to those of the committed result")
     asked = parser.parse_args()
     source = find_grocery_source()
     run_cli("data", "import", "grocery-store", source, "--output", FOLDER / "data")
     run_cli("data", "import", "grocery-store", source, "--iconic", "--output", FOLDER / "data-iconic")
-    results = read_kept(asked) if asked.keep else {}
-    kept = {run["seed"] for run in results.get("recipe", ())}
-    for seed in (seed for seed in asked.seeds if seed not in kept):
-        for name, recipe in create_variants(base(asked.photo_px, asked.epochs)).items():
-            data = FOLDER / ("data-iconic" if name == WITH_ICONIC else "data")
-            folder = FOLDER / f"{name.replace(' ', '-')}-{asked.photo_px}px-{asked.epochs}-seed{seed}"
-            figures = train_model(dataclasses.replace(recipe, seed=seed), data, folder)
-            results.setdefault(name, []).append(figures)
-            print(f"{name:26} seed {seed}: {figures['val_leaf_top1']:.1%}, {figures['minutes']:.1f} min", flush=True)
-        write_results(asked, results)
+    runs = read_kept(asked) if asked.keep else {}
+    variants = create_variants(base(asked.photo_px, asked.epochs))
+    for seed, (name, recipe) in itertools.product(asked.seeds, variants.items()):
+        done = runs.setdefault(name, [])
+        if any(run["seed"] == seed for run in done):
+            continue
+        data = FOLDER / ("data-iconic" if name == WITH_ICONIC else "data")
+        folder = FOLDER / f"{name.replace(' ', '-')}-{asked.photo_px}px-{asked.epochs}-seed{seed}"
+        done.append(train_model(dataclasses.replace(recipe, seed=seed), data, folder))
+        print(f"{name} seed {seed}: {done[-1]['val_leaf_top1']:.1%}, {done[-1]['minutes']:.1f} min", flush=True)
+        write_results(asked, runs)
 
 
 if __name__ == "__main__":
