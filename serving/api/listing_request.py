@@ -13,7 +13,7 @@ from vision.images import EncodedPhoto
 __all__ = ["ListingRequest", "NumberedRequest"]
 
 MAX_FIELDS = 100
-"""Of a message that is parsed here; protobuf parses one with more, in C."""
+"""Limit for a message that is parsed here; protobuf parses one with more, in C."""
 _LENGTH_DELIMITED = 2
 _CONTENT_TAG = pb.Photo.CONTENT_FIELD_NUMBER << 3 | _LENGTH_DELIMITED
 
