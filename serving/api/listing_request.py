@@ -1,7 +1,8 @@
 """A listing's request, parsed without copying its photos.
 
 protobuf copies each photo when it parses the message and again when its bytes are read. For a message of 60 MiB this
-blocks the event loop, and with it all other callers of the process, for 30 ms. Here photos are views of the message.
+blocks the event loop, and with it all other callers of the process, for tens of milliseconds. Here photos are views of
+the message.
 """
 
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ __all__ = ["ListingRequest", "NumberedRequest"]
 
 MAX_FIELDS = 100
 """Limit for a message that is parsed here; protobuf parses one with more, in C."""
+MAX_TAG_BYTES = 5
 _LENGTH_DELIMITED = 2
 _CONTENT_TAG = pb.Photo.CONTENT_FIELD_NUMBER << 3 | _LENGTH_DELIMITED
 
@@ -117,7 +119,7 @@ def _scan(message: memoryview) -> Iterator[tuple[int, int, int, int]]:
         if at == len(message):
             return
         start = at
-        tag, at = _read_varint(message, at)
+        tag, at = _read_varint(message, at, max_bytes=MAX_TAG_BYTES)
         begin = at
         match tag & 7:
             case 0:
@@ -138,10 +140,10 @@ def _scan(message: memoryview) -> Iterator[tuple[int, int, int, int]]:
         raise ValueError("too many fields")
 
 
-def _read_varint(message: memoryview, at: int) -> tuple[int, int]:
+def _read_varint(message: memoryview, at: int, *, max_bytes: int = 10) -> tuple[int, int]:
     """Return the number and where it ends."""
     number = 0
-    for i, byte in enumerate(message[at : at + 10]):
+    for i, byte in enumerate(message[at : at + max_bytes]):
         number |= (byte & 0x7F) << 7 * i
         if byte < 0x80:
             return number, at + i + 1

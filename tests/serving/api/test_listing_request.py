@@ -78,6 +78,7 @@ def test_odd_requests_are_read_as_protobuf_reads_them(message):
         PHOTO_TAG + b"\xff" * 11,
         b"\x00\x01",
         b"\x7f",
+        b"\x92\x80\x80\x80\x80\x00" + encode_field(b"", encode_field(CONTENT_TAG, b"a")),  # a tag of six bytes
         encode_field(PHOTO_TAG, CONTENT_TAG + b"\x05abc"),
         encode_field(PHOTO_TAG, encode_field(URI_TAG, b"\xff\xfe")),
     ],
