@@ -8,6 +8,8 @@ the message.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from google.protobuf.message import DecodeError
+
 from listing_vision_client.protocol import listing_vision_pb2 as pb
 from vision.images import EncodedPhoto
 
@@ -15,17 +17,21 @@ __all__ = ["ListingRequest", "NumberedRequest"]
 
 MAX_FIELDS = 100
 """Limit for a message that is parsed here; protobuf parses one with more, in C."""
+MAX_OTHER_BYTES = 1 << 20
+"""Limit for all but the photos, and for a message that is not parsed here: protobuf copies it, unknown fields too."""
+MIN_VIEWED_SHARE = 0.5
+"""Views keep the whole message in memory; where the photos are a smaller share of it, they are copied."""
 MAX_TAG_BYTES = 5
 _LENGTH_DELIMITED = 2
 _CONTENT_TAG = pb.Photo.CONTENT_FIELD_NUMBER << 3 | _LENGTH_DELIMITED
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ListingRequest:
     """A `ClassifyListingRequest` as received."""
 
     fields: pb.ClassifyListingRequest
-    """All fields but the photos."""
+    """All other fields; the photos too where protobuf parsed the whole message."""
     contents: list[EncodedPhoto]
     """Encoded photos; empty where a URI, or nothing, is given instead."""
     uris: dict[int, str]
@@ -37,27 +43,33 @@ class ListingRequest:
 
     @classmethod
     def parse(cls, message: bytes | memoryview) -> "ListingRequest":
-        """Raises DecodeError: it is no such message."""
+        """Raises DecodeError: it is no such message, or has more than `MAX_OTHER_BYTES` beside its photos."""
         photos, rest = _split(message, pb.ClassifyListingRequest.PHOTOS_FIELD_NUMBER)
-        return cls.create(pb.ClassifyListingRequest.FromString(rest), photos)
-
-    @classmethod
-    def create(cls, fields: pb.ClassifyListingRequest, photos: list[memoryview] | None = None) -> "ListingRequest":
-        """Args: photos: as `Photo` messages, before those of `fields`. Raises DecodeError: one is no such message."""
-        contents: list[EncodedPhoto] = []
-        uris: dict[int, str] = {}
-        for serialized in photos or ():
+        request = cls.create(pb.ClassifyListingRequest.FromString(rest))
+        for serialized in photos:
             content = _find_content(serialized)
             if content is None:
-                _add_photo(pb.Photo.FromString(bytes(serialized)), contents, uris)
+                request._add_photo(pb.Photo.FromString(bytes(serialized)))
             else:
-                contents.append(content)
-        for photo in fields.photos:
-            _add_photo(photo, contents, uris)
-        return cls(fields, contents, uris)
+                request.contents.append(content)
+        if request.num_photo_bytes < MIN_VIEWED_SHARE * len(message):
+            request.contents[:] = map(bytes, request.contents)
+        return request
+
+    @classmethod
+    def create(cls, request: pb.ClassifyListingRequest) -> "ListingRequest":
+        created = cls(request, [], {})
+        for photo in request.photos:
+            created._add_photo(photo)
+        return created
+
+    def _add_photo(self, photo: pb.Photo) -> None:
+        if photo.WhichOneof("source") == "uri":
+            self.uris[len(self.contents)] = photo.uri
+        self.contents.append(photo.content)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class NumberedRequest:
     """A `ClassifyListingsRequest` as received."""
 
@@ -66,33 +78,31 @@ class NumberedRequest:
 
     @classmethod
     def parse(cls, message: bytes | memoryview) -> "NumberedRequest":
-        """Raises DecodeError: it is no such message."""
+        """Raises DecodeError: as for `ListingRequest`."""
         requests, rest = _split(message, pb.ClassifyListingsRequest.REQUEST_FIELD_NUMBER)
         if len(requests) == 1:
             return cls(pb.ClassifyListingsRequest.FromString(rest).sequence, ListingRequest.parse(requests[0]))
         # Several are parts of one.
-        whole = pb.ClassifyListingsRequest.FromString(bytes(message))
+        whole = pb.ClassifyListingsRequest.FromString(_check_other_bytes(bytes(message)))
         return cls(whole.sequence, ListingRequest.create(whole.request))
-
-
-def _add_photo(photo: pb.Photo, contents: list[EncodedPhoto], uris: dict[int, str]) -> None:
-    if photo.WhichOneof("source") == "uri":
-        uris[len(contents)] = photo.uri
-    contents.append(photo.content)
 
 
 def _find_content(photo: memoryview) -> memoryview | None:
     """Return the content of a serialised `Photo` that has nothing else; None: it is another one."""
     try:
-        (tag, _, begin, end), *others = _scan(photo)
+        tag, _, begin, end = next(_scan(photo), (0, 0, 0, 0))
     except ValueError:
         return None
-    return photo[begin:end] if tag == _CONTENT_TAG and not others else None
+    return photo[begin:end] if tag == _CONTENT_TAG and end == len(photo) else None
 
 
 def _split(message: bytes | memoryview, number: int) -> tuple[list[memoryview], bytes]:
     """Return the payloads of a length-delimited field, and the message without it; nothing and the whole message where
-    that is for protobuf to parse, or to reject."""
+    that is for protobuf to parse, or to reject.
+
+    Raises:
+        DecodeError: what is for protobuf has more than `MAX_OTHER_BYTES`.
+    """
     view = memoryview(message)
     payloads: list[memoryview] = []
     others: list[memoryview] = []
@@ -103,8 +113,17 @@ def _split(message: bytes | memoryview, number: int) -> tuple[list[memoryview], 
             else:
                 others.append(view[start:end])
     except ValueError:
-        return [], bytes(message)
-    return payloads, b"".join(others)
+        return [], _check_other_bytes(bytes(message))
+    return payloads, _check_other_bytes(b"".join(others))
+
+
+def _check_other_bytes(message: bytes) -> bytes:
+    if len(message) > MAX_OTHER_BYTES:
+        raise DecodeError(
+            f"{len(message)} bytes beside the photos, or in more than {MAX_FIELDS} fields, exceed the limit of "
+            f"{MAX_OTHER_BYTES}"
+        )
+    return message
 
 
 def _scan(message: memoryview) -> Iterator[tuple[int, int, int, int]]:

@@ -64,8 +64,8 @@ class EarlyRejectionInterceptor(grpc.aio.ServerInterceptor):
             await asyncio.sleep(0)
             try:
                 return parse(message)
-            except DecodeError:
-                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the message is not a valid request")
+            except DecodeError as error:
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"the message is not a valid request: {error}")
 
         @contextmanager
         def expect(context: Any) -> Iterator[None]:

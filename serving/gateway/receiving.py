@@ -47,7 +47,11 @@ RETRY_DELAY_S = 1.0
 _HEADROOM = 4
 """A message is expected to be at most this multiple of its caller's usual size until the next check."""
 TRIM_INTERVAL_S = 0.1
-_LIBC = ctypes.CDLL(None)
+LARGE_BYTES = 32 << 20
+"""What a process frees after a message of this size, and keeps for the next one, is returned once none has come for
+`TRIM_IDLE_S`."""
+TRIM_IDLE_S = 10.0
+LIBC = ctypes.CDLL(None)
 
 
 @dataclass(eq=False)
@@ -133,6 +137,8 @@ class Receiver:
             raise deadline_refusal(deadline_s or 0.0) from None
         if found is not None:
             self._meter.count_message(peer, len(found))
+            if len(found) >= LARGE_BYTES:
+                self._schedule_trim(TRIM_IDLE_S)
         return found
 
     async def _read(
@@ -206,19 +212,24 @@ class Receiver:
             reception.timeout.reschedule(now_s)
             _log.warning("an incomplete message of %r is dropped: they take too much memory", reception.caller)
             metrics.INCOMPLETE_MESSAGES_DROPPED.inc()
-            self._schedule_trim()
+            self._schedule_trim(TRIM_INTERVAL_S)
         # With thousands of quiet connections a check takes milliseconds; it must not take a noticeable share of a core.
         self._schedule_check(max(CHECK_INTERVAL_S, MAX_CHECK_LOAD * (time.perf_counter() - began_s)))
 
-    def _schedule_trim(self) -> None:
-        """Return freed memory to the system soon: glibc keeps what gRPC's threads have freed."""
-        if self._trim_timer is None:
-            self._trim_timer = asyncio.get_running_loop().call_later(TRIM_INTERVAL_S, self._trim)
+    def _schedule_trim(self, delay_s: float) -> None:
+        """Return freed memory to the system after a time, unless that is due within `TRIM_INTERVAL_S`: glibc keeps what
+        gRPC's threads have freed, and the process what large messages have taken."""
+        loop = asyncio.get_running_loop()
+        if self._trim_timer is not None:
+            if self._trim_timer.when() <= loop.time() + TRIM_INTERVAL_S:
+                return
+            self._trim_timer.cancel()
+        self._trim_timer = loop.call_later(delay_s, self._trim)
 
     def _trim(self) -> None:
         self._trim_timer = None
-        if hasattr(_LIBC, "malloc_trim"):
-            asyncio.get_running_loop().run_in_executor(None, _LIBC.malloc_trim, 0)
+        if hasattr(LIBC, "malloc_trim"):
+            asyncio.get_running_loop().run_in_executor(None, LIBC.malloc_trim, 0)
 
     def _weigh(self, receptions: Sequence[_Reception]) -> dict[_Reception, int]:
         """Return the bytes that have arrived for each reception; those of one connection are split evenly."""

@@ -29,8 +29,8 @@ __all__ = ["main"]
 _log = logging.getLogger(__name__)
 
 MAX_FREED_BYTES = 256 << 20
-"""Freed memory that a process keeps for the next large message: gRPC copies one of 60 MiB twice, and the kernel would
-zero the pages of each copy again, while the process answers nobody."""
+"""Freed memory that a process keeps at its heap's end for the next large message: gRPC copies one of 60 MiB twice, and
+the kernel would zero the pages of each copy again, while the process answers nobody."""
 
 
 def main(options: str, descriptor: int) -> None:

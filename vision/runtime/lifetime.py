@@ -33,7 +33,8 @@ HEAP_VARIABLES = {
 """Environment that has glibc keep freed memory, and ask for huge pages where the kernel gives them to who asks.
 
 32 MiB is the largest threshold that glibc takes; up to 128 MiB at the heap's end are kept. What is larger, as a message
-of 20 photos, is mapped for each request: 60 MiB are 30 huge pages, or 15,360 of 4 KiB, each with a page fault."""
+of 20 photos, is mapped for each request, but for gateway processes, which `keep_freed_memory`: 60 MiB are 30 huge
+pages, or 15,360 of 4 KiB, each with a page fault."""
 
 
 def keep_freed_memory_in_children() -> None:
@@ -46,15 +47,18 @@ def keep_freed_memory_in_children() -> None:
 
 
 def keep_freed_memory(max_bytes: int = 2**31 - 1) -> None:
-    """Have glibc keep what this process frees, buffers of any size included; does nothing with another C library.
+    """Have glibc keep what this process frees, buffers of any size included.
+
+    Does nothing with another C library, or where `MALLOC_MMAP_MAX_` is set in the environment.
 
     By default each buffer of megabytes is mapped for itself, and the kernel zeroes its pages each time: a quarter of
     the processor time of training on a CPU (`python -m benchmarks.training_speed`).
 
     Args:
-        max_bytes: to keep at the heap's end, at most 2 GiB.
+        max_bytes: to keep at the heap's end, at most 2 GiB. What lies below something in use is kept besides, until
+            `malloc_trim` is called.
     """
-    if platform.libc_ver()[0] != "glibc":
+    if platform.libc_ver()[0] != "glibc" or "MALLOC_MMAP_MAX_" in os.environ:
         return
     libc = ctypes.CDLL("libc.so.6")
     libc.mallopt(_M_MMAP_MAX, 0)

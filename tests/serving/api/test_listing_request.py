@@ -1,10 +1,12 @@
 import random
+import sys
+from collections import Counter
 
 import pytest
 from google.protobuf.message import DecodeError
 
 from listing_vision_client.protocol import listing_vision_pb2 as pb
-from serving.api.listing_request import MAX_FIELDS, ListingRequest, NumberedRequest
+from serving.api.listing_request import MAX_FIELDS, MAX_OTHER_BYTES, ListingRequest, NumberedRequest
 
 PHOTOS = [pb.Photo(content=b"first"), pb.Photo(uri="https://shop/a.jpg"), pb.Photo(), pb.Photo(content=b"x" * 300)]
 REQUEST = pb.ClassifyListingRequest(
@@ -12,6 +14,10 @@ REQUEST = pb.ClassifyListingRequest(
 )
 MESSAGE = REQUEST.SerializeToString()
 PHOTO_TAG, CONTENT_TAG, URI_TAG = b"\x12", b"\x0a", b"\x12"
+
+
+def encode_field(tag, payload):
+    return tag + bytes([len(payload)]) + payload
 
 
 def read_by_protobuf(message):
@@ -33,10 +39,6 @@ def read(message):
     return fields, list(map(bytes, request.contents)), request.uris
 
 
-def encode_field(tag, payload):
-    return tag + bytes([len(payload)]) + payload
-
-
 def test_a_request_is_read_as_protobuf_reads_it():
     assert read(MESSAGE) == read_by_protobuf(MESSAGE)
     assert ListingRequest.parse(MESSAGE).num_photo_bytes == 305
@@ -46,6 +48,45 @@ def test_photos_are_views_of_the_message():
     found = ListingRequest.parse(MESSAGE).contents
     assert found[0].obj is MESSAGE
     assert found[3].obj is MESSAGE
+
+
+@pytest.mark.parametrize(
+    "padding", [b"\x7a\x81\x08" + bytes(1025), encode_field(PHOTO_TAG, encode_field(b"\x7a", bytes(125))) * 9]
+)
+def test_photos_do_not_keep_a_message_that_is_mostly_something_else(padding):
+    found = ListingRequest.parse(MESSAGE + padding).contents
+    assert found[:4] == ListingRequest.parse(MESSAGE).contents
+    assert all(isinstance(content, bytes) for content in found)
+
+
+def test_what_is_no_plain_photo_is_left_to_protobuf_after_its_first_field():
+    photo = pb.Photo(uri="u").SerializeToString() + b"\x40\x01" * 60
+    message = encode_field(PHOTO_TAG, photo)
+    num_calls = Counter()
+    sys.setprofile(lambda frame, event, _: num_calls.update([frame.f_code.co_name] if event == "call" else []))
+    try:
+        uris = ListingRequest.parse(message).uris
+    finally:
+        sys.setprofile(None)
+    assert uris == {0: "u"}
+    assert num_calls["_read_varint"] == 4  # tag and length, twice
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        MESSAGE + b"\x7a\x80\x80\x40" + bytes(MAX_OTHER_BYTES),
+        pb.ClassifyListingRequest(photos=[pb.Photo(content=bytes(MAX_OTHER_BYTES // 100))] * 101).SerializeToString(),
+        MESSAGE + b"\x7b" + b"\x0a\x80\x80\x40" + bytes(MAX_OTHER_BYTES) + b"\x7c",
+    ],
+)
+def test_a_large_message_that_is_not_photos_is_refused(message):
+    with pytest.raises(
+        DecodeError, match="bytes beside the photos, or in more than 100 fields, exceed the limit of 1048576"
+    ):
+        ListingRequest.parse(message)
+    with pytest.raises(DecodeError, match="exceed the limit"):
+        NumberedRequest.parse(pb.ClassifyListingsRequest(sequence=1).SerializeToString() + message)
 
 
 @pytest.mark.parametrize(

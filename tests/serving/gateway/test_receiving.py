@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import gc
 import tracemalloc
-from unittest.mock import AsyncMock
+from unittest.mock import AsyncMock, Mock
 
 import grpc
 import pytest
@@ -14,6 +14,7 @@ from benchmarks.load.stalled_upload import StalledUpload
 from listing_vision_client.errors import read_error_details
 from listing_vision_client.protocol import listing_vision_pb2 as pb
 from serving.api.status import Refusal
+from serving.gateway import receiving
 from serving.gateway.receiving import Receiver
 from tests.support.gateway import PHOTO, open_stub, run_gateway
 from tests.support.waiting import async_wait_until
@@ -52,6 +53,27 @@ def test_a_message_that_does_not_come_in_time_is_refused():
     with pytest.raises(Refusal) as refused:
         receive(asyncio.Event().wait, 0.01)
     assert refused.value.reason == "DEADLINE_TOO_SHORT"
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "is_returned"), [(receiving.LARGE_BYTES, True), (receiving.LARGE_BYTES - 1, False)]
+)
+def test_memory_of_large_messages_is_returned_once_none_has_come_for_a_while(monkeypatch, num_bytes, is_returned):
+    libc = Mock()
+    monkeypatch.setattr(receiving, "LIBC", libc)
+    monkeypatch.setattr(receiving, "TRIM_IDLE_S", 0.05)
+
+    async def run():
+        receiver = Receiver(num_held_bytes=lambda: 0, get_typical_bytes=lambda caller: None)
+        await receiver.receive(AsyncMock(return_value=bytes(num_bytes)), caller="a", peer="unix:", deadline_s=None)
+        assert not libc.malloc_trim.called
+        if is_returned:
+            await async_wait_until(lambda: libc.malloc_trim.called)
+        else:
+            await asyncio.sleep(0.2)
+
+    asyncio.run(run())
+    assert libc.malloc_trim.call_count == is_returned
 
 
 @contextlib.asynccontextmanager
