@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from google.protobuf.message import DecodeError
 
 from listing_vision_client.protocol import listing_vision_pb2 as pb
+from serving.api.limits import MAX_PHOTOS
 from vision.images import EncodedPhoto
 
 __all__ = ["ListingRequest", "NumberedRequest"]
 
-MAX_FIELDS = 100
+MAX_FIELDS = 1000
 """Limit for a message that is parsed here; protobuf parses one with more, in C."""
 MAX_OTHER_BYTES = 1 << 20
 """Limit for all but the photos, and for a message that is not parsed here: protobuf copies it, unknown fields too."""
@@ -46,6 +47,8 @@ class ListingRequest:
         """Raises DecodeError: it is no such message, or has more than `MAX_OTHER_BYTES` beside its photos."""
         photos, rest = _split(message, pb.ClassifyListingRequest.PHOTOS_FIELD_NUMBER)
         request = cls.create(pb.ClassifyListingRequest.FromString(rest))
+        if len(photos) > MAX_PHOTOS:  # they are refused by their number
+            return cls(request.fields, list(photos), {})
         for serialized in photos:
             content = _find_content(serialized)
             if content is None:

@@ -59,6 +59,11 @@ def test_photos_do_not_keep_a_message_that_is_mostly_something_else(padding):
     assert all(isinstance(content, bytes) for content in found)
 
 
+def test_too_many_large_photos_are_counted():
+    photos = [pb.Photo(content=bytes(MAX_OTHER_BYTES // 100))] * 150
+    assert len(ListingRequest.parse(pb.ClassifyListingRequest(photos=photos).SerializeToString()).contents) == 150
+
+
 def test_what_is_no_plain_photo_is_left_to_protobuf_after_its_first_field():
     photo = pb.Photo(uri="u").SerializeToString() + b"\x40\x01" * 60
     message = encode_field(PHOTO_TAG, photo)
@@ -76,13 +81,15 @@ def test_what_is_no_plain_photo_is_left_to_protobuf_after_its_first_field():
     "message",
     [
         MESSAGE + b"\x7a\x80\x80\x40" + bytes(MAX_OTHER_BYTES),
-        pb.ClassifyListingRequest(photos=[pb.Photo(content=bytes(MAX_OTHER_BYTES // 100))] * 101).SerializeToString(),
+        pb.ClassifyListingRequest(
+            photos=[pb.Photo(content=bytes(MAX_OTHER_BYTES // MAX_FIELDS))] * (MAX_FIELDS + 1)
+        ).SerializeToString(),
         MESSAGE + b"\x7b" + b"\x0a\x80\x80\x40" + bytes(MAX_OTHER_BYTES) + b"\x7c",
     ],
 )
 def test_a_large_message_that_is_not_photos_is_refused(message):
     with pytest.raises(
-        DecodeError, match="bytes beside the photos, or in more than 100 fields, exceed the limit of 1048576"
+        DecodeError, match="bytes beside the photos, or in more than 1000 fields, exceed the limit of 1048576"
     ):
         ListingRequest.parse(message)
     with pytest.raises(DecodeError, match="exceed the limit"):
