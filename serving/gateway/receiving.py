@@ -6,6 +6,7 @@ from the call's context.
 """
 
 import asyncio
+import contextvars
 import ctypes
 import logging
 import time
@@ -224,7 +225,8 @@ class Receiver:
             if self._trim_timer.when() <= loop.time() + TRIM_INTERVAL_S:
                 return
             self._trim_timer.cancel()
-        self._trim_timer = loop.call_later(delay_s, self._trim)
+        # A timer, cancelled or not, keeps its context until it is due, and a call's context keeps the call's message.
+        self._trim_timer = loop.call_later(delay_s, self._trim, context=contextvars.Context())
 
     def _trim(self) -> None:
         self._trim_timer = None
