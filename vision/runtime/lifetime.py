@@ -51,8 +51,8 @@ def keep_freed_memory(max_bytes: int = 2**31 - 1) -> None:
 
     Does nothing with another C library, or where `MALLOC_MMAP_MAX_` is set in the environment.
 
-    By default each buffer of megabytes is mapped for itself, and the kernel zeroes its pages each time: a quarter of
-    the processor time of training on a CPU (`python -m benchmarks.training_speed`).
+    By default each buffer of megabytes is mapped for itself, and the kernel zeroes its pages each time, which
+    slows training on a CPU (`python -m benchmarks.training_speed`) and large messages.
 
     Args:
         max_bytes: to keep at the heap's end, at most 2 GiB. What lies below something in use is kept besides, until

@@ -91,6 +91,19 @@ def test_large_buffers_of_children_lie_on_huge_pages():
     assert count_page_faults_of_child(count=1, size_mib=96) < 16_000  # of 24,576 small pages, mapped each time
 
 
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's malloc is told")
+def test_memory_used_again_costs_few_page_faults():
+    keep = "from vision.runtime.lifetime import keep_freed_memory; keep_freed_memory()\n"
+    variables = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+
+    def count(code: str) -> int:
+        command = [sys.executable, "-c", code, "2", "64"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, env=variables)
+        return int(done.stdout)
+
+    assert count(keep + COUNT_PAGE_FAULTS) < count(COUNT_PAGE_FAULTS) / 2
+
+
 MEASURE_KEPT_MEMORY = """
 import resource, sys
 from vision.runtime.lifetime import keep_freed_memory
