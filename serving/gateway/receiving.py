@@ -6,7 +6,6 @@ from the call's context.
 """
 
 import asyncio
-import contextvars
 import ctypes
 import logging
 import time
@@ -225,8 +224,7 @@ class Receiver:
             if self._trim_timer.when() <= loop.time() + TRIM_INTERVAL_S:
                 return
             self._trim_timer.cancel()
-        # A timer, cancelled or not, keeps its context until it is due, and a call's context keeps the call's message.
-        self._trim_timer = loop.call_later(delay_s, self._trim, context=contextvars.Context())
+        self._trim_timer = loop.call_later(delay_s, self._trim)
 
     def _trim(self) -> None:
         self._trim_timer = None
