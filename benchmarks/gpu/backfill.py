@@ -16,7 +16,7 @@ from benchmarks.feeding import cut_shards, open_pipeline
 from benchmarks.gpu.network import Network
 from vision.bundle import Bundle
 from vision.engine import Logits
-from vision.images.gpu_decoding import DeviceDecoder, find_plain_crop
+from vision.images.gpu_decoding import DecoderLibrary, DeviceDecoder, find_plain_crop
 
 __all__ = ["classify_on_cpu", "classify_on_gpu", "decode_on_cpu", "decode_on_gpu", "measure_rate", "repeat_paths"]
 
@@ -61,13 +61,20 @@ def classify_on_cpu(
     return np.concatenate([leaves[number] for number in sorted(leaves)])
 
 
-def decode_on_gpu(bundle: Bundle, device: torch.device, paths: list[Path], batch: int) -> None:
+def decode_on_gpu(
+    bundle: Bundle, device: torch.device, paths: list[Path], batch: int, library: DecoderLibrary | None = None
+) -> None:
     """Decode and scale files on the card, and drop the pixels."""
-    classify_on_gpu(bundle, lambda photos: (photos[:, 0, 0],), device, paths, batch)
+    classify_on_gpu(bundle, lambda photos: (photos[:, 0, 0],), device, paths, batch, library)
 
 
 def classify_on_gpu(
-    bundle: Bundle, run: Network, device: torch.device, paths: list[Path], batch: int
+    bundle: Bundle,
+    run: Network,
+    device: torch.device,
+    paths: list[Path],
+    batch: int,
+    library: DecoderLibrary | None = None,
 ) -> npt.NDArray[np.int64]:
     """Return the likeliest leaf of each photo, decoded as Triton's GPU model decodes it.
 
@@ -79,7 +86,7 @@ def classify_on_gpu(
 
     def answered(some: Sequence[Path]) -> npt.NDArray[np.int64]:
         if not hasattr(of_thread, "decoder"):
-            of_thread.decoder = DeviceDecoder(device)
+            of_thread.decoder = DeviceDecoder(device, library)
             of_thread.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         files = [path.read_bytes() for path in some]
         crops = [find_plain_crop(data, at_least_px=side) for data in files]

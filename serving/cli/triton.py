@@ -61,6 +61,10 @@ def repository(
             envvar="LISTING_VISION_SHADOW",
         ),
     ] = None,
+    gpu_decoder: Annotated[
+        str | None,
+        typer.Option(help="Library that decodes for --backend python-gpu: torchvision (default) or torchcodec."),
+    ] = None,
     require_signature: RequireSignature = None,
     replace: Annotated[
         bool, typer.Option("--replace", help="Replace existing models, for a start step that may run again.")
@@ -71,13 +75,18 @@ def repository(
     Example: listing-vision triton repository bundles/grocery models --backend onnxruntime
     """
     from serving.inference.model_names import CANARY_MODEL_NAME, MODEL_NAME, SHADOW_MODEL_NAME
-    from serving.triton.config import BACKENDS, RepositoryOptions
+    from serving.triton.config import BACKENDS, GPU_DECODERS, RepositoryOptions
     from serving.triton.repository import remove_model, write_repository
     from vision.bundle import load_bundle
 
     chosen = next((known for known in BACKENDS if known == backend), None)
     if chosen is None:
         raise typer.BadParameter(f"backend {backend!r} is not one of {', '.join(BACKENDS)}")
+    decoder = next((known for known in GPU_DECODERS if known == (gpu_decoder or GPU_DECODERS[0])), None)
+    if decoder is None:
+        raise typer.BadParameter(f"GPU decoder {gpu_decoder!r} is not one of {', '.join(GPU_DECODERS)}")
+    if gpu_decoder and chosen != "python-gpu":
+        raise typer.BadParameter(f"--gpu-decoder is for --backend python-gpu, not for {chosen}")
     if plan and (canary or shadow):
         raise typer.BadParameter("--plan belongs to one model; write canary and shadow into separate folders")
     folders = {MODEL_NAME: bundle, CANARY_MODEL_NAME: canary, SHADOW_MODEL_NAME: shadow}
@@ -85,10 +94,9 @@ def repository(
     for name, loaded in bundles.items():
         if replace:
             remove_model(output, name)
+        options = RepositoryOptions(backend=chosen, version=version, model_name=name, plan=plan, gpu_decoder=decoder)
         try:
-            path = write_repository(
-                loaded, output, RepositoryOptions(backend=chosen, version=version, model_name=name, plan=plan)
-            )
+            path = write_repository(loaded, output, options)
         except FileExistsError as error:
             raise ListingVisionError(str(error)) from error
         typer.echo(f"written: {path}")

@@ -51,7 +51,13 @@ _LOGITS_BACKENDS: dict[Backend, str] = {
     "python": ONNX_ON_CPU,
     "python-gpu": "torch-cuda",
 }
-_ENCODED_BACKENDS: dict[Backend, str] = {"python-gpu": "torch-cuda-nvjpeg"}
+GpuDecoder = Literal["torchvision", "torchcodec"]
+GPU_DECODERS: tuple[GpuDecoder, ...] = get_args(GpuDecoder)
+_ENCODED_BACKENDS: dict[GpuDecoder, str] = {
+    "torchvision": "torch-cuda-nvjpeg",
+    "torchcodec": "torch-cuda-torchcodec",
+}
+"""Both are nvJPEG; what they make of a photo is not promised to be the same."""
 _MAX_DECODERS_ON_CPU, _MAX_DECODERS_ON_GPU = 4, 8
 """Decode workers of an instance, started as listings need them: on a CPU there are two instances per core, on a GPU two
 in all, whose workers decode the photos that a GPU cannot decode."""
@@ -84,6 +90,8 @@ class RepositoryOptions:
     """Requests; when the queue is full Triton answers UNAVAILABLE at once."""
     queue_timeout_us: int = 5_000_000
     """A request that has waited so long is refused."""
+    gpu_decoder: GpuDecoder = "torchvision"
+    """Library that decodes on the GPU for `python-gpu`; the model does not load where it cannot."""
     isolate: bool = True
     """A model that decodes does so in decode workers, which a photo may crash; False: in the model's own process."""
     model_environment: Path | None = None
@@ -143,8 +151,9 @@ def build_model_config(bundle: Bundle, options: RepositoryOptions) -> "model_con
     # The old and the new version side by side while they are switched.
     config.version_policy.latest.num_versions = 2
     _set_parameter(config, BACKEND_PARAMETER, _LOGITS_BACKENDS[options.backend])
-    if options.backend in _ENCODED_BACKENDS:
-        _set_parameter(config, ENCODED_BACKEND_PARAMETER, _ENCODED_BACKENDS[options.backend])
+    if options.backend == "python-gpu":
+        _set_parameter(config, ENCODED_BACKEND_PARAMETER, _ENCODED_BACKENDS[options.gpu_decoder])
+        _set_parameter(config, "gpu_decoder", options.gpu_decoder)
     if options.decodes:  # such a model warms up by itself while loading
         _set_decoding_parameters(config, bundle, options)
     else:

@@ -7,10 +7,10 @@ import io
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal, NamedTuple, get_args
 
 import torch
-import torchvision
 from PIL import Image
 from torch.nn import functional
 
@@ -19,7 +19,15 @@ from vision.images.colour import find_srgb_transform
 from vision.images.jpeg import choose_jpeg_scale
 from vision.images.limits import PhotoLimits, check_cost
 
-__all__ = ["Box", "DeviceCrop", "DeviceDecoder", "find_plain_crop", "get_whole_box"]
+__all__ = [
+    "DECODER_LIBRARIES",
+    "Box",
+    "DecoderLibrary",
+    "DeviceCrop",
+    "DeviceDecoder",
+    "find_plain_crop",
+    "get_whole_box",
+]
 
 _JPEG_END_MARKER = b"\xff\xd9"
 _ORIENTATION_TAG = 0x0112
@@ -28,8 +36,13 @@ _UPRIGHT_ORIENTATIONS = (None, 0, 1)
 _LUMA_SAMPLINGS = {(1, 1), (2, 1), (1, 2), (2, 2), (4, 1)}
 """4:4:4, 4:2:2, 4:4:0, 4:2:0 and 4:1:1, a subset of `nvjpegChromaSubsampling_t`."""
 
-_DECODER_LOCK = threading.Lock()
-"""torchvision has one decoder per process; the next call would overwrite its buffers during decoding."""
+DecoderLibrary = Literal["torchvision", "torchcodec"]
+DECODER_LIBRARIES: tuple[DecoderLibrary, ...] = get_args(DecoderLibrary)
+"""torchvision's decoder is deprecated since 0.29 and has been measured; TorchCodec, from 0.17, succeeds it."""
+
+_TORCHVISION_LOCK = threading.Lock()
+"""torchvision has one decoder per process; the next call would overwrite its buffers during decoding. TorchCodec has
+several."""
 
 MAX_PIXELS_PER_CALL = 100_000_000
 """Pixels decoded at full size at a time, 3 bytes each: 300 MB, or two photos of the largest allowed size."""
@@ -127,25 +140,31 @@ def _has_plain_components(opened: Image.Image) -> bool:
 
 
 class DeviceDecoder:
-    """Decodes on one device; on a CPU too, where it is slow and the same.
+    """Decodes on one device; on a CPU too, where it is slow and the same."""
 
-    Raises:
-        DeviceDecoderUnavailable: this torchvision cannot decode on this device.
-    """
+    def __init__(self, device: torch.device, library: DecoderLibrary | None = None) -> None:
+        """Args:
+            device: that decodes.
+            library: that decodes; None: the first of `DECODER_LIBRARIES` that can.
 
-    def __init__(self, device: torch.device) -> None:
+        Raises:
+            DeviceDecoderUnavailable: no such library can decode on this device.
+        """
         self._device = device
         # torchvision's decoder allocates on the current stream and writes on another one that does not wait for it, so
         # that it overwrites what the current stream has yet to read (pytorch/vision#9606). Photos have a stream, and
         # with it memory, of their own here, which is empty whenever the decoder begins; so decoding also goes on
         # beside the step before.
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        try:
-            self.decode_files(_create_probe_files())
-        except (AttributeError, ImportError, RuntimeError) as error:
-            raise DeviceDecoderUnavailable(
-                f"torchvision {torchvision.__version__} cannot decode a JPEG on {device} ({_get_first_line(error)})"
-            ) from error
+        failures = []
+        for tried in (library,) if library else DECODER_LIBRARIES:
+            self.library: DecoderLibrary = tried
+            try:
+                self.decode_files(_create_probe_files())
+                return
+            except (AttributeError, ImportError, RuntimeError) as error:
+                failures.append(f"{tried}: {_get_first_line(error)}")
+        raise DeviceDecoderUnavailable(f"no JPEG can be decoded on {device} ({'; '.join(failures)})")
 
     def decode_crops(
         self, encoded: torch.Tensor, crops: Sequence[DeviceCrop | None], others_nhwc: torch.Tensor, *, photo_px: int
@@ -206,19 +225,39 @@ class DeviceDecoder:
         return self._decode_or_skip(files[:half]) + self._decode_or_skip(files[half:])
 
     def decode_files(self, files: list[torch.Tensor]) -> list[torch.Tensor]:
-        # Deprecated since torchvision 0.29, in favour of TorchCodec, and not yet removed: imported where it is used, so
-        # that its end is the end of this option only.
-        from torchvision.io import ImageReadMode, decode_jpeg
-
         if self._stream:
             self._stream.synchronize()
-        with _DECODER_LOCK, warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            photos: list[torch.Tensor] = decode_jpeg(files, mode=ImageReadMode.RGB, device=self._device)
+        decode, lock = _DECODE_WITH[self.library]
+        with lock:
+            photos = decode(files, self._device)
             if self._stream:
                 # Another thread's call must not find this one's photos half decoded.
                 self._stream.synchronize()
         return photos
+
+
+# Both are imported where they are used: one that is missing, or removed, is the end of this option only.
+def _decode_with_torchvision(files: list[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        photos: list[torch.Tensor] = decode_jpeg(files, mode=ImageReadMode.RGB, device=device)
+    return photos
+
+
+def _decode_with_torchcodec(files: list[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
+    from torchcodec.decoders import decode_jpeg
+
+    photos: list[torch.Tensor] = decode_jpeg(files, mode="RGB", device=device)
+    return photos
+
+
+_Decode = Callable[[list[torch.Tensor], torch.device], list[torch.Tensor]]
+_DECODE_WITH: dict[DecoderLibrary, tuple[_Decode, AbstractContextManager[object]]] = {
+    "torchvision": (_decode_with_torchvision, _TORCHVISION_LOCK),
+    "torchcodec": (_decode_with_torchcodec, nullcontext()),
+}
 
 
 def _group_crops(crops: Sequence[DeviceCrop]) -> Iterator[tuple[int, int]]:

@@ -27,6 +27,17 @@ def test_usage_errors_exit_2_and_name_the_flag(bundle, tmp_path):
     words = ("--backend", "tensorrt", "--plan", "model.plan", "--canary", bundle.folder)
     done = run("repository", bundle.folder, tmp_path, *words)
     assert (done.exit_code, "--plan" in done.output) == (2, True)
+    done = run("repository", bundle.folder, tmp_path, "--backend", "python-gpu", "--gpu-decoder", "dali")
+    assert (done.exit_code, "GPU decoder 'dali' is not one of" in done.output) == (2, True)
+    done = run("repository", bundle.folder, tmp_path, "--gpu-decoder", "torchcodec")
+    assert (done.exit_code, "--gpu-decoder is for --backend python-gpu" in done.output) == (2, True)
+
+
+def test_what_decodes_on_the_gpu_is_named_for_certificates(bundle, tmp_path):
+    for words, backend in (((), "torch-cuda-nvjpeg"), (("--gpu-decoder", "torchcodec"), "torch-cuda-torchcodec")):
+        output = tmp_path / backend
+        assert run("repository", bundle.folder, output, "--backend", "python-gpu", *words).exit_code == 0
+        assert f'"{backend}"' in (output / "listing_vision" / "config.pbtxt").read_text()
 
 
 def test_a_machine_that_cannot_run_it_fails_unless_that_is_allowed(monkeypatch):

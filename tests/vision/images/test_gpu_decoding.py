@@ -1,4 +1,5 @@
 import struct
+import sys
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from training.recipe import Recipe, Stage
 from training.trainer.loading.augmentation import create_crop
 from vision.errors import DeviceDecoderUnavailable
 from vision.images import Preprocessing, decode_photo, prepare_photo
-from vision.images.gpu_decoding import Box, DeviceDecoder, find_plain_crop
+from vision.images.gpu_decoding import DECODER_LIBRARIES, Box, DeviceDecoder, find_plain_crop
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(stages=(Stage(photo_px=48, epochs=1),))
@@ -32,10 +33,10 @@ def decode_with_pillow(data, seed=0):
     return torch.from_numpy(np.array(photo))
 
 
-def decode_on_device(*files, others=NONE):
+def decode_on_device(*files, others=NONE, library=None):
     crops = [find_crop(data) for data in files]
     joined = torch.frombuffer(bytearray(b"".join(files)), dtype=torch.uint8)
-    return DeviceDecoder(CPU).decode_crops(joined, crops, others, photo_px=48)
+    return DeviceDecoder(CPU, library).decode_crops(joined, crops, others, photo_px=48)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
@@ -130,11 +131,12 @@ def remove_quantization_tables(data):
     return data.replace(b"\xff\xdb", b"\xff\xfe")
 
 
-def test_a_refused_photo_leaves_the_others_as_they_are():
+@pytest.mark.parametrize("library", DECODER_LIBRARIES)
+def test_a_refused_photo_leaves_the_others_as_they_are(library):
     good, bad = encode_image(create_scene(200, 150)), remove_quantization_tables(encode_image(create_scene()))
-    photos, refused = decode_on_device(good, bad, good, good, bad)
+    photos, refused = decode_on_device(good, bad, good, good, bad, library=library)
     assert refused == [1, 4]
-    alone, _ = decode_on_device(good)
+    alone, _ = decode_on_device(good, library="torchvision")
     assert all(torch.equal(photos[index], alone[0]) for index in (0, 2, 3))
     assert not photos[[1, 4]].any()
 
@@ -162,23 +164,40 @@ def test_photos_too_large_to_be_held_together_are_decoded_in_turns(monkeypatch):
     assert torch.equal(in_turns, together)
 
 
-def test_a_device_that_cannot_decode_is_told_at_the_start(monkeypatch):
-    def refuse(*_, **__):
-        raise RuntimeError("torchvision not compiled with nvJPEG support\nmore")
+def refuse(*_, **__):
+    raise RuntimeError("not compiled with nvJPEG support\nmore")
 
+
+@pytest.fixture
+def no_torchvision(monkeypatch):
     monkeypatch.setattr("torchvision.io.decode_jpeg", refuse)
-    with pytest.raises(DeviceDecoderUnavailable, match=r"cannot decode a JPEG on cpu \(.*nvJPEG support\)"):
+
+
+def test_torchcodec_decodes_where_torchvision_cannot(no_torchvision):
+    assert DeviceDecoder(CPU).library == "torchcodec"
+    assert decode_on_device(encode_image(create_scene()))[1] == []
+
+
+def test_a_library_that_was_asked_for_is_not_replaced(no_torchvision):
+    with pytest.raises(DeviceDecoderUnavailable, match=r"on cpu \(torchvision: not compiled with nvJPEG support\)"):
+        DeviceDecoder(CPU, "torchvision")
+
+
+def test_a_device_that_cannot_decode_is_told_at_the_start(no_torchvision, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
+    with pytest.raises(DeviceDecoderUnavailable, match=r"\(torchvision: .*nvJPEG support; torchcodec: .*decoders"):
         DeviceDecoder(CPU)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that PyTorch can use")
-def test_a_gpu_decodes_what_the_cpu_decodes_while_it_is_busy():
+@pytest.mark.parametrize("library", DECODER_LIBRARIES)
+def test_a_gpu_decodes_what_the_cpu_decodes_while_it_is_busy(library):
     files = [encode_image(create_scene(400 + index, 300), progressive=bool(index % 2)) for index in range(32)]
     files[5] = remove_quantization_tables(files[5])
     crops = [find_crop(data) for data in files]
     joined = torch.frombuffer(bytearray(b"".join(files)), dtype=torch.uint8)
     expected, refused = DeviceDecoder(CPU).decode_crops(joined, crops, NONE, photo_px=48)
-    decoder = DeviceDecoder(torch.device("cuda"))
+    decoder = DeviceDecoder(torch.device("cuda"), library)
     work = torch.randn(4096, 4096, device="cuda")
     for _ in range(5):
         for _ in range(20):

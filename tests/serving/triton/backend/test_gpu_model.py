@@ -1,7 +1,9 @@
 """The model that decodes on a device, in a real Triton; here the device is a CPU, with the same code."""
 
 import asyncio
+import contextlib
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from serving.inference.triton import TritonEngine
 from serving.triton.config import RepositoryOptions
 from serving.triton.process import LocalTriton
 from tests.support.helpers import create_scene, encode_image
+from tests.support.serving_process import list_process_tree
 from vision.bundle import load_bundle
 from vision.engine import Logits
 from vision.errors import PhotoNotAnImage, PhotoTruncated
@@ -31,12 +34,12 @@ CUT_SHORT = encode_image(create_scene(640, 480))[:-500]
 NO_TABLES = encode_image(create_scene()).replace(b"\xff\xdb", b"\xff\xfe")
 
 
-@pytest.fixture(scope="module")
-def triton(bundle, triton_installation):
-    packages = triton_installation.model_environment / "lib"
+@contextlib.contextmanager
+def run_triton(bundle, installation, **options):
+    packages = installation.model_environment / "lib"
     if not list(packages.glob("python*/site-packages/packages_of_torch.pth")):
         pytest.skip("Triton was installed before its models could use this environment's PyTorch; install it again")
-    server = LocalTriton(bundle, triton_installation, RepositoryOptions(backend="python-gpu", max_batch_size=8))
+    server = LocalTriton(bundle, installation, RepositoryOptions(backend="python-gpu", max_batch_size=8, **options))
     config = server.repository / MODEL_NAME / "config.pbtxt"
     # Fewer decoders than photos of one listing, on any machine.
     two = r'\1"2"'
@@ -51,12 +54,18 @@ def triton(bundle, triton_installation):
         server.stop()
 
 
-def run_with_engine(triton, bundle, work):
+@pytest.fixture(scope="module")
+def triton(bundle, triton_installation):
+    with run_triton(bundle, triton_installation) as server:
+        yield server
+
+
+def run_with_engine(triton, bundle, work, *, backend="torch-cuda-nvjpeg"):
     async def run():
         engine = TritonEngine(triton.address)
         try:
             await wait_for_golden_photos(engine, bundle)
-            assert await engine.fetch_backend() == "torch-cuda-nvjpeg"
+            assert await engine.fetch_backend() == backend
             return await work(engine)
         finally:
             await engine.close()
@@ -76,6 +85,27 @@ def test_files_have_the_logits_of_their_pixels(triton, bundle):
     # The device's resizing differs by a few grey values; PNG and rotated photos are decoded by the CPU.
     np.testing.assert_allclose(of_files.logits.category[:2], of_pixels.category[:2], atol=0.3)
     np.testing.assert_allclose(of_files.logits.category[2:], of_pixels.category[2:], atol=1e-3)
+
+
+def has_loaded(server, library):
+    """Whether a process of Triton has mapped a file of the library."""
+    return any(library in Path(f"/proc/{pid}/maps").read_text() for pid in list_process_tree(server.pid))
+
+
+def test_torchcodec_decodes_under_a_backend_name_of_its_own(bundle, triton_installation, triton):
+    photos = [PHOTOS["jpeg"], NO_TABLES, PHOTOS["other jpeg"]]
+
+    async def infer(engine):
+        return await engine.infer_encoded(photos)
+
+    expected = run_with_engine(triton, bundle, infer)
+    with run_triton(bundle, triton_installation, gpu_decoder="torchcodec") as server:
+        found = run_with_engine(server, bundle, infer, backend="torch-cuda-torchcodec")
+        assert has_loaded(server, "libtorchcodec")
+    assert not has_loaded(triton, "libtorchcodec")
+    assert [error is None for error in found.errors] == [True, False, True]
+    # On a CPU both libraries call libjpeg-turbo.
+    np.testing.assert_allclose(found.logits.category, expected.logits.category, atol=1e-3)
 
 
 def test_bad_photos_have_an_error_each_and_the_others_have_logits(triton, bundle):
