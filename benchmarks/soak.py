@@ -1,15 +1,20 @@
-"""Check over half an hour that memory does not grow and that every call succeeds.
+"""Check over two hours that memory does not grow and that every call succeeds.
 
-    python -m benchmarks.soak [--bundle FOLDER] [--minutes 30] [--workers 2]
+    python -m benchmarks.soak [--bundle FOLDER] [--minutes 120] [--workers 2]
 
 Calls come in an open loop at 60 % of the throughput of 32 callers. Resident memory of each kind of process is sampled
-every five seconds; its slope is a least-squares line after the first five minutes (a sixth of a shorter run).
+every five seconds; its slope is that of a least-squares line after the first five minutes (a sixth of a shorter run).
+The line is through 20 means in a row, whose errors, unlike those of samples, are nearly independent: its 95 % interval
+is Student's.
 """
 
 import asyncio
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from scipy import stats
 
 from benchmarks.common import create_parser, write_result
 from benchmarks.load import LoadPlan, LoadReport, create_phone_photos, record_expected_responses, run_load
@@ -18,11 +23,30 @@ from benchmarks.serving import create_default_bundle, serve_gateway
 
 SHARE_OF_PEAK = 0.6
 SAMPLE_EVERY_S = 5.0
+NUM_MEANS = 20
 
 
-def compute_slope_percent_per_hour(samples: list[tuple[float, float]], *, after_s: float) -> float:
-    seconds, mb = np.array([sample for sample in samples if sample[0] >= after_s]).T
-    return float(np.polyfit(seconds, mb, 1)[0] * 3600 / mb.mean() * 100)
+@dataclass(frozen=True)
+class Slope:
+    """Growth of memory, in per cent of its mean and an hour."""
+
+    estimate: float
+    low: float
+    high: float
+    """Ends of the 95 % interval."""
+
+
+def compute_slope(samples: Sequence[tuple[float, float]], *, after_s: float) -> Slope:
+    """Args:
+    samples: seconds since the start, and megabytes; at least `NUM_MEANS` after `after_s`.
+    after_s: earlier samples do not count.
+    """
+    counted = np.array([sample for sample in samples if sample[0] >= after_s])
+    hours, mb = np.array([part.mean(axis=0) for part in np.array_split(counted, NUM_MEANS)]).T / [[3600], [1]]
+    line = stats.linregress(hours, mb)
+    error = float(stats.t.ppf(0.975, NUM_MEANS - 2) * line.stderr)
+    percent = 100 / mb.mean()
+    return Slope(*(float(percent * slope) for slope in (line.slope, line.slope - error, line.slope + error)))
 
 
 async def run_soak(address: str, photos: list[bytes], seconds: float) -> LoadReport:
@@ -35,7 +59,7 @@ async def run_soak(address: str, photos: list[bytes], seconds: float) -> LoadRep
 
 
 def main() -> None:
-    options = create_parser(__doc__, bundle=None, minutes=30.0, workers=2).parse_args()
+    options = create_parser(__doc__, bundle=None, minutes=120.0, workers=2).parse_args()
     folder: Path = options.bundle or create_default_bundle()
     photos, seconds = create_phone_photos(), options.minutes * 60
     with (
@@ -47,20 +71,25 @@ def main() -> None:
     after_s = min(300.0, seconds / 6)
     names = set().union(*(by_name for _, by_name in taken))
     samples = {name: [(s, by_name[name]) for s, by_name in taken if name in by_name] for name in sorted(names)}
-    slopes = {name: compute_slope_percent_per_hour(found, after_s=after_s) for name, found in samples.items()}
-    together = [(s, sum(by_name.values())) for s, by_name in taken]
+    slopes = {name: compute_slope(found, after_s=after_s) for name, found in samples.items()}
+    together = compute_slope([(s, sum(by_name.values())) for s, by_name in taken], after_s=after_s)
     for name, slope in slopes.items():
-        print(f"{name:<40} {samples[name][-1][1]:8.1f} MB {slope:+7.2f} %/hour")
+        print(
+            f"{name:<40} {samples[name][-1][1]:8.1f} MB {slope.estimate:+7.2f} %/hour, "
+            f"{slope.low:+.2f} to {slope.high:+.2f}"
+        )
     metrics = {
-        "rss_slope_percent_per_hour": compute_slope_percent_per_hour(together, after_s=after_s),
-        "worst_rss_slope_percent_per_hour": max(slopes.values()),
+        "rss_slope_percent_per_hour": together.estimate,
+        "rss_slope_low_percent_per_hour": together.low,
+        "rss_slope_high_percent_per_hour": together.high,
+        "worst_rss_slope_percent_per_hour": max(slope.estimate for slope in slopes.values()),
         "minutes": options.minutes,
         "calls": float(len(report.results)),
         "errors": float(len(report.results) - report.count("ok")),
         "p99_ms": float(np.percentile(report.latency_ms(), 99)),
     }
     details = {
-        "slopes_percent_per_hour": slopes,
+        "slopes_percent_per_hour": {name: asdict(slope) for name, slope in slopes.items()},
         "statuses": dict(report.status_counts),
         "rss_mb": {name: [(round(s), round(mb, 1)) for s, mb in found[::12]] for name, found in samples.items()},
     }
