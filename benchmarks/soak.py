@@ -4,8 +4,8 @@
 
 Calls come in an open loop at 60 % of the throughput of 32 callers. Resident memory of each kind of process is sampled
 every five seconds; its slope is that of a least-squares line after the first five minutes (a sixth of a shorter run).
-The line is through 20 means in a row, whose errors, unlike those of samples, are nearly independent: its 95 % interval
-is Student's.
+The line is through means of ten minutes, or thirds of a shorter run, whose errors, unlike those of samples, are nearly
+independent: its 95 % interval is Student's.
 """
 
 import asyncio
@@ -23,7 +23,8 @@ from benchmarks.serving import create_default_bundle, serve_gateway
 
 SHARE_OF_PEAK = 0.6
 SAMPLE_EVERY_S = 5.0
-NUM_MEANS = 20
+MEAN_OVER_S = 600.0
+MIN_MEANS = 3
 
 
 @dataclass(frozen=True)
@@ -38,14 +39,20 @@ class Slope:
 
 def compute_slope(samples: Sequence[tuple[float, float]], *, after_s: float) -> Slope:
     """Args:
-    samples: seconds since the start, and megabytes; at least `NUM_MEANS` after `after_s`.
-    after_s: earlier samples do not count.
+        samples: seconds since the start, and megabytes.
+        after_s: earlier samples do not count.
+
+    Raises:
+        ValueError: fewer than `MIN_MEANS` samples count.
     """
     counted = np.array([sample for sample in samples if sample[0] >= after_s])
-    hours, mb = np.array([part.mean(axis=0) for part in np.array_split(counted, NUM_MEANS)]).T / [[3600], [1]]
+    if len(counted) < MIN_MEANS:
+        raise ValueError(f"{len(counted)} samples after {after_s:g} s are too few for a slope; use more --minutes")
+    num_means = max(MIN_MEANS, round((counted[-1, 0] - counted[0, 0]) / MEAN_OVER_S))
+    hours, mb = np.array([part.mean(axis=0) for part in np.array_split(counted, num_means)]).T / [[3600], [1]]
     line = stats.linregress(hours, mb)
-    error = float(stats.t.ppf(0.975, NUM_MEANS - 2) * line.stderr)
-    percent = 100 / mb.mean()
+    error = float(stats.t.ppf(0.975, num_means - 2) * line.stderr)
+    percent = 100 / counted[:, 1].mean()
     return Slope(*(float(percent * slope) for slope in (line.slope, line.slope - error, line.slope + error)))
 
 

@@ -26,7 +26,7 @@ from vision.bundle import Bundle, load_bundle
 from vision.engine import Logits
 from vision.errors import PhotoError
 from vision.images import prepare_photo
-from vision.images.gpu_decoding import DeviceDecoder, find_plain_crop
+from vision.images.gpu_decoding import DECODER_LIBRARIES, DecoderLibrary, DeviceDecoder, find_plain_crop
 from vision.manifest import Manifest
 
 __all__ = ["DeviceModel", "Pair", "compare_decoding"]
@@ -40,14 +40,18 @@ _U = TypeVar("_U")
 class DeviceModel:
     """A network on a device, which classifies pixels or files that the device decodes."""
 
-    def __init__(self, bundle: Bundle, device: torch.device) -> None:
+    def __init__(self, bundle: Bundle, device: torch.device, library: DecoderLibrary | None = None) -> None:
         # Certificates are made in full precision.
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         self._preprocessing = bundle.info.preprocessing
         self._network = load_bundle_model(bundle).to(device)
-        self._device, self._decoder = device, DeviceDecoder(device)
+        self._device, self._decoder = device, DeviceDecoder(device, library)
         self.num_photos = self.num_on_device = 0
         self._grey_differences: list[float] = []
+
+    @property
+    def library(self) -> DecoderLibrary:
+        return self._decoder.library
 
     def infer(self, photos_nhwc: npt.NDArray[np.uint8]) -> Logits:
         return self._infer(torch.from_numpy(photos_nhwc).to(self._device))
@@ -157,9 +161,11 @@ def _measure_violations(
     return broken / num_resamples, np.mean(filled_shares, axis=0).tolist()
 
 
-def measure(bundle: Bundle, manifest: Manifest, device: torch.device) -> tuple[dict[str, float], dict[str, Any]]:
+def measure(
+    bundle: Bundle, manifest: Manifest, device: torch.device, library: DecoderLibrary | None = None
+) -> tuple[dict[str, float], dict[str, Any]]:
     """Return metrics and details."""
-    model = DeviceModel(bundle, device)
+    model = DeviceModel(bundle, device, library)
     tune, test = (predict_both(bundle, manifest.select_split(split), model) for split in ("val", "test"))
     greys = model.grey_differences
     metrics = {
@@ -170,6 +176,7 @@ def measure(bundle: Bundle, manifest: Manifest, device: torch.device) -> tuple[d
     }
     details = {
         "device": str(device),
+        "library": model.library,
         "decoded_by": "nvJPEG, scaled on the card" if device.type == "cuda" else "libjpeg-turbo, scaled as on a card",
         "torch": torch.__version__,
         "model": f"{bundle.info.backbone}, {bundle.info.preprocessing.input_px} px, {bundle.info.model_version}",
@@ -185,11 +192,12 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--manifest", required=True)
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    parser.add_argument("--gpu-decoder", default=DECODER_LIBRARIES[0], choices=DECODER_LIBRARIES)
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("this machine has no NVIDIA GPU; --device cpu measures the scaling alone")
     bundle, manifest = load_bundle(options.bundle), Manifest.load(options.manifest)
-    metrics, details = measure(bundle, manifest, torch.device(options.device))
+    metrics, details = measure(bundle, manifest, torch.device(options.device), options.gpu_decoder)
     write_result("device_agreement" + ("" if options.device == "cuda" else "_cpu"), metrics, details)
 
 

@@ -91,7 +91,9 @@ def test_the_same_versions_are_installed_everywhere(name):
 
 def test_a_gateway_has_all_extras_that_are_for_it_and_no_torch():
     assert set(EXTRAS["gateway"].split()) == {"gateway", "http", "outcomes", "photo-uris", "signing", "traces"}
-    assert not {"torch", "torchvision", "timm", "ray", "onnxruntime"} & set(read_pins(FOLDER / "gateway.txt"))
+    assert not {"torch", "torchcodec", "torchvision", "timm", "ray", "onnxruntime"} & set(
+        read_pins(FOLDER / "gateway.txt")
+    )
 
 
 def test_only_the_image_for_ray_has_opencensus():

@@ -4,6 +4,7 @@ Used in training and, where Triton's model decodes on a GPU, in serving.
 """
 
 import io
+import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +31,7 @@ __all__ = [
 ]
 
 _JPEG_END_MARKER = b"\xff\xd9"
+_APP1, _APP9, _FIRST_RESTART, _END_OF_IMAGE, _START_OF_SCAN = 0xE1, 0xE9, 0xD0, 0xD9, 0xDA
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT_ORIENTATIONS = (None, 0, 1)
 
@@ -43,6 +45,9 @@ DECODER_LIBRARIES: tuple[DecoderLibrary, ...] = get_args(DecoderLibrary)
 _TORCHVISION_LOCK = threading.Lock()
 """torchvision has one decoder per process; the next call would overwrite its buffers during decoding. TorchCodec has
 several."""
+
+_OUT_OF_MEMORY = re.compile("out of memory|[Ff]ailed to decode batch: 5")
+"""CUDA's words, and TorchCodec's for nvJPEG's status of a failed allocation."""
 
 MAX_PIXELS_PER_CALL = 100_000_000
 """Pixels decoded at full size at a time, 3 bytes each: 300 MB, or two photos of the largest allowed size."""
@@ -149,22 +154,31 @@ class DeviceDecoder:
 
         Raises:
             DeviceDecoderUnavailable: no such library can decode on this device.
+            torch.OutOfMemoryError: the device has no memory left.
+            torch.AcceleratorError: the device itself failed.
         """
         self._device = device
+        self.library: DecoderLibrary
         # torchvision's decoder allocates on the current stream and writes on another one that does not wait for it, so
         # that it overwrites what the current stream has yet to read (pytorch/vision#9606). Photos have a stream, and
         # with it memory, of their own here, which is empty whenever the decoder begins; so decoding also goes on
         # beside the step before.
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        failures = []
+        failures: dict[DecoderLibrary, Exception] = {}
         for tried in (library,) if library else DECODER_LIBRARIES:
-            self.library: DecoderLibrary = tried
+            self.library = tried
             try:
                 self.decode_files(_create_probe_files())
                 return
-            except (AttributeError, ImportError, RuntimeError) as error:
-                failures.append(f"{tried}: {_get_first_line(error)}")
-        raise DeviceDecoderUnavailable(f"no JPEG can be decoded on {device} ({'; '.join(failures)})")
+            except (torch.OutOfMemoryError, torch.AcceleratorError):
+                raise
+            # OSError: TorchCodec lacks one of the libraries that it needs.
+            except (AttributeError, ImportError, OSError, RuntimeError) as error:
+                failures[tried] = error
+        named = "; ".join(f"{tried}: {_get_first_line(error)}" for tried, error in failures.items())
+        raise DeviceDecoderUnavailable(f"no JPEG can be decoded on {device} ({named})") from ExceptionGroup(
+            "errors of the libraries", [*failures.values()]
+        )
 
     def decode_crops(
         self, encoded: torch.Tensor, crops: Sequence[DeviceCrop | None], others_nhwc: torch.Tensor, *, photo_px: int
@@ -181,6 +195,7 @@ class DeviceDecoder:
             (N, photo_px, photo_px, 3) uint8, black where refused; indices into `crops`.
 
         Raises:
+            torch.OutOfMemoryError: the device has no memory left.
             torch.AcceleratorError: the device itself failed.
         """
         with torch.cuda.stream(self._stream):  # does nothing where there is none
@@ -215,7 +230,10 @@ class DeviceDecoder:
             return [*self.decode_files(files)]
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError:
+        except RuntimeError as error:
+            # The libraries' own allocations fail with this type, which is that of a refused photo too.
+            if _OUT_OF_MEMORY.search(str(error)):
+                raise torch.OutOfMemoryError(str(error)) from error
             if self._stream:
                 # A photo was refused where this passes; the device is lost where it raises.
                 self._stream.synchronize()
@@ -249,8 +267,26 @@ def _decode_with_torchvision(files: list[torch.Tensor], device: torch.device) ->
 def _decode_with_torchcodec(files: list[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
     from torchcodec.decoders import decode_jpeg
 
-    photos: list[torch.Tensor] = decode_jpeg(files, mode="RGB", device=device)
+    photos: list[torch.Tensor] = decode_jpeg([_hide_exif(file) for file in files], mode="RGB", device=device)
     return photos
+
+
+def _hide_exif(file: torch.Tensor) -> torch.Tensor:
+    """Return a file in which TorchCodec finds no orientation: it reads some that Pillow does not, and would turn a
+    photo that `find_plain_crop` took for an upright one.
+
+    Its EXIF segments, of any kind, become those of a marker without a meaning.
+    """
+    data = file.numpy().tobytes()
+    hidden, at = file, data.find(b"\xff", 2)
+    while 0 <= at < len(data) - 3 and data[at + 1] != _START_OF_SCAN:
+        marker = data[at + 1]
+        if marker == _APP1:
+            hidden = file.clone() if hidden is file else hidden
+            hidden[at + 1] = _APP9
+        has_length = marker > 1 and not _FIRST_RESTART <= marker <= _END_OF_IMAGE and marker != 0xFF
+        at = data.find(b"\xff", at + (2 + int.from_bytes(data[at + 2 : at + 4]) if has_length else 1))
+    return hidden
 
 
 _Decode = Callable[[list[torch.Tensor], torch.device], list[torch.Tensor]]
@@ -293,5 +329,7 @@ def _create_probe_files() -> list[torch.Tensor]:
     return [torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)]
 
 
-def _get_first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [repr(error)])[0]
+def _get_first_line(error: BaseException) -> str:
+    """That of an error, and of what caused it."""
+    line = (str(error).splitlines() or [repr(error)])[0]
+    return f"{line}: {_get_first_line(error.__cause__)}" if error.__cause__ else line

@@ -45,7 +45,7 @@ class TritonPythonModel:
         self._side = self._settings.preprocessing.input_px
         with _use_device(self._device):
             self._network = _Network(path, self._device, self._side, int(config["max_batch_size"]))
-            self._device_decoder = DeviceDecoder(self._device, parameters["gpu_decoder"])
+            self._device_decoder = DeviceDecoder(self._device, parameters.get("gpu_decoder", "torchvision"))
         self._decoders = _create_decoders(parameters, self._settings)
 
     def execute(self, requests):

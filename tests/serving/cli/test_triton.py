@@ -1,10 +1,14 @@
 """The verbs of Triton that need no Triton."""
 
+import re
+
 from typer.testing import CliRunner
 
 from serving.cli.triton import triton_app
 from serving.errors import TritonUnsupported
 from serving.triton import install
+from serving.triton.config import GPU_DECODERS
+from vision.images.gpu_decoding import DECODER_LIBRARIES
 
 
 def run(*words: object):
@@ -37,7 +41,15 @@ def test_what_decodes_on_the_gpu_is_named_for_certificates(bundle, tmp_path):
     for words, backend in (((), "torch-cuda-nvjpeg"), (("--gpu-decoder", "torchcodec"), "torch-cuda-torchcodec")):
         output = tmp_path / backend
         assert run("repository", bundle.folder, output, "--backend", "python-gpu", *words).exit_code == 0
-        assert f'"{backend}"' in (output / "listing_vision" / "config.pbtxt").read_text()
+        config = (output / "listing_vision" / "config.pbtxt").read_text()
+        found = re.findall(r'key: "(?:logits|encoded)_backend"\s+value \{\s+string_value: "(.*)"', config)
+        assert sorted(found) == ["torch-cuda", backend]
+        library = "torchcodec" if words else "torchvision"
+        assert re.search(rf'key: "gpu_decoder"\s+value \{{\s+string_value: "{library}"', config)
+
+
+def test_both_sides_know_the_same_libraries():
+    assert GPU_DECODERS == DECODER_LIBRARIES
 
 
 def test_a_machine_that_cannot_run_it_fails_unless_that_is_allowed(monkeypatch):

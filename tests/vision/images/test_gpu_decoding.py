@@ -1,5 +1,6 @@
 import struct
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -183,6 +184,66 @@ def test_a_library_that_was_asked_for_is_not_replaced(no_torchvision):
         DeviceDecoder(CPU, "torchvision")
 
 
+def test_a_library_that_lacks_one_of_its_own_is_told_with_its_name(no_torchvision, monkeypatch):
+    def load(*_, **__):
+        raise OSError("Could not load this library: image.so") from OSError("libcudart.so.13: cannot open")
+
+    monkeypatch.setattr("torchcodec.decoders.decode_jpeg", load)
+    with pytest.raises(DeviceDecoderUnavailable, match=r"torchcodec: .*image\.so: libcudart\.so\.13: cannot open\)"):
+        DeviceDecoder(CPU)
+
+
+@pytest.mark.parametrize("message", ["CUDA out of memory. Tried to allocate 2 GiB", "Failed to decode batch: 5"])
+def test_a_device_without_memory_refuses_no_photo(monkeypatch, message):
+    decoder = DeviceDecoder(CPU)
+
+    def fail(_):
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(decoder, "decode_files", fail)
+    data = encode_image(create_scene())
+    joined = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    with pytest.raises(torch.OutOfMemoryError):
+        decoder.decode_crops(joined, [find_crop(data)], NONE, photo_px=48)
+
+
+def test_a_device_without_memory_at_the_start_is_no_missing_library(monkeypatch):
+    def fail(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("torchvision.io.decode_jpeg", fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        DeviceDecoder(CPU)
+
+
+# Of type 0, which is none, and value 6: a quarter turn.
+_BLOCK = b"MM\0*\0\0\0\x08\0\x01" + struct.pack(">HHIHH", 0x0112, 0, 1, 6, 0) + bytes(4)
+
+
+def segment(marker, payload):
+    return bytes([0xFF, marker]) + struct.pack(">H", 2 + len(payload)) + payload
+
+
+@pytest.mark.parametrize("library", DECODER_LIBRARIES)
+@pytest.mark.parametrize(
+    "inserted",
+    [
+        segment(0xE1, b"Exif\0\0" + _BLOCK),
+        segment(0xE1, b"no Exif"[:6] + _BLOCK),
+        segment(0xE1, b"XMP") + b"\xff" + segment(0xE1, b"Exif\0\0" + _BLOCK),
+        segment(0xFE, b"\xff\xe1 in a comment") + segment(0xE1, b"Exif\0\0" + _BLOCK),
+    ],
+    ids=["EXIF", "another application's", "the second one", "after a comment"],
+)
+def test_an_orientation_that_pillow_does_not_read_turns_nothing(library, inserted):
+    plain = encode_image(create_scene(200, 150))
+    marked = plain[:20] + inserted + plain[20:]  # after SOI and the JFIF segment
+    assert find_crop(marked) == find_crop(plain)._replace(num_bytes=len(marked))
+    photos, refused = decode_on_device(plain, marked, library=library)
+    assert refused == []
+    assert torch.equal(photos[0], photos[1])
+
+
 def test_a_device_that_cannot_decode_is_told_at_the_start(no_torchvision, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
     with pytest.raises(DeviceDecoderUnavailable, match=r"\(torchvision: .*nvJPEG support; torchcodec: .*decoders"):
@@ -197,12 +258,18 @@ def test_a_gpu_decodes_what_the_cpu_decodes_while_it_is_busy(library):
     crops = [find_crop(data) for data in files]
     joined = torch.frombuffer(bytearray(b"".join(files)), dtype=torch.uint8)
     expected, refused = DeviceDecoder(CPU).decode_crops(joined, crops, NONE, photo_px=48)
-    decoder = DeviceDecoder(torch.device("cuda"), library)
-    work = torch.randn(4096, 4096, device="cuda")
-    for _ in range(5):
-        for _ in range(20):
-            work = torch.nn.functional.normalize(work @ work)
-        photos, refused_there = decoder.decode_crops(joined.pin_memory(), crops, NONE, photo_px=48)
-        assert refused_there == refused == [5]
-        # nvJPEG upsamples colours in its own way.
-        assert (photos.cpu().float() - expected.float()).abs().mean() < 2
+
+    def decode(_):
+        decoder = DeviceDecoder(torch.device("cuda"), library)
+        work = torch.randn(4096, 4096, device="cuda")
+        for _ in range(5):
+            for _ in range(20):
+                work = torch.nn.functional.normalize(work @ work)
+            photos, refused_there = decoder.decode_crops(joined.pin_memory(), crops, NONE, photo_px=48)
+            assert refused_there == refused == [5]
+            # nvJPEG upsamples colours in its own way.
+            assert (photos.cpu().float() - expected.float()).abs().mean() < 2
+
+    # Several threads, as in a backfill: a decoder in use must not be another one's.
+    with ThreadPoolExecutor(3) as threads:
+        list(threads.map(decode, range(3)))

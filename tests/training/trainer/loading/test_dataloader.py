@@ -1,5 +1,6 @@
 import io
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -195,7 +196,9 @@ def test_a_device_that_cannot_decode_is_told_with_the_option_that_can(data, smal
         raise RuntimeError("torchvision not compiled with nvJPEG support\nmore")
 
     monkeypatch.setattr("torchvision.io.decode_jpeg", refuse)
-    with pytest.raises(RunError, match=r"cannot decode a JPEG on cpu \(.*nvJPEG support\); use --decode-on loader"):
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
+    told = r"no JPEG can be decoded on cpu \(torchvision: .*nvJPEG support; torchcodec: .*\); use --decode-on loader"
+    with pytest.raises(RunError, match=told):
         load_batches(data, small_recipe, only_crop=True, decode_on=CPU)
 
 
