@@ -78,7 +78,12 @@ def main() -> None:
     after_s = min(300.0, seconds / 6)
     names = set().union(*(by_name for _, by_name in taken))
     samples = {name: [(s, by_name[name]) for s, by_name in taken if name in by_name] for name in sorted(names)}
-    slopes = {name: compute_slope(found, after_s=after_s) for name, found in samples.items()}
+    slopes = {}
+    for name, found in samples.items():
+        try:
+            slopes[name] = compute_slope(found, after_s=after_s)
+        except ValueError as error:  # a process that came and went must not cost the run
+            print(f"{name}: {error}")
     together = compute_slope([(s, sum(by_name.values())) for s, by_name in taken], after_s=after_s)
     for name, slope in slopes.items():
         print(

@@ -50,8 +50,8 @@ class DeviceModel:
         self._grey_differences: list[float] = []
 
     @property
-    def library(self) -> DecoderLibrary:
-        return self._decoder.library
+    def decodes_with(self) -> DecoderLibrary:
+        return self._decoder.decodes_with
 
     def infer(self, photos_nhwc: npt.NDArray[np.uint8]) -> Logits:
         return self._infer(torch.from_numpy(photos_nhwc).to(self._device))
@@ -176,7 +176,7 @@ def measure(
     }
     details = {
         "device": str(device),
-        "library": model.library,
+        "library": model.decodes_with,
         "decoded_by": "nvJPEG, scaled on the card" if device.type == "cuda" else "libjpeg-turbo, scaled as on a card",
         "torch": torch.__version__,
         "model": f"{bundle.info.backbone}, {bundle.info.preprocessing.input_px} px, {bundle.info.model_version}",

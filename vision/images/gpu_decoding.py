@@ -46,7 +46,7 @@ _TORCHVISION_LOCK = threading.Lock()
 """torchvision has one decoder per process; the next call would overwrite its buffers during decoding. TorchCodec has
 several."""
 
-_OUT_OF_MEMORY = re.compile("out of memory|[Ff]ailed to decode batch: 5")
+_OUT_OF_MEMORY = re.compile(r"out of memory|[Ff]ailed to decode batch: 5\b")
 """CUDA's words, and TorchCodec's for nvJPEG's status of a failed allocation."""
 
 MAX_PIXELS_PER_CALL = 100_000_000
@@ -158,7 +158,7 @@ class DeviceDecoder:
             torch.AcceleratorError: the device itself failed.
         """
         self._device = device
-        self.library: DecoderLibrary
+        self.decodes_with: DecoderLibrary
         # torchvision's decoder allocates on the current stream and writes on another one that does not wait for it, so
         # that it overwrites what the current stream has yet to read (pytorch/vision#9606). Photos have a stream, and
         # with it memory, of their own here, which is empty whenever the decoder begins; so decoding also goes on
@@ -166,7 +166,7 @@ class DeviceDecoder:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         failures: dict[DecoderLibrary, Exception] = {}
         for tried in (library,) if library else DECODER_LIBRARIES:
-            self.library = tried
+            self.decodes_with = tried
             try:
                 self.decode_files(_create_probe_files())
                 return
@@ -245,7 +245,7 @@ class DeviceDecoder:
     def decode_files(self, files: list[torch.Tensor]) -> list[torch.Tensor]:
         if self._stream:
             self._stream.synchronize()
-        decode, lock = _DECODE_WITH[self.library]
+        decode, lock = _DECODE_WITH[self.decodes_with]
         with lock:
             photos = decode(files, self._device)
             if self._stream:

@@ -11,12 +11,12 @@ class FailingEngine:
     """Raises the given errors one after another, then computes as the bundle does; None: it never returns."""
 
     def __init__(self, bundle, *errors) -> None:
-        self._engine, self._errors = InProcessEngine(bundle), list(errors)
+        self._engine, self.errors = InProcessEngine(bundle), list(errors)
 
     async def infer_golden(self, photos_nhwc):
-        if not self._errors:
+        if not self.errors:
             return await self._engine.infer_golden(photos_nhwc)
-        error = self._errors.pop(0)
+        error = self.errors.pop(0)
         if error is None:
             await asyncio.Event().wait()
         raise error
@@ -50,6 +50,7 @@ def test_a_model_that_does_not_answer_in_time_is_unavailable(bundle):
 def test_a_model_that_is_loading_or_busy_is_waited_for(bundle):
     engine = FailingEngine(bundle, EngineUnavailable("loading"), EngineBusy("busy"))
     asyncio.run(wait_for_golden_photos(engine, bundle))
+    assert not engine.errors
 
 
 def test_a_model_that_rejects_golden_photos_is_not_waited_for(bundle):

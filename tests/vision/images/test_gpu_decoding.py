@@ -175,7 +175,7 @@ def no_torchvision(monkeypatch):
 
 
 def test_torchcodec_decodes_where_torchvision_cannot(no_torchvision):
-    assert DeviceDecoder(CPU).library == "torchcodec"
+    assert DeviceDecoder(CPU).decodes_with == "torchcodec"
     assert decode_on_device(encode_image(create_scene()))[1] == []
 
 

@@ -222,7 +222,7 @@ class _DeviceDecodedBatches:
             self._decoder = DeviceDecoder(device)
         except DeviceDecoderUnavailable as error:
             raise RunError(f"decode_on = 'device': {error}; use --decode-on loader") from error
-        _log.info("plain JPEGs are decoded on %s by %s", device, self._decoder.library)
+        _log.info("plain JPEGs are decoded on %s by %s", device, self._decoder.decodes_with)
 
     def __iter__(self) -> Iterator[Batch]:
         num_photos = num_decoded = 0
