@@ -3,12 +3,13 @@
 import re
 import tomllib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from training.errors import RecipeError
+from training.field_types import describe_wrong_type, find_wrong_type
 from vision.bundle import BrandHead
 
 __all__ = [
@@ -40,10 +41,8 @@ class Stage:
     photo once, unaugmented, and trains the heads on those: a linear probe."""
 
     def __post_init__(self) -> None:
+        _require_types(self, prefix="stages.")
         _require(32 <= self.photo_px <= 1024, "stages.photo_px", self.photo_px, "use 32..1024")
-        _require(
-            self.trains in get_args(TrainedPart), "stages.trains", self.trains, f"use one of {get_args(TrainedPart)}"
-        )
         _require(self.epochs >= 1, "stages.epochs", self.epochs, "use at least 1")
 
 
@@ -132,6 +131,7 @@ class Recipe:
     checkpoint_every_steps: int = 100
 
     def __post_init__(self) -> None:
+        _require_types(self)
         _require(len(self.stages) > 0, "stages", self.stages, "give at least one [[stages]]")
         trained = [stage.trains for stage in self.stages]
         _require(
@@ -140,17 +140,13 @@ class Recipe:
             trained,
             "put stages that train heads_on_features before those that train all: features are of the first backbone",
         )
+        _require(self.seed >= 0, "seed", self.seed, "use 0 or more")
         _require(32 <= self.input_px <= 1024, "input_px", self.input_px, "use 32..1024")
         _require(self.frozen_groups >= 0, "frozen_groups", self.frozen_groups, "use 0 or more")
         _require(self.lora_rank >= 0, "lora_rank", self.lora_rank, "use 0 (off) or more")
         _require(self.batch_size >= 2, "batch_size", self.batch_size, "batch norm needs at least 2")
         for name in ("head_learning_rate", "backbone_learning_rate", "gradient_clip_norm"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "use a positive number")
-        _require(self.long_tail in get_args(LongTail), "long_tail", self.long_tail, f"use one of {get_args(LongTail)}")
-        _require(self.schedule in get_args(Schedule), "schedule", self.schedule, f"use one of {get_args(Schedule)}")
-        _require(
-            self.brand_head in get_args(BrandHead), "brand_head", self.brand_head, f"use one of {get_args(BrandHead)}"
-        )
         for name in ("mixup_alpha", "cutmix_alpha", "balanced_sampling"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "use 0 (off) or more")
         for name in (
@@ -178,16 +174,6 @@ class Recipe:
         for name in ("brand_loss_weight", "inner_node_loss_weight"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "use 0 or more")
         _require(self.checkpoint_every_steps >= 1, "checkpoint_every_steps", self.checkpoint_every_steps, "use 1+")
-
-        self._check_choice_of_weights()
-
-    def _check_choice_of_weights(self) -> None:
-        _require(
-            self.final_weights in get_args(KeptWeights),
-            "final_weights",
-            self.final_weights,
-            f"use one of {get_args(KeptWeights)}",
-        )
         _require(self.early_stopping_epochs >= 0, "early_stopping_epochs", self.early_stopping_epochs, "use 0 or more")
         _require(
             self.final_weights == "best" or not self.early_stopping_epochs,
@@ -218,17 +204,12 @@ class Recipe:
         Raises:
             RecipeError: an unknown or missing field, a wrong type or value.
         """
-        known = {field.name for field in fields(cls)}
-        for name in raw:
-            if name not in known:
-                raise RecipeError(f"{source}: unknown field {name!r}; known: {', '.join(sorted(known))}")
         try:
-            stages = tuple(Stage(**stage) for stage in raw.get("stages", ()))
-            return cls(**{**raw, "stages": stages})
-        except TypeError as error:
+            for name in raw:
+                _require_known(name)
+            return cls(**{**raw, "stages": _build_stages(raw.get("stages", ()))})
+        except (RecipeError, TypeError) as error:
             raise RecipeError(f"{source}: {error}") from error
-        except RecipeError as error:
-            raise RecipeError(f"{source}: {error}") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,6 +222,9 @@ class AboutRecipe:
     expected: str
     """Result, and on which data."""
 
+    def __post_init__(self) -> None:
+        _require_types(self)
+
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     """A recipe shipped with the package, by name, or one of the user's, by path.
@@ -248,7 +232,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     Args:
         name_or_path: a path ends in .toml.
         overrides: `FIELD=VALUE` with the value as in TOML, `stages.0.photo_px=160` for a stage, or `epochs=3` for the
-            run, in which stages keep their shares.
+            run, in which stages keep their shares. What the fields mean together is checked when all are set.
 
     Raises:
         RecipeError: not found, not TOML, or a wrong value; names the field, the value and the way out.
@@ -257,21 +241,19 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     raw = _parse(name_or_path)
     raw.pop("about", None)
     recipe = Recipe.from_dict(raw, source=source)
-    for text in overrides:
-        recipe = _override(recipe, text)
-    return recipe
+    return _override(recipe, overrides) if overrides else recipe
 
 
 def read_about(name_or_path: str) -> AboutRecipe | None:
     """What `load_recipe` would load is for; None where it does not say.
 
     Raises:
-        RecipeError: not found, not TOML, or a field of `[about]` is missing or unknown.
+        RecipeError: not found, not TOML, or a field of `[about]` is missing, unknown or of a wrong type.
     """
     about = _parse(name_or_path).get("about")
     try:
         return AboutRecipe(**about) if about else None
-    except TypeError as error:
+    except (RecipeError, TypeError) as error:
         raise RecipeError(f"recipe {name_or_path}, [about]: {error}") from error
 
 
@@ -307,28 +289,49 @@ def _parse(name_or_path: str) -> dict[str, Any]:
         raise RecipeError(f"recipe {name_or_path} is not TOML: {error}") from error
 
 
-def _override(recipe: Recipe, text: str) -> Recipe:
-    name, equals, written = text.partition("=")
-    if not equals:
-        raise RecipeError(f"--set {text}: give FIELD=VALUE, such as batch_size=64 or stages.0.photo_px=160")
-    value = _parse_value(written)
-    raw = recipe.to_dict()
-    if name == "epochs":
-        for stage, epochs in zip(raw["stages"], _share_epochs(recipe, value), strict=True):
-            stage["epochs"] = epochs
-        return Recipe.from_dict(raw, source=f"--set {text}")
-    at: dict[str, Any] = raw
-    field = name
-    if in_stage := re.fullmatch(r"stages\.(\d+)\.(\w+)", name):
-        number, field = int(in_stage[1]), in_stage[2]
-        if number >= len(raw["stages"]) or field not in raw["stages"][number]:
-            raise RecipeError(
-                f"--set {text}: no field {name!r}; there are stages.0 to stages.{len(raw['stages']) - 1}, each with "
-                f"{', '.join(raw['stages'][0])}"
-            )
-        at = raw["stages"][number]
-    at[field] = value
-    return Recipe.from_dict(raw, source=f"--set {text}")
+def _override(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
+    """Set the fields in the given order, and check what they mean together only when all are set."""
+    changes: dict[str, Any] = {}
+    stages = recipe.stages
+    for text in overrides:
+        name, equals, written = text.partition("=")
+        if not equals:
+            raise RecipeError(f"--set {text}: give FIELD=VALUE, such as batch_size=64 or stages.0.photo_px=160")
+        value = _parse_value(written)
+        try:
+            if name == "epochs":
+                stages = _share_epochs(stages, value)
+            elif in_stage := re.fullmatch(r"stages\.(\d+)\.(\w+)", name):
+                stages = _override_stage(stages, int(in_stage[1]), in_stage[2], value)
+            elif name == "stages":
+                stages = _build_stages(value)
+            else:
+                _require_known(name)
+                wrong = describe_wrong_type(Recipe, name, value)
+                _require(wrong is None, name, value, wrong or "")
+                changes[name] = value
+        except RecipeError as error:
+            raise RecipeError(f"--set {text}: {error}") from None
+    try:
+        return replace(recipe, **changes, stages=stages)
+    except RecipeError as error:
+        raise RecipeError(f"{' '.join(f'--set {text}' for text in overrides)}: {error}") from None
+
+
+def _override_stage(stages: tuple[Stage, ...], number: int, name: str, value: Any) -> tuple[Stage, ...]:
+    known = [field.name for field in fields(Stage)]
+    if number >= len(stages) or name not in known:
+        raise RecipeError(
+            f"no field 'stages.{number}.{name}'; there are stages.0 to stages.{len(stages) - 1}, each with "
+            f"{', '.join(known)}"
+        )
+    return (*stages[:number], replace(stages[number], **{name: value}), *stages[number + 1 :])
+
+
+def _build_stages(raw: Any) -> tuple[Stage, ...]:
+    are_tables = isinstance(raw, list | tuple) and all(isinstance(stage, dict) for stage in raw)
+    _require(are_tables, "stages", raw, "give a table [[stages]] for each, with photo_px and epochs")
+    return tuple(Stage(**stage) for stage in raw)
 
 
 def _parse_value(written: str) -> Any:
@@ -338,18 +341,30 @@ def _parse_value(written: str) -> Any:
         return written  # a string without its quotes, which a shell takes away
 
 
-def _share_epochs(recipe: Recipe, total: Any) -> list[int]:
-    """Epochs of each stage, at least one, of so many in all."""
-    num_stages = len(recipe.stages)
-    if not isinstance(total, int) or total < num_stages:
-        raise RecipeError(f"epochs = {total!r}: give a whole number of at least {num_stages}, one for each stage")
+def _share_epochs(stages: tuple[Stage, ...], total: Any) -> tuple[Stage, ...]:
+    """The stages with at least one epoch each, of so many in all."""
+    is_enough = isinstance(total, int) and not isinstance(total, bool) and total >= len(stages)
+    _require(is_enough, "epochs", total, f"give a whole number of at least {len(stages)}, one for each stage")
+    num_epochs = sum(stage.epochs for stage in stages)
     shares: list[int] = []
     done = 0
-    for stages_after, stage in zip(range(num_stages - 1, -1, -1), recipe.stages, strict=True):
+    for stages_after, stage in zip(range(len(stages) - 1, -1, -1), stages, strict=True):
         done += stage.epochs
-        end = min(round(done * total / recipe.num_epochs), total - stages_after)
+        end = min(round(done * total / num_epochs), total - stages_after)
         shares.append(max(1, end - sum(shares)))
-    return shares
+    return tuple(replace(stage, epochs=epochs) for stage, epochs in zip(stages, shares, strict=True))
+
+
+def _require_known(name: str) -> None:
+    known = {field.name for field in fields(Recipe)}
+    if name not in known:
+        raise RecipeError(f"unknown field {name!r}; known: {', '.join(sorted(known))}")
+
+
+def _require_types(settings: Recipe | Stage | AboutRecipe, *, prefix: str = "") -> None:
+    if found := find_wrong_type(settings):
+        name, way_out = found
+        _require(False, prefix + name, getattr(settings, name), way_out)
 
 
 def _require(ok: bool, name: str, value: object, way_out: str) -> None:

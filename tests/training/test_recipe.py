@@ -38,6 +38,12 @@ def test_dict_round_trip():
         ("[[stages]]\nphoto_px = 8\nepochs = 1", "stages.photo_px = 8: use 32..1024"),
         ("[[stages]]\nphoto_px = 64", "epochs"),
         ('brand_head = "cos"\n[[stages]]\nphoto_px = 64\nepochs = 1', "brand_head = 'cos': use one of .*cosine"),
+        ("batch_size = 64.5\n[[stages]]\nphoto_px = 64\nepochs = 1", "batch_size = 64.5: use a whole number"),
+        ("flip_probability = nan\n[[stages]]\nphoto_px = 64\nepochs = 1", "flip_probability = nan: use a finite"),
+        ("trivial_augment = 1\n[[stages]]\nphoto_px = 64\nepochs = 1", "trivial_augment = 1: use true or false"),
+        ("[[stages]]\nphoto_px = 64\nepochs = true", "stages.epochs = True: use a whole number"),
+        ("[stages]\nphoto_px = 64\nepochs = 1", r"stages = .*give a table \[\[stages\]\] for each"),
+        ("seed = -1\n[[stages]]\nphoto_px = 64\nepochs = 1", "seed = -1: use 0 or more"),
         ("weight_decay = -1\n[[stages]]\nphoto_px = 64\nepochs = 1", "weight_decay = -1"),
         ("not toml", "is not TOML"),
     ],
@@ -47,6 +53,13 @@ def test_wrong_values_name_field_value_and_way_out(tmp_path, text, said):
     path.write_text(text)
     with pytest.raises(RecipeError, match=said):
         load_recipe(str(path))
+
+
+def test_the_machine_that_a_recipe_is_for_is_one_of_two(tmp_path):
+    text = read_recipe_text("quick").replace('machine = "cpu"', 'machine = "GPU"')
+    (tmp_path / "mine.toml").write_text(text)
+    with pytest.raises(RecipeError, match=r"\[about\]: machine = 'GPU': use one of 'cpu', 'gpu'"):
+        read_about(str(tmp_path / "mine.toml"))
 
 
 def test_an_unknown_recipe_lists_the_shipped_ones():
@@ -105,9 +118,37 @@ def test_epochs_are_shared_out_over_the_stages(epochs, data):
         ("lr=3", "--set lr=3: unknown field 'lr'; known"),
         ("batch_size=many", "--set batch_size=many"),
         ("batch_size", "give FIELD=VALUE"),
+        ("epochs=true", "epochs = True: give a whole number"),
+        ("stages=3", r"stages = 3: give a table \[\[stages\]\] for each"),
+        ("trivial_augment=False", "trivial_augment = 'False': use true or false, in lower case"),
+        ("trivial_augment=no", "trivial_augment = 'no': use true or false, in lower case"),
+        ("trivial_augment=0", "trivial_augment = 0: use true or false"),
+        ("seed=abc", "--set seed=abc: seed = 'abc': use a whole number"),
+        ("seed=true", "seed = True: use a whole number"),
+        ("batch_size=64.5", "batch_size = 64.5: use a whole number"),
+        ("stages.0.photo_px=160.5", "stages.photo_px = 160.5: use a whole number"),
+        ("backbone=5", "backbone = 5: use a text, in quotes as in TOML"),
+        ("head_learning_rate=true", "head_learning_rate = True: use a finite number"),
+        ("head_learning_rate=inf", "head_learning_rate = inf: use a finite number"),
+        ("head_learning_rate=.5", "head_learning_rate = '.5': use a finite number, such as 0.5"),
+        ("schedule=[]", r"schedule = \[\]: use one of 'cosine', 'tanh', 'poly'"),
         ("stages.0.photo_px=2", "--set stages.0.photo_px=2: stages.photo_px = 2: use 32"),
     ],
 )
 def test_what_cannot_be_set_says_why(text, said):
     with pytest.raises(RecipeError, match=said):
         load_recipe("grocery", [text])
+
+
+def test_a_whole_number_is_a_float_too():
+    assert load_recipe("quick", ["weight_decay=0"]).weight_decay == 0
+
+
+def test_fields_that_need_one_another_are_set_in_any_order():
+    overrides = ["early_stopping_epochs=5", "final_weights=best"]
+    assert load_recipe("quick", overrides) == load_recipe("quick", overrides[::-1])
+
+
+def test_what_overrides_mean_together_is_refused_with_all_of_them():
+    with pytest.raises(RecipeError, match=r"^--set early_stopping_epochs=5 --set seed=3: early_stopping_epochs = 5"):
+        load_recipe("quick", ["early_stopping_epochs=5", "seed=3"])

@@ -2,11 +2,12 @@
 
 import os
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 
 from training.errors import RunError
+from training.field_types import find_wrong_type
 from vision.runtime.cpus import count_usable_cores
 
 __all__ = ["Machine"]
@@ -45,9 +46,9 @@ class Machine:
     """Largest share of unusable training photos; above it the run stops."""
 
     def __post_init__(self) -> None:
-        for name, choices in (("precision", Precision), ("augment_on", AugmentOn), ("decode_on", DecodeOn)):
-            if getattr(self, name) not in get_args(choices):
-                raise RunError(f"{name} = {getattr(self, name)!r}: use one of {', '.join(get_args(choices))}")
+        if wrong := find_wrong_type(self):
+            name, way_out = wrong
+            raise RunError(f"{name} = {getattr(self, name)!r}: {way_out}")
         if self.decode_on == "device" and self.augment_on == "loader":
             raise RunError(
                 "augment_on = 'loader': the loader has no pixels with decode_on = 'device'; leave augment_on at 'auto'"

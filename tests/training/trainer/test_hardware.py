@@ -14,8 +14,8 @@ from training.trainer.hardware import Machine
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"decode_on": "gpu"}, "decode_on = 'gpu': use one of loader, device"),
-        ({"augment_on": "gpu"}, "augment_on = 'gpu': use one of auto, loader, device"),
+        ({"decode_on": "gpu"}, "decode_on = 'gpu': use one of 'loader', 'device'"),
+        ({"augment_on": "gpu"}, "augment_on = 'gpu': use one of 'auto', 'loader', 'device'"),
         ({"decode_on": "device", "augment_on": "loader"}, "augment_on = 'loader': the loader has no pixels"),
     ],
 )
