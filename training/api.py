@@ -85,9 +85,9 @@ class Trainer:
             RunError: as `training.trainer.training_loop.TrainingLoop.run`.
         """
         from training.trackers import create_trackers
-        from training.trainer.autotune import suggest_smaller_batch
         from training.trainer.distributed import join_ranks
         from training.trainer.hardware import Machine
+        from training.trainer.step_memory import suggest_smaller_batch
         from training.trainer.training_loop import TrainingLoop
 
         trackers = create_trackers(self._trackers)

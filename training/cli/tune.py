@@ -33,7 +33,8 @@ def tune_learning_rate(
     """
     load_torch(workers=None)
     from training.recipe import load_recipe
-    from training.trainer.autotune import estimate_minutes, run_range_test
+    from training.trainer.autotune.estimates import estimate_minutes
+    from training.trainer.autotune.range_test import run_range_test
     from vision.manifest import Manifest
 
     chosen, tree = load_recipe(recipe, set_ or []), load_taxonomy(manifest, taxonomy)
@@ -64,7 +65,8 @@ def tune_batch_size(
     """
     load_torch()
     from training.recipe import load_recipe
-    from training.trainer.autotune import choose_heaviest_stage, estimate_minutes, measure_batch_sizes
+    from training.trainer.autotune.batch_size import measure_batch_sizes
+    from training.trainer.autotune.estimates import choose_heaviest_stage, estimate_minutes
 
     chosen = load_recipe(recipe, set_ or [])
     points = measure_batch_sizes(chosen, largest=largest)
@@ -87,6 +89,7 @@ def tune_loader(
     set_: Set = None,
     taxonomy: TaxonomyFile = None,
     photos: Annotated[int, typer.Option(min=32, help="Photos per measurement.")] = 512,
+    micro_batch: MicroBatch = None,
 ) -> None:
     """Measure data loader and model separately, for every photo size of a recipe, and name the bottleneck.
 
@@ -94,19 +97,23 @@ def tune_loader(
     """
     load_torch(workers=None)
     from training.recipe import load_recipe
-    from training.trainer.autotune import estimate_minutes, measure_loader
+    from training.trainer.autotune.loader_speed import measure_loader
     from vision.manifest import Manifest
 
     chosen, tree = load_recipe(recipe, set_ or []), load_taxonomy(manifest, taxonomy)
-    speeds = measure_loader(chosen, Manifest.load(manifest), tree, num_photos=photos)
-    for speed in speeds:
+    speed = measure_loader(chosen, Manifest.load(manifest), tree, num_photos=photos, micro_batch=micro_batch)
+    for loader in speed.loaders:
         typer.echo(
-            f"{speed.stage.photo_px} px: loader {speed.loader_photos_per_s:.0f} photos/s with {speed.num_workers} "
-            f"workers, model {speed.model_photos_per_s:.0f} photos/s: {speed.describe_bottleneck()}"
+            f"{loader.stage.photo_px} px: loader {loader.loader_photos_per_s:.0f} photos/s with {loader.num_workers} "
+            f"workers, model {loader.model_photos_per_s:.0f} photos/s: {loader.describe_bottleneck()}"
         )
-    last = speeds[-1]
-    minutes = estimate_minutes(chosen, last.num_photos, stage=last.stage, photos_per_s=last.photos_per_s)
+    for probe in speed.probes:
+        typer.echo(
+            f"{probe.photo_px} px: features {probe.features_photos_per_s:.0f} photos/s, once; heads on them "
+            f"{probe.heads_photos_per_s:.0f} photos/s, {format_count(probe.epochs, 'epoch')}"
+        )
     typer.echo(
-        f"this recipe: about {format_count(round(minutes), 'minute')} here for "
-        f"{format_count(last.num_photos, 'photo')}, without val"
+        f"this recipe: about {format_count(round(speed.estimate_minutes()), 'minute')} here for "
+        f"{format_count(speed.num_photos, 'photo')}, without val"
+        + (" and the teacher" if chosen.distillation_weight else "")
     )

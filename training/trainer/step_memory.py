@@ -1,7 +1,9 @@
-"""How many photos a CPU's memory holds at once in a training step."""
+"""How many photos the memory holds at once in a training step."""
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -12,7 +14,7 @@ from training.trainer.hardware import Machine
 from vision.model import ListingClassifier
 from vision.runtime.memory import measure_available_memory
 
-__all__ = ["choose_micro_batch", "fit_micro_batch", "measure_bytes_per_photo"]
+__all__ = ["choose_micro_batch", "fit_micro_batch", "measure_bytes_per_photo", "suggest_smaller_batch"]
 
 _log = logging.getLogger(__name__)
 
@@ -89,3 +91,17 @@ def measure_bytes_per_photo(model: ListingClassifier, photo_px: int) -> float:
         kept = torch.func.functional_call(model, buffers, (photos,))
     del kept
     return sum(saved.values()) / len(photos)
+
+
+@contextmanager
+def suggest_smaller_batch(micro_batch: int) -> Iterator[None]:
+    """Turn an out-of-memory error of the GPU into a RunError that suggests a smaller micro-batch."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        smaller = max(2, micro_batch // 2)
+        raise RunError(
+            f"the GPU's memory does not hold {micro_batch} photos at once; try --micro-batch {smaller} (the step "
+            "keeps its size), or activation_checkpointing = true; `listing-vision tune batch-size` finds the best one "
+            f"({str(error).splitlines()[0]})"
+        ) from error

@@ -21,4 +21,5 @@ def format_count(num: int, noun: str, verb: str = "") -> str:
 def _pluralize(noun: str) -> str:
     if noun.endswith("y") and noun[-2] not in "aeou":
         return f"{noun[:-1]}ies"
-    return f"{noun}es" if noun.endswith(("s", "x", "ch", "sh")) else f"{noun}s"
+    hisses = noun.endswith(("s", "x", "ch", "sh")) and not noun.endswith("epoch")
+    return f"{noun}es" if hisses else f"{noun}s"

@@ -37,3 +37,9 @@ def test_the_loader_is_compared_with_the_model_at_each_size(tune):
     first, last = tune("loader", "--photos", "32").splitlines()
     assert first.startswith("32 px: loader ")
     assert last.startswith("this recipe: about ")
+
+
+def test_a_probe_of_features_has_an_estimate_too(tune, recipe):
+    said = tune("loader", "--photos", "32", "--set", "stages.0.trains=heads_on_features").splitlines()
+    assert re.fullmatch(r"32 px: features \d+ photos/s, once; heads on them \d+ photos/s, 1 epoch", said[0])
+    assert said[1].startswith("this recipe: about ")

@@ -8,7 +8,12 @@ from training.inference.pretrained import create_backbone
 from training.recipe import Recipe, Stage
 from training.trainer.distributed import Ranks
 from training.trainer.hardware import Machine
-from training.trainer.step_memory import choose_micro_batch, fit_micro_batch, measure_bytes_per_photo
+from training.trainer.step_memory import (
+    choose_micro_batch,
+    fit_micro_batch,
+    measure_bytes_per_photo,
+    suggest_smaller_batch,
+)
 from vision.model import ListingClassifier, ModelSpec
 
 RECIPE = Recipe(stages=(Stage(photo_px=64, epochs=1),), backbone="test_efficientnet", weights="none", batch_size=32)
@@ -50,3 +55,11 @@ def test_a_probe_of_features_needs_no_room_for_activations(model):
 def test_what_the_machine_is_told_goes_first(model, monkeypatch, told, available, chosen):
     monkeypatch.setattr("training.trainer.step_memory.measure_available_memory", lambda: available)
     assert choose_micro_batch(Machine(micro_batch=told), model, RECIPE, CPU) == chosen
+
+
+def test_out_of_memory_is_answered_with_the_size_to_try():
+    with (
+        pytest.raises(RunError, match="does not hold 64 photos at once; try --micro-batch 32"),
+        suggest_smaller_batch(64),
+    ):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")

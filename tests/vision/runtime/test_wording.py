@@ -11,6 +11,8 @@ from vision.runtime.wording import format_count
         ("tune listing", "tune listings"),
         ("class", "classes"),
         ("day", "days"),
+        ("batch", "batches"),
+        ("epoch", "epochs"),
     ],
 )
 def test_things_are_counted_in_words(noun, plural):
