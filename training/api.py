@@ -61,6 +61,7 @@ class Trainer:
         """
         set_thread_policy()
         self.run = Run(Path(run))
+        self._recipe_name = recipe if isinstance(recipe, str) else None
         self.recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
         self.notes: list[str] = []
         """What was done with a folder of photos, in sentences for a person."""
@@ -86,7 +87,7 @@ class Trainer:
         """
         from training.trackers import create_trackers
         from training.trainer.distributed import join_ranks
-        from training.trainer.hardware import Machine
+        from training.trainer.hardware import Machine, warn_without_gpu
         from training.trainer.step_memory import suggest_smaller_batch
         from training.trainer.training_loop import TrainingLoop
 
@@ -96,6 +97,8 @@ class Trainer:
             join_ranks() as ranks,
             suggest_smaller_batch(machine.micro_batch or self.recipe.batch_size // ranks.world_size),
         ):
+            if self._recipe_name and ranks.is_first:
+                warn_without_gpu(self._recipe_name)
             loop = TrainingLoop(
                 self.recipe,
                 manifest_url=self._manifest_url,

@@ -72,3 +72,26 @@ def test_a_request_to_stop_saves_and_the_same_call_resumes(synthetic_dataset, sm
     resumed = create()
     assert resumed.train().finished
     assert not resumed.interrupted
+
+
+def test_a_recipe_for_a_gpu_says_so_where_there_is_none(synthetic_dataset, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    overrides = [
+        "backbone=test_efficientnet",
+        "weights=none",
+        "epochs=2",
+        "stages.0.photo_px=32",
+        "stages.1.photo_px=32",
+    ]
+    asked = threading.Event()
+    asked.set()
+    Trainer(
+        synthetic_dataset / "manifest.parquet",
+        tmp_path / "run",
+        recipe="grocery_gpu",
+        overrides=overrides,
+        machine={"num_workers": 0},
+        stop_requested=asked,
+    ).train()
+    assert "grocery_gpu is a recipe for a GPU" in caplog.text
+    assert "for CPUs: grocery, linear_probe, quick" in caplog.text

@@ -1,6 +1,5 @@
 """The verbs `train` and `distill`. Torch is imported when one runs."""
 
-import dataclasses
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,7 @@ import typer
 
 from training.cli.data import load_taxonomy
 from training.cli.startup import load_torch, request_stop_on_signals
-from training.recipe import list_shipped_recipes, load_recipe, read_about
+from training.recipe import load_recipe
 from vision.runtime.cli import EXIT_INTERRUPTED, create_cli_app
 
 __all__ = ["MicroBatch", "RecipeName", "Set", "SplitManifest", "TaxonomyFile", "distill", "train", "train_app"]
@@ -127,6 +126,7 @@ def distill(
     set_: Set = None,
     seed: Seed = None,
     workers: Workers = None,
+    micro_batch: MicroBatch = None,
     compile: Compile = None,
     track: Track = None,
 ) -> None:
@@ -146,6 +146,7 @@ def distill(
         set_=set_,
         seed=seed,
         workers=workers,
+        micro_batch=micro_batch,
         compile=compile,
         track=track,
     )
@@ -164,19 +165,18 @@ def _run_training(
     machine: Mapping[str, Any],
 ) -> None:
     with request_stop_on_signals() as stop_requested:
-        chosen, about = load_recipe(recipe, overrides), read_about(recipe)
         if seed is not None:
-            chosen = dataclasses.replace(chosen, seed=seed)
+            overrides = [*overrides, f"seed={seed}"]
+        chosen = load_recipe(recipe, overrides)
         _log.info("%s: %d epochs of %s on %s, in %s", recipe, chosen.num_epochs, chosen.backbone, manifest, run)
         load_torch(workers=machine.get("num_workers"))
-        if about and about.machine == "gpu":
-            _warn_without_gpu(recipe)
         from training.api import Trainer
 
         trainer = Trainer(
             manifest,
             run,
-            recipe=chosen,
+            recipe=recipe,
+            overrides=overrides,
             # A folder's is made from its classes.
             taxonomy=None if Path(manifest).is_dir() else load_taxonomy(manifest, taxonomy),
             teacher=teacher,
@@ -191,16 +191,3 @@ def _run_training(
         raise typer.Exit(EXIT_INTERRUPTED)
     if os.environ.get("RANK", "0") == "0":
         typer.echo(f"trained: {trainer.run.weights_path}; next: listing-vision export {run} --output BUNDLE")
-
-
-def _warn_without_gpu(recipe: str) -> None:
-    import torch
-
-    if not torch.cuda.is_available():
-        about = {name: read_about(name) for name in list_shipped_recipes()}
-        suited = ", ".join(name for name, found in about.items() if found and found.machine == "cpu")
-        _log.warning(
-            "%s is a recipe for a GPU, and this machine has none that PyTorch can use: it will take many times as long;"
-            " for CPUs: %s",
-            *(recipe, suited),
-        )

@@ -35,9 +35,11 @@ def tune_learning_rate(
     from training.recipe import load_recipe
     from training.trainer.autotune.estimates import estimate_minutes
     from training.trainer.autotune.range_test import run_range_test
+    from training.trainer.hardware import warn_without_gpu
     from vision.manifest import Manifest
 
     chosen, tree = load_recipe(recipe, set_ or []), load_taxonomy(manifest, taxonomy)
+    warn_without_gpu(recipe)
     found = run_range_test(chosen, Manifest.load(manifest), tree, num_steps=steps, micro_batch=micro_batch)
     for point in found.thin_out():
         typer.echo(f"{point.factor:10.4f} x the recipe's rates: loss {point.loss:.3f}")
@@ -67,8 +69,10 @@ def tune_batch_size(
     from training.recipe import load_recipe
     from training.trainer.autotune.batch_size import measure_batch_sizes
     from training.trainer.autotune.estimates import choose_heaviest_stage, estimate_minutes
+    from training.trainer.hardware import warn_without_gpu
 
     chosen = load_recipe(recipe, set_ or [])
+    warn_without_gpu(recipe)
     points = measure_batch_sizes(chosen, largest=largest)
     for point in points:
         typer.echo(f"{point.micro_batch:6d} photos at once: {point.describe()}")
@@ -98,9 +102,11 @@ def tune_loader(
     load_torch(workers=None)
     from training.recipe import load_recipe
     from training.trainer.autotune.loader_speed import measure_loader
+    from training.trainer.hardware import warn_without_gpu
     from vision.manifest import Manifest
 
     chosen, tree = load_recipe(recipe, set_ or []), load_taxonomy(manifest, taxonomy)
+    warn_without_gpu(recipe)
     speed = measure_loader(chosen, Manifest.load(manifest), tree, num_photos=photos, micro_batch=micro_batch)
     for loader in speed.loaders:
         typer.echo(

@@ -1,5 +1,6 @@
 """Settings of a training run that depend on the machine: they change the speed, not what is learnt."""
 
+import logging
 import os
 from dataclasses import dataclass
 from typing import Literal
@@ -8,9 +9,12 @@ import torch
 
 from training.errors import RunError
 from training.field_types import find_wrong_type
+from training.recipe import list_shipped_recipes, read_about
 from vision.runtime.cpus import count_usable_cores
 
-__all__ = ["Machine"]
+__all__ = ["Machine", "warn_without_gpu"]
+
+_log = logging.getLogger(__name__)
 
 MIN_WORKERS_TO_AUGMENT = 12
 """Loader processes that distort photos faster than a GPU does one by one: 1,300 photos/s against 750 with 15 beside an
@@ -84,3 +88,15 @@ class Machine:
 
     def compiles(self, device: torch.device) -> bool:
         return device.type == "cuda" if self.compile is None else self.compile
+
+
+def warn_without_gpu(recipe: str) -> None:
+    """Log a warning where a recipe, by name or path, is for a GPU and PyTorch can use none; name those for a CPU."""
+    about = read_about(recipe)
+    if about and about.machine == "gpu" and not torch.cuda.is_available():
+        shipped = {name: read_about(name) for name in list_shipped_recipes()}
+        _log.warning(
+            "%s is a recipe for a GPU, and this machine has none that PyTorch can use: it will take many times as long;"
+            " for CPUs: %s",
+            *(recipe, ", ".join(name for name, found in shipped.items() if found and found.machine == "cpu")),
+        )

@@ -1,6 +1,7 @@
 """`train` and `distill`, called in this process on a tiny network."""
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from training.cli.train import distill, train_app
@@ -21,3 +22,17 @@ def test_train_says_where_the_weights_are_and_takes_the_seed_from_the_command_li
 def test_distill_needs_a_recipe_with_a_weight(synthetic_dataset, bundle, recipe, tmp_path):
     with pytest.raises(RecipeError, match="distillation_weight = 0, and a teacher"):
         distill(str(synthetic_dataset / "manifest.parquet"), bundle.folder, tmp_path / "run", recipe=recipe, workers=0)
+
+
+def test_distill_has_a_micro_batch_as_train_has(synthetic_dataset, bundle, recipe, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "training.trainer.training_loop.choose_micro_batch", lambda machine, *_: asked.append(machine.micro_batch) or 4
+    )
+    words = [str(synthetic_dataset / "manifest.parquet"), "--teacher", str(bundle.folder), "--recipe", recipe]
+    words += ["--set", "distillation_weight=0.5", "--run", str(tmp_path / "run"), "--workers", "0"]
+    app = typer.Typer()
+    app.command()(distill)
+    done = CliRunner().invoke(app, [*words, "--micro-batch", "4"], catch_exceptions=False)
+    assert done.exit_code == 0
+    assert asked == [4]

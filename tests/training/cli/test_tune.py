@@ -43,3 +43,16 @@ def test_a_probe_of_features_has_an_estimate_too(tune, recipe):
     said = tune("loader", "--photos", "32", "--set", "stages.0.trains=heads_on_features").splitlines()
     assert re.fullmatch(r"32 px: features \d+ photos/s, once; heads on them \d+ photos/s, 1 epoch", said[0])
     assert said[1].startswith("this recipe: about ")
+
+
+@pytest.mark.parametrize("verb", ["learning-rate", "batch-size", "loader"])
+def test_a_recipe_for_a_gpu_says_so_where_there_is_none(synthetic_dataset, recipe, monkeypatch, caplog, verb):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with open(recipe, "a") as file:
+        file.write('[about]\ndata = ""\nmachine = "gpu"\ntime = ""\nexpected = ""\n')
+    words = {"learning-rate": ["--steps", "20"], "batch-size": ["--largest", "2"], "loader": ["--photos", "32"]}[verb]
+    photos = [] if verb == "batch-size" else [str(synthetic_dataset / "manifest.parquet")]
+    done = CliRunner().invoke(tune_app, [verb, *photos, "--recipe", recipe, *words], catch_exceptions=False)
+    assert done.exit_code == 0
+    assert f"{recipe} is a recipe for a GPU" in caplog.text
+    assert "for CPUs: grocery, linear_probe, quick" in caplog.text
