@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from vision.category_tree import CategoryTree, build_category_tree
 from vision.errors import TaxonomyError
+from vision.runtime.files import write_atomically
 
 __all__ = [
     "OTHER_BRAND",
@@ -287,7 +288,8 @@ class Taxonomy:
         return json.dumps({"schema_version": SCHEMA_VERSION, **asdict(self)}, indent=1, ensure_ascii=False)
 
     def save(self, path: Path) -> None:
-        path.write_text(self.to_json() + "\n", encoding="utf-8")
+        """Write as JSON, atomically."""
+        write_atomically(path, self.to_json() + "\n")
 
     @classmethod
     def from_json(cls, text: str, *, source: str = "taxonomy") -> "Taxonomy":

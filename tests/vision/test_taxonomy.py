@@ -185,3 +185,16 @@ def test_ids_keep_letters_and_marks_of_every_script(name, slug):
 def test_a_missing_file_says_what_writes_one(tmp_path):
     with pytest.raises(TaxonomyError, match="data import"):
         Taxonomy.load(tmp_path / "none.json")
+
+
+def test_a_taxonomy_that_cannot_be_written_whole_leaves_the_old_one(tmp_path, monkeypatch):
+    path = tmp_path / "taxonomy.json"
+    path.write_text("old")
+
+    def fail(_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("vision.runtime.files.sync_to_disk", fail)
+    with pytest.raises(OSError, match="no space left"):
+        create_small_taxonomy().save(path)
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["old"]

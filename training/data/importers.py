@@ -129,8 +129,11 @@ def compute_version(prefix: str, paths: Iterable[Sequence[str]], brands: Iterabl
 
 
 def save_dataset(manifest: Manifest, taxonomy: Taxonomy, folder: Path) -> Path:
-    """Write `manifest.parquet`, with paths adapted to the folder, and `taxonomy.json`; return the manifest's path."""
+    """Write `taxonomy.json` and `manifest.parquet`, with paths adapted to the folder; return the manifest's path.
+
+    The manifest comes last: where there is one, its taxonomy is there too.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    manifest.rebase(str(folder)).save(str(folder / "manifest.parquet"))
     taxonomy.save(folder / "taxonomy.json")
+    manifest.rebase(str(folder)).save(str(folder / "manifest.parquet"))
     return folder / "manifest.parquet"

@@ -11,6 +11,7 @@ import pyarrow.parquet
 
 from training.data.taxonomy_changes import Migration
 from vision.errors import TaxonomyError
+from vision.manifest import open_for_replacement
 
 __all__ = ["RowMigration", "migrate_files"]
 
@@ -182,6 +183,6 @@ def migrate_files(source: str, target: str, migration: Migration) -> Counter[str
         counts["left as they are"] += len(table) - num_converted
         new_path = posixpath.join(new_root, posixpath.relpath(path, root))
         written.makedirs(posixpath.dirname(new_path), exist_ok=True)
-        with written.open(new_path, "wb") as file:
+        with open_for_replacement(written.unstrip_protocol(new_path)) as file:
             pyarrow.parquet.write_table(table, file, compression="zstd")
     return counts

@@ -1,9 +1,15 @@
+import signal
+import subprocess
+import sys
+
 import pytest
 
+from tests.conftest import ROOT
 from tests.support.helpers import create_scene, encode_image
 from training.data.prepared_folder import prepare_folder
 from training.data.splits import count_splits
 from vision.manifest import Manifest
+from vision.taxonomy import Taxonomy
 
 
 @pytest.fixture
@@ -51,3 +57,35 @@ def test_a_second_call_changes_nothing(write_photos, tmp_path):
     (photos / "mugs" / "new.jpg").write_bytes((photos / "mugs" / "0.jpg").read_bytes())
     assert prepare_folder(photos, tmp_path / "data")[1] == [f"{path} is there from before and is used as it is"]
     assert path.read_bytes() == before
+
+
+KILLED_BETWEEN_FILES = """
+import os, signal, sys
+from pathlib import Path
+from training.data.prepared_folder import prepare_folder
+from vision.manifest import Manifest
+from vision.taxonomy import Taxonomy
+
+saved = []
+
+def kill_at_the_second(save):
+    def run(*arguments):
+        if saved:
+            os.kill(os.getpid(), signal.SIGKILL)
+        save(*arguments)
+        saved.append(save)
+    return run
+
+Manifest.save, Taxonomy.save = kill_at_the_second(Manifest.save), kill_at_the_second(Taxonomy.save)
+prepare_folder(Path(sys.argv[1]), Path(sys.argv[2]))
+"""
+
+
+def test_a_kill_between_the_two_files_is_healed_by_a_repeat(write_photos, tmp_path):
+    photos, output = write_photos("mugs", "plates"), tmp_path / "data"
+    killed = subprocess.run([sys.executable, "-c", KILLED_BETWEEN_FILES, str(photos), str(output)], cwd=ROOT)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(list(output.iterdir())) == 1
+    path, _ = prepare_folder(photos, output)
+    assert sum(load_counts(path).values()) == 80
+    assert set(Taxonomy.load(output / "taxonomy.json").leaf_ids) == {"mugs", "plates"}
