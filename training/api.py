@@ -58,24 +58,27 @@ class Trainer:
 
         Raises:
             RecipeError, ManifestError, TaxonomyError: naming what is wrong and the way out.
+            RunStopped: `stop_requested` was set while a folder was imported; the same call begins again.
         """
         set_thread_policy()
         self.run = Run(Path(run))
         self._recipe_name = recipe if isinstance(recipe, str) else None
         self.recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
+        self._stop_requested = stop_requested or threading.Event()
         self.notes: list[str] = []
         """What was done with a folder of photos, in sentences for a person."""
         if "://" not in str(photos) and Path(photos).is_dir():
             from training.data.prepared_folder import prepare_folder
 
-            photos, self.notes = prepare_folder(Path(photos), self.run.folder / "data")
+            photos, self.notes = prepare_folder(
+                Path(photos), self.run.folder / "data", stop=self._stop_requested.is_set
+            )
         self._manifest_url = str(photos) if "://" in str(photos) else str(Path(photos).resolve())
         self._manifest = Manifest.load(self._manifest_url)
         self._taxonomy = taxonomy or Taxonomy.load(Path(self._manifest_url).parent / "taxonomy.json")
         self._teacher = Path(teacher) if teacher else None
         self._machine = dict(machine or {})
         self._trackers = trackers
-        self._stop_requested = stop_requested or threading.Event()
         self.interrupted = False
         """Whether `train` returned before the end."""
 

@@ -10,6 +10,7 @@ import typer
 
 from training.cli.data import load_taxonomy
 from training.cli.startup import load_torch, request_stop_on_signals
+from training.errors import RunStopped
 from training.recipe import load_recipe
 from vision.runtime.cli import EXIT_INTERRUPTED, create_cli_app
 
@@ -172,18 +173,22 @@ def _run_training(
         load_torch(workers=machine.get("num_workers"))
         from training.api import Trainer
 
-        trainer = Trainer(
-            manifest,
-            run,
-            recipe=recipe,
-            overrides=overrides,
-            # A folder's is made from its classes.
-            taxonomy=None if Path(manifest).is_dir() else load_taxonomy(manifest, taxonomy),
-            teacher=teacher,
-            machine=machine,
-            trackers=trackers,
-            stop_requested=stop_requested,
-        )
+        try:
+            trainer = Trainer(
+                manifest,
+                run,
+                recipe=recipe,
+                overrides=overrides,
+                # A folder's is made from its classes.
+                taxonomy=None if Path(manifest).is_dir() else load_taxonomy(manifest, taxonomy),
+                teacher=teacher,
+                machine=machine,
+                trackers=trackers,
+                stop_requested=stop_requested,
+            )
+        except RunStopped as error:
+            _log.info("%s", error)
+            raise typer.Exit(EXIT_INTERRUPTED) from None
         for note in trainer.notes:
             _log.info("%s", note)
         trainer.train()

@@ -4,11 +4,12 @@ import fnmatch
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from training.data.importers import build_taxonomy, compute_version
+from training.errors import RunStopped
 from vision.errors import ManifestError, PhotoNotAnImage
 from vision.images import detect_format
 from vision.manifest import Manifest
@@ -59,7 +60,9 @@ class ImportedFolder:
     left_out: tuple[LeftOut, ...]
 
 
-def import_folder(source: Path, *, skip: Sequence[str] = (), language: str = "en") -> ImportedFolder:
+def import_folder(
+    source: Path, *, skip: Sequence[str] = (), language: str = "en", stop: Callable[[], bool] = lambda: False
+) -> ImportedFolder:
     """Import `split/class/name.jpg` or `class/name.jpg`; a listing per photo, brands not known.
 
     Split folders are `SPLIT_FOLDERS`. Folders inside a class are its subcategories, and photos beside them are labelled
@@ -70,15 +73,17 @@ def import_folder(source: Path, *, skip: Sequence[str] = (), language: str = "en
         source: the folder, or one that holds nothing else, as an archive may.
         skip: paths or patterns (`train/unsorted`, `*/unsorted`), relative to the folder, to leave out.
         language: BCP 47 tag of the folders' names.
+        stop: whether to give up; looked at before every file.
 
     Raises:
+        RunStopped: `stop` said so.
         ManifestError: no such folder, no photo in it, a whole folder that would be left out and is not in `skip`, a
             name that is not in UTF-8, or names that would share an id.
     """
     if not source.is_dir():
         raise ManifestError(f"{source} is not a folder; give one with split/class/name.jpg or class/name.jpg")
     root = _find_root(source)
-    scan = _Scan(root, skip)
+    scan = _Scan(root, skip, stop)
     scan.visit(root, PurePosixPath(), frozenset())
     has_splits = _detect_splits(root, scan)
     labelled = _label_photos(scan, has_splits=has_splits)
@@ -112,6 +117,7 @@ class _Scan:
 
     root: Path
     skip: Sequence[str]
+    stop: Callable[[], bool]
     photos: list[PurePosixPath] = field(default_factory=list)
     folders: list[PurePosixPath] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -144,6 +150,8 @@ class _Scan:
         here = above | {(status.st_dev, status.st_ino)}
         num_files, num_before, num_problems = 0, len(self.photos), len(self.problems)
         for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+            if self.stop():
+                raise RunStopped(f"stopped before all of {self.root} was looked at; repeat the command to begin again")
             child = path / entry.name
             if not _is_utf8(entry.name):
                 shown = os.fsencode(str(child)).decode("utf-8", "replace")

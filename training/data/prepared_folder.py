@@ -1,5 +1,6 @@
 """From a plain folder of photos to a manifest that can be trained on, in one step."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from training.data.checks import check_labels
@@ -11,7 +12,7 @@ from vision.runtime.wording import format_count
 __all__ = ["prepare_folder"]
 
 
-def prepare_folder(source: Path, output: Path) -> tuple[Path, list[str]]:
+def prepare_folder(source: Path, output: Path, *, stop: Callable[[], bool] = lambda: False) -> tuple[Path, list[str]]:
     """Import a folder with photos of each class in a folder of its own, and split what is not split.
 
     A manifest that is there already is left as it is, so that a run on it can be resumed; photos that have been added
@@ -20,17 +21,19 @@ def prepare_folder(source: Path, output: Path) -> tuple[Path, list[str]]:
     Args:
         source: as for `import_folder`.
         output: folder for `manifest.parquet` and `taxonomy.json`.
+        stop: whether to give up, before anything is written.
 
     Returns:
         The manifest's path, and what was done, in sentences for a person.
 
     Raises:
+        RunStopped: `stop` said so; the same call begins again.
         ManifestError: as `import_folder`, or shares that leave nothing to train on.
     """
     path = output / "manifest.parquet"
     if path.is_file():
         return path, [f"{path} is there from before and is used as it is"]
-    imported = import_folder(source)
+    imported = import_folder(source, stop=stop)
     notes = [f"left out: {left_out}" for left_out in imported.left_out]
     found = {split for split, (num_photos, _) in count_splits(imported.manifest).items() if num_photos}
     manifest = imported.manifest

@@ -38,6 +38,11 @@ class StepTimes:
         """Leave out the time since the last call."""
         self._mark_s = self._clock()
 
+    def rewind(self, seconds: float) -> None:
+        """Leave out the time since the epoch had taken so long."""
+        self.seconds = seconds
+        self.skip()
+
     def begin_epoch(self) -> None:
         self.update_seconds()
         self.seconds = self.waiting_s = 0.0
@@ -57,6 +62,10 @@ class StepTimes:
     @property
     def data_wait_share(self) -> float:
         return self.waiting_s / max(1e-9, self.update_seconds())
+
+    def describe_epoch(self, num_photos: float) -> dict[str, float]:
+        """`photos_per_s` and `data_wait_share` of an epoch with so many photos so far."""
+        return {"photos_per_s": num_photos / self.update_seconds(), "data_wait_share": self.data_wait_share}
 
 
 class TimeLeft:

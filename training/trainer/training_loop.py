@@ -102,16 +102,12 @@ class TrainingLoop:
         self._pending: deque[_PendingStep] = deque()
         self._trackers = [TensorBoard(), *trackers] if self._ranks.is_first else []
         self._stop_requested = stop_requested or threading.Event()
-        self._stopping = False
+        self.interrupted = False
         self._val_features: Path | None = None
         """Features of val's photos, until a stage trains the backbone."""
 
-    @property
-    def interrupted(self) -> bool:
-        return self._stopping
-
     def stop(self) -> None:
-        """Request a checkpoint and an early return of `run()` after the current step, as a signal does."""
+        """Request a checkpoint and an early return of `run()` after the step or batch of val under way."""
         self._stop_requested.set()
 
     def run(self) -> None:
@@ -145,17 +141,19 @@ class TrainingLoop:
             world_size=self._ranks.world_size,
             micro_batch=choose_micro_batch(self._machine, self.train_step.model, self._recipe, self._ranks),
         )
+        # An epoch's losses are kept until it is evaluated, which a stop may have left to this process.
+        self._val_is_due = self._step % sampler.steps_per_epoch == 0 and bool(self._losses)
         self.train_step.start_schedule(sampler.num_steps)
         trackers = Trackers(self._trackers, self._run, first_step=self._step)
         with call_on_stop_signals(self.stop), trackers:
             batches = self._create_batches()
-            if not self._stopping:
+            if not self.interrupted:
                 self._times.skip()
                 left = TimeLeft(self._recipe, steps_per_epoch=sampler.steps_per_epoch)
                 with RunProgress(trackers, left, first_step=self._step, enabled=self._ranks.is_first) as progress:
                     self._train_batches(batches, progress)
-            trackers.interrupted = self._stopping
-        if not self._stopping:
+            trackers.interrupted = self.interrupted
+        if not self.interrupted:
             self._save()
             if self._ranks.is_first:
                 last, best = self.train_step.export_averaged(), self._choice.tensors
@@ -164,7 +162,7 @@ class TrainingLoop:
 
     def _create_batches(self) -> Iterable[Batch]:
         """Batches of the steps ahead; none if a stop was requested before their features were made."""
-        epochs = range(self._step // self._sampler.steps_per_epoch, self._recipe.num_epochs)
+        epochs = range(self._step // self._sampler.steps_per_epoch - self._val_is_due, self._recipe.num_epochs)
         stages = {self._recipe.stage_of_epoch(epoch) for epoch in epochs}
         sizes_px = {stage.photo_px for stage in stages if stage.trains == "heads_on_features"}
         features = make_probe_features(
@@ -176,7 +174,7 @@ class TrainingLoop:
             stop=self._stop_requested.is_set,
         )
         if features is None:
-            self._stopping = True
+            self.interrupted = True
             _log.info("stopped before the first step; repeat the command to resume from there")
             return []
         self._val_features = features.val
@@ -194,9 +192,13 @@ class TrainingLoop:
 
     def _train_batches(self, batches: Iterable[Batch], progress: RunProgress) -> None:
         sampler = self._sampler
+        if self._val_is_due:
+            self._end_epoch(progress)
         source = self._times.measure_wait(batches)
-        while not self._choice.ends_run(self._step / sampler.steps_per_epoch) and (
-            micro_batches := list(islice(source, sampler.micro_batches_per_step))
+        while (
+            not self.interrupted
+            and not self._choice.ends_run(self._step / sampler.steps_per_epoch)
+            and (micro_batches := list(islice(source, sampler.micro_batches_per_step)))
         ):
             rows = sampler.get_step_rows(self._step)
             labels = self._train_labels
@@ -217,14 +219,13 @@ class TrainingLoop:
                 learning_rate=max(self.train_step.get_learning_rates()),
             )
             if epoch_ends:
-                progress.on_epoch_end(self._end_epoch())
-            if self._stopping:
+                self._end_epoch(progress)
+            if self.interrupted:
                 self._sync_ranks(read_all=True)
+            if save_due or self.interrupted:
                 self._save()
-                _log.info("stopped after step %d of %d; repeat the command to resume", self._step, sampler.num_steps)
-                return
-            if save_due:
-                self._save()
+        if self.interrupted:
+            _log.info("stopped after step %d of %d; repeat the command to resume", self._step, sampler.num_steps)
 
     def _sync_ranks(self, *, read_all: bool) -> None:
         """Read the results of pending steps, with the same losses, bad photos and stop requests on every rank.
@@ -241,27 +242,27 @@ class TrainingLoop:
             if not math.isfinite(loss) or not (math.isfinite(norm) or self.train_step.scaler.is_enabled()):
                 raise _create_loss_error(pending, own, norm, self._train)
             self._losses.append(loss)
-            self._stopping = stop > 0
+            self.interrupted = stop > 0
             if num_new_bad:
                 self._bad_photos.merge()
             self._bad_photos.require_few()
 
-    def _end_epoch(self) -> dict[str, float | None]:
+    def _end_epoch(self, progress: RunProgress) -> None:
+        """Evaluate on val and judge the weights; not if a stop is requested meanwhile, and then it is due again."""
         epoch = self._step // self._sampler.steps_per_epoch
         stage = self._recipe.stage_of_epoch(epoch - 1)
         train_seconds = self._times.update_seconds()
         ranks = _gather_throughput(self._ranks, self._times, num_photos=len(self._train))
-        record: dict[str, float | None] = {
-            "epoch": epoch,
-            "step": self._step,
-            "photo_px": stage.photo_px,
-            "loss": float(np.mean(self._losses)),
-            "bad_photos": len(self._bad_photos.rows),
-            "photos_per_s": len(self._train) / train_seconds,
-            "data_wait_share": self._times.data_wait_share,
-        }
+        record: dict[str, float | None] = {"epoch": epoch, "step": self._step, "photo_px": stage.photo_px}
+        record |= {"loss": float(np.mean(self._losses)), "bad_photos": len(self._bad_photos.rows)}
+        record |= self._times.describe_epoch(len(self._train))
         on_features = self._val_features if stage.trains == "heads_on_features" else None
-        record |= self.validation.evaluate(self.train_step, on_features)
+        judged = self.validation.evaluate(self.train_step, on_features, stop=self._stop_requested.is_set)
+        if judged is None:
+            self.interrupted = True
+            self._times.rewind(train_seconds)
+            return
+        record |= judged
         averaged = self.train_step.export_averaged()
         self._choice.judge(epoch, record, averaged if self._ranks.is_first else {})
         seconds = self._times.update_seconds()
@@ -271,7 +272,7 @@ class TrainingLoop:
             _log.info("%s", " ".join(f"{k}={v:.4g}" for k, v in record.items() if v is not None))
         self._losses = []
         self._times.begin_epoch()
-        return record
+        progress.on_epoch_end(record)
 
     def _save(self) -> None:
         seconds = self._times.update_seconds()
@@ -314,11 +315,7 @@ class TrainingLoop:
 
 def _gather_throughput(ranks: Ranks, times: StepTimes, *, num_photos: int) -> dict[str, list[dict[str, object]]]:
     """Host, photos a second and waiting of each rank in an epoch of so many photos; nothing for a rank alone."""
-    own: dict[str, object] = {
-        "host": platform.node(),
-        "photos_per_s": num_photos / ranks.world_size / times.update_seconds(),
-        "data_wait_share": times.data_wait_share,
-    }
+    own: dict[str, object] = {"host": platform.node(), **times.describe_epoch(num_photos / ranks.world_size)}
     gathered = ranks.gather(own)
     return {"ranks": gathered} if len(gathered) > 1 else {}
 

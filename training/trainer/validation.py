@@ -1,7 +1,8 @@
 """Accuracy on the val split after every epoch, the choice of weights by it, and the check of val's labels."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from training.evaluation.ground_truth import build_ground_truth
 from training.inference.features import load_features
 from training.trainer.distributed import Ranks
-from training.trainer.loading.dataloader import create_evaluation_batches
+from training.trainer.loading.dataloader import Batch, create_evaluation_batches
 from training.trainer.train_step import TrainStep
 from vision.errors import ManifestError
 from vision.images import Preprocessing
@@ -24,6 +25,9 @@ from vision.taxonomy import Taxonomy
 __all__ = ["Validation", "WeightChoice", "require_trained_labels"]
 
 _log = logging.getLogger(__name__)
+
+_Inferred = tuple[npt.NDArray[np.int64], Outputs, int]
+"""The usable rows of a batch, their outputs, and the number of rows that cannot be used."""
 
 
 class Validation:
@@ -37,31 +41,45 @@ class Validation:
         self._preprocessing = Preprocessing(input_px=input_px)
         self._num_workers = num_workers
 
-    def evaluate(self, train_step: TrainStep, features: Path | None = None) -> dict[str, float | None]:
+    def evaluate(
+        self, train_step: TrainStep, features: Path | None = None, *, stop: Callable[[], bool] = lambda: False
+    ) -> dict[str, float | None] | None:
         """`val_leaf_top1` and `val_brand_top1` (None without labelled photos) and `val_bad_photos`, over all ranks.
 
         Args:
             train_step: with the weights to evaluate.
             features: folder with features of val's photos, where the backbone is still the one that made them.
+            stop: whether this rank was asked to stop; looked at before every batch.
+
+        Returns:
+            None on every rank if one was asked to stop.
         """
         bounds = np.linspace(0, len(self.manifest), self._ranks.world_size + 1).astype(int)
         rows = range(bounds[self._ranks.rank], bounds[self._ranks.rank + 1])
         # Each rank has batch-norm statistics of its own during training.
         self._ranks.broadcast(train_step.ema.module.buffers())
+        if features is None:
+            batches = create_evaluation_batches(
+                self.manifest,
+                self._labels,
+                self._preprocessing,
+                batch_size=64,
+                num_workers=self._num_workers,
+                rows=rows,
+            )
+            num_rounds, found = len(batches), _infer(train_step, batches)
+        else:
+            num_rounds, found = 1, _infer_features(train_step, rows, features)
         counts = np.zeros(5)
         with Progress("val", len(rows), enabled=self._ranks.is_first and features is None) as progress:
-            for used, outputs, num_unusable in (
-                self._infer(train_step, rows) if features is None else self._infer_features(train_step, rows, features)
-            ):
-                for at, logits, truth in (
-                    (0, outputs.category_logits, self._leaves[used]),
-                    (2, outputs.brand_logits, self._labels.brands[used]),
-                ):
-                    known = truth >= 0
-                    counts[at] += float((logits.argmax(dim=1).cpu().numpy() == truth)[known].sum())
-                    counts[at + 1] += float(known.sum())
-                counts[4] += num_unusable
-                progress.advance(len(used) + num_unusable)
+            for _ in range(max(self._ranks.gather(num_rounds))):
+                # Asked in every round on all ranks, so that all of them stop in the same one.
+                if self._ranks.sum([float(stop())])[0]:
+                    found.close()
+                    return None
+                for used, outputs, num_unusable in islice(found, 1):
+                    counts += self._count(used, outputs, num_unusable)
+                    progress.advance(len(used) + num_unusable)
         leaf_right, leaf_known, brand_right, brand_known, num_bad = self._ranks.sum(counts.tolist())
         return {
             "val_leaf_top1": leaf_right / leaf_known if leaf_known else None,
@@ -69,30 +87,33 @@ class Validation:
             "val_bad_photos": num_bad,
         }
 
-    def _infer(self, train_step: TrainStep, rows: range) -> Iterator[tuple[npt.NDArray[np.int64], Outputs, int]]:
-        """The usable rows of each batch, their outputs, and the number of rows that cannot be used."""
-        batches = create_evaluation_batches(
-            self.manifest,
-            self._labels,
-            self._preprocessing,
-            batch_size=64,
-            num_workers=self._num_workers,
-            rows=rows,
-        )
-        for batch in batches:
-            usable = torch.tensor([not problem for problem in batch.problems])
-            for problem in filter(None, batch.problems):
-                _log.warning("val photo left out: %s", problem)
-            outputs = train_step.infer_averaged(batch.photos_nhwc[usable])
-            yield batch.rows[usable].numpy(), outputs, int((~usable).sum())
+    def _count(self, used: npt.NDArray[np.int64], outputs: Outputs, num_unusable: int) -> npt.NDArray[np.float64]:
+        """(5,) leaves right and known, brands right and known, photos that cannot be used."""
+        counts = [0.0, 0.0, 0.0, 0.0, float(num_unusable)]
+        for at, logits, truth in (
+            (0, outputs.category_logits, self._leaves[used]),
+            (2, outputs.brand_logits, self._labels.brands[used]),
+        ):
+            known = truth >= 0
+            counts[at] = float((logits.argmax(dim=1).cpu().numpy() == truth)[known].sum())
+            counts[at + 1] = float(known.sum())
+        return np.array(counts)
 
-    def _infer_features(
-        self, train_step: TrainStep, rows: range, folder: Path
-    ) -> Iterator[tuple[npt.NDArray[np.int64], Outputs, int]]:
-        features = load_features(folder)
-        mine = np.flatnonzero((features.rows >= rows.start) & (features.rows < rows.stop))
-        values = torch.from_numpy(features.values[mine].copy())
-        yield features.rows[mine], train_step.infer_averaged(values, on_features=True), len(rows) - len(mine)
+
+def _infer(train_step: TrainStep, batches: Iterable[Batch]) -> Generator[_Inferred]:
+    for batch in batches:
+        usable = torch.tensor([not problem for problem in batch.problems])
+        for problem in filter(None, batch.problems):
+            _log.warning("val photo left out: %s", problem)
+        outputs = train_step.infer_averaged(batch.photos_nhwc[usable])
+        yield batch.rows[usable].numpy(), outputs, int((~usable).sum())
+
+
+def _infer_features(train_step: TrainStep, rows: range, folder: Path) -> Generator[_Inferred]:
+    features = load_features(folder)
+    mine = np.flatnonzero((features.rows >= rows.start) & (features.rows < rows.stop))
+    values = torch.from_numpy(features.values[mine].copy())
+    yield features.rows[mine], train_step.infer_averaged(values, on_features=True), len(rows) - len(mine)
 
 
 class WeightChoice:

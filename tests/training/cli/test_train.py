@@ -1,12 +1,17 @@
 """`train` and `distill`, called in this process on a tiny network."""
 
+import os
+import signal
+
 import pytest
 import typer
 from typer.testing import CliRunner
 
+from tests.support.helpers import create_scene, encode_image
 from training.cli.train import distill, train_app
 from training.errors import RecipeError
 from training.run import Run
+from vision.images import detect_format
 
 
 def test_train_says_where_the_weights_are_and_takes_the_seed_from_the_command_line(synthetic_dataset, recipe, tmp_path):
@@ -36,3 +41,27 @@ def test_distill_has_a_micro_batch_as_train_has(synthetic_dataset, bundle, recip
     done = CliRunner().invoke(app, [*words, "--micro-batch", "4"], catch_exceptions=False)
     assert done.exit_code == 0
     assert asked == [4]
+
+
+def test_a_signal_while_a_folder_is_imported_ends_at_once_and_a_repeat_begins_again(recipe, tmp_path, monkeypatch):
+    for name in ("mugs", "plates"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(20):
+            (tmp_path / "photos" / name / f"{i}.jpg").write_bytes(encode_image(create_scene(32 + i, 40)))
+    words = [str(tmp_path / "photos"), "--recipe", recipe, "--run", str(tmp_path / "run"), "--workers", "0"]
+    seen = []
+
+    def detect_and_terminate(prefix):
+        seen.append(prefix)
+        if len(seen) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return detect_format(prefix)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("training.data.folder_importer.detect_format", detect_and_terminate)
+        stopped = CliRunner().invoke(train_app, words, catch_exceptions=False)
+    assert stopped.exit_code == 75
+    assert len(seen) == 3
+    assert not list((tmp_path / "run").rglob("*.parquet"))
+    assert CliRunner().invoke(train_app, words, catch_exceptions=False).exit_code == 0
+    assert Run(tmp_path / "run").finished

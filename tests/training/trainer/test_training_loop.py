@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,8 @@ from training.errors import LossNotFinite, RunError
 from training.recipe import Recipe, Stage, load_recipe
 from training.run import Run
 from training.trainer.distributed import Ranks
+from training.trainer.loading.dataloader import create_evaluation_batches
+from training.trainer.train_step import TrainStep
 from training.trainer.validation import Validation
 from vision.manifest import Manifest
 from vision.taxonomy import Taxonomy
@@ -254,13 +257,64 @@ def test_val_judges_a_linear_probe_by_features_as_by_photos(synthetic_dataset, t
     assert val.evaluate(trainer.train_step).items() <= last.items()
 
 
+PROBE = (Stage(photo_px=48, epochs=2, trains="heads_on_features"), Stage(photo_px=48, epochs=1))
+
+
+@pytest.mark.parametrize(
+    ("stages", "epoch"), [(None, 1), (None, 3), (PROBE, 2)], ids=["first epoch", "last epoch", "last epoch on features"]
+)
+def test_a_run_stopped_while_val_is_evaluated_ends_equal_to_an_unbroken_one(
+    synthetic_dataset, small_recipe, tmp_path, monkeypatch, stages, epoch
+):
+    create = create_evaluation_batches
+    monkeypatch.setattr(
+        "training.trainer.validation.create_evaluation_batches", lambda *a, **kw: create(*a, **{**kw, "batch_size": 8})
+    )
+    recipe = dataclasses.replace(small_recipe, stages=stages or small_recipe.stages)
+    unbroken = train_run(tmp_path / "unbroken", synthetic_dataset, recipe)
+    end_of_epoch = unbroken.metrics()[epoch - 1]["step"]
+
+    stopped = create_trainer(tmp_path / "run", synthetic_dataset, recipe)
+    evaluate, infer = stopped.validation.evaluate, TrainStep.infer_averaged
+    epochs, batches = [], []
+
+    def stop_in_epoch(train_step, *arguments, **options):
+        epochs.append(len(epochs) + 1)
+        if epochs[-1] == epoch and stages:  # evaluated in one batch
+            stopped.stop()
+        return evaluate(train_step, *arguments, **options)
+
+    def stop_at_second_batch(*arguments, **options):
+        if epochs[-1] == epoch:
+            batches.append(epoch)
+            if len(batches) == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+        return infer(*arguments, **options)
+
+    monkeypatch.setattr(stopped.validation, "evaluate", stop_in_epoch)
+    with monkeypatch.context() as patched:
+        patched.setattr(TrainStep, "infer_averaged", stop_at_second_batch)
+        stopped.run()
+    assert stopped.interrupted
+    assert len(batches) == (0 if stages else 2)
+    assert [record["epoch"] for record in Run(tmp_path / "run").metrics()] == list(range(1, epoch))
+    assert max(path.name for path in Run(tmp_path / "run").checkpoints.iterdir()) == f"step-{end_of_epoch:08d}"
+
+    resumed = train_run(tmp_path / "run", synthetic_dataset, recipe)
+    one, other = weights(resumed), weights(unbroken)
+    assert all(torch.equal(one[name], other[name]) for name in other)
+    times = ("seconds", "val_seconds", "photos_per_s", "data_wait_share")
+    records = [[{k: v for k, v in r.items() if k not in times} for r in run.metrics()] for run in (resumed, unbroken)]
+    assert records[0] == records[1]
+
+
 class ScriptedValidation:
     """Gives each epoch the next of the scores."""
 
     def __init__(self, validation, scores):
         self.manifest, self._scores = validation.manifest, iter(scores)
 
-    def evaluate(self, *_):
+    def evaluate(self, *_, **__):
         return {"val_leaf_top1": next(self._scores), "val_brand_top1": None, "val_bad_photos": 0}
 
 
