@@ -1,6 +1,7 @@
 """How far a long piece of work is: a bar on a terminal, log lines elsewhere; and a command's heartbeat."""
 
 import logging
+import math
 import sys
 import threading
 import time
@@ -22,7 +23,7 @@ class Progress:
     """Shows one piece of work on stderr while it is open.
 
     Where stderr is not a terminal, a line is logged after the first second and then every ten, by a thread of its own:
-    also while a single step takes longer. A command's heartbeat is silent meanwhile.
+    also while a single step takes longer. A command's heartbeat names nothing else meanwhile.
     """
 
     def __init__(
@@ -50,21 +51,24 @@ class Progress:
         self._seconds_left: float | None = None
         self._enabled = enabled
         self._closed = threading.Event()
-        show = self._refresh_regularly if sys.stderr.isatty() else self._log_regularly
+        self._next_line_s = math.inf
+        self._on_terminal = sys.stderr.isatty()
+        show = self._refresh_regularly if self._on_terminal else self._log_regularly
         self._thread = threading.Thread(target=show, daemon=True)
         bar = "{desc}: {percentage:3.0f}% {n_fmt}/{total_fmt} [{elapsed}{postfix}]" if total else "{desc} [{elapsed}]"
         self._bar = tqdm(total=total, desc=what, initial=done, bar_format=bar, disable=None if enabled else True)
 
     def __enter__(self) -> "Progress":
         if self._enabled:
+            self._next_line_s = time.monotonic() + FIRST_LOG_AFTER_S
+            _shown.append(self)
             self._thread.start()
-            _shown.add(self)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._closed.set()
         if self._enabled:
-            _shown.discard(self)
+            _shown.remove(self)
             self._thread.join()
         self._bar.close()
 
@@ -100,25 +104,42 @@ class Progress:
             parts.append(f"{describe_seconds(left_s)} left")
         return ", ".join(parts)
 
-    def _log_regularly(self) -> None:
-        wait_s = FIRST_LOG_AFTER_S
-        while not self._closed.wait(wait_s):
+    def claim_line(self, now_s: float) -> None:
+        """Let the caller log the next line, and the one after it be due ten seconds later."""
+        global _last_line_s
+        _last_line_s, self._next_line_s = now_s, now_s + LOG_EVERY_S
+
+    def log_line(self) -> None:
+        """Log a claimed line; a terminal has its bar instead."""
+        if not self._on_terminal:
             _log.info("%s", self.describe())
-            wait_s = LOG_EVERY_S
+
+    def _log_regularly(self) -> None:
+        while not self._closed.wait(self._next_line_s - time.monotonic()):
+            with _claiming:
+                if is_due := (now_s := time.monotonic()) >= self._next_line_s:
+                    self.claim_line(now_s)
+            if is_due:
+                self.log_line()
 
     def _refresh_regularly(self) -> None:
         while not self._closed.wait(REFRESH_EVERY_S):
             self._bar.refresh()
 
 
-_shown: set[Progress] = set()
-"""What is on show in this process."""
+_shown: list[Progress] = []
+"""What is on show in this process, the newest last."""
+_last_line_s = -math.inf
+"""When this process last logged a line of a `Progress` or a `Heartbeat`."""
+_claiming = threading.Lock()
+"""Held by the thread that finds a line due, so that no other one logs it too."""
 
 
 class Heartbeat:
-    """Logs how long a command has run, after the first second and then every ten, unless a `Progress` is open.
+    """Logs how long a command has run, after the first second and then ten after each line, whoever logged it.
 
-    So no command is silent for long, whatever it does: importing PyTorch, reading a table, waiting for a server.
+    So no command is silent for long, whatever it does: importing PyTorch, reading a table, waiting for a server. While
+    a `Progress` is open, its line is logged instead.
     """
 
     def __init__(self, command: str) -> None:
@@ -143,12 +164,24 @@ class Heartbeat:
         self._closed.set()
         self._thread.join()
 
+    def _find_due_s(self) -> float:
+        is_first = _last_line_s < self._begun_s
+        return self._begun_s + FIRST_LOG_AFTER_S if is_first else _last_line_s + LOG_EVERY_S
+
     def _log_regularly(self) -> None:
-        wait_s = FIRST_LOG_AFTER_S
-        while not self._closed.wait(wait_s):
-            if not _shown:
-                _log.info("%s: %s so far", self._command, describe_seconds(time.monotonic() - self._begun_s))
-            wait_s = LOG_EVERY_S
+        global _last_line_s
+        while not self._closed.wait(self._find_due_s() - time.monotonic()):
+            with _claiming:
+                if (now_s := time.monotonic()) < self._find_due_s():
+                    continue
+                _last_line_s = now_s
+                newest = _shown[-1] if _shown else None
+                if newest:
+                    newest.claim_line(now_s)
+            if newest:
+                newest.log_line()
+            else:
+                _log.info("%s: %s so far", self._command, describe_seconds(now_s - self._begun_s))
 
 
 _heartbeats: set[Heartbeat] = set()

@@ -66,6 +66,32 @@ def test_a_command_is_named_only_while_nothing_else_is_on_show(caplog, fast):
     assert caplog.messages[-1] == "brand add: 0 s so far"
 
 
+def test_work_that_appears_late_does_not_delay_the_next_line(caplog, fast, monkeypatch):
+    with caplog.at_level(logging.INFO), Heartbeat("brand add"):
+        wait_until(lambda: caplog.messages, timeout_s=30)
+        monkeypatch.setattr("vision.runtime.progress.FIRST_LOG_AFTER_S", 3600.0)
+        with Progress("photos"):
+            wait_until(lambda: "photos: 0 s so far" in caplog.messages, timeout_s=30)
+
+
+def test_work_that_is_open_when_the_first_line_is_due_is_named_in_it(caplog, fast, monkeypatch):
+    monkeypatch.setattr("vision.runtime.progress.FIRST_LOG_AFTER_S", 3600.0)
+    with caplog.at_level(logging.INFO), Progress("photos"):
+        monkeypatch.setattr("vision.runtime.progress.FIRST_LOG_AFTER_S", 0.01)
+        monkeypatch.setattr("vision.runtime.progress.LOG_EVERY_S", 3600.0)
+        with Heartbeat("brand add"):
+            wait_until(lambda: caplog.messages, timeout_s=30)
+    assert caplog.messages == ["photos: 0 s so far"]
+
+
+def test_a_terminal_has_its_bar_and_no_line_of_the_command(caplog, capsys, fast, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    with caplog.at_level(logging.INFO), Progress("photos"), Heartbeat("brand add") as heartbeat:
+        wait_until(lambda: capsys.readouterr().err.count("photos [00:00]") >= 2, timeout_s=30)
+        heartbeat.stop()
+    assert caplog.messages == []
+
+
 def test_a_server_that_is_ready_is_silent(caplog, fast):
     with caplog.at_level(logging.INFO), Heartbeat("serve") as heartbeat:
         wait_until(lambda: caplog.messages, timeout_s=30)
