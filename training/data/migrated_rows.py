@@ -36,8 +36,7 @@ class RowMigration:
         self._convert: dict[str, Callable[[dict[str, Any]], None]] = {
             "category_ids": self._convert_ids,
             "category_path": self._convert_path,
-            "category_id": lambda row: self._convert_id(row, "category_id"),
-            "filled_category_id": lambda row: self._convert_id(row, "filled_category_id"),
+            "category_id": self._convert_id,
             "alternatives": self._convert_alternatives,
             "brand_id": self._convert_brand,
             "brand": self._convert_brand_struct,
@@ -105,9 +104,13 @@ class RowMigration:
             {"id": id_, "name": self._new.by_id[id_].name, "probability": probability, "filled": filled}
             for id_, probability, filled in self._convert_steps(old)
         ]
+        # Not the new id of the old one: where a leaf has moved to another branch, that is no step of its path.
+        if "filled_category_id" in row:
+            filled_ids = [step["id"] for step in row["category_path"] if step["filled"]]
+            row["filled_category_id"] = filled_ids[-1] if filled_ids else None
 
-    def _convert_id(self, row: dict[str, Any], column: str) -> None:
-        row[column] = self._find_category(row[column])
+    def _convert_id(self, row: dict[str, Any]) -> None:
+        row["category_id"] = self._find_category(row["category_id"])
 
     def _convert_alternatives(self, row: dict[str, Any]) -> None:
         total: dict[str, float] = {}

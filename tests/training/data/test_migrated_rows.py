@@ -108,6 +108,42 @@ def test_suggestions_of_a_backfill_are_carried_over_with_their_alternatives():
     assert (row["brand"]["kind"], row["brand"]["id"], row["brand"]["filled"]) == ("unknown", None, False)
 
 
+def create_shoes(version, shop):
+    tree = [
+        ("men", None),
+        ("women", None),
+        ("men/shoes", "men"),
+        ("women/shoes", "women"),
+        ("sneaker", f"{shop}/shoes"),
+    ]
+    return Taxonomy(
+        version=version, categories=tuple(Category(id=i, names={"en": i}, parent_id=p) for i, p in tree), brands=()
+    )
+
+
+@pytest.mark.parametrize(
+    ("is_filled", "path", "filled"),
+    [
+        ((True, True, False), ["men", "men/shoes", "sneaker"], None),
+        ((True, True, True), ["men", "men/shoes", "sneaker"], "sneaker"),
+    ],
+)
+def test_what_is_filled_lies_on_the_path_of_a_leaf_that_has_moved_to_another_branch(is_filled, path, filled):
+    old, new = create_shoes("shoes-1", "women"), create_shoes("shoes-2", "men")
+    old_path = ["women", "women/shoes", "sneaker"]
+    suggestion = build_suggestion(
+        [(id_, id_, 0.9, each) for id_, each in zip(old_path, is_filled, strict=True)],
+        None,
+        out_of_scope=False,
+        photos_disagree=False,
+    )
+    table = pa.Table.from_pylist([{**suggestion, "taxonomy_version": "shoes-1"}])
+    (row,) = RowMigration(plan_migration(old, new, MigrationMap())).convert(table)[0].to_pylist()
+    assert [step["id"] for step in row["category_path"]] == path
+    assert (row["category_id"], row["filled_category_id"]) == ("sneaker", filled)
+    assert [step["id"] for step in row["category_path"] if step["filled"]][-1:] == ([filled] if filled else [])
+
+
 def test_files_are_copied_with_their_folders(tmp_path):
     rows = [create_gateway_row(["fruit"], [0.9], 1), create_gateway_row(["fruit"], [0.9], 1, version="another")]
     (tmp_path / "old/suggestions/2026-01-01").mkdir(parents=True)
