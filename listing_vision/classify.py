@@ -1,7 +1,8 @@
 """The verb `classify`: classify one listing's photos with a server or a bundle, and print the suggestion."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +18,8 @@ __all__ = ["classify", "classify_at_server", "classify_with_bundle", "format_sug
 
 MIN_SHOWN_PROBABILITY = 0.01
 """Alternatives below it are not shown."""
+_NUM_BUSY_RETRIES = 5
+"""Retries of each photo of a table, which nobody waits for."""
 
 
 def classify(
@@ -69,8 +72,11 @@ def _classify_many(photos: list[Path], output: Path, *, server: str | None, bund
 
         num_photos, num_errors = write_table(found, output, Predictor(bundle).predict)
     else:
-        num_photos, num_errors = write_table(found, output, lambda read: classify_at_server(str(server), read))
+        with _connect(str(server), num_busy_retries=_NUM_BUSY_RETRIES) as classify_listing:
+            num_photos, num_errors = write_table(found, output, classify_listing)
     typer.echo(f"written: {output}, {num_photos} files, {num_errors} of them not used (column error)")
+    if num_errors == num_photos:
+        raise typer.Exit(1)
 
 
 def _explain(bundle: Path, photos: list[tuple[str, bytes]], suggestion: "ListingSuggestion", folder: Path) -> None:
@@ -83,24 +89,34 @@ def _explain(bundle: Path, photos: list[tuple[str, bytes]], suggestion: "Listing
     typer.echo(f"written: {len(written)} photos with heat maps in {folder}, the first is {written[0].name}", err=True)
 
 
-def classify_at_server(address: str, photos: Sequence[bytes], *, listing_id: str = "") -> "ListingSuggestion":
+def classify_at_server(address: str, photos: Sequence[bytes]) -> "ListingSuggestion":
     """Return the suggestion of a running gateway.
 
     Raises:
         ListingVisionError: the call failed; the service's reason is in the message.
     """
+    with _connect(address) as classify_listing:
+        return classify_listing(photos)
+
+
+@contextmanager
+def _connect(address: str, *, num_busy_retries: int = 0) -> "Iterator[Callable[[Sequence[bytes]], ListingSuggestion]]":
+    """Yield `classify_at_server` for any number of listings over one channel."""
     from listing_vision_client import Access, CallFailed, ListingVisionClient
     from serving.observability.tracing import client_span, trace_program
+
+    def classify_listing(photos: Sequence[bytes]) -> "ListingSuggestion":
+        try:
+            return client.classify(photos)
+        except CallFailed as error:
+            raise ListingVisionError(f"{address} returned {error}") from error
 
     access = Access.from_environment()
     with (
         trace_program("listing-vision-classify"),
-        ListingVisionClient(address, access, call_hook=client_span) as client,
+        ListingVisionClient(address, access, num_busy_retries=num_busy_retries, call_hook=client_span) as client,
     ):
-        try:
-            return client.classify(photos, listing_id=listing_id)
-        except CallFailed as error:
-            raise ListingVisionError(f"{address} returned {error}") from error
+        yield classify_listing
 
 
 def classify_with_bundle(folder: Path, photos: Sequence[bytes]) -> "ListingSuggestion":

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vision.errors import ListingVisionError, PhotoError
+from vision.errors import ListingVisionError
 from vision.runtime.files import replace_file
 from vision.runtime.progress import Progress
 
@@ -23,8 +23,14 @@ def find_photos(given: Iterable[Path]) -> list[Path]:
     What is no photo is not left out: its row says so.
 
     Raises:
-        ListingVisionError: a folder without a file.
+        ListingVisionError: a folder without a file, or paths that do not exist; names all of these.
     """
+    given = list(given)
+    if missing := [str(path) for path in given if not path.exists()]:
+        raise ListingVisionError(
+            f"no file or folder at {', '.join(missing)}; check the spelling, and leave a pattern such as *.jpg without "
+            "quotes, so that the shell fills in the names"
+        )
     found: list[Path] = []
     for path in given:
         if not path.is_dir():
@@ -50,7 +56,8 @@ def write_table(
     Args:
         photos: files.
         output: CSV; written whole or not at all.
-        classify: from the photos of a listing to its suggestion.
+        classify: from the photos of a listing to its suggestion; what it raises as a ListingVisionError is of that
+            listing alone.
     """
     num_errors = 0
     with (
@@ -73,7 +80,7 @@ def _classify_each(
     for path in photos:
         try:
             suggestion = classify([path.read_bytes()])
-        except (OSError, PhotoError) as error:
+        except (OSError, ListingVisionError) as error:
             yield {"photo": path, "error": str(error).replace("\n", " ")}
             continue
         deepest, brand = suggestion.category_path[-1], suggestion.brand

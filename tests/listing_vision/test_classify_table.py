@@ -5,6 +5,9 @@ from typer.testing import CliRunner
 
 from listing_vision.classify import classify
 from listing_vision.classify_table import find_photos
+from listing_vision_client.protocol import listing_vision_pb2 as pb
+from serving.api.status import Refusal
+from tests.support.fake_service import FakeService
 from tests.support.helpers import create_scene, encode_image
 from vision.errors import ListingVisionError
 from vision.runtime.cli import create_cli_app
@@ -28,10 +31,16 @@ def call(*words):
 
 
 def test_photos_are_found_below_a_folder_and_files_are_taken_as_they_are(folder, tmp_path):
+    (tmp_path / "else.bin").touch()
     found = find_photos([tmp_path / "else.bin", folder])
     assert [path.name for path in found] == ["else.bin", "b.jpg", "broken.jpg", "a.PNG", "notes.txt"]
     with pytest.raises(ListingVisionError, match="has no file"):
         find_photos([folder / ".hidden" / "..", (folder.parent / "empty").mkdir() or folder.parent / "empty"])
+
+
+def test_paths_that_match_nothing_are_named(folder):
+    with pytest.raises(ListingVisionError, match=r"no file or folder at \S+photo, \S+\*\.jpeg; check the spelling"):
+        find_photos([folder.parent / "photo", folder, folder / "*.jpeg"])
 
 
 def test_each_photo_is_a_row_and_a_broken_one_says_why(folder, bundle, tmp_path):
@@ -46,6 +55,57 @@ def test_each_photo_is_a_row_and_a_broken_one_says_why(folder, bundle, tmp_path)
     assert rows["b.jpg"]["category"]
     assert 0 <= float(rows["b.jpg"]["probability"]) <= 1
     assert rows["b.jpg"]["action"] in ("suggest", "prefill")
+
+
+def read_rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_table_without_a_usable_photo_is_written_and_fails(folder, bundle, tmp_path):
+    done = call(folder / "notes.txt", folder / "broken.jpg", "--bundle", bundle.folder, "--output", tmp_path / "o.csv")
+    assert done.exit_code == 1
+    assert "2 files, 2 of them not used" in done.stdout
+    assert all(row["error"] for row in read_rows(tmp_path / "o.csv"))
+
+
+class MugService(FakeService):
+    """Sees a mug in every photo, and notes from which connections it was called."""
+
+    def __init__(self, *failures, **options):
+        super().__init__(*failures, **options)
+        self.peers = set()
+
+    def ClassifyListing(self, request, context):
+        self.peers.add(context.peer())
+        super().ClassifyListing(request, context)
+        return pb.ClassifyListingResponse(
+            category_path=[pb.CategorySuggestion(category_id="mug", name="Mug", probability=0.9, action=1)]
+        )
+
+
+def test_a_server_is_asked_over_one_channel_and_what_it_refuses_is_a_row(tmp_path):
+    photos = [tmp_path / f"{i}.jpg" for i in range(4)]
+    for path in photos:
+        path.write_bytes(b"photo")
+    unusable = Refusal(reason="NO_USABLE_PHOTO", message="no photo of the listing can be used")
+    busy = Refusal(reason="TOO_BUSY", message="all places are taken", retry_after_s=0.001)
+    with MugService(None, unusable, busy) as service:
+        done = call(*photos, "--server", service.address, "--output", tmp_path / "out.csv")
+    assert done.exit_code == 0
+    rows = read_rows(tmp_path / "out.csv")
+    assert [row["category"] for row in rows] == ["Mug", "", "Mug", "Mug"]
+    assert "NO_USABLE_PHOTO: no photo of the listing can be used" in rows[1]["error"]
+    assert service.num_attempts == 5  # the busy answer was tried again
+    assert len(service.peers) == 1
+
+
+def test_a_server_that_refuses_every_photo_fails_the_command(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"photo")
+    with MugService(fails_always=Refusal(reason="UNAUTHENTICATED", message="no token")) as service:
+        done = call(tmp_path / "a.jpg", "--server", service.address, "--output", tmp_path / "out.csv")
+    assert done.exit_code == 1
+    assert "UNAUTHENTICATED" in read_rows(tmp_path / "out.csv")[0]["error"]
 
 
 def test_a_folder_is_no_listing(folder, bundle):
