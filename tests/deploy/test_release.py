@@ -38,6 +38,8 @@ def test_sdist_wheel_and_the_clients_wheel_are_built_with_all_that_is_installed(
     ]
     names = set(zipfile.ZipFile(distributions[0]).namelist())
     installed = {"listing_vision/cli.py", "serving/triton/packages.txt", "serving/http_api/openapi.json"}
+    packages = ("listing_vision", "listing_vision_client", "serving", "training", "vision")
+    installed |= {f"{package}/py.typed" for package in packages}
     assert installed < names
     assert not {name.split("/")[0] for name in names} & {"tests", "benchmarks", "scripts"}
     with tarfile.open(distributions[1]) as files:

@@ -232,6 +232,7 @@ def _seal(
         # The version names the precision too: no two models of one version predict differently.
         model_version=f"{bundle.info.model_version}-{precision}",
         precision=precision,
+        parity={name: found for name, found in bundle.info.parity.items() if name != "aot_inductor"},
         training={**bundle.info.training, "converted": converted},
     )
     sha256 = {name: compute_sha256(building / name) for name in ("weights.safetensors", "model.onnx", "taxonomy.json")}

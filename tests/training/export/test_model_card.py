@@ -79,3 +79,15 @@ def test_figures_on_test_and_what_the_model_was_trained_on_are_shown(bundle):
     test = bundle.info.training["test"]["category"]
     assert f"| category | {test['num']} | {test['top1']:.1%} | " in card.replace(" %", "%")
     assert f"- Data: {bundle.info.training['photos']['train']} photos of train, " in card
+
+
+def test_each_export_that_the_bundle_has_is_compared(stored):
+    def list_exports(parity):
+        info = dataclasses.replace(stored.info, parity=parity)
+        lines = render_model_card(info, stored.taxonomy, stored.calibration).partition("| export |")[2].splitlines()
+        return [line.split(" | ")[0] for line in lines if line.startswith(("| onnx", "| torchscript", "| aot"))]
+
+    parity = stored.info.parity
+    assert list_exports(parity) == ["| onnx", "| torchscript"]
+    compiled = {"aot_inductor": {**parity["onnx"], "compiled_for": "x86_64 avx2"}}
+    assert list_exports({**parity, **compiled}) == ["| onnx", "| torchscript", "| aot_inductor"]

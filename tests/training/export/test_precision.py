@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import onnx
 import pytest
@@ -23,8 +25,10 @@ def manifest(synthetic_dataset):
 
 @pytest.fixture(scope="module")
 def int8(bundle, manifest, tmp_path_factory):
+    """Conversion of a bundle whose manifest also tells of a model.pt2."""
+    parity = {**bundle.info.parity, "aot_inductor": bundle.info.parity["onnx"]}
     return convert_bundle(
-        bundle,
+        dataclasses.replace(bundle, info=dataclasses.replace(bundle.info, parity=parity)),
         manifest,
         tmp_path_factory.mktemp("int8") / "bundle",
         precision="int8",
@@ -86,6 +90,7 @@ def test_it_is_a_bundle_of_its_own_with_promises_of_its_own(bundle, request, pre
     card = (converted.folder / "model_card.md").read_text()
     assert "points of top-1 against fp32" in card
     assert "photos/s of the model alone" in card
+    assert "aot_inductor" not in converted.info.parity
     assert sorted(path.name for path in converted.folder.iterdir()) == sorted(
         path.name for path in bundle.folder.iterdir()
     )
