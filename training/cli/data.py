@@ -33,15 +33,16 @@ Skip = Annotated[
     list[str] | None,
     typer.Option(help="Path or pattern of what to leave out, such as train/unsorted or */unsorted; several times."),
 ]
+_CALIBRATE_HELP = "Share of the train listings that become the calibrate split, unless the data has one; 0: none."
 Calibrate = Annotated[
     float | None,
     typer.Option(
         min=0,
         max=0.9,
-        help="Share of the train listings that become the calibrate split; 0: none. Default: a tenth where that is "
-        "enough to certify on.",
+        help=f"{_CALIBRATE_HELP} Default: a tenth, where that is enough to certify on or there is no val split.",
     ),
 ]
+PublishedCalibrate = Annotated[float, typer.Option(min=0, max=0.9, help=_CALIBRATE_HELP)]
 Language = Annotated[str, typer.Option(help="BCP 47 tag of the names' language, such as ja.")]
 
 
@@ -49,7 +50,7 @@ Language = Annotated[str, typer.Option(help="BCP 47 tag of the names' language, 
 def import_grocery_store(
     source: Annotated[Path, typer.Argument(help="The published repository's folder, or its dataset folder.")],
     output: Output,
-    calibrate: Calibrate = 0.0,
+    calibrate: PublishedCalibrate = 0.0,
     iconic: Annotated[
         bool, typer.Option("--iconic", help="Put the shop's own photo of each class into train; no split has them.")
     ] = False,

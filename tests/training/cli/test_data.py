@@ -188,3 +188,13 @@ def test_the_verb_writes_a_table_and_a_page_of_its_own(mislabelled_dataset, tmp_
     assert sum(tag == "li" for tag, _ in page.tags) == sum(min(3, num) for num in per_field)
     assert "http://" not in text
     assert "https://" not in text
+
+
+@pytest.mark.parametrize(
+    ("importer", "default"), [("grocery-store", "[default: 0.0]"), ("folder", "a tenth"), ("table", "a tenth")]
+)
+def test_the_help_of_an_importer_names_one_default_of_the_calibrate_share(importer, default):
+    shown = CliRunner().invoke(data_app, ["import", importer, "--help"], env={"COLUMNS": "400"}).stdout
+    (line,) = [line for line in shown.splitlines() if "--calibrate " in line]
+    assert default in line
+    assert line.lower().count("default:") == 1
