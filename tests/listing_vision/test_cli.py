@@ -12,6 +12,8 @@ from tests.conftest import ROOT
 from tests.support.cli import run_cli
 from tests.support.helpers import create_scene, encode_image
 from tests.support.waiting import wait_until
+from vision.errors import ManifestError
+from vision.manifest import Manifest
 
 TREE = typer.main.get_command(app)
 
@@ -85,6 +87,12 @@ def test_usage_errors_exit_2():
     assert run_cli("triton", "repository", "b", "o", "--backend", "paddle").returncode == 2
 
 
+@pytest.fixture
+def fast_lines(monkeypatch):
+    for name in ("FIRST_LOG_AFTER_S", "LOG_EVERY_S"):
+        monkeypatch.setattr(f"vision.runtime.progress.{name}", 0.01)
+
+
 def fill_required(command):
     """Return words for the required arguments and options of a command."""
     words = []
@@ -96,10 +104,7 @@ def fill_required(command):
 @pytest.mark.parametrize(
     ("path", "command"), commands(), ids=lambda value: " ".join(value) if isinstance(value, tuple) else ""
 )
-def test_no_verb_is_silent_while_it_works(path, command, monkeypatch, caplog):
-    for name in ("FIRST_LOG_AFTER_S", "LOG_EVERY_S"):
-        monkeypatch.setattr(f"vision.runtime.progress.{name}", 0.01)
-
+def test_every_verb_is_named_while_it_shows_nothing_else(path, command, monkeypatch, caplog, fast_lines):
     def import_torch_for_long(**_):
         wait_until(lambda: len(caplog.messages) >= 2, timeout_s=60)
 
@@ -109,6 +114,38 @@ def test_no_verb_is_silent_while_it_works(path, command, monkeypatch, caplog):
     with caplog.at_level("INFO"), pytest.raises(SystemExit, match="0"):
         main()
     assert set(caplog.messages) == {f"{' '.join(path)}: 0 s so far"}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "data check MANIFEST",
+        "data split MANIFEST --output NEW/split.parquet",
+        "tune loader MANIFEST",
+        "train MANIFEST --run NEW --workers 0",
+        "evaluate BUNDLE MANIFEST",
+        "calibrate BUNDLE MANIFEST --output NEW",
+    ],
+)
+def test_a_verb_is_not_silent_while_it_reads_a_long_manifest(
+    words, bundle, synthetic_dataset, tmp_path, monkeypatch, caplog, fast_lines
+):
+    lines = []
+
+    def read_for_long(_):
+        num_before = len(caplog.messages)
+        wait_until(lambda: len(caplog.messages) >= num_before + 2, timeout_s=60)
+        lines.extend(caplog.messages)
+        raise ManifestError("read long enough")
+
+    places = {"MANIFEST": synthetic_dataset / "manifest.parquet", "BUNDLE": bundle.folder, "NEW": tmp_path / "new"}
+    for name, place in places.items():
+        words = words.replace(name, str(place))
+    monkeypatch.setattr(Manifest, "load", read_for_long)
+    monkeypatch.setattr("sys.argv", ["listing-vision", *words.split()])
+    with caplog.at_level("INFO"), pytest.raises(SystemExit, match="1"):
+        main()
+    assert lines[-1].endswith("s so far")
 
 
 def test_failures_exit_1_with_one_line_and_no_traceback(tmp_path):
