@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from listing_vision.calibration_engine import DecodeIn, ManifestPredictor, open_predictor, refuse_contradictions
-from vision.bundle import Bundle, load_bundle, name_rendition_backend, require_new_folder
+from vision.bundle import Bundle, load_bundle, require_new_folder
 
 if TYPE_CHECKING:
     from training.calibration.certify import Guarantee
@@ -146,13 +146,14 @@ def calibrate(
     loaded, rows = load_bundle(bundle), Manifest.load(manifest)
     if plan is None:
         refuse_planned_rows(rows)
-    with open_predictor(loaded, triton, decode_in, engine=engine, other_brands=other_brands) as predictor:
+    with open_predictor(
+        loaded, triton, decode_in, engine=engine, rendition_px=rendition_px, other_brands=other_brands
+    ) as predictor:
         work = _Calibration(
             bundle=loaded,
             rows=rows,
             predictor=predictor,
             output=output,
-            backend=name_rendition_backend(predictor.backend, rendition_px),
             guarantee=guarantee,
         )
         if plan:
@@ -201,7 +202,6 @@ class _Calibration:
     """With labels."""
     predictor: ManifestPredictor
     output: Path
-    backend: str
     guarantee: "Guarantee"
 
     def fit_and_test(self, tune_split: str, outside_rows: "Manifest | None") -> Bundle:
@@ -222,7 +222,7 @@ class _Calibration:
             tune=self.predictor.predict(tune_rows),
             tested=self.predictor.predict(tested_rows) if tested_rows else None,
             split=split,
-            backend=self.backend,
+            backend=self.predictor.backend,
             guarantee=self.guarantee,
             outside=self.predictor.predict(outside_rows) if outside_rows else None,
         )
@@ -239,7 +239,7 @@ class _Calibration:
             scored=self.predictor.predict(exclude_labelled(unlabelled, self.rows)),
             tested=self.predictor.predict(tested_rows),
             split=f"{CALIBRATION_SPLIT}; thresholds to test from unlabelled listings; temperatures as before",
-            backend=self.backend,
+            backend=self.predictor.backend,
             guarantee=self.guarantee,
         )
 
@@ -255,7 +255,7 @@ class _Calibration:
             self.output,
             plan=plan,
             tested=self.predictor.predict(select_listings(self.rows, plan.listing_ids)),
-            backend=self.backend,
+            backend=self.predictor.backend,
             guarantee=self.guarantee,
         )
 

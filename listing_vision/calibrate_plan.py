@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from listing_vision.calibration_engine import DecodeIn, open_predictor, refuse_contradictions
-from vision.bundle import certificate_binding, load_bundle, name_rendition_backend
+from vision.bundle import certificate_binding, load_bundle
 from vision.errors import ManifestError
 
 if TYPE_CHECKING:
@@ -67,8 +67,9 @@ def calibrate_plan(
     guarantee = Guarantee(alpha_category=alpha_category, alpha_brand=alpha_brand, delta=delta)
     loaded, known = load_bundle(bundle), Manifest.load(labelled)
     drawn_from = exclude_labelled(Manifest.load(unlabelled), known)
-    with open_predictor(loaded, triton, decode_in, engine=engine, other_brands=other_brands) as predictor:
-        backend = name_rendition_backend(predictor.backend, rendition_px)
+    with open_predictor(
+        loaded, triton, decode_in, engine=engine, rendition_px=rendition_px, other_brands=other_brands
+    ) as predictor:
         predictions = [predictor.predict(rows) for rows in (select_forecast_rows(known), drawn_from)]
     labelled_rows, unlabelled_rows = (
         FieldRows(CalibrationListings.from_predictions(one, loaded.taxonomy), loaded.taxonomy, loaded.calibration)
@@ -79,7 +80,7 @@ def calibrate_plan(
     chosen = choose_thresholds(forecasts, num_labels=labels)
     plan = LabelPlan(
         guarantee=guarantee,
-        binding=certificate_binding(loaded.info, loaded.sha256, backend=backend),
+        binding=certificate_binding(loaded.info, loaded.sha256, backend=predictor.backend),
         calibration_version=loaded.calibration_version,
         fields=draw_listings(chosen, unlabelled_rows, listing_ids, seed=seed),
     )

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import typer
 
-from vision.bundle import UNKNOWN_BACKEND, Bundle
+from vision.bundle import UNKNOWN_BACKEND, Bundle, name_rendition_backend
 from vision.engine import Engine, Logits
 from vision.errors import EngineBroken, PhotoError
 from vision.runtime.progress import Progress
@@ -31,16 +31,26 @@ _InferFiles = Callable[[Sequence[bytes]], tuple[Sequence[PhotoError | None], Log
 class ManifestPredictor:
     """Predictions of a bundle's model for manifests."""
 
-    def __init__(self, bundle: Bundle, engine: Engine, infer_files: _InferFiles | None, *, other_brands: bool) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        engine: Engine,
+        infer_files: _InferFiles | None,
+        *,
+        rendition_px: int | None,
+        other_brands: bool,
+    ) -> None:
         self._bundle, self._engine, self._infer_files = bundle, engine, infer_files
+        self._rendition_px = rendition_px
         self._other_brands = other_brands
 
     @property
     def backend(self) -> str:
-        return self._engine.backend
+        """What a certificate of these predictions is bound to."""
+        return name_rendition_backend(self._engine.backend, self._rendition_px)
 
     def predict(self, rows: "Manifest") -> "Predictions":
-        """Predict all photos; those that cannot be used are logged.
+        """Predict all photos; those that cannot be used are logged, larger ones than renditions among them.
 
         Raises:
             ManifestError: unknown labels, or no photo can be used.
@@ -53,6 +63,7 @@ class ManifestPredictor:
             self._bundle.info.preprocessing,
             self._engine.infer,
             infer_files=self._infer_files,
+            rendition_px=self._rendition_px,
             # Small batches, which fit the batch and time limits of any Triton.
             batch_size=8 if isinstance(self._engine, _BlockingTritonEngine) else 64,
             other_brands=self._other_brands,
@@ -81,6 +92,7 @@ def open_predictor(
     decode_in: DecodeIn = "gateway",
     *,
     engine: str = "onnxruntime",
+    rendition_px: int | None = None,
     other_brands: bool = False,
 ) -> Iterator[ManifestPredictor]:
     """Open the bundle here, or connect to a Triton that serves it.
@@ -90,6 +102,7 @@ def open_predictor(
         triton: HOST:PORT; None: `engine` in this process.
         decode_in: where photos are decoded with a Triton; `triton`: if its model can.
         engine: what runs the bundle without a Triton.
+        rendition_px: short side of the photos; None: they are originals.
         other_brands: whether a brand that the taxonomy lacks is taken as such instead of refused.
 
     Raises:
@@ -101,12 +114,14 @@ def open_predictor(
 
         with Progress(f"loading {bundle.folder}"):
             opened = open_engine(bundle, engine)
-        yield ManifestPredictor(bundle, opened, None, other_brands=other_brands)
+        yield ManifestPredictor(bundle, opened, None, rendition_px=rendition_px, other_brands=other_brands)
         return
     with asyncio.Runner() as runner:
         connected = _BlockingTritonEngine(bundle, triton, runner, allow_decoding=decode_in == "triton")
         try:
-            yield ManifestPredictor(bundle, connected, connected.infer_files, other_brands=other_brands)
+            yield ManifestPredictor(
+                bundle, connected, connected.infer_files, rendition_px=rendition_px, other_brands=other_brands
+            )
         finally:
             connected.close()
 

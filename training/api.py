@@ -162,7 +162,8 @@ def evaluate(
         photos_per_listing: group photos of one category at random into listings of this size.
         other_brands: whether a brand that the taxonomy lacks counts as out of scope instead of an error.
         engine: what runs a bundle: `onnxruntime`, or `aot-inductor` for its `model.pt2`.
-        rendition_px: short side of the manifest's photos where they are copies of that size (`data shard --max-px`).
+        rendition_px: short side of the manifest's photos where they are copies of that size (`data shard --max-px`);
+            larger ones are unusable.
         tune_split: adds `exploration`, what other thresholds would fill of this split's tune listings.
 
     Raises:
@@ -180,8 +181,18 @@ def evaluate(
 
         whole = Manifest.load(str(manifest))
         judged = load_evaluated_model(Path(model), engine=engine, rendition_px=rendition_px)
-    rows = whole.select_split(split)
-    predictions = predict(rows, judged.taxonomy, judged.preprocessing, judged.infer, other_brands=other_brands)
+
+    def predict_rows(rows: Manifest) -> "Predictions":
+        return predict(
+            rows,
+            judged.taxonomy,
+            judged.preprocessing,
+            judged.infer,
+            rendition_px=rendition_px,
+            other_brands=other_brands,
+        )
+
+    predictions = predict_rows(whole.select_split(split))
     groups = None
     if photos_per_listing:
         groups = group_pseudo_listings(predictions.labels, num_photos=photos_per_listing, seed=0)
@@ -194,8 +205,7 @@ def evaluate(
     )
     figures["certificate"] = describe_certificate(judged.calibration, split=split)
     if tune_split:
-        tune_rows = select_tune_rows(whole, tune_split=tune_split)
-        tuned = predict(tune_rows, judged.taxonomy, judged.preprocessing, judged.infer, other_brands=other_brands)
+        tuned = predict_rows(select_tune_rows(whole, tune_split=tune_split))
         figures["exploration"] = {
             "split": tune_split,
             "num": len(tuned.listing_ids),

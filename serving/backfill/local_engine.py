@@ -44,7 +44,8 @@ class EngineOptions:
     photo_timeout_s: float = PHOTO_TIMEOUT_S
     """How long a server may take for a photo, all attempts together."""
     rendition_px: int | None = None
-    """Short side of the photos if they are renditions; a guarantee must then be certified for them."""
+    """Short side of the photos if they are renditions; a guarantee must then be certified for them, and a photo with a
+    longer one cannot be used."""
 
 
 class BackfillEngine(Protocol):
@@ -96,6 +97,7 @@ class LogitsEngine:
                 num_taken=num_infer_threads,
                 isolate=options.isolate,
                 photo_timeout_s=options.photo_timeout_s,
+                rendition_px=options.rendition_px,
             )
         )
         self._pipeline = Pipeline(

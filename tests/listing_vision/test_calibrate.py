@@ -1,6 +1,7 @@
 """`calibrate` by its command line, and what the gateway makes of a certificate for another backend."""
 
 import asyncio
+import re
 
 import grpc
 import numpy as np
@@ -15,9 +16,11 @@ from serving.config import ServeOptions
 from serving.gateway.server import GatewayServer
 from serving.triton.process import LocalTriton
 from tests.support.bundles import copy_certified_for
+from training.data.shards import write_shards
 from training.inference.evaluated_model import load_evaluated_model
 from vision.bundle import load_bundle
 from vision.manifest import Manifest
+from vision.taxonomy import Taxonomy
 
 
 def calibrate(*arguments):
@@ -145,13 +148,18 @@ def test_unlabelled_photos_of_other_things_sharpen_the_scope_threshold(bundle, s
     assert "has no file" in str(refused.exception)
 
 
-def test_renditions_are_certified_by_a_name_of_their_own(bundle, synthetic_dataset, tmp_path):
-    manifest = synthetic_dataset / "manifest.parquet"
-    done = calibrate(bundle.folder, manifest, "--output", tmp_path / "new", "--rendition", 320)
+def test_only_renditions_are_certified_as_such(bundle, synthetic_dataset, tmp_path):
+    manifest, taxonomy = synthetic_dataset / "manifest.parquet", Taxonomy.load(synthetic_dataset / "taxonomy.json")
+    write_shards(Manifest.load(str(manifest)), taxonomy, str(tmp_path / "small"), max_px=80)
+    small = tmp_path / "small" / "manifest.parquet"
+    done = calibrate(bundle.folder, small, "--output", tmp_path / "new", "--rendition", 80)
     assert done.exit_code == 0, done.output
-    assert load_bundle(tmp_path / "new").calibration.certifies["backend"] == "onnxruntime-cpu@320px"
+    assert load_bundle(tmp_path / "new").calibration.certifies["backend"] == "onnxruntime-cpu@80px"
+    originals = calibrate(bundle.folder, manifest, "--output", tmp_path / "no", "--rendition", 80)
+    assert originals.exit_code == 1
+    assert re.search(r"no photo .*\n.*jpg: \d+x\d+ is no rendition of 80 px", str(originals.exception))
     refused = calibrate(
-        bundle.folder, manifest, "--output", tmp_path / "no", "--rendition", 320, "--triton", "localhost:1"
+        bundle.folder, manifest, "--output", tmp_path / "no", "--rendition", 80, "--triton", "localhost:1"
     )
     assert (refused.exit_code, "--decode-in gateway" in refused.output) == (2, True)
 

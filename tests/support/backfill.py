@@ -13,6 +13,7 @@ from serving.backfill.local_engine import EngineOptions, create_local_engine
 from serving.backfill.run import BackfillRequest, open_or_create_job, run
 from serving.backfill.shutdown import GracefulShutdown
 from serving.storage import Store
+from training.data.renditions import create_rendition
 from vision.manifest import Manifest
 
 
@@ -28,6 +29,13 @@ def create_market(folder: Path, dataset: Path) -> Path:
     # So that the photos of a listing lie apart.
     write_manifest(folder / "manifest.csv", rows[::2] + rows[1::2])
     return folder
+
+
+def shrink_photos(market: Path, *, max_px: int) -> None:
+    """Replace every photo by its rendition."""
+    for row in read_manifest(market / "manifest.csv"):
+        path = market / row["photo"]
+        path.write_bytes(create_rendition(path.read_bytes(), max_px=max_px))
 
 
 def write_manifest(path: Path, rows: list[dict[str, str]]) -> None:

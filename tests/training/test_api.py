@@ -12,6 +12,9 @@ from training.api import Trainer, evaluate
 from training.errors import RecipeError
 from training.recipe import Recipe
 from vision.errors import TaxonomyError
+from vision.images import read_size_px
+from vision.manifest import Manifest
+from vision.photo_files import read_photo
 
 
 def extract_example():
@@ -47,6 +50,18 @@ def test_the_documented_example_runs(photos, capsys):
 def test_a_finished_run_is_evaluated_too(trained_run, synthetic_dataset):
     found = evaluate(trained_run.folder, synthetic_dataset / "manifest.parquet", split="test")
     assert 0 <= found.figures["photo"]["leaf"]["top1"] <= 1
+
+
+def test_photos_larger_than_the_renditions_are_named_and_counted(bundle, synthetic_dataset):
+    manifest = Manifest.load(str(synthetic_dataset / "manifest.parquet")).select_split("test")
+    sizes = [read_size_px(read_photo(manifest.get_photo_url(row))) for row in range(len(manifest))]
+    median = sorted(map(min, sizes))[len(sizes) // 2]
+    larger = [size for size in sizes if min(size) > median]
+    assert larger
+    found = evaluate(bundle.folder, synthetic_dataset / "manifest.parquet", rendition_px=median)
+    assert found.figures["num_unusable_photos"] == len(larger)
+    named = "\n".join(found.predictions.unusable)
+    assert all(f"{width}x{height} is no rendition of {median} px" in named for width, height in larger)
 
 
 def test_arguments_are_checked_before_torch_is_needed(synthetic_dataset, tmp_path):

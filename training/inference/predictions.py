@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from vision.engine import Logits
 from vision.errors import ManifestError, PhotoError
-from vision.images import Preprocessing, prepare_photo, read_size_px
+from vision.images import PhotoLimits, Preprocessing, prepare_photo, read_size_px
 from vision.manifest import Labels, Manifest
 from vision.photo_files import read_photo_with_retries
 from vision.runtime.cpus import count_usable_cores
@@ -59,6 +59,7 @@ def iterate_photos(
     unusable: list[str],
     sizes_px: list[tuple[int, int]] | None = None,
     num_bytes: list[int] | None = None,
+    rendition_px: int | None = None,
 ) -> Iterator[tuple[list[int], npt.NDArray[np.uint8]]]:
     """The usable ones of each batch of rows and their photos (N, S, S, 3), the next batch decoding meanwhile.
 
@@ -69,13 +70,16 @@ def iterate_photos(
         unusable: takes up what is wrong with each photo that is left out.
         sizes_px: takes up width and height, as stored, of each photo that is not.
         num_bytes: takes up how many bytes each of these has.
+        rendition_px: short side of the photos if they are renditions; larger ones are unusable.
     """
+
+    limits = PhotoLimits(rendition_px=rendition_px)
 
     def prepare(row: int) -> tuple[npt.NDArray[np.uint8], tuple[int, int], int] | str:
         url = manifest.get_photo_url(row)
         try:
             data = read_photo_with_retries(url)
-            return prepare_photo(data, preprocessing), read_size_px(data), len(data)
+            return prepare_photo(data, preprocessing, limits), read_size_px(data), len(data)
         except (OSError, PhotoError) as error:
             return f"{url}: {error}"
 
@@ -103,6 +107,7 @@ def iterate_usable_photos(
     unusable: list[str],
     sizes_px: list[tuple[int, int]] | None = None,
     num_bytes: list[int] | None = None,
+    rendition_px: int | None = None,
     batch_size: int = 64,
 ) -> Iterator[tuple[list[int], npt.NDArray[np.uint8]]]:
     """`iterate_photos` over the whole manifest with its progress shown, without empty batches.
@@ -115,7 +120,15 @@ def iterate_usable_photos(
     with Progress("photos through the model", len(manifest)) as progress:
         for batch, (rows, photos) in zip(
             batches,
-            iterate_photos(manifest, preprocessing, batches, unusable=unusable, sizes_px=sizes_px, num_bytes=num_bytes),
+            iterate_photos(
+                manifest,
+                preprocessing,
+                batches,
+                unusable=unusable,
+                sizes_px=sizes_px,
+                num_bytes=num_bytes,
+                rendition_px=rendition_px,
+            ),
             strict=True,
         ):
             if rows:
@@ -133,6 +146,7 @@ def predict(
     infer: Infer,
     *,
     infer_files: InferFiles | None = None,
+    rendition_px: int | None = None,
     batch_size: int = 64,
     other_brands: bool = False,
 ) -> Predictions:
@@ -144,6 +158,7 @@ def predict(
         preprocessing: of the model.
         infer: the model.
         infer_files: the model where it decodes by its own means; then asked instead, for what can be decoded here.
+        rendition_px: short side of the photos if they are renditions; larger ones are unusable.
         batch_size: photos at once through the model.
         other_brands: whether a brand that the taxonomy lacks is taken as such instead of refused.
 
@@ -159,7 +174,13 @@ def predict(
     brightness: list[npt.NDArray[np.float64]] = []
     is_answered: list[bool] = []
     for rows, photos in iterate_usable_photos(
-        manifest, preprocessing, unusable=unusable, sizes_px=sizes_px, num_bytes=num_bytes, batch_size=batch_size
+        manifest,
+        preprocessing,
+        unusable=unusable,
+        sizes_px=sizes_px,
+        num_bytes=num_bytes,
+        rendition_px=rendition_px,
+        batch_size=batch_size,
     ):
         kept += rows
         brightness.append(photos.mean(axis=(1, 2, 3)))

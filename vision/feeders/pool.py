@@ -71,6 +71,7 @@ def plan_feeders(
     num_taken: int,
     isolate: bool = True,
     photo_timeout_s: float = PHOTO_TIMEOUT_S,
+    rendition_px: int | None = None,
     python: Sequence[str] = (sys.executable,),
 ) -> list[FeederSettings]:
     """Return the settings of the feeders of a machine.
@@ -82,13 +83,16 @@ def plan_feeders(
         num_taken: slabs that the caller uses at once.
         isolate: whether photos are decoded in decode workers; otherwise in the feeders, which a photo may then crash.
         photo_timeout_s: how long a server may take for a photo, all attempts together.
+        rendition_px: short side of the photos if they are renditions; larger ones fail.
         python: command that runs Python.
     """
     num_feeders = math.ceil(num_decoders / DECODERS_PER_FEEDER) if isolate else num_decoders
     return [
         FeederSettings(
             decoding=DecodeSettings(
-                preprocessing=preprocessing, limits=PhotoLimits(), max_memory_bytes=MAX_MEMORY_BYTES
+                preprocessing=preprocessing,
+                limits=PhotoLimits(rendition_px=rendition_px),
+                max_memory_bytes=MAX_MEMORY_BYTES,
             ),
             time_limits=DECODE_LIMITS,
             isolate=isolate,

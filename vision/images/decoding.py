@@ -20,7 +20,6 @@ from vision.errors import (
     PhotoDecoderCrashed,
     PhotoError,
     PhotoTooManyPixels,
-    PhotoTooSmall,
     PhotoTruncated,
     PhotoUnreadable,
 )
@@ -28,7 +27,7 @@ from vision.images.colour import convert_to_srgb, paste_on_white_screen
 from vision.images.formats import detect_format
 from vision.images.heif import find_code_point_profile
 from vision.images.jpeg import decode_jpeg
-from vision.images.limits import PhotoLimits, check_bytes, check_cost, check_pixels
+from vision.images.limits import PhotoLimits, check_bytes, check_cost, check_pixels, check_short_side
 from vision.images.orientation import turn_upright
 from vision.images.png import PngFile, load_png, open_png
 from vision.images.preprocessing import Preprocessing
@@ -114,8 +113,7 @@ def _decode(data: bytes, *, at_least_px: int, limits: PhotoLimits) -> Image.Imag
     check_bytes(data, limits)
     format_ = detect_format(data)
     with _open(data, format_, limits) as opened:
-        if min(opened.size) < limits.min_side_px:
-            raise PhotoTooSmall(f"{opened.width}x{opened.height}: each side must be at least {limits.min_side_px} px")
+        check_short_side(*opened.size, limits)
         try:
             frame_box = opened.tile[0].extents if format_ == "GIF" else None
             stored = _load(opened, data, format_, at_least_px)

@@ -5,7 +5,7 @@ import struct
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from vision.errors import PhotoEmpty, PhotoTooManyBytes, PhotoTooManyPixels, PhotoUnreadable
+from vision.errors import PhotoEmpty, PhotoTooManyBytes, PhotoTooManyPixels, PhotoTooSmall, PhotoUnreadable
 from vision.images.jpeg_segments import (
     FRAME_MARKERS,
     PROGRESSIVE_MARKERS,
@@ -14,7 +14,7 @@ from vision.images.jpeg_segments import (
     iterate_jpeg_segments,
 )
 
-__all__ = ["EncodedPhoto", "PhotoLimits", "check_bytes", "check_cost", "check_pixels"]
+__all__ = ["EncodedPhoto", "PhotoLimits", "check_bytes", "check_cost", "check_pixels", "check_short_side"]
 
 EncodedPhoto: TypeAlias = bytes | memoryview
 """The bytes of a photo's file; a view may belong to a message that has more photos."""
@@ -35,6 +35,8 @@ class PhotoLimits:
     max_pixels: int = 50_000_000
     """Width times height as stored; imgproxy ships the same default."""
     min_side_px: int = 8
+    rendition_px: int | None = None
+    """Maximum short side where guarantees hold for renditions of that size alone; None: photos are originals."""
 
 
 def check_bytes(data: EncodedPhoto, limits: PhotoLimits) -> None:
@@ -56,6 +58,17 @@ def check_pixels(width: int, height: int, limits: PhotoLimits) -> None:
         raise PhotoTooManyPixels(
             f"{width}x{height} = {width * height / 1e6:.1f} MP exceed the limit of {limits.max_pixels / 1e6:g} MP; "
             "send a smaller photo"
+        )
+
+
+def check_short_side(width: int, height: int, limits: PhotoLimits) -> None:
+    if min(width, height) < limits.min_side_px:
+        raise PhotoTooSmall(f"{width}x{height}: each side must be at least {limits.min_side_px} px")
+    # What `training.data.renditions.create_rendition` leaves as it is passes here.
+    if limits.rendition_px and min(width, height) > limits.rendition_px:
+        raise PhotoTooManyPixels(
+            f"{width}x{height} is no rendition of {limits.rendition_px} px: its short side is longer; give a copy of "
+            f"that size (`data shard --max-px {limits.rendition_px}` makes some), or leave --rendition out"
         )
 
 

@@ -27,11 +27,14 @@ from tests.support.backfill import (
     read_manifest,
     read_suggestions,
     run_backfill,
+    shrink_photos,
     write_manifest,
 )
 from tests.support.bundles import copy_certified_for
+from training.data.renditions import create_rendition
 from vision.bundle import load_bundle
 from vision.errors import ManifestError
+from vision.images import read_size_px
 
 
 def test_files_of_several_folders_are_one_manifest_if_their_photos_are_absolute(bundle, market, tmp_path):
@@ -233,6 +236,8 @@ def test_too_many_errors_stop_the_job_and_it_resumes_once_they_are_fixed(bundle,
 
 
 def test_renditions_have_a_certificate_of_their_own(bundle, market, tmp_path):
+    shrink_photos(market, max_px=80)
+
     def fill(name, certified_for, **options):
         folder = copy_certified_for(bundle, tmp_path / name, certified_for, threshold=0.01)
         return read_suggestions(run_backfill(load_bundle(folder), market, tmp_path / f"{name}-out", **options))
@@ -241,12 +246,33 @@ def test_renditions_have_a_certificate_of_their_own(bundle, market, tmp_path):
         return sum(row["filled_category_id"] is not None for row in suggestions.values())
 
     originals = fill("originals", "onnxruntime-cpu")
-    renditions = fill("renditions", "onnxruntime-cpu@320px", rendition_px=320)
+    renditions = fill("renditions", "onnxruntime-cpu@80px", rendition_px=80)
     assert count_filled(renditions) == count_filled(originals) > 0
-    assert count_filled(fill("void", "onnxruntime-cpu", rendition_px=320)) == 0
-    assert count_filled(fill("reverse", "onnxruntime-cpu@320px")) == 0
-    with pytest.raises(BackfillError, match="onnxruntime-cpu@320px"):
+    assert count_filled(fill("void", "onnxruntime-cpu", rendition_px=80)) == 0
+    assert count_filled(fill("reverse", "onnxruntime-cpu@80px")) == 0
+    with pytest.raises(BackfillError, match="onnxruntime-cpu@80px"):
         run_backfill(load_bundle(tmp_path / "renditions"), market, tmp_path / "renditions-out")
+
+
+@pytest.mark.parametrize("isolate", [False, True])
+def test_a_photo_larger_than_the_renditions_cannot_be_used(bundle, market, tmp_path, isolate):
+    (listing_id, photos), *_ = group_photos_by_listing(market).items()
+    original = photos[0].read_bytes()
+    shrink_photos(market, max_px=80)
+    photos[0].write_bytes(original)
+    store = run_backfill(bundle, market, tmp_path / "out", rendition_px=80, isolate=isolate)
+    [letter] = read_dead_letters(store)
+    width, height = read_size_px(original)
+    assert (letter["listing_id"], letter["reason"]) == (listing_id, "PHOTO_TOO_MANY_PIXELS")
+    assert f"{width}x{height} is no rendition of 80 px" in letter["message"]
+    assert "leave --rendition out" in letter["message"]
+    assert [error["photo"] for error in read_suggestions(store)[listing_id]["photo_errors"]] == [letter["photo"]]
+    photos[0].write_bytes(create_rendition(original, max_px=80))
+    job = read_job(store)
+    engine = create_local_engine(bundle, EngineOptions(isolate=isolate, rendition_px=80))
+    found = retry(store, job, engine, reasons=(), max_error_share=1.0, shutdown=GracefulShutdown())
+    engine.close()
+    assert (found["photos_recovered"], read_dead_letters(store)) == (1, [])
 
 
 def test_killed_feeders_cost_nothing(bundle, market, tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from PIL import Image
 from tests.support.helpers import create_scene, encode_image
 from training.data.renditions import create_rendition
 from vision.errors import PhotoNotAnImage
-from vision.images import Preprocessing, prepare_photo
+from vision.images import PhotoLimits, Preprocessing, prepare_photo
 
 
 @pytest.mark.parametrize("format_", ["JPEG", "PNG"])
@@ -22,7 +22,8 @@ def test_the_short_side_has_the_size_and_the_picture_stays(format_, size, wanted
     with Image.open(io.BytesIO(rendition)) as opened:
         assert (opened.format, opened.size) == ("JPEG", wanted)
     preprocessing = Preprocessing(input_px=64)
-    difference = prepare_photo(rendition, preprocessing).astype(int) - prepare_photo(photo, preprocessing)
+    limits = PhotoLimits(rendition_px=320)
+    difference = prepare_photo(rendition, preprocessing, limits).astype(int) - prepare_photo(photo, preprocessing)
     assert np.abs(difference).mean() < 3
 
 

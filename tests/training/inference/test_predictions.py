@@ -25,6 +25,18 @@ def test_unusable_photos_are_counted_and_the_rest_judged(bundle, synthetic_datas
         predict(Manifest.from_rows(rows[2:3], ""), bundle.taxonomy, bundle.info.preprocessing, infer)
 
 
+def test_photos_larger_than_renditions_are_unusable(bundle, tmp_path):
+    for side in (64, 65):
+        (tmp_path / f"{side}.png").write_bytes(encode_image(Image.new("RGB", (100, side)), "PNG"))
+    manifest = Manifest.from_rows([{"listing_id": "1", "photo": f"{side}.png"} for side in (64, 65)], str(tmp_path))
+    asked = (manifest, bundle.taxonomy, bundle.info.preprocessing, OnnxEngine(bundle).infer)
+    [unusable] = predict(*asked, rendition_px=64).unusable
+    assert "65.png: 100x65 is no rendition of 64 px" in unusable
+    assert not predict(*asked).unusable
+    with pytest.raises(ManifestError, match=r"no photo(.|\n)*64\.png: 100x64 is no rendition of 63 px"):
+        predict(*asked, rendition_px=63)
+
+
 def test_a_model_that_decodes_is_asked_for_files_and_what_it_refuses_left_out(bundle, synthetic_dataset):
     rows = Manifest.load(str(synthetic_dataset / "manifest.parquet")).select_split("test")
     engine, files = OnnxEngine(bundle), []
