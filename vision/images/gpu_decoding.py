@@ -18,6 +18,7 @@ from torch.nn import functional
 from vision.errors import DeviceDecoderUnavailable
 from vision.images.colour import find_srgb_transform
 from vision.images.jpeg import choose_jpeg_scale
+from vision.images.jpeg_segments import is_baseline
 from vision.images.limits import PhotoLimits, check_cost
 
 __all__ = [
@@ -90,9 +91,9 @@ def find_plain_crop(
 ) -> DeviceCrop | None:
     """Return the crop that the photo would get from `decode_photo`, from its header alone.
 
-    None for whatever is not an upright sRGB or grey JPEG with an end marker that any decoder reads alike, within the
-    limits: such photos, and what is wrong with them, are left to `decode_photo`. Damage between the header and the end
-    marker is not seen here, and a device shows it as grey or wrong colours.
+    None for whatever is not an upright sRGB or grey baseline JPEG with an end marker that any decoder reads alike,
+    within the limits: such photos, and what is wrong with them, are left to `decode_photo`. Damage between the header
+    and the end marker is not seen here, and a device shows it as grey or wrong colours.
 
     Args:
         data: the encoded photo.
@@ -106,6 +107,9 @@ def find_plain_crop(
         return None
     try:
         check_cost(data, "JPEG", limits)
+        # Hardware decodes no others (nvJPEG's documentation, 1.1: "Hardware acceleration for baseline JPEG decode").
+        if not is_baseline(data):
+            return None
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as opened:
             if not _is_plain(opened, limits):
                 return None

@@ -11,11 +11,13 @@ __all__ = [
     "SEQUENTIAL_MARKERS",
     "has_all_components",
     "has_end_marker",
+    "is_baseline",
     "iterate_jpeg_segments",
 ]
 
 END_MARKER, SCAN_MARKER = 0xD9, 0xDA
-SEQUENTIAL_MARKERS = {0xC0, 0xC1, 0xC9}
+BASELINE_MARKER = 0xC0
+SEQUENTIAL_MARKERS = {BASELINE_MARKER, 0xC1, 0xC9}
 """Start of a sequential frame, by Huffman or arithmetic codes; table B.1."""
 PROGRESSIVE_MARKERS = {0xC2, 0xCA}
 FRAME_MARKERS = {0xC3, 0xC5, 0xC6, 0xC7, 0xCB, 0xCD, 0xCE, 0xCF} | SEQUENTIAL_MARKERS | PROGRESSIVE_MARKERS
@@ -33,6 +35,11 @@ def iterate_jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
         if marker == END_MARKER:
             return
         at = found.end() + int.from_bytes(data[found.end() : found.end() + 2])
+
+
+def is_baseline(data: bytes) -> bool:
+    """Return whether the first frame is sequential, by Huffman codes, of 8 bits: baseline in table B.1."""
+    return next((found for found, _ in iterate_jpeg_segments(data) if found in FRAME_MARKERS), None) == BASELINE_MARKER
 
 
 def has_end_marker(data: bytes) -> bool:

@@ -41,7 +41,7 @@ def decode_on_device(*files, others=NONE, library=None):
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
-@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
+@pytest.mark.parametrize("options", [{}, {"subsampling": 0}])
 @pytest.mark.parametrize("size", [(8, 9), (50, 301), (97, 83), (333, 401), (1301, 1007)])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_crop_is_pillows_but_for_a_few_grey_values(size, options, mode, seed):
@@ -113,6 +113,9 @@ NOT_PLAIN = {
     "header only": encode_image(create_scene())[:30],
     "cut short": encode_image(create_scene())[:-50],
     "without an end marker": encode_image(create_scene())[:-2],
+    "progressive": encode_image(create_scene(), progressive=True),
+    "grey progressive": encode_image(create_scene().convert("L"), progressive=True),
+    "extended sequential": encode_image(create_scene()).replace(b"\xff\xc0", b"\xff\xc1"),
     "lossless": files.jpeg_by_scans(64, 64, [files.jpeg_scan(spectrum=(1, 0), data=bytes(900))], frame=0xC3),
 }
 
@@ -253,7 +256,7 @@ def test_a_device_that_cannot_decode_is_told_at_the_start(no_torchvision, monkey
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that PyTorch can use")
 @pytest.mark.parametrize("library", DECODER_LIBRARIES)
 def test_a_gpu_decodes_what_the_cpu_decodes_while_it_is_busy(library):
-    files = [encode_image(create_scene(400 + index, 300), progressive=bool(index % 2)) for index in range(32)]
+    files = [encode_image(create_scene(400 + index, 300)) for index in range(32)]
     files[5] = remove_quantization_tables(files[5])
     crops = [find_crop(data) for data in files]
     joined = torch.frombuffer(bytearray(b"".join(files)), dtype=torch.uint8)

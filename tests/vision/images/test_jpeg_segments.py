@@ -1,6 +1,6 @@
 from tests.support import photo_files as files
 from tests.support.helpers import create_scene, encode_image
-from vision.images.jpeg_segments import END_MARKER, SCAN_MARKER, has_end_marker, iterate_jpeg_segments
+from vision.images.jpeg_segments import END_MARKER, SCAN_MARKER, has_end_marker, is_baseline, iterate_jpeg_segments
 
 WHOLE = encode_image(create_scene(), progressive=True, restart_marker_blocks=2)
 
@@ -18,3 +18,13 @@ def test_the_end_marker_ends_the_search():
     assert has_end_marker(WHOLE)
     assert not has_end_marker(WHOLE[:-2])
     assert len(list(iterate_jpeg_segments(WHOLE + WHOLE))) == len(list(iterate_jpeg_segments(WHOLE)))
+
+
+def test_only_files_of_a_baseline_frame_are_baseline():
+    baseline = encode_image(create_scene())
+    assert is_baseline(baseline)
+    # A marker in another segment is none.
+    assert is_baseline(files.with_segments(baseline, files.jpeg_segment(0xFE, b"\xff\xc2")))
+    assert not is_baseline(WHOLE)
+    assert not is_baseline(baseline.replace(b"\xff\xc0", b"\xff\xc1"))
+    assert not is_baseline(b"")
