@@ -19,6 +19,7 @@ import numpy as np
 from benchmarks.common import RESULTS, create_parser, write_result
 from benchmarks.load import LoadPlan, LoadReport, create_phone_photos, record_expected_responses, run_load
 from benchmarks.serving import create_default_bundle, serve_gateway
+from serving.capacity import DEFAULT_GATEWAY_MS
 from serving.capacity.planner import estimate, plan
 from serving.capacity.profile import Profile
 from serving.capacity.simulation import Load, Service
@@ -77,7 +78,7 @@ def create_gpu_profile() -> Profile:
         machine=f"{result['machine']['gpu']}, {result['machine']['cores']} cores, fp16",
         decode_ms=1000 * GPU_CORES / decoded,
         model_ms={int(size): 1000 * int(size) / rate for size, rate in rates.items()},
-        gateway_ms=2.0,
+        gateway_ms=DEFAULT_GATEWAY_MS,
         photo="JPEG 1440x1080, 300 KB",
     )
 

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from serving.capacity import DEFAULT_GATEWAY_MS
 from vision.runtime.cli import create_cli_app
 from vision.runtime.wording import format_count
 
@@ -54,8 +55,12 @@ def measure(
     output: Annotated[Path, typer.Option(help="File for the profile, JSON.")],
     gateway_ms: Annotated[
         float,
-        typer.Option(min=0, help="Additional core time per photo in a gateway; `benchmarks.serving` measures it."),
-    ] = 2.0,
+        typer.Option(
+            min=0,
+            help="Core time per photo in a gateway beside decoding. Default: of listings of one photo; "
+            "`benchmarks.serving` measures it (`cpu_ms_per_photo` of the gateway's processes).",
+        ),
+    ] = DEFAULT_GATEWAY_MS,
 ) -> None:
     """Measure what decoding and the model cost on one core of this machine, and what its cores can do at most.
 

@@ -4,8 +4,10 @@ import json
 
 from typer.testing import CliRunner
 
+from serving.capacity import DEFAULT_GATEWAY_MS
 from serving.capacity.profile import Profile
 from serving.cli.plan import plan_app
+from tests.conftest import ROOT
 from tests.support.helpers import create_scene, encode_image
 from vision.runtime.cpus import count_usable_cores
 
@@ -23,6 +25,7 @@ def test_costs_are_measured_and_a_plan_is_made_of_them(bundle, tmp_path):
     profile = Profile.load(path)
     assert profile.decode_ms > 0
     assert profile.model_ms[1] > 0
+    assert profile.gateway_ms == DEFAULT_GATEWAY_MS
     cores = count_usable_cores()
     least_ms = profile.decode_ms + profile.gateway_ms
     assert f"the {cores} usable cores limit this machine to {1000 * cores / least_ms:.0f} photos/s" in done.output
@@ -34,3 +37,11 @@ def test_costs_are_measured_and_a_plan_is_made_of_them(bundle, tmp_path):
     path.write_text("{}")
     done = run("capacity", "--profile", path, "--listings-per-s", 20, "--p99-ms", 200)
     assert (done.exit_code, "is no profile" in str(done.exception)) == (1, True)
+
+
+def test_the_gateways_default_cost_is_among_those_that_the_benchmark_measured():
+    details = json.loads((ROOT / "benchmarks" / "results" / "serving.json").read_text())["details"]
+    of_gateway = ("python -m listing_vision", "python -m serving.supervisor.gateway_worker")
+    rounds = [done["cpu_ms_per_photo"] for done in details["by_round"]["gateway c32"]]
+    measured_ms = [sum(done[process] for process in of_gateway) for done in rounds]
+    assert min(measured_ms) <= DEFAULT_GATEWAY_MS <= max(measured_ms)
