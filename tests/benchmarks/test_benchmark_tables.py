@@ -52,6 +52,20 @@ def test_a_metric_that_is_missing_is_an_error(results):
         render_page(other)
 
 
+def test_what_was_not_compared_with_an_earlier_commit_yet_has_no_section(results):
+    metrics = {"listings": 1000, "filled_categories": 700, "filled_brands": 50}
+    for server in ("gateway", "backfill"):
+        metrics |= {f"{server}_changed_{what}": 3 for what in ("actions", "categories", "brands")}
+        metrics |= {f"{server}_max_{what}_difference": 2e-6 for what in ("logit", "embedding")}
+    result = {**results["serving"], "metrics": metrics, "details": {"photos": 2000, "before": "7505613"}}
+    title = "### The same answers as an earlier commit"
+    assert title not in render_page({name: one for name, one in results.items() if name != "same_answers"})
+    page = render_page({**results, "same_answers": result})
+    assert title in page
+    assert "| action | 3 | 3 |" in page
+    assert "The largest difference of a logit is 2.0e-06 in the gateway" in page
+
+
 def test_a_readme_without_the_marks_is_an_error(results):
     with pytest.raises(SystemExit, match="comparison: begin"):
         render_readme("# listing-vision", render_page(results))
