@@ -149,7 +149,7 @@ class Heartbeat:
         self._command = command
         self._begun_s = time.monotonic()
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._log_regularly, daemon=True)
+        self._thread = threading.Thread(target=self._log_regularly, name="heartbeat", daemon=True)
 
     def __enter__(self) -> "Heartbeat":
         self._thread.start()
