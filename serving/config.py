@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # gRPC is not installed where models are only trained, and th
     from serving.inference.triton_channel import TritonAccess
     from serving.triton.config import RepositoryOptions
 
-__all__ = ["SUGGESTION_KEY_FILE", "RequireSignature", "ServeOptions", "create_suggestion_signer"]
+__all__ = ["SUGGESTION_KEY_FILE", "RequireSignature", "ServeOptions", "create_suggestion_signer", "find_conflict"]
 
 SUGGESTION_KEY_FILE = "suggestion.key"
 """In the runtime folder: the key that the supervisor draws where none is given."""
@@ -98,6 +98,8 @@ class ServeOptions:
         typer.Option("--in-process", help="Run the model with ONNX Runtime in the gateway process, not in Triton."),
     ] = False
     workers: Annotated[int, typer.Option(min=1, help="Gateway processes that share the port.")] = 1
+    owns_triton: bool = False
+    """Whether the supervisor has started the Triton, so that all its gateways have the same one."""
     reuse_port: bool = False
     """Whether other gateway processes listen on the port too."""
     isolate: Annotated[
@@ -234,10 +236,6 @@ class ServeOptions:
         float, typer.Option(min=0, max=1, help="Share of calls to trace where the caller has not decided.")
     ] = 1.0
 
-    def find_conflict(self) -> str | None:
-        """Return what is wrong with the combination of flags, None if nothing is."""
-        return _find_conflict(self)
-
     @property
     def triton_access(self) -> "TritonAccess":
         from serving.inference.triton_channel import TritonAccess
@@ -313,7 +311,8 @@ class ServeOptions:
         return cls(**{**raw, **lists, "traffic_split": traffic_split})
 
 
-def _find_conflict(options: ServeOptions) -> str | None:
+def find_conflict(options: ServeOptions) -> str | None:
+    """Return what is wrong with the combination of flags, None if nothing is."""
     jwt = (options.jwks, options.jwt_audience, options.jwt_issuer)
     rules: Sequence[tuple[object, str]] = (
         (options.triton and options.in_process, "give --triton or --in-process, not both"),

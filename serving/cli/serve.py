@@ -9,7 +9,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
-from serving.config import ServeOptions
+from serving.config import ServeOptions, find_conflict
 
 __all__ = ["serve"]
 
@@ -51,7 +51,7 @@ def serve(**flags: Any) -> None:
     from vision.runtime.repeated_lines import limit_repeated_lines
 
     options = ServeOptions(**flags)
-    if conflict := options.find_conflict():
+    if conflict := find_conflict(options):
         raise typer.BadParameter(conflict)
     limit_repeated_lines()
     raise_descriptor_limit()

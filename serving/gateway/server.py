@@ -21,7 +21,9 @@ from serving.gateway.call_limits import CallLimits, CallLimitsInterceptor
 from serving.gateway.early_rejection import SERVICE_NAME, EarlyRejectionInterceptor
 from serving.gateway.service import Gateway
 from serving.inference.engine import AsyncEngine
+from serving.inference.health import GOLDEN_TIMEOUT_S
 from serving.inference.in_process import InProcessEngine
+from serving.inference.shared_check import SharedCheck
 from serving.inference.triton import TritonEngine
 from serving.observability.metrics import BREAKER_OPEN, FREE_DESCRIPTORS, GOLDEN_SUCCESS_S, SERVING
 from serving.processes.sockets import format_address, gateway_socket_address
@@ -66,6 +68,7 @@ class GatewayServer:
         self.router = Router(
             create_engine=self._create_engine,
             create_decoders=self._create_decoders,
+            create_shared_check=self._create_shared_check,
             health_interval_s=options.health_interval_s,
             on_change=self._on_release_change,
             public_key=options.require_signature,
@@ -210,6 +213,13 @@ class GatewayServer:
             allow_decoding=self._options.decode_in == "triton",
             access=self._options.triton_access,
         )
+
+    def _create_shared_check(self, model_name: str) -> SharedCheck | None:
+        # Connections to an external Triton may end at different servers, and a model in this process is its own.
+        folder = self._options.runtime_folder
+        if folder is None or not self._options.owns_triton:
+            return None
+        return SharedCheck(folder / f"{model_name}.check", timeout_s=GOLDEN_TIMEOUT_S)
 
     def _create_decoders(self, preprocessing: Preprocessing) -> DecoderPool | DecoderThreads:
         kind = DecoderPool if self._options.isolate else DecoderThreads

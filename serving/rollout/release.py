@@ -17,6 +17,7 @@ from serving.inference.health import (
     check_golden_photos,
     wait_for_golden_photos,
 )
+from serving.inference.shared_check import SharedCheck
 from serving.observability.metrics import create_series
 from serving.rollout.circuit_breaker import CircuitBreaker
 from vision.bundle import UNKNOWN_BACKEND, Bundle
@@ -58,8 +59,13 @@ class ServedRelease:
         decoders: Decoders,
         *,
         health_interval_s: float,
+        shared_check: SharedCheck | None,
         on_change: OnReleaseChange,
     ) -> None:
+        """Args:
+        health_interval_s: between two golden photos while they pass.
+        shared_check: by which other processes of the same Triton learn whether they pass; closed with the release.
+        """
         create_series(label)
         self.label = label
         self.engine = engine
@@ -70,6 +76,9 @@ class ServedRelease:
         """The bundle for the engine's backend: guarantees certified with another backend are void."""
         self._bundle = bundle
         self._health_interval_s = health_interval_s
+        self._shared_check = shared_check
+        self._check_age_s = 0.0
+        """How long before the last check, in another process, its golden photo had passed."""
         self._on_change = on_change
         self._backend: str | None = UNKNOWN_BACKEND
         """None: the guarantees are suspended."""
@@ -125,7 +134,10 @@ class ServedRelease:
 
     async def close(self, *, when_idle: bool = False) -> None:
         """Close the engine; the decoders belong to the router."""
+        watch_task = self._watch_task
         self.stop_watching()
+        if watch_task:
+            await asyncio.wait([watch_task])  # it may hold the lock of the shared check
         if when_idle:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_IDLE_TIMEOUT_S):
@@ -133,12 +145,24 @@ class ServedRelease:
                         await asyncio.sleep(_IDLE_POLL_INTERVAL_S)
         self.is_closed = True
         await self.engine.close()
+        if self._shared_check:
+            self._shared_check.close()
 
     async def check_health(self) -> None:
-        """Check one golden photo and set `is_healthy`."""
+        """Check one golden photo and set `is_healthy`.
+
+        A healthy release may take the result of another process, and asks only for the backend.
+        """
         self._checked_while_open = self.breaker.is_open
+        self._check_age_s = 0.0
         try:
-            await check_golden_photos(self.engine, self._bundle, which=FIRST_GOLDEN_PHOTO, timeout_s=GOLDEN_TIMEOUT_S)
+            may_share = self.is_healthy and not self._num_failures and not self.breaker.is_open
+            shared = self._shared_check if may_share else None
+            if shared:
+                self._check_age_s = await shared.run(self._check_golden_photo, max_age_s=self._health_interval_s)
+            # Calls may have failed while it waited.
+            if shared is None or self.breaker.is_open:
+                await self._check_golden_photo()
             # A restarted or reloaded Triton may serve another model.
             self._apply_backend(await self.engine.fetch_backend())
         except EngineBusy:
@@ -157,6 +181,9 @@ class ServedRelease:
                 _log.info("%s is healthy: golden photos get the exported model's logits", self.label)
             self._set_health(True)
 
+    async def _check_golden_photo(self) -> None:
+        await check_golden_photos(self.engine, self._bundle, which=FIRST_GOLDEN_PHOTO, timeout_s=GOLDEN_TIMEOUT_S)
+
     async def _watch_engine(self) -> None:
         while True:
             await self._wait_for_next_check()
@@ -173,7 +200,7 @@ class ServedRelease:
             await asyncio.sleep(RECHECK_INTERVAL_S)
             return
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._health_interval_s):
+            async with asyncio.timeout(self._health_interval_s - self._check_age_s):
                 await self.breaker.opened.wait()
 
     def _apply_backend(self, backend: str) -> None:

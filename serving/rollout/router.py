@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
 from serving.inference.engine import AsyncEngine
+from serving.inference.shared_check import SharedCheck
 from serving.rollout.release import Decoders, OnReleaseChange, ServedRelease
 from serving.rollout.traffic_split import CANARY, SHADOW, ReleaseSpec, TrafficSplit
 from vision.bundle import Bundle, check_beside, load_bundle
@@ -34,6 +35,7 @@ class Router:
         *,
         create_engine: Callable[[Bundle, str], Awaitable[AsyncEngine]],
         create_decoders: Callable[[Preprocessing], Decoders],
+        create_shared_check: Callable[[str], SharedCheck | None],
         health_interval_s: float,
         on_change: OnReleaseChange,
         public_key: Path | None = None,
@@ -41,6 +43,7 @@ class Router:
         """Args:
         create_engine: from a bundle and its model name in Triton.
         create_decoders: shared by the releases with the same preprocessing.
+        create_shared_check: from a model name in Triton; returns None where each process must check by itself.
         health_interval_s: between checks of a release by golden photos.
         on_change: called when the health or the circuit breaker of a release has changed.
         public_key: PEM file of the key that must have signed every bundle; None: none need be signed.
@@ -48,6 +51,7 @@ class Router:
         self._public_key = public_key
         self._create_engine = create_engine
         self._create_decoders = create_decoders
+        self._create_shared_check = create_shared_check
         self._health_interval_s = health_interval_s
         self._on_change = on_change
         self._releases: dict[str, ServedRelease] = {}
@@ -176,6 +180,7 @@ class Router:
             engine,
             self._acquire_decoders(bundle.info.preprocessing),
             health_interval_s=self._health_interval_s,
+            shared_check=self._create_shared_check(release.model_name),
             on_change=self._on_change,
         )
         try:

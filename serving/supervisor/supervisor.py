@@ -265,7 +265,7 @@ class Supervisor:
             self._triton = None
             self._fall_back_to_in_process(error)
             return
-        self._options = replace(self._options, triton=self._triton.address)
+        self._options = replace(self._options, triton=self._triton.address, owns_triton=True)
 
     def _fall_back_to_in_process(self, cause: ListingVisionError) -> None:
         if self._options.require_triton:

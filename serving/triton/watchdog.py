@@ -217,8 +217,8 @@ class TritonWatchdog:
         return not state.is_known or state.is_complete(living)
 
     def _must_check_golden_photos(self) -> bool:
-        # One a second for each instance would take a noticeable part of a CPU from the calls. Each gateway sends one a
-        # second itself; these are to reach every instance.
+        # One a second for each instance would take a noticeable part of a CPU from the calls. The gateways send one a
+        # second themselves, all together; these are to reach every instance.
         is_expected_healthy = not self._num_failures and self._triton.is_running()
         is_settled = self._processes[self.main_model].is_known
         return not (is_expected_healthy and is_settled and self._clock() < self._next_golden_photos_s)

@@ -23,6 +23,7 @@ EVERY_FIELD = ServeOptions(
     model_name="listing_vision_2",
     in_process=True,
     workers=3,
+    owns_triton=True,
     reuse_port=True,
     isolate=False,
     decode_in="gateway",

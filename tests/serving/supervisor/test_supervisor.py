@@ -6,9 +6,11 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from grpc_health.v1 import health_pb2
 
 from listing_vision_client import CallFailed, ListingVisionClient
 from tests.conftest import ROOT
@@ -42,6 +44,23 @@ def test_metrics_are_sums_over_all_processes_and_outlive_them(shared, bundle):
     assert after[(answered[0], *sorted(answered[1:]))] == callers.num_answered
     assert after["listing_vision_restarts_total", "gateway"] == 1
     assert after["listing_vision_gateway_serving",] == 2
+
+
+def test_gateways_send_golden_photos_to_their_triton_in_turns(bundle, start_serving, triton_installation, tmp_path):
+    served = start_serving(bundle.folder, tmp_path / "serve.log", "--workers", "4", "--status-port", "0")
+
+    def read(name):
+        [value] = [value for (found, *_), value in served.read_metrics().items() if found == name]
+        return value
+
+    begun_s, begun_count = time.monotonic(), read("nv_inference_count_total")
+    since_s = time.time() + 8
+    checked = "listing_vision_gateway_golden_success_timestamp_seconds"
+    wait_until(lambda: read(checked) >= since_s, "all gateways have checked for eight seconds")
+    num_seconds = time.monotonic() - begun_s
+    # One a second of the gateways and one of the supervisor, which sends those of all instances together.
+    assert read("nv_inference_count_total") - begun_count <= 2 * num_seconds + 6
+    assert served.check_health() == health_pb2.HealthCheckResponse.SERVING
 
 
 def test_health_over_http_follows_the_service(shared):
