@@ -4,15 +4,12 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 __all__ = ["describe_wrong_type", "find_wrong_type"]
 
 
-def find_wrong_type(settings: "DataclassInstance") -> tuple[str, str] | None:
+def find_wrong_type(settings: Any) -> tuple[str, str] | None:
     """Name and remedy of the first field whose value is not of its declared type; None when all are."""
     for field in fields(settings):
         if wrong := describe_wrong_type(type(settings), field.name, getattr(settings, field.name)):
@@ -20,7 +17,7 @@ def find_wrong_type(settings: "DataclassInstance") -> tuple[str, str] | None:
     return None
 
 
-def describe_wrong_type(cls: type["DataclassInstance"], name: str, value: object) -> str | None:
+def describe_wrong_type(cls: type, name: str, value: object) -> str | None:
     """What to give instead of a value that is not of the declared type of the field; None when it is.
 
     A float takes whole numbers too, and only finite ones.
@@ -35,7 +32,7 @@ def _describe(kind: Any, value: object) -> str | None:
     origin, args = get_origin(kind), get_args(kind)
     if origin is Literal:
         return None if value in args else f"use one of {', '.join(map(repr, args))}"
-    if origin is UnionType:
+    if origin in (UnionType, Union):  # `Literal["a"] | None` makes the older one
         found = [_describe(each, value) for each in args if each is not NoneType]
         return None if value is None or None in found else found[0]
     if origin is tuple:

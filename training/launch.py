@@ -75,7 +75,9 @@ def _handle_signals_until_ranks_start(heartbeat: Heartbeat) -> None:
     def watch() -> None:
         while signal.getsignal(signal.SIGTERM) is _exit_interrupted:
             has_signal, _, _ = select.select([read_fd], [], [], POLL_INTERVAL_S)
-            if has_signal and (number := os.read(read_fd, 1)[0]) in STOP_SIGNALS:
+            if not has_signal or (number := os.read(read_fd, 1)[0]) not in STOP_SIGNALS:
+                continue
+            if signal.getsignal(number) is _exit_interrupted:  # torchrun, which may handle it by now, stops its ranks
                 _exit_interrupted(number, None)
         heartbeat.stop()
 

@@ -310,8 +310,8 @@ def _override(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
                 wrong = describe_wrong_type(Recipe, name, value)
                 _require(wrong is None, name, value, wrong or "")
                 changes[name] = value
-        except RecipeError as error:
-            raise RecipeError(f"--set {text}: {error}") from None
+        except (RecipeError, TypeError) as error:
+            raise RecipeError(f"--set {text}: {error}") from error
     try:
         return replace(recipe, **changes, stages=stages)
     except RecipeError as error:

@@ -83,6 +83,8 @@ class ServedRelease:
         self._backend: str | None = UNKNOWN_BACKEND
         """None: the guarantees are suspended."""
         self._watch_task: asyncio.Task[None] | None = None
+        self._stopped_tasks: set[asyncio.Task[None]] = set()
+        """Checks that were stopped and have not ended yet."""
         self.num_in_flight = 0
         self._num_failures = 0
         self._checked_while_open = False
@@ -121,6 +123,8 @@ class ServedRelease:
         """Stop the periodic check; `is_healthy` keeps its value."""
         if self._watch_task:
             self._watch_task.cancel()
+            self._stopped_tasks.add(self._watch_task)
+            self._watch_task.add_done_callback(self._stopped_tasks.discard)
             self._watch_task = None
 
     @contextmanager
@@ -134,10 +138,9 @@ class ServedRelease:
 
     async def close(self, *, when_idle: bool = False) -> None:
         """Close the engine; the decoders belong to the router."""
-        watch_task = self._watch_task
         self.stop_watching()
-        if watch_task:
-            await asyncio.wait([watch_task])  # it may hold the lock of the shared check
+        if self._stopped_tasks:
+            await asyncio.wait(self._stopped_tasks)  # one may hold the lock of the shared check
         if when_idle:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_IDLE_TIMEOUT_S):

@@ -173,6 +173,7 @@ class Router:
             raise ListingVisionError(f"{release.bundle} now holds {bundle.release}, not {release.label}")
         for other in beside:
             check_beside(bundle, other.bundle)
+        shared_check = self._create_shared_check(release.model_name)
         engine = await self._create_engine(bundle, release.model_name)
         served = ServedRelease(
             release.label,
@@ -180,7 +181,7 @@ class Router:
             engine,
             self._acquire_decoders(bundle.info.preprocessing),
             health_interval_s=self._health_interval_s,
-            shared_check=self._create_shared_check(release.model_name),
+            shared_check=shared_check,
             on_change=self._on_change,
         )
         try:

@@ -61,14 +61,16 @@ class Progress:
     def __enter__(self) -> "Progress":
         if self._enabled:
             self._next_line_s = time.monotonic() + FIRST_LOG_AFTER_S
-            _shown.append(self)
+            with _claiming:
+                _shown.append(self)
             self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._closed.set()
         if self._enabled:
-            _shown.remove(self)
+            with _claiming:
+                _shown.remove(self)
             self._thread.join()
         self._bar.close()
 
@@ -132,7 +134,7 @@ _shown: list[Progress] = []
 _last_line_s = -math.inf
 """When this process last logged a line of a `Progress` or a `Heartbeat`."""
 _claiming = threading.Lock()
-"""Held by the thread that finds a line due, so that no other one logs it too."""
+"""Held by the thread that finds a line due, so that no other one logs it too, and to change what is on show."""
 
 
 class Heartbeat:

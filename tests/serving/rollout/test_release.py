@@ -43,7 +43,8 @@ class Model:
     """What the engines of several gateways call."""
 
     def __init__(self):
-        self.error, self.is_hung, self.num_golden_photos = None, False, 0
+        self.error, self.is_hung, self.is_slow_to_stop = None, False, False
+        self.num_golden_photos = self.num_hung = 0
 
 
 class GatewayEngine(InProcessEngine):
@@ -55,7 +56,12 @@ class GatewayEngine(InProcessEngine):
     async def infer_golden(self, photos_nhwc):
         self._model.num_golden_photos += 1
         if self._model.is_hung:
-            await asyncio.Event().wait()
+            self._model.num_hung += 1
+            try:
+                await asyncio.Event().wait()
+            finally:
+                for _ in range(10 * self._model.is_slow_to_stop):
+                    await asyncio.sleep(0)
         if self._model.error:
             raise self._model.error
         return await super().infer_golden(photos_nhwc)
@@ -139,3 +145,14 @@ def test_a_gateway_whose_calls_fail_sends_a_golden_photo_of_its_own(bundle, tmp_
             assert model.num_golden_photos >= 2
 
     asyncio.run(run())
+
+
+def test_a_release_that_was_stopped_before_closes_once_its_check_has_ended(bundle, tmp_path):
+    async def run():
+        async with watch_releases(bundle, tmp_path / "check", num_gateways=1) as (model, [release]):
+            model.is_hung = model.is_slow_to_stop = True
+            await async_wait_until(lambda: model.num_hung)
+            release.stop_watching()
+        return asyncio.all_tasks() - {asyncio.current_task()}
+
+    assert asyncio.run(run()) == set()

@@ -58,8 +58,8 @@ def test_gateways_send_golden_photos_to_their_triton_in_turns(bundle, start_serv
     checked = "listing_vision_gateway_golden_success_timestamp_seconds"
     wait_until(lambda: read(checked) >= since_s, "all gateways have checked for eight seconds")
     num_seconds = time.monotonic() - begun_s
-    # One a second of the gateways and one of the supervisor, which sends those of all instances together.
-    assert read("nv_inference_count_total") - begun_count <= 2 * num_seconds + 6
+    # One a second of the gateways and one of the supervisor; each by itself, they would be five.
+    assert read("nv_inference_count_total") - begun_count <= 3 * num_seconds + 6
     assert served.check_health() == health_pb2.HealthCheckResponse.SERVING
 
 

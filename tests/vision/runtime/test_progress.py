@@ -1,4 +1,5 @@
 import logging
+import re
 
 import pytest
 
@@ -49,34 +50,34 @@ def test_times_are_rounded(seconds, text):
     assert describe_seconds(seconds) == text
 
 
-def test_lines_are_logged_while_a_step_takes_long(caplog, fast):
-    with caplog.at_level(logging.INFO), Progress("export"):
+def test_lines_are_logged_while_a_step_takes_long(caplog, fast, clock):
+    with caplog.at_level(logging.INFO), Progress("export", clock=clock):
         wait_until(lambda: len(caplog.messages) >= 2, timeout_s=30)
     assert set(caplog.messages) == {"export: 0 s so far"}
 
 
-def test_a_command_is_named_only_while_nothing_else_is_on_show(caplog, fast):
+def test_a_command_is_named_only_while_nothing_else_is_on_show(caplog, fast, clock):
     with caplog.at_level(logging.INFO), Heartbeat("brand add"):
-        with Progress("photos"):
+        with Progress("photos", clock=clock):
             wait_until(lambda: len(caplog.messages) >= 5, timeout_s=30)
             shown = list(caplog.messages)
         caplog.clear()
         wait_until(lambda: len(caplog.messages) >= 2, timeout_s=30)
     assert set(shown[1:]) == {"photos: 0 s so far"}  # the first may be from before
-    assert caplog.messages[-1] == "brand add: 0 s so far"
+    assert caplog.messages[-1].startswith("brand add: ")
 
 
-def test_work_that_appears_late_does_not_delay_the_next_line(caplog, fast, monkeypatch):
+def test_work_that_appears_late_does_not_delay_the_next_line(caplog, fast, clock, monkeypatch):
     with caplog.at_level(logging.INFO), Heartbeat("brand add"):
         wait_until(lambda: caplog.messages, timeout_s=30)
         monkeypatch.setattr("vision.runtime.progress.FIRST_LOG_AFTER_S", 3600.0)
-        with Progress("photos"):
+        with Progress("photos", clock=clock):
             wait_until(lambda: "photos: 0 s so far" in caplog.messages, timeout_s=30)
 
 
-def test_work_that_is_open_when_the_first_line_is_due_is_named_in_it(caplog, fast, monkeypatch):
+def test_work_that_is_open_when_the_first_line_is_due_is_named_in_it(caplog, fast, clock, monkeypatch):
     monkeypatch.setattr("vision.runtime.progress.FIRST_LOG_AFTER_S", 3600.0)
-    with caplog.at_level(logging.INFO), Progress("photos"):
+    with caplog.at_level(logging.INFO), Progress("photos", clock=clock):
         monkeypatch.setattr("vision.runtime.progress.FIRST_LOG_AFTER_S", 0.01)
         monkeypatch.setattr("vision.runtime.progress.LOG_EVERY_S", 3600.0)
         with Heartbeat("brand add"):
@@ -84,10 +85,23 @@ def test_work_that_is_open_when_the_first_line_is_due_is_named_in_it(caplog, fas
     assert caplog.messages == ["photos: 0 s so far"]
 
 
-def test_a_terminal_has_its_bar_and_no_line_of_the_command(caplog, capsys, fast, monkeypatch):
+@pytest.fixture
+def count_bars(capsys):
+    """Return how often a bar has been drawn so far."""
+    drawn = ""
+
+    def count(name):
+        nonlocal drawn
+        drawn += capsys.readouterr().err
+        return len(re.findall(rf"{name} \[\d\d:\d\d\]", drawn))
+
+    return count
+
+
+def test_a_terminal_has_its_bar_and_no_line_of_the_command(caplog, count_bars, fast, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     with caplog.at_level(logging.INFO), Progress("photos"), Heartbeat("brand add") as heartbeat:
-        wait_until(lambda: capsys.readouterr().err.count("photos [00:00]") >= 2, timeout_s=30)
+        wait_until(lambda: count_bars("photos") >= 2, timeout_s=30)
         heartbeat.stop()
     assert caplog.messages == []
 
@@ -101,17 +115,10 @@ def test_a_server_that_is_ready_is_silent(caplog, fast):
         assert len(caplog.messages) == num_lines
 
 
-def test_the_clock_of_a_terminal_runs_while_a_step_takes_long(capsys, fast, monkeypatch):
+def test_the_clock_of_a_terminal_runs_while_a_step_takes_long(count_bars, fast, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     with Progress("export"):
-        drawn = ""
-
-        def draw() -> int:
-            nonlocal drawn
-            drawn += capsys.readouterr().err
-            return drawn.count("export [00:00]")
-
-        wait_until(lambda: draw() >= 3, timeout_s=30)
+        wait_until(lambda: count_bars("export") >= 3, timeout_s=30)
 
 
 def test_other_ranks_show_nothing(caplog, monkeypatch):
