@@ -1,10 +1,15 @@
 """Recipes for large pre-trained backbones: their structure as it is, the rest on small networks of the same kind."""
 
+import asyncio
 import dataclasses
 
 import pytest
 import torch
 
+from serving.inference.health import wait_for_golden_photos
+from serving.inference.triton import TritonEngine
+from serving.triton.config import RepositoryOptions
+from serving.triton.process import LocalTriton
 from tests.support.helpers import create_trainer
 from training.export.export import export_bundle
 from training.inference.pretrained import check_photo_sizes
@@ -44,7 +49,7 @@ def test_layers_learn_the_faster_the_nearer_they_are_to_the_heads(name):
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_a_run_resumes_and_is_exported_with_equal_logits(name, synthetic_dataset, tmp_path):
+def test_a_run_resumes_is_exported_with_equal_logits_and_served(name, synthetic_dataset, triton_installation, tmp_path):
     stages = (Stage(photo_px=32, epochs=1, trains="heads"), Stage(photo_px=32, epochs=1), Stage(photo_px=48, epochs=1))
     recipe = dataclasses.replace(
         load_recipe(name), backbone=SMALL[name], weights="none", stages=stages, input_px=48, batch_size=16
@@ -58,3 +63,23 @@ def test_a_run_resumes_and_is_exported_with_equal_logits(name, synthetic_dataset
     assert bundle.info.backbone == SMALL[name]
     for export in ("onnx", "torchscript"):
         assert max(bundle.info.parity[export]["max_abs_difference"].values()) < 1e-3
+    serve_golden_photos(bundle, triton_installation)
+
+
+def serve_golden_photos(bundle, installation):
+    """Wait until a Triton answers with the exported model's logits."""
+
+    async def ask(address):
+        engine = TritonEngine(address)
+        try:
+            await wait_for_golden_photos(engine, bundle)
+        finally:
+            await engine.close()
+
+    triton = LocalTriton(bundle, installation, RepositoryOptions(backend="python"))
+    triton.start()
+    try:
+        triton.wait_until_listening()
+        asyncio.run(ask(triton.address))
+    finally:
+        triton.stop()
