@@ -98,8 +98,8 @@ def calibrate_plan(
 def _write(plan: "LabelPlan", drawn_from: "Manifest", output: Path, plan_path: Path) -> None:
     import pyarrow as pa
 
-    from training.calibration.splits import PLANNED_SPLIT, select_listings
-    from vision.manifest import Manifest
+    from training.calibration.splits import select_listings
+    from vision.manifest import PLANNED_SPLIT, Manifest
 
     rows = select_listings(drawn_from, plan.listing_ids).rebase(str(output.parent))
     table = rows.table.drop_columns(["split"]).append_column("split", pa.array([PLANNED_SPLIT] * len(rows)))

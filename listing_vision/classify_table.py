@@ -10,11 +10,14 @@ from vision.runtime.files import replace_file
 from vision.runtime.progress import Progress
 
 if TYPE_CHECKING:  # gRPC is not installed where models are only trained
-    from listing_vision_client.results import ListingSuggestion
+    from listing_vision_client.results import ListingSuggestion, NotPrefilled
 
 __all__ = ["find_photos", "write_table"]
 
-_COLUMNS = ("photo", "category", "probability", "action", "brand", "brand_probability", "brand_action", "error")
+_COLUMNS = (
+    *("photo", "category", "probability", "action", "reason"),
+    *("brand", "brand_probability", "brand_action", "brand_reason", "error"),
+)
 
 
 def find_photos(given: Iterable[Path]) -> list[Path]:
@@ -89,7 +92,13 @@ def _classify_each(
             "category": " > ".join(step.name for step in suggestion.category_path),
             "probability": f"{deepest.probability:.4f}",
             "action": deepest.action.name.lower(),
+            "reason": _name_reason(deepest.not_prefilled),
             "brand": brand.name if brand else "",
             "brand_probability": f"{brand.probability:.4f}" if brand and brand.probability is not None else "",
             "brand_action": brand.action.name.lower() if brand else "",
+            "brand_reason": _name_reason(brand.not_prefilled) if brand else "",
         }
+
+
+def _name_reason(not_prefilled: "NotPrefilled | None") -> str:
+    return not_prefilled.reason.name.lower() if not_prefilled else ""

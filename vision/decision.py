@@ -25,6 +25,7 @@ from vision.suggestion import (
     NotPrefilled,
     PhotoRecognition,
     Suggestion,
+    format_shortfall,
 )
 from vision.taxonomy import OTHER_BRAND, Taxonomy
 
@@ -38,7 +39,7 @@ __all__ = [
 _OUT_OF_SCOPE = NotPrefilled(code="OUT_OF_SCOPE", message="the photos show nothing that this model's categories cover")
 _PHOTOS_DISAGREE = NotPrefilled(code="PHOTOS_DISAGREE", message="the photos show different things")
 _ANCESTOR_GIVEN = NotPrefilled(
-    code="ANCESTOR_GIVEN", message="the request names the category above, and no guarantee holds under such a hint"
+    code="ANCESTOR_GIVEN", message="the request names a category, and no guarantee holds under such a hint"
 )
 ONLY_CATEGORY = "the only category at this depth: prefilled when the one below it is"
 _MANY = 300
@@ -94,7 +95,7 @@ def decide(
         each_photo=len(category_logits) > 1,
     )
     path = _suggest_path(predictions, taxonomy, calibration, has_ancestor=ancestor is not None)
-    brand = _suggest_brand(predictions, calibration) if taxonomy.brands else None
+    brand = _suggest_brand(predictions, calibration, has_ancestor=ancestor is not None) if taxonomy.brands else None
     return Suggestion(
         path=path,
         brand=brand,
@@ -202,12 +203,14 @@ def explain_uncertified(field: FieldGuarantee) -> NotPrefilled:
     )
 
 
-def _suggest_brand(predictions: ListingPredictions, calibration: Calibration) -> BrandSuggestion:
+def _suggest_brand(predictions: ListingPredictions, calibration: Calibration, *, has_ancestor: bool) -> BrandSuggestion:
     label, probability = int(predictions.brands.labels[0]), float(predictions.brands.scores[0])
     field = calibration.field(BRAND_FIELD)
     not_prefilled: NotPrefilled | None = None
     if not predictions.in_scope[0]:
         not_prefilled = _OUT_OF_SCOPE
+    elif has_ancestor:
+        not_prefilled = _ANCESTOR_GIVEN
     elif not predictions.brands.fillable[0]:
         not_prefilled = _PHOTOS_DISAGREE
     elif label == OTHER_BRAND:
@@ -240,6 +243,7 @@ def _explain_suggestion(field: FieldGuarantee | None, probability: float, *, cat
     if field.threshold is None:
         return explain_uncertified(field)
     if probability < field.threshold:
-        message = f"probability {probability:.3f} is below the certified threshold {field.threshold:.3f}"
+        shown, threshold = format_shortfall(probability, field.threshold)
+        message = f"a probability of {shown} is below the certified threshold, {threshold}"
         return NotPrefilled(code="BELOW_THRESHOLD", message=message, threshold=field.threshold)
     return NotPrefilled(code="PARENT_NOT_PREFILLED", message="the level above is not filled")

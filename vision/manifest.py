@@ -24,15 +24,19 @@ from vision.taxonomy import OTHER_BRAND, Taxonomy
 
 __all__ = [
     "COLUMNS",
+    "PLANNED_SPLIT",
     "SPLITS",
     "Labels",
     "Manifest",
+    "is_out_of_scope_label",
     "open_for_replacement",
 ]
 
 COLUMNS = ("listing_id", "photo", "category", "brand", "split", "seller_id", "listed_at")
 REQUIRED_COLUMNS = ("listing_id", "photo")
 SPLITS = ("train", "val", "calibrate", "test")
+PLANNED_SPLIT = "planned"
+"""Listings that were drawn among those that a threshold fills: evidence for that threshold alone."""
 UNLABELLED = -1
 OUT_OF_SCOPE = -2
 OUT_OF_SCOPE_LABEL = "out of scope"
@@ -48,6 +52,10 @@ _SCHEMA = pa.schema(
     ]
 )
 _SLICE_ROWS = 1 << 20
+
+
+def is_out_of_scope_label(text: str) -> bool:
+    return text.strip().casefold() == OUT_OF_SCOPE_LABEL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,12 +194,12 @@ class Manifest:
         problems: list[str] = []
 
         def find_node(text: str) -> int:
-            if text.strip().casefold() == OUT_OF_SCOPE_LABEL:
+            if is_out_of_scope_label(text):
                 if out_of_scope:
                     return OUT_OF_SCOPE
                 raise KeyError(
-                    f"{OUT_OF_SCOPE_LABEL!r} is no category to train on; keep such listings in the splits calibrate "
-                    "and test"
+                    f"{OUT_OF_SCOPE_LABEL!r} is no category to train on; keep such listings in the splits val, "
+                    "calibrate and test"
                 )
             return taxonomy.node_index[taxonomy.find_category(text)]
 

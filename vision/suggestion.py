@@ -16,6 +16,7 @@ __all__ = [
     "PhotoRecognition",
     "Suggestion",
     "format_confidence",
+    "format_shortfall",
     "is_brand_offered",
 ]
 
@@ -141,3 +142,12 @@ class Suggestion:
 def format_confidence(probability: float) -> str:
     """Return a confidence in percent for people; never 100 %."""
     return "over 99.9%" if probability >= 0.9995 else f"{probability:.1%}"
+
+
+def format_shortfall(probability: float, threshold: float) -> tuple[str, str]:
+    """Return a probability and the larger threshold that it misses in percent, with the digits that tell them apart."""
+    for digits in range(1, 7):
+        shown = f"{probability:.{digits}%}", f"{threshold:.{digits}%}"
+        if shown[0] != shown[1] and not shown[0].startswith("100."):
+            return shown
+    return f"{probability:%}", f"over {probability:%}"

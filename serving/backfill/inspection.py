@@ -18,6 +18,10 @@ from serving.storage import Store
 __all__ = ["BackfillDiff", "Status", "Verification", "describe_distribution", "diff", "status", "verify"]
 
 
+_NEWER_COLUMNS = "SELECT NULL::BOOL AS out_of_scope, NULL::BOOL AS photos_disagree WHERE FALSE"
+"""SQL of no row with the columns that files of earlier versions lack."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Status:
     job: Job
@@ -130,7 +134,7 @@ def verify(store: Store) -> Verification:
 
 
 def describe_distribution(store: Store) -> str:
-    """Return tables for people: prefilled shares and scores by top category, and brands."""
+    """Return tables for people: prefilled shares and scores by top category, brands, and what the gates stop."""
     with _connect(store) as connection:
         source = _suggestions_sql(store)
         rows = connection.execute(
@@ -148,11 +152,22 @@ def describe_distribution(store: Store) -> str:
             GROUP BY 1 ORDER BY 2 DESC
             """
         ).fetchall()
+        gates = connection.execute(
+            f"""
+            SELECT sum(out_of_scope::INT), avg(out_of_scope::INT), sum(photos_disagree::INT), avg(photos_disagree::INT)
+            FROM (SELECT * FROM {source} UNION ALL BY NAME {_NEWER_COLUMNS}) WHERE result = '{CLASSIFIED}'
+            """
+        ).fetchone()
     lines = [f"{'top category':<32}{'listings':>10}{'filled':>9}{'brand filled':>14}{'leaf score':>12}"]
     for name, num, filled, brand, score in rows:
         brand_filled = "" if brand is None else f"{brand:.1%}"
         lines.append(f"{name:<32}{num:>10}{filled:>9.1%}{brand_filled:>14}{score:>12.3f}")
     lines += [f"brand: {kind:<25}{number:>10}{'':>9}{filled:>14.1%}" for kind, number, filled in brands]
+    lines += [
+        f"{name:<32}{num:>10}{share:>9.1%}"
+        for name, num, share in (("out of scope: nothing filled", *gates[:2]), ("photos disagree", *gates[2:]))
+        if num is not None  # an earlier version did not tell
+    ]
     return "\n".join(lines)
 
 

@@ -10,7 +10,7 @@ import pyarrow.compute
 
 from serving.backfill.output import CLASSIFIED
 from serving.errors import BackfillError
-from vision.manifest import UNLABELLED, Manifest
+from vision.manifest import OUT_OF_SCOPE, PLANNED_SPLIT, UNLABELLED, Manifest
 from vision.taxonomy import OTHER_BRAND, Taxonomy
 
 __all__ = ["ListingLabel", "StoredScores", "compare_with_labels", "read_labels", "read_scores"]
@@ -101,10 +101,12 @@ def read_labels(urls: Sequence[str], taxonomy: Taxonomy) -> dict[str, ListingLab
 
     Raises:
         ManifestError: a file cannot be read, or a category is unknown.
+        BackfillError: listings that the model was trained on, or that were drawn among those that a threshold fills.
     """
     found: dict[str, ListingLabel] = {}
     for url in urls:
         manifest = Manifest.load(url)
+        _refuse_easy_rows(manifest, url)
         labels = manifest.resolve_labels(taxonomy, other_brands=True, out_of_scope=True)
         ids = manifest.column("listing_id").to_pylist()
         for listing_id, node, brand in zip(ids, labels.category_nodes.tolist(), labels.brands.tolist(), strict=True):
@@ -116,12 +118,26 @@ def read_labels(urls: Sequence[str], taxonomy: Taxonomy) -> dict[str, ListingLab
     return found
 
 
+def _refuse_easy_rows(manifest: Manifest, url: str) -> None:
+    counts = {entry["values"]: entry["counts"] for entry in manifest.column("split").value_counts().to_pylist()}
+    for split, why in (
+        ("train", "the model may have learned their labels by heart"),
+        (PLANNED_SPLIT, "`calibrate-plan` drew them among those that a threshold fills"),
+    ):
+        if split in counts:
+            raise BackfillError(
+                f"{counts[split]} rows of {url} have split {split!r}: {why}, so that fewer of them are wrong than of "
+                "the backfill's rows; leave them out, and label a random sample of its listings"
+            )
+
+
 def compare_with_labels(
     scores: StoredScores, listing_ids: Sequence[str], labels: Mapping[str, ListingLabel], taxonomy: Taxonomy
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
     """Return (L, D + 1) whether each field has a label and whether the suggestion is right; the brand is last.
 
-    A step below the labelled category, an inner node, counts as wrong: perhaps it is right.
+    A step below the labelled category, an inner node, counts as wrong: perhaps it is right. Of a product that the
+    taxonomy does not cover nothing is right.
     """
     unlabelled = ListingLabel(UNLABELLED, UNLABELLED)
     truth = np.array([labels.get(listing_id, unlabelled) for listing_id in listing_ids], dtype=np.int64).reshape(-1, 2)
@@ -129,7 +145,8 @@ def compare_with_labels(
     for row in np.flatnonzero(truth[:, 0] >= 0).tolist():
         lineage = taxonomy.get_lineage(taxonomy.categories[truth[row, 0]].id)
         paths[row, : len(lineage)] = [taxonomy.node_index[category.id] for category in lineage]
-    known = np.repeat(truth != UNLABELLED, [scores.nodes.shape[1], 1], axis=1)
+    out_of_scope = truth[:, :1] == OUT_OF_SCOPE
+    known = np.repeat((truth != UNLABELLED) | out_of_scope, [scores.nodes.shape[1], 1], axis=1)
     right_steps = (scores.nodes == paths) & (paths >= 0)
-    right_brands = (scores.brand_labels == truth[:, 1]) & (scores.brand_labels >= 0)
+    right_brands = (scores.brand_labels == truth[:, 1]) & (scores.brand_labels >= 0) & ~out_of_scope[:, 0]
     return known, np.column_stack([right_steps, right_brands]) & known

@@ -84,11 +84,8 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
         self._explainer = PhotoExplainer(router, admission, quotas, photo_fetcher)
         self.streams = ListingStreams(has_low_priority_capacity=admission.has_low_priority_capacity)
         self.shadow_traffic = ShadowTraffic(
-            lambda release, listing_id, photos: _classify_with_release(
-                release,
-                photos,
-                fields=[f"photos[{i}]" for i in range(len(photos))],
-                options=responses.ResponseOptions(listing_id=listing_id),
+            lambda release, photos, options: _classify_with_release(
+                release, photos, fields=[f"photos[{i}]" for i in range(len(photos))], options=options
             ),
             is_idle=admission.is_idle,
             recorder=recorder,
@@ -281,7 +278,12 @@ class Gateway(pb_grpc.ListingVisionServiceServicer):
             is_usable = photo.HasField("recognition")
             metrics.PHOTOS.labels("ok" if is_usable else reasons_pb2.PhotoErrorReason.Name(photo.error.reason)).inc()
         if shadow := self.router.select_shadow(request.fields.listing_id):
-            self.shadow_traffic.submit(shadow, [p for p in photos if not isinstance(p, PhotoError)], response)
+            fields = request.fields
+            options = responses.ResponseOptions(
+                listing_id=fields.listing_id, ancestor_id=fields.ancestor_category_id, num_alternatives=0
+            )
+            usable = [photo for photo in photos if not isinstance(photo, PhotoError)]
+            self.shadow_traffic.submit(shadow, usable, options, response)
         if self._recorder and request.fields.listing_id:
             self._recorder.record_suggestion(request, response, uid=uid, rule_version=rule_version)
 

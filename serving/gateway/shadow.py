@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from listing_vision_client.protocol import listing_vision_pb2 as pb
+from serving.api.responses import ResponseOptions
 from serving.api.status import Refusal
 from serving.observability.metrics import SHADOWS
 from serving.observability.stage_timer import suppress_metrics
@@ -30,7 +31,7 @@ POLL_INTERVAL_S = 0.02
 """Between checks whether the gateway is idle."""
 TIMEOUT_S = 10.0
 
-Classify = Callable[[ServedRelease, str, list[EncodedPhoto]], Awaitable[pb.ClassifyListingResponse]]
+Classify = Callable[[ServedRelease, list[EncodedPhoto], ResponseOptions], Awaitable[pb.ClassifyListingResponse]]
 """Classify a listing's photos with a release. Raises Refusal."""
 
 
@@ -38,6 +39,7 @@ Classify = Callable[[ServedRelease, str, list[EncodedPhoto]], Awaitable[pb.Class
 class _QueuedListing:
     release: ServedRelease
     contents: list[EncodedPhoto]
+    options: ResponseOptions
     visible_response: pb.ClassifyListingResponse
 
 
@@ -61,13 +63,18 @@ class ShadowTraffic:
         self._task: asyncio.Task[None] | None = None
 
     def submit(
-        self, release: ServedRelease, contents: Sequence[EncodedPhoto], visible_response: pb.ClassifyListingResponse
+        self,
+        release: ServedRelease,
+        contents: Sequence[EncodedPhoto],
+        options: ResponseOptions,
+        visible_response: pb.ClassifyListingResponse,
     ) -> None:
         """Queue a copy of a listing, or drop it.
 
         Args:
             release: the shadow.
             contents: the listing's encoded photos.
+            options: the listing's id, and what the suggestion depends on, as of the caller's request.
             visible_response: the response that the caller got.
         """
         num_bytes = sum(map(len, contents))
@@ -76,7 +83,7 @@ class ShadowTraffic:
             _count_result(release, "dropped" if full else "failed")
             return
         self._num_bytes += num_bytes
-        self._queue.append(_QueuedListing(release, list(contents), visible_response))
+        self._queue.append(_QueuedListing(release, list(contents), options, visible_response))
         if not self.is_working:
             # A new context: the task belongs neither to the call's trace nor to its caller.
             self._task = asyncio.get_running_loop().create_task(self._process_queue(), context=contextvars.Context())
@@ -113,7 +120,7 @@ class ShadowTraffic:
         with queued.release.acquire() as release:
             try:
                 async with asyncio.timeout(TIMEOUT_S):
-                    response = await self._classify(release, queued.visible_response.listing_id, queued.contents)
+                    response = await self._classify(release, queued.contents, queued.options)
             except (Refusal, TimeoutError) as error:
                 _log.debug("the shadow %s did not classify a listing: %s", release.label, error)
                 _count_result(release, "failed")

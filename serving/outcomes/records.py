@@ -54,6 +54,7 @@ SCHEMAS = {
             ("rule_version", pa.string()),
             ("num_fillable", pa.int32()),
             ("brand_fillable", pa.bool_()),
+            ("ancestor_given", pa.bool_()),
         ]
     ),
     "shadows": pa.schema([*_SUGGESTION_COLUMNS, ("answered_model_version", pa.string())]),
@@ -100,6 +101,7 @@ def build_suggestion_row(
         "rule_version": rule_version or None,
         "num_fillable": _count_fillable(response.category_path),
         "brand_fillable": _is_fillable(response.brand) and response.brand.HasField("probability"),
+        "ancestor_given": bool(request.fields.ancestor_category_id),
     }
 
 

@@ -163,6 +163,25 @@ def test_alternatives_are_listed_from_one_percent(open_page, url, photos):
         assert page.locator(f"{shown} b").all_inner_texts() == ["30%", "1%"]
 
 
+@pytest.mark.parametrize("kind", ["BRAND_KIND_UNDETERMINED", "BRAND_KIND_OTHER"])
+def test_where_no_brand_is_suggested_none_is_listed(open_page, url, photos, kind):
+    page = open_page(url)
+
+    def change(answer):
+        answer["brand"] = {
+            "kind": kind,
+            "action": "ACTION_SUGGEST",
+            "notPrefilled": answer["brand"].get("notPrefilled"),
+        }
+        answer["brandAlternatives"][0]["probability"] = 0.31
+
+    replace_answer(page, photos, change)
+    assert page.locator("#brand-part").is_visible()
+    assert page.locator("#brand-alternatives-part").is_hidden()
+    page.locator("#brand-choice").click()  # the list to choose from has them all the same, the likeliest first
+    assert page.locator("#brand-choice-list").is_visible()
+
+
 def test_a_confidence_is_never_100_percent(open_page, url):
     shown = open_page(url).evaluate(
         """import('./text.js').then(({ percent, percentPair }) =>

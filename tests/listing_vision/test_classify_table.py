@@ -1,4 +1,6 @@
 import csv
+import dataclasses
+import shutil
 
 import pytest
 from typer.testing import CliRunner
@@ -9,6 +11,7 @@ from listing_vision_client.protocol import listing_vision_pb2 as pb
 from serving.api.status import Refusal
 from tests.support.fake_service import FakeService
 from tests.support.helpers import create_scene, encode_image
+from vision.bundle import create_bundle, seal_bundle
 from vision.errors import ListingVisionError
 from vision.runtime.cli import create_cli_app
 
@@ -55,6 +58,22 @@ def test_each_photo_is_a_row_and_a_broken_one_says_why(folder, bundle, tmp_path)
     assert rows["b.jpg"]["category"]
     assert 0 <= float(rows["b.jpg"]["probability"]) <= 1
     assert rows["b.jpg"]["action"] in ("suggest", "prefill")
+    assert (rows["b.jpg"]["reason"] == "") == (rows["b.jpg"]["action"] == "prefill")
+    assert (rows["b.jpg"]["brand_reason"] == "") == (rows["b.jpg"]["brand_action"] == "prefill")
+
+
+def test_a_photo_out_of_scope_is_marked(folder, bundle, tmp_path):
+    strict = tmp_path / "strict"
+    calibration = dataclasses.replace(bundle.calibration, scope_threshold=1e9)
+    with create_bundle(strict) as building:
+        for name in bundle.files:
+            shutil.copy2(bundle.folder / name, building / name)
+        (building / "calibration.json").write_text(calibration.to_json())
+        seal_bundle(building, bundle.info)
+    call(folder / "b.jpg", folder / "more", "--bundle", strict, "--output", tmp_path / "out.csv")
+    with (tmp_path / "out.csv").open(newline="") as file:
+        marks = [(row["action"], row["reason"], row["brand_reason"]) for row in csv.DictReader(file)]
+    assert marks == [("suggest", "out_of_scope", "out_of_scope")] * 2
 
 
 def read_rows(path):

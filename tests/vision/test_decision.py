@@ -78,12 +78,23 @@ def test_the_path_is_consistent_and_ends_in_the_first_alternative(photos):
     assert filled == sorted(filled, reverse=True)  # thresholds that grow with depth fill no child without its parent
 
 
-@given(some_photos)
-def test_the_order_of_photos_changes_nothing(photos):
-    backwards = tuple(logits[::-1] for logits in photos)
-    one, other = (decide_photos(p, calibration=calibration(0.5)) for p in (photos, backwards))
-    assert [s.category_id for s in one.path] == [s.category_id for s in other.path]
+@given(some_photos, st.randoms())
+def test_the_order_of_photos_changes_nothing(photos, random):
+    scores = np.array([random.choice((0.2, 0.8)) for _ in photos[0]])
+    order = random.sample(range(len(scores)), len(scores))
+    certified = calibration(0.4, 0.5, 0.6, brand=0.4, scope_threshold=0.5, agreement_limit=0.1)
+    one, other = (
+        decide(*(logits[rows] for logits in photos), scores[rows], taxonomy=TAXONOMY, calibration=certified)
+        for rows in (list(range(len(scores))), order)
+    )
+    assert [step.category_id for step in one.path] == [step.category_id for step in other.path]
     np.testing.assert_allclose([s.probability for s in one.path], [s.probability for s in other.path])
+    codes = [
+        [field.not_prefilled and field.not_prefilled.code for field in (*found.path, found.brand)]
+        for found in (one, other)
+    ]
+    assert codes[0] == codes[1]
+    assert [one.photos[row].disagrees for row in order] == [photo.disagrees for photo in other.photos]
 
 
 @given(some_photos, st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
@@ -240,7 +251,7 @@ def test_each_field_says_why_it_is_only_suggested():
     strict = decide_photos(logits, calibration=calibration(0.9999))
     below = strict.path[0].not_prefilled
     assert (below.code, below.threshold) == ("BELOW_THRESHOLD", 0.9999)
-    assert "is below the certified threshold 1.000" in below.message
+    assert "is below the certified threshold, 100.0" in below.message
 
 
 def test_a_void_calibration_fills_nothing_but_keeps_its_temperatures():
@@ -301,6 +312,21 @@ def test_nothing_is_filled_for_what_the_taxonomy_does_not_cover():
     # A score that the model did not compute is no proof.
     assert not decide(*logits, np.full(2, np.nan), taxonomy=TAXONOMY, calibration=certified).in_scope
     assert decide(*logits, np.array([0.5, 0.6]), taxonomy=TAXONOMY, calibration=certified).brand.filled
+
+
+@given(some_photos, st.sampled_from([category.id for category in TAXONOMY.categories]))
+def test_under_a_hint_the_path_leads_through_it_and_nothing_is_filled(photos, hint):
+    certified = calibration(0.0, 0.0, 0.0, brand=0.0)
+    free = decide_photos(photos, calibration=certified)
+    hinted = decide_photos(photos, calibration=certified, ancestor=TAXONOMY.node_index[hint])
+    assert hint in [step.category_id for step in hinted.path]
+    assert {field.not_prefilled.code for field in (*hinted.path, hinted.brand)} == {"ANCESTOR_GIVEN"}
+    assert hinted.brand.brand_index == free.brand.brand_index
+    below = {leaf for leaf in TAXONOMY.leaf_ids if hint in [one.id for one in TAXONOMY.get_lineage(leaf)]}
+    assert {one.category_id for one in hinted.alternatives} <= below
+    if free.path[-1].category_id in below:  # the hint agrees with what was suggested anyway
+        assert [step.category_id for step in hinted.path] == [step.category_id for step in free.path]
+        assert hinted.path[-1].probability >= free.path[-1].probability - 1e-9
 
 
 def test_a_photo_out_of_scope_has_no_part_in_a_good_listing():

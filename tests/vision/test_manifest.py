@@ -222,4 +222,4 @@ def test_out_of_scope_is_a_label_to_evaluate_and_not_to_train_on():
     assert manifest.resolve_labels(taxonomy, out_of_scope=True).category_nodes.tolist() == [OUT_OF_SCOPE]
     with pytest.raises(ManifestError, match="no category to train on") as refused:
         manifest.resolve_labels(taxonomy)
-    assert "calibrate and test" in str(refused.value)
+    assert "val, calibrate and test" in str(refused.value)

@@ -75,7 +75,7 @@ def calibrate(
         )
     if scope_threshold is None:
         scope_threshold = fit_scope_threshold(tune.compute_listing_scope_scores(), held_out_scope_scores)
-    if outside_scope_scores is not None and scope_threshold is not None:
+    if outside_scope_scores is not None:
         inside_scores = tune.compute_listing_scope_scores()
         sharpened = sharpen_scope_threshold(scope_threshold, inside_scores, outside_scope_scores)
         scope_threshold, certifies = sharpened.threshold, {**certifies, "outside": sharpened.describe()}
@@ -120,7 +120,9 @@ def _build_histograms(
     # Beyond a path's end the score is 0; along a path it only falls.
     leaf = np.where(predicted.paths.nodes >= 0, predicted.paths.scores, np.inf).min(axis=1)
     num_photos = np.bincount(predictions.groups)
-    values = {LEAF_PROBABILITY: leaf, BRAND_PROBABILITY: predicted.brands.scores, PHOTOS_PER_LISTING: num_photos}
+    values = {LEAF_PROBABILITY: leaf, PHOTOS_PER_LISTING: num_photos}
+    if taxonomy.brands:
+        values[BRAND_PROBABILITY] = predicted.brands.scores
     if predictions.num_bytes is not None:
         values[BYTES_PER_PHOTO] = np.bincount(predictions.groups, predictions.num_bytes) / num_photos
     return {name: build_histogram(column) for name, column in values.items()}

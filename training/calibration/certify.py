@@ -191,7 +191,7 @@ def certify_all(
 def complete_fields(
     found: Mapping[str, FieldGuarantee], taxonomy: Taxonomy, guarantee: Guarantee
 ) -> list[FieldGuarantee]:
-    """Return all fields of the form, those with nothing to decide too, root level first and the brand last."""
+    """Return all fields of the form, categories with nothing to decide too, root level first and the brand last."""
     if guarantee.categories == "path":
         names, only = [PATH_FIELD], "the taxonomy has no choice of categories"
     else:
@@ -200,8 +200,7 @@ def complete_fields(
         found.get(name) or create_uncertified(name, guarantee.alpha_category, 0.0, only, code="ONLY_CATEGORY")
         for name in names
     ]
-    no_brands = create_uncertified(BRAND_FIELD, guarantee.alpha_brand, 0.0, "the taxonomy lists no brand")
-    return [*fields, found.get(BRAND_FIELD) or no_brands]
+    return [*fields, *([found[BRAND_FIELD]] if taxonomy.brands else [])]
 
 
 def create_uncertified(

@@ -9,9 +9,8 @@ import numpy.typing as npt
 from training.calibration.path_tests import PathRows
 from training.calibration.splits import CalibrationListings
 from training.calibration.threshold_tests import FieldTests, build_grid
-from training.evaluation.ground_truth import evaluate_paths, find_labelled
+from training.evaluation.ground_truth import evaluate_brands, evaluate_paths, find_labelled
 from vision.calibration import BRAND_FIELD, PATH_FIELD, Calibration, FieldGuarantee
-from vision.manifest import UNLABELLED
 from vision.prediction.listings import compute_brand_scores, compute_path_scores
 from vision.taxonomy import Taxonomy
 
@@ -28,6 +27,7 @@ class FieldRows:
         self._truth, self._taxonomy = listings.truth, taxonomy
         self._predictions = listings.predict(taxonomy, fitted)
         self._steps = evaluate_paths(self._predictions.paths, self._truth)
+        self._brands = evaluate_brands(self._predictions.brands.labels, self._truth)
 
     def find_all(self) -> Bools:
         """Return (N,) ones."""
@@ -38,8 +38,7 @@ class FieldRows:
         if name == PATH_FIELD:
             return find_labelled(self._truth)
         if name == BRAND_FIELD:
-            brand_known: Bools = self._truth.brands != UNLABELLED
-            return brand_known
+            return self._brands.known
         known: Bools = self._steps.known[:, _get_column(name)]
         return known
 
@@ -91,10 +90,7 @@ class FieldRows:
         num_unlabelled = int((~considered).sum()) if chosen is None else 0
         if name == PATH_FIELD:
             return replace(self._select_path_rows(considered).build_tests(alpha, grid), num_unlabelled=num_unlabelled)
-        if name == BRAND_FIELD:
-            right = self._predictions.brands.labels == self._truth.brands
-        else:
-            right = self._steps.right[:, _get_column(name)]
+        right = self._brands.right if name == BRAND_FIELD else self._steps.right[:, _get_column(name)]
         return FieldTests.from_scores(
             name,
             alpha=alpha,

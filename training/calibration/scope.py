@@ -5,6 +5,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from vision.errors import ListingVisionError
+
 __all__ = ["SharpenedThreshold", "fit_scope_threshold", "sharpen_scope_threshold"]
 
 _MAX_LOST_SHARE = 0.01
@@ -61,14 +63,22 @@ def fit_scope_threshold(scores: Floats, held_out: Floats | None = None) -> float
     return min(float(known.mean()) - _NUM_SPREADS * spread, float(ordered))
 
 
-def sharpen_scope_threshold(threshold: float, inside: Floats, outside: Floats) -> SharpenedThreshold:
+def sharpen_scope_threshold(threshold: float | None, inside: Floats, outside: Floats) -> SharpenedThreshold:
     """Move a threshold up until few photos of other things pass, as far as few listings inside are lost.
 
     Args:
         threshold: of `fit_scope_threshold`; the result is not lower.
         inside: (n,) scores of listings of the taxonomy's products; NaN where not known.
         outside: (m,) scores of photos of other things.
+
+    Raises:
+        ListingVisionError: there is no threshold, since the model computes no score.
     """
+    if threshold is None:
+        raise ListingVisionError(
+            "the model computes no scope scores, so photos of other things can raise no threshold; `listing-vision "
+            "export` its run again, or leave them out"
+        )
     known = inside[np.isfinite(inside)]
     wanted = np.nextafter(np.quantile(outside, 1 - _MAX_OUTSIDE_SHARE, method="higher"), np.inf)
     affordable = np.quantile(known, _MAX_SHARPENED_LOST_SHARE, method="lower")

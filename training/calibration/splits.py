@@ -13,14 +13,13 @@ from training.evaluation.ground_truth import GroundTruth, build_ground_truth, me
 from training.inference.predictions import Predictions
 from vision.calibration import Calibration
 from vision.errors import ManifestError
-from vision.manifest import Labels, Manifest
+from vision.manifest import PLANNED_SPLIT, Labels, Manifest
 from vision.prediction.listings import ListingPredictions, predict_listings
 from vision.prediction.photo_selection import compute_listing_scope_scores, select_photos
 from vision.taxonomy import Taxonomy
 
 __all__ = [
     "CALIBRATION_SPLIT",
-    "PLANNED_SPLIT",
     "CalibrationListings",
     "choose_tune_listings",
     "exclude_labelled",
@@ -33,8 +32,6 @@ __all__ = [
 ]
 
 CALIBRATION_SPLIT = "calibrate"
-PLANNED_SPLIT = "planned"
-"""Listings that were drawn among those that a threshold fills: evidence for that threshold alone."""
 _TUNE_BYTES = 51
 """Values of a hash's first byte, out of 256, that mean tuning: a fifth."""
 

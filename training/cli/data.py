@@ -322,7 +322,7 @@ def suspects(
     from vision.manifest import Manifest
 
     loaded, tree = Manifest.load(manifest), load_taxonomy(manifest, taxonomy)
-    loaded.resolve_labels(tree)  # unknown labels are named before an hour of decoding, not after
+    loaded.resolve_labels(tree, out_of_scope=True)  # unknown labels are named before an hour of decoding, not after
     embedder, preprocessing = load_embedder(model, input_px=input_px)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     features = extract_features(embedder, loaded, preprocessing, device=device, cache=output / "features")

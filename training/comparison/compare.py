@@ -14,6 +14,7 @@ from training.comparison.common_listings import CommonListings, ExcludedLabel, P
 from training.evaluation.ground_truth import (
     GroundTruth,
     build_ground_truth,
+    evaluate_brands,
     evaluate_deepest_filled,
     evaluate_paths,
     find_labelled,
@@ -287,15 +288,11 @@ def _compare_coverage(a: EvaluatedListings, b: EvaluatedListings) -> tuple[Cover
 
 def _compute_coverage(evaluated: EvaluatedListings) -> dict[str, Coverage]:
     steps = evaluate_paths(evaluated.predictions.paths, evaluated.truth)
-    labels = evaluated.predictions.brands.labels
-    # A missing brand label decides nothing; with a brand outside the taxonomy, whatever is prefilled is wrong.
-    brand_known = (evaluated.truth.brands >= 0) | (evaluated.truth.brands == OTHER_BRAND)
+    brands = evaluate_brands(evaluated.predictions.brands.labels, evaluated.truth)
     category_known = find_labelled(evaluated.truth)
     category_filled = evaluated.filled[:, :-1]
-    known = np.column_stack([category_known, steps.known, brand_known])
-    right = np.column_stack(
-        [evaluate_deepest_filled(category_filled, steps), steps.right, labels == evaluated.truth.brands]
-    )
+    known = np.column_stack([category_known, steps.known, brands.known])
+    right = np.column_stack([evaluate_deepest_filled(category_filled, steps), steps.right, brands.right])
     all_filled = np.column_stack([category_filled.any(axis=1), evaluated.filled])
     depths = [get_field_name(depth + 1) for depth in range(evaluated.taxonomy.max_depth)]
     coverages = {}

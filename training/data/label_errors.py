@@ -97,7 +97,7 @@ def find_suspects(
     """
     if num_folds < 2:
         raise ListingVisionError(f"{num_folds} folds leave nothing to learn from; use at least 2")
-    labels = manifest.resolve_labels(taxonomy)
+    labels = manifest.resolve_labels(taxonomy, out_of_scope=True)
     truth = build_ground_truth(labels, taxonomy)
     inner = (labels.category_nodes >= 0) & (truth.leaves < 0)
     leaf_names = [taxonomy.format_path(leaf_id) for leaf_id in taxonomy.leaf_ids]

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from vision.errors import TaxonomyError
-from vision.manifest import COLUMNS, Manifest
+from vision.manifest import COLUMNS, Manifest, is_out_of_scope_label
 from vision.taxonomy import OTHER_BRAND, Brand, Category, Taxonomy
 
 __all__ = ["Change", "Migration", "MigrationMap", "diff_taxonomies", "plan_migration", "write_changes"]
@@ -82,16 +82,19 @@ class Migration:
     def migrate(self, manifest: Manifest) -> tuple[Manifest, dict[Change, int]]:
         """Carry a manifest's labels over; return it with the number of photos of each change that is not `kept`.
 
-        A label without a place in the new taxonomy is not known; a retired brand is the new `other_brand`.
+        A label without a place in the new taxonomy is not known; a retired brand is the new `other_brand`. What was out
+        of scope stays so.
 
         Raises:
             ManifestError: labels that the old taxonomy does not know.
         """
-        manifest.resolve_labels(self.old)
+        manifest.resolve_labels(self.old, out_of_scope=True)
         categories = {c.old_id: c for c in self.changes if c.kind == "category" and c.old_id}
         brands = {c.old_id: c for c in self.changes if c.kind == "brand" and c.old_id}
 
         def find_category(text: str) -> tuple[Change | None, str]:
+            if is_out_of_scope_label(text):
+                return None, text
             change = categories[self.old.find_category(text)]
             return change, change.new_id
 

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from training.evaluation.categories import count_confusions, evaluate_categories
 from training.evaluation.confusions import find_confusions
-from training.evaluation.ground_truth import evaluate_deepest_filled, find_labelled
+from training.evaluation.ground_truth import evaluate_brands, evaluate_deepest_filled, find_labelled
 from training.evaluation.long_tail import LeafCounts, count_leaves, evaluate_by_frequency
 from training.evaluation.risk_coverage import compute_risk_coverage
 from training.evaluation.scored_rows import ScoredRows, score_rows
@@ -54,9 +54,9 @@ def evaluate(
         training_counts: decides which categories are frequent or rare; default: the evaluated photos.
 
     Returns:
-        `photo` and `listing`; of the listings alone `fields` (what is filled) and `selective` (precision against
-        coverage); of both `num`, `leaf` and `depth_1`… (top1, top5, macro, ece, reliability), `brand`
-        (all, branded, unbranded and unseen), `hierarchy`,
+        `photo` and `listing`; of the listings alone `gates` (out of scope, photos that disagree), `fields` (what is
+        filled) and `selective` (precision against coverage); of both `num`, `leaf` and `depth_1`… (top1, top5, macro,
+        ece, reliability), `brand` (all, branded, unbranded and unseen) where the taxonomy has brands, `hierarchy`,
         `frequency`, `confusions`, `categories`, `confusion_matrix` and `slices`.
     """
     counts = training_counts or count_leaves(predictions.labels, taxonomy, counted_on="the evaluated photos")
@@ -107,7 +107,7 @@ def _evaluate_rows(view: ScoredRows, taxonomy: Taxonomy, calibration: Calibratio
     return {
         "num": len(view.leaves),
         **_evaluate_levels(view, taxonomy),
-        "brand": _evaluate_brand(view),
+        **({"brand": _evaluate_brand(view)} if taxonomy.brands else {}),
         # A guarantee holds for listings, so photos have no figures of it.
         **(_evaluate_filling(view, taxonomy, calibration) if view.clusters is None else {}),
         "hierarchy": {
@@ -126,7 +126,15 @@ def _evaluate_filling(view: ScoredRows, taxonomy: Taxonomy, calibration: Calibra
     fields = _build_field_rows(view, taxonomy)
     rows_by_guarantee = {**fields, PATH_FIELD: _build_path_rows(view)}
     return {
-        "fields": {field.name: _evaluate_field(rows_by_guarantee[field.name], field) for field in calibration.fields},
+        "gates": {
+            **estimate_share("out_of_scope", ~view.in_scope, None),
+            **estimate_share("photos_disagree", view.photos_disagree, None),
+        },
+        "fields": {
+            field.name: _evaluate_field(rows_by_guarantee[field.name], field)
+            for field in calibration.fields
+            if field.name in rows_by_guarantee  # earlier versions had one for the brands of a taxonomy without any
+        },
         "selective": {
             name: compute_risk_coverage(
                 field.scores,
@@ -246,12 +254,10 @@ def _build_field_rows(view: ScoredRows, taxonomy: Taxonomy) -> dict[str, _FieldR
         )
         for depth in range(taxonomy.max_depth)
     }
-    fields[BRAND_FIELD] = _FieldRows(
-        compute_brand_scores(view.brands),
-        view.truth.brands != UNLABELLED,
-        view.brands.labels == view.truth.brands,
-        view.filled[:, -1],
-    )
+    if taxonomy.brands:
+        brands = evaluate_brands(view.brands.labels, view.truth)
+        scores = compute_brand_scores(view.brands)
+        fields[BRAND_FIELD] = _FieldRows(scores, brands.known, brands.right, view.filled[:, -1])
     return fields
 
 
@@ -321,12 +327,17 @@ def format_table(figures: dict[str, Any]) -> str:
                 f"  {format_field_title(level):<17}{f['num']:8d}   {percent(f['top1'])}  {percent(f['top5'])}  "
                 f"{percent(f['macro'])}  {percent(f['ece'])}   {percent(low)} – {percent(high).strip()}"
             )
-        b = part["brand"]
-        lines.append(
-            f"  {'Brand':<17}{b['num']:8d}   {percent(b['top1'])}  {percent(b['top5'])}   branded "
-            f"{percent(b['top1_branded'])} of {b['num_branded']}, unbranded {percent(b['top1_unbranded'])} of "
-            f"{b['num_unbranded']}, not in our list {percent(b['top1_unseen'])} of {b['num_unseen']}"
-        )
+        if b := part.get("brand"):
+            lines.append(
+                f"  {'Brand':<17}{b['num']:8d}   {percent(b['top1'])}  {percent(b['top5'])}   branded "
+                f"{percent(b['top1_branded'])} of {b['num_branded']}, unbranded {percent(b['top1_unbranded'])} of "
+                f"{b['num_unbranded']}, not in our list {percent(b['top1_unseen'])} of {b['num_unseen']}"
+            )
+        if gates := part.get("gates"):
+            lines.append(
+                f"  {'Never filled in':<17}{part['num']:8d}   out of scope {percent(gates['out_of_scope'])}, "
+                f"photos disagree {percent(gates['photos_disagree'])}"
+            )
         h = part["hierarchy"]
         lines.append(
             f"  {'Category tree':<17}{h['num']:8d}   precision {percent(h['precision'])}, "

@@ -10,9 +10,11 @@ from vision.prediction.listings import Paths
 from vision.taxonomy import Taxonomy
 
 __all__ = [
+    "BrandResults",
     "GroundTruth",
     "StepResults",
     "build_ground_truth",
+    "evaluate_brands",
     "evaluate_deepest_filled",
     "evaluate_paths",
     "find_labelled",
@@ -31,6 +33,15 @@ class StepResults(NamedTuple):
     """(N, D); false where not known."""
 
 
+class BrandResults(NamedTuple):
+    """Evaluation of predicted brands."""
+
+    known: npt.NDArray[np.bool_]
+    """(N,) whether the label shows if the brand is right."""
+    right: npt.NDArray[np.bool_]
+    """(N,); false where not known."""
+
+
 class GroundTruth(NamedTuple):
     """What the labels say about each row."""
 
@@ -39,7 +50,7 @@ class GroundTruth(NamedTuple):
     leaves: Ints
     """(N,) column of the category logits; -1 where the label is missing or an inner node."""
     out_of_scope: npt.NDArray[np.bool_]
-    """(N,) whether the taxonomy does not cover the product: no category is right."""
+    """(N,) whether the taxonomy does not cover the product: no category is right, and no brand."""
     brands: Ints
     """(N,) column of the brand logits; -1 where missing, `OTHER_BRAND` where the taxonomy lacks it."""
 
@@ -58,6 +69,17 @@ def evaluate_paths(paths: Paths, truth: GroundTruth) -> StepResults:
     has_leaf = truth.leaves[:, None] >= 0
     known = (paths.nodes >= 0) & labelled & (labelled_steps | has_leaf | ~agrees)
     return StepResults(known, known & labelled_steps & (paths.nodes == truth.nodes))
+
+
+def evaluate_brands(labels: npt.NDArray[np.integer], truth: GroundTruth) -> BrandResults:
+    """Evaluate which predicted brands are right.
+
+    Args:
+        labels: (N,) predicted brands; `OTHER_BRAND` is right where the taxonomy lacks the true one.
+        truth: of the same rows.
+    """
+    known = (truth.brands != UNLABELLED) | truth.out_of_scope
+    return BrandResults(known, known & ~truth.out_of_scope & (labels == truth.brands))
 
 
 def evaluate_deepest_filled(filled: npt.NDArray[np.bool_], steps: StepResults) -> npt.NDArray[np.bool_]:

@@ -82,6 +82,7 @@ def render_report(figures: Figures, examples: "Sequence[GradcamExample]" = ()) -
         reliability_diagrams=_build_reliability_diagrams,
         shares_svg=_plot_column,
         slice_name=lambda row: row["name"],
+        is_shown=lambda key, view: {"selective": view == "listing", "brand": "brand" in figures[view]}.get(key, True),
         mistake_name=lambda row: "never" if row["depth"] is None else f"at depth {row['depth']}",
     )
 
@@ -179,7 +180,8 @@ def _thin_out(points: Sequence[Figures], *, num: int = 10) -> Sequence[Figures]:
 
 def _build_reliability_diagrams(part: Figures, view: str) -> Sequence[Figures]:
     diagrams: list[Figures] = []
-    for name, level in (*_iterate_levels(part), (BRAND_FIELD, part["brand"])):
+    brand = [(BRAND_FIELD, part["brand"])] if "brand" in part else []
+    for name, level in (*_iterate_levels(part), *brand):
         before, after = level["reliability_uncalibrated"], level["reliability"]
         if not after:
             continue

@@ -37,6 +37,10 @@ class ScoredRows:
     brands: Brands
     brand_top5: Bools
     """(N,) whether the labelled brand, or 'no brand', is among the five likeliest; False where none is labelled."""
+    in_scope: Bools
+    """(N,) whether the taxonomy covers what is shown; if not, nothing is prefilled."""
+    photos_disagree: Bools
+    """(N,) whether the photos contradict one another, so that not every depth is prefilled."""
     filled: Bools
     """(N, D + 1) whether each depth, then the brand, is prefilled."""
     uncalibrated_leaf_scores: Floats
@@ -83,6 +87,8 @@ def score_rows(
         paths=paths,
         brands=brands,
         brand_top5=brand_top5,
+        in_scope=predicted.in_scope,
+        photos_disagree=predicted.in_scope & (paths.num_fillable < taxonomy.max_depth),
         filled=compute_prefilled(predicted, taxonomy=taxonomy, calibration=calibration),
         # For the same predictions: temperatures by depth may prefer another leaf.
         uncalibrated_leaf_scores=raw_leaves[np.arange(len(leaves)), leaves.argmax(axis=1)],

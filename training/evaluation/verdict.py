@@ -65,8 +65,8 @@ def build_verdict(figures: Figures) -> list[str]:
 
 def _describe_accuracy(figures: Figures) -> Iterator[str]:
     for name in ("leaf", BRAND_FIELD):
-        part = figures["listing"][name]
-        if is_measured(part["top1"]):
+        part = figures["listing"].get(name)
+        if part and is_measured(part["top1"]):
             low, high = part["top1_interval"]
             title = join_field_titles([name])
             yield (

@@ -32,6 +32,6 @@ def measure_on_test(
         return None
     predictions = predict(manifest.select_split("test"), taxonomy, preprocessing, infer, other_brands=True)
     figures = evaluate(predictions, taxonomy=taxonomy, calibration=Calibration(certifies={}))["photo"]
-    measured = {"category": figures["leaf"], "brand": figures["brand"]}
+    measured = {"category": figures["leaf"], **({"brand": figures["brand"]} if taxonomy.brands else {})}
     kept = ("num", "top1", "top1_interval")
     return {name: {key: part[key] for key in kept} for name, part in measured.items() if part["num"]}

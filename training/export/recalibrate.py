@@ -192,9 +192,8 @@ def recalibrate_from_outcomes(bundle: Bundle, folder: Path, *, tables: OutcomeTa
 
 def _list_facts(bundle: Bundle, *, backend: str, split: str) -> dict[str, str]:
     facts = certificate_binding(bundle.info, bundle.sha256, backend=backend)
-    if "selected_on" in bundle.calibration.certifies:
-        facts["selected_on"] = bundle.calibration.certifies["selected_on"]
-    return {**facts, "split": split}
+    kept = {name: text for name, text in bundle.calibration.certifies.items() if name in ("selected_on", "outside")}
+    return {**facts, **kept, "split": split}
 
 
 def _write_bundle(bundle: Bundle, folder: Path, calibration: Calibration) -> Bundle:

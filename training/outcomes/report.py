@@ -34,7 +34,7 @@ from vision.metrics import compute_wilson_interval
 __all__ = ["Comparison", "Drift", "ExperimentReport", "FieldReport", "ShadowReport", "build_report"]
 
 DRIFT_COLUMNS = {
-    LEAF_PROBABILITY: "category_probabilities[-1]",
+    LEAF_PROBABILITY: "CASE WHEN ancestor_given IS NOT TRUE THEN category_probabilities[-1] END",
     BRAND_PROBABILITY: "brand_probability",
     PHOTOS_PER_LISTING: "num_photos",
     BYTES_PER_PHOTO: "photo_bytes / greatest(num_photos, 1)",

@@ -22,7 +22,7 @@ _RELEASE = "model_version || coalesce('.' || left(calibration_version, 6), '')"
 """SQL of `Bundle.release`."""
 _NEWER_COLUMNS = (
     "SELECT NULL::BOOL AS hidden, NULL::VARCHAR AS rule_version, NULL::INT AS num_fillable, "
-    "NULL::BOOL AS brand_fillable WHERE FALSE"
+    "NULL::BOOL AS brand_fillable, NULL::BOOL AS ancestor_given WHERE FALSE"
 )
 """SQL of no row with the columns that files of earlier versions lack, and that are null in their rows."""
 
@@ -321,7 +321,7 @@ def _build_columns(field: str, fields: Sequence[str]) -> tuple[str, str, str, st
     """SQL for accepted, filled, score and treatment of a field."""
     if field == PATH_FIELD:
         accepted = (
-            "CASE WHEN lineage IS NULL OR num_filled = 0 THEN NULL "
+            "CASE WHEN lineage IS NULL OR ancestor_given OR num_filled = 0 THEN NULL "
             "ELSE list_contains(lineage, category_ids[num_filled]) END"
         )
         return accepted, "num_filled > 0", "category_probabilities[num_filled]", "category_treatment"
@@ -331,11 +331,12 @@ def _build_columns(field: str, fields: Sequence[str]) -> tuple[str, str, str, st
 def _build_category_columns(depth: int) -> tuple[str, str, str, str]:
     """SQL for accepted, filled, score and treatment.
 
-    A step is unknown below the category that the seller chose, where that is on the suggested path.
+    A step is unknown below the category that the seller chose, where that is on the suggested path. The outcome says
+    nothing about a path that had to lie below a category of the request.
     """
     step = f"category_ids[{depth}]"
     accepted = (
-        f"CASE WHEN lineage IS NULL OR len(category_ids) < {depth} THEN NULL "
+        f"CASE WHEN lineage IS NULL OR ancestor_given OR len(category_ids) < {depth} THEN NULL "
         f"WHEN list_contains(lineage, {step}) THEN TRUE "
         "WHEN list_contains(category_ids, chosen_category) THEN NULL ELSE FALSE END"
     )

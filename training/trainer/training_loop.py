@@ -79,7 +79,7 @@ class TrainingLoop:
         self._manifest_url, self._manifest, self._taxonomy = manifest_url, manifest, taxonomy
         self._train, val = manifest.select_split("train"), manifest.select_split("val")
         self._train_labels = self._train.resolve_labels(taxonomy)
-        require_trained_labels(self._train_labels, val.resolve_labels(taxonomy), taxonomy)
+        require_trained_labels(self._train_labels, val.resolve_labels(taxonomy, out_of_scope=True), taxonomy)
         self._num_workers = self._machine.count_workers(self._ranks.device)
         self.validation = Validation(
             val, taxonomy, input_px=recipe.input_px, num_workers=self._num_workers, ranks=self._ranks

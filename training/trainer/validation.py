@@ -36,7 +36,7 @@ class Validation:
 
     def __init__(self, val: Manifest, taxonomy: Taxonomy, *, input_px: int, num_workers: int, ranks: Ranks) -> None:
         self.manifest, self._ranks = val, ranks
-        self._labels = val.resolve_labels(taxonomy)
+        self._labels = val.resolve_labels(taxonomy, out_of_scope=True)
         self._leaves = build_ground_truth(self._labels, taxonomy).leaves
         self._preprocessing = Preprocessing(input_px=input_px)
         self._num_workers = num_workers

@@ -181,8 +181,8 @@ def predict_fused(
 
     Args:
         each_photo: whether to predict each photo alone too.
-        ancestor: the category, as an index into `taxonomy.categories`, below which the paths are to lie; no step is
-            then fillable, because nothing is certified under such a hint.
+        ancestor: the category, as an index into `taxonomy.categories`, below which the paths are to lie; no step and no
+            brand is then fillable, because nothing is certified under such a hint.
     """
     selection = select_photos(category_logits, brand_logits, scope_scores, groups, calibration)
     used = slice(None) if selection.used.all() else np.flatnonzero(selection.used)
@@ -216,6 +216,7 @@ def predict_fused(
         fused = fused._replace(leaves=_restrict_leaves(fused.leaves, ancestor, taxonomy))
         paths = predict_paths(fused.leaves, taxonomy)
         paths.num_fillable[:] = 0
+        brands.fillable[:] = False
     return fused, ListingPredictions(paths, brands, in_scope, selection.used, selection.in_scope, disagree)
 
 

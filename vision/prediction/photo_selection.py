@@ -61,7 +61,7 @@ def compute_listing_scope_scores(scope_scores: Floats, groups: Ints) -> Floats:
         groups: (P,) listing numbers 0…N-1, each at least once.
     """
     scores = np.full(int(groups.max()) + 1, -np.inf, scope_scores.dtype)
-    np.maximum.at(scores, groups, scope_scores)
+    np.fmax.at(scores, groups, scope_scores)  # NaN, where the model computed none, is less than any
     return scores
 
 

@@ -6,6 +6,7 @@ import { element, hasWord, nameOf, pathOf, percent, why, word } from "./text.js"
 const LEAST_PROBABILITY = 0.01;
 const OUT_OF_SCOPE = "NOT_PREFILLED_REASON_OUT_OF_SCOPE";
 const PHOTOS_DISAGREE = "NOT_PREFILLED_REASON_PHOTOS_DISAGREE";
+const SUGGESTED_BRANDS = ["BRAND_KIND_BRAND", "BRAND_KIND_NO_BRAND"];
 const at = (id) => document.getElementById(id);
 
 export function showAnswer(answer, names) {
@@ -13,8 +14,10 @@ export function showAnswer(answer, names) {
   at("path").replaceChildren(...answer.categoryPath.map((step) => field(nameOf(names, step.categoryId, step.name), step)));
   showOnly("brand-part", answer.brand ? [field(brandName(names, answer.brand), answer.brand)] : []);
   showOnly("alternatives-part", list(answer.categoryAlternatives, (one) => one.categoryId !== leaf.categoryId, (one) => pathOf(names, one.categoryId, one.pathNames)));
-  const isOther = (one) => one.kind !== answer.brand?.kind || one.brandId !== answer.brand?.brandId;
-  showOnly("brand-alternatives-part", answer.brand ? list(answer.brandAlternatives, isOther, (one) => brandName(names, one)) : []);
+  // Where no brand is suggested, none is likely enough to be listed either.
+  const isSuggested = SUGGESTED_BRANDS.includes(answer.brand?.kind);
+  const isOther = (one) => isSuggested && (one.kind !== answer.brand.kind || one.brandId !== answer.brand.brandId);
+  showOnly("brand-alternatives-part", list(answer.brandAlternatives, isOther, (one) => brandName(names, one)));
   at("scope").textContent = describeScope(answer);
   at("scope").hidden = !at("scope").textContent;
   showFacts(answer);

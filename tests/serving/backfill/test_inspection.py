@@ -1,5 +1,6 @@
 """Verification and comparison of a backfill's output."""
 
+import re
 from pathlib import Path
 
 import pyarrow as pa
@@ -60,6 +61,36 @@ def test_what_changed_between_two_backfills(bundle, market, tmp_path):
     assert found.examples[0][0] == ids[0]
     assert "another category" in str(found)
     assert answers[ids[1]]["category_path"][0]["name"] in inspection.describe_distribution(new)
+
+
+def test_the_summary_counts_what_the_gates_stop(bundle, market, tmp_path):
+    store = run_backfill(bundle, market, tmp_path / "out")
+    (entry, *_) = Ledger(store).entries()
+    path = store.full_path(entry.suggestions.path)
+    table = pq.read_table(path)
+
+    def write(**columns):
+        changed = table.drop_columns(list(columns))
+        for name, values in columns.items():
+            if values is not None:
+                changed = changed.append_column(name, pa.array(values, pa.bool_()))
+        pq.write_table(changed, path)
+        return dict(
+            re.findall(r"^(out of scope|photos disagree).*?(\d+) ", inspection.describe_distribution(store), re.M)
+        )
+
+    marks = [result == "classified" for result in table["result"].to_pylist()]
+    assert sum(marks) > 1
+    first = [mark and not any(marks[:row]) for row, mark in enumerate(marks)]
+    assert write(out_of_scope=marks, photos_disagree=first) == {
+        "out of scope": str(sum(marks)),
+        "photos disagree": "1",
+    }
+    # A backfill of an earlier version has no such columns.
+    for other in Ledger(store).entries():
+        file = store.full_path(other.suggestions.path)
+        pq.write_table(pq.read_table(file).drop_columns(["out_of_scope", "photos_disagree"]), file)
+    assert not re.search("out of scope|photos disagree", inspection.describe_distribution(store))
 
 
 def test_without_brands_the_summary_has_none(bundle, market, tmp_path):

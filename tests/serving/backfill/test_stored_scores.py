@@ -83,12 +83,24 @@ def test_right_is_a_step_on_the_labelled_path_and_wrong_one_below_it(suggestions
     everything, nothing = [True] * taxonomy.max_depth, [False] * taxonomy.max_depth
     assert compare(leaf, UNLABELLED) == ([*everything, False], [i < depth for i in range(taxonomy.max_depth)] + [False])
     assert compare(root, UNLABELLED)[1] == [True, *nothing[1:], False]
-    assert compare(OUT_OF_SCOPE, OTHER_BRAND) == ([*everything, True], [*nothing, False])
+    for label in (OTHER_BRAND, UNLABELLED, brand):
+        assert compare(OUT_OF_SCOPE, label) == ([*everything, True], [*nothing, False])
     assert compare(UNLABELLED, brand) == ([*nothing, True], [*nothing, brand >= 0])
     assert not compare(other, UNLABELLED)[1][depth - 1] or other == leaf
     known, right = compare_with_labels(scores, ["b"] * len(suggestions), {"a": ListingLabel(leaf, 0)}, taxonomy)
     assert not known.any()
     assert not right.any()
+
+
+@pytest.mark.parametrize(
+    ("split", "said"), [("train", "1 rows .* learned their labels"), ("planned", "1 rows .* `calibrate-plan` drew")]
+)
+def test_labels_of_listings_that_are_easier_than_others_are_refused(certified_bundle, tmp_path, split, said):
+    leaf = certified_bundle.taxonomy.leaf_ids[0]
+    labels = tmp_path / "labels.csv"
+    labels.write_text(f"listing_id,photo,category,split\na,1.jpg,{leaf},calibrate\nb,2.jpg,{leaf},{split}\n")
+    with pytest.raises(BackfillError, match=said):
+        read_labels([str(labels)], certified_bundle.taxonomy)
 
 
 def test_labels_are_those_of_the_first_photo_that_has_one(certified_bundle, tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from google.rpc import error_details_pb2
 
-from listing_vision_client import Action, BrandKind, CallFailed, PhotoErrorReason
+from listing_vision_client import Action, BrandKind, CallFailed, NotPrefilledReason, PhotoErrorReason
 from tests.support.gateway import PHOTO, BusyAdmission, FailingEngine, call_gateway, classify_with_engine, run_gateway
 from training.data.synthetic import create_synthetic_photo
 
@@ -31,6 +31,19 @@ def test_a_listing_is_answered(bundle):
     for step in response.category_path:
         assert step.action in (Action.PREFILL, Action.SUGGEST)
         assert (step.not_prefilled is not None) == (step.action == Action.SUGGEST)
+
+
+def test_the_answer_lies_below_the_category_that_the_request_names(bundle):
+    free = call_gateway(bundle, [PHOTO])
+    root = free.category_path[0].category_id
+    other = next(one.id for one in bundle.taxonomy.categories if one.parent_id is None and one.id != root)
+    hinted = call_gateway(bundle, [PHOTO], ancestor_category_id=other)
+    assert hinted.category_path[0].category_id == other
+    reasons = {field.not_prefilled.reason for field in (*hinted.category_path, hinted.brand)}
+    assert reasons == {NotPrefilledReason.ANCESTOR_GIVEN}
+    with pytest.raises(CallFailed, match="ancestor_category_id: 'no such' is not in taxonomy") as refused:
+        call_gateway(bundle, [PHOTO], ancestor_category_id="no such")
+    assert refused.value.reason == "ANCESTOR_UNKNOWN"
 
 
 def test_a_bad_photo_is_reported_and_the_rest_answered(bundle):

@@ -79,6 +79,25 @@ def test_a_shadow_agrees_with_itself(bundle, other_bundle, tmp_path):
     assert count_added(other_bundle, before) == {"same": 1}
 
 
+def test_a_shadow_gets_the_hint_of_the_request(bundle, other_bundle, tmp_path):
+    async def ask(server, client):
+        get_release(server, other_bundle).engine = server.router.stable.engine
+        get_release(server, other_bundle).bundle = bundle
+        free = await client.classify([PHOTO], listing_id="free")
+        root = free.category_path[0].category_id
+        other = next(one.id for one in bundle.taxonomy.categories if one.parent_id is None and one.id != root)
+        await client.classify([PHOTO], listing_id="hinted", ancestor_category_id=other)
+        return other
+
+    before = read_shadow_counts(other_bundle)
+    hint = run_with_shadow(bundle, other_bundle, tmp_path, ask)
+    assert count_added(other_bundle, before) == {"same": 2}
+    (shadow,) = (row for row in read_table(tmp_path, "shadows") if row["listing_id"] == "hinted")
+    assert (shadow["category_ids"][0], shadow["num_filled"], shadow["brand_filled"]) == (hint, 0, False)
+    given = {row["listing_id"]: row["ancestor_given"] for row in read_table(tmp_path, "suggestions")}
+    assert given == {"free": False, "hinted": True}
+
+
 @pytest.mark.parametrize("error", [EngineUnavailable("away"), EngineBusy("full"), ZeroDivisionError("bug")])
 def test_a_shadow_that_fails_is_counted_and_nobody_notices(bundle, other_bundle, tmp_path, error):
     async def ask(server, client):

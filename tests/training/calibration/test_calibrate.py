@@ -10,6 +10,7 @@ from training.calibration.calibrate import calibrate
 from training.calibration.certify import Guarantee
 from training.evaluation.ground_truth import build_ground_truth
 from training.inference.predictions import Predictions
+from training.statistics.drift import BRAND_PROBABILITY
 from vision.calibration import BRAND_FIELD, PATH_FIELD, Calibration
 from vision.decision import compute_prefilled, decide
 from vision.manifest import OUT_OF_SCOPE, Labels
@@ -29,8 +30,10 @@ def test_one_category_and_no_brand_promise_nothing():
         labels=Labels(category_nodes=np.zeros(50, int), brands=np.zeros(50, int)),
     )  # fmt: skip
     for guarantee in (Guarantee(), EACH_DEPTH):
-        fields = calibrate(alone, tree, certifies={}, guarantee=guarantee).fields
-        assert [(field.threshold, field.delta) for field in fields] == [(None, 0), (None, 0)]
+        found = calibrate(alone, tree, certifies={}, guarantee=guarantee)
+        assert [(field.threshold, field.delta) for field in found.fields] == [(None, 0)]
+        assert found.field(BRAND_FIELD) is None
+        assert BRAND_PROBABILITY not in found.expected
 
 
 def tree_predictions(rng, count):

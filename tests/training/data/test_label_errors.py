@@ -136,7 +136,7 @@ def test_wrong_categories_of_real_photos_come_first(mislabelled_dataset, synthet
 
 def test_what_cannot_be_judged_is_counted_and_named():
     rng = np.random.default_rng(0)
-    labels = ["gala"] * 12 + ["fuji"] * 12 + ["lemon"] * 4 + ["apple"] * 3 + [""] * 2
+    labels = ["gala"] * 12 + ["fuji"] * 12 + ["lemon"] * 4 + ["apple"] * 3 + ["", "out of scope"]
     rows = [{"listing_id": f"l{i}", "photo": f"{i}.jpg", "category": c, "brand": ""} for i, c in enumerate(labels)]
     values = rng.normal(size=(len(rows), 4)).astype(np.float32)
     values[:12] += 5

@@ -76,6 +76,7 @@ def test_labels_are_carried_over_and_counted(migration):
         ("tools", "no brand"),
         ("Fruit", "other brand"),
         ("", ""),
+        ("Out of scope", ""),
     ]
     rows = [{"listing_id": str(i), "photo": "a", "category": c, "brand": b} for i, (c, b) in enumerate(labels)]
     migrated, counts = migration.migrate(Manifest.from_rows(rows, "/photos"))
@@ -86,9 +87,10 @@ def test_labels_are_carried_over_and_counted(migration):
         ("", "unbranded"),
         ("produce", "another"),
         ("", ""),
+        ("Out of scope", ""),
     ]
-    found = migrated.resolve_labels(migration.new)
-    assert found.brands.tolist() == [1, 1, -2, 0, -2, -1]
+    found = migrated.resolve_labels(migration.new, out_of_scope=True)
+    assert found.brands.tolist() == [1, 1, -2, 0, -2, -1, -1]
     assert {(change.what, change.old_id): number for change, number in counts.items()} == {
         ("renamed", "fruit"): 1,
         ("merged", "gala"): 1,

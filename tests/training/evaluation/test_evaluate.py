@@ -9,7 +9,7 @@ from training.evaluation.evaluate import evaluate, format_table, group_pseudo_li
 from training.evaluation.long_tail import LeafCounts
 from training.inference.predictions import Predictions
 from vision.calibration import BRAND_FIELD, PATH_FIELD, Calibration, FieldGuarantee, get_field_name
-from vision.manifest import Labels
+from vision.manifest import OUT_OF_SCOPE, Labels
 from vision.taxonomy import OTHER_BRAND
 
 TAXONOMY = create_small_taxonomy()
@@ -144,6 +144,44 @@ def test_an_unseen_brand_is_right_only_as_none_that_i_know():
     # What is answered 'none that I know' has no confidence to be calibrated.
     assert sum(part["num"] for part in brand["reliability"]) == 2
     assert predictions.labels.brands[2] == OTHER_BRAND
+
+
+def test_a_brand_that_is_filled_in_for_a_product_out_of_scope_is_wrong():
+    labels = Labels(category_nodes=np.array([*nodes("gala", "gala", "lemon"), OUT_OF_SCOPE]), brands=np.full(4, -1))
+    calibration = Calibration(fields=(create_guarantee(BRAND_FIELD, 0.5),), certifies={})
+    predictions = dataclasses.replace(PREDICTIONS, labels=labels)
+    field = evaluate(predictions, taxonomy=TAXONOMY, calibration=calibration)["listing"]["fields"][BRAND_FIELD]
+    assert (field["coverage"], field["num_judged"], field["precision"]) == (1, 1, 0)
+
+
+def test_listings_that_the_gates_stop_are_counted():
+    predictions = dataclasses.replace(
+        PREDICTIONS,
+        category_logits=one_hot([0, 3, 2, 1], 4),
+        scope_scores=np.array([0.9, 0.8, 0.9, 0.2], np.float32),
+    )
+    gated = Calibration(scope_threshold=0.5, agreement_limit=0.1, certifies={})
+    figures = evaluate(predictions, taxonomy=TAXONOMY, calibration=gated)
+    gates = figures["listing"]["gates"]
+    assert (gates["out_of_scope"], gates["photos_disagree"]) == (pytest.approx(1 / 3), pytest.approx(1 / 3))
+    assert "out of scope  33.3, photos disagree  33.3" in format_table(figures)
+    assert "gates" not in figures["photo"]
+
+
+def test_a_taxonomy_without_brands_has_no_figures_of_them():
+    without = dataclasses.replace(TAXONOMY, brands=())
+    predictions = dataclasses.replace(PREDICTIONS, brand_logits=np.zeros((4, 1), np.float32))
+    predictions = dataclasses.replace(
+        predictions, labels=Labels(category_nodes=PREDICTIONS.labels.category_nodes, brands=np.full(4, -1))
+    )
+    # A certificate of an earlier version has a field for them.
+    calibration = Calibration(
+        fields=(create_guarantee(get_field_name(1), 0.5), create_guarantee(BRAND_FIELD, None)), certifies={}
+    )
+    figures = evaluate(predictions, taxonomy=without, calibration=calibration)
+    assert "brand" not in figures["listing"]
+    assert BRAND_FIELD not in {**figures["listing"]["fields"], **figures["listing"]["selective"]}
+    assert "Brand" not in format_table(figures)
 
 
 def test_a_temperature_changes_the_calibration_error_alone():

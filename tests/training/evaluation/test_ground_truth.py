@@ -5,6 +5,7 @@ from tests.support.helpers import create_small_taxonomy
 from training.evaluation.ground_truth import (
     StepResults,
     build_ground_truth,
+    evaluate_brands,
     evaluate_deepest_filled,
     evaluate_paths,
     find_labelled,
@@ -12,6 +13,7 @@ from training.evaluation.ground_truth import (
 )
 from vision.manifest import OUT_OF_SCOPE, Labels
 from vision.prediction.listings import Paths
+from vision.taxonomy import OTHER_BRAND
 
 TAXONOMY = create_small_taxonomy()
 
@@ -91,3 +93,10 @@ def test_every_step_is_wrong_where_the_taxonomy_does_not_cover_the_product():
     assert verdicts.known.tolist() == [[True] * 3, [False] * 3]
     assert not verdicts.right.any()
     assert find_labelled(truth).tolist() == [True, False]
+
+
+def test_no_brand_is_right_where_the_taxonomy_does_not_cover_the_product():
+    labels = Labels(category_nodes=np.array([OUT_OF_SCOPE] * 3 + [0] * 3), brands=np.array([-1, 1, OTHER_BRAND] * 2))
+    results = evaluate_brands(np.array([1, 1, OTHER_BRAND] * 2), build_ground_truth(labels, TAXONOMY))
+    assert results.known.tolist() == [True, True, True, False, True, True]
+    assert results.right.tolist() == [False, False, False, False, True, True]

@@ -235,6 +235,17 @@ def test_a_model_without_guarantees_and_data_without_labels_have_a_page_too(phot
         assert "nan" not in parse_page.text.lower().replace("banana", "")
 
 
+def test_the_gates_have_their_shares_and_a_taxonomy_without_brands_has_no_section_of_them(photos):
+    without = dataclasses.replace(create_small_taxonomy(), brands=())
+    labels = create_synthetic_predictions(num_listings=150, photos=photos).labels
+    unlabelled = dataclasses.replace(labels, brands=np.full_like(labels.brands, -1))
+    figures = evaluate_photos(photos, taxonomy=without, labels=unlabelled)
+    page = ParsedPage(render_report(figures))
+    assert "Photos disagree: filled in only as deep as they agree" in page.text
+    assert not {attributes.get("id") for _, attributes in page.tags} & {"listing-brand", "photo-brand"}
+    assert "brand per listing" not in page.text
+
+
 def test_a_folder_takes_both_and_a_json_name_the_figures_alone(figures, text, tmp_path):
     read_back = json.loads(json.dumps(replace_nan(figures)))
     metrics, report = write_report(read_back, tmp_path / "reports" / "one")

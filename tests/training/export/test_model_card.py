@@ -48,6 +48,21 @@ def test_listings_drawn_among_those_that_a_threshold_fills_are_not_its_coverage(
     assert "| 0.9000 | 150 drawn among the 40% that are prefilled, 3 wrong |\n" in card
 
 
+def test_the_card_says_what_scope_and_agreement_do(stored):
+    card = render_model_card(stored.info, stored.taxonomy, stored.calibration)
+    assert "A product outside the taxonomy gets the nearest known category" in card
+    gated = dataclasses.replace(
+        stored.calibration, scope_threshold=-0.9781, agreement_limit=0.02, certifies={"outside": "3 of 100 pass"}
+    )
+    card = render_model_card(stored.info, stored.taxonomy, gated)
+    assert "A photo with a scope score below -0.978 shows nothing that the taxonomy covers" in card
+    assert "With this threshold, 3 of 100 pass." in card
+    assert "less than 0.02 of its own first choice, the photos\n  disagree" in card
+    assert "and the brand (one of" in card
+    without = dataclasses.replace(stored.taxonomy, brands=())
+    assert "brand (one of" not in render_model_card(stored.info, without, gated)
+
+
 def test_a_converted_model_and_added_brands_are_named(stored):
     converted = {"how": "rounding", "top1_loss": 0.0, "num_photos": 9, "photos_per_s_one_thread": {"fp32": 50.0}}
     added = [{"name": "Öko", "num_photos": 3}, {"name": "Pink", "num_photos": 5}]

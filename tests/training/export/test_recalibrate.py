@@ -8,7 +8,7 @@ from tests.support.predictions import create_predictions
 from training.calibration.certify import Guarantee
 from training.export.recalibrate import recalibrate, recalibrate_from_scores
 from vision.bundle import load_bundle
-from vision.errors import BundleError
+from vision.errors import BundleError, ListingVisionError
 from vision.manifest import UNLABELLED, Labels
 
 
@@ -102,6 +102,19 @@ def test_photos_of_other_things_raise_the_scope_threshold_and_the_certificate_sa
     raised = recalibrate(bundle, tmp_path / "near", outside=near, **{**settings, "tune": low}).calibration
     assert raised.scope_threshold == pytest.approx(bundle.calibration.scope_threshold + 0.05, abs=0.02)
     assert raised.version != far.version
+    # The threshold stays, and so does what it rests on.
+    sharpened = load_bundle(tmp_path / "near")
+    again = recalibrate(sharpened, tmp_path / "again", **settings).calibration
+    assert (again.scope_threshold, again.certifies["outside"]) == (raised.scope_threshold, raised.certifies["outside"])
+
+
+def test_photos_of_other_things_are_refused_where_the_model_computes_no_scope_score(bundle, tmp_path):
+    blind = dataclasses.replace(bundle, calibration=dataclasses.replace(bundle.calibration, scope_threshold=None))
+    made = create_exact_predictions(blind, 100, np.random.default_rng(1))
+    made = dataclasses.replace(made, scope_scores=np.full(100, np.nan, np.float32))
+    settings = {"split": "val", "backend": "onnxruntime-cpu", "guarantee": Guarantee()}
+    with pytest.raises(ListingVisionError, match=r"computes no scope scores.* `listing-vision export`"):
+        recalibrate(blind, tmp_path / "new", tune=made, tested=made, outside=made, **settings)
 
 
 def test_bundles_are_never_overwritten(bundle, tmp_path):

@@ -98,11 +98,21 @@ def test_a_path_is_accepted_by_its_deepest_prefilled_category(tmp_path):
     assert found.filled.all()
 
 
+def test_a_path_below_a_category_of_the_request_is_no_free_suggestion(tmp_path):
+    suggestions = [create_suggestion(name, 1, ancestor_given=given) for name, given in (("a", True), ("b", False))]
+    choices = {"brand_kind": "BRAND", "brand_id": "acme"}
+    outcomes = [create_outcome(name, 2, **choices) for name in ("a", "b")]
+    with open_tables(write_tables(tmp_path, suggestions, outcomes), {"": create_small_taxonomy()}) as tables:
+        counts = {field: len(tables.load_outcomes(field).accepted) for field in tables.list_fields()}
+        assert len(tables.load_outcomes("category_path").accepted) == 1
+    assert counts == {"category_depth_1": 1, "category_depth_2": 1, "category_depth_3": 1, "brand": 2}
+
+
 def test_a_listing_that_its_request_hid_is_unseen_and_files_of_earlier_versions_say_nothing_of_it(tmp_path):
     suggestions = [create_suggestion("marked", 1, hidden=True), create_suggestion("shown", 1, hidden=False)]
     outcomes = [create_outcome("marked", 2), create_outcome("shown", 2), create_outcome("old", 2)]
     url = write_tables(tmp_path, suggestions, outcomes)
-    newer = ["hidden", "rule_version", "num_fillable", "brand_fillable"]
+    newer = ["hidden", "rule_version", "num_fillable", "brand_fillable", "ancestor_given"]
     earlier = pa.Table.from_pylist([create_suggestion("old", 1)], schema=SCHEMAS["suggestions"]).drop_columns(newer)
     pq.write_table(earlier, tmp_path / "suggestions" / "2026-01-01" / "old.parquet")
     with open_tables(url, {"": create_small_taxonomy()}) as tables:

@@ -35,6 +35,30 @@ def test_val_labels_that_train_has_are_accepted(synthetic_dataset):
     require_trained_labels(train, val, taxonomy)
 
 
+def test_a_val_listing_may_be_out_of_scope_and_is_not_judged(synthetic_dataset, small_recipe, tmp_path):
+    manifest = Manifest.load(str(synthetic_dataset / "manifest.parquet"))
+    rows = [{**r, "photo": str(synthetic_dataset / r["photo"])} for r in manifest.table.to_pylist()]
+    outside = next(row for row in rows if row["split"] == "val")
+    outside |= {"category": "out of scope", "brand": ""}
+    url = str(tmp_path / "m.parquet")
+    Manifest.from_rows(rows, "").save(url)
+
+    def train(name):
+        taxonomy = Taxonomy.load(synthetic_dataset / "taxonomy.json")
+        loop = TrainingLoop(
+            small_recipe, manifest_url=url, manifest=Manifest.load(url), taxonomy=taxonomy, run=Run(tmp_path / name)
+        )
+        return loop.validation.evaluate(loop.train_step)["val_leaf_top1"]
+
+    score = train("with")
+    Manifest.from_rows([row for row in rows if row is not outside], "").save(url)
+    assert score == train("without")
+    outside["split"] = "train"
+    Manifest.from_rows(rows, "").save(url)
+    with pytest.raises(ManifestError, match="no category to train on"):
+        train("trained on")
+
+
 def judge(choice, epoch, leaf, brand=None):
     choice.judge(epoch, {"val_leaf_top1": leaf, "val_brand_top1": brand}, {"weight": torch.tensor(float(epoch))})
 
