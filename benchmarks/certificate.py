@@ -26,6 +26,7 @@ from training.calibration.certify import Guarantee
 from training.data.synthetic import create_synthetic_dataset
 from training.evaluation.ground_truth import (
     build_ground_truth,
+    evaluate_brands,
     evaluate_deepest_filled,
     evaluate_paths,
     find_labelled,
@@ -38,9 +39,7 @@ from vision.decision import compute_prefilled
 from vision.engine import OnnxEngine
 from vision.manifest import Labels, Manifest
 from vision.metrics import compute_expected_calibration_error, compute_wilson_interval
-from vision.prediction.fusion import fuse_logits
 from vision.prediction.listings import ListingPredictions, predict_listings
-from vision.prediction.photo_selection import compute_listing_scope_scores
 
 FOLDER = BUILD / "certificate"
 NUM_RESAMPLES = 1000
@@ -111,33 +110,26 @@ def train_model(name: str, manifest: Path, run: Path | None) -> Bundle:
     return load_bundle(exported)
 
 
-def fuse_listings(predictions: Predictions, calibration: Calibration) -> Predictions:
-    """Fuse photos to one row per listing, as the calibration says."""
-    groups, labels = predictions.groups, merge_listing_labels(predictions.labels, predictions.groups)
+def resample(listings: Predictions, rows: npt.NDArray[np.int64]) -> Predictions:
+    """Return some listings with all their photos; one that is drawn twice is two listings."""
+    order = np.argsort(listings.groups, kind="stable")
+    starts = np.searchsorted(listings.groups[order], np.arange(len(listings.listing_ids) + 1))
+    counts = np.diff(starts)[rows]
+    groups = np.repeat(np.arange(len(rows)), counts)
+    photos = order[np.arange(len(groups)) + np.repeat(starts[rows] - (np.cumsum(counts) - counts), counts)]
+    labels = listings.labels
     return dataclasses.replace(
-        predictions,
-        category_logits=fuse_logits(predictions.category_logits, groups, how="mean"),
-        brand_logits=fuse_logits(predictions.brand_logits, groups, how=calibration.brand_fusion),
-        scope_scores=compute_listing_scope_scores(predictions.scope_scores, groups),
-        labels=labels,
-        groups=np.arange(len(predictions.listing_ids)),
-        # It is for photos; these are listings.
+        listings,
+        category_logits=listings.category_logits[photos],
+        brand_logits=listings.brand_logits[photos],
+        scope_scores=listings.scope_scores[photos],
+        labels=Labels(category_nodes=labels.category_nodes[photos], brands=labels.brands[photos]),
+        groups=groups,
+        listing_ids=tuple(listings.listing_ids[row] for row in rows),
+        photo_urls=tuple(listings.photo_urls[photo] for photo in photos),
         short_sides_px=None,
         num_bytes=None,
         brightness=None,
-    )
-
-
-def resample(listings: Predictions, rows: npt.NDArray[np.int64]) -> Predictions:
-    labels = Labels(category_nodes=listings.labels.category_nodes[rows], brands=listings.labels.brands[rows])
-    return dataclasses.replace(
-        listings,
-        category_logits=listings.category_logits[rows],
-        brand_logits=listings.brand_logits[rows],
-        scope_scores=listings.scope_scores[rows],
-        labels=labels,
-        groups=np.arange(len(rows)),
-        listing_ids=tuple(listings.listing_ids[row] for row in rows),
     )
 
 
@@ -164,9 +156,9 @@ class EvaluatedListings:
         )  # fmt: skip
         truth = build_ground_truth(merge_listing_labels(listings.labels, listings.groups), self.taxonomy)
         self.steps = evaluate_paths(self.predictions.paths, truth)
-        brand_known = truth.brands != -1
-        self.brand_right = brand_known & (self.predictions.brands.labels == truth.brands)
-        self.known = np.column_stack([find_labelled(truth), self.steps.known, brand_known])
+        brands = evaluate_brands(self.predictions.brands.labels, truth)
+        self.brand_right = brands.right
+        self.known = np.column_stack([find_labelled(truth), self.steps.known, brands.known])
         first_scores = self.predictions.paths.scores[:, :1]
         self.scores = np.column_stack([first_scores, self.predictions.paths.scores, self.predictions.brands.scores])
 
@@ -321,7 +313,7 @@ def measure_dataset(name: str, manifest_path: Path, run: Path | None) -> dict[st
 
     def answered(split: str) -> Predictions:
         rows = manifest.select_split(split)
-        return fuse_listings(predict(rows, bundle.taxonomy, bundle.info.preprocessing, engine.infer), calibration)
+        return predict(rows, bundle.taxonomy, bundle.info.preprocessing, engine.infer)
 
     test, val = answered("test"), answered("val")
     found = {"fields": evaluate_fields(EvaluatedListings(test, bundle, calibration), calibration)}

@@ -2,12 +2,12 @@
 
     python -m benchmarks.scope [--grocery-run RUN] [--num-near-draws 5]
 
-Two models, of Grocery Store and of drawn goods, are each shown the other's goods, photos without any product (drawn by
-code; nothing was chosen on the plots), pairs of photos of different products, and honest listings of two to five
-photos of one category, made of the test split's photos. `near`: linear probes on Grocery Store without 15 of its 81
-leaves, drawn again for each, are shown these. `sharpened`: the threshold raised for drawn photos without product, the
-plots not among them. Ways to fuse photos are compared on val. Every figure stands beside that of the same calibration
-without scope and agreement.
+Two models, of Grocery Store and of drawn goods, are each shown the other's goods, photos without any product (drawn
+by code; nothing was chosen on the plots), pairs of photos of different products, and honest listings of two to five
+photos of one category, made of the test split's photos. `scores`: published scores beside ours. `near`: linear probes
+on Grocery Store without 15 of its 81 leaves, drawn again for each, are shown these. `sharpened`: the threshold raised
+for drawn photos without product, the plots not among them. Ways to fuse photos are compared on val. Every figure
+stands beside that of the same calibration without scope and agreement.
 """
 
 import itertools
@@ -25,6 +25,7 @@ from benchmarks.certificate import create_synthetic_manifest, import_grocery, tr
 from benchmarks.common import BUILD, create_parser, run_cli, write_result
 from benchmarks.outside_photos import FINAL_KIND, KINDS, draw_outside_photos
 from benchmarks.scope_choices import compare_fusions, encode_jpeg, measure_hint
+from benchmarks.scope_scores import compute_auroc, compute_auroc_by_score
 from training.calibration.scope import sharpen_scope_threshold
 from training.inference.predictions import Predictions, predict
 from vision.bundle import Bundle, load_bundle
@@ -111,13 +112,6 @@ def get_logits(predictions: Predictions, photos: Ints | None = None) -> Logits:
 
 def compute_listing_scores(predictions: Predictions) -> npt.NDArray[np.floating]:
     return compute_listing_scope_scores(predictions.scope_scores, predictions.groups)
-
-
-def compute_auroc(inside: npt.NDArray[np.floating], outside: npt.NDArray[np.floating]) -> float:
-    """Return the share of pairs in which the score inside is the higher one; ties count half."""
-    ordered = np.sort(outside)
-    below = np.searchsorted(ordered, inside, side="left") + np.searchsorted(ordered, inside, side="right")
-    return float(below.mean() / (2 * len(ordered)))
 
 
 def build_score_histogram(scores: npt.NDArray[np.floating]) -> list[int]:
@@ -223,7 +217,7 @@ def find_leaf_filled(decided: Decided) -> npt.NDArray[np.bool_]:
 
 
 def measure_honest(model: Model, predictions: Predictions) -> dict[str, Any]:
-    """Listings of two to five photos of one leaf, with agreement and without it."""
+    """Listings of two to five photos of one leaf, with agreement, without it, and without scope either."""
     taxonomy, rng = model.bundle.taxonomy, np.random.default_rng(2)
     leaf_nodes = np.array([taxonomy.node_index[leaf] for leaf in taxonomy.leaf_ids])
     by_leaf = list(find_leaf_photos(predictions, leaf_nodes))
@@ -234,7 +228,7 @@ def measure_honest(model: Model, predictions: Predictions) -> dict[str, Any]:
     groups = np.repeat(np.arange(NUM_HONEST), [len(photos) for photos in listings])
     truth = np.array([predictions.labels.category_nodes[photos[0]] for photos in listings])
     found: dict[str, Any] = {"listings": NUM_HONEST}
-    for how, suffix in (("gated", ""), ("without_agreement", "_without_agreement")):
+    for how, suffix in (("gated", ""), ("without_agreement", "_without_agreement"), ("before", "_before")):
         decided = model.decide(get_logits(predictions, np.concatenate(listings)), groups, how)
         depths = (decided.predictions.paths.nodes >= 0).sum(axis=1)
         answers = decided.predictions.paths.nodes[np.arange(NUM_HONEST), depths - 1]
@@ -256,6 +250,9 @@ def measure_model(bundle: Bundle, manifest: Manifest, foreign: Manifest) -> dict
         "sharpened": sharpened,
         "fusions": compare_fusions(val, bundle.taxonomy),
         "hint": measure_hint(test, bundle),
+        "scores": compute_auroc_by_score(
+            bundle, manifest.select_split("train"), manifest.select_split("test"), outside
+        ),
         "outside": measure_outside(model, test, outside),
         "inside": measure_inside(model, test),
         "mixed": measure_mixed(model, test),
@@ -351,7 +348,7 @@ def select_metrics(models: dict[str, Any], near: list[dict[str, Any]]) -> dict[s
         "in_scope_coverage_loss_sharpened": max(find_losses("_sharpened")),
         "hint_leaf_accuracy_gain": min(found["hint"]["gain"] for found in models.values()),
         "honest_coverage_loss": max(honest_losses),
-        "honest_accuracy_gain": min(one["accuracy"] - one["accuracy_without_agreement"] for one in honest),
+        "honest_accuracy_gain": min(one["accuracy"] - one["accuracy_before"] for one in honest),
     }
     for name, suffix in itertools.product(("leaf", "root"), ("", "_before")):
         shares = [found["mixed"][f"{name}_filled_share{suffix}"] for found in models.values()]

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from benchmarks.certificate import EvaluatedListings, fuse_listings, resample
+from benchmarks.certificate import EvaluatedListings, resample
 from benchmarks.common import write_result
 from training.calibration.calibrate import calibrate
 from training.inference.network import load_bundle_model
@@ -132,9 +132,8 @@ def compare_decoding(
         )
         found[f"{name}_top1_from_pixels"] = float(right.pixels[known, column].mean())
         found[f"{name}_top1_from_files"] = float(right.files[known, column].mean())
-    tunes, tests = (pair.map(lambda part: fuse_listings(part, calibration)) for pair in (tune, test))
-    for how, tuned, pool in (("pixels", tunes.pixels, tests.pixels), ("files", tunes.files, tests.files)):
-        broken, filled_shares = _measure_violations(bundle, tuned, pool, tests.files, num_resamples)
+    for how, tuned, pool in (("pixels", tune.pixels, test.pixels), ("files", tune.files, test.files)):
+        broken, filled_shares = _measure_violations(bundle, tuned, pool, test.files, num_resamples)
         found[f"violation_rate_certified_from_{how}"] = broken
         for name, share in zip(names, filled_shares, strict=True):
             found[f"{name}_filled_certified_from_{how}"] = share
@@ -153,7 +152,8 @@ def _measure_violations(
     rng = np.random.default_rng(0)
     broken, filled_shares = 0, []
     for _ in range(num_resamples):
-        tested = resample(pool, rng.integers(0, len(pool.groups), len(pool.groups)))
+        num = len(pool.listing_ids)
+        tested = resample(pool, rng.integers(0, num, num))
         certified = calibrate(tune, bundle.taxonomy, certifies={}, calibration_predictions=tested)
         measured = EvaluatedListings(served, bundle, certified).measure(certified)
         broken += bool(measured.broken.any())
