@@ -39,7 +39,7 @@ class ListingToClassify:
     """BCP 47 language tag of the names to return; empty: English."""
     include_embedding: bool = False
     ancestor_category_id: str = ""
-    """A category that the product is known to belong below; no level is then prefilled."""
+    """A category that the product is known to belong below; nothing is then prefilled."""
     hidden: bool = False
     """Whether the seller is shown nothing of the response; drawn at random before the call, once for a listing."""
 
