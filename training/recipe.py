@@ -85,6 +85,9 @@ class Recipe:
     label_smoothing: float = 0.1
     brand_loss_weight: float = 0.5
     """Against 1 for the category loss."""
+    outlier_exposure_weight: float = 0.0
+    """Weight of a training photo labelled `out of scope`, whose target is all leaves alike (Hendrycks et al., ICLR
+    2019, use 0.5). 0 refuses such labels in the train split."""
     inner_node_loss_weight: float = 0.0
     """Against 1 for the labelled category: weight of the mean loss of the categories above it, so that confusing two
     kinds of apple costs less than taking an apple for milk. Labels smoothed over all leaves do not know that."""
@@ -171,7 +174,7 @@ class Recipe:
         _require(0 < self.smallest_crop <= 1, "smallest_crop", self.smallest_crop, "use a share in (0, 1]")
         _require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "use 0 (off) to below 1")
         _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "use 0 or more")
-        for name in ("brand_loss_weight", "inner_node_loss_weight"):
+        for name in ("brand_loss_weight", "inner_node_loss_weight", "outlier_exposure_weight"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "use 0 or more")
         _require(self.checkpoint_every_steps >= 1, "checkpoint_every_steps", self.checkpoint_every_steps, "use 1+")
         _require(self.early_stopping_epochs >= 0, "early_stopping_epochs", self.early_stopping_epochs, "use 0 or more")

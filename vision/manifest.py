@@ -199,7 +199,7 @@ class Manifest:
                     return OUT_OF_SCOPE
                 raise KeyError(
                     f"{OUT_OF_SCOPE_LABEL!r} is no category to train on; keep such listings in the splits val, "
-                    "calibrate and test"
+                    "calibrate and test, or train with an outlier_exposure_weight"
                 )
             return taxonomy.node_index[taxonomy.find_category(text)]
 

@@ -32,7 +32,7 @@ def count_leaves(labels: Labels, taxonomy: Taxonomy, *, counted_on: str) -> Leaf
 def count_training_leaves(manifest: Manifest, taxonomy: Taxonomy) -> LeafCounts | None:
     """Count on the manifest's train split; None where its labels are unknown to the taxonomy, or none is a leaf."""
     try:
-        labels = manifest.select_split("train").resolve_labels(taxonomy, other_brands=True)
+        labels = manifest.select_split("train").resolve_labels(taxonomy, other_brands=True, out_of_scope=True)
     # A wrong label in train must not prevent the evaluation of another split.
     except ManifestError:
         return None

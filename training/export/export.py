@@ -157,7 +157,7 @@ def compute_log_priors(recipe: Recipe, train: Manifest, taxonomy: Taxonomy) -> t
     """
     if recipe.long_tail == "none" and recipe.balanced_sampling == 0:
         return [], []
-    labels = train.resolve_labels(taxonomy)
+    labels = train.resolve_labels(taxonomy, out_of_scope=True)
     weights = compute_sampling_weights(labels.category_nodes, recipe.balanced_sampling)
 
     def log_prior(nodes: npt.NDArray[np.int64], leaves_below: npt.NDArray[np.bool_]) -> list[float]:

@@ -8,7 +8,7 @@ import torch
 
 from training.inference.predictions import iterate_usable_photos
 from vision.images import Preprocessing
-from vision.manifest import Manifest
+from vision.manifest import OUT_OF_SCOPE, Manifest
 from vision.model import ListingClassifier, ScopeHead
 from vision.taxonomy import Taxonomy
 
@@ -42,7 +42,7 @@ def add_scope_head(
     Raises:
         ManifestError: no photo can be used.
     """
-    nodes = train.resolve_labels(taxonomy).category_nodes
+    nodes = train.resolve_labels(taxonomy, out_of_scope=True).category_nodes
     chosen = _choose_photos(nodes, np.array([taxonomy.node_index[leaf] for leaf in taxonomy.leaf_ids]))
     batches: list[npt.NDArray[np.float32]] = []
     unusable: list[str] = []
@@ -72,11 +72,11 @@ def fit_scope_head(channel_means: Floats) -> ScopeHead:
 
 
 def _choose_photos(nodes: Ints, leaf_nodes: Ints) -> Ints:
-    """Rows of the first photos of each leaf category, in the manifest's order; any rows where none has one."""
+    """Rows of the first photos of each leaf category, in the manifest's order; any in scope where none has one."""
     order = np.argsort(nodes, kind="stable")
     ordered = nodes[order]
     place = np.arange(len(nodes)) - np.searchsorted(ordered, ordered)
     wanted = max(_PHOTOS_PER_CATEGORY, _MIN_PHOTOS // len(leaf_nodes))
     per_category = min(wanted, max(1, _MAX_PHOTOS // len(leaf_nodes)))
     chosen = np.sort(order[(place < per_category) & np.isin(ordered, leaf_nodes)])
-    return chosen if len(chosen) else np.arange(min(len(nodes), _MAX_PHOTOS))
+    return chosen if len(chosen) else np.flatnonzero(nodes != OUT_OF_SCOPE)[:_MAX_PHOTOS]

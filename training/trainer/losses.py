@@ -11,11 +11,18 @@ import torch
 
 from training.trainer.distillation import compute_distillation_losses
 from training.trainer.mixup import Mix
-from vision.manifest import Labels
+from vision.manifest import OUT_OF_SCOPE, Labels
 from vision.model import Outputs
 from vision.taxonomy import Taxonomy
 
-__all__ = ["ListingLoss", "NumLabelled", "compute_log_class_shares", "compute_node_losses", "find_ancestors"]
+__all__ = [
+    "ListingLoss",
+    "NumLabelled",
+    "compute_log_class_shares",
+    "compute_node_losses",
+    "compute_outlier_losses",
+    "find_ancestors",
+]
 
 
 class NumLabelled(NamedTuple):
@@ -67,6 +74,20 @@ def compute_node_losses(
     return torch.where(labelled, loss, torch.zeros_like(loss))
 
 
+def compute_outlier_losses(logits: torch.Tensor, nodes: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy to the uniform distribution: outlier exposure (Hendrycks et al., ICLR 2019, section 3).
+
+    Args:
+        logits: (N, L).
+        nodes: (N,) int64.
+
+    Returns:
+        (N,) float; 0, with a gradient of 0, where the node is not `OUT_OF_SCOPE`.
+    """
+    losses = logits.logsumexp(dim=1) - logits.mean(dim=1)
+    return torch.where(nodes == OUT_OF_SCOPE, losses, torch.zeros_like(losses))
+
+
 def compute_log_class_shares(
     nodes: npt.NDArray[np.int64],
     leaves_below: npt.NDArray[np.bool_],
@@ -104,6 +125,8 @@ class ListingLoss:
     label_smoothing: float
     inner_node_weight: float = 0.0
     """Weight of the mean loss of a labelled category's ancestors."""
+    outlier_weight: float = 0.0
+    """Weight of a photo that is out of scope."""
     category_log_shares: torch.Tensor | None = None
     brand_log_shares: torch.Tensor | None = None
 
@@ -152,7 +175,7 @@ class ListingLoss:
 
         Args:
             outputs: outputs for the N photos.
-            category_nodes: (N,) int64, negative where missing.
+            category_nodes: (N,) int64, negative where missing; photos out of scope do not count, but add to the loss.
             brands: (N,) int64, negative where missing.
             num_labelled: counts of the whole step if this is a micro-batch; the parts then add up to the step's loss.
             mix: how the photos were mixed; each result then has the labels of both photos, weighted by their shares.
@@ -199,6 +222,8 @@ class ListingLoss:
             label_smoothing=self.label_smoothing,
             log_shares=self.category_log_shares,
         )
+        if self.outlier_weight:
+            losses = losses + self.outlier_weight * compute_outlier_losses(logits, nodes)
         if not self.inner_node_weight:
             return losses
         above = self.ancestors[nodes.clamp(min=0)].masked_fill((nodes < 0)[:, None], -1)

@@ -101,6 +101,7 @@ class TrainStep:
             brand_weight=recipe.brand_loss_weight,
             label_smoothing=recipe.label_smoothing,
             inner_node_weight=recipe.inner_node_loss_weight,
+            outlier_weight=recipe.outlier_exposure_weight,
         )
         self._configured_for = ""
         """What the stage trains that `_forward` was made for."""

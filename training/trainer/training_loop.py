@@ -78,7 +78,7 @@ class TrainingLoop:
         self._ranks = ranks or Ranks(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         self._manifest_url, self._manifest, self._taxonomy = manifest_url, manifest, taxonomy
         self._train, val = manifest.select_split("train"), manifest.select_split("val")
-        self._train_labels = self._train.resolve_labels(taxonomy)
+        self._train_labels = self._train.resolve_labels(taxonomy, out_of_scope=recipe.outlier_exposure_weight > 0)
         require_trained_labels(self._train_labels, val.resolve_labels(taxonomy, out_of_scope=True), taxonomy)
         self._num_workers = self._machine.count_workers(self._ranks.device)
         self.validation = Validation(

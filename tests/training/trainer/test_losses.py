@@ -11,9 +11,11 @@ from training.trainer.losses import (
     NumLabelled,
     compute_log_class_shares,
     compute_node_losses,
+    compute_outlier_losses,
     find_ancestors,
 )
 from training.trainer.mixup import Mix
+from vision.manifest import OUT_OF_SCOPE, Labels
 from vision.model import Outputs
 
 TAXONOMY = create_small_taxonomy()
@@ -134,6 +136,31 @@ def test_inner_nodes_of_mixed_photos_count_by_their_shares():
     inner = dataclasses.replace(LOSS, inner_node_weight=1.0)
     mixed = inner(given, nodes, brands, mix=Mix(torch.tensor([1, 0]), 0.7))
     torch.testing.assert_close(mixed, 0.7 * inner(given, nodes, brands) + 0.3 * inner(given, nodes.flip(0), brands))
+
+
+def test_a_photo_out_of_scope_is_to_have_all_leaves_alike():
+    logits = torch.tensor([[3.0, 0, 0, 0], [1.0, 1, 1, 1], [3.0, 0, 0, 0]], requires_grad=True)
+    losses = compute_outlier_losses(logits, torch.tensor([OUT_OF_SCOPE, OUT_OF_SCOPE, -1]))
+    expected = -torch.log_softmax(logits.detach(), dim=1).mean(dim=1)
+    torch.testing.assert_close(losses.detach(), expected * torch.tensor([1.0, 1, 0]))
+    losses.sum().backward()
+    assert logits.grad[0, 0] > 0 > logits.grad[0, 1]
+    torch.testing.assert_close(logits.grad[1:], torch.zeros(2, 4))
+
+
+def test_photos_out_of_scope_add_to_the_loss_and_do_not_count_as_labelled():
+    labels = Labels(category_nodes=np.array([1, OUT_OF_SCOPE]), brands=np.full(2, -1))
+    settings = {"adjust_logits": False, "brand_weight": 0.5, "label_smoothing": 0.0}
+    found = outputs(2)
+    nodes, brands = torch.from_numpy(labels.category_nodes), torch.from_numpy(labels.brands)
+    without, with_them = (
+        ListingLoss.build(TAXONOMY, labels, torch.device("cpu"), outlier_weight=weight, **settings)(
+            found, nodes, brands, num_labelled=NumLabelled.from_labels(labels.category_nodes, labels.brands)
+        )
+        for weight in (0.0, 0.5)
+    )
+    alone = compute_outlier_losses(found.category_logits, nodes).sum()
+    torch.testing.assert_close(with_them, without + 0.5 * alone)
 
 
 def test_class_shares_spread_an_inner_label_over_its_leaves():

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 
@@ -43,10 +45,13 @@ def test_a_val_listing_may_be_out_of_scope_and_is_not_judged(synthetic_dataset, 
     url = str(tmp_path / "m.parquet")
     Manifest.from_rows(rows, "").save(url)
 
-    def train(name):
-        taxonomy = Taxonomy.load(synthetic_dataset / "taxonomy.json")
+    def train(name, **changes):
+        taxonomy, recipe = (
+            Taxonomy.load(synthetic_dataset / "taxonomy.json"),
+            dataclasses.replace(small_recipe, **changes),
+        )
         loop = TrainingLoop(
-            small_recipe, manifest_url=url, manifest=Manifest.load(url), taxonomy=taxonomy, run=Run(tmp_path / name)
+            recipe, manifest_url=url, manifest=Manifest.load(url), taxonomy=taxonomy, run=Run(tmp_path / name)
         )
         return loop.validation.evaluate(loop.train_step)["val_leaf_top1"]
 
@@ -55,8 +60,9 @@ def test_a_val_listing_may_be_out_of_scope_and_is_not_judged(synthetic_dataset, 
     assert score == train("without")
     outside["split"] = "train"
     Manifest.from_rows(rows, "").save(url)
-    with pytest.raises(ManifestError, match="no category to train on"):
-        train("trained on")
+    with pytest.raises(ManifestError, match=r"no category to train on.* with an outlier_exposure_weight"):
+        train("refused")
+    train("trained on", outlier_exposure_weight=0.5)
 
 
 def judge(choice, epoch, leaf, brand=None):

@@ -20,7 +20,7 @@ from training.trainer.losses import NumLabelled
 from training.trainer.probe_features import make_probe_features
 from training.trainer.step_memory import choose_micro_batch
 from training.trainer.train_step import TrainStep
-from vision.manifest import Manifest
+from vision.manifest import Labels, Manifest
 from vision.taxonomy import Taxonomy
 
 __all__ = ["LoaderSpeed", "ProbeSpeed", "RecipeSpeed", "measure_loader", "measure_photos_per_s"]
@@ -178,17 +178,20 @@ class _Measurement:
         )
 
     def _create_train_step(self) -> TrainStep:
-        labels = self.train.resolve_labels(self._taxonomy)
+        labels = self._resolve_labels(self.train)
         return TrainStep(
             self._recipe, taxonomy=self._taxonomy, train_labels=labels, machine=self._machine, ranks=self._ranks
         )
+
+    def _resolve_labels(self, train: Manifest) -> Labels:
+        return train.resolve_labels(self._taxonomy, out_of_scope=self._recipe.outlier_exposure_weight > 0)
 
     def _iterate_steps(
         self, stage: Stage, train: Manifest, features: Mapping[int, Path] | None = None
     ) -> Generator[list[Batch]]:
         """Micro-batches of each step, of at least two steps and `num_photos`."""
         stage = dataclasses.replace(stage, epochs=2 + self._num_photos // len(train))
-        recipe, labels = dataclasses.replace(self._recipe, stages=(stage,)), train.resolve_labels(self._taxonomy)
+        recipe, labels = dataclasses.replace(self._recipe, stages=(stage,)), self._resolve_labels(train)
         sampler = ResumableBatchSampler(train, labels, recipe, micro_batch=self._machine.micro_batch)
         batches = iter(
             create_training_batches(

@@ -74,7 +74,7 @@ def run_range_test(
     """
     ranks = create_single_rank()
     train = manifest.select_split("train")
-    labels = train.resolve_labels(taxonomy)
+    labels = train.resolve_labels(taxonomy, out_of_scope=recipe.outlier_exposure_weight > 0)
     machine = Machine(micro_batch=micro_batch)
     stage = choose_last_stage(recipe)
     epochs = -(-num_steps // max(1, len(train) // recipe.batch_size))
