@@ -13,7 +13,7 @@ __all__ = ["DEFAULT_AGREEMENT_LIMIT", "fit_agreement_limit"]
 
 DEFAULT_AGREEMENT_LIMIT = 0.02
 """Where the tune photos are too few to fit one; see `Calibration.agreement_limit`."""
-_LIMITS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
+_LIMITS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 _MIN_PHOTOS = 200
 """Tune photos of leaf categories that have another one, from which on the limit is fitted."""
 _NUM_DRAWN = 1000

@@ -107,7 +107,7 @@ def find_plain_crop(
         return None
     try:
         check_cost(data, "JPEG", limits)
-        # Hardware decodes no others (nvJPEG's documentation, 1.1: "Hardware acceleration for baseline JPEG decode").
+        # A card's JPEG hardware decodes no others (nvJPEG's documentation, 1.1).
         if not is_baseline(data):
             return None
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as opened:
